@@ -1,0 +1,73 @@
+# What a contributor runs. `make` alone lists it.
+
+ifndef PYTHON
+# Asked to run, not only looked for: a name on the path may be a shim with nothing behind it.
+PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+endif
+
+VENV := .venv
+PINS := .venv-pins
+PIP  := bin/python -m pip --disable-pip-version-check --quiet
+
+# pyright's wrapper asks the network for a newer release of itself, unless told not to.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+define CHECK_PYTHON
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+"stageflow needs Python 3.11 or later, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" \
+% sys.version_info[:2])'
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo bench format schemas constraints clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+test: $(VENV)/.dev ## Check format, lint and types, then run the tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright
+	$(VENV)/bin/pytest
+
+demo: $(VENV)/.cli ## Run the demonstration
+	$(VENV)/bin/stageflow demo
+
+bench: $(VENV)/.dev ## Run the benchmarks
+	$(VENV)/bin/python -m benchmarks
+
+format: $(VENV)/.dev ## Format the code and mend what ruff can mend
+	$(VENV)/bin/ruff check --fix --exit-zero --quiet .
+	$(VENV)/bin/ruff format .
+
+schemas: $(VENV)/.cli ## Write the published JSON Schemas again
+	$(VENV)/bin/stageflow schema --to src/stageflow/schemas
+
+constraints: ## Pin the newest version of every package again
+	@$(CHECK_PYTHON)
+	rm -rf $(PINS)
+	$(PYTHON) -m venv $(PINS)
+	$(PINS)/$(PIP) install hatchling
+	$(PINS)/$(PIP) install --no-build-isolation '.[cli,dev]'
+	sed '/^[^#]/,$$d' constraints.txt > $(PINS)/constraints.txt
+	$(PINS)/$(PIP) freeze --exclude stageflow >> $(PINS)/constraints.txt
+	mv $(PINS)/constraints.txt constraints.txt
+	rm -rf $(PINS)
+
+clean: ## Remove what was installed, built and cached
+	rm -rf $(VENV) $(PINS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What a user has, and on top of it what a contributor needs: `make demo` waits for no type checker.
+# hatchling comes first and builds outside pip's isolation, so that it too is the pinned one.
+$(VENV)/.cli: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/$(PIP) install -c constraints.txt hatchling
+	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.cli
+	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,dev]'
+	@touch $@

@@ -1,0 +1,111 @@
+"""What one attempt of a stage is given, and through which it speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..stages import Artifact, StageKind
+from .inputs import StageInputs, Upstream
+from .pipeline_context import PipelineContext
+from .recorder import Recorder
+
+__all__ = ["StageContext"]
+
+
+class StageContext:
+    """Handed to `execute(ctx)`: the run, the inputs, and ways to add to the record.
+
+    Attributes:
+        run: The run's own `PipelineContext`; its input is `ctx.run.data`.
+        stage: Name of the stage.
+        kind: Kind of the stage.
+        attempt: Number of this attempt, counted from 1.
+        cancelled: True once the attempt was told to end. A coroutine gets `CancelledError`; a
+            plain function runs in a thread, which nothing can interrupt: a long one should
+            look here now and then, and return.
+        abandoned: True once the run no longer waits for this attempt.
+    """
+
+    __slots__ = (
+        "_inputs",
+        "_recorder",
+        "_sequence",
+        "_upstream",
+        "abandoned",
+        "artifacts",
+        "attempt",
+        "attributes",
+        "cancelled",
+        "events_count",
+        "kind",
+        "run",
+        "stage",
+    )
+
+    def __init__(
+        self,
+        run: PipelineContext,
+        stage: str,
+        kind: StageKind,
+        attempt: int,
+        sequence: int,
+        upstream: Upstream,
+        recorder: Recorder,
+    ) -> None:
+        self.run = run
+        self.stage = stage
+        self.kind = kind
+        self.attempt = attempt
+        self.cancelled = False
+        self.abandoned = False
+        self.events_count = 0
+        self.attributes: dict[str, Any] | None = None
+        self.artifacts: list[Artifact] | None = None
+        self._sequence = sequence
+        self._inputs: StageInputs | None = None
+        self._upstream = upstream
+        self._recorder = recorder
+
+    @property
+    def inputs(self) -> StageInputs:
+        """What the stages before this one gave."""
+        inputs = self._inputs
+        if inputs is None:
+            inputs = self._inputs = StageInputs(self._upstream, self.stage, self._sequence)
+        return inputs
+
+    @property
+    def missing_inputs(self) -> tuple[str, ...]:
+        """What was asked of `inputs` and not found, as `stage.key`."""
+        return tuple(self._inputs.missing) if self._inputs is not None else ()
+
+    def annotate(self, **fields: Any) -> None:
+        """Add fields to the `attributes` of this attempt's `stage.wide` event.
+
+        Names with dots go by `annotate(**{"gen_ai.request.model": "m"})`. A later value replaces
+        an earlier one. A value that JSON cannot carry is recorded by its `repr`.
+
+        Example:
+            ctx.annotate(cache_hit=True, rows=17)
+        """
+        if self.attributes is None:
+            self.attributes = fields
+        else:
+            self.attributes.update(fields)
+
+    def add_artifact(self, type: str, payload: Any = None) -> None:
+        """Keep something beside the data; `artifacts_count` counts it, the result carries it."""
+        if self.artifacts is None:
+            self.artifacts = []
+        self.artifacts.append(Artifact(type, payload))
+
+    def emit_event(self, type: str, data: dict[str, Any] | None = None) -> None:
+        """Send an event of the stage's own to the sink of the run's wide events, at once.
+
+        It carries the ids of the run and the name of the stage, and counts in `events_count`.
+        """
+        self.events_count += 1
+        self._recorder.custom_event(self, type, data)
+
+    def __repr__(self) -> str:
+        return f"<StageContext {self.stage!r}, attempt {self.attempt}, run {self.run.pipeline_run_id}>"

@@ -1,0 +1,160 @@
+"""Every error the library raises, each with where it happened and the way out.
+
+StageflowError
+├── PipelineValidationError      a pipeline's description is wrong (also a ValueError)
+├── InputError                   a stage asked for an input it cannot have (also a LookupError)
+│   ├── UnknownInputError        the stage named is no ancestor of the one that asks
+│   └── MissingInputError        the ancestor was skipped, or has no such key
+├── StageOutputError             a stage returned what no stage may return (also a TypeError)
+├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
+├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
+├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
+└── RunFailedError               what `results.raise_on_failure()` raises; it carries the results
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = [
+    "DeadlineExceededError",
+    "InputError",
+    "MissingInputError",
+    "PipelineValidationError",
+    "RunFailedError",
+    "StageFailedError",
+    "StageOutputError",
+    "StageTimeoutError",
+    "StageflowError",
+    "UnknownInputError",
+    "did_you_mean",
+]
+
+
+class StageflowError(Exception):
+    """Root of the tree: what happened, where, and the way out.
+
+    Attributes:
+        message: What happened, in one sentence.
+        pipeline: Name of the pipeline, where one is known.
+        stage: Name of the stage, where one is known.
+        run_id: `pipeline_run_id` of the run, where one is known.
+        hint: The way out, where there is one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pipeline: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.pipeline = pipeline
+        self.stage = stage
+        self.run_id = run_id
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = [
+            f"{label} {value!r}" if label != "run" else f"run {value}"
+            for label, value in (
+                ("stage", self.stage),
+                ("pipeline", self.pipeline),
+                ("run", self.run_id),
+            )
+            if value is not None
+        ]
+        text = self.message
+        if where:
+            text += f" [{', '.join(where)}]"
+        if self.hint:
+            text += f"\n  hint: {self.hint}"
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword-only arguments do not survive the default pickling of exceptions.
+        return (_restore, (type(self), self.args, self.__dict__))
+
+
+def _restore(cls: type[StageflowError], args: tuple[Any, ...], state: dict[str, Any]) -> StageflowError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class PipelineValidationError(StageflowError, ValueError):
+    """A pipeline's description is wrong; `problems` lists everything that is, not only the first.
+
+    Attributes:
+        problems: One sentence a problem, each naming its stage, each with its hint.
+    """
+
+    def __init__(self, pipeline: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        lines = "\n".join(f"  {n}. {problem}" for n, problem in enumerate(self.problems, 1))
+        super().__init__(
+            f"pipeline {pipeline!r} cannot be built: {count} problem{'s' if count != 1 else ''}\n{lines}",
+        )
+        self.pipeline = pipeline
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InputError(StageflowError, LookupError):
+    """A stage asked for an input it cannot have."""
+
+
+class UnknownInputError(InputError):
+    """The stage named is no ancestor of the stage that asks, so it may not have run yet."""
+
+
+class MissingInputError(InputError):
+    """`require_from` found no such key, or the ancestor was skipped."""
+
+
+class StageOutputError(StageflowError, TypeError):
+    """A stage returned something other than a `StageOutput`, a mapping or None."""
+
+
+class StageTimeoutError(StageflowError, TimeoutError):
+    """An attempt took longer than the stage's `timeout`."""
+
+
+class DeadlineExceededError(StageflowError, TimeoutError):
+    """A run took longer than its `deadline`."""
+
+
+class StageFailedError(StageflowError):
+    """Stands for a `StageOutput.fail("text")` where an exception is wanted, as a cause."""
+
+
+class RunFailedError(StageflowError):
+    """A run did not end well.
+
+    Attributes:
+        results: The `PipelineResults` of the run, whole.
+    """
+
+    def __init__(self, message: str, *, results: Any, **where: Any) -> None:
+        super().__init__(message, **where)
+        self.results = results
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest of `known`, or an empty string.
+
+    Example:
+        >>> did_you_mean("serch", ["search", "answer"])
+        "; did you mean 'search'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

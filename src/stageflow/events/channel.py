@@ -1,0 +1,254 @@
+"""The way from the library to one sink: how the sink is called, in whose thread, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from . import loops
+from .event import Event
+from .outbox import Item, Outbox
+from .stats import SinkStats
+
+__all__ = ["Channel", "channel_of", "channels", "default_method", "offer"]
+
+log = logging.getLogger("stageflow.events")
+
+SLOW_SECONDS = 0.05
+"""A sink that holds its caller or the loop for longer than this is named and its time counted."""
+
+
+class Channel:
+    """Counts and calls one sink. `offer` never raises and never waits for anything but the sink."""
+
+    def __init__(self, sink: Any, *, through: str | None = None) -> None:
+        self.name = type(sink).__name__
+        self.stalled = False
+        self._call, self._in_place = _how_to_call(sink, through)
+        self._own_loop: Callable[[Any], asyncio.AbstractEventLoop] | None = getattr(
+            type(sink), "_own_loop", None
+        )
+        # Reentrant: a signal handler may emit while its thread is counting.
+        self._lock = threading.RLock()
+        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
+        self._offered = 0
+        self._accepted = 0
+        self._delivered = 0
+        self._in_call = 0
+        self._rejected: dict[str, int] = {}
+        self._dropped: dict[str, int] = {}
+        self._blocked = 0.0
+        self._told: set[str] = set()
+
+    def offer(self, sink: Any, event: Event) -> None:
+        """Hand `event` to the sink, here and now or through its queue."""
+        if not self._in_place:
+            self._enqueue(sink, event, counted=False)
+            return
+        lock = self._lock
+        with lock:
+            self._offered += 1
+            self._accepted += 1
+            self._in_call += 1
+        began = time.monotonic()
+        try:
+            outcome = self._call(sink, event)
+        except BaseException as error:
+            with lock:
+                self._in_call -= 1
+                self.dropped_some("sink_error", 1, error)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return
+        finally:
+            held = time.monotonic() - began
+            if held > SLOW_SECONDS:
+                self.blocked_for(held)
+        if outcome is not None and inspect.isawaitable(outcome):
+            # A plain method that hands back an awaitable: the rest of it runs on the loop.
+            self._enqueue(sink, outcome, counted=True)
+            return
+        with lock:
+            self._in_call -= 1
+            self._delivered += 1
+
+    def _enqueue(self, sink: Any, item: Item, *, counted: bool) -> None:
+        reason = None
+        try:
+            loop = self._own_loop(sink) if self._own_loop else loops.delivery_loop()
+        except RuntimeError:  # the interpreter is exiting: no thread can be started any more
+            reason, loop = "no_loop", None
+        opened: Outbox | None = None
+        with self._lock:
+            if counted:
+                self._in_call -= 1
+            else:
+                self._offered += 1
+            outbox = None if loop is None else self._outboxes.get(loop)
+            if outbox is not None and outbox.full:
+                reason = "queue_full"
+            if reason is not None or loop is None:
+                if counted:
+                    self.dropped_some(reason or "no_loop", 1, None)
+                else:
+                    self._rejected[reason or "no_loop"] = self._rejected.get(reason or "no_loop", 0) + 1
+            else:
+                if outbox is None:
+                    call = functools.partial(self._call, sink)
+                    outbox = opened = Outbox(self, self._lock, call, loop)
+                    self._outboxes[loop] = outbox
+                if not counted:
+                    self._accepted += 1
+                outbox.put(item)
+        if opened is not None:
+            opened.open()
+        elif reason is not None:
+            self._tell(reason, f"an event was rejected ({reason})")
+
+    # What an outbox reports; it holds the lock for the first three.
+
+    def delivered_one(self) -> None:
+        self._delivered += 1
+        self.stalled = False
+
+    def dropped_some(self, reason: str, count: int, error: BaseException | None) -> None:
+        self._dropped[reason] = self._dropped.get(reason, 0) + count
+        lost = f"{count} event{'s were' if count != 1 else ' was'} dropped ({reason})"
+        self._tell(reason, lost + (f": {type(error).__name__}: {error}" if error else ""))
+
+    def forget(self, outbox: Outbox) -> None:
+        if self._outboxes.get(outbox.loop) is outbox:
+            del self._outboxes[outbox.loop]
+
+    def blocked_for(self, seconds: float) -> None:
+        if seconds > SLOW_SECONDS and self._own_loop is None:
+            with self._lock:
+                self._blocked += seconds
+            self._tell(
+                "slow",
+                f"it held up its caller for {seconds * 1000:.0f} ms; "
+                "BackgroundEventSink(sink) gives it a thread of its own",
+            )
+
+    def _tell(self, what: str, text: str) -> None:
+        """Warn once a sink and reason; the rest is in the counters."""
+        if what not in self._told:
+            self._told.add(what)
+            log.warning("event sink %s: %s (said once; see stageflow.events.stats())", self.name, text)
+
+    def stats(self) -> SinkStats:
+        """Return the counters, as they stand at one moment."""
+        with self._lock:
+            return SinkStats(
+                sink=self.name,
+                offered=self._offered,
+                accepted=self._accepted,
+                delivered=self._delivered,
+                pending=self._in_call + sum(box.pending for box in self._outboxes.values()),
+                rejected=dict(self._rejected),
+                dropped=dict(self._dropped),
+                blocked_ms=round(self._blocked * 1000, 3),
+            )
+
+
+def default_method(method: Any) -> Any:
+    """Mark a method of the base class, which stands for "not written by the subclass"."""
+    method.stageflow_default = True
+    return method
+
+
+def _how_to_call(sink: Any, through: str | None) -> tuple[Callable[[Any, Event], Any], bool]:
+    """Return how to call a sink with an event, and whether to do so in place."""
+    kind = type(sink)
+    inner = getattr(kind, "_wrapped", None)
+    if inner is not None:  # a sink with a loop of its own: how it calls, the one inside says
+        call, _ = _how_to_call(inner(sink), None)
+        return (lambda wrapper, event: call(inner(wrapper), event)), False
+    # On the class, not the object: a stand-in that has every attribute is none of ours.
+    take = getattr(kind, "_take_event", None)
+    if take is not None and (through == "_take_event" or _nearest_is_take(kind)):
+        return take, True
+    written = {
+        name: method
+        for name in ("try_emit", "emit")
+        if callable(method := getattr(sink, name, None)) and not getattr(method, "stageflow_default", False)
+    }
+    name = through or ("try_emit" if "try_emit" in written else "emit")
+    method = written.get(name)
+    if method is None:
+        raise TypeError(
+            f"{kind.__name__} is no event sink: it has neither an `emit` nor a `try_emit` of its own"
+            "\n  hint: class MySink(EventSink): async def emit(self, *, type, data): ..."
+        )
+    in_place = not inspect.iscoroutinefunction(method)
+    return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place
+
+
+def _nearest_is_take(kind: type) -> bool:
+    """Tell whether a sink of ours is used as it is: no class derived from it overrides a public method."""
+    for ancestor in kind.__mro__:
+        if "_take_event" in vars(ancestor):
+            return True
+        if "try_emit" in vars(ancestor) or "emit" in vars(ancestor):
+            break
+    return False
+
+
+_channels: dict[tuple[int, str | None], tuple[Any, Channel]] = {}
+_registry_lock = threading.RLock()
+
+
+def channel_of(sink: Any, through: str | None = None) -> Channel:
+    """Return the channel of `sink`, made at first sight.
+
+    Raises:
+        TypeError: It has no method that takes events.
+    """
+    found = _channels.get((id(sink), through))
+    if found is not None:
+        return found[1]
+    with _registry_lock:
+        return _register(sink, through)
+
+
+def _register(sink: Any, through: str | None) -> Channel:
+    key = (id(sink), through)
+    found = _channels.get(key)
+    if found is not None:
+        return found[1]
+    channel = Channel(sink, through=through)
+    try:
+        # By identity, not equality, and without keeping the sink alive.
+        alive: Any = weakref.ref(sink, lambda _: _channels.pop(key, None))
+    except TypeError:
+        alive = sink  # it takes no weak references: it stays
+    _channels[key] = (alive, channel)
+    return channel
+
+
+def offer(sink: Any, event: Event) -> None:
+    """Offer `event` to `sink`."""
+    channel_of(sink).offer(sink, event)
+
+
+def channels() -> list[Channel]:
+    """Return the channels of all sinks that exist, oldest first."""
+    return [channel for _, channel in list(_channels.values())]
+
+
+def _forget_parent() -> None:
+    # The counts of a forked child start at zero: what its parent had counted, its parent reports.
+    global _registry_lock
+    _registry_lock = threading.RLock()
+    _channels.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

@@ -1,0 +1,28 @@
+"""One event on its way to a sink: its type, and a body that becomes a dict only when one is wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+__all__ = ["Event"]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Event(Struct, frozen=True, gc=False):
+    """An event. Its body is immutable or its own copy, and holds only what JSON can carry."""
+
+    type: str
+    body: Struct | dict[str, Any] | None
+
+    def data(self) -> dict[str, Any] | None:
+        """Return the body as a dict that belongs to whoever asks, down to its last level."""
+        data: dict[str, Any] | None = msgspec.to_builtins(self.body)
+        return data
+
+    def json(self) -> bytes:
+        """Return the body as JSON, without the detour over a dict."""
+        return _encode(self.body)

@@ -1,0 +1,55 @@
+"""A sink that logs: one readable line an event, its payload as JSON at the end."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from .event import Event
+from .sink import EventSink
+
+__all__ = ["LoggingEventSink"]
+
+
+class LoggingEventSink(EventSink):
+    """Logs each event on one line; those with status FAIL at ERROR.
+
+    Args:
+        level: Level for events that did not fail; default INFO.
+        logger: Logger to use; default the one named "stageflow".
+
+    Example:
+        sink = LoggingEventSink(level=logging.DEBUG)
+    """
+
+    def __init__(self, level: int = logging.INFO, logger: logging.Logger | None = None) -> None:
+        self._level = level
+        self._logger = logger or logging.getLogger("stageflow")
+
+    def _take_event(self, event: Event) -> None:
+        failed = _field(event.body, "status") == "FAIL"
+        level = logging.ERROR if failed and self._level < logging.ERROR else self._level
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, "%s %s", _headline(event), event.json().decode())
+
+
+def _headline(event: Event) -> str:
+    body = event.body
+    words = [event.type]
+    for name in ("stage_name", "pipeline_name"):
+        if value := _field(body, name):
+            words.append(str(value))
+            break
+    if status := _field(body, "status"):
+        words.append(str(status))
+        duration = _field(body, "duration_ms")
+        words.append(f"{duration:.1f} ms" if isinstance(duration, (int, float)) else "")
+    error = _field(body, "error")
+    if isinstance(error, str):
+        # One line an event: the whole message, newlines and all, is in the JSON.
+        words.append(error.splitlines()[0] if error else "")
+    return " ".join(word for word in words if word)
+
+
+def _field(body: Any, name: str) -> Any:
+    return body.get(name) if isinstance(body, dict) else getattr(body, name, None)

@@ -1,0 +1,5 @@
+"""The record on disk."""
+
+from .sink import JournalSink
+
+__all__ = ["JournalSink"]

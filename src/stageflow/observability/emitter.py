@@ -1,0 +1,107 @@
+"""Emits the two wide events; subclass it to do something of your own with each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..context import PipelineContext, StageContext
+from ..events import Event, EventSink, NoOpEventSink, get_event_sink
+from ..events.channel import channel_of, offer
+from ..stages import StageResult
+from .pipeline_event import pipeline_wide
+from .run_record import event_run_id, record_of
+from .stage_event import stage_event_id, stage_wide
+
+__all__ = ["WideEventEmitter", "emit_pipeline_wide", "emit_stage_wide"]
+
+
+class WideEventEmitter:
+    """Builds wide events and hands them to a sink.
+
+    The engine calls its two methods for every attempt and every run. A subclass that overrides
+    one calls the parent to emit; if it raises, the engine emits what is missing, and counts.
+
+    Args:
+        event_sink: Where events go; default the global sink at the moment of emission.
+
+    Raises:
+        TypeError: The sink has neither `emit` nor `try_emit`.
+
+    Example:
+        class Alerting(WideEventEmitter):
+            def emit_stage_wide(self, stage_name, result, ctx):
+                if result.duration_ms > 2000:
+                    print(f"{stage_name} took {result.duration_ms} ms")
+                super().emit_stage_wide(stage_name, result, ctx)
+    """
+
+    # On the class, so that a subclass which does not call `super().__init__` works too.
+    _event_sink: EventSink | Any | None = None
+
+    def __init__(self, event_sink: EventSink | Any | None = None) -> None:
+        if event_sink is not None:
+            channel_of(event_sink)
+            self._event_sink = event_sink
+
+    @property
+    def event_sink(self) -> EventSink | Any:
+        """The sink that the next event goes to."""
+        return get_event_sink() if self._event_sink is None else self._event_sink
+
+    def emit_stage_wide(
+        self, stage_name: str, result: StageResult, ctx: PipelineContext | StageContext
+    ) -> None:
+        """Emit `stage.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
+
+        Args:
+            stage_name: Name of the stage.
+            result: How the attempt ended.
+            ctx: The context of the run: `results.context`, or the `ctx` of a stage.
+        """
+        record = record_of(ctx)
+        sink = self.event_sink
+        builds = type(sink) is not NoOpEventSink
+        if not builds and record.emitted is None:
+            return
+        event_id = stage_event_id(stage_name, result, record)
+        if record.emitted is not None:
+            record.emitted.add(event_id)
+        if builds:
+            offer(sink, Event("stage.wide", stage_wide(stage_name, result, record, event_id)))
+
+    def emit_pipeline_wide(
+        self, results: Mapping[str, StageResult], ctx: PipelineContext | StageContext
+    ) -> None:
+        """Emit `pipeline.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
+
+        Args:
+            results: What `graph.run()` returned, or a dict of stage results.
+            ctx: The context of the run: `results.context`, or the `ctx` of a stage.
+        """
+        record = record_of(ctx)
+        sink = self.event_sink
+        if record.emitted is not None:
+            record.emitted.add(event_run_id(record))
+        if type(sink) is not NoOpEventSink:
+            context = ctx.run if isinstance(ctx, StageContext) else ctx
+            offer(sink, Event("pipeline.wide", pipeline_wide(results, context, record)))
+
+
+def emit_stage_wide(
+    stage_name: str,
+    result: StageResult,
+    ctx: PipelineContext | StageContext,
+    event_sink: EventSink | Any | None = None,
+) -> None:
+    """Emit `stage.wide` once, by hand; see `WideEventEmitter.emit_stage_wide`."""
+    WideEventEmitter(event_sink).emit_stage_wide(stage_name, result, ctx)
+
+
+def emit_pipeline_wide(
+    results: Mapping[str, StageResult],
+    ctx: PipelineContext | StageContext,
+    event_sink: EventSink | Any | None = None,
+) -> None:
+    """Emit `pipeline.wide` once, by hand; see `WideEventEmitter.emit_pipeline_wide`."""
+    WideEventEmitter(event_sink).emit_pipeline_wide(results, ctx)

@@ -1,0 +1,81 @@
+"""An exception as the record keeps it: type, message, the stack that matters, and the chain."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from ..schema import ExceptionInfo, Relation
+from .plain import safe_text
+
+__all__ = ["exception_info"]
+
+_FRAMES = 20
+_LINKS = 8
+_LONGEST_MESSAGE = 2000
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def exception_info(error: BaseException) -> ExceptionInfo:
+    """Return the record of `error`: its innermost 20 frames, without ours, and up to 8 links."""
+    seen = {id(error)}
+    return ExceptionInfo(
+        type=_type(error), message=_message(error), stack=_stack(error), chain=_chain(error, seen)
+    )
+
+
+def _chain(error: BaseException, seen: set[int]) -> list[ExceptionInfo]:
+    links: list[ExceptionInfo] = []
+    following: list[tuple[Relation, BaseException]] = _next(error)
+    while following and len(links) < _LINKS:
+        relation, link = following.pop(0)
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        following += _next(link)
+        links.append(
+            ExceptionInfo(
+                type=_type(link),
+                message=_message(link),
+                stack=_stack(link),
+                chain=[],
+                relation=relation,
+            )
+        )
+    return links
+
+
+def _next(error: BaseException) -> list[tuple[Relation, BaseException]]:
+    members: list[tuple[Relation, BaseException]] = []
+    if isinstance(error, BaseExceptionGroup):
+        members = [("group", member) for member in error.exceptions]
+    if error.__cause__ is not None:
+        members.append(("cause", error.__cause__))
+    elif error.__context__ is not None and not error.__suppress_context__:
+        members.append(("context", error.__context__))
+    return members
+
+
+def _type(error: BaseException) -> str:
+    kind = type(error)
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = safe_text(str(error))
+    except Exception:
+        return "(its message could not be made)"
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
+
+
+def _stack(error: BaseException) -> list[str]:
+    frames: list[str] = []
+    at: TracebackType | None = error.__traceback__
+    while at is not None:
+        code = at.tb_frame.f_code
+        if not code.co_filename.startswith(_OURS):
+            frames.append(safe_text(f"{code.co_filename}:{at.tb_lineno} in {code.co_qualname}"))
+        at = at.tb_next
+    return frames[-_FRAMES:]

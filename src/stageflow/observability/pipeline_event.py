@@ -1,0 +1,106 @@
+"""Builds `pipeline.wide`: the record of a whole run, from its results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import cast
+
+from ..clock import get_clock
+from ..context import PipelineContext
+from ..schema import SCHEMA_VERSION, PipelineWide, StageSummary, Terminal
+from ..stages import PipelineResults, StageResult, StageStatus
+from ..stages.results import Outcome
+from .critical_path import critical_path
+from .exceptions import exception_info
+from .plain import safe_text
+from .resource import resource
+from .run_record import RunRecord, event_run_id
+from .timestamps import rfc3339
+
+__all__ = ["pipeline_wide"]
+
+
+def pipeline_wide(
+    results: Mapping[str, StageResult], context: PipelineContext, record: RunRecord
+) -> PipelineWide:
+    """Return the event for the results of a run, or for a dict of stage results made by hand."""
+    whole = results if isinstance(results, PipelineResults) else _whole(results, context, record)
+    correlation_ids, metadata = record.identity
+    counts = Counter(result.status for result in whole.values())
+    started = whole.started_ns // 1000
+    ended = whole.ended_ns // 1000
+    path, path_ms = critical_path(whole)
+    exception = whole.exception
+    return PipelineWide(
+        status="OK" if whole.ok else "FAIL",
+        duration_ms=(ended - started) / 1000,
+        started_at=rfc3339(started),
+        ended_at=rfc3339(ended),
+        stages_total=len(whole),
+        stages_completed=counts[StageStatus.OK],
+        stages_failed=counts[StageStatus.FAIL],
+        stages_skipped=counts[StageStatus.SKIP],
+        stages_cancelled=counts[StageStatus.CANCEL],
+        error=None if whole.error is None else safe_text(whole.error),
+        stage_summaries=[
+            StageSummary(
+                name,
+                cast("Terminal", result.status.value),
+                result.duration_ms,
+                None if result.error is None else safe_text(result.error),
+            )
+            for name, result in whole.items()
+        ],
+        correlation_ids=correlation_ids,
+        pipeline_metadata=metadata,
+        schema_version=SCHEMA_VERSION,
+        event_id=event_run_id(record),
+        pipeline_name=whole.pipeline_name,
+        outcome=whole.outcome,
+        reason=None if whole.reason is None else safe_text(whole.reason),
+        error_type=None if exception is None else type(exception).__qualname__,
+        exception=None if exception is None else exception_info(exception),
+        first_failed_stage=whole.first_failed_stage,
+        critical_path=path,
+        critical_path_ms=path_ms,
+        stages_abandoned=len(whole.abandoned),
+        parent_run_id=record.parent_run_id,
+        root_run_id=record.root_run_id,
+        attributes={},
+        resource=resource(),
+        trace=record.trace.of_run(),
+        sample_rate=1,
+    )
+
+
+def _whole(
+    results: Mapping[str, StageResult], context: PipelineContext, record: RunRecord
+) -> PipelineResults:
+    """Return the results of a run of which only the stages are known."""
+    failed = [result for result in results.values() if result.status is StageStatus.FAIL]
+    grave = min(
+        (result for result in failed if not result.optional),
+        key=lambda result: result.ended_ns,
+        default=None,
+    )
+    cancelled = any(result.status is StageStatus.CANCEL for result in results.values())
+    outcome: Outcome
+    if grave is not None:
+        outcome = "failed"
+    elif cancelled:
+        outcome = "stopped"
+    else:
+        outcome = "degraded" if failed else "ok"
+    now = get_clock().wall_ns()
+    return PipelineResults(
+        results,
+        pipeline_name=record.pipeline_name,
+        context=context,
+        outcome=outcome,
+        error=None if grave is None else f"stage {grave.name!r} failed: {grave.error}",
+        exception=None if grave is None else grave.exception,
+        first_failed_stage=None if grave is None else grave.name,
+        started_ns=min((r.started_ns for r in results.values() if r.started_ns), default=now),
+        ended_ns=max((r.ended_ns for r in results.values() if r.ended_ns), default=now),
+    )

@@ -1,0 +1,139 @@
+"""The identity of one run, as all of its events carry it, made once a run."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import Any
+
+from ..clock import get_clock
+from ..context import PipelineContext, StageContext
+from ..events.loops import home_loop
+from ..ids import format_span_id, parse_traceparent, random_bits, uuid7
+from ..schema import CorrelationIds, PipelineMetadata, Trace
+from .plain import safe_text
+
+__all__ = ["RunRecord", "current_run", "enter_run", "record_of"]
+
+current_run: ContextVar[RunRecord | None] = ContextVar("stageflow_run", default=None)
+"""The run in whose stages the code at hand runs."""
+
+
+class RunRecord:
+    """Ids, labels, trace and parent of a run. What events alone need is made with the first event.
+
+    Attributes:
+        run_id: The `pipeline_run_id`, as text.
+        origin_ns: What to add to the monotonic clock to have the wall clock of this run.
+        emitted: Ids of the events that reached the base emitter, where that has to be known.
+    """
+
+    __slots__ = (
+        "_context",
+        "_identity",
+        "emitted",
+        "origin_ns",
+        "parent_run_id",
+        "pipeline_name",
+        "root_run_id",
+        "run_id",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        context: PipelineContext,
+        pipeline_name: str,
+        parent: RunRecord | None = None,
+        origin_ns: int = 0,
+    ) -> None:
+        self._context = context
+        self._identity: tuple[CorrelationIds, PipelineMetadata] | None = None
+        self.pipeline_name = pipeline_name
+        self.origin_ns = origin_ns
+        self.run_id = str(context.pipeline_run_id)
+        self.parent_run_id: str | None = parent.run_id if parent else None
+        self.root_run_id: str | None = (parent.root_run_id or parent.run_id) if parent else None
+        self.emitted: set[str] | None = None
+        self.trace: RunTrace = RunTrace(context.traceparent, parent.trace if parent else None)
+
+    @property
+    def identity(self) -> tuple[CorrelationIds, PipelineMetadata]:
+        """The parts that every event of the run shares."""
+        if self._identity is None:
+            context = self._context
+            self._identity = (
+                CorrelationIds(
+                    pipeline_run_id=self.run_id,
+                    request_id=_text(context.request_id),
+                    session_id=_text(context.session_id),
+                    user_id=_text(context.user_id),
+                    org_id=_text(context.org_id),
+                ),
+                PipelineMetadata(
+                    service=_text(context.service) or "unknown_service",
+                    topology=_text(context.topology) or self.pipeline_name,
+                    execution_mode=_text(context.execution_mode) or "default",
+                ),
+            )
+        return self._identity
+
+
+class RunTrace:
+    """Where a run stands in a trace: the caller's, the parent run's, or a fresh one."""
+
+    __slots__ = ("_base", "_parent_span_id", "_trace_id")
+
+    def __init__(self, traceparent: str | None, parent: RunTrace | None) -> None:
+        self._trace_id: str
+        self._parent_span_id: str | None = None
+        self._base: int = random_bits(64)
+        given = parse_traceparent(traceparent)
+        if given is not None:
+            self._trace_id, self._parent_span_id = given[0], given[1]
+        elif parent is not None:
+            self._trace_id, self._parent_span_id = parent._trace_id, format_span_id(parent._base)
+        else:
+            # All zero means "invalid" in W3C Trace Context.
+            self._trace_id = f"{random_bits(128) or 1:032x}"
+
+    def of_run(self) -> Trace:
+        """Return the span of the run itself."""
+        return Trace(self._trace_id, format_span_id(self._base), self._parent_span_id)
+
+    def of_attempt(self, sequence: int, attempt: int) -> Trace:
+        """Return the span of one attempt: the same whenever it is asked for."""
+        number = self._base + (sequence << 16) + attempt + 1
+        return Trace(self._trace_id, format_span_id(number), format_span_id(self._base))
+
+
+def enter_run(record: RunRecord, loop: asyncio.AbstractEventLoop) -> None:
+    """Make the context at hand that of a run: what it starts is its child, its threads emit on `loop`."""
+    current_run.set(record)
+    home_loop.set(loop)
+
+
+def record_of(ctx: PipelineContext | StageContext | Any) -> RunRecord:
+    """Return the record of the run that `ctx` belongs to, or one made up for a context of no run.
+
+    Raises:
+        TypeError: It is no context.
+    """
+    context = ctx.run if isinstance(ctx, StageContext) else ctx
+    if not isinstance(context, PipelineContext):
+        raise TypeError(f"wide events are emitted for a PipelineContext or a StageContext, not for {ctx!r}")
+    record = context._record
+    if isinstance(record, RunRecord):
+        return record
+    return RunRecord(context, _text(context.topology) or "pipeline")
+
+
+def event_run_id(record: RunRecord) -> str:
+    """Return the run's part of an event id; a fresh one where the context names no run."""
+    if record.run_id == "None":
+        return uuid7(get_clock().wall_ns())
+    return record.run_id
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else safe_text(str(value))

@@ -1,0 +1,128 @@
+"""What an attempt came to: one `StageOutput`, whatever the stage returned or raised."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import StageOutputError, StageTimeoutError, did_you_mean
+from ..stages import Retry, StageKind, StageOutput, StageStatus
+from ..stages.output import describe
+from .node import Node
+
+__all__ = ["failure", "output_of", "retried_or_failed", "timed_out", "told_to_end"]
+
+_DEFAULT_RETRY = Retry(attempts=3, on=())
+
+
+def output_of(value: Any, node: Node) -> StageOutput:
+    """Return what a stage returned as an output; nonsense becomes a failure that says so."""
+    if type(value) is StageOutput:
+        if type(value.data) is not dict:
+            return _nonsense(f"a StageOutput with {type(value.data).__name__} for its data", node)
+        if value.routes:
+            return _routed(value, node)
+        return value
+    if value is None:
+        return StageOutput(StageStatus.OK, {})
+    if isinstance(value, Mapping):
+        return StageOutput(StageStatus.OK, dict(value))
+    return _nonsense(f"{type(value).__name__} {_cut(value)}", node)
+
+
+def _nonsense(what: str, node: Node) -> StageOutput:
+    error = StageOutputError(
+        f"the stage returned {what}",
+        stage=node.name,
+        hint="return StageOutput.ok(key=value), a mapping, or None",
+    )
+    return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
+
+
+def _cut(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return "(its repr could not be made)"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _routed(output: StageOutput, node: Node) -> StageOutput:
+    if node.kind is not StageKind.ROUTE:
+        error = StageOutputError(
+            f"a stage of kind {node.kind.name} returned StageOutput.route",
+            stage=node.name,
+            hint="describe it with StageKind.ROUTE",
+        )
+        return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
+    for label in output.routes:
+        if label not in node.route_labels:
+            known = ", ".join(repr(known) for known in node.route_labels) or "none"
+            error = StageOutputError(
+                f"it chose the route {label!r}, which no dependant takes"
+                f"{did_you_mean(str(label), node.route_labels)}",
+                stage=node.name,
+                hint=f"its dependants take {known}",
+            )
+            return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
+    return output
+
+
+def failure(error: BaseException) -> StageOutput:
+    """Return the outcome of an attempt that raised."""
+    if isinstance(error, asyncio.CancelledError):
+        text = "CancelledError: something the stage awaited was cancelled, not the stage itself"
+        return StageOutput(StageStatus.FAIL, {}, error=text, exception=error)
+    return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
+
+
+def timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTimeoutError:
+    """Return the error of an attempt that took too long, whatever it did in the end."""
+    error = StageTimeoutError(
+        f"the attempt took longer than its timeout of {node.timeout:g} s",
+        pipeline=node.pipeline,
+        stage=node.name,
+        run_id=run_id,
+    )
+    if raised is not None and not isinstance(raised, asyncio.CancelledError):
+        error.__cause__ = raised
+    return error
+
+
+def told_to_end(output: StageOutput, raised: BaseException | None, reason: str) -> StageOutput:
+    """Return the outcome of an attempt that was cancelled because the run ended.
+
+    What it still returned counts. What it raised is the echo of the cancellation: it is kept, but
+    the stage is not to blame for it.
+    """
+    if raised is None and output.status is not StageStatus.RETRY:
+        return output
+    own = None if isinstance(raised, asyncio.CancelledError) else raised
+    error = describe(own) if own is not None else None
+    return StageOutput(StageStatus.CANCEL, {}, error=error, exception=own, reason=reason)
+
+
+def retried_or_failed(
+    output: StageOutput, node: Node, attempt: int, raised: BaseException | None
+) -> StageOutput:
+    """Return RETRY with its wait where the policy gives another attempt, else FAIL."""
+    policy = node.retry or _DEFAULT_RETRY
+    wants = output.status is StageStatus.RETRY
+    after: float | None = None
+    reason: str | None = None
+    try:
+        if not wants and (raised is None or not policy.covers(raised)):
+            return output
+        if attempt < policy.attempts:
+            after = policy.seconds_after(attempt) if output.after is None else output.after
+            status = StageStatus.RETRY
+            reason = f"attempt {attempt} of {policy.attempts} failed, the next one in {after:g} s"
+        else:
+            status = StageStatus.FAIL
+            reason = f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or wants else None
+    except Exception as error:
+        # A policy is the user's code too.
+        status = StageStatus.FAIL
+        reason = f"its retry policy raised {describe(error)}"
+    return StageOutput(status, {}, error=output.error, exception=output.exception, reason=reason, after=after)

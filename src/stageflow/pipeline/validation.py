@@ -1,0 +1,167 @@
+"""Finds every mistake in a description at once, before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import did_you_mean
+from ..stages import Retry, StageKind
+from .spec import StageSpec
+
+__all__ = ["problems_of"]
+
+_LONGEST_NAME = 200
+
+
+def problems_of(name: Any, specs: Sequence[StageSpec]) -> list[str]:
+    """Return one sentence for each problem, with its hint; an empty list for a sound pipeline."""
+    problems = []
+    if not isinstance(name, str) or _bad_name(name):
+        problems.append(f"the pipeline's name {name!r} {_bad_name(name)}")
+    if not specs:
+        problems.append("it has no stages; add one with .with_stage(name, runner)")
+    known = [spec.name for spec in specs if isinstance(spec.name, str)]
+    for stage, count in Counter(known).items():
+        if count > 1:
+            problems.append(
+                f"stage {stage!r} is described {count} times; names must differ: rename all but one"
+            )
+    routers = {spec.name for spec in specs if spec.kind == StageKind.ROUTE}
+    names = set(known)
+    for spec in specs:
+        problems += _stage_problems(spec, names, routers)
+    cycle = _cycle(specs)
+    if cycle:
+        drawn = " -> ".join(repr(stage) for stage in cycle)
+        problems.append(f"stages depend on each other in a circle: {drawn}; remove one of these edges")
+    return problems
+
+
+def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list[str]:
+    stage = f"stage {spec.name!r}"
+    problems = []
+    if bad := _bad_name(spec.name):
+        problems.append(f"{stage}: its name {bad}")
+    if not isinstance(spec.kind, StageKind):
+        kinds = ", ".join(kind.name for kind in StageKind)
+        problems.append(f"{stage}: {spec.kind!r} is no StageKind; use one of {kinds}")
+    for dependency in spec.dependencies:
+        if dependency == spec.name:
+            problems.append(f"{stage}: it depends on itself; remove that dependency")
+        elif dependency not in names:
+            near = did_you_mean(str(dependency), sorted(names - {spec.name}))
+            problems.append(f"{stage}: it depends on {dependency!r}, which is no stage{near}")
+    for dependency, count in Counter(spec.dependencies).items():
+        if count > 1:
+            problems.append(f"{stage}: it names the dependency {dependency!r} {count} times")
+    if (unfit := _runner_problem(spec.runner)) is not None:
+        problems.append(f"{stage}: {unfit}")
+    timeout = spec.timeout
+    if timeout is not None and not (_number(timeout) and 0 < timeout < math.inf):
+        problems.append(f"{stage}: timeout={timeout!r}; give seconds, more than 0")
+    if spec.retry is not None and not isinstance(spec.retry, Retry):
+        problems.append(f"{stage}: retry={spec.retry!r}; give a policy such as Retry(attempts=3)")
+    if spec.when is not None and not callable(spec.when):
+        problems.append(f"{stage}: when={spec.when!r}; give a function of the stage's context")
+    if spec.route is not None and not routers.intersection(spec.dependencies):
+        problems.append(f"{stage}: route={spec.route!r}, but none of its dependencies is of kind ROUTE")
+    return problems
+
+
+def _bad_name(name: Any) -> str:
+    if not isinstance(name, str):
+        return "is no text; give a str"
+    if not name.strip():
+        return "is empty"
+    if len(name) > _LONGEST_NAME:
+        return f"is {len(name)} characters long; at most {_LONGEST_NAME} are allowed"
+    if "/" in name:
+        return "holds a '/', which separates the parts of an event id; use '.' or '_'"
+    if not name.isprintable():
+        return "holds a character that cannot be printed"
+    return ""
+
+
+def _runner_problem(runner: Any) -> str | None:
+    called = runner
+    if inspect.isclass(runner):
+        called = getattr(runner, "execute", None)
+        if not callable(called):
+            return f"class {runner.__name__} has no method `execute(ctx)`"
+        try:
+            inspect.signature(runner).bind()
+        except TypeError as error:
+            return (
+                f"class {runner.__name__} cannot be made without arguments ({error}); "
+                "pass an instance instead"
+            )
+        except ValueError:  # a signature that Python cannot tell: let it be tried
+            pass
+        return _async_generator(called)
+    execute = getattr(runner, "execute", None)
+    if callable(execute):
+        called = execute
+    elif not callable(runner):
+        return (
+            f"{_shown(runner)} has no method `execute(ctx)` and is no function; "
+            "give a class, an instance or a function"
+        )
+    try:
+        inspect.signature(called).bind(object())
+    except TypeError:
+        return f"{_shown(called)} does not take the stage's context as its one argument"
+    except ValueError:
+        pass
+    return _async_generator(called)
+
+
+def _async_generator(called: Any) -> str | None:
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
+        return f"{_shown(called)} is a generator; a stage returns one value"
+    return None
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or repr(value)[:80]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _cycle(specs: Sequence[StageSpec]) -> list[str]:
+    """Return one cycle, its first stage repeated at the end, or an empty list."""
+    needs = {
+        spec.name: [d for d in spec.dependencies if d != spec.name]
+        for spec in specs
+        if isinstance(spec.name, str)
+    }
+    waiting = {name: len([d for d in deps if d in needs]) for name, deps in needs.items()}
+    dependents: dict[str, list[str]] = {name: [] for name in needs}
+    for name, deps in needs.items():
+        for dependency in deps:
+            if dependency in dependents:
+                dependents[dependency].append(name)
+    free = [name for name, count in waiting.items() if not count]
+    while free:
+        for name in dependents[free.pop()]:
+            waiting[name] -= 1
+            if not waiting[name]:
+                free.append(name)
+    left = [name for name, count in waiting.items() if count]
+    if not left:
+        return []
+    # Every stage that is left waits for another that is left: follow until one comes again.
+    path: list[str] = []
+    at = left[0]
+    while at not in path:
+        path.append(at)
+        at = next(d for d in needs[at] if waiting.get(d))
+    cycle = path[path.index(at) :]
+    # Drawn the way data flows: from a stage to the one that depends on it.
+    cycle.reverse()
+    return [*cycle, cycle[0]]

@@ -1,0 +1,190 @@
+"""The shapes of the two wide events, typed and versioned; the published JSON Schemas come out of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "CorrelationIds",
+    "ExceptionInfo",
+    "PipelineMetadata",
+    "PipelineWide",
+    "Relation",
+    "Resource",
+    "StageSummary",
+    "StageWide",
+    "Terminal",
+    "Trace",
+    "json_schemas",
+]
+
+SCHEMA_VERSION = 1
+"""Goes up when a key changes its meaning or goes away; a new key does not raise it."""
+
+Timestamp = Annotated[
+    str,
+    Meta(
+        pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z$",
+        description="RFC 3339, UTC, ending in Z",
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+Milliseconds = Annotated[float, Meta(ge=0, description="milliseconds, with their fraction")]
+Count = Annotated[int, Meta(ge=0)]
+TerminalOrRetry = Literal["OK", "SKIP", "CANCEL", "FAIL", "RETRY"]
+Terminal = Literal["OK", "SKIP", "CANCEL", "FAIL"]
+Relation = Literal["cause", "context", "group"]
+
+# `gc=False`: these hold only plain values and each other, so they can be in no reference cycle,
+# and a journal that makes millions of them gives the collector nothing to walk.
+
+
+class CorrelationIds(Struct, frozen=True, gc=False):
+    """The five ids by which events of one request are found."""
+
+    pipeline_run_id: str | None = None
+    request_id: str | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    org_id: str | None = None
+
+
+class PipelineMetadata(Struct, frozen=True, gc=False):
+    """What ran, and how."""
+
+    service: str
+    topology: str
+    execution_mode: str
+
+
+class ExceptionInfo(Struct, frozen=True, gc=False):
+    """One exception: its type, its message, the innermost frames of its stack, and its chain.
+
+    `relation` says how a link of the chain came about: `cause` (`raise ... from`), `context`
+    (raised while the other was handled) or `group` (a member of an `ExceptionGroup`).
+    """
+
+    type: str
+    message: str
+    stack: list[str]
+    chain: list[ExceptionInfo]
+    relation: Relation | None = None
+
+
+class Resource(Struct, frozen=True, gc=False):
+    """The process that ran it. `service_version` is null until one is configured."""
+
+    service_version: str | None
+    host: str
+    pid: int
+    runtime: str
+
+
+class Trace(Struct, frozen=True, gc=False):
+    """W3C Trace Context: where this event stands in a distributed trace."""
+
+    trace_id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+    span_id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+    parent_span_id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")] | None
+
+
+class StageSummary(Struct, frozen=True, gc=False):
+    """One line of `stage_summaries`."""
+
+    stage_name: str
+    status: Terminal
+    duration_ms: Milliseconds
+    error: str | None
+
+
+class StageWide(Struct, frozen=True, gc=False, kw_only=True):
+    """`stage.wide`: the full record of one attempt that was retried, or of a stage's end."""
+
+    stage_name: str
+    status: TerminalOrRetry
+    duration_ms: Milliseconds
+    started_at: Timestamp
+    ended_at: Timestamp
+    error: str | None
+    data_keys: list[str]
+    artifacts_count: Count
+    events_count: Count
+    correlation_ids: CorrelationIds
+    pipeline_metadata: PipelineMetadata
+    # Additive from here on.
+    schema_version: int
+    event_id: str
+    kind: str | None
+    attempt: Count
+    attempts: Count
+    reason: str | None
+    error_type: str | None
+    exception: ExceptionInfo | None
+    dependencies: list[str]
+    missing_inputs: list[str]
+    queue_ms: Milliseconds
+    total_ms: Milliseconds
+    retry_after_ms: Milliseconds | None
+    abandoned: bool
+    attributes: dict[str, Any]
+    resource: Resource
+    trace: Trace | None
+    sample_rate: Annotated[float, Meta(ge=1)]
+
+
+class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
+    """`pipeline.wide`: the full record of one run."""
+
+    status: Literal["OK", "FAIL"]
+    duration_ms: Milliseconds
+    started_at: Timestamp
+    ended_at: Timestamp
+    stages_total: Count
+    stages_completed: Count
+    stages_failed: Count
+    stages_skipped: Count
+    stages_cancelled: Count
+    error: str | None
+    stage_summaries: list[StageSummary]
+    correlation_ids: CorrelationIds
+    pipeline_metadata: PipelineMetadata
+    # Additive from here on.
+    schema_version: int
+    event_id: str
+    pipeline_name: str
+    outcome: Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled", "crashed"]
+    reason: str | None
+    error_type: str | None
+    exception: ExceptionInfo | None
+    first_failed_stage: str | None
+    critical_path: list[str]
+    critical_path_ms: Milliseconds
+    stages_abandoned: Count
+    parent_run_id: str | None
+    root_run_id: str | None
+    attributes: dict[str, Any]
+    resource: Resource
+    trace: Trace | None
+    sample_rate: Annotated[float, Meta(ge=1)]
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema (draft 2020-12) of each wide event, by event type.
+
+    Example:
+        >>> sorted(json_schemas())
+        ['pipeline.wide', 'stage.wide']
+    """
+    schemas = {}
+    for event_type, shape in (("stage.wide", StageWide), ("pipeline.wide", PipelineWide)):
+        schema = msgspec.json.schema(shape)
+        schemas[event_type] = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": event_type,
+            **schema,
+        }
+    return schemas

@@ -1,0 +1,92 @@
+"""What a stage hands back from one attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from .kind import StageStatus
+
+__all__ = ["StageOutput"]
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class StageOutput(Struct, frozen=True, eq=False):
+    """The outcome of one attempt; make one with `ok`, `skip`, `fail`, `cancel`, `retry` or `route`.
+
+    Returning a mapping is short for `StageOutput.ok(mapping)`, returning None for `StageOutput.ok()`.
+
+    Example:
+        >>> StageOutput.ok(answer=42).data
+        {'answer': 42}
+        >>> StageOutput.skip("nothing to do").status
+        <StageStatus.SKIP: 'SKIP'>
+    """
+
+    status: StageStatus
+    data: dict[str, Any]
+    error: str | None = None
+    exception: BaseException | None = None
+    reason: str | None = None
+    after: float | None = None
+    routes: tuple[str, ...] = ()
+
+    @staticmethod
+    def ok(data: Mapping[str, Any] = _NOTHING, /, **fields: Any) -> StageOutput:
+        """The stage did its work; dependants read `data` and `fields` by `ctx.inputs`."""
+        return StageOutput(StageStatus.OK, {**data, **fields} if data else fields)
+
+    @staticmethod
+    def skip(reason: str = "", /, **fields: Any) -> StageOutput:
+        """The stage had nothing to do; dependants run all the same."""
+        return StageOutput(StageStatus.SKIP, fields, reason=reason or "skipped by the stage")
+
+    @staticmethod
+    def fail(error: str | BaseException, /, **fields: Any) -> StageOutput:
+        """The stage failed, and says so without raising. It is not retried."""
+        text, exception = _split(error)
+        return StageOutput(StageStatus.FAIL, fields, error=text, exception=exception)
+
+    @staticmethod
+    def cancel(reason: str = "", /, **fields: Any) -> StageOutput:
+        """End the whole run now, gracefully: it is no error, and the run's status is OK."""
+        return StageOutput(StageStatus.CANCEL, fields, reason=reason or "stopped by the stage")
+
+    @staticmethod
+    def retry(error: str | BaseException, /, *, after: float | None = None) -> StageOutput:
+        """Try the stage again, `after` seconds from now (default: as its `Retry` policy waits).
+
+        A stage without a policy of its own is tried three times in all. With no attempt left,
+        the stage fails with `error`.
+        """
+        if after is not None and not 0 <= after < float("inf"):
+            raise ValueError(f"StageOutput.retry(after={after!r}): give seconds, 0 or more")
+        text, exception = _split(error)
+        return StageOutput(StageStatus.RETRY, {}, error=text, exception=exception, after=after)
+
+    @staticmethod
+    def route(*labels: str, **fields: Any) -> StageOutput:
+        """Of the dependants that were given a `route=`, run those with one of these labels.
+
+        The others are skipped. Dependants without a `route=` run in any case.
+        """
+        return StageOutput(StageStatus.OK, fields, routes=labels)
+
+
+def _split(error: str | BaseException) -> tuple[str, BaseException | None]:
+    if isinstance(error, BaseException):
+        return describe(error), error
+    return str(error), None
+
+
+def describe(error: BaseException) -> str:
+    """Return `Type: message` of an exception, also of one whose `__str__` raises."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message could not be made)"
+    name = type(error).__name__
+    return f"{name}: {message}" if message else name

@@ -101,7 +101,7 @@ class StageSummary(Struct, frozen=True, gc=False):
     error: str | None
 
 
-class StageWide(Struct, frozen=True, gc=False, kw_only=True):
+class StageWide(Struct, frozen=True, gc=False):
     """`stage.wide`: the full record of one attempt that was retried, or of a stage's end."""
 
     stage_name: str

@@ -82,29 +82,30 @@ class RunRecord:
 class RunTrace:
     """Where a run stands in a trace: the caller's, the parent run's, or a fresh one."""
 
-    __slots__ = ("_base", "_parent_span_id", "_trace_id")
+    __slots__ = ("_base", "_parent_span_id", "_span_id", "_trace_id")
 
     def __init__(self, traceparent: str | None, parent: RunTrace | None) -> None:
         self._trace_id: str
         self._parent_span_id: str | None = None
         self._base: int = random_bits(64)
+        self._span_id: str = format_span_id(self._base)
         given = parse_traceparent(traceparent)
         if given is not None:
             self._trace_id, self._parent_span_id = given[0], given[1]
         elif parent is not None:
-            self._trace_id, self._parent_span_id = parent._trace_id, format_span_id(parent._base)
+            self._trace_id, self._parent_span_id = parent._trace_id, parent._span_id
         else:
             # All zero means "invalid" in W3C Trace Context.
             self._trace_id = f"{random_bits(128) or 1:032x}"
 
     def of_run(self) -> Trace:
         """Return the span of the run itself."""
-        return Trace(self._trace_id, format_span_id(self._base), self._parent_span_id)
+        return Trace(self._trace_id, self._span_id, self._parent_span_id)
 
     def of_attempt(self, sequence: int, attempt: int) -> Trace:
         """Return the span of one attempt: the same whenever it is asked for."""
         number = self._base + (sequence << 16) + attempt + 1
-        return Trace(self._trace_id, format_span_id(number), format_span_id(self._base))
+        return Trace(self._trace_id, format_span_id(number), self._span_id)
 
 
 def enter_run(record: RunRecord, loop: asyncio.AbstractEventLoop) -> None:

@@ -92,6 +92,7 @@ def _whole(
         outcome = "stopped"
     else:
         outcome = "degraded" if failed else "ok"
+    timed = [result for result in results.values() if result.ended_ns]
     now = get_clock().wall_ns()
     return PipelineResults(
         results,
@@ -101,6 +102,6 @@ def _whole(
         error=None if grave is None else f"stage {grave.name!r} failed: {grave.error}",
         exception=None if grave is None else grave.exception,
         first_failed_stage=None if grave is None else grave.name,
-        started_ns=min((r.started_ns for r in results.values() if r.started_ns), default=now),
-        ended_ns=max((r.ended_ns for r in results.values() if r.ended_ns), default=now),
+        started_ns=min((result.started_ns for result in timed), default=now),
+        ended_ns=max((result.ended_ns for result in timed), default=now),
     )

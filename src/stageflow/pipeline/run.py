@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Collection, Coroutine
+from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from copy import copy
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +26,7 @@ from ..observability.run_record import RunRecord, current_run, enter_run
 from ..stages import PipelineResults, StageOutput, StageResult, StageStatus
 from ..stages.results import Outcome
 from .attempt import DECLINED, Attempt, call_in_thread, call_when, resume
+from .ledger import Ledger
 from .node import Node
 from .outcome import failure, output_of, retried_or_failed, timed_out, told_to_end
 
@@ -48,11 +49,10 @@ class Ending(Struct, frozen=True):
     reason: str
     error: str | None = None
     exception: BaseException | None = None
-    stage: str | None = None
 
 
 class Run:
-    """One run. Its fields are lists by stage number, so that a stage costs no look-up by name."""
+    """One run: its tasks, its timers, and how it ends."""
 
     def __init__(self, graph: StageGraph, context: PipelineContext, deadline: float | None) -> None:
         clock = get_clock()
@@ -73,20 +73,14 @@ class Run:
         )
         self.variables = copy_context()
         self.variables.run(enter_run, self.context._record, self.loop)
-        self.waiting = graph.waiting.copy()
-        self.slots: list[StageResult | None] = [None] * len(graph.nodes)
-        self.left = len(graph.nodes)
-        self.ready_at = [self.began] * len(graph.nodes)
+        self.ledger = Ledger(graph, self.recorder, self.run_id, self.began, self.origin)
         self.attempts: dict[int, Attempt] = {}
-        self.retries: dict[int, StageResult] = {}
         self.timers: dict[int, asyncio.TimerHandle] = {}
         self.instances: dict[int, Any] = {}
-        self.routes: dict[int, tuple[str, ...]] = {}
         self.queue: deque[int] = deque()
         self.active = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.ending: Ending | None = None
-        self.first_failed: StageResult | None = None
         self.interrupt: BaseException | None = None
         self.results: PipelineResults | None = None
         self.waiter: asyncio.Future[None] | None = None
@@ -183,12 +177,13 @@ class Run:
         """Run a stage, then one that it made ready, and so on."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         nodes, now, base = self.graph.nodes, self.now, self.variables
-        context, recorder = self.context, self.recorder
+        context, recorder, ledger = self.context, self.recorder, self.ledger
+        retries = ledger.retries
         turn = 0
         while index >= 0 and self.ending is None:
             node = nodes[index]
-            number = self.retries[index].attempts + 1 if index in self.retries else 1
-            ctx = StageContext(context, node.name, node.kind, number, index, self, recorder)
+            number = retries[index].attempts + 1 if index in retries else 1
+            ctx = StageContext(context, node.name, node.kind, number, index, ledger, recorder)
             variables = base.copy()
             attempt = raised = None
             began = now()
@@ -277,84 +272,49 @@ class Run:
             if output is DECLINED:
                 number, began = 0, ended
         if output.routes or node.route_labels:
-            self.routes[node.index] = output.routes
-        result = self._result(node, ctx, output, number, began, ended)
+            self.ledger.route(node, output.routes)
+        result = self.ledger.result(node, ctx, output, number, began, ended)
         if isinstance(raised, (SystemExit, KeyboardInterrupt)):
             self.interrupt = self.interrupt or raised
         return self._settle(node, result, ended)
 
-    def _result(
-        self,
-        node: Node,
-        ctx: StageContext | None,
-        output: StageOutput,
-        attempts: int,
-        began: int,
-        ended: int,
-        abandoned: bool = False,
-    ) -> StageResult:
-        origin = self.origin
-        return StageResult(
-            node.name,
-            output.status,
-            output.data,
-            output.error,
-            output.exception,
-            output.reason,
-            attempts,
-            self.ready_at[node.index] + origin,
-            began + origin,
-            ended + origin,
-            node.kind,
-            node.dependencies,
-            node.optional,
-            (ctx.attributes or {}) if ctx else {},
-            tuple(ctx.artifacts) if ctx and ctx.artifacts else (),
-            ctx.events_count if ctx else 0,
-            ctx.missing_inputs if ctx else (),
-            output.after,
-            abandoned,
-            node.index,
-        )
-
     def _settle(self, node: Node, result: StageResult, at: int) -> int:
-        """Take in a result: emit it, and start, cancel or end what follows from it."""
-        status = result.status
+        """Take in a result, and start or end what follows from it."""
+        status, ledger = result.status, self.ledger
         if status is RETRY:
-            if self.recorder.stages:
-                self.recorder.stage_ended(result)
-            self.retries[node.index] = result
+            ledger.retry(node, result)
             self.timers[node.index] = self.loop.call_later(result.retry_after or 0, self._again, node.index)
             return self._next_in_queue()
-        self._keep(node, result)
-        following = -1
+        ledger.keep(node, result)
+        ready: list[int] = []
         if self.ending is not None:
             pass
         elif self.interrupt is not None or self.recorder.interrupt is not None:
             self._fail(result)
         elif status is OK or status is SKIP or (status is FAIL and node.optional):
-            following = self._release(node, at)
+            ready = ledger.release(node, at)
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {node.name!r}: {result.reason}"))
         elif self.graph.fail_fast:
             self._fail(result)
         else:
-            self.first_failed = self.first_failed or result
-            self._cancel_downstream(node, at)
-        if self.results is None and (not self.left or (self.ending and not self.attempts)):
+            ledger.first_failed = ledger.first_failed or result
+            ledger.cancel_downstream(node, at)
+        if not ledger.left or (self.ending is not None and not self.attempts):
             self._finish()
-        return following if following >= 0 else self._next_in_queue()
-
-    def _keep(self, node: Node, result: StageResult) -> None:
-        self.slots[node.index] = result
-        self.left -= 1
-        if self.recorder.stages:
-            self.recorder.stage_ended(result)
+        if not ready:
+            return self._next_in_queue()
+        if self.queue:  # first come, first served
+            self.queue.extend(ready)
+            return self.queue.popleft()
+        for index in ready[1:]:
+            self._ready(index)
+        return ready[0]
 
     def _fail(self, result: StageResult) -> None:
         text = f"stage {result.name!r} failed: {result.error}"
-        self.first_failed = self.first_failed or result
-        self._end(Ending("failed", f"stage {result.name!r} failed", text, result.exception, result.name))
+        self.ledger.first_failed = self.ledger.first_failed or result
+        self._end(Ending("failed", f"stage {result.name!r} failed", text, result.exception))
 
     def _next_in_queue(self) -> int:
         return self.queue.popleft() if self.queue else -1
@@ -362,59 +322,6 @@ class Run:
     def _again(self, index: int) -> None:
         del self.timers[index]
         self._ready(index)
-
-    def _release(self, node: Node, at: int) -> int:
-        """Start what `node` was the last to hold up. Return one stage for the task at hand, or -1."""
-        nodes, waiting, slots = self.graph.nodes, self.waiting, self.slots
-        following = -1
-        skipped: list[Node] = []
-        while True:
-            for index in node.dependents:
-                waiting[index] -= 1
-                if waiting[index] or slots[index] is not None:
-                    continue
-                self.ready_at[index] = at
-                after = nodes[index]
-                if after.gated and (reason := self._skip_reason(after)) is not None:
-                    output = StageOutput(SKIP, {}, reason=reason)
-                    self._keep(after, self._result(after, None, output, 0, at, at))
-                    skipped.append(after)
-                elif following < 0 and not self.queue:
-                    following = index
-                else:
-                    self._ready(index)
-            if not skipped:
-                return following
-            node = skipped.pop()
-
-    def _skip_reason(self, node: Node) -> str | None:
-        """Return why its dependencies skip a stage, or None where they do not."""
-        index = self.graph.index
-        if node.route is not None:
-            routers = [name for name in node.dependencies if index[name] in self.routes]
-            chosen = [label for name in routers for label in self.routes[index[name]]]
-            if node.route not in chosen:
-                went = ", ".join(repr(label) for label in chosen) or "nowhere"
-                by = ", ".join(repr(name) for name in routers) or "no router ran"
-                return f"its route is {node.route!r}; {by} went to {went}"
-        if node.conditional:
-            results = [self.slots[index[name]] for name in node.dependencies]
-            if all(result is None or result.status in (SKIP, FAIL) for result in results):
-                return "every one of its dependencies was skipped"
-        return None
-
-    def _cancel_downstream(self, node: Node, at: int) -> None:
-        """`on_failure="continue"`: settle everything that can no longer start."""
-        following = [node]
-        while following:
-            for index in following.pop().dependents:
-                if self.slots[index] is None:
-                    after = self.graph.nodes[index]
-                    reason = f"it depends on {node.name!r}, which failed"
-                    output = StageOutput(CANCEL, {}, reason=reason)
-                    self.ready_at[index] = at
-                    self._keep(after, self._result(after, None, output, 0, at, at))
-                    following.append(after)
 
     # ------------------------------------------------------------ ending early
 
@@ -461,7 +368,7 @@ class Run:
         else:
             why = self.ending.reason if self.ending else "the run ended"
             output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {left}")
-        result = self._result(node, ctx, output, ctx.attempt, attempt.began, now, abandoned=True)
+        result = self.ledger.result(node, ctx, output, ctx.attempt, attempt.began, now, abandoned=True)
         return self._settle(node, result, now)
 
     def _finish(self) -> None:
@@ -471,11 +378,9 @@ class Run:
         now, ending = self.now(), self.ending
         for limit in self.limits:
             limit.cancel()
-        for node in self.graph.nodes:
-            if self.slots[node.index] is None:
-                self._keep(node, self._never_started(node, now))
-        results = [result for result in self.slots if result is not None]
-        failed = self.first_failed
+        self.ledger.settle_rest(now, ending.reason if ending else "the run ended")
+        results = self.ledger.results()
+        failed = self.ledger.first_failed
         if ending is None and failed is not None:
             text = f"stage {failed.name!r} failed: {failed.error}"
             ending = Ending("failed", f"stage {failed.name!r} failed", text, failed.exception)
@@ -498,30 +403,3 @@ class Run:
         if self.waiter is not None and not self.waiter.done():
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self.waiter.set_result(None)
-
-    def _never_started(self, node: Node, now: int) -> StageResult:
-        why = self.ending.reason if self.ending else "the run ended"
-        last = self.retries.get(node.index)
-        if last is None:
-            output = StageOutput(CANCEL, {}, reason=f"never started: {why}")
-            self.ready_at[node.index] = now
-            return self._result(node, None, output, 0, now, now)
-        # It waited for its next attempt: its end is that of its last one.
-        output = StageOutput(CANCEL, {}, last.error, last.exception, f"not tried again: {why}")
-        origin = self.origin
-        return self._result(
-            node, None, output, last.attempts, last.started_ns - origin, last.ended_ns - origin
-        )
-
-    # ------------------------------------------------------------ what inputs ask
-
-    def ancestor(self, reader: int, stage: str) -> StageResult | None:
-        """See `Upstream`."""
-        known = stage in self.graph.nodes[reader].dependency_set
-        if known or stage in self.graph.ancestors(reader):
-            return self.slots[self.graph.index[stage]]
-        return None
-
-    def ancestors(self, reader: int) -> Collection[str]:
-        """See `Upstream`."""
-        return self.graph.ancestors(reader)

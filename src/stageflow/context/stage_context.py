@@ -19,7 +19,7 @@ class StageContext:
         run: The run's own `PipelineContext`; its input is `ctx.run.data`.
         stage: Name of the stage.
         kind: Kind of the stage.
-        attempt: Number of this attempt, counted from 1.
+        attempt: Number of this attempt, counted from 1; 0 while `when=` is asked.
         cancelled: True once the attempt was told to end. A coroutine gets `CancelledError`; a
             plain function runs in a thread, which nothing can interrupt: a long one should
             look here now and then, and return.

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..events.stats import TALLY
 
-__all__ = ["plain", "safe_text", "short_repr"]
+__all__ = ["plain", "safe_text", "short_repr", "text_key"]
 
 _LONGEST_REPR = 200
 _DEEPEST = 16
@@ -31,14 +31,17 @@ def plain(value: Any, depth: int = 0) -> Any:
         return float(value) if math.isfinite(value) else short_repr(value)
     if depth < _DEEPEST:
         if isinstance(value, Mapping):
-            return {_key(key): plain(item, depth + 1) for key, item in list(value.items())}
+            return {text_key(key): plain(item, depth + 1) for key, item in list(value.items())}
         if isinstance(value, (list, tuple)):
             return [plain(item, depth + 1) for item in list(value)]
     return short_repr(value)
 
 
-def _key(key: Any) -> str:
-    return safe_text(key) if isinstance(key, str) else str(plain(key, _DEEPEST))
+def text_key(key: Any) -> str:
+    """Return the key of a mapping as text, whatever it is."""
+    if isinstance(key, str):
+        return safe_text(key)
+    return str(plain(key, _DEEPEST))
 
 
 def safe_text(text: str) -> str:

@@ -66,6 +66,7 @@ class RunRecorder:
                 error,
                 stage_event_id(result.name, result, self._record),
                 lambda: WideEventEmitter.emit_stage_wide(emitter, result.name, result, context),
+                lambda: WideEventEmitter.emit_stage_wide(emitter, result.name, _bare(result), context),
             )
 
     def run_ended(self, results: PipelineResults) -> None:
@@ -80,9 +81,11 @@ class RunRecorder:
                 error,
                 self._record.run_id,
                 lambda: WideEventEmitter.emit_pipeline_wide(emitter, results, context),
+                lambda: WideEventEmitter.emit_pipeline_wide(emitter, _bare_all(results), context),
             )
 
-    def _missed(self, error: BaseException, event_id: str, emit: Callable[[], None]) -> None:
+    def _missed(self, error: BaseException, event_id: str, *ways: Callable[[], None]) -> None:
+        """Emit what an emitter that raised has not: whole, or else without what could not be built."""
         TALLY.emitter_errors += 1
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.interrupt = self.interrupt or error
@@ -93,12 +96,15 @@ class RunRecorder:
             type(error).__name__,
             error,
         )
-        emitted = self._record.emitted
-        if emitted is not None and event_id not in emitted:
+        if self._record.emitted is not None and event_id in self._record.emitted:
+            return
+        for emit in ways:
             try:
                 emit()
             except Exception:
-                log.exception("event %s could not be emitted", event_id)
+                log.exception("event %s could not be built; trying with less in it", event_id)
+            else:
+                return
 
     def custom_event(self, ctx: StageContext, type: str, data: dict[str, Any] | None) -> None:
         """Send an event of a stage's own, with the ids of its run; the stage's keys come first.
@@ -124,3 +130,34 @@ class RunRecorder:
         if clash:
             ours["payload"] = {key: own[key] for key in clash}
         offer(sink, Event(str(type), {**own, **ours}))
+
+
+def _bare(result: StageResult) -> StageResult:
+    """Return a result without anything of the application's own."""
+    return StageResult(
+        result.name,
+        result.status,
+        reason="its data or its error could not be put into an event",
+        attempt=result.attempt,
+        attempts=result.attempts,
+        ready_ns=result.ready_ns,
+        started_ns=result.started_ns,
+        ended_ns=result.ended_ns,
+        kind=result.kind,
+        dependencies=result.dependencies,
+        optional=result.optional,
+        sequence=result.sequence,
+    )
+
+
+def _bare_all(results: PipelineResults) -> PipelineResults:
+    return PipelineResults(
+        ((name, _bare(result)) for name, result in results.items()),
+        pipeline_name=results.pipeline_name,
+        context=results.context,
+        outcome=results.outcome,
+        reason="its error could not be put into an event",
+        first_failed_stage=results.first_failed_stage,
+        started_ns=results.started_ns,
+        ended_ns=results.ended_ns,
+    )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..clock import get_clock
 from ..schema import SCHEMA_VERSION, StageWide
 from ..stages import StageResult
 from .exceptions import exception_info
-from .plain import plain, safe_text
+from .plain import plain, safe_text, text_key
 from .resource import resource
 from .run_record import RunRecord, event_run_id
 from .timestamps import rfc3339
@@ -19,7 +16,7 @@ __all__ = ["stage_event_id", "stage_wide"]
 
 def stage_event_id(stage_name: str, result: StageResult, record: RunRecord) -> str:
     """Return `RUN/STAGE/ATTEMPT`."""
-    return f"{event_run_id(record)}/{stage_name}/{result.attempts}"
+    return f"{event_run_id(record)}/{stage_name}/{result.attempt}"
 
 
 def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id: str) -> StageWide:
@@ -35,7 +32,6 @@ def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id
     reason = result.reason
     exception = result.exception
     kind = result.kind
-    attempts = result.attempts
     retry_after = result.retry_after
     # By position, in the order of the fields: by keyword costs eight times as much, and this is
     # the hot path. `_value_` is what `value` returns, without the descriptor.
@@ -46,7 +42,7 @@ def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id
         rfc3339(started),
         rfc3339(ended),
         None if error is None else safe_text(error),
-        data_keys(result.data) if result.data else [],
+        [text_key(key) for key in result.data] if result.data else [],
         len(result.artifacts),
         result.events_count,
         correlation_ids,
@@ -54,8 +50,8 @@ def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id
         SCHEMA_VERSION,
         event_id,
         None if kind is None else kind._value_,
-        attempts,  # attempt
-        attempts,
+        result.attempt,
+        result.attempts,
         None if reason is None else safe_text(reason),
         None if exception is None else type(exception).__qualname__,
         None if exception is None else exception_info(exception),
@@ -67,11 +63,6 @@ def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id
         result.abandoned,
         plain(result.attributes) if result.attributes else {},
         resource(),
-        record.trace.of_attempt(result.sequence, attempts),
+        record.trace.of_attempt(result.sequence, result.attempt),
         1,  # sample_rate
     )
-
-
-def data_keys(data: Mapping[Any, Any]) -> list[str]:
-    """Return the keys of what a stage gave, as text."""
-    return [key if type(key) is str and key.isascii() else safe_text(str(key)) for key in data]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
@@ -13,8 +14,9 @@ from typing import Any
 from ..context import StageContext
 from ..executors import in_thread
 from ..stages import StageOutput
+from .node import Node
 
-__all__ = ["Attempt", "call_in_thread", "call_when", "resume"]
+__all__ = ["Attempt", "begin", "resume"]
 
 Call = Callable[[StageContext], Any]
 
@@ -95,14 +97,50 @@ def resume(
                 waits_for = run(steps.throw, error)
             except StopIteration as stop:
                 return stop.value
+            except GeneratorExit as exit_of_stage:
+                raise _in_disguise(exit_of_stage) from exit_of_stage
         else:
             try:
                 waits_for = run(steps.send, value)
             except StopIteration as stop:
                 return stop.value
+            except GeneratorExit as exit_of_stage:
+                raise _in_disguise(exit_of_stage) from exit_of_stage
 
 
-async def call_in_thread(call: Call, ctx: StageContext, variables: Context) -> Any:
+def _in_disguise(error: BaseException) -> RuntimeError:
+    """Return what stands for an exception that would end the coroutine it goes through."""
+    return RuntimeError(f"the stage raised {type(error).__name__}")
+
+
+def begin(
+    node: Node, ctx: StageContext, variables: Context, instances: dict[int, Any]
+) -> Coroutine[Any, Any, Any]:
+    """Return the coroutine of an attempt that is more than the call of a coroutine function.
+
+    `instances` holds what the run has made of stage classes, by stage number.
+    """
+    call = node.call
+    if node.make is not None:
+        instance = instances.get(node.index)
+        if instance is None:
+            try:
+                instance = instances[node.index] = node.make()
+            except StopIteration as error:  # it would read as the end of the coroutine
+                raise RuntimeError(f"{node.make.__name__}() raised StopIteration") from error
+        call = instance.execute
+    if node.plain:
+        # A copy: a context can be entered once at a time, and `variables` drives the waiting.
+        start = functools.partial(_call_in_thread, call, ctx, variables.copy())
+    else:
+        start = functools.partial(call, ctx)
+    if node.when is not None and ctx.attempt == 0:
+        return _call_when(node.when, start, ctx)
+    steps: Coroutine[Any, Any, Any] = start()
+    return steps
+
+
+async def _call_in_thread(call: Call, ctx: StageContext, variables: Context) -> Any:
     """Call a plain function in a thread of the library's own, with `variables`.
 
     Nothing can interrupt a thread, so a cancelled attempt ends when its function returns; what
@@ -140,17 +178,20 @@ async def call_in_thread(call: Call, ctx: StageContext, variables: Context) -> A
     return await value if inspect.isawaitable(value) else value
 
 
-async def call_when(
+async def _call_when(
     condition: Callable[[StageContext], Any],
-    begin: Callable[[], Awaitable[Any]],
+    start: Callable[[], Awaitable[Any]],
     ctx: StageContext,
 ) -> Any:
-    """Begin the attempt if `condition` says so; else hand back `Declined`."""
+    """Begin the first attempt if `condition` says so; else hand back `_DECLINED`."""
     verdict = condition(ctx)
     if inspect.isawaitable(verdict):
         verdict = await verdict
-    return await begin() if verdict else DECLINED
+    if not verdict:
+        return _DECLINED
+    ctx.attempt = 1
+    return await start()
 
 
-DECLINED = StageOutput.skip("its when= said no")
+_DECLINED = StageOutput.skip("its when= said no")
 """What an attempt comes to whose condition said no: `execute` was not called."""

@@ -1,9 +1,11 @@
-"""What is known of every stage of one run, and what follows from each result. It starts nothing."""
+"""What is known of every stage of one run, and what follows from each result."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from ..context import StageContext
 from ..observability.recorder import RunRecorder
@@ -78,6 +80,7 @@ class Ledger:
             output.error,
             output.exception,
             output.reason,
+            attempts,  # attempt
             attempts,
             self._ready_at[node.index] + origin,
             began + origin,
@@ -174,7 +177,9 @@ class Ledger:
             # It waited for its next attempt: its end is that of its last one.
             output = StageOutput(CANCEL, {}, last.error, last.exception, f"not tried again: {why}")
             began, ended = last.started_ns - origin, last.ended_ns - origin
-            self.keep(node, self.result(node, None, output, last.attempts, began, ended))
+            result = self.result(node, None, output, last.attempts, began, ended)
+            # The attempt that never began gives the end of the stage an id of its own.
+            self.keep(node, replace(result, attempt=last.attempts + 1))
 
     def _settle_unstarted(self, node: Node, status: StageStatus, reason: str, at: int) -> None:
         output = StageOutput(status, {}, reason=reason)

@@ -20,6 +20,7 @@ class Node:
         call: What to call with the context, where the stage is no class.
         direct: True where `call` gives a coroutine that needs nothing around it.
         plain: True where `call` is a plain function, for a thread.
+        first_attempt: 1, or 0 where a condition is asked before the first one.
         gated: True where the outcome of its dependencies may skip it.
         dependents: Numbers of the stages that wait for this one.
         route_labels: The labels its dependants take, for a stage of kind ROUTE.
@@ -32,6 +33,7 @@ class Node:
         "dependency_set",
         "dependents",
         "direct",
+        "first_attempt",
         "gated",
         "index",
         "kind",
@@ -57,6 +59,7 @@ class Node:
         self.conditional = spec.conditional
         self.optional = spec.optional
         self.when: Condition | None = spec.when
+        self.first_attempt = 1 if spec.when is None else 0
         self.route = spec.route
         self.timeout = spec.timeout
         self.retry: Retry | None = spec.retry

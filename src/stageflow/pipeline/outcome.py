@@ -13,21 +13,35 @@ from .node import Node
 
 __all__ = ["failure", "output_of", "retried_or_failed", "timed_out", "told_to_end"]
 
+# One made by hand may hold anything; what makes one by its methods has these.
+_SHAPE = (
+    ("status", StageStatus),
+    ("data", dict),
+    ("error", str | None),
+    ("exception", BaseException | None),
+    ("reason", str | None),
+    ("after", float | int | None),
+    ("routes", tuple),
+)
 _DEFAULT_RETRY = Retry(attempts=3, on=())
 
 
 def output_of(value: Any, node: Node) -> StageOutput:
     """Return what a stage returned as an output; nonsense becomes a failure that says so."""
     if type(value) is StageOutput:
-        if type(value.data) is not dict:
-            return _nonsense(f"a StageOutput with {type(value.data).__name__} for its data", node)
-        if value.routes:
-            return _routed(value, node)
-        return value
+        if value.status is StageStatus.OK and type(value.data) is dict and not value.routes:
+            return value
+        for name, kind in _SHAPE:
+            if not isinstance(getattr(value, name), kind):
+                return _nonsense(f"a StageOutput with {name}={_cut(getattr(value, name))}", node)
+        return _routed(value, node) if value.routes else value
     if value is None:
         return StageOutput(StageStatus.OK, {})
     if isinstance(value, Mapping):
-        return StageOutput(StageStatus.OK, dict(value))
+        try:
+            return StageOutput(StageStatus.OK, dict(value))
+        except Exception as error:  # a mapping of the application's own
+            return failure(error)
     return _nonsense(f"{type(value).__name__} {_cut(value)}", node)
 
 

@@ -76,7 +76,7 @@ class Pipeline:
             retry: When to try again; default three attempts for `StageOutput.retry`, none for
                 exceptions.
         """
-        needs = (dependencies,) if isinstance(dependencies, str) else tuple(dependencies)
+        needs = (dependencies,) if isinstance(dependencies, str) else tuple(dependencies or ())
         spec = StageSpec(name, runner, kind, needs, conditional, optional, when, route, timeout, retry)
         return Pipeline(self.name, stages=(*self.stages, spec))
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections import deque
-from collections.abc import Coroutine
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +23,7 @@ from ..observability.recorder import RunRecorder
 from ..observability.run_record import RunRecord, current_run, enter_run
 from ..stages import PipelineResults, StageOutput, StageResult, StageStatus
 from ..stages.results import Outcome
-from .attempt import DECLINED, Attempt, call_in_thread, call_when, resume
+from .attempt import Attempt, begin, resume
 from .ledger import Ledger
 from .node import Node
 from .outcome import failure, output_of, retried_or_failed, timed_out, told_to_end
@@ -182,7 +180,7 @@ class Run:
         turn = 0
         while index >= 0 and self.ending is None:
             node = nodes[index]
-            number = retries[index].attempts + 1 if index in retries else 1
+            number = retries[index].attempts + 1 if index in retries else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, ledger, recorder)
             variables = base.copy()
             attempt = raised = None
@@ -191,7 +189,7 @@ class Run:
                 if node.direct:
                     steps = node.call(ctx)
                 else:
-                    steps = variables.run(self._begin, node, ctx, variables)
+                    steps = variables.run(begin, node, ctx, variables, self.instances)
                 waits_for = variables.run(steps.send, None)
             except StopIteration as stop:
                 output = output_of(stop.value, node)
@@ -214,7 +212,7 @@ class Run:
                 del self.attempts[index]
                 attempt.stop_timer()
             index = self._came_to(node, ctx, output, raised, began, now(), attempt)
-            if attempt is not None and task.cancelling() and index >= 0:
+            if index >= 0 and task.cancelling():
                 # A cancelled task would cancel the next stage's waits: let it start afresh.
                 self.active -= 1
                 self._ready(index)
@@ -223,24 +221,6 @@ class Run:
             if turn % _TURNS == 0:
                 await asyncio.sleep(0)
         self.active -= 1
-
-    def _begin(self, node: Node, ctx: StageContext, variables: Context) -> Coroutine[Any, Any, Any]:
-        """Return the coroutine of an attempt that is more than the call of a coroutine function."""
-        call = node.call
-        if call is None:
-            instance = self.instances.get(node.index)
-            if instance is None:
-                instance = self.instances[node.index] = node.make()
-            call = instance.execute
-        if node.plain:
-            # A copy: a context can be entered once at a time, and `variables` drives the waiting.
-            begin = functools.partial(call_in_thread, call, ctx, variables.copy())
-        else:
-            begin = functools.partial(call, ctx)
-        if node.when is not None and ctx.attempt == 1:
-            return call_when(node.when, begin, ctx)
-        coroutine: Coroutine[Any, Any, Any] = begin()
-        return coroutine
 
     # ------------------------------------------------------------ ending stages
 
@@ -265,12 +245,12 @@ class Run:
             ):
                 reason = "a task of the run was cancelled from outside"
                 self._end(Ending("cancelled", reason, reason), but=node.index)
-            if self.ending is not None:
+            if self.ending is not None and (attempt is None or attempt.told != "timeout"):
                 output = told_to_end(output, raised, f"cancelled: {self.ending.reason}")
-            elif raised is not None or output.status is RETRY:
+            elif self.ending is None and number and (raised is not None or output.status is RETRY):
                 output = retried_or_failed(output, node, number, raised)
-            if output is DECLINED:
-                number, began = 0, ended
+            if not number:  # `execute` was never called
+                began = ended
         if output.routes or node.route_labels:
             self.ledger.route(node, output.routes)
         result = self.ledger.result(node, ctx, output, number, began, ended)
@@ -381,7 +361,8 @@ class Run:
         self.ledger.settle_rest(now, ending.reason if ending else "the run ended")
         results = self.ledger.results()
         failed = self.ledger.first_failed
-        if ending is None and failed is not None:
+        if failed is not None and (ending is None or ending.outcome == "stopped"):
+            # It failed first, and the run went on for the stages that did not need it.
             text = f"stage {failed.name!r} failed: {failed.error}"
             ending = Ending("failed", f"stage {failed.name!r} failed", text, failed.exception)
         if ending is None:

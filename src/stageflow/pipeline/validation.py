@@ -30,7 +30,7 @@ def problems_of(name: Any, specs: Sequence[StageSpec]) -> list[str]:
             problems.append(
                 f"stage {stage!r} is described {count} times; names must differ: rename all but one"
             )
-    routers = {spec.name for spec in specs if spec.kind == StageKind.ROUTE}
+    routers = {spec.name for spec in specs if spec.kind == StageKind.ROUTE and isinstance(spec.name, str)}
     names = set(known)
     for spec in specs:
         problems += _stage_problems(spec, names, routers)
@@ -49,13 +49,19 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     if not isinstance(spec.kind, StageKind):
         kinds = ", ".join(kind.name for kind in StageKind)
         problems.append(f"{stage}: {spec.kind!r} is no StageKind; use one of {kinds}")
-    for dependency in spec.dependencies:
+    dependencies = [d for d in spec.dependencies if isinstance(d, str)]
+    problems += [
+        f"{stage}: its dependency {d!r} is no text; give the name of a stage"
+        for d in spec.dependencies
+        if not isinstance(d, str)
+    ]
+    for dependency in dependencies:
         if dependency == spec.name:
             problems.append(f"{stage}: it depends on itself; remove that dependency")
         elif dependency not in names:
-            near = did_you_mean(str(dependency), sorted(names - {spec.name}))
+            near = did_you_mean(dependency, sorted(names - {spec.name}))
             problems.append(f"{stage}: it depends on {dependency!r}, which is no stage{near}")
-    for dependency, count in Counter(spec.dependencies).items():
+    for dependency, count in Counter(dependencies).items():
         if count > 1:
             problems.append(f"{stage}: it names the dependency {dependency!r} {count} times")
     if (unfit := _runner_problem(spec.runner)) is not None:
@@ -67,7 +73,7 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         problems.append(f"{stage}: retry={spec.retry!r}; give a policy such as Retry(attempts=3)")
     if spec.when is not None and not callable(spec.when):
         problems.append(f"{stage}: when={spec.when!r}; give a function of the stage's context")
-    if spec.route is not None and not routers.intersection(spec.dependencies):
+    if spec.route is not None and not routers.intersection(dependencies):
         problems.append(f"{stage}: route={spec.route!r}, but none of its dependencies is of kind ROUTE")
     return problems
 
@@ -92,6 +98,8 @@ def _runner_problem(runner: Any) -> str | None:
         called = getattr(runner, "execute", None)
         if not callable(called):
             return f"class {runner.__name__} has no method `execute(ctx)`"
+        if inspect.isabstract(runner):
+            return f"class {runner.__name__} is abstract; pass a class that can be made"
         try:
             inspect.signature(runner).bind()
         except TypeError as error:
@@ -101,7 +109,8 @@ def _runner_problem(runner: Any) -> str | None:
             )
         except ValueError:  # a signature that Python cannot tell: let it be tried
             pass
-        return _async_generator(called)
+        static = isinstance(inspect.getattr_static(runner, "execute"), (staticmethod, classmethod))
+        return _unfit(called, arguments=1 if static else 2)
     execute = getattr(runner, "execute", None)
     if callable(execute):
         called = execute
@@ -110,16 +119,16 @@ def _runner_problem(runner: Any) -> str | None:
             f"{_shown(runner)} has no method `execute(ctx)` and is no function; "
             "give a class, an instance or a function"
         )
+    return _unfit(called, arguments=1)
+
+
+def _unfit(called: Any, arguments: int) -> str | None:
     try:
-        inspect.signature(called).bind(object())
+        inspect.signature(called).bind(*[object()] * arguments)
     except TypeError:
         return f"{_shown(called)} does not take the stage's context as its one argument"
-    except ValueError:
+    except ValueError:  # a signature that Python cannot tell
         pass
-    return _async_generator(called)
-
-
-def _async_generator(called: Any) -> str | None:
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         return f"{_shown(called)} is a generator; a stage returns one value"
     return None
@@ -136,7 +145,7 @@ def _number(value: Any) -> bool:
 def _cycle(specs: Sequence[StageSpec]) -> list[str]:
     """Return one cycle, its first stage repeated at the end, or an empty list."""
     needs = {
-        spec.name: [d for d in spec.dependencies if d != spec.name]
+        spec.name: [d for d in spec.dependencies if d != spec.name and isinstance(d, str)]
         for spec in specs
         if isinstance(spec.name, str)
     }

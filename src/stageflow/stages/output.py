@@ -40,9 +40,9 @@ class StageOutput(Struct, frozen=True, eq=False):
         return StageOutput(StageStatus.OK, {**data, **fields} if data else fields)
 
     @staticmethod
-    def skip(reason: str = "", /, **fields: Any) -> StageOutput:
+    def skip(reason: object = "", /, **fields: Any) -> StageOutput:
         """The stage had nothing to do; dependants run all the same."""
-        return StageOutput(StageStatus.SKIP, fields, reason=reason or "skipped by the stage")
+        return StageOutput(StageStatus.SKIP, fields, reason=as_text(reason) or "skipped by the stage")
 
     @staticmethod
     def fail(error: str | BaseException, /, **fields: Any) -> StageOutput:
@@ -51,9 +51,9 @@ class StageOutput(Struct, frozen=True, eq=False):
         return StageOutput(StageStatus.FAIL, fields, error=text, exception=exception)
 
     @staticmethod
-    def cancel(reason: str = "", /, **fields: Any) -> StageOutput:
+    def cancel(reason: object = "", /, **fields: Any) -> StageOutput:
         """End the whole run now, gracefully: it is no error, and the run's status is OK."""
-        return StageOutput(StageStatus.CANCEL, fields, reason=reason or "stopped by the stage")
+        return StageOutput(StageStatus.CANCEL, fields, reason=as_text(reason) or "stopped by the stage")
 
     @staticmethod
     def retry(error: str | BaseException, /, *, after: float | None = None) -> StageOutput:
@@ -79,14 +79,19 @@ class StageOutput(Struct, frozen=True, eq=False):
 def _split(error: str | BaseException) -> tuple[str, BaseException | None]:
     if isinstance(error, BaseException):
         return describe(error), error
-    return str(error), None
+    return as_text(error), None
+
+
+def as_text(value: object) -> str:
+    """Return `str(value)`, also of a value whose `__str__` raises."""
+    try:
+        return str(value)
+    except Exception:
+        return f"({type(value).__name__}: its text could not be made)"
 
 
 def describe(error: BaseException) -> str:
     """Return `Type: message` of an exception, also of one whose `__str__` raises."""
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message could not be made)"
+    message = as_text(error)
     name = type(error).__name__
     return f"{name}: {message}" if message else name

@@ -39,7 +39,11 @@ class StageResult(Struct, frozen=True, eq=False):
     error: str | None = None
     exception: BaseException | None = None
     reason: str | None = None
+    attempt: int = 1
+    """Number of the attempt this tells of: the last one, or the next one of a stage that was waiting
+    for it when the run ended. 0 for a stage that never started."""
     attempts: int = 1
+    """How many attempts there were."""
     ready_ns: int = 0
     started_ns: int = 0
     ended_ns: int = 0

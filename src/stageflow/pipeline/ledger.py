@@ -88,7 +88,8 @@ class Ledger:
             node.kind,
             node.dependencies,
             node.optional,
-            (ctx.attributes or {}) if ctx else {},
+            # A copy: what the stage left behind may go on annotating.
+            ctx.attributes.copy() if ctx and ctx.attributes else {},
             tuple(ctx.artifacts) if ctx and ctx.artifacts else (),
             ctx.events_count if ctx else 0,
             ctx.missing_inputs if ctx else (),

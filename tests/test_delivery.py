@@ -638,5 +638,7 @@ def test_the_journal_belongs_to_the_process_that_opened_it(tmp_path: Any) -> Non
         os._exit(0)
     os.waitpid(child, 0)
     emit(journal)
-    lines = {path.name.split("-")[1]: path.read_text().count("\n") for path in journal.path.iterdir()}
+    lines = {
+        path.name.split("-")[1]: path.read_text().count("\n") for path in (tmp_path / "journal").iterdir()
+    }
     assert lines == {f"p{os.getpid()}": 2, f"p{child}": 2}

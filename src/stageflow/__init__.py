@@ -1,6 +1,6 @@
 """Pipelines of stages inside a backend, and one complete record of every run."""
 
-from .context import PipelineContext, Stage, StageContext, StageInputs
+from .context import PipelineContext, PipelineResults, Stage, StageContext, StageInputs
 from .errors import (
     DeadlineExceededError,
     InputError,
@@ -32,7 +32,7 @@ from .stages import (
     Artifact,
     Exponential,
     Fixed,
-    PipelineResults,
+    Linear,
     Retry,
     StageKind,
     StageOutput,
@@ -52,6 +52,7 @@ __all__ = [
     "Fixed",
     "InputError",
     "JournalSink",
+    "Linear",
     "LoggingEventSink",
     "MemoryEventSink",
     "MissingInputError",

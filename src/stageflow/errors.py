@@ -14,7 +14,6 @@ StageflowError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -156,5 +155,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         >>> did_you_mean("serch", ["search", "answer"])
         "; did you mean 'search'?"
     """
+    import difflib  # only mistakes need it
+
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from .stage_context import StageContext
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 __all__ = ["Recorder"]
 
@@ -13,6 +11,8 @@ __all__ = ["Recorder"]
 class Recorder(Protocol):
     """Takes what stages say beyond their result."""
 
-    def custom_event(self, ctx: StageContext, type: str, data: dict[str, Any] | None) -> None:
-        """Send an event of the stage's own, correlated with its run."""
+    def custom_event(
+        self, stage: str, attempt: int, number: int, type: str, data: Mapping[str, Any] | None
+    ) -> None:
+        """Send an event of the stage's own, the `number`th of this attempt, correlated with its run."""
         ...

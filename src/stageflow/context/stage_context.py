@@ -105,7 +105,7 @@ class StageContext:
         It carries the ids of the run and the name of the stage, and counts in `events_count`.
         """
         self.events_count += 1
-        self._recorder.custom_event(self, type, data)
+        self._recorder.custom_event(self.stage, self.attempt, self.events_count, type, data)
 
     def __repr__(self) -> str:
         return f"<StageContext {self.stage!r}, attempt {self.attempt}, run {self.run.pipeline_run_id}>"

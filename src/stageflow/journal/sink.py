@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import msgspec
 
@@ -36,7 +34,7 @@ class JournalSink(EventSink):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = os.fspath(path)
         self._lock = threading.Lock()
         self._fd = -1
         self._end = 0
@@ -57,14 +55,14 @@ class JournalSink(EventSink):
                 return
             # The disk is full: take the torn line back, so that the file stays whole lines.
             os.ftruncate(self._fd, self._end)
-        raise OSError(f"journal {str(self.path)!r}: no room left for an event of {len(line)} bytes")
+        raise OSError(f"journal {self.path!r}: no room left for an event of {len(line)} bytes")
 
     def _open(self) -> None:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
         opened = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name = f"{opened}-p{os.getpid()}-{secrets.token_hex(4)}.ndjson"
+        name = f"{opened}-p{os.getpid()}-{os.urandom(4).hex()}.ndjson"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self.path / name, flags, 0o600)
+        self._fd = os.open(os.path.join(self.path, name), flags, 0o600)
         self._end = 0
 
     def close(self) -> None:
@@ -87,7 +85,7 @@ class JournalSink(EventSink):
             os.close(self._fd)
 
     def __repr__(self) -> str:
-        return f"<JournalSink {str(self.path)!r}>"
+        return f"<JournalSink {self.path!r}>"
 
 
 _journals: weakref.WeakSet[JournalSink] = weakref.WeakSet()

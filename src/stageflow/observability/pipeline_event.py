@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import cast
 
 from ..clock import get_clock
-from ..context import PipelineContext
+from ..context import PipelineContext, PipelineResults
+from ..context.results import Outcome
 from ..schema import SCHEMA_VERSION, PipelineWide, StageSummary, Terminal
-from ..stages import PipelineResults, StageResult, StageStatus
-from ..stages.results import Outcome
+from ..stages import StageResult, StageStatus
 from .critical_path import critical_path
 from .exceptions import exception_info
 from .plain import safe_text

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import builtins
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..clock import get_clock
-from ..context import PipelineContext, StageContext
+from ..context import PipelineContext, PipelineResults
 from ..events import Event, NoOpEventSink
 from ..events.channel import offer
 from ..events.stats import TALLY
-from ..stages import PipelineResults, StageResult
+from ..stages import StageResult
 from .emitter import WideEventEmitter
 from .plain import plain
 from .run_record import RunRecord
@@ -106,7 +106,9 @@ class RunRecorder:
             else:
                 return
 
-    def custom_event(self, ctx: StageContext, type: str, data: dict[str, Any] | None) -> None:
+    def custom_event(
+        self, stage: str, attempt: int, number: int, type: str, data: Mapping[str, Any] | None
+    ) -> None:
         """Send an event of a stage's own, with the ids of its run; the stage's keys come first.
 
         A key of the stage that is also one of ours is kept under `payload`.
@@ -118,9 +120,9 @@ class RunRecorder:
         correlation_ids, metadata = record.identity
         now = record.origin_ns + get_clock().monotonic_ns()
         ours: dict[str, Any] = {
-            "event_id": f"{record.run_id}/{ctx.stage}/{ctx.attempt}/{ctx.events_count}",
-            "stage_name": ctx.stage,
-            "attempt": ctx.attempt,
+            "event_id": f"{record.run_id}/{stage}/{attempt}/{number}",
+            "stage_name": stage,
+            "attempt": attempt,
             "emitted_at": rfc3339(now // 1000),
             "correlation_ids": correlation_ids,
             "pipeline_metadata": metadata,

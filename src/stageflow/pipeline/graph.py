@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
 
-from ..context import PipelineContext, StageContext
-from ..observability import WideEventEmitter
-from ..stages import PipelineResults
-from .node import compile_nodes
+from ..context import PipelineContext, PipelineResults, StageContext
+from .plan import Plan
 from .run import Run
-from .spec import StageSpec
 
 __all__ = ["StageGraph"]
 
@@ -19,29 +14,9 @@ __all__ = ["StageGraph"]
 class StageGraph:
     """What `Pipeline.build()` returns. It has no state of its own: one graph serves all runs."""
 
-    def __init__(
-        self,
-        name: str,
-        specs: Sequence[StageSpec],
-        *,
-        emit_stage_wide_events: bool,
-        emit_pipeline_wide_event: bool,
-        wide_event_emitter: WideEventEmitter,
-        fail_fast: bool,
-        max_concurrency: int | None,
-        grace: float,
-    ) -> None:
-        self.name = name
-        self.nodes = compile_nodes(specs, name)
-        self.index = {node.name: node.index for node in self.nodes}
-        self.waiting = [len(node.dependencies) for node in self.nodes]
-        self.roots = tuple(node.index for node in self.nodes if not node.dependencies)
-        self.emits_stages = emit_stage_wide_events
-        self.emits_pipeline = emit_pipeline_wide_event
-        self.emitter = wide_event_emitter
-        self.fail_fast = fail_fast
-        self.max_concurrency = max_concurrency
-        self.grace = grace
+    def __init__(self, plan: Plan) -> None:
+        self.name = plan.name
+        self._plan = plan
 
     async def run(
         self, ctx: PipelineContext | None = None, *, deadline: float | None = None
@@ -75,25 +50,7 @@ class StageGraph:
             )
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < math.inf):
             raise ValueError(f"pipeline {self.name!r}: run(deadline={deadline!r}); give seconds, more than 0")
-        return await Run(self, ctx, deadline).complete()
-
-    @cached_property
-    def _ancestors(self) -> dict[int, frozenset[str]]:
-        return {}
-
-    def ancestors(self, index: int) -> frozenset[str]:
-        """Return the names of all stages that must have ended before stage number `index` starts."""
-        known = self._ancestors.get(index)
-        if known is None:
-            found: set[str] = set()
-            following = [index]
-            while following:
-                for name in self.nodes[following.pop()].dependencies:
-                    if name not in found:
-                        found.add(name)
-                        following.append(self.index[name])
-            known = self._ancestors[index] = frozenset(found)
-        return known
+        return await Run(self._plan, ctx, deadline).complete()
 
     def __repr__(self) -> str:
-        return f"<StageGraph {self.name!r}: {', '.join(self.index)}>"
+        return f"<StageGraph {self.name!r}: {', '.join(self._plan.index)}>"

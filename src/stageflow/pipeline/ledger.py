@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -11,9 +10,7 @@ from ..context import StageContext
 from ..observability.recorder import RunRecorder
 from ..stages import StageOutput, StageResult, StageStatus
 from .node import Node
-
-if TYPE_CHECKING:
-    from .graph import StageGraph
+from .plan import Plan
 
 __all__ = ["Ledger"]
 
@@ -30,8 +27,8 @@ class Ledger:
     """
 
     __slots__ = (
-        "_graph",
         "_origin",
+        "_plan",
         "_ready_at",
         "_recorder",
         "_routes",
@@ -44,19 +41,17 @@ class Ledger:
         "run_id",
     )
 
-    def __init__(
-        self, graph: StageGraph, recorder: RunRecorder, run_id: str, began: int, origin: int
-    ) -> None:
-        size = len(graph.nodes)
-        self.pipeline_name = graph.name
+    def __init__(self, plan: Plan, recorder: RunRecorder, run_id: str, began: int, origin: int) -> None:
+        size = len(plan.nodes)
+        self.pipeline_name = plan.name
         self.run_id = run_id
         self.left = size
         self.retries: dict[int, StageResult] = {}
         self.first_failed: StageResult | None = None
-        self._graph = graph
+        self._plan = plan
         self._recorder = recorder
         self._origin = origin
-        self._waiting = graph.waiting.copy()
+        self._waiting = plan.waiting.copy()
         self._slots: list[StageResult | None] = [None] * size
         self._ready_at = [began] * size
         self._routes: dict[int, tuple[str, ...]] = {}
@@ -117,7 +112,7 @@ class Ledger:
 
     def release(self, node: Node, at: int) -> list[int]:
         """Return the stages that `node` was the last to hold up; settle those it makes skip."""
-        nodes, waiting, slots = self._graph.nodes, self._waiting, self._slots
+        nodes, waiting, slots = self._plan.nodes, self._waiting, self._slots
         ready: list[int] = []
         skipped: list[Node] = []
         while True:
@@ -138,7 +133,7 @@ class Ledger:
 
     def _skip_reason(self, node: Node) -> str | None:
         """Return why its dependencies skip a stage, or None where they do not."""
-        index = self._graph.index
+        index = self._plan.index
         if node.route is not None:
             routers = [name for name in node.dependencies if index[name] in self._routes]
             chosen = [label for name in routers for label in self._routes[index[name]]]
@@ -159,7 +154,7 @@ class Ledger:
         while following:
             for index in following.pop().dependents:
                 if self._slots[index] is None:
-                    after = self._graph.nodes[index]
+                    after = self._plan.nodes[index]
                     self._ready_at[index] = at
                     self._settle_unstarted(after, CANCEL, reason, at)
                     following.append(after)
@@ -167,7 +162,7 @@ class Ledger:
     def settle_rest(self, at: int, why: str) -> None:
         """Settle every stage that has no terminal result, because the run ended."""
         origin = self._origin
-        for node in self._graph.nodes:
+        for node in self._plan.nodes:
             if self._slots[node.index] is not None:
                 continue
             last = self.retries.get(node.index)
@@ -193,10 +188,10 @@ class Ledger:
     # What the inputs of a stage ask; see `context.Upstream`.
 
     def ancestor(self, reader: int, stage: str) -> StageResult | None:
-        graph = self._graph
-        if stage in graph.nodes[reader].dependency_set or stage in graph.ancestors(reader):
-            return self._slots[graph.index[stage]]
+        plan = self._plan
+        if stage in plan.nodes[reader].dependency_set or stage in plan.ancestors(reader):
+            return self._slots[plan.index[stage]]
         return None
 
     def ancestors(self, reader: int) -> Collection[str]:
-        return self._graph.ancestors(reader)
+        return self._plan.ancestors(reader)

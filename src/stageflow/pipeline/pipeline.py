@@ -11,6 +11,7 @@ from ..errors import PipelineValidationError
 from ..observability import WideEventEmitter
 from ..stages import Retry, StageKind
 from .graph import StageGraph
+from .plan import Plan
 from .spec import Condition, StageSpec
 from .validation import problems_of
 
@@ -116,14 +117,16 @@ class Pipeline:
         if problems:
             raise PipelineValidationError(str(self.name), problems)
         return StageGraph(
-            self.name,
-            self.stages,
-            emit_stage_wide_events=bool(emit_stage_wide_events),
-            emit_pipeline_wide_event=bool(emit_pipeline_wide_event),
-            wide_event_emitter=wide_event_emitter or WideEventEmitter(),
-            fail_fast=on_failure == "cancel",
-            max_concurrency=max_concurrency,
-            grace=float(grace),
+            Plan(
+                self.name,
+                self.stages,
+                emitter=wide_event_emitter or WideEventEmitter(),
+                emits_stages=bool(emit_stage_wide_events),
+                emits_pipeline=bool(emit_pipeline_wide_event),
+                fail_fast=on_failure == "cancel",
+                max_concurrency=max_concurrency,
+                grace=float(grace),
+            )
         )
 
     def __repr__(self) -> str:

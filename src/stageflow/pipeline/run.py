@@ -11,25 +11,23 @@ import contextlib
 from collections import deque
 from contextvars import copy_context
 from copy import copy
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from msgspec import Struct
 
 from ..clock import get_clock
-from ..context import PipelineContext, StageContext
+from ..context import PipelineContext, PipelineResults, StageContext
+from ..context.results import Outcome
 from ..errors import DeadlineExceededError
 from ..ids import uuid7
 from ..observability.recorder import RunRecorder
 from ..observability.run_record import RunRecord, current_run, enter_run
-from ..stages import PipelineResults, StageOutput, StageResult, StageStatus
-from ..stages.results import Outcome
+from ..stages import StageOutput, StageResult, StageStatus
 from .attempt import Attempt, begin, resume
 from .ledger import Ledger
 from .node import Node
 from .outcome import failure, output_of, retried_or_failed, timed_out, told_to_end
-
-if TYPE_CHECKING:
-    from .graph import StageGraph
+from .plan import Plan
 
 __all__ = ["Run"]
 
@@ -52,26 +50,26 @@ class Ending(Struct, frozen=True):
 class Run:
     """One run: its tasks, its timers, and how it ends."""
 
-    def __init__(self, graph: StageGraph, context: PipelineContext, deadline: float | None) -> None:
+    def __init__(self, plan: Plan, context: PipelineContext, deadline: float | None) -> None:
         clock = get_clock()
         self.now = clock.monotonic_ns
         wall, self.began = clock.wall_ns(), self.now()
         self.origin = wall - self.began
         self.loop = asyncio.get_running_loop()
-        self.graph = graph
-        self.pipeline_name = graph.name
+        self.plan = plan
+        self.pipeline_name = plan.name
         self.context = self._own(context, wall)
         self.run_id: str = self.context._record.run_id
         self.recorder = RunRecorder(
             self.context._record,
             self.context,
-            graph.emitter,
-            stages=graph.emits_stages,
-            pipeline=graph.emits_pipeline,
+            plan.emitter,
+            stages=plan.emits_stages,
+            pipeline=plan.emits_pipeline,
         )
         self.variables = copy_context()
         self.variables.run(enter_run, self.context._record, self.loop)
-        self.ledger = Ledger(graph, self.recorder, self.run_id, self.began, self.origin)
+        self.ledger = Ledger(plan, self.recorder, self.run_id, self.began, self.origin)
         self.attempts: dict[int, Attempt] = {}
         self.timers: dict[int, asyncio.TimerHandle] = {}
         self.instances: dict[int, Any] = {}
@@ -92,11 +90,11 @@ class Run:
             # The context of another run lends its labels, never its id.
             own.pipeline_run_id = uuid7(wall_ns)
         own.service = own.service or "unknown_service"
-        own.topology = own.topology or self.graph.name
+        own.topology = own.topology or self.plan.name
         own.execution_mode = own.execution_mode or "default"
         if type(own.data) is dict:
             own.data = own.data.copy()
-        own._record = RunRecord(own, self.graph.name, current_run.get(), self.origin)
+        own._record = RunRecord(own, self.plan.name, current_run.get(), self.origin)
         return own
 
     # ------------------------------------------------------------ the caller's side
@@ -105,7 +103,7 @@ class Run:
         """Run all stages and return their results; see `StageGraph.run`."""
         if self.deadline is not None:
             self.limits.append(self.loop.call_later(self.deadline, self._out_of_time))
-        for index in self.graph.roots:
+        for index in self.plan.roots:
             self._ready(index)
         cancelled: asyncio.CancelledError | None = None
         while self.results is None:
@@ -146,13 +144,17 @@ class Run:
 
     # ------------------------------------------------------------ starting stages
 
-    def _ready(self, index: int) -> None:
-        """Start a stage in a task of its own, or let it wait for a place."""
-        limit = self.graph.max_concurrency
-        if limit is not None and self.active >= limit:
-            self.queue.append(index)
-            return
-        self.active += 1
+    def _ready(self, index: int, *, taking_over: bool = False) -> None:
+        """Start a stage in a task of its own, or let it wait for a place.
+
+        `taking_over` one: the place is that of the task at hand.
+        """
+        limit = self.plan.max_concurrency
+        if not taking_over:
+            if limit is not None and self.active >= limit:
+                self.queue.append(index)
+                return
+            self.active += 1
         # The constructor, not `loop.create_task`: an eager task factory would start the stage
         # inside the bookkeeping of the one before it.
         task = asyncio.Task(
@@ -162,6 +164,8 @@ class Run:
         task.add_done_callback(self._worker_done)
 
     def _worker_done(self, task: asyncio.Task[None]) -> None:
+        if task not in self.tasks:
+            return  # it ended in order, also if it was cancelled with nothing left to do
         self.tasks.discard(task)
         if task.cancelled():
             reason = "a task of the run was cancelled from outside"
@@ -174,7 +178,7 @@ class Run:
     async def _work(self, index: int) -> None:
         """Run a stage, then one that it made ready, and so on."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        nodes, now, base = self.graph.nodes, self.now, self.variables
+        nodes, now, base = self.plan.nodes, self.now, self.variables
         context, recorder, ledger = self.context, self.recorder, self.ledger
         retries = ledger.retries
         turn = 0
@@ -208,19 +212,21 @@ class Run:
                     raised = error
                     output = failure(error)
                 if ctx.abandoned:
+                    self.tasks.discard(task)
                     return  # its result is in, and its place is taken
                 del self.attempts[index]
                 attempt.stop_timer()
             index = self._came_to(node, ctx, output, raised, began, now(), attempt)
             if index >= 0 and task.cancelling():
                 # A cancelled task would cancel the next stage's waits: let it start afresh.
-                self.active -= 1
-                self._ready(index)
-                return
+                self._ready(index, taking_over=True)
+                break
             turn += 1
             if turn % _TURNS == 0:
                 await asyncio.sleep(0)
-        self.active -= 1
+        else:
+            self.active -= 1
+        self.tasks.discard(task)
 
     # ------------------------------------------------------------ ending stages
 
@@ -275,7 +281,7 @@ class Run:
             ready = ledger.release(node, at)
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {node.name!r}: {result.reason}"))
-        elif self.graph.fail_fast:
+        elif self.plan.fail_fast:
             self._fail(result)
         else:
             ledger.first_failed = ledger.first_failed or result
@@ -307,7 +313,7 @@ class Run:
 
     def _time_out(self, attempt: Attempt) -> None:
         attempt.tell("timeout")
-        attempt.timer = self.loop.call_later(self.graph.grace, self._overdue, attempt)
+        attempt.timer = self.loop.call_later(self.plan.grace, self._overdue, attempt)
 
     def _overdue(self, attempt: Attempt) -> None:
         """A timed-out attempt outlasted its grace: the run goes on without it."""
@@ -327,7 +333,7 @@ class Run:
         for attempt in self.attempts.values():
             attempt.tell("ending")
         if self.attempts:
-            self.limits.append(self.loop.call_later(self.graph.grace, self._abandon_rest))
+            self.limits.append(self.loop.call_later(self.plan.grace, self._abandon_rest))
         elif but < 0:
             self._finish()
 
@@ -340,8 +346,8 @@ class Run:
         del self.attempts[attempt.index]
         attempt.stop_timer()
         attempt.abandon()
-        node, ctx, now = self.graph.nodes[attempt.index], attempt.ctx, self.now()
-        left = f"it did not end within {self.graph.grace:g} s and was left running"
+        node, ctx, now = self.plan.nodes[attempt.index], attempt.ctx, self.now()
+        left = f"it did not end within {self.plan.grace:g} s and was left running"
         if attempt.told == "timeout":
             late = failure(timed_out(node, self.run_id, None))
             output = StageOutput(FAIL, {}, late.error, late.exception, left)

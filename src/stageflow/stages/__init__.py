@@ -3,14 +3,14 @@
 from .kind import StageKind, StageStatus
 from .output import StageOutput
 from .result import Artifact, StageResult
-from .results import PipelineResults
-from .retry import Exponential, Fixed, Retry
+from .retry import Retry
+from .wait import Exponential, Fixed, Linear
 
 __all__ = [
     "Artifact",
     "Exponential",
     "Fixed",
-    "PipelineResults",
+    "Linear",
     "Retry",
     "StageKind",
     "StageOutput",

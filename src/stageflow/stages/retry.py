@@ -1,91 +1,32 @@
-"""When an attempt is tried again, and after how long: policies as values."""
+"""When an attempt is tried again: a policy as a value."""
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
-__all__ = ["Exponential", "Fixed", "Retry", "Wait"]
+from msgspec import Struct
 
-Wait = Callable[[int], float]
-"""From the number of the attempt that failed (1 or more) to the seconds until the next."""
+from .wait import Exponential, Wait, check_seconds
 
+__all__ = ["Retry"]
 
-def _check(policy: str, **seconds: float) -> None:
-    for name, value in seconds.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{policy}({name}={value!r}): give a number, 0 or more")
+Covered = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """Wait the same time before each attempt.
-
-    Args:
-        seconds: 0 or more.
-
-    Example:
-        >>> Fixed(0.5)(3)
-        0.5
-    """
-
-    seconds: float
-
-    def __post_init__(self) -> None:
-        _check("Fixed", seconds=self.seconds)
-
-    def __call__(self, attempt: int) -> float:
-        return self.seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Exponential:
-    """Wait longer each time, up to a bound, with full-range jitter so that clients spread out.
-
-    Args:
-        initial: Seconds before the second attempt.
-        factor: By how much each wait exceeds the one before it.
-        maximum: No wait is longer than this many seconds.
-        jitter: The share of a wait that is random: 0 none, 1 anything between nothing and all.
-
-    Example:
-        >>> [Exponential(0.1, jitter=0)(attempt) for attempt in (1, 2, 3)]
-        [0.1, 0.2, 0.4]
-    """
-
-    initial: float = 0.1
-    factor: float = 2.0
-    maximum: float = 30.0
-    jitter: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check("Exponential", initial=self.initial, factor=self.factor, maximum=self.maximum)
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"Exponential(jitter={self.jitter!r}): give a share from 0 to 1")
-
-    def __call__(self, attempt: int) -> float:
-        try:
-            wait = min(self.initial * self.factor ** (attempt - 1), self.maximum)
-        except OverflowError:
-            wait = self.maximum
-        # Jitter spreads load; it guards nothing, so the cheap generator will do.
-        return wait * (1 - self.jitter * random.random())
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """Try a stage again when it raises what `on` covers, or returns `StageOutput.retry`.
 
     Args:
         attempts: How many attempts in all, the first included; 1 or more.
-        wait: Seconds between attempts, or a function of the number of the attempt that failed.
+        wait: Seconds between attempts, or a function of the number of the attempt that failed:
+            `Fixed`, `Linear`, `Exponential`, or one of your own.
         on: The exceptions worth another attempt: a class, a tuple of classes, or a function
             from the exception to a bool. `()` retries only what returns `StageOutput.retry`.
+        deadline: Seconds from the start of the first attempt, after which no further one starts;
+            default no limit. A wait that would go beyond it is not begun.
 
     Raises:
-        ValueError: For attempts under 1 or a negative wait.
+        ValueError: For attempts under 1, a negative wait or deadline, or an `on` of another kind.
 
     Example:
         >>> Retry(attempts=3, on=ConnectionError).covers(ConnectionResetError())
@@ -94,13 +35,24 @@ class Retry:
 
     attempts: int = 3
     wait: float | Wait = Exponential()
-    on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool] = Exception
+    on: Covered = Exception
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.attempts, int) or self.attempts < 1:
             raise ValueError(f"Retry(attempts={self.attempts!r}): give a whole number, 1 or more")
         if not callable(self.wait):
-            _check("Retry", wait=self.wait)
+            check_seconds("Retry", wait=self.wait)
+        if self.deadline is not None:
+            check_seconds("Retry", deadline=self.deadline)
+        classes = self.on if isinstance(self.on, tuple) else (self.on,)
+        for covered in classes:
+            is_class = isinstance(covered, type) and issubclass(covered, BaseException)
+            if not is_class and (isinstance(self.on, (tuple, type)) or not callable(covered)):
+                raise ValueError(
+                    f"Retry(on={self.on!r}): give an exception class, a tuple of them, "
+                    "or a function of the exception"
+                )
 
     def covers(self, error: BaseException) -> bool:
         """Tell whether `error` is worth another attempt. Ends of the process never are."""

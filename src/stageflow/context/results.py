@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..errors import RunFailedError, StageFailedError, did_you_mean
-from .kind import StageStatus
-from .result import StageResult
-
-if TYPE_CHECKING:
-    from ..context import PipelineContext
+from ..stages import StageResult, StageStatus
+from .pipeline_context import PipelineContext
 
 __all__ = ["Outcome", "PipelineResults"]
 

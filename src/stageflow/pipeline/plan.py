@@ -1,0 +1,71 @@
+"""A checked pipeline, compiled: all that its runs share, and none of them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..observability import WideEventEmitter
+from .node import Node, compile_nodes
+from .spec import StageSpec
+
+__all__ = ["Plan"]
+
+
+class Plan:
+    """Nodes, their order, and how runs go.
+
+    Attributes:
+        name: Name of the pipeline.
+        nodes: The stages, in the order of the description; a stage's number is its place here.
+        index: From the name of a stage to its number.
+        waiting: How many dependencies each stage has.
+        roots: Numbers of the stages that have none.
+        emitter: What emits.
+        emits_stages: Emit `stage.wide`.
+        emits_pipeline: Emit `pipeline.wide`.
+        fail_fast: True where a failure ends the run.
+        max_concurrency: How many stages of a run may be under way at once; None for no limit.
+        grace: Seconds that a cancelled stage has to end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        specs: Sequence[StageSpec],
+        *,
+        emitter: WideEventEmitter,
+        emits_stages: bool,
+        emits_pipeline: bool,
+        fail_fast: bool,
+        max_concurrency: int | None,
+        grace: float,
+    ) -> None:
+        self.name = name
+        self.nodes: tuple[Node, ...] = compile_nodes(specs, name)
+        self.index = {node.name: node.index for node in self.nodes}
+        self.waiting = [len(node.dependencies) for node in self.nodes]
+        self.roots = tuple(node.index for node in self.nodes if not node.dependencies)
+        self.emitter = emitter
+        self.emits_stages = emits_stages
+        self.emits_pipeline = emits_pipeline
+        self.fail_fast = fail_fast
+        self.max_concurrency = max_concurrency
+        self.grace = grace
+        self._ancestors: dict[int, frozenset[str]] = {}
+
+    def ancestors(self, index: int) -> frozenset[str]:
+        """Return the names of all stages that must have ended before stage number `index` starts.
+
+        It is found when it is first asked for: few stages read further back than one step.
+        """
+        known = self._ancestors.get(index)
+        if known is None:
+            found: set[str] = set()
+            following = [index]
+            while following:
+                for name in self.nodes[following.pop()].dependencies:
+                    if name not in found:
+                        found.add(name)
+                        following.append(self.index[name])
+            known = self._ancestors[index] = frozenset(found)
+        return known

@@ -1,7 +1,8 @@
 """Pipelines of stages inside a backend, and one complete record of every run."""
 
-from .context import PipelineContext, PipelineResults, Stage, StageContext, StageInputs
+from .context import PipelineContext, PipelineResults, Stage, StageContext, StageInputs, StageLogFilter
 from .errors import (
+    CircuitOpenError,
     DeadlineExceededError,
     InputError,
     MissingInputError,
@@ -27,7 +28,19 @@ from .events import (
 )
 from .journal import JournalSink
 from .observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
-from .pipeline import Pipeline, StageGraph
+from .pipeline import (
+    ActiveRun,
+    CircuitBreaker,
+    Interceptor,
+    Limits,
+    Log,
+    ManyRuns,
+    Pipeline,
+    StageCall,
+    StageGraph,
+    active_runs,
+    stage,
+)
 from .stages import (
     Artifact,
     Exponential,
@@ -43,17 +56,24 @@ from .stages import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActiveRun",
     "Artifact",
     "BackgroundEventSink",
+    "CircuitBreaker",
+    "CircuitOpenError",
     "DeadlineExceededError",
     "EventSink",
     "Exponential",
     "FanoutEventSink",
     "Fixed",
     "InputError",
+    "Interceptor",
     "JournalSink",
+    "Limits",
     "Linear",
+    "Log",
     "LoggingEventSink",
+    "ManyRuns",
     "MemoryEventSink",
     "MissingInputError",
     "NoOpEventSink",
@@ -64,11 +84,13 @@ __all__ = [
     "Retry",
     "RunFailedError",
     "Stage",
+    "StageCall",
     "StageContext",
     "StageFailedError",
     "StageGraph",
     "StageInputs",
     "StageKind",
+    "StageLogFilter",
     "StageOutput",
     "StageOutputError",
     "StageResult",
@@ -77,10 +99,12 @@ __all__ = [
     "StageflowError",
     "UnknownInputError",
     "WideEventEmitter",
+    "active_runs",
     "clear_event_sink",
     "emit_pipeline_wide",
     "emit_stage_wide",
     "flush",
     "get_event_sink",
     "set_event_sink",
+    "stage",
 ]

@@ -7,6 +7,7 @@ StageflowError
 │   └── MissingInputError        the ancestor was skipped, or has no such key
 ├── StageOutputError             a stage returned what no stage may return (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
+├── CircuitOpenError             a circuit breaker let an attempt fail at once
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
 ├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
 └── RunFailedError               what `results.raise_on_failure()` raises; it carries the results
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 __all__ = [
+    "CircuitOpenError",
     "DeadlineExceededError",
     "InputError",
     "MissingInputError",
@@ -126,6 +128,10 @@ class StageOutputError(StageflowError, TypeError):
 
 class StageTimeoutError(StageflowError, TimeoutError):
     """An attempt took longer than the stage's `timeout`."""
+
+
+class CircuitOpenError(StageflowError):
+    """A circuit breaker let an attempt fail at once, because the ones before it failed."""
 
 
 class DeadlineExceededError(StageflowError, TimeoutError):

@@ -130,6 +130,7 @@ class StageWide(Struct, frozen=True, gc=False):
     total_ms: Milliseconds
     retry_after_ms: Milliseconds | None
     abandoned: bool
+    outcome_by: str | None
     attributes: dict[str, Any]
     resource: Resource
     trace: Trace | None

@@ -1,11 +1,12 @@
-"""What a run and its stages are given."""
+"""What a run and its stages are given, and what a run gives back."""
 
 from .inputs import StageInputs, Upstream
+from .log_filter import StageLogFilter
 from .pipeline_context import PipelineContext
 from .recorder import Recorder
 from .results import PipelineResults
 from .stage import Stage
-from .stage_context import StageContext
+from .stage_context import StageContext, current_stage
 
 __all__ = [
     "PipelineContext",
@@ -14,5 +15,7 @@ __all__ = [
     "Stage",
     "StageContext",
     "StageInputs",
+    "StageLogFilter",
     "Upstream",
+    "current_stage",
 ]

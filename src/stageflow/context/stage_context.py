@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 from ..stages import Artifact, StageKind
@@ -9,7 +10,7 @@ from .inputs import StageInputs, Upstream
 from .pipeline_context import PipelineContext
 from .recorder import Recorder
 
-__all__ = ["StageContext"]
+__all__ = ["StageContext", "current_stage"]
 
 
 class StageContext:
@@ -24,6 +25,7 @@ class StageContext:
             plain function runs in a thread, which nothing can interrupt: a long one should
             look here now and then, and return.
         abandoned: True once the run no longer waits for this attempt.
+        outcome_by: Name of the interceptor that made the outcome, where one did.
     """
 
     __slots__ = (
@@ -38,6 +40,7 @@ class StageContext:
         "cancelled",
         "events_count",
         "kind",
+        "outcome_by",
         "run",
         "stage",
     )
@@ -58,6 +61,7 @@ class StageContext:
         self.attempt = attempt
         self.cancelled = False
         self.abandoned = False
+        self.outcome_by: str | None = None
         self.events_count = 0
         self.attributes: dict[str, Any] | None = None
         self.artifacts: list[Artifact] | None = None
@@ -109,3 +113,7 @@ class StageContext:
 
     def __repr__(self) -> str:
         return f"<StageContext {self.stage!r}, attempt {self.attempt}, run {self.run.pipeline_run_id}>"
+
+
+current_stage: ContextVar[StageContext | None] = ContextVar("stageflow_stage", default=None)
+"""The attempt in which the code at hand runs."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextvars import ContextVar
 from typing import Any
 
 from ..clock import get_clock
-from ..context import PipelineContext, StageContext
+from ..context import PipelineContext, StageContext, current_stage
 from ..events.loops import home_loop
 from ..ids import format_span_id, parse_traceparent, random_bits, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, Trace
 from .plain import safe_text
 
-__all__ = ["RunRecord", "current_run", "enter_run", "record_of"]
-
-current_run: ContextVar[RunRecord | None] = ContextVar("stageflow_run", default=None)
-"""The run in whose stages the code at hand runs."""
+__all__ = ["RunRecord", "emit_on", "parent_record", "record_of"]
 
 
 class RunRecord:
@@ -108,9 +104,14 @@ class RunTrace:
         return Trace(self._trace_id, format_span_id(number), self._span_id)
 
 
-def enter_run(record: RunRecord, loop: asyncio.AbstractEventLoop) -> None:
-    """Make the context at hand that of a run: what it starts is its child, its threads emit on `loop`."""
-    current_run.set(record)
+def parent_record() -> RunRecord | None:
+    """Return the record of the run in whose stages the code at hand runs, or None."""
+    ctx = current_stage.get()
+    return ctx.run._record if ctx is not None else None
+
+
+def emit_on(loop: asyncio.AbstractEventLoop) -> None:
+    """Have what is emitted in threads of the context at hand delivered on `loop`."""
     home_loop.set(loop)
 
 

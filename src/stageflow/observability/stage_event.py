@@ -61,6 +61,7 @@ def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id
         (ended - ready) / 1000,  # total_ms
         None if retry_after is None else retry_after * 1000,
         result.abandoned,
+        result.outcome_by,
         plain(result.attributes) if result.attributes else {},
         resource(),
         record.trace.of_attempt(result.sequence, result.attempt),

@@ -14,11 +14,13 @@ from typing import Any
 from ..context import StageContext
 from ..executors import in_thread
 from ..stages import StageOutput
+from .around import intercepted
 from .node import Node
+from .parameters import arguments
 
 __all__ = ["Attempt", "begin", "resume"]
 
-Call = Callable[[StageContext], Any]
+Call = Callable[..., Any]
 
 
 class Attempt:
@@ -134,13 +136,17 @@ def begin(
         start = functools.partial(_call_in_thread, call, ctx, variables.copy())
     else:
         start = functools.partial(call, ctx)
+    if node.parameters:
+        start = functools.partial(start, **arguments(ctx, node.parameters, node.dependencies))
+    if node.interceptors:
+        start = functools.partial(intercepted, node, ctx, start)
     if node.when is not None and ctx.attempt == 0:
         return _call_when(node.when, start, ctx)
     steps: Coroutine[Any, Any, Any] = start()
     return steps
 
 
-async def _call_in_thread(call: Call, ctx: StageContext, variables: Context) -> Any:
+async def _call_in_thread(call: Call, ctx: StageContext, variables: Context, **by_name: Any) -> Any:
     """Call a plain function in a thread of the library's own, with `variables`.
 
     Nothing can interrupt a thread, so a cancelled attempt ends when its function returns; what
@@ -156,7 +162,7 @@ async def _call_in_thread(call: Call, ctx: StageContext, variables: Context) -> 
     def job() -> None:
         value, error = None, None
         try:
-            value = variables.run(call, ctx)
+            value = variables.run(call, ctx, **by_name)
         except BaseException as caught:
             error = caught
         # A loop that was closed in the meantime has nobody left who would want to know.

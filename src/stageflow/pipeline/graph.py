@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from ..context import PipelineContext, PipelineResults, StageContext
+from .many import Contexts, ManyRuns
 from .plan import Plan
 from .run import Run
 
@@ -51,6 +53,48 @@ class StageGraph:
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < math.inf):
             raise ValueError(f"pipeline {self.name!r}: run(deadline={deadline!r}); give seconds, more than 0")
         return await Run(self._plan, ctx, deadline).complete()
+
+    def run_sync(
+        self, ctx: PipelineContext | None = None, *, deadline: float | None = None
+    ) -> PipelineResults:
+        """Run the pipeline once from code without an event loop: Celery, Django, a script.
+
+        A loop is made for this run, and what sinks have waiting is drained when it ends.
+
+        Raises:
+            RuntimeError: There is a running loop in this thread: await `run()` there.
+        """
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                f"pipeline {self.name!r}: run_sync() would block the event loop that runs in this thread"
+                "\n  hint: await graph.run(ctx)"
+            )
+        return asyncio.run(self.run(ctx, deadline=deadline))
+
+    def run_many(
+        self, contexts: Contexts, *, concurrency: int = 64, deadline: float | None = None
+    ) -> ManyRuns:
+        """Run the pipeline once for each context, and hand out results in order of completion.
+
+        Args:
+            contexts: Any iterable, also an asynchronous one; it is read as runs are started.
+            concurrency: How many runs may be started and not yet handed out.
+            deadline: Seconds that each run may take.
+
+        Raises:
+            ValueError: `concurrency` is no whole number of 1 or more.
+
+        Example:
+            async with graph.run_many(contexts, concurrency=100) as runs:
+                async for results in runs:
+                    print(results.outcome)
+        """
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise ValueError(
+                f"pipeline {self.name!r}: run_many(concurrency={concurrency!r}); "
+                "give a whole number, 1 or more"
+            )
+        return ManyRuns(lambda ctx: self.run(ctx, deadline=deadline), contexts, concurrency)
 
     def __repr__(self) -> str:
         return f"<StageGraph {self.name!r}: {', '.join(self._plan.index)}>"

@@ -23,6 +23,7 @@ class Ledger:
     Attributes:
         left: How many stages have no terminal result yet.
         retries: The result of the last attempt of each stage that was retried.
+        first_started: When the first attempt of each such stage began, nanoseconds since the epoch.
         first_failed: The first stage to fail that was not optional.
     """
 
@@ -35,6 +36,7 @@ class Ledger:
         "_slots",
         "_waiting",
         "first_failed",
+        "first_started",
         "left",
         "pipeline_name",
         "retries",
@@ -47,6 +49,7 @@ class Ledger:
         self.run_id = run_id
         self.left = size
         self.retries: dict[int, StageResult] = {}
+        self.first_started: dict[int, int] = {}
         self.first_failed: StageResult | None = None
         self._plan = plan
         self._recorder = recorder
@@ -90,14 +93,21 @@ class Ledger:
             ctx.missing_inputs if ctx else (),
             output.after,
             abandoned,
+            ctx.outcome_by if ctx else None,
             node.index,
         )
 
     def retry(self, node: Node, result: StageResult) -> None:
         """Take in the result of an attempt that will be tried again."""
         self.retries[node.index] = result
+        self.first_started.setdefault(node.index, result.started_ns)
         if self._recorder.stages:
             self._recorder.stage_ended(result)
+
+    def first_began(self, node: Node, began: int) -> int:
+        """Return when the first attempt of a stage began, if the one at hand `began` then."""
+        first = self.first_started.get(node.index)
+        return began if first is None else first - self._origin
 
     def keep(self, node: Node, result: StageResult) -> None:
         """Take in the terminal result of a stage, and emit it."""

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from ..stages import Retry, StageKind
+from .interceptor import Interceptor
+from .limits import Limit
+from .parameters import parameters_of
 from .spec import Condition, StageSpec
 
-__all__ = ["Node", "compile_nodes"]
+__all__ = ["Around", "Node", "compile_nodes", "gives_coroutine"]
+
+
+class Around(Struct, frozen=True):
+    """What `build()` puts around every stage: interceptors, and the limits that stages name."""
+
+    interceptors: tuple[Interceptor, ...] = ()
+    limits: Mapping[str, Limit] = {}
 
 
 class Node:
@@ -22,6 +34,9 @@ class Node:
         plain: True where `call` is a plain function, for a thread.
         first_attempt: 1, or 0 where a condition is asked before the first one.
         gated: True where the outcome of its dependencies may skip it.
+        limit: Where it takes a place before each attempt, or None.
+        interceptors: What is around each attempt, outermost first.
+        parameters: What it takes by name.
         dependents: Numbers of the stages that wait for this one.
         route_labels: The labels its dependants take, for a stage of kind ROUTE.
     """
@@ -36,10 +51,13 @@ class Node:
         "first_attempt",
         "gated",
         "index",
+        "interceptors",
         "kind",
+        "limit",
         "make",
         "name",
         "optional",
+        "parameters",
         "pipeline",
         "plain",
         "retry",
@@ -49,7 +67,7 @@ class Node:
         "when",
     )
 
-    def __init__(self, index: int, spec: StageSpec, pipeline: str) -> None:
+    def __init__(self, index: int, spec: StageSpec, pipeline: str, around: Around) -> None:
         self.index = index
         self.pipeline = pipeline
         self.name = spec.name
@@ -75,19 +93,23 @@ class Node:
         else:
             execute = getattr(runner, "execute", None)
             self.call = called = execute if callable(execute) else runner
-        self.plain = not _gives_coroutine(called)
-        self.direct = not self.plain and self.when is None and self.make is None
+        self.limit = around.limits[spec.limit] if spec.limit is not None else None
+        self.interceptors = (*around.interceptors, *spec.interceptors)
+        self.parameters = () if spec.runner is not called else parameters_of(called)
+        self.plain = not gives_coroutine(called)
+        self.direct = not (self.plain or self.when or self.make or self.interceptors or self.parameters)
 
 
-def _gives_coroutine(called: Any) -> bool:
+def gives_coroutine(called: Any) -> bool:
+    """Tell whether calling it gives a coroutine."""
     return inspect.iscoroutinefunction(called) or (
         not inspect.isroutine(called) and inspect.iscoroutinefunction(getattr(called, "__call__", None))  # noqa: B004
     )
 
 
-def compile_nodes(specs: Sequence[StageSpec], pipeline: str) -> tuple[Node, ...]:
+def compile_nodes(specs: Sequence[StageSpec], pipeline: str, around: Around) -> tuple[Node, ...]:
     """Return the nodes of a sound description, in its order."""
-    nodes = tuple(Node(index, spec, pipeline) for index, spec in enumerate(specs))
+    nodes = tuple(Node(index, spec, pipeline, around) for index, spec in enumerate(specs))
     by_name = {node.name: node for node in nodes}
     dependents: list[list[int]] = [[] for _ in nodes]
     labels: list[list[str]] = [[] for _ in nodes]

@@ -118,9 +118,12 @@ def told_to_end(output: StageOutput, raised: BaseException | None, reason: str) 
 
 
 def retried_or_failed(
-    output: StageOutput, node: Node, attempt: int, raised: BaseException | None
+    output: StageOutput, node: Node, attempt: int, raised: BaseException | None, since: float
 ) -> StageOutput:
-    """Return RETRY with its wait where the policy gives another attempt, else FAIL."""
+    """Return RETRY with its wait where the policy gives another attempt, else FAIL.
+
+    `since` is the number of seconds since the start of the first attempt.
+    """
     policy = node.retry or _DEFAULT_RETRY
     wants = output.status is StageStatus.RETRY
     after: float | None = None
@@ -130,6 +133,12 @@ def retried_or_failed(
             return output
         if attempt < policy.attempts:
             after = policy.seconds_after(attempt) if output.after is None else output.after
+            if policy.deadline is not None and since + after > policy.deadline:
+                reason = (
+                    f"attempt {attempt} of {policy.attempts} failed after {since:.3g} s, and the next one "
+                    f"in {after:g} s would be past the deadline of {policy.deadline:g} s"
+                )
+                return StageOutput(StageStatus.FAIL, {}, output.error, output.exception, reason)
             status = StageStatus.RETRY
             reason = f"attempt {attempt} of {policy.attempts} failed, the next one in {after:g} s"
         else:

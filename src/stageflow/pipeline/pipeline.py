@@ -7,10 +7,15 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from ..context import PipelineContext, PipelineResults
 from ..errors import PipelineValidationError
 from ..observability import WideEventEmitter
 from ..stages import Retry, StageKind
+from .decorator import carried
 from .graph import StageGraph
+from .interceptor import Interceptor
+from .limits import Limits
+from .node import Around
 from .plan import Plan
 from .spec import Condition, StageSpec
 from .validation import problems_of
@@ -38,34 +43,40 @@ class Pipeline:
         <Pipeline 'greet': name, greet>
     """
 
-    __slots__ = ("name", "stages")
+    __slots__ = ("_graph", "name", "stages")
 
     def __init__(self, name: str = "pipeline", *, stages: Iterable[StageSpec] = ()) -> None:
         self.name = name
         self.stages = tuple(stages)
+        self._graph: StageGraph | None = None
 
     def with_stage(
         self,
         name: str,
         runner: Any,
-        kind: StageKind = StageKind.TRANSFORM,
-        dependencies: Iterable[str] = (),
+        kind: StageKind | None = None,
+        dependencies: Iterable[str] | None = None,
         *,
-        conditional: bool = False,
-        optional: bool = False,
+        conditional: bool | None = None,
+        optional: bool | None = None,
         when: Condition | None = None,
         route: str | None = None,
         timeout: float | None = None,
         retry: Retry | None = None,
+        limit: str | None = None,
+        interceptors: Iterable[Interceptor] | None = None,
     ) -> Pipeline:
         """Return this pipeline with one more stage. Mistakes are found by `build()`, all at once.
+
+        What is left out (None) is what the runner carries by `@stage`, else the default.
 
         Args:
             name: Name of the stage, unlike all others; without "/".
             runner: A class with `execute(ctx)` (made anew for each run), an instance with one
                 (shared by all runs), or a function of `ctx`. What is no coroutine function runs
-                in a thread.
-            kind: What the stage is for.
+                in a thread. Further parameters of a function are taken, by name, from what its
+                dependencies gave.
+            kind: What the stage is for; default TRANSFORM.
             dependencies: Names of the stages that must have ended before this one starts.
             conditional: Skip this stage when every one of its dependencies was skipped.
             optional: A failure of this stage stops nothing; dependants run as after a skip.
@@ -76,10 +87,59 @@ class Pipeline:
             timeout: Seconds that one attempt may take; default no limit.
             retry: When to try again; default three attempts for `StageOutput.retry`, none for
                 exceptions.
+            limit: Take a place of `build(limits=Limits(...))` with this name for each attempt.
+            interceptors: What is around each attempt, inside those of `build()`, outermost first.
         """
-        needs = (dependencies,) if isinstance(dependencies, str) else tuple(dependencies or ())
-        spec = StageSpec(name, runner, kind, needs, conditional, optional, when, route, timeout, retry)
-        return Pipeline(self.name, stages=(*self.stages, spec))
+        described = {
+            "kind": kind,
+            "dependencies": dependencies,
+            "conditional": conditional,
+            "optional": optional,
+            "when": when,
+            "route": route,
+            "timeout": timeout,
+            "retry": retry,
+            "limit": limit,
+            "interceptors": interceptors,
+        }
+        told = {key: value for key, value in described.items() if value is not None}
+        merged = {"kind": StageKind.TRANSFORM, **carried(runner), **told, "name": name}
+        for several in ("dependencies", "interceptors"):
+            value = merged.get(several, ())
+            merged[several] = (value,) if isinstance(value, str) else tuple(value or ())
+        return Pipeline(self.name, stages=(*self.stages, StageSpec(runner=runner, **merged)))
+
+    def with_stages(self, *runners: Any) -> Pipeline:
+        """Return this pipeline with stages that carry their descriptions by `@stage`.
+
+        Raises:
+            TypeError: One of them is not described by `@stage`.
+        """
+        pipeline = self
+        for runner in runners:
+            described = carried(runner)
+            if "name" not in described:
+                raise TypeError(
+                    f"{runner!r} carries no name\n  hint: describe it with @stage, "
+                    "or use with_stage(name, runner)"
+                )
+            pipeline = pipeline.with_stage(described["name"], runner)
+        return pipeline
+
+    def compose(self, other: Pipeline) -> Pipeline:
+        """Return this pipeline with the stages of `other` after its own, under this one's name.
+
+        Stages of one may depend on stages of the other. A stage that both have from a common
+        pipeline stands once; another stage of the same name is a mistake that `build()` finds.
+
+        Raises:
+            TypeError: `other` is no pipeline.
+        """
+        if not isinstance(other, Pipeline):
+            raise TypeError(f"compose() takes a Pipeline, not {type(other).__name__}")
+        ours = {id(spec) for spec in self.stages}
+        theirs = (spec for spec in other.stages if id(spec) not in ours)
+        return Pipeline(self.name, stages=(*self.stages, *theirs))
 
     def build(
         self,
@@ -90,6 +150,8 @@ class Pipeline:
         on_failure: Literal["cancel", "continue"] = "cancel",
         max_concurrency: int | None = None,
         grace: float = 2.0,
+        limits: Limits | None = None,
+        interceptors: Iterable[Interceptor] = (),
     ) -> StageGraph:
         """Check the description and return a graph that can run any number of times.
 
@@ -101,11 +163,14 @@ class Pipeline:
                 stage that is not downstream of the failed one.
             max_concurrency: How many stages of one run may be under way at once; default no limit.
             grace: Seconds that a cancelled stage has to end before it is abandoned.
+            limits: The limits that stages name with `limit=`; share them among graphs.
+            interceptors: What is around each attempt of every stage, outermost first.
 
         Raises:
             PipelineValidationError: With every problem of the description.
         """
-        problems = problems_of(self.name, self.stages)
+        around = Around(tuple(interceptors), limits if limits is not None else {})
+        problems = problems_of(self.name, self.stages, around)
         if wide_event_emitter is not None:
             problems += _emitter_problems(wide_event_emitter)
         if on_failure not in ("cancel", "continue"):
@@ -126,8 +191,21 @@ class Pipeline:
                 fail_fast=on_failure == "cancel",
                 max_concurrency=max_concurrency,
                 grace=float(grace),
+                around=around,
             )
         )
+
+    async def run(
+        self, ctx: PipelineContext | None = None, *, deadline: float | None = None
+    ) -> PipelineResults:
+        """Build with the defaults, once, and run: short for `pipeline.build().run(ctx)`.
+
+        Raises:
+            PipelineValidationError: With every problem of the description.
+        """
+        if self._graph is None:
+            self._graph = self.build()
+        return await self._graph.run(ctx, deadline=deadline)
 
     def __repr__(self) -> str:
         names = ", ".join(str(spec.name) for spec in self.stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..observability import WideEventEmitter
-from .node import Node, compile_nodes
+from .node import Around, Node, compile_nodes
 from .spec import StageSpec
 
 __all__ = ["Plan"]
@@ -26,6 +26,7 @@ class Plan:
         fail_fast: True where a failure ends the run.
         max_concurrency: How many stages of a run may be under way at once; None for no limit.
         grace: Seconds that a cancelled stage has to end.
+        limited: True where a stage takes places at a shared limit.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Plan:
         fail_fast: bool,
         max_concurrency: int | None,
         grace: float,
+        around: Around,
     ) -> None:
         self.name = name
-        self.nodes: tuple[Node, ...] = compile_nodes(specs, name)
+        self.nodes: tuple[Node, ...] = compile_nodes(specs, name, around)
         self.index = {node.name: node.index for node in self.nodes}
         self.waiting = [len(node.dependencies) for node in self.nodes]
         self.roots = tuple(node.index for node in self.nodes if not node.dependencies)
@@ -51,6 +53,7 @@ class Plan:
         self.fail_fast = fail_fast
         self.max_concurrency = max_concurrency
         self.grace = grace
+        self.limited = any(node.limit is not None for node in self.nodes)
         self._ancestors: dict[int, frozenset[str]] = {}
 
     def ancestors(self, index: int) -> frozenset[str]:

@@ -9,25 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Sequence
 from contextvars import copy_context
-from copy import copy
 from typing import Any, cast
 
-from msgspec import Struct
-
 from ..clock import get_clock
-from ..context import PipelineContext, PipelineResults, StageContext
-from ..context.results import Outcome
-from ..errors import DeadlineExceededError
-from ..ids import uuid7
+from ..context import PipelineContext, PipelineResults, StageContext, current_stage
 from ..observability.recorder import RunRecorder
-from ..observability.run_record import RunRecord, current_run, enter_run
+from ..observability.run_record import emit_on
 from ..stages import StageOutput, StageResult, StageStatus
+from . import active
 from .attempt import Attempt, begin, resume
+from .ending import Ending, cancelled_because, conclude, failed_at, out_of_time
 from .ledger import Ledger
 from .node import Node
 from .outcome import failure, output_of, retried_or_failed, timed_out, told_to_end
 from .plan import Plan
+from .run_context import own_context
+from .turns import Turns
 
 __all__ = ["Run"]
 
@@ -36,15 +35,6 @@ FAIL, CANCEL = StageStatus.FAIL, StageStatus.CANCEL
 
 _TURNS = 16
 """So many stages go on in one task before it lets others have the loop."""
-
-
-class Ending(Struct, frozen=True):
-    """Why a run ends before all of its stages have. The first cause counts."""
-
-    outcome: Outcome
-    reason: str
-    error: str | None = None
-    exception: BaseException | None = None
 
 
 class Run:
@@ -58,7 +48,7 @@ class Run:
         self.loop = asyncio.get_running_loop()
         self.plan = plan
         self.pipeline_name = plan.name
-        self.context = self._own(context, wall)
+        self.context = own_context(context, plan.name, wall, self.origin)
         self.run_id: str = self.context._record.run_id
         self.recorder = RunRecorder(
             self.context._record,
@@ -68,7 +58,7 @@ class Run:
             pipeline=plan.emits_pipeline,
         )
         self.variables = copy_context()
-        self.variables.run(enter_run, self.context._record, self.loop)
+        self.variables.run(emit_on, self.loop)
         self.ledger = Ledger(plan, self.recorder, self.run_id, self.began, self.origin)
         self.attempts: dict[int, Attempt] = {}
         self.timers: dict[int, asyncio.TimerHandle] = {}
@@ -82,20 +72,7 @@ class Run:
         self.waiter: asyncio.Future[None] | None = None
         self.deadline = deadline
         self.limits: list[asyncio.TimerHandle] = []
-
-    def _own(self, context: PipelineContext, wall_ns: int) -> PipelineContext:
-        """Return the run's own copy of the caller's context, with its id and its record."""
-        own = copy(context)
-        if own.pipeline_run_id is None or own._record is not None:
-            # The context of another run lends its labels, never its id.
-            own.pipeline_run_id = uuid7(wall_ns)
-        own.service = own.service or "unknown_service"
-        own.topology = own.topology or self.plan.name
-        own.execution_mode = own.execution_mode or "default"
-        if type(own.data) is dict:
-            own.data = own.data.copy()
-        own._record = RunRecord(own, self.plan.name, current_run.get(), self.origin)
-        return own
+        self.turns = Turns(plan, self.loop, self._its_turn) if plan.limited else None
 
     # ------------------------------------------------------------ the caller's side
 
@@ -103,8 +80,8 @@ class Run:
         """Run all stages and return their results; see `StageGraph.run`."""
         if self.deadline is not None:
             self.limits.append(self.loop.call_later(self.deadline, self._out_of_time))
-        for index in self.plan.roots:
-            self._ready(index)
+        active.entered(self)
+        self._start_ready(self.plan.roots)
         cancelled: asyncio.CancelledError | None = None
         while self.results is None:
             self.waiter = self.loop.create_future()
@@ -113,7 +90,7 @@ class Run:
             except asyncio.CancelledError as error:
                 # A second one changes nothing: the first has already told every stage to end.
                 cancelled = cancelled or error
-                self._end(Ending("cancelled", "cancelled from outside", "cancelled from outside"))
+                self._end(cancelled_because("cancelled from outside"))
             except GeneratorExit:
                 self._torn_down()
                 raise
@@ -125,17 +102,11 @@ class Run:
         return self.results
 
     def _out_of_time(self) -> None:
-        error = DeadlineExceededError(
-            f"the run took longer than its deadline of {self.deadline:g} s",
-            pipeline=self.pipeline_name,
-            run_id=self.run_id,
-        )
-        self._end(Ending("timeout", error.message, f"DeadlineExceededError: {error.message}", error))
+        self._end(out_of_time(self.deadline, self.pipeline_name, self.run_id))
 
     def _torn_down(self) -> None:
         """End without a further step of the loop: the coroutine of the run was closed."""
-        reason = "the coroutine of run() was closed"
-        self.ending = self.ending or Ending("cancelled", reason, reason)
+        self.ending = self.ending or cancelled_because("the coroutine of run() was closed")
         for task in self.tasks:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
                 task.cancel()
@@ -143,6 +114,19 @@ class Run:
         self._finish()
 
     # ------------------------------------------------------------ starting stages
+
+    def stages_under_way(self) -> tuple[str, ...]:
+        """See `ActiveRun.stages`."""
+        return tuple(self.plan.nodes[index].name for index in list(self.attempts))
+
+    def _its_turn(self, index: int) -> None:
+        """A stage has the place at its limit that it waited for."""
+        self._ready(index)
+
+    def _start_ready(self, ready: Sequence[int]) -> None:
+        for index in ready:
+            if self.turns is None or self.turns.has(index):
+                self._ready(index)
 
     def _ready(self, index: int, *, taking_over: bool = False) -> None:
         """Start a stage in a task of its own, or let it wait for a place.
@@ -168,8 +152,7 @@ class Run:
             return  # it ended in order, also if it was cancelled with nothing left to do
         self.tasks.discard(task)
         if task.cancelled():
-            reason = "a task of the run was cancelled from outside"
-            self._end(Ending("cancelled", reason, reason))
+            self._end(cancelled_because("a task of the run was cancelled from outside"))
         elif (error := task.exception()) is not None:
             # A fault of ours. The run ends with it, and does not wait for what it left undone.
             text = f"the scheduler itself failed: {error!r}"
@@ -180,13 +163,14 @@ class Run:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         nodes, now, base = self.plan.nodes, self.now, self.variables
         context, recorder, ledger = self.context, self.recorder, self.ledger
-        retries = ledger.retries
+        retries, enter = ledger.retries, current_stage.set
         turn = 0
         while index >= 0 and self.ending is None:
             node = nodes[index]
             number = retries[index].attempts + 1 if index in retries else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, ledger, recorder)
             variables = base.copy()
+            variables.run(enter, ctx)
             attempt = raised = None
             began = now()
             try:
@@ -249,16 +233,19 @@ class Run:
             elif isinstance(raised, asyncio.CancelledError) and (
                 attempt is not None and attempt.cancelled_from_outside
             ):
-                reason = "a task of the run was cancelled from outside"
-                self._end(Ending("cancelled", reason, reason), but=node.index)
+                why = "a task of the run was cancelled from outside"
+                self._end(cancelled_because(why), settling=True)
             if self.ending is not None and (attempt is None or attempt.told != "timeout"):
                 output = told_to_end(output, raised, f"cancelled: {self.ending.reason}")
             elif self.ending is None and number and (raised is not None or output.status is RETRY):
-                output = retried_or_failed(output, node, number, raised)
+                since = ended - self.ledger.first_began(node, began)
+                output = retried_or_failed(output, node, number, raised, since / 1e9)
             if not number:  # `execute` was never called
                 began = ended
         if output.routes or node.route_labels:
             self.ledger.route(node, output.routes)
+        if node.limit is not None and self.turns is not None:
+            self.turns.over(node.index)
         result = self.ledger.result(node, ctx, output, number, began, ended)
         if isinstance(raised, (SystemExit, KeyboardInterrupt)):
             self.interrupt = self.interrupt or raised
@@ -288,6 +275,8 @@ class Run:
             ledger.cancel_downstream(node, at)
         if not ledger.left or (self.ending is not None and not self.attempts):
             self._finish()
+        if self.turns is not None:
+            ready = [index for index in ready if self.turns.has(index)]
         if not ready:
             return self._next_in_queue()
         if self.queue:  # first come, first served
@@ -298,16 +287,15 @@ class Run:
         return ready[0]
 
     def _fail(self, result: StageResult) -> None:
-        text = f"stage {result.name!r} failed: {result.error}"
         self.ledger.first_failed = self.ledger.first_failed or result
-        self._end(Ending("failed", f"stage {result.name!r} failed", text, result.exception))
+        self._end(failed_at(result))
 
     def _next_in_queue(self) -> int:
         return self.queue.popleft() if self.queue else -1
 
     def _again(self, index: int) -> None:
         del self.timers[index]
-        self._ready(index)
+        self._start_ready((index,))
 
     # ------------------------------------------------------------ ending early
 
@@ -322,19 +310,24 @@ class Run:
         if following >= 0:
             self._ready(following)
 
-    def _end(self, ending: Ending, but: int = -1) -> None:
-        """End the run: start nothing more, cancel what waits, finish when all of it has ended."""
+    def _end(self, ending: Ending, *, settling: bool = False) -> None:
+        """End the run: start nothing more, cancel what waits, finish when all of it has ended.
+
+        `settling`: a result is about to be settled, and that will finish the run.
+        """
         if self.ending is not None or self.results is not None:
             return
         self.ending = ending
         self.queue.clear()
+        if self.turns is not None:
+            self.turns.withdraw()
         for timer in self.timers.values():
             timer.cancel()
         for attempt in self.attempts.values():
             attempt.tell("ending")
         if self.attempts:
             self.limits.append(self.loop.call_later(self.plan.grace, self._abandon_rest))
-        elif but < 0:
+        elif not settling:
             self._finish()
 
     def _abandon_rest(self) -> None:
@@ -346,6 +339,8 @@ class Run:
         del self.attempts[attempt.index]
         attempt.stop_timer()
         attempt.abandon()
+        if self.turns is not None:
+            self.turns.over(attempt.index)
         node, ctx, now = self.plan.nodes[attempt.index], attempt.ctx, self.now()
         left = f"it did not end within {self.plan.grace:g} s and was left running"
         if attempt.told == "timeout":
@@ -364,29 +359,12 @@ class Run:
         now, ending = self.now(), self.ending
         for limit in self.limits:
             limit.cancel()
+        if self.turns is not None:
+            self.turns.give_back()
         self.ledger.settle_rest(now, ending.reason if ending else "the run ended")
-        results = self.ledger.results()
-        failed = self.ledger.first_failed
-        if failed is not None and (ending is None or ending.outcome == "stopped"):
-            # It failed first, and the run went on for the stages that did not need it.
-            text = f"stage {failed.name!r} failed: {failed.error}"
-            ending = Ending("failed", f"stage {failed.name!r} failed", text, failed.exception)
-        if ending is None:
-            degraded = any(result.status is FAIL for result in results)
-            ending = Ending("degraded" if degraded else "ok", "")
-        self.results = PipelineResults(
-            ((result.name, result) for result in results),
-            pipeline_name=self.pipeline_name,
-            context=self.context,
-            outcome=ending.outcome,
-            error=ending.error,
-            exception=ending.exception,
-            reason=ending.reason or None,
-            first_failed_stage=failed.name if failed else None,
-            started_ns=self.began + self.origin,
-            ended_ns=now + self.origin,
-        )
+        self.results = conclude(self.ledger, ending, self.context, self.began, now)
         self.recorder.run_ended(self.results)
+        active.left(self)
         if self.waiter is not None and not self.waiter.done():
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self.waiter.set_result(None)

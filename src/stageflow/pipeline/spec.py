@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from ..context import StageContext
 from ..stages import Retry, StageKind
+from .interceptor import Interceptor
 
 __all__ = ["Condition", "StageSpec"]
 
@@ -28,3 +29,5 @@ class StageSpec(Struct, frozen=True, eq=False):
     route: str | None = None
     timeout: float | None = None
     retry: Retry | None = None
+    limit: str | None = None
+    interceptors: tuple[Interceptor, ...] = ()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..errors import did_you_mean
 from ..stages import Retry, StageKind
+from .node import Around, gives_coroutine
+from .parameters import parameters_of
 from .spec import StageSpec
 
 __all__ = ["problems_of"]
@@ -17,7 +19,7 @@ __all__ = ["problems_of"]
 _LONGEST_NAME = 200
 
 
-def problems_of(name: Any, specs: Sequence[StageSpec]) -> list[str]:
+def problems_of(name: Any, specs: Sequence[StageSpec], around: Around) -> list[str]:
     """Return one sentence for each problem, with its hint; an empty list for a sound pipeline."""
     problems = []
     if not isinstance(name, str) or _bad_name(name):
@@ -34,6 +36,8 @@ def problems_of(name: Any, specs: Sequence[StageSpec]) -> list[str]:
     names = set(known)
     for spec in specs:
         problems += _stage_problems(spec, names, routers)
+        problems += _around_problems(spec, around)
+    problems += [f"build(): {problem}" for problem in _interceptor_problems(around.interceptors)]
     cycle = _cycle(specs)
     if cycle:
         drawn = " -> ".join(repr(stage) for stage in cycle)
@@ -78,6 +82,26 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     return problems
 
 
+def _around_problems(spec: StageSpec, around: Around) -> list[str]:
+    stage = f"stage {spec.name!r}"
+    problems = [f"{stage}: {problem}" for problem in _interceptor_problems(spec.interceptors)]
+    if spec.limit is not None and spec.limit not in around.limits:
+        near = did_you_mean(str(spec.limit), list(around.limits))
+        known = ", ".join(repr(name) for name in around.limits) or "none"
+        problems.append(
+            f"{stage}: limit={spec.limit!r} is not among the limits of build(), which has {known}{near}"
+        )
+    return problems
+
+
+def _interceptor_problems(interceptors: Sequence[Any]) -> list[str]:
+    return [
+        f"{_shown(interceptor)} is no interceptor; give an async callable of (call, proceed)"
+        for interceptor in interceptors
+        if inspect.isclass(interceptor) or not gives_coroutine(interceptor)
+    ]
+
+
 def _bad_name(name: Any) -> str:
     if not isinstance(name, str):
         return "is no text; give a str"
@@ -119,14 +143,15 @@ def _runner_problem(runner: Any) -> str | None:
             f"{_shown(runner)} has no method `execute(ctx)` and is no function; "
             "give a class, an instance or a function"
         )
-    return _unfit(called, arguments=1)
+    by_name = {name for name, _, _ in parameters_of(called)} if called is runner else set()
+    return _unfit(called, arguments=1, by_name=by_name)
 
 
-def _unfit(called: Any, arguments: int) -> str | None:
+def _unfit(called: Any, arguments: int, by_name: Collection[str] = ()) -> str | None:
     try:
-        inspect.signature(called).bind(*[object()] * arguments)
+        inspect.signature(called).bind(*[object()] * arguments, **dict.fromkeys(by_name))
     except TypeError:
-        return f"{_shown(called)} does not take the stage's context as its one argument"
+        return f"{_shown(called)} does not take the stage's context as its one argument by position"
     except ValueError:  # a signature that Python cannot tell
         pass
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):

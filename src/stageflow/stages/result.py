@@ -56,6 +56,8 @@ class StageResult(Struct, frozen=True, eq=False):
     missing_inputs: tuple[str, ...] = ()
     retry_after: float | None = None
     abandoned: bool = False
+    outcome_by: str | None = None
+    """Name of the interceptor that made the outcome, where one did."""
     sequence: int = field(default=0)
     """Place of the stage in its pipeline, counted from 0."""
 

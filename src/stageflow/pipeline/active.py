@@ -1,0 +1,75 @@
+"""What runs in this process now."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..clock import get_clock
+
+__all__ = ["ActiveRun", "active_runs", "entered", "left"]
+
+
+class ActiveRun(Struct, frozen=True):
+    """One run that is under way.
+
+    Attributes:
+        pipeline: Name of the pipeline.
+        pipeline_run_id: Id of the run.
+        running_ms: For how many milliseconds it has been running.
+        stages: Names of the stages that wait for something of their own just now.
+    """
+
+    pipeline: str
+    pipeline_run_id: str
+    running_ms: float
+    stages: tuple[str, ...]
+
+
+class Running(Protocol):
+    """A run, as far as this page needs it."""
+
+    began: int
+    pipeline_name: str
+    run_id: str
+
+    def stages_under_way(self) -> tuple[str, ...]: ...
+
+
+# Weakly: a run whose coroutine is dropped with its loop must still be collected, and so end.
+_running: set[weakref.ref[Running]] = set()
+
+
+def entered(run: Running) -> None:
+    """Note that a run has begun."""
+    _running.add(weakref.ref(run, _running.discard))
+
+
+def left(run: Running) -> None:
+    """Note that a run has ended."""
+    _running.discard(weakref.ref(run))
+
+
+def active_runs() -> list[ActiveRun]:
+    """Return the runs that are under way in this process, on all loops, longest first.
+
+    Example:
+        >>> import asyncio
+        >>> async def main():
+        ...     async def look(ctx):
+        ...         return {"seen": [run.pipeline for run in active_runs()]}
+        ...
+        ...     results = await Pipeline("looks").with_stage("look", look).run()
+        ...     return "looks" in results.data("look")["seen"]
+        >>> asyncio.run(main())
+        True
+    """
+    now = get_clock().monotonic_ns()
+    found = [
+        ActiveRun(run.pipeline_name, run.run_id, (now - run.began) // 1000 / 1000, run.stages_under_way())
+        for known in list(_running)
+        if (run := known()) is not None
+    ]
+    return sorted(found, key=lambda run: -run.running_ms)

@@ -1,0 +1,83 @@
+"""Runs an attempt inside its interceptors, and tells which of them made the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..context import StageContext
+from ..errors import StageOutputError
+from ..stages import StageOutput
+from .interceptor import Interceptor, Proceed, StageCall
+from .node import Node
+from .outcome import output_of
+
+__all__ = ["intercepted"]
+
+
+async def intercepted(node: Node, ctx: StageContext, start: Callable[[], Awaitable[Any]]) -> StageOutput:
+    """Run an attempt inside the interceptors of its stage, the first one outermost."""
+    call = StageCall(node.pipeline, ctx)
+
+    async def innermost() -> StageOutput:
+        return output_of(await start(), node)
+
+    proceed: Proceed = innermost
+    for interceptor in reversed(node.interceptors):
+        proceed = _Layer(interceptor, call, proceed, node).outcome
+    return await proceed()
+
+
+class _Layer:
+    """One interceptor around what is inside it."""
+
+    __slots__ = ("_call", "_called", "_inside", "_interceptor", "_name", "_node", "_output", "_raised")
+
+    def __init__(self, interceptor: Interceptor, call: StageCall, inside: Proceed, node: Node) -> None:
+        self._interceptor = interceptor
+        self._name = getattr(interceptor, "__name__", None) or type(interceptor).__name__
+        self._call = call
+        self._inside = inside
+        self._node = node
+        self._called = False
+        self._output: StageOutput | None = None
+        self._raised: BaseException | None = None
+
+    async def outcome(self) -> StageOutput:
+        """Return what the interceptor makes of the attempt."""
+        try:
+            value = await self._interceptor(self._call, self._proceed)
+        except BaseException as error:
+            if error is not self._raised and not isinstance(error, asyncio.CancelledError):
+                self._call.ctx.outcome_by = self._name
+            raise
+        if isinstance(value, StageOutput) and value is self._output:
+            return value  # handed through: whoever made it made it
+        self._call.ctx.outcome_by = self._name
+        if value is None:
+            raise self._mistake("returned None", "return await proceed(), or an outcome of its own")
+        return output_of(value, self._node)
+
+    async def _proceed(self) -> StageOutput:
+        if self._called:
+            raise self._mistake(
+                "awaited proceed() twice",
+                "one attempt is one call; to try again, give the stage a Retry policy",
+            )
+        self._called = True
+        try:
+            self._output = await self._inside()
+        except BaseException as error:
+            self._raised = error
+            raise
+        return self._output
+
+    def _mistake(self, what: str, hint: str) -> StageOutputError:
+        return StageOutputError(
+            f"interceptor {self._name} {what}",
+            pipeline=self._call.pipeline,
+            stage=self._call.stage,
+            run_id=str(self._call.ctx.run.pipeline_run_id),
+            hint=hint,
+        )

@@ -1,0 +1,129 @@
+"""Named limits that all runs of a process share, whatever their loops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["Limit", "Limits", "Ticket"]
+
+
+class Ticket:
+    """One stage's turn at a limit: `call` is called on `loop` when it has come."""
+
+    __slots__ = ("call", "loop", "withdrawn")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[Ticket], None]) -> None:
+        self.loop = loop
+        self.call = call
+        self.withdrawn = False
+
+
+class Limit:
+    """So many places, first come, first served."""
+
+    def __init__(self, name: str, places: int) -> None:
+        self.name = name
+        self.places = places
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._waiting: deque[Ticket] = deque()
+        _limits.add(self)
+
+    @property
+    def taken(self) -> int:
+        """Places that are taken now."""
+        return self._taken
+
+    @property
+    def waiting(self) -> int:
+        """Stages that wait for a place now."""
+        return len(self._waiting)
+
+    def acquire(self, ticket: Ticket) -> bool:
+        """Take a place now, or queue `ticket` for one and return False."""
+        with self._lock:
+            if self._taken < self.places:
+                self._taken += 1
+                return True
+            self._waiting.append(ticket)
+            return False
+
+    def release(self) -> None:
+        """Give a place back: to the stage that waits longest, if one waits."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._taken -= 1
+                    return
+                ticket = self._waiting.popleft()
+            try:
+                # Another loop, perhaps in another thread; the place goes over with the call.
+                ticket.loop.call_soon_threadsafe(ticket.call, ticket)
+            except RuntimeError:  # that loop was closed: its run is gone, the next one has its turn
+                continue
+            return
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Take `ticket` out of the queue. Return False if its call is on the way already."""
+        with self._lock:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                return True
+            return False
+
+    def _forget_parent(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = 0
+        self._waiting.clear()
+
+    def __repr__(self) -> str:
+        return f"<Limit {self.name!r}: {self._taken} of {self.places} taken, {self.waiting} waiting>"
+
+
+class Limits(Mapping[str, Limit]):
+    """Limits by name. Share one object among the graphs that share what it protects.
+
+    A stage with `limit="openai"` starts an attempt only when it has one of the 8 places. It gives
+    it back when the attempt ends, so none is held during the wait before a retry, and when the
+    attempt is abandoned. The wait shows in `queue_ms`.
+
+    Raises:
+        ValueError: For a number of places under 1.
+
+    Example:
+        >>> limits = Limits(openai=8, gpu=1)
+        >>> limits["gpu"]
+        <Limit 'gpu': 0 of 1 taken, 0 waiting>
+    """
+
+    def __init__(self, **places: int) -> None:
+        for name, count in places.items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"Limits({name}={count!r}): give a whole number, 1 or more")
+        self._limits = {name: Limit(name, count) for name, count in places.items()}
+
+    def __getitem__(self, name: str) -> Limit:
+        return self._limits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._limits)
+
+    def __len__(self) -> int:
+        return len(self._limits)
+
+
+_limits: weakref.WeakSet[Limit] = weakref.WeakSet()
+
+
+def _forget_parent() -> None:
+    # What held places and waited in the parent does not exist in a forked child.
+    for limit in list(_limits):
+        limit._forget_parent()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

@@ -1,0 +1,70 @@
+"""Function stages that take what came before by the names of their parameters."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ..context import StageContext
+from ..errors import MissingInputError, did_you_mean
+
+__all__ = ["Parameter", "arguments", "parameters_of"]
+
+Parameter = tuple[str, bool, Any]
+"""Name, whether it has a default, and the default."""
+
+
+def parameters_of(called: Any) -> tuple[Parameter, ...]:
+    """Return the parameters of a function after its first one, which is the context."""
+    if not inspect.isroutine(called):
+        return ()
+    try:
+        parameters = list(inspect.signature(called).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    return tuple(
+        (parameter.name, parameter.default is not parameter.empty, parameter.default)
+        for parameter in parameters[1:]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    )
+
+
+def arguments(
+    ctx: StageContext, parameters: tuple[Parameter, ...], stages: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return a value for each parameter: the key of that name in what one of `stages` gave.
+
+    Raises:
+        MissingInputError: None of them gave it and it has no default, or several gave it.
+    """
+    values: dict[str, Any] = {}
+    given = {stage: ctx.inputs.result_from(stage).data for stage in stages}
+    for name, has_default, default in parameters:
+        holders = [stage for stage, data in given.items() if name in data]
+        if len(holders) == 1:
+            values[name] = given[holders[0]][name]
+        elif not holders and has_default:
+            values[name] = default
+        else:
+            raise _missing(ctx, name, holders, given)
+    return values
+
+
+def _missing(ctx: StageContext, name: str, holders: list[str], given: dict[str, Any]) -> MissingInputError:
+    where = {"stage": ctx.stage, "run_id": str(ctx.run.pipeline_run_id)}
+    if holders:
+        stages = " and ".join(repr(stage) for stage in holders)
+        return MissingInputError(
+            f"its parameter {name!r} is given by {stages}",
+            hint=f"take one by ctx.inputs.get_from(stage, {name!r})",
+            **where,
+        )
+    keys = [str(key) for data in given.values() for key in data]
+    listed = ", ".join(
+        f"{stage!r} gave {sorted(map(str, data)) or 'nothing'}" for stage, data in given.items()
+    )
+    return MissingInputError(
+        f"no dependency gave its parameter {name!r}{did_you_mean(name, keys)}",
+        hint=listed or "it has no dependencies; name them in with_stage",
+        **where,
+    )

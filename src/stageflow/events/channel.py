@@ -53,32 +53,32 @@ class Channel:
         if not self._in_place:
             self._enqueue(sink, event, counted=False)
             return
-        lock = self._lock
-        with lock:
-            self._offered += 1
-            self._accepted += 1
-            self._in_call += 1
         began = time.monotonic()
+        error: BaseException | None = None
+        outcome = None
         try:
             outcome = self._call(sink, event)
-        except BaseException as error:
-            with lock:
-                self._in_call -= 1
+        except BaseException as caught:
+            error = caught
+        held = time.monotonic() - began
+        if held > SLOW_SECONDS:
+            self.blocked_for(held)
+        rest = outcome if outcome is not None and inspect.isawaitable(outcome) else None
+        # Once, when the call is over: so the counters hold at every moment, for one lock an event.
+        with self._lock:
+            self._offered += 1
+            self._accepted += 1
+            if error is not None:
                 self.dropped_some("sink_error", 1, error)
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            return
-        finally:
-            held = time.monotonic() - began
-            if held > SLOW_SECONDS:
-                self.blocked_for(held)
-        if outcome is not None and inspect.isawaitable(outcome):
+            elif rest is None:
+                self._delivered += 1
+            else:
+                self._in_call += 1
+        if rest is not None:
             # A plain method that hands back an awaitable: the rest of it runs on the loop.
-            self._enqueue(sink, outcome, counted=True)
-            return
-        with lock:
-            self._in_call -= 1
-            self._delivered += 1
+            self._enqueue(sink, rest, counted=True)
+        elif isinstance(error, KeyboardInterrupt):
+            raise error
 
     def _enqueue(self, sink: Any, item: Item, *, counted: bool) -> None:
         reason = None
@@ -202,7 +202,8 @@ def _nearest_is_take(kind: type) -> bool:
     return False
 
 
-_channels: dict[tuple[int, str | None], tuple[Any, Channel]] = {}
+Key = int | tuple[int, str]
+_channels: dict[Key, tuple[Any, Channel]] = {}
 _registry_lock = threading.RLock()
 
 
@@ -212,15 +213,16 @@ def channel_of(sink: Any, through: str | None = None) -> Channel:
     Raises:
         TypeError: It has no method that takes events.
     """
-    found = _channels.get((id(sink), through))
+    # The identity alone is the key in the common case: a tuple costs more than the look-up.
+    key = id(sink) if through is None else (id(sink), through)
+    found = _channels.get(key)
     if found is not None:
         return found[1]
     with _registry_lock:
-        return _register(sink, through)
+        return _register(sink, through, key)
 
 
-def _register(sink: Any, through: str | None) -> Channel:
-    key = (id(sink), through)
+def _register(sink: Any, through: str | None, key: Key) -> Channel:
     found = _channels.get(key)
     if found is not None:
         return found[1]

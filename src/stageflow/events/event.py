@@ -9,10 +9,11 @@ from msgspec import Struct
 
 __all__ = ["Event"]
 
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
+_encode, _encode_lines = _encoder.encode, _encoder.encode_lines
 
 
-class Event(Struct, frozen=True, gc=False):
+class Event(Struct, frozen=True, gc=False, rename={"body": "data"}):
     """An event. Its body is immutable or its own copy, and holds only what JSON can carry."""
 
     type: str
@@ -26,3 +27,7 @@ class Event(Struct, frozen=True, gc=False):
     def json(self) -> bytes:
         """Return the body as JSON, without the detour over a dict."""
         return _encode(self.body)
+
+    def line(self) -> bytes:
+        """Return `{"type": ..., "data": {...}}` and a newline, as UTF-8."""
+        return _encode_lines((self,))

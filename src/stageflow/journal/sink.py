@@ -8,13 +8,9 @@ import threading
 import time
 import weakref
 
-import msgspec
-
 from ..events import Event, EventSink
 
 __all__ = ["JournalSink"]
-
-_encode_into = msgspec.json.Encoder().encode_into
 
 
 class JournalSink(EventSink):
@@ -41,11 +37,7 @@ class JournalSink(EventSink):
         _journals.add(self)
 
     def _take_event(self, event: Event) -> None:
-        line = bytearray(b'{"type":')
-        _encode_into(event.type, line, -1)
-        line += b',"data":'
-        _encode_into(event.body, line, -1)
-        line += b"}\n"
+        line = event.line()
         with self._lock:
             if self._fd < 0:
                 self._open()

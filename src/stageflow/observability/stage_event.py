@@ -9,7 +9,7 @@ from .exceptions import exception_info
 from .plain import plain, safe_text, text_key
 from .resource import resource
 from .run_record import RunRecord, event_run_id
-from .timestamps import rfc3339
+from .timestamps import rfc3339_pair
 
 __all__ = ["stage_event_id", "stage_wide"]
 
@@ -28,6 +28,7 @@ def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id
     if not ended:  # a result made by hand, without times
         ended = started = get_clock().wall_ns() // 1000
     ready = result.ready_ns // 1000 or started
+    started_at, ended_at = rfc3339_pair(started, ended)
     error = result.error
     reason = result.reason
     exception = result.exception
@@ -39,10 +40,12 @@ def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id
         stage_name,
         result.status._value_,
         (ended - started) / 1000,  # duration_ms
-        rfc3339(started),
-        rfc3339(ended),
+        started_at,
+        ended_at,
         None if error is None else safe_text(error),
-        [text_key(key) for key in result.data] if result.data else [],
+        [key if type(key) is str and key.isascii() else text_key(key) for key in result.data]
+        if result.data
+        else [],
         len(result.artifacts),
         result.events_count,
         correlation_ids,

@@ -1,7 +1,8 @@
 """The scheduler: one run of a graph, from its first stage to its record.
 
-Everything here happens on one loop, between two awaits. A stage whose last dependency has ended
-goes on in the task of that dependency; others that become ready with it get a task of their own.
+Everything here happens on one loop, between two awaits. A task of the run, a worker, takes stage
+after stage from the queue. So a stage whose last dependency has ended goes on in the task of that
+dependency, and there are as many tasks as stages that wait for something at the same time.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Run:
         self.instances: dict[int, Any] = {}
         self.queue: deque[int] = deque()
         self.active = 0
+        self.dispatching = False
+        self.yielding = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.ending: Ending | None = None
         self.interrupt: BaseException | None = None
@@ -81,7 +84,10 @@ class Run:
         if self.deadline is not None:
             self.limits.append(self.loop.call_later(self.deadline, self._out_of_time))
         active.entered(self)
-        self._start_ready(self.plan.roots)
+        self._enqueue(self.plan.roots)
+        if self.queue:
+            self._start_worker()
+            self._dispatch_soon()
         cancelled: asyncio.CancelledError | None = None
         while self.results is None:
             self.waiter = self.loop.create_future()
@@ -119,31 +125,43 @@ class Run:
         """See `ActiveRun.stages`."""
         return tuple(self.plan.nodes[index].name for index in list(self.attempts))
 
+    def _enqueue(self, ready: Sequence[int]) -> None:
+        """Queue stages that are ready: at once, or when they have a place at their limit."""
+        if self.turns is None:
+            self.queue.extend(ready)
+        else:
+            self.queue.extend([index for index in ready if self.turns.has(index)])
+
     def _its_turn(self, index: int) -> None:
-        """A stage has the place at its limit that it waited for."""
-        self._ready(index)
+        """Queue a stage that now has the place it waited for."""
+        self.queue.append(index)
+        self._dispatch()
 
-    def _start_ready(self, ready: Sequence[int]) -> None:
-        for index in ready:
-            if self.turns is None or self.turns.has(index):
-                self._ready(index)
+    def _dispatch_soon(self) -> None:
+        """See to it that what is queued starts with the next turn of the loop.
 
-    def _ready(self, index: int, *, taking_over: bool = False) -> None:
-        """Start a stage in a task of its own, or let it wait for a place.
-
-        `taking_over` one: the place is that of the task at hand.
+        Not at once: the stage at hand may be done without waiting for anything, and then its task
+        can take the next one. So a task is made only for a stage that has to wait beside another.
         """
-        limit = self.plan.max_concurrency
-        if not taking_over:
-            if limit is not None and self.active >= limit:
-                self.queue.append(index)
-                return
-            self.active += 1
-        # The constructor, not `loop.create_task`: an eager task factory would start the stage
-        # inside the bookkeeping of the one before it.
-        task = asyncio.Task(
-            self._work(index), loop=self.loop, name=self.pipeline_name, context=self.variables
-        )
+        if self.queue and not self.dispatching:
+            self.dispatching = True
+            self.loop.call_soon(self._dispatch, context=self.variables)
+
+    def _dispatch(self) -> None:
+        self.dispatching = False
+        if self.yielding:
+            return  # that worker is not waiting for anything: it takes the next one in its turn
+        free = len(self.queue)
+        if self.plan.max_concurrency is not None:
+            free = min(free, self.plan.max_concurrency - self.active)
+        for _ in range(free):
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        self.active += 1
+        # The constructor, not `loop.create_task`: an eager task factory would start a stage inside
+        # the bookkeeping of the one before it.
+        task = asyncio.Task(self._work(), loop=self.loop, name=self.pipeline_name, context=self.variables)
         self.tasks.add(task)
         task.add_done_callback(self._worker_done)
 
@@ -158,14 +176,17 @@ class Run:
             text = f"the scheduler itself failed: {error!r}"
             self._end(Ending("failed", text, text, error))
 
-    async def _work(self, index: int) -> None:
-        """Run a stage, then one that it made ready, and so on."""
+    async def _work(self) -> None:
+        """Run one stage after the other, until none is queued."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         nodes, now, base = self.plan.nodes, self.now, self.variables
         context, recorder, ledger = self.context, self.recorder, self.ledger
-        retries, enter = ledger.retries, current_stage.set
+        retries, enter, queue = ledger.retries, current_stage.set, self.queue
         turn = 0
-        while index >= 0 and self.ending is None:
+        while queue and self.ending is None:
+            index = queue.popleft()
+            if queue:
+                self._dispatch_soon()
             node = nodes[index]
             number = retries[index].attempts + 1 if index in retries else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, ledger, recorder)
@@ -200,16 +221,17 @@ class Run:
                     return  # its result is in, and its place is taken
                 del self.attempts[index]
                 attempt.stop_timer()
-            index = self._came_to(node, ctx, output, raised, began, now(), attempt)
-            if index >= 0 and task.cancelling():
-                # A cancelled task would cancel the next stage's waits: let it start afresh.
-                self._ready(index, taking_over=True)
+            self._came_to(node, ctx, output, raised, began, now(), attempt)
+            if task.cancelling():
+                # A cancelled task would cancel the next stage's waits: that one starts afresh.
+                self._dispatch_soon()
                 break
             turn += 1
             if turn % _TURNS == 0:
+                self.yielding += 1
                 await asyncio.sleep(0)
-        else:
-            self.active -= 1
+                self.yielding -= 1
+        self.active -= 1
         self.tasks.discard(task)
 
     # ------------------------------------------------------------ ending stages
@@ -223,8 +245,8 @@ class Run:
         began: int,
         ended: int,
         attempt: Attempt | None,
-    ) -> int:
-        """Record what an attempt came to. Return the stage to go on with, or -1."""
+    ) -> None:
+        """Record what an attempt came to."""
         number = ctx.attempt
         if raised is not None or attempt is not None or output.status is not OK:
             if attempt is not None and attempt.told == "timeout":
@@ -249,23 +271,22 @@ class Run:
         result = self.ledger.result(node, ctx, output, number, began, ended)
         if isinstance(raised, (SystemExit, KeyboardInterrupt)):
             self.interrupt = self.interrupt or raised
-        return self._settle(node, result, ended)
+        self._settle(node, result, ended)
 
-    def _settle(self, node: Node, result: StageResult, at: int) -> int:
+    def _settle(self, node: Node, result: StageResult, at: int) -> None:
         """Take in a result, and start or end what follows from it."""
         status, ledger = result.status, self.ledger
         if status is RETRY:
             ledger.retry(node, result)
             self.timers[node.index] = self.loop.call_later(result.retry_after or 0, self._again, node.index)
-            return self._next_in_queue()
+            return
         ledger.keep(node, result)
-        ready: list[int] = []
         if self.ending is not None:
             pass
         elif self.interrupt is not None or self.recorder.interrupt is not None:
             self._fail(result)
         elif status is OK or status is SKIP or (status is FAIL and node.optional):
-            ready = ledger.release(node, at)
+            self._enqueue(ledger.release(node, at))
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {node.name!r}: {result.reason}"))
         elif self.plan.fail_fast:
@@ -275,27 +296,15 @@ class Run:
             ledger.cancel_downstream(node, at)
         if not ledger.left or (self.ending is not None and not self.attempts):
             self._finish()
-        if self.turns is not None:
-            ready = [index for index in ready if self.turns.has(index)]
-        if not ready:
-            return self._next_in_queue()
-        if self.queue:  # first come, first served
-            self.queue.extend(ready)
-            return self.queue.popleft()
-        for index in ready[1:]:
-            self._ready(index)
-        return ready[0]
 
     def _fail(self, result: StageResult) -> None:
         self.ledger.first_failed = self.ledger.first_failed or result
         self._end(failed_at(result))
 
-    def _next_in_queue(self) -> int:
-        return self.queue.popleft() if self.queue else -1
-
     def _again(self, index: int) -> None:
         del self.timers[index]
-        self._start_ready((index,))
+        self._enqueue((index,))
+        self._dispatch()
 
     # ------------------------------------------------------------ ending early
 
@@ -305,10 +314,9 @@ class Run:
 
     def _overdue(self, attempt: Attempt) -> None:
         """A timed-out attempt outlasted its grace: the run goes on without it."""
-        following = self._abandon(attempt)
         self.active -= 1
-        if following >= 0:
-            self._ready(following)
+        self._abandon(attempt)
+        self._dispatch()
 
     def _end(self, ending: Ending, *, settling: bool = False) -> None:
         """End the run: start nothing more, cancel what waits, finish when all of it has ended.
@@ -334,7 +342,7 @@ class Run:
         for attempt in list(self.attempts.values()):
             self._abandon(attempt)
 
-    def _abandon(self, attempt: Attempt) -> int:
+    def _abandon(self, attempt: Attempt) -> None:
         """Settle a stage that refuses to end, and leave it to itself."""
         del self.attempts[attempt.index]
         attempt.stop_timer()
@@ -350,7 +358,7 @@ class Run:
             why = self.ending.reason if self.ending else "the run ended"
             output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {left}")
         result = self.ledger.result(node, ctx, output, ctx.attempt, attempt.began, now, abandoned=True)
-        return self._settle(node, result, now)
+        self._settle(node, result, now)
 
     def _finish(self) -> None:
         """Settle what never started, and write the record. Nothing here waits."""

@@ -10,7 +10,8 @@ StageflowError
 ├── CircuitOpenError             a circuit breaker let an attempt fail at once
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
 ├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
-└── RunFailedError               what `results.raise_on_failure()` raises; it carries the results
+├── RunFailedError               what `results.raise_on_failure()` raises; it carries the results
+└── MissingExtraError            a package of an extra is not installed (also an ImportError)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "CircuitOpenError",
     "DeadlineExceededError",
     "InputError",
+    "MissingExtraError",
     "MissingInputError",
     "PipelineValidationError",
     "RunFailedError",
@@ -152,6 +154,15 @@ class RunFailedError(StageflowError):
     def __init__(self, message: str, *, results: Any, **where: Any) -> None:
         super().__init__(message, **where)
         self.results = results
+
+
+class MissingExtraError(StageflowError, ImportError):
+    """A part of the library was used whose packages are not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs packages that are not installed", hint=f'pip install "stageflow[{extra}]"'
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -2,5 +2,12 @@
 
 from ..events import EventSink
 from .emitter import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
+from .picture import draw_results
 
-__all__ = ["EventSink", "WideEventEmitter", "emit_pipeline_wide", "emit_stage_wide"]
+__all__ = [
+    "EventSink",
+    "WideEventEmitter",
+    "draw_results",
+    "emit_pipeline_wide",
+    "emit_stage_wide",
+]

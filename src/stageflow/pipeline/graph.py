@@ -6,6 +6,7 @@ import asyncio
 import math
 
 from ..context import PipelineContext, PipelineResults, StageContext
+from ..render.graph import graph_as_text
 from .many import Contexts, ManyRuns
 from .plan import Plan
 from .run import Run
@@ -95,6 +96,17 @@ class StageGraph:
                 "give a whole number, 1 or more"
             )
         return ManyRuns(lambda ctx: self.run(ctx, deadline=deadline), contexts, concurrency)
+
+    def describe(self) -> str:
+        """Return a table of the stages, for a terminal: level, kind, dependencies, policies.
+
+        Example:
+            >>> async def load(ctx): ...
+            >>> print(Pipeline("p").with_stage("load", load, timeout=5).build().describe())
+            level  stage  kind       after  policies
+            1      load   transform  -      timeout=5s
+        """
+        return graph_as_text([spec.record() for spec in self._plan.specs])
 
     def __repr__(self) -> str:
         return f"<StageGraph {self.name!r}: {', '.join(self._plan.index)}>"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..context import PipelineContext, PipelineResults
 from ..errors import PipelineValidationError
 from ..observability import WideEventEmitter
+from ..render.graph import graph_as_dot, graph_as_mermaid
 from ..stages import Retry, StageKind
 from .decorator import carried
 from .graph import StageGraph
@@ -206,6 +207,20 @@ class Pipeline:
         if self._graph is None:
             self._graph = self.build()
         return await self._graph.run(ctx, deadline=deadline)
+
+    def to_mermaid(self) -> str:
+        """Return a Mermaid flowchart of this pipeline, for a README or a wiki.
+
+        Example:
+            >>> print(Pipeline("p").with_stage("load", print).to_mermaid())
+            flowchart LR
+                s0["load"]
+        """
+        return graph_as_mermaid([spec.record() for spec in self.stages])
+
+    def to_dot(self) -> str:
+        """Return this pipeline in DOT, for `dot -Tsvg`."""
+        return graph_as_dot([spec.record() for spec in self.stages], self.name)
 
     def __repr__(self) -> str:
         names = ", ".join(str(spec.name) for spec in self.stages)

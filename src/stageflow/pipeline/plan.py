@@ -16,6 +16,7 @@ class Plan:
 
     Attributes:
         name: Name of the pipeline.
+        specs: The description it was made from.
         nodes: The stages, in the order of the description; a stage's number is its place here.
         index: From the name of a stage to its number.
         waiting: How many dependencies each stage has.
@@ -43,6 +44,7 @@ class Plan:
         around: Around,
     ) -> None:
         self.name = name
+        self.specs = tuple(specs)
         self.nodes: tuple[Node, ...] = compile_nodes(specs, name, around)
         self.index = {node.name: node.index for node in self.nodes}
         self.waiting = [len(node.dependencies) for node in self.nodes]

@@ -31,3 +31,25 @@ class StageSpec(Struct, frozen=True, eq=False):
     retry: Retry | None = None
     limit: str | None = None
     interceptors: tuple[Interceptor, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return the description as plain values, for a picture of it."""
+        policies = {
+            "route": self.route,
+            "when": None if self.when is None else getattr(self.when, "__name__", "when"),
+            "conditional": "" if self.conditional else None,
+            "optional": "" if self.optional else None,
+            "timeout": None if self.timeout is None else f"{self.timeout:g}s",
+            "retry": None if self.retry is None else str(self.retry.attempts),
+            "limit": self.limit,
+            "interceptors": ",".join(
+                getattr(around, "__name__", None) or type(around).__name__ for around in self.interceptors
+            )
+            or None,
+        }
+        return {
+            "name": self.name,
+            "kind": str(self.kind),
+            "dependencies": self.dependencies,
+            "policies": {name: text for name, text in policies.items() if text is not None},
+        }

@@ -1,0 +1,45 @@
+"""The commands, each from its own file, under one name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .demo import demo
+from .schema import schema
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="stageflow",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # which takes the line breaks of a docstring for what they are
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"stageflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def stageflow(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Pipelines of stages inside a backend, and one complete record of every run.
+
+    Start with `stageflow demo`: it needs no network and no key.
+    """
+
+
+app.command()(demo)
+app.command()(schema)

@@ -1,0 +1,145 @@
+"""One run told in full: who and why, when each stage ran, what it said, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .exception import draw_exception
+from .figures import milliseconds
+from .foreign import shown, visible
+from .palette import BAD, QUIET, STATUSES, coloured
+from .timeline import RETRIED, RUNNING, WAITING
+from .waterfall import StageStory, draw_waterfall, stories_of
+
+__all__ = ["draw_run"]
+
+Record = dict[str, Any]
+
+_LABEL = 20
+"""Columns that the names beside what they stand for may take."""
+
+
+def draw_run(run: Record, stages: Iterable[Record] = ()) -> RenderableType:
+    """Return the story of one run: header, waterfall, what its stages said, exceptions.
+
+    It needs only the keys that every writer of these events knows, and shows the others where
+    there are any.
+
+    Args:
+        run: The data of its `pipeline.wide` event.
+        stages: The data of its `stage.wide` events.
+
+    Example:
+        Console().print(draw_run(run, stages))
+    """
+    return _Told(run, stories_of(run, stages))
+
+
+class _Told:
+    """The story, laid out when the width is known."""
+
+    def __init__(self, run: Record, stages: list[StageStory]) -> None:
+        self.run = run
+        self.stages = stages
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _header(self.run)
+        yield ""
+        yield draw_waterfall(self.run, self.stages, width=options.max_width)
+        yield _legend(options.ascii_only)
+        yield from _notes(self.stages)
+        yield from _exceptions(self.run, self.stages)
+
+
+def _header(run: Record) -> Iterator[RenderableType]:
+    ids, metadata = run["correlation_ids"], run["pipeline_metadata"]
+    yield Text.assemble(
+        (visible(run.get("pipeline_name") or metadata["topology"]), "bold"),
+        "  ",
+        coloured(visible(run.get("outcome") or run["status"])),
+        f"  {milliseconds(run['duration_ms'])} ms",
+    )
+    error, reason = run["error"], run.get("reason")
+    grid = _two_columns()
+    for label, value in (
+        ("error", error),
+        ("reason", reason if reason and reason not in (error or "") else None),
+        ("run", ids["pipeline_run_id"]),
+        ("started", run["started_at"]),
+        ("ids", _pairs({key: value for key, value in ids.items() if key != "pipeline_run_id"})),
+        ("labels", _pairs(metadata)),
+        ("parent", run.get("parent_run_id")),
+        ("trace", (run.get("trace") or {}).get("trace_id")),
+        ("attributes", _pairs(run.get("attributes") or {})),
+    ):
+        if value:
+            grid.add_row(label, Text(visible(value), style=BAD if label == "error" else ""))
+    yield Padding(grid, (0, 0, 0, 2))
+
+
+def _legend(ascii_only: bool) -> Text:
+    waiting, retried, running = (mark[ascii_only] for mark in (WAITING, RETRIED, RUNNING))
+    words = f"* the run waited for it   {waiting} ready   {retried} retried   {running} ran"
+    return Text(words, style=QUIET)
+
+
+def _notes(stages: list[StageStory]) -> Iterator[RenderableType]:
+    """What stages said: reasons, errors, attributes. Who said the same stands together."""
+    said: dict[str, tuple[list[str], Text]] = {}
+    for stage in stages:
+        notes = _notes_of(stage)
+        names, _ = said.setdefault(notes.plain, ([], notes))
+        names.append(visible(stage.name))
+    said.pop("", None)
+    if said:
+        grid = _two_columns()
+        for names, notes in said.values():
+            grid.add_row(Text(", ".join(names)), notes)
+        yield ""
+        yield Padding(grid, (0, 0, 0, 2))
+
+
+def _notes_of(stage: StageStory) -> Text:
+    end = stage.end
+    lines = [
+        Text(f"attempt {event.get('attempt')}: {visible(event['error'])}", style=STATUSES["RETRY"])
+        for event in stage.retried
+    ]
+    if end["error"]:
+        lines.append(Text(visible(end["error"]), style=BAD))
+    if end.get("reason"):
+        lines.append(Text(visible(end["reason"])))
+    if end.get("missing_inputs"):
+        lines.append(Text(visible("asked in vain for " + ", ".join(end["missing_inputs"]))))
+    if end.get("attributes"):
+        lines.append(Text(_pairs(end["attributes"])))
+    return Text("\n").join(lines)
+
+
+def _exceptions(run: Record, stages: list[StageStory]) -> Iterator[RenderableType]:
+    told: list[Any] = []
+    for where, record in (*((stage.name, stage.end) for stage in stages), ("the run", run)):
+        exception = record.get("exception")
+        # A run that a stage failed carries the exception of that stage once more.
+        if exception and exception not in told:
+            told.append(exception)
+            yield ""
+            yield Text.assemble(("exception in ", QUIET), visible(where))
+            yield Padding(draw_exception(exception), (0, 0, 0, 2))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return "  ".join(f"{visible(key)}={shown(value)}" for key, value in values.items() if value is not None)
+
+
+def _two_columns() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style=QUIET, max_width=_LABEL, overflow="fold")
+    grid.add_column(overflow="fold")
+    return grid

@@ -1,0 +1,91 @@
+"""What tests share: one fixed set of random examples, no global sink left behind, programs of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from stageflow import MemoryEventSink, clear_event_sink
+
+# The same examples on every machine and every day; nothing is read from or kept on the disk.
+settings.register_profile(
+    "fixed",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def _no_global_sink_is_left() -> Iterator[None]:
+    yield
+    clear_event_sink()
+
+
+@pytest.fixture
+def sink() -> MemoryEventSink:
+    """Keeps the events of a test in a list."""
+    return MemoryEventSink()
+
+
+class Program:
+    """A Python program in a process of its own."""
+
+    def __init__(self, script: str, journal: Path) -> None:
+        self.journal = journal
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(journal)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, line: str) -> None:
+        """Return once the program has printed `line`."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == line + "\n", self.ended()
+
+    def ended(self, within: float = 30) -> tuple[int, str, str]:
+        """Wait for its end; return its exit status and what it printed."""
+        try:
+            out, err = self.process.communicate(timeout=within)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            pytest.fail(f"the program did not end within {within} s; it printed {out!r} and {err!r}")
+        return self.process.returncode, out, err
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what its journal holds."""
+        lines = [
+            json.loads(line)
+            for path in sorted(self.journal.rglob("*.ndjson"))
+            for line in path.read_bytes().splitlines()
+        ]
+        return [(line["type"], line["data"]) for line in lines]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[[str], Program]]:
+    """Start a script in a process of its own; the path of its journal is `sys.argv[1]`."""
+    started: list[Program] = []
+
+    def start(script: str) -> Program:
+        started.append(Program(script, tmp_path / "journal"))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()

@@ -1,0 +1,1039 @@
+"""How a run ends that does not end by itself: its record is whole, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from conftest import Program
+from oracle import ends, hold_the_law, pipeline_wide, stage_wide
+
+from stageflow import (
+    MemoryEventSink,
+    Pipeline,
+    PipelineResults,
+    Retry,
+    StageContext,
+    StageGraph,
+    StageOutput,
+    StageStatus,
+    WideEventEmitter,
+)
+from stageflow.testing import VirtualClock
+
+Start = Callable[[str], Program]
+
+
+def recorded(pipeline: Pipeline, sink: MemoryEventSink, **options: Any) -> StageGraph:
+    return pipeline.build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink),
+        **options,
+    )
+
+
+def seconds() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def left_over() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+async def quick(ctx: StageContext) -> dict[str, Any]:
+    return {"done": True}
+
+
+async def endless(ctx: StageContext) -> None:
+    await asyncio.Event().wait()
+
+
+async def stubborn(ctx: StageContext) -> None:
+    """Refuse to end, however often it is cancelled."""
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+
+def cleaning_up(took: float, log: list[str]) -> Callable[[StageContext], Coroutine[Any, Any, None]]:
+    """Return a stage that waits for ever, and takes so many seconds to clean up once cancelled."""
+
+    async def stage(ctx: StageContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            log.append("clean-up began")
+            await asyncio.sleep(took)
+            log.append("clean-up ended")
+
+    return stage
+
+
+async def cancel_after(graph: StageGraph, *moments: float) -> asyncio.Task[PipelineResults]:
+    """Run `graph`, cancel it at each of these moments, wait for its end, and return its task."""
+    run = asyncio.create_task(graph.run())
+    for moment in moments:
+        asyncio.get_running_loop().call_at(moment, run.cancel)
+    await asyncio.wait([run])
+    return run
+
+
+# ---------------------------------------------------------------- cancelled from outside
+
+
+def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(sink: MemoryEventSink) -> None:
+    log: list[str] = []
+    pipeline = (
+        Pipeline("p")
+        .with_stage("before", quick)
+        .with_stage("running", cleaning_up(1, log), dependencies=("before",))
+        .with_stage("after", quick, dependencies=("running",))
+    )
+
+    async def main() -> None:
+        run = await cancel_after(recorded(pipeline, sink), 5)
+        assert run.cancelled()
+        assert seconds() == 6  # the clean-up was waited for
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert log == ["clean-up began", "clean-up ended"]
+    event = hold_the_law(sink.events, ["before", "running", "after"])
+    assert ends(sink.events) == {"before": "OK", "running": "CANCEL", "after": "CANCEL"}
+    assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
+    assert event["duration_ms"] == 6000
+    assert event["error"] == "cancelled from outside"
+    running = stage_wide(sink.events, "running")
+    assert (running["attempts"], running["duration_ms"]) == (1, 6000)
+    assert running["reason"] == "cancelled: cancelled from outside"
+    after = stage_wide(sink.events, "after")
+    assert (after["attempts"], after["duration_ms"]) == (0, 0)
+    assert after["reason"] == "never started: cancelled from outside"
+
+
+def test_the_record_is_whole_before_cancelled_error_reaches_the_caller(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        graph = recorded(Pipeline("p").with_stage("s", endless), sink)
+
+        async def caller() -> None:
+            try:
+                await graph.run()
+            except asyncio.CancelledError:
+                hold_the_law(sink.events, ["s"])
+                raise
+
+        task = asyncio.create_task(caller())
+        await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    VirtualClock().run(main())
+
+
+@pytest.mark.parametrize("times", [2, 3, 10])
+def test_a_second_cancel_changes_nothing(sink: MemoryEventSink, times: int) -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        graph = recorded(Pipeline("p").with_stage("s", cleaning_up(1, log)), sink)
+        run = await cancel_after(graph, *(5 + number / 20 for number in range(times)))
+        assert run.cancelled()
+        assert seconds() == 6
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert log == ["clean-up began", "clean-up ended"]
+    event = hold_the_law(sink.events, ["s"])
+    assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 0)
+
+
+def test_a_cancel_during_the_clean_up_of_a_failed_run_goes_on_after_it(sink: MemoryEventSink) -> None:
+    log: list[str] = []
+
+    async def boom(ctx: StageContext) -> None:
+        await asyncio.sleep(1)
+        raise ValueError("boom")
+
+    async def main() -> None:
+        pipeline = Pipeline("p").with_stage("boom", boom).with_stage("other", cleaning_up(1, log))
+        run = await cancel_after(recorded(pipeline, sink), 1.5)
+        assert run.cancelled()
+        assert seconds() == 2
+
+    VirtualClock().run(main())
+    assert log == ["clean-up began", "clean-up ended"]
+    event = hold_the_law(sink.events, ["boom", "other"])
+    assert event["outcome"] == "failed"  # the first cause counts
+    assert event["first_failed_stage"] == "boom"
+
+
+def test_a_run_that_is_cancelled_before_its_first_step_never_started(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        run = asyncio.create_task(recorded(Pipeline("p").with_stage("s", quick), sink).run())
+        run.cancel()
+        await asyncio.wait([run])
+        assert run.cancelled()
+
+    VirtualClock().run(main())
+    assert sink.events == []
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_cancel_at_any_turn_of_the_loop_leaves_one_whole_record(sink: MemoryEventSink, turns: int) -> None:
+    async def two_turns(ctx: StageContext) -> None:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("a", quick)
+        .with_stage("b", two_turns, dependencies=("a",))
+        .with_stage("c", quick, dependencies=("b",))
+    )
+
+    async def main() -> None:
+        run = asyncio.create_task(recorded(pipeline, sink).run())
+        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        run.cancel()
+        await asyncio.wait([run])
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    hold_the_law(sink.events, ["a", "b", "c"])
+
+
+def test_a_stage_that_waits_for_its_next_attempt_is_not_tried_again(sink: MemoryEventSink) -> None:
+    async def later(ctx: StageContext) -> StageOutput:
+        return StageOutput.retry("not yet", after=60)
+
+    async def main() -> None:
+        run = await cancel_after(recorded(Pipeline("p").with_stage("s", later), sink), 5)
+        assert run.cancelled()
+        assert seconds() == 5
+
+    VirtualClock().run(main())
+    hold_the_law(sink.events, ["s"])
+    event = stage_wide(sink.events, "s")
+    assert (event["status"], event["attempts"]) == ("CANCEL", 1)
+    assert event["reason"] == "not tried again: cancelled from outside"
+    assert event["error"] == "not yet"
+
+
+def test_a_stage_that_waits_for_a_place_never_starts(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        pipeline = Pipeline("p").with_stage("first", endless).with_stage("second", quick)
+        await cancel_after(recorded(pipeline, sink, max_concurrency=1), 5)
+
+    VirtualClock().run(main())
+    hold_the_law(sink.events, ["first", "second"])
+    assert stage_wide(sink.events, "second")["attempts"] == 0
+
+
+def test_what_a_cancelled_stage_still_returns_counts(sink: MemoryEventSink) -> None:
+    async def saves_what_it_has(ctx: StageContext) -> dict[str, Any]:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return {"half": 1}
+        return {"whole": 2}
+
+    async def main() -> None:
+        pipeline = (
+            Pipeline("p").with_stage("s", saves_what_it_has).with_stage("after", quick, dependencies=("s",))
+        )
+        run = await cancel_after(recorded(pipeline, sink), 5)
+        assert run.cancelled()
+
+    VirtualClock().run(main())
+    hold_the_law(sink.events, ["s", "after"])
+    assert ends(sink.events) == {"s": "OK", "after": "CANCEL"}
+    assert stage_wide(sink.events, "s")["data_keys"] == ["half"]
+
+
+def test_a_stage_that_raises_while_it_cleans_up_is_not_to_blame(sink: MemoryEventSink) -> None:
+    async def fragile(ctx: StageContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("already closed")
+
+    async def main() -> None:
+        run = await cancel_after(recorded(Pipeline("p").with_stage("s", fragile), sink), 5)
+        assert run.cancelled()
+
+    VirtualClock().run(main())
+    event = hold_the_law(sink.events, ["s"])
+    assert (event["outcome"], event["first_failed_stage"]) == ("cancelled", None)
+    stage = stage_wide(sink.events, "s")
+    assert (stage["status"], stage["error"]) == ("CANCEL", "ConnectionError: already closed")
+
+
+def test_a_cancelled_stage_is_not_tried_again(sink: MemoryEventSink) -> None:
+    calls: list[int] = []
+
+    async def raises_what_is_covered(ctx: StageContext) -> None:
+        calls.append(ctx.attempt)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError
+
+    async def main() -> None:
+        pipeline = Pipeline("p").with_stage("s", raises_what_is_covered, retry=Retry(attempts=5, wait=0))
+        await cancel_after(recorded(pipeline, sink), 5)
+
+    VirtualClock().run(main())
+    hold_the_law(sink.events, ["s"])
+    assert calls == [1]
+    assert ends(sink.events) == {"s": "CANCEL"}
+
+
+def test_asyncio_timeout_around_a_run(sink: MemoryEventSink) -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        graph = recorded(Pipeline("p").with_stage("s", cleaning_up(1, log)), sink)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await graph.run()
+        assert seconds() == 6
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert log == ["clean-up began", "clean-up ended"]
+    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+
+
+def test_wait_for_around_a_run(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(recorded(Pipeline("p").with_stage("s", endless), sink).run(), 5)
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+
+
+def test_a_run_in_a_task_group_whose_other_task_fails(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        graph = recorded(Pipeline("p").with_stage("s", endless), sink)
+
+        async def group_of_two() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(graph.run())
+                await asyncio.sleep(1)
+                raise ValueError("the other one")
+
+        with pytest.raises(ExceptionGroup, match="unhandled errors"):
+            await group_of_two()
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+
+
+def test_somebody_cancels_every_task_there_is(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        pipeline = Pipeline("p").with_stage("a", endless).with_stage("b", endless)
+        run = asyncio.create_task(recorded(pipeline, sink).run())
+        await asyncio.sleep(1)
+        for task in left_over():
+            task.cancel()
+        await asyncio.wait([run])
+        assert run.cancelled()
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    event = hold_the_law(sink.events, ["a", "b"])
+    assert event["outcome"] == "cancelled"
+    assert event["stages_cancelled"] == 2
+
+
+def test_a_cancel_reaches_a_run_inside_a_run(sink: MemoryEventSink) -> None:
+    log: list[str] = []
+    of_inner = MemoryEventSink()
+    inner = recorded(Pipeline("inner").with_stage("s", cleaning_up(1, log)), of_inner)
+
+    async def nest(ctx: StageContext) -> None:
+        await inner.run()
+
+    async def main() -> None:
+        run = await cancel_after(recorded(Pipeline("outer").with_stage("nest", nest), sink), 5)
+        assert run.cancelled()
+        assert seconds() == 6
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert log == ["clean-up began", "clean-up ended"]
+    assert hold_the_law(of_inner.events, ["s"])["outcome"] == "cancelled"
+    outer = hold_the_law(sink.events, ["nest"])
+    assert (outer["outcome"], outer["stages_abandoned"]) == ("cancelled", 0)
+
+
+def test_a_run_inside_a_run_whose_stage_refuses_to_end_leaves_its_record_too(sink: MemoryEventSink) -> None:
+    of_inner = MemoryEventSink()
+    inner = recorded(Pipeline("inner").with_stage("s", stubborn), of_inner)
+
+    async def nest(ctx: StageContext) -> None:
+        await inner.run()
+
+    async def main() -> None:
+        run = await cancel_after(recorded(Pipeline("outer").with_stage("nest", nest), sink), 5)
+        assert run.cancelled()
+        assert seconds() == 7
+        await asyncio.sleep(0)
+        assert len(left_over()) == 1  # the stubborn stage itself
+
+    VirtualClock().run(main())
+    assert hold_the_law(of_inner.events, ["s"])["stages_abandoned"] == 1
+    assert hold_the_law(sink.events, ["nest"])["outcome"] == "cancelled"
+
+
+def test_a_cancelled_thread_ends_when_its_function_returns(sink: MemoryEventSink) -> None:
+    began = threading.Event()
+
+    def looks_now_and_then(ctx: StageContext) -> dict[str, Any]:
+        began.set()
+        while not ctx.cancelled:
+            time.sleep(0.001)
+        return {"saw": "cancelled"}
+
+    async def main() -> None:
+        run = asyncio.create_task(recorded(Pipeline("p").with_stage("s", looks_now_and_then), sink).run())
+        await asyncio.to_thread(began.wait)
+        run.cancel()
+        await asyncio.wait([run])
+        assert run.cancelled()
+
+    asyncio.run(main())
+    event = hold_the_law(sink.events, ["s"])
+    assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 0)
+    assert stage_wide(sink.events, "s")["data_keys"] == ["saw"]
+
+
+# ---------------------------------------------------------------- not cancelled from outside
+
+
+def test_what_a_stage_awaits_is_cancelled_and_that_is_the_failure_of_the_stage(sink: MemoryEventSink) -> None:
+    async def awaits_a_cancelled_task(ctx: StageContext) -> None:
+        task = asyncio.create_task(asyncio.sleep(60))
+        await asyncio.sleep(1)
+        task.cancel()
+        await task
+
+    async def main() -> PipelineResults:
+        return await recorded(Pipeline("p").with_stage("s", awaits_a_cancelled_task), sink).run()
+
+    results = VirtualClock().run(main())
+    assert results["s"].status is StageStatus.FAIL
+    assert isinstance(results["s"].exception, asyncio.CancelledError)
+    event = hold_the_law(sink.events, ["s"])
+    assert (event["outcome"], event["first_failed_stage"]) == ("failed", "s")
+
+
+async def times_out_inside(ctx: StageContext) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(1):
+            await asyncio.sleep(60)
+    except TimeoutError:
+        return {"timed": "out"}
+    raise AssertionError
+
+
+async def groups_tasks(ctx: StageContext) -> dict[str, Any]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(60))
+            await asyncio.sleep(1)
+            raise ValueError
+    except* ValueError:
+        pass
+    return {"group": "ended"}
+
+
+@pytest.mark.parametrize("scoped", [times_out_inside, groups_tasks])
+def test_cancel_scopes_of_a_stage_work_also_after_a_stage_that_was_timed_out(
+    sink: MemoryEventSink, scoped: Callable[[StageContext], Coroutine[Any, Any, dict[str, Any]]]
+) -> None:
+    # Stages may share a task: what one was cancelled with is no business of the next.
+    async def main() -> PipelineResults:
+        pipeline = (
+            Pipeline("p")
+            .with_stage("late", endless, timeout=1, optional=True)
+            .with_stage("scoped", scoped, dependencies=("late",))
+            .with_stage("again", scoped, dependencies=("scoped",))
+        )
+        return await recorded(pipeline, sink).run()
+
+    results = VirtualClock().run(main())
+    assert hold_the_law(sink.events, ["late", "scoped", "again"])["outcome"] == "degraded"
+    assert [result.status for result in results.values()] == ["FAIL", "OK", "OK"]
+
+
+def test_a_stage_that_cancels_its_own_task_harms_no_other_stage(sink: MemoryEventSink) -> None:
+    async def cancels_itself(ctx: StageContext) -> dict[str, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return {}
+
+    async def takes_a_second(ctx: StageContext) -> None:
+        await asyncio.sleep(1)
+
+    async def main() -> PipelineResults:
+        pipeline = (
+            Pipeline("p")
+            .with_stage("odd", cancels_itself)
+            .with_stage("next", takes_a_second, dependencies=("odd",))
+        )
+        return await recorded(pipeline, sink).run()
+
+    results = VirtualClock().run(main())
+    hold_the_law(sink.events, ["odd", "next"])
+    assert results["next"].status is StageStatus.OK
+
+
+# ---------------------------------------------------------------- the deadline of the run
+
+
+def test_the_deadline_of_the_run(sink: MemoryEventSink) -> None:
+    log: list[str] = []
+
+    async def main() -> PipelineResults:
+        pipeline = (
+            Pipeline("p").with_stage("s", cleaning_up(1, log)).with_stage("after", quick, dependencies=("s",))
+        )
+        results = await recorded(pipeline, sink).run(deadline=5)
+        assert seconds() == 6
+        assert left_over() == []
+        return results
+
+    results = VirtualClock().run(main())
+    assert log == ["clean-up began", "clean-up ended"]
+    event = hold_the_law(sink.events, ["s", "after"])
+    assert (event["status"], event["outcome"]) == ("FAIL", "timeout")
+    assert event["error"] == "DeadlineExceededError: the run took longer than its deadline of 5 s"
+    assert event["error_type"] == "DeadlineExceededError"
+    assert (results.outcome, results.status, results.ok) == ("timeout", StageStatus.FAIL, False)
+    assert isinstance(results.exception, TimeoutError)
+    assert ends(sink.events) == {"s": "CANCEL", "after": "CANCEL"}
+
+
+def test_a_run_that_ends_in_time_has_no_use_for_its_deadline(sink: MemoryEventSink) -> None:
+    async def main() -> PipelineResults:
+        results = await recorded(Pipeline("p").with_stage("s", quick), sink).run(deadline=5)
+        await asyncio.sleep(60)
+        return results
+
+    assert VirtualClock().run(main()).ok
+    assert hold_the_law(sink.events, ["s"])["outcome"] == "ok"
+
+
+# ---------------------------------------------------------------- a stage that refuses to end
+
+
+def test_a_stage_that_refuses_to_end_is_abandoned_after_grace(sink: MemoryEventSink) -> None:
+    async def boom(ctx: StageContext) -> None:
+        await asyncio.sleep(1)
+        raise ValueError("boom")
+
+    async def main() -> PipelineResults:
+        pipeline = Pipeline("p").with_stage("stubborn", stubborn).with_stage("boom", boom)
+        results = await recorded(pipeline, sink, grace=2.0).run()
+        assert seconds() == 3
+        assert len(left_over()) == 1  # the only task that may outlive run()
+        return results
+
+    results = VirtualClock().run(main())
+    event = hold_the_law(sink.events, ["stubborn", "boom"])
+    assert (event["outcome"], event["stages_abandoned"], event["duration_ms"]) == ("failed", 1, 3000)
+    assert results.abandoned == ("stubborn",)
+    assert results["stubborn"].status is StageStatus.CANCEL
+    stage = stage_wide(sink.events, "stubborn")
+    assert stage["abandoned"]
+    assert stage["reason"] == "cancelled: stage 'boom' failed; it did not end within 2 s and was left running"
+
+
+@pytest.mark.parametrize("grace", [0, 0.5, 10])
+def test_grace_is_kept_whatever_ends_the_run(sink: MemoryEventSink, grace: float) -> None:
+    async def main() -> None:
+        graph = recorded(Pipeline("p").with_stage("s", stubborn), sink, grace=grace)
+        results = await graph.run(deadline=5)
+        assert results.abandoned == ("s",)
+        assert seconds() == pytest.approx(5 + grace)
+        run = asyncio.create_task(graph.run())
+        await asyncio.sleep(1)
+        run.cancel()
+        await asyncio.wait([run])
+        assert seconds() == pytest.approx(5 + grace + 1 + grace)
+
+    VirtualClock().run(main())
+    first, second = (index + 1 for index, (type, _) in enumerate(sink.events) if type == "pipeline.wide")
+    assert hold_the_law(sink.events[:first], ["s"])["outcome"] == "timeout"
+    assert hold_the_law(sink.events[first:second], ["s"])["outcome"] == "cancelled"
+
+
+def test_without_grace_a_stage_that_ends_at_once_still_ends_well(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        await cancel_after(recorded(Pipeline("p").with_stage("s", endless), sink, grace=0), 5)
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 0
+
+
+def test_what_an_abandoned_stage_does_later_changes_nothing(sink: MemoryEventSink) -> None:
+    async def late(ctx: StageContext) -> dict[str, Any]:
+        ctx.annotate(when="in time")
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.sleep(10)
+        assert ctx.cancelled
+        assert ctx.abandoned
+        ctx.annotate(when="too late")
+        return {"too": "late"}
+
+    async def main() -> PipelineResults:
+        results = await recorded(Pipeline("p").with_stage("s", late), sink).run(deadline=5)
+        await asyncio.sleep(60)
+        assert left_over() == []
+        return results
+
+    results = VirtualClock().run(main())
+    hold_the_law(sink.events, ["s"])
+    assert results["s"].status is StageStatus.CANCEL
+    assert dict(results["s"].data) == {}
+    assert results["s"].attributes == stage_wide(sink.events, "s")["attributes"] == {"when": "in time"}
+
+
+def test_a_stage_that_outlasts_its_time_out_and_its_grace_fails_and_the_run_goes_on(
+    sink: MemoryEventSink,
+) -> None:
+    async def main() -> PipelineResults:
+        pipeline = (
+            Pipeline("p")
+            .with_stage("stubborn", stubborn, timeout=3, optional=True)
+            .with_stage("after", quick, dependencies=("stubborn",))
+        )
+        results = await recorded(pipeline, sink, grace=2.0).run()
+        assert seconds() == 5
+        return results
+
+    results = VirtualClock().run(main())
+    event = hold_the_law(sink.events, ["stubborn", "after"])
+    assert (event["outcome"], event["stages_abandoned"]) == ("degraded", 1)
+    assert ends(sink.events) == {"stubborn": "FAIL", "after": "OK"}
+    assert results.abandoned == ("stubborn",)
+
+
+def test_an_abandoned_stage_gives_its_place_to_the_next(sink: MemoryEventSink) -> None:
+    async def main() -> PipelineResults:
+        pipeline = (
+            Pipeline("p").with_stage("stubborn", stubborn, timeout=3, optional=True).with_stage("next", quick)
+        )
+        return await recorded(pipeline, sink, max_concurrency=1).run()
+
+    results = VirtualClock().run(main())
+    hold_the_law(sink.events, ["stubborn", "next"])
+    assert results["next"].queue_ms == 5000
+
+
+def test_a_stage_that_timed_out_before_the_run_ended_has_failed(sink: MemoryEventSink) -> None:
+    log: list[str] = []
+
+    async def boom(ctx: StageContext) -> None:
+        await asyncio.sleep(3.5)
+        raise ValueError("boom")
+
+    async def main() -> PipelineResults:
+        pipeline = Pipeline("p").with_stage("late", cleaning_up(1, log), timeout=3).with_stage("boom", boom)
+        return await recorded(pipeline, sink).run()
+
+    results = VirtualClock().run(main())
+    hold_the_law(sink.events, ["late", "boom"])
+    assert log == ["clean-up began", "clean-up ended"]
+    assert results["late"].status is StageStatus.FAIL
+    assert isinstance(results["late"].exception, TimeoutError)
+
+
+# ---------------------------------------------------------------- the coroutine is closed, the loop goes away
+
+
+def test_the_coroutine_of_a_run_is_closed(sink: MemoryEventSink) -> None:
+    ended: list[str] = []
+
+    async def stage(ctx: StageContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(ctx.stage)
+
+    async def main() -> None:
+        pipeline = (
+            Pipeline("p")
+            .with_stage("a", stage)
+            .with_stage("b", stage)
+            .with_stage("after", quick, dependencies=("a",))
+        )
+        run = recorded(pipeline, sink).run()
+        run.send(None)
+        await asyncio.sleep(1)
+        run.close()
+        hold_the_law(sink.events, ["a", "b", "after"])  # at once: there was no await
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    assert sorted(ended) == ["a", "b"]
+    event = hold_the_law(sink.events, ["a", "b", "after"])
+    assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
+    assert event["reason"] == "the coroutine of run() was closed"
+    assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "after": "CANCEL"}
+
+
+def test_the_coroutine_of_a_run_is_closed_before_its_first_step(sink: MemoryEventSink) -> None:
+    async def main() -> None:
+        recorded(Pipeline("p").with_stage("s", quick), sink).run().close()
+
+    VirtualClock().run(main())
+    assert sink.events == []
+
+
+def test_the_loop_is_closed_with_a_run_in_flight(
+    sink: MemoryEventSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = recorded(Pipeline("p").with_stage("a", endless).with_stage("b", stubborn), sink)
+    loop = VirtualClock().new_loop()
+    run = loop.create_task(graph.run())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert sink.events == []
+    del run
+    gc.collect()
+    event = hold_the_law(sink.events, ["a", "b"])
+    assert event["outcome"] == "cancelled"
+    assert all("Task was destroyed but it is pending" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, lambda main: VirtualClock().run(main)])
+def test_asyncio_run_ends_with_a_run_in_a_background_task(
+    sink: MemoryEventSink, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
+    log: list[str] = []
+    kept: list[Any] = []
+
+    async def main() -> None:
+        started = asyncio.Event()
+
+        async def starts(ctx: StageContext) -> None:
+            started.set()
+            await asyncio.Event().wait()
+
+        pipeline = (
+            Pipeline("p")
+            .with_stage("a", starts)
+            .with_stage("b", cleaning_up(0.01, log))
+            .with_stage("c", quick, dependencies=("a", "b"))
+        )
+        kept.append(asyncio.create_task(recorded(pipeline, sink).run()))
+        await started.wait()
+
+    run(main())
+    event = hold_the_law(sink.events, ["a", "b", "c"])
+    assert event["outcome"] == "cancelled"
+    assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "c": "CANCEL"}
+    assert kept[0].cancelled()
+
+
+# ---------------------------------------------------------------- the process ends
+
+
+def test_system_exit_in_a_stage_passes_through_after_the_record_is_written(program: Start) -> None:
+    running = program(
+        """
+        import asyncio, sys
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        async def leave(ctx):
+            await asyncio.sleep(0.01)
+            sys.exit(3)
+
+        async def other(ctx):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                print("cleaned up")
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            pipeline = Pipeline("p").with_stage("leave", leave, optional=True).with_stage("other", other)
+            await pipeline.build(
+                emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter
+            ).run()
+            print("never reached")
+
+        asyncio.run(main())
+        """
+    )
+    assert running.ended() == (3, "cleaned up\n", "")
+    event = hold_the_law(running.events(), ["leave", "other"])
+    assert (event["status"], event["outcome"], event["first_failed_stage"]) == ("FAIL", "failed", "leave")
+    assert ends(running.events()) == {"leave": "FAIL", "other": "CANCEL"}
+    assert stage_wide(running.events(), "leave")["error_type"] == "SystemExit"
+
+
+@pytest.mark.parametrize("how", ["at once", "after a wait", "in a thread"])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_an_end_of_the_process_is_never_kept_in_a_result(
+    sink: MemoryEventSink, how: str, error: BaseException
+) -> None:
+    async def at_once(ctx: StageContext) -> None:
+        raise error
+
+    async def after_a_wait(ctx: StageContext) -> None:
+        await asyncio.sleep(1)
+        raise error
+
+    def in_a_thread(ctx: StageContext) -> None:
+        raise error
+
+    stage = {"at once": at_once, "after a wait": after_a_wait, "in a thread": in_a_thread}[how]
+
+    async def main() -> None:
+        pipeline = (
+            Pipeline("p")
+            .with_stage("s", stage, optional=True, retry=Retry(on=BaseException))
+            .with_stage("other", endless)
+        )
+        await recorded(pipeline, sink).run()
+
+    with pytest.raises(type(error)):
+        VirtualClock().run(main())
+    event = hold_the_law(sink.events, ["s", "other"])
+    assert (event["outcome"], event["first_failed_stage"]) == ("failed", "s")
+    assert ends(sink.events) == {"s": "FAIL", "other": "CANCEL"}
+
+
+def test_ctrl_c_under_asyncio_run_passes_through_after_the_record_is_written(program: Start) -> None:
+    running = program(
+        """
+        import asyncio, sys
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        async def stage(ctx):
+            print("running", flush=True)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.01)
+                print("cleaned up", flush=True)
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            await Pipeline("p").with_stage("s", stage).build(
+                emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter
+            ).run()
+
+        asyncio.run(main())
+        """
+    )
+    running.wait_for("running")
+    running.process.send_signal(signal.SIGINT)
+    status, out, err = running.ended()
+    assert status == -signal.SIGINT
+    assert out == "cleaned up\n"
+    assert err.endswith("KeyboardInterrupt\n")
+    event = hold_the_law(running.events(), ["s"])
+    assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
+
+
+def test_a_second_ctrl_c_during_the_clean_up_still_leaves_the_record(program: Start) -> None:
+    running = program(
+        """
+        import asyncio, sys
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        async def stage(ctx):
+            print("running", flush=True)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                print("cleaning up", flush=True)
+                await asyncio.sleep(60)
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            await Pipeline("p").with_stage("s", stage).build(
+                emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter
+            ).run()
+
+        asyncio.run(main())
+        """
+    )
+    running.wait_for("running")
+    running.process.send_signal(signal.SIGINT)
+    running.wait_for("cleaning up")
+    running.process.send_signal(signal.SIGINT)
+    status, _, err = running.ended()
+    assert status == -signal.SIGINT
+    assert "KeyboardInterrupt" in err
+    hold_the_law(running.events(), ["s"])
+
+
+def test_a_stage_that_refuses_to_end_does_not_hold_up_the_exit(program: Start) -> None:
+    running = program(
+        """
+        import asyncio, sys
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        async def stubborn(ctx):
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    pass
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            results = await Pipeline("p").with_stage("s", stubborn).build(
+                emit_stage_wide_events=True,
+                emit_pipeline_wide_event=True,
+                wide_event_emitter=emitter,
+                grace=0.05,
+            ).run(deadline=0.05)
+            print(results.abandoned)
+
+        asyncio.run(main())
+        """
+    )
+    assert running.ended(within=20) == (0, "('s',)\n", "")
+    event = hold_the_law(running.events(), ["s"])
+    assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
+
+
+def test_the_end_of_asyncio_run_waits_for_a_stage_that_refuses_to_end_for_grace_only(program: Start) -> None:
+    running = program(
+        """
+        import asyncio, sys
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        async def stubborn(ctx):
+            print("running", flush=True)
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    pass
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            run = asyncio.create_task(Pipeline("p").with_stage("s", stubborn).build(
+                emit_stage_wide_events=True,
+                emit_pipeline_wide_event=True,
+                wide_event_emitter=emitter,
+                grace=0.1,
+            ).run())
+            await asyncio.sleep(0.05)
+
+        asyncio.run(main())
+        print("ended")
+        """
+    )
+    assert running.ended(within=20) == (0, "running\nended\n", "")
+    event = hold_the_law(running.events(), ["s"])
+    assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
+
+
+def test_a_thread_that_hangs_holds_up_neither_the_run_nor_the_exit(program: Start) -> None:
+    running = program(
+        """
+        import asyncio, sys, threading
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        def hangs(ctx):
+            threading.Event().wait()
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            results = await Pipeline("p").with_stage("s", hangs).build(
+                emit_stage_wide_events=True,
+                emit_pipeline_wide_event=True,
+                wide_event_emitter=emitter,
+                grace=0.05,
+            ).run(deadline=0.05)
+            print(results.abandoned)
+
+        asyncio.run(main())
+        """
+    )
+    assert running.ended(within=20) == (0, "('s',)\n", "")
+    event = hold_the_law(running.events(), ["s"])
+    assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
+
+
+def test_an_exit_in_the_middle_of_a_clean_up_keeps_what_was_emitted(program: Start) -> None:
+    running = program(
+        """
+        import asyncio, os, signal, sys
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        async def quick(ctx):
+            return {"done": True}
+
+        async def kill(ctx):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            await (
+                Pipeline("p")
+                .with_stage("quick", quick)
+                .with_stage("kill", kill, dependencies=("quick",))
+                .build(emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter)
+                .run()
+            )
+
+        asyncio.run(main())
+        """
+    )
+    status, _, _ = running.ended()
+    assert status == -signal.SIGKILL
+    assert ends(running.events()) == {"quick": "OK"}
+
+
+def test_pipeline_wide_is_one_also_where_two_ends_come_at_the_same_moment(sink: MemoryEventSink) -> None:
+    async def boom(ctx: StageContext) -> None:
+        await asyncio.sleep(5)
+        raise ValueError("boom")
+
+    async def stop(ctx: StageContext) -> StageOutput:
+        await asyncio.sleep(5)
+        return StageOutput.cancel("enough")
+
+    async def main() -> None:
+        pipeline = (
+            Pipeline("p").with_stage("boom", boom).with_stage("stop", stop).with_stage("s", boom, timeout=5)
+        )
+        graph = recorded(pipeline, sink)
+        run = asyncio.create_task(graph.run(deadline=5))
+        asyncio.get_running_loop().call_at(5, run.cancel)
+        await asyncio.wait([run])
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    hold_the_law(sink.events, ["boom", "stop", "s"])
+    assert pipeline_wide(sink.events)["duration_ms"] == 5000

@@ -1,0 +1,107 @@
+"""Holds the command line: what it prints, what it writes, and what it says when it cannot."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import stageflow
+
+SCHEMAS = Path(stageflow.__file__).parent / "schemas"
+
+
+def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "stageflow.cli"] if code is None else ["-c", code]
+    return subprocess.run(
+        [sys.executable, *command, *arguments], capture_output=True, text=True, check=False, timeout=50
+    )
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"stageflow {stageflow.__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ()])
+def test_help_names_the_commands(arguments):
+    done = run(*arguments)
+    assert done.returncode == (0 if arguments else 2)
+    assert {"demo", "schema", "--version"} <= set(done.stdout.split())
+    assert "stageflow demo" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("demo", {"--runs", "--ask", "--journal", "--ack-fd"}), ("schema", {"--to"})],
+)
+def test_help_of_a_command_names_its_options(command, options):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert options <= set(done.stdout.split())
+
+
+def test_the_console_script_is_this_one():
+    (script,) = entry_points(group="console_scripts", name="stageflow")
+    assert script.value == "stageflow.cli:main"
+
+
+@pytest.mark.parametrize("event_type", ["stage.wide", "pipeline.wide"])
+def test_schema_prints_what_is_published(event_type):
+    done = run("schema", event_type)
+    assert done.returncode == 0
+    assert done.stdout == (SCHEMAS / f"{event_type}.json").read_text(encoding="utf-8")
+
+
+def test_schema_without_a_name_prints_both():
+    both = json.loads(run("schema").stdout)
+    assert both == {
+        event_type: json.loads((SCHEMAS / f"{event_type}.json").read_text(encoding="utf-8"))
+        for event_type in ("stage.wide", "pipeline.wide")
+    }
+
+
+def test_schema_writes_the_published_files_byte_for_byte(tmp_path):
+    to = tmp_path / "made" / "for it"
+    done = run("schema", "--to", str(to))
+    assert (done.returncode, done.stdout) == (0, "")
+    written = {file.name: file.read_bytes() for file in to.iterdir()}
+    assert written == {file.name: file.read_bytes() for file in SCHEMAS.glob("*.json")}
+
+
+def test_schema_writes_one_where_one_is_named(tmp_path):
+    assert run("schema", "stage.wide", "--to", str(tmp_path)).returncode == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["stage.wide.json"]
+
+
+def test_schema_that_cannot_write_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    done = run("schema", "--to", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "file") in done.stderr
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    done = run("schema", "stage.narrow")
+    assert done.returncode == 2
+    assert "'stage.wide', 'pipeline.wide'" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_a_missing_extra_is_named(missing):
+    done = run(code=f"import sys; sys.modules[{missing!r}] = None; from stageflow.cli import main; main()")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == 'the command line needs typer and rich: pip install "stageflow[cli]"\n'
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_missing_extra():
+    done = run(
+        code="import sys; sys.modules['stageflow.journal'] = None; from stageflow.cli import main; main()"
+    )
+    assert done.returncode == 1
+    assert "stageflow.journal" in done.stderr
+    assert "pip install" not in done.stderr

@@ -44,7 +44,7 @@ def kill_after(acknowledgements: int, journal: Path) -> Death:
     It goes on while the signal is on its way, so where it is hit is for the machine to say.
     """
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "stageflow.cli", "demo"]
+    command = [sys.executable, "-m", "stageflow", "demo"]
     command += ["--runs", str(RUNS), "--journal", str(journal), "--ack-fd", str(writer)]
     process = subprocess.Popen(command, pass_fds=[writer], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     os.close(writer)

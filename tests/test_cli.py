@@ -14,7 +14,7 @@ SCHEMAS = Path(stageflow.__file__).parent / "schemas"
 
 
 def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "stageflow.cli"] if code is None else ["-c", code]
+    command = ["-m", "stageflow"] if code is None else ["-c", code]
     return subprocess.run(
         [sys.executable, *command, *arguments], capture_output=True, text=True, check=False, timeout=50
     )

@@ -45,7 +45,7 @@ class Demo(NamedTuple):
 
 def demo(directory: Path, *options: str, **environment: str) -> Demo:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "stageflow.cli", "demo", *options],
+        [sys.executable, "-W", "error", "-m", "stageflow", "demo", *options],
         cwd=directory,
         env={key: value for key, value in os.environ.items() if key != "COLUMNS"} | environment,
         capture_output=True,
@@ -173,7 +173,7 @@ def test_on_a_terminal_it_is_coloured_unless_told_not_to(tmp_path, plain):
     reader, writer = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1" if plain else ""}
     process = subprocess.Popen(
-        [sys.executable, "-m", "stageflow.cli", "demo", "--ask", "What is a slice?"],
+        [sys.executable, "-m", "stageflow", "demo", "--ask", "What is a slice?"],
         cwd=tmp_path,
         env=environment,
         stdout=writer,

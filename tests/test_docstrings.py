@@ -14,7 +14,7 @@ import stageflow
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(stageflow.__path__, "stageflow.")
-    if "cli" not in module.name
+   
 )
 
 

@@ -1,6 +1,7 @@
 """Sinks for events, and their delivery: in order, bounded, isolated, counted."""
 
 from .background_sink import BackgroundEventSink
+from .counters import EventStats, SinkStats
 from .event import Event
 from .fanout_sink import FanoutEventSink
 from .flush import flush, stats
@@ -9,7 +10,6 @@ from .logging_sink import LoggingEventSink
 from .loops import set_drain_timeout
 from .memory_sink import MemoryEventSink
 from .sink import EventSink, NoOpEventSink
-from .stats import EventStats, SinkStats
 
 __all__ = [
     "BackgroundEventSink",

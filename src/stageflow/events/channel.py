@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from . import loops
+from .counters import SinkStats
 from .event import Event
 from .outbox import Item, Outbox
-from .stats import SinkStats
 
 __all__ = ["Channel", "channel_of", "channels", "default_method", "offer"]
 
@@ -33,6 +33,9 @@ class Channel:
         self.name = type(sink).__name__
         self.stalled = False
         self._call, self._in_place = _how_to_call(sink, through)
+        # Not for ours: a journal in the background would no longer survive a SIGKILL.
+        ours = self._call is getattr(type(sink), "_take_event", None)
+        self._way_out = "" if ours else "; BackgroundEventSink(sink) gives it a thread of its own"
         self._own_loop: Callable[[Any], asyncio.AbstractEventLoop] | None = getattr(
             type(sink), "_own_loop", None
         )
@@ -134,8 +137,7 @@ class Channel:
                 self._blocked += seconds
             self._tell(
                 "slow",
-                f"it held up its caller for {seconds * 1000:.0f} ms; "
-                "BackgroundEventSink(sink) gives it a thread of its own",
+                f"it held up its caller for {seconds * 1000:.0f} ms{self._way_out}",
             )
 
     def _tell(self, what: str, text: str) -> None:

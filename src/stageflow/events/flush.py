@@ -7,7 +7,7 @@ import time
 
 from . import loops
 from .channel import channels
-from .stats import TALLY, EventStats
+from .counters import TALLY, EventStats
 
 __all__ = ["flush", "stats"]
 

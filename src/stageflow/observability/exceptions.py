@@ -13,7 +13,11 @@ __all__ = ["exception_info"]
 _FRAMES = 20
 _LINKS = 8
 _LONGEST_MESSAGE = 2000
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OURS = tuple(
+    os.path.join(_PACKAGE, room, "") for room in ("pipeline", "context", "executors", "observability")
+)
+"""The rooms that a stage is called through; what is raised in the faces is worth seeing."""
 
 
 def exception_info(error: BaseException) -> ExceptionInfo:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..events.stats import TALLY
+from ..events.counters import TALLY
 
 __all__ = ["plain", "safe_text", "short_repr", "text_key"]
 

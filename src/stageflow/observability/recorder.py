@@ -11,7 +11,7 @@ from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
 from ..events import Event, NoOpEventSink
 from ..events.channel import offer
-from ..events.stats import TALLY
+from ..events.counters import TALLY
 from ..stages import StageResult
 from .emitter import WideEventEmitter
 from .plain import plain

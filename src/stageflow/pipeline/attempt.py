@@ -85,6 +85,8 @@ def resume(
     """
     run = variables.run
     while True:
+        thrown: BaseException | None = None
+        value = None
         try:
             value = yield waits_for
         except GeneratorExit:
@@ -95,19 +97,14 @@ def resume(
                 with contextlib.suppress(RuntimeError):  # it ignores even this: it is let go
                     run(steps.close)
                 raise
-            try:
-                waits_for = run(steps.throw, error)
-            except StopIteration as stop:
-                return stop.value
-            except GeneratorExit as exit_of_stage:
-                raise _in_disguise(exit_of_stage) from exit_of_stage
-        else:
-            try:
-                waits_for = run(steps.send, value)
-            except StopIteration as stop:
-                return stop.value
-            except GeneratorExit as exit_of_stage:
-                raise _in_disguise(exit_of_stage) from exit_of_stage
+            thrown = error
+        # Outside of the handler, or what the stage raises next would claim it as its context.
+        try:
+            waits_for = run(steps.send, value) if thrown is None else run(steps.throw, thrown)
+        except StopIteration as stop:
+            return stop.value
+        except GeneratorExit as exit_of_stage:
+            raise _in_disguise(exit_of_stage) from exit_of_stage
 
 
 def _in_disguise(error: BaseException) -> RuntimeError:

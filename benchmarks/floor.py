@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from graphlib import TopologicalSorter
 
 __all__ = ["run_floor"]
@@ -13,7 +13,9 @@ async def _no_work() -> dict[str, int]:
     return {}
 
 
-async def run_floor(dependencies: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, int]]:
+async def run_floor(
+    dependencies: Mapping[str, tuple[str, ...]], work: Callable[[], Awaitable[dict[str, int]]] = _no_work
+) -> dict[str, dict[str, int]]:
     """Run a no-op per node in the order of the graph, each in a task of its own."""
     order: TopologicalSorter[str] = TopologicalSorter(dependencies)
     order.prepare()
@@ -24,7 +26,7 @@ async def run_floor(dependencies: Mapping[str, tuple[str, ...]]) -> dict[str, di
     async with asyncio.TaskGroup() as group:
 
         async def stage(name: str) -> None:
-            results[name] = await _no_work()
+            results[name] = await work()
             order.done(name)
             start_ready()
 

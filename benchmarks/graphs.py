@@ -1,4 +1,4 @@
-"""The shapes that are measured, as a mapping from stage to dependencies."""
+"""The shapes as graphs of this library."""
 
 from __future__ import annotations
 
@@ -6,37 +6,18 @@ from typing import Any
 
 from stageflow import Pipeline, StageGraph
 
-__all__ = ["build", "chain", "fan_out", "layers"]
+from .shapes import Shape
 
-Shape = dict[str, tuple[str, ...]]
-
-
-def chain(size: int) -> Shape:
-    """Each stage after the one before it."""
-    return {f"s{n}": (f"s{n - 1}",) if n else () for n in range(size)}
-
-
-def fan_out(size: int) -> Shape:
-    """One stage, and all others after it."""
-    return {"s0": (), **{f"s{n}": ("s0",) for n in range(1, size)}}
-
-
-def layers(width: int, depth: int) -> Shape:
-    """Layers of stages, each stage after all of the layer before it."""
-    shape: Shape = {}
-    for layer in range(depth):
-        before = tuple(f"s{layer - 1}.{n}" for n in range(width)) if layer else ()
-        shape.update({f"s{layer}.{n}": before for n in range(width)})
-    return shape
+__all__ = ["build"]
 
 
 async def _no_op(ctx: Any) -> dict[str, int]:
     return {}
 
 
-def build(shape: Shape, **options: Any) -> StageGraph:
-    """Return a graph of no-op stages in this shape."""
+def build(shape: Shape, stage: Any = _no_op, **options: Any) -> StageGraph:
+    """Return a graph in this shape, of no-op stages."""
     pipeline = Pipeline("bench")
     for name, dependencies in shape.items():
-        pipeline = pipeline.with_stage(name, _no_op, dependencies=dependencies)
+        pipeline = pipeline.with_stage(name, stage, dependencies=dependencies)
     return pipeline.build(**options)

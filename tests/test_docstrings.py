@@ -11,11 +11,7 @@ import pytest
 
 import stageflow
 
-MODULES = sorted(
-    module.name
-    for module in pkgutil.walk_packages(stageflow.__path__, "stageflow.")
-   
-)
+MODULES = sorted(module.name for module in pkgutil.walk_packages(stageflow.__path__, "stageflow."))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
+from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
+import stageflow
 from stageflow import MemoryEventSink, clear_event_sink
 
 # The same examples on every machine and every day; nothing is read from or kept on the disk.
@@ -24,6 +28,36 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("fixed")
+
+
+OURS = str(Path(stageflow.__file__).parent)
+STDLIB = (sysconfig.get_paths()["stdlib"], "<frozen")
+
+
+def called_by_us() -> bool:
+    """Tell whether the nearest caller outside of the standard library is a file of the library."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name != __file__ and "blockbuster" not in name and not name.startswith(STDLIB):
+            return name.startswith(OURS)
+        frame = frame.f_back
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_ours_blocks_the_loop() -> Iterator[None]:
+    """A call of ours that blocks a running event loop raises, but for the journal's write."""
+    buster = BlockBuster(scanned_modules=["stageflow"])
+    for function in buster.functions.values():
+        allowed = function.can_block_predicate
+        function.can_block_predicate = lambda *args, allowed=allowed, **options: (
+            not called_by_us() or allowed(*args, **options)
+        )
+        function.can_block_in("stageflow/journal/sink.py", {"_take_event", "_open"})
+    buster.activate()
+    yield
+    buster.deactivate()
 
 
 @pytest.fixture(autouse=True)

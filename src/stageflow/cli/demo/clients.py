@@ -28,7 +28,7 @@ async def ask_all(
         answered: Called whenever one of them has.
     """
     async with asyncio.TaskGroup() as clients:
-        clients.create_task(desk.tally.learn(desk.passages))
+        clients.create_task(asyncio.to_thread(desk.tally.learn, desk.passages))
         for number, question in enumerate(asked):
             client = clients.create_task(ask(graph, desk, question, f"{batch}-{number}"))
             client.add_done_callback(lambda _: answered())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -13,8 +12,8 @@ from .corpus import Passage, words_in
 
 __all__ = ["Tally"]
 
-_PASSAGES_A_TURN = 80
-"""So many, about four milliseconds, and others have the loop."""
+_PASSAGES_AT_ONCE = 80
+"""So many passages are counted before what they gave is written."""
 
 _PATIENT = 5.0
 """Seconds to wait for another demo in the same directory."""
@@ -37,8 +36,8 @@ class Tally:
                 "CREATE TABLE IF NOT EXISTS word (word TEXT PRIMARY KEY, passages INT, asked INT DEFAULT 0)"
             )
 
-    async def learn(self, passages: Sequence[Passage]) -> None:
-        """Write down in how many passages each word stands: one transaction, a few passages a turn.
+    def learn(self, passages: Sequence[Passage]) -> None:
+        """Write down in how many passages each word stands, in one transaction. It blocks: call it in a thread.
 
         Until it is through, nobody else can write.
 
@@ -47,11 +46,10 @@ class Tally:
         """
         with self._writing(timeout=_PATIENT) as database:
             database.execute("UPDATE word SET passages = 0")
-            for at in range(0, len(passages), _PASSAGES_A_TURN):
-                some = passages[at : at + _PASSAGES_A_TURN]
+            for at in range(0, len(passages), _PASSAGES_AT_ONCE):
+                some = passages[at : at + _PASSAGES_AT_ONCE]
                 known = Counter(word for passage in some for word in set(words_in(passage.text)))
                 _insert(database, list(known.items()))
-                await asyncio.sleep(0)
 
     def add(self, words: Sequence[str]) -> int:
         """Count `words`, and return how many of them the reference knows.

@@ -1,0 +1,805 @@
+"""Mistakes in a description, found by `build()`, all at once; and values that no record can carry."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import math
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from oracle import hold_the_law, pipeline_wide, stage_wide
+
+import stageflow
+from stageflow import (
+    DeadlineExceededError,
+    InputError,
+    MemoryEventSink,
+    Pipeline,
+    PipelineContext,
+    PipelineResults,
+    PipelineValidationError,
+    Retry,
+    RunFailedError,
+    StageContext,
+    StageflowError,
+    StageKind,
+    StageOutput,
+    StageOutputError,
+    StageStatus,
+    StageTimeoutError,
+    WideEventEmitter,
+)
+from stageflow.events import stats
+from stageflow.testing import VirtualClock
+
+
+async def quick(ctx: StageContext) -> None:
+    return None
+
+
+class Fine:
+    async def execute(self, ctx: StageContext) -> None:
+        return None
+
+
+def problems(pipeline: Pipeline, **options: Any) -> tuple[str, ...]:
+    """Return what `build()` finds, and check the message around it."""
+    with pytest.raises(PipelineValidationError) as caught:
+        pipeline.build(**options)
+    error = caught.value
+    count = len(error.problems)
+    lines = [f"  {number}. {problem}" for number, problem in enumerate(error.problems, 1)]
+    head = f"pipeline {pipeline.name!r} cannot be built: {count} problem{'s' if count != 1 else ''}"
+    assert str(error) == "\n".join([head.replace(repr(pipeline.name), repr(str(pipeline.name))), *lines])
+    assert isinstance(error, ValueError)
+    assert error.pipeline == str(pipeline.name)
+    return error.problems
+
+
+def problem(pipeline: Pipeline, **options: Any) -> str:
+    (one,) = problems(pipeline, **options)
+    return one
+
+
+# ---------------------------------------------------------------- mistakes in a description
+
+
+def test_an_empty_pipeline() -> None:
+    assert problem(Pipeline("p")) == "it has no stages; add one with .with_stage(name, runner)"
+
+
+def test_a_duplicate_name() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick).with_stage("a", quick).with_stage("a", quick)
+    assert problem(pipeline) == "stage 'a' is described 3 times; names must differ: rename all but one"
+
+
+def test_an_unknown_dependency() -> None:
+    pipeline = Pipeline("p").with_stage("search", quick).with_stage("b", quick, dependencies=("serch",))
+    assert problem(pipeline) == (
+        "stage 'b': it depends on 'serch', which is no stage; did you mean 'search'?"
+    )
+
+
+def test_an_unknown_dependency_with_no_near_name() -> None:
+    pipeline = Pipeline("p").with_stage("search", quick).with_stage("b", quick, dependencies=("xyz",))
+    assert problem(pipeline) == "stage 'b': it depends on 'xyz', which is no stage"
+
+
+def test_a_dependency_named_twice() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick).with_stage("b", quick, dependencies=("a", "a"))
+    assert problem(pipeline) == "stage 'b': it names the dependency 'a' 2 times"
+
+
+def test_a_stage_given_for_its_name() -> None:
+    pipeline = Pipeline("p").with_stage("a", Fine).with_stage("b", Fine, dependencies=(3,))  # type: ignore[arg-type]
+    assert problem(pipeline) == "stage 'b': its dependency 3 is no text; give the name of a stage"
+
+
+def test_dependencies_that_cannot_be_hashed() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick, dependencies=(["b"],))  # type: ignore[arg-type]
+    assert problem(pipeline) == "stage 'a': its dependency ['b'] is no text; give the name of a stage"
+
+
+def test_one_dependency_may_be_given_as_text() -> None:
+    Pipeline("p").with_stage("ab", quick).with_stage("b", quick, dependencies="ab").build()
+
+
+def test_a_cycle_is_drawn() -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("start", quick)
+        .with_stage("a", quick, dependencies=("start", "c"))
+        .with_stage("b", quick, dependencies=("a",))
+        .with_stage("c", quick, dependencies=("b",))
+        .with_stage("end", quick, dependencies=("c",))
+    )
+    assert problem(pipeline) in {
+        f"stages depend on each other in a circle: {drawn}; remove one of these edges"
+        for drawn in (
+            "'a' -> 'b' -> 'c' -> 'a'",
+            "'b' -> 'c' -> 'a' -> 'b'",
+            "'c' -> 'a' -> 'b' -> 'c'",
+        )
+    }
+
+
+def test_a_cycle_of_one() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick, dependencies=("a",))
+    assert problem(pipeline) == "stage 'a': it depends on itself; remove that dependency"
+
+
+def test_a_long_cycle_is_no_deep_recursion() -> None:
+    pipeline = Pipeline("p")
+    for number in range(2000):
+        pipeline = pipeline.with_stage(f"s{number}", quick, dependencies=(f"s{(number + 1) % 2000}",))
+    assert problem(pipeline).startswith("stages depend on each other in a circle: ")
+
+
+class NoExecute:
+    pass
+
+
+def test_a_class_without_execute() -> None:
+    assert problem(Pipeline("p").with_stage("a", NoExecute)) == (
+        "stage 'a': class NoExecute has no method `execute(ctx)`"
+    )
+
+
+@pytest.mark.parametrize("runner", [None, 42, "quick", {"execute": quick}], ids=repr)
+def test_an_object_without_execute(runner: Any) -> None:
+    assert problem(Pipeline("p").with_stage("a", runner)) == (
+        f"stage 'a': {runner!r} has no method `execute(ctx)` and is no function; "
+        "give a class, an instance or a function"
+    ).replace(repr({"execute": quick}), repr({"execute": quick})[:80])
+
+
+def test_execute_that_is_no_method() -> None:
+    class Odd:
+        execute = 3
+
+    assert problem(Pipeline("p").with_stage("a", Odd)) == (
+        "stage 'a': class Odd has no method `execute(ctx)`"
+    )
+
+
+class NeedsClient:
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    async def execute(self, ctx: StageContext) -> None:
+        return None
+
+
+def test_a_class_that_cannot_be_made_without_arguments() -> None:
+    assert problem(Pipeline("p").with_stage("a", NeedsClient)) == (
+        "stage 'a': class NeedsClient cannot be made without arguments "
+        "(missing a required argument: 'client'); pass an instance instead"
+    )
+    Pipeline("p").with_stage("a", NeedsClient(client=None)).build()
+
+
+def test_an_abstract_class() -> None:
+    class Abstract(ABC):
+        @abstractmethod
+        async def execute(self, ctx: StageContext) -> None: ...
+
+    assert problem(Pipeline("p").with_stage("a", Abstract)) == (
+        "stage 'a': class Abstract is abstract; pass a class that can be made"
+    )
+
+
+def test_execute_that_takes_no_context() -> None:
+    class Forgot:
+        async def execute(self) -> None:
+            return None
+
+    def nothing() -> None:
+        return None
+
+    shown = f"{Forgot.__qualname__}.execute"
+    wrong = "does not take the stage's context as its one argument by position"
+    assert problem(Pipeline("p").with_stage("a", Forgot)) == f"stage 'a': {shown} {wrong}"
+    assert problem(Pipeline("p").with_stage("a", Forgot())) == f"stage 'a': {shown} {wrong}"
+    assert problem(Pipeline("p").with_stage("a", nothing)) == f"stage 'a': {nothing.__qualname__} {wrong}"
+
+
+async def agenerator(ctx: StageContext) -> AsyncIterator[int]:
+    yield 1
+
+
+def generator(ctx: StageContext) -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("runner", [agenerator, generator])
+def test_a_generator(runner: Any) -> None:
+    assert problem(Pipeline("p").with_stage("a", runner)) == (
+        f"stage 'a': {runner.__name__} is a generator; a stage returns one value"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("a/b", "holds a '/', which separates the parts of an event id; use '.' or '_'"),
+        ("a\nb", "holds a character that cannot be printed"),
+        ("a\ud800b", "holds a character that cannot be printed"),
+        ("x" * 201, "is 201 characters long; at most 200 are allowed"),
+        (None, "is no text; give a str"),
+        (7, "is no text; give a str"),
+        (["a"], "is no text; give a str"),
+    ],
+)
+def test_a_bad_name(name: Any, what: str) -> None:
+    assert problem(Pipeline("p").with_stage(name, quick)) == f"stage {name!r}: its name {what}"
+    assert problem(Pipeline(name).with_stage("a", quick)) == f"the pipeline's name {name!r} {what}"
+
+
+@pytest.mark.parametrize("name", ["a", "ä", "two words", "dotted.name", "x" * 200, "日本", "a:b"])
+def test_a_good_name(name: str) -> None:
+    Pipeline(name).with_stage(name, quick).build()
+
+
+def test_a_kind_that_is_none() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick, "transform")  # type: ignore[arg-type]
+    assert problem(pipeline) == (
+        "stage 'a': 'transform' is no StageKind; use one of TRANSFORM, ENRICH, ROUTE, GUARD, WORK, AGENT"
+    )
+
+
+@pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan, "5", True])
+def test_a_timeout_that_is_none(timeout: Any) -> None:
+    assert problem(Pipeline("p").with_stage("a", quick, timeout=timeout)) == (
+        f"stage 'a': timeout={timeout!r}; give seconds, more than 0"
+    )
+
+
+def test_a_retry_that_is_no_policy() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick, retry=3)  # type: ignore[arg-type]
+    assert problem(pipeline) == "stage 'a': retry=3; give a policy such as Retry(attempts=3)"
+
+
+def test_a_condition_that_cannot_be_called() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick, when=True)  # type: ignore[arg-type]
+    assert problem(pipeline) == "stage 'a': when=True; give a function of the stage's context"
+
+
+def test_a_route_without_a_router() -> None:
+    pipeline = Pipeline("p").with_stage("a", quick).with_stage("b", quick, dependencies=("a",), route="left")
+    assert problem(pipeline) == "stage 'b': route='left', but none of its dependencies is of kind ROUTE"
+
+
+def test_every_mistake_is_found_at_once() -> None:
+    pipeline = (
+        Pipeline("my/pipeline")
+        .with_stage("twice", quick)
+        .with_stage("twice", quick)
+        .with_stage("", quick)
+        .with_stage("lost", quick, dependencies=("twise",))
+        .with_stage("none", None)
+        .with_stage("client", NeedsClient)
+        .with_stage("x", quick, dependencies=("y",))
+        .with_stage("y", quick, dependencies=("x",))
+    )
+    found = problems(pipeline, on_failure="stop", max_concurrency=0, grace=-1, wide_event_emitter=print)
+    assert found == (
+        "the pipeline's name 'my/pipeline' holds a '/', which separates the parts of an event id; "
+        "use '.' or '_'",
+        "stage 'twice' is described 2 times; names must differ: rename all but one",
+        "stage '': its name is empty",
+        "stage 'lost': it depends on 'twise', which is no stage; did you mean 'twice'?",
+        "stage 'none': None has no method `execute(ctx)` and is no function; "
+        "give a class, an instance or a function",
+        "stage 'client': class NeedsClient cannot be made without arguments "
+        "(missing a required argument: 'client'); pass an instance instead",
+        found[6],
+        "wide_event_emitter=<built-in function print>; give a WideEventEmitter or a subclass of it",
+        'on_failure=\'stop\'; give "cancel" or "continue"',
+        "max_concurrency=0; give a whole number, 1 or more",
+        "grace=-1; give seconds, 0 or more",
+    )
+    assert found[6] in {
+        f"stages depend on each other in a circle: {drawn}; remove one of these edges"
+        for drawn in ("'x' -> 'y' -> 'x'", "'y' -> 'x' -> 'y'")
+    }
+
+
+def test_nothing_runs_before_every_mistake_is_found() -> None:
+    made: list[str] = []
+
+    class Made:
+        def __init__(self) -> None:
+            made.append("made")
+
+        async def execute(self, ctx: StageContext) -> None:
+            return None
+
+    pipeline = Pipeline("p").with_stage("a", Made)
+    pipeline.build()
+    problems(pipeline.with_stage("b", None))
+    assert made == []
+
+
+def test_an_emitter_whose_methods_are_coroutines() -> None:
+    class Waits(WideEventEmitter):
+        async def emit_stage_wide(self, *args: Any) -> None:  # type: ignore[override]
+            return None
+
+    assert problem(Pipeline("p").with_stage("a", quick), wide_event_emitter=Waits()) == (
+        "Waits.emit_stage_wide is a coroutine function; the engine calls it plainly: make it a plain `def`"
+    )
+
+
+def test_a_pipeline_is_immutable() -> None:
+    one = Pipeline("p").with_stage("a", quick)
+    two = one.with_stage("b", quick)
+    assert [spec.name for spec in one.stages] == ["a"]
+    assert [spec.name for spec in two.stages] == ["a", "b"]
+
+
+# ---------------------------------------------------------------- mistakes in a call
+
+
+async def test_run_takes_a_pipeline_context() -> None:
+    graph = Pipeline("p").with_stage("a", quick).build()
+    with pytest.raises(TypeError) as caught:
+        await graph.run({"user_id": "u"})  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "pipeline 'p': run() takes a PipelineContext, not dict\n  hint: graph.run(PipelineContext(data={...}))"
+    )
+
+
+@pytest.mark.parametrize("deadline", [0, -1, math.inf, math.nan, "5"])
+async def test_a_deadline_that_is_none(deadline: Any) -> None:
+    graph = Pipeline("p").with_stage("a", quick).build()
+    with pytest.raises(ValueError) as caught:
+        await graph.run(deadline=deadline)
+    assert str(caught.value) == f"pipeline 'p': run(deadline={deadline!r}); give seconds, more than 0"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (functools.partial(Retry, attempts=0), "Retry(attempts=0): give a whole number, 1 or more"),
+        (functools.partial(Retry, attempts=1.5), "Retry(attempts=1.5): give a whole number, 1 or more"),
+        (functools.partial(Retry, wait=-1), "Retry(wait=-1): give a number, 0 or more"),
+        (functools.partial(stageflow.Fixed, -1), "Fixed(seconds=-1): give a number, 0 or more"),
+        (
+            functools.partial(stageflow.Exponential, initial=math.inf),
+            "Exponential(initial=inf): give a number, 0 or more",
+        ),
+        (
+            functools.partial(stageflow.Exponential, jitter=2),
+            "Exponential(jitter=2): give a share from 0 to 1",
+        ),
+        (
+            functools.partial(StageOutput.retry, "e", after=-1),
+            "StageOutput.retry(after=-1): give seconds, 0 or more",
+        ),
+    ],
+)
+def test_a_policy_that_makes_no_sense(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+async def test_a_wrong_name_in_results() -> None:
+    results = await Pipeline("p").with_stage("search", quick).build().run()
+    with pytest.raises(KeyError) as caught:
+        results.data("serch")
+    assert caught.value.args == ("no stage 'serch' in this run; did you mean 'search'?",)
+
+
+def test_wide_events_are_emitted_for_a_context() -> None:
+    with pytest.raises(TypeError) as caught:
+        stageflow.emit_stage_wide("a", stageflow.StageResult("a", StageStatus.OK), {}, MemoryEventSink())  # type: ignore[arg-type]
+    assert str(caught.value) == "wide events are emitted for a PipelineContext or a StageContext, not for {}"
+
+
+# ---------------------------------------------------------------- what a stage returns
+
+
+async def run(sink: MemoryEventSink, stage: Any, kind: StageKind = StageKind.WORK) -> PipelineResults:
+    pipeline = Pipeline("p").with_stage("s", stage, kind)
+    graph = pipeline.build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink),
+    )
+    results = await graph.run()
+    hold_the_law(sink.events, ["s"])
+    return results
+
+
+def returning(value: Any, wait: bool) -> Any:
+    async def stage(ctx: StageContext) -> Any:
+        if wait:
+            await asyncio.sleep(0)
+        return value
+
+    return stage
+
+
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (42, "int 42"),
+        ("text", "str 'text'"),
+        ([1, 2], "list [1, 2]"),
+        (True, "bool True"),
+        ("x" * 200, "str '" + "x" * 78 + "…"),
+        (StageStatus.OK, "StageStatus <StageStatus.OK: 'OK'>"),
+        (StageOutput("OK", {}), "a StageOutput with status='OK'"),  # type: ignore[arg-type]
+        (StageOutput(StageStatus.OK, None), "a StageOutput with data=None"),  # type: ignore[arg-type]
+        (StageOutput(StageStatus.SKIP, {}, reason=4), "a StageOutput with reason=4"),  # type: ignore[arg-type]
+        (StageOutput(StageStatus.FAIL, {}, error=4), "a StageOutput with error=4"),  # type: ignore[arg-type]
+    ],
+)
+async def test_nonsense_fails_and_says_so(sink: MemoryEventSink, value: Any, shown: str, wait: bool) -> None:
+    results = await run(sink, returning(value, wait))
+    assert results["s"].status is StageStatus.FAIL
+    error = results["s"].exception
+    assert isinstance(error, StageOutputError)
+    assert isinstance(error, TypeError)
+    assert error.message == f"the stage returned {shown}"
+    assert error.stage == "s"
+    assert error.hint == "return StageOutput.ok(key=value), a mapping, or None"
+    assert results.outcome == "failed"
+    assert stage_wide(sink.events, "s")["error_type"] == "StageOutputError"
+
+
+class Broken(Mapping[str, Any]):
+    """A mapping that cannot be read."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError("the cursor is closed")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["key"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_a_mapping_that_cannot_be_read_is_the_failure_of_its_stage(
+    sink: MemoryEventSink, wait: bool
+) -> None:
+    results = await run(sink, returning(Broken(), wait))
+    assert (results["s"].status, results["s"].attempts) == ("FAIL", 1)
+    assert results["s"].error == "RuntimeError: the cursor is closed"
+
+
+class Unreadable:
+    """Cannot be shown: its `repr`, its `str` and its comparison raise."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no eq")
+
+    def __hash__(self) -> int:
+        return 1
+
+
+async def test_nonsense_that_cannot_even_be_shown(sink: MemoryEventSink) -> None:
+    results = await run(sink, returning(Unreadable(), wait=False))
+    assert results["s"].status is StageStatus.FAIL
+    assert "its repr could not be made" in (results["s"].error or "")
+
+
+@pytest.mark.parametrize("reason", [404, ValueError("enough"), ["a"], Unreadable(), b"bytes"], ids=type)
+@pytest.mark.parametrize("make", [StageOutput.skip, StageOutput.cancel])
+async def test_a_reason_may_be_anything(
+    sink: MemoryEventSink, make: Callable[[Any], StageOutput], reason: Any
+) -> None:
+    results = await run(sink, returning(make(reason), wait=False))
+    said = stage_wide(sink.events, "s")["reason"]
+    assert said == results["s"].reason
+    assert said == ("(Unreadable: its text could not be made)" if type(reason) is Unreadable else str(reason))
+
+
+@pytest.mark.parametrize("error", [404, None, Unreadable()], ids=type)
+async def test_an_error_may_be_anything(sink: MemoryEventSink, error: Any) -> None:
+    results = await run(sink, returning(StageOutput.fail(error), wait=False))
+    assert results["s"].status is StageStatus.FAIL
+    assert stage_wide(sink.events, "s")["error"] == results["s"].error
+
+
+async def test_a_route_by_a_stage_of_another_kind_is_nonsense(sink: MemoryEventSink) -> None:
+    results = await run(sink, returning(StageOutput.route("left"), wait=False))
+    assert str(results["s"].exception) == (
+        "a stage of kind WORK returned StageOutput.route [stage 's']\n"
+        "  hint: describe it with StageKind.ROUTE"
+    )
+
+
+async def test_a_route_that_nobody_takes_names_the_nearest(sink: MemoryEventSink) -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("router", returning(StageOutput.route("lefft"), wait=False), StageKind.ROUTE)
+        .with_stage("a", quick, dependencies=("router",), route="left")
+        .with_stage("b", quick, dependencies=("router",), route="right")
+    )
+    results = await pipeline.build().run()
+    assert results["router"].status is StageStatus.FAIL
+    assert str(results["router"].exception) == (
+        "it chose the route 'lefft', which no dependant takes; did you mean 'left'? [stage 'router']\n"
+        "  hint: its dependants take 'left', 'right'"
+    )
+
+
+async def test_a_class_whose_making_raises_is_the_failure_of_its_stage(sink: MemoryEventSink) -> None:
+    class Unlucky:
+        def __init__(self) -> None:
+            next(iter(()))
+
+        async def execute(self, ctx: StageContext) -> None:
+            return None
+
+    results = await run(sink, Unlucky)
+    assert (results["s"].status, results["s"].error) == (
+        "FAIL",
+        "RuntimeError: Unlucky() raised StopIteration",
+    )
+
+
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("error", [StopIteration(3), StopAsyncIteration(), GeneratorExit()], ids=repr)
+async def test_an_odd_exception_is_the_failure_of_its_stage(
+    sink: MemoryEventSink, error: BaseException, wait: bool
+) -> None:
+    async def stage(ctx: StageContext) -> None:
+        if wait:
+            await asyncio.sleep(0)
+        raise error
+
+    def plain(ctx: StageContext) -> None:
+        raise error
+
+    results = await run(sink, stage if wait else plain)
+    assert results["s"].status is StageStatus.FAIL
+    assert type(error).__name__ in (results["s"].error or "")
+    assert results.outcome == "failed"
+    assert results["s"].abandoned is False
+
+
+async def test_an_exception_that_cannot_be_shown(sink: MemoryEventSink) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    async def stage(ctx: StageContext) -> None:
+        raise Odd
+
+    results = await run(sink, stage)
+    assert results["s"].status is StageStatus.FAIL
+    assert (results["s"].error or "").startswith("Odd: ")
+    exception = stage_wide(sink.events, "s")["exception"]
+    assert exception["type"].endswith("Odd")
+    assert "could not be made" in exception["message"]
+
+
+@pytest.mark.parametrize("policy", ["on", "wait"])
+async def test_a_policy_that_raises_is_told_and_the_stage_fails(sink: MemoryEventSink, policy: str) -> None:
+    def broken(argument: Any) -> Any:
+        raise RuntimeError("the policy")
+
+    async def stage(ctx: StageContext) -> None:
+        raise ValueError("the stage")
+
+    pipeline = Pipeline("p").with_stage("s", stage, retry=Retry(**{policy: broken}))
+    graph = pipeline.build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink),
+    )
+    await graph.run()
+    hold_the_law(sink.events, ["s"])
+    event = stage_wide(sink.events, "s")
+    assert (event["status"], event["error"]) == ("FAIL", "ValueError: the stage")
+    assert event["reason"] == "its retry policy raised RuntimeError: the policy"
+
+
+async def test_a_condition_that_raises_never_lets_the_stage_begin(sink: MemoryEventSink) -> None:
+    calls: list[int] = []
+
+    def broken(ctx: StageContext) -> bool:
+        calls.append(0)
+        raise RuntimeError("the condition")
+
+    async def stage(ctx: StageContext) -> None:
+        calls.append(ctx.attempt)
+
+    pipeline = Pipeline("p").with_stage("s", stage, when=broken, retry=Retry(3, wait=0))
+    graph = pipeline.build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink),
+    )
+    results = await graph.run()
+    hold_the_law(sink.events, ["s"])
+    assert set(calls) == {0}
+    assert (results["s"].status, results["s"].error) == ("FAIL", "RuntimeError: the condition")
+    assert results["s"].attempts == 0
+
+
+# ---------------------------------------------------------------- what JSON cannot carry
+
+
+def cyclic() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def deep() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(5000):
+        value = [value]
+    return value
+
+
+async def test_what_an_application_annotates_is_shown_by_its_repr_cut_and_counted(
+    sink: MemoryEventSink,
+) -> None:
+    long = object.__new__(type("Long", (), {"__repr__": lambda self: "y" * 1000}))
+    values = {
+        "set": {1},
+        "bytes": b"x",
+        "nan": math.nan,
+        "infinite": -math.inf,
+        "long": long,
+        "unreadable": Unreadable(),
+        "huge": 1 << 70,
+    }
+
+    async def stage(ctx: StageContext) -> None:
+        ctx.annotate(**values, fine=[1, "two", 3.5, None, {"a": True}], text="ä\ud800")
+
+    before = stats().coerced_values
+    await run(sink, stage)
+    assert stats().coerced_values - before == len(values)
+    assert stage_wide(sink.events, "s")["attributes"] == {
+        "set": "{1}",
+        "bytes": "b'x'",
+        "nan": "nan",
+        "infinite": "-inf",
+        "long": "y" * 199 + "…",
+        "unreadable": "<Unreadable: its repr could not be made>",
+        "huge": "1180591620717411303424",
+        "fine": [1, "two", 3.5, None, {"a": True}],
+        "text": "ä?",
+    }
+
+
+@pytest.mark.parametrize("make", [cyclic, deep])
+async def test_what_is_nested_without_end_is_cut_and_counted(
+    sink: MemoryEventSink, make: Callable[[], Any]
+) -> None:
+    async def stage(ctx: StageContext) -> None:
+        ctx.annotate(value=make())
+        ctx.emit_event("note", {"value": make()})
+
+    before = stats().coerced_values
+    await run(sink, stage)
+    assert stats().coerced_values > before
+    json.dumps(sink.events, allow_nan=False)
+    assert len(json.dumps(sink.events)) < 10_000
+
+
+async def test_keys_of_any_type_are_shown(sink: MemoryEventSink) -> None:
+    async def stage(ctx: StageContext) -> dict[Any, Any]:
+        ctx.annotate(nested={1: "one", None: "none", (1, 2): "pair"})
+        return {1: "a", ("b", 2): "c", "d": "e", Unreadable(): "f", "\ud800": "g"}
+
+    await run(sink, stage)
+    event = stage_wide(sink.events, "s")
+    assert event["data_keys"][:3] == ["1", "('b', 2)", "d"]
+    assert event["data_keys"][4] == "?"
+    assert len(event["data_keys"]) == 5
+    assert event["attributes"]["nested"] == {"1": "one", "None": "none", "(1, 2)": "pair"}
+
+
+async def test_what_a_stage_returns_is_in_its_results_as_it_is(sink: MemoryEventSink) -> None:
+    value = object()
+    results = await run(sink, returning({"value": value}, wait=False))
+    assert results.data("s")["value"] is value
+    assert stage_wide(sink.events, "s")["data_keys"] == ["value"]
+
+
+async def test_an_event_of_a_stages_own_is_never_lost_for_a_value_in_it(sink: MemoryEventSink) -> None:
+    async def stage(ctx: StageContext) -> None:
+        ctx.emit_event("note", {"value": Unreadable(), "set": {1}, "nan": math.nan, 3: "three"})
+
+    before = stats().coerced_values
+    await run(sink, stage)
+    (note,) = sink.of_type("note")
+    assert note["value"] == "<Unreadable: its repr could not be made>"
+    assert (note["set"], note["nan"], note["3"]) == ("{1}", "nan", "three")
+    assert stats().coerced_values - before == 3
+    assert stage_wide(sink.events, "s")["events_count"] == 1
+
+
+async def test_ids_of_any_kind_are_text_in_the_record(sink: MemoryEventSink) -> None:
+    graph = (
+        Pipeline("p")
+        .with_stage("s", quick)
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+    await graph.run(PipelineContext(user_id=7, org_id="\ud800", session_id=Unreadable()))  # type: ignore[arg-type]
+    hold_the_law(sink.events, ["s"])
+    ids = pipeline_wide(sink.events)["correlation_ids"]
+    assert (ids["user_id"], ids["org_id"], ids["request_id"]) == ("7", "?", None)
+    assert isinstance(ids["session_id"], str)
+
+
+# ---------------------------------------------------------------- error classes
+
+
+def test_every_error_class_is_a_stageflow_error() -> None:
+    classes = [getattr(stageflow, name) for name in stageflow.__all__ if name.endswith("Error")]
+    assert len(classes) >= 10
+    for error in classes:
+        assert issubclass(error, StageflowError)
+
+
+def test_errors_carry_the_run_the_stage_and_a_hint() -> None:
+    async def slow(ctx: StageContext) -> None:
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        graph = Pipeline("p").with_stage("slow", slow, timeout=1).build()
+        results = await graph.run()
+        run_id = str(results.context.pipeline_run_id)
+        error = results["slow"].exception
+        assert isinstance(error, StageTimeoutError)
+        assert (error.pipeline, error.stage, error.run_id) == ("p", "slow", run_id)
+        assert str(error) == (
+            f"the attempt took longer than its timeout of 1 s [stage 'slow', pipeline 'p', run {run_id}]"
+        )
+        with pytest.raises(RunFailedError) as caught:
+            results.raise_on_failure()
+        failed = caught.value
+        assert failed.results is results
+        assert (failed.pipeline, failed.stage, failed.run_id) == ("p", "slow", run_id)
+        assert failed.__cause__ is error
+
+        late = await Pipeline("p").with_stage("slow", slow).build().run(deadline=1)
+        assert isinstance(late.exception, DeadlineExceededError)
+        assert (late.exception.pipeline, late.exception.stage) == ("p", None)
+        assert late.exception.run_id == str(late.context.pipeline_run_id)
+
+    VirtualClock().run(main())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StageflowError("m", pipeline="p", stage="s", run_id="r", hint="h"),
+        StageTimeoutError("m", stage="s"),
+        PipelineValidationError("p", ["one", "two"]),
+        RunFailedError("m", results={"s": 1}, stage="s"),
+        InputError("m", hint="h"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_survive_pickling(error: StageflowError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)

@@ -1,0 +1,104 @@
+"""What a stage does not use costs it nothing: counted in calls and allocations, never in time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from stageflow import CircuitBreaker, Limits, Pipeline, Retry
+
+
+async def stage(ctx: Any) -> dict[str, Any]:
+    return {}
+
+
+STAGES = 50
+
+
+def chain(**options: Any) -> Pipeline:
+    """Return a chain of which only the last stage has `options`."""
+    pipeline = Pipeline("p")
+    for number in range(STAGES):
+        needs = (f"s{number - 1}",) if number else ()
+        pipeline = pipeline.with_stage(f"s{number}", stage, dependencies=needs)
+    return pipeline.with_stage("special", stage, dependencies=(f"s{STAGES - 1}",), **options)
+
+
+def calls_before_the_last_stage(graph: Any) -> Counter[str]:
+    """Return the calls of Python and C functions from the first stage to the last but one."""
+    calls: Counter[str] = Counter()
+    counting = False
+
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal counting
+        if event == "call" and frame.f_code is stage.__code__:
+            counting = frame.f_locals["ctx"].stage not in (f"s{STAGES - 1}", "special")
+        if counting and event == "call":
+            calls[frame.f_code.co_qualname] += 1
+        elif counting and event == "c_call":
+            calls[arg.__qualname__] += 1
+
+    async def main() -> None:
+        sys.setprofile(profile)
+        try:
+            await graph.run()
+        finally:
+            sys.setprofile(None)
+
+    asyncio.run(main())
+    return calls
+
+
+def blocks_of(graph: Any) -> int:
+    """Return how many blocks of memory a finished run's stages have left allocated at its last stage."""
+    counts = []
+
+    async def main() -> None:
+        for _ in range(3):
+            gc.collect()
+            gc.disable()
+            before = sys.getallocatedblocks()
+            results = await graph.run()
+            counts.append(sys.getallocatedblocks() - before)
+            gc.enable()
+            del results
+
+    asyncio.run(main())
+    return min(counts)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retry": Retry(attempts=3)},
+        {"timeout": 5},
+        {"when": lambda ctx: True},
+        {"optional": True},
+        {"conditional": True},
+        {"interceptors": (CircuitBreaker(),)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_feature_that_a_stage_does_not_use_adds_no_call_and_no_allocation(
+    options: dict[str, Any],
+) -> None:
+    plain, special = chain().build(), chain(**options).build()
+    for graph in (plain, special):
+        calls_before_the_last_stage(graph)  # caches warm up
+    assert calls_before_the_last_stage(special) == calls_before_the_last_stage(plain)
+    # The one stage that has it may leave a few blocks; fifty that have not must leave none.
+    assert blocks_of(special) - blocks_of(plain) < STAGES // 2
+
+
+def test_a_shared_limit_costs_the_stages_without_one_a_look_and_no_more() -> None:
+    plain = calls_before_the_last_stage(chain().build())
+    limited = calls_before_the_last_stage(chain(limit="api").build(limits=Limits(api=1)))
+    added = limited - plain
+    # A run in which some stage has a limit asks once for each stage whether it is that one.
+    assert set(added) <= {"Turns.has", "Run._enqueue.<locals>.<listcomp>"}

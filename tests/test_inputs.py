@@ -1,0 +1,323 @@
+"""`ctx.inputs`: what a stage may read of the stages before it, and what it hears of a typo."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from oracle import hold_the_law, stage_wide
+
+from stageflow import (
+    InputError,
+    MemoryEventSink,
+    MissingInputError,
+    Pipeline,
+    PipelineContext,
+    PipelineResults,
+    StageContext,
+    StageOutput,
+    StageStatus,
+    UnknownInputError,
+    WideEventEmitter,
+)
+
+Read = Callable[[StageContext], Any]
+
+
+async def search(ctx: StageContext) -> dict[str, Any]:
+    return {"hits": 3, "query": "why?", "nothing": None}
+
+
+async def skipped(ctx: StageContext) -> StageOutput:
+    return StageOutput.skip("nobody asked", partial=1)
+
+
+async def failing(ctx: StageContext) -> None:
+    raise ConnectionError("search is down")
+
+
+def reading(read: Read) -> Pipeline:
+    """Return a pipeline whose stage `reader` reads; `search` and `skipped` come before it, `aside` does not.
+
+    search -> rank -> reader
+    skipped --------> reader
+    failing --------> reader      aside, later: no ancestors of it
+    """
+
+    async def reader(ctx: StageContext) -> dict[str, Any]:
+        return {"read": read(ctx)}
+
+    async def rank(ctx: StageContext) -> dict[str, Any]:
+        return {"best": "a"}
+
+    return (
+        Pipeline("ask")
+        .with_stage("search", search)
+        .with_stage("rank", rank, dependencies=("search",))
+        .with_stage("skipped", skipped)
+        .with_stage("failing", failing, optional=True)
+        .with_stage("aside", search)
+        .with_stage("reader", reader, dependencies=("rank", "skipped", "failing"))
+        .with_stage("later", search, dependencies=("reader",))
+    )
+
+
+async def run(read: Read, sink: MemoryEventSink | None = None) -> PipelineResults:
+    graph = reading(read).build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink or MemoryEventSink()),
+    )
+    return await graph.run(PipelineContext(data={"question": "why?"}))
+
+
+async def what_is_read(read: Read) -> Any:
+    results = await run(read)
+    results.raise_on_failure()
+    return results.data("reader")["read"]
+
+
+async def what_is_raised(read: Read) -> tuple[InputError, str]:
+    """Return the error of the stage that read, and the id of the run."""
+    results = await run(read)
+    assert results["reader"].status is StageStatus.FAIL
+    error = results["reader"].exception
+    assert isinstance(error, InputError)
+    assert isinstance(error, LookupError)
+    return error, str(results.context.pipeline_run_id)
+
+
+# ---------------------------------------------------------------- get_from
+
+
+async def test_get_from_reads_a_dependency() -> None:
+    assert await what_is_read(lambda ctx: ctx.inputs.get_from("rank", "best")) == "a"
+
+
+async def test_get_from_reads_any_ancestor() -> None:
+    assert await what_is_read(lambda ctx: ctx.inputs.get_from("search", "hits")) == 3
+
+
+async def test_get_from_is_as_dict_get_would_be() -> None:
+    def read(ctx: StageContext) -> list[Any]:
+        return [
+            ctx.inputs.get_from("search", "absent"),
+            ctx.inputs.get_from("search", "absent", 7),
+            ctx.inputs.get_from("search", "absent", default=8),
+            ctx.inputs.get_from("search", "nothing", 9),  # it is there, and None
+        ]
+
+    assert await what_is_read(read) == [None, 7, 8, None]
+
+
+async def test_get_from_gives_the_default_for_a_stage_that_was_skipped_or_failed() -> None:
+    def read(ctx: StageContext) -> list[Any]:
+        return [ctx.inputs.get_from("skipped", "hits", 1), ctx.inputs.get_from("failing", "hits", 2)]
+
+    assert await what_is_read(read) == [1, 2]
+
+
+async def test_the_input_of_the_run_is_read_as_run_data() -> None:
+    assert await what_is_read(lambda ctx: ctx.run.data["question"]) == "why?"
+
+
+async def test_result_from_gives_the_whole_result_of_an_ancestor() -> None:
+    def read(ctx: StageContext) -> list[Any]:
+        result = ctx.inputs.result_from("skipped")
+        return [result.status, result.reason, ctx.inputs.result_from("failing").error]
+
+    assert await what_is_read(read) == ["SKIP", "nobody asked", "ConnectionError: search is down"]
+
+
+async def test_inputs_can_be_read_in_a_thread() -> None:
+    def plain(ctx: StageContext) -> dict[str, Any]:
+        return {"hits": ctx.inputs.require_from("search", "hits")}
+
+    pipeline = Pipeline("p").with_stage("search", search).with_stage("plain", plain, dependencies=("search",))
+    results = await pipeline.build().run()
+    assert results.data("plain") == {"hits": 3}
+
+
+# ---------------------------------------------------------------- a stage that is no ancestor
+
+
+async def test_a_stage_that_does_not_exist_raises_with_a_hint() -> None:
+    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from("serch", "hits"))
+    assert type(error) is UnknownInputError
+    assert str(error) == (
+        "'serch' is no ancestor of 'reader'; did you mean 'search'? "
+        f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
+        "  hint: it may read 'failing', 'rank', 'search', 'skipped'; "
+        "add 'serch' to its dependencies to read it"
+    )
+
+
+@pytest.mark.parametrize("stage", ["aside", "later", "reader"])
+async def test_a_stage_that_is_no_ancestor_raises_with_a_hint(stage: str) -> None:
+    # It may not have run yet: also where it happens to have, this is a mistake.
+    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from(stage, "hits", "default"))
+    assert type(error) is UnknownInputError
+    assert str(error) == (
+        f"{stage!r} is no ancestor of 'reader' [stage 'reader', pipeline 'ask', run {run_id}]\n"
+        "  hint: it may read 'failing', 'rank', 'search', 'skipped'; "
+        f"add {stage!r} to its dependencies to read it"
+    )
+    assert (error.pipeline, error.stage, error.run_id) == ("ask", "reader", run_id)
+
+
+@pytest.mark.parametrize("how", ["get_from", "require_from", "result_from"])
+async def test_every_way_to_read_refuses_a_stage_that_is_no_ancestor(how: str) -> None:
+    def read(ctx: StageContext) -> Any:
+        arguments = ("aside",) if how == "result_from" else ("aside", "hits")
+        return getattr(ctx.inputs, how)(*arguments)
+
+    error, _ = await what_is_raised(read)
+    assert type(error) is UnknownInputError
+
+
+async def test_a_first_stage_may_read_nothing() -> None:
+    async def first(ctx: StageContext) -> None:
+        ctx.inputs.get_from("second", "key")
+
+    results = await Pipeline("p").with_stage("first", first).with_stage("second", search).build().run()
+    assert str(results["first"].exception) == (
+        "'second' is no ancestor of 'first' "
+        f"[stage 'first', pipeline 'p', run {results.context.pipeline_run_id}]\n"
+        "  hint: it may read nothing; add 'second' to its dependencies to read it"
+    )
+
+
+async def test_of_many_ancestors_the_first_are_named() -> None:
+    pipeline = Pipeline("p")
+    names = [f"s{number:02}" for number in range(20)]
+    for name in names:
+        pipeline = pipeline.with_stage(name, search)
+
+    async def reader(ctx: StageContext) -> None:
+        ctx.inputs.get_from("zzz", "key")
+
+    results = await pipeline.with_stage("reader", reader, dependencies=names).build().run()
+    shown = ", ".join(repr(name) for name in names[:12])
+    assert str(results["reader"].exception).splitlines()[1] == (
+        f"  hint: it may read {shown} and 8 more; add 'zzz' to its dependencies to read it"
+    )
+
+
+# ---------------------------------------------------------------- require_from
+
+
+async def test_require_from_reads_any_ancestor() -> None:
+    assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "hits")) == 3
+
+
+async def test_require_from_takes_a_value_of_none() -> None:
+    assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "nothing")) is None
+
+
+async def test_require_from_raises_for_an_absent_key_with_what_there_is_and_the_nearest_match() -> None:
+    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
+    assert type(error) is MissingInputError
+    assert str(error) == (
+        "'search' gave no 'hit'; did you mean 'hits'? "
+        f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
+        "  hint: it gave 'hits', 'query', 'nothing'"
+    )
+
+
+async def test_require_from_raises_for_a_skipped_stage() -> None:
+    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "hits"))
+    assert type(error) is MissingInputError
+    assert str(error) == (
+        "'skipped' gave no 'hits': it ended with SKIP (nobody asked) "
+        f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
+        "  hint: use get_from('skipped', 'hits', default) if a skip is fine, "
+        "or conditional=True to be skipped with it"
+    )
+
+
+async def test_require_from_raises_for_a_skipped_stage_also_for_a_key_that_it_gave() -> None:
+    error, _ = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "partial"))
+    assert type(error) is MissingInputError
+
+
+async def test_require_from_raises_for_an_optional_stage_that_failed() -> None:
+    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("failing", "hits"))
+    assert str(error).splitlines()[0] == (
+        "'failing' gave no 'hits': it ended with FAIL (ConnectionError: search is down) "
+        f"[stage 'reader', pipeline 'ask', run {run_id}]"
+    )
+
+
+# ---------------------------------------------------------------- the record
+
+
+async def test_what_was_not_found_is_named_in_the_record(sink: MemoryEventSink) -> None:
+    def read(ctx: StageContext) -> None:
+        ctx.inputs.get_from("search", "hits")
+        ctx.inputs.get_from("search", "hist")
+        ctx.inputs.get_from("rank", "worst", "default")
+        ctx.inputs.get_from("search", "hist")  # once is enough
+
+    results = await run(read, sink)
+    hold_the_law(sink.events, results)
+    assert stage_wide(sink.events, "reader")["missing_inputs"] == ["search.hist", "rank.worst"]
+    assert results["reader"].missing_inputs == ("search.hist", "rank.worst")
+    assert stage_wide(sink.events, "rank")["missing_inputs"] == []
+
+
+async def test_what_was_required_and_not_found_is_named_in_the_record(sink: MemoryEventSink) -> None:
+    results = await run(lambda ctx: ctx.inputs.require_from("search", "hist"), sink)
+    hold_the_law(sink.events, results)
+    assert stage_wide(sink.events, "reader")["missing_inputs"] == ["search.hist"]
+
+
+async def test_each_attempt_names_what_it_did_not_find(sink: MemoryEventSink) -> None:
+    async def reader(ctx: StageContext) -> StageOutput | None:
+        ctx.inputs.get_from("search", f"key{ctx.attempt}")
+        return StageOutput.retry("once more", after=0) if ctx.attempt == 1 else None
+
+    pipeline = (
+        Pipeline("p").with_stage("search", search).with_stage("reader", reader, dependencies=("search",))
+    )
+    await pipeline.build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink),
+    ).run()
+    named = [data["missing_inputs"] for data in sink.of_type("stage.wide") if data["stage_name"] == "reader"]
+    assert named == [["search.key1"], ["search.key2"]]
+
+
+# ---------------------------------------------------------------- large graphs
+
+
+async def test_reading_from_far_up_a_long_chain_is_no_deep_recursion() -> None:
+    async def last(ctx: StageContext) -> dict[str, Any]:
+        return {"first": ctx.inputs.get_from("s0", "hits")}
+
+    pipeline = Pipeline("p").with_stage("s0", search)
+    for number in range(1, 1500):
+        pipeline = pipeline.with_stage(f"s{number}", search, dependencies=(f"s{number - 1}",))
+    pipeline = pipeline.with_stage("last", last, dependencies=("s1499",))
+    results = await pipeline.build().run()
+    assert results.data("last") == {"first": 3}
+
+
+async def test_reading_a_dependency_of_a_wide_graph_stays_quick() -> None:
+    # A dependency is known at once; nobody walks a thousand ancestors to read one key.
+    async def last(ctx: StageContext) -> None:
+        began = time.perf_counter()
+        for _ in range(1000):
+            ctx.inputs.get_from("s0", "hits")
+        assert time.perf_counter() - began < 1
+        await asyncio.sleep(0)
+
+    names = [f"s{number}" for number in range(1000)]
+    pipeline = Pipeline("p")
+    for name in names:
+        pipeline = pipeline.with_stage(name, search)
+    results = await pipeline.with_stage("last", last, dependencies=names).build().run()
+    results.raise_on_failure()

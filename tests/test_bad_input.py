@@ -289,16 +289,16 @@ def test_every_mistake_is_found_at_once() -> None:
         .with_stage("y", quick, dependencies=("x",))
     )
     found = problems(pipeline, on_failure="stop", max_concurrency=0, grace=-1, wide_event_emitter=print)
+    separates = "which separates the parts of an event id; use '.' or '_'"
+    fit = "give a class, an instance or a function"
+    missing = "(missing a required argument: 'client'); pass an instance instead"
     assert found == (
-        "the pipeline's name 'my/pipeline' holds a '/', which separates the parts of an event id; "
-        "use '.' or '_'",
+        f"the pipeline's name 'my/pipeline' holds a '/', {separates}",
         "stage 'twice' is described 2 times; names must differ: rename all but one",
         "stage '': its name is empty",
         "stage 'lost': it depends on 'twise', which is no stage; did you mean 'twice'?",
-        "stage 'none': None has no method `execute(ctx)` and is no function; "
-        "give a class, an instance or a function",
-        "stage 'client': class NeedsClient cannot be made without arguments "
-        "(missing a required argument: 'client'); pass an instance instead",
+        f"stage 'none': None has no method `execute(ctx)` and is no function; {fit}",
+        f"stage 'client': class NeedsClient cannot be made without arguments {missing}",
         found[6],
         "wide_event_emitter=<built-in function print>; give a WideEventEmitter or a subclass of it",
         'on_failure=\'stop\'; give "cancel" or "continue"',
@@ -352,7 +352,8 @@ async def test_run_takes_a_pipeline_context() -> None:
     with pytest.raises(TypeError) as caught:
         await graph.run({"user_id": "u"})  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "pipeline 'p': run() takes a PipelineContext, not dict\n  hint: graph.run(PipelineContext(data={...}))"
+        "pipeline 'p': run() takes a PipelineContext, not dict\n"
+        "  hint: graph.run(PipelineContext(data={...}))"
     )
 
 

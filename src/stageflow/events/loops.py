@@ -168,6 +168,8 @@ async def _drain(loop: Loop) -> None:
     began = time.monotonic()
     while waiting := [outlet for outlet in _outlets.get(loop, ()) if not outlet.stalled]:
         left = _bound - (time.monotonic() - began)
+        if left <= 0:
+            break
         futures = [asyncio.wrap_future(outlet.drained()) for outlet in waiting]
         _done, late = await asyncio.wait(futures, timeout=max(0.0, left))
         if late:

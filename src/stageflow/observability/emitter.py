@@ -68,7 +68,9 @@ class WideEventEmitter:
         if record.emitted is not None:
             record.emitted.add(event_id)
         if builds:
-            offer(sink, Event("stage.wide", stage_wide(stage_name, result, record, event_id)))
+            context = ctx.run if isinstance(ctx, StageContext) else ctx
+            event = stage_wide(stage_name, result, context, record, event_id)
+            offer(sink, Event("stage.wide", event))
 
     def emit_pipeline_wide(
         self, results: Mapping[str, StageResult], ctx: PipelineContext | StageContext

@@ -38,7 +38,7 @@ def draw_results(results: PipelineResults) -> RenderableType:
     record = record_of(results.context)
     run = pipeline_wide(results, results.context, record)
     stages = [
-        stage_wide(name, result, record, stage_event_id(name, result, record))
+        stage_wide(name, result, results.context, record, stage_event_id(name, result, record))
         for name, result in results.items()
     ]
     return draw_run(msgspec.to_builtins(run), [msgspec.to_builtins(stage) for stage in stages])

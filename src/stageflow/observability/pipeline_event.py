@@ -26,7 +26,7 @@ def pipeline_wide(
 ) -> PipelineWide:
     """Return the event for the results of a run, or for a dict of stage results made by hand."""
     whole = results if isinstance(results, PipelineResults) else _whole(results, context, record)
-    correlation_ids, metadata = record.identity
+    correlation_ids, metadata = record.identity(context)
     counts = Counter(result.status for result in whole.values())
     started = whole.started_ns // 1000
     ended = whole.ended_ns // 1000

@@ -117,7 +117,7 @@ class RunRecorder:
         if builtins.type(sink) is NoOpEventSink:
             return
         record = self._record
-        correlation_ids, metadata = record.identity
+        correlation_ids, metadata = record.identity(self._context)
         now = record.origin_ns + get_clock().monotonic_ns()
         ours: dict[str, Any] = {
             "event_id": f"{record.run_id}/{stage}/{attempt}/{number}",

@@ -25,7 +25,6 @@ class RunRecord:
     """
 
     __slots__ = (
-        "_context",
         "_identity",
         "emitted",
         "origin_ns",
@@ -43,7 +42,6 @@ class RunRecord:
         parent: RunRecord | None = None,
         origin_ns: int = 0,
     ) -> None:
-        self._context = context
         self._identity: tuple[CorrelationIds, PipelineMetadata] | None = None
         self.pipeline_name = pipeline_name
         self.origin_ns = origin_ns
@@ -53,11 +51,13 @@ class RunRecord:
         self.emitted: set[str] | None = None
         self.trace: RunTrace = RunTrace(context.traceparent, parent.trace if parent else None)
 
-    @property
-    def identity(self) -> tuple[CorrelationIds, PipelineMetadata]:
-        """The parts that every event of the run shares."""
+    def identity(self, context: PipelineContext) -> tuple[CorrelationIds, PipelineMetadata]:
+        """Return the parts that every event of the run shares, from the context of the run.
+
+        It is handed in: a record that held its context would be in a circle with it, and every
+        finished run would wait for the garbage collector.
+        """
         if self._identity is None:
-            context = self._context
             self._identity = (
                 CorrelationIds(
                     pipeline_run_id=self.run_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..clock import get_clock
+from ..context import PipelineContext
 from ..schema import SCHEMA_VERSION, StageWide
 from ..stages import StageResult
 from .exceptions import exception_info
@@ -19,9 +20,11 @@ def stage_event_id(stage_name: str, result: StageResult, record: RunRecord) -> s
     return f"{event_run_id(record)}/{stage_name}/{result.attempt}"
 
 
-def stage_wide(stage_name: str, result: StageResult, record: RunRecord, event_id: str) -> StageWide:
+def stage_wide(
+    stage_name: str, result: StageResult, context: PipelineContext, record: RunRecord, event_id: str
+) -> StageWide:
     """Return the event for `result`, a terminal one or one with status RETRY."""
-    correlation_ids, metadata = record.identity
+    correlation_ids, metadata = record.identity(context)
     # Whole microseconds first: then `ended_at = started_at + duration_ms` to the last digit.
     ended = result.ended_ns // 1000
     started = result.started_ns // 1000

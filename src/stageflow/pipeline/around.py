@@ -52,6 +52,8 @@ class _Layer:
             if error is not self._raised and not isinstance(error, asyncio.CancelledError):
                 self._call.ctx.outcome_by = self._name
             raise
+        finally:
+            self._raised = None  # it holds the frame of this call, which holds us
         if isinstance(value, StageOutput) and value is self._output:
             return value  # handed through: whoever made it made it
         self._call.ctx.outcome_by = self._name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ _SHAPE = (
     ("after", float | int | None),
     ("routes", tuple),
 )
+_OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _DEFAULT_RETRY = Retry(attempts=3, on=())
 
 
@@ -84,7 +86,12 @@ def _routed(output: StageOutput, node: Node) -> StageOutput:
 
 
 def failure(error: BaseException) -> StageOutput:
-    """Return the outcome of an attempt that raised."""
+    """Return the outcome of an attempt that raised, its traceback beginning in the stage."""
+    # Without the frames of the scheduler: they hold the run, and the run holds this exception.
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
+        traceback = traceback.tb_next
+    error.__traceback__ = traceback
     if isinstance(error, asyncio.CancelledError):
         text = "CancelledError: something the stage awaited was cancelled, not the stage itself"
         return StageOutput(StageStatus.FAIL, {}, error=text, exception=error)

@@ -104,7 +104,10 @@ class Run:
         if interrupt is not None:
             raise interrupt
         if cancelled is not None:
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                cancelled = None  # or it and this frame would hold each other
         return self.results
 
     def _out_of_time(self) -> None:
@@ -222,6 +225,8 @@ class Run:
                 del self.attempts[index]
                 attempt.stop_timer()
             self._came_to(node, ctx, output, raised, began, now(), attempt)
+            # An exception holds the frames it went through: this one must not hold it in turn.
+            del output, raised
             if task.cancelling():
                 # A cancelled task would cancel the next stage's waits: that one starts afresh.
                 self._dispatch_soon()

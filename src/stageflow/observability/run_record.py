@@ -10,6 +10,7 @@ from ..context import PipelineContext, StageContext, current_stage
 from ..events.loops import home_loop
 from ..ids import format_span_id, parse_traceparent, random_bits, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, Trace
+from ..stages.output import as_text
 from .plain import safe_text
 
 __all__ = ["RunRecord", "emit_on", "parent_record", "record_of"]
@@ -45,7 +46,7 @@ class RunRecord:
         self._identity: tuple[CorrelationIds, PipelineMetadata] | None = None
         self.pipeline_name = pipeline_name
         self.origin_ns = origin_ns
-        self.run_id = str(context.pipeline_run_id)
+        self.run_id = safe_text(as_text(context.pipeline_run_id))
         self.parent_run_id: str | None = parent.run_id if parent else None
         self.root_run_id: str | None = (parent.root_run_id or parent.run_id) if parent else None
         self.emitted: set[str] | None = None
@@ -138,4 +139,4 @@ def event_run_id(record: RunRecord) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else safe_text(str(value))
+    return None if value is None else safe_text(as_text(value))

@@ -37,7 +37,7 @@ class Tally:
             )
 
     def learn(self, passages: Sequence[Passage]) -> None:
-        """Write down in how many passages each word stands, in one transaction. It blocks: call it in a thread.
+        """Write down in how many passages each word stands, in one transaction. It blocks.
 
         Until it is through, nobody else can write.
 

@@ -196,6 +196,7 @@ class Stage:
     attempts: int | None = None
     wait: float = 0.0
     covers: tuple[str, ...] = ()
+    limited: bool = False
 
     def act(self, attempt: int) -> Act:
         return self.acts[min(attempt, len(self.acts)) - 1]
@@ -208,6 +209,8 @@ class Plan:
     stages: tuple[Stage, ...]
     on_failure: str = "cancel"
     max_concurrency: int | None = None
+    places: int = 1
+    intercepted: bool = False
     grace: float = 2.0
     deadline: float | None = None
     outside: str | None = None
@@ -382,8 +385,15 @@ class Model:
         limit = self.plan.max_concurrency
         if limit is not None and len(self.attempts) >= limit:
             raise Broken(f"{name} began as number {len(self.attempts) + 1} at once; {limit} are allowed")
-        if limit is None and not self.plan.has_threads and abs(entry.at - self.ready[name]) > EPSILON:
+        limited = sum(attempt.stage.limited for attempt in self.attempts.values())
+        if stage.limited and limited >= self.plan.places:
+            raise Broken(f"{name} began without a place: {limited} of {self.plan.places} are taken")
+        if not self.may_wait(stage) and abs(entry.at - self.ready[name]) > EPSILON:
             raise Broken(f"{name} was ready at {self.ready[name]} and began only at {entry.at}")
+
+    def may_wait(self, stage: Stage) -> bool:
+        """Tell whether a stage that is ready may have to wait for a place (or for real time)."""
+        return self.plan.max_concurrency is not None or stage.limited or self.plan.has_threads
 
     # What an attempt came to.
 
@@ -498,10 +508,10 @@ class Model:
 
     def end(self, outcome: str, at: int) -> None:
         """Start nothing more. Whoever could have begun earlier must have."""
-        if self.plan.max_concurrency is None and not self.plan.has_threads:
-            for name, ready in self.ready.items():
-                if name not in self.verdicts and name not in self.attempts and ready < at - EPSILON:
-                    raise Broken(f"{name} was ready at {ready}, and had not begun when the run ended at {at}")
+        for name, ready in self.ready.items():
+            waiting = name not in self.verdicts and name not in self.attempts
+            if waiting and ready < at - EPSILON and not self.may_wait(self.stages[name]):
+                raise Broken(f"{name} was ready at {ready}, and had not begun when the run ended at {at}")
         self.ending, self.ended_at = outcome, at
         self.over(at)
 

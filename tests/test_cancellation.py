@@ -15,6 +15,7 @@ from conftest import Program
 from oracle import ends, hold_the_law, pipeline_wide, stage_wide
 
 from stageflow import (
+    Limits,
     MemoryEventSink,
     Pipeline,
     PipelineResults,
@@ -712,6 +713,58 @@ def test_the_coroutine_of_a_run_is_closed_before_its_first_step(sink: MemoryEven
     assert sink.events == []
 
 
+@pytest.mark.parametrize("way", ["holds and waits", "waits for another run", "waits for a retry"])
+def test_a_closed_run_keeps_no_place_of_a_limit(sink: MemoryEventSink, way: str) -> None:
+    limits = Limits(place=1)
+
+    async def again(ctx: StageContext) -> StageOutput:
+        return StageOutput.retry("not yet", after=60)
+
+    def limited(stage: Any, *names: str) -> StageGraph:
+        pipeline = Pipeline("p")
+        for name in names:
+            pipeline = pipeline.with_stage(name, stage, limit="place")
+        return pipeline.build(limits=limits)
+
+    async def main() -> None:
+        other = asyncio.create_task(limited(endless, "s").run()) if way == "waits for another run" else None
+        await asyncio.sleep(1)
+        run = limited(again, "s").run() if way == "waits for a retry" else limited(endless, "a", "b").run()
+        run.send(None)
+        await asyncio.sleep(1)
+        run.close()
+        await asyncio.sleep(100)
+        if other is not None:
+            other.cancel()
+            await asyncio.wait([other])
+        await asyncio.sleep(1)
+        assert (limits["place"].taken, limits["place"].waiting) == (0, 0)
+        assert (await limited(quick, "s").run()).ok
+        assert left_over() == []
+
+    VirtualClock().run(main())
+
+
+def test_a_run_that_is_closed_while_a_stage_waits_for_its_retry_starts_nothing(sink: MemoryEventSink) -> None:
+    calls: list[int] = []
+
+    async def again(ctx: StageContext) -> StageOutput:
+        calls.append(ctx.attempt)
+        return StageOutput.retry("not yet", after=60)
+
+    async def main() -> None:
+        run = recorded(Pipeline("p").with_stage("s", again), sink).run()
+        run.send(None)
+        await asyncio.sleep(1)
+        run.close()
+        await asyncio.sleep(600)
+        assert left_over() == []
+
+    VirtualClock().run(main())
+    hold_the_law(sink.events, ["s"])
+    assert calls == [1]
+
+
 def test_the_loop_is_closed_with_a_run_in_flight(
     sink: MemoryEventSink, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -757,6 +810,28 @@ def test_asyncio_run_ends_with_a_run_in_a_background_task(
     assert event["outcome"] == "cancelled"
     assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "c": "CANCEL"}
     assert kept[0].cancelled()
+
+
+def test_asyncio_run_ends_with_a_run_whose_thread_hangs(sink: MemoryEventSink) -> None:
+    began, let_go = threading.Event(), threading.Event()
+
+    def hangs(ctx: StageContext) -> None:
+        began.set()
+        let_go.wait(timeout=30)
+
+    kept: list[Any] = []
+
+    async def main() -> None:
+        graph = recorded(Pipeline("p").with_stage("s", hangs), sink, grace=0.05)
+        kept.append(asyncio.create_task(graph.run()))
+        await asyncio.to_thread(began.wait)
+
+    try:
+        asyncio.run(main())
+        event = hold_the_law(sink.events, ["s"])
+    finally:
+        let_go.set()
+    assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
 
 
 # ---------------------------------------------------------------- the process ends

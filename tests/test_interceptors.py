@@ -121,8 +121,31 @@ async def test_a_forgotten_return_fails_the_stage_and_says_so() -> None:
 
     event = await recorded(forgetful)
     assert event["status"] == "FAIL"
-    assert event["error"].startswith("StageOutputError: interceptor forgetful returned None [stage 's'")
-    assert event["error"].endswith("hint: return await proceed(), or an outcome of its own")
+    assert event["error"] == "StageOutputError: interceptor forgetful returned None"
+    assert event["outcome_by"] == "forgetful"
+
+
+async def test_a_forgotten_await_of_proceed_fails_the_stage_and_says_so() -> None:
+    async def no_await(call: Any, proceed: Any) -> Any:
+        return proceed()
+
+    async def called_only(call: Any, proceed: Any) -> Any:
+        proceed().close()
+        return {}
+
+    for interceptor in (no_await, called_only):
+        event = await recorded(interceptor)
+        assert event["error"] == (
+            f"StageOutputError: interceptor {interceptor.__name__} did not await proceed()"
+        )
+
+
+async def test_what_no_stage_may_return_is_the_interceptors_mistake() -> None:
+    async def nonsense(call: Any, proceed: Any) -> Any:
+        return 42
+
+    event = await recorded(nonsense)
+    assert event["error"] == "StageOutputError: interceptor nonsense returned int"
 
 
 async def test_proceed_may_be_awaited_once() -> None:

@@ -21,12 +21,14 @@ from oracle import EPSILON, NS, Act, Broken, Entry, Model, Plan, Stage, hold_the
 from stageflow import (
     EventSink,
     FanoutEventSink,
+    Limits,
     MemoryEventSink,
     Pipeline,
     PipelineContext,
     PipelineResults,
     Retry,
     RunFailedError,
+    StageCall,
     StageContext,
     StageGraph,
     StageKind,
@@ -35,6 +37,7 @@ from stageflow import (
     emit_pipeline_wide,
     emit_stage_wide,
 )
+from stageflow.pipeline import Proceed
 from stageflow.schema import json_schemas
 from stageflow.testing import VirtualClock
 
@@ -104,7 +107,7 @@ ACTS = {
     for name, ends in ENDS.items()
 }
 STAGES = {
-    temper: st.sampled_from(ready_made(functools.partial(a_stage, rarely=max(3, rarely // 8)), 600))
+    temper: st.sampled_from(ready_made(functools.partial(a_stage, rarely=max(3, rarely // 4)), 600))
     for temper, rarely in TEMPERS.items()
 }
 
@@ -114,7 +117,9 @@ def one_in(count: int) -> st.SearchStrategy[bool]:
 
 
 @st.composite
-def stages(draw: st.DrawFn, index: int, before: list[Stage], temper: str, threads: bool) -> Stage:
+def stages(
+    draw: st.DrawFn, index: int, before: list[Stage], temper: str, threads: bool, limited: bool
+) -> Stage:
     stage = draw(STAGES[temper])
     near = before[-10:]
     needs = draw(st.lists(st.sampled_from(near), max_size=3, unique=True)) if near else []
@@ -122,8 +127,8 @@ def stages(draw: st.DrawFn, index: int, before: list[Stage], temper: str, thread
     routes = draw(one_in(5))
     bad = draw(one_in(TEMPERS[temper]))
     acts = [draw(ACTS["bad" if bad else "route" if routes else "good"])]
-    if draw(one_in(4)):
-        covered = "flaky" in stage.covers and stage.attempts != 1
+    if draw(one_in(4)) and (stage.attempts != 1 or draw(one_in(TEMPERS[temper]))):
+        covered = "flaky" in stage.covers
         acts.insert(0, draw(ACTS["flaky" if covered or draw(one_in(TEMPERS[temper])) else "retry"]))
     if stage.style == "thread" and not threads:
         stage = replace(stage, style="function")
@@ -142,14 +147,16 @@ def stages(draw: st.DrawFn, index: int, before: list[Stage], temper: str, thread
         routes=routes,
         route=draw(st.sampled_from(LABELS)) if routers and draw(st.booleans()) else None,
         timeout=stage.timeout and stage.timeout + 0.037 + index * 0.00001,
+        limited=limited and draw(one_in(3)),
     )
 
 
 @st.composite
 def plans(draw: st.DrawFn, temper: str, threads: bool = False) -> Plan:
+    limited = draw(one_in(4))
     described: list[Stage] = []
     for index in range(draw(st.integers(1, MOST_STAGES))):
-        described.append(draw(stages(index, described, temper, threads)))
+        described.append(draw(stages(index, described, temper, threads, limited)))
     outside = draw(st.sampled_from((None,) * 6 + ("cancel", "cancel twice", "timeout", "turns")))
     at = draw(st.integers(0, 12))
     return Plan(
@@ -157,6 +164,8 @@ def plans(draw: st.DrawFn, temper: str, threads: bool = False) -> Plan:
         stages=tuple(reversed(described)) if draw(st.booleans()) else tuple(described),
         on_failure=draw(st.sampled_from(("cancel", "continue"))),
         max_concurrency=draw(st.sampled_from((None, None, None, 1, 2, 5))),
+        places=draw(st.integers(1, 2)) if limited else 1,
+        intercepted=draw(one_in(5)),
         grace=2.011 if threads else draw(st.sampled_from((0.011, 2.011, 2.011))),
         deadline=draw(st.integers(0, 12)) + 0.000257 if draw(one_in(5)) else None,
         outside=outside,
@@ -184,6 +193,7 @@ class World:
         self.plan = plan
         self.clock = VirtualClock()
         self.sink = MemoryEventSink()
+        self.limits = Limits(place=plan.places)
         self.log: list[Entry] = []
         self.notes: dict[tuple[str, int], int] = {}
         self.annotated: set[tuple[str, int]] = set()
@@ -218,6 +228,8 @@ class World:
                 retry=None
                 if stage.attempts is None
                 else Retry(stage.attempts, wait=stage.wait, on=tuple(covers[name] for name in stage.covers)),
+                limit="place" if stage.limited else None,
+                interceptors=(passes_on,) if self.plan.intercepted and stage.optional else (),
             )
         return pipeline.build(
             emit_stage_wide_events=True,
@@ -226,6 +238,8 @@ class World:
             on_failure=self.plan.on_failure,  # type: ignore[arg-type]
             max_concurrency=self.plan.max_concurrency,
             grace=self.plan.grace,
+            limits=self.limits,
+            interceptors=(passes_on, passes_on) if self.plan.intercepted else (),
         )
 
     def emitter(self) -> WideEventEmitter:
@@ -365,6 +379,11 @@ class World:
                 self.results = await graph.run(PipelineContext(user_id="u"), deadline=plan.deadline)
         except (asyncio.CancelledError, TimeoutError) as error:
             self.raised = error
+
+
+async def passes_on(call: StageCall, proceed: Proceed) -> Any:
+    """An interceptor that changes nothing."""
+    return await proceed()
 
 
 class Quiet(WideEventEmitter):
@@ -532,6 +551,9 @@ def holds(world: World) -> None:
     assert world.tasks_left <= len(model.abandoned)
     if not plan.has_threads:
         assert world.tasks_left == sum(is_running(world.log_at_return, name) for name in model.abandoned)
+
+    # No place is taken that nobody has.
+    assert (world.limits["place"].taken, world.limits["place"].waiting) == (0, 0)
 
     # An end from outside goes on; everything else is told by results.
     if run["outcome"] == "cancelled":

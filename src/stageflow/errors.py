@@ -80,6 +80,12 @@ class StageflowError(Exception):
             text += f"\n  hint: {self.hint}"
         return text
 
+    def locate(self, pipeline: str, stage: str, run_id: str) -> None:
+        """Fill in where it happened, as far as it did not know itself."""
+        self.pipeline = self.pipeline or pipeline
+        self.stage = self.stage or stage
+        self.run_id = self.run_id or run_id
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments do not survive the default pickling of exceptions.
         return (_restore, (type(self), self.args, self.__dict__))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 from ..errors import MissingInputError, UnknownInputError, did_you_mean
@@ -102,6 +102,11 @@ class StageInputs:
             hint=f"it may read {_listed(readable)}; add {stage!r} to its dependencies to read it",
             **self._where(),
         )
+
+    def note_missing(self, key: str, stages: Iterable[str]) -> None:
+        """Note that none of `stages` gave `key`, so that the record says it."""
+        for stage in stages:
+            self._note(stage, key)
 
     def _note(self, stage: str, key: str) -> None:
         name = f"{stage}.{key}"

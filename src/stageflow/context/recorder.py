@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 __all__ = ["Recorder"]
@@ -11,8 +10,6 @@ __all__ = ["Recorder"]
 class Recorder(Protocol):
     """Takes what stages say beyond their result."""
 
-    def custom_event(
-        self, stage: str, attempt: int, number: int, type: str, data: Mapping[str, Any] | None
-    ) -> None:
+    def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
         """Send an event of the stage's own, the `number`th of this attempt, correlated with its run."""
         ...

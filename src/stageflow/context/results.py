@@ -76,14 +76,15 @@ class PipelineResults(dict[str, StageResult]):
         """Names of the stages that did not end when they were told to, and were left running."""
         return tuple(name for name, result in self.items() if result.abandoned)
 
+    def __missing__(self, stage: str) -> StageResult:
+        raise KeyError(f"no stage {stage!r} in this run{did_you_mean(str(stage), self)}")
+
     def data(self, stage: str) -> dict[str, Any]:
         """Return what `stage` gave, empty where it gave nothing.
 
         Raises:
             KeyError: There is no such stage; the message names the nearest one.
         """
-        if stage not in self:
-            raise KeyError(f"no stage {stage!r} in this run{did_you_mean(stage, self)}")
         return dict(self[stage].data)
 
     def raise_on_failure(self) -> PipelineResults:

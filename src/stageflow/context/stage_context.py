@@ -103,11 +103,23 @@ class StageContext:
             self.artifacts = []
         self.artifacts.append(Artifact(type, payload))
 
-    def emit_event(self, type: str, data: dict[str, Any] | None = None) -> None:
+    def emit_event(self, type: str, data: Any = None) -> None:
         """Send an event of the stage's own to the sink of the run's wide events, at once.
 
         It carries the ids of the run and the name of the stage, and counts in `events_count`.
+
+        Args:
+            type: A name of your own, such as "chat.tokens".
+            data: What to send. What is no mapping stands under `payload`.
+
+        Raises:
+            ValueError: The type is empty, or one of the library's own.
         """
+        if not isinstance(type, str) or not type or type.startswith(("stage.wide", "pipeline.wide")):
+            raise ValueError(
+                f"stage {self.stage!r}: emit_event({type!r}): give the event a name of your own, "
+                "such as 'chat.tokens'; 'stage.wide' and 'pipeline.wide' are the library's"
+            )
         self.events_count += 1
         self._recorder.custom_event(self.stage, self.attempt, self.events_count, type, data)
 

@@ -183,6 +183,8 @@ def _how_to_call(sink: Any, through: str | None) -> tuple[Callable[[Any, Event],
         for name in ("try_emit", "emit")
         if callable(method := getattr(sink, name, None)) and not getattr(method, "stageflow_default", False)
     }
+    if inspect.isclass(sink):
+        raise TypeError(f"{sink.__name__} is a class; give a sink: {sink.__name__}()")
     name = through or ("try_emit" if "try_emit" in written else "emit")
     method = written.get(name)
     if method is None:
@@ -190,6 +192,15 @@ def _how_to_call(sink: Any, through: str | None) -> tuple[Callable[[Any, Event],
             f"{kind.__name__} is no event sink: it has neither an `emit` nor a `try_emit` of its own"
             "\n  hint: class MySink(EventSink): async def emit(self, *, type, data): ..."
         )
+    try:
+        inspect.signature(method).bind(type="stage.wide", data={})
+    except TypeError as error:
+        raise TypeError(
+            f"{kind.__name__}.{name} cannot take an event ({error})"
+            f"\n  hint: define it as {name}(self, *, type, data)"
+        ) from None
+    except ValueError:  # a signature that Python cannot tell
+        pass
     in_place = not inspect.iscoroutinefunction(method)
     return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place
 

@@ -15,15 +15,18 @@ class LoggingEventSink(EventSink):
     """Logs each event on one line; those with status FAIL at ERROR.
 
     Args:
-        level: Level for events that did not fail; default INFO.
+        level: Level for events that did not fail, as a number or a name; default INFO.
         logger: Logger to use; default the one named "stageflow".
+
+    Raises:
+        ValueError: There is no such level.
 
     Example:
         sink = LoggingEventSink(level=logging.DEBUG)
     """
 
-    def __init__(self, level: int = logging.INFO, logger: logging.Logger | None = None) -> None:
-        self._level = level
+    def __init__(self, level: int | str = logging.INFO, logger: logging.Logger | None = None) -> None:
+        self._level = level_number(level)
         self._logger = logger or logging.getLogger("stageflow")
 
     def _take_event(self, event: Event) -> None:
@@ -31,6 +34,18 @@ class LoggingEventSink(EventSink):
         level = logging.ERROR if failed and self._level < logging.ERROR else self._level
         if self._logger.isEnabledFor(level):
             self._logger.log(level, "%s %s", _headline(event), event.json().decode())
+
+
+def level_number(level: int | str) -> int:
+    """Return a logging level, given as a number or by its name.
+
+    Raises:
+        ValueError: There is no such level.
+    """
+    number = logging.getLevelNamesMapping().get(level) if isinstance(level, str) else level
+    if not isinstance(number, int):
+        raise ValueError(f"level={level!r}; give a logging level such as logging.INFO or 'INFO'")
+    return number
 
 
 def _headline(event: Event) -> str:

@@ -24,6 +24,9 @@ class JournalSink(EventSink):
             name tells when it was opened, by which process, and ends in a random part:
             `20261123T160028Z-p4711-9f3a61c2.ndjson`.
 
+    Raises:
+        OSError: The directory cannot be made.
+
     Example:
         >>> JournalSink("journal")
         <JournalSink 'journal'>
@@ -31,6 +34,7 @@ class JournalSink(EventSink):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
         self._lock = threading.Lock()
         self._fd = -1
         self._end = 0

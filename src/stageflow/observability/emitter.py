@@ -49,15 +49,13 @@ class WideEventEmitter:
         """The sink that the next event goes to."""
         return get_event_sink() if self._event_sink is None else self._event_sink
 
-    def emit_stage_wide(
-        self, stage_name: str, result: StageResult, ctx: PipelineContext | StageContext
-    ) -> None:
+    def emit_stage_wide(self, stage_name: str, result: StageResult, ctx: PipelineContext) -> None:
         """Emit `stage.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
 
         Args:
             stage_name: Name of the stage.
             result: How the attempt ended.
-            ctx: The context of the run: `results.context`, or the `ctx` of a stage.
+            ctx: The context of the run.
         """
         record = record_of(ctx)
         sink = self.event_sink
@@ -68,26 +66,22 @@ class WideEventEmitter:
         if record.emitted is not None:
             record.emitted.add(event_id)
         if builds:
-            context = ctx.run if isinstance(ctx, StageContext) else ctx
-            event = stage_wide(stage_name, result, context, record, event_id)
+            event = stage_wide(stage_name, result, ctx, record, event_id)
             offer(sink, Event("stage.wide", event))
 
-    def emit_pipeline_wide(
-        self, results: Mapping[str, StageResult], ctx: PipelineContext | StageContext
-    ) -> None:
+    def emit_pipeline_wide(self, results: Mapping[str, StageResult], ctx: PipelineContext) -> None:
         """Emit `pipeline.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
 
         Args:
             results: What `graph.run()` returned, or a dict of stage results.
-            ctx: The context of the run: `results.context`, or the `ctx` of a stage.
+            ctx: The context of the run.
         """
         record = record_of(ctx)
         sink = self.event_sink
         if record.emitted is not None:
             record.emitted.add(event_run_id(record))
         if type(sink) is not NoOpEventSink:
-            context = ctx.run if isinstance(ctx, StageContext) else ctx
-            offer(sink, Event("pipeline.wide", pipeline_wide(results, context, record)))
+            offer(sink, Event("pipeline.wide", pipeline_wide(results, ctx, record)))
 
 
 def emit_stage_wide(
@@ -97,7 +91,7 @@ def emit_stage_wide(
     event_sink: EventSink | Any | None = None,
 ) -> None:
     """Emit `stage.wide` once, by hand; see `WideEventEmitter.emit_stage_wide`."""
-    WideEventEmitter(event_sink).emit_stage_wide(stage_name, result, ctx)
+    WideEventEmitter(event_sink).emit_stage_wide(stage_name, result, _context_of(ctx))
 
 
 def emit_pipeline_wide(
@@ -106,4 +100,8 @@ def emit_pipeline_wide(
     event_sink: EventSink | Any | None = None,
 ) -> None:
     """Emit `pipeline.wide` once, by hand; see `WideEventEmitter.emit_pipeline_wide`."""
-    WideEventEmitter(event_sink).emit_pipeline_wide(results, ctx)
+    WideEventEmitter(event_sink).emit_pipeline_wide(results, _context_of(ctx))
+
+
+def _context_of(ctx: PipelineContext | StageContext) -> PipelineContext:
+    return ctx.run if isinstance(ctx, StageContext) else ctx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ..clock import get_clock
@@ -106,9 +106,7 @@ class RunRecorder:
             else:
                 return
 
-    def custom_event(
-        self, stage: str, attempt: int, number: int, type: str, data: Mapping[str, Any] | None
-    ) -> None:
+    def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
         """Send an event of a stage's own, with the ids of its run; the stage's keys come first.
 
         A key of the stage that is also one of ours is kept under `payload`.
@@ -127,11 +125,13 @@ class RunRecorder:
             "correlation_ids": correlation_ids,
             "pipeline_metadata": metadata,
         }
-        own = plain(dict(data)) if data else {}
+        own = plain(data)
+        if not isinstance(own, dict):
+            own = {} if own is None else {"payload": own}
         clash = own.keys() & ours.keys()
         if clash:
             ours["payload"] = {key: own[key] for key in clash}
-        offer(sink, Event(str(type), {**own, **ours}))
+        offer(sink, Event(type, {**own, **ours}))
 
 
 def _bare(result: StageResult) -> StageResult:

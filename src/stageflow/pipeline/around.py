@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from ..context import StageContext
@@ -32,7 +33,17 @@ async def intercepted(node: Node, ctx: StageContext, start: Callable[[], Awaitab
 class _Layer:
     """One interceptor around what is inside it."""
 
-    __slots__ = ("_call", "_called", "_inside", "_interceptor", "_name", "_node", "_output", "_raised")
+    __slots__ = (
+        "_asked",
+        "_call",
+        "_called",
+        "_inside",
+        "_interceptor",
+        "_name",
+        "_node",
+        "_output",
+        "_raised",
+    )
 
     def __init__(self, interceptor: Interceptor, call: StageCall, inside: Proceed, node: Node) -> None:
         self._interceptor = interceptor
@@ -40,6 +51,7 @@ class _Layer:
         self._call = call
         self._inside = inside
         self._node = node
+        self._asked = False
         self._called = False
         self._output: StageOutput | None = None
         self._raised: BaseException | None = None
@@ -57,11 +69,20 @@ class _Layer:
         if isinstance(value, StageOutput) and value is self._output:
             return value  # handed through: whoever made it made it
         self._call.ctx.outcome_by = self._name
-        if value is None:
-            raise self._mistake("returned None", "return await proceed(), or an outcome of its own")
+        if inspect.iscoroutine(value):
+            value.close()
+        if self._asked and not self._called:
+            raise self._mistake("did not await proceed()", "write `return await proceed()`")
+        if not isinstance(value, (StageOutput, Mapping)):
+            what = "None" if value is None else f"{type(value).__name__}"
+            raise self._mistake(f"returned {what}", "return await proceed(), or an outcome of its own")
         return output_of(value, self._node)
 
-    async def _proceed(self) -> StageOutput:
+    def _proceed(self) -> Coroutine[Any, Any, StageOutput]:
+        self._asked = True
+        return self._run_inside()
+
+    async def _run_inside(self) -> StageOutput:
         if self._called:
             raise self._mistake(
                 "awaited proceed() twice",

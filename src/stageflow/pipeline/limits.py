@@ -13,14 +13,28 @@ __all__ = ["Limit", "Limits", "Ticket"]
 
 
 class Ticket:
-    """One stage's turn at a limit: `call` is called on `loop` when it has come."""
+    """One stage's turn at a limit: `holder` is called on `loop` when it has come.
 
-    __slots__ = ("call", "loop", "withdrawn")
+    It knows its holder weakly: a run that is dropped with its loop must not live on in a queue.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[Ticket], None]) -> None:
+    __slots__ = ("_called", "limit", "loop", "withdrawn")
+
+    def __init__(
+        self, limit: Limit, loop: asyncio.AbstractEventLoop, called: Callable[[Ticket], None]
+    ) -> None:
+        self.limit = limit
         self.loop = loop
-        self.call = call
+        self._called = weakref.WeakMethod(called)
         self.withdrawn = False
+
+    def call(self) -> None:
+        """Tell the holder that it has a place; if it is gone, give the place to the next one."""
+        called = self._called()
+        if called is None or self.withdrawn:
+            self.limit.release()
+        else:
+            called(self)
 
 
 class Limit:
@@ -63,18 +77,16 @@ class Limit:
                 ticket = self._waiting.popleft()
             try:
                 # Another loop, perhaps in another thread; the place goes over with the call.
-                ticket.loop.call_soon_threadsafe(ticket.call, ticket)
+                ticket.loop.call_soon_threadsafe(ticket.call)
             except RuntimeError:  # that loop was closed: its run is gone, the next one has its turn
                 continue
             return
 
-    def withdraw(self, ticket: Ticket) -> bool:
-        """Take `ticket` out of the queue. Return False if its call is on the way already."""
+    def withdraw(self, ticket: Ticket) -> None:
+        """Take `ticket` out of the queue, if it is still there."""
         with self._lock:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
-                return True
-            return False
 
     def _forget_parent(self) -> None:
         self._lock = threading.Lock()

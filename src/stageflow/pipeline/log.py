@@ -24,6 +24,8 @@ class Log:
     """
 
     def __init__(self, level: int = logging.DEBUG, logger: logging.Logger | None = None) -> None:
+        if not isinstance(level, int):
+            raise ValueError(f"Log(level={level!r}): give a number such as logging.INFO")
         self._level = level
         self._logger = logger or logging.getLogger("stageflow")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ _SHAPE = (
     ("exception", BaseException | None),
     ("reason", str | None),
     ("after", float | int | None),
-    ("routes", tuple),
+    ("routes", tuple | None),
 )
 _OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _DEFAULT_RETRY = Retry(attempts=3, on=())
@@ -31,12 +32,14 @@ _DEFAULT_RETRY = Retry(attempts=3, on=())
 def output_of(value: Any, node: Node) -> StageOutput:
     """Return what a stage returned as an output; nonsense becomes a failure that says so."""
     if type(value) is StageOutput:
-        if value.status is StageStatus.OK and type(value.data) is dict and not value.routes:
-            return value
+        if value.status is StageStatus.OK and type(value.data) is dict and not node.route_labels:
+            return value if value.routes is None else _routed(value, node)
         for name, kind in _SHAPE:
             if not isinstance(getattr(value, name), kind):
                 return _nonsense(f"a StageOutput with {name}={_cut(getattr(value, name))}", node)
-        return _routed(value, node) if value.routes else value
+        return value if value.status is not StageStatus.OK else _routed(value, node)
+    if node.route_labels:
+        return _nonsense(f"{_cut(value)} and chose no route", node, _ROUTE_HINT)
     if value is None:
         return StageOutput(StageStatus.OK, {})
     if isinstance(value, Mapping):
@@ -44,15 +47,18 @@ def output_of(value: Any, node: Node) -> StageOutput:
             return StageOutput(StageStatus.OK, dict(value))
         except Exception as error:  # a mapping of the application's own
             return failure(error)
-    return _nonsense(f"{type(value).__name__} {_cut(value)}", node)
+    hint = "did you forget an `await`?" if inspect.isawaitable(value) else _HINT
+    if inspect.iscoroutine(value):
+        value.close()
+    return _nonsense(f"{type(value).__name__} {_cut(value)}", node, hint)
 
 
-def _nonsense(what: str, node: Node) -> StageOutput:
-    error = StageOutputError(
-        f"the stage returned {what}",
-        stage=node.name,
-        hint="return StageOutput.ok(key=value), a mapping, or None",
-    )
+_HINT = "return StageOutput.ok(key=value), a mapping, or None"
+_ROUTE_HINT = "return StageOutput.route(label), or StageOutput.route() for none of them"
+
+
+def _nonsense(what: str, node: Node, hint: str = _HINT) -> StageOutput:
+    error = StageOutputError(f"the stage returned {what}", pipeline=node.pipeline, stage=node.name, hint=hint)
     return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
 
 
@@ -65,9 +71,14 @@ def _cut(value: Any) -> str:
 
 
 def _routed(output: StageOutput, node: Node) -> StageOutput:
+    if output.routes is None:
+        return (
+            _nonsense("StageOutput.ok and chose no route", node, _ROUTE_HINT) if node.route_labels else output
+        )
     if node.kind is not StageKind.ROUTE:
         error = StageOutputError(
             f"a stage of kind {node.kind.name} returned StageOutput.route",
+            pipeline=node.pipeline,
             stage=node.name,
             hint="describe it with StageKind.ROUTE",
         )
@@ -78,6 +89,7 @@ def _routed(output: StageOutput, node: Node) -> StageOutput:
             error = StageOutputError(
                 f"it chose the route {label!r}, which no dependant takes"
                 f"{did_you_mean(str(label), node.route_labels)}",
+                pipeline=node.pipeline,
                 stage=node.name,
                 hint=f"its dependants take {known}",
             )

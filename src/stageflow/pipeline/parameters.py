@@ -45,7 +45,9 @@ def arguments(
             values[name] = given[holders[0]][name]
         elif not holders and has_default:
             values[name] = default
+            ctx.inputs.note_missing(name, stages)
         else:
+            ctx.inputs.note_missing(name, stages)
             raise _missing(ctx, name, holders, given)
     return values
 

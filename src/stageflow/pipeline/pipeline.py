@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from .spec import Condition, StageSpec
 from .validation import problems_of
 
 __all__ = ["Pipeline"]
+
+log = logging.getLogger("stageflow.pipeline")
 
 
 class Pipeline:
@@ -106,8 +109,7 @@ class Pipeline:
         told = {key: value for key, value in described.items() if value is not None}
         merged = {"kind": StageKind.TRANSFORM, **carried(runner), **told, "name": name}
         for several in ("dependencies", "interceptors"):
-            value = merged.get(several, ())
-            merged[several] = (value,) if isinstance(value, str) else tuple(value or ())
+            merged[several] = _several(merged.get(several))
         return Pipeline(self.name, stages=(*self.stages, StageSpec(runner=runner, **merged)))
 
     def with_stages(self, *runners: Any) -> Pipeline:
@@ -170,9 +172,17 @@ class Pipeline:
         Raises:
             PipelineValidationError: With every problem of the description.
         """
-        around = Around(tuple(interceptors), limits if limits is not None else {})
+        around = Around(_several(interceptors), limits if isinstance(limits, Limits) else {})
         problems = problems_of(self.name, self.stages, around)
+        if limits is not None and not isinstance(limits, Limits):
+            problems.append(f"limits={limits!r}; give Limits(name=places)")
         if wide_event_emitter is not None:
+            if emit_stage_wide_events is None and emit_pipeline_wide_event is None:
+                log.warning(
+                    "pipeline %r is built with an emitter, but emits no wide events: "
+                    "give emit_stage_wide_events=True, emit_pipeline_wide_event=True",
+                    self.name,
+                )
             problems += _emitter_problems(wide_event_emitter)
         if on_failure not in ("cancel", "continue"):
             problems.append(f'on_failure={on_failure!r}; give "cancel" or "continue"')
@@ -225,6 +235,13 @@ class Pipeline:
     def __repr__(self) -> str:
         names = ", ".join(str(spec.name) for spec in self.stages)
         return f"<Pipeline {self.name!r}: {names or 'no stages'}>"
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """Return what was given as a tuple; one thing instead of several is taken for that one."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def _emitter_problems(emitter: Any) -> list[str]:

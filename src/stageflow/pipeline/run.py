@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext, current_stage
+from ..errors import StageflowError
 from ..observability.recorder import RunRecorder
 from ..observability.run_record import emit_on
 from ..stages import StageOutput, StageResult, StageStatus
@@ -119,6 +120,7 @@ class Run:
         for task in self.tasks:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
                 task.cancel()
+        self._wait_for_nothing()
         self._abandon_rest()
         self._finish()
 
@@ -232,7 +234,7 @@ class Run:
                 self._dispatch_soon()
                 break
             turn += 1
-            if turn % _TURNS == 0:
+            if turn % _TURNS == 0 and queue:
                 self.yielding += 1
                 await asyncio.sleep(0)
                 self.yielding -= 1
@@ -269,10 +271,12 @@ class Run:
                 output = retried_or_failed(output, node, number, raised, since / 1e9)
             if not number:  # `execute` was never called
                 began = ended
-        if output.routes or node.route_labels:
-            self.ledger.route(node, output.routes)
+        if node.route_labels:
+            self.ledger.route(node, output.routes or ())
         if node.limit is not None and self.turns is not None:
             self.turns.over(node.index)
+        if isinstance(output.exception, StageflowError):
+            output.exception.locate(self.pipeline_name, node.name, self.run_id)
         result = self.ledger.result(node, ctx, output, number, began, ended)
         if isinstance(raised, (SystemExit, KeyboardInterrupt)):
             self.interrupt = self.interrupt or raised
@@ -331,17 +335,21 @@ class Run:
         if self.ending is not None or self.results is not None:
             return
         self.ending = ending
-        self.queue.clear()
-        if self.turns is not None:
-            self.turns.withdraw()
-        for timer in self.timers.values():
-            timer.cancel()
+        self._wait_for_nothing()
         for attempt in self.attempts.values():
             attempt.tell("ending")
         if self.attempts:
             self.limits.append(self.loop.call_later(self.plan.grace, self._abandon_rest))
         elif not settling:
             self._finish()
+
+    def _wait_for_nothing(self) -> None:
+        """Forget what has not started: queued, waiting for its turn, or for its next attempt."""
+        self.queue.clear()
+        if self.turns is not None:
+            self.turns.withdraw()
+        for timer in self.timers.values():
+            timer.cancel()
 
     def _abandon_rest(self) -> None:
         for attempt in list(self.attempts.values()):

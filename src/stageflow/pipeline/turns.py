@@ -25,26 +25,23 @@ class Turns:
         self._loop = loop
         self._its_turn = its_turn
         self._held: dict[int, Limit] = {}
-        self._waiting: dict[Ticket, tuple[int, Limit]] = {}
+        self._waiting: dict[Ticket, int] = {}
 
     def has(self, index: int) -> bool:
         """Return True if a stage may start now; otherwise it waits for its turn."""
         limit = self._nodes[index].limit
         if limit is None:
             return True
-        ticket = Ticket(self._loop, self._called)
+        ticket = Ticket(limit, self._loop, self._called)
         if limit.acquire(ticket):
             self._held[index] = limit
             return True
-        self._waiting[ticket] = (index, limit)
+        self._waiting[ticket] = index
         return False
 
     def _called(self, ticket: Ticket) -> None:
-        index, limit = self._waiting.pop(ticket)
-        if ticket.withdrawn:  # the place was on its way when the run ended
-            limit.release()
-            return
-        self._held[index] = limit
+        index = self._waiting.pop(ticket)
+        self._held[index] = ticket.limit
         self._its_turn(index)
 
     def over(self, index: int) -> None:
@@ -55,10 +52,11 @@ class Turns:
 
     def withdraw(self) -> None:
         """Wait for nothing any more."""
-        for ticket, (_, limit) in list(self._waiting.items()):
+        for ticket in self._waiting:
+            # If its call is on the way already, the place goes on to the next one from there.
             ticket.withdrawn = True
-            if limit.withdraw(ticket):
-                del self._waiting[ticket]
+            ticket.limit.withdraw(ticket)
+        self._waiting.clear()
 
     def give_back(self) -> None:
         """Give back every place, also those of stages that never started."""

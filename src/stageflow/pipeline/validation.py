@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import did_you_mean
 from ..stages import Retry, StageKind
 from .node import Around, gives_coroutine
-from .parameters import parameters_of
+from .parameters import Parameter, parameters_of
 from .spec import StageSpec
 
 __all__ = ["problems_of"]
@@ -75,8 +75,14 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         problems.append(f"{stage}: timeout={timeout!r}; give seconds, more than 0")
     if spec.retry is not None and not isinstance(spec.retry, Retry):
         problems.append(f"{stage}: retry={spec.retry!r}; give a policy such as Retry(attempts=3)")
-    if spec.when is not None and not callable(spec.when):
-        problems.append(f"{stage}: when={spec.when!r}; give a function of the stage's context")
+    if spec.when is not None and not _takes(spec.when, 1):
+        problems.append(f"{stage}: when={_shown(spec.when)}; give a function of the stage's context")
+    if not dependencies:
+        problems += [
+            f"{stage}: its parameter {name!r} is taken from its dependencies, and it has none"
+            for name, has_default, _ in _by_name(spec.runner)
+            if not has_default
+        ]
     if spec.route is not None and not routers.intersection(dependencies):
         problems.append(f"{stage}: route={spec.route!r}, but none of its dependencies is of kind ROUTE")
     return problems
@@ -98,7 +104,7 @@ def _interceptor_problems(interceptors: Sequence[Any]) -> list[str]:
     return [
         f"{_shown(interceptor)} is no interceptor; give an async callable of (call, proceed)"
         for interceptor in interceptors
-        if inspect.isclass(interceptor) or not gives_coroutine(interceptor)
+        if inspect.isclass(interceptor) or not gives_coroutine(interceptor) or not _takes(interceptor, 2)
     ]
 
 
@@ -143,15 +149,37 @@ def _runner_problem(runner: Any) -> str | None:
             f"{_shown(runner)} has no method `execute(ctx)` and is no function; "
             "give a class, an instance or a function"
         )
-    by_name = {name for name, _, _ in parameters_of(called)} if called is runner else set()
-    return _unfit(called, arguments=1, by_name=by_name)
+    return _unfit(called, arguments=1, by_name=[name for name, _, _ in _by_name(runner)])
+
+
+def _by_name(runner: Any) -> tuple[Parameter, ...]:
+    """Return the parameters that a function stage takes by name; a class or an instance takes none."""
+    if inspect.isclass(runner) or callable(getattr(runner, "execute", None)):
+        return ()
+    return parameters_of(runner)
+
+
+def _takes(called: Any, arguments: int) -> bool:
+    """Tell whether `called` may be called with so many arguments by position."""
+    if not callable(called):
+        return False
+    try:
+        inspect.signature(called).bind(*[object()] * arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a signature that Python cannot tell
+        return True
+    return True
 
 
 def _unfit(called: Any, arguments: int, by_name: Collection[str] = ()) -> str | None:
     try:
         inspect.signature(called).bind(*[object()] * arguments, **dict.fromkeys(by_name))
     except TypeError:
-        return f"{_shown(called)} does not take the stage's context as its one argument by position"
+        return (
+            f"{_shown(called)} does not take the stage's context as its one argument by position; "
+            "write `execute(self, ctx)`, or a function of `ctx` (further parameters are taken by name)"
+        )
     except ValueError:  # a signature that Python cannot tell
         pass
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..errors import StageflowError
 from .kind import StageStatus
 
 __all__ = ["StageOutput"]
@@ -32,7 +33,7 @@ class StageOutput(Struct, frozen=True, eq=False):
     exception: BaseException | None = None
     reason: str | None = None
     after: float | None = None
-    routes: tuple[str, ...] = ()
+    routes: tuple[str, ...] | None = None
 
     @staticmethod
     def ok(data: Mapping[str, Any] = _NOTHING, /, **fields: Any) -> StageOutput:
@@ -71,12 +72,15 @@ class StageOutput(Struct, frozen=True, eq=False):
     def route(*labels: str, **fields: Any) -> StageOutput:
         """Of the dependants that were given a `route=`, run those with one of these labels.
 
-        The others are skipped. Dependants without a `route=` run in any case.
+        The others are skipped; without a label, all of them. Dependants without a `route=` run in any
+        case.
         """
         return StageOutput(StageStatus.OK, fields, routes=labels)
 
 
 def _split(error: str | BaseException) -> tuple[str, BaseException | None]:
+    if isinstance(error, type) and issubclass(error, BaseException):
+        error = error()  # the class instead of an instance, as `raise` takes it too
     if isinstance(error, BaseException):
         return describe(error), error
     return as_text(error), None
@@ -91,7 +95,10 @@ def as_text(value: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return `Type: message` of an exception, also of one whose `__str__` raises."""
-    message = as_text(error)
+    """Return `Type: message` of an exception, also of one whose `__str__` raises.
+
+    Of an error of ours only what happened: where and the way out would make every text another one.
+    """
+    message = error.message if isinstance(error, StageflowError) else as_text(error)
     name = type(error).__name__
     return f"{name}: {message}" if message else name

@@ -5,6 +5,7 @@ from .errors import (
     CircuitOpenError,
     DeadlineExceededError,
     InputError,
+    MissingExtraError,
     MissingInputError,
     PipelineValidationError,
     RunFailedError,
@@ -24,10 +25,12 @@ from .events import (
     clear_event_sink,
     flush,
     get_event_sink,
+    set_drain_timeout,
     set_event_sink,
+    stats,
 )
 from .journal import JournalSink
-from .observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
+from .observability import WideEventEmitter, draw_results, emit_pipeline_wide, emit_stage_wide
 from .pipeline import (
     ActiveRun,
     CircuitBreaker,
@@ -36,6 +39,7 @@ from .pipeline import (
     Log,
     ManyRuns,
     Pipeline,
+    Proceed,
     StageCall,
     StageGraph,
     active_runs,
@@ -75,12 +79,14 @@ __all__ = [
     "LoggingEventSink",
     "ManyRuns",
     "MemoryEventSink",
+    "MissingExtraError",
     "MissingInputError",
     "NoOpEventSink",
     "Pipeline",
     "PipelineContext",
     "PipelineResults",
     "PipelineValidationError",
+    "Proceed",
     "Retry",
     "RunFailedError",
     "Stage",
@@ -101,10 +107,13 @@ __all__ = [
     "WideEventEmitter",
     "active_runs",
     "clear_event_sink",
+    "draw_results",
     "emit_pipeline_wide",
     "emit_stage_wide",
     "flush",
     "get_event_sink",
+    "set_drain_timeout",
     "set_event_sink",
     "stage",
+    "stats",
 ]

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, overload
+
+from ..stages import Retry, StageKind
+from .interceptor import Interceptor
+from .spec import Condition
 
 __all__ = ["carried", "stage"]
 
 Runner = TypeVar("Runner", bound=Callable[..., Any])
 
 _ATTRIBUTE = "__stageflow_stage__"
+
+
+@overload
+def stage(runner: Runner, /) -> Runner: ...
+
+
+@overload
+def stage(
+    *,
+    name: str | None = None,
+    kind: StageKind | None = None,
+    dependencies: Iterable[str] | None = None,
+    conditional: bool | None = None,
+    optional: bool | None = None,
+    when: Condition | None = None,
+    route: str | None = None,
+    timeout: float | None = None,
+    retry: Retry | None = None,
+    limit: str | None = None,
+    interceptors: Iterable[Interceptor] | None = None,
+) -> Callable[[Runner], Runner]: ...
 
 
 def stage(runner: Any = None, /, **description: Any) -> Any:
@@ -29,12 +54,15 @@ def stage(runner: Any = None, /, **description: Any) -> Any:
         >>> Pipeline("ask").with_stages(search)
         <Pipeline 'ask': search>
     """
+    if runner is not None and not callable(runner):
+        raise TypeError(f"@stage({runner!r}): give the name as @stage(name={runner!r})")
     unknown = description.keys() - _KNOWN
     if unknown:
         raise TypeError(f"@stage takes {', '.join(sorted(_KNOWN))}; not {', '.join(sorted(unknown))}")
 
     def describe(runner: Runner) -> Runner:
-        setattr(runner, _ATTRIBUTE, {"name": getattr(runner, "__name__", ""), **description})
+        told = {key: value for key, value in description.items() if value is not None}
+        setattr(runner, _ATTRIBUTE, {"name": getattr(runner, "__name__", ""), **told})
         return runner
 
     return describe if runner is None else describe(runner)

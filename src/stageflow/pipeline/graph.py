@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import AsyncIterable, Iterable
 
 from ..context import PipelineContext, PipelineResults, StageContext
 from ..render.graph import graph_as_text
@@ -51,16 +52,20 @@ class StageGraph:
                 f"pipeline {self.name!r}: run() takes a PipelineContext, not {type(ctx).__name__}"
                 "\n  hint: graph.run(PipelineContext(data={...}))"
             )
+        self._check(deadline)
+        return await Run(self._plan, ctx, deadline).complete()
+
+    def _check(self, deadline: float | None) -> None:
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < math.inf):
             raise ValueError(f"pipeline {self.name!r}: run(deadline={deadline!r}); give seconds, more than 0")
-        return await Run(self._plan, ctx, deadline).complete()
 
     def run_sync(
         self, ctx: PipelineContext | None = None, *, deadline: float | None = None
     ) -> PipelineResults:
         """Run the pipeline once from code without an event loop: Celery, Django, a script.
 
-        A loop is made for this run, and what sinks have waiting is drained when it ends.
+        A loop is made for this run, and what sinks have waiting on that loop is drained when it ends. A
+        `BackgroundEventSink` goes on in its own thread: until `flush()`, or the exit of the process.
 
         Raises:
             RuntimeError: There is a running loop in this thread: await `run()` there.
@@ -83,7 +88,8 @@ class StageGraph:
             deadline: Seconds that each run may take.
 
         Raises:
-            ValueError: `concurrency` is no whole number of 1 or more.
+            ValueError: `concurrency` is no whole number of 1 or more, or `deadline` no positive number.
+            TypeError: `contexts` is no iterable.
 
         Example:
             async with graph.run_many(contexts, concurrency=100) as runs:
@@ -94,6 +100,11 @@ class StageGraph:
             raise ValueError(
                 f"pipeline {self.name!r}: run_many(concurrency={concurrency!r}); "
                 "give a whole number, 1 or more"
+            )
+        self._check(deadline)
+        if not isinstance(contexts, (Iterable, AsyncIterable)):
+            raise TypeError(
+                f"pipeline {self.name!r}: run_many({contexts!r}); give an iterable of PipelineContext"
             )
         return ManyRuns(lambda ctx: self.run(ctx, deadline=deadline), contexts, concurrency)
 

@@ -19,7 +19,8 @@ class ManyRuns:
 
     At most `concurrency` runs are started and not yet handed out, so a slow consumer holds back new
     runs. Leaving the block cancels the runs that are under way and waits for them; their records
-    are written like any other's.
+    are written like any other's. An error in the contexts is raised when the runs that were started
+    before it have been handed out.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class ManyRuns:
         self._running: set[asyncio.Task[PipelineResults]] = set()
         self._ended: deque[asyncio.Task[PipelineResults]] = deque()
         self._exhausted = False
+        self._broken: Exception | None = None
+        self._count = 0
         self._entered = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -71,7 +74,7 @@ class ManyRuns:
 
     async def __anext__(self) -> PipelineResults:
         while not self._exhausted and len(self._running) + len(self._ended) < self._concurrency:
-            context = await anext(self._contexts, None)
+            context = await self._next_context()
             if context is None:
                 self._exhausted = True
                 break
@@ -80,10 +83,31 @@ class ManyRuns:
             task.add_done_callback(self._run_ended)
         while not self._ended:
             if not self._running:
+                if self._broken is not None:
+                    broken, self._broken = self._broken, None
+                    raise broken
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         return self._ended.popleft().result()
+
+    async def _next_context(self) -> PipelineContext | None:
+        """Return the next context, or None at the end.
+
+        An error of the iterable waits until the runs that were started have been handed out.
+        """
+        try:
+            context = await anext(self._contexts, None)
+            self._count += 1
+            if context is not None and not isinstance(context, PipelineContext):
+                raise TypeError(
+                    f"item {self._count} of the contexts of run_many() is a {type(context).__name__}, "
+                    "not a PipelineContext\n  hint: PipelineContext(data={...})"
+                )
+        except Exception as error:
+            self._broken = error
+            return None
+        return context
 
     def _run_ended(self, task: asyncio.Task[PipelineResults]) -> None:
         self._running.discard(task)

@@ -23,6 +23,7 @@ def graph_as_mermaid(stages: Sequence[Record]) -> str:
             s0["a"]
     """
     number = {stage["name"]: f"s{index}" for index, stage in enumerate(stages)}
+    routers = _routers(stages)
     lines = ["flowchart LR"]
     for stage in stages:
         left, right = _SHAPES.get(stage["kind"], ("[", "]"))
@@ -30,7 +31,7 @@ def graph_as_mermaid(stages: Sequence[Record]) -> str:
         lines.append(f'    {number[stage["name"]]}{left}"{label}"{right}')
     for stage in stages:
         for dependency in stage["dependencies"]:
-            route = stage["policies"].get("route")
+            route = stage["policies"].get("route") if dependency in routers else None
             arrow = "-.->" if _may_be_skipped(stage) else "-->"
             label = f"|{_escaped(route)}|" if route else ""
             before = number.get(dependency, _escaped(dependency))
@@ -54,6 +55,7 @@ def graph_as_dot(stages: Sequence[Record], name: str = "pipeline") -> str:
         "    rankdir=LR;",
         '    node [shape=box, fontname="sans-serif"];',
     ]
+    routers = _routers(stages)
     for stage in stages:
         shape = _DOT_SHAPES.get(stage["kind"])
         attributes = [f"label={_quoted(chr(10).join(_label(stage)))}"]
@@ -62,7 +64,7 @@ def graph_as_dot(stages: Sequence[Record], name: str = "pipeline") -> str:
         lines.append(f"    {_quoted(stage['name'])} [{', '.join(attributes)}];")
     for stage in stages:
         for dependency in stage["dependencies"]:
-            route = stage["policies"].get("route")
+            route = stage["policies"].get("route") if dependency in routers else None
             style = ["style=dashed"] if _may_be_skipped(stage) else []
             style += [f"label={_quoted(route)}"] if route else []
             tail = f" [{', '.join(style)}]" if style else ""
@@ -118,6 +120,10 @@ def _label(stage: Record) -> list[str]:
         key if value == "" else f"{key}={value}" for key, value in stage["policies"].items() if key != "route"
     ]
     return [stage["name"], *policies]
+
+
+def _routers(stages: Sequence[Record]) -> set[str]:
+    return {stage["name"] for stage in stages if stage["kind"] == "route"}
 
 
 def _may_be_skipped(stage: Record) -> bool:

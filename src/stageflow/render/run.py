@@ -35,9 +35,16 @@ def draw_run(run: Record, stages: Iterable[Record] = ()) -> RenderableType:
         run: The data of its `pipeline.wide` event.
         stages: The data of its `stage.wide` events.
 
+    Raises:
+        ValueError: `run` is not the data of a `pipeline.wide` event.
+
     Example:
         Console().print(draw_run(run, stages))
     """
+    if "stage_summaries" not in run:
+        raise ValueError(
+            "draw_run() needs the data of a pipeline.wide event; a run that was cut off has none"
+        )
     return _Told(run, stories_of(run, stages))
 
 

@@ -51,7 +51,7 @@ def demo(
             metavar="FD",
             help="For tests that kill: write the id of each event to this file descriptor, once the"
             " journal has the event.",
-            show_default=False,
+            hidden=True,
         ),
     ] = None,
 ) -> None:

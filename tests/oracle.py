@@ -422,10 +422,13 @@ class Model:
             self.routed[stage.name] = tuple(how.split()[1:]) if how.startswith("route") else ()
         self.settle(stage, Verdict(status, number), entry.at)
 
-    @staticmethod
-    def status_of(stage: Stage, how: str) -> str:
+    def status_of(self, stage: Stage, how: str) -> str:
         if how.startswith("route"):
             return "OK" if stage.routes else "FAIL"
+        if how in ("ok", "mapping", "none") and stage.routes:
+            # A router whose dependants take routes has to choose one, or none of them.
+            taken = any(other.route for other in self.plan.stages if stage.name in other.needs)
+            return "FAIL" if taken else "OK"
         return {
             "ok": "OK",
             "mapping": "OK",

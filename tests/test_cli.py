@@ -35,7 +35,7 @@ def test_help_names_the_commands(arguments):
 
 @pytest.mark.parametrize(
     ("command", "options"),
-    [("demo", {"--runs", "--ask", "--journal", "--ack-fd"}), ("schema", {"--to"})],
+    [("demo", {"--runs", "--ask", "--journal"}), ("schema", {"--to"})],
 )
 def test_help_of_a_command_names_its_options(command, options):
     done = run(command, "--help")

@@ -44,7 +44,7 @@ from stageflow.testing import VirtualClock
 T = TypeVar("T")
 
 MOST_STAGES = 30
-EXAMPLES = 250
+EXAMPLES = 200
 
 VALIDATORS = {
     type: jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())

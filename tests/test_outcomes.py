@@ -25,6 +25,7 @@ from stageflow import (
     StageGraph,
     StageKind,
     StageOutput,
+    StageOutputError,
     StageStatus,
     StageTimeoutError,
     WideEventEmitter,
@@ -215,13 +216,37 @@ def test_skip_is_what_a_stage_is_whose_route_went_elsewhere(
     assert results.outcome == "ok"
 
 
-def test_a_router_that_takes_no_route_skips_all_of_them(sink: MemoryEventSink) -> None:
+@pytest.mark.parametrize("output", [StageOutput.ok(a=1), {"a": 1}, None])
+def test_a_router_that_forgets_to_choose_a_route_fails(sink: MemoryEventSink, output: Any) -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("router", returning(output), StageKind.ROUTE)
+        .with_stage("left", quick, dependencies=("router",), route="left")
+    )
+    results = run(pipeline, sink)
+    assert results["router"].status is FAIL
+    assert isinstance(results["router"].exception, StageOutputError)
+    assert "chose no route" in (results["router"].error or "")
+
+
+def test_a_router_that_is_skipped_skips_every_route(sink: MemoryEventSink) -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("router", quick, StageKind.ROUTE, when=lambda ctx: False)
+        .with_stage("left", quick, dependencies=("router",), route="left")
+        .with_stage("any", quick, dependencies=("router",))
+    )
+    results = run(pipeline, sink)
+    assert (results["left"].status, results["any"].status) == (SKIP, OK)
+
+
+def test_a_router_whose_dependants_take_no_route_need_not_choose(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("router", quick, StageKind.ROUTE)
-        .with_stage("left", quick, dependencies=("router",), route="left")
+        .with_stage("any", quick, dependencies=("router",))
     )
-    assert run(pipeline, sink)["left"].status is SKIP
+    assert run(pipeline, sink).outcome == "ok"
 
 
 @pytest.mark.parametrize(

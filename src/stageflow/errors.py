@@ -32,6 +32,8 @@ __all__ = [
     "StageTimeoutError",
     "StageflowError",
     "UnknownInputError",
+    "as_text",
+    "describe",
     "did_you_mean",
 ]
 
@@ -169,6 +171,24 @@ class MissingExtraError(StageflowError, ImportError):
         super().__init__(
             f"{what} needs packages that are not installed", hint=f'pip install "stageflow[{extra}]"'
         )
+
+
+def as_text(value: object) -> str:
+    """Return `str(value)`, also of a value whose `__str__` raises."""
+    try:
+        return str(value)
+    except Exception:
+        return f"({type(value).__name__}: its text could not be made)"
+
+
+def describe(error: BaseException) -> str:
+    """Return `Type: message` of an exception, also of one whose `__str__` raises.
+
+    Of an error of ours only what happened: where and the way out would make every text another one.
+    """
+    message = error.message if isinstance(error, StageflowError) else as_text(error)
+    name = type(error).__name__
+    return f"{name}: {message}" if message else name
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

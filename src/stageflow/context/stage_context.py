@@ -24,6 +24,7 @@ class StageContext:
         cancelled: True once the attempt was told to end. A coroutine gets `CancelledError`; a
             plain function runs in a thread, which nothing can interrupt: a long one should
             look here now and then, and return.
+        timed_out: True once the attempt was told to end because its `timeout` had passed.
         abandoned: True once the run no longer waits for this attempt.
         outcome_by: Name of the interceptor that made the outcome, where one did.
     """
@@ -43,6 +44,7 @@ class StageContext:
         "outcome_by",
         "run",
         "stage",
+        "timed_out",
     )
 
     def __init__(
@@ -61,6 +63,7 @@ class StageContext:
         self.attempt = attempt
         self.cancelled = False
         self.abandoned = False
+        self.timed_out = False
         self.outcome_by: str | None = None
         self.events_count = 0
         self.attributes: dict[str, Any] | None = None

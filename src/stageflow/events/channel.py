@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import describe
+from ..telling import tell
 from . import loops
 from .counters import SinkStats
 from .event import Event
@@ -125,7 +127,10 @@ class Channel:
     def dropped_some(self, reason: str, count: int, error: BaseException | None) -> None:
         self._dropped[reason] = self._dropped.get(reason, 0) + count
         lost = f"{count} event{'s were' if count != 1 else ' was'} dropped ({reason})"
-        self._tell(reason, lost + (f": {type(error).__name__}: {error}" if error else ""))
+        self._tell(reason, lost + (f": {describe(error)}" if error is not None else ""))
+
+    def adopt(self, outbox: Outbox) -> None:
+        self._outboxes.setdefault(outbox.loop, outbox)
 
     def forget(self, outbox: Outbox) -> None:
         if self._outboxes.get(outbox.loop) is outbox:
@@ -144,7 +149,7 @@ class Channel:
         """Warn once a sink and reason; the rest is in the counters."""
         if what not in self._told:
             self._told.add(what)
-            log.warning("event sink %s: %s (said once; see stageflow.events.stats())", self.name, text)
+            tell(log, "event sink %s: %s (said once; see stageflow.events.stats())", self.name, text)
 
     def stats(self) -> SinkStats:
         """Return the counters, as they stand at one moment."""

@@ -58,8 +58,8 @@ class Outlet(Protocol):
         ...
 
 
-home_loop: ContextVar[Loop | None] = ContextVar("stageflow_home_loop", default=None)
-"""The loop of the run, for code that runs in its threads."""
+home_loop: ContextVar[tuple[Loop, int] | None] = ContextVar("stageflow_home_loop", default=None)
+"""The loop of the run, for code that runs in its threads, and the pid: a forked child has no such loop."""
 
 _lock = threading.RLock()
 _outlets: dict[Loop, set[Outlet]] = {}
@@ -103,8 +103,8 @@ def delivery_loop() -> Loop:
     try:
         loop: Loop | None = asyncio.get_running_loop()
     except RuntimeError:
-        loop = home_loop.get()
-        if loop is not None and not loop.is_running():
+        loop, pid = home_loop.get() or (None, 0)
+        if loop is not None and (pid != os.getpid() or not loop.is_running()):
             loop = None
     if loop is not None and loop not in _ended:
         return loop
@@ -123,7 +123,11 @@ def enter(loop: Loop, outlet: Outlet) -> None:
             _hooked = True
             # Before threads are shut down, so that a sink can still open a connection; plain
             # `atexit` comes too late for that, and serves where this hook does not exist.
-            getattr(threading, "_register_atexit", atexit.register)(_drain_at_exit)
+            with contextlib.suppress(RuntimeError):  # threads are being shut down already
+                getattr(threading, "_register_atexit", atexit.register)(_drain_at_exit)
+            # And once more for what the application's own exit handlers emit: they run before this.
+            with contextlib.suppress(RuntimeError):
+                atexit.register(_drain_at_exit)
         _outlets.setdefault(loop, set()).add(outlet)
 
 
@@ -155,7 +159,7 @@ async def _drain_when_closed(loop: Loop) -> AsyncGenerator[None, None]:
         yield
     finally:
         _draining.add(loop)
-        await _drain(loop)
+        await _drain(loop, _bound)
         with _lock:
             _draining.discard(loop)
             # What is emitted between now and the loop's close goes to the library's own loop.
@@ -163,11 +167,11 @@ async def _drain_when_closed(loop: Loop) -> AsyncGenerator[None, None]:
             _end_watchers.pop(loop, None)
 
 
-async def _drain(loop: Loop) -> None:
+async def _drain(loop: Loop, bound: float) -> None:
     global _wasted
     began = time.monotonic()
     while waiting := [outlet for outlet in _outlets.get(loop, ()) if not outlet.stalled]:
-        left = _bound - (time.monotonic() - began)
+        left = bound - (time.monotonic() - began)
         if left <= 0:
             break
         futures = [asyncio.wrap_future(outlet.drained()) for outlet in waiting]
@@ -189,7 +193,7 @@ def _drain_at_exit() -> None:
     for loop in list(_outlets):
         if not loop.is_running() and not loop.is_closed():
             with contextlib.suppress(Exception):
-                loop.run_until_complete(_drain(loop))
+                loop.run_until_complete(_drain(loop, max(0.0, deadline - time.monotonic())))
     futures = [outlet.drained() for outlet in open_outlets() if not outlet.stalled]
     if futures:
         concurrent.futures.wait(futures, timeout=max(0.0, deadline - time.monotonic()))

@@ -33,6 +33,8 @@ class Counter(Protocol):
 
     def blocked_for(self, seconds: float) -> None: ...
 
+    def adopt(self, outbox: Outbox) -> None: ...
+
     def forget(self, outbox: Outbox) -> None: ...
 
 
@@ -108,8 +110,12 @@ class Outbox:
                 if self._given_up:
                     return
                 if not self._queue:
+                    # Forgotten first: what a signal handler emits between these lines either finds
+                    # another outbox, or is found here.
                     counter.forget(self)
-                    break
+                    if not self._queue:
+                        break
+                    counter.adopt(self)
                 item = self._queue.popleft()
                 self._in_flight = True
             error: BaseException | None = None

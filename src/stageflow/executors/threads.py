@@ -17,7 +17,7 @@ __all__ = ["busy_threads", "in_thread"]
 Job = Callable[[], None]
 
 _IDLE_SECONDS = 10.0
-_lock = threading.Lock()
+_lock = threading.RLock()
 _idle: list[_Worker] = []
 _backlog: deque[Job] = deque()
 _alive = 0
@@ -85,7 +85,7 @@ def busy_threads() -> int:
 def _forget_parent() -> None:
     # A forked child has the list of its parent's threads, and none of the threads.
     global _lock, _alive
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _idle.clear()
     _backlog.clear()
     _alive = 0

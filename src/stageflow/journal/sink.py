@@ -35,7 +35,8 @@ class JournalSink(EventSink):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         os.makedirs(self.path, mode=0o700, exist_ok=True)
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may emit while its thread is writing.
+        self._lock = threading.RLock()
         self._fd = -1
         self._end = 0
         _journals.add(self)
@@ -70,7 +71,7 @@ class JournalSink(EventSink):
 
     def _forget_parent(self) -> None:
         # A forked child must never write into its parent's file; it opens one of its own.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._fd)

@@ -12,15 +12,22 @@ __all__ = ["plain", "safe_text", "short_repr", "text_key"]
 
 _LONGEST_REPR = 200
 _DEEPEST = 16
+_MOST_PARTS = 10_000
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """Return `value` as str, int, float, bool, None, list or dict, its own copy.
 
-    What JSON cannot carry (also NaN, an integer over 64 bits, a nesting over 16 deep) becomes its
-    `repr`, cut to 200 characters, and is counted in `stats().coerced_values`.
+    What JSON cannot carry (also NaN, an integer over 64 bits, a nesting over 16 deep, what contains
+    itself, what comes after 10,000 parts) becomes its `repr`, cut to 200 characters, and is counted
+    in `stats().coerced_values`.
     """
+    return _plain(value, (), [_MOST_PARTS])
+
+
+def _plain(value: Any, inside: tuple[int, ...], left: list[int]) -> Any:
+    """`inside` holds the ids of what contains the value, `left` how many parts may still come."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -29,11 +36,15 @@ def plain(value: Any, depth: int = 0) -> Any:
         return int(value) if _INT_MIN <= value <= _INT_MAX else short_repr(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else short_repr(value)
-    if depth < _DEEPEST:
+    left[0] -= 1
+    if len(inside) < _DEEPEST and left[0] > 0 and id(value) not in inside:
+        within = (*inside, id(value))
         if isinstance(value, Mapping):
-            return {text_key(key): plain(item, depth + 1) for key, item in list(value.items())}
+            left[0] -= len(value)
+            return {text_key(key): _plain(item, within, left) for key, item in list(value.items())}
         if isinstance(value, (list, tuple)):
-            return [plain(item, depth + 1) for item in list(value)]
+            left[0] -= len(value)
+            return [_plain(item, within, left) for item in list(value)]
     return short_repr(value)
 
 
@@ -41,7 +52,7 @@ def text_key(key: Any) -> str:
     """Return the key of a mapping as text, whatever it is."""
     if isinstance(key, str):
         return safe_text(key)
-    return str(plain(key, _DEEPEST))
+    return str(key if isinstance(key, (int, float)) or key is None else short_repr(key))
 
 
 def safe_text(text: str) -> str:

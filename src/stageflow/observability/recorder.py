@@ -9,10 +9,12 @@ from typing import Any
 
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
+from ..errors import as_text, describe
 from ..events import Event, NoOpEventSink
 from ..events.channel import offer
 from ..events.counters import TALLY
 from ..stages import StageResult
+from ..telling import tell
 from .emitter import WideEventEmitter
 from .plain import plain
 from .run_record import RunRecord
@@ -89,20 +91,23 @@ class RunRecorder:
         TALLY.emitter_errors += 1
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.interrupt = self.interrupt or error
-        log.warning(
+        tell(
+            log,
             "emitter %s raised while emitting %s: %s: %s",
             type(self._emitter).__name__,
             event_id,
             type(error).__name__,
-            error,
+            as_text(error),
         )
         if self._record.emitted is not None and event_id in self._record.emitted:
             return
         for emit in ways:
             try:
                 emit()
-            except Exception:
-                log.exception("event %s could not be built; trying with less in it", event_id)
+            except Exception as again:
+                tell(
+                    log, "event %s could not be built (%s); trying with less in it", event_id, describe(again)
+                )
             else:
                 return
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from ..clock import get_clock
 from ..context import PipelineContext, StageContext, current_stage
+from ..errors import as_text
 from ..events.loops import home_loop
 from ..ids import format_span_id, parse_traceparent, random_bits, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, Trace
-from ..stages.output import as_text
 from .plain import safe_text
 
 __all__ = ["RunRecord", "emit_on", "parent_record", "record_of"]
@@ -113,7 +114,7 @@ def parent_record() -> RunRecord | None:
 
 def emit_on(loop: asyncio.AbstractEventLoop) -> None:
     """Have what is emitted in threads of the context at hand delivered on `loop`."""
-    home_loop.set(loop)
+    home_loop.set((loop, os.getpid()))
 
 
 def record_of(ctx: PipelineContext | StageContext | Any) -> RunRecord:

@@ -51,6 +51,7 @@ class Attempt:
         if self.told is None:
             self.told = why
             self.ctx.cancelled = True
+            self.ctx.timed_out = why == "timeout"
             self._cancels += 1
             self.task.cancel()
 

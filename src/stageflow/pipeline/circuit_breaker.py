@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -27,7 +28,7 @@ class CircuitBreaker:
         failures: So many failures in a row open it; 1 or more.
         reset_after: Seconds until one attempt is let through.
         on: The exceptions that count: a class, a tuple of classes, or a function from the
-            exception to a bool. A returned `StageOutput.fail` counts always.
+            exception to a bool. A returned `StageOutput.fail` and a time-out count always.
 
     Raises:
         ValueError: For failures under 1 or a negative time.
@@ -53,6 +54,13 @@ class CircuitBreaker:
             trial = self._let_through(circuit, call)
         try:
             output = await proceed()
+        except asyncio.CancelledError:
+            # A time-out is a failure of what is called; any other cancellation says nothing of it.
+            if call.ctx.timed_out:
+                self._learn(circuit, failed=True, trial=trial)
+            else:
+                circuit.on_trial = circuit.on_trial and not trial
+            raise
         except BaseException as error:
             self._learn(circuit, failed=self._counts(error), trial=trial)
             raise

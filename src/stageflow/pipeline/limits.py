@@ -43,7 +43,8 @@ class Limit:
     def __init__(self, name: str, places: int) -> None:
         self.name = name
         self.places = places
-        self._lock = threading.Lock()
+        # Reentrant: a run that is dropped gives its places back when the collector finds it, anywhere.
+        self._lock = threading.RLock()
         self._taken = 0
         self._waiting: deque[Ticket] = deque()
         _limits.add(self)
@@ -89,7 +90,7 @@ class Limit:
                 self._waiting.remove(ticket)
 
     def _forget_parent(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._taken = 0
         self._waiting.clear()
 

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ..clock import get_clock
-from ..stages.output import describe
+from ..errors import describe
 from .interceptor import Proceed, StageCall
 
 __all__ = ["Log"]

@@ -11,6 +11,8 @@ from ..context import PipelineContext, PipelineResults
 
 __all__ = ["Contexts", "ManyRuns"]
 
+_END: Any = object()
+
 Contexts = Iterable[PipelineContext] | AsyncIterable[PipelineContext]
 
 
@@ -38,7 +40,7 @@ class ManyRuns:
         self._broken: Exception | None = None
         self._count = 0
         self._entered = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
 
     async def __aenter__(self) -> ManyRuns:
         self._entered = True
@@ -87,8 +89,9 @@ class ManyRuns:
                     broken, self._broken = self._broken, None
                     raise broken
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
         return self._ended.popleft().result()
 
     async def _next_context(self) -> PipelineContext | None:
@@ -97,9 +100,13 @@ class ManyRuns:
         An error of the iterable waits until the runs that were started have been handed out.
         """
         try:
-            context = await anext(self._contexts, None)
+            context = await anext(self._contexts, _END)
             self._count += 1
-            if context is not None and not isinstance(context, PipelineContext):
+            if context is _END:
+                return None
+            if context is None:
+                return PipelineContext()
+            if not isinstance(context, PipelineContext):
                 raise TypeError(
                     f"item {self._count} of the contexts of run_many() is a {type(context).__name__}, "
                     "not a PipelineContext\n  hint: PipelineContext(data={...})"
@@ -112,8 +119,10 @@ class ManyRuns:
     def _run_ended(self, task: asyncio.Task[PipelineResults]) -> None:
         self._running.discard(task)
         self._ended.append(task)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 async def _as_async(contexts: Contexts) -> AsyncIterator[PipelineContext]:

@@ -8,9 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import StageOutputError, StageTimeoutError, did_you_mean
+from ..errors import StageOutputError, StageTimeoutError, describe, did_you_mean
 from ..stages import Retry, StageKind, StageOutput, StageStatus
-from ..stages.output import describe
 from .node import Node
 
 __all__ = ["failure", "output_of", "retried_or_failed", "timed_out", "told_to_end"]

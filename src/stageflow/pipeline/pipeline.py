@@ -13,6 +13,7 @@ from ..errors import PipelineValidationError
 from ..observability import WideEventEmitter
 from ..render.graph import graph_as_dot, graph_as_mermaid
 from ..stages import Retry, StageKind
+from ..telling import tell
 from .decorator import carried
 from .graph import StageGraph
 from .interceptor import Interceptor
@@ -178,7 +179,8 @@ class Pipeline:
             problems.append(f"limits={limits!r}; give Limits(name=places)")
         if wide_event_emitter is not None:
             if emit_stage_wide_events is None and emit_pipeline_wide_event is None:
-                log.warning(
+                tell(
+                    log,
                     "pipeline %r is built with an emitter, but emits no wide events: "
                     "give emit_stage_wide_events=True, emit_pipeline_wide_event=True",
                     self.name,

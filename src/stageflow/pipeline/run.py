@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
 from contextvars import copy_context
 from typing import Any, cast
 
@@ -85,7 +84,7 @@ class Run:
         if self.deadline is not None:
             self.limits.append(self.loop.call_later(self.deadline, self._out_of_time))
         active.entered(self)
-        self._enqueue(self.plan.roots)
+        self.queue.extend(self.plan.roots)
         if self.queue:
             self._start_worker()
             self._dispatch_soon()
@@ -130,16 +129,13 @@ class Run:
         """See `ActiveRun.stages`."""
         return tuple(self.plan.nodes[index].name for index in list(self.attempts))
 
-    def _enqueue(self, ready: Sequence[int]) -> None:
-        """Queue stages that are ready: at once, or when they have a place at their limit."""
-        if self.turns is None:
-            self.queue.extend(ready)
-        else:
-            self.queue.extend([index for index in ready if self.turns.has(index)])
-
     def _its_turn(self, index: int) -> None:
-        """Queue a stage that now has the place it waited for."""
-        self.queue.append(index)
+        """Start a stage that now has the place it waited for."""
+        self.queue.appendleft(index)
+        most = self.plan.max_concurrency
+        if self.turns is not None and most is not None and self.active >= most:
+            # It cannot start yet, and must not keep the place from those who can.
+            self.turns.over(index)
         self._dispatch()
 
     def _dispatch_soon(self) -> None:
@@ -166,7 +162,9 @@ class Run:
         self.active += 1
         # The constructor, not `loop.create_task`: an eager task factory would start a stage inside
         # the bookkeeping of the one before it.
-        task = asyncio.Task(self._work(), loop=self.loop, name=self.pipeline_name, context=self.variables)
+        task = asyncio.Task(
+            self._work(), loop=self.loop, name=self.pipeline_name, context=self.variables.copy()
+        )
         self.tasks.add(task)
         task.add_done_callback(self._worker_done)
 
@@ -193,6 +191,8 @@ class Run:
             if queue:
                 self._dispatch_soon()
             node = nodes[index]
+            if node.limit is not None and self.turns is not None and not self.turns.has(index):
+                continue  # it waits for a place, and comes back with it
             number = retries[index].attempts + 1 if index in retries else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, ledger, recorder)
             variables = base.copy()
@@ -295,7 +295,7 @@ class Run:
         elif self.interrupt is not None or self.recorder.interrupt is not None:
             self._fail(result)
         elif status is OK or status is SKIP or (status is FAIL and node.optional):
-            self._enqueue(ledger.release(node, at))
+            self.queue.extend(ledger.release(node, at))
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {node.name!r}: {result.reason}"))
         elif self.plan.fail_fast:
@@ -312,7 +312,7 @@ class Run:
 
     def _again(self, index: int) -> None:
         del self.timers[index]
-        self._enqueue((index,))
+        self.queue.append(index)
         self._dispatch()
 
     # ------------------------------------------------------------ ending early
@@ -384,8 +384,10 @@ class Run:
             self.turns.give_back()
         self.ledger.settle_rest(now, ending.reason if ending else "the run ended")
         self.results = conclude(self.ledger, ending, self.context, self.began, now)
-        self.recorder.run_ended(self.results)
-        active.left(self)
-        if self.waiter is not None and not self.waiter.done():
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self.waiter.set_result(None)
+        try:
+            self.recorder.run_ended(self.results)
+        finally:
+            active.left(self)
+            if self.waiter is not None and not self.waiter.done():
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self.waiter.set_result(None)

@@ -30,7 +30,7 @@ class Turns:
     def has(self, index: int) -> bool:
         """Return True if a stage may start now; otherwise it waits for its turn."""
         limit = self._nodes[index].limit
-        if limit is None:
+        if limit is None or index in self._held:
             return True
         ticket = Ticket(limit, self._loop, self._called)
         if limit.acquire(ticket):

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..errors import StageflowError
+from ..errors import as_text, describe
 from .kind import StageStatus
 
 __all__ = ["StageOutput"]
@@ -84,21 +84,3 @@ def _split(error: str | BaseException) -> tuple[str, BaseException | None]:
     if isinstance(error, BaseException):
         return describe(error), error
     return as_text(error), None
-
-
-def as_text(value: object) -> str:
-    """Return `str(value)`, also of a value whose `__str__` raises."""
-    try:
-        return str(value)
-    except Exception:
-        return f"({type(value).__name__}: its text could not be made)"
-
-
-def describe(error: BaseException) -> str:
-    """Return `Type: message` of an exception, also of one whose `__str__` raises.
-
-    Of an error of ours only what happened: where and the way out would make every text another one.
-    """
-    message = error.message if isinstance(error, StageflowError) else as_text(error)
-    name = type(error).__name__
-    return f"{name}: {message}" if message else name

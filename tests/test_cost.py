@@ -45,11 +45,14 @@ def calls_before_the_last_stage(graph: Any) -> Counter[str]:
             calls[arg.__qualname__] += 1
 
     async def main() -> None:
+        gc.collect()
+        gc.disable()  # what it would collect, and when, is no affair of the stages
         sys.setprofile(profile)
         try:
             await graph.run()
         finally:
             sys.setprofile(None)
+            gc.enable()
 
     asyncio.run(main())
     return calls

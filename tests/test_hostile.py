@@ -24,8 +24,6 @@ from stageflow import (
 )
 from stageflow.testing import VirtualClock
 
-from .conftest import Program
-
 
 class Unspeakable(Exception):
     """Its text cannot be made."""
@@ -110,7 +108,7 @@ async def test_a_log_that_raises_neither_hangs_a_run_nor_loses_its_record() -> N
 
 
 def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
-    program: Callable[[str], Program],
+    program: Callable[[str], Any],
 ) -> None:
     started = program("""
         import asyncio, signal, sys
@@ -153,7 +151,7 @@ def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
 
 
 def test_a_child_forked_in_a_plain_stage_delivers_its_own_events_and_exits(
-    program: Callable[[str], Program],
+    program: Callable[[str], Any],
 ) -> None:
     started = program("""
         import asyncio, multiprocessing, sys, time

@@ -38,14 +38,16 @@ def format_span_id(number: int) -> str:
     return "%016x" % ((number & SPAN_ID_MASK) or 1)  # half the time of an f-string
 
 
-def parse_traceparent(header: str | None) -> tuple[str, str] | None:
+def parse_traceparent(header: str | bytes | None) -> tuple[str, str] | None:
     """Return `(trace_id, span_id)` of a W3C `traceparent`, or None where it is absent or invalid.
 
     Example:
         >>> parse_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
         ('4bf92f3577b34da6a3ce929d0e0e4736', '00f067aa0ba902b7')
     """
-    match = _TRACEPARENT.fullmatch(header.strip().lower()) if header else None
+    if isinstance(header, bytes):  # as ASGI has its headers
+        header = header.decode("latin-1")
+    match = _TRACEPARENT.fullmatch(header.strip().lower()) if isinstance(header, str) else None
     if match is None:
         return None
     version, trace_id, span_id, _flags, rest = match.groups()

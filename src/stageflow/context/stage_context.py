@@ -30,16 +30,16 @@ class StageContext:
     """
 
     __slots__ = (
+        "_artifacts",
+        "_attributes",
+        "_events_count",
         "_inputs",
         "_recorder",
         "_sequence",
         "_upstream",
         "abandoned",
-        "artifacts",
         "attempt",
-        "attributes",
         "cancelled",
-        "events_count",
         "kind",
         "outcome_by",
         "run",
@@ -65,9 +65,9 @@ class StageContext:
         self.abandoned = False
         self.timed_out = False
         self.outcome_by: str | None = None
-        self.events_count = 0
-        self.attributes: dict[str, Any] | None = None
-        self.artifacts: list[Artifact] | None = None
+        self._events_count = 0
+        self._attributes: dict[str, Any] | None = None
+        self._artifacts: list[Artifact] | None = None
         self._sequence = sequence
         self._inputs: StageInputs | None = None
         self._upstream = upstream
@@ -95,16 +95,16 @@ class StageContext:
         Example:
             ctx.annotate(cache_hit=True, rows=17)
         """
-        if self.attributes is None:
-            self.attributes = fields
+        if self._attributes is None:
+            self._attributes = fields
         else:
-            self.attributes.update(fields)
+            self._attributes.update(fields)
 
     def add_artifact(self, type: str, payload: Any = None) -> None:
         """Keep something beside the data; `artifacts_count` counts it, the result carries it."""
-        if self.artifacts is None:
-            self.artifacts = []
-        self.artifacts.append(Artifact(type, payload))
+        if self._artifacts is None:
+            self._artifacts = []
+        self._artifacts.append(Artifact(type, payload))
 
     def emit_event(self, type: str, data: Any = None) -> None:
         """Send an event of the stage's own to the sink of the run's wide events, at once.
@@ -123,8 +123,8 @@ class StageContext:
                 f"stage {self.stage!r}: emit_event({type!r}): give the event a name of your own, "
                 "such as 'chat.tokens'; 'stage.wide' and 'pipeline.wide' are the library's"
             )
-        self.events_count += 1
-        self._recorder.custom_event(self.stage, self.attempt, self.events_count, type, data)
+        self._events_count += 1
+        self._recorder.custom_event(self.stage, self.attempt, self._events_count, type, data)
 
     def __repr__(self) -> str:
         return f"<StageContext {self.stage!r}, attempt {self.attempt}, run {self.run.pipeline_run_id}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from typing import Any
 
@@ -36,8 +37,24 @@ class BackgroundEventSink(EventSink):
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         # The pid: a forked child has the object, but not the thread behind it.
+        with _lock:
+            return self._started().loop
+
+    def _started(self) -> BackgroundLoop:
         if self._background is None or self._background[0] != os.getpid():
             background = BackgroundLoop(f"stageflow-{type(self.sink).__name__}")
             weakref.finalize(self, background.stop).atexit = False
             self._background = (os.getpid(), background)
-        return self._background[1].loop
+        return self._background[1]
+
+
+_lock = threading.RLock()
+
+
+def _forget_parent() -> None:
+    # A lock that a thread of the parent held would stay locked in a forked child.
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

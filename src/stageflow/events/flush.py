@@ -25,7 +25,8 @@ async def flush(timeout: float | None = None) -> bool:
         True when all of them were taken care of in time.
     """
     loops.sweep()
-    futures = [asyncio.wrap_future(outlet.drained()) for outlet in loops.open_outlets()]
+    own = loops.delivering.get()
+    futures = [asyncio.wrap_future(outlet.drained()) for outlet in loops.open_outlets() if outlet is not own]
     if not futures:
         return True
     deadline = time.monotonic() + (loops.drain_timeout() if timeout is None else timeout)

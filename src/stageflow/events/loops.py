@@ -26,6 +26,7 @@ from typing import Protocol
 __all__ = [
     "BackgroundLoop",
     "Outlet",
+    "delivering",
     "delivery_loop",
     "drain_timeout",
     "enter",
@@ -60,6 +61,9 @@ class Outlet(Protocol):
 
 home_loop: ContextVar[tuple[Loop, int] | None] = ContextVar("stageflow_home_loop", default=None)
 """The loop of the run, for code that runs in its threads, and the pid: a forked child has no such loop."""
+
+delivering: ContextVar[Outlet | None] = ContextVar("stageflow_delivering", default=None)
+"""Whose delivery the code at hand runs in: a sink that flushes must not wait for itself."""
 
 _lock = threading.RLock()
 _outlets: dict[Loop, set[Outlet]] = {}

@@ -104,6 +104,7 @@ class Outbox:
 
     async def _run(self) -> None:
         counter = self._counter
+        loops.delivering.set(self)
         turn = 0
         while True:
             with self._lock:
@@ -125,8 +126,9 @@ class Outbox:
                 if outcome is not None:
                     steps = outcome if type(outcome) is CoroutineType else _as_coroutine(outcome)
                     await _timed(steps, counter)
-            except KeyboardInterrupt:
-                self._settle("sink_error", None)
+            except KeyboardInterrupt as interrupt:
+                self._settle("sink_error", interrupt)
+                self.loop.call_soon(self._start)  # the rest goes on, in another task
                 raise
             except BaseException as caught:
                 error = caught
@@ -164,6 +166,8 @@ class Outbox:
     def drained(self) -> concurrent.futures.Future[None]:
         future: concurrent.futures.Future[None] = concurrent.futures.Future()
         with self._lock:
+            # Without those that nobody waits for any more.
+            self._waiters = [waiter for waiter in self._waiters if not waiter[1].cancelled()]
             self._waiters.append((self._put, future))
         self._wake()
         return future

@@ -13,6 +13,10 @@ from ..events import Event, EventSink
 __all__ = ["JournalSink"]
 
 
+_LOOK_EVERY_SECONDS = 0.1
+"""How often the journal looks whether its file is still there."""
+
+
 class JournalSink(EventSink):
     """Appends each event as one line of JSON, `{"type": ..., "data": {...}}`, to a file of this process.
 
@@ -39,11 +43,17 @@ class JournalSink(EventSink):
         self._lock = threading.RLock()
         self._fd = -1
         self._end = 0
+        self._looked = 0.0
         _journals.add(self)
 
     def _take_event(self, event: Event) -> None:
         line = event.line()
         with self._lock:
+            now = time.monotonic()
+            if now - self._looked > _LOOK_EVERY_SECONDS:
+                self._looked = now
+                if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+                    self.close()  # somebody removed the file: what went into it would be lost
             if self._fd < 0:
                 self._open()
             written = os.write(self._fd, line)

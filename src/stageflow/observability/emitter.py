@@ -10,7 +10,7 @@ from ..events import Event, EventSink, NoOpEventSink, get_event_sink
 from ..events.channel import channel_of, offer
 from ..stages import StageResult
 from .pipeline_event import pipeline_wide
-from .run_record import event_run_id, record_of
+from .run_record import record_of
 from .stage_event import stage_event_id, stage_wide
 
 __all__ = ["WideEventEmitter", "emit_pipeline_wide", "emit_stage_wide"]
@@ -79,7 +79,7 @@ class WideEventEmitter:
         record = record_of(ctx)
         sink = self.event_sink
         if record.emitted is not None:
-            record.emitted.add(event_run_id(record))
+            record.emitted.add(record.run_id)
         if type(sink) is not NoOpEventSink:
             offer(sink, Event("pipeline.wide", pipeline_wide(results, ctx, record)))
 

@@ -15,7 +15,7 @@ from .critical_path import critical_path
 from .exceptions import exception_info
 from .plain import safe_text
 from .resource import resource
-from .run_record import RunRecord, event_run_id
+from .run_record import RunRecord
 from .timestamps import rfc3339
 
 __all__ = ["pipeline_wide"]
@@ -55,7 +55,7 @@ def pipeline_wide(
         correlation_ids=correlation_ids,
         pipeline_metadata=metadata,
         schema_version=SCHEMA_VERSION,
-        event_id=event_run_id(record),
+        event_id=record.run_id,
         pipeline_name=whole.pipeline_name,
         outcome=whole.outcome,
         reason=None if whole.reason is None else safe_text(whole.reason),

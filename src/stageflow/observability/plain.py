@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import as_text
 from ..events.counters import TALLY
 
 __all__ = ["plain", "safe_text", "short_repr", "text_key"]
@@ -57,6 +58,8 @@ def text_key(key: Any) -> str:
 
 def safe_text(text: str) -> str:
     """Return `text` without what UTF-8 cannot carry (lone surrogates become `?`)."""
+    if not isinstance(text, str):  # an output made by hand may hold anything
+        text = as_text(text)
     if text.isascii():
         return str(text)
     return text.encode("utf-8", "replace").decode()

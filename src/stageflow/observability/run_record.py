@@ -47,7 +47,9 @@ class RunRecord:
         self._identity: tuple[CorrelationIds, PipelineMetadata] | None = None
         self.pipeline_name = pipeline_name
         self.origin_ns = origin_ns
-        self.run_id = safe_text(as_text(context.pipeline_run_id))
+        # A context of no run may name none. Its events must not count as one, so each gets an id.
+        run_id = context.pipeline_run_id
+        self.run_id = uuid7(get_clock().wall_ns()) if run_id is None else safe_text(as_text(run_id))
         self.parent_run_id: str | None = parent.run_id if parent else None
         self.root_run_id: str | None = (parent.root_run_id or parent.run_id) if parent else None
         self.emitted: set[str] | None = None
@@ -62,7 +64,7 @@ class RunRecord:
         if self._identity is None:
             self._identity = (
                 CorrelationIds(
-                    pipeline_run_id=self.run_id,
+                    pipeline_run_id=_text(context.pipeline_run_id),
                     request_id=_text(context.request_id),
                     session_id=_text(context.session_id),
                     user_id=_text(context.user_id),
@@ -130,13 +132,6 @@ def record_of(ctx: PipelineContext | StageContext | Any) -> RunRecord:
     if isinstance(record, RunRecord):
         return record
     return RunRecord(context, _text(context.topology) or "pipeline")
-
-
-def event_run_id(record: RunRecord) -> str:
-    """Return the run's part of an event id; a fresh one where the context names no run."""
-    if record.run_id == "None":
-        return uuid7(get_clock().wall_ns())
-    return record.run_id
 
 
 def _text(value: Any) -> str | None:

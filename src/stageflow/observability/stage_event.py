@@ -9,7 +9,7 @@ from ..stages import StageResult
 from .exceptions import exception_info
 from .plain import plain, safe_text, text_key
 from .resource import resource
-from .run_record import RunRecord, event_run_id
+from .run_record import RunRecord
 from .timestamps import rfc3339_pair
 
 __all__ = ["stage_event_id", "stage_wide"]
@@ -17,7 +17,7 @@ __all__ = ["stage_event_id", "stage_wide"]
 
 def stage_event_id(stage_name: str, result: StageResult, record: RunRecord) -> str:
     """Return `RUN/STAGE/ATTEMPT`."""
-    return f"{event_run_id(record)}/{stage_name}/{result.attempt}"
+    return f"{record.run_id}/{stage_name}/{result.attempt}"
 
 
 def stage_wide(

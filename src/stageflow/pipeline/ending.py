@@ -6,11 +6,11 @@ from msgspec import Struct
 
 from ..context import PipelineContext, PipelineResults
 from ..context.results import Outcome
-from ..errors import DeadlineExceededError
+from ..errors import DeadlineExceededError, describe
 from ..stages import StageResult, StageStatus
 from .ledger import Ledger
 
-__all__ = ["Ending", "cancelled_because", "conclude", "failed_at", "out_of_time"]
+__all__ = ["Ending", "cancelled_because", "conclude", "failed_at", "out_of_time", "scheduler_failed"]
 
 
 class Ending(Struct, frozen=True):
@@ -31,6 +31,12 @@ def failed_at(result: StageResult) -> Ending:
     """Return the end of a run in which a stage failed."""
     text = f"stage {result.name!r} failed: {result.error}"
     return Ending("failed", f"stage {result.name!r} failed", text, result.exception)
+
+
+def scheduler_failed(error: BaseException) -> Ending:
+    """Return the end of a run over a fault of the library's own."""
+    text = f"the scheduler itself failed: {describe(error)}"
+    return Ending("failed", text, text, error)
 
 
 def out_of_time(deadline: float | None, pipeline: str, run_id: str) -> Ending:

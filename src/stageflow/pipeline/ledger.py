@@ -87,9 +87,9 @@ class Ledger:
             node.dependencies,
             node.optional,
             # A copy: what the stage left behind may go on annotating.
-            ctx.attributes.copy() if ctx and ctx.attributes else {},
-            tuple(ctx.artifacts) if ctx and ctx.artifacts else (),
-            ctx.events_count if ctx else 0,
+            ctx._attributes.copy() if ctx and ctx._attributes else {},
+            tuple(ctx._artifacts) if ctx and ctx._artifacts else (),
+            ctx._events_count if ctx else 0,
             ctx.missing_inputs if ctx else (),
             output.after,
             abandoned,

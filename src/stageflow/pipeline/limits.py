@@ -18,7 +18,7 @@ class Ticket:
     It knows its holder weakly: a run that is dropped with its loop must not live on in a queue.
     """
 
-    __slots__ = ("_called", "limit", "loop", "withdrawn")
+    __slots__ = ("_called", "has_place", "limit", "loop", "withdrawn")
 
     def __init__(
         self, limit: Limit, loop: asyncio.AbstractEventLoop, called: Callable[[Ticket], None]
@@ -26,12 +26,15 @@ class Ticket:
         self.limit = limit
         self.loop = loop
         self._called = weakref.WeakMethod(called)
+        self.has_place = False
         self.withdrawn = False
 
     def call(self) -> None:
         """Tell the holder that it has a place; if it is gone, give the place to the next one."""
+        if self.withdrawn:
+            return
         called = self._called()
-        if called is None or self.withdrawn:
+        if called is None:
             self.limit.release()
         else:
             called(self)
@@ -76,6 +79,7 @@ class Limit:
                     self._taken -= 1
                     return
                 ticket = self._waiting.popleft()
+                ticket.has_place = True
             try:
                 # Another loop, perhaps in another thread; the place goes over with the call.
                 ticket.loop.call_soon_threadsafe(ticket.call)
@@ -84,10 +88,13 @@ class Limit:
             return
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Take `ticket` out of the queue, if it is still there."""
+        """Take `ticket` out of the queue, or back the place that is on its way to it."""
         with self._lock:
+            ticket.withdrawn = True
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
+        if ticket.has_place:
+            self.release()
 
     def _forget_parent(self) -> None:
         self._lock = threading.RLock()

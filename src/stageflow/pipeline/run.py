@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import functools
+from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, cast
 
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext, current_stage
@@ -21,21 +22,41 @@ from ..observability.run_record import emit_on
 from ..stages import StageOutput, StageResult, StageStatus
 from . import active
 from .attempt import Attempt, begin, resume
-from .ending import Ending, cancelled_because, conclude, failed_at, out_of_time
+from .ending import (
+    Ending,
+    cancelled_because,
+    conclude,
+    failed_at,
+    out_of_time,
+    scheduler_failed,
+)
 from .ledger import Ledger
 from .node import Node
 from .outcome import failure, output_of, retried_or_failed, timed_out, told_to_end
 from .plan import Plan
 from .run_context import own_context
 from .turns import Turns
+from .workers import BREATHE_EVERY, Workers
 
 __all__ = ["Run"]
 
 OK, SKIP, RETRY = StageStatus.OK, StageStatus.SKIP, StageStatus.RETRY
 FAIL, CANCEL = StageStatus.FAIL, StageStatus.CANCEL
 
-_TURNS = 16
-"""So many stages go on in one task before it lets others have the loop."""
+P = ParamSpec("P")
+
+
+def _or_end(callback: Callable[Concatenate[Run, P], None]) -> Callable[Concatenate[Run, P], None]:
+    """Have a fault in a callback of the loop end the run: nobody else would ever hear of it."""
+
+    @functools.wraps(callback)
+    def guarded(self: Run, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            callback(self, *args, **kwargs)
+        except Exception as error:
+            self._fault(error)
+
+    return guarded
 
 
 class Run:
@@ -64,11 +85,9 @@ class Run:
         self.attempts: dict[int, Attempt] = {}
         self.timers: dict[int, asyncio.TimerHandle] = {}
         self.instances: dict[int, Any] = {}
-        self.queue: deque[int] = deque()
-        self.active = 0
-        self.dispatching = False
-        self.yielding = 0
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.workers = Workers(
+            self.loop, plan.name, self.variables, plan.max_concurrency, self._work, self._worker_lost
+        )
         self.ending: Ending | None = None
         self.interrupt: BaseException | None = None
         self.results: PipelineResults | None = None
@@ -84,10 +103,8 @@ class Run:
         if self.deadline is not None:
             self.limits.append(self.loop.call_later(self.deadline, self._out_of_time))
         active.entered(self)
-        self.queue.extend(self.plan.roots)
-        if self.queue:
-            self._start_worker()
-            self._dispatch_soon()
+        self.workers.queue.extend(self.plan.roots)
+        self.workers.start()
         cancelled: asyncio.CancelledError | None = None
         while self.results is None:
             self.waiter = self.loop.create_future()
@@ -100,6 +117,8 @@ class Run:
             except GeneratorExit:
                 self._torn_down()
                 raise
+        self.workers.close()
+        self.turns = None
         interrupt = self.interrupt or self.recorder.interrupt
         if interrupt is not None:
             raise interrupt
@@ -110,13 +129,14 @@ class Run:
                 cancelled = None  # or it and this frame would hold each other
         return self.results
 
+    @_or_end
     def _out_of_time(self) -> None:
         self._end(out_of_time(self.deadline, self.pipeline_name, self.run_id))
 
     def _torn_down(self) -> None:
         """End without a further step of the loop: the coroutine of the run was closed."""
         self.ending = self.ending or cancelled_because("the coroutine of run() was closed")
-        for task in self.tasks:
+        for task in self.workers.tasks:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
                 task.cancel()
         self._wait_for_nothing()
@@ -129,67 +149,42 @@ class Run:
         """See `ActiveRun.stages`."""
         return tuple(self.plan.nodes[index].name for index in list(self.attempts))
 
+    @_or_end
     def _its_turn(self, index: int) -> None:
         """Start a stage that now has the place it waited for."""
-        self.queue.appendleft(index)
-        most = self.plan.max_concurrency
-        if self.turns is not None and most is not None and self.active >= most:
+        self.workers.queue.appendleft(index)
+        if self.turns is not None and self.workers.full:
             # It cannot start yet, and must not keep the place from those who can.
             self.turns.over(index)
-        self._dispatch()
+        self.workers.dispatch()
 
-    def _dispatch_soon(self) -> None:
-        """See to it that what is queued starts with the next turn of the loop.
-
-        Not at once: the stage at hand may be done without waiting for anything, and then its task
-        can take the next one. So a task is made only for a stage that has to wait beside another.
-        """
-        if self.queue and not self.dispatching:
-            self.dispatching = True
-            self.loop.call_soon(self._dispatch, context=self.variables)
-
-    def _dispatch(self) -> None:
-        self.dispatching = False
-        if self.yielding:
-            return  # that worker is not waiting for anything: it takes the next one in its turn
-        free = len(self.queue)
-        if self.plan.max_concurrency is not None:
-            free = min(free, self.plan.max_concurrency - self.active)
-        for _ in range(free):
-            self._start_worker()
-
-    def _start_worker(self) -> None:
-        self.active += 1
-        # The constructor, not `loop.create_task`: an eager task factory would start a stage inside
-        # the bookkeeping of the one before it.
-        task = asyncio.Task(
-            self._work(), loop=self.loop, name=self.pipeline_name, context=self.variables.copy()
-        )
-        self.tasks.add(task)
-        task.add_done_callback(self._worker_done)
-
-    def _worker_done(self, task: asyncio.Task[None]) -> None:
-        if task not in self.tasks:
-            return  # it ended in order, also if it was cancelled with nothing left to do
-        self.tasks.discard(task)
+    def _worker_lost(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             self._end(cancelled_because("a task of the run was cancelled from outside"))
         elif (error := task.exception()) is not None:
-            # A fault of ours. The run ends with it, and does not wait for what it left undone.
-            text = f"the scheduler itself failed: {error!r}"
-            self._end(Ending("failed", text, text, error))
+            self._fault(error)
+
+    def _fault(self, error: BaseException) -> None:
+        """End the run over a fault of ours, and wait for nothing that it left undone."""
+        self.ending = scheduler_failed(error)
+        self._wait_for_nothing()
+        for attempt in self.attempts.values():
+            attempt.abandon()
+        self.attempts.clear()
+        self._finish()
 
     async def _work(self) -> None:
         """Run one stage after the other, until none is queued."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         nodes, now, base = self.plan.nodes, self.now, self.variables
         context, recorder, ledger = self.context, self.recorder, self.ledger
-        retries, enter, queue = ledger.retries, current_stage.set, self.queue
+        retries, enter = ledger.retries, current_stage.set
+        workers, queue = self.workers, self.workers.queue
         turn = 0
         while queue and self.ending is None:
             index = queue.popleft()
             if queue:
-                self._dispatch_soon()
+                workers.dispatch()
             node = nodes[index]
             if node.limit is not None and self.turns is not None and not self.turns.has(index):
                 continue  # it waits for a place, and comes back with it
@@ -222,7 +217,7 @@ class Run:
                     raised = error
                     output = failure(error)
                 if ctx.abandoned:
-                    self.tasks.discard(task)
+                    workers.left(task)
                     return  # its result is in, and its place is taken
                 del self.attempts[index]
                 attempt.stop_timer()
@@ -231,15 +226,13 @@ class Run:
             del output, raised
             if task.cancelling():
                 # A cancelled task would cancel the next stage's waits: that one starts afresh.
-                self._dispatch_soon()
+                workers.dispatch()
                 break
             turn += 1
-            if turn % _TURNS == 0 and queue:
-                self.yielding += 1
-                await asyncio.sleep(0)
-                self.yielding -= 1
-        self.active -= 1
-        self.tasks.discard(task)
+            if turn % BREATHE_EVERY == 0 and queue:
+                await workers.breathe()
+        workers.place_is_free()
+        workers.left(task)
 
     # ------------------------------------------------------------ ending stages
 
@@ -295,7 +288,7 @@ class Run:
         elif self.interrupt is not None or self.recorder.interrupt is not None:
             self._fail(result)
         elif status is OK or status is SKIP or (status is FAIL and node.optional):
-            self.queue.extend(ledger.release(node, at))
+            self.workers.queue.extend(ledger.release(node, at))
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {node.name!r}: {result.reason}"))
         elif self.plan.fail_fast:
@@ -310,22 +303,25 @@ class Run:
         self.ledger.first_failed = self.ledger.first_failed or result
         self._end(failed_at(result))
 
+    @_or_end
     def _again(self, index: int) -> None:
         del self.timers[index]
-        self.queue.append(index)
-        self._dispatch()
+        self.workers.queue.append(index)
+        self.workers.dispatch()
 
     # ------------------------------------------------------------ ending early
 
+    @_or_end
     def _time_out(self, attempt: Attempt) -> None:
         attempt.tell("timeout")
         attempt.timer = self.loop.call_later(self.plan.grace, self._overdue, attempt)
 
+    @_or_end
     def _overdue(self, attempt: Attempt) -> None:
         """A timed-out attempt outlasted its grace: the run goes on without it."""
-        self.active -= 1
+        self.workers.place_is_free()
         self._abandon(attempt)
-        self._dispatch()
+        self.workers.dispatch()
 
     def _end(self, ending: Ending, *, settling: bool = False) -> None:
         """End the run: start nothing more, cancel what waits, finish when all of it has ended.
@@ -345,12 +341,13 @@ class Run:
 
     def _wait_for_nothing(self) -> None:
         """Forget what has not started: queued, waiting for its turn, or for its next attempt."""
-        self.queue.clear()
+        self.workers.queue.clear()
         if self.turns is not None:
             self.turns.withdraw()
         for timer in self.timers.values():
             timer.cancel()
 
+    @_or_end
     def _abandon_rest(self) -> None:
         for attempt in list(self.attempts.values()):
             self._abandon(attempt)

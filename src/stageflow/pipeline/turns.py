@@ -52,11 +52,9 @@ class Turns:
 
     def withdraw(self) -> None:
         """Wait for nothing any more."""
-        for ticket in self._waiting:
-            # If its call is on the way already, the place goes on to the next one from there.
-            ticket.withdrawn = True
+        waiting, self._waiting = self._waiting, {}
+        for ticket in waiting:
             ticket.limit.withdraw(ticket)
-        self._waiting.clear()
 
     def give_back(self) -> None:
         """Give back every place, also those of stages that never started."""

@@ -5,9 +5,10 @@ ifndef PYTHON
 PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 endif
 
-VENV := .venv
-PINS := .venv-pins
-PIP  := bin/python -m pip --disable-pip-version-check --quiet
+VENV  := .venv
+PINS  := .venv-pins
+PEERS := .venv-peers
+PIP   := bin/python -m pip --disable-pip-version-check --quiet
 
 # pyright's wrapper asks the network for a newer release of itself, unless told not to.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -19,7 +20,7 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench format schemas constraints clean
+.PHONY: help test demo bench bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +37,9 @@ demo: $(VENV)/.cli ## Run the demonstration
 
 bench: $(VENV)/.dev ## Run the benchmarks
 	$(VENV)/bin/python -m benchmarks
+
+bench-peers: $(VENV)/.dev ## Run the benchmarks beside other engines
+	$(VENV)/bin/python -m benchmarks.peers
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix --exit-zero --quiet .
@@ -56,7 +60,7 @@ constraints: ## Pin the newest version of every package again
 	rm -rf $(PINS)
 
 clean: ## Remove what was installed, built and cached
-	rm -rf $(VENV) $(PINS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PINS) $(PEERS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What a user has, and on top of it what a contributor needs: `make demo` waits for no type checker.

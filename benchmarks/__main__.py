@@ -9,6 +9,7 @@ import tempfile
 
 from stageflow.events import set_drain_timeout
 
+from .scale import bench_scale
 from .sinks import bench_sinks
 from .stages import bench_stages
 
@@ -17,6 +18,7 @@ async def bench(rounds: int) -> None:
     """Run every benchmark."""
     with tempfile.TemporaryDirectory() as folder:
         await bench_stages(rounds, folder)
+        await bench_scale(rounds, folder)
     await bench_sinks(rounds)
 
 

@@ -9,11 +9,20 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["Contestant", "measure"]
+__all__ = ["Contestant", "at_once", "measure"]
 
 Contestant = Callable[[], Awaitable[Any]]
 
 _WARM_UP = 3
+
+
+def at_once(run: Contestant, times: int) -> Contestant:
+    """Return what runs so many of it side by side."""
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(run() for _ in range(times)))
+
+    return all_of_them
 
 
 async def measure(contestants: dict[str, Contestant], rounds: int) -> dict[str, tuple[float, float]]:

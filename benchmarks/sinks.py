@@ -8,8 +8,9 @@ from typing import Any
 
 from stageflow import BackgroundEventSink, EventSink, WideEventEmitter
 
-from .graphs import build, chain
+from .graphs import build
 from .rounds import Contestant, measure
+from .shapes import chain
 
 __all__ = ["bench_sinks"]
 

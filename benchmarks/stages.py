@@ -7,8 +7,9 @@ from typing import Any
 from stageflow import EventSink, JournalSink, WideEventEmitter
 
 from .floor import run_floor
-from .graphs import Shape, build, chain, fan_out, layers
-from .rounds import Contestant, measure
+from .graphs import build
+from .rounds import Contestant, at_once, measure
+from .shapes import Shape, chain, fan_out, layers
 
 __all__ = ["bench_stages"]
 
@@ -69,8 +70,14 @@ async def bench_stages(rounds: int, folder: str) -> None:
         "10 x 10 layers": layers(10, 10),
     }
     for title, shape in shapes.items():
-        print(f"{title:<28}{'a stage':>10}{'ratio':>9}")
-        found = await measure(contestants(shape, folder), rounds)
-        for name, (seconds, ratio) in found.items():
-            print(f"  {name:<26}{seconds / len(shape) * 1e6:>7.1f} us{ratio:>9.2f}")
-        print()
+        _print(title, len(shape), await measure(contestants(shape, folder), rounds))
+    found = contestants(chain(5), folder)
+    many = {name: at_once(found[name], 1000) for name in ("floor", "events off", "journal")}
+    _print("1,000 runs of 5 at once", 5 * 1000, await measure(many, max(5, rounds // 4)))
+
+
+def _print(title: str, stages: int, found: dict[str, tuple[float, float]]) -> None:
+    print(f"{title:<28}{'a stage':>10}{'ratio':>9}")
+    for name, (seconds, ratio) in found.items():
+        print(f"  {name:<26}{seconds / stages * 1e6:>7.1f} us{ratio:>9.2f}")
+    print()

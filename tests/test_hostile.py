@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from stageflow import (
+    BackgroundEventSink,
     CircuitBreaker,
     EventSink,
     FanoutEventSink,
+    JournalSink,
     Limits,
     MemoryEventSink,
     Pipeline,
     PipelineContext,
+    StageOutput,
+    StageResult,
+    StageStatus,
     WideEventEmitter,
+    emit_stage_wide,
     flush,
     stats,
 )
@@ -282,3 +291,129 @@ async def test_what_contains_itself_is_cut_where_it_does() -> None:
     assert tree["name"] == "root"
     assert [child["n"] for child in tree["children"]] == list(range(50))
     assert all(isinstance(child["parent"], str) for child in tree["children"])
+
+
+def test_stages_that_come_due_at_the_same_moment_get_a_task_each_and_no_more() -> None:
+    most = 0
+
+    async def flaky(ctx: Any) -> StageOutput:
+        nonlocal most
+        most = max(most, len(asyncio.all_tasks()))
+        await asyncio.sleep(0)
+        return StageOutput.retry("again", after=1) if ctx.attempt == 1 else StageOutput.ok()
+
+    pipeline = Pipeline("p")
+    for number in range(1000):
+        pipeline = pipeline.with_stage(f"s{number}", flaky, limit="many")
+    results = VirtualClock().run(pipeline.build(limits=Limits(many=1000)).run())
+    assert results.ok
+    assert {result.attempts for result in results.values()} == {2}
+    assert most <= 1002  # one for each, the caller's, and the one that is about to end
+
+
+def test_a_background_sink_is_called_by_one_thread_whoever_emits_first() -> None:
+    class Watching(EventSink):
+        def __init__(self) -> None:
+            self.threads: set[int] = set()
+
+        def try_emit(self, *, type: str, data: Any) -> None:
+            self.threads.add(threading.get_ident())
+
+    for _ in range(20):
+        inner = Watching()
+        sink = BackgroundEventSink(inner)
+        barrier = threading.Barrier(8)
+
+        def emit(sink: Any = sink, barrier: Any = barrier) -> None:
+            barrier.wait(10)
+            emit_stage_wide("s", StageResult("s", StageStatus.OK), PipelineContext(), sink)
+
+        threads = [threading.Thread(target=emit) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert asyncio.run(flush())
+        assert len(inner.threads) == 1
+
+
+def test_a_keyboard_interrupt_in_a_sink_costs_that_event_and_no_other() -> None:
+    class Interrupted(EventSink):
+        seen = 0
+
+        async def emit(self, *, type: str, data: Any) -> None:
+            self.seen += 1
+            if self.seen == 1:
+                raise KeyboardInterrupt
+
+    sink = Interrupted()
+    loop = asyncio.new_event_loop()
+
+    async def main() -> None:
+        for _ in range(8):
+            emit_stage_wide("s", StageResult("s", StageStatus.OK), PipelineContext(), sink)
+        assert await flush()
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(main())
+    assert loop.run_until_complete(flush())
+    loop.close()
+    found = stats().of("Interrupted")
+    assert (found.delivered, found.dropped, sink.seen) == (7, {"sink_error": 1}, 8)
+
+
+async def test_a_sink_that_flushes_does_not_wait_for_itself() -> None:
+    class Flushing(EventSink):
+        answers: list[bool]
+
+        async def emit(self, *, type: str, data: Any) -> None:
+            self.answers.append(await flush(5))
+
+    sink = Flushing()
+    sink.answers = []
+    await recorded(sink).run()
+    assert await flush()
+    assert sink.answers == [True, True, True]
+
+
+async def test_a_stage_that_spoils_its_context_harms_neither_record_nor_run() -> None:
+    async def spoils(ctx: Any) -> dict[str, int]:
+        for name in ("_attributes", "_artifacts", "_events_count", "outcome_by", "cancelled"):
+            setattr(ctx, name, object())
+        return {"n": 1}
+
+    sink = MemoryEventSink()
+    graph = (
+        Pipeline("p")
+        .with_stage("spoils", spoils)
+        .with_stage("other", works)
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+    async with asyncio.timeout(10):
+        results = await graph.run()
+    assert len(results) == 2
+    assert {event["stage_name"] for event in sink.of_type("stage.wide")} == {"spoils", "other"}
+    assert len(sink.of_type("pipeline.wide")) == 1
+
+
+async def test_a_run_whose_id_reads_none_has_that_one_id() -> None:
+    sink = MemoryEventSink()
+    await recorded(sink).run(PipelineContext(pipeline_run_id="None"))
+    assert [event["event_id"] for _, event in sink.events] == ["None/a/1", "None/b/1", "None"]
+
+
+def test_a_journal_whose_directory_is_removed_makes_it_again(tmp_path: Any) -> None:
+    folder = tmp_path / "journal"
+    sink = JournalSink(folder)
+    result = StageResult("s", StageStatus.OK)
+    emit_stage_wide("s", result, PipelineContext(), sink)
+    shutil.rmtree(folder)
+    until = time.monotonic() + 20
+    while not folder.exists():
+        emit_stage_wide("s", result, PipelineContext(), sink)
+        assert time.monotonic() < until
+    assert all(path.read_bytes().endswith(b"}\n") for path in folder.iterdir())

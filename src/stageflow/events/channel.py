@@ -74,11 +74,13 @@ class Channel:
             self._offered += 1
             self._accepted += 1
             if error is not None:
-                self.dropped_some("sink_error", 1, error)
+                self.dropped_some("sink_error", 1)
             elif rest is None:
                 self._delivered += 1
             else:
                 self._in_call += 1
+        if error is not None:
+            self.tell_dropped("sink_error", 1, error)
         if rest is not None:
             # A plain method that hands back an awaitable: the rest of it runs on the loop.
             self._enqueue(sink, rest, counted=True)
@@ -102,7 +104,7 @@ class Channel:
                 reason = "queue_full"
             if reason is not None or loop is None:
                 if counted:
-                    self.dropped_some(reason or "no_loop", 1, None)
+                    self.dropped_some(reason or "no_loop", 1)
                 else:
                     self._rejected[reason or "no_loop"] = self._rejected.get(reason or "no_loop", 0) + 1
             else:
@@ -124,8 +126,11 @@ class Channel:
         self._delivered += 1
         self.stalled = False
 
-    def dropped_some(self, reason: str, count: int, error: BaseException | None) -> None:
+    def dropped_some(self, reason: str, count: int) -> None:
         self._dropped[reason] = self._dropped.get(reason, 0) + count
+
+    def tell_dropped(self, reason: str, count: int, error: BaseException | None) -> None:
+        # Not under the lock: a logging handler may emit events, and wait for who waits for us.
         lost = f"{count} event{'s were' if count != 1 else ' was'} dropped ({reason})"
         self._tell(reason, lost + (f": {describe(error)}" if error is not None else ""))
 

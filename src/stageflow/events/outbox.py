@@ -29,7 +29,9 @@ class Counter(Protocol):
 
     def delivered_one(self) -> None: ...
 
-    def dropped_some(self, reason: str, count: int, error: BaseException | None) -> None: ...
+    def dropped_some(self, reason: str, count: int) -> None: ...
+
+    def tell_dropped(self, reason: str, count: int, error: BaseException | None) -> None: ...
 
     def blocked_for(self, seconds: float) -> None: ...
 
@@ -151,7 +153,9 @@ class Outbox:
             if error is None:
                 self._counter.delivered_one()
             else:
-                self._counter.dropped_some(reason, 1, error)
+                self._counter.dropped_some(reason, 1)
+        if error is not None:
+            self._counter.tell_dropped(reason, 1, error)
         if self._waiters:
             self._wake()
 
@@ -185,9 +189,11 @@ class Outbox:
             self._queue.clear()
             self._in_flight = False
             if lost:
-                self._counter.dropped_some(reason, lost, None)
+                self._counter.dropped_some(reason, lost)
                 self._counter.stalled = reason == "drain_timeout"
             self._counter.forget(self)
+        if lost:
+            self._counter.tell_dropped(reason, lost, None)
         loops.leave(self.loop, self)
         task = self._task
         if task is not None and not self.loop.is_closed():

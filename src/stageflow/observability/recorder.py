@@ -99,12 +99,18 @@ class RunRecorder:
             type(error).__name__,
             as_text(error),
         )
-        if self._record.emitted is not None and event_id in self._record.emitted:
+        emitted = self._record.emitted
+        # A plain emitter that was interrupted had offered the event: only building one can fail.
+        offered = emitted is None and isinstance(error, KeyboardInterrupt)
+        if offered or (emitted is not None and event_id in emitted):
             return
         for emit in ways:
             try:
                 emit()
-            except Exception as again:
+            except BaseException as again:
+                if isinstance(again, (KeyboardInterrupt, SystemExit)):
+                    self.interrupt = self.interrupt or again
+                    return
                 tell(
                     log, "event %s could not be built (%s); trying with less in it", event_id, describe(again)
                 )

@@ -52,27 +52,29 @@ class CircuitBreaker:
         with self._lock:
             circuit = self._circuits.setdefault((call.pipeline, call.stage), _Circuit())
             trial = self._let_through(circuit, call)
+        failed: bool | None = True  # also when `on` raises, which is the application's code
         try:
             output = await proceed()
+            failed = output.status is StageStatus.FAIL
         except asyncio.CancelledError:
             # A time-out is a failure of what is called; any other cancellation says nothing of it.
-            if call.ctx.timed_out:
-                self._learn(circuit, failed=True, trial=trial)
-            else:
-                circuit.on_trial = circuit.on_trial and not trial
+            failed = True if call.ctx.timed_out else None
             raise
         except BaseException as error:
-            self._learn(circuit, failed=self._counts(error), trial=trial)
+            failed = self._counts(error)
             raise
-        self._learn(circuit, failed=output.status is StageStatus.FAIL, trial=trial)
+        finally:
+            self._learn(circuit, failed=failed, trial=trial)
         return output
 
     def _let_through(self, circuit: _Circuit, call: StageCall) -> bool:
         """Return True for the one attempt that tries an open circuit; raise for all others."""
         if circuit.opened_ns is None:
             return False
-        waited = (get_clock().monotonic_ns() - circuit.opened_ns) / 1e9
-        if waited < self.reset_after or circuit.on_trial:
+        # A trial that never came back (a thread that hangs) is not waited for longer than this either.
+        since = max(circuit.opened_ns, circuit.tried_ns)
+        now = get_clock().monotonic_ns()
+        if now - since < self.reset_after * 1e9:
             raise CircuitOpenError(
                 f"the circuit is open after {circuit.failed} failures in a row",
                 pipeline=call.pipeline,
@@ -80,14 +82,16 @@ class CircuitBreaker:
                 run_id=str(call.ctx.run.pipeline_run_id),
                 hint=f"one attempt is let through {self.reset_after:g} s after it opened",
             )
-        circuit.on_trial = True
+        circuit.tried_ns = now
         return True
 
-    def _learn(self, circuit: _Circuit, *, failed: bool, trial: bool) -> None:
+    def _learn(self, circuit: _Circuit, *, failed: bool | None, trial: bool) -> None:
+        """Take in how an attempt went; None says nothing."""
         with self._lock:
-            if trial:
-                circuit.on_trial = False
-            if failed:
+            if failed is None:
+                if trial:
+                    circuit.tried_ns = 0  # the next one tries
+            elif failed:
                 circuit.failed += 1
                 if trial or circuit.failed >= self.failures:
                     circuit.opened_ns = get_clock().monotonic_ns()
@@ -102,9 +106,9 @@ class CircuitBreaker:
 
 
 class _Circuit:
-    __slots__ = ("failed", "on_trial", "opened_ns")
+    __slots__ = ("failed", "opened_ns", "tried_ns")
 
     def __init__(self) -> None:
         self.failed = 0
         self.opened_ns: int | None = None
-        self.on_trial = False
+        self.tried_ns = 0

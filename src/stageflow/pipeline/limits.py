@@ -60,7 +60,7 @@ class Limit:
     @property
     def waiting(self) -> int:
         """Stages that wait for a place now."""
-        return len(self._waiting)
+        return sum(not ticket.withdrawn for ticket in list(self._waiting))
 
     def acquire(self, ticket: Ticket) -> bool:
         """Take a place now, or queue `ticket` for one and return False."""
@@ -75,6 +75,9 @@ class Limit:
         """Give a place back: to the stage that waits longest, if one waits."""
         while True:
             with self._lock:
+                # A withdrawn ticket stays in the queue: to look for it would cost all of its length.
+                while self._waiting and self._waiting[0].withdrawn:
+                    self._waiting.popleft()
                 if not self._waiting:
                     self._taken -= 1
                     return
@@ -88,11 +91,9 @@ class Limit:
             return
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Take `ticket` out of the queue, or back the place that is on its way to it."""
+        """Let `ticket` wait no longer, and take back the place that is on its way to it."""
         with self._lock:
             ticket.withdrawn = True
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
         if ticket.has_place:
             self.release()
 

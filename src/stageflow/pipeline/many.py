@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from typing import Any
 
 from ..context import PipelineContext, PipelineResults
+from ..errors import StageflowError
 
 __all__ = ["Contexts", "ManyRuns"]
 
@@ -92,7 +93,12 @@ class ManyRuns:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
-        return self._ended.popleft().result()
+        ended = self._ended.popleft()
+        if ended.cancelled():
+            raise StageflowError(
+                "a run of run_many() was cancelled by somebody else", hint="its record is written"
+            )
+        return ended.result()
 
     async def _next_context(self) -> PipelineContext | None:
         """Return the next context, or None at the end.
@@ -127,8 +133,13 @@ class ManyRuns:
 
 async def _as_async(contexts: Contexts) -> AsyncIterator[PipelineContext]:
     if isinstance(contexts, AsyncIterable):
-        async for context in contexts:
-            yield context
+        try:
+            async for context in contexts:
+                yield context
+        finally:
+            close = getattr(contexts, "aclose", None)  # a generator has one, and things to clean up
+            if close is not None:
+                await close()
     else:
         for context in contexts:
             yield context

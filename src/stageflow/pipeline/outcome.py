@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -36,6 +37,8 @@ def output_of(value: Any, node: Node) -> StageOutput:
         for name, kind in _SHAPE:
             if not isinstance(getattr(value, name), kind):
                 return _nonsense(f"a StageOutput with {name}={_cut(getattr(value, name))}", node)
+        if value.after is not None and not 0 <= value.after < math.inf:
+            return _nonsense(f"a StageOutput with after={value.after!r}", node)
         return value if value.status is not StageStatus.OK else _routed(value, node)
     if node.route_labels:
         return _nonsense(f"{_cut(value)} and chose no route", node, _ROUTE_HINT)

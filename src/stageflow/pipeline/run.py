@@ -196,7 +196,7 @@ class Run:
             began = now()
             try:
                 if node.direct:
-                    steps = node.call(ctx)
+                    steps = variables.run(node.call, ctx)
                 else:
                     steps = variables.run(begin, node, ctx, variables, self.instances)
                 waits_for = variables.run(steps.send, None)

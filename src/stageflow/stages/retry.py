@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -63,6 +64,12 @@ class Retry(Struct, frozen=True):
         return bool(self.on(error))
 
     def seconds_after(self, attempt: int) -> float:
-        """Return how long to wait after attempt number `attempt`, in seconds, never less than 0."""
-        wait = self.wait(attempt) if callable(self.wait) else self.wait
-        return max(0.0, float(wait))
+        """Return how long to wait after attempt number `attempt`, in seconds, never less than 0.
+
+        Raises:
+            ValueError: The wait function returned no finite number.
+        """
+        wait = float(self.wait(attempt) if callable(self.wait) else self.wait)
+        if not math.isfinite(wait):
+            raise ValueError(f"the wait after attempt {attempt} is {wait} s")
+        return max(0.0, wait)

@@ -100,6 +100,7 @@ class Outbox:
         self._task = asyncio.Task(
             self._run(), loop=self.loop, name="stageflow-delivery", context=contextvars.Context()
         )
+        self._task.add_done_callback(_looked_at)
         # Not among `all_tasks()`: the end of `asyncio.run`, and whoever cancels everything, would
         # take delivery down before the runs it cancels at the same moment have spoken.
         asyncio._unregister_task(self._task)
@@ -202,6 +203,12 @@ class Outbox:
             if asyncio._get_running_loop() is self.loop:
                 task.cancel()
         self._wake()
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    # Only an interrupt ends delivery, and that has been raised already: no need to report it again.
+    if not task.cancelled():
+        task.exception()
 
 
 async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:

@@ -1,0 +1,62 @@
+"""`LoggingEventSink`: one readable line an event, the payload as JSON at its end, FAIL at ERROR."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from stageflow import LoggingEventSink, Pipeline, WideEventEmitter
+
+
+async def fine(ctx: Any) -> dict[str, int]:
+    ctx.emit_event("cache.miss", {"key": "k1"})
+    return {"n": 1}
+
+
+async def broken(ctx: Any) -> None:
+    raise ValueError("two\nlines")
+
+
+async def logged(sink: LoggingEventSink, caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    caplog.set_level(logging.DEBUG, "stageflow")
+    graph = (
+        Pipeline("p")
+        .with_stage("fine", fine)
+        .with_stage("broken", broken, dependencies=("fine",))
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+    await graph.run()
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+async def test_an_event_is_one_readable_line_with_its_payload_as_json(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = await logged(LoggingEventSink(), caplog)
+    assert [level for level, _ in lines] == ["INFO", "INFO", "ERROR", "ERROR"]
+    heads = [text[: text.index("{")] for _, text in lines]
+    assert heads[0] == "cache.miss fine "
+    assert heads[1].startswith("stage.wide fine OK ")
+    assert heads[1].endswith(" ms ")
+    assert heads[2].startswith("stage.wide broken FAIL ")
+    assert heads[2].endswith(" ms ValueError: two ")
+    assert heads[3].startswith("pipeline.wide p FAIL ")
+    assert all("\n" not in text for _, text in lines)
+    payloads = [json.loads(text[text.index("{") :]) for _, text in lines]
+    assert payloads[2]["error"] == "ValueError: two\nlines"
+
+
+async def test_the_level_is_configurable_and_nothing_is_built_below_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = await logged(LoggingEventSink("DEBUG"), caplog)
+    assert [level for level, _ in lines] == ["DEBUG", "DEBUG", "ERROR", "ERROR"]
+    with pytest.raises(ValueError, match=r"^level='loud'; give a logging level such as"):
+        LoggingEventSink("loud")

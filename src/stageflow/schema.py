@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -186,6 +187,16 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         schemas[event_type] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": event_type,
-            **schema,
+            **_unindented(schema),
         }
     return schemas
+
+
+def _unindented(part: Any) -> Any:
+    """Return a schema with its descriptions as every version of Python has docstrings."""
+    if isinstance(part, dict):
+        return {
+            key: cleandoc(value) if key == "description" and isinstance(value, str) else _unindented(value)
+            for key, value in part.items()
+        }
+    return [_unindented(item) for item in part] if isinstance(part, list) else part

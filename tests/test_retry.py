@@ -1,0 +1,64 @@
+"""Retry in full: attempts, waits as values, a deadline; and all of it readable from the record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stageflow import (
+    Exponential,
+    Fixed,
+    Linear,
+    MemoryEventSink,
+    Pipeline,
+    Retry,
+    StageStatus,
+    WideEventEmitter,
+)
+from stageflow.testing import VirtualClock
+
+
+async def down(ctx: Any) -> None:
+    raise ConnectionError("down")
+
+
+def test_what_was_tried_and_how_long_it_waited_stands_in_the_record() -> None:
+    sink = MemoryEventSink()
+    policy = Retry(attempts=3, wait=Linear(1, maximum=10), on=ConnectionError)
+    graph = (
+        Pipeline("p")
+        .with_stage("s", down, retry=policy)
+        .build(emit_stage_wide_events=True, wide_event_emitter=WideEventEmitter(sink))
+    )
+    VirtualClock().run(graph.run())
+    told = [
+        (event["status"], event["attempt"], event["retry_after_ms"], event["reason"])
+        for event in sink.of_type("stage.wide")
+    ]
+    assert told == [
+        ("RETRY", 1, 1000, "attempt 1 of 3 failed, the next one in 1 s"),
+        ("RETRY", 2, 2000, "attempt 2 of 3 failed, the next one in 2 s"),
+        ("FAIL", 3, None, "no attempts left (3 of 3)"),
+    ]
+    assert sink.of_type("stage.wide")[-1]["total_ms"] == 3000
+
+
+def test_no_attempt_starts_past_the_deadline_of_the_policy() -> None:
+    graph = Pipeline("p").with_stage("s", down, retry=Retry(10, wait=4, deadline=10)).build()
+    result = VirtualClock().run(graph.run())["s"]
+    assert (result.status, result.attempts) == (StageStatus.FAIL, 3)
+    assert result.reason == (
+        "attempt 3 of 10 failed after 8 s, and the next one in 4 s would be past the deadline of 10 s"
+    )
+
+
+def test_waits_are_values() -> None:
+    assert [Fixed(2)(n) for n in (1, 2, 3)] == [2, 2, 2]
+    assert [Linear(1, step=2, maximum=4)(n) for n in (1, 2, 3)] == [1, 3, 4]
+    assert [Exponential(1, maximum=5, jitter=0)(n) for n in (1, 2, 3, 4)] == [1, 2, 4, 5]
+    assert all(0.5 <= Exponential(1, jitter=0.5)(1) <= 1 for _ in range(100))
+    with pytest.raises(ValueError, match=r"^Retry\(attempts=0\): give a whole number, 1 or more$"):
+        Retry(attempts=0)
+    with pytest.raises(ValueError, match=r"^Retry\(deadline=-1\): give a number, 0 or more$"):
+        Retry(deadline=-1)

@@ -52,10 +52,10 @@ constraints: ## Pin the newest version of every package again
 	@$(CHECK_PYTHON)
 	rm -rf $(PINS)
 	$(PYTHON) -m venv $(PINS)
-	$(PINS)/$(PIP) install hatchling
+	$(PINS)/$(PIP) install hatchling setuptools
 	$(PINS)/$(PIP) install --no-build-isolation '.[cli,dev]'
 	sed '/^[^#]/,$$d' constraints.txt > $(PINS)/constraints.txt
-	$(PINS)/$(PIP) freeze --exclude stageflow >> $(PINS)/constraints.txt
+	$(PINS)/$(PIP) freeze --all --exclude stageflow --exclude pip >> $(PINS)/constraints.txt
 	mv $(PINS)/constraints.txt constraints.txt
 	rm -rf $(PINS)
 
@@ -64,11 +64,12 @@ clean: ## Remove what was installed, built and cached
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What a user has, and on top of it what a contributor needs: `make demo` waits for no type checker.
-# hatchling comes first and builds outside pip's isolation, so that it too is the pinned one.
+# hatchling comes first and builds outside pip's isolation, so that it too is the pinned one; so does
+# setuptools, for what is published as source alone: the one that Python 3.11 brings builds no wheels.
 $(VENV)/.cli: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/$(PIP) install -c constraints.txt hatchling
+	$(VENV)/$(PIP) install -c constraints.txt hatchling setuptools
 	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli]'
 	@touch $@
 

@@ -11,12 +11,12 @@ from ..context import PipelineContext, PipelineResults
 from ..context.results import Outcome
 from ..schema import SCHEMA_VERSION, PipelineWide, StageSummary, Terminal
 from ..stages import StageResult, StageStatus
+from ..timestamps import rfc3339
 from .critical_path import critical_path
 from .exceptions import exception_info
 from .plain import safe_text
 from .resource import resource
 from .run_record import RunRecord
-from .timestamps import rfc3339
 
 __all__ = ["pipeline_wide"]
 

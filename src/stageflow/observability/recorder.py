@@ -15,11 +15,11 @@ from ..events.channel import offer
 from ..events.counters import TALLY
 from ..stages import StageResult
 from ..telling import tell
+from ..timestamps import rfc3339
 from .emitter import WideEventEmitter
 from .plain import plain
 from .run_record import RunRecord
 from .stage_event import stage_event_id
-from .timestamps import rfc3339
 
 __all__ = ["RunRecorder"]
 

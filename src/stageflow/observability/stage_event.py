@@ -6,11 +6,11 @@ from ..clock import get_clock
 from ..context import PipelineContext
 from ..schema import SCHEMA_VERSION, StageWide
 from ..stages import StageResult
+from ..timestamps import rfc3339_pair
 from .exceptions import exception_info
 from .plain import plain, safe_text, text_key
 from .resource import resource
 from .run_record import RunRecord
-from .timestamps import rfc3339_pair
 
 __all__ = ["stage_event_id", "stage_wide"]
 

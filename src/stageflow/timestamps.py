@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
+from datetime import datetime
 
-__all__ = ["rfc3339", "rfc3339_pair"]
+__all__ = ["epoch_us", "rfc3339", "rfc3339_pair"]
 
 
 def rfc3339(epoch_us: int) -> str:
@@ -28,6 +29,18 @@ def rfc3339_pair(earlier_us: int, later_us: int) -> tuple[str, str]:
         "%s.%06dZ" % (prefix, fraction),  # noqa: UP031
         "%s.%06dZ" % (prefix, later) if later < 1_000_000 else rfc3339(later_us),  # noqa: UP031
     )
+
+
+def epoch_us(timestamp: str) -> int:
+    """Return such a timestamp as microseconds since the Unix epoch.
+
+    Example:
+        >>> epoch_us("2023-01-01T10:00:00.500000Z")
+        1672567200500000
+    """
+    moment = datetime.fromisoformat(timestamp)
+    # Whole numbers: a float of this size has lost the last microsecond.
+    return int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
 
 
 @functools.lru_cache(maxsize=256)

@@ -11,7 +11,10 @@ StageflowError
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
 ├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
 ├── RunFailedError               what `results.raise_on_failure()` raises; it carries the results
-└── MissingExtraError            a package of an extra is not installed (also an ImportError)
+├── MissingExtraError            a package of an extra is not installed (also an ImportError)
+├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
+├── RunNotFoundError             a journal has no such run (also a LookupError)
+└── CursorInUseError             another reader of the same name is at work
 """
 
 from __future__ import annotations
@@ -21,12 +24,15 @@ from typing import Any
 
 __all__ = [
     "CircuitOpenError",
+    "CursorInUseError",
     "DeadlineExceededError",
     "InputError",
+    "JournalNotFoundError",
     "MissingExtraError",
     "MissingInputError",
     "PipelineValidationError",
     "RunFailedError",
+    "RunNotFoundError",
     "StageFailedError",
     "StageOutputError",
     "StageTimeoutError",
@@ -171,6 +177,24 @@ class MissingExtraError(StageflowError, ImportError):
         super().__init__(
             f"{what} needs packages that are not installed", hint=f'pip install "stageflow[{extra}]"'
         )
+
+
+class JournalNotFoundError(StageflowError, FileNotFoundError):
+    """There is no journal at this path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"there is no journal at {path!r}",
+            hint="a journal is the directory that was given to JournalSink; `stageflow demo` writes one",
+        )
+
+
+class RunNotFoundError(StageflowError, LookupError):
+    """A journal has no such run, or more than one that fits."""
+
+
+class CursorInUseError(StageflowError):
+    """Another reader of the same name is at work."""
 
 
 def as_text(value: object) -> str:

@@ -1,4 +1,7 @@
-"""The shapes of the two wide events, typed and versioned; the published JSON Schemas come out of them."""
+"""The shapes of the two wide events, typed and versioned, and of the marks that a journal keeps beside them.
+
+The published JSON Schemas come out of them.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ __all__ = [
     "PipelineWide",
     "Relation",
     "Resource",
+    "RunClosed",
+    "RunOpen",
+    "StageOutline",
     "StageSummary",
     "StageWide",
     "Terminal",
@@ -172,6 +178,42 @@ class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
     resource: Resource
     trace: Trace | None
     sample_rate: Annotated[float, Meta(ge=1)]
+
+
+class StageOutline(Struct, frozen=True, gc=False, array_like=True):
+    """What is known of a stage before it runs; an array in JSON, for there is one for every stage."""
+
+    name: str
+    kind: str | None
+    dependencies: list[str]
+    optional: bool
+
+
+class RunOpen(Struct, frozen=True, gc=False, kw_only=True):
+    """The mark of a run's beginning: with it a journal can complete the record of one that was cut off.
+
+    `stages` may be JSON that is encoded already: a graph says the same for each of its runs.
+    """
+
+    event_id: str
+    started_at: Timestamp
+    pipeline_name: str
+    correlation_ids: CorrelationIds
+    pipeline_metadata: PipelineMetadata
+    parent_run_id: str | None
+    root_run_id: str | None
+    resource: Resource
+    trace: Trace
+    emits_stages: bool
+    emits_pipeline: bool
+    stages: list[StageOutline] | msgspec.Raw
+
+
+class RunClosed(Struct, frozen=True, gc=False):
+    """The mark of a run's end, for a run that leaves no `pipeline.wide` where it began."""
+
+    event_id: str
+    reason: str
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from ..telling import tell
 from . import loops
 from .counters import SinkStats
 from .event import Event
+from .lost import EventLost
 from .outbox import Item, Outbox
 
 __all__ = ["Channel", "channel_of", "channels", "default_method", "offer"]
@@ -68,19 +69,20 @@ class Channel:
         held = time.monotonic() - began
         if held > SLOW_SECONDS:
             self.blocked_for(held)
+        reason = error.reason if isinstance(error, EventLost) else "sink_error"
         rest = outcome if outcome is not None and inspect.isawaitable(outcome) else None
         # Once, when the call is over: so the counters hold at every moment, for one lock an event.
         with self._lock:
             self._offered += 1
             self._accepted += 1
             if error is not None:
-                self.dropped_some("sink_error", 1)
+                self.dropped_some(reason, 1)
             elif rest is None:
                 self._delivered += 1
             else:
                 self._in_call += 1
         if error is not None:
-            self.tell_dropped("sink_error", 1, error)
+            self.tell_dropped(reason, 1, error)
         if rest is not None:
             # A plain method that hands back an awaitable: the rest of it runs on the loop.
             self._enqueue(sink, rest, counted=True)

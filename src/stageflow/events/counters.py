@@ -22,7 +22,8 @@ class SinkStats(Struct, frozen=True):
         pending: Events taken on and not yet delivered or dropped.
         rejected: Events it did not take on, by reason: `queue_full`, `no_loop`.
         dropped: Events taken on and lost, by reason: `sink_error`, `sink_closed` (an error while
-            the loop was ending), `drain_timeout`, `loop_closed`.
+            the loop was ending), `drain_timeout`, `loop_closed`; by a journal also `disk_full`,
+            `journal_unwritable` and `line_too_long`.
         blocked_ms: Milliseconds for which the sink held up its caller or its loop, counted from
             50 ms a call.
     """

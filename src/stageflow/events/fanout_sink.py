@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..schema import RunClosed, RunOpen
 from .channel import channel_of, offer
 from .event import Event
+from .run_marks import mark, takes_marks
 from .sink import EventSink
 
 __all__ = ["FanoutEventSink"]
@@ -32,3 +34,11 @@ class FanoutEventSink(EventSink):
     def _take_event(self, event: Event) -> None:
         for sink in self.sinks:
             offer(sink, event)
+
+    def _takes_marks(self) -> bool:
+        return any(takes_marks(sink) for sink in self.sinks)
+
+    def _take_mark(self, what: RunOpen | RunClosed) -> None:
+        for sink in self.sinks:
+            if takes_marks(sink):
+                mark(sink, what)

@@ -1,98 +1,306 @@
-"""The first journal: every event on disk, by one write, before its emission returns."""
+"""The sink that writes the journal: every event on disk, by one write, before its emission returns."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import os
 import threading
-import time
 import weakref
+from typing import Any, Literal
 
+from msgspec.structs import replace
+
+from ..errors import describe
 from ..events import Event, EventSink
+from ..events.lost import EventLost
+from ..schema import PipelineWide, RunClosed, RunOpen
+from ..telling import tell
+from .disk import make_private, network_file_system, sync, sync_directory
+from .keeper import Keeper
+from .line import WriterClosed, encode_mark
+from .retention import Room
+from .writer import NO_ROOM, SegmentWriter
 
 __all__ = ["JournalSink"]
 
+log = logging.getLogger("stageflow.journal")
 
-_LOOK_EVERY_SECONDS = 0.1
-"""How often the journal looks whether its file is still there."""
+Fsync = Literal["never", "interval", "always"]
+
+_MOST_LOST = 10_000
+"""So many runs whose `pipeline.wide` could not be written are remembered until their end can be."""
+
+_MAKE_ROOM_EVERY = 30.0
+"""Seconds after which room is made even where no segment was begun."""
 
 
 class JournalSink(EventSink):
     """Appends each event as one line of JSON, `{"type": ..., "data": {...}}`, to a file of this process.
 
     One `write` hands the line to the operating system before emission returns, so a SIGKILL of
-    the process loses nothing. (A crash of the machine may: nothing is synced to the disk.)
+    the process loses nothing. Any number of processes and threads may write to one directory.
 
     Args:
-        path: Directory for the files; made, private to its owner, where there is none. A file's
-            name tells when it was opened, by which process, and ends in a random part:
-            `20261123T160028Z-p4711-9f3a61c2.ndjson`.
+        path: Directory for the files; made, private to its owner, where there is none. On a local
+            disk: on a network file system nobody can tell whether a writer lives.
+        fsync: What a crash of the *machine* may take. `"interval"`: what was emitted in the last
+            `fsync_interval` seconds; a thread syncs, no caller waits. `"never"`: what the kernel
+            has not written by itself, mostly the last 30 s. `"always"`: nothing; each emission
+            waits for the disk.
+        fsync_interval: Seconds; default 0.5.
+        segment_bytes: A file that would grow beyond this is followed by another; default 64 MiB,
+            and never more than an eighth of `max_bytes`.
+        segment_seconds: A file that is older is followed by another; default one hour.
+        max_bytes: Bound on the whole directory; default 4 GiB. Beyond it the oldest files are
+            deleted, records of failed runs last. None for no bound.
+        max_age: Seconds after which a file is deleted, once every cursor has read it; default
+            None, for no such end.
+        max_line_bytes: An event whose line would be longer is dropped; default 16,000,000, the
+            most that DuckDB reads as one object.
 
     Raises:
         OSError: The directory cannot be made.
+        ValueError: A bound is not a positive number, or `fsync` is none of the three.
 
     Example:
-        >>> JournalSink("journal")
+        >>> JournalSink("journal", fsync="always")
         <JournalSink 'journal'>
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fsync: Fsync = "interval",
+        fsync_interval: float = 0.5,
+        segment_bytes: int = 64 << 20,
+        segment_seconds: float = 3600.0,
+        max_bytes: int | None = 4 << 30,
+        max_age: float | None = None,
+        max_line_bytes: int = 16_000_000,
+    ) -> None:
+        if fsync not in ("never", "interval", "always"):
+            raise ValueError(f"JournalSink(fsync={fsync!r}); give 'never', 'interval' or 'always'")
+        for name, bound in (
+            ("fsync_interval", fsync_interval),
+            ("segment_bytes", segment_bytes),
+            ("segment_seconds", segment_seconds),
+            ("max_bytes", max_bytes),
+            ("max_age", max_age),
+            ("max_line_bytes", max_line_bytes),
+        ):
+            if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
+                raise ValueError(f"JournalSink({name}={bound!r}); give a number, more than 0")
         self.path = os.fspath(path)
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        # Reentrant: a signal handler may emit while its thread is writing.
-        self._lock = threading.RLock()
-        self._fd = -1
-        self._end = 0
-        self._looked = 0.0
+        self._options = {
+            "fsync": fsync,
+            "fsync_interval": fsync_interval,
+            "segment_bytes": segment_bytes,
+            "segment_seconds": segment_seconds,
+            "max_bytes": max_bytes,
+            "max_age": max_age,
+            "max_line_bytes": max_line_bytes,
+        }
+        self._fsync = fsync
+        self._interval = fsync_interval
+        self._segment_bytes = (
+            segment_bytes if max_bytes is None else min(segment_bytes, max(max_bytes // 8, 1))
+        )
+        self._segment_seconds = segment_seconds
+        self._room = Room(max_bytes, max_age)
+        self._max_line_bytes = max_line_bytes
+        make_private(self.path)
+        if (kind := network_file_system(self.path)) is not None:
+            tell(
+                log,
+                "journal %s is on a network file system (%s): keep it on a local disk, or runs of live"
+                " processes on other machines may be taken for crashed",
+                self.path,
+                kind,
+            )
+        self._start_afresh()
         _journals.add(self)
 
-    def _take_event(self, event: Event) -> None:
-        line = event.line()
-        with self._lock:
-            now = time.monotonic()
-            if now - self._looked > _LOOK_EVERY_SECONDS:
-                self._looked = now
-                if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
-                    self.close()  # somebody removed the file: what went into it would be lost
-            if self._fd < 0:
-                self._open()
-            written = os.write(self._fd, line)
-            if written == len(line):
-                self._end += written
-                return
-            # The disk is full: take the torn line back, so that the file stays whole lines.
-            os.ftruncate(self._fd, self._end)
-        raise OSError(f"journal {self.path!r}: no room left for an event of {len(line)} bytes")
+    def _start_afresh(self) -> None:
+        # Reentrant: a signal handler may emit while its thread is writing.
+        self._lock = threading.RLock()
+        self._syncing = threading.RLock()
+        self._writer = SegmentWriter(
+            self.path,
+            segment_bytes=self._segment_bytes,
+            segment_seconds=self._segment_seconds,
+            sync_each=self._fsync == "always",
+        )
+        self._in_sync: list[int] = []
+        self._keeper: Keeper | None = None
+        self._open_runs: set[str] = set()
+        self._lost: dict[str, str] = {}
+        self._since_room = 0.0
+        self._told: set[str] = set()
 
-    def _open(self) -> None:
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        opened = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name = f"{opened}-p{os.getpid()}-{os.urandom(4).hex()}.ndjson"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(os.path.join(self.path, name), flags, 0o600)
-        self._end = 0
+    # ------------------------------------------------------------ what the library calls
+
+    def _take_event(self, event: Event) -> None:
+        body = event.body
+        try:
+            self._write(event.line())
+        except EventLost as lost:
+            if type(body) is PipelineWide:
+                self._end_was_lost(body.event_id, str(lost))
+            raise
+        if type(body) is PipelineWide:
+            self._open_runs.discard(body.event_id)
+
+    def _takes_marks(self) -> bool:
+        return True
+
+    def _take_mark(self, mark: RunOpen | RunClosed) -> None:
+        line = encode_mark(mark)
+        if isinstance(mark, RunOpen) and len(line) > self._max_line_bytes:
+            line = encode_mark(replace(mark, stages=[]))  # its stages are then known from its events alone
+        try:
+            self._write(line)
+        except EventLost as lost:
+            # No event, and so counted nowhere: but whoever looks for crashed runs will miss this one.
+            self._tell_once("mark", f"the beginning or end of a run could not be marked: {lost}")
+            if isinstance(mark, RunClosed):
+                self._end_was_lost(mark.event_id, mark.reason)
+        else:
+            if isinstance(mark, RunOpen):
+                self._open_runs.add(mark.event_id)
+            else:
+                self._open_runs.discard(mark.event_id)
+
+    # ------------------------------------------------------------ writing
+
+    def _write(self, line: bytes) -> None:
+        if len(line) > self._max_line_bytes:
+            raise EventLost(
+                "line_too_long",
+                f"a line of {len(line):,} bytes is longer than the {self._max_line_bytes:,} that"
+                f" JournalSink({self.path!r}, max_line_bytes=...) allows",
+            )
+        try:
+            with self._lock:
+                self._writer.append(line)
+                if self._keeper is None or self._lost:
+                    self._catch_up()
+        except OSError as error:
+            full = error.errno in NO_ROOM
+            raise EventLost(
+                "disk_full" if full else "journal_unwritable",
+                f"journal {self.path!r} could not be written: {error.strerror or error}",
+            ) from error
+
+    def _catch_up(self) -> None:
+        """Start the keeper where there is none, and write down the ends that could not be written before."""
+        if self._keeper is None:
+            with contextlib.suppress(RuntimeError):  # the process is ending: nothing needs to be kept up
+                self._keeper = Keeper(self, self._interval)
+        while self._lost:
+            run_id, why = next(iter(self._lost.items()))
+            self._writer.append(encode_mark(RunClosed(run_id, why)))
+            del self._lost[run_id]
+            self._open_runs.discard(run_id)
+
+    def _end_was_lost(self, run_id: str, why: str) -> None:
+        # Without a word of its end, a run whose `pipeline.wide` was lost would be taken for crashed.
+        with self._lock:
+            if len(self._lost) < _MOST_LOST:
+                self._lost[run_id] = f"its pipeline.wide was lost: {why}"
+
+    # ------------------------------------------------------------ what is due now and then
+
+    def tend(self) -> None:
+        """Sync, close what is full, make room; called by the keeper's thread."""
+        try:
+            with self._syncing:
+                self._sync()
+                self._make_room()
+        except Exception as error:
+            self._tell_once(type(error).__name__, f"its upkeep failed: {describe(error)}")
+
+    def _sync(self) -> None:
+        with self._lock:
+            writer = self._writer
+            self._in_sync, writer.retired = writer.retired, []
+            # Closed by whoever has `_syncing` alone, so that it stays open while it is synced.
+            current = writer.fd if writer.unsynced else -1
+            writer.unsynced = False
+        try:
+            if self._fsync != "never":
+                for fd in (*self._in_sync, current):
+                    if fd >= 0:
+                        sync(fd)
+        finally:
+            while self._in_sync:
+                os.close(self._in_sync.pop())
+
+    def _make_room(self) -> None:
+        writer = self._writer
+        began = writer.began_segment
+        self._since_room += self._interval
+        if not began and self._since_room < _MAKE_ROOM_EVERY:
+            return
+        writer.began_segment = False
+        self._since_room = 0.0
+        if began and self._fsync != "never":
+            sync_directory(self.path)
+        self._room.make(self.path)
+
+    def _tell_once(self, what: str, text: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            tell(log, "journal %s: %s (said once)", self.path, text)
+
+    # ------------------------------------------------------------ ending
 
     def close(self) -> None:
-        """Close the file. A later event opens another one."""
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+        """Sync and close the files of this process. A later event opens another one.
+
+        While a run that began here is under way, nothing is closed: whoever reads the journal
+        would take it for crashed.
+        """
+        with self._syncing, self._lock:
+            with contextlib.suppress(OSError):
+                if self._lost:
+                    self._catch_up()
+                if self._writer.fd >= 0 and not self._open_runs:
+                    self._writer.append(encode_mark(WriterClosed()))
+                self._sync()
+            if self._open_runs:
+                return
+            if self._keeper is not None:
+                self._keeper.stop()
+            self._writer.close()
+            self._start_afresh()
 
     def _forget_parent(self) -> None:
-        # A forked child must never write into its parent's file; it opens one of its own.
-        self._lock = threading.RLock()
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
+        # A forked child must never write into its parent's files, and holds none of its locks: the
+        # lock on a file belongs to all who have it open, so it closes them, and unlocks nothing.
+        writer = self._writer
+        for fd in (writer.fd, *writer.retired, *self._in_sync):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self._start_afresh()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
+        if (writer := getattr(self, "_writer", None)) is not None:
+            writer.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process has a journal of the same directory, and segments of its own.
+        return _again, (self.path, self._options)
 
     def __repr__(self) -> str:
         return f"<JournalSink {self.path!r}>"
+
+
+def _again(path: str, options: dict[str, Any]) -> JournalSink:
+    return JournalSink(path, **options)
 
 
 _journals: weakref.WeakSet[JournalSink] = weakref.WeakSet()
@@ -103,4 +311,11 @@ def _forget_parent() -> None:
         journal._forget_parent()
 
 
+def _close_at_exit() -> None:
+    for journal in list(_journals):
+        journal.close()
+
+
 os.register_at_fork(after_in_child=_forget_parent)
+# Handlers run last in, first out: those of sinks, which may still emit, are registered after this.
+atexit.register(_close_at_exit)

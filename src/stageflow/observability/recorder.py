@@ -7,17 +7,22 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import Raw
+
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
 from ..errors import as_text, describe
 from ..events import Event, NoOpEventSink
 from ..events.channel import offer
 from ..events.counters import TALLY
+from ..events.run_marks import mark, takes_marks
+from ..schema import RunClosed, RunOpen
 from ..stages import StageResult
 from ..telling import tell
 from ..timestamps import rfc3339
 from .emitter import WideEventEmitter
 from .plain import plain
+from .resource import resource
 from .run_record import RunRecord
 from .stage_event import stage_event_id
 
@@ -37,7 +42,7 @@ class RunRecorder:
         pipeline: Emit `pipeline.wide`.
     """
 
-    __slots__ = ("_context", "_emitter", "_pipeline", "_record", "interrupt", "stages")
+    __slots__ = ("_context", "_emitter", "_marked", "_pipeline", "_record", "disowned", "interrupt", "stages")
 
     def __init__(
         self,
@@ -53,10 +58,52 @@ class RunRecorder:
         self._emitter = emitter
         self.stages = stages
         self._pipeline = pipeline
+        self._marked: Any = None
+        self.disowned = False
         self.interrupt: BaseException | None = None
         """A `KeyboardInterrupt` or `SystemExit` out of an emitter, for the run to pass on."""
         if type(emitter) is not WideEventEmitter:
             record.emitted = set()
+
+    def run_started(self, stages: Raw, started_ns: int) -> None:
+        """Mark the run's beginning in a sink that keeps such marks.
+
+        Args:
+            stages: The outline of every stage, as JSON.
+            started_ns: When, in nanoseconds since the epoch.
+        """
+        if not (self.stages or self._pipeline):
+            return
+        try:
+            sink = self._emitter.event_sink
+            if not takes_marks(sink):
+                return
+            record = self._record
+            correlation_ids, metadata = record.identity(self._context)
+            opened = RunOpen(
+                event_id=record.run_id,
+                started_at=rfc3339(started_ns // 1000),
+                pipeline_name=record.pipeline_name,
+                correlation_ids=correlation_ids,
+                pipeline_metadata=metadata,
+                parent_run_id=record.parent_run_id,
+                root_run_id=record.root_run_id,
+                resource=resource(),
+                trace=record.trace.of_run(),
+                emits_stages=self.stages,
+                emits_pipeline=self._pipeline,
+                stages=stages,
+            )
+            self._marked = sink
+            mark(sink, opened)
+        except Exception as error:
+            tell(log, "the beginning of run %s could not be marked: %s", self._record.run_id, describe(error))
+
+    def disown(self) -> None:
+        """Emit nothing more: this is a forked child, and the run is its parent's."""
+        self.disowned = True
+        self.stages = self._pipeline = False
+        self._marked = None
 
     def stage_ended(self, result: StageResult) -> None:
         """Emit `stage.wide` for an attempt that was retried, or for a stage's end."""
@@ -73,8 +120,29 @@ class RunRecorder:
 
     def run_ended(self, results: PipelineResults) -> None:
         """Emit `pipeline.wide`."""
+        if self._pipeline:
+            self._emit_pipeline(results)
+        if self._marked is not None:
+            self._close_mark()
+
+    def _close_mark(self) -> None:
+        """Have the sink that was told of the run's beginning hear of its end, if not by `pipeline.wide`."""
+        sink, emitted, run_id = self._marked, self._record.emitted, self._record.run_id
+        try:
+            moved = self._emitter.event_sink is not sink
+        except Exception:
+            moved = False
         if not self._pipeline:
+            reason = "its graph was built without pipeline.wide"
+        elif moved:
+            reason = "its events went to another sink by then"
+        elif emitted is not None and run_id not in emitted:
+            reason = "its emitter kept pipeline.wide back"
+        else:
             return
+        mark(sink, RunClosed(run_id, reason))
+
+    def _emit_pipeline(self, results: PipelineResults) -> None:
         emitter, context = self._emitter, self._context
         try:
             emitter.emit_pipeline_wide(results, context)
@@ -123,7 +191,7 @@ class RunRecorder:
         A key of the stage that is also one of ours is kept under `payload`.
         """
         sink = self._emitter.event_sink
-        if builtins.type(sink) is NoOpEventSink:
+        if builtins.type(sink) is NoOpEventSink or self.disowned:
             return
         record = self._record
         correlation_ids, metadata = record.identity(self._context)

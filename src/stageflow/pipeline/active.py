@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Protocol
 
@@ -36,6 +37,8 @@ class Running(Protocol):
     run_id: str
 
     def stages_under_way(self) -> tuple[str, ...]: ...
+
+    def disown(self) -> None: ...
 
 
 # Weakly: a run whose coroutine is dropped with its loop must still be collected, and so end.
@@ -73,3 +76,14 @@ def active_runs() -> list[ActiveRun]:
         if (run := known()) is not None
     ]
     return sorted(found, key=lambda run: -run.running_ms)
+
+
+def _disown_parents() -> None:
+    # A forked child may go on in the middle of a run. The record of it is its parent's to write.
+    for known in list(_running):
+        if (run := known()) is not None:
+            run.disown()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_disown_parents)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from ..observability import WideEventEmitter
+from ..schema import StageOutline
 from .node import Around, Node, compile_nodes
 from .spec import StageSpec
 
@@ -28,6 +31,7 @@ class Plan:
         max_concurrency: How many stages of a run may be under way at once; None for no limit.
         grace: Seconds that a cancelled stage has to end.
         limited: True where a stage takes places at a shared limit.
+        outline: The stages as a mark of a run's beginning has them, in JSON.
     """
 
     def __init__(
@@ -56,6 +60,19 @@ class Plan:
         self.max_concurrency = max_concurrency
         self.grace = grace
         self.limited = any(node.limit is not None for node in self.nodes)
+        self.outline = msgspec.Raw(
+            msgspec.json.encode(
+                [
+                    StageOutline(
+                        node.name,
+                        node.kind.value if node.kind else None,
+                        list(node.dependencies),
+                        node.optional,
+                    )
+                    for node in self.nodes
+                ]
+            )
+        )
         self._ancestors: dict[int, frozenset[str]] = {}
 
     def ancestors(self, index: int) -> frozenset[str]:

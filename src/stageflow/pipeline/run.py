@@ -103,6 +103,7 @@ class Run:
         if self.deadline is not None:
             self.limits.append(self.loop.call_later(self.deadline, self._out_of_time))
         active.entered(self)
+        self.recorder.run_started(self.plan.outline, self.began + self.origin)
         self.workers.queue.extend(self.plan.roots)
         self.workers.start()
         cancelled: asyncio.CancelledError | None = None
@@ -144,6 +145,10 @@ class Run:
         self._finish()
 
     # ------------------------------------------------------------ starting stages
+
+    def disown(self) -> None:
+        """See `Running.disown`."""
+        self.recorder.disown()
 
     def stages_under_way(self) -> tuple[str, ...]:
         """See `ActiveRun.stages`."""

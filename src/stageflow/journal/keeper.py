@@ -1,0 +1,40 @@
+"""The thread of a journal that syncs what was written, closes what is full, and makes room."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Protocol
+
+__all__ = ["Keeper"]
+
+
+class Kept(Protocol):
+    """A journal, as far as its keeper needs it."""
+
+    def tend(self) -> None:
+        """Do what is due. It never raises."""
+        ...
+
+
+class Keeper:
+    """Calls `tend` of a journal every so many seconds, in a daemon thread, while the journal exists."""
+
+    def __init__(self, journal: Kept, seconds: float) -> None:
+        self._stopped = threading.Event()
+        # Weakly: a journal that nobody has any more is closed, and its thread ends.
+        self._journal = weakref.ref(journal)
+        self._seconds = seconds
+        threading.Thread(target=self._run, name="stageflow-journal", daemon=True).start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            journal = self._journal()
+            if journal is None:
+                return
+            journal.tend()
+            del journal
+
+    def stop(self) -> None:
+        """Let the thread end; what it is doing it does to its end."""
+        self._stopped.set()

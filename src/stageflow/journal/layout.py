@@ -1,0 +1,111 @@
+"""What lies where in a journal's directory, and how its files are named.
+
+    journal/
+        20261123T160028Z-p4711-9f3a61c2-000001.ndjson        a segment: events, one a line
+        20261123T160028Z-p4711-9f3a61c2-000002.ndjson        the next one of the same writer
+        20261123T154411Z-p4690-01b77a3e-000001.kept.ndjson   what was kept of a segment when room was made
+        cursors/archive.json                                 how far the reader "archive" has come
+        broken/...-000001.ndjson-81920                       a line that is no JSON, kept aside
+        deleted.json                                         what was deleted so far, counted
+        lock                                                 held by whoever makes room
+
+A writer is one sink in one process. Its name says when it began, and its pid; the random part makes
+it unique. As long as it lives it holds a lock (`flock`) on the newest of its segments.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+__all__ = [
+    "BROKEN",
+    "CURSORS",
+    "DELETED",
+    "LOCK",
+    "Segment",
+    "Writers",
+    "list_writers",
+    "new_writer",
+    "segment_name",
+]
+
+CURSORS = "cursors"
+BROKEN = "broken"
+DELETED = "deleted.json"
+LOCK = "lock"
+
+_SEGMENT = re.compile(r"(\d{8}T\d{6}Z-p(\d+)-[0-9a-f]{8})-(\d{6,})(\.kept)?\.ndjson")
+
+
+class Segment(Struct, frozen=True):
+    """One file of a writer.
+
+    Attributes:
+        path: Where it is.
+        writer: Name of the writer.
+        pid: Process id of the writer.
+        sequence: 1 for the first segment of a writer; events of a run stand in this order.
+        kept: True where only records of failed runs are left in it.
+    """
+
+    path: str
+    writer: str
+    pid: int
+    sequence: int
+    kept: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the file, as it was when it was written."""
+        return segment_name(self.writer, self.sequence)
+
+
+Writers = dict[str, list[Segment]]
+"""The segments of each writer, in order, oldest writer first."""
+
+
+def new_writer() -> str:
+    """Return the name of a new writer in this process."""
+    began = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return f"{began}-p{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
+    """Return the name of a segment's file.
+
+    Example:
+        >>> segment_name("20261123T160028Z-p4711-9f3a61c2", 2)
+        '20261123T160028Z-p4711-9f3a61c2-000002.ndjson'
+    """
+    return f"{writer}-{sequence:06d}{'.kept' if kept else ''}.ndjson"
+
+
+def list_writers(directory: str) -> Writers:
+    """Return every segment that a directory has now.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _by_writer(directory, os.listdir(directory))
+
+
+def _by_writer(directory: str, names: Iterable[str]) -> Writers:
+    found: dict[tuple[str, int], Segment] = {}
+    for name in names:
+        match = _SEGMENT.fullmatch(name)
+        if match is None:
+            continue
+        writer, pid, sequence, kept = match.groups()
+        segment = Segment(os.path.join(directory, name), writer, int(pid), int(sequence), bool(kept))
+        # Both are there for the moment between the making of the one and the removal of the other.
+        if segment.kept or (writer, segment.sequence) not in found:
+            found[writer, segment.sequence] = segment
+    writers: Writers = {}
+    for key in sorted(found):
+        writers.setdefault(key[0], []).append(found[key])
+    return writers

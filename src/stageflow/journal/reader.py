@@ -1,0 +1,282 @@
+"""Reads a journal from where it stopped: at least once, in the order of each run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import weakref
+from collections.abc import Iterator
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ..errors import CursorInUseError, JournalNotFoundError
+from . import cursor_file
+from .cursor_file import CursorFile, Position
+from .disk import lock_file, make_private
+from .layout import BROKEN, CURSORS, Segment, list_writers
+from .recovery import recover
+from .segment import LineAt, decode, read_kept, read_piece
+
+__all__ = ["Entry", "JournalReader"]
+
+_LOOK_EVERY_SECONDS = 1.0
+"""How often a reader looks for writers that died."""
+
+_POLL_SECONDS = 0.05
+"""How often a reader that waits looks for something new."""
+
+
+class Entry(Struct, frozen=True):
+    """One event, as the journal has it.
+
+    Attributes:
+        type: "stage.wide", "pipeline.wide", or that of an event of the application's own.
+        json: The event's data, as JSON.
+        writer: Which writer wrote it.
+    """
+
+    type: str
+    json: bytes
+    writer: str
+
+    def data(self) -> dict[str, Any] | None:
+        """Return the event's data.
+
+        Raises:
+            msgspec.DecodeError: It is no JSON after all.
+        """
+        return msgspec.json.decode(self.json, type=dict[str, Any] | None)
+
+
+class JournalReader:
+    """Reads the events of every writer of a journal, also of those that go on writing.
+
+    Events of one run come in the order of their emission; runs of different processes in none. A
+    run whose process died is completed on the way: `outcome: crashed`.
+
+    A reader with a name resumes where `commit()` was last called: what it had read since then, it
+    reads again. It holds no writer up; only the deletion of old files waits for it, and that not
+    beyond the journal's `max_bytes`.
+
+    Args:
+        path: Directory of the journal.
+        name: Under which positions are stored; default None, for a reader that begins afresh.
+        at_end: Begin behind what is there now, where the reader has no position yet.
+
+    Attributes:
+        events: How many events it has read; with a name, since the name was first used.
+        broken: How many lines it left out because they were no JSON. Each is kept in `broken/`.
+        torn: How many last lines it left out because their writer died while it wrote them.
+        missed: How many files were deleted before it had read them to their end.
+
+    Raises:
+        JournalNotFoundError: There is no such directory.
+        CursorInUseError: Another reader of this name is at work.
+        ValueError: The name has other characters than letters, digits, ".", "_" and "-", or the
+            stored positions cannot be read.
+
+    Example:
+        with JournalReader("journal", "warehouse") as reader:
+            while entries := reader.read():
+                load([entry.data() for entry in entries])
+                reader.commit()
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], name: str | None = None, *, at_end: bool = False
+    ) -> None:
+        self.path = os.fspath(path)
+        self.name = name
+        self._lock = -1
+        if not os.path.isdir(self.path):
+            raise JournalNotFoundError(self.path)
+        cursor = CursorFile()
+        if name is not None:
+            self._lock = self._claim(cursor_file.check_name(name))
+            cursor = cursor_file.load(self.path, name)
+        self.events = cursor.events
+        self.broken = cursor.broken
+        self.torn = cursor.torn
+        self.missed = cursor.missed
+        self._positions: dict[str, Position] = dict(cursor.positions)
+        self._closed: set[str] = set()
+        self._looked = -_LOOK_EVERY_SECONDS
+        self._ahead: Iterator[Entry] | None = None
+        if at_end and not self._positions:
+            for writer, segments in list_writers(self.path).items():
+                self._positions[writer] = (segments[-1].sequence, os.path.getsize(segments[-1].path))
+        _readers.add(self)
+
+    def _claim(self, name: str) -> int:
+        make_private(os.path.join(self.path, CURSORS))
+        path = os.path.join(self.path, CURSORS, f"{name}.lock")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if lock_file(fd):
+            os.truncate(fd, 0)
+            os.write(fd, b"%d" % os.getpid())
+            return fd
+        pid = os.read(fd, 20).decode() or "?"
+        os.close(fd)
+        raise CursorInUseError(
+            f"reader {name!r} of journal {self.path!r} is at work in process {pid}",
+            hint="a name serves one reader at a time; give this one another name",
+        )
+
+    # ------------------------------------------------------------ reading
+
+    def read(self, most: int = 1000, *, timeout: float = 0.0) -> list[Entry]:
+        """Return the next events, as soon as there are any.
+
+        Args:
+            most: How many at most.
+            timeout: Seconds to wait for the first; default 0. It blocks: call it in a thread of
+                its own from asynchronous code.
+
+        Returns:
+            No events when there are no more for now.
+
+        Raises:
+            OSError: The journal cannot be read.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            if self._ahead is None:
+                self._complete_crashed()
+                self._ahead = self._entries()
+            found: list[Entry] = []
+            try:
+                # One by one: what came before a fault is handed out, for its position has gone on.
+                for entry in islice(self._ahead, most):
+                    found.append(entry)  # noqa: PERF402
+            except FileNotFoundError:
+                self._ahead = None  # a file was deleted under way: look again what there is
+                if not found:
+                    continue
+            if len(found) < most:
+                self._ahead = None
+            self.events += len(found)
+            left = deadline - time.monotonic()
+            if found or left <= 0:
+                return found
+            time.sleep(min(_POLL_SECONDS, left))
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Return every event that there is now."""
+        while found := self.read():
+            yield from found
+
+    def _complete_crashed(self) -> None:
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY_SECONDS:
+            self._looked = now
+            # Who may read a journal but not write it reads it as it stands.
+            with contextlib.suppress(OSError):
+                recover(self.path, closed=self._closed)
+
+    def _entries(self) -> Iterator[Entry]:
+        # Listed before anything is read: a segment that has a successor by now is complete.
+        writers = list_writers(self.path)
+        for gone in self._positions.keys() - writers.keys():
+            del self._positions[gone]
+        for writer, segments in writers.items():
+            for segment in segments:
+                at, offset = self._positions.get(writer, (0, 0))
+                if segment.sequence < at:
+                    continue
+                if segment.sequence > at:
+                    self.missed += segment.sequence - at if at else 0
+                    offset = 0
+                complete = segment is not segments[-1]
+                yield from self._entries_of(segment, offset, complete)
+                if complete:
+                    self._positions[writer] = (segment.sequence + 1, 0)
+
+    def _entries_of(self, segment: Segment, offset: int, complete: bool) -> Iterator[Entry]:
+        if segment.kept and offset < read_kept(segment).size:
+            self.missed += 1  # but for what was kept of it
+        while True:
+            piece = read_piece(segment, offset)
+            for line in piece.lines:
+                entry = self._entry(segment, line)
+                # Set before the event is handed out: what `read` returned is what `commit` stores.
+                self._positions[segment.writer] = (segment.sequence, line.offset + len(line.text) + 1)
+                if entry is not None:
+                    yield entry
+            if piece.end == offset:
+                self.torn += complete and piece.torn > 0
+                return
+            offset = piece.end
+            self._positions[segment.writer] = (segment.sequence, offset)
+
+    def _entry(self, segment: Segment, line: LineAt) -> Entry | None:
+        found = decode(line.text)
+        if found is not None and isinstance(found.data, Raw):
+            return Entry(found.type, bytes(found.data), segment.writer)
+        # A line of blanks is where a repair took a broken one out.
+        if (found is None and not line.text.isspace()) or (found and not isinstance(found.journal, Raw)):
+            self.broken += 1
+            self._keep_aside(segment, line)
+        return None
+
+    def _keep_aside(self, segment: Segment, line: LineAt) -> None:
+        with contextlib.suppress(OSError):  # another reader has done it, or nothing can be written here
+            make_private(os.path.join(self.path, BROKEN))
+            path = os.path.join(self.path, BROKEN, f"{segment.name}-{line.offset}")
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(line.text + b"\n")
+
+    # ------------------------------------------------------------ the position
+
+    def commit(self) -> None:
+        """Store that all that was read so far is done with. It is safe against a crash of the machine.
+
+        Raises:
+            ValueError: The reader has no name.
+            OSError: It could not be written; what was stored before stands.
+        """
+        if self.name is None:
+            raise ValueError('a reader without a name has no position to store; JournalReader(path, "name")')
+        cursor_file.store(
+            self.path,
+            self.name,
+            CursorFile(self._positions, self.events, self.broken, self.torn, self.missed),
+        )
+
+    def close(self) -> None:
+        """Let another reader have the name. What was not committed will be read again."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<JournalReader {self.path!r}{f' {self.name!r}' if self.name else ''}>"
+
+
+_readers: weakref.WeakSet[JournalReader] = weakref.WeakSet()
+
+
+def _forget_parent() -> None:
+    # A forked child would hold its parent's lock as long as it lives.
+    for reader in list(_readers):
+        reader.close()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

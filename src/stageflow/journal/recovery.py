@@ -1,0 +1,151 @@
+"""Completes what a writer that died left open, once, however many look for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import msgspec
+
+from ..events import Event
+from ..schema import CorrelationIds, RunOpen
+from ..timestamps import rfc3339
+from .disk import is_locked, only_one, replace_file
+from .layout import LOCK, Segment, list_writers, segment_name
+from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, STAGE_WIDE, WRITER_CLOSED, WriterClosed, encode_mark
+from .segment import decode, ends_with, find_lines
+from .unfinished import UnfinishedRun
+
+__all__ = ["open_runs", "recover", "writer_is_closed", "writer_lives"]
+
+
+def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
+    """Complete the record of every run whose process died, and return the ids of those runs.
+
+    Args:
+        directory: Of the journal.
+        closed: Writers that are known to have ended; what is found is added.
+
+    Of several who try at the same time one does it. What it writes becomes the last segment of
+    the writer that died, and appears at once or not at all.
+
+    Raises:
+        OSError: The directory cannot be read or written.
+    """
+    closed = set() if closed is None else closed
+    if not [segments for segments in list_writers(directory).values() if _died(segments, closed)]:
+        return []
+    crashed: list[str] = []
+    with only_one(os.path.join(directory, LOCK)) as alone:
+        if alone:
+            for segments in list_writers(directory).values():
+                if _died(segments, closed):
+                    crashed += _adopt(directory, segments)
+    return crashed
+
+
+def writer_is_closed(segments: list[Segment]) -> bool:
+    """Tell whether a writer ended by itself, or was completed."""
+    return ends_with(segments[-1], WRITER_CLOSED)
+
+
+def writer_lives(segments: list[Segment]) -> bool:
+    """Tell whether the process of a writer holds its lock."""
+    return is_locked(segments[-1].path)
+
+
+def _died(segments: list[Segment], closed: set[str]) -> bool:
+    writer = segments[-1].writer
+    if writer in closed:
+        return False
+    try:
+        if writer_is_closed(segments):
+            closed.add(writer)
+            return False
+        if writer_lives(segments):
+            return False
+    except FileNotFoundError:
+        return False  # deleted meanwhile
+    # It may have gone on in another segment since the directory was listed.
+    last = segments[-1]
+    directory = os.path.dirname(last.path)
+    following = segment_name(last.writer, last.sequence + 1)
+    return not os.path.exists(os.path.join(directory, following))
+
+
+def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
+    """Return the runs that began in the segments of a writer and did not end there, by id.
+
+    Raises:
+        OSError: A segment cannot be read.
+    """
+    segments = list(segments)
+    found: dict[str, RunOpen] = {}
+    first: dict[str, int] = {}
+    for number, segment in enumerate(segments):
+        for text in find_lines(segment, RUN_OPEN, RUN_CLOSED, PIPELINE_WIDE):
+            if not text.startswith(RUN_OPEN):
+                found.pop(_event_id(text), None)
+            elif (opened := _opened(text)) is not None:
+                found[opened.event_id] = opened
+                first[opened.event_id] = number
+    if not found:
+        return {}
+    stages: dict[str, list[msgspec.Raw]] = {run_id: [] for run_id in found}
+    for segment in segments[min(first[run_id] for run_id in found) :]:
+        for text in find_lines(segment, RUN_OPEN, STAGE_WIDE):
+            if text.startswith(RUN_OPEN):
+                if (run_id := _event_id(text)) in stages:
+                    stages[run_id].clear()  # what came before was an earlier run of the same id
+            elif (event := decode(text)) is not None and isinstance(event.data, msgspec.Raw):
+                known = stages.get(_head(event.data).correlation_ids.pipeline_run_id or "")
+                if known is not None:
+                    known.append(event.data)
+    return {run_id: UnfinishedRun(opened, stages[run_id]) for run_id, opened in found.items()}
+
+
+def _adopt(directory: str, segments: list[Segment]) -> list[str]:
+    """Write the last segment of a writer that died: the ends of its open runs, and its own."""
+    last = segments[-1]
+    died_us = os.stat(last.path).st_mtime_ns // 1000
+    lines: list[bytes] = []
+    crashed = open_runs(segments)
+    for run in crashed.values():
+        resource = run.opened.resource
+        why = (
+            f"its process ended before it did (pid {resource.pid} on {resource.host},"
+            f" last written to the journal at {rfc3339(died_us)})"
+        )
+        lines += [Event(type, body).line() for type, body in run.complete(why, died_us)]
+    lines.append(encode_mark(WriterClosed(adopted_by=os.getpid(), crashed=len(crashed))))
+    name = segment_name(last.writer, last.sequence + 1)
+    replace_file(os.path.join(directory, name), b"".join(lines))
+    return list(crashed)
+
+
+class _Head(msgspec.Struct):
+    """As much of an event or a mark as names its run."""
+
+    event_id: str = ""
+    correlation_ids: CorrelationIds = CorrelationIds()
+
+
+_head = msgspec.json.Decoder(_Head).decode
+
+
+def _event_id(text: bytes) -> str:
+    line = decode(text)
+    if line is None:
+        return ""
+    body = line.data if isinstance(line.data, msgspec.Raw) else line.journal
+    return _head(body).event_id if isinstance(body, msgspec.Raw) else ""
+
+
+def _opened(text: bytes) -> RunOpen | None:
+    line = decode(text)
+    if line is None or not isinstance(line.journal, msgspec.Raw):
+        return None
+    try:
+        return msgspec.json.decode(line.journal, type=RunOpen)
+    except msgspec.DecodeError:
+        return None

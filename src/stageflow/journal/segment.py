@@ -1,0 +1,173 @@
+"""Reads one segment: whole lines from any point of it, those that are broken apart from the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from .layout import Segment
+from .line import Kept, Line, decode_line
+
+__all__ = [
+    "LineAt",
+    "Piece",
+    "decode",
+    "ends_with",
+    "find_lines",
+    "lines_with",
+    "read_kept",
+    "read_lines",
+    "read_piece",
+]
+
+_CHUNK = 4 << 20
+_TAIL = 4096
+
+
+class LineAt(Struct, frozen=True, gc=False):
+    """One line, without its newline, and where it began."""
+
+    offset: int
+    text: bytes
+
+
+class Piece(Struct, frozen=True):
+    """What was read of a segment at once.
+
+    Attributes:
+        lines: Whole lines, in order.
+        end: Where the next piece begins.
+        torn: Bytes after the last newline of the file. Its writer may be about to write the rest,
+            or it died.
+    """
+
+    lines: list[LineAt]
+    end: int
+    torn: int
+
+
+def read_piece(segment: Segment, offset: int, most_bytes: int = _CHUNK) -> Piece:
+    """Return whole lines from `offset` on: about `most_bytes` of them, and at least one where there is one.
+
+    Offsets are those of the segment as it was written, also where little of it was kept.
+
+    Raises:
+        FileNotFoundError: The segment was deleted.
+        OSError: It cannot be read.
+    """
+    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if segment.kept:
+            return _read_kept_piece(fd, offset)
+        data = os.pread(fd, most_bytes, offset)
+        end = data.rfind(b"\n") + 1
+        while not end and len(data) >= most_bytes:  # a line that is longer than that
+            most_bytes *= 2
+            data = os.pread(fd, most_bytes, offset)
+            end = data.rfind(b"\n") + 1
+    finally:
+        os.close(fd)
+    torn = len(data) - end if len(data) < most_bytes else 0
+    return Piece(_split(data[:end], offset), offset + end, torn)
+
+
+def _split(data: bytes, offset: int) -> list[LineAt]:
+    lines = []
+    for text in data.split(b"\n"):
+        if text:
+            lines.append(LineAt(offset, text))
+        offset += len(text) + 1
+    return lines
+
+
+def _read_kept_piece(fd: int, offset: int) -> Piece:
+    with open(fd, "rb", closefd=False) as file:
+        kept, texts = _kept(file.readline()), file.read().split(b"\n")
+    lines = [LineAt(at, text) for at, text in zip(kept.offsets, texts, strict=False) if at >= offset]
+    return Piece(lines, kept.size, 0)
+
+
+def read_kept(segment: Segment) -> Kept:
+    """Return the first line of a segment of which only a part was kept."""
+    with open(segment.path, "rb") as file:
+        return _kept(file.readline())
+
+
+def _kept(text: bytes) -> Kept:
+    line = decode_line(text)
+    assert isinstance(line.journal, msgspec.Raw)
+    return msgspec.json.decode(line.journal, type=Kept)
+
+
+def read_lines(segment: Segment, offset: int = 0) -> Iterator[LineAt]:
+    """Return every whole line of a segment."""
+    while True:
+        piece = read_piece(segment, offset)
+        if piece.end == offset:
+            return
+        yield from piece.lines
+        offset = piece.end
+
+
+def find_lines(segment: Segment, *beginnings: bytes) -> Iterator[bytes]:
+    """Return the whole lines that begin so, in the order of the file; the others are not looked at.
+
+    The file is searched as bytes, which costs a small part of going through it line by line.
+    """
+    wanted = [b"\n" + beginning for beginning in beginnings]
+    for data in _chunks(segment):
+        found = sorted(at for beginning in wanted for at in _places(data, beginning))
+        for at in found:
+            yield data[at + 1 : data.index(b"\n", at + 1)]
+
+
+def _chunks(segment: Segment) -> Iterator[bytes]:
+    """Return the whole lines of a segment, many at once, with a newline before the first of them."""
+    with open(segment.path, "rb", buffering=0) as file:
+        rest = b"\n"
+        while read := file.read(_CHUNK):
+            data = rest + read
+            end = data.rfind(b"\n")
+            yield data[: end + 1]
+            rest = data[end:]
+
+
+def _places(data: bytes, wanted: bytes) -> Iterator[int]:
+    at = data.find(wanted)
+    while at >= 0:
+        yield at
+        at = data.find(wanted, at + 1)
+
+
+def lines_with(segment: Segment, part: bytes) -> Iterator[bytes]:
+    """Return the whole lines in which these bytes stand, in the order of the file."""
+    for data in _chunks(segment):
+        after = 0
+        for at in _places(data, part):
+            if at >= after:
+                after = data.index(b"\n", at)
+                yield data[data.rindex(b"\n", 0, at) + 1 : after]
+
+
+def ends_with(segment: Segment, beginning: bytes) -> bool:
+    """Tell whether the last line of a segment is whole and begins so."""
+    with open(segment.path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        tail = file.read()
+    if not tail.endswith(b"\n"):
+        return False
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :].startswith(beginning)
+
+
+def decode(text: bytes) -> Line | None:
+    """Return a line, or None for one that is broken."""
+    try:
+        if not text.isascii():
+            text.decode()
+        return decode_line(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

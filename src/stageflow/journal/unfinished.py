@@ -1,0 +1,219 @@
+"""Completes the record of a run that was cut off, from what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from ..ids import format_span_id
+from ..schema import (
+    SCHEMA_VERSION,
+    PipelineWide,
+    RunOpen,
+    StageOutline,
+    StageSummary,
+    StageWide,
+    Terminal,
+    Trace,
+)
+from ..timestamps import epoch_us, rfc3339, rfc3339_pair
+
+__all__ = ["KnownStage", "UnfinishedRun"]
+
+
+class KnownStage(Struct):
+    """What the journal has of one stage of a run that did not end.
+
+    Attributes:
+        outline: What the run's beginning said of it.
+        retried: How many of its attempts were retried.
+        end: Its terminal event, or None.
+        last_ended_us: When its last attempt that is known ended, in microseconds since the epoch.
+    """
+
+    outline: StageOutline
+    retried: int = 0
+    end: _Ended | None = None
+    last_ended_us: int = 0
+
+
+class _Ended(Struct):
+    """As much of a `stage.wide` as the rest of the record depends on."""
+
+    stage_name: str
+    status: str
+    duration_ms: float
+    ended_at: str
+    error: str | None
+
+
+class UnfinishedRun:
+    """A run of which the beginning is known, and not the end.
+
+    Attributes:
+        opened: The mark of its beginning.
+        stages: What is known of each stage, by name, in the order of the pipeline.
+    """
+
+    def __init__(self, opened: RunOpen, stage_events: Iterable[msgspec.Raw | bytes]) -> None:
+        self.opened = opened
+        outlines = cast("list[StageOutline]", opened.stages)
+        self.stages = {outline.name: KnownStage(outline) for outline in outlines}
+        for event in stage_events:
+            self._take(msgspec.json.decode(event, type=_Ended))
+
+    def _take(self, event: _Ended) -> None:
+        stage = self.stages.get(event.stage_name)
+        if stage is None:  # the mark was too long to name its stages
+            stage = self.stages[event.stage_name] = KnownStage(
+                StageOutline(event.stage_name, None, [], False)
+            )
+        stage.last_ended_us = epoch_us(event.ended_at)
+        if event.status == "RETRY":
+            stage.retried += 1
+        else:
+            stage.end = event
+
+    def last_known_us(self) -> int:
+        """Return when the last thing happened that is known, in microseconds since the epoch."""
+        ends = (stage.last_ended_us for stage in self.stages.values())
+        return max(epoch_us(self.opened.started_at), *ends, 0)
+
+    def complete(self, why: str, ended_us: int) -> Iterator[tuple[str, Struct]]:
+        """Return the events that the run did not live to emit, type and body, in order.
+
+        Args:
+            why: Why it ended, for people.
+            ended_us: When, in microseconds since the epoch; never before what is known to have happened.
+        """
+        opened = self.opened
+        started_us = epoch_us(opened.started_at)
+        ended_us = max(ended_us, self.last_known_us())
+        if opened.emits_stages:
+            for index, stage in enumerate(self.stages.values()):
+                if stage.end is None:
+                    yield "stage.wide", self._end_of(stage, index, started_us, ended_us)
+        if opened.emits_pipeline:
+            yield "pipeline.wide", self._end(why, started_us, ended_us)
+
+    def _end_of(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
+        opened, outline = self.opened, stage.outline
+        ready_us, reason = self._how_far(stage, started_us, ended_us)
+        at, _ = rfc3339_pair(ended_us, ended_us)
+        # One that was tried before gets a number of its own: the last one belongs to its RETRY event.
+        attempt = stage.retried + 1 if stage.retried else 0
+        waited = (ended_us - ready_us) / 1000
+        trace = opened.trace
+        span = int(trace.span_id, 16) + (index << 16) + attempt + 1
+        return StageWide(
+            stage_name=outline.name,
+            status="CANCEL",
+            duration_ms=0.0,
+            started_at=at,
+            ended_at=at,
+            error=None,
+            data_keys=[],
+            artifacts_count=0,
+            events_count=0,
+            correlation_ids=opened.correlation_ids,
+            pipeline_metadata=opened.pipeline_metadata,
+            schema_version=SCHEMA_VERSION,
+            event_id=f"{opened.event_id}/{outline.name}/{attempt}",
+            kind=outline.kind,
+            attempt=attempt,
+            attempts=stage.retried,
+            reason=f"{reason}; its process ended",
+            error_type=None,
+            exception=None,
+            dependencies=outline.dependencies,
+            missing_inputs=[],
+            queue_ms=waited,
+            total_ms=waited,
+            retry_after_ms=None,
+            abandoned=False,
+            outcome_by=None,
+            attributes={},
+            resource=opened.resource,
+            trace=Trace(trace.trace_id, format_span_id(span), trace.span_id),
+            sample_rate=1,
+        )
+
+    def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
+        """Return since when a stage was ready, and what is known of it, for people."""
+        if stage.retried:
+            return stage.last_ended_us, f"cut off after {stage.retried} attempts, in another or before it"
+        before = [self.stages[name] for name in stage.outline.dependencies if name in self.stages]
+        waiting = [known.outline.name for known in before if known.end is None]
+        if waiting:
+            return ended_us, f"never started, it waited for {', '.join(map(repr, waiting))}"
+        ready_us = max((known.last_ended_us for known in before), default=started_us)
+        return ready_us, "cut off, it was ready and may have been running"
+
+    def _end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
+        opened = self.opened
+        summaries, counts = [], {"OK": 0, "FAIL": 0, "SKIP": 0, "CANCEL": 0}
+        failed = None
+        for stage in self.stages.values():
+            end = stage.end
+            status = cast("Terminal", end.status) if end else "CANCEL"
+            counts[status] += 1
+            summaries.append(
+                StageSummary(
+                    stage.outline.name, status, end.duration_ms if end else 0.0, end.error if end else None
+                )
+            )
+            if status == "FAIL" and not stage.outline.optional:
+                failed = failed or stage.outline.name
+        return PipelineWide(
+            status="FAIL",
+            duration_ms=(ended_us - started_us) / 1000,
+            started_at=opened.started_at,
+            ended_at=rfc3339(ended_us),
+            stages_total=len(summaries),
+            stages_completed=counts["OK"],
+            stages_failed=counts["FAIL"],
+            stages_skipped=counts["SKIP"],
+            stages_cancelled=counts["CANCEL"],
+            error=why,
+            stage_summaries=summaries,
+            correlation_ids=opened.correlation_ids,
+            pipeline_metadata=opened.pipeline_metadata,
+            schema_version=SCHEMA_VERSION,
+            event_id=opened.event_id,
+            pipeline_name=opened.pipeline_name,
+            outcome="crashed",
+            reason=why,
+            error_type=None,
+            exception=None,
+            first_failed_stage=failed,
+            critical_path=[],
+            critical_path_ms=0.0,
+            stages_abandoned=0,
+            parent_run_id=opened.parent_run_id,
+            root_run_id=opened.root_run_id,
+            attributes={},
+            resource=opened.resource,
+            trace=opened.trace,
+            sample_rate=1,
+        )
+
+    def so_far(self, now_us: int) -> dict[str, Any]:
+        """Return the picture of a run that is under way: the keys of a `pipeline.wide`, as far as known.
+
+        `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
+        """
+        opened = self.opened
+        picture: dict[str, Any] = msgspec.to_builtins(
+            self._end("", epoch_us(opened.started_at), max(now_us, self.last_known_us()))
+        )
+        for summary in picture["stage_summaries"]:
+            if self.stages[summary["stage_name"]].end is None:
+                summary["status"] = "OPEN"
+        picture.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
+        picture["stages_cancelled"] = sum(
+            summary["status"] == "CANCEL" for summary in picture["stage_summaries"]
+        )
+        return picture

@@ -9,6 +9,8 @@ import tempfile
 
 from stageflow.events import set_drain_timeout
 
+from .journal import bench_journal
+from .reading import bench_reading
 from .scale import bench_scale
 from .sinks import bench_sinks
 from .stages import bench_stages
@@ -19,6 +21,8 @@ async def bench(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         await bench_stages(rounds, folder)
         await bench_scale(rounds, folder)
+        await bench_journal(rounds, folder)
+        bench_reading(folder)
     await bench_sinks(rounds)
 
 

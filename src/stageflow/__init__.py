@@ -3,12 +3,15 @@
 from .context import PipelineContext, PipelineResults, Stage, StageContext, StageInputs, StageLogFilter
 from .errors import (
     CircuitOpenError,
+    CursorInUseError,
     DeadlineExceededError,
     InputError,
+    JournalNotFoundError,
     MissingExtraError,
     MissingInputError,
     PipelineValidationError,
     RunFailedError,
+    RunNotFoundError,
     StageFailedError,
     StageflowError,
     StageOutputError,
@@ -29,7 +32,7 @@ from .events import (
     set_event_sink,
     stats,
 )
-from .journal import JournalSink
+from .journal import Journal, JournalReader, JournalSink
 from .observability import WideEventEmitter, draw_results, emit_pipeline_wide, emit_stage_wide
 from .pipeline import (
     ActiveRun,
@@ -65,6 +68,7 @@ __all__ = [
     "BackgroundEventSink",
     "CircuitBreaker",
     "CircuitOpenError",
+    "CursorInUseError",
     "DeadlineExceededError",
     "EventSink",
     "Exponential",
@@ -72,6 +76,9 @@ __all__ = [
     "Fixed",
     "InputError",
     "Interceptor",
+    "Journal",
+    "JournalNotFoundError",
+    "JournalReader",
     "JournalSink",
     "Limits",
     "Linear",
@@ -89,6 +96,7 @@ __all__ = [
     "Proceed",
     "Retry",
     "RunFailedError",
+    "RunNotFoundError",
     "Stage",
     "StageCall",
     "StageContext",

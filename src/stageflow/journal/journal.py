@@ -5,108 +5,25 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
 
 from ..clock import get_clock
 from ..errors import JournalNotFoundError, RunNotFoundError
-from ..schema import CorrelationIds, RunOpen
 from ..timestamps import rfc3339
+from .check import JournalState, Progress, Repaired, check, repair
 from .layout import Segment, list_writers
-from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN
+from .line import PIPELINE_WIDE
 from .reader import JournalReader
 from .recovery import open_runs, recover, writer_lives
-from .segment import decode, find_lines, lines_with
-from .unfinished import UnfinishedRun
+from .run_filter import Headline, RunFilter, as_json, headline
+from .segment import find_lines, lines_with
+from .story import Gathered, RunStory, gather
 
-__all__ = ["Journal", "RunFilter", "RunStory"]
-
-_STARTED_AT = b'"started_at":"'
-_NEAR_THE_FRONT = 200
-
-
-class RunFilter(Struct, frozen=True, kw_only=True):
-    """Which runs are wanted; what is None leaves the choice open.
-
-    Attributes:
-        status: A status ("OK", "FAIL", "OPEN") or an outcome ("failed", "crashed", ...), in any case.
-        pipeline: Name of the pipeline.
-        stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
-        id: One of the five ids, or the beginning of a run's.
-        since: RFC 3339 in UTC: runs that began then or later.
-        until: RFC 3339 in UTC: runs that began before.
-    """
-
-    status: str | None = None
-    pipeline: str | None = None
-    stage: str | None = None
-    id: str | None = None
-    since: str | None = None
-    until: str | None = None
-
-    def takes(self, run: _Headline) -> bool:
-        """Tell whether a run is wanted."""
-        return (
-            (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
-            and (self.pipeline is None or self.pipeline == run.pipeline_name)
-            and (self.since is None or run.started_at >= self.since)
-            and (self.until is None or run.started_at < self.until)
-            and (self.id is None or run.has_id(self.id))
-            and (self.stage is None or run.has_stage(self.stage))
-        )
-
-
-class _Summary(Struct, frozen=True, gc=False):
-    stage_name: str
-    status: str
-
-
-class _Headline(Struct, frozen=True):
-    """As much of a `pipeline.wide` as runs are chosen by."""
-
-    status: str = ""
-    outcome: str = ""
-    started_at: str = ""
-    event_id: str = ""
-    pipeline_name: str = ""
-    correlation_ids: CorrelationIds = CorrelationIds()
-    stage_summaries: list[_Summary] = []
-
-    def has_id(self, wanted: str) -> bool:
-        ids = self.correlation_ids
-        return self.event_id.startswith(wanted) or wanted in (
-            ids.request_id,
-            ids.session_id,
-            ids.user_id,
-            ids.org_id,
-        )
-
-    def has_stage(self, wanted: str) -> bool:
-        name, _, status = wanted.partition(":")
-        return any(
-            summary.stage_name == name and status.upper() in ("", summary.status)
-            for summary in self.stage_summaries
-        )
-
-
-class RunStory(Struct, frozen=True):
-    """Everything that a journal has of one run.
-
-    Attributes:
-        run: The data of its `pipeline.wide`; of a run that is under way, the same keys as far as
-            they are known, with status "OPEN" and outcome "open".
-        stages: The data of its `stage.wide` events, in order.
-        events: Its stages' own events, type and data, in order.
-        children: The data of the `pipeline.wide` of each run that was started inside it.
-    """
-
-    run: dict[str, Any]
-    stages: list[dict[str, Any]]
-    events: list[tuple[str, dict[str, Any]]]
-    children: list[dict[str, Any]]
+__all__ = ["Journal"]
 
 
 class Journal:
@@ -139,6 +56,27 @@ class Journal:
         """
         return recover(self.path)
 
+    def check(self, progress: Progress | None = None) -> JournalState:
+        """Look at every line, and return the state of the journal. Nothing is changed.
+
+        Args:
+            progress: Called now and then with the bytes that were looked at, and all there are.
+
+        Raises:
+            OSError: The journal cannot be read.
+        """
+        return check(self.path, progress)
+
+    def repair(self, progress: Progress | None = None) -> Repaired:
+        """Complete the records of crashed runs, and take out of the files what is no line of JSON.
+
+        What is taken out is kept in `broken/`. No other line moves, so that every cursor stays right.
+
+        Raises:
+            OSError: The journal cannot be written, or somebody else is mending it.
+        """
+        return repair(self.path, progress)
+
     # ------------------------------------------------------------ many runs
 
     def runs(self, where: RunFilter | None = None, *, limit: int | None = 20) -> list[dict[str, Any]]:
@@ -156,6 +94,7 @@ class Journal:
         """
         self._complete_crashed()
         where = where or RunFilter()
+        must_have = where.parts()
         found: dict[str, tuple[str, bytes | dict[str, Any]]] = {}
         floor = ""
         visited: dict[str, list[Segment]] = {}
@@ -166,13 +105,15 @@ class Journal:
                 break
             visited.setdefault(segment.writer, []).insert(0, segment)
             for text in find_lines(segment, PIPELINE_WIDE):
-                if (head := _headline(text, floor)) is not None and where.takes(head):
+                if not all(map(text.__contains__, must_have)):
+                    continue
+                if (head := headline(text, floor)) is not None and where.takes(head):
                     found[head.event_id] = (head.started_at, text)
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
                 floor = min(began for began, _ in found.values())
         for run in self._under_way(visited.values()):
-            if where.takes(msgspec.convert(run, _Headline)):
+            if where.takes(msgspec.convert(run, Headline)):
                 found[run["event_id"]] = (run["started_at"], run)
         return [
             run if isinstance(run, dict) else _data(run)
@@ -216,12 +157,10 @@ class Journal:
             run_id = newest[0]["event_id"]
         else:
             self._complete_crashed()
-        gathered: dict[str, _Gathered] = {}
-        for segments in list_writers(self.path).values():
-            for segment in segments:
-                for text in lines_with(segment, _as_json(run_id)):
-                    _gather(gathered, text, run_id)
-        found = {known: run for known, run in gathered.items() if run.is_run}
+        began = _moment_of(run_id)
+        found = self._gather(run_id, began) if began else {}
+        if run_id not in found:
+            found = self._gather(run_id, "")
         if run_id in found:
             found = {run_id: found[run_id]}
         if len(found) != 1:
@@ -234,6 +173,22 @@ class Journal:
                 hint="the rest may have been deleted to make room",
             )
         return RunStory(picture, run.stages, run.events, run.children)
+
+    def _gather(self, run_id: str, began: str) -> dict[str, Gathered]:
+        """Return what there is of the runs whose id begins so.
+
+        With the moment at which the one run began: only as much as it takes to have that one whole.
+        """
+        gathered: dict[str, Gathered] = {}
+        for segments in list_writers(self.path).values():
+            for segment in segments:
+                if _written_at(segment) < began:
+                    continue  # it was finished before the run began
+                for text in lines_with(segment, as_json(run_id)):
+                    gather(gathered, text, run_id)
+                if began and run_id in gathered and gathered[run_id].whole:
+                    return gathered
+        return {known: run for known, run in gathered.items() if run.is_run}
 
     def _not_one(self, run_id: str, found: list[str]) -> RunNotFoundError:
         if not found:
@@ -248,76 +203,17 @@ class Journal:
         )
 
 
-class _Gathered:
-    """What was found of one run."""
+def _moment_of(run_id: str) -> str:
+    """Return a moment shortly before a run began, from its id; empty where that does not tell it.
 
-    def __init__(self) -> None:
-        self.is_run = False
-        self.opened: RunOpen | None = None
-        self.closed: str | None = None
-        self.whole: dict[str, Any] | None = None
-        self.stages: list[dict[str, Any]] = []
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.children: list[dict[str, Any]] = []
-
-    def picture(self) -> dict[str, Any] | None:
-        """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
-        if self.opened is None:
-            return None
-        run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages))
-        if self.closed is None:
-            return run.so_far(get_clock().wall_ns() // 1000)
-        return run.so_far(run.last_known_us()) | {
-            "status": "CLOSED",
-            "outcome": "closed",
-            "reason": self.closed,
-        }
-
-
-def _gather(gathered: dict[str, _Gathered], text: bytes, wanted: str) -> None:
-    line = decode(text)
-    if line is None:
-        return
-    body = line.data if isinstance(line.data, Raw) else line.journal
-    data = msgspec.json.decode(body) if isinstance(body, Raw) else None
-    if not isinstance(data, dict):
-        return
-    run_id = (data.get("correlation_ids") or {}).get("pipeline_run_id") or data.get("event_id")
-    if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
-        gathered.setdefault(data["parent_run_id"], _Gathered()).children.append(data)
-    if not isinstance(run_id, str) or not run_id.startswith(wanted):
-        return
-    run = gathered.setdefault(run_id, _Gathered())
-    if text.startswith(RUN_OPEN):
-        # What came before was an earlier run of the same id.
-        gathered[run_id] = run = _Gathered()
-        run.is_run = True
-        run.opened = msgspec.convert(data, RunOpen)
-    elif text.startswith(RUN_CLOSED):
-        run.closed = data.get("reason")
-    elif line.journal is not UNSET:
-        pass
-    elif line.type == "pipeline.wide":
-        run.whole, run.is_run = data, True
-    elif line.type == "stage.wide":
-        run.stages.append(data)
-        run.is_run = True
-    else:
-        run.events.append((line.type, data))
-
-
-def _headline(text: bytes, floor: str) -> _Headline | None:
-    """Return the headline of a run; None for one that began before `floor`, and for a broken line."""
-    if floor:
-        # It stands near the front; most lines need not be decoded to see that they are too old.
-        at = text.find(_STARTED_AT, 0, _NEAR_THE_FRONT) + len(_STARTED_AT)
-        if len(_STARTED_AT) <= at and text[at : at + len(floor)] < floor.encode():
-            return None
-    line = decode(text)
+    A UUIDv7 (RFC 9562) begins with milliseconds since the epoch. Three seconds before: the times
+    of files are coarser than that of a clock.
+    """
     try:
-        return msgspec.json.decode(line.data, type=_Headline) if line and isinstance(line.data, Raw) else None
-    except msgspec.DecodeError:
-        return None
+        known = uuid.UUID(run_id)
+    except ValueError:
+        return ""
+    return rfc3339(max(0, (known.int >> 80) - 3000) * 1000) if known.version == 7 else ""
 
 
 def _data(text: bytes) -> dict[str, Any]:
@@ -337,7 +233,3 @@ def _written_at(segment: Segment) -> str:
         return rfc3339(os.stat(segment.path).st_mtime_ns // 1000)
     except FileNotFoundError:
         return rfc3339(get_clock().wall_ns() // 1000)
-
-
-def _as_json(text: str) -> bytes:
-    return msgspec.json.encode(text)[1:-1]

@@ -99,6 +99,8 @@ class JournalReader:
         if name is not None:
             self._lock = self._claim(cursor_file.check_name(name))
             cursor = cursor_file.load(self.path, name)
+            # Written down at once: from now on, deletion by age waits for it.
+            cursor_file.store(self.path, name, cursor)
         self.events = cursor.events
         self.broken = cursor.broken
         self.torn = cursor.torn
@@ -218,7 +220,7 @@ class JournalReader:
         if found is not None and isinstance(found.data, Raw):
             return Entry(found.type, bytes(found.data), segment.writer)
         # A line of blanks is where a repair took a broken one out.
-        if (found is None and not line.text.isspace()) or (found and not isinstance(found.journal, Raw)):
+        if found is None and not line.text.isspace():
             self.broken += 1
             self._keep_aside(segment, line)
         return None

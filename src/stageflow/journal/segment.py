@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from .layout import Segment
 from .line import Kept, Line, decode_line
@@ -118,38 +118,51 @@ def find_lines(segment: Segment, *beginnings: bytes) -> Iterator[bytes]:
     The file is searched as bytes, which costs a small part of going through it line by line.
     """
     wanted = [b"\n" + beginning for beginning in beginnings]
-    for data in _chunks(segment):
-        found = sorted(at for beginning in wanted for at in _places(data, beginning))
-        for at in found:
-            yield data[at + 1 : data.index(b"\n", at + 1)]
-
-
-def _chunks(segment: Segment) -> Iterator[bytes]:
-    """Return the whole lines of a segment, many at once, with a newline before the first of them."""
-    with open(segment.path, "rb", buffering=0) as file:
-        rest = b"\n"
-        while read := file.read(_CHUNK):
-            data = rest + read
-            end = data.rfind(b"\n")
-            yield data[: end + 1]
-            rest = data[end:]
-
-
-def _places(data: bytes, wanted: bytes) -> Iterator[int]:
-    at = data.find(wanted)
-    while at >= 0:
-        yield at
-        at = data.find(wanted, at + 1)
+    for data, end in _whole_lines(segment):
+        for at in sorted(at for beginning in wanted for at in _places(data, beginning, end)):
+            yield bytes(data[at + 1 : data.index(b"\n", at + 1)])
 
 
 def lines_with(segment: Segment, part: bytes) -> Iterator[bytes]:
     """Return the whole lines in which these bytes stand, in the order of the file."""
-    for data in _chunks(segment):
+    for data, end in _whole_lines(segment):
         after = 0
-        for at in _places(data, part):
+        for at in _places(data, part, end):
             if at >= after:
                 after = data.index(b"\n", at)
-                yield data[data.rindex(b"\n", 0, at) + 1 : after]
+                yield bytes(data[data.rindex(b"\n", 0, at) + 1 : after])
+
+
+def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
+    """Return a newline and as many whole lines as there is room for, and where they end, again and again.
+
+    One buffer serves for all of them: to have a new one each time would take as long as the search.
+    """
+    buffer = bytearray(_CHUNK)
+    buffer[0:1] = b"\n"
+    filled = 1
+    with open(segment.path, "rb", buffering=0) as file:
+        while True:
+            if filled == len(buffer):
+                buffer.extend(bytes(len(buffer)))  # a line that is longer than that
+            with memoryview(buffer) as view:
+                read = file.readinto(view[filled:])
+            if not read:
+                return
+            last = buffer.rfind(b"\n", filled, filled + read)
+            filled += read
+            if last >= 0:
+                yield buffer, last + 1
+                rest = filled - last
+                buffer[:rest] = buffer[last:filled]
+                filled = rest
+
+
+def _places(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
+    at = data.find(wanted, 0, end)
+    while at >= 0:
+        yield at
+        at = data.find(wanted, at + 1, end)
 
 
 def ends_with(segment: Segment, beginning: bytes) -> bool:
@@ -164,10 +177,11 @@ def ends_with(segment: Segment, beginning: bytes) -> bool:
 
 
 def decode(text: bytes) -> Line | None:
-    """Return a line, or None for one that is broken."""
+    """Return a line, or None for one that is broken or none of ours."""
     try:
         if not text.isascii():
             text.decode()
-        return decode_line(text)
+        line = decode_line(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return None if line.data is UNSET and line.journal is UNSET else line

@@ -199,11 +199,12 @@ class JournalSink(EventSink):
         if self._keeper is None:
             with contextlib.suppress(RuntimeError):  # the process is ending: nothing needs to be kept up
                 self._keeper = Keeper(self, self._interval)
-        while self._lost:
-            run_id, why = next(iter(self._lost.items()))
-            self._writer.append(encode_mark(RunClosed(run_id, why)))
-            del self._lost[run_id]
-            self._open_runs.discard(run_id)
+        with contextlib.suppress(OSError):  # not yet: the next event tries again
+            while self._lost:
+                run_id, why = next(iter(self._lost.items()))
+                self._writer.append(encode_mark(RunClosed(run_id, why)))
+                del self._lost[run_id]
+                self._open_runs.discard(run_id)
 
     def _end_was_lost(self, run_id: str, why: str) -> None:
         # Without a word of its end, a run whose `pipeline.wide` was lost would be taken for crashed.

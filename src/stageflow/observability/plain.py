@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from ..errors import as_text
@@ -24,6 +24,26 @@ def plain(value: Any) -> Any:
     itself, what comes after 10,000 parts) becomes its `repr`, cut to 200 characters, and is counted
     in `stats().coerced_values`.
     """
+    if type(value) is dict and len(value) < _MOST_PARTS:
+        # The common case, at a third of the price: a flat dict of short values.
+        copy = value.copy()
+        for key, item in copy.items():
+            kind = type(item)
+            if type(key) is not str or not key.isascii():
+                break
+            if kind is str:
+                if not item.isascii():
+                    break
+            elif kind is int:
+                if not _INT_MIN <= item <= _INT_MAX:
+                    break
+            elif kind is float:
+                if not isfinite(item):
+                    break
+            elif kind is not bool and item is not None:
+                break
+        else:
+            return copy
     return _plain(value, (), [_MOST_PARTS])
 
 
@@ -36,7 +56,7 @@ def _plain(value: Any, inside: tuple[int, ...], left: list[int]) -> Any:
     if isinstance(value, int):
         return int(value) if _INT_MIN <= value <= _INT_MAX else short_repr(value)
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else short_repr(value)
+        return float(value) if isfinite(value) else short_repr(value)
     left[0] -= 1
     if len(inside) < _DEEPEST and left[0] > 0 and id(value) not in inside:
         within = (*inside, id(value))

@@ -1,0 +1,102 @@
+"""Which runs are wanted, and the few fields by which they are chosen."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ..schema import CorrelationIds
+from .segment import decode
+
+__all__ = ["Headline", "RunFilter", "as_json", "headline"]
+
+_STARTED_AT = b'"started_at":"'
+_NEAR_THE_FRONT = 200
+
+
+class RunFilter(Struct, frozen=True, kw_only=True):
+    """Which runs are wanted; what is None leaves the choice open.
+
+    Attributes:
+        status: A status ("OK", "FAIL", "OPEN") or an outcome ("failed", "crashed", ...), in any case.
+        pipeline: Name of the pipeline.
+        stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
+        id: One of the five ids, or the beginning of a run's.
+        since: RFC 3339 in UTC: runs that began then or later.
+        until: RFC 3339 in UTC: runs that began before.
+    """
+
+    status: str | None = None
+    pipeline: str | None = None
+    stage: str | None = None
+    id: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def parts(self) -> list[bytes]:
+        """Return what must stand in the line of a run that is wanted: most others need not be decoded."""
+        stage = self.stage.partition(":")[0] if self.stage else None
+        return [as_json(text) for text in (self.pipeline, self.id, stage) if text]
+
+    def takes(self, run: Headline) -> bool:
+        """Tell whether a run is wanted."""
+        return (
+            (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
+            and (self.pipeline is None or self.pipeline == run.pipeline_name)
+            and (self.since is None or run.started_at >= self.since)
+            and (self.until is None or run.started_at < self.until)
+            and (self.id is None or run.has_id(self.id))
+            and (self.stage is None or run.has_stage(self.stage))
+        )
+
+
+class _Summary(Struct, frozen=True, gc=False):
+    stage_name: str
+    status: str
+
+
+class Headline(Struct, frozen=True):
+    """As much of a `pipeline.wide` as runs are chosen by."""
+
+    status: str = ""
+    outcome: str = ""
+    started_at: str = ""
+    event_id: str = ""
+    pipeline_name: str = ""
+    correlation_ids: CorrelationIds = CorrelationIds()
+    stage_summaries: list[_Summary] = []
+
+    def has_id(self, wanted: str) -> bool:
+        ids = self.correlation_ids
+        return self.event_id.startswith(wanted) or wanted in (
+            ids.request_id,
+            ids.session_id,
+            ids.user_id,
+            ids.org_id,
+        )
+
+    def has_stage(self, wanted: str) -> bool:
+        name, _, status = wanted.partition(":")
+        return any(
+            summary.stage_name == name and status.upper() in ("", summary.status)
+            for summary in self.stage_summaries
+        )
+
+
+def headline(text: bytes, floor: str) -> Headline | None:
+    """Return the headline of a run; None for one that began before `floor`, and for a broken line."""
+    if floor:
+        # It stands near the front; most lines need not be decoded to see that they are too old.
+        at = text.find(_STARTED_AT, 0, _NEAR_THE_FRONT) + len(_STARTED_AT)
+        if len(_STARTED_AT) <= at and text[at : at + len(floor)] < floor.encode():
+            return None
+    line = decode(text)
+    try:
+        return msgspec.json.decode(line.data, type=Headline) if line and isinstance(line.data, Raw) else None
+    except msgspec.DecodeError:
+        return None
+
+
+def as_json(text: str) -> bytes:
+    """Return text as it stands in a line."""
+    return msgspec.json.encode(text)[1:-1]

@@ -1,0 +1,92 @@
+"""Everything that a journal has of one run, put together from its lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from ..clock import get_clock
+from ..schema import RunOpen
+from .line import RUN_CLOSED, RUN_OPEN
+from .segment import decode
+from .unfinished import UnfinishedRun
+
+__all__ = ["Gathered", "RunStory", "gather"]
+
+
+class RunStory(Struct, frozen=True):
+    """Everything that a journal has of one run.
+
+    Attributes:
+        run: The data of its `pipeline.wide`; of a run that is under way, the same keys as far as
+            they are known, with status "OPEN" and outcome "open".
+        stages: The data of its `stage.wide` events, in order.
+        events: Its stages' own events, type and data, in order.
+        children: The data of the `pipeline.wide` of each run that was started inside it.
+    """
+
+    run: dict[str, Any]
+    stages: list[dict[str, Any]]
+    events: list[tuple[str, dict[str, Any]]]
+    children: list[dict[str, Any]]
+
+
+class Gathered:
+    """What was found of one run."""
+
+    def __init__(self) -> None:
+        self.is_run = False
+        self.opened: RunOpen | None = None
+        self.closed: str | None = None
+        self.whole: dict[str, Any] | None = None
+        self.stages: list[dict[str, Any]] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.children: list[dict[str, Any]] = []
+
+    def picture(self) -> dict[str, Any] | None:
+        """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
+        if self.opened is None:
+            return None
+        run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages))
+        if self.closed is None:
+            return run.so_far(get_clock().wall_ns() // 1000)
+        return run.so_far(run.last_known_us()) | {
+            "status": "CLOSED",
+            "outcome": "closed",
+            "reason": self.closed,
+        }
+
+
+def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
+    """Take in a line, if it belongs to a run whose id begins as `wanted`, or to one inside it."""
+    line = decode(text)
+    if line is None:
+        return
+    body = line.data if isinstance(line.data, Raw) else line.journal
+    data = msgspec.json.decode(body) if isinstance(body, Raw) else None
+    if not isinstance(data, dict):
+        return
+    run_id = (data.get("correlation_ids") or {}).get("pipeline_run_id") or data.get("event_id")
+    if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
+        gathered.setdefault(data["parent_run_id"], Gathered()).children.append(data)
+    if not isinstance(run_id, str) or not run_id.startswith(wanted):
+        return
+    run = gathered.setdefault(run_id, Gathered())
+    if text.startswith(RUN_OPEN):
+        # What came before was an earlier run of the same id.
+        gathered[run_id] = run = Gathered()
+        run.is_run = True
+        run.opened = msgspec.convert(data, RunOpen)
+    elif text.startswith(RUN_CLOSED):
+        run.closed = data.get("reason")
+    elif line.journal is not UNSET:
+        pass
+    elif line.type == "pipeline.wide":
+        run.whole, run.is_run = data, True
+    elif line.type == "stage.wide":
+        run.stages.append(data)
+        run.is_run = True
+    else:
+        run.events.append((line.type, data))

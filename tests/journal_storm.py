@@ -1,0 +1,244 @@
+"""Kills writers of one journal at random moments, while others read it and race to complete what is left.
+
+A command too, for a longer trial than the suite has time for: `python -m tests.journal_storm 60`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stageflow import EventSink, FanoutEventSink, JournalSink, Pipeline, Retry, WideEventEmitter
+from stageflow.journal import Journal, JournalReader
+
+sys.path.insert(0, str(Path(__file__).parent))
+from oracle import hold_the_law
+
+WRITERS = 4
+READERS = ("first", "second")
+
+
+class Storm(NamedTuple):
+    """What a storm left.
+
+    Attributes:
+        kills: How many writers were killed.
+        acknowledged: How many events were acknowledged.
+        crashed: How many runs were cut off.
+        runs: How many runs there were.
+        problems: What is wrong, a sentence each.
+    """
+
+    kills: int
+    acknowledged: int
+    crashed: int
+    runs: int
+    problems: list[str]
+
+
+# ---------------------------------------------------------------- the processes
+
+
+class Acknowledge(EventSink):
+    """Says on standard output which events are safe."""
+
+    def try_emit(self, *, type: str, data: dict[str, Any] | None) -> None:
+        assert data is not None
+        os.write(1, f"{data['event_id']}\n".encode())
+
+
+def write(directory: str) -> None:
+    """Run pipelines without end, in several runs at once."""
+    dice = random.Random()
+
+    async def step(ctx: Any) -> dict[str, Any]:
+        await asyncio.sleep(dice.random() / 200)
+        if dice.random() < 0.1:
+            raise ConnectionError("now and then")
+        ctx.emit_event("step.note", {"text": "x" * dice.randrange(3000)})
+        return {}
+
+    pipeline = Pipeline("storm").with_stage("a", step, retry=Retry(attempts=3, wait=0.001))
+    for name, after in (("b", "a"), ("c", "a"), ("d", "b"), ("e", "c")):
+        pipeline = pipeline.with_stage(name, step, dependencies=(after,))
+    journal = JournalSink(directory, segment_bytes=128 << 10)
+    graph = pipeline.build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(FanoutEventSink(journal, Acknowledge())),
+    )
+
+    async def one_after_the_other() -> None:
+        while True:
+            await graph.run()
+
+    async def main() -> None:
+        await asyncio.gather(*(one_after_the_other() for _ in range(4)))
+
+    asyncio.run(main())
+
+
+def read(directory: str, name: str) -> None:
+    """Print every event, and commit, until told to end; then what is left."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    with JournalReader(directory, name) as reader:
+        while True:
+            last = bool(told)
+            entries = reader.read(500, timeout=0.05)
+            for entry in entries:
+                print(json.dumps([entry.type, entry.data()]))
+            reader.commit()
+            if last and not entries:
+                break
+        print(json.dumps(["counts", {"broken": reader.broken, "missed": reader.missed}]), flush=True)
+
+
+def complete(directory: str) -> None:
+    """Look for writers that died, as fast as can be, and print the runs that were completed here."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    journal = Journal(directory)
+    while True:
+        last = bool(told)
+        for run in journal.recover():
+            print(run, flush=True)
+        if last:
+            break
+
+
+# ---------------------------------------------------------------- the storm
+
+
+def start(*arguments: str, out: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.journal_storm", *arguments]
+    return subprocess.Popen(command, stdout=out, cwd=Path(__file__).parents[1])
+
+
+def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
+    """Let it rage, and compare what was acknowledged with what was read."""
+    dice = random.Random(seed)
+    journal = directory / "journal"
+    journal.mkdir()
+    acknowledged: list[str] = []
+    kills = 0
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((directory / name).open("w+b")) for name in (*READERS, "one", "two")]
+        others = [
+            start("read", str(journal), name, out=file) for name, file in zip(READERS, files, strict=False)
+        ]
+        others += [start("complete", str(journal), out=file) for file in files[len(READERS) :]]
+        writers = selectors.DefaultSelector()
+        rest: dict[int, bytes] = {}
+
+        def add_writer() -> None:
+            process = start("write", str(journal))
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+            rest[process.stdout.fileno()] = b""
+            writers.register(process.stdout, selectors.EVENT_READ, process)
+
+        def hear(timeout: float) -> None:
+            for key, _ in writers.select(timeout):
+                if text := os.read(key.fd, 1 << 16):
+                    *lines, rest[key.fd] = (rest[key.fd] + text).split(b"\n")
+                    acknowledged.extend(line.decode() for line in lines)
+                else:  # dead, and its last word heard
+                    writers.unregister(key.fileobj)
+                    key.data.wait()
+                    key.data.stdout.close()
+
+        for _ in range(WRITERS):
+            add_writer()
+        until = time.monotonic() + seconds
+        next_kill = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            hear(0.02)
+            if time.monotonic() >= next_kill:
+                next_kill += dice.uniform(0.05, 0.7)
+                dice.choice([key.data for key in writers.get_map().values()]).kill()
+                kills += 1
+            while len(writers.get_map()) < WRITERS:
+                add_writer()
+        for key in list(writers.get_map().values()):
+            key.data.kill()
+            kills += 1
+        while writers.get_map():
+            hear(1)
+        for process in others:
+            process.send_signal(signal.SIGTERM)
+        for process in others:
+            assert process.wait(60) == 0
+        for file in files:
+            file.seek(0)
+        texts = [file.read().splitlines() for file in files]
+    problems: list[str] = []
+    outcomes: list[dict[str, str]] = []
+    for name, lines in zip(READERS, texts, strict=False):
+        found, more = judge(name, [json.loads(line) for line in lines], acknowledged)
+        outcomes.append(found)
+        problems += more
+    if outcomes[0] != outcomes[1]:
+        problems.append("the two readers saw different runs")
+    completed = Counter(line for lines in texts[len(READERS) :] for line in lines)
+    problems += [f"run {run!r} was completed {count} times" for run, count in completed.items() if count > 1]
+    crashed = sum(outcome == "crashed" for outcome in outcomes[0].values())
+    return Storm(kills, len(acknowledged), crashed, len(outcomes[0]), problems)
+
+
+def judge(name: str, events: list[Any], acknowledged: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the outcome of each run that a reader saw, and what is wrong with what it saw."""
+    _, counts = events.pop()
+    problems = [f"{name}: {what} is {count}" for what, count in counts.items() if count]
+    seen = Counter(data["event_id"] for _, data in events)
+    problems += [f"{name}: {event} was read {count} times" for event, count in seen.items() if count > 1]
+    problems += [
+        f"{name}: {event} was acknowledged and not read" for event in set(acknowledged) - seen.keys()
+    ]
+    runs: dict[str, list[Any]] = {}
+    for type, data in events:
+        runs.setdefault(data["correlation_ids"]["pipeline_run_id"], []).append((type, data))
+    outcomes = {}
+    for run, of_run in runs.items():
+        try:
+            hold_the_law(of_run, "abcde")
+            (outcomes[run],) = [data["outcome"] for type, data in of_run if type == "pipeline.wide"]
+        except (AssertionError, ValueError) as error:
+            problems.append(f"{name}: the law does not hold for run {run}: {error!r}")
+    return outcomes, problems
+
+
+def main(seconds: float) -> int:
+    seed = random.randrange(1 << 30)
+    with tempfile.TemporaryDirectory() as directory:
+        found = storm(seconds, Path(directory), seed)
+    print(*found.problems[:20], sep="\n", end="\n" if found.problems else "")
+    print(
+        f"{seconds:g} s, {found.kills} writers killed: {found.acknowledged:,} events acknowledged,"
+        f" {found.runs:,} runs, {found.crashed:,} of them crashed; {len(found.problems)} problems"
+    )
+    return 1 if found.problems else 0
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["write", directory]:
+            write(directory)
+        case ["read", directory, name]:
+            read(directory, name)
+        case ["complete", directory]:
+            complete(directory)
+        case arguments:
+            sys.exit(main(float(arguments[0]) if arguments else 10.0))

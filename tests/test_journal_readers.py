@@ -1,0 +1,312 @@
+"""Reading the journal: by cursor, at least once, in the order of each run; and looking into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program
+
+from stageflow import (
+    CursorInUseError,
+    JournalNotFoundError,
+    JournalSink,
+    Pipeline,
+    PipelineContext,
+    RunNotFoundError,
+    StageGraph,
+    WideEventEmitter,
+)
+from stageflow.journal import Journal, JournalReader, RunFilter
+
+Start = Callable[[str], Program]
+
+
+async def work(ctx: Any) -> dict[str, Any]:
+    if ctx.run.data.get("fail"):
+        raise ValueError("told to")
+    return {}
+
+
+def graph_on(path: Path, name: str = "p", **options: Any) -> tuple[StageGraph, JournalSink]:
+    sink = JournalSink(path, **options)
+    pipeline = Pipeline(name).with_stage("a", work).with_stage("b", work, dependencies=("a",))
+    graph = pipeline.build(
+        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
+    )
+    return graph, sink
+
+
+def ids(entries: Any) -> list[str]:
+    return [(entry.data() or {})["event_id"] for entry in entries]
+
+
+def wanted(*runs: str) -> list[str]:
+    return [event for run in runs for event in (f"{run}/a/1", f"{run}/b/1", run)]
+
+
+# ------------------------------------------------------------ cursors
+
+
+async def test_a_named_reader_resumes_where_it_stopped(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    with JournalReader(tmp_path, "me") as reader:
+        assert ids(reader.read(2)) == ["r1/a/1", "r1/b/1"]
+        reader.commit()
+    await graph.run(PipelineContext(pipeline_run_id="r2"))
+    with JournalReader(tmp_path, "me") as reader:
+        assert ids(reader) == ["r1", *wanted("r2")]
+        reader.commit()
+        assert reader.events == 6
+        assert reader.read() == []
+    sink.close()
+    with JournalReader(tmp_path, "me") as reader:
+        assert reader.read() == []
+
+
+async def test_what_was_not_committed_is_read_again(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    for _ in range(2):
+        with JournalReader(tmp_path, "me") as reader:
+            assert ids(reader.read()) == wanted("r1")
+    sink.close()
+
+
+async def test_readers_of_different_names_do_not_touch_each_other(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    with JournalReader(tmp_path, "one") as one, JournalReader(tmp_path, "two") as two:
+        assert ids(one) == wanted("r1")
+        one.commit()
+        assert ids(two) == wanted("r1")
+    sink.close()
+
+
+def test_a_name_serves_one_reader_at_a_time(tmp_path: Path) -> None:
+    with (
+        JournalReader(tmp_path, "me"),
+        pytest.raises(CursorInUseError, match=f"at work in process {os.getpid()}"),
+    ):
+        JournalReader(tmp_path, "me")
+    JournalReader(tmp_path, "me").close()
+
+
+def test_a_reader_that_was_killed_leaves_its_name(tmp_path: Path, program: Start) -> None:
+    one = program(
+        """
+        import sys, time
+        from stageflow.journal import JournalReader, JournalSink
+        JournalSink(sys.argv[1])
+        reader = JournalReader(sys.argv[1], "me")
+        print("ready", flush=True)
+        time.sleep(3600)
+        """
+    )
+    one.wait_for("ready")
+    with pytest.raises(CursorInUseError):
+        JournalReader(one.journal, "me")
+    one.process.kill()
+    one.process.wait(10)
+    JournalReader(one.journal, "me").close()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 101])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name of a reader"):
+        JournalReader(tmp_path, name)
+
+
+def test_positions_that_cannot_be_read_say_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors" / "me.json").write_text("{")
+    with pytest.raises(ValueError, match="hint: delete the file, and the reader begins anew"):
+        JournalReader(tmp_path, "me")
+
+
+def test_there_has_to_be_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(JournalNotFoundError, match="there is no journal at"):
+        JournalReader(tmp_path / "none")
+    with pytest.raises(JournalNotFoundError, match="there is no journal at"):
+        Journal(tmp_path / "none")
+
+
+async def test_a_reader_at_the_end_sees_only_what_comes(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    reader = JournalReader(tmp_path, at_end=True)
+    assert reader.read() == []
+    await graph.run(PipelineContext(pipeline_run_id="r2"))
+    assert ids(reader) == wanted("r2")
+    sink.close()
+
+
+async def test_a_reader_that_waits_hears_of_an_event(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    found: list[str] = []
+    reader = JournalReader(tmp_path)
+    thread = threading.Thread(target=lambda: found.extend(ids(reader.read(1, timeout=30))))
+    thread.start()
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    thread.join(30)
+    assert found == ["r1/a/1"]
+    sink.close()
+
+
+async def test_a_reader_without_a_name_has_nothing_to_commit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a reader without a name has no position"):
+        JournalReader(tmp_path).commit()
+
+
+async def test_events_are_read_while_segments_come_and_go(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path, segment_bytes=4_000)
+    reader = JournalReader(tmp_path, "me")
+    found: list[str] = []
+    for number in range(20):
+        await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+        found += ids(reader.read(2))
+    found += ids(reader)
+    assert found == wanted(*(f"r{number}" for number in range(20)))
+    assert reader.missed == 0
+    sink.close()
+
+
+async def test_what_was_deleted_before_it_was_read_is_counted(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path, segment_bytes=4_000)
+    reader = JournalReader(tmp_path, "me")
+    await graph.run(PipelineContext(pipeline_run_id="r0"))
+    assert ids(reader.read(1)) == ["r0/a/1"]
+    for number in range(1, 10):
+        await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+    files = sorted(tmp_path.glob("*.ndjson"))
+    for file in files[:3]:
+        file.unlink()
+    rest = ids(reader)
+    assert rest[-1] == "r9"
+    assert reader.missed == 3
+    sink.close()
+
+
+async def test_of_a_segment_that_was_reduced_the_rest_is_read_once(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path, segment_bytes=12_000, max_bytes=100_000, fsync_interval=3600)
+    reader = JournalReader(tmp_path, "me")
+    await graph.run(PipelineContext(pipeline_run_id="bad", data={"fail": True}))
+    seen = ids(reader.read(1))
+    number = 0
+    while not [*tmp_path.glob("*.kept.ndjson")]:
+        number += 1
+        await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+        sink.tend()
+    seen += ids(reader)
+    assert seen[:3] == ["bad/a/1", "bad/b/0", "bad"]
+    assert seen[-1] == f"r{number}"
+    assert len(seen) == len(set(seen))
+    assert reader.missed == 1
+    assert Journal(tmp_path).check().deleted.unread > 0
+    sink.close()
+
+
+# ------------------------------------------------------------ lines that are none
+
+
+async def test_a_broken_line_in_the_middle_is_left_out_counted_and_kept(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    await graph.run(PipelineContext(pipeline_run_id="r2"))
+    sink.close()
+    (file,) = tmp_path.glob("*.ndjson")
+    lines = file.read_bytes().splitlines(keepends=True)
+    broken = [b'{"type": "stage.wide", "data": {"stage_name\n', b"\xff\xfe\n", b'{"type": "neither"}\n']
+    file.write_bytes(b"".join([*lines[:2], *broken, *lines[2:]]))
+    with JournalReader(tmp_path, "me") as reader:
+        assert ids(reader) == wanted("r1", "r2")
+        assert (reader.broken, reader.torn) == (3, 0)
+        reader.commit()
+    kept = sorted(path.read_bytes() for path in (tmp_path / "broken").iterdir())
+    assert kept == sorted(broken)
+    with JournalReader(tmp_path, "other") as other:  # kept once, however many come by
+        assert ids(other) == wanted("r1", "r2")
+    assert len([*(tmp_path / "broken").iterdir()]) == 3
+
+    state = Journal(tmp_path).check()
+    assert len(state.broken) == 3
+    assert "3 lines are no JSON" in state.problems[0]
+    assert Journal(tmp_path).repair().broken == 3
+    assert Journal(tmp_path).check().problems == []
+    for text in file.read_bytes().splitlines():
+        assert text.isspace() or json.loads(text)
+    with JournalReader(tmp_path, "me") as reader:
+        assert reader.read() == []
+        assert reader.broken == 3
+
+
+# ------------------------------------------------------------ looking into it
+
+
+async def test_runs_come_newest_first_and_can_be_chosen(tmp_path: Path) -> None:
+    shop, sink = graph_on(tmp_path, "shop", segment_bytes=5_000)
+    desk, other = graph_on(tmp_path, "desk")
+    for number in range(10):
+        graph = desk if number % 2 else shop
+        context = PipelineContext(
+            pipeline_run_id=f"r{number}", user_id=f"u{number % 3}", data={"fail": number in (4, 7)}
+        )
+        await graph.run(context)
+    journal = Journal(tmp_path)
+
+    def chosen(limit: int | None = None, **where: Any) -> list[str]:
+        return [run["event_id"] for run in journal.runs(RunFilter(**where), limit=limit)]
+
+    everything = [f"r{number}" for number in reversed(range(10))]
+    assert chosen() == everything
+    assert chosen(3) == everything[:3]
+    assert chosen(status="FAIL") == chosen(status="failed") == ["r7", "r4"]
+    assert chosen(1, status="fail") == ["r7"]
+    assert chosen(pipeline="desk") == ["r9", "r7", "r5", "r3", "r1"]
+    assert chosen(id="u1") == ["r7", "r4", "r1"]
+    assert chosen(id="r3") == ["r3"]
+    assert chosen(stage="b") == everything
+    assert chosen(stage="b:cancel") == ["r7", "r4"]
+    assert chosen(stage="zzz") == []
+    began = {run["event_id"]: run["started_at"] for run in journal.runs(limit=None)}
+    assert chosen(since=began["r6"]) == ["r9", "r8", "r7", "r6"]
+    assert chosen(until=began["r2"]) == ["r1", "r0"]
+    sink.close()
+    other.close()
+
+
+async def test_one_run_is_told_in_full(tmp_path: Path) -> None:
+    async def noted(ctx: Any) -> None:
+        ctx.emit_event("note", {"text": "hello"})
+
+    sink = JournalSink(tmp_path)
+    graph = (
+        Pipeline("p")
+        .with_stage("a", noted)
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+    await graph.run(PipelineContext(pipeline_run_id="abc-1"))
+    await graph.run(PipelineContext(pipeline_run_id="abc-2"))
+    await graph.run(PipelineContext(pipeline_run_id="xyz"))
+    journal = Journal(tmp_path)
+    story = journal.run("xy")
+    assert story.run["event_id"] == "xyz"
+    assert [stage["event_id"] for stage in story.stages] == ["xyz/a/1"]
+    assert [(type, data["text"]) for type, data in story.events] == [("note", "hello")]
+    assert journal.run("last").run["event_id"] == "xyz"
+    assert journal.run("abc-1").run["event_id"] == "abc-1"
+    with pytest.raises(RunNotFoundError, match="2 runs that begin with 'abc': abc-1, abc-2"):
+        journal.run("abc")
+    with pytest.raises(RunNotFoundError, match="has no run 'nope'"):
+        journal.run("nope")
+    sink.close()

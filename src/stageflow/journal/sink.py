@@ -289,8 +289,9 @@ class JournalSink(EventSink):
         self._start_afresh()
 
     def __del__(self) -> None:
-        if (writer := getattr(self, "_writer", None)) is not None:
-            writer.close()
+        # Not made to its end, or so late that half of the interpreter is gone.
+        with contextlib.suppress(Exception):
+            self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process has a journal of the same directory, and segments of its own.

@@ -24,7 +24,7 @@ RUNS_OF_EACH = 50
 
 
 def write_journal(path: str, events: int, seed: int = 1) -> list[str]:
-    """Write so many events of 50 topologies with 12 stages, 2 % of which fail, and return the ids of the runs."""
+    """Write so many events of 50 topologies, 12 stages each, and return the ids of the runs."""
     dice = random.Random(seed)
     names = [f"stage_{number:02}" for number in range(STAGES)]
     sink = JournalSink(path, fsync="never")

@@ -35,7 +35,7 @@ STDLIB = (sysconfig.get_paths()["stdlib"], "<frozen")
 
 
 JOURNAL = OURS + "/journal/"
-MAY_WRITE = {"append", "_new_segment", "_take_back", "_look", "__init__", "close"}
+MAY_WRITE = {"append", "_write", "_take_back", "_look", "_switch_to_new", "__init__", "close"}
 """The journal writes before emission returns: its one call that blocks, with what it takes to open a file."""
 
 

@@ -74,11 +74,13 @@ def whole_lines(journal: Path) -> tuple[dict[str, int], list[str]]:
     for file in journal.rglob("*.ndjson"):
         for line in file.read_bytes().split(b"\n")[:-1]:
             try:
-                event_id = json.loads(line)["data"]["event_id"]
+                parsed = json.loads(line)
+                event_id = None if "journal" in parsed else parsed["data"]["event_id"]
             except (ValueError, KeyError) as error:
                 broken.append(f"{file.name}: {error!r} in {line[:200]!r}")
             else:
-                ids[event_id] = ids.get(event_id, 0) + 1
+                if event_id is not None:  # a mark of the journal's own is no event
+                    ids[event_id] = ids.get(event_id, 0) + 1
     return ids, broken
 
 

@@ -29,13 +29,20 @@ def test_version():
 def test_help_names_the_commands(arguments):
     done = run(*arguments)
     assert done.returncode == (0 if arguments else 2)
-    assert {"demo", "schema", "--version"} <= set(done.stdout.split())
+    assert {"demo", "runs", "show", "tail", "doctor", "schema", "--version"} <= set(done.stdout.split())
     assert "stageflow demo" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("command", "options"),
-    [("demo", {"--runs", "--ask", "--journal"}), ("schema", {"--to"})],
+    [
+        ("demo", {"--runs", "--ask", "--journal"}),
+        ("runs", {"--status", "--pipeline", "--stage", "--id", "--since", "--until", "--limit", "--json"}),
+        ("show", {"--journal", "--json"}),
+        ("tail", {"--follow", "-n", "--type", "--status", "--pipeline", "--stage", "--id", "--json"}),
+        ("doctor", {"--repair", "--json"}),
+        ("schema", {"--to"}),
+    ],
 )
 def test_help_of_a_command_names_its_options(command, options):
     done = run(command, "--help")

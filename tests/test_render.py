@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from stageflow.render import draw_run, draw_summary
+from stageflow.render import draw_run, draw_runs, draw_summary
 from stageflow.render.figures import percentile
 
 RUN_ID = "01a20968-4daf-7b4d-b7d6-fe34deaba3ae"
@@ -244,6 +244,67 @@ def test_colours_come_with_a_terminal_and_the_words_stay_without():
     plain = coloured(color_system=None)
     assert "\x1b" not in plain
     assert plain == drawn(draw_run(FAILED, STAGES))
+
+
+def own(number, **data):
+    """What the library hands a sink for `ctx.emit_event`."""
+    envelope = {"event_id": f"{RUN_ID}/guard/1/{number}", "stage_name": "guard", "attempt": 1}
+    return "desk.asked", {**envelope, "emitted_at": at(number), "correlation_ids": IDS, **data}
+
+
+def test_events_of_its_own_are_listed_up_to_a_bound():
+    text = drawn(draw_run(FAILED, STAGES, events=[own(number, hits=number) for number in range(25)]))
+    assert re.search(r"3.00  desk.asked  guard  hits=3 *$", text, re.MULTILINE)
+    assert "and 5 more" in text
+    assert "hits=20" not in text
+    assert "event_id" not in text
+
+
+def test_an_event_that_says_much_is_cut():
+    text = drawn(draw_run(FAILED, STAGES, events=[own(1, text="x" * 5000)]))
+    assert 290 < text.count("x") < 320
+
+
+def test_runs_inside_it_are_listed():
+    text = drawn(draw_run(FAILED, STAGES, children=[{**FAILED, "pipeline_name": "inner"}]))
+    assert re.search(r"failed +inner +100.00 ", text[text.index("runs started inside it") :])
+
+
+def test_a_stage_that_was_cut_off_is_drawn_as_one_that_waited():
+    cut_off = [
+        stage("ready", "CANCEL", start=100, took=0, tries=0, queue=60.0),
+        stage("again", "RETRY", start=10, took=20, error="down"),
+        {**stage("again", "CANCEL", start=100, took=0, tries=1, queue=70.0), "attempt": 2},
+        stage("never", "CANCEL", start=100, took=0, tries=0),
+    ]
+    text = drawn(draw_run(page_run(cut_off, "FAIL", outcome="crashed"), cut_off))
+    assert re.search(r"60.00 +·+$", line(text, "ready"))
+    assert re.search(r"70.00 +0.00 +░+·+$", line(text, "again"))
+    assert line(text, "never").split() == ["never", "CANCEL", "0"]
+
+
+def test_a_run_under_way_is_drawn_as_far_as_it_has_come():
+    stages = [stage("guard"), stage("search", "OPEN", took=0.0)]
+    run = {**page_run(stages, "OPEN", outcome="open"), "ended_at": None}
+    text = drawn(draw_run(run, stages[:1]))
+    assert text.startswith("reference  open  100.00 ms so far")
+    assert line(text, "search").split() == ["search", "OPEN"]
+
+
+def test_a_list_of_runs_gives_up_what_is_missed_least():
+    def headings(width):
+        return drawn(draw_runs([FAILED], width=width), width=width or 500).splitlines()[0].split()
+
+    assert headings(None) == ["began", "outcome", "pipeline", "ms", "stages", "run", "user", "request", "why"]
+    assert headings(140)[-2:] == ["user", "request"]
+    assert headings(80) == ["began", "outcome", "pipeline", "ms", "stages", "run"]
+    assert headings(60) == ["began", "outcome", "pipeline", "run"]
+    assert drawn(draw_runs([], width=80)).split()[0] == "began"
+
+
+def test_what_turns_writing_around_is_spelled_out():
+    stages = [stage("guard", error="exe.\u202efdp")]
+    assert r"exe.\u202efdp" in drawn(draw_run(page_run(stages), stages))
 
 
 def test_a_record_cannot_give_orders_to_the_terminal():

@@ -8,12 +8,18 @@ import typer
 
 from .. import __version__
 from .demo import demo
+from .doctor import doctor
+from .endings import Commands
+from .runs import runs
 from .schema import schema
+from .show import show
+from .tail import tail
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="stageflow",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,9 +43,14 @@ def stageflow(
 ) -> None:
     """Pipelines of stages inside a backend, and one complete record of every run.
 
-    Start with `stageflow demo`: it needs no network and no key.
+    Start with `stageflow demo`: it needs no network and no key. Then `stageflow runs` and `stageflow show`
+    look into what it left, as they do into any journal.
     """
 
 
 app.command()(demo)
+app.command()(runs)
+app.command()(show)
+app.command()(tail)
+app.command()(doctor)
 app.command()(schema)

@@ -264,7 +264,7 @@ def _crashed(segment: Segment) -> int:
 
 def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
     try:
-        cursor = cursor_file.load(directory, name)
+        cursor = cursor_file.load(directory, name) or cursor_file.CursorFile()
     except ValueError:
         cursor = cursor_file.CursorFile()
     behind = 0
@@ -318,6 +318,11 @@ def _left_over(directory: str) -> list[str]:
             with contextlib.suppress(FileNotFoundError):
                 if name.startswith(".") and os.stat(path).st_mtime < minute_ago and not is_locked(path):
                     found.append(path)
+    for segments in list_writers(directory).values():
+        for segment in segments:
+            replaced = os.path.join(directory, segment.name)
+            if segment.kept and os.path.exists(replaced):
+                found.append(replaced)
     return sorted(found)
 
 

@@ -64,8 +64,8 @@ def cursor_path(directory: str, name: str) -> str:
     return os.path.join(directory, CURSORS, f"{name}.json")
 
 
-def load(directory: str, name: str) -> CursorFile:
-    """Return how far a reader has come; nowhere, for a new one.
+def load(directory: str, name: str) -> CursorFile | None:
+    """Return how far a reader has come; None for a new one.
 
     Raises:
         ValueError: The file is not what was stored.
@@ -75,7 +75,7 @@ def load(directory: str, name: str) -> CursorFile:
         with open(path, "rb") as file:
             return msgspec.json.decode(file.read(), type=CursorFile)
     except FileNotFoundError:
-        return CursorFile()
+        return None
     except msgspec.DecodeError as error:
         raise ValueError(
             f"the positions of reader {name!r} in {path} cannot be read: {error}"
@@ -103,5 +103,13 @@ def names(directory: str) -> list[str]:
 
 
 def positions_of_all(directory: str) -> list[dict[str, Position]]:
-    """Return the positions of every named reader."""
-    return [load(directory, name).positions for name in names(directory)]
+    """Return the positions of every named reader: none, for one whose file cannot be read."""
+    found = []
+    for name in names(directory):
+        try:
+            cursor = load(directory, name)
+        except (OSError, ValueError):
+            cursor = CursorFile()  # as if it had read nothing: what is not known is not deleted by age
+        if cursor is not None:
+            found.append(cursor.positions)
+    return found

@@ -6,7 +6,8 @@ import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator
 
 __all__ = [
     "is_locked",
@@ -14,6 +15,8 @@ __all__ = [
     "make_private",
     "network_file_system",
     "only_one",
+    "open_for_lock",
+    "release",
     "replace_file",
     "sync",
     "sync_directory",
@@ -76,17 +79,56 @@ def replace_file(path: str, content: bytes) -> None:
     sync_directory(directory)
 
 
-def lock_file(fd: int, *, wait: bool = False) -> bool:
-    """Lock an open file for this process alone; the kernel gives it free when the process dies.
+# A lock belongs to all who have the same open file: a forked child would hold its parent's as long
+# as it lives. So it closes every file that was open for a lock; and no fork comes between the
+# opening of such a file and its entry here.
+_lockable: set[int] = set()
+_forking = threading.RLock()
+
+
+def open_for_lock(path: str, flags: int) -> int:
+    """Open a file, private to its owner, that a forked child shall not have open."""
+    with _forking:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        _lockable.add(fd)
+        return fd
+
+
+def lock_file(fd: int) -> bool:
+    """Lock such a file for this process alone; the kernel gives it free when the process dies.
 
     Returns:
         False when somebody else has it.
     """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def release(fd: int) -> None:
+    """Close such a file, and give its lock free."""
+    with _forking:
+        _lockable.discard(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def _forget_parent() -> None:
+    global _forking
+    _forking = threading.RLock()
+    for fd in _lockable:
+        with contextlib.suppress(OSError):
+            os.close(fd)  # and never unlock: that would unlock it for the parent
+    _lockable.clear()
+
+
+os.register_at_fork(
+    before=lambda: _forking.acquire(),
+    after_in_parent=lambda: _forking.release(),
+    after_in_child=_forget_parent,
+)
 
 
 def is_locked(path: str) -> bool:
@@ -107,13 +149,13 @@ def is_locked(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def only_one(path: str) -> Iterator[bool]:
+def only_one(path: str) -> Generator[bool]:
     """Hold the lock on a file, made where there is none; give False where somebody else has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_for_lock(path, os.O_RDWR | os.O_CREAT)
     try:
         yield lock_file(fd)
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def network_file_system(path: str) -> str | None:

@@ -25,6 +25,8 @@ from .story import Gathered, RunStory, gather
 
 __all__ = ["Journal"]
 
+_SEVERAL = 100
+
 
 class Journal:
     """Looks into the directory that a `JournalSink` writes, while it does or afterwards.
@@ -108,7 +110,10 @@ class Journal:
                 if not all(map(text.__contains__, must_have)):
                     continue
                 if (head := headline(text, floor)) is not None and where.takes(head):
-                    found[head.event_id] = (head.started_at, text)
+                    known = found.get(head.event_id)
+                    # Of runs that share an id, the last: as everywhere else.
+                    if known is None or known[0] <= head.started_at:
+                        found[head.event_id] = (head.started_at, text)
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
                 floor = min(began for began, _ in found.values())
@@ -186,6 +191,8 @@ class Journal:
                     continue  # it was finished before the run began
                 for text in lines_with(segment, as_json(run_id)):
                     gather(gathered, text, run_id)
+                    if len(gathered) > _SEVERAL and run_id not in gathered:
+                        return gathered  # no need to know all of them to say that one is meant
                 if began and run_id in gathered and gathered[run_id].whole:
                     return gathered
         return {known: run for known, run in gathered.items() if run.is_run}
@@ -196,9 +203,10 @@ class Journal:
                 f"journal {self.path!r} has no run {run_id!r}",
                 hint="`stageflow runs` lists what there is; it takes other ids by `--id`",
             )
+        many = f"more than {_SEVERAL}" if len(found) > _SEVERAL else len(found)
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         return RunNotFoundError(
-            f"journal {self.path!r} has {len(found)} runs that begin with {run_id!r}: {some}",
+            f"journal {self.path!r} has {many} runs that begin with {run_id!r}: {some}",
             hint="give more of the id",
         )
 
@@ -228,8 +236,11 @@ def _newest(
 
 
 def _written_at(segment: Segment) -> str:
-    """Return when a segment was last written to; now, for one that is gone."""
+    """Return a moment after which nothing was written to a segment; now, for one that is gone.
+
+    A second later than the file says: the clock of file systems is coarser than that of events.
+    """
     try:
-        return rfc3339(os.stat(segment.path).st_mtime_ns // 1000)
+        return rfc3339(os.stat(segment.path).st_mtime_ns // 1000 + 1_000_000)
     except FileNotFoundError:
         return rfc3339(get_clock().wall_ns() // 1000)

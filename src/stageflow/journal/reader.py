@@ -7,7 +7,6 @@ import os
 import time
 import weakref
 from collections.abc import Iterator
-from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from msgspec import Raw, Struct
 from ..errors import CursorInUseError, JournalNotFoundError
 from . import cursor_file
 from .cursor_file import CursorFile, Position
-from .disk import lock_file, make_private
+from .disk import lock_file, make_private, open_for_lock, release
 from .layout import BROKEN, CURSORS, Segment, list_writers
 from .recovery import recover
 from .segment import LineAt, decode, read_kept, read_piece
@@ -26,6 +25,9 @@ __all__ = ["Entry", "JournalReader"]
 
 _LOOK_EVERY_SECONDS = 1.0
 """How often a reader looks for writers that died."""
+
+_RETRIES = 10
+"""How often a reader looks again when what it had listed is gone."""
 
 _POLL_SECONDS = 0.05
 """How often a reader that waits looks for something new."""
@@ -51,6 +53,17 @@ class Entry(Struct, frozen=True):
             msgspec.DecodeError: It is no JSON after all.
         """
         return msgspec.json.decode(self.json, type=dict[str, Any] | None)
+
+
+class _Step(Struct, frozen=True):
+    """One step through the journal: an event, or something else that was come by, and where it leads."""
+
+    writer: str
+    position: Position
+    entry: Entry | None = None
+    broken: int = 0
+    torn: int = 0
+    missed: int = 0
 
 
 class JournalReader:
@@ -95,12 +108,17 @@ class JournalReader:
         self._lock = -1
         if not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
-        cursor = CursorFile()
+        cursor = None
         if name is not None:
             self._lock = self._claim(cursor_file.check_name(name))
             cursor = cursor_file.load(self.path, name)
-            # Written down at once: from now on, deletion by age waits for it.
-            cursor_file.store(self.path, name, cursor)
+        if cursor is None:
+            # Where it begins is part of its position: what is deleted from now on, it has missed.
+            cursor = CursorFile(
+                {writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()}
+            )
+            if name is not None:
+                cursor_file.store(self.path, name, cursor)
         self.events = cursor.events
         self.broken = cursor.broken
         self.torn = cursor.torn
@@ -108,22 +126,19 @@ class JournalReader:
         self._positions: dict[str, Position] = dict(cursor.positions)
         self._closed: set[str] = set()
         self._looked = -_LOOK_EVERY_SECONDS
-        self._ahead: Iterator[Entry] | None = None
-        if at_end and not self._positions:
-            for writer, segments in list_writers(self.path).items():
-                self._positions[writer] = (segments[-1].sequence, os.path.getsize(segments[-1].path))
+        self._ahead: Iterator[_Step] | None = None
         _readers.add(self)
 
     def _claim(self, name: str) -> int:
         make_private(os.path.join(self.path, CURSORS))
         path = os.path.join(self.path, CURSORS, f"{name}.lock")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_for_lock(path, os.O_RDWR | os.O_CREAT)
         if lock_file(fd):
             os.truncate(fd, 0)
             os.write(fd, b"%d" % os.getpid())
             return fd
         pid = os.read(fd, 20).decode() or "?"
-        os.close(fd)
+        release(fd)
         raise CursorInUseError(
             f"reader {name!r} of journal {self.path!r} is at work in process {pid}",
             hint="a name serves one reader at a time; give this one another name",
@@ -147,30 +162,54 @@ class JournalReader:
         """
         deadline = time.monotonic() + timeout
         while True:
-            if self._ahead is None:
-                self._complete_crashed()
-                self._ahead = self._entries()
-            found: list[Entry] = []
-            try:
-                # One by one: what came before a fault is handed out, for its position has gone on.
-                for entry in islice(self._ahead, most):
-                    found.append(entry)  # noqa: PERF402
-            except FileNotFoundError:
-                self._ahead = None  # a file was deleted under way: look again what there is
-                if not found:
-                    continue
-            if len(found) < most:
-                self._ahead = None
-            self.events += len(found)
+            steps = self._look(most)
+            for step in steps:
+                self._go(step)
+            found = [step.entry for step in steps if step.entry is not None]
             left = deadline - time.monotonic()
             if found or left <= 0:
                 return found
             time.sleep(min(_POLL_SECONDS, left))
 
     def __iter__(self) -> Iterator[Entry]:
-        """Return every event that there is now."""
-        while found := self.read():
-            yield from found
+        """Return every event that there is now; `commit()` in between stores what was handed out."""
+        try:
+            while steps := self._look(1000):
+                for step in steps:
+                    self._go(step)
+                    if step.entry is not None:
+                        yield step.entry
+        finally:
+            self._ahead = None  # what was looked at and not handed out comes again
+
+    def _go(self, step: _Step) -> None:
+        self._positions[step.writer] = step.position
+        self.events += step.entry is not None
+        self.broken += step.broken
+        self.torn += step.torn
+        self.missed += step.missed
+
+    def _look(self, most: int) -> list[_Step]:
+        """Return the next steps, up to so many events. Nobody has gone them yet: an error loses none."""
+        for _ in range(_RETRIES):
+            if self._ahead is None:
+                self._complete_crashed()
+                self._ahead = self._steps()
+            found: list[_Step] = []
+            events = 0
+            ahead, self._ahead = self._ahead, None
+            try:
+                for step in ahead:
+                    found.append(step)
+                    events += step.entry is not None
+                    if events >= most:
+                        self._ahead = ahead
+                        break
+            except FileNotFoundError:
+                if not found:
+                    continue  # a file was deleted under way: look again what there is
+            return found
+        return []
 
     def _complete_crashed(self) -> None:
         now = time.monotonic()
@@ -180,50 +219,46 @@ class JournalReader:
             with contextlib.suppress(OSError):
                 recover(self.path, closed=self._closed)
 
-    def _entries(self) -> Iterator[Entry]:
+    def _steps(self) -> Iterator[_Step]:
         # Listed before anything is read: a segment that has a successor by now is complete.
         writers = list_writers(self.path)
         for gone in self._positions.keys() - writers.keys():
             del self._positions[gone]
         for writer, segments in writers.items():
+            at, offset = self._positions.get(writer, (1, 0))
             for segment in segments:
-                at, offset = self._positions.get(writer, (0, 0))
                 if segment.sequence < at:
                     continue
                 if segment.sequence > at:
-                    self.missed += segment.sequence - at if at else 0
+                    yield _Step(writer, (segment.sequence, 0), missed=segment.sequence - at)
                     offset = 0
                 complete = segment is not segments[-1]
-                yield from self._entries_of(segment, offset, complete)
+                yield from self._steps_in(segment, offset, complete)
+                at, offset = segment.sequence + complete, 0
                 if complete:
-                    self._positions[writer] = (segment.sequence + 1, 0)
+                    yield _Step(writer, (at, 0))
 
-    def _entries_of(self, segment: Segment, offset: int, complete: bool) -> Iterator[Entry]:
+    def _steps_in(self, segment: Segment, offset: int, complete: bool) -> Iterator[_Step]:
+        writer, sequence = segment.writer, segment.sequence
         if segment.kept and offset < read_kept(segment).size:
-            self.missed += 1  # but for what was kept of it
+            yield _Step(writer, (sequence, offset), missed=1)  # but for what was kept of it
         while True:
             piece = read_piece(segment, offset)
             for line in piece.lines:
-                entry = self._entry(segment, line)
-                # Set before the event is handed out: what `read` returned is what `commit` stores.
-                self._positions[segment.writer] = (segment.sequence, line.offset + len(line.text) + 1)
-                if entry is not None:
-                    yield entry
+                position = (sequence, line.offset + len(line.text) + 1)
+                found = decode(line.text)
+                if found is not None and isinstance(found.data, Raw):
+                    yield _Step(writer, position, Entry(found.type, bytes(found.data), writer))
+                # A line of blanks is where a repair took a broken one out.
+                elif found is None and not line.text.isspace():
+                    self._keep_aside(segment, line)
+                    yield _Step(writer, position, broken=1)
             if piece.end == offset:
-                self.torn += complete and piece.torn > 0
+                if complete and piece.torn:
+                    yield _Step(writer, (sequence, offset), torn=1)
                 return
             offset = piece.end
-            self._positions[segment.writer] = (segment.sequence, offset)
-
-    def _entry(self, segment: Segment, line: LineAt) -> Entry | None:
-        found = decode(line.text)
-        if found is not None and isinstance(found.data, Raw):
-            return Entry(found.type, bytes(found.data), segment.writer)
-        # A line of blanks is where a repair took a broken one out.
-        if found is None and not line.text.isspace():
-            self.broken += 1
-            self._keep_aside(segment, line)
-        return None
+            yield _Step(writer, (sequence, offset))
 
     def _keep_aside(self, segment: Segment, line: LineAt) -> None:
         with contextlib.suppress(OSError):  # another reader has done it, or nothing can be written here
@@ -253,7 +288,7 @@ class JournalReader:
     def close(self) -> None:
         """Let another reader have the name. What was not committed will be read again."""
         if self._lock >= 0:
-            os.close(self._lock)
+            release(self._lock)
             self._lock = -1
 
     def __enter__(self) -> Self:
@@ -272,13 +307,23 @@ class JournalReader:
         return f"<JournalReader {self.path!r}{f' {self.name!r}' if self.name else ''}>"
 
 
+def _start(segments: list[Segment], at_end: bool) -> Position:
+    if not at_end:
+        return (segments[0].sequence, 0)
+    last = segments[-1]
+    try:
+        return (last.sequence, os.path.getsize(last.path))
+    except FileNotFoundError:  # deleted just now
+        return (last.sequence + 1, 0)
+
+
 _readers: weakref.WeakSet[JournalReader] = weakref.WeakSet()
 
 
 def _forget_parent() -> None:
-    # A forked child would hold its parent's lock as long as it lives.
+    # The name is the parent's; its lock was closed with all others.
     for reader in list(_readers):
-        reader.close()
+        reader._lock = -1
 
 
 os.register_at_fork(after_in_child=_forget_parent)

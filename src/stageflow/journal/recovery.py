@@ -98,7 +98,7 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
                 if (run_id := _event_id(text)) in stages:
                     stages[run_id].clear()  # what came before was an earlier run of the same id
             elif (event := decode(text)) is not None and isinstance(event.data, msgspec.Raw):
-                known = stages.get(_head(event.data).correlation_ids.pipeline_run_id or "")
+                known = stages.get(_read_head(event.data).correlation_ids.pipeline_run_id or "")
                 if known is not None:
                     known.append(event.data)
     return {run_id: UnfinishedRun(opened, stages[run_id]) for run_id, opened in found.items()}
@@ -138,7 +138,14 @@ def _event_id(text: bytes) -> str:
     if line is None:
         return ""
     body = line.data if isinstance(line.data, msgspec.Raw) else line.journal
-    return _head(body).event_id if isinstance(body, msgspec.Raw) else ""
+    return _read_head(body).event_id if isinstance(body, msgspec.Raw) else ""
+
+
+def _read_head(body: msgspec.Raw) -> _Head:
+    try:
+        return _head(body)
+    except msgspec.DecodeError:  # an event of somebody else's, that has our name and not our fields
+        return _Head()
 
 
 def _opened(text: bytes) -> RunOpen | None:

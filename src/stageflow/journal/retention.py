@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
+from ..schema import RunClosed
 from .cursor_file import positions_of_all
 from .disk import is_locked, only_one, replace_file
 from .layout import DELETED, LOCK, Segment, list_writers, segment_name
-from .line import PIPELINE_WIDE, RUN_CLOSED, Kept, encode_mark
+from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark
 from .recovery import recover
-from .segment import find_lines, read_kept, read_lines
+from .segment import LineAt, find_lines, read_kept, read_lines
 
 __all__ = ["Deleted", "Room", "deleted_so_far"]
 
@@ -69,7 +70,9 @@ class Room(Struct, frozen=True):
         with only_one(os.path.join(directory, LOCK)) as alone:
             if not alone:
                 return Deleted()
-            deleted = _Cleaning(directory).clean(self)
+            cleaning = _Cleaning(directory)
+            cleaning.remove_superseded()
+            deleted = cleaning.clean(self)
             if deleted != Deleted():
                 total = deleted_so_far(directory) + deleted
                 replace_file(os.path.join(directory, DELETED), msgspec.json.encode(total))
@@ -77,10 +80,16 @@ class Room(Struct, frozen=True):
 
     def _is_due(self, directory: str) -> bool:
         """Tell whether anything is too old or too much, without a look into any file."""
-        files = [_stat(segment) for segments in list_writers(directory).values() for segment in segments]
-        if self.max_bytes is not None and sum(size for size, _ in files) > self.max_bytes:
+        segments = [segment for segments in list_writers(directory).values() for segment in segments]
+        if any(
+            segment.kept and os.path.exists(os.path.join(directory, segment.name)) for segment in segments
+        ):
             return True
-        return self.max_age is not None and any(time.time() - at > self.max_age for _, at in files)
+        if self.max_bytes is not None and sum(map(_size, segments)) > self.max_bytes:
+            return True
+        return self.max_age is not None and any(
+            time.time() - _age(segment)[0] > self.max_age for segment in segments
+        )
 
 
 def deleted_so_far(directory: str) -> Deleted:
@@ -99,35 +108,39 @@ class _Cleaning:
         self.directory = directory
         self.writers = list_writers(directory)
         self.read = positions_of_all(directory)
+        self.live: set[str] = set()
         self.deleted = Deleted()
-        self.size = sum(_stat(segment)[0] for segments in self.writers.values() for segment in segments)
+        self.size = sum(_size(segment) for segments in self.writers.values() for segment in segments)
 
     def clean(self, room: Room) -> Deleted:
         """Delete what is due, and return what it was."""
-        closed = sorted(self._closed(), key=lambda segment: (_stat(segment)[1], segment.path))
-        whole = [segment for segment in closed if not segment.kept]
-        kept = [segment for segment in closed if segment.kept]
+        closed = sorted(self._closed(), key=_age)
         if room.max_age is not None:
             oldest = time.time() - room.max_age
-            for segment in closed:
-                if _stat(segment)[1] < oldest and self._was_read(segment):
-                    self._delete(segment, _count(segment))
-                    (kept if segment.kept else whole).remove(segment)
+            old = [segment for segment in closed if _age(segment)[0] < oldest and self._was_read(segment)]
+            for segment in old:
+                left = self._reduce(segment, failed=False)
+                closed[closed.index(segment) : closed.index(segment) + 1] = [left] if left else []
         if room.max_bytes is not None:
             # First everything but the records of failed runs, oldest first; then those as well.
-            while whole and self.size > room.max_bytes:
-                if (left := self._reduce(whole.pop(0))) is not None:
-                    kept.append(left)
-            while kept and self.size > room.max_bytes:
-                segment = kept.pop(0)
-                self._delete(segment, _count(segment))
+            kept = [segment for segment in closed if segment.kept]
+            for segment in closed:
+                if self.size > room.max_bytes and not segment.kept:
+                    kept += filter(None, [self._reduce(segment)])
+            for segment in sorted(kept, key=_age):
+                if self.size > room.max_bytes:
+                    self._delete(segment, _count(segment))
         return self.deleted
 
     def _closed(self) -> Iterator[Segment]:
         """Return the segments that nobody writes to."""
-        for segments in self.writers.values():
+        for writer, segments in self.writers.items():
             with contextlib.suppress(FileNotFoundError):
-                yield from segments[:-1] if is_locked(segments[-1].path) else segments
+                if is_locked(segments[-1].path):
+                    self.live.add(writer)
+                    yield from segments[:-1]
+                else:
+                    yield from segments
 
     def _was_read(self, segment: Segment) -> bool:
         return all(
@@ -135,32 +148,51 @@ class _Cleaning:
             for positions in self.read
         )
 
-    def _reduce(self, segment: Segment) -> Segment | None:
-        """Leave of a segment only the lines of runs that failed, or whose end is not known; or nothing."""
+    def _reduce(self, segment: Segment, *, failed: bool = True) -> Segment | None:
+        """Leave of a segment only the lines of runs that failed, or are open; or nothing at all."""
         lines = [(line, _run_of(line.text)) for line in read_lines(segment)]
-        keep = self._worth_keeping(segment, {run for _, run in lines if run})
-        left = [line for line, run in lines if run in keep]
-        size, written = _stat(segment)
-        if not left or len(left) == len(lines):
-            if not left:
-                self._delete(segment, len(lines))
-            return segment if left else None
-        header = encode_mark(Kept(size, [line.offset for line in left]))
+        keep = self._worth_keeping(segment, {run for _, run in lines if run}, failed)
+        began = {run for line, run in lines if line.text.startswith(RUN_OPEN)}
+        of_writer = self.writers[segment.writer]
+        is_first, is_last = segment == of_writer[0], segment == of_writer[-1]
+        left: list[LineAt] = []
+        for line, run in lines:
+            if run in keep:
+                left.append(line)
+            elif line.text.startswith((PIPELINE_WIDE, RUN_CLOSED)) and run not in began and not is_first:
+                # It began in an earlier segment, of which that line may have been kept: without a
+                # word of its end, it would be taken for open, and then for crashed.
+                end = encode_mark(RunClosed(run, "its record was deleted to make room")).rstrip()
+                left.append(LineAt(line.offset, end))
+            elif line.text.startswith(WRITER_CLOSED) and is_last and not is_first:
+                left.append(line)  # or the writer would be taken for dead, and completed again
+        if not left:
+            self._delete(segment, len(lines))
+            return None
+        if left == [line for line, _ in lines]:
+            return segment
+        return self._replace(segment, left, len(lines) - len(left))
+
+    def _replace(self, segment: Segment, left: list[LineAt], deleted: int) -> Segment:
+        size, (written, _) = _size(segment), _age(segment)
+        header = encode_mark(Kept(_size_when_whole(segment), [line.offset for line in left]))
         name = segment_name(segment.writer, segment.sequence, kept=True)
-        reduced = Segment(
-            os.path.join(self.directory, name), segment.writer, segment.pid, segment.sequence, True
-        )
-        replace_file(reduced.path, header + b"".join(line.text + b"\n" for line in left))
-        os.utime(reduced.path, (written, written))
-        self._delete(segment, len(lines) - len(left))
-        reduced_size = _stat(reduced)[0]
-        self.size += reduced_size
-        self.deleted += Deleted(bytes=-reduced_size)
+        path = os.path.join(self.directory, name)
+        reduced = Segment(path, segment.writer, segment.pid, segment.sequence, True)
+        unread = not self._was_read(segment)
+        replace_file(path, header + b"".join(line.text + b"\n" for line in left))
+        os.utime(path, (written, written))
+        if not segment.kept:
+            os.unlink(segment.path)
+        self.size += _size(reduced) - size
+        self.deleted += Deleted(deleted, size - _size(reduced), int(unread))
+        segments = self.writers[segment.writer]
+        segments[segments.index(segment)] = reduced
         return reduced
 
-    def _worth_keeping(self, segment: Segment, runs: set[str]) -> set[str]:
+    def _worth_keeping(self, segment: Segment, runs: set[str], failed: bool) -> set[str]:
         later = [other for other in self.writers[segment.writer] if other.sequence > segment.sequence]
-        unknown, failed = set(runs), set()
+        unknown, worth = set(runs), set()
         for place in (segment, *later[:_LOOK_AHEAD]):
             if not unknown:
                 break
@@ -168,15 +200,28 @@ class _Cleaning:
                 run = _run_of(text)
                 if run in unknown:
                     unknown.discard(run)
-                    if text.startswith(_FAILED):
-                        failed.add(run)
-        return failed | unknown
+                    if failed and text.startswith(_FAILED):
+                        worth.add(run)
+        # What has no end in a writer that has ended was no run: events that were emitted by hand.
+        return worth | unknown if segment.writer in self.live else worth
 
     def _delete(self, segment: Segment, lines: int) -> None:
-        size, unread = _stat(segment)[0], not self._was_read(segment)
+        size, unread = _size(segment), not self._was_read(segment)
         os.unlink(segment.path)
         self.size -= size
         self.deleted += Deleted(lines, size, int(unread))
+        self.writers[segment.writer].remove(segment)
+
+    def remove_superseded(self) -> None:
+        """Remove what a process that was killed had replaced already, and not yet removed."""
+        for segments in self.writers.values():
+            for kept in segments:
+                path = os.path.join(self.directory, kept.name)
+                if kept.kept and os.path.exists(path):
+                    whole = Segment(path, kept.writer, kept.pid, kept.sequence, False)
+                    lines, size = _count(whole) - _count(kept), _size(whole)
+                    os.unlink(path)
+                    self.deleted += Deleted(lines, size - _size(kept), 0)
 
 
 class _Head(Struct):
@@ -218,9 +263,13 @@ def _count(segment: Segment) -> int:
 
 
 def _size_when_whole(segment: Segment) -> int:
-    return read_kept(segment).size if segment.kept else _stat(segment)[0]
+    return read_kept(segment).size if segment.kept else _size(segment)
 
 
-def _stat(segment: Segment) -> tuple[int, float]:
-    found = os.stat(segment.path)
-    return found.st_size, found.st_mtime
+def _size(segment: Segment) -> int:
+    return os.stat(segment.path).st_size
+
+
+def _age(segment: Segment) -> tuple[float, str]:
+    """Return when a segment was last written to, and its path, to be sorted by."""
+    return os.stat(segment.path).st_mtime, segment.path

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import force_setattr
 
 from ..schema import CorrelationIds
+from ..timestamps import epoch_us, rfc3339
 from .segment import decode
 
 __all__ = ["Headline", "RunFilter", "as_json", "headline"]
@@ -22,8 +24,11 @@ class RunFilter(Struct, frozen=True, kw_only=True):
         pipeline: Name of the pipeline.
         stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
         id: One of the five ids, or the beginning of a run's.
-        since: RFC 3339 in UTC: runs that began then or later.
-        until: RFC 3339 in UTC: runs that began before.
+        since: RFC 3339: runs that began then or later.
+        until: RFC 3339: runs that began before.
+
+    Raises:
+        ValueError: A moment is none.
     """
 
     status: str | None = None
@@ -32,6 +37,12 @@ class RunFilter(Struct, frozen=True, kw_only=True):
     id: str | None = None
     since: str | None = None
     until: str | None = None
+
+    def __post_init__(self) -> None:
+        # Six digits, as events have them: then the order of the texts is that of the moments.
+        for name in ("since", "until"):
+            if (moment := getattr(self, name)) is not None:
+                force_setattr(self, name, rfc3339(epoch_us(moment)))
 
     def parts(self) -> list[bytes]:
         """Return what must stand in the line of a run that is wanted: most others need not be decoded."""
@@ -92,9 +103,11 @@ def headline(text: bytes, floor: str) -> Headline | None:
             return None
     line = decode(text)
     try:
-        return msgspec.json.decode(line.data, type=Headline) if line and isinstance(line.data, Raw) else None
+        head = msgspec.json.decode(line.data, type=Headline) if line and isinstance(line.data, Raw) else None
     except msgspec.DecodeError:
         return None
+    # An event of somebody else's that has our name and not our fields is no run.
+    return head if head and head.event_id and head.started_at and head.status else None
 
 
 def as_json(text: str) -> bytes:

@@ -17,7 +17,7 @@ from ..events import Event, EventSink
 from ..events.lost import EventLost
 from ..schema import PipelineWide, RunClosed, RunOpen
 from ..telling import tell
-from .disk import make_private, network_file_system, sync, sync_directory
+from .disk import make_private, network_file_system, release, sync, sync_directory
 from .keeper import Keeper
 from .line import WriterClosed, encode_mark
 from .retention import Room
@@ -120,25 +120,27 @@ class JournalSink(EventSink):
                 self.path,
                 kind,
             )
-        self._start_afresh()
+        self._begin()
         _journals.add(self)
 
-    def _start_afresh(self) -> None:
+    def _begin(self) -> None:
         # Reentrant: a signal handler may emit while its thread is writing.
         self._lock = threading.RLock()
         self._syncing = threading.RLock()
+        self._told: set[str] = set()
+        self._begin_writer()
+
+    def _begin_writer(self) -> None:
         self._writer = SegmentWriter(
             self.path,
             segment_bytes=self._segment_bytes,
             segment_seconds=self._segment_seconds,
             sync_each=self._fsync == "always",
         )
-        self._in_sync: list[int] = []
         self._keeper: Keeper | None = None
         self._open_runs: set[str] = set()
         self._lost: dict[str, str] = {}
         self._since_room = 0.0
-        self._told: set[str] = set()
 
     # ------------------------------------------------------------ what the library calls
 
@@ -226,18 +228,19 @@ class JournalSink(EventSink):
     def _sync(self) -> None:
         with self._lock:
             writer = self._writer
-            self._in_sync, writer.retired = writer.retired, []
-            # Closed by whoever has `_syncing` alone, so that it stays open while it is synced.
+            # One that has no successor stays open: its lock says that this writer lives.
+            full, writer.retired = (writer.retired, []) if writer.fd >= 0 else ([], writer.retired)
+            # Only who has `_syncing` closes a segment, so that it stays open while it is synced.
             current = writer.fd if writer.unsynced else -1
             writer.unsynced = False
         try:
             if self._fsync != "never":
-                for fd in (*self._in_sync, current):
+                for fd in (*full, current):
                     if fd >= 0:
                         sync(fd)
         finally:
-            while self._in_sync:
-                os.close(self._in_sync.pop())
+            for fd in full:
+                release(fd)
 
     def _make_room(self) -> None:
         writer = self._writer
@@ -276,17 +279,12 @@ class JournalSink(EventSink):
             if self._keeper is not None:
                 self._keeper.stop()
             self._writer.close()
-            self._start_afresh()
+            # The locks stay: others may be waiting for them.
+            self._begin_writer()
 
     def _forget_parent(self) -> None:
-        # A forked child must never write into its parent's files, and holds none of its locks: the
-        # lock on a file belongs to all who have it open, so it closes them, and unlocks nothing.
-        writer = self._writer
-        for fd in (writer.fd, *writer.retired, *self._in_sync):
-            if fd >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-        self._start_afresh()
+        # A forked child must never write into its parent's files. They were locked, and are closed.
+        self._begin()
 
     def __del__(self) -> None:
         # Not made to its end, or so late that half of the interpreter is gone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -63,7 +64,9 @@ class UnfinishedRun:
         outlines = cast("list[StageOutline]", opened.stages)
         self.stages = {outline.name: KnownStage(outline) for outline in outlines}
         for event in stage_events:
-            self._take(msgspec.json.decode(event, type=_Ended))
+            # One that has the name of ours and not its fields is somebody else's.
+            with contextlib.suppress(msgspec.DecodeError, ValueError):
+                self._take(msgspec.json.decode(event, type=_Ended))
 
     def _take(self, event: _Ended) -> None:
         stage = self.stages.get(event.stage_name)

@@ -7,7 +7,7 @@ import errno
 import os
 import time
 
-from .disk import lock_file, make_private, sync, sync_directory
+from .disk import lock_file, make_private, open_for_lock, release, sync, sync_directory
 from .layout import new_writer, segment_name
 
 __all__ = ["NO_ROOM", "SegmentWriter"]
@@ -47,18 +47,40 @@ class SegmentWriter:
         self._end = 0
         self._began = 0.0
         self._look_at = 0.0
+        self._busy = False
+        self._switching = False
+        self._late: list[bytes] = []
 
     def append(self, line: bytes) -> None:
         """Write one line, whole.
 
+        A signal handler may call it in the middle of another call, in the same thread: its line goes
+        where that one was about to write, and never begins a segment.
+
         Raises:
             OSError: It could not be written; the segment holds whole lines all the same.
         """
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._look(now)
-        if self.fd < 0 or (self._end and self._end + len(line) > self._segment_bytes):
-            self._begin_segment(now)
+        if self._busy:
+            if self.fd < 0 or self._switching:
+                self._late.append(line)
+            else:
+                self._write(line)
+            return
+        self._busy = True
+        try:
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look(now)
+            if self.fd < 0 or (self._end and self._end + len(line) > self._segment_bytes):
+                self._begin_segment(now)
+            while self._late:
+                self._write(self._late[0])
+                del self._late[0]
+            self._write(line)
+        finally:
+            self._busy = False
+
+    def _write(self, line: bytes) -> None:
         try:
             written = os.write(self.fd, line)
             if written == len(line):
@@ -94,20 +116,17 @@ class SegmentWriter:
 
     def _begin_segment(self, now: float) -> None:
         """Go on in a new segment; or in the old one, where a new one cannot be made."""
+        self._switching = True
         try:
-            fd = self._new_segment()
+            self._switch_to_new(now)
         except OSError:
             if self.fd < 0:
                 raise
             self._began = now  # try again when another such time has passed
-            return
-        self.retire()
-        self.fd = fd
-        self._end = 0
-        self._began = now
-        self.began_segment = True
+        finally:
+            self._switching = False
 
-    def _new_segment(self) -> int:
+    def _switch_to_new(self, now: float) -> None:
         make_private(self.directory)
         sequence = self._sequence + 1
         # One that completed our record in our absence (our file was removed) may have taken the name.
@@ -115,25 +134,37 @@ class SegmentWriter:
             sequence += 1
         name = segment_name(self.name, sequence)
         hidden = os.path.join(self.directory, f".{name}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        fd = os.open(hidden, flags, 0o600)
+        fd = open_for_lock(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         try:
             # Locked before anybody can see it: one that is seen unlocked has lost its writer.
             if not lock_file(fd):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), hidden)
             os.rename(hidden, os.path.join(self.directory, name))
+            self._switch(fd, sequence, now)
             if self._sync_each:
                 sync_directory(self.directory)
         except BaseException:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(hidden)
+            # A signal handler may raise anywhere. Once its successor can be seen, nothing may be
+            # written to the old segment: whoever reads takes it for complete.
+            if os.path.exists(hidden):
+                with contextlib.suppress(OSError):
+                    os.unlink(hidden)
+                release(fd)
+            else:
+                self._switch(fd, sequence, now)
             raise
+
+    def _switch(self, fd: int, sequence: int, now: float) -> None:
+        if self.fd != fd:
+            self.retire()
+        self.fd = fd
         self._sequence = sequence
-        return fd
+        self._end = 0
+        self._began = now
+        self.began_segment = True
 
     def retire(self) -> None:
-        """Write to this segment no more."""
+        """Write to this segment no more. It stays locked until there is another: its writer lives."""
         if self.fd >= 0:
             self.retired.append(self.fd)
             self.fd = -1
@@ -142,5 +173,4 @@ class SegmentWriter:
         """Close every segment. The writer is dead then, for all who look."""
         self.retire()
         while self.retired:
-            with contextlib.suppress(OSError):
-                os.close(self.retired.pop())
+            release(self.retired.pop())

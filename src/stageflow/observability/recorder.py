@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,7 @@ class RunRecorder:
             tell(log, "the beginning of run %s could not be marked: %s", self._record.run_id, describe(error))
 
     def disown(self) -> None:
-        """Emit nothing more: this is a forked child, and the run is its parent's."""
+        """Write no record: this is a forked child, and the run is its parent's."""
         self.disowned = True
         self.stages = self._pipeline = False
         self._marked = None
@@ -191,13 +192,15 @@ class RunRecorder:
         A key of the stage that is also one of ours is kept under `payload`.
         """
         sink = self._emitter.event_sink
-        if builtins.type(sink) is NoOpEventSink or self.disowned:
+        if builtins.type(sink) is NoOpEventSink:
             return
         record = self._record
+        # A forked child counts on from where its parent stood: its events need ids of their own.
+        place = f"{os.getpid()}.{number}" if self.disowned else str(number)
         correlation_ids, metadata = record.identity(self._context)
         now = record.origin_ns + get_clock().monotonic_ns()
         ours: dict[str, Any] = {
-            "event_id": f"{record.run_id}/{stage}/{attempt}/{number}",
+            "event_id": f"{record.run_id}/{stage}/{attempt}/{place}",
             "stage_name": stage,
             "attempt": attempt,
             "emitted_at": rfc3339(now // 1000),

@@ -15,11 +15,20 @@ from .graph import graph_as_dot, graph_as_mermaid, graph_as_text
 if TYPE_CHECKING:
     from .progress import track
     from .run import draw_run
+    from .runs import draw_runs
     from .summary import draw_summary
 
-__all__ = ["draw_run", "draw_summary", "graph_as_dot", "graph_as_mermaid", "graph_as_text", "track"]
+__all__ = [
+    "draw_run",
+    "draw_runs",
+    "draw_summary",
+    "graph_as_dot",
+    "graph_as_mermaid",
+    "graph_as_text",
+    "track",
+]
 
-_WITH_RICH = {"draw_run": "run", "draw_summary": "summary", "track": "progress"}
+_WITH_RICH = {"draw_run": "run", "draw_runs": "runs", "draw_summary": "summary", "track": "progress"}
 
 
 def __getattr__(name: str) -> Any:

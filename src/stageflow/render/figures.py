@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["count", "milliseconds", "percentile", "share"]
+__all__ = ["count", "milliseconds", "percentile", "share", "size"]
 
 
 def count(number: float) -> str:
@@ -59,3 +59,17 @@ def percentile(weighted: Iterable[tuple[float, float]], rank: float) -> float | 
         if reached >= needed:
             return value
     return ordered[-1][0] if ordered else None
+
+
+def size(number: float) -> str:
+    """Return a number of bytes.
+
+    Example:
+        >>> size(999), size(64 << 20)
+        ('999 B', '67.1 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:,.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"

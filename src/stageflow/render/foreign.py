@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["shown", "visible"]
+__all__ = ["on_one_line", "pairs", "shown", "visible"]
 
 # C0 without the line feed, DEL and C1: what moves cursors, sets titles and starts escape sequences.
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)
-} | {0x09: "    "}
+# Beside them what turns the direction of writing around: a text would read as another one.
+_CONTROLS = (
+    {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x0A}
+    | {0x09: "    "}
+    | {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+)
 
 
 def visible(text: Any) -> str:
@@ -23,6 +26,16 @@ def visible(text: Any) -> str:
     return str(text).translate(_CONTROLS)
 
 
+def on_one_line(text: Any) -> str:
+    r"""Return `text` as `visible` does, with a blank for each line feed.
+
+    Example:
+        >>> on_one_line("two\nlines")
+        'two lines'
+    """
+    return visible(text).replace("\n", " ")
+
+
 def shown(value: Any) -> str:
     """Return a value of a record on one line: short words as they are, everything else as JSON.
 
@@ -33,3 +46,13 @@ def shown(value: Any) -> str:
     if isinstance(value, str) and value.isprintable() and value and " " not in value:
         return value
     return visible(json.dumps(value, ensure_ascii=False, default=repr))
+
+
+def pairs(values: dict[str, Any]) -> str:
+    """Return what a mapping of a record has, but for the values that are null.
+
+    Example:
+        >>> pairs({"hits": 3, "topic": None, "query": "two words"})
+        'hits=3  query="two words"'
+    """
+    return "  ".join(f"{visible(key)}={shown(value)}" for key, value in values.items() if value is not None)

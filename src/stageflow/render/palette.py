@@ -17,10 +17,12 @@ OUTCOMES = {
     "timeout": BAD,
     "cancelled": "magenta",
     "crashed": f"bold {BAD}",
+    "closed": QUIET,
+    "open": "blue",
 }
 """The outcomes of runs, in the order in which a table lists them."""
 
-STATUSES = {"OK": "green", "SKIP": QUIET, "RETRY": "yellow", "FAIL": BAD, "CANCEL": "magenta"}
+STATUSES = {"OK": "green", "SKIP": QUIET, "RETRY": "yellow", "FAIL": BAD, "CANCEL": "magenta", "OPEN": "blue"}
 """The statuses of stages and runs."""
 
 

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from .exception import draw_exception
 from .figures import milliseconds
-from .foreign import shown, visible
+from .foreign import pairs, visible
+from .own_events import draw_own_events
 from .palette import BAD, QUIET, STATUSES, coloured
+from .runs import draw_runs
 from .timeline import RETRIED, RUNNING, WAITING
 from .waterfall import StageStory, draw_waterfall, stories_of
 
@@ -25,15 +27,25 @@ _LABEL = 20
 """Columns that the names beside what they stand for may take."""
 
 
-def draw_run(run: Record, stages: Iterable[Record] = ()) -> RenderableType:
+def draw_run(
+    run: Record,
+    stages: Iterable[Record] = (),
+    *,
+    events: Iterable[tuple[str, Record]] = (),
+    children: Iterable[Record] = (),
+    width: int | None = None,
+) -> RenderableType:
     """Return the story of one run: header, waterfall, what its stages said, exceptions.
 
     It needs only the keys that every writer of these events knows, and shows the others where
-    there are any.
+    there are any. A run under way is drawn as far as it has come.
 
     Args:
-        run: The data of its `pipeline.wide` event.
+        run: The data of its `pipeline.wide` event, or what `RunStory.run` has in its place.
         stages: The data of its `stage.wide` events.
+        events: Its stages' own events, type and data.
+        children: The data of the `pipeline.wide` of each run that was started inside it.
+        width: Columns that the waterfall may take; default all there are.
 
     Raises:
         ValueError: `run` is not the data of a `pipeline.wide` event.
@@ -45,49 +57,83 @@ def draw_run(run: Record, stages: Iterable[Record] = ()) -> RenderableType:
         raise ValueError(
             "draw_run() needs the data of a pipeline.wide event; a run that was cut off has none"
         )
-    return _Told(run, stories_of(run, stages))
+    return _Told(run, stories_of(run, stages), list(events), list(children), width)
 
 
 class _Told:
     """The story, laid out when the width is known."""
 
-    def __init__(self, run: Record, stages: list[StageStory]) -> None:
+    def __init__(
+        self,
+        run: Record,
+        stages: list[StageStory],
+        events: list[tuple[str, Record]],
+        children: list[Record],
+        width: int | None,
+    ) -> None:
         self.run = run
         self.stages = stages
+        self.events = events
+        self.children = children
+        self.width = width
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from _header(self.run)
+        width = options.max_width if self.width is None else self.width
+        yield from _header(self.run, options.ascii_only)
         yield ""
-        yield draw_waterfall(self.run, self.stages, width=options.max_width)
+        yield draw_waterfall(self.run, self.stages, width=width)
         yield _legend(options.ascii_only)
         yield from _notes(self.stages)
         yield from _exceptions(self.run, self.stages)
+        if self.events:
+            yield ""
+            yield draw_own_events(self.run, self.events)
+        if self.children:
+            yield ""
+            yield Text("runs started inside it", style=QUIET)
+            yield Padding(
+                draw_runs(self.children, width=None if self.width else options.max_width - 2), (0, 0, 0, 2)
+            )
 
 
-def _header(run: Record) -> Iterator[RenderableType]:
+def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
     ids, metadata = run["correlation_ids"], run["pipeline_metadata"]
     yield Text.assemble(
         (visible(run.get("pipeline_name") or metadata["topology"]), "bold"),
         "  ",
         coloured(visible(run.get("outcome") or run["status"])),
         f"  {milliseconds(run['duration_ms'])} ms",
+        " so far" if run["status"] == "OPEN" else "",
     )
     error, reason = run["error"], run.get("reason")
+    root = run.get("root_run_id")
+    resource = run.get("resource") or {}
     grid = _two_columns()
     for label, value in (
         ("error", error),
         ("reason", reason if reason and reason not in (error or "") else None),
         ("run", ids["pipeline_run_id"]),
         ("started", run["started_at"]),
-        ("ids", _pairs({key: value for key, value in ids.items() if key != "pipeline_run_id"})),
-        ("labels", _pairs(metadata)),
+        ("ids", pairs({key: value for key, value in ids.items() if key != "pipeline_run_id"})),
+        ("labels", pairs(metadata)),
+        ("process", pairs({key: resource.get(key) for key in ("pid", "host", "service_version")})),
+        ("critical path", _critical_path(run, ascii_only)),
         ("parent", run.get("parent_run_id")),
+        ("root", root if root not in (ids["pipeline_run_id"], run.get("parent_run_id")) else None),
         ("trace", (run.get("trace") or {}).get("trace_id")),
-        ("attributes", _pairs(run.get("attributes") or {})),
+        ("attributes", pairs(run.get("attributes") or {})),
     ):
         if value:
             grid.add_row(label, Text(visible(value), style=BAD if label == "error" else ""))
     yield Padding(grid, (0, 0, 0, 2))
+
+
+def _critical_path(run: Record, ascii_only: bool) -> str:
+    path = run.get("critical_path")
+    if not path:
+        return ""
+    arrow = " > " if ascii_only else " → "
+    return f"{arrow.join(path)}  {milliseconds(run.get('critical_path_ms'))} ms"
 
 
 def _legend(ascii_only: bool) -> Text:
@@ -125,7 +171,7 @@ def _notes_of(stage: StageStory) -> Text:
     if end.get("missing_inputs"):
         lines.append(Text(visible("asked in vain for " + ", ".join(end["missing_inputs"]))))
     if end.get("attributes"):
-        lines.append(Text(_pairs(end["attributes"])))
+        lines.append(Text(pairs(end["attributes"])))
     return Text("\n").join(lines)
 
 
@@ -139,10 +185,6 @@ def _exceptions(run: Record, stages: list[StageStory]) -> Iterator[RenderableTyp
             yield ""
             yield Text.assemble(("exception in ", QUIET), visible(where))
             yield Padding(draw_exception(exception), (0, 0, 0, 2))
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return "  ".join(f"{visible(key)}={shown(value)}" for key, value in values.items() if value is not None)
 
 
 def _two_columns() -> Table:

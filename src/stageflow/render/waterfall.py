@@ -63,7 +63,7 @@ def draw_waterfall(run: Record, stages: Iterable[StageStory], *, width: int) -> 
     """
     began = datetime.fromisoformat(run["started_at"])
     critical = set(run.get("critical_path") or ())
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=QUIET, expand=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=QUIET, width=width)
     table.add_column("  stage", no_wrap=True, overflow="ellipsis", min_width=8)
     table.add_column("status", no_wrap=True)
     for heading in ("tries", "queue ms", "ms"):
@@ -78,8 +78,8 @@ def draw_waterfall(run: Record, stages: Iterable[StageStory], *, width: int) -> 
             Text.assemble(("* ", "bold") if stage.name in critical else "  ", visible(stage.name)),
             coloured(visible(end["status"])),
             "" if tries is None else str(tries),
-            milliseconds(end.get("queue_ms")) if tries != 0 else "",
-            milliseconds(end["duration_ms"]) if tries != 0 else "",
+            milliseconds(end.get("queue_ms")) if tries != 0 or _waited_in_vain(end) else "",
+            milliseconds(end["duration_ms"]) if tries != 0 and end["status"] != "OPEN" else "",
         ]
         if bars:
             row.append(Timeline(_spans(stage, began), run["duration_ms"]))
@@ -89,14 +89,29 @@ def draw_waterfall(run: Record, stages: Iterable[StageStory], *, width: int) -> 
 
 def _spans(stage: StageStory, began: datetime) -> list[Span]:
     end = stage.end
-    if "started_at" not in end or not end.get("attempts", 1):
-        return []
-    waited = Span(_ready(stage, began), _started(end, began), WAITING, QUIET)
-    spans = [waited, *(_span(event, began, RETRIED) for event in stage.retried)]
-    # A stage that ended while it waited for another attempt has the times of its last one.
-    if not stage.retried or stage.retried[-1]["started_at"] != end["started_at"]:
+    spans = [_span(event, began, RETRIED) for event in stage.retried]
+    if "started_at" not in end:  # under way, or known by its summary alone
+        return spans
+    spans.insert(0, Span(_ready(stage, began), _started(end, began), WAITING, QUIET))
+    if _ran(stage):
         spans.append(_span(end, began, RUNNING))
+    elif not stage.retried and not _waited_in_vain(end):
+        return []
     return spans
+
+
+def _waited_in_vain(end: Record) -> bool:
+    """Tell whether a stage was ready when its run ended: in a crash it may have been running."""
+    return end["status"] == "CANCEL" and bool(end.get("queue_ms"))
+
+
+def _ran(stage: StageStory) -> bool:
+    """Tell whether the times of a stage's end are those of an attempt that is not yet drawn."""
+    end = stage.end
+    attempts = end.get("attempts", 1)
+    if not attempts or end.get("attempt", attempts) > attempts:
+        return False  # it waited, for its first attempt or for another
+    return not stage.retried or stage.retried[-1]["started_at"] != end["started_at"]
 
 
 def _span(event: Record, began: datetime, mark: tuple[str, str]) -> Span:

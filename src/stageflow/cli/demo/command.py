@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ...events import EventSink, FanoutEventSink
 from ...events.flush import stats
-from ...journal import JournalSink
+from ...journal import JournalReader, JournalSink
 from ...observability import WideEventEmitter
 from ...pipeline import Limits
 from ..terminal import open_terminal
@@ -27,7 +27,7 @@ from .desk import Desk
 from .law import check
 from .pipeline import reference_desk
 from .questions import Question, questions
-from .record import Record, files_of, read_record
+from .record import Event, Record, read_record, run_id_of
 from .report import show_answer, show_check, show_journal, show_run, show_summary
 
 __all__ = ["demo"]
@@ -71,7 +71,7 @@ def demo(
         raise typer.Exit(1) from None
     asked = questions(runs) if question is None else [Question(question)]
     sink = JournalSink(journal)
-    before, batch = files_of(journal), token_hex(4)
+    reader, batch = JournalReader(journal, at_end=True), token_hex(4)
     _introduce(terminal, desk, asked)
     began = time.monotonic()
     try:
@@ -81,18 +81,17 @@ def demo(
         terminal.print(f"Interrupted. The journal in {journal} says how far each run had come.")
         raise typer.Exit(130) from None
     took = time.monotonic() - began
-    files = files_of(journal) - before
-    record = read_record(files, batch)
+    record = read_record(reader, batch)
     if question is None:
         terminal.print(f"{len(asked):,} runs took {took:.1f} s and left {len(record):,} events.")
-        _show_all(terminal, record)
+        told = _show_all(terminal, record)
     else:
-        _show_one(terminal, record)
+        told = _show_one(terminal, record)
     found = check(record, runs=len(asked), stages=len(reference_desk().stages))
     counted = stats().of("JournalSink")
     lost = sum(counted.rejected.values()) + sum(counted.dropped.values()) + counted.pending
     show_check(terminal, found, lost)
-    show_journal(terminal, journal, files)
+    show_journal(terminal, journal, run_id_of(told) if told else None)
     if found.wrong or lost:
         raise typer.Exit(1)
 
@@ -123,25 +122,29 @@ def _run(desk: Desk, asked: Sequence[Question], batch: str, sink: EventSink) -> 
         asyncio.run(ask_all(graph, desk, asked, batch, lambda: progress.advance(bar)))
 
 
-def _show_all(terminal: Console, record: Record) -> None:
+def _show_all(terminal: Console, record: Record) -> Event | None:
+    """Show everything there is, and one failed run in full. Return that one, or the last."""
     if record.answers:
         show_answer(terminal, record.answers[0])
     show_summary(terminal, record)
     failed = [run for run in record.runs if run["outcome"] == "failed"]
-    if failed:
-        # The one with the most to tell: an exception, and stages that had begun.
-        telling = max(
-            failed,
-            key=lambda run: (
-                run["exception"] is not None,
-                sum(stage["attempts"] > 0 for stage in record.stages_of(run)),
-            ),
-        )
-        show_run(terminal, "One failed run, in full", record, telling)
+    if not failed:
+        return record.runs[-1] if record.runs else None
+    # The one with the most to tell: an exception, and stages that had begun.
+    telling = max(
+        failed,
+        key=lambda run: (
+            run["exception"] is not None,
+            sum(stage["attempts"] > 0 for stage in record.stages_of(run)),
+        ),
+    )
+    show_run(terminal, "One failed run, in full", record, telling)
+    return telling
 
 
-def _show_one(terminal: Console, record: Record) -> None:
+def _show_one(terminal: Console, record: Record) -> Event | None:
     for answer in record.answers:
         show_answer(terminal, answer)
     for run in record.runs:
         show_run(terminal, "Its run, in full", record, run)
+    return record.runs[0] if record.runs else None

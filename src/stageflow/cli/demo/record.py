@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import msgspec
+from ...journal import JournalReader
 
-__all__ = ["Event", "Record", "files_of", "read_record", "run_id_of"]
+__all__ = ["Event", "Record", "read_record", "run_id_of"]
 
 Event = dict[str, Any]
 
@@ -45,16 +44,11 @@ def run_id_of(event: Event) -> str:
     return str(event["correlation_ids"]["pipeline_run_id"])
 
 
-def files_of(journal: Path) -> set[Path]:
-    """Return the files of a journal."""
-    return set(journal.glob("**/*.ndjson"))
-
-
-def read_record(files: set[Path], batch: str) -> Record:
+def read_record(reader: JournalReader, batch: str) -> Record:
     """Read the events of all runs whose `request_id` begins with `batch`."""
+    events = ((entry.type, entry.data() or {}) for entry in reader)
     return Record(
-        (line["type"], line["data"])
-        for file in sorted(files)
-        for line in map(msgspec.json.decode, file.read_bytes().splitlines())
-        if str(line["data"]["correlation_ids"]["request_id"]).startswith(batch)
+        (event_type, data)
+        for event_type, data in events
+        if str(data["correlation_ids"]["request_id"]).startswith(batch)
     )

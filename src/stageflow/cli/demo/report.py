@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -59,29 +59,42 @@ def show_check(terminal: Console, check: Check, lost: int) -> None:
         _inset(terminal, Text(f"- {visible(problem)}"))
 
 
-def show_journal(terminal: Console, journal: Path, files: Iterable[Path]) -> None:
-    """Show where the journal is, and commands that read it on any machine.
+def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
+    """Show where the journal is, and commands that look into it.
 
     Args:
         terminal: Where to show it.
         journal: The directory.
-        files: The files of it that are new.
+        run_id: A run to look at, if there is one.
     """
     _title(terminal, "The journal")
-    _inset(terminal, Text(f"{journal} has an event a line, as JSON. To read what is new there:"))
+    _inset(terminal, Text(f"{journal} has an event a line, as JSON. To look into it:"))
     terminal.print()
-    new = " ".join(shlex.quote(str(file)) for file in sorted(files))
+    stageflow, where = _stageflow(), shlex.quote(str(journal))
     commands = [
-        f"head -n 1 {new} | python3 -m json.tool",
-        f'grep -h \'"type":"pipeline.wide"\' {new} | tail -n 1 | python3 -m json.tool',
-        f'grep -ho \'"outcome":"[a-z]*"\' {new} | sort | uniq -c',
+        f"{stageflow} runs --journal {where} --status FAIL",
+        f"{stageflow} show {run_id or 'last'} --journal {where}",
+        f"{stageflow} tail --journal {where} --status RETRY",
+        f"{stageflow} doctor --journal {where}",
+        f'grep -ho \'"outcome":"[a-z]*"\' {where}/*.ndjson | sort | uniq -c',
     ]
     if shutil.which("jq"):
         failed = 'select(.data.stage_name and .data.status == "FAIL").data | [.stage_name, .error]'
-        commands.append(f"jq -c '{failed}' {new}")
+        commands.append(f"jq -c '{failed}' {where}/*.ndjson")
     for command in commands:
         # Never wrapped: a command is there to be copied.
         terminal.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def _stageflow() -> str:
+    """Return how to call this program again: it need not be on the path."""
+    if shutil.which("stageflow"):
+        return "stageflow"
+    beside = Path(sys.executable).with_name("stageflow")
+    if not beside.exists():
+        return f"{shlex.quote(sys.executable)} -m stageflow"
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def _title(terminal: Console, title: str) -> None:

@@ -1,0 +1,79 @@
+"""Options that choose runs and events: what they take, and what they say to a wrong word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from ..clock import get_clock
+from ..errors import did_you_mean
+from .moment import FORMS, moment
+
+__all__ = ["IdOption", "PipelineOption", "SinceOption", "UntilOption", "one_of", "stage_and_one_of"]
+
+Check = Callable[[str | None], str | None]
+"""What typer calls with the value of an option."""
+
+
+def one_of(*known: str) -> Check:
+    """Return what checks a status or an outcome: a mistaken one would find nothing, and say nothing."""
+
+    def check(word: str | None) -> str | None:
+        if word is not None and word.lower() not in {each.lower() for each in known}:
+            near = did_you_mean(word.lower(), {each.lower() for each in known})
+            raise typer.BadParameter(f"{word!r} is none of {', '.join(known)}{near}")
+        return word
+
+    return check
+
+
+def stage_and_one_of(*known: str) -> Check:
+    """Return what checks the status behind the colon of "NAME:STATUS"."""
+    check_status = one_of(*known)
+
+    def check(text: str | None) -> str | None:
+        _, colon, status = (text or "").partition(":")
+        if colon:
+            check_status(status)
+        return text
+
+    return check
+
+
+def _as_moment(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return moment(text, datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+PipelineOption = Annotated[
+    str | None, typer.Option(metavar="NAME", show_default=False, help="Only of this pipeline.")
+]
+IdOption = Annotated[
+    str | None,
+    typer.Option(
+        "--id",
+        metavar="ID",
+        show_default=False,
+        help="Only with this request, session, user or org id, or beginning of a run's id.",
+    ),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHEN",
+        callback=_as_moment,
+        show_default=False,
+        help=f"Only what began then or later: {FORMS}. Without a zone it is the time of this machine.",
+    ),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option(metavar="WHEN", callback=_as_moment, show_default=False, help="Only what began before."),
+]

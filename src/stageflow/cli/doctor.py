@@ -1,0 +1,67 @@
+"""`stageflow doctor`: the state of a journal, looked at line by line, and its repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..render.journal_state import draw_journal_state, draw_repaired
+from .journal_option import JournalOption, find_journal
+from .terminal import open_terminal, print_json, print_page
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    journal: JournalOption = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Complete the runs of dead processes, take out what is no line, remove left-over files.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The state as one JSON object, with what a repair did.")
+    ] = False,
+) -> None:
+    """Look at every line of a journal: who writes, who reads, what is torn or broken.
+
+    It ends with exit code 1 where something should be seen to. Nothing is changed without `--repair`,
+    and nothing is thrown away with it: what is taken out of a file is kept in `broken/`.
+
+    - `stageflow doctor`
+
+    - `stageflow doctor --repair`
+
+    - `stageflow doctor --json | jq .problems`
+    """
+    looked_into = find_journal(journal)
+    mended = None
+    with _progress() as progress:
+        if repair:
+            mended = looked_into.repair(progress)
+        state = looked_into.check(progress)
+    if as_json:
+        print_json(msgspec.json.encode({**msgspec.to_builtins(state), "repaired": mended}))
+    else:
+        terminal = open_terminal()
+        if mended is not None:
+            print_page(terminal, draw_repaired(msgspec.to_builtins(mended)), "")
+        print_page(terminal, draw_journal_state(msgspec.to_builtins(state)))
+    if state.problems:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Generator[Callable[[int, int], None]]:
+    terminal = open_terminal(stderr=True)
+    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda done, whole: bar.update(task, completed=done, total=whole)

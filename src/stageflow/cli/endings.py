@@ -1,0 +1,55 @@
+"""How a command ends that cannot go on: a sentence on standard error, and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import JournalNotFoundError, StageflowError
+from ..render.foreign import visible
+
+__all__ = ["NOT_FOUND", "Commands"]
+
+NOT_FOUND = 2
+"""Exit code where there is no journal: that of any other wrong argument."""
+
+_PIPE_CLOSED = 128 + 13
+"""What a shell says of a program that SIGPIPE ended, as it does others whose reader went away."""
+
+
+class Commands(TyperGroup):
+    """All commands: what went wrong with a journal is told without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Ctrl-C is typer's to handle: it exits with 130."""
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _forget_standard_output()
+            raise typer.Exit(_PIPE_CLOSED) from None
+        except JournalNotFoundError as error:
+            _say(f"{error}\n  hint: name it with --journal DIR or STAGEFLOW_JOURNAL=DIR")
+            raise typer.Exit(NOT_FOUND) from None
+        except (StageflowError, OSError) as error:
+            _say(str(error))
+            raise typer.Exit(1) from None
+
+
+def _say(text: str) -> None:
+    typer.echo(visible(text), err=True)
+
+
+def _forget_standard_output() -> None:
+    # What is left in the buffer is flushed at exit once more: it must have somewhere to go.
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,78 @@
+"""`stageflow runs`: which runs there were, newest first."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ..journal import RunFilter
+from ..render.palette import OUTCOMES, STATUSES
+from ..render.runs import draw_runs
+from .choice import IdOption, PipelineOption, SinceOption, UntilOption, one_of, stage_and_one_of
+from .journal_option import JournalOption, find_journal
+from .terminal import open_terminal, print_json, print_page, room
+
+__all__ = ["runs"]
+
+_OUTCOMES = [outcome for outcome in OUTCOMES if outcome != "closed"]
+"""All that a list of runs can have; "closed" is told of a single one."""
+
+_OF_STAGES = [status for status in STATUSES if status != "RETRY"]
+
+
+def runs(
+    journal: JournalOption = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STATUS",
+            callback=one_of("OK", "FAIL", *_OUTCOMES),
+            show_default=False,
+            help=f"Only with this status (OK, FAIL) or outcome ({', '.join(_OUTCOMES)}).",
+        ),
+    ] = None,
+    pipeline: PipelineOption = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:STATUS]",
+            callback=stage_and_one_of(*_OF_STAGES),
+            show_default=False,
+            help="Only with this stage; with a status, only where it ended so: search:FAIL.",
+        ),
+    ] = None,
+    any_id: IdOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many at most; 0 for all.")] = 20,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The full data of each run, one JSON object a line.")
+    ] = False,
+) -> None:
+    """List runs, those that began last first, also those under way.
+
+    Times are in UTC. Where the terminal is narrow, a run's id is cut to a beginning that `stageflow show`
+    takes. Runs whose process died read `crashed`.
+
+    - `stageflow runs --status FAIL --since 2h`
+
+    - `stageflow runs --stage search:FAIL --limit 0 --json | jq -r .error`
+
+    - `stageflow runs --id u-7`
+    """
+    where = RunFilter(status=status, pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
+    looked_into = find_journal(journal)
+    found = looked_into.runs(where, limit=limit or None)
+    if as_json:
+        print_json(*map(msgspec.json.encode, found))
+        return
+    if not found:
+        fits = "that fits" if where != RunFilter() else "yet"
+        typer.echo(f"Journal {looked_into.path} has no run {fits}.", err=True)
+        return
+    terminal = open_terminal()
+    print_page(terminal, draw_runs(found, width=room(terminal)))
+    if terminal.is_terminal and len(found) == limit:
+        terminal.print(f"The newest {limit}; --limit shows more.", style="dim")

@@ -1,0 +1,57 @@
+"""`stageflow show`: the story of one run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ..render import draw_run
+from .journal_option import JournalOption, find_journal
+from .terminal import open_terminal, print_json, print_page
+
+__all__ = ["show"]
+
+
+def show(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            show_default=False,
+            help="Id of the run, or a beginning of it that no other has; default `last`.",
+        ),
+    ] = "last",
+    journal: JournalOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object: run, stages, events (type and data), children."),
+    ] = False,
+) -> None:
+    """Tell all about one run: when each stage waited and ran, what it said, what went wrong.
+
+    Of a run under way it shows what is known so far. Times are in UTC.
+
+    - `stageflow show`
+
+    - `stageflow show 01a20a3d-5320-7a04`
+
+    - `stageflow show last --json | jq .stages`
+    """
+    if not run:
+        raise typer.BadParameter("an empty id names no run", param_hint="RUN")
+    story = find_journal(journal).run(run)
+    if as_json:
+        told = {
+            "run": story.run,
+            "stages": story.stages,
+            "events": [{"type": type, "data": data} for type, data in story.events],
+            "children": story.children,
+        }
+        print_json(msgspec.json.encode(told))
+        return
+    terminal = open_terminal()
+    width = None if terminal.is_terminal else terminal.width
+    picture = draw_run(story.run, story.stages, events=story.events, children=story.children, width=width)
+    print_page(terminal, picture)

@@ -1,0 +1,734 @@
+"""Holds the commands over a journal: what they choose, draw and say, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from stageflow import (
+    JournalSink,
+    Pipeline,
+    PipelineContext,
+    Retry,
+    StageOutput,
+    WideEventEmitter,
+)
+from stageflow.cli import newest
+from stageflow.cli.app import app
+from stageflow.cli.moment import FORMS, moment
+from stageflow.journal import Journal
+from stageflow.render.runs import draw_runs
+
+EVIL = "\x1b[2J\x1b]0;owned\x07"
+
+
+def anything(_: Any) -> bool:
+    return True
+
+
+LATER = 20
+"""Seconds that anything may take: with more something hangs."""
+
+# `stageflow.cli` has the function under this name.
+tail_module = import_module("stageflow.cli.tail")
+
+
+# ------------------------------------------------------------ journals to look into
+
+
+async def search(ctx):
+    ctx.annotate(hits=3, query="two words")
+    ctx.emit_event("shop.searched", {"words": 2, "from": ctx.run.user_id})
+
+
+async def pay(ctx):
+    if ctx.run.data == "broke":
+        raise ValueError(f"no money {EVIL}\nat all")
+    if ctx.run.data == "again" and ctx.attempt == 1:
+        raise ConnectionError("the bank is down")
+    if ctx.run.data == "shut":
+        return StageOutput.cancel("the shop is shut")
+    return None
+
+
+async def greet(ctx):
+    if ctx.run.data == "rude":
+        raise RuntimeError("go away")
+
+
+def graph(name: str, sink: Any, *stages: Any) -> Any:
+    pipeline = Pipeline(name)
+    for stage in stages:
+        pipeline = pipeline.with_stage(*stage[:2], **(stage[2] if len(stage) > 2 else {}))
+    return pipeline.build(
+        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
+    )
+
+
+def write_journal(path: Path) -> None:
+    sink = JournalSink(path)
+    child = graph("delivery", sink, ("drive", search))
+
+    async def deliver(ctx):
+        await child.run(PipelineContext(user_id=ctx.run.user_id))
+
+    shop = graph(
+        "shop",
+        sink,
+        ("search", search),
+        ("greet", greet, {"optional": True}),
+        ("pay", pay, {"dependencies": ("search",), "retry": Retry(3, wait=0.001, on=ConnectionError)}),
+    )
+    whole = graph("whole", sink, ("deliver", deliver))
+
+    async def run_all() -> None:
+        for number, data in enumerate(("fine", "broke", "again", "rude", "shut")):
+            await shop.run(
+                PipelineContext(request_id=data, user_id=f"u-{number % 2}", session_id="s", data=data)
+            )
+        await whole.run(PipelineContext(request_id="parent", org_id="o-1"))
+
+    asyncio.run(run_all())
+    sink.close()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shop") / "journal"
+    write_journal(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("STAGEFLOW_JOURNAL", "COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def stageflow(*arguments: Any, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    assert "Traceback" not in done.output
+    return done
+
+
+def in_process(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "stageflow", *map(str, arguments)],
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def on_a_terminal(*arguments: Any, columns: int = 80, **environment: str) -> str:
+    """Return what a command writes to a terminal."""
+    reader, writer = pty.openpty()
+    process = in_process(
+        *arguments,
+        stdout=writer,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment},
+    )
+    os.close(writer)
+    text = b""
+    try:
+        while read := os.read(reader, 65536):
+            text += read
+    except OSError:  # Linux says so where others give nothing: the other end was closed
+        pass
+    os.close(reader)
+    _, errors = process.communicate(timeout=LATER)
+    assert (process.returncode, errors) == (0, "")
+    return text.decode().replace("\r\n", "\n")
+
+
+def drawn(picture: Any, width: int = 80) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(picture)
+    return file.getvalue()
+
+
+def requests(out: str) -> list[str | None]:
+    return [json.loads(line)["correlation_ids"]["request_id"] for line in out.splitlines()]
+
+
+def newest_of(path: Path, **ids: str) -> dict[str, Any]:
+    return next(
+        run
+        for run in Journal(path).runs()
+        if all(run["correlation_ids"][key] == known for key, known in ids.items())
+    )
+
+
+# ------------------------------------------------------------ runs
+
+
+def test_runs_are_listed_newest_first_with_what_went_wrong(shop):
+    out = stageflow("runs", "--journal", shop).stdout
+    head, *lines = out.splitlines()
+    assert head.split() == ["began", "outcome", "pipeline", "ms", "stages", "run", "user", "request", "why"]
+    assert [line.split()[1] for line in lines] == [
+        "ok", "ok", "stopped", "degraded", "ok", "failed", "ok"
+    ]  # fmt: skip
+    (broke,) = (line for line in lines if " failed " in line)
+    run = newest_of(shop, request_id="broke")
+    assert broke.startswith(run["started_at"])
+    assert run["event_id"] in broke
+    assert broke.endswith(r"ValueError: no money \x1b[2J\x1b]0;owned\x07 at all")
+    assert "greet: RuntimeError: go away" in out
+    assert "the shop is shut" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["parent", "shut", "rude", "again", "broke", "fine"]),
+        (("--status", "FAIL"), ["broke"]),
+        (("--status", "ok"), ["parent", "shut", "rude", "again", "fine"]),
+        (("--status", "degraded"), ["rude"]),
+        (("--pipeline", "whole"), ["parent"]),
+        (("--stage", "pay"), ["shut", "rude", "again", "broke", "fine"]),
+        (("--stage", "pay:FAIL"), ["broke"]),
+        (("--stage", "greet:fail"), ["rude"]),
+        (("--id", "u-1"), ["rude", "broke"]),
+        (("--id", "o-1"), ["parent"]),
+        (("--id", "again"), ["again"]),
+        (("--limit", "2", "--pipeline", "shop"), ["shut", "rude"]),
+        (("--limit", "0", "--id", "s"), ["shut", "rude", "again", "broke", "fine"]),
+        (("--since", "1h", "--status", "failed"), ["broke"]),
+        (("--until", "1 hour ago"), []),
+        (("--since", "now"), []),
+        (("--pipeline", "nix"), []),
+    ],
+)
+def test_each_filter_chooses(shop, options, expected):
+    done = stageflow("runs", "--json", *options, "--journal", shop)
+    assert [known for known in requests(done.stdout) if known] == expected
+    assert done.stderr == ""
+
+
+def test_runs_can_be_chosen_to_the_microsecond(shop):
+    # The file system's clock ticks in milliseconds: a file may look older than what is in it.
+    os.utime(next(shop.glob("*.ndjson")))
+    began = newest_of(shop, request_id="again")["started_at"]
+    assert "again" in requests(stageflow("runs", "--json", "--journal", shop, "--since", began).stdout)
+    before = stageflow("runs", "--json", "--journal", shop, "--until", began).stdout
+    assert requests(before) == ["broke", "fine"]
+
+
+def test_json_has_all_of_a_run(shop):
+    out = stageflow("runs", "--json", "--limit", "0", "--journal", shop).stdout
+    assert [json.loads(line) for line in out.splitlines()] == Journal(shop).runs(limit=None)
+
+
+def test_nothing_that_fits_is_said_on_the_side(shop, tmp_path):
+    done = stageflow("runs", "--journal", shop, "--id", "nobody")
+    assert (done.stdout, done.stderr) == ("", f"Journal {shop} has no run that fits.\n")
+    assert stageflow("runs", "--journal", shop, "--id", "nobody", "--json").output == ""
+    (tmp_path / "empty").mkdir()
+    assert stageflow("runs", "--journal", "empty").stderr == "Journal empty has no run yet.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("runs", "--status", "faild"), "did you mean 'failed'?"),
+        (("runs", "--stage", "pay:RETRY"), "'RETRY' is none of OK, SKIP, FAIL, CANCEL, OPEN"),
+        (("tail", "--status", "opened"), "is none of"),
+        (("tail", "--stage", "pay:x"), "is none of"),
+        (("runs", "--since", "gestern"), "yesterday, 14:30"),
+        (("runs", "--limit", "-1"), "greater than or equal to 0"),
+        (("show", ""), "an empty id names no run"),
+    ],
+)
+def test_a_wrong_word_is_refused_with_the_right_ones(shop, options, said):
+    done = stageflow(*options, "--journal", shop, code=2)
+    assert said in re.sub(r"[\s│]+", " ", done.stderr)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140, 220])
+def test_the_list_fits_the_terminal_and_its_ids_lead_on(shop, width):
+    runs = Journal(shop).runs()
+    lines = drawn(draw_runs(runs, width=width), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    column = lines[0].split().index("run")
+    if width >= 60:
+        for line in lines[1:]:
+            found = re.search(r"01[0-9a-f]{6}-[0-9a-f-]+", line)
+            if found and column:
+                assert len(Journal(shop).run(found[0]).stages) > 0
+    if width >= 140:
+        assert runs[0]["event_id"] in lines[1]
+
+
+# ------------------------------------------------------------ which journal
+
+
+@pytest.mark.parametrize("command", ["runs", "show", "tail", "doctor"])
+def test_a_journal_that_is_not_there_is_named_with_the_way_out(command):
+    done = stageflow(command, "--journal", "nix", code=2)
+    assert done.stdout == ""
+    assert "there is no journal at 'nix'" in done.stderr
+    assert "--journal" in done.stderr
+
+
+def test_the_usual_places_are_looked_at_in_order(shop, tmp_path, monkeypatch):
+    def count() -> int:
+        return len(stageflow("runs", "--json").stdout.splitlines())
+
+    assert "'journal'" in stageflow("runs", code=2).stderr
+    (tmp_path / ".stageflow").mkdir()
+    (tmp_path / ".stageflow/demo").symlink_to(shop)
+    assert count() == 7
+    (tmp_path / "journal").mkdir()
+    assert count() == 0
+    monkeypatch.setenv("STAGEFLOW_JOURNAL", str(shop))
+    assert count() == 7
+
+
+# ------------------------------------------------------------ show
+
+
+def test_a_run_is_shown_by_its_id_a_beginning_and_as_the_last(shop):
+    run = newest_of(shop, request_id="again")
+    known = run["event_id"]
+    whole = stageflow("show", known, "--journal", shop).stdout
+    assert whole == stageflow("show", known[:20], "--journal", shop).stdout
+    for said in (
+        known,
+        "shop  ok",
+        "critical path",
+        "search → pay",
+        "hits=3",
+        "attempt 1: ConnectionError: the bank is down",
+        "shop.searched",
+        "words=2",
+        run["trace"]["trace_id"],
+        f"pid={os.getpid()}",
+    ):
+        assert said in whole
+    assert re.search(r"\* pay +OK +2 .*░", whole)
+    last = stageflow("show", "--journal", shop).stdout
+    assert Journal(shop).runs(limit=1)[0]["event_id"] in last
+    assert last == stageflow("show", "last", "--journal", shop).stdout
+
+
+def test_runs_inside_a_run_name_each_other(shop):
+    parent, child = (newest_of(shop, request_id="parent"), Journal(shop).runs(limit=1)[0])
+    shown = stageflow("show", parent["event_id"], "--journal", shop).stdout
+    assert shown.index("runs started inside it") < shown.index(child["event_id"])
+    assert re.search(
+        rf"parent +{parent['event_id']}", stageflow("show", child["event_id"], "--journal", shop).stdout
+    )
+
+
+def test_json_has_all_of_a_story(shop):
+    known = newest_of(shop, request_id="parent")["event_id"]
+    told = json.loads(stageflow("show", known, "--json", "--journal", shop).stdout)
+    story = Journal(shop).run(known)
+    assert told == {
+        "run": story.run,
+        "stages": story.stages,
+        "events": [{"type": type, "data": data} for type, data in story.events],
+        "children": story.children,
+    }
+    assert len(told["children"]) == 1
+
+
+@pytest.mark.parametrize(("run", "said"), [("nix", "has no run 'nix'"), ("01", "has 7 runs that begin with")])
+def test_a_run_that_cannot_be_told_is_said_so(shop, run, said):
+    done = stageflow("show", run, "--journal", shop, code=1)
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert "hint:" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["runs", "show", "tail"])
+def test_a_record_cannot_give_orders_to_the_terminal(shop, command):
+    known = newest_of(shop, request_id="broke")["event_id"]
+    for way in ((), ("--json",)):
+        options = (known,) if command == "show" else ("--id", known)
+        out = stageflow(command, *options, *way, "--journal", shop).stdout
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
+    text = on_a_terminal(command, *options, "--journal", shop, columns=140)
+    assert "\x1b[2J" not in text
+    assert "\x1b]0" not in text
+    assert r"\x1b[2J" in text
+
+
+# ------------------------------------------------------------ runs that did not end
+
+UNENDING = f"""
+import asyncio, sys
+from stageflow import JournalSink, Pipeline, PipelineContext, Retry, WideEventEmitter
+
+async def first(ctx):
+    ctx.annotate(hits=3)
+
+async def again(ctx):
+    if ctx.attempt == 1:
+        raise ConnectionError("down")
+    print("ready", flush=True)
+    await asyncio.sleep({LATER})
+
+async def slow(ctx):
+    await asyncio.sleep({LATER})
+
+pipeline = (
+    Pipeline("unending")
+    .with_stage("first", first)
+    .with_stage("again", again, dependencies=("first",), retry=Retry(3, wait=0.02))
+    .with_stage("slow", slow, dependencies=("first",))
+    .with_stage("last", first, dependencies=("again", "slow"))
+)
+emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+graph = pipeline.build(emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter)
+asyncio.run(graph.run(PipelineContext(user_id="u-9")))
+"""
+
+
+def test_a_run_is_open_while_it_lives_and_crashed_once_it_was_killed(program):
+    running = program(UNENDING)
+    running.wait_for("ready")
+    journal = running.journal
+    listed = stageflow("runs", "--journal", journal, "--status", "open").stdout
+    assert re.search(r" open +unending .* 1/4 .* u-9 +has not ended: again, slow, last", listed)
+    shown = stageflow("show", "--journal", journal).stdout
+    assert re.search(r"^unending  open  [\d.,]+ ms so far$", shown, re.MULTILINE)
+    assert re.search(r"^  slow +OPEN$", shown, re.MULTILINE)
+    assert "attempt 1: ConnectionError: down" in shown
+    assert json.loads(stageflow("show", "--journal", journal, "--json").stdout)["run"]["ended_at"] is None
+    state = json.loads(stageflow("doctor", "--journal", journal, "--json").stdout)
+    assert [(writer["state"], len(writer["open_runs"])) for writer in state["writers"]] == [("live", 1)]
+
+    running.process.kill()
+    running.process.wait(LATER)
+    sick = stageflow("doctor", "--journal", journal, code=1).stdout
+    assert re.search(r" dead +\d+ ", sick)
+    assert re.search(r" crashed +unending ", stageflow("runs", "--journal", journal).stdout)
+    shown = stageflow("show", "--journal", journal).stdout
+    assert re.search(r"^  slow +CANCEL +0 +[\d.,]+ +·+$", shown, re.MULTILINE)
+    assert re.search(r"^  again +CANCEL +1 +[\d.,]+ +0.00 +[░·]+$", shown, re.MULTILINE)
+    assert re.search(r"^  last +CANCEL +0$", shown, re.MULTILINE)
+    assert "cut off, it was ready and may have been running" in shown
+    newest_event = stageflow("tail", "-n", "1", "--journal", journal).stdout
+    assert " crashed " in newest_event
+    stageflow("doctor", "--journal", journal)
+
+
+# ------------------------------------------------------------ tail
+
+
+def events_of(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a journal that one process wrote, as its files have them."""
+    lines = [
+        json.loads(line) for file in sorted(path.glob("*.ndjson")) for line in file.read_text().splitlines()
+    ]
+    return [line for line in lines if "data" in line]
+
+
+def tailed(*options: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stageflow("tail", "--json", *options).stdout.splitlines()]
+
+
+@pytest.mark.parametrize("many", [0, 1, 5, 1000])
+def test_the_last_events_come_in_the_order_of_the_journal(shop, many):
+    assert tailed("-n", many, "--journal", shop) == (events_of(shop)[-many:] if many else [])
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 5000])
+def test_files_are_read_backwards_whatever_the_size_of_a_piece(shop, tmp_path, monkeypatch, chunk):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (file,) = shop.glob("*.ndjson")
+    (copy / file.name).write_bytes(file.read_bytes()[:-1])  # the last line, a mark, is torn now
+    monkeypatch.setattr(newest, "_CHUNK", chunk)
+    assert newest.newest_entries(str(copy), 7, anything, anything)
+    found = [json.loads(entry.json) for entry in newest.newest_entries(str(copy), 1000, anything, anything)]
+    assert found == [event["data"] for event in events_of(shop)]
+
+
+def test_the_newest_of_several_processes_come_first_and_older_files_stay_closed(tmp_path, monkeypatch):
+    for number in range(3):
+        write_journal(tmp_path / str(number))
+    journal = tmp_path / "journal"
+    journal.mkdir()
+    for file in tmp_path.glob("[0-2]/*.ndjson"):
+        file.rename(journal / file.name)
+    files = sorted(journal.iterdir())
+    for hours, file in enumerate(reversed(files)):
+        os.utime(file, (file.stat().st_mtime - 3600 * hours,) * 2)
+    opened = []
+    really = newest._lines_backwards
+    monkeypatch.setattr(
+        newest, "_lines_backwards", lambda segment: (opened.append(segment.path), really(segment))[1]
+    )
+    found = newest.newest_entries(str(journal), 10, anything, anything)
+    assert {entry.writer for entry in found} == {files[-1].name[: -len("-000001.ndjson")]}
+    assert opened == [str(files[-1])]
+    everything = newest.newest_entries(str(journal), 1000, anything, anything)
+    assert len(everything) == len(events_of(journal))
+    assert [entry.writer for entry in everything] == sorted(
+        (entry.writer for entry in everything),
+        key=[file.name[: -len("-000001.ndjson")] for file in files].index,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "fits"),
+    [
+        (("--type", "shop.searched"), lambda type, data: type == "shop.searched"),
+        (("--status", "retry"), lambda _, data: data.get("status") == "RETRY"),
+        (("--status", "degraded"), lambda _, data: data.get("outcome") == "degraded"),
+        (("--pipeline", "whole"), lambda _, data: data["pipeline_metadata"]["topology"] == "whole"),
+        (("--stage", "pay"), lambda _, data: data.get("stage_name") == "pay"),
+        (
+            ("--stage", "pay:FAIL"),
+            lambda _, data: (data.get("stage_name"), data.get("status")) == ("pay", "FAIL"),
+        ),
+        (("--id", "u-1"), lambda _, data: data["correlation_ids"]["user_id"] == "u-1"),
+    ],
+)
+def test_each_filter_of_tail_chooses(shop, options, fits):
+    expected = [event for event in events_of(shop) if fits(event["type"], event["data"])]
+    assert expected
+    assert tailed(*options, "-n", 1000, "--journal", shop) == expected
+
+
+def test_an_event_is_a_line_that_says_it_all(shop):
+    lines = stageflow("tail", "-n", "1000", "--journal", shop).stdout.splitlines()
+    assert len(lines) == len(events_of(shop))
+    (failed,) = (line for line in lines if " FAIL " in line and " pay " in line)
+    assert "ValueError: no money" in failed
+    searched = next(line for line in lines if "shop.searched" in line)
+    assert "words=2" in searched
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z  ", searched)
+
+
+def test_on_a_terminal_lines_fit_and_errors_get_their_own(shop):
+    text = on_a_terminal("tail", "-n", "1000", "--journal", shop, columns=80, NO_COLOR="1")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \(UTC\)", lines[0])
+    assert re.search(r"^ {11}ConnectionError: the bank is down$", text, re.MULTILINE)
+
+
+def test_what_an_application_hands_a_sink_past_the_library_is_shown(tmp_path):
+    sink = JournalSink("journal")
+    for data in ({"status": 7, "duration_ms": "x", "correlation_ids": 3}, None, {"ended_at": "soon"}):
+        sink.try_emit(type="by.hand", data=data)
+    sink.close()
+    assert len(stageflow("tail").stdout.splitlines()) == 3
+    assert len(tailed()) == 3
+    assert tailed("--stage", "x") == tailed("--pipeline", "x") == tailed("--id", "x") == []
+
+
+def one_more(path: Path) -> None:
+    """Let one run end in a journal."""
+    sink = JournalSink(path)
+    asyncio.run(graph("late", sink, ("only", greet)).run(PipelineContext(request_id="late")))
+    sink.close()
+
+
+@pytest.fixture
+def following(shop: Path, tmp_path: Path) -> Iterator[Any]:
+    started = []
+
+    def start(*options: Any) -> tuple[subprocess.Popen[str], Path]:
+        write_journal(tmp_path / "journal")
+        started.append(in_process("tail", "-f", "-n", "1", *options))
+        assert started[-1].stdout.readline()  # it was there; now it waits
+        return started[-1], tmp_path / "journal"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_tail_follows_and_ctrl_c_ends_it_quietly(following):
+    process, journal = following("--json", "--type", "pipeline.wide")
+    one_more(journal)
+    assert json.loads(process.stdout.readline())["data"]["pipeline_name"] == "late"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=LATER)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_a_tail_that_nobody_reads_any_more_ends(following):
+    process, _ = following()
+    process.stdout.close()  # nothing is written any more, and still it ends
+    assert process.wait(LATER) == 0
+    assert process.stderr.read() == ""
+
+
+def test_what_comes_while_the_newest_are_looked_for_is_shown_once(shop, tmp_path, monkeypatch):
+    write_journal(tmp_path / "journal")
+    really, turns = tail_module.newest_entries, iter((False, False, True))
+
+    def meanwhile(*arguments: Any) -> Any:
+        one_more(tmp_path / "journal")
+        return really(*arguments)
+
+    monkeypatch.setattr(tail_module, "newest_entries", meanwhile)
+    monkeypatch.setattr(tail_module, "_nobody_reads", lambda: next(turns))
+    monkeypatch.setattr(tail_module, "_LOOK_SECONDS", 0.0)
+    assert [event["data"].get("pipeline_name") for event in tailed("-f", "-n", "2")] == [None, "late"]
+
+
+# ------------------------------------------------------------ pipes and terminals
+
+
+@pytest.mark.parametrize("command", [("runs", "--json"), ("tail", "-n", "100000"), ("show", "last")])
+def test_a_pipe_that_is_closed_ends_it_quietly(shop, command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = in_process(*command, "--journal", shop, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=LATER)
+    assert (process.returncode, err) == (141, "")
+
+
+@pytest.mark.parametrize("command", ["runs", "doctor"])
+def test_colour_is_for_terminals_that_want_it(shop, command):
+    assert "\x1b[" in on_a_terminal(command, "--journal", shop)
+    assert "\x1b[" not in on_a_terminal(command, "--journal", shop, NO_COLOR="1")
+    out = stageflow(command, "--journal", shop).stdout
+    assert "\x1b" not in out
+    assert not re.search(r" $", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["runs", "show", "tail", "doctor"])
+def test_help_has_examples(command):
+    out = " ".join(stageflow(command, "--help").stdout.split())
+    assert f"• stageflow {command}" in out
+    assert "STAGEFLOW_JOURNAL" in out
+    assert "--json" in out
+
+
+# ------------------------------------------------------------ doctor
+
+
+def test_a_sound_journal_is_well(shop):
+    done = stageflow("doctor", "--journal", shop)
+    assert "All is well." in done.stdout
+    assert (done.stderr, len(done.stdout.splitlines())) == ("", 11)
+
+
+def test_damage_is_shown_and_mended(tmp_path):
+    write_journal(tmp_path / "journal")
+    (file,) = (tmp_path / "journal").glob("*.ndjson")
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    lines[3] = b"no json" + lines[3]
+    file.write_bytes(b"".join(lines) + b'{"type":"torn')
+    before = events_of_readable(file)
+
+    sick = stageflow("doctor", code=1)
+    assert re.search(rf"{file.name} +torn +\d+ +13$", sick.stdout, re.MULTILINE)
+    assert re.search(rf"{file.name} +broken +{len(b''.join(lines[:3]))} ", sick.stdout)
+    assert "To be seen to:" in sick.stdout
+    assert len(json.loads(stageflow("doctor", "--json", code=1).stdout)["problems"]) >= 2
+    assert file.read_bytes().endswith(b"torn"), "nothing is changed without --repair"
+
+    mended = stageflow("doctor", "--repair")
+    assert "1 torn last line taken out and kept in broken/" in mended.stdout
+    assert "1 broken line taken out and kept in broken/" in mended.stdout
+    assert "All is well." in mended.stdout
+    assert "There was nothing to repair." in stageflow("doctor", "--repair").stdout
+    assert json.loads(stageflow("doctor", "--repair", "--json").stdout)["repaired"]["torn"] == 0
+    assert events_of_readable(file) == before
+
+
+def events_of_readable(file: Path) -> int:
+    def is_json(line: bytes) -> bool:
+        try:
+            return bool(json.loads(line))
+        except ValueError:
+            return False
+
+    return sum(map(is_json, file.read_bytes().splitlines()))
+
+
+def test_readers_are_listed_with_how_far_they_came(tmp_path):
+    write_journal(tmp_path / "journal")
+    with Journal("journal").reader("warehouse") as reader:
+        reader.read(5)
+        reader.commit()
+        assert re.search(r"^warehouse +yes +[\d.]+ kB +5$", stageflow("doctor").stdout, re.MULTILINE)
+
+
+# ------------------------------------------------------------ times
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2h", "2026-11-23T10:00:00"),
+        ("30m", "2026-11-23T11:30:00"),
+        ("1h30m", "2026-11-23T10:30:00"),
+        ("90s", "2026-11-23T11:58:30"),
+        ("7d", "2026-11-16T12:00:00"),
+        ("2w", "2026-11-09T12:00:00"),
+        ("1.5 hours", "2026-11-23T10:30:00"),
+        ("2 hours 5 minutes ago", "2026-11-23T09:55:00"),
+        ("1 Day Ago", "2026-11-22T12:00:00"),
+        ("now", "2026-11-23T12:00:00"),
+        ("today", "2026-11-23T00:00:00"),
+        ("yesterday", "2026-11-22T00:00:00"),
+        ("yesterday 14:30", "2026-11-22T14:30:00"),
+        ("9:15", "2026-11-23T09:15:00"),
+        ("14:30", "2026-11-22T14:30:00"),
+        ("11:59:59", "2026-11-23T11:59:59"),
+        ("2026-11-23", "2026-11-23T00:00:00"),
+        ("2026-11-23T10:00", "2026-11-23T10:00:00"),
+        ("2026-11-23 10:00", "2026-11-23T10:00:00"),
+        ("2026-11-23T10:00Z", "2026-11-23T10:00:00"),
+        ("2026-11-23T10:00+02:00", "2026-11-23T08:00:00"),
+    ],
+)
+def test_times_are_read_as_people_say_them(text, expected):
+    assert moment(text, NOON, UTC) == expected + ".000000Z"
+
+
+def test_a_time_of_an_event_is_read_as_it_stands():
+    assert moment("2026-11-23T20:57:00.769094Z", NOON) == "2026-11-23T20:57:00.769094Z"
+
+
+def test_a_time_without_a_zone_is_one_of_this_zone():
+    east = timezone(timedelta(hours=13))
+    assert moment("today", NOON, east) == "2026-11-23T11:00:00.000000Z"
+    assert moment("2026-11-23T10:00", NOON, east) == "2026-11-22T21:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "ago", "h", "5", "14", "20261123", "2hm", "-2h", "25:00", "2026-13-01", "tomorrow"),
+        *("yesterday x", "99999999999d", "0001-01-01", "9999-12-31T23:59-12:00", "\uff12h"),
+    ],
+)
+def test_what_is_no_time_is_refused_with_the_forms(text):
+    with pytest.raises(ValueError) as refused:
+        moment(text, NOON, timezone(timedelta(hours=2)))
+    assert FORMS in str(refused.value)

@@ -86,8 +86,8 @@ class Channel:
         if rest is not None:
             # A plain method that hands back an awaitable: the rest of it runs on the loop.
             self._enqueue(sink, rest, counted=True)
-        elif isinstance(error, KeyboardInterrupt):
-            raise error
+        elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error  # of a signal handler, most likely: it is for the application
 
     def _enqueue(self, sink: Any, item: Item, *, counted: bool) -> None:
         reason = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Generator
 
 __all__ = [
+    "NO_ROOM",
     "is_locked",
     "lock_file",
     "make_private",
@@ -28,6 +30,10 @@ _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 _NETWORK = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
 )
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors that say that a disk, or the share of it that one may have, is full."""
 
 
 def sync(fd: int) -> None:

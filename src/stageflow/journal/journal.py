@@ -162,9 +162,12 @@ class Journal:
             run_id = newest[0]["event_id"]
         else:
             self._complete_crashed()
+        if not run_id or not run_id.isprintable():
+            raise self._not_one(run_id, [])
         began = _moment_of(run_id)
         found = self._gather(run_id, began) if began else {}
-        if run_id not in found:
+        # Its id may be that of a clock that went ahead of ours.
+        if run_id not in found or not found[run_id].is_complete():
             found = self._gather(run_id, "")
         if run_id in found:
             found = {run_id: found[run_id]}

@@ -19,7 +19,7 @@ from .cursor_file import CursorFile, Position
 from .disk import lock_file, make_private, open_for_lock, release
 from .layout import BROKEN, CURSORS, Segment, list_writers
 from .recovery import recover
-from .segment import LineAt, decode, read_kept, read_piece
+from .segment import LineAt, decode, read_piece, size_when_whole
 
 __all__ = ["Entry", "JournalReader"]
 
@@ -125,6 +125,7 @@ class JournalReader:
         self.missed = cursor.missed
         self._positions: dict[str, Position] = dict(cursor.positions)
         self._closed: set[str] = set()
+        self._reduced: set[str] = set()
         self._looked = -_LOOK_EVERY_SECONDS
         self._ahead: Iterator[_Step] | None = None
         _readers.add(self)
@@ -160,6 +161,7 @@ class JournalReader:
         Raises:
             OSError: The journal cannot be read.
         """
+        self._must_be_open()
         deadline = time.monotonic() + timeout
         while True:
             steps = self._look(most)
@@ -173,6 +175,7 @@ class JournalReader:
 
     def __iter__(self) -> Iterator[Entry]:
         """Return every event that there is now; `commit()` in between stores what was handed out."""
+        self._must_be_open()
         try:
             while steps := self._look(1000):
                 for step in steps:
@@ -240,7 +243,8 @@ class JournalReader:
 
     def _steps_in(self, segment: Segment, offset: int, complete: bool) -> Iterator[_Step]:
         writer, sequence = segment.writer, segment.sequence
-        if segment.kept and offset < read_kept(segment).size:
+        if segment.kept and offset < size_when_whole(segment) and segment.path not in self._reduced:
+            self._reduced.add(segment.path)
             yield _Step(writer, (sequence, offset), missed=1)  # but for what was kept of it
         while True:
             piece = read_piece(segment, offset)
@@ -274,16 +278,24 @@ class JournalReader:
         """Store that all that was read so far is done with. It is safe against a crash of the machine.
 
         Raises:
-            ValueError: The reader has no name.
+            ValueError: The reader has no name, or is closed.
             OSError: It could not be written; what was stored before stands.
         """
         if self.name is None:
             raise ValueError('a reader without a name has no position to store; JournalReader(path, "name")')
+        self._must_be_open()
         cursor_file.store(
             self.path,
             self.name,
             CursorFile(self._positions, self.events, self.broken, self.torn, self.missed),
         )
+
+    def _must_be_open(self) -> None:
+        if self.name is not None and self._lock < 0:
+            raise ValueError(
+                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it for the child)"
+                "\n  hint: make another JournalReader"
+            )
 
     def close(self) -> None:
         """Let another reader have the name. What was not committed will be read again."""
@@ -312,7 +324,7 @@ def _start(segments: list[Segment], at_end: bool) -> Position:
         return (segments[0].sequence, 0)
     last = segments[-1]
     try:
-        return (last.sequence, os.path.getsize(last.path))
+        return (last.sequence, size_when_whole(last))
     except FileNotFoundError:  # deleted just now
         return (last.sequence + 1, 0)
 

@@ -33,14 +33,20 @@ def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
         OSError: The directory cannot be read or written.
     """
     closed = set() if closed is None else closed
-    if not [segments for segments in list_writers(directory).values() if _died(segments, closed)]:
+    if not any(_may_have_died(segments, closed) for segments in list_writers(directory).values()):
         return []
     crashed: list[str] = []
+    errors: list[OSError] = []
     with only_one(os.path.join(directory, LOCK)) as alone:
         if alone:
             for segments in list_writers(directory).values():
-                if _died(segments, closed):
-                    crashed += _adopt(directory, segments)
+                try:
+                    if _died(segments, closed):
+                        crashed += _adopt(directory, segments)
+                except OSError as error:  # of this writer: those of others are completed all the same
+                    errors.append(error)
+    if errors and not crashed:
+        raise errors[0]
     return crashed
 
 
@@ -52,6 +58,13 @@ def writer_is_closed(segments: list[Segment]) -> bool:
 def writer_lives(segments: list[Segment]) -> bool:
     """Tell whether the process of a writer holds its lock."""
     return is_locked(segments[-1].path)
+
+
+def _may_have_died(segments: list[Segment], closed: set[str]) -> bool:
+    try:
+        return _died(segments, closed)
+    except PermissionError:
+        return True
 
 
 def _died(segments: list[Segment], closed: set[str]) -> bool:

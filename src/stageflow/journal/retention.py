@@ -12,11 +12,11 @@ from msgspec import Struct
 
 from ..schema import RunClosed
 from .cursor_file import positions_of_all
-from .disk import is_locked, only_one, replace_file
+from .disk import NO_ROOM, is_locked, only_one, replace_file
 from .layout import DELETED, LOCK, Segment, list_writers, segment_name
 from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark
 from .recovery import recover
-from .segment import LineAt, find_lines, read_kept, read_lines
+from .segment import LineAt, find_lines, read_lines, size_when_whole
 
 __all__ = ["Deleted", "Room", "deleted_so_far"]
 
@@ -66,7 +66,8 @@ class Room(Struct, frozen=True):
             return Deleted()
         if not self._is_due(directory):
             return Deleted()
-        recover(directory)  # what is left of a dead writer must be complete before a part of it goes
+        with contextlib.suppress(OSError):
+            recover(directory)  # what is left of a dead writer must be complete before a part of it goes
         with only_one(os.path.join(directory, LOCK)) as alone:
             if not alone:
                 return Deleted()
@@ -144,12 +145,18 @@ class _Cleaning:
 
     def _was_read(self, segment: Segment) -> bool:
         return all(
-            (segment.sequence, _size_when_whole(segment)) <= positions.get(segment.writer, (0, 0))
+            (segment.sequence, size_when_whole(segment)) <= positions.get(segment.writer, (0, 0))
             for positions in self.read
         )
 
     def _reduce(self, segment: Segment, *, failed: bool = True) -> Segment | None:
         """Leave of a segment only the lines of runs that failed, or are open; or nothing at all."""
+        try:
+            return self._reduce_readable(segment, failed)
+        except PermissionError:  # another user's: not ours to delete
+            return segment
+
+    def _reduce_readable(self, segment: Segment, failed: bool) -> Segment | None:
         lines = [(line, _run_of(line.text)) for line in read_lines(segment)]
         keep = self._worth_keeping(segment, {run for _, run in lines if run}, failed)
         began = {run for line, run in lines if line.text.startswith(RUN_OPEN)}
@@ -173,14 +180,21 @@ class _Cleaning:
             return segment
         return self._replace(segment, left, len(lines) - len(left))
 
-    def _replace(self, segment: Segment, left: list[LineAt], deleted: int) -> Segment:
+    def _replace(self, segment: Segment, left: list[LineAt], deleted: int) -> Segment | None:
         size, (written, _) = _size(segment), _age(segment)
-        header = encode_mark(Kept(_size_when_whole(segment), [line.offset for line in left]))
+        header = encode_mark(Kept(size_when_whole(segment), [line.offset for line in left]))
         name = segment_name(segment.writer, segment.sequence, kept=True)
         path = os.path.join(self.directory, name)
         reduced = Segment(path, segment.writer, segment.pid, segment.sequence, True)
         unread = not self._was_read(segment)
-        replace_file(path, header + b"".join(line.text + b"\n" for line in left))
+        try:
+            replace_file(path, header + b"".join(line.text + b"\n" for line in left))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Not even for that is there room: better these records than all that are to come.
+            self._delete(segment, deleted + len(left))
+            return None
         os.utime(path, (written, written))
         if not segment.kept:
             os.unlink(segment.path)
@@ -262,14 +276,16 @@ def _count(segment: Segment) -> int:
     return sum(1 for _ in read_lines(segment))
 
 
-def _size_when_whole(segment: Segment) -> int:
-    return read_kept(segment).size if segment.kept else _size(segment)
-
-
 def _size(segment: Segment) -> int:
-    return os.stat(segment.path).st_size
+    try:
+        return os.stat(segment.path).st_size
+    except FileNotFoundError:  # deleted since it was listed
+        return 0
 
 
 def _age(segment: Segment) -> tuple[float, str]:
     """Return when a segment was last written to, and its path, to be sorted by."""
-    return os.stat(segment.path).st_mtime, segment.path
+    try:
+        return os.stat(segment.path).st_mtime, segment.path
+    except FileNotFoundError:
+        return time.time(), segment.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 
@@ -18,9 +19,11 @@ __all__ = [
     "ends_with",
     "find_lines",
     "lines_with",
+    "open_segment",
     "read_kept",
     "read_lines",
     "read_piece",
+    "size_when_whole",
 ]
 
 _CHUNK = 4 << 20
@@ -96,6 +99,11 @@ def read_kept(segment: Segment) -> Kept:
         return _kept(file.readline())
 
 
+def size_when_whole(segment: Segment) -> int:
+    """Return the size of a segment as it was written: also of one of which only a part was kept."""
+    return read_kept(segment).size if segment.kept else os.path.getsize(segment.path)
+
+
 def _kept(text: bytes) -> Kept:
     line = decode_line(text)
     assert isinstance(line.journal, msgspec.Raw)
@@ -138,13 +146,17 @@ def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
 
     One buffer serves for all of them: to have a new one each time would take as long as the search.
     """
-    buffer = bytearray(_CHUNK)
-    buffer[0:1] = b"\n"
-    filled = 1
-    with open(segment.path, "rb", buffering=0) as file:
+    try:
+        file = open_segment(segment)
+    except FileNotFoundError:  # deleted since it was listed: then nothing is in it
+        return
+    with file:
+        buffer = bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 2))
+        buffer[0:1] = b"\n"
+        filled = 1
         while True:
             if filled == len(buffer):
-                buffer.extend(bytes(len(buffer)))  # a line that is longer than that
+                buffer.extend(bytes(len(buffer)))  # a line that is longer than that, or a file that grew
             with memoryview(buffer) as view:
                 read = file.readinto(view[filled:])
             if not read:
@@ -158,6 +170,20 @@ def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
                 filled = rest
 
 
+def open_segment(segment: Segment) -> io.FileIO:
+    """Open a segment as it is now: of one that was reduced since it was listed, what was kept.
+
+    Raises:
+        FileNotFoundError: It was deleted.
+    """
+    try:
+        return io.FileIO(segment.path)
+    except FileNotFoundError:
+        if segment.kept:
+            raise
+        return io.FileIO(segment.path.removesuffix(".ndjson") + ".kept.ndjson")
+
+
 def _places(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
     at = data.find(wanted, 0, end)
     while at >= 0:
@@ -167,7 +193,7 @@ def _places(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
 
 def ends_with(segment: Segment, beginning: bytes) -> bool:
     """Tell whether the last line of a segment is whole and begins so."""
-    with open(segment.path, "rb") as file:
+    with open_segment(segment) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL))
         tail = file.read()

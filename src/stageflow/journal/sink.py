@@ -17,11 +17,11 @@ from ..events import Event, EventSink
 from ..events.lost import EventLost
 from ..schema import PipelineWide, RunClosed, RunOpen
 from ..telling import tell
-from .disk import make_private, network_file_system, release, sync, sync_directory
+from .disk import NO_ROOM, make_private, network_file_system, release, sync, sync_directory
 from .keeper import Keeper
 from .line import WriterClosed, encode_mark
 from .retention import Room
-from .writer import NO_ROOM, SegmentWriter
+from .writer import SegmentWriter
 
 __all__ = ["JournalSink"]
 
@@ -219,6 +219,9 @@ class JournalSink(EventSink):
     def tend(self) -> None:
         """Sync, close what is full, make room; called by the keeper's thread."""
         try:
+            with self._lock:
+                if self._lost:
+                    self._catch_up()
             with self._syncing:
                 self._sync()
                 self._make_room()

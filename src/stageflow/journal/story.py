@@ -45,6 +45,11 @@ class Gathered:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.children: list[dict[str, Any]] = []
 
+    def is_complete(self) -> bool:
+        """Tell whether there is a terminal event for each stage that `pipeline.wide` counts."""
+        ended = sum(stage.get("status") != "RETRY" for stage in self.stages)
+        return self.whole is not None and ended >= self.whole.get("stages_total", 0)
+
     def picture(self) -> dict[str, Any] | None:
         """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
         if self.opened is None:
@@ -68,9 +73,10 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     data = msgspec.json.decode(body) if isinstance(body, Raw) else None
     if not isinstance(data, dict):
         return
-    run_id = (data.get("correlation_ids") or {}).get("pipeline_run_id") or data.get("event_id")
+    ids = data.get("correlation_ids")
+    run_id = (ids.get("pipeline_run_id") if isinstance(ids, dict) else None) or data.get("event_id")
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
-        gathered.setdefault(data["parent_run_id"], Gathered()).children.append(data)
+        gathered.setdefault(str(data["parent_run_id"]), Gathered()).children.append(data)
     if not isinstance(run_id, str) or not run_id.startswith(wanted):
         return
     run = gathered.setdefault(run_id, Gathered())

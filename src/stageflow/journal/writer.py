@@ -7,16 +7,13 @@ import errno
 import os
 import time
 
-from .disk import lock_file, make_private, open_for_lock, release, sync, sync_directory
+from .disk import NO_ROOM, lock_file, make_private, open_for_lock, release, sync, sync_directory
 from .layout import new_writer, segment_name
 
-__all__ = ["NO_ROOM", "SegmentWriter"]
+__all__ = ["SegmentWriter"]
 
 _LOOK_EVERY_SECONDS = 0.1
 """How often the writer looks whether its file is still there, and whether it is old."""
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The errors that say that a disk, or the share of it that one may have, is full."""
 
 
 class SegmentWriter:
@@ -91,8 +88,9 @@ class SegmentWriter:
                     self.unsynced = False
                 return
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                self.retire()  # whatever is wrong with this file, the next line gets another
+            # Whatever is wrong with this file, the next line gets another: but not each line one.
+            if error.errno not in NO_ROOM and time.monotonic() - self._began > _LOOK_EVERY_SECONDS:
+                self.retire()
             raise
         self._take_back(written)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
@@ -166,6 +164,8 @@ class SegmentWriter:
     def retire(self) -> None:
         """Write to this segment no more. It stays locked until there is another: its writer lives."""
         if self.fd >= 0:
+            if not self._end and self.retired:
+                release(self.retired.pop())  # of those that never took a line, one is enough
             self.retired.append(self.fd)
             self.fd = -1
 

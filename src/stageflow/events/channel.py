@@ -108,7 +108,8 @@ class Channel:
                 if counted:
                     self.dropped_some(reason or "no_loop", 1)
                 else:
-                    self._rejected[reason or "no_loop"] = self._rejected.get(reason or "no_loop", 0) + 1
+                    self._rejected.setdefault(reason or "no_loop", 0)
+                    self._rejected[reason or "no_loop"] += 1
             else:
                 if outbox is None:
                     call = functools.partial(self._call, sink)
@@ -129,7 +130,10 @@ class Channel:
         self.stalled = False
 
     def dropped_some(self, reason: str, count: int) -> None:
-        self._dropped[reason] = self._dropped.get(reason, 0) + count
+        # In two steps, between which nothing is called: a signal handler that counts as well, in this
+        # very thread, can only come in where something is.
+        self._dropped.setdefault(reason, 0)
+        self._dropped[reason] += count
 
     def tell_dropped(self, reason: str, count: int, error: BaseException | None) -> None:
         # Not under the lock: a logging handler may emit events, and wait for who waits for us.

@@ -162,7 +162,11 @@ class Journal:
             run_id = newest[0]["event_id"]
         else:
             self._complete_crashed()
-        if not run_id or not run_id.isprintable():
+        try:
+            run_id.encode()
+        except UnicodeEncodeError:
+            raise self._not_one(run_id, []) from None
+        if not run_id:
             raise self._not_one(run_id, [])
         began = _moment_of(run_id)
         found = self._gather(run_id, began) if began else {}
@@ -188,14 +192,15 @@ class Journal:
         With the moment at which the one run began: only as much as it takes to have that one whole.
         """
         gathered: dict[str, Gathered] = {}
+        exactly = (as_json(run_id) + b'"', as_json(run_id) + b"/")
         for segments in list_writers(self.path).values():
             for segment in segments:
                 if _written_at(segment) < began:
                     continue  # it was finished before the run began
                 for text in lines_with(segment, as_json(run_id)):
-                    gather(gathered, text, run_id)
-                    if len(gathered) > _SEVERAL and run_id not in gathered:
-                        return gathered  # no need to know all of them to say that one is meant
+                    # No need to know all runs that begin so, to say that there are several.
+                    if len(gathered) <= _SEVERAL or any(part in text for part in exactly):
+                        gather(gathered, text, run_id)
                 if began and run_id in gathered and gathered[run_id].whole:
                     return gathered
         return {known: run for known, run in gathered.items() if run.is_run}

@@ -35,6 +35,11 @@ class Keeper:
             journal.tend()
             del journal
 
+    @property
+    def stopped(self) -> bool:
+        """True once `stop` was called."""
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Let the thread end; what it is doing it does to its end."""
         self._stopped.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 from msgspec import Struct
@@ -16,12 +16,9 @@ from .disk import NO_ROOM, is_locked, only_one, replace_file
 from .layout import DELETED, LOCK, Segment, list_writers, segment_name
 from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark
 from .recovery import recover
-from .segment import LineAt, find_lines, read_lines, size_when_whole
+from .segment import LineAt, ends_with, find_lines, read_lines, size_when_whole
 
 __all__ = ["Deleted", "Room", "deleted_so_far"]
-
-_LOOK_AHEAD = 2
-"""In so many later segments the end of a run is looked for, when room is made."""
 
 _FAILED = b'{"type":"pipeline.wide","data":{"status":"FAIL"'
 
@@ -54,10 +51,14 @@ class Room(Struct, frozen=True):
     max_bytes: int | None = None
     max_age: float | None = None
 
-    def make(self, directory: str) -> Deleted:
+    def make(self, directory: str, stopped: Callable[[], bool] = lambda: False) -> Deleted:
         """Delete what is too old and has been read, and then, oldest first, what is too much.
 
         Segments that are being written to stay. It does nothing while another process does the same.
+
+        Args:
+            directory: Of the journal.
+            stopped: Asked now and then; True to leave the rest for another time.
 
         Raises:
             OSError: The directory cannot be read or written.
@@ -71,7 +72,7 @@ class Room(Struct, frozen=True):
         with only_one(os.path.join(directory, LOCK)) as alone:
             if not alone:
                 return Deleted()
-            cleaning = _Cleaning(directory)
+            cleaning = _Cleaning(directory, stopped)
             cleaning.remove_superseded()
             deleted = cleaning.clean(self)
             if deleted != Deleted():
@@ -105,11 +106,17 @@ def deleted_so_far(directory: str) -> Deleted:
 class _Cleaning:
     """One time that room is made."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, stopped: Callable[[], bool]) -> None:
+        self.stopped = stopped
         self.directory = directory
         self.writers = list_writers(directory)
         self.read = positions_of_all(directory)
+        # What has no end in one of these may be open still, or is yet to be told as crashed.
+        self.unfinished = {
+            writer for writer, segments in self.writers.items() if not ends_with(segments[-1], WRITER_CLOSED)
+        }
         self.live: set[str] = set()
+        self._ends_in: dict[str, dict[str, bool]] = {}
         self.deleted = Deleted()
         self.size = sum(_size(segment) for segments in self.writers.values() for segment in segments)
 
@@ -120,25 +127,30 @@ class _Cleaning:
             oldest = time.time() - room.max_age
             old = [segment for segment in closed if _age(segment)[0] < oldest and self._was_read(segment)]
             for segment in old:
+                if self.stopped():
+                    return self.deleted
                 left = self._reduce(segment, failed=False)
                 closed[closed.index(segment) : closed.index(segment) + 1] = [left] if left else []
         if room.max_bytes is not None:
             # First everything but the records of failed runs, oldest first; then those as well.
             kept = [segment for segment in closed if segment.kept]
             for segment in closed:
-                if self.size > room.max_bytes and not segment.kept:
+                if self.size > room.max_bytes and not segment.kept and not self.stopped():
                     kept += filter(None, [self._reduce(segment)])
+            yet_to_be_told = self.unfinished - self.live
             for segment in sorted(kept, key=_age):
-                if self.size > room.max_bytes:
+                if segment.writer in yet_to_be_told:
+                    continue
+                if self.size > room.max_bytes and not self.stopped():
                     self._delete(segment, _count(segment))
         return self.deleted
 
     def _closed(self) -> Iterator[Segment]:
         """Return the segments that nobody writes to."""
-        for writer, segments in self.writers.items():
+        for segments in self.writers.values():
             with contextlib.suppress(FileNotFoundError):
                 if is_locked(segments[-1].path):
-                    self.live.add(writer)
+                    self.live.add(segments[-1].writer)
                     yield from segments[:-1]
                 else:
                     yield from segments
@@ -171,7 +183,7 @@ class _Cleaning:
                 # word of its end, it would be taken for open, and then for crashed.
                 end = encode_mark(RunClosed(run, "its record was deleted to make room")).rstrip()
                 left.append(LineAt(line.offset, end))
-            elif line.text.startswith(WRITER_CLOSED) and is_last and not is_first:
+            elif line.text.startswith(WRITER_CLOSED) and is_last and (left or not is_first):
                 left.append(line)  # or the writer would be taken for dead, and completed again
         if not left:
             self._delete(segment, len(lines))
@@ -192,6 +204,8 @@ class _Cleaning:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
+            if segment.writer in self.unfinished:
+                return segment  # its open runs are yet to be told
             # Not even for that is there room: better these records than all that are to come.
             self._delete(segment, deleted + len(left))
             return None
@@ -205,19 +219,24 @@ class _Cleaning:
         return reduced
 
     def _worth_keeping(self, segment: Segment, runs: set[str], failed: bool) -> set[str]:
-        later = [other for other in self.writers[segment.writer] if other.sequence > segment.sequence]
         unknown, worth = set(runs), set()
-        for place in (segment, *later[:_LOOK_AHEAD]):
+        for place in self.writers[segment.writer]:
             if not unknown:
                 break
-            for text in find_lines(place, PIPELINE_WIDE, RUN_CLOSED):
-                run = _run_of(text)
-                if run in unknown:
-                    unknown.discard(run)
-                    if failed and text.startswith(_FAILED):
-                        worth.add(run)
+            if place.sequence >= segment.sequence:
+                ends = self._ends(place)
+                worth |= {run for run in unknown if failed and ends.get(run)}
+                unknown -= ends.keys()
         # What has no end in a writer that has ended was no run: events that were emitted by hand.
-        return worth | unknown if segment.writer in self.live else worth
+        return worth | unknown if segment.writer in self.unfinished else worth
+
+    def _ends(self, segment: Segment) -> dict[str, bool]:
+        """Return the runs that ended in a segment, and whether they failed."""
+        known = self._ends_in.get(segment.name)
+        if known is None:
+            lines = find_lines(segment, PIPELINE_WIDE, RUN_CLOSED)
+            known = self._ends_in[segment.name] = {_run_of(text): text.startswith(_FAILED) for text in lines}
+        return known
 
     def _delete(self, segment: Segment, lines: int) -> None:
         size, unread = _size(segment), not self._was_read(segment)

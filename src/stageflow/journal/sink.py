@@ -255,7 +255,8 @@ class JournalSink(EventSink):
         self._since_room = 0.0
         if began and self._fsync != "never":
             sync_directory(self.path)
-        self._room.make(self.path)
+        keeper = self._keeper
+        self._room.make(self.path, stopped=lambda: keeper is not None and keeper.stopped)
 
     def _tell_once(self, what: str, text: str) -> None:
         if what not in self._told:
@@ -270,7 +271,10 @@ class JournalSink(EventSink):
         While a run that began here is under way, nothing is closed: whoever reads the journal
         would take it for crashed.
         """
+        if (keeper := self._keeper) is not None:
+            keeper.stop()  # at once: it may be making room, for long
         with self._syncing, self._lock:
+            self._keeper = None  # the next event starts another
             with contextlib.suppress(OSError):
                 if self._lost:
                     self._catch_up()
@@ -279,8 +283,6 @@ class JournalSink(EventSink):
                 self._sync()
             if self._open_runs:
                 return
-            if self._keeper is not None:
-                self._keeper.stop()
             self._writer.close()
             # The locks stay: others may be waiting for them.
             self._begin_writer()

@@ -58,10 +58,12 @@ class SegmentWriter:
             OSError: It could not be written; the segment holds whole lines all the same.
         """
         if self._busy:
-            if self.fd < 0 or self._switching:
+            if self._switching:
                 self._late.append(line)
-            else:
+            elif self.fd >= 0:
                 self._write(line)
+            else:
+                raise OSError(errno.EBUSY, "no segment can be made just now", self.directory)
             return
         self._busy = True
         try:

@@ -298,9 +298,10 @@ def test_a_bound_of_the_system_on_the_size_of_files_is_a_full_disk(program: Star
 
         async def nothing(ctx): ...
 
+        sink = JournalSink(sys.argv[1])
         graph = Pipeline("p").with_stage("a", nothing).build(
             emit_stage_wide_events=True, emit_pipeline_wide_event=True,
-            wide_event_emitter=WideEventEmitter(JournalSink(sys.argv[1])),
+            wide_event_emitter=WideEventEmitter(sink),
         )
 
         async def main():

@@ -127,7 +127,7 @@ def _adopt(directory: str, segments: list[Segment]) -> list[str]:
         resource = run.opened.resource
         why = (
             f"its process ended before it did (pid {resource.pid} on {resource.host},"
-            f" last written to the journal at {rfc3339(died_us)})"
+            f" last written to the journal at {rfc3339(max(died_us, run.last_known_us()))})"
         )
         lines += [Event(type, body).line() for type, body in run.complete(why, died_us)]
     lines.append(encode_mark(WriterClosed(adopted_by=os.getpid(), crashed=len(crashed))))

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import os
+import sys
 import threading
 import weakref
 from typing import Any, Literal
@@ -187,8 +188,10 @@ class JournalSink(EventSink):
         try:
             with self._lock:
                 self._writer.append(line)
-                if self._keeper is None or self._lost:
-                    self._catch_up()
+                if self._keeper is None and not sys.is_finalizing():
+                    self._start_keeper()
+                if self._lost:
+                    self._write_lost_ends()
         except OSError as error:
             full = error.errno in NO_ROOM
             raise EventLost(
@@ -196,11 +199,12 @@ class JournalSink(EventSink):
                 f"journal {self.path!r} could not be written: {error.strerror or error}",
             ) from error
 
-    def _catch_up(self) -> None:
-        """Start the keeper where there is none, and write down the ends that could not be written before."""
-        if self._keeper is None:
-            with contextlib.suppress(RuntimeError):  # the process is ending: nothing needs to be kept up
-                self._keeper = Keeper(self, self._interval)
+    def _start_keeper(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the process is ending: nothing needs to be kept up
+            self._keeper = Keeper(self, self._interval)
+
+    def _write_lost_ends(self) -> None:
+        """Write down the ends of runs that could not be written before."""
         with contextlib.suppress(OSError):  # not yet: the next event tries again
             while self._lost:
                 run_id, why = next(iter(self._lost.items()))
@@ -221,7 +225,7 @@ class JournalSink(EventSink):
         try:
             with self._lock:
                 if self._lost:
-                    self._catch_up()
+                    self._write_lost_ends()
             with self._syncing:
                 self._sync()
                 self._make_room()
@@ -277,7 +281,7 @@ class JournalSink(EventSink):
             self._keeper = None  # the next event starts another
             with contextlib.suppress(OSError):
                 if self._lost:
-                    self._catch_up()
+                    self._write_lost_ends()
                 if self._writer.fd >= 0 and not self._open_runs:
                     self._writer.append(encode_mark(WriterClosed()))
                 self._sync()

@@ -241,10 +241,10 @@ def test_json_has_all_of_a_run(shop):
 
 def test_nothing_that_fits_is_said_on_the_side(shop, tmp_path):
     done = stageflow("runs", "--journal", shop, "--id", "nobody")
-    assert (done.stdout, done.stderr) == ("", f"Journal {shop} has no run that fits.\n")
+    assert (done.stdout, done.stderr) == ("", f"There is no run that fits in {shop}.\n")
     assert stageflow("runs", "--journal", shop, "--id", "nobody", "--json").output == ""
     (tmp_path / "empty").mkdir()
-    assert stageflow("runs", "--journal", "empty").stderr == "Journal empty has no run yet.\n"
+    assert stageflow("runs", "--journal", "empty").stderr == "There is no run yet in empty.\n"
 
 
 @pytest.mark.parametrize(
@@ -732,3 +732,22 @@ def test_what_is_no_time_is_refused_with_the_forms(text):
     with pytest.raises(ValueError) as refused:
         moment(text, NOON, timezone(timedelta(hours=2)))
     assert FORMS in str(refused.value)
+
+
+def test_slow_runs_can_be_chosen(shop):
+    everything = [
+        json.loads(line)
+        for line in stageflow("runs", "--json", "--limit", "0", "--journal", shop).stdout.splitlines()
+    ]
+    slowest = max(run["duration_ms"] for run in everything)
+    slow = stageflow(
+        "runs", "--json", "--slower-than", str(slowest - 0.0005), "--journal", shop
+    ).stdout.splitlines()
+    assert [json.loads(line)["duration_ms"] for line in slow] == [slowest]
+
+
+def test_any_directory_is_no_journal(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for command in ("runs", "doctor", "show"):
+        done = stageflow(command, "--journal", tmp_path, code=2)
+        assert "that directory has files, and none of a journal" in done.stderr

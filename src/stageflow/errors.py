@@ -182,9 +182,9 @@ class MissingExtraError(StageflowError, ImportError):
 class JournalNotFoundError(StageflowError, FileNotFoundError):
     """There is no journal at this path."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, why: str = "") -> None:
         super().__init__(
-            f"there is no journal at {path!r}",
+            f"there is no journal at {path!r}{why and ': '}{why}",
             hint="a journal is the directory that was given to JournalSink; `stageflow demo` writes one",
         )
 

@@ -35,12 +35,20 @@ def stage_and_one_of(*known: str) -> Check:
     check_status = one_of(*known)
 
     def check(text: str | None) -> str | None:
-        _, colon, status = (text or "").partition(":")
+        name, colon, status = (text or "").partition(":")
+        if text is not None and not name:
+            raise typer.BadParameter(f"{text!r} names no stage")
         if colon:
             check_status(status)
         return text
 
     return check
+
+
+def _not_empty(text: str | None) -> str | None:
+    if text == "":
+        raise typer.BadParameter("it is empty; a variable that was not set?")
+    return text
 
 
 def _as_moment(text: str | None) -> str | None:
@@ -53,13 +61,15 @@ def _as_moment(text: str | None) -> str | None:
 
 
 PipelineOption = Annotated[
-    str | None, typer.Option(metavar="NAME", show_default=False, help="Only of this pipeline.")
+    str | None,
+    typer.Option(metavar="NAME", callback=_not_empty, show_default=False, help="Only of this pipeline."),
 ]
 IdOption = Annotated[
     str | None,
     typer.Option(
         "--id",
         metavar="ID",
+        callback=_not_empty,
         show_default=False,
         help="Only with this request, session, user or org id, or beginning of a run's id.",
     ),

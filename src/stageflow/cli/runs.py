@@ -19,6 +19,8 @@ __all__ = ["runs"]
 _OUTCOMES = [outcome for outcome in OUTCOMES if outcome != "closed"]
 """All that a list of runs can have; "closed" is told of a single one."""
 
+_USUALLY = 20
+
 _OF_STAGES = [status for status in STATUSES if status != "RETRY"]
 
 
@@ -44,9 +46,16 @@ def runs(
         ),
     ] = None,
     any_id: IdOption = None,
+    slower_than: Annotated[
+        float | None,
+        typer.Option(metavar="MS", min=0, show_default=False, help="Only what took more milliseconds."),
+    ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many at most; 0 for all.")] = 20,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", show_default=False, help="How many at most; 0 for all; default 20."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The full data of each run, one JSON object a line.")
     ] = False,
@@ -60,19 +69,30 @@ def runs(
 
     - `stageflow runs --stage search:FAIL --limit 0 --json | jq -r .error`
 
-    - `stageflow runs --id u-7`
+    - `stageflow runs --id u-7 --slower-than 500`
     """
-    where = RunFilter(status=status, pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
+    where = RunFilter(
+        status=status,
+        pipeline=pipeline,
+        stage=stage,
+        id=any_id,
+        slower_than_ms=slower_than,
+        since=since,
+        until=until,
+    )
     looked_into = find_journal(journal)
-    found = looked_into.runs(where, limit=limit or None)
+    # One more than is shown, to know whether there are more.
+    most = _USUALLY if limit is None else limit
+    found = looked_into.runs(where, limit=most + 1 if most else None)
+    shown = found[:most] if most else found
     if as_json:
-        print_json(*map(msgspec.json.encode, found))
-        return
-    if not found:
+        print_json(*map(msgspec.json.encode, shown))
+    elif shown:
+        terminal = open_terminal()
+        print_page(terminal, draw_runs(shown, width=room(terminal)))
+    else:
         fits = "that fits" if where != RunFilter() else "yet"
-        typer.echo(f"Journal {looked_into.path} has no run {fits}.", err=True)
-        return
-    terminal = open_terminal()
-    print_page(terminal, draw_runs(found, width=room(terminal)))
-    if terminal.is_terminal and len(found) == limit:
-        terminal.print(f"The newest {limit}; --limit shows more.", style="dim")
+        typer.echo(f"There is no run {fits} in {looked_into.path}.", err=True)
+    if limit is None and len(found) > len(shown):
+        # Not into the output: that may be counted, or read by another program.
+        typer.echo(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)

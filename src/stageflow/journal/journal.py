@@ -15,7 +15,7 @@ from ..clock import get_clock
 from ..errors import JournalNotFoundError, RunNotFoundError
 from ..timestamps import rfc3339
 from .check import JournalState, Progress, Repaired, check, repair
-from .layout import Segment, list_writers
+from .layout import Segment, list_writers, why_not
 from .line import PIPELINE_WIDE
 from .reader import JournalReader
 from .recovery import open_runs, recover, writer_lives
@@ -43,8 +43,8 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        if not os.path.isdir(self.path):
-            raise JournalNotFoundError(self.path)
+        if (why := why_not(self.path)) is not None:
+            raise JournalNotFoundError(self.path, why)
 
     def reader(self, name: str | None = None, *, at_end: bool = False) -> JournalReader:
         """Return a reader of all events; see `JournalReader`."""

@@ -32,6 +32,7 @@ __all__ = [
     "list_writers",
     "new_writer",
     "segment_name",
+    "why_not",
 ]
 
 CURSORS = "cursors"
@@ -109,3 +110,21 @@ def _by_writer(directory: str, names: Iterable[str]) -> Writers:
     for key in sorted(found):
         writers.setdefault(key[0], []).append(found[key])
     return writers
+
+
+def why_not(directory: str) -> str | None:
+    """Return why a path is no journal: empty where there is nothing, None where it is one, or may become one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return ""
+    except NotADirectoryError:
+        return "it is a file"
+    ours = {CURSORS, BROKEN, DELETED, LOCK}
+    if names and not any(name in ours or _SEGMENT.fullmatch(name.lstrip(".")) for name in names):
+        return "that directory has files, and none of a journal"
+    return None

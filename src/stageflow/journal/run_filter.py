@@ -24,21 +24,27 @@ class RunFilter(Struct, frozen=True, kw_only=True):
         pipeline: Name of the pipeline.
         stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
         id: One of the five ids, or the beginning of a run's.
+        slower_than_ms: Runs that took longer.
         since: RFC 3339: runs that began then or later.
         until: RFC 3339: runs that began before.
 
     Raises:
-        ValueError: A moment is none.
+        ValueError: A moment is none, or a name or id is empty.
     """
 
     status: str | None = None
     pipeline: str | None = None
     stage: str | None = None
     id: str | None = None
+    slower_than_ms: float | None = None
     since: str | None = None
     until: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("status", "pipeline", "stage", "id"):
+            # An empty one is a variable that was not set: it must not stand for everybody.
+            if getattr(self, name) == "":
+                raise ValueError(f"RunFilter({name}=''); give a {name}, or leave it out")
         # Six digits, as events have them: then the order of the texts is that of the moments.
         for name in ("since", "until"):
             if (moment := getattr(self, name)) is not None:
@@ -54,6 +60,7 @@ class RunFilter(Struct, frozen=True, kw_only=True):
         return (
             (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
             and (self.pipeline is None or self.pipeline == run.pipeline_name)
+            and (self.slower_than_ms is None or run.duration_ms > self.slower_than_ms)
             and (self.since is None or run.started_at >= self.since)
             and (self.until is None or run.started_at < self.until)
             and (self.id is None or run.has_id(self.id))
@@ -72,6 +79,7 @@ class Headline(Struct, frozen=True):
     status: str = ""
     outcome: str = ""
     started_at: str = ""
+    duration_ms: float = 0.0
     event_id: str = ""
     pipeline_name: str = ""
     correlation_ids: CorrelationIds = CorrelationIds()

@@ -147,7 +147,7 @@ class UnfinishedRun:
     def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
         """Return since when a stage was ready, and what is known of it, for people."""
         if stage.retried:
-            return stage.last_ended_us, f"cut off after {stage.retried} attempts, in another or before it"
+            return stage.last_ended_us, f"cut off after attempt {stage.retried}, before or in another"
         before = [self.stages[name] for name in stage.outline.dependencies if name in self.stages]
         waiting = [known.outline.name for known in before if known.end is None]
         if waiting:

@@ -82,7 +82,7 @@ class _Told:
         yield from _header(self.run, options.ascii_only)
         yield ""
         yield draw_waterfall(self.run, self.stages, width=width)
-        yield _legend(options.ascii_only)
+        yield _legend(self.run, options.ascii_only)
         yield from _notes(self.stages)
         yield from _exceptions(self.run, self.stages)
         if self.events:
@@ -136,9 +136,10 @@ def _critical_path(run: Record, ascii_only: bool) -> str:
     return f"{arrow.join(path)}  {milliseconds(run.get('critical_path_ms'))} ms"
 
 
-def _legend(ascii_only: bool) -> Text:
+def _legend(run: Record, ascii_only: bool) -> Text:
     waiting, retried, running = (mark[ascii_only] for mark in (WAITING, RETRIED, RUNNING))
-    words = f"* the run waited for it   {waiting} ready   {retried} retried   {running} ran"
+    star = "* the run waited for it   " if run.get("critical_path") else ""
+    words = f"{star}{waiting} ready   {retried} retried   {running} ran"
     return Text(words, style=QUIET)
 
 

@@ -310,3 +310,22 @@ async def test_one_run_is_told_in_full(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError, match="has no run 'nope'"):
         journal.run("nope")
     sink.close()
+
+
+async def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
+    journal, reader = Journal(tmp_path), JournalReader(tmp_path)
+    for wrong in (0, -1, "5"):
+        with pytest.raises(ValueError, match="give a whole number, 1 or more"):
+            journal.runs(limit=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="give a whole number of events"):
+            reader.read(wrong)  # type: ignore[arg-type]
+    for wrong in (float("nan"), -1, "x"):
+        with pytest.raises(ValueError, match="give seconds, 0 or more"):
+            reader.read(timeout=wrong)  # type: ignore[arg-type]
+    for where in ({"since": "1h"}, {"until": 5}, {"status": ""}, {"id": 7}):
+        with pytest.raises(ValueError, match="RunFilter"):
+            RunFilter(**where)
+    (tmp_path / "file").write_text("")
+    for path in ("", tmp_path / "file"):
+        with pytest.raises(ValueError, match="give a directory"):
+            JournalSink(path)

@@ -92,8 +92,11 @@ class Journal:
             The data of a `pipeline.wide` for each; for one under way what `RunStory.run` says.
 
         Raises:
+            ValueError: `limit` is no whole number, 1 or more.
             OSError: The journal cannot be read.
         """
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"runs(limit={limit!r}); give a whole number, 1 or more, or None for all")
         self._complete_crashed()
         where = where or RunFilter()
         must_have = where.parts()

@@ -159,9 +159,14 @@ class JournalReader:
             No events when there are no more for now.
 
         Raises:
+            ValueError: `most` or `timeout` is out of range, or the reader is closed.
             OSError: The journal cannot be read.
         """
         self._must_be_open()
+        if not isinstance(most, int) or most < 1:
+            raise ValueError(f"read({most!r}); give a whole number of events, 1 or more")
+        if not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise ValueError(f"read(timeout={timeout!r}); give seconds, 0 or more")
         deadline = time.monotonic() + timeout
         while True:
             steps = self._look(most)

@@ -43,12 +43,18 @@ class RunFilter(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ("status", "pipeline", "stage", "id"):
             # An empty one is a variable that was not set: it must not stand for everybody.
-            if getattr(self, name) == "":
-                raise ValueError(f"RunFilter({name}=''); give a {name}, or leave it out")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise ValueError(f"RunFilter({name}={value!r}); give text, or leave it out")
         # Six digits, as events have them: then the order of the texts is that of the moments.
         for name in ("since", "until"):
             if (moment := getattr(self, name)) is not None:
-                force_setattr(self, name, rfc3339(epoch_us(moment)))
+                try:
+                    force_setattr(self, name, rfc3339(epoch_us(moment)))
+                except (TypeError, ValueError):
+                    raise ValueError(
+                        f"RunFilter({name}={moment!r}); give RFC 3339: '2026-11-23T16:00:00Z'"
+                    ) from None
 
     def parts(self) -> list[bytes]:
         """Return what must stand in the line of a run that is wanted: most others need not be decoded."""

@@ -63,7 +63,8 @@ class JournalSink(EventSink):
 
     Raises:
         OSError: The directory cannot be made.
-        ValueError: A bound is not a positive number, or `fsync` is none of the three.
+        ValueError: A bound is not a positive number, `fsync` is none of the three, or the path is a
+            file.
 
     Example:
         >>> JournalSink("journal", fsync="always")
@@ -95,6 +96,8 @@ class JournalSink(EventSink):
             if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
                 raise ValueError(f"JournalSink({name}={bound!r}); give a number, more than 0")
         self.path = os.fspath(path)
+        if not self.path or os.path.isfile(self.path):
+            raise ValueError(f"JournalSink({self.path!r}); give a directory")
         self._options = {
             "fsync": fsync,
             "fsync_interval": fsync_interval,

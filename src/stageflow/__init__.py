@@ -1,6 +1,20 @@
 """Pipelines of stages inside a backend, and one complete record of every run."""
 
-from .context import PipelineContext, PipelineResults, Stage, StageContext, StageInputs, StageLogFilter
+from .context import (
+    PipelineContext,
+    PipelineResults,
+    Stage,
+    StageContext,
+    StageInputs,
+    StageLogFilter,
+    annotate,
+    annotate_run,
+    count,
+    record_embedding,
+    record_llm,
+    record_retrieval,
+    timer,
+)
 from .errors import (
     CircuitOpenError,
     CursorInUseError,
@@ -114,14 +128,21 @@ __all__ = [
     "UnknownInputError",
     "WideEventEmitter",
     "active_runs",
+    "annotate",
+    "annotate_run",
     "clear_event_sink",
+    "count",
     "draw_results",
     "emit_pipeline_wide",
     "emit_stage_wide",
     "flush",
     "get_event_sink",
+    "record_embedding",
+    "record_llm",
+    "record_retrieval",
     "set_drain_timeout",
     "set_event_sink",
     "stage",
     "stats",
+    "timer",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "StageWide",
     "Terminal",
     "Trace",
+    "WideAmend",
     "json_schemas",
 ]
 
@@ -180,6 +181,21 @@ class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
     sample_rate: Annotated[float, Meta(ge=1)]
 
 
+class WideAmend(Struct, frozen=True, gc=False, kw_only=True):
+    """`stage.wide.amend` and `pipeline.wide.amend`: fields that came after the event had gone out.
+
+    They belong to the event with the same `event_id`: each replaces the attribute of its name.
+    """
+
+    event_id: str
+    amended_at: Timestamp
+    attributes: dict[str, Any]
+    stage_name: str | None
+    correlation_ids: CorrelationIds
+    pipeline_metadata: PipelineMetadata
+    schema_version: int
+
+
 class StageOutline(Struct, frozen=True, gc=False, array_like=True):
     """What is known of a stage before it runs; an array in JSON, for there is one for every stage."""
 
@@ -217,14 +233,19 @@ class RunClosed(Struct, frozen=True, gc=False):
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema (draft 2020-12) of each wide event, by event type.
+    """Return the JSON Schema (draft 2020-12) of each wide event and of their amendments, by event type.
 
     Example:
         >>> sorted(json_schemas())
-        ['pipeline.wide', 'stage.wide']
+        ['pipeline.wide', 'pipeline.wide.amend', 'stage.wide', 'stage.wide.amend']
     """
     schemas = {}
-    for event_type, shape in (("stage.wide", StageWide), ("pipeline.wide", PipelineWide)):
+    for event_type, shape in (
+        ("stage.wide", StageWide),
+        ("pipeline.wide", PipelineWide),
+        ("stage.wide.amend", WideAmend),
+        ("pipeline.wide.amend", WideAmend),
+    ):
         schema = msgspec.json.schema(shape)
         schemas[event_type] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",

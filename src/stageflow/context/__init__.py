@@ -1,5 +1,14 @@
 """What a run and its stages are given, and what a run gives back."""
 
+from .annotation import (
+    annotate,
+    annotate_run,
+    count,
+    record_embedding,
+    record_llm,
+    record_retrieval,
+    timer,
+)
 from .inputs import StageInputs, Upstream
 from .log_filter import StageLogFilter
 from .pipeline_context import PipelineContext
@@ -17,5 +26,12 @@ __all__ = [
     "StageInputs",
     "StageLogFilter",
     "Upstream",
+    "annotate",
+    "annotate_run",
+    "count",
     "current_stage",
+    "record_embedding",
+    "record_llm",
+    "record_retrieval",
+    "timer",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 __all__ = ["Recorder"]
@@ -12,4 +13,16 @@ class Recorder(Protocol):
 
     def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
         """Send an event of the stage's own, the `number`th of this attempt, correlated with its run."""
+        ...
+
+    def annotate_run(self, fields: Mapping[str, Any]) -> None:
+        """Set fields of the run; after its end, amend its event."""
+        ...
+
+    def add_to_run(self, amounts: Mapping[str, float]) -> None:
+        """Add to numbers of the run; after its end, amend its event."""
+        ...
+
+    def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
+        """Send what an attempt said after its end."""
         ...

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Unpack
 
 from ..stages import Artifact, StageKind
+from .genai import EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
 from .inputs import StageInputs, Upstream
 from .pipeline_context import PipelineContext
 from .recorder import Recorder
+from .timer import Timer
+from .totals import added
 
 __all__ = ["StageContext", "current_stage"]
+
+# One for all: it is held for some additions. Reentrant: a signal handler may count as well.
+_adding = threading.RLock()
 
 
 class StageContext:
@@ -35,6 +43,7 @@ class StageContext:
         "_events_count",
         "_inputs",
         "_recorder",
+        "_sealed",
         "_sequence",
         "_upstream",
         "abandoned",
@@ -68,6 +77,7 @@ class StageContext:
         self._events_count = 0
         self._attributes: dict[str, Any] | None = None
         self._artifacts: list[Artifact] | None = None
+        self._sealed = False
         self._sequence = sequence
         self._inputs: StageInputs | None = None
         self._upstream = upstream
@@ -86,19 +96,122 @@ class StageContext:
         """What was asked of `inputs` and not found, as `stage.key`."""
         return tuple(self._inputs.missing) if self._inputs is not None else ()
 
-    def annotate(self, **fields: Any) -> None:
+    def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add fields to the `attributes` of this attempt's `stage.wide` event.
 
-        Names with dots go by `annotate(**{"gen_ai.request.model": "m"})`. A later value replaces
-        an earlier one. A value that JSON cannot carry is recorded by its `repr`.
+        A later value replaces an earlier one. A value that JSON cannot carry is recorded by its
+        `repr`. What comes after the attempt has ended, from a thread or a task that it left behind,
+        goes out at once as a `stage.wide.amend` event of the same `event_id`.
+
+        Args:
+            fields: Names with dots, `{"gen_ai.request.model": "m"}`.
+            more: Names without.
 
         Example:
             ctx.annotate(cache_hit=True, rows=17)
         """
+        if fields is not None:
+            more = {**fields, **more}
         if self._attributes is None:
-            self._attributes = fields
+            self._attributes = more
         else:
-            self._attributes.update(fields)
+            self._attributes.update(more)
+        # Looked at last: what came in between is in the event, and once more in the amendment.
+        if self._sealed:
+            self._amend(more)
+
+    def count(self, name: str, by: float = 1) -> None:
+        """Add to a number among the `attributes` of this attempt, and of the run as a whole.
+
+        Example:
+            ctx.count("cache.hit")
+        """
+        self._add({name: by})
+
+    def timer(self, name: str) -> Timer:
+        """Return a context manager that adds to `NAME_count` and `NAME_ms`, here and for the run.
+
+        Example:
+            with ctx.timer("db"):
+                rows = await database.fetch(query)
+        """
+        return Timer(name, self._add)
+
+    def annotate_run(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        """Add fields to the `attributes` of the run's `pipeline.wide` event.
+
+        After the run has ended they go out at once, as a `pipeline.wide.amend` event.
+
+        Example:
+            ctx.annotate_run(customer_tier="gold")
+        """
+        self._recorder.annotate_run({**(fields or {}), **more})
+
+    def record_llm(self, model: str, **usage: Unpack[LlmCall]) -> None:
+        """Record one call of a language model, under the OpenTelemetry names for generative AI.
+
+        Tokens, cost and time are added up: over the calls of this attempt, and over the run.
+
+        Args:
+            model: The model that was asked for.
+            usage: `provider`, `operation` ("chat"), `response_model`, `response_id`, `finish_reason`,
+                `input_tokens` (the cached ones included), `output_tokens`, `cached_tokens`,
+                `reasoning_tokens`, `cost_usd`, `time_to_first_chunk` (seconds), `temperature`, `max_tokens`.
+
+        Raises:
+            TypeError: For another keyword.
+
+        Example:
+            ctx.record_llm("m-large", provider="acme", input_tokens=812, output_tokens=96, cost_usd=0.0031)
+        """
+        self._take(*llm_fields(model, **usage))
+
+    def record_embedding(self, model: str, **usage: Unpack[EmbeddingCall]) -> None:
+        """Record one call that made embeddings.
+
+        Args:
+            model: The model that was asked for.
+            usage: `provider`, `input_tokens`, `vectors`, `dimensions`, `cost_usd`.
+
+        Raises:
+            TypeError: For another keyword.
+        """
+        self._take(*embedding_fields(model, **usage))
+
+    def record_retrieval(self, source: str | None = None, **found: Unpack[Retrieval]) -> None:
+        """Record one search for documents.
+
+        Args:
+            source: Name of the index, the collection, the table.
+            found: `documents` (how many), `top_k`, `best_score`, `worst_score`.
+
+        Raises:
+            TypeError: For another keyword.
+        """
+        self._take(*retrieval_fields(source, **found))
+
+    def _take(self, fields: dict[str, Any], added: dict[str, float]) -> None:
+        self.annotate(fields)
+        self._add(added)
+
+    def _add(self, amounts: Mapping[str, float]) -> None:
+        with _adding:
+            if self._attributes is None:
+                self._attributes = {}
+            totals = added(self._attributes, amounts)
+            sealed = self._sealed
+        self._recorder.add_to_run(amounts)
+        if sealed:
+            self._amend(totals)
+
+    def _amend(self, fields: Mapping[str, Any]) -> None:
+        self._recorder.amend_stage(self.stage, self.attempt, fields)
+
+    def seal(self) -> dict[str, Any]:
+        """Return the attributes of this attempt, which has ended: what comes later amends its event."""
+        self._sealed = True
+        # A copy: what the attempt left behind may go on annotating.
+        return self._attributes.copy() if self._attributes else {}
 
     def add_artifact(self, type: str, payload: Any = None) -> None:
         """Keep something beside the data; `artifacts_count` counts it, the result carries it."""

@@ -14,7 +14,7 @@ from ..stages import StageResult, StageStatus
 from ..timestamps import rfc3339
 from .critical_path import critical_path
 from .exceptions import exception_info
-from .plain import safe_text
+from .plain import plain, safe_text
 from .resource import resource
 from .run_record import RunRecord
 
@@ -67,7 +67,7 @@ def pipeline_wide(
         stages_abandoned=len(whole.abandoned),
         parent_run_id=record.parent_run_id,
         root_run_id=record.root_run_id,
-        attributes={},
+        attributes=plain(record.attributes.copy()) if record.attributes else {},
         resource=resource(),
         trace=record.trace.of_run(),
         sample_rate=1,

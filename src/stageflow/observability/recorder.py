@@ -5,19 +5,21 @@ from __future__ import annotations
 import builtins
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Raw
 
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
+from ..context.totals import added
 from ..errors import as_text, describe
 from ..events import Event, NoOpEventSink
 from ..events.channel import offer
 from ..events.counters import TALLY
 from ..events.run_marks import mark, takes_marks
-from ..schema import RunClosed, RunOpen
+from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend
 from ..stages import StageResult
 from ..telling import tell
 from ..timestamps import rfc3339
@@ -30,6 +32,9 @@ from .stage_event import stage_event_id
 __all__ = ["RunRecorder"]
 
 log = logging.getLogger("stageflow.observability")
+
+# One for all runs: it is held for some additions. Reentrant: a signal handler may say something, too.
+_saying = threading.RLock()
 
 
 class RunRecorder:
@@ -121,6 +126,7 @@ class RunRecorder:
 
     def run_ended(self, results: PipelineResults) -> None:
         """Emit `pipeline.wide`."""
+        self._record.sealed = True
         if self._pipeline:
             self._emit_pipeline(results)
         if self._marked is not None:
@@ -214,6 +220,50 @@ class RunRecorder:
         if clash:
             ours["payload"] = {key: own[key] for key in clash}
         offer(sink, Event(type, {**own, **ours}))
+
+    # What stages say of the whole run, and what they say too late; see `context.Recorder`.
+
+    def annotate_run(self, fields: Mapping[str, Any]) -> None:
+        record = self._record
+        with _saying:
+            if record.attributes is None:
+                record.attributes = {}
+            record.attributes.update(fields)
+            sealed = record.sealed
+        if sealed and self._pipeline:
+            self._amend("pipeline.wide.amend", record.run_id, None, fields)
+
+    def add_to_run(self, amounts: Mapping[str, float]) -> None:
+        record = self._record
+        with _saying:
+            if record.attributes is None:
+                record.attributes = {}
+            totals = added(record.attributes, amounts)
+            sealed = record.sealed
+        if sealed and self._pipeline:
+            self._amend("pipeline.wide.amend", record.run_id, None, totals)
+
+    def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
+        if self.stages:
+            event_id = f"{self._record.run_id}/{stage}/{attempt}"
+            self._amend("stage.wide.amend", event_id, stage, fields)
+
+    def _amend(self, type: str, event_id: str, stage: str | None, fields: Mapping[str, Any]) -> None:
+        sink = self._emitter.event_sink
+        if builtins.type(sink) is NoOpEventSink or self.disowned:
+            return
+        record = self._record
+        correlation_ids, metadata = record.identity(self._context)
+        amendment = WideAmend(
+            event_id=event_id,
+            amended_at=rfc3339((record.origin_ns + get_clock().monotonic_ns()) // 1000),
+            attributes=plain(dict(fields)),
+            stage_name=stage,
+            correlation_ids=correlation_ids,
+            pipeline_metadata=metadata,
+            schema_version=SCHEMA_VERSION,
+        )
+        offer(sink, Event(type, amendment))
 
 
 def _bare(result: StageResult) -> StageResult:

@@ -24,16 +24,20 @@ class RunRecord:
         run_id: The `pipeline_run_id`, as text.
         origin_ns: What to add to the monotonic clock to have the wall clock of this run.
         emitted: Ids of the events that reached the base emitter, where that has to be known.
+        attributes: What was said of the run as a whole, or None.
+        sealed: True once `pipeline.wide` was built: what comes later amends it.
     """
 
     __slots__ = (
         "_identity",
+        "attributes",
         "emitted",
         "origin_ns",
         "parent_run_id",
         "pipeline_name",
         "root_run_id",
         "run_id",
+        "sealed",
         "trace",
     )
 
@@ -53,6 +57,8 @@ class RunRecord:
         self.parent_run_id: str | None = parent.run_id if parent else None
         self.root_run_id: str | None = (parent.root_run_id or parent.run_id) if parent else None
         self.emitted: set[str] | None = None
+        self.attributes: dict[str, Any] | None = None
+        self.sealed = False
         self.trace: RunTrace = RunTrace(context.traceparent, parent.trace if parent else None)
 
     def identity(self, context: PipelineContext) -> tuple[CorrelationIds, PipelineMetadata]:

@@ -86,8 +86,7 @@ class Ledger:
             node.kind,
             node.dependencies,
             node.optional,
-            # A copy: what the stage left behind may go on annotating.
-            ctx._attributes.copy() if ctx and ctx._attributes else {},
+            ctx.seal() if ctx else {},
             tuple(ctx._artifacts) if ctx and ctx._artifacts else (),
             ctx._events_count if ctx else 0,
             ctx.missing_inputs if ctx else (),

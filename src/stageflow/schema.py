@@ -140,6 +140,8 @@ class StageWide(Struct, frozen=True, gc=False):
     abandoned: bool
     outcome_by: str | None
     attributes: dict[str, Any]
+    redacted: Count
+    truncated: list[str]
     resource: Resource
     trace: Trace | None
     sample_rate: Annotated[float, Meta(ge=1)]
@@ -176,6 +178,8 @@ class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
     parent_run_id: str | None
     root_run_id: str | None
     attributes: dict[str, Any]
+    redacted: Count
+    truncated: list[str]
     resource: Resource
     trace: Trace | None
     sample_rate: Annotated[float, Meta(ge=1)]
@@ -190,6 +194,8 @@ class WideAmend(Struct, frozen=True, gc=False, kw_only=True):
     event_id: str
     amended_at: Timestamp
     attributes: dict[str, Any]
+    redacted: Count
+    truncated: list[str]
     stage_name: str | None
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata

@@ -6,7 +6,7 @@ import os
 from types import TracebackType
 
 from ..schema import ExceptionInfo, Relation
-from .plain import safe_text
+from .shape import Shaper
 
 __all__ = ["exception_info"]
 
@@ -20,15 +20,18 @@ _OURS = tuple(
 """The rooms that a stage is called through; what is raised in the faces is worth seeing."""
 
 
-def exception_info(error: BaseException) -> ExceptionInfo:
+def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:
     """Return the record of `error`: its innermost 20 frames, without ours, and up to 8 links."""
     seen = {id(error)}
     return ExceptionInfo(
-        type=_type(error), message=_message(error), stack=_stack(error), chain=_chain(error, seen)
+        type=_type(error),
+        message=_message(error, shaping),
+        stack=_stack(error, shaping),
+        chain=_chain(error, seen, shaping),
     )
 
 
-def _chain(error: BaseException, seen: set[int]) -> list[ExceptionInfo]:
+def _chain(error: BaseException, seen: set[int], shaping: Shaper) -> list[ExceptionInfo]:
     links: list[ExceptionInfo] = []
     following: list[tuple[Relation, BaseException]] = _next(error)
     while following and len(links) < _LINKS:
@@ -40,8 +43,8 @@ def _chain(error: BaseException, seen: set[int]) -> list[ExceptionInfo]:
         links.append(
             ExceptionInfo(
                 type=_type(link),
-                message=_message(link),
-                stack=_stack(link),
+                message=_message(link, shaping),
+                stack=_stack(link, shaping),
                 chain=[],
                 relation=relation,
             )
@@ -66,20 +69,20 @@ def _type(error: BaseException) -> str:
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, shaping: Shaper) -> str:
     try:
-        text = safe_text(str(error))
+        text = shaping.text(str(error), "exception")
     except Exception:
         return "(its message could not be made)"
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
 
 
-def _stack(error: BaseException) -> list[str]:
+def _stack(error: BaseException, shaping: Shaper) -> list[str]:
     frames: list[str] = []
     at: TracebackType | None = error.__traceback__
     while at is not None:
         code = at.tb_frame.f_code
         if not code.co_filename.startswith(_OURS):
-            frames.append(safe_text(f"{code.co_filename}:{at.tb_lineno} in {code.co_qualname}"))
+            frames.append(f"{code.co_filename}:{at.tb_lineno} in {code.co_qualname}")
         at = at.tb_next
-    return frames[-_FRAMES:]
+    return [shaping.text(frame, "exception") for frame in frames[-_FRAMES:]]

@@ -14,9 +14,9 @@ from ..stages import StageResult, StageStatus
 from ..timestamps import rfc3339
 from .critical_path import critical_path
 from .exceptions import exception_info
-from .plain import plain, safe_text
 from .resource import resource
 from .run_record import RunRecord
+from .shape import shaper
 
 __all__ = ["pipeline_wide"]
 
@@ -32,6 +32,8 @@ def pipeline_wide(
     ended = whole.ended_ns // 1000
     path, path_ms = critical_path(whole)
     exception = whole.exception
+    shaping = shaper()
+    attributes = shaping.attributes(record.attributes) if record.attributes else {}
     return PipelineWide(
         status="OK" if whole.ok else "FAIL",
         duration_ms=(ended - started) / 1000,
@@ -42,13 +44,13 @@ def pipeline_wide(
         stages_failed=counts[StageStatus.FAIL],
         stages_skipped=counts[StageStatus.SKIP],
         stages_cancelled=counts[StageStatus.CANCEL],
-        error=None if whole.error is None else safe_text(whole.error),
+        error=None if whole.error is None else shaping.text(whole.error, "error"),
         stage_summaries=[
             StageSummary(
                 name,
                 cast("Terminal", result.status.value),
                 result.duration_ms,
-                None if result.error is None else safe_text(result.error),
+                None if result.error is None else shaping.text(result.error, "stage_summaries"),
             )
             for name, result in whole.items()
         ],
@@ -58,16 +60,18 @@ def pipeline_wide(
         event_id=record.run_id,
         pipeline_name=whole.pipeline_name,
         outcome=whole.outcome,
-        reason=None if whole.reason is None else safe_text(whole.reason),
+        reason=None if whole.reason is None else shaping.text(whole.reason, "reason"),
         error_type=None if exception is None else type(exception).__qualname__,
-        exception=None if exception is None else exception_info(exception),
+        exception=None if exception is None else exception_info(exception, shaping),
         first_failed_stage=whole.first_failed_stage,
         critical_path=path,
         critical_path_ms=path_ms,
         stages_abandoned=len(whole.abandoned),
         parent_run_id=record.parent_run_id,
         root_run_id=record.root_run_id,
-        attributes=plain(record.attributes.copy()) if record.attributes else {},
+        attributes=attributes,
+        redacted=shaping.redacted,
+        truncated=shaping.truncated,
         resource=resource(),
         trace=record.trace.of_run(),
         sample_rate=1,

@@ -24,9 +24,9 @@ from ..stages import StageResult
 from ..telling import tell
 from ..timestamps import rfc3339
 from .emitter import WideEventEmitter
-from .plain import plain
 from .resource import resource
 from .run_record import RunRecord
+from .shape import shaper
 from .stage_event import stage_event_id
 
 __all__ = ["RunRecorder"]
@@ -213,9 +213,13 @@ class RunRecorder:
             "correlation_ids": correlation_ids,
             "pipeline_metadata": metadata,
         }
-        own = plain(data)
-        if not isinstance(own, dict):
-            own = {} if own is None else {"payload": own}
+        shaping = shaper()
+        whole = data if isinstance(data, Mapping) else {} if data is None else {"payload": data}
+        own = shaping.fields(whole, "payload")
+        if shaping.redacted:
+            ours["redacted"] = shaping.redacted
+        if shaping.truncated:
+            ours["truncated"] = shaping.truncated
         clash = own.keys() & ours.keys()
         if clash:
             ours["payload"] = {key: own[key] for key in clash}
@@ -254,10 +258,13 @@ class RunRecorder:
             return
         record = self._record
         correlation_ids, metadata = record.identity(self._context)
+        shaping = shaper()
         amendment = WideAmend(
             event_id=event_id,
             amended_at=rfc3339((record.origin_ns + get_clock().monotonic_ns()) // 1000),
-            attributes=plain(dict(fields)),
+            attributes=shaping.attributes(fields),
+            redacted=shaping.redacted,
+            truncated=shaping.truncated,
             stage_name=stage,
             correlation_ids=correlation_ids,
             pipeline_metadata=metadata,

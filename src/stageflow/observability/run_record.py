@@ -13,6 +13,7 @@ from ..events.loops import home_loop
 from ..ids import format_span_id, parse_traceparent, random_bits, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, Trace
 from .plain import safe_text
+from .shape import shaper
 
 __all__ = ["RunRecord", "emit_on", "parent_record", "record_of"]
 
@@ -68,18 +69,24 @@ class RunRecord:
         finished run would wait for the garbage collector.
         """
         if self._identity is None:
+            shaping = shaper()
+
+            def shaped(value: Any, name: str) -> str | None:
+                return None if value is None else shaping.text(as_text(value), name)
+
             self._identity = (
                 CorrelationIds(
+                    # Never redacted: all events of the run are found by it.
                     pipeline_run_id=_text(context.pipeline_run_id),
-                    request_id=_text(context.request_id),
-                    session_id=_text(context.session_id),
-                    user_id=_text(context.user_id),
-                    org_id=_text(context.org_id),
+                    request_id=shaped(context.request_id, "request_id"),
+                    session_id=shaped(context.session_id, "session_id"),
+                    user_id=shaped(context.user_id, "user_id"),
+                    org_id=shaped(context.org_id, "org_id"),
                 ),
                 PipelineMetadata(
-                    service=_text(context.service) or "unknown_service",
-                    topology=_text(context.topology) or self.pipeline_name,
-                    execution_mode=_text(context.execution_mode) or "default",
+                    service=shaped(context.service, "service") or "unknown_service",
+                    topology=shaped(context.topology, "topology") or self.pipeline_name,
+                    execution_mode=shaped(context.execution_mode, "execution_mode") or "default",
                 ),
             )
         return self._identity

@@ -8,9 +8,10 @@ from ..schema import SCHEMA_VERSION, StageWide
 from ..stages import StageResult
 from ..timestamps import rfc3339_pair
 from .exceptions import exception_info
-from .plain import plain, safe_text, text_key
+from .plain import text_key
 from .resource import resource
 from .run_record import RunRecord
+from .shape import shaper
 
 __all__ = ["stage_event_id", "stage_wide"]
 
@@ -37,6 +38,8 @@ def stage_wide(
     exception = result.exception
     kind = result.kind
     retry_after = result.retry_after
+    shaping = shaper()
+    attributes = result.attributes
     # By position, in the order of the fields: by keyword costs eight times as much, and this is
     # the hot path. `_value_` is what `value` returns, without the descriptor.
     return StageWide(
@@ -45,10 +48,8 @@ def stage_wide(
         (ended - started) / 1000,  # duration_ms
         started_at,
         ended_at,
-        None if error is None else safe_text(error),
-        [key if type(key) is str and key.isascii() else text_key(key) for key in result.data]
-        if result.data
-        else [],
+        None if error is None else shaping.text(error, "error"),
+        [shaping.name(text_key(key)) for key in result.data] if result.data else [],
         len(result.artifacts),
         result.events_count,
         correlation_ids,
@@ -58,17 +59,19 @@ def stage_wide(
         None if kind is None else kind._value_,
         result.attempt,
         result.attempts,
-        None if reason is None else safe_text(reason),
+        None if reason is None else shaping.text(reason, "reason"),
         None if exception is None else type(exception).__qualname__,
-        None if exception is None else exception_info(exception),
+        None if exception is None else exception_info(exception, shaping),
         list(result.dependencies),
-        [safe_text(name) for name in result.missing_inputs] if result.missing_inputs else [],
+        [shaping.name(text_key(name)) for name in result.missing_inputs] if result.missing_inputs else [],
         (started - ready) / 1000,  # queue_ms
         (ended - ready) / 1000,  # total_ms
         None if retry_after is None else retry_after * 1000,
         result.abandoned,
         result.outcome_by,
-        plain(result.attributes) if result.attributes else {},
+        shaping.attributes(attributes) if attributes else {},
+        shaping.redacted,
+        shaping.truncated,
         resource(),
         record.trace.of_attempt(result.sequence, result.attempt),
         1,  # sample_rate

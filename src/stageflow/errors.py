@@ -12,6 +12,7 @@ StageflowError
 ├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
 ├── RunFailedError               what `results.raise_on_failure()` raises; it carries the results
 ├── MissingExtraError            a package of an extra is not installed (also an ImportError)
+├── SettingsError                a setting is unknown or has a wrong value (also a ValueError)
 ├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
 ├── RunNotFoundError             a journal has no such run (also a LookupError)
 └── CursorInUseError             another reader of the same name is at work
@@ -33,6 +34,7 @@ __all__ = [
     "PipelineValidationError",
     "RunFailedError",
     "RunNotFoundError",
+    "SettingsError",
     "StageFailedError",
     "StageOutputError",
     "StageTimeoutError",
@@ -177,6 +179,18 @@ class MissingExtraError(StageflowError, ImportError):
         super().__init__(
             f"{what} needs packages that are not installed", hint=f'pip install "stageflow[{extra}]"'
         )
+
+
+class SettingsError(StageflowError, ValueError):
+    """A setting is unknown, or has a wrong value.
+
+    Attributes:
+        origin: Where it stands: "argument", an environment variable, a file.
+    """
+
+    def __init__(self, message: str, origin: str) -> None:
+        super().__init__(f"{message} (from: {origin})")
+        self.origin = origin
 
 
 class JournalNotFoundError(StageflowError, FileNotFoundError):

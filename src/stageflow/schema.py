@@ -17,6 +17,7 @@ __all__ = [
     "ExceptionInfo",
     "PipelineMetadata",
     "PipelineWide",
+    "ProcessSample",
     "Relation",
     "Resource",
     "RunClosed",
@@ -84,12 +85,28 @@ class ExceptionInfo(Struct, frozen=True, gc=False):
 
 
 class Resource(Struct, frozen=True, gc=False):
-    """The process that ran it. `service_version` is null until one is configured."""
+    """The process that ran it. What is neither configured nor said by the platform is null."""
 
     service_version: str | None
     host: str
     pid: int
     runtime: str
+    environment: str | None = None
+    commit: str | None = None
+
+
+class ProcessSample(Struct, frozen=True, gc=False):
+    """How the process was when it was last sampled, within the 10 s before.
+
+    `memory_peak_bytes` is the most that it ever had in memory, `cpu_percent` its share of one
+    processor since the sample before, `loop_lag_ms` for how long what was ready had to wait for
+    its event loop; null before it was measured.
+    """
+
+    uptime_s: float
+    memory_peak_bytes: Count
+    cpu_percent: float
+    loop_lag_ms: float | None
 
 
 class Trace(Struct, frozen=True, gc=False):
@@ -181,6 +198,7 @@ class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
     redacted: Count
     truncated: list[str]
     resource: Resource
+    process: ProcessSample | None
     trace: Trace | None
     sample_rate: Annotated[float, Meta(ge=1)]
 

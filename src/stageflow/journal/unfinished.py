@@ -203,6 +203,7 @@ class UnfinishedRun:
             redacted=0,
             truncated=[],
             resource=opened.resource,
+            process=None,
             trace=opened.trace,
             sample_rate=1,
         )

@@ -14,6 +14,7 @@ from ..stages import StageResult, StageStatus
 from ..timestamps import rfc3339
 from .critical_path import critical_path
 from .exceptions import exception_info
+from .process import sample
 from .resource import resource
 from .run_record import RunRecord
 from .shape import shaper
@@ -73,6 +74,7 @@ def pipeline_wide(
         redacted=shaping.redacted,
         truncated=shaping.truncated,
         resource=resource(),
+        process=sample(),
         trace=record.trace.of_run(),
         sample_rate=1,
     )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..context import PipelineContext, PipelineResults
 from ..errors import PipelineValidationError
 from ..observability import WideEventEmitter
+from ..observability.defaults import defaults
 from ..render.graph import graph_as_dot, graph_as_mermaid
 from ..stages import Retry, StageKind
 from ..telling import tell
@@ -160,8 +161,9 @@ class Pipeline:
         """Check the description and return a graph that can run any number of times.
 
         Args:
-            emit_stage_wide_events: Emit `stage.wide` for every stage; default off.
-            emit_pipeline_wide_event: Emit `pipeline.wide` for every run; default off.
+            emit_stage_wide_events: Emit `stage.wide` for every stage; default None: on once
+                `stageflow.configure` was called, off before.
+            emit_pipeline_wide_event: Emit `pipeline.wide` for every run; default None likewise.
             wide_event_emitter: What emits; default one that uses the global sink.
             on_failure: "cancel" ends the run when a stage fails; "continue" still runs every
                 stage that is not downstream of the failed one.
@@ -178,11 +180,11 @@ class Pipeline:
         if limits is not None and not isinstance(limits, Limits):
             problems.append(f"limits={limits!r}; give Limits(name=places)")
         if wide_event_emitter is not None:
-            if emit_stage_wide_events is None and emit_pipeline_wide_event is None:
+            if emit_stage_wide_events is None and emit_pipeline_wide_event is None and not defaults().emits:
                 tell(
                     log,
-                    "pipeline %r is built with an emitter, but emits no wide events: "
-                    "give emit_stage_wide_events=True, emit_pipeline_wide_event=True",
+                    "pipeline %r is built with an emitter, but emits no wide events:"
+                    " call stageflow.configure(), or give emit_stage_wide_events=True, emit_pipeline_wide_event=True",
                     self.name,
                 )
             problems += _emitter_problems(wide_event_emitter)
@@ -199,8 +201,8 @@ class Pipeline:
                 self.name,
                 self.stages,
                 emitter=wide_event_emitter or WideEventEmitter(),
-                emits_stages=bool(emit_stage_wide_events),
-                emits_pipeline=bool(emit_pipeline_wide_event),
+                emits_stages=emit_stage_wide_events,
+                emits_pipeline=emit_pipeline_wide_event,
                 fail_fast=on_failure == "cancel",
                 max_concurrency=max_concurrency,
                 grace=float(grace),

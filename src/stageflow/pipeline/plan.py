@@ -25,8 +25,8 @@ class Plan:
         waiting: How many dependencies each stage has.
         roots: Numbers of the stages that have none.
         emitter: What emits.
-        emits_stages: Emit `stage.wide`.
-        emits_pipeline: Emit `pipeline.wide`.
+        emits_stages: Emit `stage.wide`; None where `stageflow.configure` decides.
+        emits_pipeline: Emit `pipeline.wide`; None likewise.
         fail_fast: True where a failure ends the run.
         max_concurrency: How many stages of a run may be under way at once; None for no limit.
         grace: Seconds that a cancelled stage has to end.
@@ -40,8 +40,8 @@ class Plan:
         specs: Sequence[StageSpec],
         *,
         emitter: WideEventEmitter,
-        emits_stages: bool,
-        emits_pipeline: bool,
+        emits_stages: bool | None,
+        emits_pipeline: bool | None,
         fail_fast: bool,
         max_concurrency: int | None,
         grace: float,

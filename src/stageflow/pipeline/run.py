@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext, current_stage
 from ..errors import StageflowError
+from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
 from ..observability.run_record import emit_on
 from ..stages import StageOutput, StageResult, StageStatus
@@ -76,8 +77,8 @@ class Run:
             self.context._record,
             self.context,
             plan.emitter,
-            stages=plan.emits_stages,
-            pipeline=plan.emits_pipeline,
+            stages=defaults().emits if plan.emits_stages is None else plan.emits_stages,
+            pipeline=defaults().emits if plan.emits_pipeline is None else plan.emits_pipeline,
         )
         self.variables = copy_context()
         self.variables.run(emit_on, self.loop)

@@ -6,6 +6,7 @@ from copy import copy
 
 from ..context import PipelineContext
 from ..ids import uuid7
+from ..observability.resource import service_name
 from ..observability.run_record import RunRecord, parent_record
 
 __all__ = ["own_context"]
@@ -17,7 +18,7 @@ def own_context(context: PipelineContext, pipeline: str, wall_ns: int, origin_ns
     if own.pipeline_run_id is None or own._record is not None:
         # The context of another run lends its labels, never its id.
         own.pipeline_run_id = uuid7(wall_ns)
-    own.service = own.service or "unknown_service"
+    own.service = own.service or service_name() or "unknown_service"
     own.topology = own.topology or pipeline
     own.execution_mode = own.execution_mode or "default"
     if type(own.data) is dict:

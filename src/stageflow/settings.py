@@ -1,0 +1,244 @@
+"""The settings of a process: from arguments, the environment and `pyproject.toml`, in that order."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import msgspec
+from msgspec import Struct
+
+from .errors import SettingsError, did_you_mean
+from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
+from .journal import JournalSink
+from .observability.defaults import Defaults, use_defaults
+from .observability.redaction import Redact
+from .observability.shape import EventLimits, Shape, use_shape
+
+__all__ = ["Settings", "configure", "settings"]
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What is in force, and where each came from.
+
+    Attributes:
+        journal: Directory of the journal, or None for no journal.
+        sink: The sink that was given beside it or instead, or None.
+        service: Name of the service; None for what the platform says.
+        version: Its version; None likewise.
+        environment: Where it is deployed; None likewise.
+        commit: The commit it was built from; None likewise.
+        redact: What is taken out of events; None for nothing.
+        limits: How large an event may grow.
+        health_seconds: Seconds between two `stageflow.health` events; None for none.
+        journal_options: Further arguments of `JournalSink`: `fsync`, `max_bytes`, ...
+        origins: Where each came from: "argument", the name of an environment variable, or a file.
+    """
+
+    journal: str | None = None
+    sink: Any = None
+    service: str | None = None
+    version: str | None = None
+    environment: str | None = None
+    commit: str | None = None
+    redact: Redact | None = Redact()
+    limits: EventLimits = EventLimits()
+    health_seconds: float | None = 60.0
+    journal_options: Mapping[str, Any] = {}
+    origins: Mapping[str, str] = {}
+
+
+_VARIABLES = {
+    "journal": "STAGEFLOW_JOURNAL",
+    "service": "STAGEFLOW_SERVICE",
+    "version": "STAGEFLOW_VERSION",
+    "environment": "STAGEFLOW_ENVIRONMENT",
+    "commit": "STAGEFLOW_COMMIT",
+    "redact": "STAGEFLOW_REDACT",
+    "limits": "STAGEFLOW_LIMITS",
+    "health_seconds": "STAGEFLOW_HEALTH_SECONDS",
+    "journal_options": "STAGEFLOW_JOURNAL_OPTIONS",
+}
+"""The environment variable of each setting: text as it is, the others as JSON."""
+
+_TEXTS = ("journal", "service", "version", "environment", "commit")
+
+_settings: Settings | None = None
+
+
+class Given(TypedDict, total=False):
+    """What `configure` takes; see `Settings`."""
+
+    journal: str | os.PathLike[str] | None
+    sink: EventSink | Any
+    service: str | None
+    version: str | None
+    environment: str | None
+    commit: str | None
+    redact: Redact | Literal[False] | None
+    limits: EventLimits
+    health_seconds: float | None
+    journal_options: Mapping[str, Any]
+
+
+def configure(**given: Unpack[Given]) -> Settings:
+    """Set up this process: where events go, what they say of it, what is taken out of them.
+
+    From then on every graph emits its wide events, also one that was built before, unless it was
+    built with a flag that says otherwise. Each setting is taken from the first that has it: the
+    arguments, the environment (`STAGEFLOW_JOURNAL`, ...), `[tool.stageflow]` in the nearest
+    `pyproject.toml` from the working directory upwards. Calling it again with the same changes nothing.
+
+    Args:
+        given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
+            `health_seconds`, `journal_options`; see `Settings`. Without `journal` and `sink` anywhere,
+            events go to the global sink as before.
+
+    Returns:
+        What is in force now, and where each came from.
+
+    Raises:
+        SettingsError: A setting is unknown or has a wrong value; it says where it stands.
+
+    Example:
+        stageflow.configure(journal="journal", service="shop")
+    """
+    global _settings
+    found = _read(given)
+    if found == _settings:
+        return found
+    _put_in_force(found, _settings)
+    _settings = found
+    return found
+
+
+def settings() -> Settings | None:
+    """Return what `configure` put in force, or None where it was not called."""
+    return _settings
+
+
+def reset() -> None:
+    """Go back to how it was before `configure`; for tests."""
+    global _settings
+    if _settings is not None:
+        clear_event_sink()
+        use_defaults(Defaults())
+        use_shape(Shape())
+        _settings = None
+
+
+def _put_in_force(new: Settings, old: Settings | None) -> None:
+    where = (new.journal, dict(new.journal_options), new.sink)
+    if old is None or where != (old.journal, dict(old.journal_options), old.sink):
+        sinks: list[EventSink | Any] = []
+        if new.journal is not None:
+            try:
+                sinks.append(JournalSink(new.journal, **new.journal_options))
+            except (TypeError, ValueError) as error:
+                raise SettingsError(f"journal_options: {error}", _origin(new, "journal_options")) from None
+        if new.sink is not None:
+            sinks.append(new.sink)
+        if sinks:
+            set_event_sink(sinks[0] if len(sinks) == 1 else FanoutEventSink(*sinks))
+    use_shape(Shape(new.redact, new.limits))
+    use_defaults(
+        Defaults(
+            emits=True,
+            service=new.service,
+            version=new.version,
+            environment=new.environment,
+            commit=new.commit,
+            health_seconds=new.health_seconds,
+        )
+    )
+
+
+def _origin(found: Settings, name: str) -> str:
+    return found.origins.get(name, "argument")
+
+
+# ------------------------------------------------------------ reading
+
+
+def _read(given: Mapping[str, Any]) -> Settings:
+    known = [name for name in Settings.__struct_fields__ if name != "origins"]
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"there is no setting {name!r}{did_you_mean(name, known)}", "argument")
+    path, table = _pyproject()
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name in known:
+        if name in given:
+            values[name], origins[name] = given[name], "argument"
+        elif (variable := _VARIABLES.get(name)) and variable in os.environ:
+            values[name], origins[name] = _from_text(name, os.environ[variable], variable), variable
+        elif name in table:
+            values[name], origins[name] = table[name], f"{path} [tool.stageflow]"
+    for name in table.keys() - set(known):
+        raise SettingsError(
+            f"there is no setting {name!r}{did_you_mean(name, known)}", f"{path} [tool.stageflow]"
+        )
+    if isinstance(values.get("journal"), os.PathLike):
+        values["journal"] = os.fspath(values["journal"])
+    for name, kind in (("redact", Redact), ("limits", EventLimits)):
+        if isinstance(values.get(name), Mapping):
+            values[name] = _converted(name, values[name], kind, origins[name])
+        elif values.get(name) is False and name == "redact":
+            values[name] = None
+    return _checked(values, origins)
+
+
+def _from_text(name: str, text: str, variable: str) -> Any:
+    if name in _TEXTS:
+        return text or None
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{name}: {text!r} is no JSON ({error})", variable) from None
+
+
+def _converted(name: str, value: Any, kind: type[Struct], origin: str) -> Struct:
+    unknown = [key for key in value if key not in kind.__struct_fields__]
+    if unknown:
+        hint = did_you_mean(unknown[0], kind.__struct_fields__)
+        raise SettingsError(f"{name}: there is no {unknown[0]!r}{hint}", origin)
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SettingsError(f"{name}: {error}", origin) from None
+
+
+def _checked(values: dict[str, Any], origins: dict[str, str]) -> Settings:
+    for name in _TEXTS:
+        if not isinstance(values.get(name), str | None):
+            raise SettingsError(f"{name}={values[name]!r}; give text", origins[name])
+    for name, kinds in (("redact", Redact | None), ("limits", EventLimits), ("journal_options", Mapping)):
+        if name in values and not isinstance(values[name], kinds):
+            raise SettingsError(f"{name}={values[name]!r}; give {_wanted(name)}", origins[name])
+    seconds = values.get("health_seconds")
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+        raise SettingsError(
+            f"health_seconds={seconds!r}; give seconds, more than 0, or none", origins["health_seconds"]
+        )
+    return Settings(**values, origins=origins)
+
+
+def _wanted(name: str) -> str:
+    return {"redact": "Redact(...), or False", "limits": "EventLimits(...)"}.get(name, "a mapping")
+
+
+def _pyproject() -> tuple[str, dict[str, Any]]:
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        path = folder / "pyproject.toml"
+        if path.is_file():
+            try:
+                table = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SettingsError(f"it cannot be read: {error}", str(path)) from None
+            return str(path), table.get("tool", {}).get("stageflow", {})
+    return "", {}

@@ -17,7 +17,7 @@ from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
 import stageflow
-from stageflow import MemoryEventSink, clear_event_sink
+from stageflow import MemoryEventSink, clear_event_sink, settings
 
 # The same examples on every machine and every day; nothing is read from or kept on the disk.
 settings.register_profile(
@@ -72,8 +72,9 @@ def _nothing_of_ours_blocks_the_loop() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_global_sink_is_left() -> Iterator[None]:
+def _no_setting_is_left() -> Iterator[None]:
     yield
+    settings.reset()
     clear_event_sink()
 
 

@@ -26,6 +26,7 @@ from .errors import (
     PipelineValidationError,
     RunFailedError,
     RunNotFoundError,
+    SettingsError,
     StageFailedError,
     StageflowError,
     StageOutputError,
@@ -47,7 +48,14 @@ from .events import (
     stats,
 )
 from .journal import Journal, JournalReader, JournalSink
-from .observability import WideEventEmitter, draw_results, emit_pipeline_wide, emit_stage_wide
+from .observability import (
+    EventLimits,
+    Redact,
+    WideEventEmitter,
+    draw_results,
+    emit_pipeline_wide,
+    emit_stage_wide,
+)
 from .pipeline import (
     ActiveRun,
     CircuitBreaker,
@@ -62,6 +70,7 @@ from .pipeline import (
     active_runs,
     stage,
 )
+from .settings import Settings, configure
 from .stages import (
     Artifact,
     Exponential,
@@ -84,6 +93,7 @@ __all__ = [
     "CircuitOpenError",
     "CursorInUseError",
     "DeadlineExceededError",
+    "EventLimits",
     "EventSink",
     "Exponential",
     "FanoutEventSink",
@@ -108,9 +118,12 @@ __all__ = [
     "PipelineResults",
     "PipelineValidationError",
     "Proceed",
+    "Redact",
     "Retry",
     "RunFailedError",
     "RunNotFoundError",
+    "Settings",
+    "SettingsError",
     "Stage",
     "StageCall",
     "StageContext",
@@ -131,6 +144,7 @@ __all__ = [
     "annotate",
     "annotate_run",
     "clear_event_sink",
+    "configure",
     "count",
     "draw_results",
     "emit_pipeline_wide",

@@ -15,8 +15,8 @@ __all__ = ["schema"]
 
 def schema(
     event_type: Annotated[
-        Literal["stage.wide", "pipeline.wide"] | None,
-        typer.Argument(help="One event type; default both, as one object by type.", show_default=False),
+        Literal["stage.wide", "pipeline.wide", "stage.wide.amend", "pipeline.wide.amend"] | None,
+        typer.Argument(help="One event type; default all, as one object by type.", show_default=False),
     ] = None,
     to: Annotated[
         Path | None,
@@ -25,7 +25,7 @@ def schema(
         ),
     ] = None,
 ) -> None:
-    """Print the JSON Schema (draft 2020-12) of stage.wide and pipeline.wide events."""
+    """Print the JSON Schema (draft 2020-12) of stage.wide and pipeline.wide events, and of their amendments."""
     schemas = json_schemas()
     chosen = schemas if event_type is None else {event_type: schemas[event_type]}
     if to is None:

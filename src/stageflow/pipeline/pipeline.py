@@ -183,8 +183,8 @@ class Pipeline:
             if emit_stage_wide_events is None and emit_pipeline_wide_event is None and not defaults().emits:
                 tell(
                     log,
-                    "pipeline %r is built with an emitter, but emits no wide events:"
-                    " call stageflow.configure(), or give emit_stage_wide_events=True, emit_pipeline_wide_event=True",
+                    "pipeline %r is built with an emitter, but emits no wide events: call configure(),"
+                    " or give emit_stage_wide_events=True, emit_pipeline_wide_event=True",
                     self.name,
                 )
             problems += _emitter_problems(wide_event_emitter)

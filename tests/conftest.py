@@ -17,7 +17,8 @@ from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
 import stageflow
-from stageflow import MemoryEventSink, clear_event_sink, settings
+from stageflow import MemoryEventSink, clear_event_sink
+from stageflow.settings import reset
 
 # The same examples on every machine and every day; nothing is read from or kept on the disk.
 settings.register_profile(
@@ -74,7 +75,7 @@ def _nothing_of_ours_blocks_the_loop() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_setting_is_left() -> Iterator[None]:
     yield
-    settings.reset()
+    reset()
     clear_event_sink()
 
 

@@ -25,7 +25,7 @@ def schema(
         ),
     ] = None,
 ) -> None:
-    """Print the JSON Schema (draft 2020-12) of stage.wide and pipeline.wide events, and of their amendments."""
+    """Print the JSON Schema (draft 2020-12) of the wide events, and of their amendments."""
     schemas = json_schemas()
     chosen = schemas if event_type is None else {event_type: schemas[event_type]}
     if to is None:

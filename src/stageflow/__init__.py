@@ -70,7 +70,7 @@ from .pipeline import (
     active_runs,
     stage,
 )
-from .settings import Settings, configure
+from .settings import Settings, configure, session
 from .stages import (
     Artifact,
     Exponential,
@@ -154,6 +154,7 @@ __all__ = [
     "record_embedding",
     "record_llm",
     "record_retrieval",
+    "session",
     "set_drain_timeout",
     "set_event_sink",
     "stage",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ["SPAN_ID_MASK", "format_span_id", "parse_traceparent", "random_bits", "uuid7"]
+__all__ = ["SPAN_ID_MASK", "format_span_id", "parse_traceparent", "random_bits", "trace_flags", "uuid7"]
 
 SPAN_ID_MASK = (1 << 64) - 1
 
@@ -55,3 +55,14 @@ def parse_traceparent(header: str | bytes | None) -> tuple[str, str] | None:
     if version == "ff" or (version == "00" and rest) or not int(trace_id, 16) or not int(span_id, 16):
         return None
     return trace_id, span_id
+
+
+def trace_flags(header: str | bytes | None) -> str:
+    """Return the two hex digits of flags in a valid W3C `traceparent`: "01" where the caller samples.
+
+    Example:
+        >>> trace_flags("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")
+        '00'
+    """
+    text = header.decode("latin-1") if isinstance(header, bytes) else header or ""
+    return text.strip().lower()[53:55]

@@ -26,3 +26,7 @@ class Recorder(Protocol):
     def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
         """Send what an attempt said after its end."""
         ...
+
+    def traceparent(self, sequence: int, attempt: int) -> str:
+        """Return the W3C `traceparent` of an attempt."""
+        ...

@@ -96,6 +96,15 @@ class StageContext:
         """What was asked of `inputs` and not found, as `stage.key`."""
         return tuple(self._inputs.missing) if self._inputs is not None else ()
 
+    @property
+    def traceparent(self) -> str:
+        """The W3C `traceparent` header for a call to another service, whose spans are then children of this.
+
+        Example:
+            await client.post(url, headers={"traceparent": ctx.traceparent})
+        """
+        return self._recorder.traceparent(self._sequence, self.attempt)
+
     def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add fields to the `attributes` of this attempt's `stage.wide` event.
 

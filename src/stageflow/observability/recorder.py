@@ -24,6 +24,7 @@ from ..stages import StageResult
 from ..telling import tell
 from ..timestamps import rfc3339
 from .emitter import WideEventEmitter
+from .health import emit_health_if_due
 from .resource import resource
 from .run_record import RunRecord
 from .shape import shaper
@@ -131,6 +132,11 @@ class RunRecorder:
             self._emit_pipeline(results)
         if self._marked is not None:
             self._close_mark()
+        if self.stages or self._pipeline:
+            try:
+                emit_health_if_due(self._emitter.event_sink)
+            except Exception as error:
+                tell(log, "the health of this process could not be told: %s", describe(error))
 
     def _close_mark(self) -> None:
         """Have the sink that was told of the run's beginning hear of its end, if not by `pipeline.wide`."""
@@ -226,6 +232,9 @@ class RunRecorder:
         offer(sink, Event(type, {**own, **ours}))
 
     # What stages say of the whole run, and what they say too late; see `context.Recorder`.
+
+    def traceparent(self, sequence: int, attempt: int) -> str:
+        return self._record.trace.traceparent(sequence, attempt)
 
     def annotate_run(self, fields: Mapping[str, Any]) -> None:
         record = self._record

@@ -10,8 +10,9 @@ from ..clock import get_clock
 from ..context import PipelineContext, StageContext, current_stage
 from ..errors import as_text
 from ..events.loops import home_loop
-from ..ids import format_span_id, parse_traceparent, random_bits, uuid7
+from ..ids import format_span_id, parse_traceparent, random_bits, trace_flags, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, Trace
+from .otel import active_span
 from .plain import safe_text
 from .shape import shaper
 
@@ -93,23 +94,36 @@ class RunRecord:
 
 
 class RunTrace:
-    """Where a run stands in a trace: the caller's, the parent run's, or a fresh one."""
+    """Where a run stands in a trace.
 
-    __slots__ = ("_base", "_parent_span_id", "_span_id", "_trace_id")
+    A run inside a run belongs to the trace of that one. Otherwise it is that of the OpenTelemetry
+    span that is active, where there is one; else that of the `traceparent` it was given; else a fresh one.
+    """
+
+    __slots__ = ("_base", "_flags", "_parent_span_id", "_span_id", "_trace_id")
 
     def __init__(self, traceparent: str | None, parent: RunTrace | None) -> None:
         self._trace_id: str
         self._parent_span_id: str | None = None
+        self._flags = "01"
         self._base: int = random_bits(64)
         self._span_id: str = format_span_id(self._base)
         given = parse_traceparent(traceparent)
-        if given is not None:
-            self._trace_id, self._parent_span_id = given[0], given[1]
-        elif parent is not None:
+        if parent is not None and given is None:
             self._trace_id, self._parent_span_id = parent._trace_id, parent._span_id
+            self._flags = parent._flags
+        elif (active := active_span()) is not None:
+            self._trace_id, self._parent_span_id, self._flags = active
+        elif given is not None:
+            self._trace_id, self._parent_span_id = given
+            self._flags = trace_flags(traceparent)
         else:
             # All zero means "invalid" in W3C Trace Context.
             self._trace_id = f"{random_bits(128) or 1:032x}"
+
+    def traceparent(self, sequence: int, attempt: int) -> str:
+        """Return the W3C header that makes an attempt the parent of what is called with it."""
+        return f"00-{self._trace_id}-{self.of_attempt(sequence, attempt).span_id}-{self._flags}"
 
     def of_run(self) -> Trace:
         """Return the span of the run itself."""

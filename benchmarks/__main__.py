@@ -12,6 +12,7 @@ from stageflow.events import set_drain_timeout
 from .journal import bench_journal
 from .reading import bench_reading
 from .scale import bench_scale
+from .shaping import bench_shaping
 from .sinks import bench_sinks
 from .stages import bench_stages
 
@@ -23,6 +24,7 @@ async def bench(rounds: int) -> None:
         await bench_scale(rounds, folder)
         await bench_journal(rounds, folder)
         bench_reading(folder)
+    await bench_shaping(rounds)
     await bench_sinks(rounds)
 
 

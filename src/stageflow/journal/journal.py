@@ -10,18 +10,20 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from ..clock import get_clock
 from ..errors import JournalNotFoundError, RunNotFoundError
+from ..schema import PipelineWide
 from ..timestamps import rfc3339
 from .check import JournalState, Progress, Repaired, check, repair
 from .layout import Segment, list_writers, why_not
-from .line import PIPELINE_WIDE
+from .line import PIPELINE_AMEND, PIPELINE_WIDE
 from .reader import JournalReader
-from .recovery import open_runs, recover, writer_lives
+from .recovery import crashed_runs, open_runs, recover, writer_is_closed, writer_lives
 from .run_filter import Headline, RunFilter, as_json, headline
 from .segment import find_lines, lines_with
-from .story import Gathered, RunStory, gather
+from .story import Gathered, RunStory, amend, gather
 
 __all__ = ["Journal"]
 
@@ -123,10 +125,14 @@ class Journal:
         for run in self._under_way(visited.values()):
             if where.takes(msgspec.convert(run, Headline)):
                 found[run["event_id"]] = (run["started_at"], run)
-        return [
-            run if isinstance(run, dict) else _data(run)
-            for _, (_, run) in _newest(found, len(found) if limit is None else limit)
-        ]
+        chosen = {
+            run_id: run if isinstance(run, dict) else _data(run)
+            for run_id, (_, run) in _newest(found, len(found) if limit is None else limit)
+        }
+        for segment in (segment for segments in visited.values() for segment in segments):
+            for text in find_lines(segment, PIPELINE_AMEND):
+                amend(chosen, _data(text))
+        return list(chosen.values())
 
     def _newest_first(self) -> list[Segment]:
         segments = [segment for segments in list_writers(self.path).values() for segment in segments]
@@ -139,6 +145,12 @@ class Journal:
                 if writer_lives(segments):
                     for run in open_runs(segments).values():
                         yield run.so_far(now_us)
+                elif not writer_is_closed(segments):
+                    # It died, and nobody could write down what became of its runs.
+                    for events in crashed_runs(segments).values():
+                        yield from (
+                            msgspec.to_builtins(body) for _, body in events if isinstance(body, PipelineWide)
+                        )
 
     def _complete_crashed(self) -> None:
         # Who may read a journal but not write it sees it as it stands.
@@ -181,6 +193,9 @@ class Journal:
         if len(found) != 1:
             raise self._not_one(run_id, sorted(found))
         ((known, run),) = found.items()
+        if run.whole is None and run.opened is not None and run.closed is None:
+            run.take_crash(self._crash_of(known))
+        run.apply_amendments()
         picture = run.whole or run.picture()
         if picture is None:
             raise RunNotFoundError(
@@ -204,9 +219,20 @@ class Journal:
                     # No need to know all runs that begin so, to say that there are several.
                     if len(gathered) <= _SEVERAL or any(part in text for part in exactly):
                         gather(gathered, text, run_id)
-                if began and run_id in gathered and gathered[run_id].whole:
-                    return gathered
+            # What amends it comes later, and from the same writer.
+            if began and run_id in gathered and gathered[run_id].whole:
+                return gathered
         return {known: run for known, run in gathered.items() if run.is_run}
+
+    def _crash_of(self, run_id: str) -> list[tuple[str, Struct]]:
+        """Return the end of a run that died with its process, where nobody could write it down."""
+        for segments in list_writers(self.path).values():
+            with contextlib.suppress(FileNotFoundError):
+                if not writer_is_closed(segments) and not writer_lives(segments):
+                    crashed = crashed_runs(segments)
+                    if run_id in crashed:
+                        return crashed[run_id]
+        return []
 
     def _not_one(self, run_id: str, found: list[str]) -> RunNotFoundError:
         if not found:

@@ -15,6 +15,7 @@ from msgspec import Raw, Struct
 from ..schema import RunClosed, RunOpen
 
 __all__ = [
+    "PIPELINE_AMEND",
     "PIPELINE_WIDE",
     "RUN_CLOSED",
     "RUN_OPEN",
@@ -29,6 +30,7 @@ __all__ = [
 
 STAGE_WIDE = b'{"type":"stage.wide","data":'
 PIPELINE_WIDE = b'{"type":"pipeline.wide","data":'
+PIPELINE_AMEND = b'{"type":"pipeline.wide.amend","data":'
 RUN_OPEN = b'{"type":"run.open","journal":'
 RUN_CLOSED = b'{"type":"run.closed","journal":'
 WRITER_CLOSED = b'{"type":"writer.closed","journal":'

@@ -16,7 +16,7 @@ from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, STAGE_WIDE, WRITER_CLOSED
 from .segment import decode, ends_with, find_lines
 from .unfinished import UnfinishedRun
 
-__all__ = ["open_runs", "recover", "writer_is_closed", "writer_lives"]
+__all__ = ["crashed_runs", "open_runs", "recover", "writer_is_closed", "writer_lives"]
 
 
 def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
@@ -117,19 +117,29 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
     return {run_id: UnfinishedRun(opened, stages[run_id]) for run_id, opened in found.items()}
 
 
-def _adopt(directory: str, segments: list[Segment]) -> list[str]:
-    """Write the last segment of a writer that died: the ends of its open runs, and its own."""
-    last = segments[-1]
-    died_us = os.stat(last.path).st_mtime_ns // 1000
-    lines: list[bytes] = []
-    crashed = open_runs(segments)
-    for run in crashed.values():
+def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.Struct]]]:
+    """Return the events that the open runs of a dead writer did not live to emit, by the id of the run.
+
+    Raises:
+        OSError: A segment cannot be read.
+    """
+    died_us = os.stat(segments[-1].path).st_mtime_ns // 1000
+    found = {}
+    for run_id, run in open_runs(segments).items():
         resource = run.opened.resource
         why = (
             f"its process ended before it did (pid {resource.pid} on {resource.host},"
             f" last written to the journal at {rfc3339(max(died_us, run.last_known_us()))})"
         )
-        lines += [Event(type, body).line() for type, body in run.complete(why, died_us)]
+        found[run_id] = list(run.complete(why, died_us))
+    return found
+
+
+def _adopt(directory: str, segments: list[Segment]) -> list[str]:
+    """Write the last segment of a writer that died: the ends of its open runs, and its own."""
+    last = segments[-1]
+    crashed = crashed_runs(segments)
+    lines = [Event(type, body).line() for events in crashed.values() for type, body in events]
     lines.append(encode_mark(WriterClosed(adopted_by=os.getpid(), crashed=len(crashed))))
     name = segment_name(last.writer, last.sequence + 1)
     replace_file(os.path.join(directory, name), b"".join(lines))

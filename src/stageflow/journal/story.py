@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from .line import RUN_CLOSED, RUN_OPEN
 from .segment import decode
 from .unfinished import UnfinishedRun
 
-__all__ = ["Gathered", "RunStory", "gather"]
+__all__ = ["Gathered", "RunStory", "amend", "gather"]
 
 
 class RunStory(Struct, frozen=True):
@@ -44,6 +45,24 @@ class Gathered:
         self.stages: list[dict[str, Any]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.children: list[dict[str, Any]] = []
+        self.amendments: list[dict[str, Any]] = []
+
+    def take_crash(self, events: Iterable[tuple[str, Struct]]) -> None:
+        """Take in the events that tell of its crash, as if they had been written."""
+        for type, body in events:
+            data = msgspec.to_builtins(body)
+            if type == "pipeline.wide":
+                self.whole = data
+            else:
+                self.stages.append(data)
+
+    def apply_amendments(self) -> None:
+        """Give each event the fields that came after it had gone out."""
+        events = {event["event_id"]: event for event in self.stages if "event_id" in event}
+        if self.whole is not None:
+            events[self.whole["event_id"]] = self.whole
+        for amendment in self.amendments:
+            amend(events, amendment)
 
     def is_complete(self) -> bool:
         """Tell whether there is a terminal event for each stage that `pipeline.wide` counts."""
@@ -94,5 +113,16 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     elif line.type == "stage.wide":
         run.stages.append(data)
         run.is_run = True
+    elif line.type in ("stage.wide.amend", "pipeline.wide.amend"):
+        run.amendments.append(data)
     else:
         run.events.append((line.type, data))
+
+
+def amend(events: Mapping[str, dict[str, Any]], amendment: Mapping[str, Any]) -> None:
+    """Put the fields of an amendment into the event that it belongs to, if that is there."""
+    event = events.get(str(amendment.get("event_id")))
+    if event is not None:
+        event["attributes"] = {**(event.get("attributes") or {}), **(amendment.get("attributes") or {})}
+        event["redacted"] = (event.get("redacted") or 0) + (amendment.get("redacted") or 0)
+        event["truncated"] = [*(event.get("truncated") or []), *(amendment.get("truncated") or [])]

@@ -103,7 +103,10 @@ class Redactor:
             allow = self._rules.allow
             allowed = allow is None or any(fnmatchcase(name, pattern) for pattern in allow)
             known = not allowed or self.is_secret(name)
-            clean, found = self.text(name)
+            try:
+                clean, found = self.text(name)
+            except Exception:
+                return True  # closed: whatever this field is, it is not for keeping
             if len(self._withheld) < _REMEMBERED:
                 self._withheld[name] = known
                 if found:

@@ -1,0 +1,292 @@
+"""What must not be stored reaches no sink; what only looks like it stays."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracle import pipeline_wide, stage_wide
+
+from stageflow import (
+    EventLimits,
+    FanoutEventSink,
+    JournalSink,
+    MemoryEventSink,
+    Pipeline,
+    PipelineContext,
+    Redact,
+    StageContext,
+    StageOutput,
+    WideEventEmitter,
+)
+from stageflow.observability.redaction import is_secret_name
+from stageflow.observability.shape import Shape, use_shape
+
+EVERYTHING = Redact(
+    detect=("credentials", "email", "card", "iban", "ip", "jwt", "bearer"), patterns={"order": r"ORD-\d{6}"}
+)
+
+
+@pytest.fixture(autouse=True)
+def _rules_are_put_back() -> Any:
+    before = use_shape(Shape())
+    yield
+    use_shape(before)
+
+
+def build(sink: Any, *stages: Any) -> Any:
+    pipeline = Pipeline("p")
+    for stage in stages:
+        pipeline = pipeline.with_stage(stage.__name__, stage, optional=True)
+    return pipeline.build(
+        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
+    )
+
+
+async def annotated(sink: MemoryEventSink, **fields: Any) -> dict[str, Any]:
+    async def work(ctx: StageContext) -> None:
+        ctx.annotate(fields)
+
+    await build(sink, work).run()
+    event = stage_wide(sink.events, "work")
+    sink.clear()
+    return event
+
+
+# ------------------------------------------------------------ the two lists
+
+
+async def test_secrets_in_twenty_places_reach_no_sink_and_no_journal(
+    sink: MemoryEventSink, tmp_path: Path
+) -> None:
+    use_shape(Shape(EVERYTHING))
+    secrets = [f"s3cr3t{number:02}x" for number in range(24)]
+    left: list[StageContext] = []
+
+    async def says(ctx: StageContext) -> StageOutput:
+        ctx.annotate(
+            {
+                "password": secrets[0],
+                "db.password": secrets[1],
+                "apiKey": secrets[2],
+                "headers": {"Authorization": f"Bearer {secrets[3]}", "x": [{"session_token": secrets[4]}]},
+                "url": f"postgres://u:{secrets[5]}@db/x",
+                "note": f"called with api_key={secrets[6]} and more",
+                f"key password={secrets[7]}": 1,
+                "long": "x" * 20_000 + f" token={secrets[8]}",
+                "repr": Unprintable(f"password='{secrets[9]}'"),
+                "json": json.dumps({"client_secret": secrets[10]}),
+                "token": 12345678901,
+            }
+        )
+        ctx.annotate_run(cookie=secrets[11])
+        ctx.emit_event("note", {"secret": secrets[12], "text": [f"pwd={secrets[13]}"]})
+        left.append(ctx)
+        return StageOutput.skip(f"no access with token={secrets[14]}")
+
+    async def raises(ctx: StageContext) -> None:
+        try:
+            raise KeyError(f"password={secrets[15]}")
+        except KeyError as error:
+            raise ConnectionError(f"https://u:{secrets[16]}@host/") from error
+
+    async def groups(ctx: StageContext) -> None:
+        raise ExceptionGroup(f"secret={secrets[17]}", [ValueError(f"token={secrets[18]}")])
+
+    async def fails(ctx: StageContext) -> StageOutput:
+        ctx.inputs.get_from("says", f"password={secrets[19]}")
+        return StageOutput.fail(f"Authorization: Bearer {secrets[20]}")
+
+    async def keys(ctx: StageContext) -> dict[str, Any]:
+        return {f"password={secrets[21]}": 1}
+
+    pipeline = Pipeline("p").with_stage("says", says).with_stage("keys", keys)
+    for stage in (raises, groups, fails):
+        pipeline = pipeline.with_stage(stage.__name__, stage, optional=True, dependencies=("says",))
+    journal = JournalSink(tmp_path)
+    graph = pipeline.build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(FanoutEventSink(sink, journal)),
+    )
+    await graph.run(PipelineContext(execution_mode=f"token={secrets[22]}", user_id="mail@example.com"))
+    left[0].annotate(passphrase=secrets[23])
+    journal.close()
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()).decode()
+    for text in (repr(sink.events), written):
+        assert [secret for secret in secrets if secret in text] == []
+        assert "12345678901" not in text
+        assert "mail@example.com" not in text
+    assert stage_wide(sink.events, "says")["redacted"] >= 12
+    assert pipeline_wide(sink.events)["redacted"] >= 1
+
+
+class Unprintable:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"<Settings {self.text}>"
+
+
+async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> None:
+    use_shape(Shape(EVERYTHING))
+    harmless: dict[str, Any] = {
+        "gen_ai.usage.input_tokens": 812,
+        "max_tokens": 100,
+        "token_count": 7,
+        "token_type": "bearer",
+        "password_length": 12,
+        "has_password": True,
+        "password": None,
+        "secret_name": "db-prod",
+        "cookie_consent": "yes",
+        "keyboard": "qwerty",
+        "primary_key": "id",
+        "key": "customer",
+        "author": "Ada",
+        "authority": "eu-west",
+        "pinned": "yes",
+        "text": "the password must have eight letters; see https://example.com:8080/tokens?page=2",
+        "said": "Basic authentication failed, bearer of bad news",
+        "version": "v1.2.3.4.5",
+        "number": "4111 1111 1111 1112",
+        "phone": "no card: 0123456789012345",
+        "code": "GB00 NOT AN IBAN 1234",
+        "at": "user@localhost",
+        "big": 4111111111111112,
+        "clock": "12:30:45",
+    }
+    event = await annotated(sink, **harmless)
+    assert event["attributes"] == harmless
+    assert event["redacted"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("write to a.b+c@mail.example.org now", "write to [redacted:email] now"),
+        ("card 4111 1111 1111 1111.", "card [redacted:card]."),
+        ("pay DE89 3704 0044 0532 0130 00", "pay [redacted:iban]"),
+        ("from 192.168.1.17 and fe80::1", "from [redacted:ip] and [redacted:ip]"),
+        ("order ORD-123456", "order [redacted:order]"),
+        ("jwt eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.SflKxwRJSMeKKF2QT4fw", "jwt [redacted]"),
+        ("sk-abcdefghijklmnop1234 AKIAIOSFODNN7EXAMPLE", "[redacted] [redacted]"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "[redacted]"),
+    ],
+)
+async def test_each_detector_finds_its_kind(sink: MemoryEventSink, text: str, clean: str) -> None:
+    use_shape(Shape(EVERYTHING))
+    assert (await annotated(sink, text=text))["attributes"] == {"text": clean}
+
+
+async def test_a_card_is_found_as_a_number_too(sink: MemoryEventSink) -> None:
+    use_shape(Shape(EVERYTHING))
+    assert (await annotated(sink, n=4111111111111111))["attributes"] == {"n": "[redacted:card]"}
+
+
+def test_names_are_judged_by_their_words() -> None:
+    for name in (
+        "password",
+        "userPassword",
+        "DB_PASSWORD",
+        "x-api-key",
+        "accessToken",
+        "password_hash",
+        "pin2",
+    ):
+        assert is_secret_name(name), name
+    for name in ("spin", "passport", "tokens", "secretary", "compass", "apikeyboard", ""):
+        assert not is_secret_name(name), name
+
+
+async def test_an_allow_list_keeps_nothing_else(sink: MemoryEventSink) -> None:
+    use_shape(Shape(Redact(allow=("hits", "gen_ai.*"))))
+    event = await annotated(sink, hits=1, other=2, **{"gen_ai.request.model": "m"})
+    assert event["attributes"] == {"hits": 1, "other": "[redacted]", "gen_ai.request.model": "m"}
+    assert event["redacted"] == 1
+
+
+async def test_names_of_your_own_and_none_at_all(sink: MemoryEventSink) -> None:
+    use_shape(Shape(Redact(names=("customer_*",))))
+    assert (await annotated(sink, customer_name="Ada", password="x"))["redacted"] == 2
+    use_shape(Shape(None))
+    event = await annotated(sink, customer_name="Ada", password="x")
+    assert event["attributes"] == {"customer_name": "Ada", "password": "x"}
+
+
+async def test_a_detector_that_fails_takes_the_whole_text(
+    sink: MemoryEventSink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(text: str) -> tuple[str, int]:
+        raise RecursionError("too deep")
+
+    monkeypatch.setitem(
+        __import__("stageflow.observability.redaction", fromlist=["DETECTORS"]).DETECTORS, "email", broken
+    )
+    use_shape(Shape(Redact(detect=("email",))))
+    event = await annotated(sink, text="secret?", n=1)
+    assert event["attributes"] == {"text": "[redacted]", "n": "[redacted]"}
+    assert event["redacted"] >= 2
+
+    async def fail(ctx: StageContext) -> None:
+        raise ValueError("secret?")
+
+    await build(sink, fail).run()
+    assert stage_wide(sink.events, "fail")["error"] == "[redaction failed]"
+    assert "could not be redacted" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"detect": ("mail",)}, "there is no detector 'mail'"),
+        ({"patterns": {"x": "("}}, "no regular expression"),
+    ],
+)
+def test_wrong_rules_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Redact(**options)
+
+
+# ------------------------------------------------------------ limits
+
+
+async def test_a_text_that_is_too_long_is_cut_and_named(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(text_chars=10)))
+    event = await annotated(sink, text="x" * 100, short="y")
+    assert event["attributes"] == {"text": "x" * 9 + "…", "short": "y"}
+    assert event["truncated"] == ["attributes.text"]
+
+
+async def test_the_largest_field_is_cut_first(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(event_bytes=2_000)))
+    event = await annotated(sink, small="x" * 500, large=["y" * 100] * 50, middle="z" * 1_000)
+    assert event["attributes"]["small"] == "x" * 500
+    assert event["attributes"]["middle"] == "z" * 1_000
+    assert event["attributes"]["large"].startswith("[cut: 5,")
+    assert event["truncated"] == ["attributes.large"]
+    assert len(json.dumps(event["attributes"])) <= 2_000
+
+
+async def test_fields_beyond_the_limit_are_left_out(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(fields=3)))
+    event = await annotated(sink, a=1, b=2, c=3, d=4)
+    assert event["attributes"] == {"a": 1, "b": 2, "c": 3}
+    assert event["truncated"] == ["attributes"]
+
+
+async def test_names_without_end_share_one_attribute(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(names=3)))
+    assert (await annotated(sink, a=1, b=2))["attributes"] == {"a": 1, "b": 2}
+    event = await annotated(sink, a=1, user_1=2, user_2=3, user_3=4)
+    assert event["attributes"] == {"a": 1, "user_1": 2, "other": {"user_2": 3, "user_3": 4}}
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, math.inf, "many"])
+def test_a_limit_is_a_whole_number(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="give a whole number, 1 or more"):
+        EventLimits(fields=wrong)

@@ -1,0 +1,271 @@
+"""`configure` and `session`: where settings come from, what they put in force, and how a process ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program
+from oracle import of_type, pipeline_wide
+
+import stageflow
+from stageflow import (
+    EventLimits,
+    FanoutEventSink,
+    JournalSink,
+    MemoryEventSink,
+    Pipeline,
+    PipelineContext,
+    Redact,
+    SettingsError,
+    get_event_sink,
+    session,
+    set_event_sink,
+)
+from stageflow.journal import Journal
+from stageflow.observability.resource import resource, service_name
+
+Start = Callable[[str], Program]
+
+
+async def nothing(ctx: Any) -> None: ...
+
+
+PIPELINE = Pipeline("p").with_stage("a", nothing)
+
+
+@pytest.fixture(autouse=True)
+def _an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(
+            ("STAGEFLOW_", "OTEL_", "GIT_COMMIT", "GITHUB_SHA", "SOURCE_VERSION", "ENVIRONMENT")
+        ):
+            monkeypatch.delenv(name)
+    resource.cache_clear()
+    service_name.cache_clear()
+
+
+# ------------------------------------------------------------ what is put in force
+
+
+async def test_graphs_emit_from_then_on_also_those_built_before(sink: MemoryEventSink) -> None:
+    before, off = PIPELINE.build(), PIPELINE.build(emit_stage_wide_events=False)
+    set_event_sink(sink)
+    await before.run()
+    assert sink.events == []
+    stageflow.configure()
+    await before.run()
+    assert [type for type, _ in sink.events] == ["stage.wide", "pipeline.wide"]
+    await off.run()
+    assert [type for type, _ in sink.events[2:]] == ["pipeline.wide"]
+
+
+async def test_events_name_service_version_and_environment(sink: MemoryEventSink) -> None:
+    stageflow.configure(sink=sink, service="shop", version="1.2", environment="staging", commit="abc123")
+    await PIPELINE.run()
+    run = pipeline_wide(sink.events)
+    assert run["pipeline_metadata"]["service"] == "shop"
+    assert run["resource"]["service_version"] == "1.2"
+    assert run["resource"]["environment"] == "staging"
+    assert run["resource"]["commit"] == "abc123"
+    assert run["process"]["uptime_s"] > 0
+    assert run["process"]["memory_peak_bytes"] > 1_000_000
+    sink.clear()
+    await PIPELINE.run(PipelineContext(service="another"))
+    assert pipeline_wide(sink.events)["pipeline_metadata"]["service"] == "another"
+
+
+async def test_a_journal_and_a_sink_get_every_event(sink: MemoryEventSink) -> None:
+    stageflow.configure(journal="journal", sink=sink, journal_options={"fsync": "never"})
+    assert isinstance(get_event_sink(), FanoutEventSink)
+    await PIPELINE.run()
+    assert len(sink.events) == 2
+    assert len(Journal("journal").runs()) == 1
+
+
+def test_the_same_again_changes_nothing() -> None:
+    first = stageflow.configure(journal="journal", service="shop")
+    journal = get_event_sink()
+    assert isinstance(journal, JournalSink)
+    assert stageflow.configure(journal="journal", service="shop") == first
+    assert get_event_sink() is journal
+    stageflow.configure(journal="journal", service="other")
+    assert get_event_sink() is journal  # only what changed is made anew
+    stageflow.configure(journal="elsewhere")
+    assert get_event_sink() is not journal
+
+
+async def test_redaction_and_limits_hold(sink: MemoryEventSink) -> None:
+    async def work(ctx: Any) -> None:
+        ctx.annotate(mail="a@example.com", text="x" * 100)
+
+    stageflow.configure(sink=sink, redact=Redact(detect=("email",)), limits=EventLimits(text_chars=50))
+    await Pipeline("p").with_stage("work", work).run()
+    event = of_type(sink.events, "stage.wide")[0]
+    assert event["attributes"]["mail"] == "[redacted:email]"
+    assert len(event["attributes"]["text"]) == 50
+    sink.clear()
+    stageflow.configure(sink=sink, redact=False)
+    await Pipeline("p").with_stage("work", work).run()
+    assert of_type(sink.events, "stage.wide")[0]["attributes"]["mail"] == "a@example.com"
+
+
+# ------------------------------------------------------------ where they come from
+
+
+def test_arguments_come_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.stageflow]\nservice = "file"\nversion = "file"\nenvironment = "file"\n'
+        'health_seconds = 5\nredact = { detect = ["email"] }\nlimits = { fields = 7 }\n'
+    )
+    below = tmp_path / "src"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    monkeypatch.setenv("STAGEFLOW_VERSION", "environment")
+    monkeypatch.setenv("STAGEFLOW_ENVIRONMENT", "environment")
+    monkeypatch.setenv("STAGEFLOW_LIMITS", '{"fields": 8}')
+    found = stageflow.configure(environment="argument")
+    assert (found.service, found.version, found.environment) == ("file", "environment", "argument")
+    assert found.health_seconds == 5
+    assert found.redact == Redact(detect=("email",))
+    assert found.limits == EventLimits(fields=8)
+    file = f"{tmp_path / 'pyproject.toml'} [tool.stageflow]"
+    assert found.origins["service"] == file
+    assert found.origins["version"] == "STAGEFLOW_VERSION"
+    assert found.origins["environment"] == "argument"
+
+
+async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "from-otel")
+    monkeypatch.setenv(
+        "OTEL_RESOURCE_ATTRIBUTES", "service.version=2.0,deployment.environment.name=blue%2Fgreen"
+    )
+    monkeypatch.setenv("GITHUB_SHA", "0123abc")
+    stageflow.configure(sink=sink)
+    await PIPELINE.run()
+    run = pipeline_wide(sink.events)
+    assert run["pipeline_metadata"]["service"] == "from-otel"
+    assert run["resource"]["service_version"] == "2.0"
+    assert run["resource"]["environment"] == "blue/green"
+    assert run["resource"]["commit"] == "0123abc"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"jornal": "x"}, "there is no setting 'jornal'; did you mean 'journal'?"),
+        ({"service": 7}, "service=7; give text"),
+        ({"redact": "all"}, "redact='all'; give Redact(...), or False"),
+        ({"health_seconds": 0}, "health_seconds=0; give seconds, more than 0, or none"),
+        (
+            {"journal": "j", "journal_options": {"fsink": "never"}},
+            "journal_options: JournalSink.__init__() got an unexpected keyword argument 'fsink'",
+        ),
+        (
+            {"limits": {"fields": 0}},
+            "limits: EventLimits(fields=0); give a whole number, 1 or more",
+        ),
+    ],
+)
+def test_a_wrong_setting_says_where_it_stands(given: Any, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        stageflow.configure(**given)
+    assert str(caught.value).removesuffix(" (from: argument)") == message
+    assert caught.value.origin == "argument"
+
+
+def test_a_wrong_setting_outside_of_the_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAGEFLOW_LIMITS", "{")
+    with pytest.raises(SettingsError, match=r"limits: '\{' is no JSON .*\(from: STAGEFLOW_LIMITS\)"):
+        stageflow.configure()
+    monkeypatch.delenv("STAGEFLOW_LIMITS")
+    (tmp_path / "pyproject.toml").write_text('[tool.stageflow]\nservise = "x"\n')
+    with pytest.raises(SettingsError, match=r"'servise'; did you mean 'service'\? \(from: .*pyproject.toml"):
+        stageflow.configure()
+    (tmp_path / "pyproject.toml").write_text("[tool")
+    with pytest.raises(SettingsError, match=r"it cannot be read: .*\(from: .*pyproject.toml\)"):
+        stageflow.configure()
+
+
+# ------------------------------------------------------------ health, and the end of a process
+
+
+async def test_health_tells_what_became_of_the_events(sink: MemoryEventSink) -> None:
+    async with session(sink=sink, health_seconds=1e-9):
+        await PIPELINE.run()
+    first, last = of_type(sink.events, "stageflow.health")
+    assert [found["sink"] for found in first["sinks"]][-1] == "MemoryEventSink"
+    mine = first["sinks"][-1]
+    assert (mine["offered"], mine["delivered"], mine["pending"]) == (2, 2, 0)
+    assert last["sinks"][-1]["offered"] == 3
+    assert first["resource"]["pid"] == os.getpid()
+    assert first["process"]["cpu_percent"] >= 0
+
+
+async def test_without_a_word_there_is_no_health_event(sink: MemoryEventSink) -> None:
+    stageflow.configure(sink=sink, health_seconds=None)
+    await PIPELINE.run()
+    assert of_type(sink.events, "stageflow.health") == []
+
+
+async def test_a_session_flushes_and_closes_the_journal(tmp_path: Path) -> None:
+    async with session(journal=tmp_path / "journal") as found:
+        assert found.journal == str(tmp_path / "journal")
+        await PIPELINE.run()
+    (writer,) = Journal(tmp_path / "journal").check().writers
+    assert writer.state == "closed"
+
+
+def test_sigterm_lets_every_run_write_its_record(program: Start) -> None:
+    one = program(
+        """
+        import asyncio, sys, stageflow
+        from stageflow import Pipeline
+
+        async def wait(ctx):
+            print("ready", flush=True)
+            await asyncio.sleep(3600)
+
+        async def main():
+            async with stageflow.session(journal=sys.argv[1]):
+                await Pipeline("p").with_stage("wait", wait).run()
+
+        asyncio.run(main())
+        """
+    )
+    one.wait_for("ready")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.ended()[0] == 143
+    assert pipeline_wide(one.events())["outcome"] == "cancelled"
+    assert Journal(one.journal).check().writers[0].state == "closed"
+
+
+def test_a_handler_of_the_application_stays(program: Start) -> None:
+    one = program(
+        """
+        import asyncio, os, signal, sys, stageflow
+
+        def mine(*_): ...
+
+        async def main():
+            signal.signal(signal.SIGTERM, mine)
+            async with stageflow.session(journal=sys.argv[1]):
+                assert signal.getsignal(signal.SIGTERM) is mine
+            assert signal.getsignal(signal.SIGTERM) is mine
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            async with stageflow.session():
+                pass
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+        asyncio.run(main())
+        """
+    )
+    status, _, err = one.ended()
+    assert status == 0, err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..clock import get_clock
 from ..context import PipelineContext
 from ..schema import SCHEMA_VERSION, StageWide
@@ -14,6 +16,11 @@ from .run_record import RunRecord
 from .shape import shaper
 
 __all__ = ["stage_event_id", "stage_wide"]
+
+# Nobody changes an event: what leaves it as a dict is a copy.
+_NO_NAMES: list[str] = []
+_NO_FIELDS: dict[str, Any] = {}
+_UNSHAPED = shaper()
 
 
 def stage_event_id(stage_name: str, result: StageResult, record: RunRecord) -> str:
@@ -38,8 +45,13 @@ def stage_wide(
     exception = result.exception
     kind = result.kind
     retry_after = result.retry_after
-    shaping = shaper()
-    attributes = result.attributes
+    attributes, data, missing = result.attributes, result.data, result.missing_inputs
+    # Most events say nothing of the application's own: those need no shaping, and share what is empty.
+    if not (attributes or data or missing) and error is None and reason is None and exception is None:
+        shaping, truncated = _UNSHAPED, _NO_NAMES
+    else:
+        shaping = shaper()
+        truncated = shaping.truncated
     # By position, in the order of the fields: by keyword costs eight times as much, and this is
     # the hot path. `_value_` is what `value` returns, without the descriptor.
     return StageWide(
@@ -49,7 +61,7 @@ def stage_wide(
         started_at,
         ended_at,
         None if error is None else shaping.text(error, "error"),
-        [shaping.name(text_key(key)) for key in result.data] if result.data else [],
+        [shaping.name(text_key(key)) for key in data] if data else _NO_NAMES,
         len(result.artifacts),
         result.events_count,
         correlation_ids,
@@ -63,15 +75,15 @@ def stage_wide(
         None if exception is None else type(exception).__qualname__,
         None if exception is None else exception_info(exception, shaping),
         list(result.dependencies),
-        [shaping.name(text_key(name)) for name in result.missing_inputs] if result.missing_inputs else [],
+        [shaping.name(text_key(name)) for name in missing] if missing else _NO_NAMES,
         (started - ready) / 1000,  # queue_ms
         (ended - ready) / 1000,  # total_ms
         None if retry_after is None else retry_after * 1000,
         result.abandoned,
         result.outcome_by,
-        shaping.attributes(attributes) if attributes else {},
+        shaping.attributes(attributes) if attributes else _NO_FIELDS,
         shaping.redacted,
-        shaping.truncated,
+        truncated,
         resource(),
         record.trace.of_attempt(result.sequence, result.attempt),
         1,  # sample_rate

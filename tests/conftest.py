@@ -54,7 +54,7 @@ def called_by_us() -> bool:
                 writes = name.endswith(("/writer.py", "/sink.py", "/keeper.py"))
                 return writes and frame.f_code.co_name not in MAY_WRITE
             # `configure` reads a file, once, before there is anything to hold up.
-            return name.startswith(OURS) and not name.endswith("/settings.py")
+            return name.startswith(OURS) and not name.endswith(("/settings.py", "/lifecycle.py"))
         frame = frame.f_back
     return False
 

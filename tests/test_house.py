@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "export": ("store", "journal"),
     # the faces: ask the rooms above
     "settings": ("events", "observability", "journal"),
+    "lifecycle": ANY,
     "cli": ANY,
     "ui": ANY,
     "testing": ANY,

@@ -48,6 +48,7 @@ from .events import (
     stats,
 )
 from .journal import Journal, JournalReader, JournalSink
+from .lifecycle import session
 from .observability import (
     EventLimits,
     Redact,
@@ -70,7 +71,7 @@ from .pipeline import (
     active_runs,
     stage,
 )
-from .settings import Settings, configure, session
+from .settings import Settings, configure
 from .stages import (
     Artifact,
     Exponential,

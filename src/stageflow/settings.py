@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
-import threading
 import tomllib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -16,14 +12,13 @@ import msgspec
 from msgspec import Struct
 
 from .errors import SettingsError, did_you_mean
-from .events import EventSink, FanoutEventSink, clear_event_sink, flush, get_event_sink, set_event_sink
+from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink
 from .observability.defaults import Defaults, use_defaults
-from .observability.health import emit_health
 from .observability.redaction import Redact
 from .observability.shape import EventLimits, Shape, use_shape
 
-__all__ = ["Settings", "configure", "reset", "session", "settings"]
+__all__ = ["Given", "Settings", "close_journal", "configure", "reset", "settings"]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -126,63 +121,10 @@ def settings() -> Settings | None:
     return _settings
 
 
-@contextlib.asynccontextmanager
-async def session(*, flush_timeout: float | None = None, **given: Unpack[Given]) -> AsyncGenerator[Settings]:
-    """Set up the process as `configure` does, and leave nothing behind on the way out.
-
-    On the way out: a last `stageflow.health` event, a flush of every sink, and the journal is
-    synced and closed. Under SIGTERM the body is cancelled, so that every run writes its record,
-    and the process exits with 143; where the application has a handler of its own for SIGTERM
-    (uvicorn, gunicorn, Celery), that one stays.
-
-    Args:
-        flush_timeout: Seconds to wait for sinks at most; default the bound of `set_drain_timeout`, 5 s.
-        given: As for `configure`. Without any, what is in force stays.
-
-    Raises:
-        SettingsError: As for `configure`.
-        SystemExit: With 143, after a SIGTERM.
-
-    Example:
-        async with stageflow.session(journal="journal", service="shop"):
-            await serve()
-    """
-    found = _settings if _settings is not None and not given else configure(**given)
-    task = asyncio.current_task()
-    terminated = False
-
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        if task is not None:
-            task.cancel("SIGTERM")
-
-    caught = _catch_sigterm(terminate)
-    try:
-        yield found
-    except asyncio.CancelledError:
-        if not terminated:
-            raise
-    finally:
-        if caught:
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-        emit_health(get_event_sink())
-        await flush(flush_timeout)
-        if _journal is not None:
-            _journal.close()
-    if terminated:
-        raise SystemExit(128 + signal.SIGTERM)
-
-
-def _catch_sigterm(handler: Callable[[], None]) -> bool:
-    """Have `handler` called at SIGTERM, where nobody else has a handler and this is the main thread."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
-    ):
-        return False
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
-    return True
+def close_journal() -> None:
+    """Sync and close the journal that `configure` opened, if it did."""
+    if _journal is not None:
+        _journal.close()
 
 
 def reset() -> None:

@@ -1,4 +1,4 @@
-"""What redaction, limits and enrichment add to an event, beside an OpenTelemetry span with the same attributes."""
+"""What redaction, limits and enrichment cost an event, beside an OpenTelemetry span of its attributes."""
 
 from __future__ import annotations
 

@@ -8,33 +8,24 @@ from typing import Any
 
 import pytest
 
-from stageflow import MemoryEventSink, Pipeline, WideEventEmitter
-from stageflow.testing import VirtualClock
+from stageflow import Pipeline
+from stageflow.testing import CapturedEvents, VirtualClock
 
 
 @pytest.mark.parametrize("step", [-3600, 3600], ids=["an hour back", "an hour on"])
-def test_a_step_of_the_wall_clock_during_a_run_does_not_show(step: float) -> None:
-    sink, clock = MemoryEventSink(), VirtualClock()
-
+def test_a_step_of_the_wall_clock_during_a_run_does_not_show(
+    step: float, stageflow_events: CapturedEvents, virtual_clock: VirtualClock
+) -> None:
     async def steps(ctx: Any) -> None:
         await asyncio.sleep(1)
-        clock.step_wall(step)
+        virtual_clock.step_wall(step)
         await asyncio.sleep(1)
 
-    graph = (
-        Pipeline("p")
-        .with_stage("a", steps)
-        .with_stage("b", steps, dependencies=("a",))
-        .build(
-            emit_stage_wide_events=True,
-            emit_pipeline_wide_event=True,
-            wide_event_emitter=WideEventEmitter(sink),
-        )
-    )
-    clock.run(graph.run())
+    pipeline = Pipeline("p").with_stage("a", steps).with_stage("b", steps, dependencies=("a",))
+    virtual_clock.run(pipeline.run())
     times = [
         (datetime.fromisoformat(event["started_at"]), datetime.fromisoformat(event["ended_at"]))
-        for _, event in sink.events
+        for event in [*stageflow_events.stages, stageflow_events.run()]
     ]
     assert [(ended - began).total_seconds() for began, ended in times] == [2, 2, 4]
     assert times[0][1] == times[1][0]

@@ -12,7 +12,6 @@ from stageflow import (
     CircuitBreaker,
     CircuitOpenError,
     Log,
-    MemoryEventSink,
     Pipeline,
     PipelineResults,
     PipelineValidationError,
@@ -20,9 +19,8 @@ from stageflow import (
     StageLogFilter,
     StageOutput,
     StageStatus,
-    WideEventEmitter,
 )
-from stageflow.testing import VirtualClock
+from stageflow.testing import VirtualClock, capture_events
 
 
 async def says_hello(ctx: Any) -> dict[str, str]:
@@ -60,14 +58,9 @@ async def test_they_are_nested_outermost_first_those_of_build_outside() -> None:
 
 
 async def recorded(interceptor: Any, stage: Any = says_hello, **options: Any) -> dict[str, Any]:
-    sink = MemoryEventSink()
-    graph = (
-        Pipeline("p")
-        .with_stage("s", stage, interceptors=(interceptor,), **options)
-        .build(emit_stage_wide_events=True, wide_event_emitter=WideEventEmitter(sink))
-    )
-    await graph.run()
-    return sink.of_type("stage.wide")[-1]
+    with capture_events() as events:
+        await Pipeline("p").with_stage("s", stage, interceptors=(interceptor,), **options).run()
+    return events.stage("s")
 
 
 async def test_one_that_replaces_the_outcome_is_named_in_the_record() -> None:

@@ -6,47 +6,33 @@ from typing import Any
 
 import pytest
 
-from stageflow import (
-    Exponential,
-    Fixed,
-    Linear,
-    MemoryEventSink,
-    Pipeline,
-    Retry,
-    StageStatus,
-    WideEventEmitter,
-)
-from stageflow.testing import VirtualClock
+from stageflow import Exponential, Fixed, Linear, Pipeline, Retry, StageStatus
+from stageflow.testing import CapturedEvents, VirtualClock, run_stage
 
 
 async def down(ctx: Any) -> None:
     raise ConnectionError("down")
 
 
-def test_what_was_tried_and_how_long_it_waited_stands_in_the_record() -> None:
-    sink = MemoryEventSink()
+def test_what_was_tried_and_how_long_it_waited_stands_in_the_record(
+    stageflow_events: CapturedEvents, virtual_clock: VirtualClock
+) -> None:
     policy = Retry(attempts=3, wait=Linear(1, maximum=10), on=ConnectionError)
-    graph = (
-        Pipeline("p")
-        .with_stage("s", down, retry=policy)
-        .build(emit_stage_wide_events=True, wide_event_emitter=WideEventEmitter(sink))
-    )
-    VirtualClock().run(graph.run())
+    virtual_clock.run(Pipeline("p").with_stage("s", down, retry=policy).run())
     told = [
         (event["status"], event["attempt"], event["retry_after_ms"], event["reason"])
-        for event in sink.of_type("stage.wide")
+        for event in [*stageflow_events.retries("s"), stageflow_events.stage("s")]
     ]
     assert told == [
         ("RETRY", 1, 1000, "attempt 1 of 3 failed, the next one in 1 s"),
         ("RETRY", 2, 2000, "attempt 2 of 3 failed, the next one in 2 s"),
         ("FAIL", 3, None, "no attempts left (3 of 3)"),
     ]
-    assert sink.of_type("stage.wide")[-1]["total_ms"] == 3000
+    assert stageflow_events.stage("s")["total_ms"] == 3000
 
 
-def test_no_attempt_starts_past_the_deadline_of_the_policy() -> None:
-    graph = Pipeline("p").with_stage("s", down, retry=Retry(10, wait=4, deadline=10)).build()
-    result = VirtualClock().run(graph.run())["s"]
+def test_no_attempt_starts_past_the_deadline_of_the_policy(virtual_clock: VirtualClock) -> None:
+    result = virtual_clock.run(run_stage(down, retry=Retry(10, wait=4, deadline=10)))
     assert (result.status, result.attempts) == (StageStatus.FAIL, 3)
     assert result.reason == (
         "attempt 3 of 10 failed after 8 s, and the next one in 4 s would be past the deadline of 10 s"

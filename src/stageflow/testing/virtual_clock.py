@@ -1,4 +1,4 @@
-"""For tests of pipelines: a virtual clock, under which retries, time-outs and sleeps take no time."""
+"""A clock for tests, under which retries, time-outs and sleeps take no time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-from .clock import set_clock
-from .executors import busy_threads
+from ..clock import set_clock
+from ..executors import busy_threads
 
 __all__ = ["VirtualClock"]
 

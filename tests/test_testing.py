@@ -1,0 +1,566 @@
+"""What the library gives for tests: events captured, one stage alone, and the fixtures that pytest finds."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stageflow import (
+    MemoryEventSink,
+    Pipeline,
+    PipelineContext,
+    PipelineValidationError,
+    Retry,
+    StageKind,
+    StageOutput,
+    StageStatus,
+    WideEventEmitter,
+    configure,
+    get_event_sink,
+    set_event_sink,
+    stage,
+)
+from stageflow.observability.defaults import defaults
+from stageflow.testing import CapturedEvents, VirtualClock, capture_events, run_stage, run_stage_sync
+
+pytest_plugins = ["pytester"]
+
+OK, SKIP, FAIL, CANCEL = StageStatus.OK, StageStatus.SKIP, StageStatus.FAIL, StageStatus.CANCEL
+
+
+async def load(ctx: Any) -> dict[str, Any]:
+    ctx.emit_event("cache.miss", {"key": "u1"})
+    return {"words": ["to", "be"]}
+
+
+async def answer(ctx: Any, words: list[str]) -> None:
+    ctx.annotate({"gen_ai.request.model": "m"}, hits=len(words))
+    if ctx.attempt == 1:
+        raise ConnectionError("down")
+    raise ValueError("no such model")
+
+
+asked = (
+    Pipeline("ask")
+    .with_stage("load", load)
+    .with_stage("answer", answer, dependencies=("load",), retry=Retry(2, wait=60, on=ConnectionError))
+)
+quick = Pipeline("quick").with_stage("load", load)
+
+
+@pytest.fixture
+def events(stageflow_events: CapturedEvents, virtual_clock: VirtualClock) -> CapturedEvents:
+    """The events of one run of a pipeline whose second stage is retried, and fails."""
+    virtual_clock.run(asked.run())
+    return stageflow_events
+
+
+def complaint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(AssertionError) as caught:
+        call(*args, **kwargs)
+    return "\n" + str(caught.value) + "\n"
+
+
+# ---------------------------------------------------------------- capturing
+
+
+def test_events_are_captured_in_the_block_and_nowhere_else() -> None:
+    before = get_event_sink(), defaults()
+    with capture_events() as events:
+        assert quick.build().run_sync().ok
+        assert [type for type, _ in events.events] == ["cache.miss", "stage.wide", "pipeline.wide"]
+        assert repr(events) == "<CapturedEvents: 1 cache.miss, 1 stage.wide, 1 pipeline.wide>"
+    assert (get_event_sink(), defaults()) == before
+    quick.build().run_sync()
+    assert len(events.events) == 3
+
+
+def test_what_was_there_is_there_again_also_after_an_exception() -> None:
+    sink = MemoryEventSink()
+    set_event_sink(sink)
+    with pytest.raises(ZeroDivisionError), capture_events():
+        quick.build().run_sync(PipelineContext(data={"x": 1 / 0}))
+    assert sink.events == []
+    assert get_event_sink() is sink
+    assert not defaults().emits
+
+
+def test_what_is_configured_has_its_events_again_afterwards(sink: MemoryEventSink) -> None:
+    configure(sink=sink, service="shop")
+    settings = defaults()
+    with capture_events() as events:
+        quick.build().run_sync()
+        assert events.run()["pipeline_metadata"]["service"] == "shop"
+        configure(sink=sink, service="shop")  # the same: it changes nothing
+        quick.build().run_sync()
+        assert len(events.runs) == 2
+    assert sink.of_type("pipeline.wide") == []
+    assert defaults() is settings
+    quick.build().run_sync()
+    assert len(sink.of_type("pipeline.wide")) == 1
+
+
+def test_who_sets_a_sink_or_configures_inside_keeps_it(sink: MemoryEventSink) -> None:
+    with capture_events() as events:
+        configure(sink=sink, service="shop")
+        quick.build().run_sync()
+    assert events.events == []
+    assert get_event_sink() is sink
+    assert defaults().service == "shop"
+
+
+def test_one_capture_inside_another_takes_the_events() -> None:
+    with capture_events() as outer:
+        quick.build().run_sync()
+        with capture_events() as inner:
+            quick.build().run_sync()
+        quick.build().run_sync()
+    assert (len(outer.runs), len(inner.runs)) == (2, 1)
+
+
+def test_a_graph_that_says_otherwise_has_its_way(stageflow_events: CapturedEvents) -> None:
+    quick.build(emit_stage_wide_events=False).run_sync()
+    assert [type for type, _ in stageflow_events.events] == ["cache.miss", "pipeline.wide"]
+    sink = MemoryEventSink()
+    quick.build(wide_event_emitter=WideEventEmitter(sink)).run_sync()
+    assert len(stageflow_events.runs) == len(sink.of_type("pipeline.wide")) == 1
+
+
+# ---------------------------------------------------------------- what there is
+
+
+def test_runs_stages_and_retries_are_the_data_of_their_events(events: CapturedEvents) -> None:
+    assert [run["pipeline_name"] for run in events.runs] == ["ask"]
+    assert [(event["stage_name"], event["status"]) for event in events.stages] == [
+        ("load", "OK"),
+        ("answer", "FAIL"),
+    ]
+    assert events.run() == events.of_type("pipeline.wide")[0]
+    assert events.stage("answer")["error"] == "ValueError: no such model"
+    (retried,) = events.retries("answer")
+    assert (retried["status"], retried["retry_after_ms"]) == ("RETRY", 60_000)
+    assert events.retries("load") == []
+    assert events.of_type("cache.miss")[0]["key"] == "u1"
+
+
+def test_what_came_late_is_in_the_attributes(stageflow_events: CapturedEvents) -> None:
+    kept: list[Any] = []
+
+    async def leaves(ctx: Any) -> None:
+        ctx.annotate(rows=1, early=True)
+        kept.append(ctx)
+
+    Pipeline("late").with_stage("s", leaves).build().run_sync()
+    kept[0].annotate(rows=2)
+    kept[0].annotate_run(tier="gold")
+    stageflow_events.assert_attributes("s", rows=2, early=True)
+    assert stageflow_events.run()["attributes"]["tier"] == "gold"
+    # As they were emitted, they stand in `events`.
+    assert stageflow_events.of_type("stage.wide")[0]["attributes"] == {"rows": 1, "early": True}
+    assert stageflow_events.of_type("stage.wide.amend")[0]["attributes"] == {"rows": 2}
+
+
+def test_an_event_that_was_emitted_twice_counts_once(stageflow_events: CapturedEvents) -> None:
+    class Twice(WideEventEmitter):
+        def emit_pipeline_wide(self, results: Any, ctx: PipelineContext) -> None:
+            super().emit_pipeline_wide(results, ctx)
+            super().emit_pipeline_wide(results, ctx)
+
+    quick.build(wide_event_emitter=Twice()).run_sync()
+    assert len(stageflow_events.of_type("pipeline.wide")) == 2
+    assert stageflow_events.run()["outcome"] == "ok"
+
+
+def test_one_run_of_several_by_its_results_or_its_id(stageflow_events: CapturedEvents) -> None:
+    graph = quick.build()
+    first = graph.run_sync()
+    graph.run_sync()
+    run_id = first.context.pipeline_run_id
+    for run in (first, run_id, str(run_id)):
+        assert run is not None
+        assert stageflow_events.of_run(run).run()["event_id"] == str(run_id)
+        assert stageflow_events.stage("load", run)["event_id"] == f"{run_id}/load/1"
+    of_first = stageflow_events.of_run(first)
+    assert [type for type, _ in of_first.events] == ["cache.miss", "stage.wide", "pipeline.wide"]
+    of_first.assert_stages(load="OK")
+    of_first.assert_outcome("ok")
+
+
+# ---------------------------------------------------------------- the text of the complaints
+
+
+def test_no_run_or_several(stageflow_events: CapturedEvents) -> None:
+    hint = (
+        "\n  hint: what a graph built with emit_...=False, or with an emitter that has a sink of its own,"
+        " emits is not captured\n"
+    )
+    assert complaint(stageflow_events.run) == f"\nno run has ended: there is no pipeline.wide{hint}"
+    assert complaint(stageflow_events.stage, "load") == (
+        f"\nno stage 'load' has ended\n  there is nothing{hint}"
+    )
+    for run_id in ("r1", "r2"):
+        quick.build().run_sync(PipelineContext(pipeline_run_id=run_id))
+    runs = """
+  r1  quick  ok  load=OK
+  r2  quick  ok  load=OK
+  hint: take one of them by of_run(results)
+"""
+    assert complaint(stageflow_events.run) == "\n2 runs have ended, not one" + runs
+    assert complaint(stageflow_events.stage, "load") == "\nstage 'load' has ended in 2 runs, not one" + runs
+    assert complaint(stageflow_events.assert_stages, load="OK") == (
+        "\nthese are the stages of several runs, not of one" + runs
+    )
+
+
+def test_no_such_stage(events: CapturedEvents) -> None:
+    expected = """
+no stage 'anwser' has ended; did you mean 'answer'?
+  there is load, answer
+"""
+    assert complaint(events.stage, "anwser") == expected
+    assert complaint(events.retries, "anwser") == expected
+    assert complaint(events.assert_attributes, "anwser", hits=2) == expected
+
+
+def test_stages_that_ended_otherwise(events: CapturedEvents) -> None:
+    events.assert_stages(answer=FAIL, load="OK")
+    assert (
+        complaint(events.assert_stages, load="OK", answer="OK")
+        == """
+the stages did not end as expected
+          expected  actual
+  load    OK        OK
+> answer  OK        FAIL    ValueError: no such model
+"""
+    )
+
+
+def test_stages_that_are_missing_or_too_many(events: CapturedEvents) -> None:
+    assert (
+        complaint(events.assert_stages, anwser="FAIL", rank="SKIP")
+        == """
+the stages did not end as expected
+          expected  actual
+> anwser  FAIL      -       no such stage; did you mean 'answer'?
+> rank    SKIP      -       no such stage
+> load    -         OK
+> answer  -         FAIL    ValueError: no such model
+"""
+    )
+
+
+def test_a_status_that_no_stage_ends_with(events: CapturedEvents) -> None:
+    with pytest.raises(
+        ValueError, match=r"^load='Ok': a stage ends with OK, SKIP, FAIL, CANCEL; did you .* 'OK'"
+    ):
+        events.assert_stages(load="Ok")
+
+
+def test_another_outcome(events: CapturedEvents) -> None:
+    events.assert_outcome("failed")
+    assert (
+        complaint(events.assert_outcome, "degraded")
+        == """
+the run did not end as expected
+       expected  actual
+> ask  degraded  failed  stage 'answer' failed: ValueError: no such model
+"""
+    )
+
+
+def test_other_attributes(events: CapturedEvents) -> None:
+    events.assert_attributes("answer", hits=2)
+    events.assert_attributes("answer", {"gen_ai.request.model": "m"}, hits=pytest.approx(2))
+    assert (
+        complaint(events.assert_attributes, "answer", {"gen_ai.request.model": "n"}, hits=2, hit=2, x=1)
+        == """
+the attributes of stage 'answer' are not as expected
+                        expected  actual
+> gen_ai.request.model  'n'       'm'
+  hits                  2         2
+> hit                   2         -       not there; did you mean 'hits'?
+> x                     1         -       not there; there is gen_ai.request.model, hits
+"""
+    )
+
+
+def test_an_event_that_should_not_be(events: CapturedEvents) -> None:
+    events.assert_no_event("cache.hit")
+    assert (
+        complaint(events.assert_no_event, "cache.miss")
+        == """
+there should be no cache.miss, and there is 1 event
+  {'key': 'u1', 'stage_name': 'load'}
+"""
+    )
+    assert (
+        complaint(events.assert_no_event, "stage.wide")
+        == """
+there should be no stage.wide, and there are 3 events
+  load OK
+  answer RETRY: ConnectionError: down
+  answer FAIL: ValueError: no such model
+"""
+    )
+
+
+def test_many_events_that_should_not_be_are_cut(stageflow_events: CapturedEvents) -> None:
+    async def says(ctx: Any) -> None:
+        for n in range(7):
+            ctx.emit_event("note", {"n": n, "text": "x" * 200})
+
+    run_stage_sync(says)
+    told = complaint(stageflow_events.assert_no_event, "note").splitlines()
+    assert len(told) == 8
+    assert all(len(line) <= 102 for line in told)
+    assert told[-1] == "  and 2 more"
+
+
+# ---------------------------------------------------------------- one stage alone
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def execute(self, ctx: Any) -> dict[str, Any]:
+        self.calls += 1
+        ctx.annotate(calls=self.calls)
+        return {"count": len(ctx.inputs.require_from("load", "words"))}
+
+
+@pytest.mark.parametrize(
+    ("runner", "name"), [(Counts, "Counts"), (Counts(), "Counts"), (Counts().execute, "execute")]
+)
+async def test_a_class_an_instance_or_a_method(runner: Any, name: str) -> None:
+    result = await run_stage(runner, {"load": {"words": ["to", "be"]}})
+    assert (result.name, result.status, result.data) == (name, OK, {"count": 2})
+    assert result.attributes == {"calls": 1}
+    assert result.dependencies == ("load",)
+
+
+async def test_a_function_with_parameters_by_name() -> None:
+    def joins(ctx: Any, words: list[str], end: str = ".") -> dict[str, Any]:
+        return {"text": " ".join(words) + end + ctx.run.data["tail"]}
+
+    result = await run_stage(joins, {"load": {"words": ["to", "be"]}, "end": None}, data={"tail": "!"})
+    assert result.data == {"text": "to be.!"}
+    assert (await run_stage(lambda ctx: {"who": ctx.stage})).data == {"who": "stage"}
+    assert (await run_stage(lambda ctx: {"who": ctx.stage}, name="other")).data == {"who": "other"}
+
+
+async def test_a_failure_keeps_its_exception() -> None:
+    error = ValueError("boom")
+
+    async def breaks(ctx: Any) -> None:
+        raise error
+
+    result = await run_stage(breaks)
+    assert (result.status, result.error) == (FAIL, "ValueError: boom")
+    assert result.exception is error
+
+
+async def test_an_input_that_is_missing_tells_what_there_is() -> None:
+    result = await run_stage(Counts, {"load": {"wrds": []}})
+    assert result.missing_inputs == ("load.words",)
+    assert "did you mean 'wrds'?" in str(result.error)
+
+
+async def test_a_stage_before_it_may_be_skipped_or_have_failed() -> None:
+    async def reads(ctx: Any) -> dict[str, Any]:
+        return {name: str(ctx.inputs.result_from(name).status) for name in ("a", "b", "c")}
+
+    before = {
+        "a": StageOutput.skip("no index"),
+        "b": StageOutput.fail("down"),
+        "c": StageOutput.route("x", n=1),
+    }
+    result = await run_stage(reads, before)
+    assert result.data == {"a": "SKIP", "b": "FAIL", "c": "OK"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["a"],
+            (
+                "inputs['load'] is list ['a']; give a mapping, or a StageOutput such as "
+                'StageOutput.skip("...")'
+            ),
+        ),
+        (
+            StageOutput.cancel("no"),
+            "inputs['load'] is StageOutput.cancel(...), after which no stage starts; give ok, skip or fail",
+        ),
+    ],
+)
+async def test_what_no_stage_before_it_can_have_given(given: Any, told: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        await run_stage(Counts, {"load": given})
+    assert str(caught.value) == told
+
+
+@stage(
+    name="rank",
+    kind=StageKind.WORK,
+    dependencies=("search",),
+    retry=Retry(3, wait=3600, on=ConnectionError),
+    when=lambda ctx: ctx.run.data.get("rank", True),
+    route="question",
+    limit="gpu",
+)
+async def rank(ctx: Any, documents: list[str]) -> dict[str, Any]:
+    if ctx.attempt < 3:
+        raise ConnectionError("down")
+    return {"best": documents[0], "attempt": ctx.attempt, "lang": ctx.inputs.get_from("load", "lang")}
+
+
+def test_what_a_stage_carries_holds(virtual_clock: VirtualClock) -> None:
+    given = {"search": {"documents": ["a"]}, "load": {"lang": "en"}}
+    result = virtual_clock.run(run_stage(rank, given))
+    assert (result.name, result.kind, result.dependencies) == ("rank", StageKind.WORK, ("search",))
+    assert result.data == {"best": "a", "attempt": 3, "lang": "en"}
+    assert result.total_ms == 7_200_000
+    assert run_stage_sync(rank, given, data={"rank": False}).status is SKIP
+
+
+def test_a_dependency_that_has_no_input() -> None:
+    with pytest.raises(ValueError) as caught:
+        run_stage_sync(rank, {"serach": {"documents": []}})
+    assert str(caught.value) == (
+        "stage 'rank' depends on 'search', and inputs has nothing of it; did you mean 'serach'?"
+        "\n  hint: inputs={'search': {...}}"
+    )
+
+
+def test_a_stage_begins_with_the_attempt_that_was_asked_for(stageflow_events: CapturedEvents) -> None:
+    given = {"search": {"documents": ["a"]}, "load": {}}
+    result = run_stage_sync(rank, given, attempt=3)
+    assert (result.status, result.attempt, result.attempts) == (OK, 3, 3)
+    assert result.outcome_by is None
+    assert [event["retry_after_ms"] for event in stageflow_events.retries("rank")] == [0, 0]
+    assert stageflow_events.retries("rank")[0]["error"] == "not made: the test begins with attempt 3"
+    # The last attempt, of a policy that it was given instead.
+    last = run_stage_sync(rank, given, attempt=2, retry=Retry(2, on=ConnectionError))
+    assert (last.status, last.reason) == (FAIL, "no attempts left (2 of 2)")
+    # Without a policy: as many as it takes.
+    assert run_stage_sync(lambda ctx: {"n": ctx.attempt}, attempt=7).data == {"n": 7}
+    for wrong in (0, "2"):
+        with pytest.raises(ValueError, match=r"^attempt=.*; give a whole number, 1 or more$"):
+            run_stage_sync(load, attempt=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^attempt=4, but the retry policy of stage 'rank' gives 3$"):
+        run_stage_sync(rank, given, attempt=4)
+
+
+def test_a_timeout_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
+    async def slow(ctx: Any) -> None:
+        await asyncio.sleep(3600)
+
+    result = virtual_clock.run(run_stage(slow, timeout=60))
+    assert (result.status, result.duration_ms) == (FAIL, 60_000)
+
+
+async def test_the_context_of_a_stage() -> None:
+    async def who(ctx: Any) -> dict[str, Any]:
+        return {"user": ctx.run.user_id, "data": ctx.run.data, "client": ctx.run.resources["client"]}
+
+    context = PipelineContext(user_id="u1", data={"a": 1}, resources={"client": "c"})
+    assert (await run_stage(who, context=context)).data == {"user": "u1", "data": {"a": 1}, "client": "c"}
+    other = await run_stage(who, context=context, data={"b": 2})
+    assert other.data == {"user": "u1", "data": {"b": 2}, "client": "c"}
+    assert context.data == {"a": 1}
+
+
+def test_a_router_and_what_it_chose() -> None:
+    @stage(kind=StageKind.ROUTE)
+    def classify(ctx: Any) -> StageOutput:
+        return StageOutput.route(ctx.run.data, sure=True)
+
+    result = run_stage_sync(classify, data="refund", routes=("refund", "question"))
+    assert (result.status, result.data, result.attributes["routes"]) == (OK, {"sure": True}, ["refund"])
+    result = run_stage_sync(classify, data="refnd", routes="refund")
+    assert "'refnd', which no dependant takes; did you mean 'refund'?" in str(result.error)
+
+
+def test_what_is_no_stage() -> None:
+    with pytest.raises(PipelineValidationError, match="has no method `execute"):
+        run_stage_sync(object())
+
+
+async def test_run_stage_sync_does_not_block_a_loop() -> None:
+    with pytest.raises(RuntimeError, match=r"await run_stage\(\.\.\.\)"):
+        run_stage_sync(load)
+
+
+def test_a_stage_alone_leaves_a_record_of_its_own(stageflow_events: CapturedEvents) -> None:
+    run_stage_sync(Counts, {"load": {"words": []}}, name="count")
+    stageflow_events.assert_stages(load="OK", count="OK")
+    assert stageflow_events.run()["pipeline_name"] == "count"
+
+
+# ---------------------------------------------------------------- the plugin
+
+A_TEST = """
+    import asyncio
+    from stageflow import Pipeline, get_event_sink, NoOpEventSink
+
+    async def slow(ctx):
+        await asyncio.sleep(3600)
+
+    graph = Pipeline("p").with_stage("slow", slow, timeout=60).build()
+
+    def test_events(stageflow_events, virtual_clock):
+        results = virtual_clock.run(graph.run())
+        assert results["slow"].duration_ms == 60_000
+        stageflow_events.assert_stages(slow="FAIL")
+
+    def test_no_events():
+        assert type(get_event_sink()) is NoOpEventSink
+
+    def test_fails(stageflow_events, virtual_clock):
+        virtual_clock.run(graph.run())
+        stageflow_events.assert_outcome("ok")
+"""
+
+
+def test_pytest_finds_the_fixtures_by_itself(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(A_TEST)
+    done = pytester.runpytest_subprocess("-W", "error", "-p", "no:asyncio")
+    done.assert_outcomes(passed=2, failed=1)
+    # It points at the line of the test, not at one of ours.
+    done.stdout.fnmatch_lines(
+        [
+            '>*stageflow_events.assert_outcome("ok")',
+            "E *AssertionError: the run did not end as expected",
+            "E *     expected  actual",
+            "E * > p  ok        failed  stage 'slow' failed: StageTimeoutError*",
+            "test_pytest_finds_the_fixtures_by_itself.py:*: AssertionError",
+        ]
+    )
+
+
+def test_the_test_in_the_docs_is_one(pytester: pytest.Pytester) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "testing.md").read_text(encoding="utf-8")
+    first = page.split("```python\n", 1)[1].split("```", 1)[0]
+    tests = [block.split("```", 1)[0] for block in page.split("```py\n")[1:]]
+    pytester.makepyfile("\n".join([first, *tests]))
+    pytester.runpytest_subprocess("-W", "error", "-p", "no:asyncio").assert_outcomes(passed=1)
+
+
+def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(A_TEST)
+    done = pytester.runpytest_subprocess("-p", "no:stageflow")
+    done.assert_outcomes(passed=1, errors=2)
+
+
+def test_nothing_but_the_plugin_needs_pytest() -> None:
+    script = "import sys; sys.modules['pytest'] = None; import stageflow.testing; print('fine')"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("fine\n", "")

@@ -32,6 +32,7 @@ def pipeline_wide(
     started = whole.started_ns // 1000
     ended = whole.ended_ns // 1000
     path, path_ms = critical_path(whole)
+    record.process = record.process or sample()
     exception = whole.exception
     shaping = shaper()
     attributes = shaping.attributes(record.attributes) if record.attributes else {}
@@ -74,7 +75,7 @@ def pipeline_wide(
         redacted=shaping.redacted,
         truncated=shaping.truncated,
         resource=resource(),
-        process=sample(),
+        process=record.process,
         trace=record.trace.of_run(),
         sample_rate=1,
     )

@@ -11,7 +11,7 @@ from ..context import PipelineContext, StageContext, current_stage
 from ..errors import as_text
 from ..events.loops import home_loop
 from ..ids import format_span_id, parse_traceparent, random_bits, trace_flags, uuid7
-from ..schema import CorrelationIds, PipelineMetadata, Trace
+from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, Trace
 from .otel import active_span
 from .plain import safe_text
 from .shape import shaper
@@ -27,6 +27,7 @@ class RunRecord:
         origin_ns: What to add to the monotonic clock to have the wall clock of this run.
         emitted: Ids of the events that reached the base emitter, where that has to be known.
         attributes: What was said of the run as a whole, or None.
+        process: How the process was when `pipeline.wide` was first built: the same by hand as by the engine.
         sealed: True once `pipeline.wide` was built: what comes later amends it.
     """
 
@@ -37,6 +38,7 @@ class RunRecord:
         "origin_ns",
         "parent_run_id",
         "pipeline_name",
+        "process",
         "root_run_id",
         "run_id",
         "sealed",
@@ -61,6 +63,7 @@ class RunRecord:
         self.emitted: set[str] | None = None
         self.attributes: dict[str, Any] | None = None
         self.sealed = False
+        self.process: ProcessSample | None = None
         self.trace: RunTrace = RunTrace(context.traceparent, parent.trace if parent else None)
 
     def identity(self, context: PipelineContext) -> tuple[CorrelationIds, PipelineMetadata]:

@@ -272,6 +272,14 @@ async def test_the_largest_field_is_cut_first(sink: MemoryEventSink) -> None:
     assert len(json.dumps(event["attributes"])) <= 2_000
 
 
+async def test_what_lies_too_deep_is_left_out(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(depth=2)))
+    event = await annotated(sink, a={"b": {"c": {"d": 1}}, "e": [[1], 2]}, f=[1])
+    deep = "[cut: deeper than 2 levels]"
+    assert event["attributes"] == {"a": {"b": {"c": deep}, "e": [deep, 2]}, "f": [1]}
+    assert event["truncated"] == ["attributes.a.b.c", "attributes.a.e"]
+
+
 async def test_fields_beyond_the_limit_are_left_out(sink: MemoryEventSink) -> None:
     use_shape(Shape(limits=EventLimits(fields=3)))
     event = await annotated(sink, a=1, b=2, c=3, d=4)

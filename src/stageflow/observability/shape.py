@@ -32,6 +32,7 @@ class EventLimits(Struct, frozen=True, kw_only=True):
 
     Attributes:
         fields: Attributes of one event; default 256.
+        depth: Levels of a nested value; default 8. What lies deeper is left out.
         text_chars: Characters of one text; default 16,384.
         event_bytes: Bytes of all attributes, or of a payload, together; default 256 KiB.
         names: Different names of attributes in one process; default 2,000. Fields with later
@@ -42,6 +43,7 @@ class EventLimits(Struct, frozen=True, kw_only=True):
     """
 
     fields: int = 256
+    depth: int = 8
     text_chars: int = 16_384
     event_bytes: int = 256 << 10
     names: int = 2_000
@@ -145,7 +147,7 @@ class Shaper:
                 if abs(value) >= _LONG_NUMBER:
                     shaped[name] = self._number(value)
             elif kind is not float:
-                shaped[name] = self._nested(value, f"{within}.{name}")
+                shaped[name] = self._nested(value, f"{within}.{name}", 1)
                 chars += limits.event_bytes  # not worth a guess: it is measured below
         if redactor is not None and redactor.renamed:
             for name in shaped.keys() & redactor.renamed.keys():
@@ -157,25 +159,24 @@ class Shaper:
             self._cut_bytes(shaped, within)
         return shaped
 
-    def _nested(self, value: Any, name: str) -> Any:
+    def _nested(self, value: Any, name: str, level: int) -> Any:
         redactor = self._rules.redactor
         if isinstance(value, str):
             return self.text(value, name)
+        if isinstance(value, (list, dict)) and level > self._rules.limits.depth:
+            self.truncated.append(name)
+            return f"[cut: deeper than {self._rules.limits.depth} levels]"
         if isinstance(value, list):
-            return [self._nested(item, name) for item in value]
+            return [self._nested(item, name, level + 1) for item in value]
         if isinstance(value, dict):
             nested = {}
             for key, item in value.items():
-                if (
-                    redactor is not None
-                    and item is not None
-                    and type(item) is not bool
-                    and redactor.is_secret(key)
-                ):
+                harmless = item is None or type(item) is bool
+                if redactor is not None and not harmless and redactor.is_secret(key):
                     self.redacted += 1
                     nested[self._clean(key)] = REDACTED
                 else:
-                    nested[self._clean(key)] = self._nested(item, f"{name}.{key}")
+                    nested[self._clean(key)] = self._nested(item, f"{name}.{key}", level + 1)
             return nested
         return self._number(value) if type(value) is int and abs(value) >= _LONG_NUMBER else value
 

@@ -55,6 +55,7 @@ HEAVY = (
     "logging.handlers",
     "multiprocessing",
     "opentelemetry",
+    "pytest",
     "rich",
     "sqlite3",
     "typer",

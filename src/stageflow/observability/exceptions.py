@@ -15,9 +15,10 @@ _LINKS = 8
 _LONGEST_MESSAGE = 2000
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _OURS = tuple(
-    os.path.join(_PACKAGE, room, "") for room in ("pipeline", "context", "executors", "observability")
+    os.path.join(_PACKAGE, room, "")
+    for room in ("pipeline", "context", "executors", "observability", "testing")
 )
-"""The rooms that a stage is called through; what is raised in the faces is worth seeing."""
+"""The rooms that a stage is called through; what is raised in the other faces is worth seeing."""
 
 
 def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:

@@ -22,6 +22,7 @@ from stageflow import (
     StageOutput,
     WideEventEmitter,
 )
+from stageflow.observability.detectors import DETECTORS
 from stageflow.observability.redaction import is_secret_name
 from stageflow.observability.shape import Shape, use_shape
 
@@ -298,3 +299,22 @@ async def test_names_without_end_share_one_attribute(sink: MemoryEventSink) -> N
 def test_a_limit_is_a_whole_number(wrong: Any) -> None:
     with pytest.raises(ValueError, match="give a whole number, 1 or more"):
         EventLimits(fields=wrong)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "1." * 10_000,
+        "a." * 8_000 + "@",
+        "password" * 2_000,
+        "x://" * 4_000,
+        ":" * 16_000,
+        "eyJ" * 5_000,
+        "-" * 16_000,
+    ],
+)
+def test_no_text_takes_a_detector_long(hostile: str) -> None:
+    """Steps grow with the length of a text, not with its square: that would be minutes, and the time-out."""
+    for detector in DETECTORS.values():
+        for text in (hostile, f"Error: {hostile} ", f"{hostile}="):
+            detector(text * 5)

@@ -19,7 +19,10 @@ def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, flo
     totals: dict[str, float] = {}
     for name, amount in amounts.items():
         before = fields.get(name, 0)
-        total = amount if type(before) not in (int, float) else before + amount
+        try:
+            total = amount if type(before) not in (int, float) else before + amount
+        except OverflowError:  # a whole number that no float can hold
+            total = amount
         # To the millionth: 0.1 + 0.2 is 0.3 for who reads it.
         totals[name] = round(total, 6) if type(total) is float else total
     fields.update(totals)

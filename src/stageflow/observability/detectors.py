@@ -26,10 +26,10 @@ _ISSUED = re.compile(
     r"|github_pat_\w{20,}|xox[abeprs]-[A-Za-z0-9-]{10,}|AIza[\w-]{30,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}"
     r"|npm_[A-Za-z0-9]{20,})"
 )
-_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)", re.IGNORECASE)
+_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:@]*:)[^\s/@]+(?=@)", re.IGNORECASE)
 # "password=..." always; "password: ..." where the value does not look like a word of a sentence.
 _ASSIGNED = re.compile(
-    r"\b((?:[\w.-]*[_.-])?(?:password|passwd|pwd|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key"
+    r"((?:password|passwd|pwd|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key"
     r"|secret[_-]?key|token|authorization|credential|cookie)[\"']?\s*)"
     r"(?:(=\s*[\"']?)(?!\[redacted)[^\s\"'&,;)}\]]{3,}"
     r"|(:\s*)(?!\[redacted)(?:[\"'][^\"']{3,}[\"']|(?=[^\s]*[0-9])[^\s\"'&,;)}\]]{4,}|[^\s\"'&,;)}\]]{12,}))",

@@ -318,3 +318,13 @@ def test_no_text_takes_a_detector_long(hostile: str) -> None:
     for detector in DETECTORS.values():
         for text in (hostile, f"Error: {hostile} ", f"{hostile}="):
             detector(text * 5)
+
+
+async def test_a_name_that_holds_a_secret_is_nowhere(sink: MemoryEventSink) -> None:
+    name = "k password=s3cr3tAa"
+    for value in (True, None, 1, "x" * 20_000, {"deep": "y" * 20_000}):
+        assert "s3cr3tAa" not in repr(await annotated(sink, **{name: value}))
+    assert "s3cr3tAa" not in repr(await annotated(sink, outer={name: "x" * 20_000}))
+    use_shape(Shape())
+    await annotated(sink, **{f"n{number}": 1 for number in range(10_500)})
+    assert "s3cr3tAa" not in repr(await annotated(sink, **{name: 1}))

@@ -107,10 +107,10 @@ class Redactor:
                 clean, found = self.text(name)
             except Exception:
                 return True  # closed: whatever this field is, it is not for keeping
+            if found:
+                self.renamed[name] = clean
             if len(self._withheld) < _REMEMBERED:
                 self._withheld[name] = known
-                if found:
-                    self.renamed[name] = clean
         return known
 
     def is_secret(self, name: str) -> bool:

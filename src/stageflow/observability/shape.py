@@ -96,7 +96,7 @@ class Shaper:
             text = text[: most + _MARGIN]
         text = self._clean(text)
         if len(text) > most:
-            self.truncated.append(name)
+            self.truncated.append(self._clean(name))
             return text[: most - 1] + "…"
         return text
 
@@ -134,9 +134,10 @@ class Shaper:
         chars = 0
         for name, value in shaped.items():
             kind = type(value)
+            withheld = redactor is not None and redactor.withholds(name)
             if value is None or kind is bool:
                 continue
-            if redactor is not None and redactor.withholds(name):
+            if withheld:
                 self.redacted += 1
                 shaped[name] = REDACTED
             elif kind is str:
@@ -164,7 +165,7 @@ class Shaper:
         if isinstance(value, str):
             return self.text(value, name)
         if isinstance(value, (list, dict)) and level > self._rules.limits.depth:
-            self.truncated.append(name)
+            self.truncated.append(self._clean(name))
             return f"[cut: deeper than {self._rules.limits.depth} levels]"
         if isinstance(value, list):
             return [self._nested(item, name, level + 1) for item in value]
@@ -217,7 +218,7 @@ class Shaper:
                 return
             fields[name] = instead = f"[cut: {sizes[name]:,} bytes]"
             whole -= sizes[name] - len(name) - len(instead) - 6
-            self.truncated.append(f"{within}.{name}")
+            self.truncated.append(self._clean(f"{within}.{name}"))
 
 
 _rules = Rules(Shape())

@@ -185,6 +185,7 @@ async def test_calls_of_models_are_summed(sink: MemoryEventSink) -> None:
 
 async def test_a_wrong_word_is_refused(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
+        # What a type checker refuses, too, has to be refused by the call: not everybody has one.
         with pytest.raises(TypeError, match="tokens_in"):
             ctx.record_llm("m", tokens_in=1)  # type: ignore[call-arg]
 
@@ -197,12 +198,12 @@ async def test_a_wrong_word_is_refused(sink: MemoryEventSink) -> None:
 async def late(sink: Any, run_id: str) -> None:
     left: list[StageContext] = []
 
-    async def work(ctx: StageContext) -> None:
+    async def step(ctx: StageContext) -> None:
         ctx.annotate(rows=1)
         ctx.count("calls")
         left.append(ctx)
 
-    await graph_of(sink, work).run(PipelineContext(pipeline_run_id=run_id, user_id="u1"))
+    await graph_of(sink, step).run(PipelineContext(pipeline_run_id=run_id, user_id="u1"))
     (ctx,) = left
     ctx.annotate(rows=2, password="hunter2")
     ctx.count("calls")
@@ -211,12 +212,12 @@ async def late(sink: Any, run_id: str) -> None:
 
 async def test_what_comes_after_the_end_amends_the_event(sink: MemoryEventSink) -> None:
     await late(sink, "r")
-    assert attributes(sink, "work") == {"rows": 1, "calls": 1}
+    assert attributes(sink, "step") == {"rows": 1, "calls": 1}
     amendments = [(type, data or {}) for type, data in sink.events if type.endswith(".amend")]
     assert [(type, data["event_id"], data["attributes"], data["redacted"]) for type, data in amendments] == [
-        ("stage.wide.amend", "r/work/1", {"rows": 2, "password": "[redacted]"}, 1),
+        ("stage.wide.amend", "r/step/1", {"rows": 2, "password": "[redacted]"}, 1),
         ("pipeline.wide.amend", "r", {"calls": 2}, 0),
-        ("stage.wide.amend", "r/work/1", {"calls": 2}, 0),
+        ("stage.wide.amend", "r/step/1", {"calls": 2}, 0),
         ("pipeline.wide.amend", "r", {"late": True}, 0),
     ]
     assert amendments[0][1]["correlation_ids"]["user_id"] == "u1"

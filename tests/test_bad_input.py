@@ -1,4 +1,7 @@
-"""Mistakes in a description, found by `build()`, all at once; and values that no record can carry."""
+"""Mistakes in a description, found by `build()`, all at once; and values that no record can carry.
+
+Each `type: ignore` here stands on input that is wrong on purpose: a type checker refuses it, and so must we.
+"""
 
 from __future__ import annotations
 

@@ -61,15 +61,17 @@ class Channel:
             return
         began = time.monotonic()
         error: BaseException | None = None
+        reason = "sink_error"
         outcome = None
         try:
             outcome = self._call(sink, event)
         except BaseException as caught:
             error = caught
+            if isinstance(caught, EventLost):
+                reason = caught.reason
         held = time.monotonic() - began
         if held > SLOW_SECONDS:
             self.blocked_for(held)
-        reason = error.reason if isinstance(error, EventLost) else "sink_error"
         rest = outcome if outcome is not None and inspect.isawaitable(outcome) else None
         # Once, when the call is over: so the counters hold at every moment, for one lock an event.
         with self._lock:

@@ -52,8 +52,8 @@ class Piece(Struct, frozen=True):
     torn: int
 
 
-def read_piece(segment: Segment, offset: int, most_bytes: int = _CHUNK) -> Piece:
-    """Return whole lines from `offset` on: about `most_bytes` of them, and at least one where there is one.
+def read_piece(segment: Segment, offset: int) -> Piece:
+    """Return whole lines from `offset` on: some megabytes, and at least one line where there is one.
 
     Offsets are those of the segment as it was written, also where little of it was kept.
 
@@ -65,6 +65,7 @@ def read_piece(segment: Segment, offset: int, most_bytes: int = _CHUNK) -> Piece
     try:
         if segment.kept:
             return _read_kept_piece(fd, offset)
+        most_bytes = _CHUNK
         data = os.pread(fd, most_bytes, offset)
         end = data.rfind(b"\n") + 1
         while not end and len(data) >= most_bytes:  # a line that is longer than that
@@ -110,8 +111,9 @@ def _kept(text: bytes) -> Kept:
     return msgspec.json.decode(line.journal, type=Kept)
 
 
-def read_lines(segment: Segment, offset: int = 0) -> Iterator[LineAt]:
+def read_lines(segment: Segment) -> Iterator[LineAt]:
     """Return every whole line of a segment."""
+    offset = 0
     while True:
         piece = read_piece(segment, offset)
         if piece.end == offset:

@@ -15,7 +15,8 @@ StageflowError
 ├── SettingsError                a setting is unknown or has a wrong value (also a ValueError)
 ├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
 ├── RunNotFoundError             a journal has no such run (also a LookupError)
-└── CursorInUseError             another reader of the same name is at work
+├── CursorInUseError             another reader of the same name is at work
+└── QueryError                   a question to the store cannot be answered (also a ValueError)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ __all__ = [
     "MissingExtraError",
     "MissingInputError",
     "PipelineValidationError",
+    "QueryError",
     "RunFailedError",
     "RunNotFoundError",
     "SettingsError",
@@ -209,6 +211,10 @@ class RunNotFoundError(StageflowError, LookupError):
 
 class CursorInUseError(StageflowError):
     """Another reader of the same name is at work."""
+
+
+class QueryError(StageflowError, ValueError):
+    """A question to the store cannot be answered as it was asked."""
 
 
 def as_text(value: object) -> str:

@@ -134,6 +134,19 @@ class Journal:
                 amend(chosen, _data(text))
         return list(chosen.values())
 
+    def under_way(self, where: RunFilter | None = None) -> list[dict[str, Any]]:
+        """Return the runs that have not ended, in no order; see `RunStory.run` for what is known of each.
+
+        Also those whose process died, where nobody can write down what became of them.
+
+        Raises:
+            OSError: The journal cannot be read.
+        """
+        where = where or RunFilter()
+        self._complete_crashed()
+        found = self._under_way(list_writers(self.path).values())
+        return [run for run in found if where.takes(msgspec.convert(run, Headline))]
+
     def _newest_first(self) -> list[Segment]:
         segments = [segment for segments in list_writers(self.path).values() for segment in segments]
         return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)

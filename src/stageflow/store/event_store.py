@@ -1,0 +1,306 @@
+"""`EventStore`: everything that a journal and its archive have, as SQL and as questions with names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import JournalNotFoundError, RunNotFoundError
+from ..journal import Journal, RunFilter, RunStory
+from .address import read_address
+from .archive import Archive
+from .columns import text
+from .compactor import Compactor, Progress, closed_segments
+from .queries import Queries, Rows
+from .questions import Comparison, ErrorGroup, Slow, Stat, compare, errors, slowest, stats
+from .record import events_of
+from .selection import Over, condition
+from .story import tell_story
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["EventStore"]
+
+
+class EventStore:
+    """Asks a journal and its archive, at any moment, while others write both.
+
+    Each event is in an answer exactly once, with what amended it later. Counts, rates and percentiles
+    are weighted by `sample_rate`. It is plain and blocks, like DuckDB: from asynchronous code call it
+    with `asyncio.to_thread`. Threads may share it; one of them asks at a time.
+
+    Args:
+        journal: Directory of the journal; None to ask an archive alone.
+        archive: Address of the archive: a directory, or "s3://bucket/events"; default the one that
+            the journal has.
+        storage_options: How to get at object storage, as `deltalake` takes it (`AWS_REGION`,
+            `AWS_ENDPOINT_URL`, ...); what is missing is taken from the environment.
+        memory: That DuckDB may use; default "2GB". What does not fit is spilled to a temporary folder.
+        timeout: Seconds for one question; default 60.
+        compact_beyond: Bytes of closed segments from which on a reader takes them into the archive
+            before it asks; default 256 MiB, None for never.
+        progress: Called with the bytes done and all there are, while it does that.
+
+    Raises:
+        JournalNotFoundError: There is no such directory.
+        MissingExtraError: The packages of `stageflow[store]` are not installed.
+
+    Example:
+        with EventStore("journal") as store:
+            print(store.sql("select status, count(*) from runs group by 1").rows)
+    """
+
+    def __init__(
+        self,
+        journal: str | os.PathLike[str] | None = None,
+        archive: str | os.PathLike[str] | None = None,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        memory: str = "2GB",
+        timeout: float = 60.0,
+        compact_beyond: int | None = 256 << 20,
+        progress: Progress | None = None,
+    ) -> None:
+        self.path = os.fspath(journal) if journal is not None else None
+        if self.path is not None and not os.path.isdir(self.path):
+            raise JournalNotFoundError(self.path)
+        if self.path is None and archive is None:
+            raise ValueError("EventStore() has nothing to ask; give a journal, or archive=...")
+        address = os.fspath(archive) if archive is not None else read_address(self.path or "")
+        self.archive = Archive(address, storage_options)
+        self._storage_options = storage_options
+        self._compact_beyond = compact_beyond
+        self._progress = progress
+        self._queries = Queries(
+            self.path, self.archive, memory=memory, timeout=timeout, before=self._compact_if_much
+        )
+
+    # ------------------------------------------------------------ SQL
+
+    def sql(
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        limit: int | None = 10_000,
+        timeout: float | None = None,
+    ) -> Rows:
+        """Answer one query over the views `runs`, `stages` and `events`.
+
+        It can read and nothing else: no file, no setting, no network.
+
+        Args:
+            query: In DuckDB's SQL.
+            parameters: For `?` or `$name` in it.
+            limit: How many rows at most; None for all.
+            timeout: Seconds; default that of the store.
+
+        Raises:
+            QueryError: The query is wrong, takes too long, needs too much memory or is no query.
+        """
+        return self._queries.sql(query, parameters, limit, timeout)
+
+    # ------------------------------------------------------------ what there is now
+
+    def refresh(self) -> None:
+        """Look at journal and archive as they are now; each question does it by itself.
+
+        Raises:
+            OSError: One of them cannot be read.
+        """
+        self._queries.refresh()
+
+    def _compact_if_much(self) -> None:
+        if self.path is None or self._compact_beyond is None or not os.access(self.path, os.W_OK):
+            return
+        self.archive.refresh()
+        size = 0
+        for segment in closed_segments(self.path, self.archive):
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(segment.path).st_size
+        if size > self._compact_beyond:
+            Compactor(self.path, self.archive.address, storage_options=self._storage_options).compact(
+                self._progress
+            )
+
+    # ------------------------------------------------------------ runs
+
+    def runs(
+        self,
+        where: RunFilter | None = None,
+        *,
+        predicate: str | None = None,
+        limit: int | None = 20,
+        before: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return runs, those that began last first; also those under way.
+
+        Args:
+            where: Which; default all.
+            predicate: SQL over the columns of `runs` on top of it; then those under way are left out.
+            limit: How many at most; None for all.
+            before: The last run of the page before; default None, for the first page.
+
+        Returns:
+            The data of a `pipeline.wide` for each; for one under way what `RunStory.run` says.
+
+        Raises:
+            QueryError: The predicate is wrong.
+            ValueError: `limit` is no whole number, 1 or more.
+        """
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"runs(limit={limit!r}); give a whole number, 1 or more, or None for all")
+        condition_ = condition("runs", where, predicate)
+        if before is not None:
+            last = text(before["started_at"], before["event_id"])
+            condition_ += f" and (started_at, event_id) < ({last.replace(',', '::timestamptz,', 1)})"
+        query = f"""select 'pipeline.wide' as type, * from runs where {condition_}
+            order by started_at desc, event_id desc {f"limit {limit}" if limit is not None else ""}"""
+        ended = self._queries.ask(lambda cursor: _data(cursor.execute(query)), query)
+        under_way = []
+        if self.path is not None and predicate is None:
+            known = {run["event_id"] for run in ended}
+            under_way = [
+                run
+                for run in Journal(self.path).under_way(where)
+                if run["event_id"] not in known and (before is None or _place(run) < _place(before))
+            ]
+        return sorted([*ended, *under_way], key=_place, reverse=True)[:limit]
+
+    def run(self, run_id: str = "last") -> RunStory:
+        """Return the whole story of one run.
+
+        Args:
+            run_id: Its `pipeline_run_id`, or a beginning of it that no other run shares; "last" for the
+                run that began last.
+
+        Raises:
+            RunNotFoundError: There is no such run, or there are several.
+        """
+        if run_id == "last":
+            newest = self.runs(limit=1)
+            if not newest:
+                raise RunNotFoundError("there is no run yet")
+            run_id = str(newest[0]["event_id"])
+        return tell_story(self._queries, self.path, run_id)
+
+    # ------------------------------------------------------------ figures
+
+    def stats(
+        self,
+        over: Over = "stages",
+        where: RunFilter | None = None,
+        *,
+        predicate: str | None = None,
+        bucket: float | None = None,
+    ) -> list[Stat]:
+        """Return counts, rates and percentiles of each stage, or of each pipeline.
+
+        Args:
+            over: "stages", or "runs" for whole pipelines.
+            where: Which; default all.
+            predicate: SQL on top of it.
+            bucket: Seconds; then there is one row for each stretch of so many. Default None.
+
+        Raises:
+            QueryError: The predicate is wrong.
+        """
+        wanted = condition(over, where, predicate)
+        return self._queries.ask(
+            lambda cursor: stats(cursor, wanted, over, bucket_s=bucket, weighted=self._queries.weighted),
+            wanted,
+        )
+
+    def errors(
+        self, where: RunFilter | None = None, *, predicate: str | None = None, limit: int = 20
+    ) -> list[ErrorGroup]:
+        """Return what fails, alike failures together, the most frequent first.
+
+        Args:
+            where: Which stages and runs; default all.
+            predicate: SQL on top of it, over columns that `stages` and `runs` both have.
+            limit: How many groups at most.
+
+        Raises:
+            QueryError: The predicate is wrong.
+        """
+        of_stages, of_runs = (condition(over, where, predicate) for over in ("stages", "runs"))
+        return self._queries.ask(lambda cursor: errors(cursor, of_stages, of_runs, limit=limit), of_stages)
+
+    def slowest(
+        self,
+        over: Over = "runs",
+        where: RunFilter | None = None,
+        *,
+        predicate: str | None = None,
+        limit: int = 20,
+    ) -> list[Slow]:
+        """Return the runs, or the stages, that took longest.
+
+        Args:
+            over: "runs" or "stages".
+            where: Which; default all.
+            predicate: SQL on top of it.
+            limit: How many at most.
+
+        Raises:
+            QueryError: The predicate is wrong.
+        """
+        wanted = condition(over, where, predicate)
+        return self._queries.ask(lambda cursor: slowest(cursor, wanted, over, limit=limit), wanted)
+
+    def compare(
+        self,
+        before: str,
+        after: str,
+        over: Over = "stages",
+        where: RunFilter | None = None,
+    ) -> list[Comparison]:
+        """Return each stage, or pipeline, on two sides, what changed most surely first.
+
+        Args:
+            before: SQL that says what the one side is: "service_version = '1.4'".
+            after: SQL that says what the other is.
+            over: "stages" or "runs".
+            where: What both have in common; default nothing.
+
+        Raises:
+            QueryError: One of the predicates is wrong.
+
+        Example:
+            store.compare("started_at < '2026-11-24 12:00'", "started_at >= '2026-11-24 12:00'")
+        """
+        one, other = (condition(over, where, side) for side in (before, after))
+        return self._queries.ask(
+            lambda cursor: compare(cursor, one, other, over, weighted=self._queries.weighted),
+            f"{before} / {after}",
+        )
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Give free what the database holds."""
+        self._queries.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<EventStore {self.path or self.archive.address!r}>"
+
+
+def _data(cursor: DuckDBPyConnection) -> list[dict[str, Any]]:
+    return [data for _, data in events_of(cursor)]
+
+
+def _place(run: Mapping[str, Any]) -> tuple[str, str]:
+    return run["started_at"], run["event_id"]

@@ -1,0 +1,169 @@
+"""The files of an archive as DuckDB has them: those of object storage through copies on this disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError
+from .archive import Archive, ArchiveFile, is_remote
+from .columns import text
+from .rows import as_pattern
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["LocalFiles", "select_rows"]
+
+_ROWS_OF_A_GROUP = 122_880
+"""How many rows a reader takes or leaves at once; DuckDB's own number."""
+
+
+class LocalFiles:
+    """Paths of an archive's files on this disk.
+
+    A file of the table never changes, so a copy of one is right as long as it is there.
+
+    Args:
+        archive: Whose files.
+        folder: For copies; default `stageflow` in the user's folder for caches (`XDG_CACHE_HOME`).
+        most_bytes: Of copies; beyond that those that were used least recently go. Default 10 GB.
+    """
+
+    def __init__(self, archive: Archive, folder: str | None = None, most_bytes: int = 10_000_000_000) -> None:
+        self._archive = archive
+        self._most_bytes = most_bytes
+        self.folder = archive.address
+        if is_remote(archive.address):
+            caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
+            own = hashlib.sha256(archive.address.encode()).hexdigest()[:16]
+            self.folder = os.path.join(folder or os.path.join(caches, "stageflow"), own)
+
+    def paths(self, files: Iterable[ArchiveFile]) -> list[str]:
+        """Return where these files are, after copying those that are not here yet.
+
+        Raises:
+            FileNotFoundError: One of them was removed.
+            OSError: It cannot be copied.
+        """
+        files = list(files)
+        paths = self.paths_of(files)
+        if is_remote(self._archive.address):
+            missing = [
+                (file, path) for file, path in zip(files, paths, strict=True) if not _is_whole(path, file)
+            ]
+            if missing:
+                self._copy(missing)
+                self._make_room(set(paths))
+        return paths
+
+    def paths_of(self, files: Iterable[ArchiveFile]) -> list[str]:
+        """Return where these files are, or would be."""
+        return [os.path.join(self.folder, *file.path.split("/")) for file in files]
+
+    def write(self, connection: DuckDBPyConnection, rows: str) -> list[ArchiveFile]:
+        """Write rows into new files, that belong to the table once they are committed.
+
+        Args:
+            connection: That has the rows.
+            rows: SQL that selects them.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        written = connection.execute(f"""
+            copy (select * from ({rows}) order by day, type, event_id) to {text(self.folder)} (
+                format parquet, compression zstd, row_group_size {_ROWS_OF_A_GROUP},
+                partition_by (day), append, filename_pattern 'part-{{uuid}}', return_stats
+            )
+        """).fetchall()
+        files = [_written(self.folder, *told) for told in written]
+        if is_remote(self._archive.address):
+            remote = _open_store(self._archive.address, self._archive.storage_options)
+            for file, path in zip(files, self.paths_of(files), strict=True):
+                remote.put(file.path, Path(path))
+        return files
+
+    def _copy(self, missing: Iterable[tuple[ArchiveFile, str]]) -> None:
+        store = _open_store(self._archive.address, self._archive.storage_options)
+        for file, path in missing:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            fd, temporary = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
+            try:
+                with open(fd, "wb") as copy:
+                    for chunk in store.get(file.path).stream():
+                        copy.write(chunk)
+                os.rename(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+    def _make_room(self, needed: set[str]) -> None:
+        copies = []
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                path = os.path.join(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(path)
+                    copies.append((found.st_atime, found.st_size, path))
+        size = sum(each for _, each, _ in copies)
+        for _, each, path in sorted(copies):
+            if size <= self._most_bytes:
+                break
+            if path not in needed:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                size -= each
+
+
+def _written(
+    folder: str,
+    path: str,
+    rows: int,
+    size: int,
+    footer: int,
+    columns: Mapping[str, Mapping[str, str]],
+    keys: Mapping[str, str],
+    more: Any,
+) -> ArchiveFile:
+    """Return what DuckDB has told of a file that it wrote."""
+    ids = columns.get('"event_id"', {})
+    exact = ids.get("min_is_exact") == ids.get("max_is_exact") == "true"
+    first, last = (ids["min"], ids["max"]) if exact else (None, None)
+    return ArchiveFile(
+        os.path.relpath(path, folder).replace(os.sep, "/"), size, rows, keys["day"], first, last
+    )
+
+
+def _is_whole(path: str, file: ArchiveFile) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.getsize(path) == file.size
+    return False
+
+
+def _open_store(address: str, options: Mapping[str, str]) -> Any:
+    try:
+        from obstore.store import from_url
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("an archive on object storage", "store") from error
+    # Both libraries stand on the same one, and take the same options; this one, those of plain HTTP apart.
+    allow_http = options.get("AWS_ALLOW_HTTP") or os.environ.get("AWS_ALLOW_HTTP") or ""
+    rest: dict[str, Any] = {key: value for key, value in options.items() if key.upper() != "AWS_ALLOW_HTTP"}
+    return from_url(address, client_options={"allow_http": allow_http.lower() in ("1", "true")}, **rest)
+
+
+def select_rows(paths: Iterable[str]) -> str | None:
+    """Return what is, in SQL, all rows of these files; None for no file."""
+    listed = text(*map(as_pattern, paths))
+    if not listed:
+        return None
+    return (
+        f"read_parquet([{listed}], union_by_name = true, hive_partitioning = true,"
+        " hive_types = {'day': DATE})"
+    )

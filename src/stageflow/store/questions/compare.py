@@ -1,0 +1,141 @@
+"""Two lots of events beside each other: two windows of time, two versions, any two selections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Struct
+
+from ..selection import Over
+from ..weights import count_if, percentiles, ranked
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["Comparison", "Side", "compare"]
+
+_MOST_DURATIONS = 5_000
+"""So many durations of each side are compared rank by rank; more would not change the answer."""
+
+
+class Side(Struct, frozen=True):
+    """One side of a comparison.
+
+    Attributes:
+        rows: How many events were looked at.
+        count: How many ends they stand for; 0 for what is new, or gone.
+        failure_rate: Share of them that failed.
+        p50_ms: Median duration in milliseconds; None where nothing ran.
+        p95_ms: 95 % took no longer.
+    """
+
+    rows: int = 0
+    count: float = 0.0
+    failure_rate: float = 0.0
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+
+
+class Comparison(Struct, frozen=True):
+    """One stage, or one pipeline, before and after.
+
+    Attributes:
+        pipeline: Name of the pipeline; of a stage the topology that it ran in.
+        stage: Name of the stage; None for whole runs.
+        before: The one side.
+        after: The other.
+        q_failures: How likely the failure rates differ by chance alone (Fisher's exact test), corrected
+            for all comparisons made (Benjamini-Hochberg); None where one side has nothing.
+        q_durations: The same of durations (Mann-Whitney U test).
+    """
+
+    pipeline: str
+    stage: str | None
+    before: Side
+    after: Side
+    q_failures: float | None
+    q_durations: float | None
+
+
+class _Found(NamedTuple):
+    side: Side
+    durations: Sequence[float]
+
+
+_Name = tuple[str, str]
+
+
+def compare(
+    connection: DuckDBPyConnection, before: str, after: str, over: Over, *, weighted: bool
+) -> list[Comparison]:
+    """Return each stage, or pipeline, on both sides; what changed most surely first.
+
+    Args:
+        connection: That has the views.
+        before: Which rows are the one side.
+        after: Which are the other.
+        over: Runs or stages.
+        weighted: Whether any row stands for more than one.
+    """
+    one, other = (_side(connection, where, over, weighted) for where in (before, after))
+    names = sorted({*one, *other})
+    pairs = [(one.get(name, _Found(Side(), ())), other.get(name, _Found(Side(), ()))) for name in names]
+    p_values = [_failures_differ(a.side, b.side) for a, b in pairs]
+    p_values += [_durations_differ(a.durations, b.durations) for a, b in pairs]
+    q_values = _corrected(p_values)
+    found = [
+        Comparison(pipeline, stage or None, a.side, b.side, q_values[at], q_values[len(names) + at])
+        for at, ((pipeline, stage), (a, b)) in enumerate(zip(names, pairs, strict=True))
+    ]
+    return sorted(
+        found, key=lambda row: min(q for q in (row.q_failures, row.q_durations, 1.0) if q is not None)
+    )
+
+
+def _side(connection: DuckDBPyConnection, where: str, over: Over, weighted: bool) -> dict[_Name, _Found]:
+    of_stages = over == "stages"
+    name, stage = ("topology", "stage_name") if of_stages else ("pipeline_name", "null::varchar")
+    ran = "case when attempts > 0 then duration_ms end" if of_stages else "duration_ms"
+    rows = f"""select *, {name} as pipeline, {stage} as stage from {over}
+        where {"status <> 'RETRY' and " if of_stages else ""}{where}"""
+    found = connection.execute(f"""
+        select coalesce(pipeline, ''), coalesce(stage, ''), count(*), {count_if()} as stands_for,
+            {count_if("status = 'FAIL'")}, {percentiles((0.5, 0.95), weighted=weighted)},
+            (array_agg(value order by hash(event_id)) filter (value is not null))[1:{_MOST_DURATIONS}]
+        from {ranked(rows, ran, ("pipeline", "stage"), weighted=weighted)} group by pipeline, stage
+    """).fetchall()
+    return {
+        (pipeline, stage): _Found(
+            Side(rows, count, failed / count, *(ranks or (None, None))), durations or ()
+        )
+        for pipeline, stage, rows, count, failed, ranks, durations in found
+    }
+
+
+def _failures_differ(one: Side, other: Side) -> float | None:
+    from scipy.stats import fisher_exact
+
+    if not one.rows or not other.rows:
+        return None
+    # Rows, not what they stand for: a weight is no evidence.
+    failed = [round(side.rows * side.failure_rate) for side in (one, other)]
+    _, p_value = fisher_exact([failed, [one.rows - failed[0], other.rows - failed[1]]])
+    return float(p_value)
+
+
+def _durations_differ(one: Sequence[float], other: Sequence[float]) -> float | None:
+    from scipy.stats import mannwhitneyu
+
+    if not one or not other:
+        return None
+    p_value: float = mannwhitneyu(one, other)[1]
+    return p_value
+
+
+def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
+    from scipy.stats import false_discovery_control
+
+    known = [p for p in p_values if p is not None]
+    corrected = iter(false_discovery_control(known) if known else ())
+    return [None if p is None else float(next(corrected)) for p in p_values]

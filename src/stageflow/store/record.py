@@ -1,0 +1,74 @@
+"""Events again, as they were emitted, out of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..timestamps import rfc3339
+from .columns import ATTRIBUTE, PLACES, TYPED, Field, fields_of
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["events_of"]
+
+_FIELDS: dict[str, list[Field]] = {type: fields_of(shape) for type, shape in TYPED.items()}
+
+_AS_JSON = ("exception", "stage_summaries")
+"""The columns that hold JSON."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return type and data of the event that each row of an answer was.
+
+    `type` and `rest` are among its columns. Numbers are equal to those that were emitted; moments have six digits of a second.
+    """
+    names = [name for name, *_ in cursor.description or ()]
+    for values in cursor.fetchall():
+        row = dict(zip(names, values, strict=True))
+        yield row["type"], _data(row)
+
+
+def _data(row: Mapping[str, Any]) -> dict[str, Any]:
+    rest: dict[str, Any] = msgspec.json.decode(row["rest"]) if row["rest"] is not None else {}
+    fields = _FIELDS.get(row["type"])
+    if fields is None or row["schema_version"] is None:
+        return rest
+    data: dict[str, Any] = {}
+    for field in fields:
+        if field.parts:
+            parts = {part: _value(part, row.get(part)) for part in field.parts}
+            empty = field.optional and all(value is None for value in parts.values())
+            data[field.name] = None if empty else parts
+        else:
+            data[field.name] = _value(field.name, row.get(field.name))
+    data["attributes"] = {
+        name.removeprefix(ATTRIBUTE): _plain(value)
+        for name, value in row.items()
+        if name.startswith(ATTRIBUTE) and value is not None
+    } | rest.pop("attributes", {})
+    return data | rest
+
+
+def _value(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return rfc3339((value - _EPOCH) // timedelta(microseconds=1))
+    if name in _AS_JSON:
+        return msgspec.json.decode(value)
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    # All numbers of a column are doubles. JSON has one kind of number, and 3 is how people write it.
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+assert set(_AS_JSON) <= PLACES.keys()

@@ -1,0 +1,70 @@
+"""The whole story of one run, out of the archive and the journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RunNotFoundError
+from ..journal import Journal, RunStory
+from .columns import text
+from .queries import Queries
+from .record import events_of
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["tell_story"]
+
+_Told = tuple[str, dict[str, Any]]
+
+
+def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
+    """Return the story of the run whose id is this, or begins so.
+
+    Raises:
+        RunNotFoundError: There is no such run, or there are several.
+    """
+    runs = _gather(queries, run_id)
+    if run_id in runs:
+        runs = {run_id: runs[run_id]}
+    if len(runs) > 1:
+        some = ", ".join(sorted(runs)[:5]) + (", ..." if len(runs) > 5 else "")
+        raise RunNotFoundError(f"{len(runs)} runs begin with {run_id!r}: {some}", hint="give more of the id")
+    for known, told in runs.items():
+        ended = [data for type, data in told if type == "pipeline.wide"]
+        if ended:
+            return RunStory(ended[-1], _stages(told), _own(told), _children(queries, known))
+    if journal is None:
+        raise RunNotFoundError(f"there is no run {run_id!r}", hint="`stageflow runs` lists what there is")
+    # It is under way, or unknown: its beginning is in the journal alone.
+    story = Journal(journal).run(next(iter(runs), run_id))
+    told = next(iter(runs.values()), [])
+    return RunStory(story.run, _stages(told), _own(told), story.children)
+
+
+def _gather(queries: Queries, run_id: str) -> dict[str, list[_Told]]:
+    query = f"""select * from events
+        where starts_with(event_id, {text(run_id)}) and starts_with(pipeline_run_id, {text(run_id)})
+        order by coalesce(ended_at, emitted_at), type = 'pipeline.wide', attempt, event_id"""
+
+    def gather(cursor: DuckDBPyConnection) -> dict[str, list[_Told]]:
+        runs: dict[str, list[_Told]] = {}
+        for type, data in events_of(cursor.execute(query)):
+            runs.setdefault(str(data["correlation_ids"]["pipeline_run_id"]), []).append((type, data))
+        return runs
+
+    return queries.ask(gather, query)
+
+
+def _stages(told: list[_Told]) -> list[dict[str, Any]]:
+    return [data for type, data in told if type == "stage.wide"]
+
+
+def _own(told: list[_Told]) -> list[_Told]:
+    return [(type, data) for type, data in told if type not in ("stage.wide", "pipeline.wide")]
+
+
+def _children(queries: Queries, run_id: str) -> list[dict[str, Any]]:
+    query = f"""select 'pipeline.wide' as type, * from runs
+        where parent_run_id = {text(run_id)} order by started_at"""
+    return queries.ask(lambda cursor: [data for _, data in events_of(cursor.execute(query))], query)

@@ -1,0 +1,51 @@
+"""Counts and percentiles in SQL, in which a row stands for as many as its `sample_rate` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["count_if", "percentiles", "ranked"]
+
+
+def count_if(condition: str = "true") -> str:
+    """Return what counts, in SQL, the rows for which a condition holds, each as often as it stands for.
+
+    Example:
+        >>> count_if("status = 'FAIL'")
+        "coalesce(sum(sample_rate) filter (status = 'FAIL'), 0)"
+    """
+    return f"coalesce(sum(sample_rate) filter ({condition}), 0)"
+
+
+def ranked(rows: str, value: str, keys: Sequence[str], *, weighted: bool) -> str:
+    """Return rows in SQL with what `percentiles` needs: the value, and how much lies at or below it.
+
+    Args:
+        rows: What selects them.
+        value: What percentiles are of; where it is null a row does not count.
+        keys: By which they are grouped.
+        weighted: Whether any row stands for more than one. Without that it is a good deal cheaper.
+    """
+    if not weighted:
+        return f"(select *, {value} as value from ({rows}))"
+    group = f"partition by {', '.join(keys)}" if keys else ""
+    return f"""(select *, sum(sample_rate) over ({group} order by value nulls last) as reached,
+        sum(sample_rate) filter (value is not null) over ({group}) as whole
+        from (select *, {value} as value from ({rows})))"""
+
+
+def percentiles(ranks: Sequence[float], *, weighted: bool) -> str:
+    """Return what gives, in SQL, percentiles of ranked rows: the smallest value that so much is at or below.
+
+    Args:
+        ranks: From 0 to 1.
+        weighted: As it was said to `ranked`.
+    """
+    if not weighted:
+        return f"quantile_disc(value, {list(ranks)!r})"
+    # A sum of many weights is not exact to its last digit.
+    found = (
+        f"min(value) filter (value is not null and reached >= whole * {rank!r} * (1 - 1e-12))"
+        for rank in ranks
+    )
+    return f"[{', '.join(found)}]"

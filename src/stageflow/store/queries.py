@@ -13,6 +13,7 @@ from ..errors import QueryError
 from .archive import Archive
 from .columns import text
 from .database import open_database
+from .rows import as_pattern
 from .snapshot import RETRIES, Snapshot, gone
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ class Queries:
 
     def _close_doors(self) -> None:
         """Have DuckDB read the folders of the snapshot alone, and nobody change that."""
-        folders = text(*(os.path.join(folder, "") for folder in self._snapshot.folders))
+        # Paths of files are given to it as patterns, and it compares them as they are written.
+        plain = [os.path.join(folder, "") for folder in self._snapshot.folders]
+        folders = text(*plain, *map(as_pattern, plain))
         self._database.execute(f"set allowed_directories = [{folders}]")
         self._database.execute("set enable_external_access = false")
         self._database.execute("set lock_configuration = true")

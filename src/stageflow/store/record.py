@@ -27,7 +27,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return type and data of the event that each row of an answer was.
 
-    `type` and `rest` are among its columns. Numbers are equal to those that were emitted; moments have six digits of a second.
+    `type` and `rest` are among its columns. Numbers are equal to those that were emitted;
+    moments have six digits of a second.
     """
     names = [name for name, *_ in cursor.description or ()]
     for values in cursor.fetchall():

@@ -35,7 +35,9 @@ _TYPE_OF = {"text": "VARCHAR", "number": "DOUBLE", "bool": "BOOLEAN"}
 
 _KIND_OF = {type: kind for kind, type in _TYPE_OF.items()}
 
-_IS_TYPED = f"(event.type in ({text(*TYPED)}) and event.data.event_id is not null)"
+_IS_TYPED = f"""(event.type in ({text(*TYPED)})
+    and event.data.event_id is not null and event.data.schema_version is not null)"""
+"""What says in SQL that an event is one of ours, and not one of somebody else's that has our name."""
 
 _BESIDE_A_PAYLOAD = (
     "stage_name",
@@ -226,5 +228,5 @@ def _typed(parsed: str, attributes: Attributes, kinds: _Kinds) -> str:
 
 def _untyped(parsed: str) -> str:
     return f"""select segment, event.type as type, {_day("event.data.emitted_at[:10]")} as day,
-        {", ".join(_schema_values(_BESIDE_A_PAYLOAD))}, (line->'$.data')::varchar as rest
+        {", ".join(_schema_values(_BESIDE_A_PAYLOAD))}, coalesce((line->'$.data')::varchar, 'null') as rest
         from {parsed} where not ({_IS_TYPED}) and event.type is not null and json_exists(line, '$.data')"""

@@ -45,7 +45,7 @@ def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
 def _gather(queries: Queries, run_id: str) -> dict[str, list[_Told]]:
     query = f"""select * from events
         where starts_with(event_id, {text(run_id)}) and starts_with(pipeline_run_id, {text(run_id)})
-        order by coalesce(ended_at, emitted_at), type = 'pipeline.wide', attempt, event_id"""
+        order by coalesce(ended_at, emitted_at), type = 'pipeline.wide', started_at, attempt, event_id"""
 
     def gather(cursor: DuckDBPyConnection) -> dict[str, list[_Told]]:
         runs: dict[str, list[_Told]] = {}

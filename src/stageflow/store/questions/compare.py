@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
@@ -120,8 +120,8 @@ def _failures_differ(one: Side, other: Side) -> float | None:
         return None
     # Rows, not what they stand for: a weight is no evidence.
     failed = [round(side.rows * side.failure_rate) for side in (one, other)]
-    _, p_value = fisher_exact([failed, [one.rows - failed[0], other.rows - failed[1]]])
-    return float(p_value)
+    found: Any = fisher_exact([failed, [one.rows - failed[0], other.rows - failed[1]]])
+    return float(found.pvalue)
 
 
 def _durations_differ(one: Sequence[float], other: Sequence[float]) -> float | None:
@@ -129,8 +129,8 @@ def _durations_differ(one: Sequence[float], other: Sequence[float]) -> float | N
 
     if not one or not other:
         return None
-    p_value: float = mannwhitneyu(one, other)[1]
-    return p_value
+    found: Any = mannwhitneyu(one, other)
+    return float(found.pvalue)
 
 
 def _corrected(p_values: Sequence[float | None]) -> list[float | None]:

@@ -10,7 +10,6 @@ from ..schema import SCHEMA_VERSION, StageWide
 from ..stages import StageResult
 from ..timestamps import rfc3339_pair
 from .exceptions import exception_info
-from .plain import text_key
 from .resource import resource
 from .run_record import RunRecord
 from .shape import shaper
@@ -61,7 +60,7 @@ def stage_wide(
         started_at,
         ended_at,
         None if error is None else shaping.text(error, "error"),
-        [shaping.name(text_key(key)) for key in data] if data else _NO_NAMES,
+        shaping.names(data, "data_keys") if data else _NO_NAMES,
         len(result.artifacts),
         result.events_count,
         correlation_ids,
@@ -75,7 +74,7 @@ def stage_wide(
         None if exception is None else type(exception).__qualname__,
         None if exception is None else exception_info(exception, shaping),
         list(result.dependencies),
-        [shaping.name(text_key(name)) for name in missing] if missing else _NO_NAMES,
+        shaping.names(missing, "missing_inputs") if missing else _NO_NAMES,
         (started - ready) / 1000,  # queue_ms
         (ended - ready) / 1000,  # total_ms
         None if retry_after is None else retry_after * 1000,

@@ -67,6 +67,7 @@ def stage_wide(
         metadata,
         SCHEMA_VERSION,
         event_id,
+        resource(),
         None if kind is None else kind._value_,
         result.attempt,
         result.attempts,
@@ -83,7 +84,6 @@ def stage_wide(
         shaping.attributes(attributes) if attributes else _NO_FIELDS,
         shaping.redacted,
         truncated,
-        resource(),
         record.trace.of_attempt(result.sequence, result.attempt),
         1,  # sample_rate
     )

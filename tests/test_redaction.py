@@ -21,7 +21,10 @@ from stageflow import (
     Redact,
     StageContext,
     StageOutput,
+    StageResult,
+    StageStatus,
     WideEventEmitter,
+    emit_stage_wide,
 )
 from stageflow.observability import secret_names
 from stageflow.observability.detectors import DETECTORS
@@ -457,3 +460,12 @@ async def test_a_name_that_holds_a_secret_is_nowhere(sink: MemoryEventSink) -> N
     use_shape(Shape())
     await annotated(sink, **{f"n{number}": 1 for number in range(10_500)})
     assert "s3cr3tAa" not in repr(await annotated(sink, **{name: 1}))
+
+
+async def test_a_result_made_by_hand_may_hold_what_is_no_text(sink: MemoryEventSink) -> None:
+    wrong: Any = 5
+    emit_stage_wide(
+        "s", StageResult("s", StageStatus.FAIL, error=wrong, reason=wrong), PipelineContext(), sink
+    )
+    event = stage_wide(sink.events, "s")
+    assert (event["error"], event["reason"]) == ("5", "5")

@@ -64,11 +64,12 @@ class Redactor:
 
     Attributes:
         clean: Short texts in which there was nothing to take out.
+        known: What `withholds` has said of names that may themselves be shown.
     """
 
     def __init__(self, rules: Redact) -> None:
         self._rules = rules
-        self._withheld: dict[str, bool] = {}
+        self.known: dict[str, bool] = {}
         self.clean: dict[str, None] = {}
         self._detectors: list[Detector] = [DETECTORS[name] for name in rules.detect]
         self._detectors += [
@@ -77,18 +78,14 @@ class Redactor:
 
     def withholds(self, name: str) -> bool:
         """Tell whether the value of a top-level field of this name is not for keeping."""
-        known = self._withheld.get(name)
-        if known is None:
-            known = not self._allows(name) or self.is_secret(name)
-            if len(name) > _SHORT:
-                return known
-            try:
-                self.text(name)  # a harmless one is among the `clean` from now on
-            except Exception:
-                return True  # closed: whatever this field is, it is not for keeping
-            if len(self._withheld) < _REMEMBERED:
-                self._withheld[name] = known
-        return known
+        withheld = not self._allows(name) or self.is_secret(name)
+        try:
+            _, found = self.text(name[:_LONGEST])
+        except Exception:
+            return True  # closed: whatever this field is, it is not for keeping
+        if not found and name in self.clean and len(self.known) < _REMEMBERED:
+            self.known[name] = withheld
+        return withheld
 
     def _allows(self, name: str) -> bool:
         allow = self._rules.allow

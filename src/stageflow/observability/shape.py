@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from ..errors import describe
+from ..errors import as_text, describe
 from ..telling import tell
 from .plain import SHOWN_CHARS, Cut, Plain, Shown, flat, items_of, text_key, unlike
 from .redaction import REDACTED, REDACTION_FAILED, Redact, Redactor
@@ -100,6 +99,8 @@ class Shaper:
             name: Of its field, to be noted where the text is cut.
             most: Characters, for one with a limit of its own.
         """
+        if not isinstance(text, str):  # a result made by hand may hold anything
+            text = as_text(text)
         shown, cut = self._shown(text, most or self._rules.limits.text_chars)
         if cut:
             self._note(name)
@@ -107,24 +108,35 @@ class Shaper:
 
     def name(self, name: str) -> str:
         """Return the name of a field or an input as it may be stored."""
-        redactor, most = self._rules.redactor, self._rules.limits.name_chars
-        if redactor is not None and name in redactor.clean and len(name) <= most:
-            return name
-        shown, cut = self._shown(name, most)
+        shown, cut = self._named(name)
         if cut:
             self._note(shown)
         return shown
 
     def names(self, names: Iterable[Any], within: str) -> list[str]:
         """Return names of any type as they may be stored, and no more of them than an event has fields."""
-        limits = self._rules.limits
-        shown = [self._shown(text_key(name), limits.name_chars) for name in islice(names, limits.fields + 1)]
-        if len(shown) > limits.fields or any(cut for _, cut in shown):
-            self._note(within)
-        return [name for name, _ in shown[: limits.fields]]
+        most = self._rules.limits.fields
+        shown: list[str] = []
+        for name in names:
+            if len(shown) == most:
+                self._note(within)
+                break
+            clean, cut = self._named(name if type(name) is str else text_key(name))
+            shown.append(clean)
+            if cut:
+                self._note(within)
+        return shown
+
+    def _named(self, name: str) -> tuple[str, bool]:
+        redactor, most = self._rules.redactor, self._rules.limits.name_chars
+        if redactor is not None and name in redactor.clean and len(name) <= most:
+            return name, False
+        return self._shown(name, most)
 
     def _shown(self, text: str, most: int) -> tuple[str, bool]:
         """Return a text without secrets, at most so long, and whether it was cut."""
+        if self._rules.redactor is None and len(text) <= most:
+            return safe_text(text), False
         seen = text[: most + _MARGIN]
         clean = self._clean(safe_text(seen))
         whole = len(seen) == len(text)
@@ -171,12 +183,15 @@ class Shaper:
         renamed = shaped is None
         if shaped is None:
             shaped = self._copied(fields, within)
+        known = {} if redactor is None else redactor.known
         chars = 0
         for name, value in shaped.items():
             kind = type(value)
             if redactor is not None:
-                withheld = redactor.withholds(name)
-                renamed = renamed or name not in redactor.clean
+                withheld = known.get(name)
+                if withheld is None:
+                    withheld = redactor.withholds(name)
+                    renamed = renamed or name not in known
                 if value is None or kind is bool:
                     continue
                 if withheld and not redactor.is_measure(name, value):
@@ -185,7 +200,10 @@ class Shaper:
                     continue
             if kind is str:
                 if redactor is None or value not in redactor.clean:
-                    shaped[name] = value = self.text(value, f"{within}.{self.name(name)}")
+                    value, cut = self._shown(value, limits.text_chars)
+                    shaped[name] = value
+                    if cut:
+                        self._note(f"{within}.{self.name(name)}")
                 chars += len(value)
             elif kind is int:
                 if abs(value) >= _LONG_NUMBER:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from ..errors import as_text
 from ..events.counters import TALLY
 
 __all__ = ["safe_text", "short_repr"]
@@ -68,8 +67,6 @@ def short_repr(value: Any) -> str:
 
 def safe_text(text: str) -> str:
     """Return `text` without what UTF-8 cannot carry (lone surrogates become `?`)."""
-    if not isinstance(text, str):  # an output made by hand may hold anything
-        text = as_text(text)
     if text.isascii():
         return str(text)
     return text.encode("utf-8", "replace").decode()

@@ -93,6 +93,7 @@ class Program:
         self.journal = journal
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(journal)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

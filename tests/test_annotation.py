@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import math
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from stageflow import (
     StageContext,
     StageGraph,
     WideEventEmitter,
+    stats,
 )
 from stageflow.context.genai import CONVENTION
 from stageflow.journal import Journal
@@ -190,6 +194,104 @@ async def test_a_wrong_word_is_refused(sink: MemoryEventSink) -> None:
             ctx.record_llm("m", tokens_in=1)  # type: ignore[call-arg]
 
     assert (await graph_of(sink, work).run()).ok
+
+
+class Torn(Mapping[str, Any]):
+    """Has names, and a value for none of them."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise RuntimeError("torn")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("a", "b"))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __repr__(self) -> str:
+        return "<Torn>"
+
+
+async def test_a_mapping_that_cannot_be_read_costs_its_own_field(sink: MemoryEventSink) -> None:
+    async def work(ctx: StageContext) -> None:
+        ctx.annotate(rows=1, torn=Torn(), nested={"deep": [Torn(), 2]})
+        ctx.annotate(Torn(), more=1)
+        ctx.annotate_run(Torn(), more=1)
+        ctx.emit_event("note", Torn())
+        ctx.emit_event("note", {"torn": Torn(), "n": 1})
+
+    assert (await graph_of(sink, work).run()).ok
+    assert attributes(sink, "work") == {
+        "rows": 1,
+        "torn": "<Torn>",
+        "nested": {"deep": ["<Torn>", 2]},
+        "fields": "<Torn>",
+        "more": 1,
+    }
+    assert pipeline_wide(sink.events)["attributes"] == {"fields": "<Torn>", "more": 1}
+    first, second = sink.of_type("note")
+    assert first["payload"] == "<Torn>"
+    assert (second["torn"], second["n"]) == ("<Torn>", 1)
+
+
+async def test_what_is_no_number_adds_nothing_and_fails_nothing(
+    sink: MemoryEventSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    nonsense: Any = ["x", None, "password=s3cr3tAb", math.nan, 1 << 5000]
+
+    async def work(ctx: StageContext) -> None:
+        for amount in [1, *nonsense, 2]:
+            ctx.count("rows", amount)
+        ctx.record_llm("m", input_tokens=nonsense[0], output_tokens=3, finish_reason=7)  # type: ignore[arg-type]
+        ctx.record_llm("m", input_tokens=5)
+
+    before = stats().coerced_values
+    assert (await graph_of(sink, work).run()).ok
+    found = attributes(sink, "work")
+    assert found["gen_ai.usage.input_tokens"] == 5
+    assert found["gen_ai.usage.output_tokens"] == 3
+    assert found["gen_ai.response.finish_reasons"] == [7]
+    assert stats().coerced_values - before >= 5
+    assert "'rows' was to grow by 'x', no number; it stays (said once)" in caplog.text
+    assert "s3cr3tAb" not in caplog.text
+
+
+async def test_what_is_no_mapping_is_refused_at_once(sink: MemoryEventSink) -> None:
+    async def work(ctx: StageContext) -> None:
+        for wrong in (5, "text", [1]):
+            with pytest.raises(TypeError, match="not a mapping"):
+                ctx.annotate(wrong)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="not a mapping"):
+                ctx.annotate_run(wrong)  # type: ignore[arg-type]
+
+    assert (await graph_of(sink, work).run()).ok
+
+
+def test_a_timer_in_itself_and_in_many_tasks_counts_every_block(sink: MemoryEventSink) -> None:
+    async def work(ctx: StageContext) -> None:
+        timer = ctx.timer("db")
+
+        async def query(starts: float, takes: float) -> None:
+            await asyncio.sleep(starts)
+            with timer:
+                await asyncio.sleep(takes)
+            assert timer.ms == takes * 1000
+
+        with timer:
+            await asyncio.sleep(1)
+            with timer:
+                await asyncio.sleep(2)
+            assert timer.ms == 2000
+        assert timer.ms == 3000
+        await asyncio.gather(query(0, 4), query(1, 5), query(2, 1))
+        with timer:
+            await asyncio.create_task(asyncio.sleep(0))
+        block = contextlib.ExitStack()
+        block.enter_context(timer)
+        await asyncio.create_task(asyncio.to_thread(block.close))
+
+    VirtualClock().run(graph_of(sink, work).run())
+    assert attributes(sink, "work") == {"db_count": 7, "db_ms": 15_000.0}
 
 
 # ------------------------------------------------------------ too late

@@ -7,8 +7,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 import stageflow
+from stageflow.cli.app import app
 
 SCHEMAS = Path(stageflow.__file__).parent / "schemas"
 
@@ -18,6 +21,11 @@ def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, *command, *arguments], capture_output=True, text=True, check=False, timeout=50
     )
+
+
+def call(*arguments: str) -> Result:
+    """Run a command in this process, where starting another would show nothing more."""
+    return CliRunner().invoke(app, arguments, terminal_width=200)
 
 
 def test_version():
@@ -45,8 +53,8 @@ def test_help_names_the_commands(arguments):
     ],
 )
 def test_help_of_a_command_names_its_options(command, options):
-    done = run(command, "--help")
-    assert done.returncode == 0
+    done = call(command, "--help")
+    assert done.exit_code == 0
     assert options <= set(done.stdout.split())
 
 
@@ -57,27 +65,27 @@ def test_the_console_script_is_this_one():
 
 @pytest.mark.parametrize("event_type", ["stage.wide", "pipeline.wide"])
 def test_schema_prints_what_is_published(event_type):
-    done = run("schema", event_type)
-    assert done.returncode == 0
+    done = call("schema", event_type)
+    assert done.exit_code == 0
     assert done.stdout == (SCHEMAS / f"{event_type}.json").read_text(encoding="utf-8")
 
 
 def test_schema_without_a_name_prints_all():
     published = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in SCHEMAS.glob("*.json")}
-    assert json.loads(run("schema").stdout) == published
+    assert json.loads(call("schema").stdout) == published
     assert len(published) == 4
 
 
 def test_schema_writes_the_published_files_byte_for_byte(tmp_path):
     to = tmp_path / "made" / "for it"
-    done = run("schema", "--to", str(to))
-    assert (done.returncode, done.stdout) == (0, "")
+    done = call("schema", "--to", str(to))
+    assert (done.exit_code, done.stdout) == (0, "")
     written = {file.name: file.read_bytes() for file in to.iterdir()}
     assert written == {file.name: file.read_bytes() for file in SCHEMAS.glob("*.json")}
 
 
 def test_schema_writes_one_where_one_is_named(tmp_path):
-    assert run("schema", "stage.wide", "--to", str(tmp_path)).returncode == 0
+    assert call("schema", "stage.wide", "--to", str(tmp_path)).exit_code == 0
     assert [file.name for file in tmp_path.iterdir()] == ["stage.wide.json"]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -74,6 +75,14 @@ def blocks_of(graph: Any) -> int:
 
     asyncio.run(main())
     return min(counts)
+
+
+@pytest.fixture(autouse=True)
+def _the_collector_has_little_to_walk() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()  # whatever other tests have imported
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

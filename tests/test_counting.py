@@ -37,7 +37,7 @@ class Receiving(EventSink):
 
 class Slow(Receiving):
     async def behave(self) -> None:
-        await asyncio.sleep(0.0001)
+        await asyncio.sleep(0)
 
 
 class Raising(Receiving):

@@ -22,7 +22,7 @@ from stageflow.cli.demo.index import PlainScan
 
 RUNS = 40
 STAGES = 10
-KILLS = 10
+KILLS = 5
 """For more of them: `python -m tests.kill_demo 50`."""
 
 

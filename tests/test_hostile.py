@@ -140,7 +140,7 @@ def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
         signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
 
         async def main():
-            for number in range(20_000):
+            for number in range(8_000):
                 emit_stage_wide(f"loop{number}", result, context, sink)
                 if number % 50 == 0:
                     await asyncio.sleep(0)
@@ -151,8 +151,8 @@ def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
         found = stats().of("Slow")
         assert handled > 0
         assert found.accepted == found.delivered == slow.seen, found
-        assert found.offered == 20_000 + handled, (found, handled)
-        print("done", 20_000 + handled)
+        assert found.offered == 8_000 + handled, (found, handled)
+        print("done", 8_000 + handled)
     """)
     status, out, err = started.ended(within=50)
     assert status == 0, err

@@ -355,9 +355,9 @@ def test_a_torn_last_line_is_left_out_and_counted(program: Start) -> None:
 
 def test_a_storm_of_kills(tmp_path: Path) -> None:
     """For a longer one: `python -m tests.journal_storm 60`."""
-    found = storm(4, tmp_path)
+    found = storm(2, tmp_path)
     assert found.problems == []
-    assert found.kills > 4
+    assert found.kills > 2
     assert found.crashed > 0
 
 

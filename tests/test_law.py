@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -45,9 +46,10 @@ from stageflow.testing import VirtualClock
 T = TypeVar("T")
 
 MOST_STAGES = 30
-EXAMPLES = 200
+EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "80"))
+"""For more of them: `LAW_EXAMPLES=2000 pytest tests/test_law.py --timeout 0`."""
 LARGE = (100, 200)
-LARGE_EXAMPLES = 12
+LARGE_EXAMPLES = max(EXAMPLES // 16, 1)
 
 VALIDATORS = {
     type: jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())

@@ -216,6 +216,11 @@ def test_fastapi_stages_that_take_time_to_end(
 @pytest.mark.parametrize("worker", ["", "asgi"], ids=["uvicorn", "asgi"])
 def test_gunicorn(place: Place, port: int, background: ThreadPoolExecutor, worker: str) -> None:
     place.write("desk.py", "gunicorn.conf.py")
+    # Less patient than the page, so that the test is too.
+    patience = '"timeout_graceful_shutdown": 2'
+    settings = (place.path / "gunicorn.conf.py").read_text()
+    assert patience in settings
+    (place.path / "gunicorn.conf.py").write_text(settings.replace(patience, '"timeout_graceful_shutdown": 1'))
     options = ["-k", worker] if worker else []
     master = place.start("gunicorn desk:app", "-b", f"127.0.0.1:{port}", *options)
     # A connection each: so both workers get some.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from stageflow import (
     Redact,
     StageContext,
     StageOutput,
+    StageResult,
+    StageStatus,
     WideEventEmitter,
+    emit_stage_wide,
 )
+from stageflow.observability import secret_names
 from stageflow.observability.detectors import DETECTORS
-from stageflow.observability.redaction import is_secret_name
+from stageflow.observability.secret_names import is_secret_name
 from stageflow.observability.shape import Shape, use_shape
 
 EVERYTHING = Redact(
@@ -160,6 +165,14 @@ async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> Non
         "at": "user@localhost",
         "big": 4111111111111112,
         "clock": "12:30:45",
+        "time_to_first_token": 0.43,
+        "ms_per_token": 12,
+        "eos_token": 151645,
+        "basic_auth": 3,
+        "nested": {"start_token": 1, "times": {"token": 2.5}},
+        "index": "pk_users_primary_key, sk-learn-something-long, pk_orders_2024_by_customer",
+        "header": "Basic version-2.0.1, Basic authentication, bearer authentication-required",
+        "connect": "auth:8080 refused; std::token::Parser12; token: invalid; auth=None",
     }
     event = await annotated(sink, **harmless)
     assert event["attributes"] == harmless
@@ -177,11 +190,40 @@ async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> Non
         ("jwt eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.SflKxwRJSMeKKF2QT4fw", "jwt [redacted]"),
         ("sk-abcdefghijklmnop1234 AKIAIOSFODNN7EXAMPLE", "[redacted] [redacted]"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "[redacted]"),
+        ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQ\n-----END PGP PRIVATE KEY BLOCK-----", "[redacted]"),
+        ("passcode=abc123 otp=123456 ssn=123-45-6789", "passcode=[redacted] otp=[redacted] ssn=[redacted]"),
+        ("secrets=abc master_key=abc", "secrets=[redacted] master_key=[redacted]"),
+        ("password_hash=abc; clientSecret: abc123", "password_hash=[redacted]; clientSecret: [redacted]"),
+        ("password=\"two words\" {'pin': '12 34'}", "password=\"[redacted]\" {'pin': '[redacted]'}"),
+        (r'{"a": "{\"token\": \"x \\\"y\"}"}', r'{"a": "{\"token\": \"[redacted]\"}"}'),
+        ("user[password]=hunter2&x=1", "user[password]=[redacted]&x=1"),
+        ("KeyError: secret=abc123", "KeyError: secret=[redacted]"),
+        ("bEARER abc123def", "bEARER [redacted]"),
+        ("Bearer abcdefghijklmnopqrstuvwxyz", "Bearer [redacted]"),
+        ("Authorization: Bearer abcdefgh", "Authorization: Bearer [redacted]"),
+        ("Authorization: Token 9944b091", "Authorization: Token [redacted]"),
+        ("Basic dXNlcjpwYXNzdzByZA==", "Basic [redacted]"),
+        ("pg://user:p@ss@host/db", "pg://user:[redacted]@host/db"),
+        ("pk_live_a1b2c3d4e5f6g7h8", "[redacted]"),
     ],
 )
 async def test_each_detector_finds_its_kind(sink: MemoryEventSink, text: str, clean: str) -> None:
     use_shape(Shape(EVERYTHING))
     assert (await annotated(sink, text=text))["attributes"] == {"text": clean}
+
+
+@pytest.mark.parametrize("word", ["pin", "otp", "password", "cvv", "ssn", "passcode"])
+async def test_a_number_may_be_a_secret(sink: MemoryEventSink, word: str) -> None:
+    event = await annotated(sink, **{word: 42, "nested": {word: 42}})
+    assert event["attributes"] == {word: "[redacted]", "nested": {word: "[redacted]"}}
+    assert (await annotated(sink, token=12345678901))["attributes"] == {"token": "[redacted]"}
+
+
+def test_the_docs_list_every_word() -> None:
+    page = (Path(__file__).parent.parent / "docs/redaction.md").read_text(encoding="utf-8")
+    listed = {word for word in re.findall(r"`(\w+)`", page) if is_secret_name(word)}
+    assert listed >= secret_names._NUMBERS | secret_names._TEXTS
+    assert all(f"`{word}`" in page for word in secret_names._KEYS)
 
 
 async def test_a_card_is_found_as_a_number_too(sink: MemoryEventSink) -> None:
@@ -230,7 +272,8 @@ async def test_a_detector_that_fails_takes_the_whole_text(
     )
     use_shape(Shape(Redact(detect=("email",))))
     event = await annotated(sink, text="secret?", n=1)
-    assert event["attributes"] == {"text": "[redacted]", "n": "[redacted]"}
+    failed = "[redaction failed]"
+    assert event["attributes"] == {failed: "[redacted]", f"{failed} (2)": "[redacted]"}
     assert event["redacted"] >= 2
 
     async def fail(ctx: StageContext) -> None:
@@ -263,6 +306,40 @@ async def test_a_text_that_is_too_long_is_cut_and_named(sink: MemoryEventSink) -
     assert event["truncated"] == ["attributes.text"]
 
 
+@pytest.mark.parametrize(
+    "before", ["", "password=" + "x" * 1_400 + " ", "eyJ" + "a" * 9 + "." + "b" * 1_100 + " "]
+)
+@pytest.mark.parametrize(
+    "secret", ["password=s3cr3tAb", "-----BEGIN PRIVATE KEY-----\ns3cr3tAb", "sk-s3cr3tAb"]
+)
+async def test_no_half_of_a_secret_is_left_where_a_text_is_cut(
+    sink: MemoryEventSink, before: str, secret: str
+) -> None:
+    """What stands before may shrink: then the edge of what was looked at moves into what is shown."""
+    use_shape(Shape(limits=EventLimits(text_chars=1_000)))
+    filler = "word " * 1_000
+    # The edges: of a repr, of what is shown of a text, of what is looked at.
+    events = []
+    for edge in (190, 1_000, 1_190, 2_000):
+        start = max(edge - len(before) - len(secret) - 3, 1)
+        text = before + filler[: start - 1] + " " + secret + "y1" * 30 + filler
+        events.append(await annotated(sink, text=text, shown=Unprintable(text), **{text: 1}))
+    assert "s3cr3tA" not in repr(events)
+    for event in events:
+        assert len(event["attributes"]["text"]) <= 1_000
+        assert "attributes.text" in event["truncated"]
+
+
+async def test_a_cut_is_named_also_where_the_rest_shrank(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(text_chars=1_000)))
+    event = await annotated(
+        sink, text="password=" + "x" * 1_500 + " end" * 1_000, whole="token=" + "x" * 1_500
+    )
+    assert event["attributes"]["text"].endswith("…")
+    assert event["attributes"]["whole"] == "token=[redacted]"
+    assert event["truncated"] == ["attributes.text"]
+
+
 async def test_the_largest_field_is_cut_first(sink: MemoryEventSink) -> None:
     use_shape(Shape(limits=EventLimits(event_bytes=2_000)))
     event = await annotated(sink, small="x" * 500, large=["y" * 100] * 50, middle="z" * 1_000)
@@ -286,6 +363,64 @@ async def test_fields_beyond_the_limit_are_left_out(sink: MemoryEventSink) -> No
     event = await annotated(sink, a=1, b=2, c=3, d=4)
     assert event["attributes"] == {"a": 1, "b": 2, "c": 3}
     assert event["truncated"] == ["attributes"]
+
+
+async def test_names_are_cut_and_judged_by_both_ends(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(name_chars=20)))
+    long = "n" * 50
+    event = await annotated(sink, **{long: 1, f"{long}_password": "s3cr3tAb", "nested": {long: 1}})
+    cut = "n" * 19 + "…"
+    assert event["attributes"] == {cut: 1, f"{cut} (2)": "[redacted]", "nested": {cut: 1}}
+    assert event["truncated"] == [cut]
+
+
+async def test_names_that_become_the_same_lose_no_field(sink: MemoryEventSink) -> None:
+    fields: dict[Any, Any] = {"token=abc": 1, "token=def": 2, 1: "a", "1": "b"}
+    event = await annotated(sink, nested=dict(fields))
+    both = {"token=[redacted]": 1, "token=[redacted] (2)": 2, "1": "a", "1 (4)": "b"}
+    assert event["attributes"] == {"nested": both}
+
+    async def work(ctx: StageContext) -> None:
+        ctx.annotate(fields)
+        ctx.emit_event("note", fields)
+
+    await build(sink, work).run()
+    assert stage_wide(sink.events, "work")["attributes"] == both
+    assert sink.of_type("note")[0]["token=[redacted] (2)"] == 2
+
+
+async def test_names_of_what_a_stage_gives_are_bounded(sink: MemoryEventSink) -> None:
+    async def work(ctx: StageContext) -> dict[str, Any]:
+        return {f"{number}" + "x" * 1_000: 1 for number in range(1_000)}
+
+    await build(sink, work).run()
+    event = stage_wide(sink.events, "work")
+    assert len(event["data_keys"]) == 256
+    assert max(map(len, event["data_keys"])) == 256
+    assert event["truncated"] == ["data_keys"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["password=x y=1 " * 70_000] * 200,
+        list(range(2_000_000)),
+        set(range(2_000_000)),
+        {f"{number}": number for number in range(500_000)},
+        [b"x" * 10_000_000] * 200,
+        [["x" * 1_000_000] * 1_000] * 1_000,
+        {"x" * 1_000_000: 1},
+        "a=b " * 5_000_000,
+    ],
+    ids=["texts", "numbers", "set", "names", "bytes", "nested", "name", "text"],
+)
+@pytest.mark.timeout(20)
+async def test_what_will_be_cut_is_not_looked_at(sink: MemoryEventSink, value: Any) -> None:
+    use_shape(Shape(EVERYTHING))
+    for _ in range(20):
+        event = await annotated(sink, value=value, beside=1)
+        assert event["attributes"]["beside"] == 1
+        assert len(json.dumps(event)) < 270_000
 
 
 async def test_names_without_end_share_one_attribute(sink: MemoryEventSink) -> None:
@@ -328,3 +463,12 @@ async def test_a_name_that_holds_a_secret_is_nowhere(sink: MemoryEventSink) -> N
     use_shape(Shape())
     await annotated(sink, **{f"n{number}": 1 for number in range(10_500)})
     assert "s3cr3tAa" not in repr(await annotated(sink, **{name: 1}))
+
+
+async def test_a_result_made_by_hand_may_hold_what_is_no_text(sink: MemoryEventSink) -> None:
+    wrong: Any = 5
+    emit_stage_wide(
+        "s", StageResult("s", StageStatus.FAIL, error=wrong, reason=wrong), PipelineContext(), sink
+    )
+    event = stage_wide(sink.events, "s")
+    assert (event["error"], event["reason"]) == ("5", "5")

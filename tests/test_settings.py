@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,3 +272,210 @@ def test_a_handler_of_the_application_stays(program: Start) -> None:
     )
     status, _, err = one.ended()
     assert status == 0, err
+
+
+REFUSING = """
+    import asyncio, os, signal, sys, threading, stageflow
+    from stageflow import Pipeline
+
+    def stubborn(ctx):
+        print("ready", flush=True)
+        threading.Event().wait()
+
+    async def refusing(ctx):
+        print("ready", flush=True)
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                pass
+
+    async def main(work):
+        async with stageflow.session(journal=sys.argv[1], flush_timeout=1):
+            await Pipeline("p").with_stage("wait", work).build(grace=0.1).run()
+"""
+
+
+@pytest.mark.parametrize("work", ["refusing", "stubborn"])
+def test_sigterm_ends_a_process_whose_stage_refuses_to_end(program: Start, work: str) -> None:
+    one = program(REFUSING + f"\n    asyncio.run(main({work}))")
+    one.wait_for("ready")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.ended(within=20)[0] == 143
+    event = pipeline_wide(one.events())
+    assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
+    assert Journal(one.journal).check().writers[0].state == "closed"
+
+
+def test_a_second_sigterm_does_not_cut_the_way_out_short(program: Start) -> None:
+    one = program(
+        """
+        import asyncio, sys, stageflow
+        from stageflow import EventSink, Pipeline
+
+        class Slow(EventSink):
+            async def emit(self, *, type, data):
+                if type == "stageflow.health":
+                    print("flushing", flush=True)
+                    await asyncio.to_thread(sys.stdin.readline)
+                print(type, flush=True)
+
+        async def wait(ctx):
+            print("ready", flush=True)
+            await asyncio.sleep(3600)
+
+        async def main():
+            async with stageflow.session(sink=Slow(), journal=sys.argv[1], flush_timeout=20):
+                await Pipeline("p").with_stage("wait", wait).run()
+
+        asyncio.run(main())
+        """
+    )
+    one.wait_for("ready")
+    one.process.send_signal(signal.SIGTERM)
+    for line in ("stage.wide", "pipeline.wide", "flushing"):
+        one.wait_for(line)
+    for _ in range(3):
+        one.process.send_signal(signal.SIGTERM)
+    assert one.process.stdin is not None
+    one.process.stdin.write("\n")
+    one.process.stdin.flush()
+    status, out, err = one.ended(within=20)
+    assert (status, out.split()) == (143, ["stageflow.health"]), err
+    assert Journal(one.journal).check().writers[0].state == "closed"
+
+
+async def test_a_session_that_is_cancelled_on_its_way_out_leaves_nothing_undone(tmp_path: Path) -> None:
+    may_end, runs = asyncio.Event(), asyncio.Event()
+
+    async def wait(ctx: Any) -> None:
+        runs.set()
+        await may_end.wait()
+
+    async def live() -> None:
+        async with session(journal=tmp_path / "journal", flush_timeout=20):
+            background.append(asyncio.create_task(Pipeline("p").with_stage("wait", wait).run()))
+            await runs.wait()
+
+    background: list[asyncio.Task[Any]] = []
+    living = asyncio.create_task(live())
+    await runs.wait()
+    for _ in range(3):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        living.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await living
+    assert background[0].done()
+    (writer,) = Journal(tmp_path / "journal").check().writers
+    assert writer.state == "closed"
+    assert [entry["outcome"] for entry in Journal(tmp_path / "journal").runs()] == ["ok"]
+
+
+async def test_runs_that_do_not_end_hold_a_session_up_for_its_bound_alone(sink: MemoryEventSink) -> None:
+    forever, runs = asyncio.Event(), asyncio.Event()
+
+    async def wait(ctx: Any) -> None:
+        runs.set()
+        await forever.wait()
+
+    async with session(sink=sink, flush_timeout=0.05):
+        running = asyncio.create_task(Pipeline("p").with_stage("wait", wait).run())
+        await runs.wait()
+    assert [type for type, _ in sink.events] == ["stageflow.health"]
+    forever.set()
+    assert (await running).ok
+
+
+def test_a_forked_child_of_a_session_is_ended_alone(program: Start) -> None:
+    """A loop hears of signals by a socket that the child shares: the parent ended by the child's SIGTERM."""
+    one = program(
+        """
+        import asyncio, os, signal, sys, stageflow
+        from stageflow import Pipeline
+
+        async def fork(ctx):
+            pid = os.fork()
+            if not pid:
+                os.write(writes, b"x")
+                signal.pause()
+                os._exit(9)
+            await asyncio.to_thread(os.read, reads, 1)
+            os.kill(pid, signal.SIGTERM)
+            _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+            return {"ended_by": os.WTERMSIG(status)}
+
+        async def main():
+            global reads, writes
+            reads, writes = os.pipe()
+            async with stageflow.session(journal=sys.argv[1]):
+                results = await Pipeline("p").with_stage("fork", fork).run()
+                await asyncio.sleep(0.01)
+                print(results.data("fork"), results.outcome)
+
+        asyncio.run(main())
+        """
+    )
+    status, out, err = one.ended()
+    assert (status, out) == (0, "{'ended_by': 15} ok\n"), err
+    assert pipeline_wide(one.events())["outcome"] == "ok"
+
+
+def test_a_forked_child_may_leave_the_session_too(program: Start) -> None:
+    one = program(
+        """
+        import asyncio, os, sys, stageflow
+        from stageflow import Pipeline
+
+        async def work(ctx):
+            ctx.emit_event("note", {"pid": os.getpid()})
+
+        async def fork(ctx):
+            pid = os.fork()
+            ctx.emit_event("note")
+            if not pid:
+                sys.exit(7)
+            return {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
+
+        async def main():
+            async with stageflow.session(journal=sys.argv[1]):
+                results = await Pipeline("p").with_stage("fork", fork).run()
+                assert results.data("fork") == {"status": 7}, results
+                pid = os.fork()
+                if not pid:
+                    sys.exit(8)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 8
+
+        asyncio.run(main())
+        """
+    )
+    status, _, err = one.ended()
+    assert status == 0, err
+    assert pipeline_wide(one.events())["outcome"] == "ok"
+    assert len(of_type(one.events(), "note")) == 2
+    assert {writer.state for writer in Journal(one.journal).check().writers} == {"closed"}
+
+
+def test_configuring_from_threads_at_once_opens_one_journal(tmp_path: Path) -> None:
+    at_once, found = threading.Barrier(8), []
+    before = sys.getswitchinterval()
+
+    def configure() -> None:
+        at_once.wait(10)
+        stageflow.configure(journal="journal", service="shop")
+        found.append(get_event_sink())
+
+    threads = [threading.Thread(target=configure) for _ in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+    finally:
+        sys.setswitchinterval(before)
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
+    asyncio.run(PIPELINE.run())
+    assert len(Journal(tmp_path / "journal").check().writers) == 1

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Unpack
 
+from .errors import describe
 from .events import flush, get_event_sink
 from .events.loops import drain_timeout
 from .observability.health import emit_health
 from .pipeline import active_runs
 from .settings import Given, Settings, close_journal, configure, settings
+from .telling import tell
 
 __all__ = ["session"]
+
+log = logging.getLogger("stageflow.lifecycle")
 
 _LOOK_EVERY_SECONDS = 0.01
 
@@ -25,9 +32,11 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
     """Set up the process as `configure` does, and leave nothing behind on the way out.
 
     On the way out it waits for the runs that are under way, emits a last `stageflow.health`
-    event, flushes every sink, and syncs and closes the journal. Under SIGTERM the body is
-    cancelled, so that every run writes its record, and the process exits with 143; where the
-    application has a handler of its own for SIGTERM (uvicorn, gunicorn, Celery), that one stays.
+    event, flushes every sink, and syncs and closes the journal, also where it is cancelled again
+    meanwhile: each wait has its bound. Under SIGTERM the body is cancelled, so that every run
+    writes its record, and the process exits with 143; where the application has a handler of its
+    own for SIGTERM (uvicorn, gunicorn, Celery), that one stays. A forked child that leaves the
+    session closes its own journal, and waits for nothing.
 
     Args:
         flush_timeout: Seconds to wait for runs and sinks at most, each; default the bound of
@@ -45,7 +54,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
     found = settings()
     if found is None or given:
         found = configure(**given)
-    task = asyncio.current_task()
+    task, process = asyncio.current_task(), os.getpid()
     terminated = False
 
     def terminate() -> None:
@@ -55,31 +64,87 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
             task.cancel("SIGTERM")
 
     caught = _catch_sigterm(terminate)
+    seconds = drain_timeout() if flush_timeout is None else flush_timeout
     try:
-        yield found
+        try:
+            yield found
+        finally:
+            if os.getpid() != process:
+                close_journal()  # a forked child's own; it has no loop, and nothing to wait for
+            elif (cancelled := await _wind_up(seconds)) is not None:
+                raise cancelled
     except asyncio.CancelledError:
         if not terminated:
             raise
     finally:
-        if caught:
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-        await _runs_end(drain_timeout() if flush_timeout is None else flush_timeout)
-        emit_health(get_event_sink())
-        await flush(flush_timeout)
-        close_journal()
+        # Last: a second SIGTERM would end the process in the middle of the above.
+        if caught and os.getpid() == process:
+            _let_sigterm_go(asyncio.get_running_loop())
     if terminated:
         raise SystemExit(128 + signal.SIGTERM)
 
 
+async def _wind_up(seconds: float) -> asyncio.CancelledError | None:
+    """Do what a session does on its way out, all of it; return the first cancellation that came meanwhile."""
+    first = await _in_spite_of_cancels(_runs_end, seconds)
+    try:
+        emit_health(get_event_sink())
+    except Exception as error:
+        tell(log, "the health of this process could not be told: %s", describe(error))
+    second = await _in_spite_of_cancels(flush, seconds)
+    close_journal()
+    return first or second
+
+
+async def _in_spite_of_cancels(
+    wait: Callable[[float], Awaitable[object]], seconds: float
+) -> asyncio.CancelledError | None:
+    """Wait on when cancelled, as long as was said at first; return the first cancellation."""
+    cancelled: asyncio.CancelledError | None = None
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            await wait(max(0.0, until - time.monotonic()))
+        except asyncio.CancelledError as error:
+            cancelled = cancelled or error
+            if time.monotonic() < until:
+                continue
+        return cancelled
+
+
+_catches = False
+
+
 def _catch_sigterm(handler: Callable[[], None]) -> bool:
     """Have `handler` called at SIGTERM, where nobody else has a handler and this is the main thread."""
+    global _catches
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     ):
         return False
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
+    _catches = True
     return True
+
+
+def _let_sigterm_go(loop: asyncio.AbstractEventLoop) -> None:
+    global _catches
+    _catches = False
+    loop.remove_signal_handler(signal.SIGTERM)
+
+
+def _let_parents_handler_go() -> None:
+    # A loop hears of signals by a socket, which a forked child shares with its parent: a SIGTERM
+    # for the child would end the parent. CPython 3.12 sees to that itself.
+    global _catches
+    if _catches:
+        _catches = False
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_let_parents_handler_go)
 
 
 async def _runs_end(seconds: float) -> None:

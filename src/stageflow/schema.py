@@ -140,28 +140,28 @@ class StageWide(Struct, frozen=True, gc=False):
     events_count: Count
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata
-    # Additive from here on.
+    # Additive from here on. Who does not know a field leaves it out: a run that was cut off, say.
     schema_version: int
     event_id: str
-    kind: str | None
-    attempt: Count
-    attempts: Count
-    reason: str | None
-    error_type: str | None
-    exception: ExceptionInfo | None
-    dependencies: list[str]
-    missing_inputs: list[str]
-    queue_ms: Milliseconds
-    total_ms: Milliseconds
-    retry_after_ms: Milliseconds | None
-    abandoned: bool
-    outcome_by: str | None
-    attributes: dict[str, Any]
-    redacted: Count
-    truncated: list[str]
     resource: Resource
-    trace: Trace | None
-    sample_rate: Annotated[float, Meta(ge=1)]
+    kind: str | None = None
+    attempt: Count = 0
+    attempts: Count = 0
+    reason: str | None = None
+    error_type: str | None = None
+    exception: ExceptionInfo | None = None
+    dependencies: list[str] = []
+    missing_inputs: list[str] = []
+    queue_ms: Milliseconds = 0.0
+    total_ms: Milliseconds = 0.0
+    retry_after_ms: Milliseconds | None = None
+    abandoned: bool = False
+    outcome_by: str | None = None
+    attributes: dict[str, Any] = {}
+    redacted: Count = 0
+    truncated: list[str] = []
+    trace: Trace | None = None
+    sample_rate: Annotated[float, Meta(ge=1)] = 1
 
 
 class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
@@ -180,27 +180,27 @@ class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
     stage_summaries: list[StageSummary]
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata
-    # Additive from here on.
-    schema_version: int
+    # Additive from here on, as above.
+    schema_version: int = SCHEMA_VERSION
     event_id: str
     pipeline_name: str
     outcome: Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled", "crashed"]
-    reason: str | None
-    error_type: str | None
-    exception: ExceptionInfo | None
-    first_failed_stage: str | None
-    critical_path: list[str]
-    critical_path_ms: Milliseconds
-    stages_abandoned: Count
-    parent_run_id: str | None
-    root_run_id: str | None
-    attributes: dict[str, Any]
-    redacted: Count
-    truncated: list[str]
+    reason: str | None = None
+    error_type: str | None = None
+    exception: ExceptionInfo | None = None
+    first_failed_stage: str | None = None
+    critical_path: list[str] = []
+    critical_path_ms: Milliseconds = 0.0
+    stages_abandoned: Count = 0
+    parent_run_id: str | None = None
+    root_run_id: str | None = None
+    attributes: dict[str, Any] = {}
+    redacted: Count = 0
+    truncated: list[str] = []
     resource: Resource
-    process: ProcessSample | None
-    trace: Trace | None
-    sample_rate: Annotated[float, Meta(ge=1)]
+    process: ProcessSample | None = None
+    trace: Trace | None = None
+    sample_rate: Annotated[float, Meta(ge=1)] = 1
 
 
 class WideAmend(Struct, frozen=True, gc=False, kw_only=True):
@@ -271,6 +271,11 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         ("pipeline.wide.amend", WideAmend),
     ):
         schema = msgspec.json.schema(shape)
+        # Who makes an event may leave out what has a default. It is in the event all the same.
+        made = schema["$defs"][shape.__name__]
+        made["required"] = list(made["properties"])
+        for field in made["properties"].values():
+            field.pop("default", None)
         schemas[event_type] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": event_type,

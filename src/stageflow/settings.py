@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,18 @@ _TEXTS = ("journal", "service", "version", "environment", "commit")
 _settings: Settings | None = None
 _journal: JournalSink | None = None
 
+# Reentrant: a signal handler may configure, too.
+_changing = threading.RLock()
+
+
+def _forget_parents_threads() -> None:
+    # One of them may have been in the middle of it, and will never let go.
+    global _changing
+    _changing = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_parents_threads)
+
 
 class Given(TypedDict, total=False):
     """What `configure` takes; see `Settings`."""
@@ -91,7 +104,8 @@ def configure(**given: Unpack[Given]) -> Settings:
     From then on every graph emits its wide events, also one that was built before, unless it was
     built with a flag that says otherwise. Each setting is taken from the first that has it: the
     arguments, the environment (`STAGEFLOW_JOURNAL`, ...), `[tool.stageflow]` in the nearest
-    `pyproject.toml` from the working directory upwards. Calling it again with the same changes nothing.
+    `pyproject.toml` from the working directory upwards. Calling it again with the same changes nothing,
+    also from several threads at once.
 
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
@@ -109,10 +123,10 @@ def configure(**given: Unpack[Given]) -> Settings:
     """
     global _settings
     found = _read(given)
-    if found == _settings:
-        return found
-    _put_in_force(found, _settings)
-    _settings = found
+    with _changing:
+        if found != _settings:
+            _put_in_force(found, _settings)
+            _settings = found
     return found
 
 
@@ -130,12 +144,13 @@ def close_journal() -> None:
 def reset() -> None:
     """Go back to how it was before `configure`; for tests."""
     global _settings, _journal
-    if _settings is not None:
-        clear_event_sink()
-        _journal = None
-        use_defaults(Defaults())
-        use_shape(Shape())
-        _settings = None
+    with _changing:
+        if _settings is not None:
+            clear_event_sink()
+            _journal = None
+            use_defaults(Defaults())
+            use_shape(Shape())
+            _settings = None
 
 
 def _put_in_force(new: Settings, old: Settings | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,13 +12,21 @@ from ..clock import get_clock
 from ..errors import did_you_mean
 from .moment import FORMS, moment
 
-__all__ = ["IdOption", "PipelineOption", "SinceOption", "UntilOption", "one_of", "stage_and_one_of"]
+__all__ = [
+    "IdOption",
+    "PipelineOption",
+    "SinceOption",
+    "UntilOption",
+    "json_option",
+    "stage_option",
+    "status_option",
+]
 
 Check = Callable[[str | None], str | None]
 """What typer calls with the value of an option."""
 
 
-def one_of(*known: str) -> Check:
+def _one_of(*known: str) -> Check:
     """Return what checks a status or an outcome: a mistaken one would find nothing, and say nothing."""
 
     def check(word: str | None) -> str | None:
@@ -30,9 +38,9 @@ def one_of(*known: str) -> Check:
     return check
 
 
-def stage_and_one_of(*known: str) -> Check:
+def _stage_and_one_of(*known: str) -> Check:
     """Return what checks the status behind the colon of "NAME:STATUS"."""
-    check_status = one_of(*known)
+    check_status = _one_of(*known)
 
     def check(text: str | None) -> str | None:
         name, colon, status = (text or "").partition(":")
@@ -58,6 +66,22 @@ def _as_moment(text: str | None) -> str | None:
         return moment(text, datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def status_option(*known: str, says: str) -> Any:
+    """Return `--status`, which takes one of `known`, in any case."""
+    return typer.Option("--status", metavar="STATUS", callback=_one_of(*known), show_default=False, help=says)
+
+
+def stage_option(*known: str, says: str) -> Any:
+    """Return `--stage`, which takes a name and, behind a colon, one of `known`."""
+    check = _stage_and_one_of(*known)
+    return typer.Option("--stage", metavar="NAME[:STATUS]", callback=check, show_default=False, help=says)
+
+
+def json_option(says: str) -> Any:
+    """Return `--json`, the flag for what programs read."""
+    return typer.Option("--json", help=says)
 
 
 PipelineOption = Annotated[

@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..render.journal_state import draw_journal_state, draw_repaired
+from .choice import json_option
 from .journal_option import JournalOption, find_journal
 from .terminal import open_terminal, print_json, print_page
 
@@ -26,9 +27,7 @@ def doctor(
             help="Complete the runs of dead processes, take out what is no line, remove left-over files.",
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The state as one JSON object, with what a repair did.")
-    ] = False,
+    as_json: Annotated[bool, json_option("The state as one JSON object, with what a repair did.")] = False,
 ) -> None:
     """Look at every line of a journal: who writes, who reads, what is torn or broken.
 

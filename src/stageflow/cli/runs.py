@@ -10,7 +10,15 @@ import typer
 from ..journal import RunFilter
 from ..render.palette import OUTCOMES, STATUSES
 from ..render.runs import draw_runs
-from .choice import IdOption, PipelineOption, SinceOption, UntilOption, one_of, stage_and_one_of
+from .choice import (
+    IdOption,
+    PipelineOption,
+    SinceOption,
+    UntilOption,
+    json_option,
+    stage_option,
+    status_option,
+)
 from .journal_option import JournalOption, find_journal
 from .terminal import open_terminal, print_json, print_page, room
 
@@ -28,21 +36,18 @@ def runs(
     journal: JournalOption = None,
     status: Annotated[
         str | None,
-        typer.Option(
-            metavar="STATUS",
-            callback=one_of("OK", "FAIL", *_OUTCOMES),
-            show_default=False,
-            help=f"Only with this status (OK, FAIL) or outcome ({', '.join(_OUTCOMES)}).",
+        status_option(
+            "OK",
+            "FAIL",
+            *_OUTCOMES,
+            says=f"Only with this status (OK, FAIL) or outcome ({', '.join(_OUTCOMES)}).",
         ),
     ] = None,
     pipeline: PipelineOption = None,
     stage: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME[:STATUS]",
-            callback=stage_and_one_of(*_OF_STAGES),
-            show_default=False,
-            help="Only with this stage; with a status, only where it ended so: search:FAIL.",
+        stage_option(
+            *_OF_STAGES, says="Only with this stage; with a status, only where it ended so: search:FAIL."
         ),
     ] = None,
     any_id: IdOption = None,
@@ -56,9 +61,7 @@ def runs(
         int | None,
         typer.Option(min=0, metavar="N", show_default=False, help="How many at most; 0 for all; default 20."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The full data of each run, one JSON object a line.")
-    ] = False,
+    as_json: Annotated[bool, json_option("The full data of each run, one JSON object a line.")] = False,
 ) -> None:
     """List runs, those that began last first, also those under way.
 

@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from ..render import draw_run
+from .choice import json_option
 from .journal_option import JournalOption, find_journal
 from .terminal import open_terminal, print_json, print_page
 
@@ -26,7 +27,7 @@ def show(
     journal: JournalOption = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="One JSON object: run, stages, events (type and data), children."),
+        json_option("One JSON object: run, stages, events (type and data), children."),
     ] = False,
 ) -> None:
     """Tell all about one run: when each stage waited and ran, what it said, what went wrong.

@@ -14,7 +14,7 @@ import typer
 from ..journal import Entry, JournalReader
 from ..render.event_lines import EventLines
 from ..render.palette import OUTCOMES, STATUSES
-from .choice import IdOption, PipelineOption, one_of, stage_and_one_of
+from .choice import IdOption, PipelineOption, json_option, stage_option, status_option
 from .event_filter import EventFilter
 from .journal_option import JournalOption, find_journal
 from .newest import newest_entries
@@ -46,26 +46,18 @@ def tail(
     ] = None,
     status: Annotated[
         str | None,
-        typer.Option(
-            metavar="STATUS",
-            callback=one_of(*_STATUSES, *_OUTCOMES),
-            show_default=False,
-            help="Only with this status, or of runs with this outcome.",
-        ),
+        status_option(*_STATUSES, *_OUTCOMES, says="Only with this status, or of runs with this outcome."),
     ] = None,
     pipeline: PipelineOption = None,
     stage: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME[:STATUS]",
-            callback=stage_and_one_of(*_STATUSES),
-            show_default=False,
-            help="Only of this stage; with a status, only its events that say so: search:RETRY.",
+        stage_option(
+            *_STATUSES, says="Only of this stage; with a status, only its events that say so: search:RETRY."
         ),
     ] = None,
     any_id: IdOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Each event as the journal has it: an object with type and data.")
+        bool, json_option("Each event as the journal has it: an object with type and data.")
     ] = False,
 ) -> None:
     """Show the newest events, a line each, and with -f those to come until Ctrl-C.

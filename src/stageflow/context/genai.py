@@ -82,7 +82,7 @@ def llm_fields(
     max_tokens: int | None = None,
 ) -> Fields:
     """Return the fields of one call of a language model; see `StageContext.record_llm`."""
-    reasons = [finish_reason] if isinstance(finish_reason, str) else finish_reason
+    reasons = list(finish_reason) if isinstance(finish_reason, (list, tuple)) else [finish_reason]
     named = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": provider,
@@ -91,7 +91,7 @@ def llm_fields(
         "gen_ai.request.max_tokens": max_tokens,
         "gen_ai.response.model": response_model,
         "gen_ai.response.id": response_id,
-        "gen_ai.response.finish_reasons": None if reasons is None else list(reasons),
+        "gen_ai.response.finish_reasons": None if finish_reason is None else reasons,
     }
     added = {
         "llm.calls": 1,

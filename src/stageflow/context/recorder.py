@@ -23,6 +23,10 @@ class Recorder(Protocol):
         """Add to numbers of the run; after its end, amend its event."""
         ...
 
+    def no_amount(self, stage: str, name: str, value: Any) -> None:
+        """Note that something was to be added up that is no number."""
+        ...
+
     def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
         """Send what an attempt said after its end."""
         ...

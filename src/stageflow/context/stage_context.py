@@ -13,7 +13,7 @@ from .inputs import StageInputs, Upstream
 from .pipeline_context import PipelineContext
 from .recorder import Recorder
 from .timer import Timer
-from .totals import added
+from .totals import added, is_amount
 
 __all__ = ["StageContext", "current_stage"]
 
@@ -109,18 +109,22 @@ class StageContext:
         """Add fields to the `attributes` of this attempt's `stage.wide` event.
 
         A later value replaces an earlier one. A value that JSON cannot carry is recorded by its
-        `repr`. What comes after the attempt has ended, from a thread or a task that it left behind,
-        goes out at once as a `stage.wide.amend` event of the same `event_id`.
+        `repr`; so is a mapping of your own that cannot be read, under `fields`. What comes after
+        the attempt has ended, from a thread or a task that it left behind, goes out at once as a
+        `stage.wide.amend` event of the same `event_id`.
 
         Args:
             fields: Names with dots, `{"gen_ai.request.model": "m"}`.
             more: Names without.
 
+        Raises:
+            TypeError: `fields` is no mapping.
+
         Example:
             ctx.annotate(cache_hit=True, rows=17)
         """
         if fields is not None:
-            more = {**fields, **more}
+            more = _merged(fields, more)
         if self._attributes is None:
             self._attributes = more
         else:
@@ -131,6 +135,13 @@ class StageContext:
 
     def count(self, name: str, by: float = 1) -> None:
         """Add to a number among the `attributes` of this attempt, and of the run as a whole.
+
+        What is no number adds nothing, and fails nothing: it is logged, and counted in
+        `stats().coerced_values`. So it is with the amounts of `record_llm` and the like.
+
+        Args:
+            name: Of the number.
+            by: What to add; default 1.
 
         Example:
             ctx.count("cache.hit")
@@ -151,10 +162,17 @@ class StageContext:
 
         After the run has ended they go out at once, as a `pipeline.wide.amend` event.
 
+        Args:
+            fields: Names with dots, as for `annotate`.
+            more: Names without.
+
+        Raises:
+            TypeError: `fields` is no mapping.
+
         Example:
             ctx.annotate_run(customer_tier="gold")
         """
-        self._recorder.annotate_run({**(fields or {}), **more})
+        self._recorder.annotate_run(more if fields is None else _merged(fields, more))
 
     def record_llm(self, model: str, **usage: Unpack[LlmCall]) -> None:
         """Record one call of a language model, under the OpenTelemetry names for generative AI.
@@ -204,6 +222,8 @@ class StageContext:
         self._add(added)
 
     def _add(self, amounts: Mapping[str, float]) -> None:
+        if not all(map(is_amount, amounts.values())):
+            amounts = self._without_nonsense(amounts)
         with _adding:
             if self._attributes is None:
                 self._attributes = {}
@@ -212,6 +232,12 @@ class StageContext:
         self._recorder.add_to_run(amounts)
         if sealed:
             self._amend(totals)
+
+    def _without_nonsense(self, amounts: Mapping[str, Any]) -> dict[str, float]:
+        for name, value in amounts.items():
+            if not is_amount(value):
+                self._recorder.no_amount(self.stage, name, value)
+        return {name: value for name, value in amounts.items() if is_amount(value)}
 
     def _amend(self, fields: Mapping[str, Any]) -> None:
         self._recorder.amend_stage(self.stage, self.attempt, fields)
@@ -250,6 +276,15 @@ class StageContext:
 
     def __repr__(self) -> str:
         return f"<StageContext {self.stage!r}, attempt {self.attempt}, run {self.run.pipeline_run_id}>"
+
+
+def _merged(fields: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {**fields, **more}
+    except Exception:
+        if not isinstance(fields, Mapping):
+            raise
+        return {"fields": fields, **more}
 
 
 current_stage: ContextVar[StageContext | None] = ContextVar("stageflow_stage", default=None)

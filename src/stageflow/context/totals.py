@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
-__all__ = ["added"]
+__all__ = ["added", "is_amount"]
 
 
 def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, float]:
@@ -27,3 +28,16 @@ def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, flo
         totals[name] = round(total, 6) if type(total) is float else total
     fields.update(totals)
     return totals
+
+
+def is_amount(value: Any) -> bool:
+    """Tell whether a value can be added up.
+
+    Example:
+        >>> [is_amount(value) for value in (2, 0.5, "x", None, float("nan"))]
+        [True, True, False, False, False]
+    """
+    try:
+        return isinstance(value, (int, float)) and isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return True

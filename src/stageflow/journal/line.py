@@ -26,6 +26,7 @@ __all__ = [
     "WriterClosed",
     "decode_line",
     "encode_mark",
+    "run_of",
 ]
 
 STAGE_WIDE = b'{"type":"stage.wide","data":'
@@ -91,3 +92,37 @@ decode_line: Callable[[bytes | memoryview | Any], Line] = msgspec.json.Decoder(L
 def encode_mark(mark: Struct) -> bytes:
     """Return the line of a mark, with its newline."""
     return _encode_lines((_Mark(_TYPES[type(mark)], mark),))
+
+
+class _Body(Struct):
+    """As much of an event or a mark as names its run: an event of somebody else's may hold anything."""
+
+    event_id: Any = None
+    correlation_ids: Any = None
+
+
+class _Head(Struct):
+    """As much of a line as says whose it is."""
+
+    data: _Body | None = None
+    journal: _Body | None = None
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def run_of(text: bytes) -> str:
+    """Return the id of the run that a line belongs to; empty where it is broken or belongs to none.
+
+    Example:
+        >>> run_of(b'{"type": "run.closed", "journal": {"event_id": "r1", "reason": "moved"}}')
+        'r1'
+    """
+    try:
+        head = _decode_head(text)
+    except msgspec.DecodeError:
+        return ""
+    body = head.journal or head.data or _Body()
+    ids = body.correlation_ids
+    run_id = (ids.get("pipeline_run_id") if isinstance(ids, dict) else None) or body.event_id
+    return run_id if isinstance(run_id, str) else ""

@@ -8,11 +8,20 @@ from collections.abc import Iterable
 import msgspec
 
 from ..events import Event
-from ..schema import CorrelationIds, RunOpen
+from ..schema import RunOpen
 from ..timestamps import rfc3339
 from .disk import is_locked, only_one, replace_file
 from .layout import LOCK, Segment, list_writers, segment_name
-from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, STAGE_WIDE, WRITER_CLOSED, WriterClosed, encode_mark
+from .line import (
+    PIPELINE_WIDE,
+    RUN_CLOSED,
+    RUN_OPEN,
+    STAGE_WIDE,
+    WRITER_CLOSED,
+    WriterClosed,
+    encode_mark,
+    run_of,
+)
 from .segment import decode, ends_with, find_lines
 from .unfinished import UnfinishedRun
 
@@ -98,7 +107,7 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
     for number, segment in enumerate(segments):
         for text in find_lines(segment, RUN_OPEN, RUN_CLOSED, PIPELINE_WIDE):
             if not text.startswith(RUN_OPEN):
-                found.pop(_event_id(text), None)
+                found.pop(run_of(text), None)
             elif (opened := _opened(text)) is not None:
                 found[opened.event_id] = opened
                 first[opened.event_id] = number
@@ -108,11 +117,11 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
     for segment in segments[min(first[run_id] for run_id in found) :]:
         for text in find_lines(segment, RUN_OPEN, STAGE_WIDE):
             if text.startswith(RUN_OPEN):
-                if (run_id := _event_id(text)) in stages:
+                if (run_id := run_of(text)) in stages:
                     stages[run_id].clear()  # what came before was an earlier run of the same id
-            elif (event := decode(text)) is not None and isinstance(event.data, msgspec.Raw):
-                known = stages.get(_read_head(event.data).correlation_ids.pipeline_run_id or "")
-                if known is not None:
+            elif (known := stages.get(run_of(text))) is not None:
+                event = decode(text)
+                if event is not None and isinstance(event.data, msgspec.Raw):
                     known.append(event.data)
     return {run_id: UnfinishedRun(opened, stages[run_id]) for run_id, opened in found.items()}
 
@@ -144,31 +153,6 @@ def _adopt(directory: str, segments: list[Segment]) -> list[str]:
     name = segment_name(last.writer, last.sequence + 1)
     replace_file(os.path.join(directory, name), b"".join(lines))
     return list(crashed)
-
-
-class _Head(msgspec.Struct):
-    """As much of an event or a mark as names its run."""
-
-    event_id: str = ""
-    correlation_ids: CorrelationIds = CorrelationIds()
-
-
-_head = msgspec.json.Decoder(_Head).decode
-
-
-def _event_id(text: bytes) -> str:
-    line = decode(text)
-    if line is None:
-        return ""
-    body = line.data if isinstance(line.data, msgspec.Raw) else line.journal
-    return _read_head(body).event_id if isinstance(body, msgspec.Raw) else ""
-
-
-def _read_head(body: msgspec.Raw) -> _Head:
-    try:
-        return _head(body)
-    except msgspec.DecodeError:  # an event of somebody else's, that has our name and not our fields
-        return _Head()
 
 
 def _opened(text: bytes) -> RunOpen | None:

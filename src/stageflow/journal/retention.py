@@ -14,7 +14,7 @@ from ..schema import RunClosed
 from .cursor_file import positions_of_all
 from .disk import NO_ROOM, is_locked, only_one, replace_file
 from .layout import DELETED, LOCK, Segment, list_writers, segment_name
-from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark
+from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark, run_of
 from .recovery import recover
 from .segment import LineAt, ends_with, find_lines, read_lines, size_when_whole
 
@@ -169,7 +169,7 @@ class _Cleaning:
             return segment
 
     def _reduce_readable(self, segment: Segment, failed: bool) -> Segment | None:
-        lines = [(line, _run_of(line.text)) for line in read_lines(segment)]
+        lines = [(line, run_of(line.text)) for line in read_lines(segment)]
         keep = self._worth_keeping(segment, {run for _, run in lines if run}, failed)
         began = {run for line, run in lines if line.text.startswith(RUN_OPEN)}
         of_writer = self.writers[segment.writer]
@@ -235,7 +235,7 @@ class _Cleaning:
         known = self._ends_in.get(segment.name)
         if known is None:
             lines = find_lines(segment, PIPELINE_WIDE, RUN_CLOSED)
-            known = self._ends_in[segment.name] = {_run_of(text): text.startswith(_FAILED) for text in lines}
+            known = self._ends_in[segment.name] = {run_of(text): text.startswith(_FAILED) for text in lines}
         return known
 
     def _delete(self, segment: Segment, lines: int) -> None:
@@ -255,40 +255,6 @@ class _Cleaning:
                     lines, size = _count(whole) - _count(kept), _size(whole)
                     os.unlink(path)
                     self.deleted += Deleted(lines, size - _size(kept), 0)
-
-
-class _Head(Struct):
-    """As much of a line as says which run it belongs to."""
-
-    class Body(Struct):
-        """Of an event or a mark."""
-
-        class Ids(Struct):
-            """The ids of an event."""
-
-            pipeline_run_id: str | None = None
-
-        event_id: str = ""
-        correlation_ids: Ids | None = None
-
-    data: Body | None = None
-    journal: Body | None = None
-
-
-_decode_head = msgspec.json.Decoder(_Head).decode
-
-
-def _run_of(text: bytes) -> str:
-    """Return the id of the run that a line belongs to; empty where it is broken or belongs to none."""
-    try:
-        head = _decode_head(text)
-    except msgspec.DecodeError:
-        return ""
-    body = head.journal or head.data
-    if body is None:
-        return ""
-    ids = body.correlation_ids
-    return (ids.pipeline_run_id if ids else None) or body.event_id
 
 
 def _count(segment: Segment) -> int:

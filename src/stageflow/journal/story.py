@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw, Struct
 
 from ..clock import get_clock
 from ..schema import RunOpen
-from .line import RUN_CLOSED, RUN_OPEN
+from .line import RUN_CLOSED, RUN_OPEN, run_of
 from .segment import decode
 from .unfinished import UnfinishedRun
 
@@ -92,11 +92,10 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     data = msgspec.json.decode(body) if isinstance(body, Raw) else None
     if not isinstance(data, dict):
         return
-    ids = data.get("correlation_ids")
-    run_id = (ids.get("pipeline_run_id") if isinstance(ids, dict) else None) or data.get("event_id")
+    run_id = run_of(text)
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
         gathered.setdefault(str(data["parent_run_id"]), Gathered()).children.append(data)
-    if not isinstance(run_id, str) or not run_id.startswith(wanted):
+    if not run_id or not run_id.startswith(wanted):
         return
     run = gathered.setdefault(run_id, Gathered())
     if text.startswith(RUN_OPEN):

@@ -72,10 +72,9 @@ def _type(error: BaseException) -> str:
 
 def _message(error: BaseException, shaping: Shaper) -> str:
     try:
-        text = shaping.text(str(error), "exception")
+        return shaping.text(str(error), "exception", _LONGEST_MESSAGE)
     except Exception:
         return "(its message could not be made)"
-    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
 
 
 def _stack(error: BaseException, shaping: Shaper) -> list[str]:

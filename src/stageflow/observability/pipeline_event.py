@@ -9,7 +9,7 @@ from typing import cast
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
 from ..context.results import Outcome
-from ..schema import SCHEMA_VERSION, PipelineWide, StageSummary, Terminal
+from ..schema import PipelineWide, StageSummary, Terminal
 from ..stages import StageResult, StageStatus
 from ..timestamps import rfc3339
 from .critical_path import critical_path
@@ -58,7 +58,6 @@ def pipeline_wide(
         ],
         correlation_ids=correlation_ids,
         pipeline_metadata=metadata,
-        schema_version=SCHEMA_VERSION,
         event_id=record.run_id,
         pipeline_name=whole.pipeline_name,
         outcome=whole.outcome,
@@ -77,7 +76,6 @@ def pipeline_wide(
         resource=resource(),
         process=record.process,
         trace=record.trace.of_run(),
-        sample_rate=1,
     )
 
 

@@ -1,95 +1,162 @@
-"""Turns any value into one that JSON can carry, so that no event is lost for a value in it."""
+"""Turns any value into one that JSON can carry, at bounded cost: of a text it asks only the length."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from math import isfinite
 from typing import Any
 
-from ..errors import as_text
 from ..events.counters import TALLY
+from .short_repr import short_repr
 
-__all__ = ["plain", "safe_text", "short_repr", "text_key"]
+__all__ = ["SHOWN_CHARS", "Cut", "Plain", "Shown", "flat", "items_of", "text_key", "unlike"]
 
-_LONGEST_REPR = 200
-_DEEPEST = 16
-_MOST_PARTS = 10_000
+SHOWN_CHARS = 200
+"""Characters that are shown of a `repr`."""
+
+_MOST_WORK = 50_000
+"""What one event may cost: 1 for each number and container, 5 for each text and name."""
+
+_OF_TEXT = 5
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 
-def plain(value: Any) -> Any:
-    """Return `value` as str, int, float, bool, None, list or dict, its own copy.
+class Cut(str):
+    """Says what stood here and was too much."""
 
-    What JSON cannot carry (also NaN, an integer over 64 bits, a nesting over 16 deep, what contains
-    itself, what comes after 10,000 parts) becomes its `repr`, cut to 200 characters, and is counted
-    in `stats().coerced_values`.
+    __slots__ = ()
+
+
+class Shown(str):
+    """The `repr` of what JSON cannot carry, longer than it will be shown."""
+
+    __slots__ = ()
+
+
+def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> dict[str, Any] | None:
+    """Return a copy of fields that are few, flat and short, which is the common case; else None."""
+    if type(fields) is not dict or len(fields) > most:
+        return None
+    copy = fields.copy()
+    for key, item in copy.items():
+        kind = type(item)
+        if type(key) is not str or not key.isascii() or len(key) > name_chars:
+            return None
+        if kind is str:
+            chars -= len(item)
+            if chars < 0 or not item.isascii():
+                return None
+        elif kind is int:
+            if not _INT_MIN <= item <= _INT_MAX:
+                return None
+        elif kind is float:
+            if not isfinite(item):
+                return None
+        elif kind is not bool and item is not None:
+            return None
+    return copy
+
+
+class Plain:
+    """Copies the values of one event as str, int, float, bool, None, list or dict.
+
+    What JSON cannot carry (also NaN, an integer over 64 bits, what contains itself) becomes the
+    beginning of its `repr`, as `Shown`; what lies too deep or comes after too much, a `Cut`. Both
+    are counted in `stats().coerced_values`. Texts stay as they are, of any length.
+
+    Args:
+        depth: Levels that are copied.
+        text_chars: Characters that will be left of a text.
+
+    Attributes:
+        size: Bytes that the last copy takes as JSON, at least.
     """
-    if type(value) is dict and len(value) < _MOST_PARTS:
-        # The common case, at a third of the price: a flat dict of short values.
-        copy = value.copy()
-        for key, item in copy.items():
-            kind = type(item)
-            if type(key) is not str or not key.isascii():
-                break
-            if kind is str:
-                if not item.isascii():
-                    break
-            elif kind is int:
-                if not _INT_MIN <= item <= _INT_MAX:
-                    break
-            elif kind is float:
-                if not isfinite(item):
-                    break
-            elif kind is not bool and item is not None:
-                break
-        else:
-            return copy
-    return _plain(value, (), [_MOST_PARTS])
 
+    def __init__(self, depth: int, text_chars: int) -> None:
+        self._depth = depth
+        self._text_chars = text_chars
+        self._left = _MOST_WORK
+        self.size = 0
 
-def _plain(value: Any, inside: tuple[int, ...], left: list[int]) -> Any:
-    """`inside` holds the ids of what contains the value, `left` how many parts may still come."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return safe_text(value)
-    if isinstance(value, int):
-        return int(value) if _INT_MIN <= value <= _INT_MAX else short_repr(value)
-    if isinstance(value, float):
-        return float(value) if isfinite(value) else short_repr(value)
-    left[0] -= 1
-    if len(inside) < _DEEPEST and left[0] > 0 and id(value) not in inside:
-        within = (*inside, id(value))
+    def copy(self, value: Any) -> Any:
+        """Return a copy of the value of one field."""
+        self.size = 0
+        return self._copy(value, ())
+
+    def _copy(self, value: Any, inside: tuple[int, ...]) -> Any:
+        """`inside` holds the ids of what contains the value."""
+        self._left -= 1
+        self.size += 1
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            self._left -= _OF_TEXT
+            self.size += min(len(value), self._text_chars) + 2
+            return value
+        if isinstance(value, int) and _INT_MIN <= value <= _INT_MAX:
+            return int(value)
+        if isinstance(value, float) and isfinite(value):
+            return float(value)
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in inside:
+            if len(inside) >= self._depth:
+                return self._cut(f"deeper than {self._depth} levels")
+            copied = self._container(value, (*inside, id(value)))
+            if copied is not None:
+                return copied
+        self._left -= _OF_TEXT
+        shown = Shown(short_repr(value))
+        self.size += min(len(shown), SHOWN_CHARS)
+        return shown
+
+    def _container(self, value: Any, within: tuple[int, ...]) -> Any:
+        """Return the copy of what holds others, or None where it cannot be read."""
+        room = max(self._left, 0)
         if isinstance(value, Mapping):
-            left[0] -= len(value)
-            return {text_key(key): _plain(item, within, left) for key, item in list(value.items())}
-        if isinstance(value, (list, tuple)):
-            left[0] -= len(value)
-            return [_plain(item, within, left) for item in list(value)]
-    return short_repr(value)
+            items = items_of(value, room // _OF_TEXT + 1)
+            if items is None:
+                return None
+            if len(items) * _OF_TEXT > room:
+                return self._cut("too many parts")
+            self._left -= len(items) * _OF_TEXT
+            copied: dict[str, Any] = {}
+            for key, item in items:
+                name = text_key(key)
+                self.size += len(name) + 4
+                copied[unlike(name, copied)] = self._copy(item, within)
+            return copied
+        parts = list(islice(value, room + 1))
+        if len(parts) > room:
+            return self._cut("too many parts")
+        return [self._copy(item, within) for item in parts]
+
+    def _cut(self, why: str) -> Cut:
+        TALLY.coerced_values += 1
+        return Cut(f"[cut: {why}]")
+
+
+def items_of(fields: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]] | None:
+    """Return the first items of a mapping, or None for one of the application's that cannot be read."""
+    try:
+        return list(islice(fields.items(), most))
+    except Exception:
+        return None
 
 
 def text_key(key: Any) -> str:
     """Return the key of a mapping as text, whatever it is."""
     if isinstance(key, str):
-        return safe_text(key)
-    return str(key if isinstance(key, (int, float)) or key is None else short_repr(key))
+        return key
+    if key is None or isinstance(key, float) or (isinstance(key, int) and _INT_MIN <= key <= _INT_MAX):
+        return str(key)
+    return short_repr(key)
 
 
-def safe_text(text: str) -> str:
-    """Return `text` without what UTF-8 cannot carry (lone surrogates become `?`)."""
-    if not isinstance(text, str):  # an output made by hand may hold anything
-        text = as_text(text)
-    if text.isascii():
-        return str(text)
-    return text.encode("utf-8", "replace").decode()
-
-
-def short_repr(value: Any) -> str:
-    """Return the `repr` of a value, cut, also of one whose `__repr__` raises; and count it."""
-    TALLY.coerced_values += 1
-    try:
-        text = safe_text(repr(value))
-    except Exception:
-        text = f"<{type(value).__name__}: its repr could not be made>"
-    return text if len(text) <= _LONGEST_REPR else text[: _LONGEST_REPR - 1] + "…"
+def unlike(name: str, names: Mapping[str, Any]) -> str:
+    """Return a name that is none of `names`: with its number behind it, where it would be."""
+    number = len(names)
+    shown = name
+    while shown in names:
+        number += 1
+        shown = f"{name} ({number})"
+    return shown

@@ -25,9 +25,11 @@ from ..telling import tell
 from ..timestamps import rfc3339
 from .emitter import WideEventEmitter
 from .health import emit_health_if_due
+from .plain import SHOWN_CHARS
 from .resource import resource
 from .run_record import RunRecord
 from .shape import shaper
+from .short_repr import short_repr
 from .stage_event import stage_event_id
 
 __all__ = ["RunRecorder"]
@@ -36,6 +38,11 @@ log = logging.getLogger("stageflow.observability")
 
 # One for all runs: it is held for some additions. Reentrant: a signal handler may say something, too.
 _saying = threading.RLock()
+
+_told: set[str] = set()
+"""Names of the numbers that something else was added to."""
+
+_MOST_TOLD = 1_000
 
 
 class RunRecorder:
@@ -220,7 +227,7 @@ class RunRecorder:
             "pipeline_metadata": metadata,
         }
         shaping = shaper()
-        whole = data if isinstance(data, Mapping) else {} if data is None else {"payload": data}
+        whole = {} if data is None else data if isinstance(data, Mapping) else {"payload": data}
         own = shaping.fields(whole, "payload")
         if shaping.redacted:
             ours["redacted"] = shaping.redacted
@@ -255,6 +262,13 @@ class RunRecorder:
             sealed = record.sealed
         if sealed and self._pipeline:
             self._amend("pipeline.wide.amend", record.run_id, None, totals)
+
+    def no_amount(self, stage: str, name: str, value: Any) -> None:
+        shaping = shaper()
+        shown, name = shaping.text(short_repr(value), name, SHOWN_CHARS), shaping.name(as_text(name))
+        if name not in _told and len(_told) < _MOST_TOLD:
+            _told.add(name)
+            tell(log, "stage %r: %r was to grow by %s, no number; it stays (said once)", stage, name, shown)
 
     def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
         if self.stages:

@@ -5,36 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from msgspec import Struct
 
 from .detectors import DETECTORS, Detector
+from .secret_names import is_secret_name, is_secret_number
 
-__all__ = ["REDACTED", "REDACTION_FAILED", "Redact", "Redactor", "is_secret_name"]
+__all__ = ["REDACTED", "REDACTION_FAILED", "Redact", "Redactor"]
 
 REDACTED = "[redacted]"
 REDACTION_FAILED = "[redaction failed]"
-
-_SECRET = frozenset(
-    {"auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "cvc", "cvv"}
-    | {"jwt", "otp", "passcode", "passphrase", "passwd", "password", "passwords", "pin", "pwd"}
-    | {"secret", "secrets", "ssn", "token"}
-)
-"""A name whose last word is one of these holds a secret."""
-
-_SECRET_KEYS = frozenset(
-    {"access", "account", "api", "auth", "client", "encryption", "master", "private", "secret", "signing"}
-)
-"""So does one that ends in "key" after one of these."""
-
-_JOINED = frozenset(
-    {"accesskey", "accesstoken", "apikey", "authtoken", "privatekey", "refreshtoken", "secretkey"}
-)
-
-_SAME_THING = frozenset({"b64", "base64", "encoded", "hash", "header", "plain", "raw", "text", "value"})
-"""Words that may follow without changing what it is: `password_hash`, `authorization_header`."""
-
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 class Redact(Struct, frozen=True, kw_only=True):
@@ -83,13 +64,12 @@ class Redactor:
 
     Attributes:
         clean: Short texts in which there was nothing to take out.
-        renamed: Names of fields that hold a secret themselves, and what to call them.
+        known: What `withholds` has said of names that may themselves be shown.
     """
 
     def __init__(self, rules: Redact) -> None:
         self._rules = rules
-        self._withheld: dict[str, bool] = {}
-        self.renamed: dict[str, str] = {}
+        self.known: dict[str, bool] = {}
         self.clean: dict[str, None] = {}
         self._detectors: list[Detector] = [DETECTORS[name] for name in rules.detect]
         self._detectors += [
@@ -98,24 +78,35 @@ class Redactor:
 
     def withholds(self, name: str) -> bool:
         """Tell whether the value of a top-level field of this name is not for keeping."""
-        known = self._withheld.get(name)
-        if known is None:
-            allow = self._rules.allow
-            allowed = allow is None or any(fnmatchcase(name, pattern) for pattern in allow)
-            known = not allowed or self.is_secret(name)
-            try:
-                clean, found = self.text(name)
-            except Exception:
-                return True  # closed: whatever this field is, it is not for keeping
-            if found:
-                self.renamed[name] = clean
-            if len(self._withheld) < _REMEMBERED:
-                self._withheld[name] = known
-        return known
+        withheld = not self._allows(name) or self.is_secret(name)
+        try:
+            _, found = self.text(name[:_LONGEST])
+        except Exception:
+            return True  # closed: whatever this field is, it is not for keeping
+        if not found and name in self.clean and len(self.known) < _REMEMBERED:
+            self.known[name] = withheld
+        return withheld
+
+    def _allows(self, name: str) -> bool:
+        allow = self._rules.allow
+        return allow is None or any(fnmatchcase(name[:_LONGEST], pattern) for pattern in allow)
 
     def is_secret(self, name: str) -> bool:
         """Tell whether a field of this name holds a secret, wherever it stands."""
-        return is_secret_name(name) or any(fnmatchcase(name, pattern) for pattern in self._rules.names)
+        return is_secret_name(name) or self._is_named(name)
+
+    def _is_named(self, name: str) -> bool:
+        return any(fnmatchcase(name[:_LONGEST], pattern) for pattern in self._rules.names)
+
+    def is_measure(self, name: str, value: Any) -> bool:
+        """Tell whether what is withheld for the words of its name is only a number: `ms_per_token`."""
+        return (
+            type(value) in (int, float)
+            and is_secret_name(name)
+            and not is_secret_number(name, value)
+            and self._allows(name)
+            and not self._is_named(name)
+        )
 
     def text(self, text: str) -> tuple[str, int]:
         """Return a text without the secrets in it, and how many there were."""
@@ -133,24 +124,10 @@ class Redactor:
 
 _REMEMBERED = 10_000
 _SHORT = 100
+"""Characters of a text or a name that is remembered at most."""
 
-
-def is_secret_name(name: str) -> bool:
-    """Tell by its words whether a field of this name holds a secret.
-
-    Example:
-        >>> [is_secret_name(name) for name in ("db.password", "apiKey", "input_tokens", "token_count")]
-        [True, True, False, False]
-    """
-    words = [word.lower() for word in _WORD.findall(name)]
-    while words and (words[-1] in _SAME_THING or words[-1].isdigit()):
-        words.pop()
-    if not words:
-        return False
-    last = words[-1]
-    if last == "key" and len(words) > 1:
-        return words[-2] in _SECRET_KEYS
-    return last in _SECRET or last in _JOINED
+_LONGEST = 256
+"""Characters at the beginning of a name that patterns are compared with."""
 
 
 def _by_pattern(name: str, pattern: re.Pattern[str]) -> Detector:

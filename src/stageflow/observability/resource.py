@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from ..schema import Resource
 from .defaults import defaults, on_change
-from .plain import safe_text
+from .short_repr import safe_text
 
 __all__ = ["BEGAN_NS", "resource", "service_name"]
 

@@ -13,8 +13,8 @@ from ..events.loops import home_loop
 from ..ids import format_span_id, parse_traceparent, random_bits, trace_flags, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, Trace
 from .otel import active_span
-from .plain import safe_text
 from .shape import shaper
+from .short_repr import safe_text
 
 __all__ = ["RunRecord", "emit_on", "parent_record", "record_of"]
 

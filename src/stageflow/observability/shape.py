@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from ..errors import describe
+from ..errors import as_text, describe
 from ..telling import tell
-from .plain import plain, safe_text
+from .plain import SHOWN_CHARS, Cut, Plain, Shown, flat, items_of, text_key, unlike
 from .redaction import REDACTED, REDACTION_FAILED, Redact, Redactor
+from .short_repr import safe_text, short_repr
 
 __all__ = ["EventLimits", "Shape", "Shaper", "shaper", "use_shape"]
 
@@ -24,7 +25,7 @@ OTHER = "other"
 _LONG_NUMBER = 10**11
 
 _MARGIN = 1000
-"""A text is looked through so far behind its cut that no secret on the edge is left in half."""
+"""A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
 
 
 class EventLimits(Struct, frozen=True, kw_only=True):
@@ -34,6 +35,7 @@ class EventLimits(Struct, frozen=True, kw_only=True):
         fields: Attributes of one event; default 256.
         depth: Levels of a nested value; default 8. What lies deeper is left out.
         text_chars: Characters of one text; default 16,384.
+        name_chars: Characters of the name of a field; default 256.
         event_bytes: Bytes of all attributes, or of a payload, together; default 256 KiB.
         names: Different names of attributes in one process; default 2,000. Fields with later
             names go together into one attribute, `other`, so that nobody's columns grow without end.
@@ -45,6 +47,7 @@ class EventLimits(Struct, frozen=True, kw_only=True):
     fields: int = 256
     depth: int = 8
     text_chars: int = 16_384
+    name_chars: int = 256
     event_bytes: int = 256 << 10
     names: int = 2_000
 
@@ -88,17 +91,65 @@ class Shaper:
         self.redacted = 0
         self.truncated: list[str] = []
 
-    def text(self, text: str, name: str) -> str:
-        """Return a text that may be stored; `name` is that of its field."""
-        text = safe_text(text)
-        most = self._rules.limits.text_chars
-        if len(text) > most + _MARGIN:
-            text = text[: most + _MARGIN]
-        text = self._clean(text)
-        if len(text) > most:
-            self.truncated.append(self._clean(name))
-            return text[: most - 1] + "…"
-        return text
+    def text(self, text: str, name: str, most: int | None = None) -> str:
+        """Return a text that may be stored.
+
+        Args:
+            text: Of any length.
+            name: Of its field, to be noted where the text is cut.
+            most: Characters, for one with a limit of its own.
+        """
+        if not isinstance(text, str):  # a result made by hand may hold anything
+            text = as_text(text)
+        shown, cut = self._shown(text, most or self._rules.limits.text_chars)
+        if cut:
+            self._note(name)
+        return shown
+
+    def name(self, name: str) -> str:
+        """Return the name of a field or an input as it may be stored."""
+        shown, cut = self._named(name)
+        if cut:
+            self._note(shown)
+        return shown
+
+    def names(self, names: Iterable[Any], within: str) -> list[str]:
+        """Return names of any type as they may be stored, and no more of them than an event has fields."""
+        most = self._rules.limits.fields
+        shown: list[str] = []
+        for name in names:
+            if len(shown) == most:
+                self._note(within)
+                break
+            clean, cut = self._named(name if type(name) is str else text_key(name))
+            shown.append(clean)
+            if cut:
+                self._note(within)
+        return shown
+
+    def _named(self, name: str) -> tuple[str, bool]:
+        redactor, most = self._rules.redactor, self._rules.limits.name_chars
+        if redactor is not None and name in redactor.clean and len(name) <= most:
+            return name, False
+        return self._shown(name, most)
+
+    def _shown(self, text: str, most: int) -> tuple[str, bool]:
+        """Return a text without secrets, at most so long, and whether it was cut."""
+        if self._rules.redactor is None and len(text) <= most:
+            return safe_text(text), False
+        seen = text[: most + _MARGIN]
+        clean = self._clean(safe_text(seen))
+        whole = len(seen) == len(text)
+        if whole and len(clean) <= most:
+            return clean, False
+        # What ends where nobody looked on may be one half of a secret, unless it was found.
+        end = len(clean) if whole or clean.endswith(REDACTED) else max(len(clean) - _MARGIN, 0)
+        return clean[: min(end, most - 1)] + "…", True
+
+    def _note(self, name: str) -> None:
+        """Note the name of what was cut, once."""
+        if len(self.truncated) < self._rules.limits.fields and name not in self.truncated:
+            self.truncated.append(name)
 
     def _clean(self, text: str) -> str:
         redactor = self._rules.redactor
@@ -118,68 +169,109 @@ class Shaper:
             self._rules.told.add(type(error).__name__)
             tell(log, "a text could not be redacted, and was left out whole: %s (said once)", describe(error))
 
-    def name(self, name: str) -> str:
-        """Return the name of a field or an input as it may be stored."""
-        redactor = self._rules.redactor
-        return name if redactor is None or name in redactor.clean else self._clean(name)
-
     def attributes(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return attributes that may be stored; those with names beyond the limit stand under one name."""
         return self._guarded(self.fields(fields, "attributes"))
 
     def fields(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
-        """Return fields that may be stored, a copy down to the last level."""
+        """Return fields that may be stored, a copy down to the last level.
+
+        What is too much is cut before anything is looked at: the work is bounded, whatever comes.
+        """
         redactor, limits = self._rules.redactor, self._rules.limits
-        shaped: dict[str, Any] = plain(fields)
+        shaped = flat(fields, limits.fields, limits.name_chars, limits.event_bytes)
+        renamed = shaped is None
+        if shaped is None:
+            shaped = self._copied(fields, within)
+        known = {} if redactor is None else redactor.known
         chars = 0
         for name, value in shaped.items():
             kind = type(value)
-            withheld = redactor is not None and redactor.withholds(name)
-            if value is None or kind is bool:
-                continue
-            if withheld:
-                self.redacted += 1
-                shaped[name] = REDACTED
-            elif kind is str:
+            if redactor is not None:
+                withheld = known.get(name)
+                if withheld is None:
+                    withheld = redactor.withholds(name)
+                    renamed = renamed or name not in known
+                if value is None or kind is bool:
+                    continue
+                if withheld and not redactor.is_measure(name, value):
+                    self.redacted += 1
+                    shaped[name] = REDACTED
+                    continue
+            if kind is str:
                 if redactor is None or value not in redactor.clean:
-                    shaped[name] = value = self.text(value, f"{within}.{name}")
+                    value, cut = self._shown(value, limits.text_chars)
+                    shaped[name] = value
+                    if cut:
+                        self._note(f"{within}.{self.name(name)}")
                 chars += len(value)
             elif kind is int:
                 if abs(value) >= _LONG_NUMBER:
                     shaped[name] = self._number(value)
-            elif kind is not float:
-                shaped[name] = self._nested(value, f"{within}.{name}", 1)
+            elif kind is not float and kind is not bool and value is not None:
+                shaped[name] = self._nested(value, f"{within}.{self.name(name)}")
                 chars += limits.event_bytes  # not worth a guess: it is measured below
-        if redactor is not None and redactor.renamed:
-            for name in shaped.keys() & redactor.renamed.keys():
-                shaped[redactor.renamed[name]] = shaped.pop(name)
-                self.redacted += 1
-        if len(shaped) > limits.fields:
-            self._cut_fields(shaped, within)
+        if renamed:
+            shaped = self._renamed(shaped)
         if chars * 6 > limits.event_bytes:
-            self._cut_bytes(shaped, within)
+            sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in shaped.items()}
+            self._cut_largest(shaped, sizes, within)
         return shaped
 
-    def _nested(self, value: Any, name: str, level: int) -> Any:
+    def _copied(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
+        """Return a copy of any fields, of bounded size and not yet looked at."""
+        limits = self._rules.limits
+        items = items_of(fields, limits.fields + 1)
+        if items is None:
+            items = [(within, fields)]  # a mapping of the application's that cannot be read: its repr
+        if len(items) > limits.fields:
+            self._note(within)
+            items.pop()
+        plain = Plain(limits.depth, limits.text_chars)
+        copied: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
+        for key, value in items:
+            name = unlike(text_key(key), copied)
+            try:
+                copied[name] = plain.copy(value)
+            except Exception:  # of a value that pretends to be what it is not
+                copied[name] = Shown(short_repr(value))
+            sizes[name] = plain.size + min(len(name), limits.name_chars) + 4
+        self._cut_largest(copied, sizes, within)
+        return copied
+
+    def _renamed(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Give fields the names that may be stored."""
+        named: dict[str, Any] = {}
+        for name, value in fields.items():
+            named[unlike(self.name(name), named)] = value
+        return named
+
+    def _nested(self, value: Any, path: str) -> Any:
         redactor = self._rules.redactor
+        kind = type(value)
+        if kind is Cut:
+            self._note(path)
+            return str(value)
+        if kind is Shown:
+            return self._shown(value, SHOWN_CHARS)[0]
         if isinstance(value, str):
-            return self.text(value, name)
-        if isinstance(value, (list, dict)) and level > self._rules.limits.depth:
-            self.truncated.append(self._clean(name))
-            return f"[cut: deeper than {self._rules.limits.depth} levels]"
-        if isinstance(value, list):
-            return [self._nested(item, name, level + 1) for item in value]
-        if isinstance(value, dict):
-            nested = {}
+            return self.text(value, path)
+        if kind is list:
+            return [self._nested(item, path) for item in value]
+        if kind is dict:
+            nested: dict[str, Any] = {}
             for key, item in value.items():
-                harmless = item is None or type(item) is bool
-                if redactor is not None and not harmless and redactor.is_secret(key):
-                    self.redacted += 1
-                    nested[self._clean(key)] = REDACTED
+                name = unlike(self.name(key), nested)
+                if item is None or type(item) is bool or redactor is None or not redactor.is_secret(key):
+                    nested[name] = self._nested(item, f"{path}.{name}")
+                elif redactor.is_measure(key, item):
+                    nested[name] = item
                 else:
-                    nested[self._clean(key)] = self._nested(item, f"{name}.{key}", level + 1)
+                    self.redacted += 1
+                    nested[name] = REDACTED
             return nested
-        return self._number(value) if type(value) is int and abs(value) >= _LONG_NUMBER else value
+        return self._number(value) if kind is int and abs(value) >= _LONG_NUMBER else value
 
     def _number(self, number: int) -> int | str:
         """Look at a number as the text it may have been: that of a card, say."""
@@ -203,22 +295,17 @@ class Shaper:
                 other[name] = attributes.pop(name)
         return attributes
 
-    def _cut_fields(self, fields: dict[str, Any], within: str) -> None:
-        """Leave out the fields that came last."""
-        for name in list(fields)[self._rules.limits.fields :]:
-            del fields[name]
-        self.truncated.append(within)
-
-    def _cut_bytes(self, fields: dict[str, Any], within: str) -> None:
-        """Cut the largest, until the rest fits."""
-        sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in fields.items()}
-        whole = sum(sizes.values())
+    def _cut_largest(self, fields: dict[str, Any], sizes: dict[str, int], within: str) -> None:
+        """Cut the largest fields, until the rest fits."""
+        whole, most = sum(sizes.values()), self._rules.limits.event_bytes
+        if whole <= most:
+            return
         for name in sorted(sizes, key=lambda name: -sizes[name]):
-            if whole <= self._rules.limits.event_bytes:
+            if whole <= most:
                 return
-            fields[name] = instead = f"[cut: {sizes[name]:,} bytes]"
+            fields[name] = instead = Cut(f"[cut: {sizes[name]:,} bytes]")
             whole -= sizes[name] - len(name) - len(instead) - 6
-            self.truncated.append(self._clean(f"{within}.{name}"))
+            self._note(f"{within}.{self.name(name)}")
 
 
 _rules = Rules(Shape())

@@ -10,7 +10,6 @@ from ..schema import SCHEMA_VERSION, StageWide
 from ..stages import StageResult
 from ..timestamps import rfc3339_pair
 from .exceptions import exception_info
-from .plain import text_key
 from .resource import resource
 from .run_record import RunRecord
 from .shape import shaper
@@ -61,13 +60,14 @@ def stage_wide(
         started_at,
         ended_at,
         None if error is None else shaping.text(error, "error"),
-        [shaping.name(text_key(key)) for key in data] if data else _NO_NAMES,
+        shaping.names(data, "data_keys") if data else _NO_NAMES,
         len(result.artifacts),
         result.events_count,
         correlation_ids,
         metadata,
         SCHEMA_VERSION,
         event_id,
+        resource(),
         None if kind is None else kind._value_,
         result.attempt,
         result.attempts,
@@ -75,7 +75,7 @@ def stage_wide(
         None if exception is None else type(exception).__qualname__,
         None if exception is None else exception_info(exception, shaping),
         list(result.dependencies),
-        [shaping.name(text_key(name)) for name in missing] if missing else _NO_NAMES,
+        shaping.names(missing, "missing_inputs") if missing else _NO_NAMES,
         (started - ready) / 1000,  # queue_ms
         (ended - ready) / 1000,  # total_ms
         None if retry_after is None else retry_after * 1000,
@@ -84,7 +84,6 @@ def stage_wide(
         shaping.attributes(attributes) if attributes else _NO_FIELDS,
         shaping.redacted,
         truncated,
-        resource(),
         record.trace.of_attempt(result.sequence, result.attempt),
         1,  # sample_rate
     )

@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .compact import compact
 from .demo import demo
 from .doctor import doctor
 from .endings import Commands
+from .figures import compare, errors, slowest, stats
+from .query import query
 from .runs import runs
 from .schema import schema
 from .show import show
@@ -52,5 +55,11 @@ app.command()(demo)
 app.command()(runs)
 app.command()(show)
 app.command()(tail)
+app.command()(stats)
+app.command()(errors)
+app.command()(slowest)
+app.command()(compare)
+app.command()(query)
+app.command()(compact)
 app.command()(doctor)
 app.command()(schema)

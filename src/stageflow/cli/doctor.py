@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..render.journal_state import draw_journal_state, draw_repaired
 from .choice import json_option
 from .journal_option import JournalOption, find_journal
+from .store_option import show_progress
 from .terminal import open_terminal, print_json, print_page
 
 __all__ = ["doctor"]
@@ -42,7 +40,7 @@ def doctor(
     """
     looked_into = find_journal(journal)
     mended = None
-    with _progress() as progress:
+    with show_progress("reading") as progress:
         if repair:
             mended = looked_into.repair(progress)
         state = looked_into.check(progress)
@@ -55,12 +53,3 @@ def doctor(
         print_page(terminal, draw_journal_state(msgspec.to_builtins(state)))
     if state.problems:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress() -> Generator[Callable[[int, int], None]]:
-    terminal = open_terminal(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda done, whole: bar.update(task, completed=done, total=whole)

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 from ..timestamps import rfc3339
 
-__all__ = ["FORMS", "moment"]
+__all__ = ["FORMS", "moment", "seconds_of"]
 
 FORMS = (
     "2h, 1h30m, 90s, 7d, 2 hours ago, now, today, yesterday, 14:30, 2026-11-23, 2026-11-23T10:00, ...T10:00Z"
@@ -53,12 +53,27 @@ def moment(text: str, now: datetime, zone: tzinfo | None = None) -> str:
         raise ValueError(f"{text!r} is no time; it may be {FORMS}") from None
 
 
+def seconds_of(text: str) -> float:
+    """Return a span of time in seconds.
+
+    Raises:
+        ValueError: It is none.
+
+    Example:
+        >>> seconds_of("1h30m"), seconds_of("90s")
+        (5400.0, 90.0)
+    """
+    span = text.strip().lower()
+    if not _SPAN.fullmatch(span) or span.endswith("ago"):
+        raise ValueError(f"{text!r} is no span of time; it may be 30s, 10m, 1h30m, 7d")
+    return sum(float(number) * _SECONDS[unit[0]] for number, unit in _PART.findall(span))
+
+
 def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     if text == "now":
         return now
     if _SPAN.fullmatch(text):
-        parts = _PART.findall(text)
-        return now - timedelta(seconds=sum(float(number) * _SECONDS[unit[0]] for number, unit in parts))
+        return now - timedelta(seconds=seconds_of(text.removesuffix("ago")))
     today = now.astimezone(zone).date()
     if _CLOCK.fullmatch(text):
         found = _at(today, text, zone)

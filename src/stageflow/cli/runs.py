@@ -19,7 +19,8 @@ from .choice import (
     stage_option,
     status_option,
 )
-from .journal_option import JournalOption, find_journal
+from .journal_option import JournalOption
+from .store_option import open_records
 from .terminal import open_terminal, print_json, print_page, room
 
 __all__ = ["runs"]
@@ -83,10 +84,10 @@ def runs(
         since=since,
         until=until,
     )
-    looked_into = find_journal(journal)
     # One more than is shown, to know whether there are more.
     most = _USUALLY if limit is None else limit
-    found = looked_into.runs(where, limit=most + 1 if most else None)
+    with open_records(journal) as records:
+        found = records.runs(where, limit=most + 1 if most else None)
     shown = found[:most] if most else found
     if as_json:
         print_json(*map(msgspec.json.encode, shown))
@@ -95,7 +96,7 @@ def runs(
         print_page(terminal, draw_runs(shown, width=room(terminal)))
     else:
         fits = "that fits" if where != RunFilter() else "yet"
-        typer.echo(f"There is no run {fits} in {looked_into.path}.", err=True)
+        typer.echo(f"There is no run {fits} in {records.path}.", err=True)
     if limit is None and len(found) > len(shown):
         # Not into the output: that may be counted, or read by another program.
         typer.echo(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)

@@ -9,7 +9,8 @@ import typer
 
 from ..render import draw_run
 from .choice import json_option
-from .journal_option import JournalOption, find_journal
+from .journal_option import JournalOption
+from .store_option import open_records
 from .terminal import open_terminal, print_json, print_page
 
 __all__ = ["show"]
@@ -42,7 +43,8 @@ def show(
     """
     if not run:
         raise typer.BadParameter("an empty id names no run", param_hint="RUN")
-    story = find_journal(journal).run(run)
+    with open_records(journal) as records:
+        story = records.run(run)
     if as_json:
         told = {
             "run": story.run,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 __all__ = ["count", "milliseconds", "percentile", "share", "size"]
 
 
-def count(number: float) -> str:
+def count(number: float | None) -> str:
     """Return a count with its thousands apart, or nothing for none.
 
     Example:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .columns import GAP, Column, cut, lines_of, width_of
 from .figures import milliseconds
 from .foreign import on_one_line
 from .palette import BAD, QUIET, STATUSES, coloured
@@ -18,20 +18,8 @@ __all__ = ["draw_runs", "note_of", "short_ids"]
 
 Record = dict[str, Any]
 
-_GAP = 2
 _SHORTEST_ID = 18
 """Characters of a UUIDv7 that say when it was made, to a fraction of a microsecond: few runs share them."""
-
-_SHORTEST_NAME = 6
-
-
-class _Column(NamedTuple):
-    heading: str
-    cells: list[Text]
-    right: bool = False
-
-    def width(self) -> int:
-        return max([cell_len(self.heading), *(cell.cell_len for cell in self.cells)])
 
 
 def draw_runs(runs: Sequence[Record], *, width: int | None) -> RenderableType:
@@ -49,16 +37,16 @@ def draw_runs(runs: Sequence[Record], *, width: int | None) -> RenderableType:
     """
     columns = _columns(runs)
     if width is None:
-        columns["why"] = _Column("why", [note_of(run) for run in runs])
-        return Group(*_lines(columns))
-    columns["began"] = _Column("began", [Text(f"{run['started_at'][:19]}Z") for run in runs])
+        columns["why"] = Column("why", [note_of(run) for run in runs])
+        return Group(*lines_of(columns))
+    columns["began"] = Column("began", [Text(f"{run['started_at'][:19]}Z") for run in runs])
     for concede in _concessions(runs):
-        if _width(columns) <= width:
+        if width_of(columns) <= width:
             break
         concede(columns)
-    _cut(columns, "pipeline", width)
-    head, *lines = _lines(columns)
-    indent = columns["began"].width() + _GAP if width >= 60 else _GAP
+    cut(columns, "pipeline", width)
+    head, *lines = lines_of(columns)
+    indent = columns["began"].width() + GAP if width >= 60 else GAP
     drawn = [head]
     for run, line in zip(runs, lines, strict=True):
         drawn.append(line)
@@ -97,26 +85,26 @@ def short_ids(ids: Sequence[str]) -> list[str]:
     return [known[: max(_SHORTEST_ID, shared[known] + 1)] for known in ids]
 
 
-def _columns(runs: Sequence[Record]) -> dict[str, _Column]:
+def _columns(runs: Sequence[Record]) -> dict[str, Column]:
     def of(values: Callable[[Record], Any]) -> list[Text]:
         return [Text(on_one_line(values(run) or "")) for run in runs]
 
     columns = {
-        "began": _Column("began", of(lambda run: run["started_at"])),
-        "outcome": _Column("outcome", [coloured(on_one_line(_outcome(run))) for run in runs]),
-        "pipeline": _Column(
+        "began": Column("began", of(lambda run: run["started_at"])),
+        "outcome": Column("outcome", [coloured(on_one_line(_outcome(run))) for run in runs]),
+        "pipeline": Column(
             "pipeline", of(lambda run: run.get("pipeline_name") or run["pipeline_metadata"]["topology"])
         ),
-        "ms": _Column("ms", of(lambda run: milliseconds(run["duration_ms"])), right=True),
-        "stages": _Column(
+        "ms": Column("ms", of(lambda run: milliseconds(run["duration_ms"])), right=True),
+        "stages": Column(
             "stages", of(lambda run: f"{run['stages_completed']}/{run['stages_total']}"), right=True
         ),
-        "run": _Column("run", of(lambda run: run["correlation_ids"]["pipeline_run_id"])),
+        "run": Column("run", of(lambda run: run["correlation_ids"]["pipeline_run_id"])),
     }
     for name in ("user", "request"):
         cells = [Text(on_one_line(run["correlation_ids"].get(f"{name}_id") or "")) for run in runs]
         if any(cells):
-            columns[name] = _Column(name, cells)
+            columns[name] = Column(name, cells)
     return columns
 
 
@@ -124,18 +112,18 @@ def _outcome(run: Record) -> str:
     return str(run.get("outcome") or run["status"])
 
 
-def _concessions(runs: Sequence[Record]) -> list[Callable[[dict[str, _Column]], Any]]:
+def _concessions(runs: Sequence[Record]) -> list[Callable[[dict[str, Column]], Any]]:
     """Return what is given up where there is no room, what is missed least first."""
 
-    def no_year(columns: dict[str, _Column]) -> None:
+    def no_year(columns: dict[str, Column]) -> None:
         cells = [Text(f"{run['started_at'][5:19].replace('T', ' ')}Z") for run in runs]
-        columns["began"] = _Column("began", cells)
+        columns["began"] = Column("began", cells)
 
-    def beginnings(columns: dict[str, _Column]) -> None:
+    def beginnings(columns: dict[str, Column]) -> None:
         ids = short_ids([cell.plain for cell in columns["run"].cells])
-        columns["run"] = _Column("run", [Text(known) for known in ids])
+        columns["run"] = Column("run", [Text(known) for known in ids])
 
-    def without(name: str) -> Callable[[dict[str, _Column]], Any]:
+    def without(name: str) -> Callable[[dict[str, Column]], Any]:
         return lambda columns: columns.pop(name, None)
 
     return [
@@ -145,32 +133,3 @@ def _concessions(runs: Sequence[Record]) -> list[Callable[[dict[str, _Column]], 
         beginnings,
         *map(without, ("stages", "ms")),
     ]
-
-
-def _cut(columns: dict[str, _Column], name: str, width: int) -> None:
-    over = _width(columns) - width
-    if over > 0:
-        column = columns[name]
-        for cell in column.cells:
-            cell.truncate(max(_SHORTEST_NAME, column.width() - over), overflow="ellipsis")
-
-
-def _width(columns: dict[str, _Column]) -> int:
-    return sum(column.width() + _GAP for column in columns.values()) - _GAP
-
-
-def _lines(columns: dict[str, _Column]) -> list[Text]:
-    rows = zip(*(column.cells for column in columns.values()), strict=True)
-    heading = [Text(column.heading, style=QUIET) for column in columns.values()]
-    widths = [column.width() for column in columns.values()]
-    rights = [column.right for column in columns.values()]
-    lines = []
-    for row in (heading, *rows):
-        line = Text(no_wrap=True, overflow="ignore")
-        for cell, width, right in zip(row, widths, rights, strict=True):
-            blanks = " " * (width - cell.cell_len)
-            line.append(blanks if right else "").append_text(cell)
-            line.append(("" if right else blanks) + " " * _GAP)
-        line.rstrip()
-        lines.append(line)
-    return lines

@@ -1,0 +1,83 @@
+"""`stageflow compact`: what is closed of a journal goes into its archive."""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ..render.figures import count
+from .journal_option import JournalOption, find_journal
+from .moment import seconds_of
+from .store_option import ArchiveOption, show_progress
+from .terminal import print_json
+
+__all__ = ["compact"]
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def compact(
+    journal: JournalOption = None,
+    archive: ArchiveOption = None,
+    keep: Annotated[
+        str,
+        typer.Option(metavar="SPAN", help="How long a closed file stays in the journal, at least."),
+    ] = "10m",
+    max_age: Annotated[
+        str | None,
+        typer.Option(metavar="SPAN", show_default=False, help="Drop days of events that are older: 90d."),
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", show_default=False, help="Drop the oldest days beyond these bytes."),
+    ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="SPAN", show_default=False, help="Go on, again each 30s, 5m, ... until Ctrl-C."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was done as one JSON object a time.")] = False,
+) -> None:
+    """Take what is closed of a journal into its archive, a Delta Lake table that stands beside it.
+
+    The address is remembered in the journal: it is said once. Any number of these may run, and be killed:
+    each event is in the archive once.
+
+    - `stageflow compact`
+
+    - `stageflow compact --archive s3://bucket/events --max-age 90d --every 1m`
+    """
+    from ..store import Compactor
+
+    pause = _seconds(every)
+    compactor = Compactor(
+        find_journal(journal).path,
+        archive,
+        keep_seconds=_seconds(keep) or 0.0,
+        max_age=_seconds(max_age),
+        max_bytes=max_bytes,
+    )
+    while True:
+        with show_progress("archiving") as progress:
+            done = compactor.compact(progress)
+        if as_json:
+            print_json(msgspec.json.encode(done))
+        elif done.busy:
+            typer.echo("Another process is compacting this journal.", err=True)
+        elif pause is None or done.segments:
+            told = f"{count(done.rows) or 'no'} events of {count(done.segments) or 'no'} files archived"
+            if done.merged_files:
+                told += f", {count(done.merged_files)} small files merged"
+            if done.dropped_rows:
+                told += f", {count(done.dropped_rows)} old events dropped"
+            typer.echo(told)
+        if pause is None:
+            return
+        threading.Event().wait(pause)

@@ -1,0 +1,51 @@
+"""`stageflow query`: any SQL over the views of a store."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..render.answers import draw_rows
+from .answer import CsvOption, JsonOption, give
+from .journal_option import JournalOption
+from .store_option import ArchiveOption, open_store
+
+__all__ = ["query"]
+
+
+def query(
+    sql: Annotated[
+        str,
+        typer.Argument(metavar="SQL", show_default=False, help="One query; - reads it from stdin."),
+    ],
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many rows at most; 0 for all.")] = 1000,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long it may take.")] = 60.0,
+    journal: JournalOption = None,
+    archive: ArchiveOption = None,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+) -> None:
+    """Answer a query over the views `runs`, `stages` and `events`, in DuckDB's SQL.
+
+    It can read and nothing else. An attribute is a column with quotes: `"attributes.hits"`.
+
+    - `stageflow query "select status, count(*) from runs group by 1"`
+
+    - `stageflow query "from runs where user_id = 'u1' order by started_at desc limit 5" --json`
+
+    - `stageflow query "describe stages"`
+    """
+    text = sys.stdin.read() if sql == "-" else sql
+    with open_store(journal, archive) as store:
+        rows = store.sql(text, limit=limit or None, timeout=timeout)
+    give(
+        rows.dicts(),
+        lambda width: draw_rows(rows.columns, rows.rows, width=width),
+        as_json=as_json,
+        as_csv=as_csv,
+        nothing="The query has no rows.",
+    )
+    if rows.more:
+        typer.echo(f"These are the first {limit}; --limit shows more, --limit 0 all.", err=True)

@@ -1,0 +1,79 @@
+"""Which store a command asks: a journal with its archive, or an archive alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ..journal import Journal
+from .journal_option import find_journal
+from .terminal import open_terminal
+
+if TYPE_CHECKING:
+    from ..store import EventStore
+
+__all__ = ["ArchiveOption", "WhereOption", "open_records", "open_store", "show_progress"]
+
+ArchiveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--archive",
+        metavar="ADDRESS",
+        envvar="STAGEFLOW_ARCHIVE",
+        show_default=False,
+        help="A directory or s3://bucket/path; default the archive that the journal has.",
+    ),
+]
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", metavar="SQL", show_default=False, help="Only rows for which this holds."),
+]
+
+
+@contextmanager
+def open_store(journal: Path | None, archive: str | None) -> Generator[EventStore]:
+    """Open the store that was named; one with much to take into its archive shows how far it is.
+
+    Raises:
+        JournalNotFoundError: There is no such journal.
+        MissingExtraError: The packages of `stageflow[store]` are not installed.
+    """
+    from ..store import EventStore
+
+    path = None if journal is None and archive is not None else find_journal(journal).path
+    with show_progress("archiving") as progress, EventStore(path, archive, progress=progress) as store:
+        yield store
+
+
+@contextmanager
+def open_records(journal: Path | None) -> Generator[Journal | EventStore]:
+    """Open a journal; where it has an archive, both of them as one."""
+    from ..store.address import has_archive
+
+    found = find_journal(journal)
+    if not has_archive(found.path):
+        yield found
+        return
+    with open_store(Path(found.path), None) as store:
+        yield store
+
+
+@contextmanager
+def show_progress(doing: str) -> Generator[Callable[[int, int], None]]:
+    """Show a bar on standard error, if that is a terminal, once it is told of bytes done and all bytes."""
+    terminal = open_terminal(stderr=True)
+    columns = (TextColumn(doing), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        tasks: list[TaskID] = []
+
+        def tell(done: int, whole: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(doing, total=None))
+            bar.update(tasks[0], completed=done, total=whole)
+
+        yield tell

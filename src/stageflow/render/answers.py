@@ -1,0 +1,209 @@
+"""The answers of a store as tables: figures, errors, what is slow, two sides beside each other, any rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from .columns import Column, draw_columns
+from .figures import count, milliseconds, share
+from .foreign import on_one_line, shown
+from .palette import BAD, QUIET, coloured
+from .runs import short_ids
+from .sparkline import sparkline
+
+__all__ = ["draw_comparisons", "draw_errors", "draw_rows", "draw_slowest", "draw_stats"]
+
+Record = dict[str, Any]
+
+_SURE = 0.05
+"""A q-value below this is worth a colour."""
+
+
+def draw_stats(stats: Sequence[Record], *, width: int | None, ascii_only: bool = False) -> RenderableType:
+    """Return a line for each stage, or pipeline; with sparklines where there are stretches of time.
+
+    Args:
+        stats: `Stat`s as plain values.
+        width: How many columns the terminal has; None for any number.
+        ascii_only: For terminals that have no blocks.
+    """
+    by_name: dict[tuple[Any, Any], list[Record]] = {}
+    for stat in stats:
+        by_name.setdefault((stat["pipeline"], stat["stage"]), []).append(stat)
+    moments = sorted({stat["since"] for stat in stats if stat["since"] is not None})
+    if moments:
+        return _draw_trends(by_name, moments, width, ascii_only)
+    rows = [only for (only,) in by_name.values()]
+    estimated = any(row["count"] != row["rows"] for row in rows)
+    columns = _names(rows) | {
+        "count": _numbers("count" + (" (est.)" if estimated else ""), rows, "count", count),
+        "fail": _rates("fail %", rows),
+    }
+    for name in ("skipped", "cancelled", "retried"):
+        if any(row[name] for row in rows):
+            columns[name] = _numbers(name, rows, name, count)
+    for rank in ("p50", "p90", "p95", "p99"):
+        columns[rank] = _numbers(f"{rank} ms", rows, f"{rank}_ms", milliseconds)
+    spare = ("p90", "skipped", "cancelled", "retried", "pipeline", "p99", "p50")
+    return draw_columns(columns, width=width, spare=spare, flexible=("pipeline", "stage"))
+
+
+def _draw_trends(
+    by_name: dict[tuple[Any, Any], list[Record]], moments: Sequence[Any], width: int | None, ascii_only: bool
+) -> RenderableType:
+    named = [stats[0] for stats in by_name.values()]
+    lines: dict[str, list[str]] = {"count": [], "fail": [], "p95": []}
+    for stats in by_name.values():
+        at = {stat["since"]: stat for stat in stats}
+
+        def trend(value: str, at: dict[Any, Record] = at) -> str:
+            found = [at[moment][value] if moment in at else None for moment in moments]
+            return sparkline(found, ascii_only=ascii_only)
+
+        lines["count"].append(trend("count"))
+        lines["fail"].append(trend("failure_rate"))
+        lines["p95"].append(trend("p95_ms"))
+    last = [stats[-1] for stats in by_name.values()]
+    columns = _names(named)
+    for name, told, now in (
+        ("count", "count", [count(stat["count"]) for stat in last]),
+        ("fail", "fail %", [_percent(stat["failure_rate"]) for stat in last]),
+        ("p95", "p95 ms", [milliseconds(stat["p95_ms"]) for stat in last]),
+    ):
+        columns[f"{name} trend"] = Column(told, [Text(line) for line in lines[name]])
+        columns[name] = Column("last", [Text(each) for each in now], right=True)
+    return draw_columns(columns, width=width, spare=("pipeline", "count"), flexible=("pipeline", "stage"))
+
+
+def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableType:
+    """Return a line for each group of failures.
+
+    Args:
+        errors: `ErrorGroup`s as plain values.
+        width: How many columns the terminal has; None for any number.
+    """
+    columns = {
+        "count": _numbers("count", errors, "count", count),
+        "runs": _numbers("runs", errors, "runs", count),
+        **_names(errors),
+        "kind": Column("kind", [Text(on_one_line(row["kind"]), style=BAD) for row in errors]),
+        "last": Column("last", [Text(_moment(row["last"])) for row in errors]),
+        "example": Column(
+            "example", [Text(each) for each in short_ids([(row["examples"] or [""])[0] for row in errors])]
+        ),
+        "message": Column("message", [Text(on_one_line(row["message"])) for row in errors]),
+    }
+    spare = ("runs", "pipeline", "last", "kind")
+    return draw_columns(columns, width=width, spare=spare, flexible=("message", "pipeline"))
+
+
+def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType:
+    """Return a line for each run, or stage, that took long.
+
+    Args:
+        slow: `Slow`s as plain values.
+        width: How many columns the terminal has; None for any number.
+    """
+    columns = {
+        "ms": _numbers("ms", slow, "duration_ms", milliseconds),
+        "status": Column("ended", [coloured(on_one_line(row["status"])) for row in slow]),
+        **_names(slow),
+        "stage ms": _numbers("stage ms", slow, "stage_ms", milliseconds),
+        "queue": _numbers("queue ms", slow, "queue_ms", milliseconds),
+        "tries": _numbers("tries", slow, "attempts", count),
+        "began": Column("began", [Text(_moment(row["started_at"])) for row in slow]),
+        "run": Column("run", [Text(each) for each in short_ids([row["run_id"] for row in slow])]),
+        "user": Column("user", [Text(on_one_line(row["user_id"] or "")) for row in slow]),
+    }
+    columns = {name: column for name, column in columns.items() if any(column.cells)}
+    spare = ("tries", "queue", "user", "began", "stage ms", "pipeline")
+    return draw_columns(columns, width=width, spare=spare, flexible=("user", "pipeline", "stage"))
+
+
+def draw_comparisons(rows: Sequence[Record], *, width: int | None) -> RenderableType:
+    """Return a line for each stage, or pipeline: both sides, and whether they differ.
+
+    Args:
+        rows: `Comparison`s as plain values.
+        width: How many columns the terminal has; None for any number.
+    """
+
+    def both(heading: str, value: str, said: Callable[[Any], str], q: str | None) -> Column:
+        cells = []
+        for row in rows:
+            sure = q is not None and row[q] is not None and row[q] < _SURE
+            text = Text(f"{said(row['before'][value])} → {said(row['after'][value])}")
+            if sure:
+                text.append(" !", style=BAD)
+            cells.append(text)
+        return Column(heading, cells)
+
+    columns = _names(rows) | {
+        "count": both("count", "count", lambda value: count(value) or "0", None),
+        "fail": both("fail %", "failure_rate", _percent, "q_failures"),
+        "p50": both("p50 ms", "p50_ms", lambda value: milliseconds(value) or "-", "q_durations"),
+        "p95": both("p95 ms", "p95_ms", lambda value: milliseconds(value) or "-", None),
+    }
+    return draw_columns(
+        columns, width=width, spare=("count", "pipeline", "p95"), flexible=("pipeline", "stage")
+    )
+
+
+def draw_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int | None) -> RenderableType:
+    """Return the rows of a query.
+
+    Args:
+        columns: Names of the columns.
+        rows: Their values.
+        width: How many columns the terminal has; None for any number. Long texts are cut first.
+    """
+    made: dict[str, Column] = {}
+    for at, name in enumerate(columns):
+        values = [row[at] for row in rows]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        made[f"{at} {name}"] = Column(on_one_line(name), [_cell(value) for value in values], right=numbers)
+    widest = sorted(made, key=lambda name: -made[name].width())
+    return draw_columns(made, width=width, flexible=[name for name in widest if not made[name].right])
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("-", style=QUIET)
+    if isinstance(value, datetime):
+        return Text(_moment(value))
+    if isinstance(value, float):
+        return Text(
+            f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}" if abs(value) < 1 else f"{value:,.2f}"
+        )
+    if isinstance(value, str):
+        return Text(on_one_line(value))
+    return Text(shown(value) if not isinstance(value, int) or isinstance(value, bool) else f"{value}")
+
+
+def _names(rows: Sequence[Record]) -> dict[str, Column]:
+    columns = {"pipeline": Column("pipeline", [Text(on_one_line(row["pipeline"])) for row in rows])}
+    if any(row["stage"] is not None for row in rows):
+        columns["stage"] = Column("stage", [Text(on_one_line(row["stage"] or "")) for row in rows])
+    return columns
+
+
+def _numbers(heading: str, rows: Iterable[Record], value: str, said: Callable[[Any], str]) -> Column:
+    return Column(heading, [Text(said(row[value])) for row in rows], right=True)
+
+
+def _rates(heading: str, rows: Iterable[Record]) -> Column:
+    cells = [Text(_percent(row["failure_rate"]), style=BAD if row["failed"] else "") for row in rows]
+    return Column(heading, cells, right=True)
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else share(rate, 1).removesuffix(" %")
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%m-%d %H:%M:%S}Z"

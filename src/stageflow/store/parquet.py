@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
+from ..journal.disk import make_private
 from .archive import Archive, ArchiveFile, is_remote
 from .columns import text
 from .rows import as_pattern
@@ -76,6 +77,7 @@ class LocalFiles:
         Raises:
             OSError: They cannot be written.
         """
+        make_private(self.folder)
         written = connection.execute(f"""
             copy (select * from ({rows}) order by day, type, event_id) to {text(self.folder)} (
                 format parquet, compression zstd, row_group_size {_ROWS_OF_A_GROUP},

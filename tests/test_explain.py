@@ -132,6 +132,19 @@ def test_that_a_field_has_no_value_or_that_it_has_one_is_found():
     assert found.kind == "absence"
 
 
+def test_what_a_failed_run_had_no_time_to_write_is_no_cause():
+    runs, caused, dice = some_runs()
+    failed = runs["status"] == "FAIL"
+    runs["attributes.cause"] = caused
+    runs["attributes.answer"] = np.where(failed, None, named("a", dice.integers(0, 9, RUNS)))
+    runs["user_id"] = np.where(
+        failed & (dice.random(RUNS) < 0.6), None, named("u", dice.integers(0, 99, RUNS))
+    )
+    found = explain(store(runs))
+    assert [str(one) for one in found.differences] == ["attributes.cause = true", "user_id is missing"]
+    assert [str(one) for one in found.consequences] == ["attributes.answer is missing"]
+
+
 def test_a_value_that_never_fails_is_found_by_its_absence():
     runs, _, dice = some_runs(failures=0.3)
     failed = runs["status"] == "FAIL"
@@ -191,8 +204,8 @@ def test_synonyms_stand_under_one_row():
     numbers = np.where(caused, 7, dice.integers(0, 7, RUNS))
     runs["org_id"], runs["attributes.org_name"] = named("org", numbers), named("Org No. ", numbers)
     (found,) = explain(store(runs)).differences
-    assert str(found) == "attributes.org_name = Org No. 7"
-    assert found.synonyms == ("org_id = org7",)
+    assert str(found) == "org_id = org7"
+    assert found.synonyms == ("attributes.org_name = Org No. 7",)
 
 
 def test_a_user_with_repeats_is_no_mere_id():
@@ -358,6 +371,17 @@ def test_a_question_leaves_nothing_behind():
     with pytest.raises(QueryError):
         explain(connection, "1 / org_id > 3")
     assert [row[0] for row in connection.execute("SHOW TABLES").fetchall()] == ["runs"]
+
+
+def test_a_transaction_of_the_caller_goes_on():
+    runs, caused, _ = some_runs()
+    connection = store({**runs, "attributes.cause": caused})
+    connection.begin()
+    connection.execute("DELETE FROM runs WHERE org_id = 'org1'")
+    found = explain(connection)
+    connection.rollback()
+    assert found.differences[0].field == "attributes.cause"
+    assert found.selection.rows + found.rest.rows == (runs["org_id"] != "org1").sum()
 
 
 def test_the_same_question_gets_the_same_answer():

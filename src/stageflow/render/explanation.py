@@ -24,6 +24,7 @@ _INDENT = 4
 _NARROWEST_BAR = 6
 _WIDEST_BAR = 40
 _WIDTH_IN_A_PIPE = 120
+_FIGURES = len("  only there  q < 1e-99")
 _NAMES = 6
 """Fields of one reason that are named; of the others it is said how many they are."""
 
@@ -94,11 +95,11 @@ def _lines(one: Difference, place: int, width: int) -> list[RenderableType]:
     head = Text(f"{place:>2}  ")
     head.append(on_one_line(one), style="bold")
     lines: list[RenderableType] = [head]
-    figures = Text(f"{_lift(one):>12}  q {_q(one.q_value):>7}", style=QUIET)
+    figures = Text(f"{_lift(one):>12}  q {_q(one.q_value)}", style=QUIET)
     both = ((one.selection.share, BAD), (one.rest.share, ""))
     shares = [Text(share(part, 1), style=style) for part, style in both]
     room = width - _INDENT - sum(len(words) for words in ("selected ", "  rest "))
-    room -= figures.cell_len + 2 * (len("100.0 %") + 1)
+    room -= _FIGURES + 2 * (len("100.0 %") + 1)
     bar = max(_NARROWEST_BAR, min(_WIDEST_BAR, room // 2))
     table = Table.grid()
     for _ in range(8):
@@ -123,6 +124,7 @@ def _along(along: Sequence[Difference], places: dict[str, int]) -> Table:
     table.add_column(overflow="fold")
     for _ in range(4):
         table.add_column(justify="right", no_wrap=True)
+    table.add_row("", "", *(Text(words, style=QUIET) for words in ("selected", "rest", "", "")))
     for one in along:
         by = places.get(one.along_with or "")
         table.add_row(
@@ -159,7 +161,7 @@ def _left_out(of: LeftOut) -> Text:
     named = ", ".join(on_one_line(name) for name in of.fields[:_NAMES]) + (
         f" and {more} more" if more > 0 else ""
     )
-    return Text(f"left out, {of.why}: {named}", style=QUIET)
+    return Text(f"left out: {named} ({of.why})", style=QUIET)
 
 
 def _next(first: Difference) -> list[Text]:

@@ -33,7 +33,8 @@ def explain(
 
     Where the selection is made by what a run came to (its status, its time), fields of that kind say
     so again: those that do are left out, and the others are `consequences`, apart from the
-    `differences` that may be causes.
+    `differences` that may be causes. So is an attribute that is missing, where all others have it: who
+    ends early writes less.
 
     A row counts for as many as its `sample_rate` says in every share; what is significant follows from
     Kish's effective size, so that weights add no certainty. Over stages it follows from how many

@@ -26,6 +26,8 @@ __all__ = ["investigate"]
 _OF_THE_QUESTION = (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError)
 """What a question is to blame for; a query that was interrupted, or a full disk, is told as it is."""
 
+_HARDLY_EVER = 0.005
+
 
 def investigate(
     connection: DuckDBPyConnection,
@@ -162,10 +164,11 @@ class _Question:
         return frozenset(same)
 
     def _columns_of_stages(self) -> list[Column]:
-        try:
-            columns = _columns(self._connection, "stages")
-        except QueryError:
+        # Asked of the catalogue: a query that fails would end a transaction that the caller has open.
+        known = "SELECT 1 FROM information_schema.tables WHERE table_name = 'stages' LIMIT 1"
+        if not self._connection.execute(known).fetchall():
             return []
+        columns = _columns(self._connection, "stages")
         needed = {column.name for column in columns} >= {"pipeline_run_id", "stage_name", "status"}
         kept = [one for one in columns if one.name in OF_STAGES or one.name.startswith("attributes.")]
         return kept if needed else []
@@ -177,12 +180,19 @@ class _Question:
     def _is_consequence(self, finding: Finding) -> bool:
         """Tell what the run came to from what it was given, where the selection is made by the former.
 
-        A stage that did not run, and so left no attributes, did not because the run had ended.
+        A stage that did not run, and so left no attributes, did not because the run had ended. An
+        attribute that the other runs practically always have was not written for the same reason.
         """
         if not self._by_course:
             return False
         of = finding.field
-        return of.column.name in COURSE or (of.stage is not None and finding.kind == "absence")
+        if of.column.name in COURSE:
+            return True
+        if finding.kind != "absence" or finding.negated:
+            return False
+        if of.stage is not None:
+            return True
+        return of.is_attribute and self._rows.sides.parts(finding.mask)[1].share < _HARDLY_EVER
 
     def _differences(self, told: Sequence[Ranked]) -> tuple[Difference, ...]:
         ranked = rank(told, self._rows.sides, self._alpha)

@@ -99,11 +99,12 @@ def _accounts_for(other: Ranked, one: Ranked, sides: Sides, limit: float) -> boo
     return all(p_of_mask(one.finding.mask[part], sides.among(part)) > limit for part in parts)
 
 
-def _plainest(one: Ranked) -> tuple[int, bool, bool, str]:
+def _plainest(one: Ranked) -> tuple[int, bool, bool, bool, str]:
     of = one.finding.field
     return (
         _PREFERRED.index(one.finding.kind),
         one.finding.negated,
         of.stage is not None,
+        of.is_attribute,
         of.name,
     )

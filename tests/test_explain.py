@@ -465,6 +465,7 @@ def test_the_picture_fits_and_says_everything_in_words(width: int):
     ):
         assert words in text
     assert "\x1b" not in text
+    assert "…" not in text
 
 
 def test_a_picture_of_nothing_says_so():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ _NARROWEST_BAR = 6
 _WIDEST_BAR = 40
 _WIDTH_IN_A_PIPE = 120
 _FIGURES = len("  only there  q < 1e-99")
+_WORDS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^ '"])+|['"]""")
 _NAMES = 6
 """Fields of one reason that are named; of the others it is said how many they are."""
 
@@ -51,7 +53,7 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     if explanation.fields:
         lines += ["", _compared(explanation), *map(_left_out, explanation.left_out)]
     if told := (explanation.differences or explanation.consequences):
-        lines += ["", *_next(told[0])]
+        lines += ["", *_next(told[0], columns)]
     return Group(*lines)
 
 
@@ -100,7 +102,7 @@ def _lines(one: Difference, place: int, width: int) -> list[RenderableType]:
     shares = [Text(share(part, 1), style=style) for part, style in both]
     room = width - _INDENT - sum(len(words) for words in ("selected ", "  rest "))
     room -= _FIGURES + 2 * (len("100.0 %") + 1)
-    bar = max(_NARROWEST_BAR, min(_WIDEST_BAR, room // 2))
+    bar = min(_WIDEST_BAR, room // 2) if room // 2 >= _NARROWEST_BAR else 0
     table = Table.grid()
     for _ in range(8):
         table.add_column(no_wrap=True)
@@ -124,16 +126,16 @@ def _along(along: Sequence[Difference], places: dict[str, int]) -> Table:
     table.add_column(overflow="fold")
     for _ in range(4):
         table.add_column(justify="right", no_wrap=True)
-    table.add_row("", "", *(Text(words, style=QUIET) for words in ("selected", "rest", "", "")))
+    table.add_row("", "", "", "", *(Text(words, style=QUIET) for words in ("selected", "rest")))
     for one in along:
         by = places.get(one.along_with or "")
         table.add_row(
             f"{places[str(one)]:>2}",
             on_one_line(one),
-            share(one.selection.share, 1),
-            Text(share(one.rest.share, 1)),
-            Text(_lift(one), style=QUIET),
             Text(f"with {by}" if by else "", style=QUIET),
+            Text(_lift(one), style=QUIET),
+            share(one.selection.share, 1),
+            share(one.rest.share, 1),
         )
     return table
 
@@ -164,15 +166,30 @@ def _left_out(of: LeftOut) -> Text:
     return Text(f"left out: {named} ({of.why})", style=QUIET)
 
 
-def _next(first: Difference) -> list[Text]:
-    lines = [Text.assemble(("next      ", QUIET), on_one_line(first.sql))]
+def _next(first: Difference, width: int) -> list[Text]:
+    lines = [
+        Text.assemble(("next" if not n else "", QUIET), " " * (10 if n else 6), part)
+        for n, part in enumerate(_folded(on_one_line(first.sql), width - 10))
+    ]
     if first.run_ids:
         lines.append(Text.assemble(("one run   ", QUIET), f"stageflow show {on_one_line(first.run_ids[0])}"))
     return lines
 
 
+def _folded(sql: str, width: int) -> list[str]:
+    """Fold a query at blanks, but at none inside quotes: it can be copied as it stands."""
+    folded = [""]
+    for word in _WORDS.findall(sql):
+        line = f"{folded[-1]} {word}".strip()
+        if cell_len(line) <= width or not folded[-1]:
+            folded[-1] = line
+        else:
+            folded.append(word)
+    return folded
+
+
 class _Bar:
-    """A share of a fixed number of columns, of which the filled ones are drawn to an eighth."""
+    """A share of a fixed number of columns, drawn to an eighth of one; of none where there is no room."""
 
     _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -183,8 +200,8 @@ class _Bar:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         eighths = round(self.part * self.width * 8)
-        if self.part and not eighths:
-            eighths = 1
+        if self.part and self.width:
+            eighths = max(1, eighths)  # little is not nothing
         if options.ascii_only:
             bar = "#" * -(-eighths // 8)
         else:

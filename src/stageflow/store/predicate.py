@@ -52,8 +52,9 @@ def as_query_error(error: Exception, predicate: str, known: Collection[str]) -> 
     said = str(error)
     found = _UNKNOWN_COLUMN.search(said)
     near = did_you_mean(found[1], known) if found else ""
+    first = said.partition("\n")[0].rstrip("!.")
     return QueryError(
-        f"DuckDB cannot answer for the predicate {predicate!r}: {said.partition(chr(10))[0].rstrip('!.')}{near}",
+        f"DuckDB cannot answer for the predicate {predicate!r}: {first}{near}",
         sql=predicate,
         hint="`DESCRIBE runs` and `DESCRIBE stages` list the fields; attributes stand in quotes: "
         "\"attributes.model\" = 'm-large'",

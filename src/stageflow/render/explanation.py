@@ -104,11 +104,15 @@ def _lines(one: Difference, place: int, width: int) -> list[RenderableType]:
     room -= _FIGURES + 2 * (len("100.0 %") + 1)
     bar = min(_WIDEST_BAR, room // 2) if room // 2 >= _NARROWEST_BAR else 0
     table = Table.grid()
-    for _ in range(8):
+    for _ in range(8 if bar else 6):
         table.add_column(no_wrap=True)
     cells: list[RenderableType] = [" " * _INDENT]
     for words, (part, style), shown in zip(("selected ", "  rest "), both, shares, strict=True):
-        cells += [Text(words, style=QUIET), _Bar(part, bar, style), Text(f"{shown.plain:>8}", style=style)]
+        cells += [
+            Text(words, style=QUIET),
+            *([_Bar(part, bar, style)] if bar else []),
+            Text(f"{shown.plain:>8}", style=style),
+        ]
     table.add_row(*cells, figures)
     lines.append(table)
     if one.synonyms:
@@ -189,7 +193,7 @@ def _folded(sql: str, width: int) -> list[str]:
 
 
 class _Bar:
-    """A share of a fixed number of columns, drawn to an eighth of one; of none where there is no room."""
+    """A share of a fixed number of columns, drawn to an eighth of one."""
 
     _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -200,7 +204,7 @@ class _Bar:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         eighths = round(self.part * self.width * 8)
-        if self.part and self.width:
+        if self.part:
             eighths = max(1, eighths)  # little is not nothing
         if options.ascii_only:
             bar = "#" * -(-eighths // 8)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from stageflow import QueryError
+from stageflow import MissingExtraError, QueryError
 from stageflow.render import draw_explanation
 from stageflow.store import Difference, Explanation, explain
 
@@ -437,6 +438,27 @@ def test_a_view_that_there_is_not_is_said():
         explain(duckdb.connect())
     with pytest.raises(QueryError, match="there is no view 'events'"):
         explain(duckdb.connect(), over="events")  # type: ignore[arg-type]
+
+
+def test_a_missing_package_says_which_extra_it_is_of(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.startswith("stageflow.store.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingExtraError, match=re.escape('pip install "stageflow[store]"')):
+        explain(duckdb.connect())
+
+
+def test_of_too_many_stages_those_that_most_of_a_side_has_are_compared():
+    runs, caused, dice = some_runs()
+    stages = stages_of(runs, ("fetch",), dice)
+    kinds = np.where(caused, 0, dice.integers(1, 100, RUNS))
+    stages["stage_name"] = named("fetch", kinds)
+    found = explain(store(runs, stages))
+    first, *others = found.differences
+    assert str(first) == "fetch0/status has a value"
+    assert {one.along_with for one in others} == {str(first)}
+    assert [str(one) for one in found.consequences] == ["fetch0/status = OK"]
+    assert len([why for why in left_out(found).values() if why == "stages of few runs"]) == 50
 
 
 def drawn(found: Explanation, width: int | None, **how: Any) -> str:

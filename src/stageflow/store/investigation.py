@@ -97,7 +97,10 @@ class _Question:
         if not rest.rows:
             return self._explanation("everything is selected, and nothing is left to compare it with")
         compared = self._compared()
-        told = significant([one for _, one in compared], self._rows.sides, self._alpha)
+        passed_over = len(self._rows.stages_left_out) * len(self._columns_of_stages())
+        told = significant(
+            [one for _, one in compared], self._rows.sides, self._alpha, passed_over=passed_over
+        )
         given = [one for one in told if not self._is_consequence(one.finding)]
         came = [one for one in told if self._is_consequence(one.finding)]
         differences = self._differences(given)
@@ -130,7 +133,7 @@ class _Question:
             if one.comparisons:
                 compared.append((field, one))
         if self._rows.stages_left_out:
-            self._left_out["stages that run less often than the others"] += self._rows.stages_left_out
+            self._left_out["stages of few runs"] += self._rows.stages_left_out
         return compared
 
     def _leave_out_by_name(self) -> None:
@@ -180,12 +183,15 @@ class _Question:
     def _is_consequence(self, finding: Finding) -> bool:
         """Tell what the run came to from what it was given, where the selection is made by the former.
 
-        A stage that did not run, and so left no attributes, did not because the run had ended. An
-        attribute that the other runs practically always have was not written for the same reason.
+        Every stage of a pipeline has a status, also one that never started: whether there is one is
+        which pipeline it was. A stage that did not run, and so left no attributes, did not because the
+        run had ended. An attribute that the other runs practically always have was not written for
+        the same reason.
         """
-        if not self._by_course:
-            return False
         of = finding.field
+        in_the_pipeline = of.stage is not None and of.column.name == "status" and finding.kind == "absence"
+        if in_the_pipeline or not self._by_course:
+            return False
         if of.column.name in COURSE:
             return True
         if finding.kind != "absence" or finding.negated:

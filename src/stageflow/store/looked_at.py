@@ -23,7 +23,7 @@ _MOST_ROWS = 25_000
 """Of each side: a share of 1 % is then known to a tenth of it, and a million stages take under 2 s."""
 
 _MOST_STAGES = 50
-"""Stages whose fields are compared: those that ran most often among the rows looked at."""
+"""Stages whose fields are compared: those that the larger share of either side has."""
 
 _NAMES_ROWS = ("event_id", "pipeline_run_id")
 
@@ -75,12 +75,15 @@ class LookedAt:
             return
         copied = ", ".join(f"s.{quoted(column.name)}" for column in columns)
         self._connection.execute(
-            f'CREATE TEMP TABLE {self._table}_stages AS SELECT r."#", s.stage_name AS "#stage", {copied} '
+            f"CREATE TEMP TABLE {self._table}_stages AS "
+            f'SELECT r."#", r."#selected", s.stage_name AS "#stage", {copied} '
             f"FROM stages s JOIN {self._table} r USING (pipeline_run_id) WHERE s.status <> 'RETRY'"
         )
+        selected, rest = (max(1, int(side.sum())) for side in self.sides.of_both)
         stages = self._connection.execute(
             f'SELECT "#stage", hash("#stage") FROM {self._table}_stages WHERE "#stage" IS NOT NULL '
-            f"GROUP BY 1 ORDER BY count(*) DESC, 1"
+            f'GROUP BY 1 ORDER BY greatest(count(*) FILTER ("#selected") / {selected}, '
+            f'count(*) FILTER (NOT "#selected") / {rest}) DESC, 1'
         ).fetchall()
         self.stages_left_out = tuple(name for name, _ in stages[_MOST_STAGES:])
         expressions = ", ".join(f"{column.fetched} AS c{n}" for n, column in enumerate(columns))

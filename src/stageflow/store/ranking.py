@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from .contingency import p_of_mask
+from .families import OF_STAGES
 from .findings import Compared, Finding
 from .sides import Sides
 
@@ -39,20 +40,23 @@ class Ranked:
     along_with: Finding | None = None
 
 
-def significant(compared: Sequence[Compared], sides: Sides, alpha: float) -> list[Ranked]:
+def significant(
+    compared: Sequence[Compared], sides: Sides, alpha: float, *, passed_over: int = 0
+) -> list[Ranked]:
     """Return what is more than chance, each with its q-value and its effect.
 
     Within a field the p-values are multiplied by the comparisons made (Bonferroni). Over the fields
     the lowest of each is corrected by Benjamini and Yekutieli, which holds for any dependence: the
-    fields of one run always depend on each other.
+    fields of one run always depend on each other. Fields that were passed over for what they showed
+    count as if they had been compared.
     """
     if not compared:
         return []
     # What is too small for a float has to keep its distance to the other findings of its field.
     lowest = np.maximum([one.lowest for one in compared], 1e-300)
-    corrected = stats.false_discovery_control(lowest, method="by")
+    corrected = stats.false_discovery_control(np.append(lowest, np.ones(passed_over)), method="by")
     told: list[Ranked] = []
-    for one, low, q_of_field in zip(compared, lowest, corrected, strict=True):
+    for one, low, q_of_field in zip(compared, lowest, corrected, strict=False):
         factor = q_of_field / low
         of_field = []
         for finding in one.findings:
@@ -99,12 +103,13 @@ def _accounts_for(other: Ranked, one: Ranked, sides: Sides, limit: float) -> boo
     return all(p_of_mask(one.finding.mask[part], sides.among(part)) > limit for part in parts)
 
 
-def _plainest(one: Ranked) -> tuple[int, bool, bool, bool, str]:
+def _plainest(one: Ranked) -> tuple[int, bool, bool, bool, int, str]:
     of = one.finding.field
     return (
         _PREFERRED.index(one.finding.kind),
         one.finding.negated,
         of.stage is not None,
         of.is_attribute,
+        OF_STAGES.index(of.column.name) if of.column.name in OF_STAGES else 0,
         of.name,
     )

@@ -51,12 +51,15 @@ MOST_LINES = 400
 # What `import stageflow` leaves to those who use it.
 HEAVY = (
     "concurrent.futures.process",
+    "deltalake",
     "duckdb",
     "logging.handlers",
     "multiprocessing",
+    "numpy",
     "opentelemetry",
     "pytest",
     "rich",
+    "scipy",
     "sqlite3",
     "typer",
 )

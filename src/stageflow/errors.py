@@ -15,8 +15,8 @@ StageflowError
 ├── SettingsError                a setting is unknown or has a wrong value (also a ValueError)
 ├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
 ├── RunNotFoundError             a journal has no such run (also a LookupError)
-├── CursorInUseError             another reader of the same name is at work
-└── QueryError                   a question to the store cannot be answered (also a ValueError)
+├── QueryError                   a question to the store cannot be answered as asked (also a ValueError)
+└── CursorInUseError             another reader of the same name is at work
 """
 
 from __future__ import annotations
@@ -209,12 +209,20 @@ class RunNotFoundError(StageflowError, LookupError):
     """A journal has no such run, or more than one that fits."""
 
 
+class QueryError(StageflowError, ValueError):
+    """A question to the store cannot be answered as asked.
+
+    Attributes:
+        sql: The predicate or the query, as it was given.
+    """
+
+    def __init__(self, message: str, *, sql: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.sql = sql
+
+
 class CursorInUseError(StageflowError):
     """Another reader of the same name is at work."""
-
-
-class QueryError(StageflowError, ValueError):
-    """A question to the store cannot be answered as it was asked."""
 
 
 def as_text(value: object) -> str:

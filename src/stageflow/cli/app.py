@@ -11,6 +11,7 @@ from .compact import compact
 from .demo import demo
 from .doctor import doctor
 from .endings import Commands
+from .explain import explain
 from .figures import compare, errors, slowest, stats
 from .query import query
 from .runs import runs
@@ -59,6 +60,7 @@ app.command()(stats)
 app.command()(errors)
 app.command()(slowest)
 app.command()(compare)
+app.command()(explain)
 app.command()(query)
 app.command()(compact)
 app.command()(doctor)

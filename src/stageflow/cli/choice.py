@@ -16,6 +16,7 @@ __all__ = [
     "IdOption",
     "PipelineOption",
     "SinceOption",
+    "StageOption",
     "UntilOption",
     "json_option",
     "stage_option",
@@ -110,4 +111,10 @@ SinceOption = Annotated[
 UntilOption = Annotated[
     str | None,
     typer.Option(metavar="WHEN", callback=_as_moment, show_default=False, help="Only what began before."),
+]
+StageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--stage", metavar="NAME", callback=_not_empty, show_default=False, help="Only of this stage."
+    ),
 ]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from ..clock import get_clock
 from ..journal import RunFilter
 from ..render.answers import draw_comparisons, draw_errors, draw_slowest, draw_stats
 from .answer import CsvOption, JsonOption, give
-from .choice import IdOption, PipelineOption, SinceOption, UntilOption
+from .choice import IdOption, PipelineOption, SinceOption, StageOption, UntilOption
 from .journal_option import JournalOption
-from .moment import moment, seconds_of
+from .moment import seconds_of
+from .side import as_predicate
 from .store_option import ArchiveOption, WhereOption, open_store
 from .terminal import open_terminal
 
@@ -23,9 +22,6 @@ __all__ = ["compare", "errors", "slowest", "stats"]
 
 _NOTHING = "There is nothing that fits."
 
-StageOption = Annotated[
-    str | None, typer.Option("--stage", metavar="NAME", show_default=False, help="Only of this stage.")
-]
 LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")]
 RunsOption = Annotated[bool, typer.Option("--runs", help="Whole runs, by pipeline, instead of their stages.")]
 
@@ -177,7 +173,7 @@ def compare(
     - `stageflow compare "user_id = 'u1'" "user_id <> 'u1'" --runs`
     """
     chosen = RunFilter(pipeline=pipeline, stage=stage)
-    one, other = (_side(text) for text in (before, after))
+    one, other = (as_predicate(text) for text in (before, after))
     with open_store(journal, archive) as store:
         found = _plain(store.compare(one, other, "runs" if runs else "stages", chosen))
     give(
@@ -187,18 +183,3 @@ def compare(
         as_csv=as_csv,
         nothing=_NOTHING,
     )
-
-
-def _side(text: str) -> str:
-    """Return one side of a comparison as SQL."""
-    if version := re.fullmatch(r"version=(\S+)", text):
-        return "service_version = '{}'".format(version[1].replace("'", "''"))
-    since, dots, until = text.partition("..")
-    if not dots:
-        return text
-    now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
-    try:
-        window = moment(since, now), moment(until, now)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return "started_at >= '{}'::timestamptz and started_at < '{}'::timestamptz".format(*window)

@@ -13,12 +13,14 @@ from ..errors import MissingExtraError
 from .graph import graph_as_dot, graph_as_mermaid, graph_as_text
 
 if TYPE_CHECKING:
+    from .explanation import draw_explanation
     from .progress import track
     from .run import draw_run
     from .runs import draw_runs
     from .summary import draw_summary
 
 __all__ = [
+    "draw_explanation",
     "draw_run",
     "draw_runs",
     "draw_summary",
@@ -28,7 +30,13 @@ __all__ = [
     "track",
 ]
 
-_WITH_RICH = {"draw_run": "run", "draw_runs": "runs", "draw_summary": "summary", "track": "progress"}
+_WITH_RICH = {
+    "draw_explanation": "explanation",
+    "draw_run": "run",
+    "draw_runs": "runs",
+    "draw_summary": "summary",
+    "track": "progress",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ def sparkline(values: Sequence[float | None], *, ascii_only: bool = False) -> st
 
     Example:
         >>> sparkline([0, 1, None, 2, 4])
-        '▁▂ ▄█'
+        '▁▃ ▅█'
         >>> sparkline([1, 3], ascii_only=True)
         '-#'
     """

@@ -2,7 +2,9 @@
 
 from .background import BackgroundCompactor
 from .compactor import Compacted, Compactor
+from .difference import Difference, Explanation, LeftOut, Part
 from .event_store import EventStore
+from .explain import explain
 from .queries import Rows
 from .questions import Comparison, ErrorGroup, Side, Slow, Stat
 
@@ -11,10 +13,15 @@ __all__ = [
     "Compacted",
     "Compactor",
     "Comparison",
+    "Difference",
     "ErrorGroup",
     "EventStore",
+    "Explanation",
+    "LeftOut",
+    "Part",
     "Rows",
     "Side",
     "Slow",
     "Stat",
+    "explain",
 ]

@@ -14,6 +14,8 @@ from .address import read_address
 from .archive import Archive
 from .columns import text
 from .compactor import Compactor, Progress, closed_segments
+from .difference import Explanation
+from .explain import explain
 from .queries import Queries, Rows
 from .questions import Comparison, ErrorGroup, Slow, Stat, compare, errors, slowest, stats
 from .record import events_of
@@ -278,6 +280,69 @@ class EventStore:
         return self._queries.ask(
             lambda cursor: compare(cursor, one, other, over, weighted=self._queries.weighted),
             f"{before} / {after}",
+        )
+
+    def explain(
+        self,
+        where: str = "status = 'FAIL'",
+        *,
+        against: str | None = None,
+        over: Over = "runs",
+        among: RunFilter | None = None,
+        most: int = 20,
+        alpha: float = 0.05,
+    ) -> Explanation:
+        """Return what is different about a selection of runs, or stages, against the rest; see `explain`.
+
+        Args:
+            where: SQL that says what is selected; default what failed.
+            against: SQL that says what the rest is; default everything else.
+            over: "runs" or "stages".
+            among: What both are chosen from: a pipeline, a stretch of time; default all.
+            most: How many differences at most.
+            alpha: Up to which q-value a difference is told.
+
+        Raises:
+            QueryError: A predicate is none, or names a field that there is not.
+
+        Example:
+            print(store.explain("duration_ms > 2000").differences)
+        """
+        if among is not None and among != RunFilter():
+            common = condition(over, among, None)
+            where = f"({where}) and {common}"
+            against = f"({against}) and {common}" if against is not None else common
+        return self._queries.ask(
+            lambda cursor: explain(cursor, where, against=against, over=over, most=most, alpha=alpha), where
+        )
+
+    def explain_slow(
+        self,
+        over: Over = "runs",
+        among: RunFilter | None = None,
+        *,
+        slowest: float = 0.05,
+        most: int = 20,
+    ) -> Explanation:
+        """Return what is different about the slowest runs, or stages, of those that are alike.
+
+        Args:
+            over: "runs" or "stages".
+            among: Which are looked at; name a pipeline or a stage where they differ in kind.
+            slowest: Which share of them counts as slow; default 0.05, the slowest 5 %.
+            most: How many differences at most.
+
+        Raises:
+            QueryError: Nothing fits.
+            ValueError: `slowest` is no share.
+        """
+        if not 0 < slowest < 1:
+            raise ValueError(f"explain_slow(slowest={slowest!r}); give a share between 0 and 1")
+        wanted = condition(over, among, None)
+        query = f"select round(quantile_cont(duration_ms, {1 - slowest!r}), 3) from {over} where {wanted}"
+        ((limit,),) = self.sql(query).rows
+        return self.explain(
+            f"duration_ms > {0.0 if limit is None else limit!r}", over=over, among=among, most=most
         )
 
     # ------------------------------------------------------------ the end

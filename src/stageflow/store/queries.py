@@ -114,6 +114,7 @@ class Queries:
         if len(kinds) != 1 or kinds[0] not in ("SELECT", "EXPLAIN"):
             raise QueryError(
                 f"the store answers one query at a time, and this is {', '.join(kinds) or 'none'}: {query}",
+                sql=query,
                 hint="begin with select or from; the views are runs, stages and events",
             )
 
@@ -138,6 +139,7 @@ class Queries:
                 except duckdb.InterruptException:
                     raise QueryError(
                         f"no answer within {seconds:g} s: {asked}",
+                        sql=asked,
                         hint="narrow it down (day >= '2026-11-24'), or give more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
@@ -168,4 +170,4 @@ def _unanswered(asked: str, error: Exception) -> QueryError:
     hint = (
         '`select * from runs limit 1` shows the columns; an attribute is "attributes.NAME", with the quotes'
     )
-    return QueryError(f"{said}\n  asked: {asked}", hint=hint)
+    return QueryError(f"{said}\n  asked: {asked}", sql=asked, hint=hint)

@@ -1,0 +1,61 @@
+"""A predicate as it was given: whether it is one, which fields it names, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QueryError, did_you_mean
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["as_query_error", "named_fields"]
+
+_UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
+
+
+def named_fields(connection: DuckDBPyConnection, predicate: str, known: Collection[str]) -> set[str]:
+    """Return which of the known fields a predicate names.
+
+    Raises:
+        QueryError: It is not one expression.
+    """
+    # The line feed ends a comment; the parser of DuckDB tells a text from a name, which a pattern cannot.
+    statement = f"SELECT 1 WHERE (\n{predicate}\n)"
+    (parsed,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
+    tree = json.loads(parsed)
+    if tree["error"]:
+        raise QueryError(
+            f"this is no predicate: {predicate!r}: {tree['error_message']}",
+            sql=predicate,
+            hint="a predicate is what may stand after WHERE, such as: status = 'FAIL' AND org_id = 'acme'",
+        )
+    lowered = {name.lower(): name for name in known}
+    return {lowered[name.lower()] for name in _names(tree) if name.lower() in lowered}
+
+
+def _names(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        yield from part.get("column_names", ()) if part.get("type") == "COLUMN_REF" else ()
+        part = part.values()
+    elif not isinstance(part, list):
+        return
+    for item in part:
+        yield from _names(item)
+
+
+def as_query_error(error: Exception, predicate: str, known: Collection[str]) -> QueryError:
+    """Return what DuckDB said of a predicate as an error of ours, with the nearest name of a field."""
+    said = str(error)
+    found = _UNKNOWN_COLUMN.search(said)
+    near = did_you_mean(found[1], known) if found else ""
+    first = said.partition("\n")[0].rstrip("!.")
+    return QueryError(
+        f"DuckDB cannot answer for the predicate {predicate!r}: {first}{near}",
+        sql=predicate,
+        hint="`DESCRIBE runs` and `DESCRIBE stages` list the fields; attributes stand in quotes: "
+        "\"attributes.model\" = 'm-large'",
+    )

@@ -1,0 +1,495 @@
+"""Holds what `explain` finds, what it leaves out, and that it finds nothing where nothing is."""
+
+import io
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from rich.console import Console
+
+from stageflow import MissingExtraError, QueryError
+from stageflow.render import draw_explanation
+from stageflow.store import Difference, Explanation, explain
+
+RUNS = 4_000
+
+Columns = dict[str, Any]
+
+
+def store(runs: Columns, stages: Columns | None = None) -> duckdb.DuckDBPyConnection:
+    """The views of a store, as tables."""
+    connection = duckdb.connect()
+    for name, columns in (("runs", runs), ("stages", stages)):
+        if columns is not None:
+            connection.register("given", columns)
+            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given")
+            connection.unregister("given")
+    return connection
+
+
+def named(kind: str, numbers: Iterable[Any]) -> np.ndarray:
+    return np.array([f"{kind}{number}" for number in numbers], dtype=object)
+
+
+def some_runs(seed: int = 1, many: int = RUNS, failures: float = 0.05) -> tuple[Columns, Any, Any]:
+    """Runs of which some failed, and a mask that explains most of these; with it the dice."""
+    dice = np.random.default_rng(seed)
+    failed = dice.random(many) < failures
+    caused = dice.random(many) < np.where(failed, 0.7, 0.03)
+    began = np.datetime64("2026-11-24T00:00:00", "us") + dice.permutation(many).astype("timedelta64[s]")
+    runs = {
+        "pipeline_run_id": named("run", range(many)),
+        "status": np.where(failed, "FAIL", "OK").astype(object),
+        "started_at": began,
+        "duration_ms": dice.lognormal(5, 1, many),
+        "sample_rate": np.ones(many),
+        "request_id": named("request", range(many)),
+        "org_id": named("org", dice.integers(0, 30, many)),
+        "attributes.size": dice.lognormal(3, 1, many),
+        "attributes.hit": dice.random(many) < 0.5,
+    }
+    return runs, caused, dice
+
+
+def left_out(found: Explanation) -> dict[str, str]:
+    return {name: one.why for one in found.left_out for name in one.fields}
+
+
+def by_field(differences: Iterable[Difference]) -> dict[str, Difference]:
+    return {one.field: one for one in differences}
+
+
+def test_a_value_that_most_failures_share_stands_first():
+    runs, caused, dice = some_runs()
+    runs["attributes.model"] = np.where(caused, "m-large", named("m", dice.integers(0, 5, RUNS)))
+    runs["attributes.copy"] = np.where(dice.random(RUNS) < 0.1, ~caused, caused)
+    found = explain(store(runs))
+    first = found.differences[0]
+    assert str(first) == "attributes.model = m-large"
+    assert (first.field, first.kind, first.value) == ("attributes.model", "category", "m-large")
+    failed = runs["status"] == "FAIL"
+    assert first.selection.rows == (failed & caused).sum()
+    assert first.rest.rows == (~failed & caused).sum()
+    assert first.selection.share == pytest.approx((failed & caused).sum() / failed.sum())
+    assert first.lift == pytest.approx(first.selection.share / first.rest.share)
+    assert first.effect == pytest.approx(first.selection.share - first.rest.share)
+    assert first.q_value < 1e-20
+    newest = np.flatnonzero(failed & caused)[np.argsort(runs["started_at"][failed & caused])[::-1]][:5]
+    assert list(first.run_ids) == [f"run{number}" for number in newest]
+
+
+def test_what_only_goes_along_with_a_cause_is_said_to():
+    runs, caused, dice = some_runs()
+    runs["attributes.cause"] = caused
+    runs["attributes.copy"] = np.where(dice.random(RUNS) < 0.05, ~caused, caused)
+    failed = runs["status"] == "FAIL"
+    runs["attributes.other"] = dice.random(RUNS) < np.where(failed, 0.5, 0.05)
+    found = by_field(explain(store(runs)).differences)
+    assert found["attributes.cause"].along_with is None
+    assert found["attributes.other"].along_with is None
+    assert found["attributes.copy"].along_with == "attributes.cause = true"
+    assert list(found) == ["attributes.cause", "attributes.other", "attributes.copy"]
+
+
+def test_a_number_is_split_where_the_sides_differ_most():
+    runs, caused, dice = some_runs()
+    runs["attributes.tokens"] = np.where(caused, dice.uniform(813, 2_000, RUNS), dice.uniform(0, 812, RUNS))
+    runs["attributes.tries"] = np.where(caused, 3, 1)
+    found = by_field(explain(store(runs)).differences)
+    tokens, tries = found["attributes.tokens"], found["attributes.tries"]
+    assert (tokens.kind, tries.kind) == ("number", "category")
+    assert isinstance(tokens.value, float)
+    assert 800 < tokens.value < 830
+    assert tokens.says == f"> {tokens.value:g}"
+    assert (tries.says, tries.synonyms) == ("= 3", ("attributes.tries > 1",))
+
+
+def test_a_time_is_split_too_so_that_it_says_since_when():
+    runs, caused, _ = some_runs()
+    hour = np.datetime64("2026-11-24T00:00:00", "us") + np.where(caused, 7_300, 100).astype("timedelta64[s]")
+    runs["started_at"] = hour + np.arange(RUNS).astype("timedelta64[ms]")
+    first = explain(store(runs)).differences[0]
+    assert str(first) == "started_at > 2026-11-24T02:00:00"
+
+
+def test_that_a_field_has_no_value_or_that_it_has_one_is_found():
+    runs, caused, dice = some_runs()
+    ids = named("id", range(RUNS))
+    runs["attributes.tier"] = np.where(caused, None, named("tier", dice.integers(0, 3, RUNS)))
+    runs["attributes.note"] = np.where(caused, ids, None)
+    runs["attributes.score"] = np.where(caused, np.nan, dice.random(RUNS))
+    connection = store(runs)
+    connection.execute('UPDATE runs SET "attributes.score" = NULL WHERE isnan("attributes.score")')
+    (found, *_) = explain(connection).differences
+    assert {str(found), *found.synonyms} == {
+        "attributes.tier is missing",
+        "attributes.note has a value",
+        "attributes.score is missing",
+    }
+    assert found.kind == "absence"
+
+
+def test_what_a_failed_run_had_no_time_to_write_is_no_cause():
+    runs, caused, dice = some_runs()
+    failed = runs["status"] == "FAIL"
+    runs["attributes.cause"] = caused
+    runs["attributes.answer"] = np.where(failed, None, named("a", dice.integers(0, 9, RUNS)))
+    runs["user_id"] = np.where(
+        failed & (dice.random(RUNS) < 0.6), None, named("u", dice.integers(0, 99, RUNS))
+    )
+    found = explain(store(runs))
+    assert [str(one) for one in found.differences] == ["attributes.cause = true", "user_id is missing"]
+    assert [str(one) for one in found.consequences] == ["attributes.answer is missing"]
+
+
+def test_a_value_that_never_fails_is_found_by_its_absence():
+    runs, _, dice = some_runs(failures=0.3)
+    failed = runs["status"] == "FAIL"
+    regions = dice.integers(0, 5, RUNS)
+    runs["attributes.region"] = named(
+        "r", np.where(failed & (regions == 0), dice.integers(1, 5, RUNS), regions)
+    )
+    found = by_field(explain(store(runs)).differences)["attributes.region"]
+    assert found.says in {"<> r0", *(f"= r{number}" for number in range(1, 5))}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_is_found_where_the_failures_are_dealt_at_random(seed: int):
+    runs, caused, dice = some_runs(seed)
+    runs["attributes.cause"] = caused
+    for number in range(20):
+        runs[f"attributes.value{number}"] = named("v", dice.integers(0, 5 + number * 20, RUNS))
+        runs[f"attributes.number{number}"] = dice.lognormal(0, 1, RUNS)
+    runs["status"] = dice.permutation(runs["status"])
+    found = explain(store(runs))
+    assert found.differences == found.consequences == ()
+    assert found.verdict == "no field differs"
+    assert found.fields == 46
+    assert found.comparisons > 1_000
+
+
+def test_fields_that_define_the_selection_are_left_out():
+    runs, caused, _ = some_runs()
+    failed = runs["status"] == "FAIL"
+    for name in ("outcome", "error_type", "first_failed_stage", "reason"):
+        runs[name] = np.where(failed, name, None)
+    runs["stages_failed"] = failed.astype(int)
+    runs["error"] = np.where(failed, named("error ", range(RUNS)), None)
+    runs["exception"] = runs["error"]
+    runs["attributes.cause"] = caused
+    found = explain(store(runs))
+    assert [one.field for one in found.differences] == ["attributes.cause"]
+    why = left_out(found)
+    defining = ("status", "outcome", "error", "error_type", "first_failed_stage", "reason", "stages_failed")
+    assert {why[name] for name in defining} == {"they say what the selection is made by"}
+    assert why["pipeline_run_id"] == "names of one run"
+    assert why["request_id"] == "nearly every value is another one"
+
+
+def test_other_names_for_what_the_selection_is_made_by_are_left_out():
+    runs, _, dice = some_runs()
+    numbers = dice.integers(0, 30, RUNS)
+    runs["org_id"], runs["attributes.org_name"] = named("org", numbers), named("Org No. ", numbers)
+    runs["attributes.plan"] = np.where(numbers == 3, "free", named("plan", dice.integers(0, 3, RUNS)))
+    found = explain(store(runs), "org_id = 'org3'")
+    assert [str(one) for one in found.differences] == ["attributes.plan = free"]
+    assert left_out(found)["attributes.org_name"] == "other names for what the selection is made by"
+
+
+def test_synonyms_stand_under_one_row():
+    runs, caused, dice = some_runs()
+    numbers = np.where(caused, 7, dice.integers(0, 7, RUNS))
+    runs["org_id"], runs["attributes.org_name"] = named("org", numbers), named("Org No. ", numbers)
+    (found,) = explain(store(runs)).differences
+    assert str(found) == "org_id = org7"
+    assert found.synonyms == ("attributes.org_name = Org No. 7",)
+
+
+def test_a_user_with_repeats_is_no_mere_id():
+    runs, caused, dice = some_runs()
+    runs["user_id"] = named("user", np.where(caused, 0, dice.integers(1, RUNS, RUNS)))
+    assert [str(one) for one in explain(store(runs)).differences] == ["user_id = user0"]
+
+
+@pytest.mark.parametrize("rate", [4, 10])
+def test_a_sampled_row_counts_for_as_many_as_it_stands_for(rate: int):
+    runs, caused, dice = some_runs()
+    runs["attributes.cause"] = named("v", np.where(caused, 9, dice.integers(0, 4, RUNS)))
+    runs["attributes.tokens"] = np.where(caused, 500.0, 0.0) + dice.random(RUNS).round(2)
+    failed = runs["status"] == "FAIL"
+    rates = np.where(failed, 1, np.where(np.arange(RUNS) % 2, rate, 1))
+    weighted = explain(store({**runs, "sample_rate": rates.astype(float)}))
+    expanded = explain(store({name: np.repeat(values, rates) for name, values in runs.items()}))
+    assert [str(one) for one in weighted.differences] == [str(one) for one in expanded.differences]
+    for one, other in zip(weighted.differences, expanded.differences, strict=True):
+        assert one.selection.share == pytest.approx(other.selection.share)
+        assert one.rest.share == pytest.approx(other.rest.share)
+        assert one.lift == pytest.approx(other.lift)
+        assert one.rest.count == pytest.approx(other.rest.count)
+        assert one.rest.rows < other.rest.rows
+        assert one.q_value > other.q_value
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weights_make_no_certainty(seed: int):
+    runs, _, dice = some_runs(seed, many=1_000, failures=0.1)
+    runs["sample_rate"] = 1 + dice.lognormal(1, 2, 1_000)
+    for number in range(20):
+        runs[f"attributes.value{number}"] = named("v", dice.integers(0, 2 + number * 2, 1_000))
+        runs[f"attributes.number{number}"] = dice.lognormal(0, 1, 1_000)
+    found = explain(store(runs))
+    assert found.differences == ()
+    assert found.selection.count > 5 * found.selection.rows
+
+
+def stages_of(runs: Columns, names: Iterable[str], dice: Any) -> Columns:
+    many, names = len(runs["pipeline_run_id"]), list(names)
+    whole = many * len(names)
+    return {
+        "pipeline_run_id": np.repeat(runs["pipeline_run_id"], len(names)),
+        "event_id": named("event", range(whole)),
+        "stage_name": np.array(names * many, dtype=object),
+        "status": np.array(["OK"] * whole, dtype=object),
+        "error_type": np.array([None] * whole, dtype=object),
+        "duration_ms": dice.lognormal(3, 1, whole),
+        "queue_ms": dice.random(whole),
+        "attempts": np.ones(whole, dtype=int),
+        "attributes.model": named("m", dice.integers(0, 4, whole)),
+    }
+
+
+def test_fields_of_the_stages_of_runs_are_looked_at():
+    runs, caused, dice = some_runs()
+    stages = stages_of(runs, ("fetch", "answer", "store"), dice)
+    failed = np.repeat(runs["status"] == "FAIL", 3)
+    fetch, answer, last = (stages["stage_name"] == name for name in ("fetch", "answer", "store"))
+    stages["attributes.model"][np.repeat(caused, 3) & fetch] = "m9"
+    stages["status"][failed & answer] = "FAIL"
+    stages["error_type"][failed & answer] = "TimeoutError"
+    stages["duration_ms"][failed & answer] += 1_000
+    # What never ran has no attributes. That is what a failure comes to, not how it came about.
+    stages["status"][failed & last] = "CANCEL"
+    stages["attributes.model"][failed & last] = None
+    connection = store(runs, stages)
+    connection.execute(
+        "INSERT INTO stages SELECT * REPLACE ('RETRY' AS status) FROM stages WHERE attempts = 0"
+    )
+    found = explain(connection)
+    assert str(found.differences[0]) == "fetch/attributes.model = m9"
+    assert [one.field for one in found.differences] == ["fetch/attributes.model"]
+    came = found.consequences[0]
+    same = {str(came), *came.synonyms}
+    assert {"answer/status = FAIL", "store/status = CANCEL", "store/attributes.model is missing"} <= same
+    assert "answer/duration_ms" in by_field(found.consequences) or "answer/duration_ms" in str(same)
+    assert runs_of(connection, found.differences[0].sql) == found.differences[0].selection.rows
+
+
+def test_of_slow_runs_it_is_said_which_stage_takes_the_time():
+    runs, caused, dice = some_runs()
+    stages = stages_of(runs, ("fetch", "answer"), dice)
+    stages["duration_ms"][np.repeat(caused, 2) & (stages["stage_name"] == "answer")] += 5_000
+    runs["duration_ms"] = stages["duration_ms"].reshape(-1, 2).sum(axis=1)
+    runs["attributes.cold"] = caused
+    found = explain(store(runs, stages), "duration_ms > 3000")
+    assert str(found.differences[0]) == "attributes.cold = true"
+    assert found.consequences[0].field == "answer/duration_ms"
+    assert left_out(found)["duration_ms"] == "they say what the selection is made by"
+
+
+def test_of_a_version_its_failures_are_a_difference():
+    runs, caused, _ = some_runs()
+    runs["service_version"] = np.where(caused, "2.0", "1.0").astype(object)
+    found = explain(store(runs), "service_version = '2.0'")
+    assert [str(one) for one in found.differences] == ["status = FAIL"]
+    assert found.consequences == ()
+
+
+def test_stages_are_compared_with_stages():
+    runs, _, dice = some_runs()
+    stages = stages_of(runs, ("fetch", "answer"), dice)
+    stages["status"][(dice.random(2 * RUNS) < 0.05) & (stages["attributes.model"] == "m1")] = "FAIL"
+    found = explain(store(runs, stages), over="stages")
+    assert str(found.differences[0]) == "attributes.model = m1"
+    assert found.over == "stages"
+    assert found.selection.rows + found.rest.rows == 2 * RUNS
+
+
+def test_many_stages_of_one_run_are_one_witness():
+    runs, _, dice = some_runs(many=60)
+    stages = stages_of(runs, [f"s{number}" for number in range(40)], dice)
+    cancelled = np.isin(stages["pipeline_run_id"], ["run1", "run2"])
+    stages["status"][cancelled] = "CANCEL"
+    stages["user_id"] = np.where(
+        np.isin(stages["pipeline_run_id"], ["run1", "run2", "run3"]), "u1", "u2"
+    ).astype(object)
+    found = explain(store(runs, stages), "status = 'CANCEL'", over="stages")
+    assert "user_id" not in by_field(found.differences)
+
+
+def test_the_rest_may_be_chosen():
+    runs, caused, _ = some_runs()
+    runs["attributes.cause"] = caused
+    found = explain(store(runs), against="status = 'OK' AND org_id <> 'org1'")
+    assert found.differences[0].field == "attributes.cause"
+    assert found.rest.rows == ((runs["status"] == "OK") & (runs["org_id"] != "org1")).sum()
+    assert "org_id" in left_out(found)
+
+
+def runs_of(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+    ((many,),) = connection.execute(f"SELECT count(*) FROM ({sql.removesuffix(' LIMIT 100')})").fetchall()
+    return int(many)
+
+
+def test_its_queries_run_and_select_what_was_counted():
+    runs, caused, dice = some_runs()
+    for number, values in enumerate(
+        (
+            np.where(caused, 'it\'s -- a "quote"', named("v", dice.integers(0, 4, RUNS))),
+            np.where(caused, 812.25, dice.random(RUNS) * 800),
+            np.where(dice.random(RUNS) < 0.01, ~caused, caused),
+            np.where(caused & (dice.random(RUNS) < 0.9), None, named("v", dice.integers(0, 4, RUNS))),
+            np.where(caused & (dice.random(RUNS) < 0.8), 0, -1 - dice.integers(0, 4, RUNS)),
+        )
+    ):
+        runs[f'attributes."select".{number}'] = values
+    runs["started_at"] += np.where(caused & (dice.random(RUNS) < 0.9), 10**6, 0).astype("timedelta64[s]")
+    connection = store(runs)
+    connection.execute("ALTER TABLE runs ALTER started_at TYPE TIMESTAMPTZ")
+    found = explain(connection, "status = 'FAIL' -- the failed ones")
+    assert len({name for one in found.differences for name in (str(one), *one.synonyms)}) == 7
+    for one in found.differences:
+        assert runs_of(connection, one.sql) == one.selection.rows, one.sql
+
+
+def test_a_question_leaves_nothing_behind():
+    runs, _, _ = some_runs()
+    connection = store(runs)
+    explain(connection)
+    with pytest.raises(QueryError):
+        explain(connection, "1 / org_id > 3")
+    assert [row[0] for row in connection.execute("SHOW TABLES").fetchall()] == ["runs"]
+
+
+def test_a_transaction_of_the_caller_goes_on():
+    runs, caused, _ = some_runs()
+    connection = store({**runs, "attributes.cause": caused})
+    connection.begin()
+    connection.execute("DELETE FROM runs WHERE org_id = 'org1'")
+    found = explain(connection)
+    connection.rollback()
+    assert found.differences[0].field == "attributes.cause"
+    assert found.selection.rows + found.rest.rows == (runs["org_id"] != "org1").sum()
+
+
+def test_the_same_question_gets_the_same_answer():
+    runs, caused, _ = some_runs(many=60_000)
+    runs["attributes.cause"] = caused
+    connection = store(runs)
+    found = explain(connection)
+    assert found == explain(connection)
+    assert found.rest_looked_at < found.rest.rows
+    assert found.differences[0].field == "attributes.cause"
+
+
+@pytest.mark.parametrize(
+    ("where", "verdict"),
+    [
+        ("status = 'NONE'", "nothing is selected"),
+        ("status IN ('OK', 'FAIL')", "everything is selected, and nothing is left to compare it with"),
+        ("NULL", "nothing is selected"),
+    ],
+)
+def test_a_side_without_rows_is_said(where: str, verdict: str):
+    runs, _, _ = some_runs(many=100)
+    found = explain(store(runs), where)
+    assert found.verdict == verdict
+    assert found.differences == ()
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("stauts = 'FAIL'", "did you mean 'status'?"),
+        ('"attributes.sise" > 3', "did you mean 'attributes.size'?"),
+        ("status = ", "syntax error"),
+        ("status = 'FAIL'); DROP TABLE runs; --", "this is no predicate"),
+        ("status = 'FAIL'; DROP TABLE runs", "this is no predicate"),
+        ("org_id > now()", "org_id > now()"),
+        ("foo(org_id)", "foo does not exist"),
+    ],
+)
+def test_a_bad_predicate_says_what_is_wrong_and_the_way_out(where: str, said: str):
+    connection = store(some_runs(many=100)[0])
+    for asked in ({"where": where}, {"against": where}):
+        with pytest.raises(QueryError, match=re.escape(said)) as caught:
+            explain(connection, **asked)
+        assert caught.value.sql == where
+        assert caught.value.hint
+        assert isinstance(caught.value, ValueError)
+    assert connection.execute("SELECT count(*) FROM runs").fetchall() == [(100,)]
+
+
+def test_a_view_that_there_is_not_is_said():
+    with pytest.raises(QueryError, match="there is no view 'runs'"):
+        explain(duckdb.connect())
+    with pytest.raises(QueryError, match="there is no view 'events'"):
+        explain(duckdb.connect(), over="events")  # type: ignore[arg-type]
+
+
+def test_a_missing_package_says_which_extra_it_is_of(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.startswith("stageflow.store.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingExtraError, match=re.escape('pip install "stageflow[store]"')):
+        explain(duckdb.connect())
+
+
+def test_of_too_many_stages_those_that_most_of_a_side_has_are_compared():
+    runs, caused, dice = some_runs()
+    stages = stages_of(runs, ("fetch",), dice)
+    kinds = np.where(caused, 0, dice.integers(1, 100, RUNS))
+    stages["stage_name"] = named("fetch", kinds)
+    found = explain(store(runs, stages))
+    first, *others = found.differences
+    assert str(first) == "fetch0/status has a value"
+    assert {one.along_with for one in others} == {str(first)}
+    assert [str(one) for one in found.consequences] == ["fetch0/status = OK"]
+    assert len([why for why in left_out(found).values() if why == "stages of few runs"]) == 50
+
+
+def drawn(found: Explanation, width: int | None, **how: Any) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width or 200, **how)
+    console.print(draw_explanation(found, width=width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_picture_fits_and_says_everything_in_words(width: int):
+    runs, caused, dice = some_runs()
+    runs["attributes.gen_ai.request.model"] = np.where(caused, "m-large\x1b[2J", "m-small").astype(object)
+    runs["attributes.copy"] = np.where(dice.random(RUNS) < 0.05, ~caused, caused)
+    runs["duration_ms"] *= np.where(runs["status"] == "FAIL", 5, 1)
+    found = explain(store(runs))
+    text = drawn(found, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    for words in (
+        "2 fields differ",
+        r"m-large\x1b[2J",
+        "go along with",
+        "what came with it",
+        "left out",
+        "next",
+    ):
+        assert words in text
+    assert "\x1b" not in text
+    assert "…" not in text
+
+
+def test_a_picture_of_nothing_says_so():
+    found = explain(store(some_runs(many=100)[0]), "status = 'NONE'")
+    assert "nothing is selected" in drawn(found, 80)

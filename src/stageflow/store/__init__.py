@@ -6,7 +6,9 @@ from .difference import Difference, Explanation, LeftOut, Part
 from .event_store import EventStore
 from .explain import explain
 from .queries import Rows
-from .questions import Comparison, ErrorGroup, Side, Slow, Stat
+from .questions import Comparison, ErrorGroup, Share, Side, Slow, Stat, Total, Volume
+from .sampler import SampleRule, TailSampler, read_sampler
+from .sampling import Sampled
 
 __all__ = [
     "BackgroundCompactor",
@@ -20,8 +22,15 @@ __all__ = [
     "LeftOut",
     "Part",
     "Rows",
+    "SampleRule",
+    "Sampled",
+    "Share",
     "Side",
     "Slow",
     "Stat",
+    "TailSampler",
+    "Total",
+    "Volume",
     "explain",
+    "read_sampler",
 ]

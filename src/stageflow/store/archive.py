@@ -23,7 +23,7 @@ from .rows import Attributes
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Field
 
-__all__ = ["Archive", "ArchiveFile", "Conflict", "is_remote"]
+__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "is_remote"]
 
 _CONFIGURATION: dict[str, str | None] = {
     # What was replaced stays for readers that began before, and then goes.
@@ -66,6 +66,15 @@ class ArchiveFile(Struct, frozen=True):
     day: str
     first_id: str | None
     last_id: str | None
+
+    @property
+    def has_events(self) -> bool:
+        """False for a file of counts."""
+        return not self.path.rpartition("/")[2].startswith(COUNTS)
+
+
+COUNTS = "counts"
+"""How the names of files begin that have counts and no events."""
 
 
 def is_remote(address: str) -> bool:

@@ -7,8 +7,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -21,16 +19,20 @@ from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
 from .address import read_address, remember_address
-from .archive import Archive, ArchiveFile, Conflict
+from .archive import COUNTS, Archive, ArchiveFile, Conflict
+from .counts import KINDS, NO_KINDS, count_rows
 from .database import open_database
 from .parquet import LocalFiles, select_rows
 from .rows import load_rows
+from .sampler import TailSampler
+from .sampling import sample
 from .settle import BASE, settle
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Compacted", "Compactor", "Progress", "closed_segments", "overlapping"]
+__all__ = ["Compacted", "Compactor", "Progress", "closed_segments", "id_range", "overlapping"]
 
 CURSOR = "archive"
 """The name of the archive among the readers of a journal."""
@@ -76,6 +78,8 @@ class Compactor:
         max_age: Seconds after which events are dropped from the archive, by whole days; default
             None, for never.
         max_bytes: Of the archive; beyond it the oldest days are dropped; default None, for no bound.
+        counts_max_age: Seconds after which the exact counts are dropped too; default None, for never.
+        sampler: Which runs are kept; default None, for all.
         most_attributes: How many attributes have a column of their own; default 256. The others
             stand in `rest`, as JSON.
         batch_bytes: Of segments that are taken at once; default 256 MiB. It bounds the memory.
@@ -97,6 +101,8 @@ class Compactor:
         keep_seconds: float = 600.0,
         max_age: float | None = None,
         max_bytes: int | None = None,
+        counts_max_age: float | None = None,
+        sampler: TailSampler | None = None,
         most_attributes: int = 256,
         batch_bytes: int = 256 << 20,
         target_bytes: int = 128 << 20,
@@ -109,11 +115,17 @@ class Compactor:
         self.archive = Archive(read_address(self.journal), storage_options)
         self._local = LocalFiles(self.archive)
         self._room = Room(max_age=keep_seconds)
-        self._max_age = max_age
-        self._max_bytes = max_bytes
+        self._upkeep = Upkeep(
+            archive=self.archive,
+            local=self._local,
+            max_age=max_age,
+            max_bytes=max_bytes,
+            counts_max_age=counts_max_age,
+            target_bytes=target_bytes,
+        )
+        self._sampler = sampler
         self._most_attributes = most_attributes
         self._batch_bytes = batch_bytes
-        self._target_bytes = target_bytes
 
     def compact(self, progress: Progress | None = None) -> Compacted:
         """Take every closed segment into the archive; then merge small files, and drop what is too much.
@@ -134,10 +146,7 @@ class Compactor:
             segments, rows = self._take_all(progress or _in_silence)
             self._tell_cursor()
             self._room.make(self.journal)
-            merged = self._merge_small_files()
-            dropped = self._drop_old()
-            if merged or dropped:
-                self.archive.remove_unused()
+            merged, dropped = self._upkeep.keep_up()
         return Compacted(segments, rows, merged, dropped)
 
     # ------------------------------------------------------------ into the archive
@@ -170,29 +179,31 @@ class Compactor:
         with open_database() as database:
             attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._most_attributes)
             self.archive.prepare(_columns(database, "batch"))
-            files = overlapping(self.archive.files(), *_range(database))
-            superseded = settle(database, "batch", attributes, select_rows(self._local.paths(files)))
+            files = overlapping(self.archive.files(), *id_range(database, "batch"))
+            near = select_rows(self._local.paths(files))
+            superseded = settle(database, "batch", attributes, near)
             ((count,),) = database.execute("select count(*) from batch").fetchall()
+            written = self._local.write(database, count_rows("batch"), COUNTS) if count else []
+            if self._sampler is not None:
+                sample(database, self._sampler, "batch", near, self._kinds())
             rows, replaced = "from batch", []
             if superseded:
-                replaced = self._holding(database, files, superseded)
+                replaced = self._holding(database, files)
                 rows += f""" union all by name (
                     select * from {select_rows(self._local.paths(replaced))}
                     where event_id is null or ({BASE}, event_id) not in (from superseded))"""
-            written = self._local.write(database, rows) if count else []
+            written += self._local.write(database, rows)
             last = {segment.writer: segment.sequence for segment in batch}
             self.archive.commit(written, replaced, last)
         return int(count) - len(superseded)
 
-    def _holding(
-        self,
-        database: DuckDBPyConnection,
-        files: Sequence[ArchiveFile],
-        superseded: Sequence[tuple[str, str]],
-    ) -> list[ArchiveFile]:
+    def _kinds(self) -> str:
+        """Return in SQL the kinds of runs that are known."""
+        counts = [file for file in self.archive.files() if not file.has_events]
+        return KINDS.format(counts=select_rows(self._local.paths(counts))) if counts else NO_KINDS
+
+    def _holding(self, database: DuckDBPyConnection, files: Sequence[ArchiveFile]) -> list[ArchiveFile]:
         """Return the files that have rows which those of the batch supersede."""
-        database.execute("create table superseded (base varchar, event_id varchar)")
-        database.executemany("insert into superseded values (?, ?)", superseded)
         found = []
         for file, path in zip(files, self._local.paths(files), strict=True):
             held = (
@@ -217,48 +228,6 @@ class Compactor:
             store(
                 self.journal, CURSOR, CursorFile(positions, sum(file.rows for file in self.archive.files()))
             )
-
-    # ------------------------------------------------------------ order in the archive
-
-    def _merge_small_files(self) -> int:
-        merged = 0
-        for _, files in groupby(sorted(self.archive.files(), key=_day), key=_day):
-            small = [file for file in files if file.size < self._target_bytes // 2]
-            if len(small) >= _MANY:
-                with contextlib.suppress(Conflict, FileNotFoundError):  # another time
-                    merged += self._merge(small)
-        return merged
-
-    def _merge(self, small: Sequence[ArchiveFile]) -> int:
-        with open_database() as database:
-            written = self._local.write(database, f"from {select_rows(self._local.paths(small))}")
-        self.archive.commit(written, small)
-        return len(small)
-
-    def _drop_old(self) -> int:
-        files = sorted(self.archive.files(), key=_day)
-        size = sum(file.size for file in files)
-        oldest = ""
-        if self._max_age is not None:
-            oldest = str((datetime.now(UTC) - timedelta(seconds=self._max_age)).date())
-        gone: list[ArchiveFile] = []
-        for day, of_day in groupby(files, key=_day):
-            too_much = self._max_bytes is not None and size > self._max_bytes
-            if day >= oldest and not too_much:
-                break
-            of_this_day = list(of_day)
-            gone += of_this_day
-            size -= sum(file.size for file in of_this_day)
-        if gone:
-            try:
-                self.archive.commit([], gone)
-            except Conflict:  # another time
-                return 0
-        return sum(file.rows for file in gone)
-
-
-_MANY = 8
-"""From so many small files of one day on they are merged."""
 
 
 def closed_segments(journal: str, archive: Archive) -> list[Segment]:
@@ -295,27 +264,29 @@ def overlapping(files: Sequence[ArchiveFile], first: str | None, last: str | Non
     """Return the files that may have an event whose id lies between these two."""
     if first is None or last is None:
         return []
-    return [
-        file
-        for file in files
-        if file.first_id is None or file.last_id is None or (file.first_id <= last and first <= file.last_id)
-    ]
+
+    def may_have_it(file: ArchiveFile) -> bool:
+        if file.first_id is None or file.last_id is None:
+            return file.has_events
+        return file.first_id <= last and first <= file.last_id
+
+    return list(filter(may_have_it, files))
 
 
 def _columns(database: DuckDBPyConnection, table: str) -> dict[str, str]:
     return {name: type for name, type, *_ in database.execute(f"describe {table}").fetchall()}
 
 
-def _range(database: DuckDBPyConnection) -> tuple[str | None, str | None]:
-    found: tuple[str | None, str | None] | None = database.execute(
-        "select min(event_id), max(event_id) from batch"
-    ).fetchone()
+def id_range(database: DuckDBPyConnection, table: str) -> tuple[str | None, str | None]:
+    """Return two ids between which lie those of all events of the runs in a table; None for no event."""
+    found: tuple[str | None, str | None] | None = database.execute(f"""
+        select least(min(event_id), min(pipeline_run_id)),
+            -- The ids of a run's events are its own, a slash and more; 0 comes after the slash.
+            greatest(max(event_id), max(pipeline_run_id) || '0')
+        from {table}
+    """).fetchone()
     assert found is not None
     return found
-
-
-def _day(file: ArchiveFile) -> str:
-    return file.day
 
 
 def _in_silence(done: int, whole: int) -> None:

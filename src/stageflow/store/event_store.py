@@ -16,8 +16,8 @@ from .columns import text
 from .compactor import Compactor, Progress, closed_segments
 from .difference import Explanation
 from .explain import explain
+from .figures import Figures
 from .queries import Queries, Rows
-from .questions import Comparison, ErrorGroup, Slow, Stat, compare, errors, slowest, stats
 from .record import events_of
 from .selection import Over, condition
 from .story import tell_story
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EventStore"]
 
 
-class EventStore:
+class EventStore(Figures):
     """Asks a journal and its archive, at any moment, while others write both.
 
     Each event is in an answer exactly once, with what amended it later. Counts, rates and percentiles
@@ -190,97 +190,7 @@ class EventStore:
             run_id = str(newest[0]["event_id"])
         return tell_story(self._queries, self.path, run_id)
 
-    # ------------------------------------------------------------ figures
-
-    def stats(
-        self,
-        over: Over = "stages",
-        where: RunFilter | None = None,
-        *,
-        predicate: str | None = None,
-        bucket: float | None = None,
-    ) -> list[Stat]:
-        """Return counts, rates and percentiles of each stage, or of each pipeline.
-
-        Args:
-            over: "stages", or "runs" for whole pipelines.
-            where: Which; default all.
-            predicate: SQL on top of it.
-            bucket: Seconds; then there is one row for each stretch of so many. Default None.
-
-        Raises:
-            QueryError: The predicate is wrong.
-        """
-        wanted = condition(over, where, predicate)
-        return self._queries.ask(
-            lambda cursor: stats(cursor, wanted, over, bucket_s=bucket, weighted=self._queries.weighted),
-            wanted,
-        )
-
-    def errors(
-        self, where: RunFilter | None = None, *, predicate: str | None = None, limit: int = 20
-    ) -> list[ErrorGroup]:
-        """Return what fails, alike failures together, the most frequent first.
-
-        Args:
-            where: Which stages and runs; default all.
-            predicate: SQL on top of it, over columns that `stages` and `runs` both have.
-            limit: How many groups at most.
-
-        Raises:
-            QueryError: The predicate is wrong.
-        """
-        of_stages, of_runs = (condition(over, where, predicate) for over in ("stages", "runs"))
-        return self._queries.ask(lambda cursor: errors(cursor, of_stages, of_runs, limit=limit), of_stages)
-
-    def slowest(
-        self,
-        over: Over = "runs",
-        where: RunFilter | None = None,
-        *,
-        predicate: str | None = None,
-        limit: int = 20,
-    ) -> list[Slow]:
-        """Return the runs, or the stages, that took longest.
-
-        Args:
-            over: "runs" or "stages".
-            where: Which; default all.
-            predicate: SQL on top of it.
-            limit: How many at most.
-
-        Raises:
-            QueryError: The predicate is wrong.
-        """
-        wanted = condition(over, where, predicate)
-        return self._queries.ask(lambda cursor: slowest(cursor, wanted, over, limit=limit), wanted)
-
-    def compare(
-        self,
-        before: str,
-        after: str,
-        over: Over = "stages",
-        where: RunFilter | None = None,
-    ) -> list[Comparison]:
-        """Return each stage, or pipeline, on two sides, what changed most surely first.
-
-        Args:
-            before: SQL that says what the one side is: "service_version = '1.4'".
-            after: SQL that says what the other is.
-            over: "stages" or "runs".
-            where: What both have in common; default nothing.
-
-        Raises:
-            QueryError: One of the predicates is wrong.
-
-        Example:
-            store.compare("started_at < '2026-11-24 12:00'", "started_at >= '2026-11-24 12:00'")
-        """
-        one, other = (condition(over, where, side) for side in (before, after))
-        return self._queries.ask(
-            lambda cursor: compare(cursor, one, other, over, weighted=self._queries.weighted),
-            f"{before} / {after}",
-        )
+    # ------------------------------------------------------------ what is different
 
     def explain(
         self,

@@ -67,12 +67,13 @@ class LocalFiles:
         """Return where these files are, or would be."""
         return [os.path.join(self.folder, *file.path.split("/")) for file in files]
 
-    def write(self, connection: DuckDBPyConnection, rows: str) -> list[ArchiveFile]:
+    def write(self, connection: DuckDBPyConnection, rows: str, beginning: str = "part") -> list[ArchiveFile]:
         """Write rows into new files, that belong to the table once they are committed.
 
         Args:
             connection: That has the rows.
             rows: SQL that selects them.
+            beginning: Of the names of the files.
 
         Raises:
             OSError: They cannot be written.
@@ -81,7 +82,7 @@ class LocalFiles:
         written = connection.execute(f"""
             copy (select * from ({rows}) order by day, type, event_id) to {text(self.folder)} (
                 format parquet, compression zstd, row_group_size {_ROWS_OF_A_GROUP},
-                partition_by (day), append, filename_pattern 'part-{{uuid}}', return_stats
+                partition_by (day), append, filename_pattern '{beginning}-{{uuid}}', return_stats
             )
         """).fetchall()
         files = [_written(self.folder, *told) for told in written]

@@ -13,6 +13,7 @@ from ..errors import QueryError
 from .archive import Archive
 from .columns import text
 from .database import open_database
+from .questions import Volume
 from .rows import as_pattern
 from .snapshot import RETRIES, Snapshot, gone
 
@@ -150,6 +151,10 @@ class Queries:
                     alarm.cancel()
                     cursor.close()
         raise AssertionError("the last attempt has raised")
+
+    def volume(self) -> Volume:
+        """Return how much is stored; see `EventStore.volume`."""
+        return self.ask(self._snapshot.volume, "volume")
 
     def close(self) -> None:
         """Give free what the database holds."""

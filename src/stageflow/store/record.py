@@ -54,6 +54,8 @@ def _data(row: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in row.items()
         if name.startswith(ATTRIBUTE) and value is not None
     } | rest.pop("attributes", {})
+    if (reason := row.get("sample_reason")) is not None:
+        data["sample_reason"] = reason
     return data | rest
 
 

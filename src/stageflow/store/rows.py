@@ -222,7 +222,8 @@ def _day(*moments: str) -> str:
 def _typed(parsed: str, attributes: Attributes, kinds: _Kinds) -> str:
     values = [*_schema_values(list(COLUMNS)), *_attribute_values(attributes, kinds)]
     day = _day("event.data.started_at[:10]", "event.data.amended_at[:10]")
-    return f"""select segment, event.type as type, {day} as day, {", ".join(values)},
+    return f"""select segment, event.type as type, {day} as day, null::varchar as sample_reason,
+        {", ".join(values)},
         {_rest(attributes, kinds)} as rest from {parsed} where {_IS_TYPED}"""
 
 

@@ -32,7 +32,8 @@ def settle(
         archived: SQL that selects the rows of the archive that may belong to them; None for none.
 
     Returns:
-        Type and `event_id` of the rows of the archive that rows of the table now stand for.
+        Type and `event_id` of the rows of the archive that rows of the table now stand for; they are
+        in the table `superseded` as well.
     """
     superseded: list[tuple[str, str]] = []
     if archived is not None:
@@ -42,14 +43,13 @@ def settle(
                 and exists (from {table} new where new.event_id = old.event_id
                     and replace(new.type, '.amend', '') = replace(old.type, '.amend', ''))
         """).fetchall()
+    connection.execute("create or replace table superseded (base varchar, event_id varchar)")
     if superseded:
-        connection.execute(f"create or replace table {table}_old (base varchar, event_id varchar)")
-        connection.executemany(f"insert into {table}_old values (?, ?)", superseded)
+        connection.executemany("insert into superseded values (?, ?)", superseded)
         connection.execute(
             f"insert into {table} by name select * from {archived}"
-            f" where ({BASE}, event_id) in (from {table}_old)"
+            f" where ({BASE}, event_id) in (from superseded)"
         )
-        connection.execute(f"drop table {table}_old")
     several = f"""(select {BASE} as base, event_id from {table} where event_id is not null
         group by all having count(*) > 1)"""
     connection.execute(
@@ -82,17 +82,22 @@ def _merged(several: str, attributes: Iterable[str]) -> str:
                 flatten(list(truncated order by amended_at)) as truncated,
                 list(rest order by amended_at) filter (rest is not null) as rests{last}
             from amendments group by all
+        ), told as (
+            select base, event_id, max(sample_rate) as sample_rate, max(sample_reason) as sample_reason
+            from {several} group by all
         )
         select e.* exclude (base) replace (
             coalesce(greatest(a.segment, e.segment), e.segment) as segment,
             coalesce(e.redacted, 0) + coalesce(a.redacted, 0) as redacted,
+            -- What came again has not been sampled again.
+            t.sample_rate as sample_rate, t.sample_reason as sample_reason,
             case when a.event_id is null then e.truncated
                 else list_concat(coalesce(e.truncated, []), coalesce(a.truncated, [])) end as truncated,
             case when a.rests is null then e.rest
                 else list_reduce(list_prepend(coalesce(e.rest, '{{}}'), a.rests),
                     lambda one, next: json_merge_patch(one, next)::varchar) end as rest{replaced}
         )
-        from events e left join amended a using (base, event_id)
+        from events e left join amended a using (base, event_id) join told t using (base, event_id)
         union all by name
         select m.* exclude (base) from amendments m anti join events e using (base, event_id)
     """

@@ -10,8 +10,10 @@ from ..journal import Journal
 from ..journal.layout import Segment, list_writers
 from .archive import Archive
 from .columns import AMENDMENTS, ATTRIBUTE, TYPED, columns_of, quoted, text
-from .compactor import overlapping
+from .compactor import id_range, overlapping
+from .counts import count_rows, summed
 from .parquet import LocalFiles, select_rows
+from .questions import Volume, volume
 from .rows import load_rows
 from .settle import BASE, settle
 
@@ -77,6 +79,13 @@ class Snapshot:
                 self._seen = seen
                 return
 
+    def volume(self, cursor: DuckDBPyConnection) -> Volume:
+        """Return how much there is of what was seen last."""
+        _, live = self._seen or (0, ())
+        files = self._archive.files()
+        paths = self._local.paths(file for file in files if file.has_events)
+        return volume(cursor, files, paths, sum(size for _, size in live))
+
     def forget(self) -> None:
         """Have the next look take nothing for known."""
         self._seen = None
@@ -102,13 +111,9 @@ class Snapshot:
         database = self._database
         attributes = load_rows(database, "live", live, self._archive.attributes(), self._most_attributes)
         files = self._archive.files()
-        ids = database.execute("select min(event_id), max(event_id) from live").fetchone() or (None, None)
-        near = select_rows(self._local.paths(overlapping(files, *ids)))
+        near = select_rows(self._local.paths(overlapping(files, *id_range(database, "live"))))
         superseded = settle(database, "live", attributes, near)
-        database.execute("create or replace table superseded (base varchar, event_id varchar)")
-        if superseded:
-            database.executemany("insert into superseded values (?, ?)", superseded)
-        archived = select_rows(self._local.paths(files))
+        archived = select_rows(self._local.paths(file for file in files if file.has_events))
         rows = "from live"
         if archived is not None:
             those = f" where event_id is null or ({BASE}, event_id) not in (from superseded)"
@@ -116,6 +121,13 @@ class Snapshot:
         database.execute(
             f"create or replace view events as select * from ({rows}) where type not in ({text(*AMENDMENTS)})"
         )
+        counts = select_rows(self._local.paths(file for file in files if not file.has_events))
+        counted = f"({count_rows('live')})" + (f" union all by name from {counts}" if counts else "")
+        database.execute(f"""
+            create or replace view counts as
+            select started_at as hour, topology, pipeline_name, stage_name, status, outcome, service_version,
+                sample_rate as count, day
+            from ({summed(counted)})""")
         self._make_view("stages", "stage.wide", attributes)
         self._make_view("runs", "pipeline.wide", attributes)
         found = database.execute("select coalesce(max(sample_rate), 1) > 1 from events").fetchone()
@@ -125,6 +137,7 @@ class Snapshot:
         columns = [
             *columns_of(TYPED[type]),
             *(ATTRIBUTE + key for key in attributes),
+            "sample_reason",
             "rest",
             "day",
             "segment",

@@ -1,10 +1,25 @@
-"""Counts and percentiles in SQL, in which a row stands for as many as its `sample_rate` says."""
+"""Counts, rates and percentiles in SQL, in which a row stands for as many as its `sample_rate` says.
+
+A row with the weight w was kept with the probability 1/w, apart from all others. So a sum over rows
+has the variance that Horvitz and Thompson gave it, the sum of w (w - 1) y^2; that of a rate follows
+by linearisation; and that of a percentile is carried over from the share of what lies below it
+(Woodruff). Intervals are 95 %, and are given where enough rows have been sampled for them to hold.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["count_if", "percentiles", "ranked"]
+__all__ = ["FEWEST", "FEWEST_ABOVE", "Z", "count_if", "percentiles", "ranked"]
+
+Z = 1.96
+"""Standard errors to each side of an estimate that make 95 %."""
+
+FEWEST = 20
+"""Sampled rows from which on an interval is given."""
+
+FEWEST_ABOVE = 10
+"""Sampled rows above a percentile from which on its interval is given."""
 
 
 def count_if(condition: str = "true") -> str:
@@ -34,18 +49,18 @@ def ranked(rows: str, value: str, keys: Sequence[str], *, weighted: bool) -> str
         from (select *, {value} as value from ({rows})))"""
 
 
-def percentiles(ranks: Sequence[float], *, weighted: bool) -> str:
+def percentiles(ranks: Sequence[float | str], *, weighted: bool) -> str:
     """Return what gives, in SQL, percentiles of ranked rows: the smallest value that so much is at or below.
 
     Args:
-        ranks: From 0 to 1.
+        ranks: From 0 to 1, or SQL that gives such a number.
         weighted: As it was said to `ranked`.
     """
     if not weighted:
-        return f"quantile_disc(value, {list(ranks)!r})"
+        return f"quantile_disc(value, [{', '.join(map(str, ranks))}])"
     # A sum of many weights is not exact to its last digit.
     found = (
-        f"min(value) filter (value is not null and reached >= whole * {rank!r} * (1 - 1e-12))"
+        f"min(value) filter (value is not null and reached >= whole * ({rank}) * (1 - 1e-12))"
         for rank in ranks
     )
     return f"[{', '.join(found)}]"

@@ -3,6 +3,24 @@
 from .compare import Comparison, Side, compare
 from .errors import ErrorGroup, errors
 from .slowest import Slow, slowest
-from .stats import Stat, stats
+from .stats import Interval, Stat, stats
+from .totals import Total, totals
+from .volume import Share, Volume, volume
 
-__all__ = ["Comparison", "ErrorGroup", "Side", "Slow", "Stat", "compare", "errors", "slowest", "stats"]
+__all__ = [
+    "Comparison",
+    "ErrorGroup",
+    "Interval",
+    "Share",
+    "Side",
+    "Slow",
+    "Stat",
+    "Total",
+    "Volume",
+    "compare",
+    "errors",
+    "slowest",
+    "stats",
+    "totals",
+    "volume",
+]

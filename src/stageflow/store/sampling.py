@@ -1,0 +1,181 @@
+"""Samples the runs of a batch: what a sampler says of each, in SQL, and what is left of its rows.
+
+A run and all that it started have one root, and the hash of the root's id decides where chance does:
+whoever samples them, wherever, they agree.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from ..errors import QueryError
+from .columns import AMENDMENTS, quoted, text
+from .sampler import TailSampler
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["Sampled", "decide", "report", "sample"]
+
+_ROOT = "coalesce(root_run_id, pipeline_run_id)"
+_WHERE_IT_FALLS = "(md5_number_lower(root)::double / 18446744073709551616)"
+"""From 0 to 1, the same for a root on every machine."""
+
+
+class Sampled(Struct, frozen=True):
+    """What a sampler makes of the runs of one key that it kept, or dropped, for one reason.
+
+    Attributes:
+        key: Value of `per_key`.
+        reason: Why: "failed", "slow", "first of its kind", a rule, "target" or "one in N".
+        runs: How many runs there are.
+        kept: How many of them are kept.
+        events: How many wide events the runs have.
+        kept_events: How many of them are kept.
+    """
+
+    key: str
+    reason: str
+    runs: int
+    kept: int
+    events: int
+    kept_events: int
+
+
+def decide(connection: DuckDBPyConnection, sampler: TailSampler, runs: str, kinds: str) -> None:
+    """Make a table `decided` of roots: the rate of each, why, and whether it is kept.
+
+    Args:
+        connection: Where it is made.
+        sampler: What decides.
+        runs: SQL that selects runs: the columns of `runs`.
+        kinds: SQL that selects the kinds of runs (pipeline, outcome, version) that are known.
+
+    Raises:
+        QueryError: A rule, or the key, is none.
+    """
+    import duckdb
+
+    always = ["when not has_root then 'incomplete'"]
+    if sampler.keep_failures:
+        always.append("when failed then 'failed'")
+    if sampler.slower_than is not None:
+        always.append(f"when slowest_ms > {sampler.slower_than * 1000!r} then 'slow'")
+    if sampler.first_of_a_kind:
+        always.append("when is_first then 'first of its kind'")
+    rules = [f"when ({rule.where}) then {n}" for n, rule in enumerate(sampler.rules)]
+    rates = [f"when {n} then {float(rule.one_in)!r}" for n, rule in enumerate(sampler.rules)]
+    reasons = [f"when {n} then {text(rule.reason or rule.where)}" for n, rule in enumerate(sampler.rules)]
+    if sampler.target_per_minute is not None:
+        together = "count(*) over (partition by always, rule, key, minute)"
+        rest = f"greatest(1.0, {together} / {float(sampler.target_per_minute)!r})"
+        why = "target"
+    else:
+        rest, why = f"{float(sampler.one_in)!r}", f"one in {sampler.one_in:g}"
+    key = quoted(sampler.per_key)
+    try:
+        connection.execute(f"""
+            create or replace temp table decided as
+            with trees as (
+                select {_ROOT} as root, bool_or(pipeline_run_id = {_ROOT}) as has_root,
+                    bool_or(status = 'FAIL' or coalesce(stages_failed, 0) > 0) as failed,
+                    max(duration_ms) as slowest_ms
+                from ({runs}) group by 1
+            ), roots as (
+                select *, pipeline_run_id as root, date_trunc('minute', started_at) as minute,
+                    {key}::varchar as key, case {" ".join(rules) or "when false then 0"} end as rule,
+                    row_number() over (partition by pipeline_name, outcome, service_version
+                        order by started_at, pipeline_run_id) = 1
+                    and (coalesce(pipeline_name, ''), coalesce(outcome, ''), coalesce(service_version, ''))
+                        not in ({kinds}) as is_first
+                from ({runs}) where pipeline_run_id = {_ROOT}
+                qualify row_number() over (partition by pipeline_run_id order by started_at desc) = 1
+            ), judged as (
+                select root, coalesce(key, '') as key, minute, rule, case {" ".join(always)} end as always
+                from trees left join roots using (root)
+            ), rated as (
+                select *, case when always is not null then 1.0
+                    else coalesce(case rule {" ".join(rates) or "when 0 then 1"} end, {rest}) end as rate
+                from judged
+            )
+            select root, key, rate, {_WHERE_IT_FALLS} < 1 / rate as kept,
+                coalesce(always, case rule {" ".join(reasons) or "when 0 then ''"} end, {text(why)}) as reason
+            from rated
+        """)
+    except duckdb.Error as error:
+        raise QueryError(
+            f"a rule of the sampler, or its key {sampler.per_key!r}, is none: {error}",
+            sql="; ".join(rule.where for rule in sampler.rules),
+            hint="rules are SQL over the columns of `runs`; the key is one of them",
+        ) from None
+
+
+def report(connection: DuckDBPyConnection, runs: str) -> list[Sampled]:
+    """Return what was decided of these runs, the most events first."""
+    found = connection.execute(f"""
+        select key, reason, count(*), count(*) filter (kept),
+            sum(coalesce(stages_total, 0) + 1)::bigint as events,
+            coalesce(sum(coalesce(stages_total, 0) + 1) filter (kept), 0)::bigint
+        from (select {_ROOT} as root, stages_total from ({runs})) join decided using (root)
+        group by key, reason order by events desc, key, reason
+    """).fetchall()
+    return [Sampled(*row) for row in found]
+
+
+def sample(
+    connection: DuckDBPyConnection, sampler: TailSampler, table: str, archived: str | None, kinds: str
+) -> None:
+    """Leave in a table of new rows those that are kept, and write down what each stands for, and why.
+
+    A run of which a part is in the archive already is kept, as that part was; so is one whose end is not
+    among the rows. Events of no run are kept.
+
+    Args:
+        connection: That has the table.
+        sampler: What decides.
+        table: Of new rows.
+        archived: SQL that selects the rows of the archive that may belong to them; None for none.
+        kinds: See `decide`.
+
+    Raises:
+        QueryError: A rule, or the key, is none.
+    """
+    ended = f"(select * from {table} where type = 'pipeline.wide')"
+    some = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
+    connection.execute(f"""
+        create or replace temp table known as
+        select id, max(rate) as rate
+        from (select unnest([pipeline_run_id, root_run_id]) as id, sample_rate as rate {some})
+        where id is not null group by 1
+    """)
+    connection.execute(f"""
+        create or replace temp table begun as
+        select {_ROOT} as root, max(known.rate) as rate
+        from {ended} join known on id in (pipeline_run_id, root_run_id) group by 1
+    """)
+    decide(connection, sampler, f"select * from {ended} where {_ROOT} not in (select root from begun)", kinds)
+    connection.execute(f"""
+        create or replace temp table fates as
+        select run, coalesce(decided.rate, begun.rate, known.rate, 1.0) as rate,
+            coalesce(decided.kept, true) as kept, coalesce(decided.reason, 'incomplete') as why,
+            begun.root is not null or known.id is not null as is_known
+        from (
+            select pipeline_run_id as run, coalesce(max(root_run_id), pipeline_run_id) as root
+            from {table} where pipeline_run_id is not null group by pipeline_run_id
+        )
+        left join decided using (root) left join begun using (root) left join known on known.id = run
+    """)
+    connection.execute(f"""
+        delete from {table} where pipeline_run_id in (select run from fates where not kept)
+            -- What amends an event of a run that was dropped has nothing to amend.
+            or (type in ({text(*AMENDMENTS)}) and pipeline_run_id not in (select id from known))
+    """)
+    connection.execute(f"""
+        update {table} set
+            sample_rate = case when is_known then greatest(coalesce(sample_rate, 1), rate)
+                else coalesce(sample_rate, 1) * rate end,
+            sample_reason = coalesce(sample_reason, why)
+        from fates where run = pipeline_run_id
+    """)

@@ -229,6 +229,7 @@ class RunRecorder:
         shaping = shaper()
         whole = {} if data is None else data if isinstance(data, Mapping) else {"payload": data}
         own = shaping.fields(whole, "payload")
+        kind = shaping.text(type, "type", shaping.name_chars)
         if shaping.redacted:
             ours["redacted"] = shaping.redacted
         if shaping.truncated:
@@ -236,7 +237,7 @@ class RunRecorder:
         clash = own.keys() & ours.keys()
         if clash:
             ours["payload"] = {key: own[key] for key in clash}
-        offer(sink, Event(type, {**own, **ours}))
+        offer(sink, Event(kind, {**own, **ours}))
 
     # What stages say of the whole run, and what they say too late; see `context.Recorder`.
 

@@ -45,6 +45,10 @@ class Redact(Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for option in ("names", "detect", "allow"):
+            given = getattr(self, option)
+            if isinstance(given, str):  # each of its letters would be one
+                raise ValueError(f"Redact({option}={given!r}); give a tuple: ({given!r},)")
         unknown = [name for name in self.detect if name not in DETECTORS]
         if unknown:
             raise ValueError(

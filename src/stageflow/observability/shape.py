@@ -24,6 +24,9 @@ OTHER = "other"
 
 _LONG_NUMBER = 10**11
 
+_NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
+"""Keys of an object that holds the name of a setting, a header, and its value."""
+
 _MARGIN = 1000
 """A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
 
@@ -90,6 +93,11 @@ class Shaper:
         self._rules = rules
         self.redacted = 0
         self.truncated: list[str] = []
+
+    @property
+    def name_chars(self) -> int:
+        """Characters of a name."""
+        return self._rules.limits.name_chars
 
     def text(self, text: str, name: str, most: int | None = None) -> str:
         """Return a text that may be stored.
@@ -199,7 +207,8 @@ class Shaper:
                     shaped[name] = REDACTED
                     continue
             if kind is str:
-                if redactor is None or value not in redactor.clean:
+                # The length first: to look a long one up would be to hash all of it.
+                if redactor is None or len(value) > limits.text_chars or value not in redactor.clean:
                     value, cut = self._shown(value, limits.text_chars)
                     shaped[name] = value
                     if cut:
@@ -258,20 +267,56 @@ class Shaper:
         if isinstance(value, str):
             return self.text(value, path)
         if kind is list:
-            return [self._nested(item, path) for item in value]
+            return self._listed(value, path)
         if kind is dict:
             nested: dict[str, Any] = {}
+            told: Any = next((value[key] for key in _NAMES if key in value), None)
             for key, item in value.items():
                 name = unlike(self.name(key), nested)
-                if item is None or type(item) is bool or redactor is None or not redactor.is_secret(key):
+                if redactor is None:
                     nested[name] = self._nested(item, f"{path}.{name}")
-                elif redactor.is_measure(key, item):
-                    nested[name] = item
                 else:
-                    self.redacted += 1
-                    nested[name] = REDACTED
+                    told_by = told if key in _VALUES and self._names_a_secret(told) else key
+                    nested[name] = self._withheld(told_by, item, f"{path}.{name}")
             return nested
         return self._number(value) if kind is int and abs(value) >= _LONG_NUMBER else value
+
+    def _listed(self, items: list[Any], path: str) -> list[Any]:
+        """Look at what stands beside a name, too: in pairs, as headers come, and behind an option."""
+        listed: list[Any] = []
+        option = None
+        for item in items:
+            if type(item) is list and len(item) == 2 and self._names_a_secret(item[0]):
+                name: Any = item[0]
+                listed.append([self._nested(name, path), self._withheld(name, item[1], path)])
+            elif option is not None:
+                listed.append(self._withheld(option, item, path))
+            else:
+                listed.append(self._nested(item, path))
+            is_option = isinstance(item, str) and item[:1] == "-" and self._names_a_secret(item)
+            option = item if is_option else None
+        return listed
+
+    def _withheld(self, name: str, value: Any, path: str) -> Any:
+        """Return what may be stored of a value that stands under a name, or beside one."""
+        redactor = self._rules.redactor
+        if value is None or type(value) is bool or redactor is None or not redactor.is_secret(name):
+            return self._nested(value, path)
+        if redactor.is_measure(name, value):
+            return value
+        self.redacted += 1
+        return REDACTED
+
+    def _names_a_secret(self, name: Any) -> bool:
+        """Tell whether a value is the name of a secret, and no sentence that ends in one."""
+        redactor = self._rules.redactor
+        return (
+            redactor is not None
+            and isinstance(name, str)
+            and len(name) <= self._rules.limits.name_chars
+            and not any(blank in name for blank in " =\n")
+            and redactor.is_secret(name)
+        )
 
     def _number(self, number: int) -> int | str:
         """Look at a number as the text it may have been: that of a card, say."""

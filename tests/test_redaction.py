@@ -464,6 +464,30 @@ async def test_the_largest_field_is_cut_first(sink: MemoryEventSink) -> None:
     assert len(json.dumps(event["attributes"])) <= 2_000
 
 
+async def test_what_grows_as_json_is_cut_and_the_event_kept(sink: MemoryEventSink, tmp_path: Path) -> None:
+    async def work(ctx: StageContext) -> None:
+        quotes = {f"t{number}": '"' * 16_000 for number in range(14)}  # each of them is two as JSON
+        ctx.annotate(quotes)
+        ctx.annotate_run(quotes)
+        ctx.emit_event("own", quotes)
+
+    journal = JournalSink(tmp_path)
+    await build(FanoutEventSink(sink, journal), work).run()
+    journal.close()
+    assert [type for type, _ in sink.events] == ["own", "stage.wide", "pipeline.wide"]
+    for _, event in sink.events:
+        assert 1 <= len(event["truncated"]) <= 8
+        assert "[cut: 32,008 bytes]" in json.dumps(event)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert written.count(b"[cut: 32,008 bytes]") >= 3
+
+
+async def test_a_name_beside_a_value_is_known_whole(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(name_chars=5, text_chars=7)))
+    event = await annotated(sink, argv=["--password", "s3cr3t"], pairs=[("authorization", "s3cr3t")])
+    assert "s3cr3t" not in repr(event)
+
+
 async def test_what_lies_too_deep_is_left_out(sink: MemoryEventSink) -> None:
     use_shape(Shape(limits=EventLimits(depth=2)))
     event = await annotated(sink, a={"b": {"c": {"d": 1}}, "e": [[1], 2]}, f=[1])

@@ -27,6 +27,9 @@ _LONG_NUMBER = 10**11
 _NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
 """Keys of an object that holds the name of a setting, a header, and its value."""
 
+_LONGEST_NAME = 256
+"""Characters of a text that may be the name of what stands beside it."""
+
 _MARGIN = 1000
 """A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
 
@@ -225,6 +228,8 @@ class Shaper:
         if chars * 6 > limits.event_bytes:
             sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in shaped.items()}
             self._cut_largest(shaped, sizes, within)
+            # Texts, as all else is by now: of a `Cut` no encoder knows anything.
+            shaped = {name: str(value) if type(value) is Cut else value for name, value in shaped.items()}
         return shaped
 
     def _copied(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
@@ -284,17 +289,16 @@ class Shaper:
     def _listed(self, items: list[Any], path: str) -> list[Any]:
         """Look at what stands beside a name, too: in pairs, as headers come, and behind an option."""
         listed: list[Any] = []
-        option = None
+        option: str | None = None
         for item in items:
             if type(item) is list and len(item) == 2 and self._names_a_secret(item[0]):
-                name: Any = item[0]
-                listed.append([self._nested(name, path), self._withheld(name, item[1], path)])
+                listed.append([self._nested(item[0], path), self._withheld(str(item[0]), item[1], path)])
             elif option is not None:
                 listed.append(self._withheld(option, item, path))
             else:
                 listed.append(self._nested(item, path))
             is_option = isinstance(item, str) and item[:1] == "-" and self._names_a_secret(item)
-            option = item if is_option else None
+            option = str(item) if is_option else None
         return listed
 
     def _withheld(self, name: str, value: Any, path: str) -> Any:
@@ -313,7 +317,7 @@ class Shaper:
         return (
             redactor is not None
             and isinstance(name, str)
-            and len(name) <= self._rules.limits.name_chars
+            and len(name) <= _LONGEST_NAME
             and not any(blank in name for blank in " =\n")
             and redactor.is_secret(name)
         )

@@ -352,6 +352,7 @@ async def test_the_type_of_an_own_event_is_bounded_and_clean(sink: MemoryEventSi
         ctx.emit_event("said password=s3cr3t", {})
         ctx.emit_event("x" * 5_000, {})
 
+    use_shape(Shape(limits=EventLimits(name_chars=1)))
     await build(sink, work).run()
     assert [type for type, _ in sink.events[:2]] == ["said password=[redacted]", "x" * 255 + "…"]
     assert sink.events[1][1]["truncated"] == ["type"]
@@ -480,6 +481,23 @@ async def test_what_grows_as_json_is_cut_and_the_event_kept(sink: MemoryEventSin
         assert "[cut: 32,008 bytes]" in json.dumps(event)
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert written.count(b"[cut: 32,008 bytes]") >= 3
+
+
+async def test_names_that_no_encoding_takes_cost_no_event(sink: MemoryEventSink, tmp_path: Path) -> None:
+    async def work(ctx: StageContext) -> None:
+        ctx.annotate({"a\ud800": 1})
+        ctx.annotate_run({"a\ud800": {"b\ud800": "c\ud800"}})
+        ctx.emit_event("own \ud800", {"a\ud800": 1})
+
+    journal = JournalSink(tmp_path)
+    graph = build(FanoutEventSink(sink, journal), work)
+    for _ in range(2):  # the second time, names are remembered
+        await graph.run()
+    journal.close()
+    assert [type for type, _ in sink.events] == ["own ?", "stage.wide", "pipeline.wide"] * 2
+    assert [event["attributes"] for event in sink.of_type("stage.wide")] == [{"a?": 1}] * 2
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert [written.count(name) for name in (b'"own ?"', b'"stage.wide"', b'"pipeline.wide"')] == [2, 2, 2]
 
 
 async def test_a_name_beside_a_value_is_known_whole(sink: MemoryEventSink) -> None:

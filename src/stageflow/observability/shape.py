@@ -97,11 +97,6 @@ class Shaper:
         self.redacted = 0
         self.truncated: list[str] = []
 
-    @property
-    def name_chars(self) -> int:
-        """Characters of a name."""
-        return self._rules.limits.name_chars
-
     def text(self, text: str, name: str, most: int | None = None) -> str:
         """Return a text that may be stored.
 

@@ -253,7 +253,7 @@ async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> Non
         ("https://h/b?X-Amz-Signature=abc&sig=abc", "https://h/b?X-Amz-Signature=[redacted]&sig=[redacted]"),
         ("hooks.slack.com/services/T0/B0/abc", "hooks.slack.com/services/T0/B0/[redacted]"),
         (f"gsk_{'a1' * 16} hvs.{'a1' * 16} SG.{'a1' * 10}.{'a1' * 10}", "[redacted] [redacted] [redacted]"),
-        ("x_eyJhbGciOiJIUzI1NiJ9..abc.def.ghi", "x_[redacted]"),
+        ("x%20eyJhbGciOiJIUzI1NiJ9..abc.def.ghi", "x%20[redacted]"),
     ],
 )
 async def test_each_detector_finds_its_kind(sink: MemoryEventSink, text: str, clean: str) -> None:

@@ -22,8 +22,10 @@ _BEARER = re.compile(
     r"(?:(?=[^\s]*[0-9=]|[^\s]*[a-z][A-Z])[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9_~+/]{24,}[A-Za-z0-9._~+/=-]*)"
 )
 _BASIC = re.compile(r"\b(basic\s+)([A-Za-z0-9+/]{4,}={0,2})", re.IGNORECASE)
+# It begins where a word does: with a beginning in each, a word of many "eyJ-" took the square of its length.
 _JWT = re.compile(
-    r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{6,400}(?:\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?|(?:\.[A-Za-z0-9_-]*){4})"
+    r"(?:(?<![\w-])|(?<=%[0-9A-F]{2}))"
+    r"eyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?|(?:\.[A-Za-z0-9_-]*){4})"
 )
 _KEY_BLOCK = r"[A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
 _PEM = re.compile(rf"-----BEGIN {_KEY_BLOCK}.*?(?:-----END {_KEY_BLOCK}|\Z)", re.DOTALL)

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from oracle import pipeline_wide, stage_wide
@@ -173,6 +173,16 @@ async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> Non
         "index": "pk_users_primary_key, sk-learn-something-long, pk_orders_2024_by_customer",
         "header": "Basic version-2.0.1, Basic authentication, bearer authentication-required",
         "connect": "auth:8080 refused; std::token::Parser12; token: invalid; auth=None",
+        "stop_token": "</s>",
+        "p_in": 101.3,
+        "cells": [["text", "value"], ["how to reset a password", "see the docs"]],
+        "required": ["password", "email"],
+        "call": "token=get_token(); password=*** ('id', 'x1')",
+        "sentence": "cookie: required; authorization: failed for Ada",
+        "pip": "git+ssh://git@host:org/repo@main http://h:8080/@x file:///c:/a/b@2x",
+        "json": '{"required": ["password", "email"], "token": "", "auth": {}}',
+        "options": ["--count", "17", "--password-file", "x1"],
+        "setting": {"name": "cache", "value": "x1"},
     }
     event = await annotated(sink, **harmless)
     assert event["attributes"] == harmless
@@ -205,6 +215,45 @@ async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> Non
         ("Basic dXNlcjpwYXNzdzByZA==", "Basic [redacted]"),
         ("pg://user:p@ss@host/db", "pg://user:[redacted]@host/db"),
         ("pk_live_a1b2c3d4e5f6g7h8", "[redacted]"),
+        ("Cookie: theme=dark; sid=abc123\r\nHost: h", "Cookie: [redacted]\r\nHost: h"),
+        ('set-cookie: sid="abc"; Path=/', "set-cookie: [redacted]"),
+        ("curl -H 'Cookie: a=b; sid=abc' -H 'X: y'", "curl -H 'Cookie: [redacted]' -H 'X: y'"),
+        (
+            "<RequestsCookieJar[<Cookie sid=abc for h/>]>",
+            "<RequestsCookieJar[<Cookie sid=[redacted] for h/>]>",
+        ),
+        ('Authorization: Hawk id="x", mac="abc"', "Authorization: Hawk [redacted]"),
+        ("Authorization: Negotiate YIIabc123", "Authorization: Negotiate [redacted]"),
+        ('Authorization: Token token="abc"', "Authorization: Token [redacted]"),
+        ("{'password': b'abc', b'token': b'abc'}", "{'password': b'[redacted]', b'token': b'[redacted]'}"),
+        ("C(password=SecretStr('abc'), x=1)", "C(password=SecretStr[redacted], x=1)"),
+        ("auth=('user', 'abc') auth=()", "auth=[redacted] auth=()"),
+        ('{"passwords": ["a]b", {"c": 1}], "x": 1}', '{"passwords": [redacted], "x": 1}'),
+        ('{"password": {"value": "abc"}, "token": []}', '{"password": [redacted], "token": []}'),
+        (
+            "[('token', 'abc'), (b'x-api-key', b'abc')]",
+            "[('token', '[redacted]'), (b'x-api-key', b'[redacted]')]",
+        ),
+        ('[["token","abc"],["a","b"]]', '[["token","[redacted]"],["a","b"]]'),
+        ('{"name": "DB_PASSWORD", "value": "abc"}', '{"name": "DB_PASSWORD", "value": "[redacted]"}'),
+        (
+            "environ['DB_PASSWORD'] = 'abc' a[token][0]=abc",
+            "environ['DB_PASSWORD'] = '[redacted]' a[token][0]=[redacted]",
+        ),
+        ('password = """a "b" c""" x', 'password = """[redacted]""" x'),
+        ("password='it''s me'", "password='[redacted]'"),
+        ("password=a1,b;c)d'e\"f; x=1, pwd=abc)", "password=[redacted]; x=1, pwd=[redacted])"),
+        ("password := abc, token => abc", "password := [redacted], token => [redacted]"),
+        ("?to=https%3A%2F%2Fh%3Ftoken%3Dabc", "?to=https%3A%2F%2Fh%3Ftoken%3D[redacted]"),
+        ('<s:Password Type="x">abc</s:Password>', '<s:Password Type="x">[redacted]</s:Password>'),
+        ("run --token abc123 --api-key=abc", "run --token [redacted] --api-key=[redacted]"),
+        ("postgres://u:a/b+c@h/p", "postgres://u:[redacted]@h/p"),
+        ("smtp://me@local:abc@h", "smtp://me@local:[redacted]@h"),
+        ("https://0123456789abcdef01234@h/p", "https://[redacted]@h/p"),
+        ("https://h/b?X-Amz-Signature=abc&sig=abc", "https://h/b?X-Amz-Signature=[redacted]&sig=[redacted]"),
+        ("hooks.slack.com/services/T0/B0/abc", "hooks.slack.com/services/T0/B0/[redacted]"),
+        (f"gsk_{'a1' * 16} hvs.{'a1' * 16} SG.{'a1' * 10}.{'a1' * 10}", "[redacted] [redacted] [redacted]"),
+        ("x%20eyJhbGciOiJIUzI1NiJ9..abc.def.ghi", "x%20[redacted]"),
     ],
 )
 async def test_each_detector_finds_its_kind(sink: MemoryEventSink, text: str, clean: str) -> None:
@@ -240,10 +289,73 @@ def test_names_are_judged_by_their_words() -> None:
         "accessToken",
         "password_hash",
         "pin2",
+        "PassWord",
+        "DBPASSWORD",
+        "clientsecret",
+        "SMTP_PASS",
+        "api_keys",
+        "access_tokens",
+        "otp_code",
+        "passwordConfirmation",
+        "\uff50assword",
+        "p\u0430ssword",
+        "pa\u0301ssword",
+        "pass\u200bword",
     ):
         assert is_secret_name(name), name
-    for name in ("spin", "passport", "tokens", "secretary", "compass", "apikeyboard", ""):
+    for name in (
+        "spin",
+        "passport",
+        "tokens",
+        "secretary",
+        "compass",
+        "apikeyboard",
+        "",
+        "bypass",
+        "zip_code",
+        "keys",
+        "eos_token",
+    ):
         assert not is_secret_name(name), name
+
+
+class Row(NamedTuple):
+    user: str
+    password: str
+
+
+async def test_a_name_may_stand_beside_its_value(sink: MemoryEventSink) -> None:
+    event = await annotated(
+        sink,
+        headers=[("Authorization", "s3cr3t"), ("accept", "text")],
+        raw=[[b"cookie", b"s3cr3t"], [b"host", b"h"]],
+        env=[{"name": "DB_PASSWORD", "value": "s3cr3t"}, {"name": "PORT", "value": "80"}],
+        config={"Key": "apiKey", "Value": {"is": "s3cr3t"}},
+        argv=["mysql", "--password", "s3cr3t", "-h", "db"],
+        row=Row("u1", "s3cr3t"),
+        counts=[("token", 17), ("secret", None)],
+    )
+    assert event["attributes"] == {
+        "headers": [["Authorization", "[redacted]"], ["accept", "text"]],
+        "raw": [["b'cookie'", "[redacted]"], ["b'host'", "b'h'"]],
+        "env": [{"name": "DB_PASSWORD", "value": "[redacted]"}, {"name": "PORT", "value": "80"}],
+        "config": {"Key": "apiKey", "Value": "[redacted]"},
+        "argv": ["mysql", "--password", "[redacted]", "-h", "db"],
+        "row": {"user": "u1", "password": "[redacted]"},
+        "counts": [["token", 17], ["secret", None]],
+    }
+    assert event["redacted"] == 6
+
+
+async def test_the_type_of_an_own_event_is_bounded_and_clean(sink: MemoryEventSink) -> None:
+    async def work(ctx: StageContext) -> None:
+        ctx.emit_event("said password=s3cr3t", {})
+        ctx.emit_event("x" * 5_000, {})
+
+    use_shape(Shape(limits=EventLimits(name_chars=1)))
+    await build(sink, work).run()
+    assert [type for type, _ in sink.events[:2]] == ["said password=[redacted]", "x" * 255 + "…"]
+    assert sink.events[1][1]["truncated"] == ["type"]
 
 
 async def test_an_allow_list_keeps_nothing_else(sink: MemoryEventSink) -> None:
@@ -289,6 +401,9 @@ async def test_a_detector_that_fails_takes_the_whole_text(
     [
         ({"detect": ("mail",)}, "there is no detector 'mail'"),
         ({"patterns": {"x": "("}}, "no regular expression"),
+        ({"names": "customer_*"}, r"Redact\(names='customer_\*'\); give a tuple"),
+        ({"detect": "email"}, "give a tuple"),
+        ({"allow": "hits"}, "give a tuple"),
     ],
 )
 def test_wrong_rules_are_refused(options: Any, message: str) -> None:
@@ -348,6 +463,47 @@ async def test_the_largest_field_is_cut_first(sink: MemoryEventSink) -> None:
     assert event["attributes"]["large"].startswith("[cut: 5,")
     assert event["truncated"] == ["attributes.large"]
     assert len(json.dumps(event["attributes"])) <= 2_000
+
+
+async def test_what_grows_as_json_is_cut_and_the_event_kept(sink: MemoryEventSink, tmp_path: Path) -> None:
+    async def work(ctx: StageContext) -> None:
+        quotes = {f"t{number}": '"' * 16_000 for number in range(14)}  # each of them is two as JSON
+        ctx.annotate(quotes)
+        ctx.annotate_run(quotes)
+        ctx.emit_event("own", quotes)
+
+    journal = JournalSink(tmp_path)
+    await build(FanoutEventSink(sink, journal), work).run()
+    journal.close()
+    assert [type for type, _ in sink.events] == ["own", "stage.wide", "pipeline.wide"]
+    for _, event in sink.events:
+        assert 1 <= len(event["truncated"]) <= 8
+        assert "[cut: 32,008 bytes]" in json.dumps(event)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert written.count(b"[cut: 32,008 bytes]") >= 3
+
+
+async def test_names_that_no_encoding_takes_cost_no_event(sink: MemoryEventSink, tmp_path: Path) -> None:
+    async def work(ctx: StageContext) -> None:
+        ctx.annotate({"a\ud800": 1})
+        ctx.annotate_run({"a\ud800": {"b\ud800": "c\ud800"}})
+        ctx.emit_event("own \ud800", {"a\ud800": 1})
+
+    journal = JournalSink(tmp_path)
+    graph = build(FanoutEventSink(sink, journal), work)
+    for _ in range(2):  # the second time, names are remembered
+        await graph.run()
+    journal.close()
+    assert [type for type, _ in sink.events] == ["own ?", "stage.wide", "pipeline.wide"] * 2
+    assert [event["attributes"] for event in sink.of_type("stage.wide")] == [{"a?": 1}] * 2
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert [written.count(name) for name in (b'"own ?"', b'"stage.wide"', b'"pipeline.wide"')] == [2, 2, 2]
+
+
+async def test_a_name_beside_a_value_is_known_whole(sink: MemoryEventSink) -> None:
+    use_shape(Shape(limits=EventLimits(name_chars=5, text_chars=7)))
+    event = await annotated(sink, argv=["--password", "s3cr3t"], pairs=[("authorization", "s3cr3t")])
+    assert "s3cr3t" not in repr(event)
 
 
 async def test_what_lies_too_deep_is_left_out(sink: MemoryEventSink) -> None:
@@ -446,6 +602,19 @@ def test_a_limit_is_a_whole_number(wrong: Any) -> None:
         ":" * 16_000,
         "eyJ" * 5_000,
         "-" * 16_000,
+        "eyJ-" * 4_000,
+        "a://b:c" * 2_000,
+        "cookie:a " * 2_000,
+        "cookie:[redacted] " * 1_000,
+        'cookie:="' * 2_000,
+        "authorization: [redacted] " * 600,
+        "token=[]" * 2_000,
+        "token=['" * 2_000,
+        "('token','" * 1_600,
+        "<token>" * 2_000,
+        "token=" + ",a" * 8_000,
+        "token=" + "\\" * 16_000,
+        "token%3D" * 2_000,
     ],
 )
 def test_no_text_takes_a_detector_long(hostile: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -30,7 +31,9 @@ from stageflow import (
     set_event_sink,
 )
 from stageflow.journal import Journal
+from stageflow.observability.detectors import DETECTORS
 from stageflow.observability.resource import resource, service_name
+from stageflow.settings import settings as in_force
 
 Start = Callable[[str], Program]
 
@@ -175,6 +178,13 @@ async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: py
             {"limits": {"fields": 0}},
             "limits: EventLimits(fields=0); give a whole number, 1 or more",
         ),
+        ({"health_seconds": True}, "health_seconds=True; give seconds, more than 0, or none"),
+        ({"journal": "/dev/null"}, "journal: [Errno 17] File exists: '/dev/null'"),
+        ({"sink": MemoryEventSink}, "sink: MemoryEventSink is a class; give a sink: MemoryEventSink()"),
+        (
+            {"redact": {"names": ["x"], "detect": ["mail"]}},
+            f"redact: Redact(detect=...): there is no detector 'mail'; there are {', '.join(DETECTORS)}",
+        ),
     ],
 )
 def test_a_wrong_setting_says_where_it_stands(given: Any, message: str) -> None:
@@ -195,6 +205,23 @@ def test_a_wrong_setting_outside_of_the_program_too(tmp_path: Path, monkeypatch:
     (tmp_path / "pyproject.toml").write_text("[tool")
     with pytest.raises(SettingsError, match=r"it cannot be read: .*\(from: .*pyproject.toml\)"):
         stageflow.configure()
+    for text in ("tool = 5", "[tool]\nstageflow = 5", "[[tool.stageflow]]\nservice = 'x'"):
+        (tmp_path / "pyproject.toml").write_text(text)
+        with pytest.raises(
+            SettingsError, match=r"is no table; write \[tool.stageflow\] \(from: .*pyproject.toml"
+        ):
+            stageflow.configure()
+    (tmp_path / "pyproject.toml").write_text("[tool.stageflow]\nsink = 'x'")
+    with pytest.raises(SettingsError, match=r"(?s)sink: str is no event sink.*\(from: .*pyproject.toml"):
+        stageflow.configure()
+
+
+def test_a_wrong_sink_leaves_all_as_it_was(sink: MemoryEventSink, tmp_path: Path) -> None:
+    before = stageflow.configure(sink=sink)
+    with pytest.raises(SettingsError):
+        stageflow.configure(sink=5, journal=tmp_path / "journal")
+    assert in_force() is before
+    assert not (tmp_path / "journal").exists()
 
 
 # ------------------------------------------------------------ health, and the end of a process
@@ -479,3 +506,12 @@ def test_configuring_from_threads_at_once_opens_one_journal(tmp_path: Path) -> N
     assert len(set(map(id, found))) == 1
     asyncio.run(PIPELINE.run())
     assert len(Journal(tmp_path / "journal").check().writers) == 1
+
+
+@pytest.mark.parametrize("wrong", ["x", -1, math.nan])
+async def test_a_wrong_time_for_the_way_out_is_refused_on_the_way_in(
+    wrong: Any, sink: MemoryEventSink
+) -> None:
+    with pytest.raises(ValueError, match="give seconds, 0 or more"):
+        async with stageflow.session(sink=sink, flush_timeout=wrong):
+            pytest.fail("the session began")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -465,6 +466,21 @@ def test_a_timeout_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
 
     result = virtual_clock.run(run_stage(slow, timeout=60))
     assert (result.status, result.duration_ms) == (FAIL, 60_000)
+
+
+def test_time_does_not_go_back(virtual_clock: VirtualClock) -> None:
+    for wrong in (-1, math.nan):
+        with pytest.raises(ValueError, match="give seconds, 0 or more"):
+            virtual_clock.advance(wrong)
+
+
+async def test_inputs_without_names_are_refused() -> None:
+    wrong: Any = [{"documents": []}]
+    with pytest.raises(TypeError, match="give what each stage before it gave, by their names"):
+        await run_stage(nothing_given, wrong)
+
+
+async def nothing_given(ctx: Any) -> None: ...
 
 
 async def test_the_context_of_a_stage() -> None:

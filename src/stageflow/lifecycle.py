@@ -45,12 +45,16 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
 
     Raises:
         SettingsError: As for `configure`.
+        ValueError: `flush_timeout` is no number of seconds, 0 or more.
         SystemExit: With 143, after a SIGTERM.
 
     Example:
         async with stageflow.session(journal="journal", service="shop"):
             await serve()
     """
+    # At once: on the way out it would be in the way of all that is to be done there.
+    if flush_timeout is not None and not (isinstance(flush_timeout, (int, float)) and flush_timeout >= 0):
+        raise ValueError(f"session(flush_timeout={flush_timeout!r}): give seconds, 0 or more")
     found = settings()
     if found is None or given:
         found = configure(**given)
@@ -86,14 +90,16 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
 
 async def _wind_up(seconds: float) -> asyncio.CancelledError | None:
     """Do what a session does on its way out, all of it; return the first cancellation that came meanwhile."""
-    first = await _in_spite_of_cancels(_runs_end, seconds)
     try:
-        emit_health(get_event_sink())
-    except Exception as error:
-        tell(log, "the health of this process could not be told: %s", describe(error))
-    second = await _in_spite_of_cancels(flush, seconds)
-    close_journal()
-    return first or second
+        first = await _in_spite_of_cancels(_runs_end, seconds)
+        try:
+            emit_health(get_event_sink())
+        except Exception as error:
+            tell(log, "the health of this process could not be told: %s", describe(error))
+        second = await _in_spite_of_cancels(flush, seconds)
+        return first or second
+    finally:  # also at a Ctrl-C in the middle of it
+        close_journal()
 
 
 async def _in_spite_of_cancels(

@@ -155,6 +155,11 @@ def reset() -> None:
 
 def _put_in_force(new: Settings, old: Settings | None) -> None:
     global _journal
+    if new.sink is not None:
+        try:
+            FanoutEventSink(new.sink)  # before the journal is opened: a wrong one leaves all as it was
+        except TypeError as error:
+            raise SettingsError(f"sink: {error}", _origin(new, "sink")) from None
     where = (new.journal, dict(new.journal_options), new.sink)
     if old is None or where != (old.journal, dict(old.journal_options), old.sink):
         sinks: list[EventSink | Any] = []
@@ -164,6 +169,8 @@ def _put_in_force(new: Settings, old: Settings | None) -> None:
                 sinks.append(_journal)
             except (TypeError, ValueError) as error:
                 raise SettingsError(f"journal_options: {error}", _origin(new, "journal_options")) from None
+            except OSError as error:
+                raise SettingsError(f"journal: {error}", _origin(new, "journal")) from None
         if new.sink is not None:
             sinks.append(new.sink)
         if sinks:
@@ -245,7 +252,8 @@ def _checked(values: dict[str, Any], origins: dict[str, str]) -> Settings:
         if name in values and not isinstance(values[name], kinds):
             raise SettingsError(f"{name}={values[name]!r}; give {_wanted(name)}", origins[name])
     seconds = values.get("health_seconds")
-    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and seconds > 0):
         raise SettingsError(
             f"health_seconds={seconds!r}; give seconds, more than 0, or none", origins["health_seconds"]
         )
@@ -265,5 +273,10 @@ def _pyproject() -> tuple[str, dict[str, Any]]:
                 table = tomllib.loads(path.read_text(encoding="utf-8"))
             except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise SettingsError(f"it cannot be read: {error}", str(path)) from None
-            return str(path), table.get("tool", {}).get("stageflow", {})
+            ours: Any = table
+            for name in ("tool", "stageflow"):
+                ours = ours.get(name, {})
+                if not isinstance(ours, dict):
+                    raise SettingsError(f"{name} is no table; write [tool.stageflow]", str(path))
+            return str(path), ours
     return "", {}

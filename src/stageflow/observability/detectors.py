@@ -16,46 +16,88 @@ Detector = Callable[[str], tuple[str, int]]
 
 # ------------------------------------------------------------ credentials
 
-_SUSPECT = re.compile(
-    r"[=:]|eyJ|-----BEGIN|(?i:bearer|basic)|[spr]k[-_]|AKIA|ASIA|gh[pousr]_|github_pat_|xox|AIza|glpat-|hf_|npm_"
-)
-"""Texts without any of these hold no credential; most texts are done with here."""
-
 # With a digit, an inner capital or the length of no word: "bearer of bad news" holds no token.
 _BEARER = re.compile(
     r"\b([Bb][Ee][Aa][Rr][Ee][Rr]\s+)"
     r"(?:(?=[^\s]*[0-9=]|[^\s]*[a-z][A-Z])[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9_~+/]{24,}[A-Za-z0-9._~+/=-]*)"
 )
 _BASIC = re.compile(r"\b(basic\s+)([A-Za-z0-9+/]{4,}={0,2})", re.IGNORECASE)
-_JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")
+# It begins where a word does: with a beginning in each, a word of many "eyJ-" took the square of its length.
+_JWT = re.compile(
+    r"(?:(?<![\w-])|(?<=%[0-9A-F]{2}))"
+    r"eyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?|(?:\.[A-Za-z0-9_-]*){4})"
+)
 _KEY_BLOCK = r"[A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
 _PEM = re.compile(rf"-----BEGIN {_KEY_BLOCK}.*?(?:-----END {_KEY_BLOCK}|\Z)", re.DOTALL)
 _ISSUED = re.compile(
     r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|github_pat_\w{20,}|xox[abeprs]-[A-Za-z0-9-]{10,}|AIza[\w-]{30,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}"
-    r"|npm_[A-Za-z0-9]{20,})"
+    r"|npm_[A-Za-z0-9]{20,}|(?:gsk_|xai-|pplx-|whsec_)[A-Za-z0-9]{24,}|hvs\.[\w-]{24,}|ya29\.[\w-]{24,}"
+    r"|SG\.[\w-]{16,}\.[\w-]{16,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}|do[opr]_v1_[0-9a-f]{64}|sbp_[0-9a-f]{40}"
+    r"|dapi[0-9a-f]{32}|lin_api_[A-Za-z0-9]{32,}|pypi-[\w-]{32,}|ATATT[\w=-]{32,}|AGE-SECRET-KEY-1[0-9A-Z]{40,}"
+    r"|\d{8,10}:AA[\w-]{30,})"
 )
+_MAY_BE_ISSUED = re.compile(r"[_.:-]|A(?:KIA|SIA|Iza|TATT)|dapi")
 _KEY = re.compile(r"\b[spr]k[-_][A-Za-z0-9_-]{16,}")
 # To the last "@" before the path: a password may hold one.
-_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:@]*:)[^\s/\"']+(?=@)", re.IGNORECASE)
-_NAMED = re.compile(r"(?<![\w.-])(?P<name>[\w.-]++)\]?\\*+[\"']?\s{0,9}(?P<sign>=|:(?!:))\s{0,9}")
+_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:\[]*:)[^\s/\"']+(?=@)", re.IGNORECASE)
+# Or to the first behind a slash, which no address may have there, and passwords have. A port has one, too.
+_SLASHED = re.compile(
+    r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:\[@]*:)(?!\d{1,5}/|\[redacted)[^\s/\"'@][^\s\"'@]{0,200}+(?=@)",
+    re.IGNORECASE,
+)
+_TOKEN_IN_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://)([\w-]{20,})(?=@)", re.IGNORECASE)
+_SIGNED = re.compile(r"([?&](?:X-Amz-|X-Goog-)?(?:Signature|sig)=)(?!\[redacted)[^\s&\"'#]+", re.IGNORECASE)
+_HOOK = re.compile(r"(\bhooks\.slack\.com/services/\w+/\w+/)\w+")
+_NAMED = re.compile(
+    r"(?<![\w.-])(?P<name>[\w.-]++)(?P<close>\\*+[\"']?)\]?(?:\[\d{0,3}\])?\\*+[\"']?\s{0,9}(?P<sign>=>|:=|=|%3[Dd]|:(?!:))\s{0,9}"
+)
+# A pair, as a list of headers shows it; an element of XML; an option, whose value is an argument of its own.
+_PAIR = re.compile(
+    r"(?:\(|\[\[|\], ?\[)b?(?P<quote>[\"'])(?P<name>[\w.-]++)(?P=quote), ?(?P<value>)(?=b?[\"'])"
+)
+_SETTING = re.compile(
+    r"[\"'](?:name|key)[\"']: ?[\"'](?P<name>[\w.-]++)[\"'], ?[\"']value[\"']: ?(?P<value>)(?=[\"'])",
+    re.IGNORECASE,
+)
+_ELEMENT = re.compile(
+    r"<(?:[\w.-]++:)?(?P<name>[\w.-]++)(?:\s[^<>]{0,300})?(?<!/)>(?P<value>[^<]++)(?=</|\Z)"
+)
+_JAR = re.compile(r"(<Cookie [^=\s>]{1,200}=)(?!\[redacted)[^\s>]+")
+_OPTION = re.compile(
+    r"(?<![\w-])--(?P<name>\w[\w-]*+)[ \t]{1,9}[\"']?(?P<value>(?!-)(?=[^\s\"']*\d|[^\s\"']{12})[^\s\"']{4,})"
+)
+_HEADER = re.compile(
+    r"(?P<scheme>(?:[A-Za-z][\w-]*+[ \t]{1,9})?)(?!\[redacted)"
+    r"(?P<first>(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\s\"'\\])+)"
+)
+_LINE = re.compile(r"(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\"'\r\n\\])*")
+"""What stands behind `Cookie:` and `Authorization:` to the end of the line: in one header are many values."""
+
 _VALUE = re.compile(
     r"(?P<scheme>(?:(?:bearer|basic|token|digest|apikey)\s+)?)(?!\[redacted)"
+    # A list, an object, the arguments of a call go to their end, which is looked for below.
+    r"(?:(?:[A-Za-z_][\w.]{0,60}(?=\())?(?P<open>[\[{(])|(?:[bruf]{1,2}(?=\\*[\"'])|)"
     # What is quoted goes to the same quotes (JSON in JSON has \" for them), or to the end of the text.
-    r"(?:(?P<quote>\\*[\"'])(?P<quoted>(?:(?!(?P=quote))(?:\\+[\"']?|[^\\]))+)|(?P<bare>[^\s\"'&,;)}\]\\]+))",
+    r"(?:(?P<quote>\\*(?:\"\"\"|'''|[\"']))(?P<quoted>(?:(?!(?P=quote))(?:\\+[\"']?|[^\\])|(?P=quote){2})+)"
+    # Else it goes to the first blank, and to what may end it, where nothing goes on behind that.
+    r"|(?P<bare>(?:[^\s\"'&,;)}\]\\]|[,;&](?![\s\"']|\Z|[\w.\[\]-]++[=:])|[)}\]\"'](?=\w)|\\(?=\w)(?![nrt]))+)))",
     re.IGNORECASE | re.DOTALL,
 )
 _EMPTY = frozenset({"true", "false", "null", "none", "undefined", "..."})
 
 
 def _credentials(text: str) -> tuple[str, int]:
-    if _SUSPECT.search(text) is None:
-        return text, 0
     found = 0
-    for detect in _EACH:
-        text, more = detect(text)
+    lower = text.lower()
+    for mark, detect in _EACH:
+        if mark in lower:
+            text, more = detect(text)
+            found += more
+    if _MAY_BE_ISSUED.search(text) is not None:
+        text, more = _ISSUED.subn("[redacted]", text)
         found += more
-    if "=" in text or ":" in text:
+    if "=" in text or ":" in text or "%3" in text:
         text, more = _assigned(text)
         found += more
     return text, found
@@ -68,26 +110,96 @@ def _assigned(text: str) -> tuple[str, int]:
     for named in _NAMED.finditer(text):
         if named.start() < at or not is_secret_name(named["name"]):
             continue
-        value = _VALUE.match(text, named.end())
-        if value is not None and _is_value(named, value):
-            group = "quoted" if value["bare"] is None else "bare"
-            parts += (text[at : value.start(group)], "[redacted]")
-            at = value.end(group)
+        start, end = _value(text, named)
+        if start < end:
+            parts += (text[at:start], "[redacted]")
+            at = end
     return ("".join([*parts, text[at:]]), len(parts) // 2) if parts else (text, 0)
+
+
+def _value(text: str, named: re.Match[str]) -> tuple[int, int]:
+    """Return where the secret begins and ends that is assigned to a name; the same twice for none."""
+    at = named.end()
+    header = named["name"][-13:].lower()
+    if header.endswith(("cookie", "cookies", "authorization")) and (begins := _HEADER.match(text, at)):
+        first, start = begins["first"], at
+        if header.endswith("authorization"):
+            start = begins.start("first")
+        if "=" in first or (start > at and _is_long(first)):
+            rest = _LINE.match(text, begins.end())
+            return start, begins.end() if rest is None else rest.end()
+    value = _VALUE.match(text, at)
+    if value is None:
+        return at, at
+    if value["open"]:
+        # In a sentence, brackets may be anything.
+        start = value.start("open")
+        given = named["close"] or named["sign"] != ":" or text[start + 1 : start + 2] in _QUOTES
+        return (start, _closing(text, start)) if given else (at, at)
+    if not _is_value(named, value):
+        return at, at
+    return value.span("bare" if value["quoted"] is None else "quoted")
+
+
+_QUOTES = ("'", '"')
+_BRACKET = re.compile(r"[\[\]{}()]|\"(?:\\.|[^\"\\])*+\"|'(?:\\.|[^'\\])*+'", re.DOTALL)
+
+
+def _closing(text: str, start: int) -> int:
+    """Return where the list or the object that begins at `start` ends; the same for one that is empty."""
+    level = 0
+    for bracket in _BRACKET.finditer(text, start):
+        level += {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}.get(
+            bracket[0], 0
+        )  # none of those within quotes
+        if level == 0:
+            return bracket.end() if text[start + 1 : bracket.start()].strip() else start
+    return len(text)
 
 
 def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
     """Tell a secret from a word of the sentence that goes on behind a colon."""
     bare = value["bare"]
-    if (bare or value["quoted"]).lower() in _EMPTY:
+    if _is_empty(bare or value["quoted"]):
         return False
     if bare is None or value["scheme"]:
         return True
-    if named["sign"] == "=":
+    if named["sign"] != ":":
         return len(bare) >= 3
     if bare.isdecimal():  # "pin: 1234", and not the port in "auth:8080"
         return is_secret_number(named["name"], int(bare[:20]))
-    return len(bare) >= 12 or (len(bare) >= 4 and any(map(str.isdecimal, bare)))
+    return _is_long(bare)
+
+
+def _is_empty(word: str) -> bool:
+    """Tell whether there is nothing to take out: no value, or one that is masked already."""
+    return not word.strip("*") or word.lower() in _EMPTY
+
+
+def _is_long(word: str) -> bool:
+    """Tell what can be no word of a sentence."""
+    return len(word) >= 12 or (len(word) >= 4 and any(map(str.isdecimal, word)))
+
+
+def _beside(pattern: re.Pattern[str]) -> Detector:
+    """Return a detector for a value that stands beside a name that holds a secret."""
+
+    def detect(text: str) -> tuple[str, int]:
+        parts: list[str] = []
+        at = 0
+        for match in pattern.finditer(text):
+            if match.start() < at or not is_secret_name(match["name"]):
+                continue
+            start, end = match.span("value")
+            if start == end and (quoted := _VALUE.match(text, start)) is not None:
+                start, end = quoted.span("quoted")
+            value = text[start:end].strip()
+            if not _is_empty(value) and not value.startswith("[redacted"):
+                parts += (text[at:start], "[redacted]")
+                at = end
+        return ("".join([*parts, text[at:]]), len(parts) // 2) if parts else (text, 0)
+
+    return detect
 
 
 def _substituted(pattern: re.Pattern[str], instead: str) -> Detector:
@@ -133,15 +245,28 @@ def _is_key(word: str) -> bool:
     )
 
 
-_EACH: tuple[Detector, ...] = (
-    _substituted(_PEM, "[redacted]"),
-    _substituted(_JWT, "[redacted]"),
-    _substituted(_BEARER, r"\1[redacted]"),
-    _checked(_BASIC, "[redacted]", _is_basic),
-    _substituted(_ISSUED, "[redacted]"),
-    _checked(_KEY, "[redacted]", _is_key),
-    _substituted(_ADDRESS, r"\1[redacted]"),
+_key = _checked(_KEY, "[redacted]", _is_key)
+_pair = _beside(_PAIR)
+_EACH: tuple[tuple[str, Detector], ...] = (
+    ("-----begin", _substituted(_PEM, "[redacted]")),
+    ("eyj", _substituted(_JWT, "[redacted]")),
+    ("bearer", _substituted(_BEARER, r"\1[redacted]")),
+    ("basic", _checked(_BASIC, "[redacted]", _is_basic)),
+    ("k-", _key),
+    ("k_", _key),
+    ("://", _substituted(_ADDRESS, r"\1[redacted]")),
+    ("://", _substituted(_SLASHED, r"\1[redacted]")),
+    ("://", _checked(_TOKEN_IN_ADDRESS, "[redacted]", _is_key)),
+    ("sig", _substituted(_SIGNED, r"\1[redacted]")),
+    ("hooks.slack", _substituted(_HOOK, r"\1[redacted]")),
+    ("<cookie", _substituted(_JAR, r"\1[redacted]")),
+    ("<", _beside(_ELEMENT)),
+    ("'", _pair),
+    ('"', _pair),
+    ("value", _beside(_SETTING)),
+    ("--", _beside(_OPTION)),
 )
+"""What to look for in a text that holds a mark: most texts hold none, and are done with in a microsecond."""
 
 
 def _jwt(text: str) -> tuple[str, int]:

@@ -112,6 +112,9 @@ class Plain:
     def _container(self, value: Any, within: tuple[int, ...]) -> Any:
         """Return the copy of what holds others, or None where it cannot be read."""
         room = max(self._left, 0)
+        names = getattr(type(value), "_fields", None)
+        if isinstance(names, tuple) and isinstance(value, tuple):
+            value = dict(zip(names, value, strict=False))  # a row: its names say what may be stored
         if isinstance(value, Mapping):
             items = items_of(value, room // _OF_TEXT + 1)
             if items is None:

@@ -44,6 +44,9 @@ _told: set[str] = set()
 
 _MOST_TOLD = 1_000
 
+_TYPE_CHARS = 256
+"""Characters of the type of an own event, whatever names of fields may have: readers look for it."""
+
 
 class RunRecorder:
     """Emits what a run did.
@@ -229,6 +232,7 @@ class RunRecorder:
         shaping = shaper()
         whole = {} if data is None else data if isinstance(data, Mapping) else {"payload": data}
         own = shaping.fields(whole, "payload")
+        kind = shaping.text(type, "type", _TYPE_CHARS)
         if shaping.redacted:
             ours["redacted"] = shaping.redacted
         if shaping.truncated:
@@ -236,7 +240,7 @@ class RunRecorder:
         clash = own.keys() & ours.keys()
         if clash:
             ours["payload"] = {key: own[key] for key in clash}
-        offer(sink, Event(type, {**own, **ours}))
+        offer(sink, Event(kind, {**own, **ours}))
 
     # What stages say of the whole run, and what they say too late; see `context.Recorder`.
 

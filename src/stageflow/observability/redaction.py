@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from .detectors import DETECTORS, Detector
 from .secret_names import is_secret_name, is_secret_number
+from .short_repr import safe_text
 
 __all__ = ["REDACTED", "REDACTION_FAILED", "Redact", "Redactor"]
 
@@ -45,6 +46,10 @@ class Redact(Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for option in ("names", "detect", "allow"):
+            given = getattr(self, option)
+            if isinstance(given, str):  # each of its letters would be one
+                raise ValueError(f"Redact({option}={given!r}); give a tuple: ({given!r},)")
         unknown = [name for name in self.detect if name not in DETECTORS]
         if unknown:
             raise ValueError(
@@ -80,7 +85,8 @@ class Redactor:
         """Tell whether the value of a top-level field of this name is not for keeping."""
         withheld = not self._allows(name) or self.is_secret(name)
         try:
-            _, found = self.text(name[:_LONGEST])
+            # What is remembered as clean is shown as it is: so it is asked for as it may be shown.
+            _, found = self.text(safe_text(name[:_LONGEST]))
         except Exception:
             return True  # closed: whatever this field is, it is not for keeping
         if not found and name in self.clean and len(self.known) < _REMEMBERED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 
 __all__ = ["is_secret_name", "is_secret_number"]
 
@@ -14,17 +15,34 @@ _NUMBERS = frozenset(
 
 _TEXTS = frozenset(
     {"auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "jwt"}
-    | {"secret", "secrets", "token"}
+    | {"csrf", "pass", "pw", "secret", "secrets", "token", "xsrf"}
     | {"accesskey", "accesstoken", "apikey", "authtoken", "privatekey", "refreshtoken", "secretkey"}
 )
 """So does one that ends in these; a short number behind them is a measure: `time_to_first_token`."""
 
 _KEYS = frozenset(
-    {"access", "account", "api", "auth", "client", "encryption", "master", "private", "secret", "signing"}
+    {"access", "account", "api", "app", "auth", "client", "encryption", "license", "master", "private"}
+    | {"secret", "signing", "ssh", "subscription"}
 )
-"""So does one that ends in "key" after one of these."""
+"""So does one that ends in "key" or "keys" after one of these."""
 
-_SAME_THING = frozenset({"b64", "base64", "encoded", "hash", "header", "plain", "raw", "text", "value"})
+_TOKENS = frozenset({"access", "api", "auth", "bearer", "csrf", "id", "refresh", "session"})
+"""So does one that ends in "tokens" after one of these; other tokens are counted, or are words."""
+
+_OF_MODELS = frozenset({"bos", "cls", "end", "eos", "mask", "pad", "sep", "special", "start", "stop", "unk"})
+"""But a "token" after one of these is a piece of text that a language model knows: `stop_token`."""
+
+_ENDINGS = (
+    "accesskey", "apikey", "cookie", "cookies", "credential", "credentials", "passcode", "passphrase",
+    "passwd", "password", "passwords", "privatekey", "privkey", "pwd", "secret", "secretkey",
+    "secrets", "token",
+)  # fmt: skip
+"""A word that ends in one of these is that one: `dbpassword`, `CLIENTSECRET`."""
+
+_SAME_THING = frozenset(
+    {"b64", "base64", "code", "confirm", "confirmation", "encoded", "hash", "header", "plain", "raw"}
+    | {"string", "text", "value"}
+)
 """Words that may follow without changing what it is: `password_hash`, `authorization_header`."""
 
 _LONG_NUMBER = 10**9
@@ -63,9 +81,31 @@ def is_secret_number(name: str, number: float) -> bool:
 @functools.lru_cache(maxsize=10_000)
 def _last_word(name: str) -> str:
     """Return the word that says what a name stands for; "secretkey" for a key that is secret."""
-    words = [word.lower() for word in _WORD.findall(name)]
+    words = [word.lower() for word in _WORD.findall(name if name.isascii() else _in_latin(name))]
     while words and (words[-1] in _SAME_THING or words[-1].isdigit()):
         words.pop()
-    if words[-1:] == ["key"] and len(words) > 1:
-        return "secretkey" if words[-2] in _KEYS else "key"
-    return words[-1] if words else ""
+    if not words:
+        return ""
+    last: str = words[-1]
+    before: str = "".join(words[-2:-1])
+    if last in ("key", "keys"):
+        return "secretkey" if before in _KEYS else "key"
+    if last == "tokens":
+        return "token" if before in _TOKENS else last
+    if last == "token" and before in _OF_MODELS:
+        return "tokens"
+    if last in _NUMBERS or last in _TEXTS:
+        return last
+    if before == "pass" and before + last in _NUMBERS:  # "pass_phrase", "PassWord"
+        return before + last
+    return next((ending for ending in _ENDINGS if last.endswith(ending)), last)
+
+
+_LIKE_LATIN = str.maketrans("авсеорхуѕіјкАВСЕНІКМОРЅТХУ", "abceopxysijkABCEHIKMOPSTXY")
+"""Cyrillic letters that nobody can tell from Latin ones, not even who typed them."""
+
+
+def _in_latin(name: str) -> str:
+    """Return a name as who reads it sees it: without accents, wide letters and what has no width."""
+    letters = unicodedata.normalize("NFKD", name.translate(_LIKE_LATIN))
+    return "".join(letter for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf"))

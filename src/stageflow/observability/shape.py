@@ -24,6 +24,12 @@ OTHER = "other"
 
 _LONG_NUMBER = 10**11
 
+_NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
+"""Keys of an object that holds the name of a setting, a header, and its value."""
+
+_LONGEST_NAME = 256
+"""Characters of a text that may be the name of what stands beside it."""
+
 _MARGIN = 1000
 """A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
 
@@ -199,7 +205,8 @@ class Shaper:
                     shaped[name] = REDACTED
                     continue
             if kind is str:
-                if redactor is None or value not in redactor.clean:
+                # The length first: to look a long one up would be to hash all of it.
+                if redactor is None or len(value) > limits.text_chars or value not in redactor.clean:
                     value, cut = self._shown(value, limits.text_chars)
                     shaped[name] = value
                     if cut:
@@ -216,6 +223,8 @@ class Shaper:
         if chars * 6 > limits.event_bytes:
             sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in shaped.items()}
             self._cut_largest(shaped, sizes, within)
+            # Texts, as all else is by now: of a `Cut` no encoder knows anything.
+            shaped = {name: str(value) if type(value) is Cut else value for name, value in shaped.items()}
         return shaped
 
     def _copied(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
@@ -258,20 +267,55 @@ class Shaper:
         if isinstance(value, str):
             return self.text(value, path)
         if kind is list:
-            return [self._nested(item, path) for item in value]
+            return self._listed(value, path)
         if kind is dict:
             nested: dict[str, Any] = {}
+            told: Any = next((value[key] for key in _NAMES if key in value), None)
             for key, item in value.items():
                 name = unlike(self.name(key), nested)
-                if item is None or type(item) is bool or redactor is None or not redactor.is_secret(key):
+                if redactor is None:
                     nested[name] = self._nested(item, f"{path}.{name}")
-                elif redactor.is_measure(key, item):
-                    nested[name] = item
                 else:
-                    self.redacted += 1
-                    nested[name] = REDACTED
+                    told_by = told if key in _VALUES and self._names_a_secret(told) else key
+                    nested[name] = self._withheld(told_by, item, f"{path}.{name}")
             return nested
         return self._number(value) if kind is int and abs(value) >= _LONG_NUMBER else value
+
+    def _listed(self, items: list[Any], path: str) -> list[Any]:
+        """Look at what stands beside a name, too: in pairs, as headers come, and behind an option."""
+        listed: list[Any] = []
+        option: str | None = None
+        for item in items:
+            if type(item) is list and len(item) == 2 and self._names_a_secret(item[0]):
+                listed.append([self._nested(item[0], path), self._withheld(str(item[0]), item[1], path)])
+            elif option is not None:
+                listed.append(self._withheld(option, item, path))
+            else:
+                listed.append(self._nested(item, path))
+            is_option = isinstance(item, str) and item[:1] == "-" and self._names_a_secret(item)
+            option = str(item) if is_option else None
+        return listed
+
+    def _withheld(self, name: str, value: Any, path: str) -> Any:
+        """Return what may be stored of a value that stands under a name, or beside one."""
+        redactor = self._rules.redactor
+        if value is None or type(value) is bool or redactor is None or not redactor.is_secret(name):
+            return self._nested(value, path)
+        if redactor.is_measure(name, value):
+            return value
+        self.redacted += 1
+        return REDACTED
+
+    def _names_a_secret(self, name: Any) -> bool:
+        """Tell whether a value is the name of a secret, and no sentence that ends in one."""
+        redactor = self._rules.redactor
+        return (
+            redactor is not None
+            and isinstance(name, str)
+            and len(name) <= _LONGEST_NAME
+            and not any(blank in name for blank in " =\n")
+            and redactor.is_secret(name)
+        )
 
     def _number(self, number: int) -> int | str:
         """Look at a number as the text it may have been: that of a card, say."""

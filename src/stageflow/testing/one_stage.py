@@ -75,6 +75,8 @@ async def run_stage(
         {'text': '2 documents'}
     """
     name = name or _name_of(stage)
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs={inputs!r}; give what each stage before it gave, by their names")
     given = {before: _given(before, output) for before, output in (inputs or {}).items()}
     (described,) = Pipeline().with_stage(name, stage, retry=retry, timeout=timeout).stages
     described = _starting_at(attempt, replace(described, route=None, limit=None))

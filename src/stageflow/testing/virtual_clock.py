@@ -48,7 +48,15 @@ class VirtualClock:
         self._wall_ns += round(seconds * 1e9)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let time pass.
+
+        Raises:
+            ValueError: Time does not go back; the wall clock does, by `step_wall`.
+        """
+        if not seconds >= 0:
+            raise ValueError(
+                f"advance({seconds!r}): give seconds, 0 or more; step_wall sets the wall clock back"
+            )
         self._now_ns += round(seconds * 1e9)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:

@@ -18,6 +18,7 @@ from .runs import runs
 from .schema import schema
 from .show import show
 from .tail import tail
+from .volume import sampling, volume
 
 __all__ = ["app"]
 
@@ -63,5 +64,7 @@ app.command()(compare)
 app.command()(explain)
 app.command()(query)
 app.command()(compact)
+app.command()(volume)
+app.command()(sampling)
 app.command()(doctor)
 app.command()(schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,7 @@ import typer
 from ..render.figures import count
 from .journal_option import JournalOption, find_journal
 from .moment import seconds_of
-from .store_option import ArchiveOption, show_progress
+from .store_option import ArchiveOption, as_sampler, show_progress
 from .terminal import print_json
 
 __all__ = ["compact"]
@@ -39,6 +40,14 @@ def compact(
         int | None,
         typer.Option(min=1, metavar="N", show_default=False, help="Drop the oldest days beyond these bytes."),
     ] = None,
+    counts_max_age: Annotated[
+        str | None,
+        typer.Option(metavar="SPAN", show_default=False, help="Drop exact counts that are older: 730d."),
+    ] = None,
+    sampler: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Sample what comes in, as this TOML says."),
+    ] = None,
     every: Annotated[
         str | None,
         typer.Option(metavar="SPAN", show_default=False, help="Go on, again each 30s, 5m, ... until Ctrl-C."),
@@ -63,6 +72,8 @@ def compact(
         keep_seconds=_seconds(keep) or 0.0,
         max_age=_seconds(max_age),
         max_bytes=max_bytes,
+        counts_max_age=_seconds(counts_max_age),
+        sampler=None if sampler is None else as_sampler(str(sampler)),
     )
     while True:
         with show_progress("archiving") as progress:
@@ -72,7 +83,9 @@ def compact(
         elif done.busy:
             typer.echo("Another process is compacting this journal.", err=True)
         elif pause is None or done.segments:
-            told = f"{count(done.rows) or 'no'} events of {count(done.segments) or 'no'} files archived"
+            told = f"{done.rows:,} events of {done.segments:,} files archived"
+            if done.kept_rows < done.rows:
+                told += f", {done.kept_rows:,} of them kept"
             if done.merged_files:
                 told += f", {count(done.merged_files)} small files merged"
             if done.dropped_rows:

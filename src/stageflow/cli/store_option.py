@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ..errors import SettingsError
 from ..journal import Journal
 from .journal_option import find_journal
 from .terminal import open_terminal
 
 if TYPE_CHECKING:
-    from ..store import EventStore
+    from ..store import EventStore, TailSampler
 
-__all__ = ["ArchiveOption", "WhereOption", "open_records", "open_store", "show_progress"]
+__all__ = [
+    "ArchiveOption",
+    "SamplerOption",
+    "WhereOption",
+    "as_sampler",
+    "open_records",
+    "open_store",
+    "show_progress",
+]
 
 ArchiveOption = Annotated[
     str | None,
@@ -32,6 +41,31 @@ ArchiveOption = Annotated[
 WhereOption = Annotated[
     str | None,
     typer.Option("--where", metavar="SQL", show_default=False, help="Only rows for which this holds."),
+]
+
+
+def as_sampler(path: str) -> TailSampler:
+    """Return the sampler that a file describes.
+
+    Raises:
+        typer.BadParameter: It describes none.
+    """
+    from ..store import read_sampler
+
+    try:
+        return read_sampler(path)
+    except (SettingsError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+SamplerOption = Annotated[
+    Any,
+    typer.Argument(
+        metavar="FILE",
+        parser=as_sampler,
+        show_default=False,
+        help="A sampler as TOML: the fields of TailSampler.",
+    ),
 ]
 
 

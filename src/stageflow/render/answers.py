@@ -39,16 +39,16 @@ def draw_stats(stats: Sequence[Record], *, width: int | None, ascii_only: bool =
     if moments:
         return _draw_trends(by_name, moments, width, ascii_only)
     rows = [only for (only,) in by_name.values()]
-    estimated = any(row["count"] != row["rows"] for row in rows)
     columns = _names(rows) | {
-        "count": _numbers("count" + (" (est.)" if estimated else ""), rows, "count", count),
-        "fail": _rates("fail %", rows),
+        "count": _estimates("count", rows, "count", "count_interval", count),
+        "fail": _estimates("fail %", rows, "failure_rate", "failure_rate_interval", _percent),
     }
     for name in ("skipped", "cancelled", "retried"):
         if any(row[name] for row in rows):
             columns[name] = _numbers(name, rows, name, count)
     for rank in ("p50", "p90", "p95", "p99"):
-        columns[rank] = _numbers(f"{rank} ms", rows, f"{rank}_ms", milliseconds)
+        interval = "p95_interval" if rank == "p95" else None
+        columns[rank] = _estimates(f"{rank} ms", rows, f"{rank}_ms", interval, milliseconds)
     spare = ("p90", "skipped", "cancelled", "retried", "pipeline", "p99", "p50")
     return draw_columns(columns, width=width, spare=spare, flexible=("pipeline", "stage"))
 
@@ -196,8 +196,23 @@ def _numbers(heading: str, rows: Iterable[Record], value: str, said: Callable[[A
     return Column(heading, [Text(said(row[value])) for row in rows], right=True)
 
 
-def _rates(heading: str, rows: Iterable[Record]) -> Column:
-    cells = [Text(_percent(row["failure_rate"]), style=BAD if row["failed"] else "") for row in rows]
+def _estimates(
+    heading: str,
+    rows: Sequence[Record],
+    value: str,
+    interval: str | None,
+    said: Callable[[Any], str],
+) -> Column:
+    """Return a column of numbers: estimates with a `~`, and half of their interval behind a `±`."""
+    cells = []
+    for row in rows:
+        text = said(row[value])
+        if row["estimated"] and text:
+            text = f"~{text}"
+            if interval is not None and row[interval] is not None:
+                low, high = row[interval]
+                text += f" ±{said((high - low) / 2) or '0'}"
+        cells.append(Text(text, style=BAD if value == "failure_rate" and row["failed"] else ""))
     return Column(heading, cells, right=True)
 
 

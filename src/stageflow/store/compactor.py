@@ -49,7 +49,8 @@ class Compacted(Struct, frozen=True):
 
     Attributes:
         segments: How many segments are in the archive now that were not.
-        rows: How many rows they gave.
+        rows: How many events they had.
+        kept_rows: How many of them are in the archive: all, unless they were sampled.
         merged_files: How many small files were made into larger ones.
         dropped_rows: How many rows were dropped for their age or for the archive's size.
         busy: True where another process was at it, and nothing was done.
@@ -57,6 +58,7 @@ class Compacted(Struct, frozen=True):
 
     segments: int = 0
     rows: int = 0
+    kept_rows: int = 0
     merged_files: int = 0
     dropped_rows: int = 0
     busy: bool = False
@@ -143,27 +145,27 @@ class Compactor:
                 return Compacted(busy=True)
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
-            segments, rows = self._take_all(progress or _in_silence)
+            segments, rows, kept = self._take_all(progress or _in_silence)
             self._tell_cursor()
             self._room.make(self.journal)
             merged, dropped = self._upkeep.keep_up()
-        return Compacted(segments, rows, merged, dropped)
+        return Compacted(segments, rows, kept, merged, dropped)
 
     # ------------------------------------------------------------ into the archive
 
-    def _take_all(self, progress: Progress) -> tuple[int, int]:
-        done = taken = rows = 0
+    def _take_all(self, progress: Progress) -> tuple[int, int, int]:
+        done = taken = rows = kept = 0
         tries = 0
         while True:
             self.archive.refresh()
             waiting = closed_segments(self.journal, self.archive)
             if not waiting:
-                return taken, rows
+                return taken, rows, kept
             batch = _first(waiting, self._batch_bytes)
             sizes = {segment.path: _size(segment) for segment in waiting}
             progress(done, done + sum(sizes.values()))
             try:
-                rows += self._take(batch)
+                found, left = self._take(batch)
             except (Conflict, FileNotFoundError):
                 # Somebody else was quicker, or made room: look again what there is to do.
                 tries += 1
@@ -172,20 +174,24 @@ class Compactor:
                 time.sleep(random.uniform(0, 0.05 * tries))
                 continue
             taken += len(batch)
+            rows += found
+            kept += left
             done += sum(sizes[segment.path] for segment in batch)
             progress(done, done + sum(sizes.values()) - sum(sizes[segment.path] for segment in batch))
 
-    def _take(self, batch: Sequence[Segment]) -> int:
+    def _take(self, batch: Sequence[Segment]) -> tuple[int, int]:
+        """Take some segments into the archive; return how many events they had, and how many are kept."""
         with open_database() as database:
             attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._most_attributes)
             self.archive.prepare(_columns(database, "batch"))
             files = overlapping(self.archive.files(), *id_range(database, "batch"))
             near = select_rows(self._local.paths(files))
             superseded = settle(database, "batch", attributes, near)
-            ((count,),) = database.execute("select count(*) from batch").fetchall()
+            count = _count(database)
             written = self._local.write(database, count_rows("batch"), COUNTS) if count else []
             if self._sampler is not None:
                 sample(database, self._sampler, "batch", near, self._kinds())
+            kept = _count(database)
             rows, replaced = "from batch", []
             if superseded:
                 replaced = self._holding(database, files)
@@ -195,7 +201,7 @@ class Compactor:
             written += self._local.write(database, rows)
             last = {segment.writer: segment.sequence for segment in batch}
             self.archive.commit(written, replaced, last)
-        return int(count) - len(superseded)
+        return count - len(superseded), kept - len(superseded)
 
     def _kinds(self) -> str:
         """Return in SQL the kinds of runs that are known."""
@@ -271,6 +277,11 @@ def overlapping(files: Sequence[ArchiveFile], first: str | None, last: str | Non
         return file.first_id <= last and first <= file.last_id
 
     return list(filter(may_have_it, files))
+
+
+def _count(database: DuckDBPyConnection) -> int:
+    ((count,),) = database.execute("select count(*) from batch").fetchall()
+    return int(count)
 
 
 def _columns(database: DuckDBPyConnection, table: str) -> dict[str, str]:

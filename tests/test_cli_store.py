@@ -1,0 +1,221 @@
+"""Holds the commands over a store: what they choose, draw and say, and how they end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_sampling import write_runs
+from test_store import compact, ids, run_some
+from typer.testing import CliRunner
+
+from stageflow.cli.app import app
+from stageflow.render.answers import draw_rows, draw_stats
+
+
+def run(journal: Path, *arguments: str, exit_code: int = 0) -> str:
+    found = CliRunner().invoke(app, [*arguments, "--journal", str(journal)], catch_exceptions=False)
+    assert found.exit_code == exit_code, found.output
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journal of which the older half is in the archive."""
+    folder = tmp_path_factory.mktemp("store") / "journal"
+    run_some(folder)
+    compact(folder)
+    run_some(folder)
+    return folder
+
+
+def test_runs_and_show_look_into_the_archive_too(journal: Path) -> None:
+    lines = [json.loads(line) for line in run(journal, "runs", "--json").splitlines()]
+    assert len(lines) == 12
+    oldest = lines[-1]["event_id"]
+    shown = json.loads(run(journal, "show", oldest, "--json"))
+    assert shown["run"] == lines[-1]
+    assert len(shown["stages"]) == shown["run"]["stages_total"] + 1  # one was tried again
+    assert oldest[:18] in run(journal, "runs")
+    assert "no run" in CliRunner().invoke(app, ["show", "0199", "--journal", str(journal)]).stderr
+
+
+def test_stats_counts_what_there_is(journal: Path) -> None:
+    table = run(journal, "stats", "--pipeline", "ask")
+    assert table.splitlines()[0].split()[:4] == ["pipeline", "stage", "count", "fail"]
+    stages = {stat["stage"]: stat for stat in map(json.loads, run(journal, "stats", "--json").splitlines())}
+    assert (stages["notes"]["count"], stages["flaky"]["retried"], stages["skipped"]["skipped"]) == (6, 6, 6)
+    assert stages["fails"]["failure_rate"] == 1.0
+    rows = list(csv.DictReader(io.StringIO(run(journal, "stats", "--runs", "--csv"))))
+    assert {row["pipeline"]: float(row["count"]) for row in rows} == {"ask": 6, "child": 6}
+    assert run(journal, "stats", "--where", "stage_name = 'notes'", "--json").count("\n") == 1
+
+
+def test_stats_over_time_draws_a_trend(journal: Path) -> None:
+    assert "█" in run(journal, "stats", "--every", "1h")
+    first = json.loads(run(journal, "stats", "--every", "1h", "--json").splitlines()[0])
+    assert first["since"].endswith("Z")
+    run(journal, "stats", "--every", "often", exit_code=2)
+
+
+def test_errors_are_grouped(journal: Path) -> None:
+    groups = [json.loads(line) for line in run(journal, "errors", "--json").splitlines()]
+    assert {(group["stage"], group["kind"], group["runs"]) for group in groups} == {
+        ("maybe", "ValueError", 6),
+        ("fails", "ValueError", 2),
+    }
+    assert "search is down" in run(journal, "errors")
+    nothing = CliRunner().invoke(app, ["errors", "--stage", "none", "--journal", str(journal)])
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+    assert "Nothing failed" in nothing.stderr
+
+
+def test_slowest_names_the_stage_that_took_longest(journal: Path) -> None:
+    slow = [json.loads(line) for line in run(journal, "slowest", "--json", "--limit", "3").splitlines()]
+    assert len(slow) == 3
+    assert slow[0]["duration_ms"] >= slow[1]["duration_ms"] >= slow[2]["duration_ms"]
+    assert slow[0]["stage"]
+    assert "queue ms" in run(journal, "slowest", "--stages")
+
+
+def test_compare_takes_windows_versions_and_sql(journal: Path) -> None:
+    both = json.loads(run(journal, "compare", "1d..now", "2d..1d", "--runs", "--json").splitlines()[0])
+    assert both["before"]["count"] == 6
+    assert both["after"]["count"] == 0
+    assert "→" in run(journal, "compare", "user_id = 'u1'", "user_id <> 'u1'")
+    assert run(journal, "compare", "version=1", "version=2") == ""
+    run(journal, "compare", "soon..now", "true", exit_code=2)
+
+
+def test_explain_says_what_is_different(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    write_runs(
+        folder,
+        [{"user": f"u{n % 40}", "fails": n % 40 == 7 and n % 5 != 0, "id": f"{n:05d}"} for n in range(4000)],
+    )
+    assert "user_id = u7" in run(folder, "explain")
+    found = json.loads(run(folder, "explain", "--json"))["differences"][0]
+    assert found["field"] == "user_id"
+    assert run(folder, "query", found["sql"], "--json").count("\n") == found["selection"]["rows"]
+    half = "hash(pipeline_run_id) % 2 = 0"
+    assert "no field differs" in run(folder, "explain", half, "--pipeline", "p")
+    run(folder, "explain", "slow")
+
+
+def test_query_answers_as_a_table_as_json_and_as_csv(journal: Path) -> None:
+    sql = "select pipeline_name, count(*) as n, null as nothing from runs group by 1 order by 1"
+    assert (
+        run(journal, "query", sql) == "pipeline_name  n  nothing\nask            6  -\nchild          6  -\n"
+    )
+    assert json.loads(run(journal, "query", sql, "--json").splitlines()[0]) == {
+        "pipeline_name": "ask",
+        "n": 6,
+        "nothing": None,
+    }
+    assert run(journal, "query", sql, "--csv") == "pipeline_name,n,nothing\nask,6,\nchild,6,\n"
+    run(journal, "query", sql, "--csv", "--json", exit_code=2)
+    more = CliRunner().invoke(app, ["query", "from runs", "--limit", "1", "--journal", str(journal)])
+    assert "--limit 0 all" in more.stderr
+
+
+def test_a_query_that_is_wrong_is_told_without_a_traceback(journal: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "stageflow", "query", "select nope from runs", "--journal", str(journal)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.returncode == 1
+    assert told.stdout == ""
+    assert "nope" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert "leaked" not in told.stderr
+
+
+def test_compact_says_what_it_did(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    run_some(folder)
+    assert run(folder, "compact", "--keep", "0s").endswith("events of 1 files archived\n")
+    assert run(folder, "compact") == "0 events of 0 files archived\n"
+    write_runs(folder, [{} for _ in range(500)])
+    sampler = tmp_path / "sampling.toml"
+    sampler.write_text("one_in = 10")
+    done = json.loads(run(folder, "compact", "--sampler", str(sampler), "--json"))
+    assert done["rows"] == 500
+    assert 20 < done["kept_rows"] < 100
+    run(folder, "compact", "--max-age", "soon", exit_code=2)
+
+
+def test_volume_and_sampling_say_what_a_field_and_a_sampler_cost(journal: Path, tmp_path: Path) -> None:
+    held = json.loads(run(journal, "volume", "--json"))
+    assert held["bytes"] > 0
+    assert held["journal_bytes"] > 0
+    assert {share["name"] for share in held["types"]} == {"stage.wide", "pipeline.wide", "cache.miss"}
+    assert "attributes.hits" in {share["name"] for share in held["fields"]}
+    assert "B an event" in run(journal, "volume")
+    sampler = tmp_path / "sampling.toml"
+    sampler.write_text("keep_failures = false\nfirst_of_a_kind = false\none_in = 1000000")
+    told = run(journal, "sampling", str(sampler))
+    assert told.splitlines()[-1].split() == ["all", "12", "0", *told.splitlines()[-1].split()[3:]]
+    sampler.write_text("one = 1")
+    wrong = CliRunner().invoke(app, ["sampling", str(sampler), "--journal", str(journal)])
+    assert wrong.exit_code == 2
+    assert "there is no field 'one'" in wrong.stderr
+
+
+def test_an_archive_alone_can_be_asked(journal: Path) -> None:
+    asked = ["query", "select count(*) from runs", "--csv", "--archive", str(journal / "archive")]
+    found = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert found.stdout == "count_star()\n6\n"
+
+
+def test_what_the_extra_brings_is_named_where_it_is_missing(journal: Path) -> None:
+    script = (
+        "import sys; sys.modules['duckdb'] = None\n"
+        "from stageflow.cli import main; sys.argv = ['stageflow', 'stats', '--journal', sys.argv[1]]; main()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(journal)], capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == 1
+    assert 'pip install "stageflow[store]"' in told.stderr
+
+
+def test_tables_fit_their_terminal() -> None:
+    from rich.console import Console
+
+    stat: dict[str, Any] = dict.fromkeys(("ok", "failed", "skipped", "cancelled", "retried"), 1)
+    stat |= {"pipeline": "a pipeline with a long name", "stage": "a stage with a long name", "since": None}
+    stat |= {"rows": 1, "count": 12345.0, "failure_rate": 0.5, "estimated": True, "count_interval": (1, 3)}
+    stat |= {f"p{rank}_ms": 123456.789 for rank in (50, 90, 95, 99)}
+    stat |= {"failure_rate_interval": None, "p95_interval": None}
+    for width in (40, 60, 80, 120):
+        out = io.StringIO()
+        console = Console(file=out, width=width)
+        console.print(draw_stats([stat], width=width))
+        console.print(draw_rows(["text", "n"], [("word " * 60, 1), ("\x1b[2J", 2)], width=width))
+        assert max(map(len, out.getvalue().splitlines())) <= width
+        assert "\x1b" not in out.getvalue()
+
+
+def test_runs_of_a_journal_without_an_archive_need_no_extra(tmp_path: Path) -> None:
+    runs = ids(run_some(tmp_path / "journal"))
+    script = (
+        "import sys; sys.modules['duckdb'] = sys.modules['deltalake'] = None\n"
+        "from stageflow.cli import main; sys.argv = ['stageflow', 'runs', '--journal', sys.argv[1]]; main()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "journal")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"COLUMNS": "120"},
+    )
+    assert runs[0] in told.stdout

@@ -32,6 +32,7 @@ def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyCo
         config["threads"] = threads
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set timezone = 'UTC'")
+    connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes
     # Rows of an answer that asked for no order may come in any.
     connection.execute("set preserve_insertion_order = false")
     return connection

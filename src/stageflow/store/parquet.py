@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalFiles", "select_rows"]
 
-_ROWS_OF_A_GROUP = 122_880
+_ROWS_OF_A_GROUP = 40_960
 """How many rows a reader takes or leaves at once; DuckDB's own number."""
 
 
@@ -78,14 +79,20 @@ class LocalFiles:
         Raises:
             OSError: They cannot be written.
         """
-        make_private(self.folder)
-        written = connection.execute(f"""
-            copy (select * from ({rows}) order by day, type, event_id) to {text(self.folder)} (
-                format parquet, compression zstd, row_group_size {_ROWS_OF_A_GROUP},
-                partition_by (day), append, filename_pattern '{beginning}-{{uuid}}', return_stats
-            )
-        """).fetchall()
-        files = [_written(self.folder, *told) for told in written]
+        files = []
+        connection.execute(f"create or replace temp view written as {rows}")
+        days = connection.execute("select distinct day from written order by day").fetchall()
+        # One day at a time: DuckDB's own way to write a file for each takes half as long again.
+        for (day,) in days:
+            name = f"day={day}/{beginning}-{uuid.uuid4()}.parquet"
+            path = os.path.join(self.folder, name)
+            make_private(os.path.dirname(path))
+            ((_, count, size, _, columns, *_),) = connection.execute(f"""
+                copy (select * exclude (day) from written where day = '{day}' order by type, event_id)
+                to {text(path)} (
+                    format parquet, compression zstd, row_group_size {_ROWS_OF_A_GROUP}, return_stats
+                )""").fetchall()
+            files.append(ArchiveFile(name, size, count, str(day), *_ids(columns)))
         if is_remote(self._archive.address):
             remote = _open_store(self._archive.address, self._archive.storage_options)
             for file, path in zip(files, self.paths_of(files), strict=True):
@@ -125,23 +132,11 @@ class LocalFiles:
                 size -= each
 
 
-def _written(
-    folder: str,
-    path: str,
-    rows: int,
-    size: int,
-    footer: int,
-    columns: Mapping[str, Mapping[str, str]],
-    keys: Mapping[str, str],
-    more: Any,
-) -> ArchiveFile:
-    """Return what DuckDB has told of a file that it wrote."""
+def _ids(columns: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | None]:
+    """Return the smallest and the largest `event_id` of a file, as far as DuckDB says it exactly."""
     ids = columns.get('"event_id"', {})
     exact = ids.get("min_is_exact") == ids.get("max_is_exact") == "true"
-    first, last = (ids["min"], ids["max"]) if exact else (None, None)
-    return ArchiveFile(
-        os.path.relpath(path, folder).replace(os.sep, "/"), size, rows, keys["day"], first, last
-    )
+    return (ids["min"], ids["max"]) if exact else (None, None)
 
 
 def _is_whole(path: str, file: ArchiveFile) -> bool:

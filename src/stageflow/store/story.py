@@ -30,10 +30,10 @@ def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
     if len(runs) > 1:
         some = ", ".join(sorted(runs)[:5]) + (", ..." if len(runs) > 5 else "")
         raise RunNotFoundError(f"{len(runs)} runs begin with {run_id!r}: {some}", hint="give more of the id")
-    for known, told in runs.items():
+    for told in runs.values():
         ended = [data for type, data in told if type == "pipeline.wide"]
         if ended:
-            return RunStory(ended[-1], _stages(told), _own(told), _children(queries, known))
+            return RunStory(ended[-1], _stages(told), _own(told), _children(queries, ended[-1]))
     if journal is None:
         raise RunNotFoundError(f"there is no run {run_id!r}", hint="`stageflow runs` lists what there is")
     # It is under way, or unknown: its beginning is in the journal alone.
@@ -43,8 +43,12 @@ def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
 
 
 def _gather(queries: Queries, run_id: str) -> dict[str, list[_Told]]:
+    # Between these two lies every id that begins so: by that, and not by `starts_with`, whole parts of
+    # files are passed over.
+    first, last = text(run_id), text(run_id + "\U0010ffff")
     query = f"""select * from events
-        where starts_with(event_id, {text(run_id)}) and starts_with(pipeline_run_id, {text(run_id)})
+        where event_id >= {first} and event_id < {last}
+            and pipeline_run_id >= {first} and pipeline_run_id < {last}
         order by coalesce(ended_at, emitted_at), type = 'pipeline.wide', started_at, attempt, event_id"""
 
     def gather(cursor: DuckDBPyConnection) -> dict[str, list[_Told]]:
@@ -64,7 +68,12 @@ def _own(told: list[_Told]) -> list[_Told]:
     return [(type, data) for type, data in told if type not in ("stage.wide", "pipeline.wide")]
 
 
-def _children(queries: Queries, run_id: str) -> list[dict[str, Any]]:
+def _children(queries: Queries, run: dict[str, Any]) -> list[dict[str, Any]]:
+    # They began while it was under way, or a little later, out of a stage that refused to end: with
+    # that said, whole parts of files are passed over.
     query = f"""select 'pipeline.wide' as type, * from runs
-        where parent_run_id = {text(run_id)} order by started_at"""
+        where parent_run_id = {text(run["event_id"])}
+            and started_at >= {text(run["started_at"])}::timestamptz
+            and started_at <= {text(run["ended_at"])}::timestamptz + interval 1 hour
+        order by started_at"""
     return queries.ask(lambda cursor: [data for _, data in events_of(cursor.execute(query))], query)

@@ -45,7 +45,9 @@ class ErrorGroup(Struct, frozen=True):
     examples: list[str]
 
 
-_ALIKE = r"""regexp_replace(regexp_replace(coalesce(error, ''),
+_EXAMPLES = 5
+
+_ALIKE = r"""regexp_replace(regexp_replace(message,
     '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|0x[0-9a-fA-F]+', '#', 'g'), '[0-9]+', '#', 'g')"""
 
 
@@ -58,21 +60,23 @@ def errors(connection: DuckDBPyConnection, of_stages: str, of_runs: str, *, limi
         of_runs: Which runs count.
         limit: How many groups at most.
     """
-    # A run whose stage failed is in the group of that stage.
+    # A run whose stage failed is in the group of that stage. Texts are made alike when the same ones
+    # are together already: most failures say the same as others, to the letter.
     found = connection.execute(f"""
         with failures as (
-            select topology as pipeline, stage_name as stage, coalesce(error_type, 'failed') as kind,
-                error, pipeline_run_id, ended_at, sample_rate
-            from stages where status = 'FAIL' and {of_stages}
-            union all by name
-            select pipeline_name as pipeline, null::varchar as stage, coalesce(error_type, outcome) as kind,
-                error, pipeline_run_id, ended_at, sample_rate
-            from runs where status = 'FAIL' and first_failed_stage is null and {of_runs}
+            select case type when 'stage.wide' then topology else pipeline_name end as pipeline,
+                stage_name as stage, coalesce(error_type, outcome, 'failed') as kind,
+                coalesce(error, '') as message, count(*) as n, {count_if()} as stands_for,
+                count(distinct pipeline_run_id) as runs, min(ended_at) as first, max(ended_at) as last,
+                arg_max(pipeline_run_id, ended_at, {_EXAMPLES}) as examples
+            from events
+            where status = 'FAIL' and ((type = 'stage.wide' and {of_stages})
+                or (type = 'pipeline.wide' and first_failed_stage is null and {of_runs}))
+            group by 1, 2, 3, 4
         )
-        select pipeline, stage, kind, arg_max(coalesce(error, ''), ended_at),
-            count(*), {count_if()} as stands_for,
-            count(distinct pipeline_run_id), min(ended_at), max(ended_at),
-            array_agg(distinct pipeline_run_id order by pipeline_run_id desc)[1:5]
+        select pipeline, stage, kind, arg_max(message, last), sum(n)::bigint, sum(stands_for) as stands_for,
+            sum(runs)::bigint, min(first), max(last),
+            list_distinct(flatten(list(examples order by last desc)))[1:{_EXAMPLES}]
         from failures group by pipeline, stage, kind, {_ALIKE}
         order by stands_for desc, pipeline, stage, kind limit {limit}
     """).fetchall()

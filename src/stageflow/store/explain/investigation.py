@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import duckdb
 import numpy as np
 
-from ..errors import QueryError
+from ...errors import QueryError
 from .difference import Difference, Explanation, LeftOut
 from .families import COURSE, DOCUMENTS, IDS, OF_STAGES, implied
 from .fields import Column, Field

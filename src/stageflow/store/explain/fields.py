@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ..schema import (
+from ...schema import (
     CorrelationIds,
     PipelineMetadata,
     PipelineWide,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import MissingExtraError, QueryError
+from ...errors import MissingExtraError, QueryError
 from .difference import Explanation
 
 if TYPE_CHECKING:

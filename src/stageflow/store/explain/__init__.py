@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import MissingExtraError, QueryError
+from ..selection import Over
 from .difference import Explanation
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def explain(
     where: str = "status = 'FAIL'",
     *,
     against: str | None = None,
-    over: Literal["runs", "stages"] = "runs",
+    over: Over = "runs",
     most: int = 20,
     alpha: float = 0.05,
 ) -> Explanation:

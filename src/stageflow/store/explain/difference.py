@@ -6,6 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from ..selection import Over
+
 __all__ = ["Difference", "Explanation", "LeftOut", "Part"]
 
 
@@ -91,7 +93,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
     where: str
     against: str | None
-    over: Literal["runs", "stages"]
+    over: Over
     selection: Part
     rest: Part
     selection_looked_at: int

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
 
 from ...errors import QueryError
+from ..selection import Over
 from .difference import Difference, Explanation, LeftOut
 from .families import COURSE, DOCUMENTS, IDS, OF_STAGES, implied
 from .fields import Column, Field
@@ -33,7 +34,7 @@ def investigate(
     connection: DuckDBPyConnection,
     where: str,
     against: str | None,
-    over: Literal["runs", "stages"],
+    over: Over,
     most: int,
     alpha: float,
 ) -> Explanation:
@@ -71,7 +72,7 @@ class _Question:
         named: set[str],
         where: str,
         against: str | None,
-        over: Literal["runs", "stages"],
+        over: Over,
         most: int,
         alpha: float,
     ) -> None:
@@ -81,7 +82,7 @@ class _Question:
         self._named = named
         self._where = where
         self._against = against
-        self._over: Literal["runs", "stages"] = over
+        self._over: Over = over
         self._most = most
         self._alpha = alpha
         self._by_course = bool(named & COURSE)

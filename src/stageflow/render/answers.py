@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .columns import Column, draw_columns
+from .columns import Column, draw_columns, fit, lines_of
 from .figures import count, milliseconds, share
 from .foreign import on_one_line, shown
 from .palette import BAD, QUIET, coloured
@@ -81,7 +81,7 @@ def _draw_trends(
 
 
 def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableType:
-    """Return a line for each group of failures.
+    """Return a line for each group of failures, and its newest message on another.
 
     Args:
         errors: `ErrorGroup`s as plain values.
@@ -96,10 +96,19 @@ def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableTyp
         "example": Column(
             "example", [Text(each) for each in short_ids([(row["examples"] or [""])[0] for row in errors])]
         ),
-        "message": Column("message", [Text(on_one_line(row["message"])) for row in errors]),
     }
-    spare = ("runs", "pipeline", "last", "kind")
-    return draw_columns(columns, width=width, spare=spare, flexible=("message", "pipeline"))
+    messages = [Text(on_one_line(row["message"]), style=QUIET) for row in errors]
+    if width is None:
+        return draw_columns({**columns, "message": Column("message", messages)}, width=None)
+    head, *lines = lines_of(fit(columns, width, ("runs", "pipeline", "last", "kind"), ("pipeline", "stage")))
+    drawn = [head]
+    for line, message in zip(lines, messages, strict=True):
+        drawn.append(line)
+        if message.plain:
+            drawn.append(Text("  ").append_text(message))
+    for line in drawn:
+        line.truncate(width, overflow="ellipsis")
+    return Group(*drawn)
 
 
 def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType:
@@ -132,22 +141,23 @@ def draw_comparisons(rows: Sequence[Record], *, width: int | None) -> Renderable
         rows: `Comparison`s as plain values.
         width: How many columns the terminal has; None for any number.
     """
+    sides = ("before", "after")
 
     def both(heading: str, value: str, said: Callable[[Any], str], q: str | None) -> Column:
         cells = []
         for row in rows:
             sure = q is not None and row[q] is not None and row[q] < _SURE
-            text = Text(f"{said(row['before'][value])} → {said(row['after'][value])}")
+            text = Text(" → ".join(said(row[side][value]) if row[side]["rows"] else "-" for side in sides))
             if sure:
                 text.append(" !", style=BAD)
             cells.append(text)
         return Column(heading, cells)
 
     columns = _names(rows) | {
-        "count": both("count", "count", lambda value: count(value) or "0", None),
+        "count": both("count", "count", count, None),
         "fail": both("fail %", "failure_rate", _percent, "q_failures"),
-        "p50": both("p50 ms", "p50_ms", lambda value: milliseconds(value) or "-", "q_durations"),
-        "p95": both("p95 ms", "p95_ms", lambda value: milliseconds(value) or "-", None),
+        "p50": both("p50 ms", "p50_ms", milliseconds, "q_durations"),
+        "p95": both("p95 ms", "p95_ms", milliseconds, None),
     }
     return draw_columns(
         columns, width=width, spare=("count", "pipeline", "p95"), flexible=("pipeline", "stage")
@@ -186,8 +196,12 @@ def _cell(value: Any) -> Text:
 
 
 def _names(rows: Sequence[Record]) -> dict[str, Column]:
-    columns = {"pipeline": Column("pipeline", [Text(on_one_line(row["pipeline"])) for row in rows])}
-    if any(row["stage"] is not None for row in rows):
+    columns = {}
+    staged = any(row["stage"] is not None for row in rows)
+    # Where all stages are of one pipeline its name says nothing.
+    if not staged or len({row["pipeline"] for row in rows}) > 1:
+        columns["pipeline"] = Column("pipeline", [Text(on_one_line(row["pipeline"])) for row in rows])
+    if staged:
         columns["stage"] = Column("stage", [Text(on_one_line(row["stage"] or "")) for row in rows])
     return columns
 

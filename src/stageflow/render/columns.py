@@ -11,13 +11,16 @@ from rich.text import Text
 
 from .palette import QUIET
 
-__all__ = ["GAP", "Column", "cut", "draw_columns", "lines_of", "width_of"]
+__all__ = ["GAP", "Column", "cut", "draw_columns", "fit", "lines_of", "width_of"]
 
 GAP = 2
 """Blanks between two columns."""
 
 _SHORTEST = 6
 """Characters to which a column may be cut."""
+
+_READABLE = 14
+"""Characters below which a column is cut only when nothing can be left out any more."""
 
 
 class Column(NamedTuple):
@@ -43,13 +46,29 @@ def width_of(columns: Mapping[str, Column]) -> int:
     return sum(column.width() + GAP for column in columns.values()) - GAP
 
 
-def cut(columns: Mapping[str, Column], name: str, width: int) -> None:
-    """Cut the cells of one column, as far as it takes to get all of them into a width."""
+def cut(columns: Mapping[str, Column], name: str, width: int, shortest: int = _SHORTEST) -> None:
+    """Cut the cells of one column, as far as it takes to get all of them into a width, and no shorter."""
     over = width_of(columns) - width
     if over > 0:
         column = columns[name]
         for cell in column.cells:
-            cell.truncate(max(_SHORTEST, column.width() - over), overflow="ellipsis")
+            cell.truncate(max(shortest, column.width() - over), overflow="ellipsis")
+
+
+def fit(
+    columns: Mapping[str, Column], width: int, spare: Iterable[str], flexible: Iterable[str]
+) -> dict[str, Column]:
+    """Return what of these columns fits a width; see `draw_columns`."""
+    fitting = dict(columns)
+    for name in (name for name in flexible if name in fitting):
+        cut(fitting, name, width, _READABLE)
+    for name in spare:
+        if width_of(fitting) <= width:
+            break
+        fitting.pop(name, None)
+    for name in (name for name in flexible if name in fitting):
+        cut(fitting, name, width)
+    return fitting
 
 
 def lines_of(columns: Mapping[str, Column]) -> list[Text]:
@@ -79,16 +98,10 @@ def draw_columns(
         columns: By name, from left to right.
         width: Cells that there are; None for any number: then nothing is cut.
         spare: Names of the columns that are left out where there is no room, the least missed first.
-        flexible: Names of the columns that are cut before that, the least missed first.
+        flexible: Names of the columns that are cut before that, as long as they can still be read, and
+            after it.
     """
-    columns = dict(columns)
-    if width is not None:
-        for name in flexible:
-            cut(columns, name, width)
-        for name in spare:
-            if width_of(columns) <= width:
-                break
-            columns.pop(name, None)
+    columns = fit(columns, width, spare, flexible) if width is not None else columns
     lines = lines_of(columns)
     if width is not None:
         for line in lines:

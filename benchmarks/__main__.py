@@ -15,6 +15,7 @@ from .scale import bench_scale
 from .shaping import bench_shaping
 from .sinks import bench_sinks
 from .stages import bench_stages
+from .store import bench_store
 
 
 async def bench(rounds: int) -> None:
@@ -24,6 +25,7 @@ async def bench(rounds: int) -> None:
         await bench_scale(rounds, folder)
         await bench_journal(rounds, folder)
         bench_reading(folder)
+        bench_store(folder)
     await bench_shaping(rounds)
     await bench_sinks(rounds)
 

@@ -12,7 +12,7 @@ from ..store.selection import condition
 from ..store.weights import count_if
 from .rule import Measured, Rule, check_number
 from .window import Window
-from .wording import rfc3339_of, second_of, span
+from .wording import exactly, rfc3339_of, second_of, span
 
 if TYPE_CHECKING:
     from ..store import EventStore
@@ -42,7 +42,6 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
     def measure(self, store: EventStore, now: datetime) -> Measured:
         window = Window.ending(now, self.window)
         where = RunFilter(pipeline=self.pipeline, stage=self.stage)
-        of_these = condition("runs", where, None)
         # Who began in the window ended in it, or has not ended.
         query = (
             f"select count(*), {count_if()} from runs where {window.rows('runs', self.pipeline, self.stage)}"
@@ -55,7 +54,8 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         bad = events < self.fewer_than
         notes = []
         if bad:
-            ((last,),) = store.sql(f"select max(ended_at) from runs where {of_these}").rows
+            before = condition("runs", where, f"ended_at <= '{exactly(now)}'")
+            ((last,),) = store.sql(f"select max(ended_at) from runs where {before}").rows
             notes = [f"the last one ended {second_of(last)}" if last else "there never was one"]
         runs = f"{events:,.0f} runs in {span(self.window)}"
         return Measured(

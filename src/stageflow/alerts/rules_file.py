@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -201,9 +202,12 @@ def _value(value: Any, type: Any, at: str, problems: list[str]) -> Any:
             if expected
             else []
         )
-        within = re.search(r"at `\$(.+)`", str(error))
-        told = f"expected {' or '.join(words)}, got {value!r}" if words else str(error)
-        problems.append(f"at {at}{within[1] if within else ''}: {told}")
+        within = re.search(r"at `\$\[(\d+)\]`", str(error))
+        if within and isinstance(value, list):
+            value, at = value[int(within[1])], f"{at}[{within[1]}]"
+        got = value.isoformat() if isinstance(value, date | time) else repr(value)
+        told = f"expected {' or '.join(words)}, got {got}" if words else str(error)
+        problems.append(f"at {at}: {told}")
         return None
 
 

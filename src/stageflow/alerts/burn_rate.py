@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from .failure_rate import FAILED, failed_share, since_and_pipeline
+from .failure_rate import FAILED, failed_share
 from .rule import Measured, Rule, WrongField, check_number
 from .threshold import HYSTERESIS
 from .window import Window
-from .wording import percent, span
+from .wording import in_shell, percent, span
 
 if TYPE_CHECKING:
     from ..store import EventStore
@@ -135,4 +135,6 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
         )
 
     def commands(self, window: Window) -> Sequence[str]:
-        return [f"stageflow errors {since_and_pipeline(window, self.pipeline)}"]
+        these = window.options(self.pipeline, self.stage)
+        which = "failed" if self.slower_than is None else in_shell(self._failed)
+        return [f"stageflow errors {these}", f"stageflow explain {which} {these}"]

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ..store.weights import count_if
-from .failure_rate import since_and_pipeline
 from .rule import Measured
 from .threshold import Threshold
 from .window import Window
+from .wording import in_shell
 
 if TYPE_CHECKING:
     from ..store import EventStore
@@ -62,4 +62,8 @@ class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
         )
 
     def commands(self, window: Window) -> Sequence[str]:
-        return [f"stageflow runs --status crashed {since_and_pipeline(window, self.pipeline)}"]
+        these = window.options(self.pipeline, None)
+        return [
+            f"stageflow runs --status crashed {these}",
+            f"stageflow explain {in_shell(_CRASHED)} {these}",
+        ]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import os
-import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -21,10 +19,10 @@ from .notice import Notice
 from .rule import Measured, Rule
 from .silence import Silence, is_silenced
 from .state import AlertState, Incident, RuleState
-from .wording import how_many, in_shell, rfc3339_of
+from .wording import how_many, percent, rfc3339_of
 
 if TYPE_CHECKING:
-    from ..store import EventStore
+    from ..store import Difference, EventStore
 
 __all__ = ["Evaluation", "Finding", "evaluate"]
 
@@ -32,9 +30,6 @@ log = logging.getLogger("stageflow.alerts")
 
 _MOST = 3
 """Runs, and lines of an explanation, in one message."""
-
-_DAY = re.compile(r" and day >= '[^']+'")
-"""What only makes a query quicker."""
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -169,10 +164,7 @@ def _notice(
     assert incident is not None and began is not None  # noqa: PT018 - one of them alone is never None
     runs = () if over else measured.runs[:_MOST] or _runs(store, measured)
     commands = list(rule.commands(measured.window))
-    if not over:
-        if measured.selection is not None:
-            commands.append(f"stageflow explain {in_shell(_DAY.sub('', measured.selection))}")
-        commands += [f"stageflow show {shlex.quote(run)}" for run in runs[:1]]
+    commands += [f"stageflow show {shlex.quote(run)}" for run in runs[:1]]
     return Notice(
         id=_notice_id(incident, kind),
         kind=kind,
@@ -245,17 +237,21 @@ def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
 
 
 def _explained(store: EventStore, measured: Measured) -> tuple[str, ...]:
-    """Return what is different about the runs that made it bad, where the store can tell."""
-    explain: Callable[..., Any] | None = getattr(store, "explain", None)
-    if explain is None or measured.selection is None:
+    """Return what is different about the runs that made it bad, as far as anything is."""
+    if measured.selection is None:
         return ()
     try:
-        found = explain(where=measured.selection, against=measured.rest)
-        return tuple(str(difference) for difference in itertools.islice(found.differences, _MOST))
+        found = store.explain(measured.selection, against=measured.rest, most=_MOST)
+        return tuple(map(_said, found.differences))
     except Exception as error:
         # What is told is that something is wrong. Why is a courtesy.
         tell(log, "an alert could not be explained: %s", describe(error))
         return ()
+
+
+def _said(difference: Difference) -> str:
+    shares = f"{percent(difference.selection.share)} of these, {percent(difference.rest.share)} of the others"
+    return f"{difference} ({shares})"
 
 
 def _in_journal(command: str, journal: str | None) -> str:

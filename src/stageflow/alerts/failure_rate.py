@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -11,13 +10,13 @@ from ..store.weights import count_if
 from .rule import Measured, WrongField
 from .threshold import Threshold
 from .window import Window
-from .wording import percent, second_of
+from .wording import percent
 
 if TYPE_CHECKING:
     from ..store import EventStore
     from ..store.selection import Over
 
-__all__ = ["FailureRate", "failed_share", "since_and_pipeline"]
+__all__ = ["FAILED", "FailureRate", "failed_share"]
 
 FAILED = "status = 'FAIL'"
 
@@ -62,7 +61,8 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
         )
 
     def commands(self, window: Window) -> Sequence[str]:
-        return [f"stageflow errors {since_and_pipeline(window, self.pipeline)}"]
+        these = window.options(self.pipeline, self.stage)
+        return [f"stageflow errors {these}", f"stageflow explain failed {these}"]
 
 
 def failed_share(
@@ -82,9 +82,3 @@ def failed_share(
     query = f"select count(*), {count_if()}, {count_if(failed)} from {over} where {ended}"
     ((rows, events, bad),) = store.sql(query).rows
     return rows, float(events), float(bad) / float(events) if rows else None
-
-
-def since_and_pipeline(window: Window, pipeline: str | None) -> str:
-    """Return the options that choose the same stretch of time and the same pipeline."""
-    options = f"--since {second_of(window.since)}"
-    return options + (f" --pipeline {shlex.quote(pipeline)}" if pipeline else "")

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from ..store.weights import count_if, percentiles, ranked
-from .failure_rate import since_and_pipeline
 from .rule import Measured
 from .threshold import Threshold
 from .window import Window
+from .wording import in_shell
 
 if TYPE_CHECKING:
     from ..store import EventStore
@@ -64,5 +64,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
         )
 
     def commands(self, window: Window) -> Sequence[str]:
-        over = "--over stages " if self.stage else ""
-        return [f"stageflow slowest {over}{since_and_pipeline(window, self.pipeline)}"]
+        these = window.options(self.pipeline, self.stage)
+        slow = in_shell(f"duration_ms > {self.above:g}")
+        stages = " --stages" if self.stage else ""
+        return [f"stageflow slowest{stages} {these}", f"stageflow explain {slow} {these}"]

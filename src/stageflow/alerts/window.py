@@ -9,7 +9,7 @@ from msgspec import Struct
 from ..journal import RunFilter
 from ..store.columns import text
 from ..store.selection import Over, condition
-from .wording import exactly
+from .wording import exactly, in_shell, second_of
 
 __all__ = ["Window"]
 
@@ -52,6 +52,13 @@ class Window(Struct, frozen=True):
         day = text((self.since - _LONGEST_RUN).date().isoformat())
         own = f"{self.holds()} and day >= {day}" + (f" and ({predicate})" if predicate else "")
         return condition(over, RunFilter(pipeline=pipeline, stage=stage), own)
+
+    def options(self, pipeline: str | None, stage: str | None) -> str:
+        """Return the options of the command line that choose what it looks at."""
+        named = (("--pipeline", pipeline), ("--stage", stage))
+        return f"--since {second_of(self.since)}" + "".join(
+            f" {option} {in_shell(name)}" for option, name in named if name
+        )
 
     def runs(self, pipeline: str | None, stage: str | None, predicate: str = "") -> str:
         """Return in SQL which rows of `runs` are of it, or have a stage that is.

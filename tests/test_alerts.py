@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -397,6 +398,22 @@ def test_rows_of_a_query(incident: EventStore) -> None:
     assert fired.notes[0] == f"pipeline_run_id={fired.runs[0]}  stage_name=pay"
     assert "ended_at > timestamptz '2026-11-24T11:59:00Z'" in fired.commands[0]
     assert resolved.says == "0 rows"
+
+
+def test_the_rules_of_the_guide(incident: EventStore) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "alerting.md").read_text()
+    whole, of_sql, receivers = re.findall(r"^```toml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    five = parse_rules(whole)
+    assert len(five.rules) == 5
+    notices = told(incident, five.rules, range(-20, 60, 2))
+    assert [(notice.kind, notice.rule) for notice in notices] == [
+        ("firing", "the nightly import"),
+        ("firing", "checkout burns its budget"),
+        ("firing", "pay is slow"),
+        ("resolved", "pay is slow"),
+        ("resolved", "checkout burns its budget"),
+    ]
+    assert len(parse_rules(of_sql + receivers).receivers) == 2
 
 
 # ------------------------------------------------------------ from end to end

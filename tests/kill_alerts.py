@@ -24,7 +24,8 @@ from webhook_receiver import AS_TEXT, Receiver
 # imported everything and opened nothing: an interpreter for each would take most of the time.
 EVALUATOR = r"""
 import json, os, random, signal, sys
-import duckdb, pytz  # so that no child has to
+import duckdb, pytz, scipy.stats  # so that no child has to
+import stageflow.store.investigation
 import stageflow.alerts
 from stageflow.alerts import AlertRules, FailureRate, Webhook, run_alerts
 from stageflow.alerts.state import read_state

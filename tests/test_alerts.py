@@ -108,8 +108,9 @@ def kinds(notices: Sequence[Notice]) -> list[str]:
 
 
 def test_an_incident_fires_once_and_resolves_once(incident: EventStore) -> None:
+    notices = told(incident, [FAILS, SLOW], range(-30, 60))
     for rule in (FAILS, SLOW):
-        fired, resolved = told(incident, [rule], range(-100, 120))
+        fired, resolved = (notice for notice in notices if notice.rule == rule.name)
         assert (fired.kind, resolved.kind) == ("firing", "resolved")
         assert after(0) < fired.at < after(5)
         assert after(20) < resolved.at <= after(31)
@@ -119,7 +120,7 @@ def test_an_incident_fires_once_and_resolves_once(incident: EventStore) -> None:
 
 def test_a_quiet_day_is_silent(incident: EventStore) -> None:
     burn = BurnRate(name="budget", slo=0.999)
-    assert told(incident, [FAILS, SLOW, burn], range(-100, 0, 2)) == []
+    assert told(incident, [FAILS, SLOW, burn], range(-100, 0, 5)) == []
 
 
 def test_two_events_fire_nothing(past: Past) -> None:
@@ -288,10 +289,9 @@ def test_silences(incident: EventStore) -> None:
 def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
     rule = BurnRate(name="budget", slo=0.99, windows=(BurnWindows(long=3600, short=300, above=14.4),))
     # 30 % of errors are 30x; after 30 minutes with 20 of these the long window has 10x, and more later.
-    notices = told(incident, [rule], range(-20, 60))
-    assert notices == []
+    assert told(incident, [rule], range(0, 40, 2)) == []
     fast = BurnRate(name="budget", slo=0.99, windows=(BurnWindows(long=3600, short=300, above=6.0),))
-    fired, resolved = told(incident, [fast], range(-20, 60))
+    fired, resolved = told(incident, [fast], range(10, 30))
     # The long window exceeds 6x once 12 of its 60 minutes had 30x.
     assert after(12) <= fired.at <= after(14)
     # And still does when the short one says that it is over.
@@ -300,7 +300,7 @@ def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
     assert resolved.value > 6
     assert fired.says.startswith("burn rate 6.")
     assert fired.says.endswith("over 1 h and 5 min")
-    assert kinds(told(incident, [BurnRate(name="usual", slo=0.999)], range(-20, 60))) == [
+    assert kinds(told(incident, [BurnRate(name="usual", slo=0.999)], range(-20, 60, 4))) == [
         "firing",
         "resolved",
     ]

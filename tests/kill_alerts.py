@@ -84,16 +84,18 @@ def lines_of_one():
 whole = lines_of_one()
 for trial in range(first, last):
     dice = random.Random(trial)
-    state, died, in_doubt = f"{journal}/state-{trial}.json", 0, 0
+    state, died, in_doubt = f"{journal}/state-{trial}.json", 0, set()
     for _ in range(2):  # it may die again at its second time
         # The first line of an evaluation is as likely to be the last as any other.
         if fork(trial, state, dice.randint(1, whole)) != 0:
             died += 1
-            in_doubt += any(delivery.sending for delivery in read_state(state).outbox)
+            # One that dies before it has tried again leaves the same attempt in doubt.
+            outbox = read_state(state).outbox
+            in_doubt |= {(one.notice.id, one.attempts) for one in outbox if one.sending}
     ended = fork(trial, state, -1)
     left = read_state(state)
     counted = left.receivers["ops"].in_doubt
-    print(json.dumps([trial, died, in_doubt, ended, len(left.outbox), counted]), flush=True)
+    print(json.dumps([trial, died, len(in_doubt), ended, len(left.outbox), counted]), flush=True)
 """
 
 
@@ -168,7 +170,7 @@ def main(many: int) -> None:
         deliveries = sum(trial.told.total() for trial in these)
         print(f"{what}: {notices} notices, {deliveries} deliveries")
     problems = [f"trial {trial.number}: {problem}" for trial in found for problem in trial.problems]
-    sys.exit("\n".join(problems))
+    sys.exit("\n".join(problems) or None)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from .context import (
     timer,
 )
 from .errors import (
+    AlertRuleError,
+    AlertStateError,
     CircuitOpenError,
     CursorInUseError,
     DeadlineExceededError,
@@ -89,6 +91,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActiveRun",
+    "AlertRuleError",
+    "AlertStateError",
     "Artifact",
     "BackgroundEventSink",
     "CircuitBreaker",

@@ -16,7 +16,9 @@ StageflowError
 ├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
 ├── RunNotFoundError             a journal has no such run (also a LookupError)
 ├── QueryError                   a question to the store cannot be answered as asked (also a ValueError)
-└── CursorInUseError             another reader of the same name is at work
+├── CursorInUseError             another reader of the same name is at work
+├── AlertRuleError               a file of alert rules is wrong (also a ValueError)
+└── AlertStateError              the state of alerts cannot be read or changed
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 __all__ = [
+    "AlertRuleError",
+    "AlertStateError",
     "CircuitOpenError",
     "CursorInUseError",
     "DeadlineExceededError",
@@ -223,6 +227,37 @@ class QueryError(StageflowError, ValueError):
 
 class CursorInUseError(StageflowError):
     """Another reader of the same name is at work."""
+
+
+class AlertRuleError(StageflowError, ValueError):
+    """A file of alert rules is wrong; `problems` lists everything that is, not only the first.
+
+    Attributes:
+        file: Which file.
+        problems: A sentence each, beginning with where: "at $.rules[2].above: expected a number".
+    """
+
+    def __init__(self, file: str, problems: Sequence[str], *, hint: str | None = None) -> None:
+        self.file = file
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        super().__init__(f"{file} cannot be used:\n{lines}", hint=hint)
+
+
+class AlertStateError(StageflowError):
+    """What is known of alerts between two evaluations cannot be read or changed.
+
+    Attributes:
+        file: Where it is kept.
+    """
+
+    def __init__(self, file: str, why: str) -> None:
+        where = f" in {file!r}" if file else ""
+        super().__init__(
+            f"the state of alerts{where} cannot be used: {why}",
+            hint="without it nobody knows what was told: to begin anew, move the file away" if file else None,
+        )
+        self.file = file
 
 
 def as_text(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .alerts import alerts
 from .compact import compact
 from .demo import demo
 from .doctor import doctor
@@ -68,3 +69,4 @@ app.command()(volume)
 app.command()(sampling)
 app.command()(doctor)
 app.command()(schema)
+app.add_typer(alerts)

@@ -1,0 +1,163 @@
+"""`Webhook`: notices by HTTP POST, signed as Standard Webhooks 1.0.0 says."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import IO
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from ..clock import get_clock
+from .notice import Notice
+from .receiver import NotDelivered, of_environment
+from .rule import WrongField, check_number
+
+__all__ = ["Webhook", "sign"]
+
+_PREFIX = "whsec_"
+_SHORTEST = 24
+
+
+class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"):
+    """POSTs a notice as JSON, with the headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+
+    Taken is what is answered with 2xx; a redirect is not followed. The id is the same however often a
+    notice is tried: a receiver that keeps the ids it has seen gets each notice once.
+
+    Attributes:
+        name: By which rules name it.
+        url: Where to; "" where `url_env` says it.
+        url_env: The environment variable that holds the address, where that is a secret itself.
+        secret_env: The environment variable that holds the secret: base64 of 24 bytes or more, with
+            "whsec_" before it or without. Several, with blanks between, sign each: for a change of secrets.
+        timeout: Seconds for one attempt; default 15.
+
+    Raises:
+        ValueError: A field has a value that it may not have.
+
+    Example:
+        >>> Webhook(name="ops", url="https://ops.example/hook", secret_env="OPS_SECRET").timeout
+        15.0
+    """
+
+    name: str
+    secret_env: str
+    url: str = ""
+    url_env: str = ""
+    timeout: float = 15.0
+
+    def __post_init__(self) -> None:
+        check_number(self.name, "timeout", self.timeout, above=0)
+        if bool(self.url) == bool(self.url_env):
+            raise WrongField(self.name, "url", "expected either url or url_env")
+        if self.url and _why_no_address(self.url):
+            raise WrongField(self.name, "url", f"{_why_no_address(self.url)}, got {self.url!r}")
+        if not self.secret_env:
+            raise WrongField(self.name, "secret_env", "expected the name of an environment variable")
+
+    def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
+        url = self.url or of_environment(self.url_env)
+        if why := _why_no_address(url):
+            raise NotDelivered(f"{self.url_env}: {why}")
+        body = msgspec.json.encode(notice.payload())
+        # That of the attempt, which a receiver holds against its own clock.
+        stamp = str(get_clock().wall_ns() // 1_000_000_000)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "stageflow-alerts",
+            "webhook-id": notice.id,
+            "webhook-timestamp": stamp,
+            "webhook-signature": " ".join(sign(secret, notice.id, stamp, body) for secret in self._secrets()),
+        }
+        request = urllib.request.Request(url, data=body, headers=headers, method="POST")
+        try:
+            with _OPENER.open(request, timeout=self.timeout):
+                pass
+        except urllib.error.HTTPError as error:
+            with error:
+                after = error.headers.get("retry-after", "")
+                wait = float(after) if after.isascii() and after.isdigit() else None
+                final = error.code == http.client.GONE
+                raise NotDelivered(f"it answered {error.code}", retry_after=wait, final=final) from None
+        except urllib.error.URLError as error:
+            raise NotDelivered(f"no connection: {error.reason}") from None
+        except TimeoutError:
+            raise NotDelivered(f"no answer within {self.timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise NotDelivered(f"no answer: {type(error).__name__}") from None
+
+    def missing(self) -> Sequence[str]:
+        found = []
+        try:
+            if self.url_env and (why := _why_no_address(of_environment(self.url_env))):
+                found.append(f"{self.url_env}: {why}")
+        except NotDelivered as error:
+            found.append(error.why)
+        try:
+            self._secrets()
+        except NotDelivered as error:
+            found.append(error.why)
+        return found
+
+    def _secrets(self) -> list[bytes]:
+        secrets = []
+        for told in of_environment(self.secret_env).split():
+            try:
+                secret = base64.b64decode(told.removeprefix(_PREFIX), validate=True)
+            except (binascii.Error, ValueError):
+                secret = b""
+            if len(secret) < _SHORTEST:
+                raise NotDelivered(f"{self.secret_env} is not base64 of {_SHORTEST} bytes or more")
+            secrets.append(secret)
+        return secrets
+
+
+def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
+    """Return a signature as the header has it.
+
+    Args:
+        secret: The bytes of the secret.
+        message_id: Of the notice.
+        timestamp: Whole seconds since the Unix epoch.
+        body: What is sent, to the byte.
+
+    Example:
+        >>> sign(bytes(24), "msg_1", "1674087231", b"{}")[:10]
+        'v1,...'
+    """
+    signed = hmac.digest(secret, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
+    return f"v1,{base64.b64encode(signed).decode()}"
+
+
+def _why_no_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
+    except ValueError:
+        whole = False
+    return "" if whole else "expected an address that begins with https:// or http://"
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> None:
+        return None  # the address is to be mended; and what is signed goes nowhere else
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)

@@ -1,0 +1,110 @@
+"""Writes recorded incidents: journals whose events happened when a test says they did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from stageflow import JournalSink, PipelineContext, StageResult, StageStatus, WideEventEmitter
+from stageflow.context import PipelineResults
+from stageflow.events import Event
+from stageflow.pipeline.run_context import own_context
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def after(minutes: float = 0, *, seconds: float = 0) -> datetime:
+    """A moment, counted from noon."""
+    return NOON + timedelta(minutes=minutes, seconds=seconds)
+
+
+class Past:
+    """A journal that is written after the fact.
+
+    Args:
+        path: Directory of the journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sink = JournalSink(path, fsync="never")
+        self._emitter = WideEventEmitter(self._sink)
+
+    def run(
+        self,
+        at: datetime,
+        *,
+        failed: bool = False,
+        ms: float = 20.0,
+        pipeline: str = "checkout",
+        outcome: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write one run with one stage, `pay`, that ended at a moment; return its id."""
+        ended = int(at.timestamp() * 1e6) * 1000
+        began = ended - int(ms * 1e6)
+        context = own_context(PipelineContext(topology=pipeline), pipeline, began, 0)
+        result = StageResult(
+            "pay",
+            StageStatus.FAIL if failed else StageStatus.OK,
+            {},
+            "TimeoutError: the bank does not answer" if failed else None,
+            attempt=1,
+            attempts=1,
+            ready_ns=began,
+            started_ns=began,
+            ended_ns=ended,
+            attributes=dict(attributes or {}),
+        )
+        self._emitter.emit_stage_wide("pay", result, context)
+        results = PipelineResults(
+            [("pay", result)],
+            pipeline_name=pipeline,
+            context=context,
+            outcome=outcome or ("failed" if failed else "ok"),
+            started_ns=began,
+            ended_ns=ended,
+        )
+        self._emitter.emit_pipeline_wide(results, context)
+        return str(context.pipeline_run_id)
+
+    def minutes(
+        self, begin: float, end: float, *, failed: float = 0.0, ms: float = 20.0, each: int = 12, **more: Any
+    ) -> list[str]:
+        """Write so many runs in each minute, evenly; return the ids of those that failed."""
+        found = []
+        number = 0
+        for minute in range(int(begin), int(end)):
+            for place in range(each):
+                number += 1
+                # Evenly: of every ten as many fail as the share says.
+                fails = int(number * failed) > int((number - 1) * failed)
+                at = after(minute, seconds=(place + 0.5) * 60 / each)
+                run = self.run(at, failed=fails, ms=ms, **more)
+                if fails:
+                    found.append(run)
+        return found
+
+    def health(self, at: datetime, dropped: int, *, pid: int = 7, began: datetime = NOON) -> None:
+        """Write a `stageflow.health` event of a process that has dropped so many events so far."""
+        stamp = at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        sinks = [{"sink": "HttpSink", "dropped": {"sink_error": dropped}, "rejected": {}}]
+        data = {
+            "event_id": f"health-{pid}-{stamp}",
+            "emitted_at": stamp,
+            "resource": {"host": "web-1", "pid": pid},
+            "process": {"uptime_s": (at - began).total_seconds()},
+            "sinks": sinks,
+        }
+        self._sink._take_event(Event("stageflow.health", data))
+
+    def events(self, lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Write events as they are."""
+        for type, data in lines:
+            self._sink._take_event(Event(type, data))
+
+    def close(self) -> None:
+        """Close the journal's file."""
+        self._sink.close()

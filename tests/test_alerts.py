@@ -1,0 +1,951 @@
+"""Holds what alerts tell of recorded incidents, and whom, and how often."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apprise.decorators import notify
+from incident import NOON, Past, after
+from kill_alerts import trials
+from typer.testing import CliRunner
+from webhook_receiver import AS_TEXT, Receiver
+
+from stageflow.alerts import (
+    AlertLoop,
+    AlertRules,
+    AlertRun,
+    AlertState,
+    Apprise,
+    BurnRate,
+    BurnWindows,
+    Call,
+    CrashedRuns,
+    EventsDropped,
+    FailureRate,
+    NoRuns,
+    NotDelivered,
+    Notice,
+    Rule,
+    Silence,
+    SlowerThan,
+    SqlRows,
+    Webhook,
+    evaluate,
+    parse_rules,
+    run_alerts,
+    sample_notice,
+)
+from stageflow.alerts.silence import add_silence
+from stageflow.alerts.state import read_state
+from stageflow.cli.app import app
+from stageflow.errors import AlertRuleError, AlertStateError
+from stageflow.journal.disk import only_one
+from stageflow.store import EventStore
+
+FAILS = FailureRate(name="checkout fails", pipeline="checkout", above=0.05, severity="critical")
+SLOW = SlowerThan(name="pay is slow", stage="pay", above=500, window=300)
+
+Told = Callable[..., list[Notice]]
+
+
+@pytest.fixture(scope="module")
+def incident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EventStore]:
+    """A day that is quiet but for 20 minutes from noon on, in which runs fail and are slow."""
+    path = tmp_path_factory.mktemp("incident") / "journal"
+    past = Past(path)
+    past.minutes(-120, 0)
+    past.minutes(0, 20, failed=0.3, ms=900, attributes={"bank": "north"})
+    past.minutes(20, 120)
+    past.close()
+    with EventStore(path) as store:
+        yield store
+
+
+@pytest.fixture
+def past(tmp_path: Path) -> Iterator[Past]:
+    past = Past(tmp_path / "journal")
+    yield past
+    past.close()
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    monkeypatch.setenv("OPS_SECRET", AS_TEXT)
+    with Receiver() as receiver:
+        yield receiver
+
+
+def told(
+    store: EventStore,
+    rules: Sequence[Rule],
+    minutes: Sequence[float],
+    silences: Sequence[Silence] = (),
+    state: AlertState | None = None,
+) -> list[Notice]:
+    """What is told when the rules are evaluated at these minutes."""
+    state = state or AlertState()
+    notices: list[Notice] = []
+    for minute in minutes:
+        evaluation = evaluate(store, rules, state, after(minute), silences)
+        assert [finding.error for finding in evaluation.findings] == [None] * len(rules)
+        notices += evaluation.notices
+        state = evaluation.state
+    return notices
+
+
+def kinds(notices: Sequence[Notice]) -> list[str]:
+    return [notice.kind for notice in notices]
+
+
+# ------------------------------------------------------------ a recorded incident
+
+
+def test_an_incident_fires_once_and_resolves_once(incident: EventStore) -> None:
+    notices = told(incident, [FAILS, SLOW], range(-30, 60))
+    for rule in (FAILS, SLOW):
+        fired, resolved = (notice for notice in notices if notice.rule == rule.name)
+        assert (fired.kind, resolved.kind) == ("firing", "resolved")
+        assert after(0) < fired.at < after(5)
+        assert after(20) < resolved.at <= after(31)
+        assert fired.incident == resolved.incident
+        assert fired.id != resolved.id
+
+
+def test_a_quiet_day_is_silent(incident: EventStore) -> None:
+    burn = BurnRate(name="budget", slo=0.999)
+    assert told(incident, [FAILS, SLOW, burn], range(-100, 0, 5)) == []
+
+
+def test_two_events_fire_nothing(past: Past) -> None:
+    for second in (10, 20):
+        past.run(after(0, seconds=second), failed=True, ms=9000)
+    rules = [FAILS, SLOW, BurnRate(name="budget", slo=0.999)]
+    with EventStore(past.path) as store:
+        assert told(store, rules, range(-5, 10)) == []
+        # What two of them are not enough for is the minimum, and nothing else.
+        eager = FailureRate(name="eager", above=0.05, min_events=2)
+        assert kinds(told(store, [eager], [1])) == ["firing"]
+
+
+def test_a_message_carries_the_numbers_and_how_to_go_on(incident: EventStore) -> None:
+    fired, resolved = told(incident, [FAILS], range(0, 40, 5))
+    assert fired.title == "[FIRING] checkout fails: failure rate 15.0 %"
+    assert fired.value == pytest.approx(0.15)
+    lines = fired.text.splitlines()
+    assert lines[:6] == [
+        "threshold  above 5.0 %, resolves below 4.0 %",
+        "severity   critical",
+        "window     2026-11-24T11:55:00Z to 2026-11-24T12:05:00Z (10 min)",
+        "events     120 runs",
+        "pipeline   checkout",
+        "began      2026-11-24T12:05:00Z",
+    ]
+    assert len(fired.runs) == 3
+    for run in fired.runs:
+        assert incident.run(run).run["status"] == "FAIL"
+    journal = f" --journal {incident.path}"
+    assert fired.commands[0] == (
+        f"stageflow errors --since 2026-11-24T11:55:00Z --pipeline checkout{journal}"
+    )
+    assert fired.commands[1] == fired.commands[0].replace("errors", "explain failed")
+    assert fired.commands[2] == f"stageflow show {fired.runs[0]}{journal}"
+    assert "lasted     25 min" in resolved.text.splitlines()
+
+
+def test_what_is_different_is_told(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(600):
+        failed = number % 10 == 0
+        # Of another pipeline are those of an hour ago: that is no difference within the rule's own.
+        bank = "north" if failed and number % 30 else ("south", "west")[number % 2]
+        past.run(after(-9, seconds=number / 2), failed=failed, attributes={"bank": bank})
+        past.run(after(-69, seconds=number / 2), pipeline="refund", attributes={"bank": "north"})
+    with EventStore(past.path) as store:
+        (fired,) = told(store, [FAILS], [0])
+        assert fired.explained == ("pay/attributes.bank = north (66.7 % of these, 0.0 % of the others)",)
+        assert "different  pay/attributes.bank = north (66.7 % of these, 0.0 % of the others)" in fired.text
+
+        def broken(*args: object, **options: object) -> None:
+            raise RuntimeError("no idea")
+
+        monkeypatch.setattr(EventStore, "explain", broken)
+        (fired,) = told(store, [FAILS], [0])
+        assert fired.explained == ()
+
+
+def test_a_sample_is_weighted_and_said_to_be_an_estimate(past: Past) -> None:
+    past.minutes(0, 5, failed=0.5)
+    past.close()
+    (segment,) = past.path.glob("*.ndjson")
+    # Every run that is OK stands for fifty.
+    lines = segment.read_text().splitlines()
+    rare = [
+        line.replace('"sample_rate":1', '"sample_rate":50') if '"status":"OK"' in line else line
+        for line in lines
+    ]
+    segment.write_text("\n".join(rare) + "\n")
+    with EventStore(past.path) as store:
+        rule = FailureRate(name="r", above=0.01)
+        (fired,) = told(store, [rule], [5])
+        assert fired.value == pytest.approx(30 / (30 + 30 * 50))
+        assert fired.events == "estimated 1,530 runs, from 60 seen"
+        # Rows are what was seen: a minimum of 61 is not reached.
+        assert told(store, [FailureRate(name="r", above=0.01, min_events=61)], [5]) == []
+
+
+# ------------------------------------------------------------ firing, pending, resolved
+
+
+def test_a_rate_around_its_threshold_gives_one_notice(past: Past) -> None:
+    for minute in range(0, 40, 2):
+        past.minutes(minute, minute + 1, failed=0.6, each=20)
+        past.minutes(minute + 1, minute + 2, failed=0.45, each=20)
+    past.minutes(40, 50, each=20)
+    with EventStore(past.path) as store:
+        notices = told(store, [FailureRate(name="r", above=0.5, window=60)], range(1, 50))
+        assert kinds(notices) == ["firing", "resolved"]
+        # Without the lower threshold each swing would be told.
+        eager = FailureRate(name="r", above=0.5, resolve_below=0.5, window=60)
+        assert len(told(store, [eager], range(1, 50))) == 40
+
+
+def test_it_fires_once_it_was_bad_so_many_times_in_a_row(incident: EventStore) -> None:
+    rule = FailureRate(name="r", above=0.05, for_=3)
+    (fired,) = told(incident, [rule], [2, 4, 6, 8])
+    assert (fired.began, fired.at) == (after(2), after(6))
+    state = evaluate(incident, [rule], AlertState(), after(2)).state
+    assert state.rules["r"].status == "pending"
+    # One evaluation that is not bad begins the count anew.
+    assert told(incident, [rule], [2, 4, -10, 6, 8]) == []
+
+
+def test_one_that_still_fires_is_told_again_only_where_that_is_wanted(incident: EventStore) -> None:
+    assert kinds(told(incident, [FAILS], range(1, 20))) == ["firing"]
+    again = FailureRate(name="r", above=0.05, repeat_every=300)
+    notices = told(incident, [again], range(2, 20))
+    assert kinds(notices) == ["firing", "repeated", "repeated", "repeated"]
+    assert len({notice.id for notice in notices}) == 4
+    assert len({notice.incident for notice in notices}) == 1
+    assert notices[1].title.startswith("[STILL FIRING] r: ")
+
+
+def test_too_few_events_neither_fire_nor_resolve(past: Past) -> None:
+    past.minutes(0, 5, failed=0.5)
+    past.run(after(20))
+    with EventStore(past.path) as store:
+        assert kinds(told(store, [FAILS], [5, 16, 21, 60])) == ["firing"]
+
+
+def test_an_alert_whose_rule_is_gone_resolves(incident: EventStore) -> None:
+    state = evaluate(incident, [FAILS], AlertState(), after(10)).state
+    evaluation = evaluate(incident, [SLOW], state, after(11))
+    gone = [notice for notice in evaluation.notices if notice.rule == FAILS.name]
+    assert [(notice.kind, notice.says) for notice in gone] == [
+        ("resolved", "its rule is gone; nobody looks any more")
+    ]
+    assert FAILS.name not in evaluation.state.rules
+
+
+def test_a_rule_that_cannot_be_evaluated_stops_no_other_and_stays_what_it_was(incident: EventStore) -> None:
+    state = evaluate(incident, [FAILS], AlertState(), after(10)).state
+    broken = SqlRows(name=FAILS.name, sql="select nothing from runs")
+    evaluation = evaluate(incident, [broken, SLOW], state, after(11))
+    first, second = evaluation.findings
+    assert first.status == "firing"
+    assert "nothing" in (first.error or "")
+    assert (second.status, second.error) == ("firing", None)
+    assert evaluation.state.rules[FAILS.name].errors == 1
+
+
+def test_silences(incident: EventStore) -> None:
+    def quiet(begin: float, end: float) -> Silence:
+        return Silence(rule=FAILS.name, since=after(begin), until=after(end), reason="known")
+
+    def at(silence: Silence) -> list[tuple[str, datetime]]:
+        return [(notice.kind, notice.at) for notice in told(incident, [FAILS], range(0, 60, 5), [silence])]
+
+    resolves = ("resolved", after(30))
+    assert at(quiet(0, 60)) == []
+    # It fires still when the silence is over: then it is told.
+    assert at(quiet(0, 15)) == [("firing", after(15)), resolves]
+    # The end of what was told is told.
+    assert at(quiet(10, 60)) == [("firing", after(5)), resolves]
+    # Of another rule.
+    other = Silence(rule="other", until=after(60), reason="known")
+    assert at(other) == [("firing", after(5)), resolves]
+    own = FailureRate(name="r", above=0.05, silences=(Silence(until=after(60), reason="known"),))
+    assert told(incident, [own], range(0, 60, 5)) == []
+
+
+# ------------------------------------------------------------ kinds of rules
+
+
+def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
+    rule = BurnRate(name="budget", slo=0.99, windows=(BurnWindows(long=3600, short=300, above=14.4),))
+    # 30 % of errors are 30x; after 30 minutes with 20 of these the long window has 10x, and more later.
+    assert told(incident, [rule], range(0, 40, 2)) == []
+    fast = BurnRate(name="budget", slo=0.99, windows=(BurnWindows(long=3600, short=300, above=6.0),))
+    fired, resolved = told(incident, [fast], range(10, 30))
+    # The long window exceeds 6x once 12 of its 60 minutes had 30x.
+    assert after(12) <= fired.at <= after(14)
+    # And still does when the short one says that it is over.
+    assert after(24) <= resolved.at <= after(26)
+    assert resolved.value is not None
+    assert resolved.value > 6
+    assert fired.says.startswith("burn rate 6.")
+    assert fired.says.endswith("over 1 h and 5 min")
+    assert kinds(told(incident, [BurnRate(name="usual", slo=0.999)], range(-20, 60, 4))) == [
+        "firing",
+        "resolved",
+    ]
+
+
+def test_burn_rate_of_what_is_slow(incident: EventStore) -> None:
+    slow = BurnRate(name="slow", slo=0.99, slower_than=500, pipeline="checkout", min_events=50)
+    (fired,) = told(incident, [slow], [-20, 0, 10])
+    # All of 10 minutes, in the 130 that the window of 6 hours has: that exceeds its threshold most.
+    assert fired.value == pytest.approx(100 * 10 / 130, rel=0.01)
+
+
+def test_percentiles_of_stages_and_of_runs(incident: EventStore) -> None:
+    for rule in (SLOW, SlowerThan(name="r", pipeline="checkout", quantile="p50", above=500, window=300)):
+        fired, resolved = told(incident, [rule], range(0, 40, 2))
+        assert fired.value == 900
+        assert resolved.value == 20
+        assert fired.says.endswith(" 900 ms")
+
+
+def test_no_runs(past: Past) -> None:
+    past.minutes(-30, 0, pipeline="import")
+    past.minutes(60, 70, pipeline="import")
+    past.minutes(-30, 70)
+    rule = NoRuns(name="import", pipeline="import", window=1800)
+    with EventStore(past.path) as store:
+        fired, resolved = told(store, [rule], range(-20, 70))
+        assert (fired.at, resolved.at) == (after(30), after(61))
+        assert fired.says == "no runs in 30 min"
+        assert fired.notes == ("the last one ended 2026-11-24T11:59:57Z",)
+        (never,) = told(store, [NoRuns(name="n", pipeline="never")], [0])
+        assert never.notes == ("there never was one",)
+        few = NoRuns(name="few", pipeline="import", window=600, fewer_than=100)
+        assert kinds(told(store, [few], [0, 3])) == ["firing"]
+
+
+def test_a_run_under_way_is_a_run(program: Any) -> None:
+    script = """
+        import asyncio, sys
+        from stageflow import JournalSink, Pipeline, set_event_sink
+
+        async def wait(ctx):
+            print("runs", flush=True)
+            await asyncio.sleep(60)
+
+        set_event_sink(JournalSink(sys.argv[1]))
+        graph = Pipeline("long").with_stage("wait", wait).build(emit_pipeline_wide_event=True)
+        asyncio.run(graph.run())
+        """
+    running = program(script)
+    running.wait_for("runs")
+    with EventStore(running.journal) as store:
+        now = datetime.now(NOON.tzinfo)
+        rule = NoRuns(name="long", pipeline="long")
+        assert evaluate(store, [rule], AlertState(), now).notices == ()
+        running.process.kill()
+        running.process.wait()
+        # The run crashed, and that is told as well.
+        crashes = CrashedRuns(name="crashes", pipeline="long")
+        (fired,) = evaluate(store, [crashes], AlertState(), datetime.now(NOON.tzinfo)).notices
+        assert fired.says == "1 crashed runs"
+        assert len(fired.runs) == 1
+
+
+def test_events_dropped_are_those_of_the_window(past: Past) -> None:
+    began = after(-90)
+    past.health(after(-30), 100, began=began)
+    past.health(after(-1), 100, began=began)
+    past.health(after(5), 103, began=began)
+    # Another process with the same pid begins at nothing.
+    past.health(after(30), 2, began=after(29))
+    past.health(after(31), 2, began=after(29))
+    # One that is older than what anybody looks at lost them at some time.
+    past.health(after(32), 50, pid=8, began=after(-20_000))
+    past.events([("stageflow.health", {"event_id": "odd", "emitted_at": "2026-11-24T12:33:00.000000Z"})])
+    rule = EventsDropped(name="lost")
+    with EventStore(past.path) as store:
+        notices = told(store, [rule], range(-15, 60))
+        assert [(notice.kind, notice.at) for notice in notices] == [
+            ("firing", after(5)),
+            ("resolved", after(15)),
+            ("firing", after(30)),
+            ("resolved", after(40)),
+        ]
+        assert [notices[0].value, notices[2].value] == [3, 2]
+        assert notices[0].notes == ("3 by HttpSink: sink_error",)
+
+
+def test_rows_of_a_query(incident: EventStore) -> None:
+    query = """select pipeline_run_id, stage_name from stages
+        where ended_at > $since and ended_at <= $now and duration_ms > 800"""
+    rule = SqlRows(name="dear", sql=query, window=120)
+    fired, resolved = told(incident, [rule], range(40))
+    assert fired.says == "12 rows"
+    assert fired.notes[0] == f"pipeline_run_id={fired.runs[0]}  stage_name=pay"
+    assert "ended_at > timestamptz '2026-11-24T11:59:00Z'" in fired.commands[0]
+    assert resolved.says == "0 rows"
+
+
+def test_the_rules_of_the_guide(incident: EventStore) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "alerting.md").read_text()
+    whole, of_sql, receivers = re.findall(r"^```toml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    five = parse_rules(whole)
+    assert len(five.rules) == 5
+    notices = told(incident, five.rules, range(-20, 60, 2))
+    assert [(notice.kind, notice.rule) for notice in notices] == [
+        ("firing", "the nightly import"),
+        ("firing", "checkout burns its budget"),
+        ("firing", "pay is slow"),
+        ("resolved", "pay is slow"),
+        ("resolved", "checkout burns its budget"),
+    ]
+    assert len(parse_rules(of_sql + receivers).receivers) == 2
+
+
+# ------------------------------------------------------------ from end to end
+
+
+def test_a_receiver_verifies_the_signature(incident: EventStore, receiver: Receiver, tmp_path: Path) -> None:
+    rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver),))
+    for minute in range(0, 40, 2):
+        run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(minute))
+    assert receiver.kinds() == ["firing", "resolved"]
+    for delivery in receiver.deliveries:
+        assert delivery.signed
+        assert delivery.id == delivery.body["data"]["id"]
+        assert delivery.headers["content-type"] == "application/json"
+        assert "receivers" not in delivery.body["data"]
+    assert receiver.deliveries[0].body["type"] == "stageflow.alert.firing"
+    assert receiver.deliveries[0].body["timestamp"] == "2026-11-24T12:02:00Z"
+    assert AS_TEXT not in (tmp_path / "alerts.json").read_text()
+
+
+def webhook(receiver: Receiver, **more: Any) -> Webhook:
+    return Webhook(name="ops", url=receiver.url, secret_env="OPS_SECRET", **more)
+
+
+def test_two_secrets_sign_each(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_SECRET", f"whsec_{'A' * 40} {AS_TEXT.removeprefix('whsec_')}")
+    webhook(receiver).send(sample_notice(NOON))
+    (delivery,) = receiver.deliveries
+    assert delivery.headers["webhook-signature"].count("v1,") == 2
+    assert delivery.signed
+
+
+def test_a_receiver_that_is_down_is_tried_again_and_counted(
+    incident: EventStore, receiver: Receiver, tmp_path: Path
+) -> None:
+    receiver.answer = 503
+    rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver),))
+
+    def run(seconds: float) -> AlertRun:
+        return run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5, seconds=seconds))
+
+    first = run(0)
+    assert [(sent.attempt, sent.error) for sent in first.sent] == [(1, "it answered 503")]
+    assert not first.well
+    assert run(4).sent == ()  # not yet
+    assert [sent.attempt for sent in run(5).sent] == [2]
+    assert run(14).sent == ()
+    assert [sent.attempt for sent in run(15).sent] == [3]
+    receiver.answer_headers = {"retry-after": "600"}
+    run(35)
+    assert run(600).sent == ()
+    receiver.answer = 200
+    last = run(636)
+    assert [(sent.attempt, sent.error) for sent in last.sent] == [(5, None)]
+    assert last.well
+    counted = last.receivers["ops"]
+    assert (counted.sent, counted.attempts, counted.failures, counted.last_error) == (1, 5, 4, None)
+    assert {delivery.id for delivery in receiver.deliveries} == {last.sent[0].notice.id}
+
+
+def test_what_is_behind_waits_and_comes_in_order(
+    incident: EventStore, receiver: Receiver, tmp_path: Path
+) -> None:
+    got: list[Notice] = []
+    rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver), Call(name="log", function=got.append)))
+    receiver.answer = 500
+    for minute in (5, 40):
+        run = run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(minute))
+    # One that is down holds up no other.
+    assert kinds(got) == ["firing", "resolved"]
+    assert [delivery.notice.kind for delivery in run.waiting] == ["firing", "resolved"]
+    receiver.answer = 200
+    receiver.deliveries.clear()
+    run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(60))
+    assert receiver.kinds() == ["firing", "resolved"]
+
+
+def test_what_a_receiver_will_never_take_is_given_up(
+    incident: EventStore, receiver: Receiver, tmp_path: Path
+) -> None:
+    state = tmp_path / "alerts.json"
+    rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver),))
+    receiver.answer = 410
+    gone = run_alerts(incident, rules, state=state, now=after(5))
+    assert (gone.waiting, gone.receivers["ops"].given_up) == ((), 1)
+    receiver.answer = 302
+    receiver.answer_headers = {"location": receiver.url + "/elsewhere"}
+    moved = run_alerts(incident, rules, state=state, now=after(40))
+    assert moved.sent[0].error == "it answered 302"
+    assert len(receiver.deliveries) == 2  # the redirect was not followed
+    # After three days it is tried once more, and no more.
+    late = run_alerts(incident, rules, state=state, now=after(40) + timedelta(days=3, seconds=1))
+    assert (late.waiting, late.receivers["ops"].given_up) == ((), 2)
+
+
+def test_what_stops_a_webhook_says_so_without_the_secret(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = webhook(receiver)
+    for secret, why in (
+        ("", "the environment variable OPS_SECRET is not set"),
+        ("hunter2", "OPS_SECRET is not base64 of 24 bytes or more"),
+        ("whsec_c2hvcnQ=", "OPS_SECRET is not base64 of 24 bytes or more"),
+    ):
+        monkeypatch.setenv("OPS_SECRET", secret)
+        with pytest.raises(NotDelivered) as caught:
+            hook.send(sample_notice(NOON))
+        assert caught.value.why == why
+        assert hook.missing() == [why]
+    monkeypatch.setenv("OPS_SECRET", AS_TEXT)
+    monkeypatch.setenv("OPS_URL", "file:///etc/passwd")
+    by_name = Webhook(name="ops", url_env="OPS_URL", secret_env="OPS_SECRET")
+    with pytest.raises(NotDelivered, match="OPS_URL: expected an address"):
+        by_name.send(sample_notice(NOON))
+    receiver.close()
+    with pytest.raises(NotDelivered, match="no connection"):
+        hook.send(sample_notice(NOON))
+
+
+def test_a_callable_that_raises_is_tried_again(incident: EventStore, tmp_path: Path) -> None:
+    got: list[Notice] = []
+
+    def fickle(notice: Notice) -> None:
+        got.append(notice)
+        if len(got) == 1:
+            raise RuntimeError("not now")
+
+    rules = AlertRules(rules=(FAILS,), receivers=(Call(name="log", function=fickle),))
+    state = tmp_path / "alerts.json"
+    first = run_alerts(incident, rules, state=state, now=after(5))
+    assert first.sent[0].error == "RuntimeError: not now"
+    run_alerts(incident, rules, state=state, now=after(6))
+    assert [notice.id for notice in got] == [first.sent[0].notice.id] * 2
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")  # by a module that Apprise imports
+def test_apprise(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[tuple[str, str, str]] = []
+
+    @notify(on="stageflowtest")
+    def take(body: str, title: str, notify_type: str, *args: Any, **options: Any) -> bool:
+        got.append((title, body, str(getattr(notify_type, "value", notify_type))))
+        return True
+
+    phone = Apprise(name="phone", url_env="PHONE_URL")
+    monkeypatch.setenv("PHONE_URL", "stageflowtest://")
+    notice = sample_notice(NOON)
+    phone.send(notice)
+    phone.send(notice, in_doubt=True)
+    (title, body, kind), (again, *_) = got
+    assert (title, body, kind) == (notice.title, notice.text, "info")
+    assert again == f"{title} (may have been told before)"
+    monkeypatch.setenv("PHONE_URL", "json://127.0.0.1:9/")
+    with pytest.raises(NotDelivered, match="the service did not take it"):
+        phone.send(notice)
+    assert Apprise(name="odd", url="nothing://x").missing() == ["Apprise knows no such address"]
+
+
+def test_rules_tell_the_receivers_that_they_name(incident: EventStore, tmp_path: Path) -> None:
+    got: dict[str, list[Notice]] = {"day": [], "night": []}
+    rules = AlertRules(
+        rules=(
+            FailureRate(name="r", above=0.05, receivers=("night",)),
+            SLOW,
+        ),
+        receivers=tuple(Call(name=name, function=notices.append) for name, notices in got.items()),
+    )
+    run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(10))
+    assert {name: [notice.rule for notice in notices] for name, notices in got.items()} == {
+        "day": ["pay is slow"],
+        "night": ["r", "pay is slow"],
+    }
+
+
+# ------------------------------------------------------------ restarts, kills, others at work
+
+
+def test_a_restart_tells_nothing_twice(incident: EventStore, receiver: Receiver, tmp_path: Path) -> None:
+    assert incident.path is not None
+    for minute in range(0, 40, 5):
+        with EventStore(incident.path) as fresh:
+            rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver),))
+            run_alerts(fresh, rules, state=tmp_path / "alerts.json", now=after(minute))
+    assert receiver.kinds() == ["firing", "resolved"]
+
+
+def test_a_kill_makes_no_second_notice(tmp_path: Path) -> None:
+    found = trials(tmp_path, 0, 8)
+    assert sum(trial.died for trial in found) >= 8
+    assert [problem for trial in found for problem in trial.problems] == []
+
+
+def test_what_was_cut_off_while_it_was_sent_is_sent_with_the_same_id_and_says_so(
+    incident: EventStore, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    seen: list[tuple[str, bool]] = []
+
+    class Phone:
+        name = "phone"
+
+        def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
+            seen.append((notice.id, in_doubt))
+            if len(seen) == 1:
+                raise Killed
+
+        def missing(self) -> Sequence[str]:
+            return ()
+
+    rules = AlertRules(rules=(FAILS,), receivers=(Phone(),))
+    with pytest.raises(Killed):
+        run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5))
+    again = run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(6))
+    (first, doubt), (second, doubts) = seen
+    assert first == second
+    assert (doubt, doubts) == (False, True)
+    assert again.receivers["phone"].in_doubt == 1
+
+
+def test_one_evaluator_at_a_time(incident: EventStore, tmp_path: Path) -> None:
+    rules = AlertRules(rules=(FAILS,))
+    with only_one(str(tmp_path / "alerts.json.lock")) as mine:
+        assert mine
+        assert run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5)).busy
+    assert not run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5)).busy
+
+
+def test_a_state_that_cannot_be_read_is_not_begun_anew(incident: EventStore, tmp_path: Path) -> None:
+    state = tmp_path / "alerts.json"
+    state.write_text('{"version": 2}')
+    with pytest.raises(AlertStateError, match="move the file away"):
+        run_alerts(incident, AlertRules(rules=(FAILS,)), state=state, now=after(5))
+    assert state.read_text() == '{"version": 2}'
+
+
+def test_a_silence_beside_the_state(incident: EventStore, tmp_path: Path) -> None:
+    state = tmp_path / "alerts.json"
+    got: list[Notice] = []
+    rules = AlertRules(rules=(FAILS,), receivers=(Call(name="log", function=got.append),))
+    add_silence(str(state), Silence(rule=FAILS.name, until=after(15), reason="known"), after(0))
+    run = run_alerts(incident, rules, state=state, now=after(5))
+    assert run.findings[0].status == "firing"
+    assert run.findings[0].silenced is not None
+    assert got == []
+    add_silence(str(state), Silence(rule=FAILS.name, until=after(0), reason=""), after(6), lift=True)
+    run_alerts(incident, rules, state=state, now=after(7))
+    assert kinds(got) == ["firing"]
+
+
+def test_a_loop_in_the_process_evaluates_until_it_is_stopped(past: Past) -> None:
+    now = datetime.now(NOON.tzinfo)
+    for second in range(30):
+        past.run(now - timedelta(seconds=second), failed=True)
+    got: list[Notice] = []
+    twice = threading.Event()
+    rules = AlertRules(rules=(FAILS,), receivers=(Call(name="log", function=got.append),))
+
+    def count(run: AlertRun) -> None:
+        if loop.runs >= 1:
+            twice.set()
+
+    loop = AlertLoop(past.path, rules, every=0.01, on_run=count)
+    with loop:
+        assert twice.wait(20)
+    assert kinds(got) == ["firing"]
+    assert loop.runs >= 2
+    assert loop.failures == 0
+    assert read_state(str(past.path / "alerts.json")).rules[FAILS.name].status == "firing"
+    with pytest.raises(ValueError, match="every: expected more than 0"):
+        AlertLoop(past.path, rules, every=0)
+
+
+# ------------------------------------------------------------ rules that are wrong
+
+
+WRONG = """
+silence = []
+
+[[receivers]]
+kind = "webhook"
+name = "ops"
+url = "ftp://ops.example"
+secret_env = "OPS_SECRET"
+
+[[rules]]
+kind = "failure_rat"
+name = "a"
+above = 0.05
+
+[[rules]]
+kind = "failure_rate"
+name = "b"
+abov = 0.05
+
+[[rules]]
+kind = "failure_rate"
+name = "c"
+above = "5 %"
+severity = "critcal"
+for = 0.5
+receivers = ["op", 7]
+
+[[rules]]
+kind = "slower_than"
+name = "c"
+above = 800
+resolve_below = 900
+
+[[rules]]
+kind = "failure_rate"
+name = "d"
+above = 5
+
+[[rules]]
+kind = "burn_rate"
+name = "e"
+slo = 0.9
+windows = [{ long = 3600, short = 300, abov = 14.4 }]
+
+[[rules]]
+kind = "sql"
+name = "f"
+sql = "select 1"
+silences = [{ until = 2026-11-25, reason = "known" }]
+
+[[silences]]
+rule = "x"
+until = 2026-11-25T08:00:00Z
+reason = "known"
+"""
+
+
+def test_everything_that_is_wrong_is_told_with_its_path() -> None:
+    with pytest.raises(AlertRuleError) as caught:
+        parse_rules(WRONG, "ops.toml")
+    assert list(caught.value.problems) == [
+        "at $.silence: there is no such key; did you mean 'silences'?",
+        (
+            "at $.rules[0].kind: expected one of burn_rate, crashed_runs, events_dropped, failure_rate,"
+            " no_runs, slower_than, sql, got 'failure_rat'; did you mean 'failure_rate'?"
+        ),
+        "at $.rules[1].abov: there is no such key; did you mean 'above'?",
+        "at $.rules[2].for: expected a whole number, got 0.5",
+        (
+            "at $.rules[2].severity: expected one of critical, warning, info, got 'critcal';"
+            " did you mean 'critical'?"
+        ),
+        "at $.rules[2].receivers[1]: expected text, got 7",
+        "at $.rules[2].above: expected a number, got '5 %'",
+        "at $.rules[3].resolve_below: expected no more than above = 800, got 900",
+        "at $.rules[4].above: expected a share below 1 (0.05 is 5 %), got 5.0",
+        "at $.rules[5].windows[0].abov: there is no such key; did you mean 'above'?",
+        "at $.rules[6].silences[0].until: expected a moment (2026-11-25T08:00:00Z), got 2026-11-25",
+        (
+            "at $.receivers[0].url: expected an address that begins with https:// or http://,"
+            " got 'ftp://ops.example'"
+        ),
+        "at $.rules[3].name: 'c' is that of $.rules[2] too",
+        "at $.rules[2].receivers[0]: there is no receiver 'op'; did you mean 'ops'?",
+        "at $.silences[0].rule: there is no rule 'x'",
+    ]
+    assert str(caught.value).startswith("ops.toml cannot be used:\n  at $.silence: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rules = 1", "at $.rules: expected a list of tables ([[rules]]), got 1"),
+        ("", "at $.rules: there is no rule; begin one with [[rules]]"),
+        (
+            """[[rules]]
+            kind = "burn_rate"
+            name = "e"
+            slo = 0.9
+            windows = [{ long = 60, short = 600, above = 2 }]""",
+            "at $.rules[0].windows[0].short: expected less than long = 60, got 600",
+        ),
+        (
+            "[[rules]]\nkind = 'sql'\nname = 'a'\nsql = ' '",
+            "at $.rules[0].sql: expected a query, got nothing",
+        ),
+        ("[[rules]\n", "at $: it is no TOML: "),
+        ("[[rules]]\nname = 'a'", "at $.rules[0].kind: expected one of "),
+    ],
+)
+def test_what_is_no_list_of_rules(text: str, problem: str) -> None:
+    with pytest.raises(AlertRuleError) as caught:
+        parse_rules(text)
+    assert caught.value.problems[0].startswith(problem)
+
+
+def test_rules_in_python_say_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="r: above: expected a share below 1"):
+        FailureRate(name="r", above=5)
+    with pytest.raises(ValueError, match="r: slo: expected a share below 1"):
+        BurnRate(name="r", slo=99.9)
+    with pytest.raises(
+        ValueError, match=r"r: windows\[0\].above: a burn rate cannot exceed 10 with slo = 0.9"
+    ):
+        BurnRate(name="r", slo=0.9)
+    with pytest.raises(ValueError, match="more than one rule is named"):
+        AlertRules(rules=(FAILS, FAILS))
+    with pytest.raises(ValueError, match="which is no receiver"):
+        AlertRules(rules=(FailureRate(name="r", above=0.1, receivers=("x",)),))
+
+
+# ------------------------------------------------------------ the command line
+
+
+RULES = """
+[[receivers]]
+kind = "webhook"
+name = "ops"
+url_env = "OPS_URL"
+secret_env = "OPS_SECRET"
+
+[[rules]]
+kind = "failure_rate"
+name = "checkout fails"
+above = 0.05
+
+[[rules]]
+kind = "sql"
+name = "dear"
+sql = "select * from runs where ended_at > $since and duration_ms > 5000"
+"""
+
+
+@pytest.fixture
+def cli(
+    past: Past, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    now = datetime.now(NOON.tzinfo)
+    for second in range(30):
+        past.run(now - timedelta(seconds=second), failed=True)
+    (tmp_path / "alerts.toml").write_text(RULES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPS_URL", receiver.url)
+
+    def call(*args: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["alerts", *args])
+        return done.exit_code, done.output
+
+    return call
+
+
+def test_alerts_run(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> None:
+    code, printed = cli("run")
+    assert code == 0
+    assert "checkout fails   firing " in printed
+    assert "sent    [FIRING] checkout fails: failure rate 100.0 % -> ops" in printed
+    code, printed = cli("run", "--json")
+    run = json.loads(printed)
+    assert [finding["status"] for finding in run["findings"]] == ["firing", "inactive"]
+    assert (run["sent"], run["receivers"]["ops"]["sent"]) == ([], 1)
+    assert receiver.kinds() == ["firing"]
+
+
+def test_alerts_run_ends_with_1_where_nobody_hears_it(
+    cli: Callable[..., tuple[int, str]], receiver: Receiver
+) -> None:
+    receiver.answer = 500
+    code, printed = cli("run")
+    assert code == 1
+    assert (
+        "failed  [FIRING] checkout fails: failure rate 100.0 % -> ops (attempt 1: it answered 500)" in printed
+    )
+
+
+def test_alerts_check(
+    cli: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("check") == (0, "2 rules and 1 receivers are right.\n")
+    monkeypatch.delenv("OPS_SECRET")
+    code, printed = cli("check")
+    assert code == 0
+    assert "warning: receiver 'ops': the environment variable OPS_SECRET is not set" in printed
+    (tmp_path / "alerts.toml").write_text(RULES.replace("duration_ms", "duration"))
+    code, printed = cli("check", "--json")
+    assert code == 1
+    assert (
+        'at $.rules[1].sql: Binder Error: Referenced column "duration" not found'
+        in json.loads(printed)["problems"][0]
+    )
+    (tmp_path / "alerts.toml").write_text(RULES.replace("above", "abov"))
+    code, printed = cli("check")
+    assert (code, printed) == (
+        1,
+        "alerts.toml: at $.rules[0].abov: there is no such key; did you mean 'above'?\n",
+    )
+    code, printed = cli("run")
+    assert code == 1
+    assert "alerts.toml cannot be used:" in printed
+    assert cli("check", "--rules", "none.toml")[0] == 2
+
+
+def test_alerts_test(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> None:
+    code, printed = cli("test")
+    assert code == 0
+    assert "ops        webhook   sent" in printed
+    assert (receiver.kinds(), receiver.deliveries[0].signed) == (["test"], True)
+    receiver.answer = 401
+    code, printed = cli("test", "--receiver", "ops", "--json")
+    assert (code, json.loads(printed)) == (
+        1,
+        {"receiver": "ops", "kind": "webhook", "error": "it answered 401"},
+    )
+    assert cli("test", "--receiver", "opps")[0] == 2
+
+
+def test_alerts_silence_and_list(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> None:
+    code, printed = cli("silence", "checkout fails", "--for", "2h", "--reason", "the bank works on it")
+    assert code == 0
+    assert printed.startswith("checkout fails: silenced until 20")
+    assert cli("run")[0] == 0
+    assert receiver.deliveries == []
+    code, printed = cli("list")
+    assert code == 0
+    assert "the bank works on it" in printed
+    assert "firing" in printed
+    standing = json.loads(cli("list", "--json")[1])
+    assert standing["rules"][0]["silenced"]["reason"] == "the bank works on it"
+    assert cli("silence", "checkout fails", "--lift") == (0, "checkout fails: the silence is lifted.\n")
+    cli("run")
+    assert receiver.kinds() == ["firing"]
+    for wrong in (
+        ("silence", "checkout", "--for", "2h", "--reason", "x"),
+        ("silence", "checkout fails", "--for", "2x", "--reason", "x"),
+        ("silence", "checkout fails", "--until", "yesterday", "--reason", "x"),
+        ("silence", "checkout fails", "--for", "2h"),
+        ("silence", "checkout fails", "--reason", "x"),
+    ):
+        assert cli(*wrong)[0] == 2, wrong

@@ -88,7 +88,7 @@ def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableTyp
         width: How many columns the terminal has; None for any number.
     """
     columns = {
-        "count": _numbers("count", errors, "count", count),
+        "count": Column("count", [Text(_stands_for(row)) for row in errors], right=True),
         "runs": _numbers("runs", errors, "runs", count),
         **_names(errors),
         "kind": Column("kind", [Text(on_one_line(row["kind"]), style=BAD) for row in errors]),
@@ -143,21 +143,21 @@ def draw_comparisons(rows: Sequence[Record], *, width: int | None) -> Renderable
     """
     sides = ("before", "after")
 
-    def both(heading: str, value: str, said: Callable[[Any], str], q: str | None) -> Column:
+    def both(heading: str, said: Callable[[Record], str], q: str | None) -> Column:
         cells = []
         for row in rows:
             sure = q is not None and row[q] is not None and row[q] < _SURE
-            text = Text(" → ".join(said(row[side][value]) if row[side]["rows"] else "-" for side in sides))
+            text = Text(" → ".join(said(row[side]) if row[side]["rows"] else "-" for side in sides))
             if sure:
                 text.append(" !", style=BAD)
             cells.append(text)
         return Column(heading, cells)
 
     columns = _names(rows) | {
-        "count": both("count", "count", count, None),
-        "fail": both("fail %", "failure_rate", _percent, "q_failures"),
-        "p50": both("p50 ms", "p50_ms", milliseconds, "q_durations"),
-        "p95": both("p95 ms", "p95_ms", milliseconds, None),
+        "count": both("count", _stands_for, None),
+        "fail": both("fail %", lambda side: _percent(side["failure_rate"]), "q_failures"),
+        "p50": both("p50 ms", lambda side: milliseconds(side["p50_ms"]), "q_durations"),
+        "p95": both("p95 ms", lambda side: milliseconds(side["p95_ms"]), None),
     }
     return draw_columns(
         columns, width=width, spare=("count", "pipeline", "p95"), flexible=("pipeline", "stage")
@@ -228,6 +228,11 @@ def _estimates(
                 text += f" ±{said((high - low) / 2) or '0'}"
         cells.append(Text(text, style=BAD if value == "failure_rate" and row["failed"] else ""))
     return Column(heading, cells, right=True)
+
+
+def _stands_for(row: Record) -> str:
+    """Return a count, with a `~` where events were sampled."""
+    return f"{'~' if row['count'] != row['rows'] else ''}{count(row['count'])}"
 
 
 def _percent(rate: float | None) -> str:

@@ -21,7 +21,7 @@ from ..journal.retention import Room
 from .address import read_address, remember_address
 from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import KINDS, NO_KINDS, count_rows
-from .database import open_database
+from .database import Workplace
 from .parquet import LocalFiles, select_rows
 from .rows import load_rows
 from .sampler import TailSampler
@@ -114,9 +114,11 @@ class Compactor:
             remember_address(self.journal, os.fspath(archive))
         self.archive = Archive(read_address(self.journal), storage_options)
         self._local = LocalFiles(self.archive)
+        self._workplace = Workplace()
         self._room = Room(max_age=keep_seconds)
         self._upkeep = Upkeep(
             archive=self.archive,
+            workplace=self._workplace,
             local=self._local,
             max_age=max_age,
             max_bytes=max_bytes,
@@ -149,6 +151,13 @@ class Compactor:
             merged, dropped = self._upkeep.keep_up()
         return Compacted(segments, rows, merged, dropped)
 
+    def interrupt(self) -> None:
+        """Break off the step that another thread is at, if it can be; there `compact` raises then.
+
+        Nothing is lost: whoever compacts next begins that step anew.
+        """
+        self._workplace.interrupt()
+
     # ------------------------------------------------------------ into the archive
 
     def _take_all(self, progress: Progress) -> tuple[int, int]:
@@ -176,7 +185,7 @@ class Compactor:
             progress(done, done + sum(sizes.values()) - sum(sizes[segment.path] for segment in batch))
 
     def _take(self, batch: Sequence[Segment]) -> int:
-        with open_database() as database:
+        with self._workplace.open() as database:
             attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._most_attributes)
             self.archive.prepare(_columns(database, "batch"))
             files = overlapping(self.archive.files(), *id_range(database, "batch"))
@@ -223,8 +232,12 @@ class Compactor:
             for writer in writers
             if self.archive.watermark(writer)
         }
-        known = load(self.journal, CURSOR) or CursorFile()
-        if positions != known.positions:
+        try:
+            known = load(self.journal, CURSOR)
+        except ValueError:  # what it says is in the archive as well
+            known = None
+        # Also where nothing is in the archive yet: what no reader has to read goes for its age alone.
+        if known is None or positions != known.positions:
             store(
                 self.journal, CURSOR, CursorFile(positions, sum(file.rows for file in self.archive.files()))
             )

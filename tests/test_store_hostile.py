@@ -1,0 +1,238 @@
+"""The store among hostile folders, queries, lines and ends: nothing is lost, changed or written over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_sampling import lines_of
+
+from stageflow.errors import QueryError
+from stageflow.journal import Journal, RunFilter
+from stageflow.journal.layout import list_writers, new_writer, segment_name
+from stageflow.store import Compactor, EventStore, SampleRule, TailSampler
+
+CLOSED = b'{"type":"writer.closed","journal":{"adopted_by":null,"crashed":0}}\n'
+
+
+def run(number: int, **told: Any) -> bytes:
+    """Lines of one run."""
+    return "".join(lines_of(number, told)).encode()
+
+
+def write(folder: Path, *segments: bytes, closed: bool = True) -> Path:
+    """Write segments of a writer that ended, or died."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = new_writer()
+    for number, content in enumerate([*segments, *([CLOSED] if closed else [])], 1):
+        (folder / segment_name(writer, number)).write_bytes(content)
+    return folder
+
+
+def compact(folder: Path, **options: Any) -> None:
+    Compactor(folder, keep_seconds=0, **options).compact()
+
+
+def run_ids(folder: Path) -> list[str]:
+    with EventStore(folder) as store:
+        return [row[0] for row in store.sql("select event_id from runs order by 1").rows]
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------- nothing is lost
+
+
+def test_what_could_not_be_taken_yet_is_not_deleted_for_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "journal", run(1) + run(2), closed=False)
+    for segment in folder.glob("*.ndjson"):
+        os.utime(segment, (1e9, 1e9))
+
+    def full(self: Journal) -> list[str]:
+        raise OSError(28, "No space left on device")
+
+    # The writer died. What completes it cannot be written at first, and can a moment later.
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "recover", full)
+        Compactor(folder).compact()
+    compact(folder)
+    assert run_ids(folder) == ["00000001-run", "00000002-run"]
+
+
+def test_the_position_of_the_archive_is_written_anew_where_its_file_is_broken(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", run(1))
+    compact(folder)
+    (folder / "cursors" / "archive.json").write_text("no position")
+    write(folder, run(2))
+    compact(folder)
+    assert run_ids(folder) == ["00000001-run", "00000002-run"]
+    assert not list(folder.glob("*.ndjson"))
+
+
+def test_a_listing_leaves_out_no_segment_that_is_older_than_one_in_it(tmp_path: Path) -> None:
+    writer = new_writer()
+    making = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"""if True:
+            import os
+            from stageflow.journal.layout import segment_name
+            for number in range(1, 20_000):
+                path = os.path.join({str(tmp_path)!r}, segment_name({writer!r}, number))
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+            """,
+        ]
+    )
+    try:
+        while making.poll() is None:
+            found = [segment.sequence for segment in list_writers(str(tmp_path)).get(writer, [])]
+            assert found == list(range(1, len(found) + 1))
+    finally:
+        making.kill()
+        making.wait()
+
+
+# ---------------------------------------------------------------- the folder it lies in
+
+
+@pytest.mark.parametrize("above", ["service=api", "status=live", "env=prod", "day=monday", "a*[b]?", "it's"])
+def test_the_folders_above_say_nothing_of_the_events(tmp_path: Path, above: str) -> None:
+    folder = tmp_path / above / "journal"
+    for number in (1, 2):
+        write(folder, run(1) + run(number))
+        compact(folder)
+    with EventStore(folder) as store:
+        found = store.sql("select event_id, service, status, day::varchar from runs order by 1").rows
+        assert found == [(f"0000000{number}-run", "s", "OK", "2026-11-01") for number in (1, 2)]
+        assert "env" not in store.sql("from events").columns
+        assert len(store.runs(RunFilter(since="2026-11-01T00:00:00Z", until="2026-11-02T00:00:00Z"))) == 2
+        assert store.volume().events == 2
+
+
+# ---------------------------------------------------------------- queries that want more than to read
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "explain copy (select 1) to '{}/x.csv'",
+        "explain analyze copy (select 1) to '{}/x.csv'",
+        "EXPLAIN\nANALYZE (format json) copy (select 1) to '{}/x.csv'",
+        "/**/ explain analyze copy (select 1) to '{}/x.csv'",
+        "explain analyze drop view runs",
+        "with x as (copy (select 1) to '{}/x.csv') select 1",
+        "explain analyze with x as (select 'ä' as \"copy\"), y as (CoPy (from x) to '{}/x.csv') from x",
+        "from query('with x as (copy (select 1) to ''{}/x.csv'') from x')",
+    ],
+)
+def test_a_query_writes_no_file(tmp_path: Path, query: str) -> None:
+    folder = write(tmp_path / "journal", run(1))
+    compact(folder)
+    with EventStore(folder) as store:
+        assert store.sql("explain analyze select * from runs").rows
+        assert store.sql("explain (format json) select * from runs").rows
+        assert store.sql("select 'ä', 'copy' as \"copy\" -- copy").rows == [("ä", "copy")]
+        before = files_below(tmp_path)
+        with pytest.raises(QueryError):
+            store.sql(query.format(folder))
+        assert files_below(tmp_path) == before
+        assert store.sql("select count(*) from runs").rows == [(1,)]
+
+
+PREDICATES = [
+    "true) or (true",
+    "true) -- ",
+    "true); commit; copy (select 1) to '{}/x.csv'; select (true",
+    "true); commit; create table mine as select 1; select (true",
+    "true /*",
+    "true limit 1",
+    "(true",
+    "true; select 1",
+]
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+def test_a_predicate_does_not_reach_beyond_its_place(tmp_path: Path, predicate: str) -> None:
+    folder = write(tmp_path / "journal", run(1, stages=1))
+    compact(folder)
+    predicate = predicate.format(folder)
+    other = RunFilter(pipeline="another")
+    with EventStore(folder) as store:
+        before = files_below(tmp_path)
+        questions: list[Callable[[], Any]] = [
+            lambda: store.stats(where=other, predicate=predicate),
+            lambda: store.runs(other, predicate=predicate),
+            lambda: store.errors(other, predicate=predicate),
+            lambda: store.slowest(where=other, predicate=predicate),
+            lambda: store.compare(predicate, "true", where=other),
+            lambda: store.compare("true", predicate, where=other),
+            lambda: store.explain(predicate, among=other),
+            lambda: store.explain("true", against=predicate, among=other),
+            lambda: store.dry_run(TailSampler(rules=(SampleRule(where=predicate),))),
+        ]
+        for ask in questions:
+            with pytest.raises(QueryError, match="this is no predicate"):
+                ask()
+        assert files_below(tmp_path) == before
+        with pytest.raises(QueryError, match="mine"):
+            store.sql("from mine")
+
+
+def test_a_comment_in_a_predicate_is_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", run(1, stages=1))
+    with EventStore(folder) as store:
+        assert len(store.runs(RunFilter(pipeline="p"), predicate="status = 'OK' -- the good ones")) == 1
+        assert store.stats(predicate="true -- all", where=RunFilter(pipeline="p"))[0].count == 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), "1"])
+def test_a_bound_in_time_is_one(tmp_path: Path, timeout: Any) -> None:
+    folder = write(tmp_path / "journal", run(1))
+    with EventStore(folder) as store, pytest.raises(ValueError, match="more than 0"):
+        store.sql("select 1", timeout=timeout)
+    with pytest.raises(ValueError, match="more than 0"):
+        EventStore(folder, timeout=timeout)
+
+
+@pytest.mark.timeout(60)
+def test_what_nobody_fetches_is_not_looked_for(tmp_path: Path) -> None:
+    endless = "with recursive n as (select 1 as i union all select i + 1 from n) from n"
+    with EventStore(write(tmp_path / "journal", run(1))) as store:
+        for _ in range(5):  # each took ten seconds
+            assert store.sql(endless, limit=3).more
+
+
+# ---------------------------------------------------------------- the end of a process
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.6])
+def test_the_interpreter_ends_well_while_a_compactor_is_at_work(tmp_path: Path, seconds: float) -> None:
+    folder = write(tmp_path / "journal", *(run(number, stages=3) for number in range(200)))
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""if True:
+            import time
+            from stageflow.store import BackgroundCompactor, Compactor
+            background = BackgroundCompactor(Compactor({str(folder)!r}, keep_seconds=0), every=0.001)
+            time.sleep({seconds})
+            """,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    compact(folder)
+    assert len(run_ids(folder)) == 200

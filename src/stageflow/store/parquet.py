@@ -166,7 +166,6 @@ def select_rows(paths: Iterable[str]) -> str | None:
     listed = text(*map(as_pattern, paths))
     if not listed:
         return None
-    return (
-        f"read_parquet([{listed}], union_by_name = true, hive_partitioning = true,"
-        " hive_types = {'day': DATE})"
-    )
+    # The day alone is taken from a path: a folder above may be `service=api`, and mean something else.
+    return f"""(select *, regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)::date as day
+        from read_parquet([{listed}], union_by_name = true, hive_partitioning = false))"""

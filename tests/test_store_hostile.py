@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,25 @@ def write(folder: Path, *segments: bytes, closed: bool = True) -> Path:
     for number, content in enumerate([*segments, *([CLOSED] if closed else [])], 1):
         (folder / segment_name(writer, number)).write_bytes(content)
     return folder
+
+
+def with_attributes(lines: bytes, attributes: dict[str, Any]) -> bytes:
+    return lines.replace(b'"attributes":{}', b'"attributes":' + json.dumps(attributes).encode())
+
+
+def amendment(number: int, at: int, attributes: dict[str, Any]) -> bytes:
+    """A line that says more of a run that has ended."""
+    run_id = f"{number:08d}-run"
+    data = {
+        "event_id": run_id,
+        "correlation_ids": {"pipeline_run_id": run_id},
+        "amended_at": f"2026-11-02T00:00:0{at}.000000Z",
+        "attributes": attributes,
+        "redacted": 1,
+        "truncated": [],
+        "schema_version": 1,
+    }
+    return json.dumps({"type": "pipeline.wide.amend", "data": data}).encode() + b"\n"
 
 
 def compact(folder: Path, **options: Any) -> None:
@@ -100,6 +120,51 @@ def test_a_listing_leaves_out_no_segment_that_is_older_than_one_in_it(tmp_path: 
     finally:
         making.kill()
         making.wait()
+
+
+# ---------------------------------------------------------------- nothing is changed
+
+
+def told(folder: Path) -> dict[str, Any]:
+    with EventStore(folder) as store:
+        return {event["event_id"]: event["attributes"] for event in store.runs(limit=None)}
+
+
+@pytest.mark.parametrize("compacted", ["never", "at the end", "in between"])
+def test_the_last_word_on_an_attribute_counts_whatever_kind_it_is(tmp_path: Path, compacted: str) -> None:
+    folder = tmp_path / "journal"
+    first = {"k": "text", "n": {"a": 1}, "o": 5, "p": 1, "same": "s", "z": {"q": None, "r": 1}, "b": True}
+    second = {"k": 1, "n": {"b": 2}, "o": None, "p": "one", "z": {"q": None, "s": None}, "new": None}
+    third = {"p": 3, "b": {"c": None}, "late": [None, {"d": None}]}
+    write(folder, *(with_attributes(run(number), {"k": 2, "o": 6, "p": 2, "b": False}) for number in (2, 3)))
+    write(folder, with_attributes(run(1), first))
+    for at, said in enumerate((second, third)):
+        if compacted == "in between":
+            compact(folder)
+        write(folder, amendment(1, at, said))
+    if compacted == "at the end":
+        compact(folder)
+    assert told(folder)["00000001-run"] == first | second | third
+
+
+def test_two_words_at_one_moment_are_both_heard_and_one_word_told_twice_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", run(1), amendment(1, 0, {"a": 1}), amendment(1, 0, {"b": 2}))
+    write(folder, amendment(1, 0, {"a": 1}))
+    assert told(folder) == {"00000001-run": {"a": 1, "b": 2}}
+    with EventStore(folder) as store:
+        assert store.sql("select redacted from runs").rows == [(2,)]
+
+
+def test_what_is_null_stays_so_beside_a_key_that_a_newer_schema_has(tmp_path: Path) -> None:
+    attributes = {"a": None, "b": {"x": None}, "c": 2**53 + 1, "d": -(2**53) - 1, "e": 2**53 - 1}
+    line = with_attributes(run(1), attributes).replace(b'"attributes":', b'"newer":{"y":null},"attributes":')
+    folder = write(tmp_path / "journal", line)
+    for _ in range(2):
+        with EventStore(folder) as store:
+            (found,) = store.runs()
+        assert found["attributes"] == attributes
+        assert found["newer"] == {"y": None}
+        compact(folder)
 
 
 # ---------------------------------------------------------------- the folder it lies in

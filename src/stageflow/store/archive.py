@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from ..errors import MissingExtraError
 from ..journal.disk import sync, sync_directory
+from .attributes import Attributes
 from .columns import ATTRIBUTE
-from .rows import Attributes
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Field

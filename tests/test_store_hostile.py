@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from test_sampling import lines_of
 
-from stageflow.errors import QueryError
+from stageflow.errors import QueryError, SettingsError
 from stageflow.journal import Journal, RunFilter
 from stageflow.journal.layout import list_writers, new_writer, segment_name
 from stageflow.store import Compactor, EventStore, SampleRule, TailSampler
@@ -301,3 +302,131 @@ def test_the_interpreter_ends_well_while_a_compactor_is_at_work(tmp_path: Path, 
     assert (ended.returncode, ended.stderr) == (0, "")
     compact(folder)
     assert len(run_ids(folder)) == 200
+
+
+# ---------------------------------------------------------------- disks and files that are not as they should
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        pytest.param(b'{"type":"mine","data":{"x":"' + b"y" * 40_000_000 + b'"}}\n', id="a long event"),
+        pytest.param(b"\0" * 20_000_000 + b"\n", id="zeros"),
+        pytest.param(b'{"torn\n\xff\xfe\n[1]\n5\nnull\n{}\n{"data":1}\n', id="no events"),
+    ],
+)
+def test_no_line_keeps_the_others_out(tmp_path: Path, between: bytes) -> None:
+    folder = write(tmp_path / "journal", run(1) + between + run(2), run(3) + run(4)[:-20])
+    for _ in range(2):
+        assert run_ids(folder) == ["00000001-run", "00000002-run", "00000003-run"]
+        compact(folder)
+    assert not list(folder.glob("*.ndjson"))
+
+
+def test_who_cannot_be_told_where_the_archive_is_does_not_begin_another(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", run(1))
+    compact(folder, archive=tmp_path / "archive")
+    (folder / "archive.json").write_text('{"addr')
+    for opens in (EventStore, Compactor):
+        with pytest.raises(SettingsError, match=r"where the archive is.*archive\.json"):
+            opens(folder)
+    compact(folder, archive=tmp_path / "archive")
+    assert run_ids(folder) == ["00000001-run"]
+
+
+def test_an_archive_that_was_removed_is_begun_anew(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", run(1))
+    compactor = Compactor(folder, keep_seconds=0)
+    with EventStore(folder) as store:
+        compactor.compact()
+        assert len(store.runs()) == 1
+        shutil.rmtree(folder / "archive")
+        assert store.runs() == []
+        write(folder, run(2))
+        assert len(store.runs()) == 1
+        compactor.compact()
+        assert [row["event_id"] for row in store.runs()] == ["00000002-run"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_archive_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", b"".join(run(number, stages=20) for number in range(2000)))
+    before = files_below(folder)
+    full = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""if True:
+            import resource, signal
+            from stageflow.store import Compactor
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            for _ in range(3):
+                try:
+                    Compactor({str(folder)!r}, keep_seconds=0).compact()
+                except OSError as error:
+                    print(error)
+            """,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert full.stdout.count(f"archive {folder / 'archive'}: ") == 3, full.stderr
+    left = files_below(folder) - before
+    assert not [path for path in left if path.suffix == ".parquet"]
+    compact(folder)
+    assert len(run_ids(folder)) == 2000
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="asks the kernel what a file is")
+def test_the_data_is_on_the_disk_before_the_table_says_so_and_both_before_a_segment_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "journal", run(1))
+    seen: list[tuple[str, int, int]] = []
+    sync = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        commits = len(list(folder.glob("archive/_delta_log/*.json")))
+        seen.append((path, commits, len(list(folder.glob("*.ndjson")))))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    compact(folder)
+    of_data = [(commits, segments) for path, commits, segments in seen if path.endswith(".parquet")]
+    of_log = [segments for path, _, segments in seen if "_delta_log" in path]
+    assert of_data == [(1, 2)] * 2  # the table was made; nothing is in it
+    assert of_log == [2, 2]
+    assert not list(folder.glob("*.ndjson"))
+
+
+def test_a_store_that_is_closed_or_its_parents_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", run(1))
+    compact(folder)
+    store = EventStore(folder)
+    assert len(store.runs()) == 1
+    child = os.fork()
+    if child == 0:
+        asked: list[Callable[[], Any]] = [
+            store.runs,
+            lambda: store.sql("select 1"),
+            Compactor(folder).compact,
+        ]
+        for ask in asked:
+            try:
+                ask()
+            except (ValueError, OSError) as error:
+                if "fork" not in str(error):
+                    os._exit(1)
+            else:
+                os._exit(2)
+        store.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    store.close()
+    store.close()
+    more: list[Callable[[], Any]] = [store.runs, lambda: store.sql("select 1"), store.stats]
+    for ask in more:
+        with pytest.raises(ValueError, match="closed"):
+            ask()

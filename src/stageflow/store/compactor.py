@@ -19,7 +19,7 @@ from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
 from .address import read_address, remember_address
-from .archive import COUNTS, Archive, ArchiveFile, Conflict
+from .archive import COUNTS, Archive, ArchiveFile, Conflict, as_os_errors
 from .counts import KINDS, NO_KINDS, count_rows
 from .database import Workplace
 from .parquet import LocalFiles, select_rows
@@ -140,12 +140,13 @@ class Compactor:
             OSError: The journal cannot be read, or the archive not be written.
         """
         # For economy alone: two at once would be right, and one of them for nothing.
-        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+        with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
             segments, rows = self._take_all(progress or _in_silence)
+            self.archive.sync()
             self._tell_cursor()
             self._room.make(self.journal)
             merged, dropped = self._upkeep.keep_up()
@@ -193,17 +194,18 @@ class Compactor:
             superseded = settle(database, "batch", attributes, near)
             ((count,),) = database.execute("select count(*) from batch").fetchall()
             written = self._local.write(database, count_rows("batch"), COUNTS) if count else []
-            if self._sampler is not None:
-                sample(database, self._sampler, "batch", near, self._kinds())
-            rows, replaced = "from batch", []
-            if superseded:
-                replaced = self._holding(database, files)
-                rows += f""" union all by name (
-                    select * from {select_rows(self._local.paths(replaced))}
-                    where event_id is null or ({BASE}, event_id) not in (from superseded))"""
-            written += self._local.write(database, rows)
-            last = {segment.writer: segment.sequence for segment in batch}
-            self.archive.commit(written, replaced, last)
+            with self._local.taken_back(written):
+                if self._sampler is not None:
+                    sample(database, self._sampler, "batch", near, self._kinds())
+                rows, replaced = "from batch", []
+                if superseded:
+                    replaced = self._holding(database, files)
+                    rows += f""" union all by name (
+                        select * from {select_rows(self._local.paths(replaced))}
+                        where event_id is null or ({BASE}, event_id) not in (from superseded))"""
+                written += self._local.write(database, rows)
+                last = {segment.writer: segment.sequence for segment in batch}
+                self.archive.commit(written, replaced, last)
         return int(count) - len(superseded)
 
     def _kinds(self) -> str:

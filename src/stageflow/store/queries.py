@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from ..errors import QueryError
-from .archive import Archive
+from .archive import Archive, as_os_errors
 from .columns import text
 from .database import open_database
 from .predicate import must_be_predicate
@@ -69,7 +69,10 @@ class Queries:
         before: Callable[[], None],
     ) -> None:
         self.timeout = check_timeout(timeout)
+        self._archive = archive
         self._before = before
+        self._pid = os.getpid()
+        self._closed = False
         self._lock = threading.RLock()
         self._database = open_database(memory)
         self._snapshot = Snapshot(self._database, journal, archive, most_attributes=256)
@@ -95,7 +98,8 @@ class Queries:
         Raises:
             OSError: One of them cannot be read.
         """
-        with self._lock:
+        self._must_be_open()
+        with self._lock, as_os_errors(self._archive.address):
             self._before()
             self._snapshot.refresh()
 
@@ -107,6 +111,7 @@ class Queries:
         timeout: float | None,
     ) -> Rows:
         """Answer one query; see `EventStore.sql`."""
+        self._must_be_open()
         self._must_be_query(query)
         return self.ask(lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout)
 
@@ -159,6 +164,7 @@ class Queries:
         import duckdb
 
         seconds = self.timeout if timeout is None else check_timeout(timeout)
+        self._must_be_open()
         with self._lock:
             for attempt in range(RETRIES):
                 self.refresh()
@@ -194,8 +200,14 @@ class Queries:
 
     def close(self) -> None:
         """Give free what the database holds."""
-        with self._lock:
-            self._database.close()
+        if self._pid == os.getpid():  # a forked child has none of its threads
+            with self._lock:
+                self._closed = True
+                self._database.close()
+
+    def _must_be_open(self) -> None:
+        if self._closed or self._pid != os.getpid():
+            raise ValueError("this EventStore is closed (a fork closes it for the child); make another one")
 
 
 def _words_of(query: str) -> set[str]:

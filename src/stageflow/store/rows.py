@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["as_pattern", "load_rows"]
 
+_LONGEST_LINE = 16 << 20
+"""Bytes of a line that is found at the first attempt; DuckDB holds twice that in memory for each thread."""
+
 _IS_TYPED = f"""(event.type in ({text(*TYPED)})
     and event.data.event_id is not null and event.data.schema_version is not null)"""
 """What says in SQL that an event is one of ours, and not one of somebody else's that has our name."""
@@ -50,8 +53,16 @@ def load_rows(
     Raises:
         FileNotFoundError: A segment is gone.
     """
+    import duckdb
+
     parsed = f"{table}_parsed"
-    _parse(connection, parsed, segments)
+    try:
+        _parse(connection, parsed, segments, _LONGEST_LINE)
+    except duckdb.InvalidInputException as error:
+        if "maximum_object_size" not in str(error):
+            raise
+        # No line is longer than its file. So much memory is not asked for where it need not be.
+        _parse(connection, parsed, segments, max(os.stat(segment.path).st_size for segment in segments) + 1)
     kinds = count_kinds(connection, f"select event.data.attributes from {parsed} where {_IS_TYPED}")
     attributes = choose_columns(kinds, known, most_attributes)
     connection.execute(
@@ -75,7 +86,7 @@ def as_pattern(path: str) -> str:
 # ------------------------------------------------------------ parsing
 
 
-def _parse(connection: DuckDBPyConnection, parsed: str, segments: Sequence[Segment]) -> None:
+def _parse(connection: DuckDBPyConnection, parsed: str, segments: Sequence[Segment], longest: int) -> None:
     """Make a table of the lines: segment, event as far as the schema goes, and the line where it has more."""
     data = shape_of(COLUMNS.values())
     data["attributes"] = MAP
@@ -85,7 +96,7 @@ def _parse(connection: DuckDBPyConnection, parsed: str, segments: Sequence[Segme
         create or replace table {parsed} as
         select replace(parse_filename(filename), '.kept', '') as segment, from_json(json, {shape}) as event,
             case when {_has_no_more("json")} then null else json end as line
-        from {_lines(segments)}
+        from {_lines(segments, longest)}
     """)
 
 
@@ -98,12 +109,13 @@ def _has_no_more(line: str) -> str:
     )
 
 
-def _lines(segments: Sequence[Segment]) -> str:
+def _lines(segments: Sequence[Segment], longest: int) -> str:
     files = [as_pattern(segment.path) for segment in segments if os.stat(segment.path).st_size]
     if not files:
         return "(select null::json as json, '' as filename where false)"
     # It leaves out what is no JSON, also a last line of which half is written.
-    return f"read_ndjson_objects([{text(*files)}], filename = true, ignore_errors = true)"
+    return f"""read_ndjson_objects([{text(*files)}], filename = true, ignore_errors = true,
+        maximum_object_size = {longest})"""
 
 
 # ------------------------------------------------------------ rows

@@ -69,7 +69,8 @@ class Upkeep(Struct, frozen=True, kw_only=True):
                 written = self.local.write(database, rows)
             else:
                 written = self.local.write(database, summed(rows), COUNTS)
-        self.archive.commit(written, small)
+        with self.local.taken_back(written):
+            self.archive.commit(written, small)
         return len(small)
 
     def _drop_old(self) -> int:

@@ -31,7 +31,8 @@ def write(folder: Path, *segments: bytes, closed: bool = True) -> Path:
     """Write segments of a writer that ended, or died."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = new_writer()
-    for number, content in enumerate([*segments, *([CLOSED] if closed else [])], 1):
+    contents = [*segments, CLOSED] if closed else list(segments)
+    for number, content in enumerate(contents, 1):
         (folder / segment_name(writer, number)).write_bytes(content)
     return folder
 

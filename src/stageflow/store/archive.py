@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -318,7 +318,7 @@ def _sync_file(path: str) -> None:
 
 
 @contextlib.contextmanager
-def as_os_errors(address: str) -> Iterator[None]:
+def as_os_errors(address: str) -> Generator[None]:
     """Tell what the libraries say of a disk, or of a table, as an `OSError` that names the archive."""
     try:
         yield

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError
@@ -24,7 +24,7 @@ class Workplace:
         self._database: DuckDBPyConnection | None = None
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[DuckDBPyConnection]:
+    def open(self) -> Generator[DuckDBPyConnection]:
         """Open a database, and close it at the end."""
         with open_database() as database:
             self._database = database

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ class LocalFiles:
         return files
 
     @contextlib.contextmanager
-    def taken_back(self, files: Iterable[ArchiveFile]) -> Iterator[None]:
+    def taken_back(self, files: Iterable[ArchiveFile]) -> Generator[None]:
         """Delete files on this disk that were written for nothing: others could not be, or the commit.
 
         Where nobody knows whether they were committed they stay.

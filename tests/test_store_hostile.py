@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_sampling import lines_of
 
-from stageflow.errors import QueryError, SettingsError
+from stageflow.errors import QueryError, RunNotFoundError, SettingsError
 from stageflow.journal import Journal, RunFilter
 from stageflow.journal.layout import list_writers, new_writer, segment_name
 from stageflow.store import Compactor, EventStore, SampleRule, TailSampler
@@ -260,6 +260,22 @@ def test_a_comment_in_a_predicate_is_one(tmp_path: Path) -> None:
     with EventStore(folder) as store:
         assert len(store.runs(RunFilter(pipeline="p"), predicate="status = 'OK' -- the good ones")) == 1
         assert store.stats(predicate="true -- all", where=RunFilter(pipeline="p"))[0].count == 1
+
+
+HALF = "\udcff"  # as a command has an argument that is no UTF-8
+
+
+def test_text_that_is_none_finds_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", run(1, stages=1))
+    compact(folder)
+    with EventStore(folder) as store:
+        assert store.runs(RunFilter(id=HALF)) == store.stats(where=RunFilter(pipeline=HALF)) == []
+        with pytest.raises(RunNotFoundError):
+            store.run(HALF)
+        with pytest.raises(QueryError, match="this is no text"):
+            store.sql(f"select '{HALF}'")
+        with pytest.raises(QueryError, match="this is no text"):
+            store.runs(predicate=f"user_id = '{HALF}'")
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), "1"])

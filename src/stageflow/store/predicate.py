@@ -12,7 +12,7 @@ from ..errors import QueryError, did_you_mean
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["as_query_error", "must_be_predicate", "named_fields", "parenthesised"]
+__all__ = ["as_query_error", "must_be_predicate", "must_be_text", "named_fields", "parenthesised"]
 
 _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
 
@@ -38,7 +38,20 @@ def must_be_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
     return _parse(connection, predicate, parenthesised(predicate))
 
 
+def must_be_text(query: str) -> None:
+    """Refuse what no database takes for text.
+
+    Raises:
+        QueryError: It has half of a surrogate pair.
+    """
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(f"this is no text: {query!r}: {error.reason}", sql=query) from None
+
+
 def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> Any:
+    must_be_text(predicate)
     statement = f"SELECT 1 WHERE {condition}"
     (parsed,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
     tree = json.loads(parsed)

@@ -15,7 +15,7 @@ from ..errors import QueryError
 from .archive import Archive, as_os_errors
 from .columns import text
 from .database import open_database
-from .predicate import must_be_predicate
+from .predicate import must_be_predicate, must_be_text
 from .questions import Volume
 from .rows import as_pattern
 from .snapshot import RETRIES, Snapshot, gone
@@ -116,6 +116,7 @@ class Queries:
         return self.ask(lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout)
 
     def _must_be_query(self, query: str) -> None:
+        must_be_text(query)
         kinds = self._kinds_of(query)
         # What `explain analyze` explains it carries out as well: that may be to write a file.
         if kinds == ["EXPLAIN"] and (explain := _EXPLAIN.match(query)):

@@ -58,9 +58,26 @@ def settle(
     )
     if connection.execute(f"select count(*) from {table}_several").fetchall() != [(0,)]:
         connection.execute(f"delete from {table} where ({BASE}, event_id) in {several}")
-        connection.execute(f"insert into {table} by name {_merged(f'{table}_several', attributes)}")
+        amended = _amended(connection, f"{table}_several", attributes)
+        connection.execute(f"insert into {table} by name {_merged(f'{table}_several', amended)}")
     connection.execute(f"drop table {table}_several")
     return superseded
+
+
+def _amended(connection: DuckDBPyConnection, several: str, attributes: Attributes) -> Attributes:
+    """Return the columns of the attributes that an amendment speaks of; the others stay as they are."""
+    amendments = f"from {several} where {_IS_AMENDMENT}"
+    in_rest = connection.execute(
+        f"select distinct unnest(json_keys(rest, '$.attributes')) {amendments} and rest is not null"
+    ).fetchall()
+    names = [quoted(attribute_column(key)) for key in attributes]
+    (counts,) = connection.execute(
+        f"select {''.join(f'count({name}), ' for name in names)} count(*) {amendments}"
+    ).fetchall()
+    said = {key for (key,) in in_rest} | {
+        key for key, count in zip(attributes, counts, strict=False) if count
+    }
+    return {key: type for key, type in attributes.items() if key in said}
 
 
 def _merged(several: str, attributes: Attributes) -> str:

@@ -92,7 +92,17 @@ def list_writers(directory: str) -> Writers:
     Raises:
         OSError: It cannot be read.
     """
-    return _by_writer(directory, os.listdir(directory))
+    found = _by_writer(directory, os.listdir(directory))
+    if not any(len(segments) < segments[-1].sequence for segments in found.values()):
+        return found
+    # A file that is made while a directory is listed may be left out, and a later one be there. What
+    # came before a file that was seen is in a second listing, or is gone.
+    again = _by_writer(directory, os.listdir(directory))
+    return {
+        writer: [segment for segment in again[writer] if segment.sequence <= segments[-1].sequence]
+        for writer, segments in found.items()
+        if writer in again and again[writer][0].sequence <= segments[-1].sequence
+    }
 
 
 def _by_writer(directory: str, names: Iterable[str]) -> Writers:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import msgspec
 from msgspec import Struct
 
+from ..errors import SettingsError
 from ..journal.disk import make_private, replace_file
 from .archive import is_remote
 
@@ -23,12 +25,22 @@ class _Remembered(Struct):
 
 
 def read_address(journal: str) -> str:
-    """Return the address of a journal's archive."""
+    """Return the address of a journal's archive.
+
+    Raises:
+        SettingsError: What was written down cannot be read.
+    """
     try:
         with open(os.path.join(journal, REMEMBERED), "rb") as file:
             return msgspec.json.decode(file.read(), type=_Remembered).address
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError):
         return os.path.join(journal, BESIDE)
+    except msgspec.DecodeError as error:
+        # Beside the journal there would be another one, without anything.
+        raise SettingsError(
+            f"it does not say where the archive is: {error}; say it anew, `Compactor(journal, archive=...)`",
+            os.path.join(journal, REMEMBERED),
+        ) from error
 
 
 def remember_address(journal: str, address: str) -> None:
@@ -40,7 +52,10 @@ def remember_address(journal: str, address: str) -> None:
         OSError: The directory cannot be written.
     """
     address = address if is_remote(address) else os.path.abspath(address)
-    if os.path.abspath(read_address(journal)) != address:
+    known = None
+    with contextlib.suppress(SettingsError):
+        known = read_address(journal)
+    if known is None or (known if is_remote(known) else os.path.abspath(known)) != address:
         make_private(journal)
         replace_file(os.path.join(journal, REMEMBERED), msgspec.json.encode(_Remembered(address)))
 

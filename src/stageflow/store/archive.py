@@ -6,10 +6,11 @@ table. So a segment is in it whole or not at all, and once, however many compact
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -17,13 +18,13 @@ from msgspec import Struct
 
 from ..errors import MissingExtraError
 from ..journal.disk import sync, sync_directory
+from .attributes import Attributes
 from .columns import ATTRIBUTE
-from .rows import Attributes
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Field
 
-__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "is_remote"]
+__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "as_os_errors", "is_remote"]
 
 _CONFIGURATION: dict[str, str | None] = {
     # What was replaced stays for readers that began before, and then goes.
@@ -99,6 +100,7 @@ class Archive:
         self.storage_options = dict(storage_options or {})
         self._table: DeltaTable | None = None
         self._watermarks: dict[str, int] = {}
+        self._synced = -1
         self.version = -1
 
     def refresh(self) -> None:
@@ -113,6 +115,10 @@ class Archive:
             from deltalake.exceptions import TableNotFoundError
         except ModuleNotFoundError as error:
             raise MissingExtraError("the archive", "store") from error
+        _must_not_be_forked()
+        if not is_remote(self.address) and not _is_there(self._log):
+            self._forget()  # there is none, or somebody has removed it
+            return
         try:
             if self._table is None:
                 self._table = DeltaTable(self.address, storage_options=self.storage_options or None)
@@ -128,7 +134,11 @@ class Archive:
     def _forget(self) -> None:
         self._table = None
         self._watermarks = {}
-        self.version = -1
+        self._synced = self.version = -1
+
+    @property
+    def _log(self) -> str:
+        return os.path.join(self.address, "_delta_log")
 
     # ------------------------------------------------------------ what is in it
 
@@ -192,6 +202,8 @@ class Archive:
 
         fields = [_field(name, type) for name, type in columns.items()]
         if self._table is None:
+            if not is_remote(self.address) and unquote(self.address) != self.address:
+                raise OSError(f"an archive cannot be in a folder whose name looks encoded: {self.address}")
             _or_conflict(
                 lambda: DeltaTable.create(
                     self.address,
@@ -202,14 +214,12 @@ class Archive:
                 )
             )
             self.refresh()
-            self._sync(-1)
             return
         known = {field.name for field in self._table.schema().fields}
         if missing := [field for field in fields if field.name not in known]:
-            table, before = self._table, self.version
+            table = self._table
             _or_conflict(lambda: table.alter.add_columns(missing))
             self.refresh()
-            self._sync(before)
 
     def commit(
         self,
@@ -231,8 +241,10 @@ class Archive:
         from deltalake import CommitProperties, Transaction
         from deltalake.transaction import AddAction, RemoveAction
 
-        table, before = self._table, self.version
+        table = self._table
         assert table is not None, "prepare() comes first"
+        added = list(added)
+        self._sync_files(added)
         now_ms = time.time_ns() // 1_000_000
         actions = [
             AddAction(file.path, file.size, {"day": file.day}, now_ms, True, _stats(file)) for file in added
@@ -249,7 +261,6 @@ class Archive:
             )
         )
         self.refresh()
-        self._sync(before)
 
     def remove_unused(self, hours: int = 1) -> int:
         """Delete files that no version of the last hours has, and return how many."""
@@ -261,33 +272,75 @@ class Archive:
 
     # ------------------------------------------------------------ safe against a crash of the machine
 
-    def _sync(self, before: int) -> None:
-        """Have the disk keep what was committed since a version: the library leaves that to the kernel."""
+    def sync(self) -> None:
+        """Return when the disk keeps what this version says, whoever committed it; then segments may go.
+
+        The library leaves that to the kernel, and whoever committed may have died just then.
+        """
+        if is_remote(self.address) or self._synced == self.version:
+            return
+        for name in os.listdir(self._log):
+            number = name.partition(".")[0]
+            if not number.isdecimal() or int(number) > self._synced:
+                _sync_file(os.path.join(self._log, name))
+        for folder in (self._log, self.address, os.path.dirname(self.address)):
+            sync_directory(folder)
+        self._synced = self.version
+
+    def _sync_files(self, files: Iterable[ArchiveFile]) -> None:
+        """Have the disk keep files before anything says that they are there."""
         if is_remote(self.address):
             return
-        log = os.path.join(self.address, "_delta_log")
-        folders = {self.address, log}
-        for version in range(before + 1, self.version + 1):
-            commit = os.path.join(log, f"{version:020d}.json")
-            with open(commit, encoding="utf-8") as file:
-                added = [json.loads(line).get("add") for line in file]
-            for path in (os.path.join(self.address, unquote(add["path"])) for add in added if add):
-                folders.add(os.path.dirname(path))
-                _sync_file(path)
-            _sync_file(commit)
-        for folder in folders:
+        paths = [os.path.join(self.address, *file.path.split("/")) for file in files]
+        for path in paths:
+            _sync_file(path)
+        for folder in {self.address, *map(os.path.dirname, paths)}:
             sync_directory(folder)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _sync_file(path: str) -> None:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # replaced by another commit, and removed
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # of a version that is old enough to be cleaned up
         return
     try:
         sync(fd)
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def as_os_errors(address: str) -> Generator[None]:
+    """Tell what the libraries say of a disk, or of a table, as an `OSError` that names the archive."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ not in ("IOException", "OutOfMemoryException", "DeltaError"):
+            raise
+        raise OSError(f"archive {address}: {str(error).strip()}") from error
+
+
+_used_by: int | None = None
+"""The process in which `deltalake` has begun to work: its threads do not outlive a fork."""
+
+
+def _must_not_be_forked() -> None:
+    global _used_by
+    if _used_by is None:
+        _used_by = os.getpid()
+    elif _used_by != os.getpid():
+        raise OSError(
+            f"process {_used_by} had used an archive when it was forked: this one cannot"
+            "\n  hint: start it with `spawn`, or open the archive in the child alone"
+        )
 
 
 def _or_conflict(change: Callable[[], object]) -> None:

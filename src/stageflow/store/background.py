@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +23,8 @@ class BackgroundCompactor:
 
     What goes wrong is logged, once for each kind of error, and tried again. DuckDB and Delta Lake
     work outside of Python's lock, but they take processor time: a process with a service level to
-    keep leaves it to another one, `stageflow compact --every 1m`.
+    keep leaves it to another one, `stageflow compact --every 1m`. When the interpreter ends, what is
+    under way is broken off: nothing is lost, and another one does it.
 
     Args:
         compactor: What is called.
@@ -43,6 +46,7 @@ class BackgroundCompactor:
         self._closed = threading.Event()
         self._told: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="stageflow-compactor", daemon=True)
+        atexit.register(self._break_off)
         self._thread.start()
 
     def _run(self) -> None:
@@ -50,6 +54,8 @@ class BackgroundCompactor:
             try:
                 self._compactor.compact()
             except Exception as error:
+                if self._closed.is_set():  # it was broken off
+                    return
                 kind = type(error).__name__
                 if kind not in self._told:
                     self._told.add(kind)
@@ -66,6 +72,17 @@ class BackgroundCompactor:
         """Let what is under way end, for so many seconds at most, and stop."""
         self._closed.set()
         self._thread.join(timeout)
+        if not self._thread.is_alive():
+            atexit.unregister(self._break_off)
+
+    def _break_off(self, seconds: float = 10.0) -> None:
+        """End the thread: one that comes back from native code into an interpreter that is gone crashes."""
+        self._closed.set()
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            # Again and again: it ends a statement, and there may be none at this moment.
+            self._compactor.interrupt()
+            self._thread.join(0.02)
 
     def __enter__(self) -> Self:
         return self

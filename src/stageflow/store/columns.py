@@ -195,11 +195,14 @@ def quoted(name: str) -> str:
 def text(*values: str) -> str:
     """Return texts as SQL has them, with commas between.
 
+    Half of a surrogate pair, as an argument of a command may have it, is written out: nothing has it.
+
     Example:
         >>> text("a", "it's")
         "'a', 'it''s'"
     """
-    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    encoded = (value.encode(errors="backslashreplace").decode() for value in values)
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in encoded)
 
 
 def shape_of(columns: Iterable[Column]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
 from .address import read_address, remember_address
-from .archive import COUNTS, Archive, ArchiveFile, Conflict
+from .archive import COUNTS, Archive, ArchiveFile, Conflict, as_os_errors
 from .counts import KINDS, NO_KINDS, count_rows
-from .database import open_database
+from .database import Workplace
 from .parquet import LocalFiles, select_rows
 from .rows import load_rows
 from .sampler import TailSampler
@@ -116,9 +116,11 @@ class Compactor:
             remember_address(self.journal, os.fspath(archive))
         self.archive = Archive(read_address(self.journal), storage_options)
         self._local = LocalFiles(self.archive)
+        self._workplace = Workplace()
         self._room = Room(max_age=keep_seconds)
         self._upkeep = Upkeep(
             archive=self.archive,
+            workplace=self._workplace,
             local=self._local,
             max_age=max_age,
             max_bytes=max_bytes,
@@ -140,16 +142,24 @@ class Compactor:
             OSError: The journal cannot be read, or the archive not be written.
         """
         # For economy alone: two at once would be right, and one of them for nothing.
-        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+        with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
             segments, rows, kept = self._take_all(progress or _in_silence)
+            self.archive.sync()
             self._tell_cursor()
             self._room.make(self.journal)
             merged, dropped = self._upkeep.keep_up()
         return Compacted(segments, rows, kept, merged, dropped)
+
+    def interrupt(self) -> None:
+        """Break off the step that another thread is at, if it can be; there `compact` raises then.
+
+        Nothing is lost: whoever compacts next begins that step anew.
+        """
+        self._workplace.interrupt()
 
     # ------------------------------------------------------------ into the archive
 
@@ -181,7 +191,7 @@ class Compactor:
 
     def _take(self, batch: Sequence[Segment]) -> tuple[int, int]:
         """Take some segments into the archive; return how many events they had, and how many are kept."""
-        with open_database() as database:
+        with self._workplace.open() as database:
             attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._most_attributes)
             self.archive.prepare(_columns(database, "batch"))
             files = overlapping(self.archive.files(), *id_range(database, "batch"))
@@ -189,18 +199,19 @@ class Compactor:
             superseded = settle(database, "batch", attributes, near)
             count = _count(database)
             written = self._local.write(database, count_rows("batch"), COUNTS) if count else []
-            if self._sampler is not None:
-                sample(database, self._sampler, "batch", near, self._kinds())
-            kept = _count(database)
-            rows, replaced = "from batch", []
-            if superseded:
-                replaced = self._holding(database, files)
-                rows += f""" union all by name (
-                    select * from {select_rows(self._local.paths(replaced))}
-                    where event_id is null or ({BASE}, event_id) not in (from superseded))"""
-            written += self._local.write(database, rows)
-            last = {segment.writer: segment.sequence for segment in batch}
-            self.archive.commit(written, replaced, last)
+            with self._local.taken_back(written):
+                if self._sampler is not None:
+                    sample(database, self._sampler, "batch", near, self._kinds())
+                kept = _count(database)
+                rows, replaced = "from batch", []
+                if superseded:
+                    replaced = self._holding(database, files)
+                    rows += f""" union all by name (
+                        select * from {select_rows(self._local.paths(replaced))}
+                        where event_id is null or ({BASE}, event_id) not in (from superseded))"""
+                written += self._local.write(database, rows)
+                last = {segment.writer: segment.sequence for segment in batch}
+                self.archive.commit(written, replaced, last)
         return count - len(superseded), kept - len(superseded)
 
     def _kinds(self) -> str:
@@ -229,8 +240,12 @@ class Compactor:
             for writer in writers
             if self.archive.watermark(writer)
         }
-        known = load(self.journal, CURSOR) or CursorFile()
-        if positions != known.positions:
+        try:
+            known = load(self.journal, CURSOR)
+        except ValueError:  # what it says is in the archive as well
+            known = None
+        # Also where nothing is in the archive yet: what no reader has to read goes for its age alone.
+        if known is None or positions != known.positions:
             store(
                 self.journal, CURSOR, CursorFile(positions, sum(file.rows for file in self.archive.files()))
             )

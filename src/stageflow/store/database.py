@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError
@@ -9,7 +14,32 @@ from ..errors import MissingExtraError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["open_database"]
+__all__ = ["Workplace", "open_database"]
+
+
+class Workplace:
+    """Has one database at a time, and lets another thread break off what is done there."""
+
+    def __init__(self) -> None:
+        self._database: DuckDBPyConnection | None = None
+
+    @contextlib.contextmanager
+    def open(self) -> Generator[DuckDBPyConnection]:
+        """Open a database, and close it at the end."""
+        with open_database() as database:
+            self._database = database
+            try:
+                yield database
+            finally:
+                self._database = None
+
+    def interrupt(self) -> None:
+        """End the statement that is being executed, if one is."""
+        import duckdb
+
+        if (database := self._database) is not None:
+            with contextlib.suppress(duckdb.ConnectionException):  # it was closed just now
+                database.interrupt()
 
 
 def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyConnection:
@@ -27,6 +57,8 @@ def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyCo
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
         "memory_limit": memory,
+        # By itself it would take `.tmp` where the process happens to be, and another process the same.
+        "temp_directory": os.path.join(tempfile.gettempdir(), f"stageflow-{secrets.token_hex(8)}"),
     }
     if threads is not None:
         config["threads"] = threads

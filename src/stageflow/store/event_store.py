@@ -17,6 +17,7 @@ from .compactor import Compactor, Progress, closed_segments
 from .explain import explain
 from .explain.difference import Explanation
 from .figures import Figures
+from .predicate import parenthesised
 from .queries import Queries, Rows
 from .record import events_of
 from .selection import Over, condition
@@ -162,7 +163,7 @@ class EventStore(Figures):
             condition_ += f" and (started_at, event_id) < ({last.replace(',', '::timestamptz,', 1)})"
         query = f"""select 'pipeline.wide' as type, * from runs where {condition_}
             order by started_at desc, event_id desc {f"limit {limit}" if limit is not None else ""}"""
-        ended = self._queries.ask(lambda cursor: _data(cursor.execute(query)), query)
+        ended = self._queries.ask(lambda cursor: _data(cursor.execute(query)), query, predicates=[predicate])
         under_way = []
         if self.path is not None and predicate is None:
             known = {run["event_id"] for run in ended}
@@ -218,12 +219,15 @@ class EventStore(Figures):
         Example:
             print(store.explain("duration_ms > 2000").differences)
         """
+        given = [where, against]
         if among is not None and among != RunFilter():
             common = condition(over, among, None)
-            where = f"({where}) and {common}"
-            against = f"({against}) and {common}" if against is not None else common
+            where = f"{parenthesised(where)} and {common}"
+            against = f"{parenthesised(against)} and {common}" if against is not None else common
         return self._queries.ask(
-            lambda cursor: explain(cursor, where, against=against, over=over, most=most, alpha=alpha), where
+            lambda cursor: explain(cursor, where, against=against, over=over, most=most, alpha=alpha),
+            where,
+            predicates=given,
         )
 
     def explain_slow(

@@ -58,6 +58,7 @@ class Figures:
         return self._queries.ask(
             lambda cursor: stats(cursor, wanted, over, bucket_s=bucket, weighted=self._queries.weighted),
             wanted,
+            predicates=[predicate],
         )
 
     def totals(
@@ -120,7 +121,9 @@ class Figures:
             QueryError: The predicate is wrong.
         """
         of_stages, of_runs = (condition(over, where, predicate) for over in ("stages", "runs"))
-        return self._queries.ask(lambda cursor: errors(cursor, of_stages, of_runs, limit=limit), of_stages)
+        return self._queries.ask(
+            lambda cursor: errors(cursor, of_stages, of_runs, limit=limit), of_stages, predicates=[predicate]
+        )
 
     def slowest(
         self,
@@ -142,7 +145,9 @@ class Figures:
             QueryError: The predicate is wrong.
         """
         wanted = condition(over, where, predicate)
-        return self._queries.ask(lambda cursor: slowest(cursor, wanted, over, limit=limit), wanted)
+        return self._queries.ask(
+            lambda cursor: slowest(cursor, wanted, over, limit=limit), wanted, predicates=[predicate]
+        )
 
     def compare(
         self,
@@ -169,4 +174,5 @@ class Figures:
         return self._queries.ask(
             lambda cursor: compare(cursor, one, other, over, weighted=self._queries.weighted),
             f"{before} / {after}",
+            predicates=[before, after],
         )

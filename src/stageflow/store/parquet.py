@@ -7,13 +7,13 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, QueryError
 from ..journal.disk import make_private
-from .archive import Archive, ArchiveFile, is_remote
+from .archive import Archive, ArchiveFile, Conflict, is_remote
 from .columns import text
 from .rows import as_pattern
 
@@ -99,6 +99,22 @@ class LocalFiles:
                 remote.put(file.path, Path(path))
         return files
 
+    @contextlib.contextmanager
+    def taken_back(self, files: Iterable[ArchiveFile]) -> Generator[None]:
+        """Delete files on this disk that were written for nothing: others could not be, or the commit.
+
+        Where nobody knows whether they were committed they stay.
+        """
+        import duckdb
+
+        try:
+            yield
+        except (Conflict, QueryError, duckdb.Error):
+            for path in self.paths_of(files):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            raise
+
     def _copy(self, missing: Iterable[tuple[ArchiveFile, str]]) -> None:
         store = _open_store(self._archive.address, self._archive.storage_options)
         for file, path in missing:
@@ -108,6 +124,8 @@ class LocalFiles:
                 with open(fd, "wb") as copy:
                     for chunk in store.get(file.path).stream():
                         copy.write(chunk)
+                if not _is_whole(temporary, file):
+                    raise OSError(f"{file.path} of archive {self._archive.address} came in part")
                 os.rename(temporary, path)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -161,7 +179,6 @@ def select_rows(paths: Iterable[str]) -> str | None:
     listed = text(*map(as_pattern, paths))
     if not listed:
         return None
-    return (
-        f"read_parquet([{listed}], union_by_name = true, hive_partitioning = true,"
-        " hive_types = {'day': DATE})"
-    )
+    # The day alone is taken from a path: a folder above may be `service=api`, and mean something else.
+    return f"""(select *, regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)::date as day
+        from read_parquet([{listed}], union_by_name = true, hive_partitioning = false))"""

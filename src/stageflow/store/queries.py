@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from ..errors import QueryError
-from .archive import Archive
+from .archive import Archive, as_os_errors
 from .columns import text
 from .database import open_database
+from .predicate import must_be_predicate, must_be_text
 from .questions import Volume
 from .rows import as_pattern
 from .snapshot import RETRIES, Snapshot, gone
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Queries", "Rows"]
 
 _Answer = TypeVar("_Answer")
+
+_EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\(\s*(analyze|format)\b[^)]*\)\s*)?", re.IGNORECASE)
 
 
 class Rows(Struct, frozen=True):
@@ -63,8 +68,11 @@ class Queries:
         timeout: float,
         before: Callable[[], None],
     ) -> None:
-        self.timeout = timeout
+        self.timeout = check_timeout(timeout)
+        self._archive = archive
         self._before = before
+        self._pid = os.getpid()
+        self._closed = False
         self._lock = threading.RLock()
         self._database = open_database(memory)
         self._snapshot = Snapshot(self._database, journal, archive, most_attributes=256)
@@ -90,7 +98,8 @@ class Queries:
         Raises:
             OSError: One of them cannot be read.
         """
-        with self._lock:
+        self._must_be_open()
+        with self._lock, as_os_errors(self._archive.address):
             self._before()
             self._snapshot.refresh()
 
@@ -102,40 +111,73 @@ class Queries:
         timeout: float | None,
     ) -> Rows:
         """Answer one query; see `EventStore.sql`."""
+        self._must_be_open()
         self._must_be_query(query)
         return self.ask(lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout)
 
     def _must_be_query(self, query: str) -> None:
-        import duckdb
-
-        try:
-            kinds = [statement.type.name for statement in self._database.extract_statements(query)]
-        except duckdb.Error as error:
-            raise _unanswered(query, error) from None
-        if len(kinds) != 1 or kinds[0] not in ("SELECT", "EXPLAIN"):
+        must_be_text(query)
+        kinds = self._kinds_of(query)
+        # What `explain analyze` explains it carries out as well: that may be to write a file.
+        if kinds == ["EXPLAIN"] and (explain := _EXPLAIN.match(query)):
+            kinds = self._kinds_of(query[explain.end() :])
+        if kinds != ["SELECT"]:
             raise QueryError(
                 f"the store answers one query at a time, and this is {', '.join(kinds) or 'none'}: {query}",
                 sql=query,
                 hint="begin with select or from; the views are runs, stages and events",
             )
+        # Of what may stand in a `with`, a transaction that can only read leaves this one through.
+        if "copy" in _words_of(query):
+            raise QueryError(
+                f"the store writes no file, and this says COPY: {query}",
+                sql=query,
+                hint='a column that is named so stands in quotes: "copy"',
+            )
 
-    def ask(
-        self, question: Callable[[DuckDBPyConnection], _Answer], asked: str, timeout: float | None = None
-    ) -> _Answer:
-        """Ask on the snapshot of now, in a transaction that can only read, for so many seconds at most."""
+    def _kinds_of(self, query: str) -> list[str]:
         import duckdb
 
-        seconds = self.timeout if timeout is None else timeout
+        try:
+            return [statement.type.name for statement in self._database.extract_statements(query)]
+        except duckdb.Error as error:
+            raise _unanswered(query, error) from None
+
+    def ask(
+        self,
+        question: Callable[[DuckDBPyConnection], _Answer],
+        asked: str,
+        timeout: float | None = None,
+        *,
+        predicates: Sequence[str | None] = (),
+    ) -> _Answer:
+        """Ask on the snapshot of now, in a transaction that can only read, for so many seconds at most.
+
+        Args:
+            question: What asks.
+            asked: What an error says was asked.
+            timeout: Seconds; default that of the store.
+            predicates: What is part of the question and came from outside.
+
+        Raises:
+            QueryError: There is no answer, or a predicate is none.
+        """
+        import duckdb
+
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
+        self._must_be_open()
         with self._lock:
             for attempt in range(RETRIES):
                 self.refresh()
                 cursor = self._database.cursor()
-                alarm = threading.Timer(seconds, cursor.interrupt)
+                alarm = threading.Timer(seconds, _interrupt, [cursor])
                 alarm.daemon = True
                 alarm.start()
                 try:
                     # `with x as (insert ...)` is a query by its looks.
                     cursor.execute("begin transaction read only")
+                    for predicate in filter(None, predicates):
+                        must_be_predicate(cursor, predicate)
                     return question(cursor)
                 except duckdb.InterruptException:
                     raise QueryError(
@@ -149,6 +191,7 @@ class Queries:
                     self._snapshot.forget()
                 finally:
                     alarm.cancel()
+                    cursor.interrupt()  # what nobody will fetch need not be found
                     cursor.close()
         raise AssertionError("the last attempt has raised")
 
@@ -158,8 +201,45 @@ class Queries:
 
     def close(self) -> None:
         """Give free what the database holds."""
-        with self._lock:
-            self._database.close()
+        if self._pid == os.getpid():  # a forked child has none of its threads
+            with self._lock:
+                self._closed = True
+                self._database.close()
+
+    def _must_be_open(self) -> None:
+        if self._closed or self._pid != os.getpid():
+            raise ValueError("this EventStore is closed (a fork closes it for the child); make another one")
+
+
+def _words_of(query: str) -> set[str]:
+    """Return the words of SQL in a query: no texts, comments, or names in quotes."""
+    import duckdb
+
+    tokens = duckdb.tokenize(query)
+    ends = [at for at, _ in tokens[1:]] + [len(query.encode())]
+    return {
+        query.encode()[at:end].decode().strip().lower()
+        for (at, kind), end in zip(tokens, ends, strict=True)
+        if kind == duckdb.token_type.keyword
+    }
+
+
+def check_timeout(seconds: float) -> float:
+    """Return a number of seconds, if one can wait for so long.
+
+    Raises:
+        ValueError: One cannot.
+    """
+    if not (isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX):
+        raise ValueError(f"timeout={seconds!r}; give seconds, more than 0")
+    return seconds
+
+
+def _interrupt(cursor: DuckDBPyConnection) -> None:
+    import duckdb
+
+    with contextlib.suppress(duckdb.ConnectionException):  # the answer came just now
+        cursor.interrupt()
 
 
 def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..journal.layout import Segment
-from .columns import (
-    COLUMNS,
-    PLACES,
-    TYPED,
-    attribute_column,
-    encode_shape,
-    is_column_name,
-    quoted,
-    shape_of,
-    text,
-)
+from .attributes import MAP, Attributes, Kinds, attribute_values, choose_columns, count_kinds, rest_of
+from .columns import COLUMNS, PLACES, TYPED, encode_shape, quoted, shape_of, text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Attributes", "as_pattern", "load_rows"]
+__all__ = ["as_pattern", "load_rows"]
 
-Attributes = dict[str, str]
-"""The columns of attributes: the key of each, and its type in DuckDB's words."""
-
-_Kinds = Mapping[str, Mapping[str, int]]
-"""How often each attribute has which kind of value."""
-
-_TYPE_OF = {"text": "VARCHAR", "number": "DOUBLE", "bool": "BOOLEAN"}
-"""The kinds of JSON values that a column can carry, and its type then."""
-
-_KIND_OF = {type: kind for kind, type in _TYPE_OF.items()}
+_LONGEST_LINE = 16 << 20
+"""Bytes of a line that is found at the first attempt; DuckDB holds twice that in memory for each thread."""
 
 _IS_TYPED = f"""(event.type in ({text(*TYPED)})
     and event.data.event_id is not null and event.data.schema_version is not null)"""
@@ -70,10 +53,18 @@ def load_rows(
     Raises:
         FileNotFoundError: A segment is gone.
     """
+    import duckdb
+
     parsed = f"{table}_parsed"
-    _parse(connection, parsed, segments)
-    kinds = _kinds(connection, parsed)
-    attributes = _choose(kinds, known, most_attributes)
+    try:
+        _parse(connection, parsed, segments, _LONGEST_LINE)
+    except duckdb.InvalidInputException as error:
+        if "maximum_object_size" not in str(error):
+            raise
+        # No line is longer than its file. So much memory is not asked for where it need not be.
+        _parse(connection, parsed, segments, max(os.stat(segment.path).st_size for segment in segments) + 1)
+    kinds = count_kinds(connection, f"select event.data.attributes from {parsed} where {_IS_TYPED}")
+    attributes = choose_columns(kinds, known, most_attributes)
     connection.execute(
         f"create or replace table {table} as {_typed(parsed, attributes, kinds)}"
         f" union all by name {_untyped(parsed)}"
@@ -95,17 +86,17 @@ def as_pattern(path: str) -> str:
 # ------------------------------------------------------------ parsing
 
 
-def _parse(connection: DuckDBPyConnection, parsed: str, segments: Sequence[Segment]) -> None:
+def _parse(connection: DuckDBPyConnection, parsed: str, segments: Sequence[Segment], longest: int) -> None:
     """Make a table of the lines: segment, event as far as the schema goes, and the line where it has more."""
     data = shape_of(COLUMNS.values())
-    data["attributes"] = "MAP(VARCHAR, JSON)"
+    data["attributes"] = MAP
     shape = encode_shape({"type": "VARCHAR", "journal": "JSON", "data": data})
     # Nothing is filtered here: a filter that looks into `event` would have every line parsed twice.
     connection.execute(f"""
         create or replace table {parsed} as
         select replace(parse_filename(filename), '.kept', '') as segment, from_json(json, {shape}) as event,
             case when {_has_no_more("json")} then null else json end as line
-        from {_lines(segments)}
+        from {_lines(segments, longest)}
     """)
 
 
@@ -118,83 +109,13 @@ def _has_no_more(line: str) -> str:
     )
 
 
-def _lines(segments: Sequence[Segment]) -> str:
+def _lines(segments: Sequence[Segment], longest: int) -> str:
     files = [as_pattern(segment.path) for segment in segments if os.stat(segment.path).st_size]
     if not files:
         return "(select null::json as json, '' as filename where false)"
     # It leaves out what is no JSON, also a last line of which half is written.
-    return f"read_ndjson_objects([{text(*files)}], filename = true, ignore_errors = true)"
-
-
-# ------------------------------------------------------------ attributes
-
-
-def _kind(value: str) -> str:
-    # Beyond 2**53 a whole number is not the same as a double any more.
-    return f"""case coalesce(left({value}, 1), 'n')
-        when '"' then 'text' when 't' then 'bool' when 'f' then 'bool' when 'n' then 'null'
-        when '{{' then 'object' when '[' then 'array'
-        else case when length({value}) > 15 and regexp_full_match({value}, '-?[0-9]+')
-            and abs(try_cast({value} as double)) > 9007199254740992 then 'large' else 'number' end end"""
-
-
-def _kinds(connection: DuckDBPyConnection, parsed: str) -> _Kinds:
-    found = connection.execute(f"""
-        select entry.key, {_kind("(entry.value::varchar)")} as kind, count(*)
-        from (select unnest(map_entries(event.data.attributes)) as entry from {parsed} where {_IS_TYPED})
-        group by all order by count(*) desc, entry.key
-    """).fetchall()
-    kinds: dict[str, dict[str, int]] = {}
-    for key, kind, count in found:
-        kinds.setdefault(key, {})[kind] = count
-    return kinds
-
-
-def _choose(kinds: _Kinds, known: Attributes, most: int) -> Attributes:
-    """Return the columns of attributes: those there are, and as many new ones as there is room for."""
-    chosen = dict(known)
-    # Neither DuckDB nor Delta Lake tells two columns apart that differ in case alone.
-    taken = {key.lower() for key in chosen}
-    for key, counts in kinds.items():
-        fit = [kind for kind in counts if kind in _TYPE_OF]
-        if fit and key.lower() not in taken and is_column_name(key) and len(chosen) < most:
-            chosen[key] = _TYPE_OF[max(fit, key=counts.__getitem__)]
-            taken.add(key.lower())
-    return chosen
-
-
-def _attribute_values(attributes: Attributes, kinds: _Kinds) -> list[str]:
-    values = []
-    for key, type in attributes.items():
-        value = f"map_extract(event.data.attributes, {text(key)})[1]"
-        as_text = f"({value}::varchar)"
-        cast = f"{value} ->> '$'" if type == "VARCHAR" else f"{as_text}::{type}"
-        if key not in kinds:
-            cast = f"null::{type}"
-        elif kinds[key].keys() != {_KIND_OF[type]}:
-            cast = f"case when {_kind(as_text)} = '{_KIND_OF[type]}' then {cast} end"
-        values.append(f"{cast} as {quoted(attribute_column(key))}")
-    return values
-
-
-def _rest(attributes: Attributes, kinds: _Kinds) -> str:
-    """Return what says in SQL, as JSON, what of an event is in no column; null for nothing."""
-    known = ", ".join(
-        f'"{field}":null' for field in dict.fromkeys([*(place[0] for place in PLACES.values()), "attributes"])
-    )
-    unknown_keys = f"json_merge_patch(line->'$.data', {text('{' + known + '}')})"
-    fits = {(key, _KIND_OF[type]) for key, type in attributes.items()}
-    if all((key, kind) in fits for key, counts in kinds.items() for kind in counts):
-        return f"case when line is not null then nullif({unknown_keys}::varchar, '{{}}') end"
-    pairs = text(*(f"{kind} {key}" for key, kind in sorted(fits)))
-    strays = f"""list_filter(map_entries(event.data.attributes),
-        lambda entry: {_kind("(entry.value::varchar)")} || ' ' || entry.key not in ({pairs or "''"}))"""
-    stray_attributes = f"json_object('attributes', to_json(map_from_entries({strays})))"
-    return f"""case
-        when event.data.attributes is null or len({strays}) = 0
-            then case when line is not null then nullif({unknown_keys}::varchar, '{{}}') end
-        when line is null then {stray_attributes}::varchar
-        else json_merge_patch({unknown_keys}, {stray_attributes})::varchar end"""
+    return f"""read_ndjson_objects([{text(*files)}], filename = true, ignore_errors = true,
+        maximum_object_size = {longest})"""
 
 
 # ------------------------------------------------------------ rows
@@ -213,18 +134,28 @@ def _schema_values(names: Sequence[str]) -> list[str]:
     return values
 
 
+def _unknown_keys() -> str:
+    """Return in SQL, as JSON, the keys of an event's data that no schema of ours has; null for none."""
+    known = ", ".join(
+        f'"{field}":null' for field in dict.fromkeys([*(place[0] for place in PLACES.values()), "attributes"])
+    )
+    patched = f"json_merge_patch(line->'$.data', {text('{' + known + '}')})::varchar"
+    return f"case when line is not null then {patched} end"
+
+
 def _day(*moments: str) -> str:
     # An event that has no time of its own has that of its writer: its name begins with it.
     moments = (*moments, "strptime(left(segment, 8), '%Y%m%d')")
     return f"coalesce({', '.join(f'try_cast({moment} as date)' for moment in moments)})"
 
 
-def _typed(parsed: str, attributes: Attributes, kinds: _Kinds) -> str:
-    values = [*_schema_values(list(COLUMNS)), *_attribute_values(attributes, kinds)]
+def _typed(parsed: str, attributes: Attributes, kinds: Kinds) -> str:
+    entries = "event.data.attributes"
+    values = [*_schema_values(list(COLUMNS)), *attribute_values(attributes, entries, kinds)]
     day = _day("event.data.started_at[:10]", "event.data.amended_at[:10]")
     return f"""select segment, event.type as type, {day} as day, null::varchar as sample_reason,
         {", ".join(values)},
-        {_rest(attributes, kinds)} as rest from {parsed} where {_IS_TYPED}"""
+        {rest_of(_unknown_keys(), attributes, entries, kinds)} as rest from {parsed} where {_IS_TYPED}"""
 
 
 def _untyped(parsed: str) -> str:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from ..errors import QueryError
 from .columns import AMENDMENTS, quoted, text
+from .predicate import must_be_predicate, parenthesised
 from .sampler import TailSampler
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def decide(connection: DuckDBPyConnection, sampler: TailSampler, runs: str, kind
         always.append(f"when slowest_ms > {sampler.slower_than * 1000!r} then 'slow'")
     if sampler.first_of_a_kind:
         always.append("when is_first then 'first of its kind'")
-    rules = [f"when ({rule.where}) then {n}" for n, rule in enumerate(sampler.rules)]
+    for rule in sampler.rules:
+        must_be_predicate(connection, rule.where)
+    rules = [f"when {parenthesised(rule.where)} then {n}" for n, rule in enumerate(sampler.rules)]
     rates = [f"when {n} then {float(rule.one_in)!r}" for n, rule in enumerate(sampler.rules)]
     reasons = [f"when {n} then {text(rule.reason or rule.where)}" for n, rule in enumerate(sampler.rules)]
     if sampler.target_per_minute is not None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..journal import RunFilter
 from .columns import text
+from .predicate import parenthesised
 
 __all__ = ["Over", "condition"]
 
@@ -19,7 +20,7 @@ def condition(over: Over, where: RunFilter | None, predicate: str | None) -> str
     Args:
         over: The view.
         where: The filter of runs; of stages `stage`, `pipeline` (their topology) and `status` are their own.
-        predicate: Any SQL on top of it.
+        predicate: SQL on top of it; `must_be_predicate` says whether it is any.
 
     Example:
         >>> condition("stages", RunFilter(stage="search:FAIL"), "attempts > 1")
@@ -57,5 +58,5 @@ def condition(over: Over, where: RunFilter | None, predicate: str | None) -> str
             parts.append(f"started_at < {text(where.until)}::timestamptz")
             parts.append(f"day <= {text(where.until[:10])}::date")
     if predicate:
-        parts.append(f"({predicate})")
+        parts.append(parenthesised(predicate))
     return " and ".join(parts) or "true"

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import summed
-from .database import open_database
+from .database import Workplace
 from .parquet import LocalFiles, select_rows
 
 __all__ = ["Upkeep"]
@@ -25,6 +25,7 @@ class Upkeep(Struct, frozen=True, kw_only=True):
 
     Attributes:
         archive: The archive.
+        workplace: Where files are merged.
         local: Its files.
         max_age: Seconds after which events are dropped, by whole days; None for never.
         max_bytes: Of events; beyond it the oldest days are dropped; None for no bound.
@@ -33,6 +34,7 @@ class Upkeep(Struct, frozen=True, kw_only=True):
     """
 
     archive: Archive
+    workplace: Workplace
     local: LocalFiles
     max_age: float | None
     max_bytes: int | None
@@ -62,12 +64,13 @@ class Upkeep(Struct, frozen=True, kw_only=True):
 
     def _merge(self, small: Sequence[ArchiveFile]) -> int:
         rows = f"from {select_rows(self.local.paths(small))}"
-        with open_database() as database:
+        with self.workplace.open() as database:
             if small[0].has_events:
                 written = self.local.write(database, rows)
             else:
                 written = self.local.write(database, summed(rows), COUNTS)
-        self.archive.commit(written, small)
+        with self.local.taken_back(written):
+            self.archive.commit(written, small)
         return len(small)
 
     def _drop_old(self) -> int:

@@ -12,19 +12,47 @@ from ...errors import QueryError, did_you_mean
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["as_query_error", "named_fields"]
+__all__ = ["as_query_error", "must_be_predicate", "must_be_text", "named_fields", "parenthesised"]
 
 _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
 
 
-def named_fields(connection: DuckDBPyConnection, predicate: str, known: Collection[str]) -> set[str]:
-    """Return which of the known fields a predicate names.
+def parenthesised(predicate: str) -> str:
+    """Return a predicate so that others may stand beside it; a comment at its end stays one.
+
+    Example:
+        >>> parenthesised("a or b")
+        '(a or b)'
+    """
+    return f"({predicate}\n)" if "--" in predicate else f"({predicate})"
+
+
+def must_be_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
+    """Return how DuckDB parses a predicate.
 
     Raises:
-        QueryError: It is not one expression.
+        QueryError: It is not one expression, or reaches out of the parentheses it will stand in.
     """
-    # The line feed ends a comment; the parser of DuckDB tells a text from a name, which a pattern cannot.
-    statement = f"SELECT 1 WHERE (\n{predicate}\n)"
+    # Its own parentheses must match as it stands: then none of them can close one around it.
+    _parse(connection, predicate, predicate)
+    return _parse(connection, predicate, parenthesised(predicate))
+
+
+def must_be_text(query: str) -> None:
+    """Refuse what no database takes for text.
+
+    Raises:
+        QueryError: It has half of a surrogate pair.
+    """
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(f"this is no text: {query!r}: {error.reason}", sql=query) from None
+
+
+def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> Any:
+    must_be_text(predicate)
+    statement = f"SELECT 1 WHERE {condition}"
     (parsed,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
     tree = json.loads(parsed)
     if tree["error"]:
@@ -33,6 +61,17 @@ def named_fields(connection: DuckDBPyConnection, predicate: str, known: Collecti
             sql=predicate,
             hint="a predicate is what may stand after WHERE, such as: status = 'FAIL' AND org_id = 'acme'",
         )
+    return tree
+
+
+def named_fields(connection: DuckDBPyConnection, predicate: str, known: Collection[str]) -> set[str]:
+    """Return which of the known fields a predicate names.
+
+    Raises:
+        QueryError: It is not one expression.
+    """
+    # The parser of DuckDB tells a text from a name, which a pattern cannot.
+    tree = must_be_predicate(connection, predicate)
     lowered = {name.lower(): name for name in known}
     return {lowered[name.lower()] for name in _names(tree) if name.lower() in lowered}
 

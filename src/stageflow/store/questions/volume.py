@@ -120,6 +120,6 @@ def _values_by_type(
 ) -> dict[str, dict[str, int]]:
     """Return, for each type, how many rows there are (under ""), and how many values in each column."""
     counted = ", ".join(f"count({quoted(name)})" for name in columns)
-    rows = f"read_parquet([{text(*map(as_pattern, paths))}], union_by_name = true)"
+    rows = f"read_parquet([{text(*map(as_pattern, paths))}], union_by_name = true, hive_partitioning = false)"
     found = connection.execute(f"select type, count(*), {counted} from {rows} group by 1").fetchall()
     return {type: dict(zip(["", *columns], counts, strict=True)) for type, *counts in found}

@@ -25,7 +25,7 @@ from webhook_receiver import AS_TEXT, Receiver
 EVALUATOR = r"""
 import json, os, random, signal, sys
 import duckdb, pytz, scipy.stats  # so that no child has to
-import stageflow.store.explain.investigation
+import stageflow.store.explanation.investigation
 import stageflow.alerts
 from stageflow.alerts import AlertRules, FailureRate, Webhook, run_alerts
 from stageflow.alerts.state import read_state

@@ -17,7 +17,7 @@ from .foreign import on_one_line
 from .palette import BAD, QUIET
 
 if TYPE_CHECKING:
-    from ..store.explain.difference import Difference, Explanation, LeftOut
+    from ..store.explanation.difference import Difference, Explanation, LeftOut
 
 __all__ = ["draw_explanation"]
 

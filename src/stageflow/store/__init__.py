@@ -3,8 +3,8 @@
 from .background import BackgroundCompactor
 from .compactor import Compacted, Compactor
 from .event_store import EventStore
-from .explain import explain
-from .explain.difference import Difference, Explanation, LeftOut, Part
+from .explanation import explain
+from .explanation.difference import Difference, Explanation, LeftOut, Part
 from .queries import Rows
 from .questions import Comparison, ErrorGroup, Share, Side, Slow, Stat, Total, Volume
 from .sampler import SampleRule, TailSampler, read_sampler

@@ -14,8 +14,8 @@ from .address import read_address
 from .archive import Archive
 from .columns import text
 from .compactor import Compactor, Progress, closed_segments
-from .explain import explain
-from .explain.difference import Explanation
+from .explanation import explain
+from .explanation.difference import Explanation
 from .figures import Figures
 from .predicate import parenthesised
 from .queries import Queries, Rows

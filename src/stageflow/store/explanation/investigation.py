@@ -10,13 +10,13 @@ import duckdb
 import numpy as np
 
 from ...errors import QueryError
+from ..predicate import as_query_error, named_fields
 from ..selection import Over
 from .difference import Difference, Explanation, LeftOut
 from .families import COURSE, DOCUMENTS, IDS, OF_STAGES, implied
 from .fields import Column, Field
 from .findings import Compared, Finding, compare
 from .looked_at import LookedAt, looked_at
-from .predicate import as_query_error, named_fields
 from .ranking import Ranked, rank, significant
 
 if TYPE_CHECKING:

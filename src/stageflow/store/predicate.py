@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ...errors import QueryError, did_you_mean
+from ..errors import QueryError, did_you_mean
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

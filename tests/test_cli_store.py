@@ -171,6 +171,17 @@ def test_volume_and_sampling_say_what_a_field_and_a_sampler_cost(journal: Path, 
     assert "there is no field 'one'" in wrong.stderr
 
 
+def test_totals_are_exact_and_a_span_may_be_a_number(journal: Path) -> None:
+    rows = [json.loads(line) for line in run(journal, "totals", "--json").splitlines()]
+    assert {(row["pipeline"], row["status"]): row["count"] for row in rows} == {
+        ("ask", "OK"): 4,
+        ("ask", "FAIL"): 2,
+        ("child", "OK"): 6,
+    }
+    assert "notes" in run(journal, "totals", "--stages")
+    assert "█" in run(journal, "stats", "--every", "3600")
+
+
 def test_an_archive_alone_can_be_asked(journal: Path) -> None:
     asked = ["query", "select count(*) from runs", "--csv", "--archive", str(journal / "archive")]
     found = CliRunner().invoke(app, asked, catch_exceptions=False)

@@ -493,3 +493,50 @@ def test_the_picture_fits_and_says_everything_in_words(width: int):
 def test_a_picture_of_nothing_says_so():
     found = explain(store(some_runs(many=100)[0]), "status = 'NONE'")
     assert "nothing is selected" in drawn(found, 80)
+
+
+def test_two_causes_that_it_takes_together_are_told_together() -> None:
+    connection = duckdb.connect()
+    connection.execute("""
+        CREATE TABLE runs AS SELECT
+            'run-' || i AS pipeline_run_id, 'OK' AS status,
+            TIMESTAMPTZ '2026-11-24 08:00:00Z' + to_seconds(i) AS started_at,
+            'org-' || i * 7919 % 6 AS org_id,
+            'm-' || i * 31 % 5 AS "attributes.model",
+            i * 61 % 97 / 10 AS "attributes.db_ms",
+            if(org_id = 'org-3' AND "attributes.model" = 'm-2', 900, 100) + i * 61 % 97 AS duration_ms,
+            duration_ms / 2000 AS "attributes.gen_ai.response.time_to_first_chunk",
+        FROM range(6000) r(i)
+    """)
+    found = explain(connection, "duration_ms > 500")
+    assert found.together is not None
+    assert set(found.together.says) == {"org_id = org-3", "attributes.model = m-2"}
+    assert (found.together.selection.share, found.together.rest.share) == (1.0, 0.0)
+    assert len(connection.execute(found.together.sql).fetchall()) == 100
+    # What a timer, or a model's first word, took is no cause of a slow run.
+    assert "attributes.gen_ai.response.time_to_first_chunk" not in {one.field for one in found.differences}
+    assert "attributes.gen_ai.response.time_to_first_chunk" in {one.field for one in found.consequences}
+    out = io.StringIO()
+    Console(file=out, width=80).print(draw_explanation(found, width=80))
+    assert "together:" in out.getvalue()
+
+
+def test_one_cause_is_not_told_as_two() -> None:
+    connection = duckdb.connect()
+    connection.execute("""
+        CREATE TABLE runs AS SELECT 'run-' || i AS pipeline_run_id,
+            'org-' || i * 7919 % 6 AS org_id, 'm-' || i * 31 % 5 AS "attributes.model",
+            if(org_id = 'org-3' AND i * 31 % 101 < 80, 'FAIL', 'OK') AS status,
+        FROM range(6000) r(i)
+    """)
+    found = explain(connection)
+    assert [str(one) for one in found.differences] == ["org_id = org-3"]
+    assert found.together is None
+
+
+@pytest.mark.parametrize("predicate", ["1.4", "user = 'u1'", "1 = 1"])
+def test_a_predicate_that_names_no_column_is_refused(predicate: str) -> None:
+    connection = duckdb.connect()
+    connection.execute("CREATE TABLE runs AS SELECT 'a' AS user_id, 'OK' AS status")
+    with pytest.raises(QueryError, match="names no column"):
+        explain(connection, predicate)

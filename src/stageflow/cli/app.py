@@ -19,6 +19,7 @@ from .runs import runs
 from .schema import schema
 from .show import show
 from .tail import tail
+from .totals import totals
 from .volume import sampling, volume
 
 __all__ = ["app"]
@@ -65,6 +66,7 @@ app.command()(compare)
 app.command()(explain)
 app.command()(query)
 app.command()(compact)
+app.command()(totals)
 app.command()(volume)
 app.command()(sampling)
 app.command()(doctor)

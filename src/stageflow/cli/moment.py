@@ -54,7 +54,7 @@ def moment(text: str, now: datetime, zone: tzinfo | None = None) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """Return a span of time in seconds.
+    """Return a span of time in seconds; a number alone is one of seconds.
 
     Raises:
         ValueError: It is none.
@@ -64,6 +64,8 @@ def seconds_of(text: str) -> float:
         (5400.0, 90.0)
     """
     span = text.strip().lower()
+    if span.replace(".", "", 1).isdecimal():
+        return float(span)
     if not _SPAN.fullmatch(span) or span.endswith("ago"):
         raise ValueError(f"{text!r} is no span of time; it may be 30s, 10m, 1h30m, 7d")
     return sum(float(number) * _SECONDS[unit[0]] for number, unit in _PART.findall(span))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,7 +16,7 @@ from .palette import BAD, QUIET, coloured
 from .runs import short_ids
 from .sparkline import sparkline
 
-__all__ = ["draw_comparisons", "draw_errors", "draw_rows", "draw_slowest", "draw_stats"]
+__all__ = ["draw_comparisons", "draw_errors", "draw_rows", "draw_slowest", "draw_stats", "draw_totals"]
 
 Record = dict[str, Any]
 
@@ -134,6 +134,22 @@ def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType
     return draw_columns(columns, width=width, spare=spare, flexible=("user", "pipeline", "stage"))
 
 
+def draw_totals(totals: Sequence[Record], *, width: int | None) -> RenderableType:
+    """Return a line for each way in which a pipeline, or a stage, ended.
+
+    Args:
+        totals: `Total`s as plain values.
+        width: How many columns the terminal has; None for any number.
+    """
+    columns = {
+        **_names(totals),
+        "status": Column("status", [coloured(on_one_line(row["status"])) for row in totals]),
+        "outcome": Column("outcome", [coloured(on_one_line(row["outcome"] or "")) for row in totals]),
+        "count": _numbers("count", totals, "count", count),
+    }
+    return draw_columns(columns, width=width, flexible=("pipeline", "stage"))
+
+
 def draw_comparisons(rows: Sequence[Record], *, width: int | None) -> RenderableType:
     """Return a line for each stage, or pipeline: both sides, and whether they differ.
 
@@ -186,6 +202,8 @@ def _cell(value: Any) -> Text:
         return Text("-", style=QUIET)
     if isinstance(value, datetime):
         return Text(_moment(value))
+    if isinstance(value, date):
+        return Text(value.isoformat())
     if isinstance(value, float):
         return Text(
             f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}" if abs(value) < 1 else f"{value:,.2f}"

@@ -46,14 +46,22 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     lines.append(Text(f"{explanation.verdict}", style="bold"))
     places = {str(one): n for n, one in enumerate(explanation.differences, 1)}
     lines += _listed(explanation.differences, places, columns)
+    if (both := explanation.together) is not None:
+        numbers = " and ".join(str(places.get(one, "")) for one in both.says)
+        lines += ["", Text(f"it takes {numbers} together:", style="bold")]
+        lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.says))))
+        told = f"{share(both.selection.share, 1)} of the selected, {share(both.rest.share, 1)} of the rest"
+        lines.append(Text(" " * _INDENT + told))
     if explanation.consequences:
         lines += ["", Text("what came with it (the course of the runs, rather no cause)", style="bold")]
         places = {str(one): n for n, one in enumerate(explanation.consequences, 1)}
         lines += _listed(explanation.consequences, places, columns)
     if explanation.fields:
         lines += ["", _compared(explanation), *map(_left_out, explanation.left_out)]
-    if told := (explanation.differences or explanation.consequences):
-        lines += ["", *_next(told[0], columns)]
+    if first := (explanation.differences or explanation.consequences):
+        sql = explanation.together.sql if explanation.together is not None else first[0].sql
+        # In a pipe it stays on one line: whoever looks for it there wants all of it.
+        lines += ["", *_next(sql, first[0], columns if width is not None else None)]
     return Group(*lines)
 
 
@@ -170,10 +178,11 @@ def _left_out(of: LeftOut) -> Text:
     return Text(f"left out: {named} ({of.why})", style=QUIET)
 
 
-def _next(first: Difference, width: int) -> list[Text]:
+def _next(sql: str, first: Difference, width: int | None) -> list[Text]:
+    parts = [on_one_line(sql)] if width is None else _folded(on_one_line(sql), width - 10)
     lines = [
         Text.assemble(("next" if not n else "", QUIET), " " * (10 if n else 6), part)
-        for n, part in enumerate(_folded(on_one_line(first.sql), width - 10))
+        for n, part in enumerate(parts)
     ]
     if first.run_ids:
         lines.append(Text.assemble(("one run   ", QUIET), f"stageflow show {on_one_line(first.run_ids[0])}"))

@@ -92,7 +92,7 @@ def _totals(state: Record) -> RenderableType:
         ("free", size(state["free_bytes"])),
         ("runs under way", count(under_way) or "0"),
         ("runs completed after a crash", count(state["crashed"]) or "0"),
-        ("deleted to make room", _deleted(deleted)),
+        ("removed when archived, or to make room", _deleted(deleted)),
         ("kept aside in broken/", count(state["kept_aside"])),
     ):
         if value:

@@ -4,7 +4,7 @@ from .background import BackgroundCompactor
 from .compactor import Compacted, Compactor
 from .event_store import EventStore
 from .explanation import explain
-from .explanation.difference import Difference, Explanation, LeftOut, Part
+from .explanation.difference import Difference, Explanation, LeftOut, Part, Together
 from .queries import Rows
 from .questions import Comparison, ErrorGroup, Share, Side, Slow, Stat, Total, Volume
 from .sampler import SampleRule, TailSampler, read_sampler
@@ -29,6 +29,7 @@ __all__ = [
     "Slow",
     "Stat",
     "TailSampler",
+    "Together",
     "Total",
     "Volume",
     "explain",

@@ -22,6 +22,7 @@ from .queries import Queries, Rows
 from .record import events_of
 from .selection import Over, condition
 from .story import tell_story
+from .weights import percentiles, ranked
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -253,7 +254,8 @@ class EventStore(Figures):
         if not 0 < slowest < 1:
             raise ValueError(f"explain_slow(slowest={slowest!r}); give a share between 0 and 1")
         wanted = condition(over, among, None)
-        query = f"select round(quantile_cont(duration_ms, {1 - slowest!r}), 3) from {over} where {wanted}"
+        rows = ranked(f"select * from {over} where {wanted}", "duration_ms", (), weighted=True)
+        query = f"select {percentiles((1 - slowest,), weighted=True)}[1] from {rows}"
         ((limit,),) = self.sql(query).rows
         return self.explain(
             f"duration_ms > {0.0 if limit is None else limit!r}", over=over, among=among, most=most

@@ -16,6 +16,12 @@ __all__ = ["as_query_error", "must_be_predicate", "must_be_text", "named_fields"
 
 _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
 
+_CONSTANT = re.compile(r"\s*(true|false|null)\s*(--.*)?", re.IGNORECASE)
+"""What says the same of every row, and is meant to."""
+
+_OF_DUCKDB = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"}
+"""Names that are no columns, and mean something to DuckDB."""
+
 
 def parenthesised(predicate: str) -> str:
     """Return a predicate so that others may stand beside it; a comment at its end stays one.
@@ -35,7 +41,15 @@ def must_be_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
     """
     # Its own parentheses must match as it stands: then none of them can close one around it.
     _parse(connection, predicate, predicate)
-    return _parse(connection, predicate, parenthesised(predicate))
+    tree = _parse(connection, predicate, parenthesised(predicate))
+    # `1.4`, `user = 'u1'` (DuckDB's own user): the same for every row, and never what was meant.
+    if not set(_names(tree)) - _OF_DUCKDB and not _CONSTANT.fullmatch(predicate):
+        raise QueryError(
+            f"{predicate!r} names no column, and says the same of every row",
+            sql=predicate,
+            hint="`describe runs` lists the columns: user_id = 'u1', service_version = '1.4'",
+        )
+    return tree
 
 
 def must_be_text(query: str) -> None:

@@ -252,7 +252,5 @@ def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:
 
 def _unanswered(asked: str, error: Exception) -> QueryError:
     said = str(error).strip()
-    hint = (
-        '`select * from runs limit 1` shows the columns; an attribute is "attributes.NAME", with the quotes'
-    )
+    hint = """`describe runs` and `describe stages` list the columns; an attribute is "attributes.NAME" """
     return QueryError(f"{said}\n  asked: {asked}", sql=asked, hint=hint)

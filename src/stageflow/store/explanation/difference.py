@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ..selection import Over
 
-__all__ = ["Difference", "Explanation", "LeftOut", "Part"]
+__all__ = ["Difference", "Explanation", "LeftOut", "Part", "Together"]
 
 
 class Part(Struct, frozen=True, gc=False):
@@ -64,6 +64,22 @@ class Difference(Struct, frozen=True, kw_only=True):
         return f"{self.field} {self.says}"
 
 
+class Together(Struct, frozen=True):
+    """Two differences that each still show among the rows that have the other: it takes both.
+
+    Attributes:
+        says: The two.
+        selection: Rows of the selection that have both.
+        rest: Rows of the rest that have both.
+        sql: A query that returns what of the selection has both.
+    """
+
+    says: tuple[str, str]
+    selection: Part
+    rest: Part
+    sql: str
+
+
 class LeftOut(Struct, frozen=True):
     """Fields that were not compared, and why."""
 
@@ -88,6 +104,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
         verdict: The result in one sentence.
         differences: What was given to a run: what explains most stands first.
         consequences: What the run came to, where the selection was made by that: statuses and times.
+        together: Two of the differences of which it takes both; None where there are no such two.
         left_out: What was not compared, and why.
     """
 
@@ -104,4 +121,5 @@ class Explanation(Struct, frozen=True, kw_only=True):
     verdict: str
     differences: tuple[Difference, ...] = ()
     consequences: tuple[Difference, ...] = ()
+    together: Together | None = None
     left_out: tuple[LeftOut, ...] = ()

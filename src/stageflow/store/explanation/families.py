@@ -7,9 +7,10 @@ how long it took) is its course.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-__all__ = ["COURSE", "DOCUMENTS", "IDS", "OF_STAGES", "implied"]
+__all__ = ["COURSE", "DOCUMENTS", "IDS", "OF_STAGES", "PROCESS", "implied", "is_measured_time"]
 
 _ENDING = frozenset(
     {
@@ -40,6 +41,24 @@ COURSE = (
     | {"attempt", "attempts", "artifacts_count", "data_keys", "events_count", "missing_inputs"}
 )
 """What a run or a stage came to."""
+
+PROCESS = frozenset({"uptime_s", "memory_peak_bytes", "cpu_percent", "loop_lag_ms"})
+"""How the process was when a run ended: nothing that the run was given."""
+
+_MEASURED = re.compile(r"(^|[._])(time_to_\w+|duration|latency|elapsed)([._]\w+)?$|_(ms|us|ns|seconds)$")
+
+
+def is_measured_time(name: str) -> bool:
+    """Tell by its name whether a field is a time that was measured, as timers and `record_llm` leave them.
+
+    Example:
+        >>> is_measured_time("attributes.db_ms"), is_measured_time("attributes.model")
+        (True, False)
+        >>> is_measured_time("attributes.gen_ai.response.time_to_first_chunk")
+        True
+    """
+    return _MEASURED.search(name) is not None
+
 
 DOCUMENTS = frozenset({"exception", "rest", "stage_summaries"})
 """JSON whole, which is compared field by field or not at all."""

@@ -12,11 +12,12 @@ import numpy as np
 from ...errors import QueryError
 from ..predicate import as_query_error, named_fields
 from ..selection import Over
-from .difference import Difference, Explanation, LeftOut
-from .families import COURSE, DOCUMENTS, IDS, OF_STAGES, implied
+from .difference import Difference, Explanation, LeftOut, Together
+from .families import COURSE, DOCUMENTS, IDS, OF_STAGES, PROCESS, implied, is_measured_time
 from .fields import Column, Field
 from .findings import Compared, Finding, compare
 from .looked_at import LookedAt, looked_at
+from .pairs import both_needed
 from .ranking import Ranked, rank, significant
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class _Question:
         )
         given = [one for one in told if not self._is_consequence(one.finding)]
         came = [one for one in told if self._is_consequence(one.finding)]
-        differences = self._differences(given)
+        ranked = rank(given, self._rows.sides, self._alpha)
+        differences = self._differences(ranked)
         fields = {ranked.finding.field.name for ranked in given}
         verdict = "no field differs"
         if differences:
@@ -112,7 +114,8 @@ class _Question:
         return self._explanation(
             verdict,
             differences,
-            self._differences(came),
+            self._differences(rank(came, self._rows.sides, self._alpha)),
+            together=self._together(ranked),
             fields=len(compared),
             comparisons=sum(one.comparisons for _, one in compared),
         )
@@ -191,9 +194,11 @@ class _Question:
         """
         of = finding.field
         in_the_pipeline = of.stage is not None and of.column.name == "status" and finding.kind == "absence"
+        if of.column.name in PROCESS:
+            return True
         if in_the_pipeline or not self._by_course:
             return False
-        if of.column.name in COURSE:
+        if of.column.name in COURSE or is_measured_time(of.column.name):
             return True
         if finding.kind != "absence" or finding.negated:
             return False
@@ -201,19 +206,31 @@ class _Question:
             return True
         return of.is_attribute and self._rows.sides.parts(finding.mask)[1].share < _HARDLY_EVER
 
-    def _differences(self, told: Sequence[Ranked]) -> tuple[Difference, ...]:
-        ranked = rank(told, self._rows.sides, self._alpha)
+    def _differences(self, ranked: Sequence[Ranked]) -> tuple[Difference, ...]:
         return tuple(self._difference(one) for one in ranked[: self._most])
+
+    def _together(self, ranked: Sequence[Ranked]) -> Together | None:
+        """Return two differences of which it takes both, where there are such."""
+        pair = both_needed([one.finding for one in ranked], self._rows.sides, self._alpha)
+        if pair is None:
+            return None
+        conditions = [finding.told(self._rows.value)[2] for finding in pair]
+        selection, rest = self._rows.sides.parts(pair[0].mask & pair[1].mask)
+        return Together(
+            says=(self._words(pair[0]), self._words(pair[1])),
+            selection=selection,
+            rest=rest,
+            sql=self._sql(" AND ".join(conditions)),
+        )
+
+    def _sql(self, condition: str) -> str:
+        where = f"({self._where}\n)" if "--" in self._where else f"({self._where})"
+        return f"SELECT * FROM {self._over} WHERE {where} AND {condition}{self._order} LIMIT 100"
 
     def _difference(self, ranked: Ranked) -> Difference:
         finding = ranked.finding
         value, says, condition = finding.told(self._rows.value)
         selection, rest = self._rows.sides.parts(finding.mask)
-        chosen = (
-            f"({self._where}\n) AND {condition}"
-            if "--" in self._where
-            else f"({self._where}) AND {condition}"
-        )
         return Difference(
             field=finding.field.name,
             kind=finding.kind,
@@ -225,7 +242,7 @@ class _Question:
             effect=ranked.effect,
             q_value=ranked.q,
             run_ids=self._rows.run_ids(finding.mask),
-            sql=f"SELECT * FROM {self._over} WHERE {chosen}{self._order} LIMIT 100",
+            sql=self._sql(condition),
             synonyms=tuple(self._words(synonym) for synonym in ranked.synonyms),
             along_with=self._words(ranked.along_with) if ranked.along_with else None,
         )
@@ -239,6 +256,7 @@ class _Question:
         differences: tuple[Difference, ...] = (),
         consequences: tuple[Difference, ...] = (),
         *,
+        together: Together | None = None,
         fields: int = 0,
         comparisons: int = 0,
     ) -> Explanation:
@@ -258,5 +276,6 @@ class _Question:
             verdict=verdict,
             differences=differences,
             consequences=consequences,
+            together=together,
             left_out=tuple(LeftOut(why, tuple(names)) for why, names in self._left_out.items()),
         )

@@ -28,6 +28,7 @@ class Side(Struct, frozen=True):
         failure_rate: Share of them that failed.
         p50_ms: Median duration in milliseconds; None where nothing ran.
         p95_ms: 95 % took no longer.
+        estimated: True where a row stands for more than one: then the numbers are estimates.
     """
 
     rows: int = 0
@@ -35,6 +36,7 @@ class Side(Struct, frozen=True):
     failure_rate: float = 0.0
     p50_ms: float | None = None
     p95_ms: float | None = None
+    estimated: bool = False
 
 
 class Comparison(Struct, frozen=True):
@@ -105,12 +107,12 @@ def _side(connection: DuckDBPyConnection, where: str, over: Over, weighted: bool
             (array_agg(value order by hash(event_id)) filter (value is not null))[1:{_MOST_DURATIONS}]
         from {ranked(rows, ran, ("pipeline", "stage"), weighted=weighted)} group by pipeline, stage
     """).fetchall()
-    return {
-        (pipeline, stage): _Found(
-            Side(rows, count, failed / count, *(ranks or (None, None))), durations or ()
-        )
-        for pipeline, stage, rows, count, failed, ranks, durations in found
-    }
+    sides = {}
+    for pipeline, stage, rows, count, failed, ranks, durations in found:
+        p50_ms, p95_ms = ranks or (None, None)
+        side = Side(rows, count, failed / count, p50_ms, p95_ms, estimated=count != rows)
+        sides[pipeline, stage] = _Found(side, durations or ())
+    return sides
 
 
 def _failures_differ(one: Side, other: Side) -> float | None:

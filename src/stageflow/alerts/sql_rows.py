@@ -65,7 +65,7 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
         ]
         return Measured(
             value=float(many),
-            says=f"{many:,} rows{' and more' if found.more else ''}",
+            says=f"{many:,} {'row' if many == 1 else 'rows'}{' and more' if found.more else ''}",
             threshold=f"above {self.above:g}",
             bad=bad,
             good=good,

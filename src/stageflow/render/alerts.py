@@ -32,7 +32,8 @@ def draw_alert_run(run: Record) -> RenderableType:
     """
     if run["busy"]:
         return Text("Another evaluator is at work; nothing was done.")
-    parts: list[RenderableType] = [_rules(run["findings"])]
+    parts: list[RenderableType] = [Text(f"evaluated {_second(run['at'])}", style=QUIET)]
+    parts.append(_rules(run["findings"]))
     for sent in run["sent"]:
         told = f"{_title(sent['notice'])} -> {on_one_line(sent['receiver'])}"
         if sent["error"] is None:
@@ -117,9 +118,9 @@ def _figure(rule: Record) -> Text:
     return figure
 
 
-def _receivers(receivers: Record, waiting: Sequence[Record]) -> Table:
+def _receivers(receivers: Record, waiting: Sequence[Record]) -> RenderableType:
     figures_of = ("sent", "attempts", "failures", "in_doubt", "given_up")
-    headings = (*(key.replace("_", " ") for key in figures_of), "waiting", "last error")
+    headings = (*(key.replace("_", " ") for key in figures_of), "waiting")
     table = _table("receiver", headings)
     for column in table.columns[1:7]:
         column.justify = "right"
@@ -129,9 +130,14 @@ def _receivers(receivers: Record, waiting: Sequence[Record]) -> Table:
         table.add_row(
             on_one_line(name),
             *(count(figure) or "0" for figure in (*figures, len(mine))),
-            Text(on_one_line(state["last_error"] or ""), style=BAD),
         )
-    return table
+    # Below it, where there is room for what a network has to say.
+    errors = [
+        Text(f"last error of {on_one_line(name)}: {on_one_line(state['last_error'])}", style=BAD)
+        for name, state in receivers.items()
+        if state["last_error"]
+    ]
+    return Group(table, *errors)
 
 
 def _title(notice: Record) -> str:

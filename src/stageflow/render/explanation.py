@@ -45,13 +45,13 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     lines: list[RenderableType] = [*_head(explanation), ""]
     lines.append(Text(f"{explanation.verdict}", style="bold"))
     places = {str(one): n for n, one in enumerate(explanation.differences, 1)}
-    lines += _listed(explanation.differences, places, columns)
     if (both := explanation.together) is not None:
         numbers = " and ".join(str(places.get(one, "")) for one in both.says)
         lines += ["", Text(f"it takes {numbers} together:", style="bold")]
         lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.says))))
         told = f"{share(both.selection.share, 1)} of the selected, {share(both.rest.share, 1)} of the rest"
         lines.append(Text(" " * _INDENT + told))
+    lines += _listed(explanation.differences, places, columns)
     if explanation.consequences:
         lines += ["", Text("what came with it (the course of the runs, rather no cause)", style="bold")]
         places = {str(one): n for n, one in enumerate(explanation.consequences, 1)}

@@ -176,9 +176,16 @@ def _open_store(address: str, options: Mapping[str, str]) -> Any:
 
 def select_rows(paths: Iterable[str]) -> str | None:
     """Return what is, in SQL, all rows of these files; None for no file."""
-    listed = text(*map(as_pattern, paths))
-    if not listed:
+    paths = list(paths)
+    if not paths:
         return None
-    # The day alone is taken from a path: a folder above may be `service=api`, and mean something else.
+    listed = text(*map(as_pattern, paths))
+    if "=" not in os.path.dirname(os.path.dirname(paths[0])):
+        return (
+            f"read_parquet([{listed}], union_by_name = true, hive_partitioning = true,"
+            " hive_types = {'day': DATE})"
+        )
+    # DuckDB takes every folder `a=b` above a file for a column, and `service=api` may mean something
+    # else. Then the day is read by itself, and a condition on it passes over no file.
     return f"""(select *, regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)::date as day
         from read_parquet([{listed}], union_by_name = true, hive_partitioning = false))"""

@@ -1,15 +1,15 @@
-"""Exact counts of what happened, hour by hour: in files of their own, whatever is sampled of the events."""
+"""Exact counts of what happened, hour by hour: in files of their own, whatever is sampled of the events.
+
+A count is a row: its hour in `started_at`, and how many there were in `sample_rate`.
+"""
 
 from __future__ import annotations
 
 from .settle import BASE
 
-__all__ = ["COUNT_COLUMNS", "KINDS", "NO_KINDS", "count_rows", "summed"]
+__all__ = ["KINDS", "NO_KINDS", "count_rows", "summed"]
 
 _KEYS = ("topology", "pipeline_name", "stage_name", "status", "outcome", "service_version")
-
-COUNT_COLUMNS = ("day", "started_at", *_KEYS, "sample_rate")
-"""Of a count: the hour is in `started_at`, and how many there were in `sample_rate`."""
 
 KINDS = (
     "select distinct coalesce(pipeline_name, ''), coalesce(outcome, ''), coalesce(service_version, '')"

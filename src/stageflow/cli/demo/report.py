@@ -75,6 +75,7 @@ def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
         f"{stageflow} runs --journal {where} --status FAIL",
         f"{stageflow} show {run_id or 'last'} --journal {where}",
         f"{stageflow} tail --journal {where} --status RETRY",
+        f"{stageflow} explain --journal {where}",
         f"{stageflow} doctor --journal {where}",
         f'grep -ho \'"outcome":"[a-z]*"\' {where}/*.ndjson | sort | uniq -c',
     ]

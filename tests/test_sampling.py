@@ -418,3 +418,14 @@ def test_a_compactor_in_the_background_compacts_while_others_write(tmp_path: Pat
         assert count == different > 0
         (runs, stages) = store.totals()
         assert runs.count == stages.count == count / 2
+
+
+def test_the_slowest_share_is_one_of_what_rows_stand_for(tmp_path: Path) -> None:
+    # A tenth of what happened took long; of the rows, five in six: the fast ones were sampled 1 in 45.
+    runs = [{"ms": 900.0 + n, "user": "u1"} for n in range(50)]
+    runs += [{"ms": 10.0, "user": "u2", "sample_rate": 45} for _ in range(10)]
+    write_runs(tmp_path / "journal", runs)
+    with EventStore(tmp_path / "journal") as store:
+        found = store.explain_slow(slowest=0.05)
+        assert found.selection.count == pytest.approx(25, abs=1)
+        assert store.explain_slow(slowest=0.11).selection.rows == 50

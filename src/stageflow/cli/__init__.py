@@ -1,4 +1,4 @@
-"""The command line: `stageflow demo`, `stageflow schema`."""
+"""The command line: the `stageflow` command."""
 
 from __future__ import annotations
 

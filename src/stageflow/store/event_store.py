@@ -248,18 +248,23 @@ class EventStore(Figures):
             most: How many differences at most.
 
         Raises:
-            QueryError: Nothing fits.
             ValueError: `slowest` is no share.
         """
         if not 0 < slowest < 1:
             raise ValueError(f"explain_slow(slowest={slowest!r}); give a share between 0 and 1")
         wanted = condition(over, among, None)
-        rows = ranked(f"select * from {over} where {wanted}", "duration_ms", (), weighted=True)
-        query = f"select {percentiles((1 - slowest,), weighted=True)}[1] from {rows}"
-        ((limit,),) = self.sql(query).rows
-        return self.explain(
-            f"duration_ms > {0.0 if limit is None else limit!r}", over=over, among=among, most=most
-        )
+        rows = f"select * from {over} where {wanted}"
+
+        def limit_ms(cursor: DuckDBPyConnection) -> float:
+            weighted = self._queries.weighted
+            found = cursor.execute(
+                f"select {percentiles((1 - slowest,), weighted=weighted)}[1]"
+                f" from {ranked(rows, 'duration_ms', (), weighted=weighted)}"
+            ).fetchone()
+            return float(found[0]) if found and found[0] is not None else 0.0  # of nothing, nothing is slow
+
+        limit = self._queries.ask(limit_ms, rows)
+        return self.explain(f"duration_ms > {limit!r}", over=over, among=among, most=most)
 
     # ------------------------------------------------------------ the end
 

@@ -29,7 +29,7 @@ _Seen = tuple[int, tuple[tuple[str, int], ...]]
 
 
 class Snapshot:
-    """The views `events`, `stages` and `runs` of a database, and what they stand on.
+    """The views `events`, `stages`, `runs` and `counts` of a database, and what they stand on.
 
     A segment is listed before the archive is looked at. So what went from the journal into the
     archive in between is in the archive's version, and is left out of the journal's part; what goes
@@ -151,6 +151,6 @@ class Snapshot:
 def gone(error: Exception) -> bool:
     """Tell whether an error says that a file is not there any more."""
     return isinstance(error, FileNotFoundError) or (
-        type(error).__name__ in ("IOException", "HTTPException")
+        type(error).__name__ == "IOException"
         and any(part in str(error) for part in ("No files found", "No such file", "Cannot open file"))
     )

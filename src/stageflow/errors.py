@@ -63,6 +63,13 @@ class StageflowError(Exception):
         hint: The way out, where there is one.
     """
 
+    # On the class, so that an error whose class does not call `super().__init__` works too.
+    message: str = ""
+    pipeline: str | None = None
+    stage: str | None = None
+    run_id: str | None = None
+    hint: str | None = None
+
     def __init__(
         self,
         message: str,
@@ -89,7 +96,7 @@ class StageflowError(Exception):
             )
             if value is not None
         ]
-        text = self.message
+        text = self.message or super().__str__()
         if where:
             text += f" [{', '.join(where)}]"
         if self.hint:

@@ -11,31 +11,30 @@ from contextvars import Context
 from types import coroutine
 from typing import Any
 
-from ..context import StageContext
+from ..context import StageContext, current_stage
 from ..executors import in_thread
 from ..stages import StageOutput
 from .around import intercepted
 from .node import Node
 from .parameters import arguments
 
-__all__ = ["Attempt", "begin", "resume"]
+__all__ = ["Attempt", "begin", "first_step", "resume"]
 
 Call = Callable[..., Any]
 
 
 class Attempt:
-    """An attempt that waits for something: only such a one can be timed out or cancelled.
+    """An attempt that waits for something: only such an attempt can time out or be cancelled.
 
     Attributes:
-        index: Number of the stage.
+        index: The instance in the state of the run.
         ctx: What the stage was given.
-        began: Start, monotonic nanoseconds.
+        began: When it started, in monotonic nanoseconds.
         task: The task that drives it.
-        timer: Its time-out, or the end of its grace.
-        told: Why it was told to end: "timeout" or "ending"; None while it was not.
+        timer: Its timeout, or the end of its grace period.
     """
 
-    __slots__ = ("_cancels", "began", "ctx", "index", "task", "timer", "told")
+    __slots__ = ("_cancels", "began", "ctx", "index", "task", "timer")
 
     def __init__(self, index: int, ctx: StageContext, began: int, task: asyncio.Task[None]) -> None:
         self.index = index
@@ -43,36 +42,44 @@ class Attempt:
         self.began = began
         self.task = task
         self.timer: asyncio.TimerHandle | None = None
-        self.told: str | None = None
         self._cancels = 0
 
-    def tell(self, why: str) -> None:
-        """Ask it to end, once."""
-        if self.told is None:
-            self.told = why
-            self.ctx.cancelled = True
-            self.ctx.timed_out = why == "timeout"
-            self._cancels += 1
-            self.task.cancel()
+    def cancel(self, *, timed_out: bool) -> None:
+        """Cancel it."""
+        self.ctx.cancelled = True
+        self.ctx.timed_out = timed_out
+        self._cancels += 1
+        self.task.cancel()
 
     def abandon(self) -> None:
-        """Wait for it no longer. It goes on by itself, and ends for good when it is cancelled again."""
+        """Stop waiting for it. It continues by itself, and is closed when it is cancelled again."""
         self.ctx.abandoned = True
         self.ctx.cancelled = True
-        if self.cancelled_from_outside:
-            # The loop is being torn down and waits for this task: it must not wait for ever.
+        if self.cancelled_externally:
+            # The loop is ending and waits for this task.
             self.task.cancel()
 
     @property
-    def cancelled_from_outside(self) -> bool:
-        """True when somebody other than the run cancelled the task."""
+    def cancelled_externally(self) -> bool:
+        """True if someone other than the run cancelled the task."""
         return self.task.cancelling() > self._cancels
 
     def stop_timer(self) -> None:
-        """Disarm what was to happen to it."""
+        """Cancel its timer."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+def first_step(ctx: StageContext, call: Call) -> tuple[Coroutine[Any, Any, Any], Any]:
+    """Start an attempt in the current context variables: return its coroutine and what it waits for first.
+
+    Raises:
+        StopIteration: The attempt has ended without waiting; `value` is what it returned.
+    """
+    current_stage.set(ctx)
+    steps = call(ctx)
+    return steps, steps.send(None)
 
 
 @coroutine
@@ -114,7 +121,7 @@ def _in_disguise(error: BaseException) -> RuntimeError:
 
 
 def begin(
-    node: Node, ctx: StageContext, variables: Context, instances: dict[int, Any]
+    node: Node, variables: Context, instances: dict[int, Any], ctx: StageContext
 ) -> Coroutine[Any, Any, Any]:
     """Return the coroutine of an attempt that is more than the call of a coroutine function.
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterable, Iterable
 
 from ..context import PipelineContext, PipelineResults, StageContext
 from ..render.graph import graph_as_text
+from ._scheduler import Scheduler
 from .many import Contexts, ManyRuns
 from .plan import Plan
-from .run import Run
 
 __all__ = ["StageGraph"]
 
@@ -53,7 +53,7 @@ class StageGraph:
                 "\n  hint: graph.run(PipelineContext(data={...}))"
             )
         self._check(deadline)
-        return await Run(self._plan, ctx, deadline).complete()
+        return await Scheduler(self._plan, ctx, deadline).complete()
 
     def _check(self, deadline: float | None) -> None:
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < math.inf):

@@ -9,11 +9,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import StageOutputError, StageTimeoutError, describe, did_you_mean
-from ..stages import Retry, StageKind, StageOutput, StageStatus
+from ..errors import StageOutputError, describe, did_you_mean
+from ..stages import StageKind, StageOutput, StageStatus
 from .node import Node
 
-__all__ = ["failure", "output_of", "retried_or_failed", "timed_out", "told_to_end"]
+__all__ = ["failure", "output_of"]
 
 # One made by hand may hold anything; what makes one by its methods has these.
 _SHAPE = (
@@ -26,7 +26,6 @@ _SHAPE = (
     ("routes", tuple | None),
 )
 _OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
-_DEFAULT_RETRY = Retry(attempts=3, on=())
 
 
 def output_of(value: Any, node: Node) -> StageOutput:
@@ -100,73 +99,14 @@ def _routed(output: StageOutput, node: Node) -> StageOutput:
 
 
 def failure(error: BaseException) -> StageOutput:
-    """Return the outcome of an attempt that raised, its traceback beginning in the stage."""
-    # Without the frames of the scheduler: they hold the run, and the run holds this exception.
+    """Return the outcome of an attempt that raised; its traceback starts in the stage."""
+    # Without the frames of the engine: they refer to the run, and the run refers to this exception.
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
         traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    # Not by assignment: a frozen dataclass that is an exception refuses that.
+    BaseException.with_traceback(error, traceback)
     if isinstance(error, asyncio.CancelledError):
         text = "CancelledError: something the stage awaited was cancelled, not the stage itself"
         return StageOutput(StageStatus.FAIL, {}, error=text, exception=error)
     return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
-
-
-def timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTimeoutError:
-    """Return the error of an attempt that took too long, whatever it did in the end."""
-    error = StageTimeoutError(
-        f"the attempt took longer than its timeout of {node.timeout:g} s",
-        pipeline=node.pipeline,
-        stage=node.name,
-        run_id=run_id,
-    )
-    if raised is not None and not isinstance(raised, asyncio.CancelledError):
-        error.__cause__ = raised
-    return error
-
-
-def told_to_end(output: StageOutput, raised: BaseException | None, reason: str) -> StageOutput:
-    """Return the outcome of an attempt that was cancelled because the run ended.
-
-    What it still returned counts. What it raised is the echo of the cancellation: it is kept, but
-    the stage is not to blame for it.
-    """
-    if raised is None and output.status is not StageStatus.RETRY:
-        return output
-    own = None if isinstance(raised, asyncio.CancelledError) else raised
-    error = describe(own) if own is not None else None
-    return StageOutput(StageStatus.CANCEL, {}, error=error, exception=own, reason=reason)
-
-
-def retried_or_failed(
-    output: StageOutput, node: Node, attempt: int, raised: BaseException | None, since: float
-) -> StageOutput:
-    """Return RETRY with its wait where the policy gives another attempt, else FAIL.
-
-    `since` is the number of seconds since the start of the first attempt.
-    """
-    policy = node.retry or _DEFAULT_RETRY
-    wants = output.status is StageStatus.RETRY
-    after: float | None = None
-    reason: str | None = None
-    try:
-        if not wants and (raised is None or not policy.covers(raised)):
-            return output
-        if attempt < policy.attempts:
-            after = policy.seconds_after(attempt) if output.after is None else output.after
-            if policy.deadline is not None and since + after > policy.deadline:
-                reason = (
-                    f"attempt {attempt} of {policy.attempts} failed after {since:.3g} s, and the next one "
-                    f"in {after:g} s would be past the deadline of {policy.deadline:g} s"
-                )
-                return StageOutput(StageStatus.FAIL, {}, output.error, output.exception, reason)
-            status = StageStatus.RETRY
-            reason = f"attempt {attempt} of {policy.attempts} failed, the next one in {after:g} s"
-        else:
-            status = StageStatus.FAIL
-            reason = f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or wants else None
-    except Exception as error:
-        # A policy is the user's code too.
-        status = StageStatus.FAIL
-        reason = f"its retry policy raised {describe(error)}"
-    return StageOutput(status, {}, error=output.error, exception=output.exception, reason=reason, after=after)

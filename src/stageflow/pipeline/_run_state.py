@@ -1,0 +1,629 @@
+"""The state of one run as a pure state machine: events go in, effects come out.
+
+`RunState` has one method for each thing that can happen to a run. It uses no event loop, no clock and no
+I/O: the scheduler passes the time with each event and then carries out the effects, which it finds in the
+outboxes of the state. An outbox is a list (for `ready`, a deque) that the state owns and reuses; an effect is
+a number or a tuple.
+
+The unit of state is an *instance* of a node, numbered from 0. Each instance is in one phase:
+
+    waiting ------ started() or attempt_ended() of a dependency -> ready
+    waiting ------ it is skipped, or a dependency failed --------> done
+    ready -------- take() ---------------------------------------> running
+    ready -------- take(), and it needs a permit ----------------> queued
+    queued ------- permit_granted() -----------------------------> ready
+    running ------ attempt_timed_out() --------------------------> timed_out
+    running ------ the run ends ---------------------------------> cancelling
+    running ------ attempt_ended() ------------------------------> done
+    running ------ attempt_ended(), another attempt is due ------> backoff
+    timed_out ---- attempt_ended() ------------------------------> done
+    timed_out ---- attempt_ended(), another attempt is due ------> backoff
+    timed_out ---- grace_over() ---------------------------------> done
+    cancelling --- attempt_ended() ------------------------------> done
+    cancelling --- grace_over() ---------------------------------> done
+    backoff ------ retry_due() ----------------------------------> ready
+    waiting, ready, queued, backoff --- the run ends ------------> done
+
+The run itself is *running* until `ending` is set or every instance is done, then *ending* while attempts are
+still running, and *done* once every instance has its terminal result. `done` never changes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from asyncio import CancelledError
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..context import PipelineContext, PipelineResults, StageContext
+from ..context.results import Outcome
+from ..errors import DeadlineExceededError, StageflowError, StageTimeoutError, describe
+from ..stages import Retry, StageOutput, StageResult, StageStatus
+from .node import Node
+from .plan import Plan
+
+__all__ = [
+    "BACKOFF",
+    "CANCELLING",
+    "DONE",
+    "PHASES",
+    "QUEUED",
+    "READY",
+    "RUNNING",
+    "TIMED_OUT",
+    "WAITING",
+    "Ending",
+    "RunState",
+]
+
+OK, SKIP, RETRY = StageStatus.OK, StageStatus.SKIP, StageStatus.RETRY
+FAIL, CANCEL = StageStatus.FAIL, StageStatus.CANCEL
+
+PHASES = ("waiting", "ready", "queued", "running", "timed_out", "cancelling", "backoff", "done")
+WAITING, READY, QUEUED, RUNNING, TIMED_OUT, CANCELLING, BACKOFF, DONE = range(len(PHASES))
+
+_DEFAULT_RETRY = Retry(attempts=3, on=())
+"""For a stage without a policy that returns `StageOutput.retry`."""
+
+
+class Ending(Struct, frozen=True):
+    """Why a run ends before all of its stages have. The first cause counts."""
+
+    outcome: Outcome
+    reason: str
+    error: str | None = None
+    exception: BaseException | None = None
+
+
+class RunState:
+    """What is known of every instance of one run, and what follows from each event.
+
+    All times are monotonic nanoseconds.
+
+    Attributes:
+        ready: Outbox: instances to start, first come, first served. Take from it with `take()`.
+        emits: Outbox: results to emit, in order.
+        cancels: Outbox: running instances whose attempt is to be cancelled.
+        acquires: Outbox: queued instances for which a permit of their limit is to be acquired.
+        releases: Outbox: instances whose permit is to be released.
+        timers: Outbox: (event, instance, seconds) to call an event later: "retry_due" or "grace_over". The
+            instance -1 stands for the whole run.
+        pending: True if any outbox but `ready` and `emits` has something, or the run has started to end.
+        phases: The phase of each instance.
+        results: The terminal result of each instance, or None.
+        retried: The last RETRY result of each instance that was retried.
+        running: How many attempts are running.
+        left: How many instances have no terminal result.
+        ending: Why the run ends early, or None.
+        origin: What to add to a monotonic time to get nanoseconds since the Unix epoch.
+        first_failed: The result of the first stage that failed and is not optional.
+        interrupt: A `SystemExit` or `KeyboardInterrupt` from a stage, to be raised after the record is
+            written.
+        done: True once every instance has its terminal result.
+    """
+
+    __slots__ = (
+        "_first_began",
+        "_limit",
+        "_permits",
+        "_plan",
+        "_ready_at",
+        "_routes",
+        "_waiting",
+        "acquires",
+        "cancels",
+        "done",
+        "emits",
+        "ended_at",
+        "ending",
+        "first_failed",
+        "interrupt",
+        "left",
+        "nodes",
+        "origin",
+        "pending",
+        "phases",
+        "pipeline_name",
+        "ready",
+        "releases",
+        "results",
+        "retried",
+        "run_id",
+        "running",
+        "timers",
+    )
+
+    def __init__(self, plan: Plan, run_id: str, began: int, origin: int) -> None:
+        size = len(plan.nodes)
+        self.nodes: Sequence[Node] = plan.nodes
+        self.pipeline_name = plan.name
+        self.run_id = run_id
+        self.ready: deque[int] = deque()
+        self.emits: list[StageResult] = []
+        self.cancels: list[int] = []
+        self.acquires: list[int] = []
+        self.releases: list[int] = []
+        self.timers: list[tuple[str, int, float]] = []
+        self.pending = False
+        self.phases = [WAITING] * size
+        self.results: list[StageResult | None] = [None] * size
+        self.retried: dict[int, StageResult] = {}
+        self.running = 0
+        self.left = size
+        self.ending: Ending | None = None
+        self.first_failed: StageResult | None = None
+        self.interrupt: BaseException | None = None
+        self.done = False
+        self.ended_at = 0
+        self._plan = plan
+        self._limit = plan.max_concurrency
+        self.origin = origin
+        self._waiting = plan.waiting.copy()
+        self._ready_at = [began] * size
+        self._first_began: dict[int, int] = {}
+        self._routes: dict[int, tuple[str, ...]] = {}
+        self._permits: set[int] = set()
+
+    # ------------------------------------------------------------ events
+
+    def started(self) -> None:
+        """The run starts: every instance without dependencies is ready."""
+        for index in self._plan.roots:
+            self.phases[index] = READY
+        self.ready.extend(self._plan.roots)
+
+    def take(self) -> int:
+        """Start the next ready instance, and return its number.
+
+        Returns:
+            -1 if none may start now. If `acquires` is not empty, one needs a permit, and others may be
+            ready.
+        """
+        if self.ending is not None or (self._limit is not None and self.running >= self._limit):
+            return -1
+        if not self.ready:
+            return -1
+        index = self.ready.popleft()
+        if self.nodes[index].limit is not None and index not in self._permits:
+            self.phases[index] = QUEUED
+            self.acquires.append(index)
+            return -1
+        self.phases[index] = RUNNING
+        self.running += 1
+        return index
+
+    @property
+    def startable(self) -> int:
+        """How many ready instances may start now."""
+        ready = len(self.ready)
+        return ready if self._limit is None else min(ready, self._limit - self.running)
+
+    def permit_granted(self, index: int) -> None:
+        """An instance has acquired a permit of its limit."""
+        if self.phases[index] != QUEUED or self.ending is not None:
+            self._release_permit(index)
+            return
+        self.phases[index] = READY
+        self.ready.appendleft(index)
+        self._permits.add(index)
+        if self._limit is not None and self.running >= self._limit:
+            # It cannot start yet, and must not keep the permit from those that can.
+            self._release_permit(index)
+
+    def attempt_number(self, index: int) -> int:
+        """Return the number of the attempt that starts now; 0 if `when=` is evaluated first."""
+        last = self.retried.get(index)
+        return self.nodes[index].first_attempt if last is None else last.attempts + 1
+
+    def attempt_ended(
+        self,
+        index: int,
+        ctx: StageContext,
+        output: StageOutput,
+        raised: BaseException | None,
+        began: int,
+        ended: int,
+        cancelled_externally: bool = False,
+    ) -> None:
+        """An attempt ended.
+
+        Args:
+            index: The instance.
+            ctx: What the stage was given; its attempt number is 0 if `execute` was never called.
+            output: The outcome of the attempt by itself.
+            raised: What it raised, or None.
+            began: When it started.
+            ended: When it ended.
+            cancelled_externally: True if someone other than the run cancelled its task.
+        """
+        node, phase = self.nodes[index], self.phases[index]
+        if raised is not None or phase != RUNNING or output.status is not OK:
+            if cancelled_externally and phase != TIMED_OUT:
+                self.phases[index] = CANCELLING
+                self._end(_cancelled("a task of the run was cancelled from outside"), ended)
+            output = self._outcome(index, ctx.attempt, output, raised, began, ended, phase)
+        if not ctx.attempt:
+            began = ended
+        if node.route_labels:
+            self._routes[index] = output.routes or ()
+        result = self._result(index, ctx, output, ctx.attempt, began, ended)
+        self.running -= 1
+        self._settle(index, result, ended)
+
+    def attempt_lost(self, index: int, attempt: int, output: StageOutput, began: int, ended: int) -> None:
+        """An attempt ended in a way that the engine could not process: it fails with that error, `output`."""
+        if self.phases[index] not in (RUNNING, TIMED_OUT, CANCELLING):
+            return
+        if isinstance(output.exception, (SystemExit, KeyboardInterrupt)):
+            self.interrupt = self.interrupt or output.exception
+        if self.nodes[index].route_labels:
+            self._routes[index] = ()
+        self.running -= 1
+        self._settle(index, self._result(index, None, output, attempt, began, ended), ended)
+
+    def attempt_timed_out(self, index: int) -> None:
+        """The timeout of a running attempt has passed: it is cancelled, and has a grace period to end."""
+        if self.phases[index] == RUNNING:
+            self.phases[index] = TIMED_OUT
+            self.cancels.append(index)
+            self.timers.append(("grace_over", index, self._plan.grace))
+            self.pending = True
+
+    def grace_over(self, index: int, ctx: StageContext, began: int, at: int) -> None:
+        """A cancelled attempt did not end within the grace period: the run goes on without it."""
+        phase = self.phases[index]
+        if phase not in (TIMED_OUT, CANCELLING):
+            return
+        left = f"it did not end within {self._plan.grace:g} s and was left running"
+        if phase == TIMED_OUT:
+            late = _timed_out(self.nodes[index], self.run_id, None)
+            output = StageOutput(FAIL, {}, describe(late), late, left)
+        else:
+            why = self.ending.reason if self.ending else "the run ended"
+            output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {left}")
+        if self.nodes[index].route_labels:
+            self._routes[index] = ()
+        self.running -= 1
+        self._settle(index, self._result(index, ctx, output, ctx.attempt, began, at, abandoned=True), at)
+
+    def retry_due(self, index: int) -> None:
+        """The wait before the next attempt of an instance is over."""
+        if self.phases[index] == BACKOFF:
+            self.phases[index] = READY
+            self.ready.append(index)
+
+    def cancelled(self, reason: str, at: int) -> None:
+        """The run was cancelled externally."""
+        self._end(_cancelled(reason), at)
+
+    def deadline_passed(self, deadline: float, at: int) -> None:
+        """The run took longer than its deadline, in seconds."""
+        error = DeadlineExceededError(
+            f"the run took longer than its deadline of {deadline:g} s",
+            pipeline=self.pipeline_name,
+            run_id=self.run_id,
+        )
+        self._end(Ending("timeout", error.message, f"DeadlineExceededError: {error.message}", error), at)
+
+    def interrupted(self, result: StageResult, at: int) -> None:
+        """Emitting a result raised a `KeyboardInterrupt` or `SystemExit`: the run fails there."""
+        if self.ending is None:
+            self._fail(result, at)
+
+    def engine_failed(self, error: BaseException, at: int) -> None:
+        """The engine itself failed: the run ends like after any failure."""
+        text = f"the scheduler itself failed: {describe(error)}"
+        self._end(Ending("failed", text, text, error), at)
+
+    # ------------------------------------------------------------ what an attempt came to
+
+    def _outcome(
+        self,
+        index: int,
+        attempt: int,
+        output: StageOutput,
+        raised: BaseException | None,
+        began: int,
+        ended: int,
+        phase: int,
+    ) -> StageOutput:
+        """Return what an attempt came to, given how the run stands."""
+        node = self.nodes[index]
+        if isinstance(raised, (SystemExit, KeyboardInterrupt)):
+            self.interrupt = self.interrupt or raised
+        if isinstance(output.exception, StageflowError):
+            with contextlib.suppress(Exception):  # a subclass may refuse new attributes
+                output.exception.locate(self.pipeline_name, node.name, self.run_id)
+        if phase == TIMED_OUT:
+            raised = _timed_out(node, self.run_id, raised)
+            output = StageOutput(FAIL, {}, describe(raised), raised)
+        if self.ending is not None:
+            return output if phase == TIMED_OUT else _cut_short(output, raised, self.ending.reason)
+        if attempt and (raised is not None or output.status is RETRY):
+            since = ended - self._first_began.get(index, began)
+            return _retried_or_failed(output, node.retry or _DEFAULT_RETRY, attempt, raised, since / 1e9)
+        return output
+
+    def _result(
+        self,
+        index: int,
+        ctx: StageContext | None,
+        output: StageOutput,
+        attempt: int,
+        began: int,
+        ended: int,
+        abandoned: bool = False,
+    ) -> StageResult:
+        node, origin = self.nodes[index], self.origin
+        return StageResult(
+            node.name,
+            output.status,
+            output.data,
+            output.error,
+            output.exception,
+            output.reason,
+            attempt,  # the number of this attempt
+            attempt,  # the number of attempts so far
+            self._ready_at[index] + origin,
+            began + origin,
+            ended + origin,
+            node.kind,
+            node.dependencies,
+            node.optional,
+            ctx.seal() if ctx else {},
+            tuple(ctx._artifacts) if ctx and ctx._artifacts else (),
+            ctx._events_count if ctx else 0,
+            ctx.missing_inputs if ctx else (),
+            output.after,
+            abandoned,
+            ctx.outcome_by if ctx else None,
+            node.index,
+        )
+
+    def _settle(self, index: int, result: StageResult, at: int) -> None:
+        """Take in the result of an attempt, and start or end what follows from it."""
+        if index in self._permits:
+            self._release_permit(index)
+        status = result.status
+        if status is RETRY:
+            self.phases[index] = BACKOFF
+            self.retried[index] = result
+            self._first_began.setdefault(index, result.started_ns - self.origin)
+            self.emits.append(result)
+            self.timers.append(("retry_due", index, result.retry_after or 0))
+            self.pending = True
+            return
+        self._keep(index, result)
+        if self.ending is not None:
+            pass
+        elif self.interrupt is not None:
+            self._fail(result, at)
+        elif status is OK or status is SKIP or (status is FAIL and result.optional):
+            self._release_dependents(index, at)
+        elif status is CANCEL:
+            self._end(Ending("stopped", f"stage {result.name!r}: {result.reason}"), at)
+        elif self._plan.fail_fast:
+            self._fail(result, at)
+        else:
+            self.first_failed = self.first_failed or result
+            self._cancel_downstream(index, at)
+        if not self.left or (self.ending is not None and not self.running):
+            self._finish(at)
+
+    def _keep(self, index: int, result: StageResult) -> None:
+        self.phases[index] = DONE
+        self.results[index] = result
+        self.left -= 1
+        self.emits.append(result)
+
+    def _keep_unstarted(self, index: int, status: StageStatus, reason: str, at: int) -> None:
+        output = StageOutput(status, {}, reason=reason)
+        self._keep(index, self._result(index, None, output, 0, at, at))
+
+    # ------------------------------------------------------------ dependents
+
+    def _release_dependents(self, index: int, at: int) -> None:
+        """Make ready what waited for this instance alone; skip what its dependencies skip."""
+        nodes, waiting, phases = self.nodes, self._waiting, self.phases
+        skipped: list[int] = []
+        while True:
+            for after in nodes[index].dependents:
+                waiting[after] -= 1
+                if waiting[after] or phases[after] == DONE:
+                    continue
+                self._ready_at[after] = at
+                if nodes[after].gated and (reason := self._skip_reason(nodes[after])) is not None:
+                    self._keep_unstarted(after, SKIP, reason, at)
+                    skipped.append(after)
+                else:
+                    phases[after] = READY
+                    self.ready.append(after)
+            if not skipped:
+                return
+            index = skipped.pop()
+
+    def _skip_reason(self, node: Node) -> str | None:
+        """Return why its dependencies skip a stage, or None if they do not."""
+        index = self._plan.index
+        if node.route is not None:
+            routers = [name for name in node.dependencies if index[name] in self._routes]
+            chosen = [label for name in routers for label in self._routes[index[name]]]
+            if node.route not in chosen:
+                went = ", ".join(repr(label) for label in chosen) or "nowhere"
+                by = ", ".join(repr(name) for name in routers) or "a router that did not end well"
+                return f"its route is {node.route!r}; {by} went to {went}"
+        if node.conditional:
+            results = [self.results[index[name]] for name in node.dependencies]
+            if all(result is None or result.status in (SKIP, FAIL) for result in results):
+                return "every one of its dependencies was skipped"
+        return None
+
+    def _cancel_downstream(self, index: int, at: int) -> None:
+        """Cancel everything that can no longer start because this instance failed."""
+        reason = f"it depends on {self.nodes[index].name!r}, which failed"
+        following = [index]
+        while following:
+            for after in self.nodes[following.pop()].dependents:
+                if self.phases[after] != DONE:
+                    self._ready_at[after] = at
+                    self._keep_unstarted(after, CANCEL, reason, at)
+                    following.append(after)
+
+    # ------------------------------------------------------------ the end of the run
+
+    def _fail(self, result: StageResult, at: int) -> None:
+        self.first_failed = self.first_failed or result
+        self._end(_failed_at(result), at)
+
+    def _end(self, ending: Ending, at: int) -> None:
+        """End the run: start nothing more, cancel what is running, finish when all of it has ended."""
+        if self.ending is not None:
+            return
+        self.ending = ending
+        if self.done:
+            return
+        self.pending = True
+        self.ready.clear()
+        self.acquires.clear()
+        if self.running:
+            for index, phase in enumerate(self.phases):
+                if phase == RUNNING:
+                    self.phases[index] = CANCELLING
+                    self.cancels.append(index)
+            self.timers.append(("grace_over", -1, self._plan.grace))
+        else:
+            self._finish(at)
+
+    def _finish(self, at: int) -> None:
+        """Give every instance that has none its terminal result."""
+        if self.done:
+            return
+        self.done = self.pending = True
+        self.ended_at = at
+        for index in list(self._permits):
+            self._release_permit(index)
+        why = self.ending.reason if self.ending else "the run ended"
+        for index, result in enumerate(self.results):
+            if result is not None:
+                continue
+            last = self.retried.get(index)
+            if last is None:
+                self._ready_at[index] = at
+                self._keep_unstarted(index, CANCEL, f"never started: {why}", at)
+                continue
+            # It waited for its next attempt: its end is that of its last one.
+            output = StageOutput(CANCEL, {}, last.error, last.exception, f"not tried again: {why}")
+            began, ended = last.started_ns - self.origin, last.ended_ns - self.origin
+            final = self._result(index, None, output, last.attempts, began, ended)
+            # The attempt that never began gives the terminal event an id of its own.
+            self._keep(index, replace(final, attempt=last.attempts + 1))
+
+    def _release_permit(self, index: int) -> None:
+        self._permits.discard(index)
+        self.releases.append(index)
+        self.pending = True
+
+    def conclude(self, context: PipelineContext, began: int) -> PipelineResults:
+        """Return the results of a run that is done."""
+        ending, failed = self.ending, self.first_failed
+        if failed is not None and (ending is None or ending.outcome == "stopped"):
+            # It failed first, and the run went on for the stages that did not need it.
+            ending = _failed_at(failed)
+        results = [result for result in self.results if result is not None]
+        if ending is None:
+            degraded = any(result.status is FAIL for result in results)
+            ending = Ending("degraded" if degraded else "ok", "")
+        return PipelineResults(
+            [(result.name, result) for result in results],
+            pipeline_name=self.pipeline_name,
+            context=context,
+            outcome=ending.outcome,
+            error=ending.error,
+            exception=ending.exception,
+            reason=ending.reason or None,
+            first_failed_stage=failed.name if failed else None,
+            started_ns=began + self.origin,
+            ended_ns=self.ended_at + self.origin,
+        )
+
+    # ------------------------------------------------------------ what stages read; see `context.Upstream`
+
+    def ancestor(self, reader: int, stage: str) -> StageResult | None:
+        plan = self._plan
+        if stage in self.nodes[reader].dependency_set or stage in plan.ancestors(reader):
+            return self.results[plan.index[stage]]
+        return None
+
+    def ancestors(self, reader: int) -> Collection[str]:
+        return self._plan.ancestors(reader)
+
+
+def _cancelled(reason: str) -> Ending:
+    return Ending("cancelled", reason, reason)
+
+
+def _failed_at(result: StageResult) -> Ending:
+    text = f"stage {result.name!r} failed: {result.error}"
+    return Ending("failed", f"stage {result.name!r} failed", text, result.exception)
+
+
+def _timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTimeoutError:
+    """Return the error of an attempt that took too long, whatever it did in the end."""
+    error = StageTimeoutError(
+        f"the attempt took longer than its timeout of {node.timeout:g} s",
+        pipeline=node.pipeline,
+        stage=node.name,
+        run_id=run_id,
+    )
+    if raised is not None and not isinstance(raised, CancelledError):
+        error.__cause__ = raised
+    return error
+
+
+def _cut_short(output: StageOutput, raised: BaseException | None, why: str) -> StageOutput:
+    """Return the outcome of an attempt that was cancelled because the run ended.
+
+    What it still returned counts. What it raised is a consequence of the cancellation: it is kept, but the
+    stage is not to blame for it.
+    """
+    if raised is None and output.status is not RETRY:
+        return output
+    own = None if isinstance(raised, CancelledError) else raised
+    error = describe(own) if own is not None else None
+    return StageOutput(CANCEL, {}, error=error, exception=own, reason=f"cancelled: {why}")
+
+
+def _retried_or_failed(
+    output: StageOutput, policy: Retry, attempt: int, raised: BaseException | None, since: float
+) -> StageOutput:
+    """Return RETRY with its wait if the policy allows another attempt, else FAIL.
+
+    `since` is the number of seconds since the start of the first attempt.
+    """
+    wants = output.status is RETRY
+    after: float | None = None
+    reason: str | None = None
+    try:
+        if not wants and (raised is None or not policy.covers(raised)):
+            return output
+        if attempt < policy.attempts:
+            after = policy.seconds_after(attempt) if output.after is None else output.after
+            if policy.deadline is not None and since + after > policy.deadline:
+                reason = (
+                    f"attempt {attempt} of {policy.attempts} failed after {since:.3g} s, and the next one "
+                    f"in {after:g} s would be past the deadline of {policy.deadline:g} s"
+                )
+                return StageOutput(FAIL, {}, output.error, output.exception, reason)
+            status = RETRY
+            reason = f"attempt {attempt} of {policy.attempts} failed, the next one in {after:g} s"
+        else:
+            status = FAIL
+            reason = f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or wants else None
+    except Exception as error:
+        # A policy is the user's code too.
+        status = FAIL
+        reason = f"its retry policy raised {describe(error)}"
+    return StageOutput(status, {}, error=output.error, exception=output.exception, reason=reason, after=after)

@@ -1,0 +1,410 @@
+"""The scheduler: runs one graph once, from its first stage to its record.
+
+`Scheduler` owns everything that `RunState` must not touch: the event loop, the clock, tasks, timers and
+permits. It reports each event to the state and then carries out the effects. Everything happens on one loop,
+between two awaits.
+
+Stages run in *workers*. A worker is a task that starts one ready stage after another, so a stage whose last
+dependency has just ended continues in the task of that dependency, and there are only as many tasks as stages
+that wait for something at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any, Concatenate, ParamSpec, cast
+
+from ..clock import get_clock
+from ..context import PipelineContext, PipelineResults, StageContext
+from ..observability.defaults import defaults
+from ..observability.recorder import RunRecorder
+from ..observability.run_record import emit_on
+from . import active
+from ._run_state import CANCELLING, RUNNING, TIMED_OUT, RunState
+from .attempt import Attempt, begin, first_step, resume
+from .limits import Limit, Ticket
+from .outcome import failure, output_of
+from .plan import Plan
+from .run_context import own_context
+
+__all__ = ["Scheduler"]
+
+YIELD_EVERY = 16
+"""Stages that a worker starts before it yields to the event loop."""
+
+P = ParamSpec("P")
+
+
+def _ends_run(
+    callback: Callable[Concatenate[Scheduler, P], None],
+) -> Callable[Concatenate[Scheduler, P], None]:
+    """Let an error in a callback of the loop end the run: nothing else would ever report it."""
+
+    @functools.wraps(callback)
+    def guarded(self: Scheduler, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            callback(self, *args, **kwargs)
+        except Exception as error:
+            self._engine_failed(error)
+
+    return guarded
+
+
+class Scheduler:
+    """One run: its state, its workers, its timers and its permits."""
+
+    def __init__(self, plan: Plan, context: PipelineContext, deadline: float | None) -> None:
+        clock = get_clock()
+        self.now = clock.monotonic_ns
+        wall, self.began = clock.wall_ns(), self.now()
+        origin = wall - self.began
+        self.loop = asyncio.get_running_loop()
+        self.plan = plan
+        self.pipeline_name = plan.name
+        self.context = own_context(context, plan.name, wall, origin)
+        self.run_id: str = self.context._record.run_id
+        self.recorder = RunRecorder(
+            self.context._record,
+            self.context,
+            plan.emitter,
+            stages=defaults().emits if plan.emits_stages is None else plan.emits_stages,
+            pipeline=defaults().emits if plan.emits_pipeline is None else plan.emits_pipeline,
+        )
+        self.variables = copy_context()
+        self.variables.run(emit_on, self.loop)
+        self.state = RunState(plan, self.run_id, self.began, origin)
+        self.attempts: dict[int, Attempt] = {}
+        self.instances: dict[int, Any] = {}
+        self.results: PipelineResults | None = None
+        self.deadline = deadline
+        self._waiter: asyncio.Future[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
+        self._dispatching = False
+        self._yielding = 0
+        self._retries: dict[int, asyncio.TimerHandle] = {}
+        self._timers: list[asyncio.TimerHandle] = []
+        self._held: dict[int, Limit] = {}
+        self._tickets: dict[Ticket, int] = {}
+
+    # ------------------------------------------------------------ the caller's side
+
+    async def complete(self) -> PipelineResults:
+        """Run all stages and return their results; see `StageGraph.run`."""
+        if self.deadline is not None:
+            self._timers.append(self.loop.call_later(self.deadline, self._deadline_passed))
+        active.entered(self)
+        self.recorder.run_started(self.plan.outline, self.began + self.state.origin)
+        self.state.started()
+        self._start_worker()
+        self._dispatch_soon()
+        cancelled: asyncio.CancelledError | None = None
+        while self.results is None:
+            self._waiter = self.loop.create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError as error:
+                # A second one has no effect: the first has already cancelled every stage.
+                cancelled = cancelled or error
+                self._cancelled("cancelled from outside")
+            except GeneratorExit:
+                self._closed()
+                raise
+        interrupt = self.state.interrupt or self.recorder.interrupt
+        if interrupt is not None:
+            raise interrupt
+        if cancelled is not None:
+            try:
+                raise cancelled
+            finally:
+                cancelled = None  # or it and this frame would refer to each other
+        return self.results
+
+    def _cancelled(self, reason: str) -> None:
+        self.state.cancelled(reason, self.now())
+        self._apply()
+
+    @_ends_run
+    def _deadline_passed(self) -> None:
+        self.state.deadline_passed(self.deadline or 0, self.now())
+        self._apply()
+
+    def _closed(self) -> None:
+        """End without another step of the loop: the coroutine of the run was closed."""
+        self.state.cancelled("the coroutine of run() was closed", self.now())
+        # There may be no loop left that could cancel a task or call a timer.
+        self.state.cancels.clear()
+        self.state.timers.clear()
+        for task in self._workers:
+            with contextlib.suppress(RuntimeError):
+                task.cancel()
+        self._grace_over(-1)
+
+    def _engine_failed(self, error: BaseException) -> None:
+        """End the run because of an error in the engine itself."""
+        self.state.engine_failed(error, self.now())
+        self._apply()
+
+    def disown(self) -> None:
+        """See `Running.disown`."""
+        self.recorder.disown()
+
+    def stages_under_way(self) -> tuple[str, ...]:
+        """See `ActiveRun.stages`."""
+        return tuple(self.plan.nodes[index].name for index in list(self.attempts))
+
+    # ------------------------------------------------------------ workers
+
+    def _dispatch_soon(self) -> None:
+        """Start workers for what is ready with the next iteration of the loop.
+
+        Not at once: the current stage may end without waiting for anything, and then its worker can start the
+        next one. So a task is created only for a stage that has to wait while another one does.
+        """
+        if self.state.ready and not self._dispatching:
+            self._dispatching = True
+            self.loop.call_soon(self._dispatch, context=self.variables)
+
+    def _dispatch(self) -> None:
+        self._dispatching = False
+        if self._yielding:
+            return  # that worker waits for nothing: it starts the next stage itself
+        for _ in range(self.state.startable):
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        # The constructor, not `loop.create_task`: an eager task factory would start a stage inside the
+        # bookkeeping of the one before it.
+        task = asyncio.Task(
+            self._work(), loop=self.loop, name=self.pipeline_name, context=self.variables.copy()
+        )
+        self._workers.add(task)
+        task.add_done_callback(self._worker_done)
+
+    @_ends_run
+    def _worker_done(self, task: asyncio.Task[None]) -> None:
+        # A worker that ended normally is not in the set any more, even if it was cancelled afterwards.
+        if task not in self._workers:
+            return
+        self._workers.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._attempt_lost(task, error)
+            self._engine_failed(error)
+        elif task.cancelled():
+            self._cancelled("a task of the run was cancelled from outside")
+
+    def _attempt_lost(self, task: asyncio.Task[None], error: BaseException) -> None:
+        """Record the stage that a failed worker was running: all others wait in tasks of their own."""
+        now, state = self.now(), self.state
+        for index, phase in enumerate(state.phases):
+            if phase in (RUNNING, TIMED_OUT, CANCELLING):
+                attempt = self.attempts.get(index)
+                if attempt is None or attempt.task is task:
+                    self.attempts.pop(index, None)
+                    state.attempt_lost(index, state.attempt_number(index), failure(error), now, now)
+
+    async def _work(self) -> None:
+        """Run one stage after another until none is ready."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        state, now, base = self.state, self.now, self.variables
+        context, recorder, nodes = self.context, self.recorder, self.state.nodes
+        ready, emits = state.ready, state.emits
+        turn = 0
+        while True:
+            index = state.take()
+            if index < 0:
+                if not state.acquires:
+                    break
+                self._acquire_permits()
+                continue
+            if ready:
+                self._dispatch_soon()
+            node = nodes[index]
+            number = state.attempt_number(index)
+            ctx = StageContext(context, node.name, node.kind, number, index, state, recorder)
+            variables = base.copy()
+            attempt = raised = value = None
+            began = now()
+            try:
+                if node.direct:
+                    steps, waits_for = variables.run(first_step, ctx, node.call)
+                else:
+                    steps, waits_for = variables.run(
+                        first_step, ctx, functools.partial(begin, node, variables, self.instances)
+                    )
+            except StopIteration as stop:
+                value = stop.value
+            except BaseException as error:
+                raised = error
+            else:
+                attempt = self.attempts[index] = Attempt(index, ctx, began, task)
+                if node.timeout is not None:
+                    attempt.timer = self.loop.call_later(node.timeout, self._timed_out, attempt)
+                try:
+                    value = await resume(variables, steps, waits_for, ctx)
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    raised = error
+                if ctx.abandoned:
+                    self._workers.discard(task)
+                    return  # its result has been recorded already
+                del self.attempts[index]
+                attempt.stop_timer()
+            ended = now()
+            try:
+                if raised is not None:
+                    output = failure(raised)
+                else:
+                    try:
+                        output = output_of(value, node)
+                    except BaseException as error:  # the value may define any method as it likes
+                        raised, output = error, failure(error)
+                state.attempt_ended(
+                    index,
+                    ctx,
+                    output,
+                    raised,
+                    began,
+                    ended,
+                    attempt is not None
+                    and isinstance(raised, asyncio.CancelledError)
+                    and attempt.cancelled_externally,
+                )
+            except BaseException as error:
+                state.attempt_lost(index, number, failure(error), began, ended)
+            if emits:
+                self._emit()
+            if state.pending:
+                self._apply()
+            # An exception refers to the frames it went through: this one must not refer to it in turn.
+            del value, raised
+            if task.cancelling():
+                # A cancelled task would cancel the waits of the next stage: that one starts in another task.
+                self._dispatch_soon()
+                break
+            turn += 1
+            if turn % YIELD_EVERY == 0 and ready:
+                self._yielding += 1
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    self._yielding -= 1
+        self._workers.discard(task)
+
+    # ------------------------------------------------------------ effects
+
+    def _emit(self) -> None:
+        """Emit the results that the state has put out, in order."""
+        emits, recorder = self.state.emits, self.recorder
+        while emits:
+            results = emits.copy()
+            emits.clear()
+            for result in results:
+                if recorder.stages:
+                    recorder.stage_ended(result)
+                    if recorder.interrupt is not None:
+                        self.state.interrupted(result, self.now())
+
+    def _apply(self) -> None:
+        """Carry out all effects."""
+        state = self.state
+        self._emit()
+        while state.pending:
+            state.pending = False
+            for index in state.cancels:
+                if (attempt := self.attempts.get(index)) is not None:
+                    attempt.cancel(timed_out=state.phases[index] == TIMED_OUT)
+            state.cancels.clear()
+            for index in state.releases:
+                if (limit := self._held.pop(index, None)) is not None:
+                    limit.release()
+            state.releases.clear()
+            for event, index, seconds in state.timers:
+                if event == "retry_due":
+                    self._retries[index] = self.loop.call_later(seconds, self._retry_due, index)
+                elif index >= 0:
+                    self.attempts[index].timer = self.loop.call_later(seconds, self._grace_over, index)
+                else:
+                    self._timers.append(self.loop.call_later(seconds, self._grace_over, index))
+            state.timers.clear()
+            if state.ending is not None:
+                self._wait_for_nothing()
+            self._emit()
+        if state.done and self.results is None:
+            self._conclude()
+        else:
+            self._dispatch_soon()
+
+    def _wait_for_nothing(self) -> None:
+        """Withdraw every request for a permit, and stop waiting for the next attempt of a stage."""
+        tickets, self._tickets = self._tickets, {}
+        for ticket in tickets:
+            ticket.limit.withdraw(ticket)
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
+
+    def _conclude(self) -> None:
+        """Emit the event of the run and wake its caller. Nothing here waits."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self.results = self.state.conclude(self.context, self.began)
+        try:
+            self.recorder.run_ended(self.results)
+        finally:
+            active.left(self)
+            if self._waiter is not None and not self._waiter.done():
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self._waiter.set_result(None)
+
+    # ------------------------------------------------------------ timers
+
+    @_ends_run
+    def _retry_due(self, index: int) -> None:
+        del self._retries[index]
+        self.state.retry_due(index)
+        self._dispatch_soon()
+
+    @_ends_run
+    def _timed_out(self, attempt: Attempt) -> None:
+        self.state.attempt_timed_out(attempt.index)
+        self._apply()
+
+    @_ends_run
+    def _grace_over(self, index: int) -> None:
+        """Abandon one attempt, or with -1 all that are running, which did not end within the grace period."""
+        for known, attempt in list(self.attempts.items()):
+            if index in (known, -1):
+                del self.attempts[known]
+                attempt.stop_timer()
+                attempt.abandon()
+                self.state.grace_over(known, attempt.ctx, attempt.began, self.now())
+        self._apply()
+
+    # ------------------------------------------------------------ permits
+
+    def _acquire_permits(self) -> None:
+        """Acquire the permits that queued stages need, or wait for them."""
+        for index in self.state.acquires:
+            limit = self.state.nodes[index].limit
+            assert limit is not None
+            ticket = Ticket(limit, self.loop, self._permit_granted)
+            if limit.acquire(ticket):
+                self._held[index] = limit
+                self.state.permit_granted(index)
+            else:
+                self._tickets[ticket] = index
+        self.state.acquires.clear()
+
+    @_ends_run
+    def _permit_granted(self, ticket: Ticket) -> None:
+        index = self._tickets.pop(ticket)
+        self._held[index] = ticket.limit
+        self.state.permit_granted(index)
+        self._apply()

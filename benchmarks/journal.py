@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 
 from stageflow import JournalSink, PipelineContext, StageKind, StageResult, StageStatus, WideEventEmitter
-from stageflow.observability.run_record import record_of
-from stageflow.pipeline.run_context import own_context
+from stageflow.observability.run_context import run_context_of, start_run
 
 from .rounds import Contestant, measure
 
@@ -24,7 +23,7 @@ _EVENTS = 500
 async def bench_journal(rounds: int, folder: str) -> None:
     """Print the median time of one event, and the ratio to the same event written by hand."""
     now = time.time_ns()
-    context = own_context(PipelineContext(user_id="u1", org_id="o1"), "p", now, 0)
+    context, _ = start_run(PipelineContext(user_id="u1", org_id="o1"), "p", now, 0)
     result = StageResult(
         "search",
         StageStatus.OK,
@@ -66,7 +65,7 @@ def _by_hand(folder: str, result: StageResult, context: PipelineContext) -> Cont
     """Write the same line as the journal: all values at hand, only the moments to be formatted."""
     fd = os.open(Path(folder, "by-hand.ndjson"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     encode = msgspec.json.Encoder().encode
-    record = record_of(context)
+    record = run_context_of(context)
     host, pid = os.uname().nodename, os.getpid()
 
     def moment(ns: int) -> str:

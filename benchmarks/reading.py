@@ -15,7 +15,7 @@ import duckdb
 from stageflow import JournalSink, PipelineContext, StageResult, StageStatus, WideEventEmitter
 from stageflow.context import PipelineResults
 from stageflow.journal import Journal, RunFilter
-from stageflow.pipeline.run_context import own_context
+from stageflow.observability.run_context import start_run
 
 __all__ = ["bench_reading", "write_journal"]
 
@@ -33,7 +33,7 @@ def write_journal(path: str, events: int, seed: int = 1) -> list[str]:
     for number in range(events // (STAGES + 1)):
         began = time.time_ns()
         given = PipelineContext(user_id=f"u{dice.randrange(1000)}", topology=f"topology_{number % 50}")
-        context = own_context(given, "bench", began, 0)
+        context, _ = start_run(given, "bench", began, 0)
         results = {}
         for index, name in enumerate(names):
             took = int(dice.lognormvariate(16, 1))
@@ -63,7 +63,7 @@ def write_journal(path: str, events: int, seed: int = 1) -> list[str]:
             ),
             context,
         )
-        runs.append(context._record.run_id)
+        runs.append(str(context.pipeline_run_id))
     sink.close()
     return runs
 

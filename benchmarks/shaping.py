@@ -18,8 +18,8 @@ from stageflow import (
     WideEventEmitter,
 )
 from stageflow.events import Event
+from stageflow.observability.run_context import start_run
 from stageflow.observability.shape import Shape, use_shape
-from stageflow.pipeline.run_context import own_context
 
 from .rounds import Contestant, measure
 
@@ -53,7 +53,7 @@ class Encoding(EventSink):
 async def bench_shaping(rounds: int) -> None:
     """Print the median time of one event with ten attributes, and the ratio to one that is not shaped."""
     now = time.time_ns()
-    context = own_context(PipelineContext(user_id="u1", org_id="o1"), "p", now, 0)
+    context, _ = start_run(PipelineContext(user_id="u1", org_id="o1"), "p", now, 0)
     emitter = WideEventEmitter(Encoding())
     tracer = TracerProvider().get_tracer("bench")
     texts = iter(range(1 << 60))

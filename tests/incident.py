@@ -10,7 +10,7 @@ from typing import Any
 from stageflow import JournalSink, PipelineContext, StageResult, StageStatus, WideEventEmitter
 from stageflow.context import PipelineResults
 from stageflow.events import Event
-from stageflow.pipeline.run_context import own_context
+from stageflow.observability.run_context import start_run
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -45,7 +45,7 @@ class Past:
         """Write one run with one stage, `pay`, that ended at a moment; return its id."""
         ended = int(at.timestamp() * 1e6) * 1000
         began = ended - int(ms * 1e6)
-        context = own_context(PipelineContext(topology=pipeline), pipeline, began, 0)
+        context, _ = start_run(PipelineContext(topology=pipeline), pipeline, began, 0)
         result = StageResult(
             "pay",
             StageStatus.FAIL if failed else StageStatus.OK,

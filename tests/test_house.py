@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "__main__": ANY,
 }
 # From the bottom up: each of the ground may import what stands before it, and nothing else of ours.
-GROUND = ("errors", "telling", "clock", "timestamps", "ids", "schema", "render")
+GROUND = ("errors", "telling", "clock", "timestamps", "ids", "schema", "_wide", "render")
 
 DRAWERS = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 MOST_LINES = 800

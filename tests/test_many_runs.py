@@ -216,12 +216,23 @@ def test_run_sync_is_for_code_without_a_loop() -> None:
 
 
 async def test_a_plain_stage_may_run_another_pipeline_with_run_sync() -> None:
-    def outer(ctx: Any) -> dict[str, Any]:
-        inner = GRAPH.run_sync(PipelineContext(data={"seconds": 0}))
-        return {"parent": inner.context._record.parent_run_id}
+    sink = MemoryEventSink()
+
+    async def waits(ctx: Any) -> None:
+        await asyncio.sleep(0)
+
+    inner = (
+        Pipeline("inner")
+        .with_stage("waits", waits)
+        .build(emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink))
+    )
+
+    def outer(ctx: Any) -> None:
+        inner.run_sync()
 
     results = await Pipeline("outer").with_stage("outer", outer).run()
-    assert results.data("outer")["parent"] == results.context.pipeline_run_id
+    ((_, event),) = sink.events
+    assert event["parent_run_id"] == results.context.pipeline_run_id
 
 
 async def test_active_runs_tells_pipeline_run_and_stages() -> None:

@@ -1,7 +1,8 @@
 """Explores every reachable state of `RunState`, and compares each step with a model written for clarity.
 
-The state machine has no loop and no clock, so a run is a sequence of events, and every state that any sequence can
-reach is visited once: two sequences that lead to the same state, with the same events emitted so far, continue alike.
+The state machine has no loop and no clock, so a run is a sequence of events, and every state that any
+sequence can reach is visited once: two sequences that lead to the same state, with the same events emitted
+so far, continue alike.
 """
 
 from __future__ import annotations

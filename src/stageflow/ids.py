@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ["SPAN_ID_MASK", "format_span_id", "parse_traceparent", "random_bits", "trace_flags", "uuid7"]
-
-SPAN_ID_MASK = (1 << 64) - 1
+__all__ = ["parse_traceparent", "random_bits", "trace_flags", "uuid7"]
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
@@ -31,11 +29,6 @@ def uuid7(wall_ns: int) -> str:
     low = random_bits(64) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
     text = f"{ms & 0xFFFF_FFFF_FFFF:012x}7{fraction:03x}{low:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def format_span_id(number: int) -> str:
-    """Return `number` as a W3C span id: 16 hex digits, never all zero."""
-    return "%016x" % ((number & SPAN_ID_MASK) or 1)  # half the time of an f-string
 
 
 def parse_traceparent(header: str | bytes | None) -> tuple[str, str] | None:

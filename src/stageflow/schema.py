@@ -15,20 +15,25 @@ __all__ = [
     "SCHEMA_VERSION",
     "CorrelationIds",
     "ExceptionInfo",
+    "Outcome",
     "PipelineMetadata",
     "PipelineWide",
     "ProcessSample",
     "Relation",
     "Resource",
     "RunClosed",
+    "RunIdentity",
     "RunOpen",
     "StageOutline",
     "StageSummary",
     "StageWide",
     "Terminal",
+    "TerminalOrRetry",
     "Trace",
     "WideAmend",
+    "event_id",
     "json_schemas",
+    "span_id",
 ]
 
 SCHEMA_VERSION = 1
@@ -47,6 +52,8 @@ Count = Annotated[int, Meta(ge=0)]
 TerminalOrRetry = Literal["OK", "SKIP", "CANCEL", "FAIL", "RETRY"]
 Terminal = Literal["OK", "SKIP", "CANCEL", "FAIL"]
 Relation = Literal["cause", "context", "group"]
+Outcome = Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled", "crashed"]
+"""How a run ended. `crashed` is found in a journal alone: the process of the run died."""
 
 # `gc=False`: these hold only plain values and each other, so they can be in no reference cycle,
 # and a journal that makes millions of them gives the collector nothing to walk.
@@ -184,7 +191,7 @@ class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
     schema_version: int = SCHEMA_VERSION
     event_id: str
     pipeline_name: str
-    outcome: Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled", "crashed"]
+    outcome: Outcome
     reason: str | None = None
     error_type: str | None = None
     exception: ExceptionInfo | None = None
@@ -229,14 +236,10 @@ class StageOutline(Struct, frozen=True, gc=False, array_like=True):
     optional: bool
 
 
-class RunOpen(Struct, frozen=True, gc=False, kw_only=True):
-    """The mark of a run's beginning: with it a journal can complete the record of one that was cut off.
-
-    `stages` may be JSON that is encoded already: a graph says the same for each of its runs.
-    """
+class RunIdentity(Struct, frozen=True, gc=False, kw_only=True):
+    """What all events of one run share."""
 
     event_id: str
-    started_at: Timestamp
     pipeline_name: str
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata
@@ -244,6 +247,15 @@ class RunOpen(Struct, frozen=True, gc=False, kw_only=True):
     root_run_id: str | None
     resource: Resource
     trace: Trace
+
+
+class RunOpen(RunIdentity, frozen=True, gc=False, kw_only=True):
+    """The mark of a run's start: with it, a journal can complete the record of a run whose process died.
+
+    `stages` may be JSON that is already encoded: it is the same for every run of a graph.
+    """
+
+    started_at: Timestamp
     emits_stages: bool
     emits_pipeline: bool
     stages: list[StageOutline] | msgspec.Raw
@@ -254,6 +266,27 @@ class RunClosed(Struct, frozen=True, gc=False):
 
     event_id: str
     reason: str
+
+
+def event_id(run_id: str, stage: str, attempt: int) -> str:
+    """Return the `event_id` of a `stage.wide`. That of a `pipeline.wide` is the id of its run.
+
+    Example:
+        >>> event_id("01a2", "search", 2)
+        '01a2/search/2'
+    """
+    return f"{run_id}/{stage}/{attempt}"
+
+
+def span_id(base: int, sequence: int = 0, attempt: int = -1) -> str:
+    """Return the W3C span id of an attempt, or, without one, of its run: 16 hex digits, never all zero.
+
+    Args:
+        base: 64 random bits of the run.
+        sequence: Place of the stage in its pipeline, counted from 0.
+        attempt: Number of the attempt.
+    """
+    return "%016x" % ((base + (sequence << 16) + attempt + 1) & 0xFFFF_FFFF_FFFF_FFFF or 1)
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

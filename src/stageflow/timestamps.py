@@ -6,7 +6,7 @@ import functools
 import time
 from datetime import datetime
 
-__all__ = ["epoch_us", "rfc3339", "rfc3339_pair"]
+__all__ = ["epoch_us", "rfc3339"]
 
 
 def rfc3339(epoch_us: int) -> str:
@@ -18,17 +18,6 @@ def rfc3339(epoch_us: int) -> str:
     """
     second, fraction = divmod(epoch_us, 1_000_000)
     return "%s.%06dZ" % (_second(second), fraction)  # noqa: UP031 - half the time of an f-string
-
-
-def rfc3339_pair(earlier_us: int, later_us: int) -> tuple[str, str]:
-    """Return two such timestamps; most pairs share their second, and that half of the work."""
-    second, fraction = divmod(earlier_us, 1_000_000)
-    prefix = _second(second)
-    later = fraction + later_us - earlier_us
-    return (
-        "%s.%06dZ" % (prefix, fraction),  # noqa: UP031
-        "%s.%06dZ" % (prefix, later) if later < 1_000_000 else rfc3339(later_us),  # noqa: UP031
-    )
 
 
 def epoch_us(timestamp: str) -> int:

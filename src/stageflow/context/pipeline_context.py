@@ -13,10 +13,11 @@ __all__ = ["PipelineContext"]
 Id = str | UUID | None
 
 
-class PipelineContext(Struct, kw_only=True, eq=False):
+class PipelineContext(Struct, frozen=True, kw_only=True, eq=False, weakref=True):
     """The context of a run. Every field is optional.
 
-    A run works on a copy of its own, so one context may serve many runs at once.
+    It is immutable. A run works on a copy in which everything is filled in, so one context may serve many
+    runs at once.
 
     Args:
         pipeline_run_id: Id of the run; a UUIDv7 is made where there is none. Give one only if no
@@ -48,5 +49,3 @@ class PipelineContext(Struct, kw_only=True, eq=False):
     data: Any = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str | None = None
-    # The record of the run that this context belongs to; None on a context that a user made.
-    _record: Any = None

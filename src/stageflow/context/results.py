@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import RunFailedError, StageFailedError, did_you_mean
+from ..schema import Outcome
 from ..stages import StageResult, StageStatus
 from .pipeline_context import PipelineContext
 
-__all__ = ["Outcome", "PipelineResults"]
-
-Outcome = Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled"]
+__all__ = ["PipelineResults"]
 
 
 class PipelineResults(dict[str, StageResult]):

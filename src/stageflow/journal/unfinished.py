@@ -9,18 +9,9 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from ..ids import format_span_id
-from ..schema import (
-    SCHEMA_VERSION,
-    PipelineWide,
-    RunOpen,
-    StageOutline,
-    StageSummary,
-    StageWide,
-    Terminal,
-    Trace,
-)
-from ..timestamps import epoch_us, rfc3339, rfc3339_pair
+from .._wide import build_pipeline_wide, build_stage_wide
+from ..schema import PipelineWide, RunOpen, StageOutline, StageSummary, StageWide, Terminal
+from ..timestamps import epoch_us
 
 __all__ = ["KnownStage", "UnfinishedRun"]
 
@@ -105,35 +96,21 @@ class UnfinishedRun:
     def _end_of(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
         opened, outline = self.opened, stage.outline
         ready_us, reason = self._how_far(stage, started_us, ended_us)
-        at, _ = rfc3339_pair(ended_us, ended_us)
-        # One that was tried before gets a number of its own: the last one belongs to its RETRY event.
-        attempt = stage.retried + 1 if stage.retried else 0
-        waited = (ended_us - ready_us) / 1000
-        trace = opened.trace
-        span = int(trace.span_id, 16) + (index << 16) + attempt + 1
-        return StageWide(
-            stage_name=outline.name,
-            status="CANCEL",
-            duration_ms=0.0,
-            started_at=at,
-            ended_at=at,
-            error=None,
-            data_keys=[],
-            artifacts_count=0,
-            events_count=0,
-            correlation_ids=opened.correlation_ids,
-            pipeline_metadata=opened.pipeline_metadata,
-            schema_version=SCHEMA_VERSION,
-            event_id=f"{opened.event_id}/{outline.name}/{attempt}",
-            kind=outline.kind,
-            attempt=attempt,
-            attempts=stage.retried,
+        return build_stage_wide(
+            opened,
+            int(opened.trace.span_id, 16),
+            outline.name,
+            "CANCEL",
+            ended_us,
+            ended_us,
+            ready_us,
+            index,
+            # One that was tried before gets a number of its own: the last one belongs to its RETRY event.
+            stage.retried + 1 if stage.retried else 0,
+            stage.retried,
+            outline.kind,
+            outline.dependencies,
             reason=f"{reason}; its process ended",
-            dependencies=outline.dependencies,
-            queue_ms=waited,
-            total_ms=waited,
-            resource=opened.resource,
-            trace=Trace(trace.trace_id, format_span_id(span), trace.span_id),
         )
 
     def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
@@ -148,13 +125,11 @@ class UnfinishedRun:
         return ready_us, "cut off, it was ready and may have been running"
 
     def _end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
-        opened = self.opened
-        summaries, counts = [], {"OK": 0, "FAIL": 0, "SKIP": 0, "CANCEL": 0}
+        summaries = []
         failed = None
         for stage in self.stages.values():
             end = stage.end
             status = cast("Terminal", end.status) if end else "CANCEL"
-            counts[status] += 1
             summaries.append(
                 StageSummary(
                     stage.outline.name, status, end.duration_ms if end else 0.0, end.error if end else None
@@ -162,29 +137,15 @@ class UnfinishedRun:
             )
             if status == "FAIL" and not stage.outline.optional:
                 failed = failed or stage.outline.name
-        return PipelineWide(
-            status="FAIL",
-            duration_ms=(ended_us - started_us) / 1000,
-            started_at=opened.started_at,
-            ended_at=rfc3339(ended_us),
-            stages_total=len(summaries),
-            stages_completed=counts["OK"],
-            stages_failed=counts["FAIL"],
-            stages_skipped=counts["SKIP"],
-            stages_cancelled=counts["CANCEL"],
+        return build_pipeline_wide(
+            self.opened,
+            "crashed",
+            started_us,
+            ended_us,
+            summaries,
             error=why,
-            stage_summaries=summaries,
-            correlation_ids=opened.correlation_ids,
-            pipeline_metadata=opened.pipeline_metadata,
-            event_id=opened.event_id,
-            pipeline_name=opened.pipeline_name,
-            outcome="crashed",
             reason=why,
             first_failed_stage=failed,
-            parent_run_id=opened.parent_run_id,
-            root_run_id=opened.root_run_id,
-            resource=opened.resource,
-            trace=opened.trace,
         )
 
     def so_far(self, now_us: int) -> dict[str, Any]:

@@ -8,12 +8,18 @@ from typing import Any
 from ..context import PipelineContext, StageContext
 from ..events import Event, EventSink, NoOpEventSink, get_event_sink
 from ..events.channel import channel_of, offer
+from ..schema import event_id
 from ..stages import StageResult
-from .pipeline_event import pipeline_wide
-from .run_record import record_of
-from .stage_event import stage_event_id, stage_wide
+from .run_context import RunContext, run_context_of
+from .wide_events import pipeline_wide, stage_wide
 
-__all__ = ["WideEventEmitter", "emit_pipeline_wide", "emit_stage_wide"]
+__all__ = [
+    "WideEventEmitter",
+    "emit_pipeline_wide",
+    "emit_stage_wide",
+    "offer_pipeline_wide",
+    "offer_stage_wide",
+]
 
 
 class WideEventEmitter:
@@ -57,17 +63,10 @@ class WideEventEmitter:
             result: How the attempt ended.
             ctx: The context of the run.
         """
-        record = record_of(ctx)
-        sink = self.event_sink
-        builds = type(sink) is not NoOpEventSink
-        if not builds and record.emitted is None:
-            return
-        event_id = stage_event_id(stage_name, result, record)
-        if record.emitted is not None:
-            record.emitted.add(event_id)
-        if builds:
-            event = stage_wide(stage_name, result, ctx, record, event_id)
-            offer(sink, Event("stage.wide", event))
+        run = run_context_of(ctx)
+        if run.emitted is not None:
+            run.emitted.add(event_id(run.run_id, stage_name, result.attempt))
+        offer_stage_wide(self.event_sink, stage_name, result, ctx, run)
 
     def emit_pipeline_wide(self, results: Mapping[str, StageResult], ctx: PipelineContext) -> None:
         """Emit `pipeline.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
@@ -76,12 +75,26 @@ class WideEventEmitter:
             results: What `graph.run()` returned, or a dict of stage results.
             ctx: The context of the run.
         """
-        record = record_of(ctx)
-        sink = self.event_sink
-        if record.emitted is not None:
-            record.emitted.add(record.run_id)
-        if type(sink) is not NoOpEventSink:
-            offer(sink, Event("pipeline.wide", pipeline_wide(results, ctx, record)))
+        run = run_context_of(ctx)
+        if run.emitted is not None:
+            run.emitted.add(run.run_id)
+        offer_pipeline_wide(self.event_sink, results, ctx, run)
+
+
+def offer_stage_wide(
+    sink: EventSink | Any, stage_name: str, result: StageResult, ctx: PipelineContext, run: RunContext
+) -> None:
+    """Build a `stage.wide` and offer it to a sink."""
+    if type(sink) is not NoOpEventSink:
+        offer(sink, Event("stage.wide", stage_wide(stage_name, result, ctx, run)))
+
+
+def offer_pipeline_wide(
+    sink: EventSink | Any, results: Mapping[str, StageResult], ctx: PipelineContext, run: RunContext
+) -> None:
+    """Build a `pipeline.wide` and offer it to a sink."""
+    if type(sink) is not NoOpEventSink:
+        offer(sink, Event("pipeline.wide", pipeline_wide(results, ctx, run)))
 
 
 def emit_stage_wide(

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..context import PipelineResults
-from .pipeline_event import pipeline_wide
-from .run_record import record_of
-from .stage_event import stage_event_id, stage_wide
+from .run_context import run_context_of
+from .wide_events import pipeline_wide, stage_wide
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,10 +34,7 @@ def draw_results(results: PipelineResults) -> RenderableType:
     """
     from ..render import draw_run  # rich is an extra: needed by who looks, not by who runs
 
-    record = record_of(results.context)
-    run = pipeline_wide(results, results.context, record)
-    stages = [
-        stage_wide(name, result, results.context, record, stage_event_id(name, result, record))
-        for name, result in results.items()
-    ]
+    context, run_context = results.context, run_context_of(results.context)
+    run = pipeline_wide(results, context, run_context)
+    stages = [stage_wide(name, result, context, run_context) for name, result in results.items()]
     return draw_run(msgspec.to_builtins(run), [msgspec.to_builtins(stage) for stage in stages])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Raw
+from msgspec.structs import asdict
 
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
@@ -19,18 +20,16 @@ from ..events import Event, NoOpEventSink
 from ..events.channel import offer
 from ..events.counters import TALLY
 from ..events.run_marks import mark, takes_marks
-from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend
+from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
 from ..stages import StageResult
 from ..telling import tell
 from ..timestamps import rfc3339
-from .emitter import WideEventEmitter
+from .emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from .health import emit_health_if_due
 from .plain import SHOWN_CHARS
-from .resource import resource
-from .run_record import RunRecord
+from .run_context import RunContext
 from .shape import shaper
 from .short_repr import short_repr
-from .stage_event import stage_event_id
 
 __all__ = ["RunRecorder"]
 
@@ -52,25 +51,35 @@ class RunRecorder:
     """Emits what a run did.
 
     Args:
-        record: The identity of the run.
-        context: The run's own context.
+        run: The engine's part of the run.
+        context: The context of the run.
         emitter: The emitter of the graph, overriding or not.
         stages: Emit `stage.wide`.
         pipeline: Emit `pipeline.wide`.
     """
 
-    __slots__ = ("_context", "_emitter", "_marked", "_pipeline", "_record", "disowned", "interrupt", "stages")
+    __slots__ = (
+        "_context",
+        "_emitter",
+        "_marked",
+        "_pipeline",
+        "_plain",
+        "_run",
+        "disowned",
+        "interrupt",
+        "stages",
+    )
 
     def __init__(
         self,
-        record: RunRecord,
+        run: RunContext,
         context: PipelineContext,
         emitter: WideEventEmitter,
         *,
         stages: bool,
         pipeline: bool,
     ) -> None:
-        self._record = record
+        self._run = run
         self._context = context
         self._emitter = emitter
         self.stages = stages
@@ -79,8 +88,9 @@ class RunRecorder:
         self.disowned = False
         self.interrupt: BaseException | None = None
         """A `KeyboardInterrupt` or `SystemExit` out of an emitter, for the run to pass on."""
-        if type(emitter) is not WideEventEmitter:
-            record.emitted = set()
+        self._plain = type(emitter) is WideEventEmitter
+        if not self._plain:
+            run.emitted = set()
 
     def run_started(self, stages: Raw, started_ns: int) -> None:
         """Mark the run's beginning in a sink that keeps such marks.
@@ -95,18 +105,9 @@ class RunRecorder:
             sink = self._emitter.event_sink
             if not takes_marks(sink):
                 return
-            record = self._record
-            correlation_ids, metadata = record.identity(self._context)
             opened = RunOpen(
-                event_id=record.run_id,
+                **asdict(self._run.identity(self._context)),
                 started_at=rfc3339(started_ns // 1000),
-                pipeline_name=record.pipeline_name,
-                correlation_ids=correlation_ids,
-                pipeline_metadata=metadata,
-                parent_run_id=record.parent_run_id,
-                root_run_id=record.root_run_id,
-                resource=resource(),
-                trace=record.trace.of_run(),
                 emits_stages=self.stages,
                 emits_pipeline=self._pipeline,
                 stages=stages,
@@ -114,7 +115,7 @@ class RunRecorder:
             self._marked = sink
             mark(sink, opened)
         except Exception as error:
-            tell(log, "the beginning of run %s could not be marked: %s", self._record.run_id, describe(error))
+            tell(log, "the beginning of run %s could not be marked: %s", self._run.run_id, describe(error))
 
     def disown(self) -> None:
         """Write no record: this is a forked child, and the run is its parent's."""
@@ -123,21 +124,24 @@ class RunRecorder:
         self._marked = None
 
     def stage_ended(self, result: StageResult) -> None:
-        """Emit `stage.wide` for an attempt that was retried, or for a stage's end."""
-        emitter, context = self._emitter, self._context
+        """Emit `stage.wide` for an attempt that was retried, or for the end of a stage."""
+        emitter, context, run = self._emitter, self._context, self._run
         try:
-            emitter.emit_stage_wide(result.name, result, context)
+            if self._plain:
+                offer_stage_wide(emitter.event_sink, result.name, result, context, run)
+            else:
+                emitter.emit_stage_wide(result.name, result, context)
         except BaseException as error:
             self._missed(
                 error,
-                stage_event_id(result.name, result, self._record),
-                lambda: WideEventEmitter.emit_stage_wide(emitter, result.name, result, context),
-                lambda: WideEventEmitter.emit_stage_wide(emitter, result.name, _bare(result), context),
+                event_id(run.run_id, result.name, result.attempt),
+                lambda: offer_stage_wide(emitter.event_sink, result.name, result, context, run),
+                lambda: offer_stage_wide(emitter.event_sink, result.name, _bare(result), context, run),
             )
 
     def run_ended(self, results: PipelineResults) -> None:
         """Emit `pipeline.wide`."""
-        self._record.sealed = True
+        self._run.sealed = True
         if self._pipeline:
             self._emit_pipeline(results)
         if self._marked is not None:
@@ -150,7 +154,7 @@ class RunRecorder:
 
     def _close_mark(self) -> None:
         """Have the sink that was told of the run's beginning hear of its end, if not by `pipeline.wide`."""
-        sink, emitted, run_id = self._marked, self._record.emitted, self._record.run_id
+        sink, emitted, run_id = self._marked, self._run.emitted, self._run.run_id
         try:
             moved = self._emitter.event_sink is not sink
         except Exception:
@@ -166,18 +170,21 @@ class RunRecorder:
         mark(sink, RunClosed(run_id, reason))
 
     def _emit_pipeline(self, results: PipelineResults) -> None:
-        emitter, context = self._emitter, self._context
+        emitter, context, run = self._emitter, self._context, self._run
         try:
-            emitter.emit_pipeline_wide(results, context)
+            if self._plain:
+                offer_pipeline_wide(emitter.event_sink, results, context, run)
+            else:
+                emitter.emit_pipeline_wide(results, context)
         except BaseException as error:
             self._missed(
                 error,
-                self._record.run_id,
-                lambda: WideEventEmitter.emit_pipeline_wide(emitter, results, context),
-                lambda: WideEventEmitter.emit_pipeline_wide(emitter, _bare_all(results), context),
+                run.run_id,
+                lambda: offer_pipeline_wide(emitter.event_sink, results, context, run),
+                lambda: offer_pipeline_wide(emitter.event_sink, _bare_all(results), context, run),
             )
 
-    def _missed(self, error: BaseException, event_id: str, *ways: Callable[[], None]) -> None:
+    def _missed(self, error: BaseException, missed_id: str, *ways: Callable[[], None]) -> None:
         """Emit what an emitter that raised has not: whole, or else without what could not be built."""
         TALLY.emitter_errors += 1
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -186,14 +193,14 @@ class RunRecorder:
             log,
             "emitter %s raised while emitting %s: %s: %s",
             type(self._emitter).__name__,
-            event_id,
+            missed_id,
             type(error).__name__,
             as_text(error),
         )
-        emitted = self._record.emitted
+        emitted = self._run.emitted
         # A plain emitter that was interrupted had offered the event: only building one can fail.
         offered = emitted is None and isinstance(error, KeyboardInterrupt)
-        if offered or (emitted is not None and event_id in emitted):
+        if offered or (emitted is not None and missed_id in emitted):
             return
         for emit in ways:
             try:
@@ -203,7 +210,10 @@ class RunRecorder:
                     self.interrupt = self.interrupt or again
                     return
                 tell(
-                    log, "event %s could not be built (%s); trying with less in it", event_id, describe(again)
+                    log,
+                    "event %s could not be built (%s); trying with less in it",
+                    missed_id,
+                    describe(again),
                 )
             else:
                 return
@@ -216,18 +226,18 @@ class RunRecorder:
         sink = self._emitter.event_sink
         if builtins.type(sink) is NoOpEventSink:
             return
-        record = self._record
+        run = self._run
         # A forked child counts on from where its parent stood: its events need ids of their own.
         place = f"{os.getpid()}.{number}" if self.disowned else str(number)
-        correlation_ids, metadata = record.identity(self._context)
-        now = record.origin_ns + get_clock().monotonic_ns()
+        identity = run.identity(self._context)
+        now = run.origin_ns + get_clock().monotonic_ns()
         ours: dict[str, Any] = {
-            "event_id": f"{record.run_id}/{stage}/{attempt}/{place}",
+            "event_id": f"{event_id(run.run_id, stage, attempt)}/{place}",
             "stage_name": stage,
             "attempt": attempt,
             "emitted_at": rfc3339(now // 1000),
-            "correlation_ids": correlation_ids,
-            "pipeline_metadata": metadata,
+            "correlation_ids": identity.correlation_ids,
+            "pipeline_metadata": identity.pipeline_metadata,
         }
         shaping = shaper()
         whole = {} if data is None else data if isinstance(data, Mapping) else {"payload": data}
@@ -245,27 +255,27 @@ class RunRecorder:
     # What stages say of the whole run, and what they say too late; see `context.Recorder`.
 
     def traceparent(self, sequence: int, attempt: int) -> str:
-        return self._record.trace.traceparent(sequence, attempt)
+        return self._run.traceparent(sequence, attempt)
 
     def annotate_run(self, fields: Mapping[str, Any]) -> None:
-        record = self._record
+        run = self._run
         with _saying:
-            if record.attributes is None:
-                record.attributes = {}
-            record.attributes.update(fields)
-            sealed = record.sealed
+            if run.attributes is None:
+                run.attributes = {}
+            run.attributes.update(fields)
+            sealed = run.sealed
         if sealed and self._pipeline:
-            self._amend("pipeline.wide.amend", record.run_id, None, fields)
+            self._amend("pipeline.wide.amend", run.run_id, None, fields)
 
     def add_to_run(self, amounts: Mapping[str, float]) -> None:
-        record = self._record
+        run = self._run
         with _saying:
-            if record.attributes is None:
-                record.attributes = {}
-            totals = added(record.attributes, amounts)
-            sealed = record.sealed
+            if run.attributes is None:
+                run.attributes = {}
+            totals = added(run.attributes, amounts)
+            sealed = run.sealed
         if sealed and self._pipeline:
-            self._amend("pipeline.wide.amend", record.run_id, None, totals)
+            self._amend("pipeline.wide.amend", run.run_id, None, totals)
 
     def no_amount(self, stage: str, name: str, value: Any) -> None:
         shaping = shaper()
@@ -276,25 +286,25 @@ class RunRecorder:
 
     def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
         if self.stages:
-            event_id = f"{self._record.run_id}/{stage}/{attempt}"
-            self._amend("stage.wide.amend", event_id, stage, fields)
+            amended = event_id(self._run.run_id, stage, attempt)
+            self._amend("stage.wide.amend", amended, stage, fields)
 
-    def _amend(self, type: str, event_id: str, stage: str | None, fields: Mapping[str, Any]) -> None:
+    def _amend(self, type: str, amended_id: str, stage: str | None, fields: Mapping[str, Any]) -> None:
         sink = self._emitter.event_sink
         if builtins.type(sink) is NoOpEventSink or self.disowned:
             return
-        record = self._record
-        correlation_ids, metadata = record.identity(self._context)
+        run = self._run
+        identity = run.identity(self._context)
         shaping = shaper()
         amendment = WideAmend(
-            event_id=event_id,
-            amended_at=rfc3339((record.origin_ns + get_clock().monotonic_ns()) // 1000),
+            event_id=amended_id,
+            amended_at=rfc3339((run.origin_ns + get_clock().monotonic_ns()) // 1000),
             attributes=shaping.attributes(fields),
             redacted=shaping.redacted,
             truncated=shaping.truncated,
             stage_name=stage,
-            correlation_ids=correlation_ids,
-            pipeline_metadata=metadata,
+            correlation_ids=identity.correlation_ids,
+            pipeline_metadata=identity.pipeline_metadata,
             schema_version=SCHEMA_VERSION,
         )
         offer(sink, Event(type, amendment))

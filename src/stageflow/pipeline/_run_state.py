@@ -39,8 +39,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..context import PipelineContext, PipelineResults, StageContext
-from ..context.results import Outcome
 from ..errors import DeadlineExceededError, StageflowError, StageTimeoutError, describe
+from ..schema import Outcome
 from ..stages import Retry, StageOutput, StageResult, StageStatus
 from .node import Node
 from .plan import Plan

@@ -22,14 +22,13 @@ from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext
 from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
-from ..observability.run_record import emit_on
+from ..observability.run_context import deliver_on, start_run
 from . import active
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, RunState
 from .attempt import Attempt, begin, first_step, resume
 from .limits import Limit, Ticket
 from .outcome import failure, output_of
 from .plan import Plan
-from .run_context import own_context
 
 __all__ = ["Scheduler"]
 
@@ -65,17 +64,17 @@ class Scheduler:
         self.loop = asyncio.get_running_loop()
         self.plan = plan
         self.pipeline_name = plan.name
-        self.context = own_context(context, plan.name, wall, origin)
-        self.run_id: str = self.context._record.run_id
+        self.context, run = start_run(context, plan.name, wall, origin)
+        self.run_id = run.run_id
         self.recorder = RunRecorder(
-            self.context._record,
+            run,
             self.context,
             plan.emitter,
             stages=defaults().emits if plan.emits_stages is None else plan.emits_stages,
             pipeline=defaults().emits if plan.emits_pipeline is None else plan.emits_pipeline,
         )
         self.variables = copy_context()
-        self.variables.run(emit_on, self.loop)
+        self.variables.run(deliver_on, self.loop)
         self.state = RunState(plan, self.run_id, self.began, origin)
         self.attempts: dict[int, Attempt] = {}
         self.instances: dict[int, Any] = {}

@@ -1,0 +1,173 @@
+"""Builds the two wide events from plain values: for runs of this process, and for runs whose process died.
+
+What a caller passes has been sanitized: it is redacted, bounded, and JSON can represent it.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .schema import (
+    SCHEMA_VERSION,
+    ExceptionInfo,
+    Outcome,
+    PipelineWide,
+    ProcessSample,
+    RunIdentity,
+    StageSummary,
+    StageWide,
+    TerminalOrRetry,
+    Trace,
+    event_id,
+    span_id,
+)
+from .timestamps import rfc3339
+
+__all__ = ["GOOD_OUTCOMES", "build_pipeline_wide", "build_stage_wide"]
+
+GOOD_OUTCOMES = frozenset({"ok", "degraded", "stopped"})
+"""The outcomes of a run with status OK."""
+
+# Events are immutable, and a dict made from one is a copy: so they may share what is empty.
+_NO_NAMES: list[str] = []
+_NO_FIELDS: dict[str, Any] = {}
+
+
+@functools.lru_cache(maxsize=256)
+def _timestamp_format(second: int) -> str:
+    """Return the format of the timestamps of a second; it takes the microseconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%%06dZ", time.gmtime(second))
+
+
+def build_stage_wide(
+    run: RunIdentity,
+    span_base: int,
+    stage_name: str,
+    status: TerminalOrRetry,
+    started_us: int,
+    ended_us: int,
+    ready_us: int,
+    sequence: int,
+    attempt: int,
+    attempts: int,
+    kind: str | None,
+    dependencies: Sequence[str],
+    error: str | None = None,
+    reason: str | None = None,
+    error_type: str | None = None,
+    exception: ExceptionInfo | None = None,
+    data_keys: list[str] = _NO_NAMES,
+    artifacts_count: int = 0,
+    events_count: int = 0,
+    missing_inputs: list[str] = _NO_NAMES,
+    retry_after_ms: float | None = None,
+    abandoned: bool = False,
+    outcome_by: str | None = None,
+    attributes: dict[str, Any] = _NO_FIELDS,
+    redacted: int = 0,
+    truncated: list[str] = _NO_NAMES,
+) -> StageWide:
+    """Return a `stage.wide`. Times are microseconds since the Unix epoch: then
+    `ended_at = started_at + duration_ms` holds to the last digit.
+    """
+    second, fraction = divmod(started_us, 1_000_000)
+    timestamp = _timestamp_format(second)
+    later = fraction + ended_us - started_us
+    trace = run.trace
+    # By position, in the order of the fields: by keyword it would take ten times as long, and this is the
+    # hot path. `test_each_field_of_an_event_gets_its_own_value` detects any two that are swapped.
+    return StageWide(
+        stage_name,
+        status,
+        (ended_us - started_us) / 1000,  # duration_ms
+        timestamp % fraction,  # started_at
+        timestamp % later if later < 1_000_000 else rfc3339(ended_us),  # ended_at
+        error,
+        data_keys,
+        artifacts_count,
+        events_count,
+        run.correlation_ids,
+        run.pipeline_metadata,
+        SCHEMA_VERSION,
+        event_id(run.event_id, stage_name, attempt),
+        run.resource,
+        kind,
+        attempt,
+        attempts,
+        reason,
+        error_type,
+        exception,
+        list(dependencies),
+        missing_inputs,
+        (started_us - ready_us) / 1000,  # queue_ms
+        (ended_us - ready_us) / 1000,  # total_ms
+        retry_after_ms,
+        abandoned,
+        outcome_by,
+        attributes,
+        redacted,
+        truncated,
+        Trace(trace.trace_id, span_id(span_base, sequence, attempt), trace.span_id),
+        1,  # sample_rate
+    )
+
+
+def build_pipeline_wide(
+    run: RunIdentity,
+    outcome: Outcome,
+    started_us: int,
+    ended_us: int,
+    summaries: list[StageSummary],
+    *,
+    error: str | None = None,
+    reason: str | None = None,
+    error_type: str | None = None,
+    exception: ExceptionInfo | None = None,
+    first_failed_stage: str | None = None,
+    critical_path: list[str] = _NO_NAMES,
+    critical_path_ms: float = 0.0,
+    stages_abandoned: int = 0,
+    attributes: Mapping[str, Any] = _NO_FIELDS,
+    redacted: int = 0,
+    truncated: list[str] = _NO_NAMES,
+    process: ProcessSample | None = None,
+) -> PipelineWide:
+    """Return a `pipeline.wide`. Times are microseconds since the Unix epoch."""
+    counts = Counter(summary.status for summary in summaries)
+    return PipelineWide(
+        status="OK" if outcome in GOOD_OUTCOMES else "FAIL",
+        duration_ms=(ended_us - started_us) / 1000,
+        started_at=rfc3339(started_us),
+        ended_at=rfc3339(ended_us),
+        stages_total=len(summaries),
+        stages_completed=counts["OK"],
+        stages_failed=counts["FAIL"],
+        stages_skipped=counts["SKIP"],
+        stages_cancelled=counts["CANCEL"],
+        error=error,
+        stage_summaries=summaries,
+        correlation_ids=run.correlation_ids,
+        pipeline_metadata=run.pipeline_metadata,
+        event_id=run.event_id,
+        pipeline_name=run.pipeline_name,
+        outcome=outcome,
+        reason=reason,
+        error_type=error_type,
+        exception=exception,
+        first_failed_stage=first_failed_stage,
+        critical_path=critical_path,
+        critical_path_ms=critical_path_ms,
+        stages_abandoned=stages_abandoned,
+        parent_run_id=run.parent_run_id,
+        root_run_id=run.root_run_id,
+        attributes=dict(attributes),
+        redacted=redacted,
+        truncated=truncated,
+        resource=run.resource,
+        process=process,
+        trace=run.trace,
+    )

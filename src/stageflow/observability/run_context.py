@@ -1,0 +1,187 @@
+"""The engine's part of one run, next to its `PipelineContext`: identity, trace, parent and attributes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..clock import get_clock
+from ..context import PipelineContext, StageContext, current_stage
+from ..errors import as_text
+from ..events.loops import home_loop
+from ..ids import parse_traceparent, random_bits, trace_flags, uuid7
+from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, RunIdentity, Trace, span_id
+from .otel import active_span
+from .resource import resource, service_name
+from .shape import shaper
+from .short_repr import safe_text
+
+__all__ = ["RunContext", "deliver_on", "run_context_of", "start_run"]
+
+
+class RunContext:
+    """The engine's part of a run. What only events need is created with the first event.
+
+    The trace of a run started inside a run is that of its parent. Otherwise it is that of the active
+    OpenTelemetry span, if there is one; else that of the `traceparent` it was given; else a new one.
+
+    Attributes:
+        run_id: The `pipeline_run_id`, as text.
+        pipeline_name: Name of the pipeline.
+        origin_ns: What to add to the monotonic clock to get the wall clock of this run.
+        parent_run_id: The run in whose stage this run was started, or None.
+        root_run_id: The outermost such run, or None.
+        span_base: 64 random bits from which the span ids of the run and its attempts follow.
+        attributes: The attributes of the run as a whole, or None.
+        emitted: Ids of the events that reached the base emitter, if that has to be known.
+        process: The process sample taken when `pipeline.wide` was first built, so that a second one is equal.
+        sealed: True once `pipeline.wide` was built: what comes later amends it.
+    """
+
+    __slots__ = (
+        "_flags",
+        "_identity",
+        "_trace",
+        "attributes",
+        "emitted",
+        "origin_ns",
+        "parent_run_id",
+        "pipeline_name",
+        "process",
+        "root_run_id",
+        "run_id",
+        "sealed",
+        "span_base",
+    )
+
+    def __init__(
+        self,
+        context: PipelineContext,
+        pipeline_name: str,
+        parent: RunContext | None = None,
+        origin_ns: int = 0,
+    ) -> None:
+        # A context of no run may have no id. Its events must not count as one, so each run gets an id.
+        run_id = context.pipeline_run_id
+        self.run_id = uuid7(get_clock().wall_ns()) if run_id is None else safe_text(as_text(run_id))
+        self.pipeline_name = pipeline_name
+        self.origin_ns = origin_ns
+        self.parent_run_id: str | None = parent.run_id if parent else None
+        self.root_run_id: str | None = (parent.root_run_id or parent.run_id) if parent else None
+        self.attributes: dict[str, Any] | None = None
+        self.emitted: set[str] | None = None
+        self.process: ProcessSample | None = None
+        self.sealed = False
+        self.span_base = random_bits(64)
+        self._identity: RunIdentity | None = None
+        self._trace, self._flags = _trace(context.traceparent, parent, span_id(self.span_base))
+
+    def identity(self, context: PipelineContext) -> RunIdentity:
+        """Return what every event of the run shares.
+
+        `context` is passed in: `run_context_of` finds this object by the context, for as long as the context
+        exists, and so it must not keep the context alive.
+        """
+        if self._identity is None:
+            shaping = shaper()
+
+            def shaped(value: Any, name: str) -> str | None:
+                return None if value is None else shaping.text(as_text(value), name)
+
+            self._identity = RunIdentity(
+                event_id=self.run_id,
+                pipeline_name=self.pipeline_name,
+                correlation_ids=CorrelationIds(
+                    # Never redacted: all events of the run are found by it.
+                    pipeline_run_id=_text(context.pipeline_run_id),
+                    request_id=shaped(context.request_id, "request_id"),
+                    session_id=shaped(context.session_id, "session_id"),
+                    user_id=shaped(context.user_id, "user_id"),
+                    org_id=shaped(context.org_id, "org_id"),
+                ),
+                pipeline_metadata=PipelineMetadata(
+                    service=shaped(context.service, "service") or "unknown_service",
+                    topology=shaped(context.topology, "topology") or self.pipeline_name,
+                    execution_mode=shaped(context.execution_mode, "execution_mode") or "default",
+                ),
+                parent_run_id=self.parent_run_id,
+                root_run_id=self.root_run_id,
+                resource=resource(),
+                trace=self._trace,
+            )
+        return self._identity
+
+    def traceparent(self, sequence: int, attempt: int) -> str:
+        """Return the W3C header that makes an attempt the parent of what is called with it."""
+        return f"00-{self._trace.trace_id}-{span_id(self.span_base, sequence, attempt)}-{self._flags}"
+
+
+def _trace(traceparent: str | None, parent: RunContext | None, own_span: str) -> tuple[Trace, str]:
+    """Return the span of a run, and the flags of its trace."""
+    given = parse_traceparent(traceparent)
+    if parent is not None and given is None:
+        return Trace(parent._trace.trace_id, own_span, parent._trace.span_id), parent._flags
+    if (active := active_span()) is not None:
+        trace_id, parent_span, flags = active
+        return Trace(trace_id, own_span, parent_span), flags
+    if given is not None:
+        return Trace(given[0], own_span, given[1]), trace_flags(traceparent)
+    # All zeros is an invalid trace id in W3C Trace Context.
+    return Trace(f"{random_bits(128) or 1:032x}", own_span, None), "01"
+
+
+_runs: dict[int, tuple[weakref.ref[PipelineContext], RunContext]] = {}
+"""The runs by the `id()` of their context, for as long as that context exists."""
+
+
+def start_run(
+    context: PipelineContext, pipeline: str, wall_ns: int, origin_ns: int
+) -> tuple[PipelineContext, RunContext]:
+    """Return the context of a new run, a copy of `context` that is filled in, and the engine's part."""
+    changes: dict[str, Any] = {}
+    if context.pipeline_run_id is None or id(context) in _runs:
+        # The context of another run provides its labels, never its id.
+        changes["pipeline_run_id"] = uuid7(wall_ns)
+    if not context.service:
+        changes["service"] = service_name() or "unknown_service"
+    if not context.topology:
+        changes["topology"] = pipeline
+    if not context.execution_mode:
+        changes["execution_mode"] = "default"
+    if type(context.data) is dict:
+        changes["data"] = context.data.copy()
+    own = replace(context, **changes)
+    current = current_stage.get()
+    parent = run_context_of(current) if current is not None else None
+    run = RunContext(own, pipeline, parent, origin_ns)
+    key = id(own)
+    _runs[key] = (weakref.ref(own, lambda _: _runs.pop(key, None)), run)
+    return own, run
+
+
+def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:
+    """Return the engine's part of the run that `ctx` belongs to, or a new one for a context of no run.
+
+    Raises:
+        TypeError: It is not a context.
+    """
+    context = ctx.run if isinstance(ctx, StageContext) else ctx
+    known = _runs.get(id(context))
+    if known is not None:
+        return known[1]
+    if not isinstance(context, PipelineContext):
+        raise TypeError(f"wide events are emitted for a PipelineContext or a StageContext, not for {ctx!r}")
+    return RunContext(context, _text(context.topology) or "pipeline")
+
+
+def deliver_on(loop: asyncio.AbstractEventLoop) -> None:
+    """Deliver what is emitted in threads of the current context on `loop`."""
+    home_loop.set((loop, os.getpid()))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else safe_text(as_text(value))

@@ -1,0 +1,139 @@
+"""Turns the results of stages and runs into wide events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from .._wide import build_pipeline_wide, build_stage_wide
+from ..clock import get_clock
+from ..context import PipelineContext, PipelineResults
+from ..schema import Outcome, PipelineWide, StageSummary, StageWide, Terminal
+from ..stages import StageResult, StageStatus
+from .critical_path import critical_path
+from .exceptions import exception_info
+from .process import sample
+from .run_context import RunContext
+from .shape import shaper
+
+__all__ = ["pipeline_wide", "stage_wide"]
+
+# Events are immutable, and a dict made from one is a copy: so they may share what is empty.
+_NO_NAMES: list[str] = []
+_NO_FIELDS: dict[str, Any] = {}
+_UNUSED = shaper()
+
+
+def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, run: RunContext) -> StageWide:
+    """Return the event for `result`, a terminal one or one with status RETRY."""
+    started, ended, ready = result.started_ns // 1000, result.ended_ns // 1000, result.ready_ns // 1000
+    if not ended:  # a result made by hand, without times
+        ended = started = get_clock().wall_ns() // 1000
+    error, reason, exception, kind = result.error, result.reason, result.exception, result.kind
+    attributes, data, missing = result.attributes, result.data, result.missing_inputs
+    # Most events have nothing from the application: they need no sanitizing.
+    plain = not (attributes or data or missing or error or reason or exception)
+    shaping = _UNUSED if plain else shaper()
+    return build_stage_wide(
+        run.identity(context),
+        run.span_base,
+        stage_name,
+        result.status._value_,  # what `value` returns, without the descriptor: this is the hot path
+        started,
+        ended,
+        ready or started,
+        result.sequence,
+        result.attempt,
+        result.attempts,
+        None if kind is None else kind._value_,
+        result.dependencies,
+        None if error is None else shaping.text(error, "error"),
+        None if reason is None else shaping.text(reason, "reason"),
+        None if exception is None else type(exception).__qualname__,
+        None if exception is None else exception_info(exception, shaping),
+        shaping.names(data, "data_keys") if data else _NO_NAMES,
+        len(result.artifacts),
+        result.events_count,
+        shaping.names(missing, "missing_inputs") if missing else _NO_NAMES,
+        None if result.retry_after is None else result.retry_after * 1000,
+        result.abandoned,
+        result.outcome_by,
+        shaping.attributes(attributes) if attributes else _NO_FIELDS,
+        shaping.redacted,
+        _NO_NAMES if plain else shaping.truncated,
+    )
+
+
+def pipeline_wide(
+    results: Mapping[str, StageResult], context: PipelineContext, run: RunContext
+) -> PipelineWide:
+    """Return the event for the results of a run, or for a dict of stage results made by hand."""
+    whole = results if isinstance(results, PipelineResults) else _from_stages(results, context, run)
+    path, path_ms = critical_path(whole)
+    run.process = run.process or sample()
+    exception = whole.exception
+    shaping = shaper()
+    attributes = shaping.attributes(run.attributes) if run.attributes else {}
+    error = None if whole.error is None else shaping.text(whole.error, "error")
+    summaries = [
+        StageSummary(
+            name,
+            cast("Terminal", result.status.value),
+            result.duration_ms,
+            None if result.error is None else shaping.text(result.error, "stage_summaries"),
+        )
+        for name, result in whole.items()
+    ]
+    reason = None if whole.reason is None else shaping.text(whole.reason, "reason")
+    return build_pipeline_wide(
+        run.identity(context),
+        whole.outcome,
+        whole.started_ns // 1000,
+        whole.ended_ns // 1000,
+        summaries,
+        error=error,
+        reason=reason,
+        error_type=None if exception is None else type(exception).__qualname__,
+        exception=None if exception is None else exception_info(exception, shaping),
+        first_failed_stage=whole.first_failed_stage,
+        critical_path=path,
+        critical_path_ms=path_ms,
+        stages_abandoned=len(whole.abandoned),
+        attributes=attributes,
+        redacted=shaping.redacted,
+        truncated=shaping.truncated,
+        process=run.process,
+    )
+
+
+def _from_stages(
+    results: Mapping[str, StageResult], context: PipelineContext, run: RunContext
+) -> PipelineResults:
+    """Return the results of a run of which only the stages are known."""
+    failed = [result for result in results.values() if result.status is StageStatus.FAIL]
+    grave = min(
+        (result for result in failed if not result.optional),
+        key=lambda result: result.ended_ns,
+        default=None,
+    )
+    cancelled = any(result.status is StageStatus.CANCEL for result in results.values())
+    outcome: Outcome
+    if grave is not None:
+        outcome = "failed"
+    elif cancelled:
+        outcome = "stopped"
+    else:
+        outcome = "degraded" if failed else "ok"
+    timed = [result for result in results.values() if result.ended_ns]
+    now = get_clock().wall_ns()
+    return PipelineResults(
+        results,
+        pipeline_name=run.pipeline_name,
+        context=context,
+        outcome=outcome,
+        error=None if grave is None else f"stage {grave.name!r} failed: {grave.error}",
+        exception=None if grave is None else grave.exception,
+        first_failed_stage=None if grave is None else grave.name,
+        started_ns=min((result.started_ns for result in timed), default=now),
+        ended_ns=max((result.ended_ns for result in timed), default=now),
+    )

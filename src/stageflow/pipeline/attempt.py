@@ -15,6 +15,7 @@ from ..context import StageContext
 from ..executors import in_thread
 from ..stages import StageOutput
 from .around import intercepted
+from .forked_loop import FORKED
 from .node import Node
 from .parameters import arguments
 
@@ -106,6 +107,9 @@ def resume(
             return stop.value
         except GeneratorExit as exit_of_stage:
             raise _in_disguise(exit_of_stage) from exit_of_stage
+        finally:
+            if FORKED.loop is not None:
+                FORKED.return_to_loop()
 
 
 def _in_disguise(error: BaseException) -> RuntimeError:

@@ -31,6 +31,7 @@ from .ending import (
     out_of_time,
     scheduler_failed,
 )
+from .forked_loop import FORKED
 from .ledger import Ledger
 from .node import Node
 from .outcome import failure, output_of, retried_or_failed, timed_out, told_to_end
@@ -205,7 +206,11 @@ class Run:
                     steps = variables.run(node.call, ctx)
                 else:
                     steps = variables.run(begin, node, ctx, variables, self.instances)
-                waits_for = variables.run(steps.send, None)
+                try:
+                    waits_for = variables.run(steps.send, None)
+                finally:
+                    if FORKED.loop is not None:
+                        FORKED.return_to_loop()
             except StopIteration as stop:
                 output = output_of(stop.value, node)
             except BaseException as error:

@@ -43,10 +43,10 @@ MAY_IMPORT = {
     "__main__": ANY,
 }
 # From the bottom up: each of the ground may import what stands before it, and nothing else of ours.
-GROUND = ("errors", "telling", "clock", "timestamps", "ids", "schema", "render")
+GROUND = ("interrupts", "errors", "telling", "clock", "timestamps", "ids", "schema", "render")
 
 DRAWERS = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
-MOST_LINES = 400
+MOST_LINES = 500
 
 # What `import stageflow` leaves to those who use it.
 HEAVY = (
@@ -307,9 +307,9 @@ def test_the_top_of_the_house_is_a_face(build):
 
 
 def test_the_ground_imports_downwards(build):
-    assert broken_rules(build({"errors": "", "ids": "from .errors import StageflowError"})) == []
-    (broken,) = broken_rules(build({"errors": "from . import ids", "ids": ""}))
-    assert "`errors` is ground and may import nothing of ours" in broken
+    assert broken_rules(build({"interrupts": "", "ids": "from .interrupts import INTERRUPTS"})) == []
+    (broken,) = broken_rules(build({"interrupts": "from . import ids", "ids": ""}))
+    assert "`interrupts` is ground and may import nothing of ours" in broken
 
 
 def test_a_room_without_a_place_is_found(build):

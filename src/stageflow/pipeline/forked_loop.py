@@ -28,7 +28,7 @@ class ForkedLoop:
         self._forking = threading.local()  # two threads may fork at the same time
 
     def return_to_loop(self) -> None:
-        """Mark the inherited loop as running, unless the code at hand belongs to a loop of the child's own."""
+        """Mark the inherited loop as running, unless another loop of the child is running."""
         if asyncio._get_running_loop() is None:
             asyncio._set_running_loop(self.loop)
             self.loop = None

@@ -9,7 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import StageOutputError, StageTimeoutError, describe, did_you_mean
+from ..errors import StageOutputError, StageTimeoutError, describe, did_you_mean, type_name
+from ..interrupts import INTERRUPTS, is_a
 from ..stages import Retry, StageKind, StageOutput, StageStatus
 from .node import Node
 
@@ -30,7 +31,15 @@ _DEFAULT_RETRY = Retry(attempts=3, on=())
 
 
 def output_of(value: Any, node: Node) -> StageOutput:
-    """Return what a stage returned as an output; nonsense becomes a failure that says so."""
+    """Return what a stage returned as an output; anything else, or what cannot be read, becomes a failure."""
+    try:
+        return _output_of(value, node)
+    except BaseException as error:  # by an object of the application's that was asked what it is
+        INTERRUPTS.postpone(error)
+        return failure(error)
+
+
+def _output_of(value: Any, node: Node) -> StageOutput:
     if type(value) is StageOutput:
         if value.status is StageStatus.OK and type(value.data) is dict and not node.route_labels:
             return value if value.routes is None else _routed(value, node)
@@ -45,10 +54,7 @@ def output_of(value: Any, node: Node) -> StageOutput:
     if value is None:
         return StageOutput(StageStatus.OK, {})
     if isinstance(value, Mapping):
-        try:
-            return StageOutput(StageStatus.OK, dict(value))
-        except Exception as error:  # a mapping of the application's own
-            return failure(error)
+        return StageOutput(StageStatus.OK, dict(value))
     hint = "did you forget an `await`?" if inspect.isawaitable(value) else _HINT
     if inspect.iscoroutine(value):
         value.close()
@@ -66,9 +72,10 @@ def _nonsense(what: str, node: Node, hint: str = _HINT) -> StageOutput:
 
 def _cut(value: Any) -> str:
     try:
-        text = repr(value)
-    except Exception:
-        return "(its repr could not be made)"
+        text = str.__str__(repr(value))
+    except BaseException as error:
+        INTERRUPTS.postpone(error)
+        return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
     return text if len(text) <= 80 else text[:79] + "…"
 
 
@@ -101,12 +108,20 @@ def _routed(output: StageOutput, node: Node) -> StageOutput:
 
 def failure(error: BaseException) -> StageOutput:
     """Return the outcome of an attempt that raised, its traceback beginning in the stage."""
+    with INTERRUPTS:
+        return _failure(error)
+
+
+def _failure(error: BaseException) -> StageOutput:
     # Without the frames of the scheduler: they hold the run, and the run holds this exception.
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
-        traceback = traceback.tb_next
-    error.__traceback__ = traceback
-    if isinstance(error, asyncio.CancelledError):
+    try:
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
+            traceback = traceback.tb_next
+        error.__traceback__ = traceback
+    except BaseException as raised:  # by a class that overrides the attribute
+        INTERRUPTS.contain(raised)
+    if is_a(error, asyncio.CancelledError):
         text = "CancelledError: something the stage awaited was cancelled, not the stage itself"
         return StageOutput(StageStatus.FAIL, {}, error=text, exception=error)
     return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
@@ -120,7 +135,7 @@ def timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTim
         stage=node.name,
         run_id=run_id,
     )
-    if raised is not None and not isinstance(raised, asyncio.CancelledError):
+    if raised is not None and not is_a(raised, asyncio.CancelledError):
         error.__cause__ = raised
     return error
 
@@ -133,8 +148,9 @@ def told_to_end(output: StageOutput, raised: BaseException | None, reason: str) 
     """
     if raised is None and output.status is not StageStatus.RETRY:
         return output
-    own = None if isinstance(raised, asyncio.CancelledError) else raised
-    error = describe(own) if own is not None else None
+    own = None if is_a(raised, asyncio.CancelledError) else raised
+    with INTERRUPTS:
+        error = describe(own) if own is not None else None
     return StageOutput(StageStatus.CANCEL, {}, error=error, exception=own, reason=reason)
 
 
@@ -165,8 +181,10 @@ def retried_or_failed(
         else:
             status = StageStatus.FAIL
             reason = f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or wants else None
-    except Exception as error:
+    except BaseException as error:
         # A policy is the user's code too.
+        INTERRUPTS.postpone(error)
         status = StageStatus.FAIL
-        reason = f"its retry policy raised {describe(error)}"
+        with INTERRUPTS:
+            reason = f"its retry policy raised {describe(error)}"
     return StageOutput(status, {}, error=output.error, exception=output.exception, reason=reason, after=after)

@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext, current_stage
 from ..errors import StageflowError
+from ..interrupts import INTERRUPTS, is_a
 from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
 from ..observability.run_record import emit_on
@@ -263,7 +264,7 @@ class Run:
             if attempt is not None and attempt.told == "timeout":
                 raised = timed_out(node, self.run_id, raised)
                 output = failure(raised)
-            elif isinstance(raised, asyncio.CancelledError) and (
+            elif is_a(raised, asyncio.CancelledError) and (
                 attempt is not None and attempt.cancelled_from_outside
             ):
                 why = "a task of the run was cancelled from outside"
@@ -279,24 +280,44 @@ class Run:
             self.ledger.route(node, output.routes or ())
         if node.limit is not None and self.turns is not None:
             self.turns.over(node.index)
-        if isinstance(output.exception, StageflowError):
-            output.exception.locate(self.pipeline_name, node.name, self.run_id)
+        self._locate(output.exception, node)
         result = self.ledger.result(node, ctx, output, number, began, ended)
-        if isinstance(raised, (SystemExit, KeyboardInterrupt)):
-            self.interrupt = self.interrupt or raised
+        if is_a(raised, (SystemExit, KeyboardInterrupt)) and self.interrupt is None:
+            self.interrupt = raised
         self._settle(node, result, ended)
+
+    def _locate(self, error: BaseException | None, node: Node) -> None:
+        """Add to an error of the library, or of a class derived from one, where it happened."""
+        if is_a(error, StageflowError):
+            try:
+                cast("StageflowError", error).locate(self.pipeline_name, node.name, self.run_id)
+            except BaseException as raised:
+                INTERRUPTS.postpone(raised)
+
+    def _interrupted(self) -> bool:
+        """Return whether the process was interrupted, also if only while the record was written."""
+        if INTERRUPTS.interrupt is not None:
+            interrupt = INTERRUPTS.take()
+            if self.interrupt is None:
+                self.interrupt = interrupt
+        return self.interrupt is not None or self.recorder.interrupt is not None
 
     def _settle(self, node: Node, result: StageResult, at: int) -> None:
         """Take in a result, and start or end what follows from it."""
         status, ledger = result.status, self.ledger
         if status is RETRY:
             ledger.retry(node, result)
-            self.timers[node.index] = self.loop.call_later(result.retry_after or 0, self._again, node.index)
-            return
-        ledger.keep(node, result)
+            if not self._interrupted():
+                self.timers[node.index] = self.loop.call_later(
+                    result.retry_after or 0, self._again, node.index
+                )
+                return
+        else:
+            ledger.keep(node, result)
+        interrupted = self._interrupted()
         if self.ending is not None:
             pass
-        elif self.interrupt is not None or self.recorder.interrupt is not None:
+        elif interrupted:
             self._fail(result)
         elif status is OK or status is SKIP or (status is FAIL and node.optional):
             self.workers.queue.extend(ledger.release(node, at))
@@ -395,6 +416,7 @@ class Run:
         try:
             self.recorder.run_ended(self.results)
         finally:
+            self._interrupted()
             active.left(self)
             if self.waiter is not None and not self.waiter.done():
                 with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -10,8 +10,8 @@ import contextlib
 import json
 import os
 import random
+import select
 import selectors
-import signal
 import subprocess
 import sys
 import tempfile
@@ -90,13 +90,20 @@ def write(directory: str) -> None:
     asyncio.run(main())
 
 
+def asked_to_end() -> bool:
+    """Return whether the storm has closed this process's standard input.
+
+    Unlike a signal, which kills a process that has not installed its handler yet, a closed pipe can be
+    noticed at any time afterwards.
+    """
+    return bool(select.select([0], [], [], 0)[0])
+
+
 def read(directory: str, name: str) -> None:
-    """Print every event, and commit, until told to end; then what is left."""
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    """Print and commit every event until asked to end; then read the rest."""
     with JournalReader(directory, name) as reader:
         while True:
-            last = bool(told)
+            last = asked_to_end()
             entries = reader.read(500, timeout=0.05)
             for entry in entries:
                 print(json.dumps([entry.type, entry.data()]))
@@ -107,12 +114,10 @@ def read(directory: str, name: str) -> None:
 
 
 def complete(directory: str) -> None:
-    """Look for writers that died, as fast as can be, and print the runs that were completed here."""
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    """Look for dead writers in a tight loop, and print the runs that this process completed."""
     journal = Journal(directory)
     while True:
-        last = bool(told)
+        last = asked_to_end()
         for run in journal.recover():
             print(run, flush=True)
         if last:
@@ -122,13 +127,28 @@ def complete(directory: str) -> None:
 # ---------------------------------------------------------------- the storm
 
 
+START_SECONDS = 60.0
+"""Time that a process may take to start or to end on a loaded machine."""
+
+
 def start(*arguments: str, out: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.journal_storm", *arguments]
-    return subprocess.Popen(command, stdout=out, cwd=Path(__file__).parents[1])
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process if it is still running, and release its pipes."""
+    process.kill()
+    process.communicate()
 
 
 def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
-    """Let it rage, and compare what was acknowledged with what was read."""
+    """Kill writers for so many seconds, and compare what was acknowledged with what was read.
+
+    The time starts when every writer has acknowledged an event: a loaded machine needs seconds to start one.
+    """
     dice = random.Random(seed)
     journal = directory / "journal"
     journal.mkdir()
@@ -136,18 +156,24 @@ def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
     kills = 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context((directory / name).open("w+b")) for name in (*READERS, "one", "two")]
-        others = [
-            start("read", str(journal), name, out=file) for name, file in zip(READERS, files, strict=False)
-        ]
-        others += [start("complete", str(journal), out=file) for file in files[len(READERS) :]]
+        roles = [("read", str(journal), name) for name in READERS] + [("complete", str(journal))] * 2
+        others = []
+        for role, file in zip(roles, files, strict=True):
+            others.append(start(*role, out=file))
+            stack.callback(stop, others[-1])
         writers = selectors.DefaultSelector()
+        stack.callback(writers.close)
         rest: dict[int, bytes] = {}
+        silent: set[int] = set()
 
         def add_writer() -> None:
             process = start("write", str(journal))
+            stack.callback(stop, process)
             assert process.stdout is not None
-            os.set_blocking(process.stdout.fileno(), False)
-            rest[process.stdout.fileno()] = b""
+            fd = process.stdout.fileno()
+            os.set_blocking(fd, False)
+            rest[fd] = b""
+            silent.add(fd)
             writers.register(process.stdout, selectors.EVENT_READ, process)
 
         def hear(timeout: float) -> None:
@@ -155,19 +181,25 @@ def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
                 if text := os.read(key.fd, 1 << 16):
                     *lines, rest[key.fd] = (rest[key.fd] + text).split(b"\n")
                     acknowledged.extend(line.decode() for line in lines)
-                else:  # dead, and its last word heard
+                else:  # it is dead, and everything that it acknowledged has arrived
                     writers.unregister(key.fileobj)
-                    key.data.wait()
-                    key.data.stdout.close()
+                    stop(key.data)
+                silent.discard(key.fd)
 
         for _ in range(WRITERS):
             add_writer()
+        until = time.monotonic() + START_SECONDS
+        while silent:
+            hear(1)
+            assert time.monotonic() < until, (
+                f"{len(silent)} writers acknowledged nothing in {START_SECONDS:g} s"
+            )
         until = time.monotonic() + seconds
-        next_kill = time.monotonic() + 0.5
+        next_kill = time.monotonic()
         while time.monotonic() < until:
             hear(0.02)
             if time.monotonic() >= next_kill:
-                next_kill += dice.uniform(0.05, 0.7)
+                next_kill = time.monotonic() + dice.uniform(0.05, 0.7)
                 dice.choice([key.data for key in writers.get_map().values()]).kill()
                 kills += 1
             while len(writers.get_map()) < WRITERS:
@@ -177,10 +209,9 @@ def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
             kills += 1
         while writers.get_map():
             hear(1)
-        for process in others:
-            process.send_signal(signal.SIGTERM)
-        for process in others:
-            assert process.wait(60) == 0
+        for process, role in zip(others, roles, strict=True):
+            _, errors = process.communicate(timeout=START_SECONDS)  # closes its standard input first
+            assert process.returncode == 0, f"{role[0]} ended with {process.returncode}: {errors.decode()}"
         for file in files:
             file.seek(0)
         texts = [file.read().splitlines() for file in files]

@@ -491,6 +491,24 @@ def test_what_is_behind_waits_and_comes_in_order(
     assert receiver.kinds() == ["firing", "resolved"]
 
 
+def test_notification_never_overtakes_one_that_waits_for_its_next_attempt(
+    incident: EventStore, receiver: Receiver, tmp_path: Path
+) -> None:
+    rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver),))
+
+    def run(minute: float) -> AlertRun:
+        return run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(minute))
+
+    receiver.answer, receiver.answer_headers = 503, {"retry-after": "3000"}
+    run(5)
+    receiver.answer, receiver.answer_headers = 200, {}
+    resolved = run(40)  # the first attempt is repeated at minute 55
+    assert resolved.sent == ()
+    assert [delivery.notice.kind for delivery in resolved.waiting] == ["firing", "resolved"]
+    assert kinds([sent.notice for sent in run(56).sent]) == ["firing", "resolved"]
+    assert receiver.kinds() == ["firing", "firing", "resolved"]
+
+
 def test_what_a_receiver_will_never_take_is_given_up(
     incident: EventStore, receiver: Receiver, tmp_path: Path
 ) -> None:

@@ -502,7 +502,7 @@ class Unreadable:
 async def test_nonsense_that_cannot_even_be_shown(sink: MemoryEventSink) -> None:
     results = await run(sink, returning(Unreadable(), wait=False))
     assert results["s"].status is StageStatus.FAIL
-    assert "its repr could not be made" in (results["s"].error or "")
+    assert "<repr() of Unreadable failed: " in (results["s"].error or "")
 
 
 @pytest.mark.parametrize("reason", [404, ValueError("enough"), ["a"], Unreadable(), b"bytes"], ids=type)
@@ -513,7 +513,9 @@ async def test_a_reason_may_be_anything(
     results = await run(sink, returning(make(reason), wait=False))
     said = stage_wide(sink.events, "s")["reason"]
     assert said == results["s"].reason
-    assert said == ("(Unreadable: its text could not be made)" if type(reason) is Unreadable else str(reason))
+    assert said == (
+        "<str() of Unreadable failed: RuntimeError>" if type(reason) is Unreadable else str(reason)
+    )
 
 
 @pytest.mark.parametrize("error", [404, None, Unreadable()], ids=type)
@@ -596,7 +598,7 @@ async def test_an_exception_that_cannot_be_shown(sink: MemoryEventSink) -> None:
     assert (results["s"].error or "").startswith("Odd: ")
     exception = stage_wide(sink.events, "s")["exception"]
     assert exception["type"].endswith("Odd")
-    assert "could not be made" in exception["message"]
+    assert "<str() of " in exception["message"]
 
 
 @pytest.mark.parametrize("policy", ["on", "wait"])
@@ -685,7 +687,7 @@ async def test_what_an_application_annotates_is_shown_by_its_repr_cut_and_counte
         "nan": "nan",
         "infinite": "-inf",
         "long": "y" * 199 + "…",
-        "unreadable": "<Unreadable: its repr could not be made>",
+        "unreadable": "<repr() of Unreadable failed: RuntimeError>",
         "huge": "1180591620717411303424",
         "fine": [1, "two", 3.5, None, {"a": True}],
         "text": "ä?",
@@ -715,7 +717,7 @@ async def test_keys_of_any_type_are_shown(sink: MemoryEventSink) -> None:
     await run(sink, stage)
     event = stage_wide(sink.events, "s")
     assert event["data_keys"][:3] == ["1", "('b', 2)", "d"]
-    assert event["data_keys"][3:] == ["<Unreadable: its repr could not be made>", "?"]
+    assert event["data_keys"][3:] == ["<repr() of Unreadable failed: RuntimeError>", "?"]
     assert event["attributes"]["nested"] == {"1": "one", "None": "none", "(1, 2)": "pair"}
 
 
@@ -733,7 +735,7 @@ async def test_an_event_of_a_stages_own_is_never_lost_for_a_value_in_it(sink: Me
     before = stats().coerced_values
     await run(sink, stage)
     (note,) = sink.of_type("note")
-    assert note["value"] == "<Unreadable: its repr could not be made>"
+    assert note["value"] == "<repr() of Unreadable failed: RuntimeError>"
     assert (note["set"], note["nan"], note["3"]) == ("{1}", "nan", "three")
     assert stats().coerced_values - before == 3
     assert stage_wide(sink.events, "s")["events_count"] == 1

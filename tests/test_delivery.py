@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -568,6 +569,24 @@ async def test_a_background_sink_may_block_without_the_loop_noticing() -> None:
     assert await flush()
     assert inner.seen == 3
     assert counters(sink).delivered == 3
+
+
+async def test_delivery_to_a_sink_that_never_waits_yields_to_the_event_loop() -> None:
+    class NeverWaits(EventSink):
+        seen = 0
+
+        async def emit(self, *, type: str, data: Any) -> None:
+            self.seen += 1
+
+    sink, events = NeverWaits(), 2_000
+    for _ in range(events):
+        emit_stage_wide("s", StageResult("s", StageStatus.OK), PipelineContext(), sink)
+    steps: list[int] = []
+    while sink.seen < events:
+        await asyncio.sleep(0)
+        steps.append(sink.seen)
+    at_once = max(after - before for before, after in itertools.pairwise([0, *steps]))
+    assert at_once <= 100
 
 
 def test_a_forked_child_delivers_none_of_its_parents_events() -> None:

@@ -95,6 +95,22 @@ def test_what_only_goes_along_with_a_cause_is_said_to():
     assert list(found) == ["attributes.cause", "attributes.other", "attributes.copy"]
 
 
+def test_q_values_are_corrected_by_benjamini_and_yekutieli():
+    """Its factor over Benjamini-Hochberg, the harmonic number, holds for fields that depend on each other."""
+    runs, caused, dice = some_runs(failures=0.2)
+    runs["attributes.cause"] = dice.random(RUNS) < np.where(caused, 0.5, 0.2)
+    p_values = set()
+    for decoys in (0, 20, 60):
+        for number in range(decoys):
+            runs[f"attributes.decoy{number}"] = dice.random(RUNS) < 0.5
+        found = explain(store(runs))
+        first = found.differences[0]
+        assert first.field == "attributes.cause"
+        harmonic = sum(1 / rank for rank in range(1, found.fields + 1))
+        p_values.add(f"{first.q_value / (found.fields * harmonic):.10g}")
+    assert len(p_values) == 1
+
+
 def test_a_number_is_split_where_the_sides_differ_most():
     runs, caused, dice = some_runs()
     runs["attributes.tokens"] = np.where(caused, dice.uniform(813, 2_000, RUNS), dice.uniform(0, 812, RUNS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
@@ -228,6 +229,28 @@ def test_an_open_circuit_is_a_failure_with_its_own_error_never_ok() -> None:
         assert breaker.state("p", "search") == "closed"
 
     VirtualClock().run(main())
+
+
+def test_failed_trial_reopens_the_circuit_from_the_moment_of_the_failure() -> None:
+    breaker = CircuitBreaker(failures=1, reset_after=30)
+    calls: list[float] = []
+
+    async def fails_slowly(ctx: Any) -> None:
+        calls.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(20)
+        raise ConnectionError("down")
+
+    graph = Pipeline("p").with_stage("s", fails_slowly, interceptors=(breaker,)).build()
+
+    async def main() -> None:
+        began = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < began + 200:
+            await graph.run()
+            await asyncio.sleep(1)
+
+    VirtualClock().run(main())
+    # Each call fails 20 s after it began, and 30 s later the next one is let through.
+    assert [round(after - before) for before, after in itertools.pairwise(calls)] == [50, 50, 50]
 
 
 def test_a_trial_that_is_cancelled_leaves_the_circuit_to_the_next_one() -> None:

@@ -63,6 +63,66 @@ def test_a_fork_in_a_stage(program: Start, end: str) -> None:
     check(one, ["ok"])
 
 
+def test_custom_events_of_forked_children_have_their_own_ids(program: Start) -> None:
+    """The children and their parent count on from the same number."""
+    one = program(
+        SETUP
+        + """
+    async def fork(ctx):
+        ctx.emit_event("note", {"from": "parent"})
+        children = []
+        for _ in range(2):
+            pid = os.fork()
+            if not pid:
+                for _ in range(2):
+                    ctx.emit_event("note", {"from": "child"})
+                grandchild = os.fork()
+                ctx.emit_event("note", {"from": "grandchild" if not grandchild else "child"})
+                if grandchild:
+                    os.waitpid(grandchild, 0)
+                os._exit(0)
+            children.append(pid)
+        for _ in range(2):
+            ctx.emit_event("note", {"from": "parent"})
+        for pid in children:
+            os.waitpid(pid, 0)
+
+    asyncio.run(graph_on(JournalSink(sys.argv[1]), fork).run())
+    """
+    )
+    status, _, err = one.ended()
+    assert status == 0, err
+    with JournalReader(one.journal) as reader:
+        notes = [entry.data() or {} for entry in reader if entry.type == "note"]
+    assert Counter(note["from"] for note in notes) == {"parent": 3, "child": 6, "grandchild": 2}
+    assert len({note["event_id"] for note in notes}) == 11
+
+
+def test_a_child_that_returns_from_its_stage_starts_a_loop_of_its_own_first(program: Start) -> None:
+    """The inherited loop is restored only when the child returns to it."""
+    one = program(
+        SETUP
+        + """
+    async def waits(ctx):
+        await asyncio.sleep(0.01)
+
+    async def fork(ctx):
+        await asyncio.sleep(0.01)  # the stage is resumed by its task
+        pid = os.fork()
+        if not pid:
+            own = graph_on(JournalSink(sys.argv[1]), waits)
+            assert own.run_sync().ok
+            return
+        assert os.waitpid(pid, 0)[1] == 0
+
+    asyncio.run(graph_on(JournalSink(sys.argv[1]), fork).run())
+    """
+    )
+    status, _, err = one.ended()
+    assert status == 0, err
+    check(one, ["ok", "ok"])
+
+
 def test_a_child_runs_pipelines_of_its_own(program: Start) -> None:
     one = program(
         SETUP

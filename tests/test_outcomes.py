@@ -832,6 +832,20 @@ async def test_a_plain_function_may_hand_back_a_coroutine(sink: MemoryEventSink)
     assert results.data("s") == {"done": True}
 
 
+async def test_threads_of_plain_stages_are_reused(sink: MemoryEventSink) -> None:
+    threads: list[threading.Thread] = []  # kept, or a new thread could have the identity of an old one
+
+    def stage(ctx: StageContext) -> None:
+        threads.append(threading.current_thread())
+
+    pipeline = Pipeline("p").with_stage("s0", stage)
+    for number in range(1, 100):
+        pipeline = pipeline.with_stage(f"s{number}", stage, dependencies=(f"s{number - 1}",))
+    assert (await pipeline.run()).ok
+    assert len(threads) == 100
+    assert len(set(threads)) <= 10  # one, and a few more where a stage began before a thread was free again
+
+
 async def test_threads_do_not_wait_for_each_other(sink: MemoryEventSink) -> None:
     together = threading.Barrier(8)
 

@@ -481,6 +481,28 @@ def test_old_days_are_dropped_by_age_and_by_size(tmp_path: Path) -> None:
         assert [day for (day,) in store.sql(days).rows] == ["2026-01-03", today]
 
 
+def test_compactor_leaves_the_open_segment_of_a_live_writer(tmp_path: Path) -> None:
+    """A segment counts as archived as a whole: what is appended to it later would never be seen."""
+    sink = JournalSink(tmp_path)
+    graph = build(sink)
+    found: list[PipelineResults] = []
+
+    def roots(store: EventStore) -> list[str]:
+        question = "select pipeline_run_id from runs where parent_run_id is null order by 1"
+        return [run_id for (run_id,) in store.sql(question, limit=None).rows]
+
+    with EventStore(tmp_path, compact_beyond=None) as opened:
+        for _ in range(3):
+            found += [asyncio.run(graph.run()) for _ in range(5)]
+            compact(tmp_path)
+            assert roots(opened) == sorted(ids(found))
+        sink.close()
+        compact(tmp_path)
+        rows = opened.sql("select event_id, count(*) from events group by 1 having count(*) > 1").rows
+        assert rows == []
+        assert roots(opened) == sorted(ids(found))
+
+
 def test_an_archive_elsewhere_is_remembered_by_its_journal(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     runs = ids(run_some(folder))

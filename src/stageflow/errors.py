@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .interrupts import INTERRUPTS, is_a
+
 __all__ = [
     "AlertRuleError",
     "AlertStateError",
@@ -49,6 +51,7 @@ __all__ = [
     "as_text",
     "describe",
     "did_you_mean",
+    "type_name",
 ]
 
 
@@ -268,11 +271,25 @@ class AlertStateError(StageflowError):
 
 
 def as_text(value: object) -> str:
-    """Return `str(value)`, also of a value whose `__str__` raises."""
+    """Return `str(value)` as a plain `str`, or a placeholder if `__str__` raises anything at all.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C arrived during the call, and no record is being written.
+    """
     try:
-        return str(value)
-    except Exception:
-        return f"({type(value).__name__}: its text could not be made)"
+        return str.__str__(str(value))  # `str(value)` may be of a subclass that overrides its methods
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        return f"<str() of {type_name(value)} failed: {type_name(error)}>"
+
+
+_NAME_OF_TYPE = type.__dict__["__name__"]
+
+
+def type_name(value: object) -> str:
+    """Return the name of the type of a value, also if its metaclass overrides `__name__`."""
+    name: str = _NAME_OF_TYPE.__get__(type(value))
+    return name
 
 
 def describe(error: BaseException) -> str:
@@ -280,9 +297,17 @@ def describe(error: BaseException) -> str:
 
     Of an error of ours only what happened: where and the way out would make every text another one.
     """
-    message = error.message if isinstance(error, StageflowError) else as_text(error)
-    name = type(error).__name__
+    message = as_text(_message(error)) if is_a(error, StageflowError) else as_text(error)
+    name = type_name(error)
     return f"{name}: {message}" if message else name
+
+
+def _message(error: Any) -> object:
+    try:
+        return error.message
+    except BaseException as raised:  # by a subclass that makes a property of it
+        INTERRUPTS.contain(raised)
+        return ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import Any
+
+from .interrupts import INTERRUPTS
 
 __all__ = ["tell"]
 
@@ -14,5 +15,7 @@ def tell(logger: logging.Logger, text: str, *args: Any, level: int = logging.WAR
 
     A log line is a courtesy; the record of the run, which is being written, is not.
     """
-    with contextlib.suppress(Exception):
+    try:
         logger.log(level, text, *args)
+    except BaseException as error:
+        INTERRUPTS.contain(error)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Unpack
 
+from ..interrupts import INTERRUPTS
 from ..stages import Artifact, StageKind
 from .genai import EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
 from .inputs import StageInputs, Upstream
@@ -281,7 +282,8 @@ class StageContext:
 def _merged(fields: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     try:
         return {**fields, **more}
-    except Exception:
+    except BaseException as error:
+        INTERRUPTS.contain(error)
         if not isinstance(fields, Mapping):
             raise
         return {"fields": fields, **more}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from ..interrupts import INTERRUPTS
+
 __all__ = ["added", "is_amount"]
 
 
@@ -41,3 +43,6 @@ def is_amount(value: Any) -> bool:
         return isinstance(value, (int, float)) and isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return True
+    except BaseException as error:  # of a value that pretends to be what it is not
+        INTERRUPTS.contain(error)
+        return False

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import describe
+from ..interrupts import INTERRUPTS
 from ..telling import tell
 from . import loops
 from .counters import SinkStats
@@ -89,7 +90,7 @@ class Channel:
             # A plain method that hands back an awaitable: the rest of it runs on the loop.
             self._enqueue(sink, rest, counted=True)
         elif isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise error  # of a signal handler, most likely: it is for the application
+            INTERRUPTS.hold(error)  # of a signal handler, most likely: it is for the application
 
     def _enqueue(self, sink: Any, item: Item, *, counted: bool) -> None:
         reason = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from types import TracebackType
 
+from ..errors import as_text, type_name
+from ..interrupts import INTERRUPTS
 from ..schema import ExceptionInfo, Relation
 from .shape import Shaper
 
@@ -34,7 +36,7 @@ def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:
 
 def _chain(error: BaseException, seen: set[int], shaping: Shaper) -> list[ExceptionInfo]:
     links: list[ExceptionInfo] = []
-    following: list[tuple[Relation, BaseException]] = _next(error)
+    following = _next(error)
     while following and len(links) < _LINKS:
         relation, link = following.pop(0)
         if id(link) in seen:
@@ -54,32 +56,42 @@ def _chain(error: BaseException, seen: set[int], shaping: Shaper) -> list[Except
 
 
 def _next(error: BaseException) -> list[tuple[Relation, BaseException]]:
+    """Return what an exception was raised from; nothing if its class overrides that and raises."""
     members: list[tuple[Relation, BaseException]] = []
-    if isinstance(error, BaseExceptionGroup):
-        members = [("group", member) for member in error.exceptions]
-    if error.__cause__ is not None:
-        members.append(("cause", error.__cause__))
-    elif error.__context__ is not None and not error.__suppress_context__:
-        members.append(("context", error.__context__))
+    try:
+        if isinstance(error, BaseExceptionGroup):
+            members = [("group", member) for member in error.exceptions]
+        if error.__cause__ is not None:
+            members.append(("cause", error.__cause__))
+        elif error.__context__ is not None and not error.__suppress_context__:
+            members.append(("context", error.__context__))
+    except BaseException as raised:
+        INTERRUPTS.contain(raised)
     return members
 
 
 def _type(error: BaseException) -> str:
     kind = type(error)
-    module = kind.__module__
-    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+    try:
+        module = kind.__module__
+        return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+    except BaseException as raised:  # by a metaclass
+        INTERRUPTS.contain(raised)
+        return type_name(error)
 
 
 def _message(error: BaseException, shaping: Shaper) -> str:
-    try:
-        return shaping.text(str(error), "exception", _LONGEST_MESSAGE)
-    except Exception:
-        return "(its message could not be made)"
+    return shaping.text(as_text(error), "exception", _LONGEST_MESSAGE)
 
 
 def _stack(error: BaseException, shaping: Shaper) -> list[str]:
     frames: list[str] = []
-    at: TracebackType | None = error.__traceback__
+    at: TracebackType | None
+    try:
+        at = error.__traceback__
+    except BaseException as raised:  # by a property of its class
+        INTERRUPTS.contain(raised)
+        return []
     while at is not None:
         code = at.tb_frame.f_code
         if not code.co_filename.startswith(_OURS):

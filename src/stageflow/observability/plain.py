@@ -7,10 +7,12 @@ from itertools import islice
 from math import isfinite
 from typing import Any
 
+from ..errors import as_text
 from ..events.counters import TALLY
+from ..interrupts import INTERRUPTS, is_a
 from .short_repr import short_repr
 
-__all__ = ["SHOWN_CHARS", "Cut", "Plain", "Shown", "flat", "items_of", "text_key", "unlike"]
+__all__ = ["SHOWN_CHARS", "Cut", "Plain", "Shown", "flat", "is_mapping", "items_of", "text_key", "unlike"]
 
 SHOWN_CHARS = 200
 """Characters that are shown of a `repr`."""
@@ -88,22 +90,27 @@ class Plain:
         """`inside` holds the ids of what contains the value."""
         self._left -= 1
         self.size += 1
-        if value is None or isinstance(value, bool):
+        if value is None or value is True or value is False:
             return value
-        if isinstance(value, str):
+        # By the real types and their own methods: a subclass may override all that is called here.
+        if is_a(value, str):
+            text = str.__str__(value)
             self._left -= _OF_TEXT
-            self.size += min(len(value), self._text_chars) + 2
-            return value
-        if isinstance(value, int) and _INT_MIN <= value <= _INT_MAX:
-            return int(value)
-        if isinstance(value, float) and isfinite(value):
-            return float(value)
-        if isinstance(value, (Mapping, list, tuple)) and id(value) not in inside:
-            if len(inside) >= self._depth:
-                return self._cut(f"deeper than {self._depth} levels")
-            copied = self._container(value, (*inside, id(value)))
-            if copied is not None:
-                return copied
+            self.size += min(len(text), self._text_chars) + 2
+            return text
+        if is_a(value, int) and _INT_MIN <= (number := int.__int__(value)) <= _INT_MAX:
+            return number
+        if is_a(value, float) and isfinite(real := float.__float__(value)):
+            return real
+        try:
+            if isinstance(value, (Mapping, list, tuple)) and id(value) not in inside:
+                if len(inside) >= self._depth:
+                    return self._cut(f"deeper than {self._depth} levels")
+                copied = self._container(value, (*inside, id(value)))
+                if copied is not None:
+                    return copied
+        except BaseException as error:
+            INTERRUPTS.contain(error)
         self._left -= _OF_TEXT
         shown = Shown(short_repr(value))
         self.size += min(len(shown), SHOWN_CHARS)
@@ -138,21 +145,32 @@ class Plain:
         return Cut(f"[cut: {why}]")
 
 
+def is_mapping(value: Any) -> bool:
+    """Return whether a value is a mapping; one whose `__class__` raises is none."""
+    try:
+        return isinstance(value, Mapping)
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        return False
+
+
 def items_of(fields: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]] | None:
     """Return the first items of a mapping, or None for one of the application's that cannot be read."""
     try:
         return list(islice(fields.items(), most))
-    except Exception:
+    except BaseException as error:
+        INTERRUPTS.contain(error)
         return None
 
 
 def text_key(key: Any) -> str:
     """Return the key of a mapping as text, whatever it is."""
-    if isinstance(key, str):
-        return key
-    if key is None or isinstance(key, float) or (isinstance(key, int) and _INT_MIN <= key <= _INT_MAX):
-        return str(key)
-    return short_repr(key)
+    if is_a(key, str):
+        return str.__str__(key)
+    if is_a(key, int) and not is_a(key, bool):
+        number = int.__int__(key)
+        return str(number) if _INT_MIN <= number <= _INT_MAX else short_repr(key)
+    return as_text(key) if key is None or is_a(key, (float, bool)) else short_repr(key)
 
 
 def unlike(name: str, names: Mapping[str, Any]) -> str:

@@ -15,21 +15,23 @@ from msgspec.structs import asdict
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
 from ..context.totals import added
-from ..errors import as_text, describe
+from ..errors import as_text, describe, type_name
 from ..events import Event, NoOpEventSink
 from ..events.channel import offer
 from ..events.counters import TALLY
 from ..events.run_marks import mark, takes_marks
+from ..interrupts import INTERRUPTS, is_a
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
 from ..stages import StageResult
 from ..telling import tell
 from ..timestamps import rfc3339
 from .emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from .health import emit_health_if_due
-from .plain import SHOWN_CHARS
+from .plain import SHOWN_CHARS, is_mapping
 from .run_context import RunContext
 from .shape import shaper
 from .short_repr import short_repr
+from .wide_events import stage_wide
 
 __all__ = ["RunRecorder"]
 
@@ -114,7 +116,8 @@ class RunRecorder:
             )
             self._marked = sink
             mark(sink, opened)
-        except Exception as error:
+        except BaseException as error:
+            INTERRUPTS.postpone(error)
             tell(log, "the beginning of run %s could not be marked: %s", self._run.run_id, describe(error))
 
     def disown(self) -> None:
@@ -127,10 +130,14 @@ class RunRecorder:
         """Emit `stage.wide` for an attempt that was retried, or for the end of a stage."""
         emitter, context, run = self._emitter, self._context, self._run
         try:
-            if self._plain:
-                offer_stage_wide(emitter.event_sink, result.name, result, context, run)
-            else:
-                emitter.emit_stage_wide(result.name, result, context)
+            if not self._plain:
+                with INTERRUPTS:
+                    emitter.emit_stage_wide(result.name, result, context)
+                return
+            sink = emitter.event_sink
+            if type(sink) is NoOpEventSink:
+                return
+            event = Event("stage.wide", stage_wide(result.name, result, context, run))
         except BaseException as error:
             self._missed(
                 error,
@@ -138,6 +145,11 @@ class RunRecorder:
                 lambda: offer_stage_wide(emitter.event_sink, result.name, result, context, run),
                 lambda: offer_stage_wide(emitter.event_sink, result.name, _bare(result), context, run),
             )
+            return
+        try:
+            offer(sink, event)
+        except BaseException as error:  # an interrupt: the sink has been offered the event
+            self._interrupted_by(error)
 
     def run_ended(self, results: PipelineResults) -> None:
         """Emit `pipeline.wide`."""
@@ -149,7 +161,8 @@ class RunRecorder:
         if self.stages or self._pipeline:
             try:
                 emit_health_if_due(self._emitter.event_sink)
-            except Exception as error:
+            except BaseException as error:
+                INTERRUPTS.postpone(error)
                 tell(log, "the health of this process could not be told: %s", describe(error))
 
     def _close_mark(self) -> None:
@@ -157,7 +170,8 @@ class RunRecorder:
         sink, emitted, run_id = self._marked, self._run.emitted, self._run.run_id
         try:
             moved = self._emitter.event_sink is not sink
-        except Exception:
+        except BaseException as error:
+            INTERRUPTS.postpone(error)
             moved = False
         if not self._pipeline:
             reason = "its graph was built without pipeline.wide"
@@ -172,9 +186,10 @@ class RunRecorder:
     def _emit_pipeline(self, results: PipelineResults) -> None:
         emitter, context, run = self._emitter, self._context, self._run
         try:
-            if self._plain:
-                offer_pipeline_wide(emitter.event_sink, results, context, run)
-            else:
+            with INTERRUPTS:
+                if self._plain:
+                    offer_pipeline_wide(emitter.event_sink, results, context, run)
+                    return
                 emitter.emit_pipeline_wide(results, context)
         except BaseException as error:
             self._missed(
@@ -187,28 +202,25 @@ class RunRecorder:
     def _missed(self, error: BaseException, missed_id: str, *ways: Callable[[], None]) -> None:
         """Emit what an emitter that raised has not: whole, or else without what could not be built."""
         TALLY.emitter_errors += 1
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.interrupt = self.interrupt or error
+        self._interrupted_by(error)
         tell(
             log,
             "emitter %s raised while emitting %s: %s: %s",
             type(self._emitter).__name__,
             missed_id,
-            type(error).__name__,
+            type_name(error),
             as_text(error),
         )
         emitted = self._run.emitted
-        # A plain emitter that was interrupted had offered the event: only building one can fail.
-        offered = emitted is None and isinstance(error, KeyboardInterrupt)
-        if offered or (emitted is not None and missed_id in emitted):
+        if emitted is not None and missed_id in emitted:
             return
-        for emit in ways:
+        # The last way needs nothing of the application's: once more, if Ctrl-C interrupts even that.
+        for emit in (*ways, ways[-1]):
             try:
-                emit()
+                with INTERRUPTS:
+                    emit()
             except BaseException as again:
-                if isinstance(again, (KeyboardInterrupt, SystemExit)):
-                    self.interrupt = self.interrupt or again
-                    return
+                self._interrupted_by(again)
                 tell(
                     log,
                     "event %s could not be built (%s); trying with less in it",
@@ -218,7 +230,18 @@ class RunRecorder:
             else:
                 return
 
+    def _interrupted_by(self, error: BaseException) -> None:
+        """Keep a `KeyboardInterrupt` or `SystemExit` of an emitter for the run to raise."""
+        if is_a(error, (KeyboardInterrupt, SystemExit)) and self.interrupt is None:
+            self.interrupt = error
+
     def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
+        """See `_custom_event`; an interrupt is raised when the event has been sent."""
+        with INTERRUPTS:
+            self._custom_event(stage, attempt, number, type, data)
+        INTERRUPTS.raise_held()
+
+    def _custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
         """Send an event of a stage's own, with the ids of its run; the stage's keys come first.
 
         A key of the stage that is also one of ours is kept under `payload`.
@@ -240,7 +263,7 @@ class RunRecorder:
             "pipeline_metadata": identity.pipeline_metadata,
         }
         shaping = shaper()
-        whole = {} if data is None else data if isinstance(data, Mapping) else {"payload": data}
+        whole = {} if data is None else data if is_mapping(data) else {"payload": data}
         own = shaping.fields(whole, "payload")
         kind = shaping.text(type, "type", _TYPE_CHARS)
         if shaping.redacted:
@@ -290,6 +313,13 @@ class RunRecorder:
             self._amend("stage.wide.amend", amended, stage, fields)
 
     def _amend(self, type: str, amended_id: str, stage: str | None, fields: Mapping[str, Any]) -> None:
+        with INTERRUPTS:
+            self._send_amendment(type, amended_id, stage, fields)
+        INTERRUPTS.raise_held()
+
+    def _send_amendment(
+        self, type: str, amended_id: str, stage: str | None, fields: Mapping[str, Any]
+    ) -> None:
         sink = self._emitter.event_sink
         if builtins.type(sink) is NoOpEventSink or self.disowned:
             return

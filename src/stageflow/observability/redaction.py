@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..interrupts import INTERRUPTS
 from .detectors import DETECTORS, Detector
 from .secret_names import is_secret_name, is_secret_number
 from .short_repr import safe_text
@@ -87,7 +88,8 @@ class Redactor:
         try:
             # What is remembered as clean is shown as it is: so it is asked for as it may be shown.
             _, found = self.text(safe_text(name[:_LONGEST]))
-        except Exception:
+        except BaseException as error:
+            INTERRUPTS.contain(error)
             return True  # closed: whatever this field is, it is not for keeping
         if not found and name in self.clean and len(self.known) < _REMEMBERED:
             self.known[name] = withheld

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import as_text, describe
+from ..interrupts import INTERRUPTS
 from ..telling import tell
 from .plain import SHOWN_CHARS, Cut, Plain, Shown, flat, items_of, text_key, unlike
 from .redaction import REDACTED, REDACTION_FAILED, Redact, Redactor
@@ -105,7 +106,7 @@ class Shaper:
             name: Of its field, to be noted where the text is cut.
             most: Characters, for one with a limit of its own.
         """
-        if not isinstance(text, str):  # a result made by hand may hold anything
+        if type(text) is not str:  # a result made by hand may hold anything
             text = as_text(text)
         shown, cut = self._shown(text, most or self._rules.limits.text_chars)
         if cut:
@@ -163,14 +164,15 @@ class Shaper:
             return text
         try:
             clean, found = redactor.text(text)
-        except Exception as error:
+        except BaseException as error:
+            INTERRUPTS.contain(error)
             # Closed: nobody knows what is in it.
             self._tell(error)
             clean, found = REDACTION_FAILED, 1
         self.redacted += found
         return clean
 
-    def _tell(self, error: Exception) -> None:
+    def _tell(self, error: BaseException) -> None:
         if type(error).__name__ not in self._rules.told:
             self._rules.told.add(type(error).__name__)
             tell(log, "a text could not be redacted, and was left out whole: %s (said once)", describe(error))
@@ -243,7 +245,8 @@ class Shaper:
             name = unlike(text_key(key), copied)
             try:
                 copied[name] = plain.copy(value)
-            except Exception:  # of a value that pretends to be what it is not
+            except BaseException as error:  # of a value that pretends to be what it is not
+                INTERRUPTS.contain(error)
                 copied[name] = Shown(short_repr(value))
             sizes[name] = plain.size + min(len(name), limits.name_chars) + 4
         self._cut_largest(copied, sizes, within)

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+from ..errors import type_name
 from ..events.counters import TALLY
+from ..interrupts import INTERRUPTS
 
 __all__ = ["safe_text", "short_repr"]
 
@@ -60,9 +62,10 @@ def short_repr(value: Any) -> str:
     """Return the beginning of the `repr` of a value, also of one whose `__repr__` raises; and count it."""
     TALLY.coerced_values += 1
     try:
-        return safe_text(_Bounded().repr(value)[:_CHARS])
-    except Exception:
-        return f"<{type(value).__name__}: its repr could not be made>"
+        return safe_text(str.__str__(_Bounded().repr(value))[:_CHARS])
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
 
 
 def safe_text(text: str) -> str:

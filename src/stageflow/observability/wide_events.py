@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
-from ..schema import Outcome, PipelineWide, StageSummary, StageWide, Terminal
+from ..interrupts import INTERRUPTS
+from ..schema import Outcome, PipelineWide, StageSummary, StageWide, Terminal, TerminalOrRetry
 from ..stages import StageResult, StageStatus
 from .critical_path import critical_path
 from .exceptions import exception_info
@@ -18,11 +19,6 @@ from .shape import shaper
 
 __all__ = ["pipeline_wide", "stage_wide"]
 
-# Events are immutable, and a dict made from one is a copy: so they may share what is empty.
-_NO_NAMES: list[str] = []
-_NO_FIELDS: dict[str, Any] = {}
-_UNUSED = shaper()
-
 
 def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, run: RunContext) -> StageWide:
     """Return the event for `result`, a terminal one or one with status RETRY."""
@@ -31,37 +27,60 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         ended = started = get_clock().wall_ns() // 1000
     error, reason, exception, kind = result.error, result.reason, result.exception, result.kind
     attributes, data, missing = result.attributes, result.data, result.missing_inputs
-    # Most events have nothing from the application: they need no sanitizing.
-    plain = not (attributes or data or missing or error or reason or exception)
-    shaping = _UNUSED if plain else shaper()
-    return build_stage_wide(
-        run.identity(context),
-        run.span_base,
-        stage_name,
-        result.status._value_,  # what `value` returns, without the descriptor: this is the hot path
-        started,
-        ended,
-        ready or started,
-        result.sequence,
-        result.attempt,
-        result.attempts,
-        None if kind is None else kind._value_,
-        result.dependencies,
-        None if error is None else shaping.text(error, "error"),
-        None if reason is None else shaping.text(reason, "reason"),
-        None if exception is None else type(exception).__qualname__,
-        None if exception is None else exception_info(exception, shaping),
-        shaping.names(data, "data_keys") if data else _NO_NAMES,
-        len(result.artifacts),
-        result.events_count,
-        shaping.names(missing, "missing_inputs") if missing else _NO_NAMES,
-        None if result.retry_after is None else result.retry_after * 1000,
-        result.abandoned,
-        result.outcome_by,
-        shaping.attributes(attributes) if attributes else _NO_FIELDS,
-        shaping.redacted,
-        _NO_NAMES if plain else shaping.truncated,
-    )
+    identity = run.identity(context)
+    # `_value_` is what `value` returns, without the descriptor: this is the hot path.
+    status: TerminalOrRetry = result.status._value_
+    label = None if kind is None else kind._value_
+    if not (attributes or data or missing) and error is None and reason is None and exception is None:
+        # Most events have nothing from the application: they need no sanitizing.
+        return build_stage_wide(
+            identity,
+            run.span_base,
+            stage_name,
+            status,
+            started,
+            ended,
+            ready or started,
+            result.sequence,
+            result.attempt,
+            result.attempts,
+            label,
+            result.dependencies,
+            artifacts_count=len(result.artifacts),
+            events_count=result.events_count,
+            abandoned=result.abandoned,
+            outcome_by=result.outcome_by,
+        )
+    shaping = shaper()
+    with INTERRUPTS:
+        return build_stage_wide(
+            identity,
+            run.span_base,
+            stage_name,
+            status,
+            started,
+            ended,
+            ready or started,
+            result.sequence,
+            result.attempt,
+            result.attempts,
+            label,
+            result.dependencies,
+            None if error is None else shaping.text(error, "error"),
+            None if reason is None else shaping.text(reason, "reason"),
+            None if exception is None else type(exception).__qualname__,
+            None if exception is None else exception_info(exception, shaping),
+            shaping.names(data, "data_keys") if data else [],
+            len(result.artifacts),
+            result.events_count,
+            shaping.names(missing, "missing_inputs") if missing else [],
+            None if result.retry_after is None else result.retry_after * 1000,
+            result.abandoned,
+            result.outcome_by,
+            shaping.attributes(attributes) if attributes else {},
+            shaping.redacted,
+            shaping.truncated,
+        )
 
 
 def pipeline_wide(

@@ -30,16 +30,17 @@ still running, and *done* once every instance has its terminal result. `done` ne
 
 from __future__ import annotations
 
-import contextlib
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Collection, Sequence
+from typing import cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..context import PipelineContext, PipelineResults, StageContext
 from ..errors import DeadlineExceededError, StageflowError, StageTimeoutError, describe
+from ..interrupts import INTERRUPTS, is_a
 from ..schema import Outcome
 from ..stages import Retry, StageOutput, StageResult, StageStatus
 from .node import Node
@@ -257,8 +258,8 @@ class RunState:
         """An attempt ended in a way that the engine could not process: it fails with that error, `output`."""
         if self.phases[index] not in (RUNNING, TIMED_OUT, CANCELLING):
             return
-        if isinstance(output.exception, (SystemExit, KeyboardInterrupt)):
-            self.interrupt = self.interrupt or output.exception
+        if is_a(output.exception, (SystemExit, KeyboardInterrupt)):
+            self._interrupted_by(output.exception)
         if self.nodes[index].route_labels:
             self._routes[index] = ()
         self.running -= 1
@@ -308,8 +309,9 @@ class RunState:
         )
         self._end(Ending("timeout", error.message, f"DeadlineExceededError: {error.message}", error), at)
 
-    def interrupted(self, result: StageResult, at: int) -> None:
-        """Emitting a result raised a `KeyboardInterrupt` or `SystemExit`: the run fails there."""
+    def interrupted(self, result: StageResult, interrupt: BaseException, at: int) -> None:
+        """A `KeyboardInterrupt` or `SystemExit` came while a result was emitted: the run fails there."""
+        self._interrupted_by(interrupt)
         if self.ending is None:
             self._fail(result, at)
 
@@ -317,6 +319,10 @@ class RunState:
         """The engine itself failed: the run ends like after any failure."""
         text = f"the scheduler itself failed: {describe(error)}"
         self._end(Ending("failed", text, text, error), at)
+
+    def _interrupted_by(self, error: BaseException | None) -> None:
+        if self.interrupt is None:
+            self.interrupt = error
 
     # ------------------------------------------------------------ what an attempt came to
 
@@ -332,11 +338,13 @@ class RunState:
     ) -> StageOutput:
         """Return what an attempt came to, given how the run stands."""
         node = self.nodes[index]
-        if isinstance(raised, (SystemExit, KeyboardInterrupt)):
-            self.interrupt = self.interrupt or raised
-        if isinstance(output.exception, StageflowError):
-            with contextlib.suppress(Exception):  # a subclass may refuse new attributes
-                output.exception.locate(self.pipeline_name, node.name, self.run_id)
+        if is_a(raised, (SystemExit, KeyboardInterrupt)):
+            self._interrupted_by(raised)
+        if is_a(output.exception, StageflowError):
+            try:
+                cast("StageflowError", output.exception).locate(self.pipeline_name, node.name, self.run_id)
+            except BaseException as error:  # a subclass may refuse new attributes
+                INTERRUPTS.postpone(error)
         if phase == TIMED_OUT:
             raised = _timed_out(node, self.run_id, raised)
             output = StageOutput(FAIL, {}, describe(raised), raised)
@@ -578,7 +586,7 @@ def _timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTi
         stage=node.name,
         run_id=run_id,
     )
-    if raised is not None and not isinstance(raised, CancelledError):
+    if raised is not None and not is_a(raised, CancelledError):
         error.__cause__ = raised
     return error
 
@@ -591,8 +599,9 @@ def _cut_short(output: StageOutput, raised: BaseException | None, why: str) -> S
     """
     if raised is None and output.status is not RETRY:
         return output
-    own = None if isinstance(raised, CancelledError) else raised
-    error = describe(own) if own is not None else None
+    own = None if is_a(raised, CancelledError) else raised
+    with INTERRUPTS:
+        error = describe(own) if own is not None else None
     return StageOutput(CANCEL, {}, error=error, exception=own, reason=f"cancelled: {why}")
 
 
@@ -622,8 +631,10 @@ def _retried_or_failed(
         else:
             status = FAIL
             reason = f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or wants else None
-    except Exception as error:
+    except BaseException as error:
         # A policy is the user's code too.
+        INTERRUPTS.postpone(error)
         status = FAIL
-        reason = f"its retry policy raised {describe(error)}"
+        with INTERRUPTS:
+            reason = f"its retry policy raised {describe(error)}"
     return StageOutput(status, {}, error=output.error, exception=output.exception, reason=reason, after=after)

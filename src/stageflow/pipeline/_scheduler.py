@@ -20,6 +20,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext
+from ..interrupts import INTERRUPTS, is_a
 from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
 from ..observability.run_context import deliver_on, start_run
@@ -112,7 +113,9 @@ class Scheduler:
             except GeneratorExit:
                 self._closed()
                 raise
-        interrupt = self.state.interrupt or self.recorder.interrupt
+        interrupt = self.state.interrupt
+        if interrupt is None:
+            interrupt = self.recorder.interrupt
         if interrupt is not None:
             raise interrupt
         if cancelled is not None:
@@ -262,7 +265,8 @@ class Scheduler:
                     try:
                         output = output_of(value, node)
                     except BaseException as error:  # the value may define any method as it likes
-                        raised, output = error, failure(error)
+                        INTERRUPTS.postpone(error)
+                        raised, output = error if is_a(error, Exception) else None, failure(error)
                 state.attempt_ended(
                     index,
                     ctx,
@@ -271,7 +275,7 @@ class Scheduler:
                     began,
                     ended,
                     attempt is not None
-                    and isinstance(raised, asyncio.CancelledError)
+                    and is_a(raised, asyncio.CancelledError)
                     and attempt.cancelled_externally,
                 )
             except BaseException as error:
@@ -306,8 +310,11 @@ class Scheduler:
             for result in results:
                 if recorder.stages:
                     recorder.stage_ended(result)
-                    if recorder.interrupt is not None:
-                        self.state.interrupted(result, self.now())
+                interrupt = INTERRUPTS.take()
+                if interrupt is None:
+                    interrupt = recorder.interrupt
+                if interrupt is not None:
+                    self.state.interrupted(result, interrupt, self.now())
 
     def _apply(self) -> None:
         """Carry out all effects."""
@@ -357,6 +364,8 @@ class Scheduler:
         try:
             self.recorder.run_ended(self.results)
         finally:
+            if (held := INTERRUPTS.take()) is not None and self.state.interrupt is None:
+                self.state.interrupt = held
             active.left(self)
             if self._waiter is not None and not self._waiter.done():
                 with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..context import StageContext
 from ..errors import StageOutputError
+from ..interrupts import is_a
 from ..stages import StageOutput
 from .interceptor import Interceptor, Proceed, StageCall
 from .node import Node
@@ -61,7 +62,7 @@ class _Layer:
         try:
             value = await self._interceptor(self._call, self._proceed)
         except BaseException as error:
-            if error is not self._raised and not isinstance(error, asyncio.CancelledError):
+            if error is not self._raised and not is_a(error, asyncio.CancelledError):
                 self._call.ctx.outcome_by = self._name
             raise
         finally:

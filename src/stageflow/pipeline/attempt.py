@@ -15,6 +15,7 @@ from ..context import StageContext, current_stage
 from ..executors import in_thread
 from ..stages import StageOutput
 from .around import intercepted
+from .forked_loop import FORKED
 from .node import Node
 from .parameters import arguments
 
@@ -78,8 +79,12 @@ def first_step(ctx: StageContext, call: Call) -> tuple[Coroutine[Any, Any, Any],
         StopIteration: The attempt has ended without waiting; `value` is what it returned.
     """
     current_stage.set(ctx)
-    steps = call(ctx)
-    return steps, steps.send(None)
+    try:
+        steps = call(ctx)
+        return steps, steps.send(None)
+    finally:
+        if FORKED.loop is not None:
+            FORKED.return_to_loop()
 
 
 @coroutine
@@ -113,6 +118,9 @@ def resume(
             return stop.value
         except GeneratorExit as exit_of_stage:
             raise _in_disguise(exit_of_stage) from exit_of_stage
+        finally:
+            if FORKED.loop is not None:
+                FORKED.return_to_loop()
 
 
 def _in_disguise(error: BaseException) -> RuntimeError:

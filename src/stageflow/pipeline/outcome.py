@@ -9,7 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import StageOutputError, describe, did_you_mean
+from ..errors import StageOutputError, describe, did_you_mean, type_name
+from ..interrupts import INTERRUPTS, is_a
 from ..stages import StageKind, StageOutput, StageStatus
 from .node import Node
 
@@ -29,7 +30,11 @@ _OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def output_of(value: Any, node: Node) -> StageOutput:
-    """Return what a stage returned as an output; nonsense becomes a failure that says so."""
+    """Return what a stage returned as an output; an invalid value becomes a failure that says so.
+
+    Raises:
+        BaseException: What an object of the application raised when it was asked what it is.
+    """
     if type(value) is StageOutput:
         if value.status is StageStatus.OK and type(value.data) is dict and not node.route_labels:
             return value if value.routes is None else _routed(value, node)
@@ -43,11 +48,10 @@ def output_of(value: Any, node: Node) -> StageOutput:
         return _nonsense(f"{_cut(value)} and chose no route", node, _ROUTE_HINT)
     if value is None:
         return StageOutput(StageStatus.OK, {})
+    if type(value) is dict:
+        return StageOutput(StageStatus.OK, value.copy())
     if isinstance(value, Mapping):
-        try:
-            return StageOutput(StageStatus.OK, dict(value))
-        except Exception as error:  # a mapping of the application's own
-            return failure(error)
+        return StageOutput(StageStatus.OK, dict(value))
     hint = "did you forget an `await`?" if inspect.isawaitable(value) else _HINT
     if inspect.iscoroutine(value):
         value.close()
@@ -65,9 +69,10 @@ def _nonsense(what: str, node: Node, hint: str = _HINT) -> StageOutput:
 
 def _cut(value: Any) -> str:
     try:
-        text = repr(value)
-    except Exception:
-        return "(its repr could not be made)"
+        text = str.__str__(repr(value))
+    except BaseException as error:
+        INTERRUPTS.postpone(error)
+        return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
     return text if len(text) <= 80 else text[:79] + "…"
 
 
@@ -100,13 +105,21 @@ def _routed(output: StageOutput, node: Node) -> StageOutput:
 
 def failure(error: BaseException) -> StageOutput:
     """Return the outcome of an attempt that raised; its traceback starts in the stage."""
+    with INTERRUPTS:
+        return _failure(error)
+
+
+def _failure(error: BaseException) -> StageOutput:
     # Without the frames of the engine: they refer to the run, and the run refers to this exception.
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
-        traceback = traceback.tb_next
-    # Not by assignment: a frozen dataclass that is an exception refuses that.
-    BaseException.with_traceback(error, traceback)
-    if isinstance(error, asyncio.CancelledError):
+    try:
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
+            traceback = traceback.tb_next
+        # Not by assignment: a frozen dataclass that is an exception refuses that.
+        BaseException.with_traceback(error, traceback)
+    except BaseException as raised:  # by a class that overrides the attribute
+        INTERRUPTS.contain(raised)
+    if is_a(error, asyncio.CancelledError):
         text = "CancelledError: something the stage awaited was cancelled, not the stage itself"
         return StageOutput(StageStatus.FAIL, {}, error=text, exception=error)
     return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
 from ..errors import as_text, describe
+from ..interrupts import is_a
 from .kind import StageStatus
 
 __all__ = ["StageOutput"]
@@ -79,8 +80,9 @@ class StageOutput(Struct, frozen=True, eq=False):
 
 
 def _split(error: str | BaseException) -> tuple[str, BaseException | None]:
-    if isinstance(error, type) and issubclass(error, BaseException):
-        error = error()  # the class instead of an instance, as `raise` takes it too
-    if isinstance(error, BaseException):
-        return describe(error), error
+    if is_a(error, type) and issubclass(cast("type", error), BaseException):
+        error = cast("type[BaseException]", error)()  # the class instead of an instance, as in `raise`
+    if is_a(error, BaseException):
+        exception = cast("BaseException", error)
+        return describe(exception), exception
     return as_text(error), None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from ..interrupts import is_a
 from .wait import Exponential, Wait, check_seconds
 
 __all__ = ["Retry"]
@@ -57,10 +58,10 @@ class Retry(Struct, frozen=True):
 
     def covers(self, error: BaseException) -> bool:
         """Tell whether `error` is worth another attempt. Ends of the process never are."""
-        if isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+        if is_a(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
             return False
         if isinstance(self.on, (type, tuple)):
-            return isinstance(error, self.on)
+            return is_a(error, self.on)
         return bool(self.on(error))
 
     def seconds_after(self, attempt: int) -> float:

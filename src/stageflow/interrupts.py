@@ -1,0 +1,119 @@
+"""Separates an interrupt of the process from whatever application code raises while it is recorded.
+
+The record calls application code: `__repr__`, `__str__`, `__class__`, iteration. Such code may raise
+anything, `SystemExit` included, and the record replaces the value that it could not read. A Ctrl-C may arrive
+during the same call, and must reach the application, but only after the record has been written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Iterator
+from types import CodeType, TracebackType
+from typing import Any
+
+__all__ = ["INTERRUPTS", "Interrupts", "is_a"]
+
+
+class Interrupts(threading.local):
+    """The interrupt that the engine has to raise when the record is written, for each thread.
+
+    As a context manager, it marks a section that writes a record: an interrupt inside it is held. Outside of
+    such a section, `contain` raises it where it occurred. Sections can be nested and must not await.
+
+    Attributes:
+        interrupt: The first interrupt that is held, or None.
+
+    Example:
+        with INTERRUPTS:
+            emit()
+        INTERRUPTS.raise_held()
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self.interrupt: BaseException | None = None
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+
+    def contain(self, error: BaseException) -> None:
+        """Return if the caller may replace what raised `error`; otherwise hold the interrupt or raise it.
+
+        Args:
+            error: What application code raised while it was recorded.
+        """
+        if not is_a(error, Exception) and _is_interrupt(error):
+            self.hold(error)
+
+    def postpone(self, error: BaseException) -> None:
+        """Hold `error` if it is an interrupt, in a section or not: the engine is about to take it."""
+        with self:
+            self.contain(error)
+
+    def hold(self, error: BaseException) -> None:
+        """Hold an interrupt inside a section; outside of one, raise it."""
+        if not self._depth:
+            raise error
+        if self.interrupt is None:
+            self.interrupt = error
+
+    def take(self) -> BaseException | None:
+        """Return the interrupt that is held, and hold it no longer."""
+        interrupt, self.interrupt = self.interrupt, None
+        return interrupt
+
+    def raise_held(self) -> None:
+        """Raise the interrupt that is held, unless an outer section is still writing."""
+        if self.interrupt is not None and not self._depth:
+            try:
+                raise self.interrupt
+            finally:
+                self.interrupt = None
+
+
+INTERRUPTS = Interrupts()
+
+
+def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
+    """Return `isinstance(value, kind)` by the real type alone: `value.__class__` may raise.
+
+    Example:
+        >>> is_a(KeyError("a"), LookupError)
+        True
+    """
+    return issubclass(type(value), kind)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Return whether `error` came from a signal: only the main thread runs signal handlers."""
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    # The default handler of Ctrl-C is not a Python function and leaves no frame.
+    return is_a(error, KeyboardInterrupt) or not _codes(error.__traceback__).isdisjoint(_handlers())
+
+
+def _codes(traceback: TracebackType | None) -> set[CodeType]:
+    codes = set()
+    while traceback is not None:
+        codes.add(traceback.tb_frame.f_code)
+        traceback = traceback.tb_next
+    return codes
+
+
+def _handlers() -> Iterator[CodeType]:
+    """Yield the code of every signal handler that is a Python function, a method or a callable object."""
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        with contextlib.suppress(Exception):  # a callable object of the application's
+            handler = getattr(handler, "__func__", handler)
+            called = handler if hasattr(handler, "__code__") else type(handler).__call__
+            yield called.__code__

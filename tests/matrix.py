@@ -1,0 +1,234 @@
+"""Runs the suite on every Python that is installed here, and prints a table: `python -m tests.matrix`.
+
+Interpreters are looked for on the path and among those of pyenv. Others are named in `STAGEFLOW_PYTHONS`,
+separated by colons: the path of an interpreter, or the root folder of a chroot that has some in `usr/bin`.
+Each version has an environment and a copy of the tree of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+TREE = Path(__file__).parents[1]
+
+UNPINNED = {
+    "3.15": {
+        "numpy": "the pinned release is the last one for Python 3.11, and has no wheel for 3.15",
+        "scipy": "the pinned release is the last one for Python 3.11, and has no wheel for 3.15",
+    },
+}
+"""Packages that a version takes in another release than `constraints.txt` pins, and why."""
+
+LEFT_OUT: dict[str, dict[str, str]] = {}
+"""Test files that a version does not run, and why. They are listed below the table."""
+
+CHROOT_FOLDER = "var/tmp/stageflow-matrix"
+
+
+class Interpreter(NamedTuple):
+    """One Python.
+
+    Attributes:
+        version: As "3.14".
+        full_version: As "3.14.8".
+        path: Inside the chroot, if there is one.
+        root: The root folder of its chroot, or None.
+    """
+
+    version: str
+    full_version: str
+    path: str
+    root: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """Where its environment and its copy of the tree are."""
+        return (self.root / CHROOT_FOLDER if self.root else TREE / ".matrix") / self.version
+
+    def inside(self, path: Path) -> str:
+        """Return how the interpreter sees a path below its folder."""
+        return str(path) if self.root is None else f"/{path.relative_to(self.root)}"
+
+    def command(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> list[str]:
+        """Return the command that runs something as the interpreter's own system would."""
+        set_variables = ["env", *(f"{name}={value}" for name, value in (env or {}).items())]
+        if self.root is None:
+            return [*set_variables, "sh", "-c", f"cd {shlex.quote(str(cwd))} && exec {shlex.join(arguments)}"]
+        script = f"cd {shlex.quote(self.inside(cwd))} && exec {shlex.join(arguments)}"
+        return ["chroot", str(self.root), *set_variables, "sh", "-c", script]
+
+
+class Result(NamedTuple):
+    """What the suite came to on one version."""
+
+    interpreter: Interpreter
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+    note: str
+
+
+def supported() -> list[str]:
+    """Return the versions that the package declares."""
+    classifiers = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["classifiers"]
+    found = (re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line) for line in classifiers)
+    return sorted((match[1] for match in found if match), key=lambda version: int(version[2:]))
+
+
+def candidates() -> Iterator[tuple[str, Path | None]]:
+    """Yield every interpreter that may be there, those that were named first."""
+    for named in filter(None, os.environ.get("STAGEFLOW_PYTHONS", "").split(os.pathsep)):
+        path = Path(named)
+        if path.is_dir():
+            for version in supported():
+                if (path / f"usr/bin/python{version}").exists():
+                    yield f"/usr/bin/python{version}", path
+        else:
+            yield named, None
+    for version in supported():
+        yield shutil.which(f"python{version}") or "", None
+        pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+        for folder in sorted(pyenv.glob(f"{version}.*"), reverse=True):
+            yield str(folder / "bin" / "python"), None
+
+
+def interpreters() -> dict[str, Interpreter]:
+    """Return the first interpreter of each supported version that answers."""
+    found: dict[str, Interpreter] = {}
+    ask = "import sys; print('%d.%d %d.%d.%d' % (sys.version_info[:2] + sys.version_info[:3]))"
+    for path, root in candidates():
+        command = [path, "-c", ask] if root is None else ["chroot", str(root), path, "-c", ask]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            continue  # a shim with nothing behind it
+        version, full_version = answer.split()
+        if version in supported():
+            found.setdefault(version, Interpreter(version, full_version, path, root))
+    return found
+
+
+def check_mounts(root: Path) -> None:
+    """Exit with an explanation if a chroot lacks what the tests need."""
+    missing = [name for name in ("proc", "dev/shm", "dev/pts") if not os.path.ismount(root / name)]
+    if missing:
+        sys.exit(
+            f"{root}: {', '.join(missing)} not mounted. Run: mount -t proc proc {root}/proc; "
+            f"mount -t tmpfs shm {root}/dev/shm; mount --bind /dev/pts {root}/dev/pts"
+        )
+
+
+def copy_tree(to: Path) -> None:
+    """Copy what git knows or would add."""
+    listed = ["git", "-C", str(TREE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, capture_output=True, check=True).stdout.decode().split("\0")
+    shutil.rmtree(to, ignore_errors=True)
+    for name in filter(None, names):
+        if (TREE / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(TREE / name, to / name)
+
+
+def install(python: Interpreter) -> None:
+    """Make the environment, or reuse one that was made from the same list of packages."""
+    venv, tree = python.folder / "venv", python.folder / "tree"
+    lines = (TREE / "constraints.txt").read_text().splitlines()
+    unpinned = UNPINNED.get(python.version, {})
+    pins = "\n".join(line for line in lines if line.partition("==")[0] not in unpinned)
+    made_from = f"{python.full_version}\n{pins}\n{(TREE / 'pyproject.toml').read_text()}"
+    stamp = python.folder / "made-from"
+    if stamp.exists() and stamp.read_text() == made_from:
+        return
+    shutil.rmtree(venv, ignore_errors=True)
+    (python.folder / "constraints.txt").write_text(pins + "\n")
+    run_quietly(python.command(python.path, "-m", "venv", python.inside(venv), cwd=python.folder))
+    pip = (python.inside(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet")
+    pinned = ("install", "-c", python.inside(python.folder / "constraints.txt"))
+    run_quietly(python.command(*pip, *pinned, "hatchling", "setuptools", cwd=tree))
+    run_quietly(python.command(*pip, *pinned, "--no-build-isolation", "-e", ".[cli,dev]", cwd=tree))
+    stamp.write_text(made_from)
+
+
+def run_quietly(command: Sequence[str]) -> None:
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise RuntimeError(f"{shlex.join(command)} exited with {found.returncode}:\n{found.stderr[-3000:]}")
+
+
+def run_suite(python: Interpreter, uvloop: bool, arguments: Sequence[str]) -> Result:
+    """Run the suite, its output going to a log next to the environment."""
+    began = time.monotonic()
+    tree, report = python.folder / "tree", python.folder / "report.xml"
+    report.unlink(missing_ok=True)
+    note = "uvloop" if uvloop else ""
+    try:
+        if python.root is not None:
+            check_mounts(python.root)
+        python.folder.mkdir(parents=True, exist_ok=True)
+        copy_tree(tree)
+        install(python)
+        env = {"PYTHONPATH": python.inside(tree / "tests/uvloop_site")} if uvloop else {}
+        left_out = [f"--ignore={name}" for name in LEFT_OUT.get(python.version, {})]
+        pytest = (python.inside(python.folder / "venv/bin/python"), "-m", "pytest")
+        command = python.command(
+            *pytest, f"--junitxml={python.inside(report)}", *left_out, *arguments, cwd=tree, env=env
+        )
+        log = python.folder / ("log-uvloop" if uvloop else "log")
+        with log.open("wb") as file:
+            subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+        (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+        count = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    except (RuntimeError, OSError, ElementTree.ParseError) as error:
+        return Result(python, 0, 1, 0, time.monotonic() - began, f"could not run: {error}")
+    failed = count["failures"] + count["errors"]
+    passed = count["tests"] - failed - count["skipped"]
+    if failed:
+        note = f"{note} see {log}".strip()
+    return Result(python, passed, failed, count["skipped"], time.monotonic() - began, note)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
+    parser.add_argument("--only", metavar="3.N", nargs="*", help="run these versions alone")
+    parser.add_argument("--uvloop", action="store_true", help="run with uvloop as the default event loop")
+    parser.add_argument("arguments", nargs="*", help="arguments for pytest, after --")
+    options = parser.parse_args()
+    installed = interpreters()
+    versions = options.only or supported()
+    row = "{:<9}{:>8}{:>8}{:>9}{:>10}  {}"
+    print(row.format("Python", "passed", "failed", "skipped", "seconds", ""))
+    ok = True
+    for version in versions:
+        python = installed.get(version)
+        if python is None:
+            print(row.format(version, "-", "-", "-", "-", "not installed; name it in STAGEFLOW_PYTHONS"))
+            continue
+        found = run_suite(python, options.uvloop, options.arguments)
+        ok = ok and not found.failed and found.passed > 0
+        seconds = f"{found.seconds:.0f}"
+        print(
+            row.format(python.full_version, found.passed, found.failed, found.skipped, seconds, found.note),
+            flush=True,
+        )
+        for name, why in UNPINNED.get(version, {}).items():
+            print(f"         not as pinned: {name} ({why})")
+        for name, why in LEFT_OUT.get(version, {}).items():
+            print(f"         left out: {name} ({why})")
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """Breaks a line of the code at a time, and reports which changes no test notices: `make mutants`.
 
 A seeded sample: one mutation in each of so many files. The mutations are those of Cosmic Ray, which is
-installed in a separate environment. Each runs in a copy of the tree: first the tests of its package, until one
-fails; then, with `--whole`, the whole suite. A survivor shows a behaviour that no test states, or a change
-without effect.
+installed in a separate environment. Each runs in a copy of the tree: first the tests of its package, until
+one fails; then, with `--whole`, the whole suite. A survivor shows a behaviour that no test states, or a
+change without effect.
 """
 
 from __future__ import annotations

@@ -205,6 +205,8 @@ def main() -> int:
     parser.add_argument("--whole", action="store_true", help="run the whole suite on survivors")
     parser.add_argument("--list", action="store_true", help="list the sample and run nothing")
     options = parser.parse_args()
+    # A shell starts background jobs with Ctrl-C ignored; the programs of the tests would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     mutations = sample(options.count, options.seed, options.within)
     if options.list:
         for one in mutations:

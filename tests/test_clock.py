@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from datetime import datetime
 from typing import Any
 
@@ -29,3 +31,25 @@ def test_a_step_of_the_wall_clock_during_a_run_does_not_show(
     ]
     assert [(ended - began).total_seconds() for began, ended in times] == [2, 2, 4]
     assert times[0][1] == times[1][0]
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises"])
+def test_virtual_clock_waits_for_threads_when_its_loop_ends(ends: str) -> None:
+    """Closing the loop has a time limit of its own: the clock must not jump past that."""
+    finished: list[str] = []
+
+    def works() -> None:
+        time.sleep(0.1)
+        finished.append("thread")
+
+    async def main() -> None:
+        asyncio.get_running_loop().run_in_executor(None, works)
+        await asyncio.to_thread(time.sleep, 0.01)
+        await asyncio.sleep(3600)
+        asyncio.get_running_loop().run_in_executor(None, works)
+        if ends == "raises":
+            raise ValueError("the end")
+
+    with pytest.raises(ValueError, match="the end") if ends == "raises" else contextlib.nullcontext():
+        VirtualClock().run(main())
+    assert finished == ["thread", "thread"]

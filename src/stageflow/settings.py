@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import tomllib
@@ -165,6 +166,7 @@ def _put_in_force(new: Settings, old: Settings | None) -> None:
         sinks: list[EventSink | Any] = []
         if new.journal is not None:
             try:
+                _check_options(new)
                 _journal = JournalSink(new.journal, **new.journal_options)
                 sinks.append(_journal)
             except (TypeError, ValueError) as error:
@@ -186,6 +188,14 @@ def _put_in_force(new: Settings, old: Settings | None) -> None:
             health_seconds=new.health_seconds,
         )
     )
+
+
+def _check_options(new: Settings) -> None:
+    """Name an unknown journal option in the library's own words: Python's differ from version to version."""
+    known = list(inspect.signature(JournalSink).parameters)[1:]
+    for name in new.journal_options:
+        if name not in known:
+            raise TypeError(f"JournalSink has no option {name!r}{did_you_mean(str(name), known)}")
 
 
 def _origin(found: Settings, name: str) -> str:

@@ -91,6 +91,14 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
+    async def shutdown_default_executor(self, *args: Any, **options: Any) -> None:
+        # Since Python 3.12 it has a timeout, and time must not jump over that either.
+        self._selector_of_time.threads += 1
+        try:
+            await super().shutdown_default_executor(*args, **options)
+        finally:
+            self._selector_of_time.threads -= 1
+
     def _thread_done(self, _: asyncio.Future[Any]) -> None:
         self._selector_of_time.threads -= 1
 

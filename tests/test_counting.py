@@ -12,7 +12,7 @@ from conftest import Program
 
 from stageflow import BackgroundEventSink, EventSink, Pipeline, PipelineContext, WideEventEmitter, flush
 from stageflow.events import SinkStats, set_drain_timeout, stats
-from stageflow.events.channel import channel_of
+from stageflow.events._delivery import DELIVERY
 
 Start = Callable[[str], Program]
 
@@ -83,9 +83,9 @@ def _the_bound_is_put_back() -> Iterator[None]:
 async def settle(sink: Any) -> SinkStats:
     """Return the counters once nothing is pending any more; `flush` would wait for every other sink, too."""
     async with asyncio.timeout(30):
-        while channel_of(sink).stats().pending:
+        while DELIVERY.channel_of(sink).stats().pending:
             await asyncio.sleep(0.001)
-    return channel_of(sink).stats()
+    return DELIVERY.channel_of(sink).stats()
 
 
 async def many_runs(sink: Any, runs: int) -> None:
@@ -111,7 +111,7 @@ async def test_counters_are_those_of_the_ids_that_arrived(kind: type[Receiving],
     await many_runs(outer, 500)
     if kind is Hanging:
         assert not await flush(0.3)
-        found = channel_of(outer).stats()
+        found = DELIVERY.channel_of(outer).stats()
         assert isinstance(sink, Hanging)
         ids = sink.ids.copy()
         sink.release()
@@ -161,7 +161,7 @@ def test_a_loop_that_ends_before_a_slow_sink_has_all() -> None:
     sink = Slower()
     set_drain_timeout(0.2)
     asyncio.run(many_runs(sink, 100))
-    found = channel_of(sink).stats()
+    found = DELIVERY.channel_of(sink).stats()
     holds(found, sink.ids)
     assert found.offered == 200
     assert found.pending == 0

@@ -32,14 +32,14 @@ from stageflow import (
     set_event_sink,
 )
 from stageflow.events import SinkStats, stats
-from stageflow.events.channel import channel_of
+from stageflow.events._delivery import DELIVERY
 from stageflow.events.outbox import CAPACITY
 
 RESULT = StageResult("s", StageStatus.OK)
 
 
 def counters(sink: Any) -> SinkStats:
-    found = channel_of(sink).stats()
+    found = DELIVERY.channel_of(sink).stats()
     assert found.offered == found.accepted + sum(found.rejected.values())
     assert found.accepted == found.delivered + sum(found.dropped.values()) + found.pending
     return found
@@ -258,7 +258,7 @@ async def test_delivery_leaves_no_task_and_no_outbox_behind() -> None:
     assert asyncio.all_tasks() == before
     assert await flush()
     assert asyncio.all_tasks() == before
-    assert channel_of(sink)._outboxes == {}
+    assert DELIVERY.channel_of(sink)._outboxes == {}
 
 
 # ------------------------------------------------------------ all of it arrives

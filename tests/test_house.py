@@ -43,7 +43,20 @@ MAY_IMPORT = {
     "__main__": ANY,
 }
 # From the bottom up: each of the ground may import what stands before it, and nothing else of ours.
-GROUND = ("interrupts", "errors", "telling", "clock", "timestamps", "ids", "schema", "_wide", "render")
+GROUND = (
+    "interrupts",
+    "_cpython",
+    "_fork",
+    "_drive",
+    "errors",
+    "telling",
+    "clock",
+    "timestamps",
+    "ids",
+    "schema",
+    "_wide",
+    "render",
+)
 
 DRAWERS = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 MOST_LINES = 800

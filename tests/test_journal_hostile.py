@@ -16,7 +16,7 @@ from conftest import Program
 from oracle import hold_the_law
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph, WideEventEmitter
-from stageflow.events.channel import channel_of
+from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal, JournalReader
 from stageflow.journal.retention import Room
 
@@ -239,7 +239,7 @@ async def test_a_live_run_keeps_its_lock_through_a_failing_disk(
         assert Journal(tmp_path).recover() == []
 
     await graph_on(sink, look).run(PipelineContext(pipeline_run_id="live"))
-    assert channel_of(sink).stats().dropped == {"journal_unwritable": 50}
+    assert DELIVERY.channel_of(sink).stats().dropped == {"journal_unwritable": 50}
     assert len(sink._writer.retired) <= 2
     sink.tend()
     sink.close()
@@ -256,7 +256,7 @@ async def test_closing_beside_threads_that_emit_loses_nothing(tmp_path: Path) ->
     while any(thread.is_alive() for thread in threads):
         sink.close()
     sink.close()
-    counted = channel_of(sink).stats()
+    counted = DELIVERY.channel_of(sink).stats()
     assert counted.delivered == counted.offered == len(read(tmp_path)) == 480
     assert {run["outcome"] for run in Journal(tmp_path).runs(limit=None)} == {"ok"}
 

@@ -27,7 +27,7 @@ from stageflow import (
     StageGraph,
     WideEventEmitter,
 )
-from stageflow.events.channel import channel_of
+from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Deleted, Journal, JournalReader, RunFilter
 from stageflow.testing import VirtualClock
 
@@ -249,7 +249,7 @@ async def test_a_full_disk_costs_events_and_counts_them(
     (file,) = segments(journal)
     assert file.read_bytes().endswith(b"\n")  # the part of a line that had fitted was taken back
     kept = len(events_in(journal))
-    counted = channel_of(sink).stats()
+    counted = DELIVERY.channel_of(sink).stats()
     assert counted.offered == 30
     assert counted.delivered == kept
     assert counted.dropped == {"disk_full": 30 - kept}
@@ -259,7 +259,7 @@ async def test_a_full_disk_costs_events_and_counts_them(
 
     give(1 << 30)  # somebody made room
     assert (await graph.run(PipelineContext(pipeline_run_id="after"))).ok
-    assert channel_of(sink).stats().delivered == kept + 3
+    assert DELIVERY.channel_of(sink).stats().delivered == kept + 3
     hold_the_law(runs_in(journal)["after"], "ab")
 
 
@@ -332,7 +332,7 @@ async def test_a_directory_that_was_removed_is_made_again(journal: Path) -> None
             assert (await graph.run()).ok
     await graph.run(PipelineContext(pipeline_run_id="after"))
     hold_the_law(runs_in(journal)["after"], "ab")
-    assert channel_of(sink).stats().dropped == {}
+    assert DELIVERY.channel_of(sink).stats().dropped == {}
 
 
 async def test_what_takes_the_place_of_the_directory_costs_events_and_counts_them(
@@ -343,11 +343,11 @@ async def test_what_takes_the_place_of_the_directory_costs_events_and_counts_the
     journal.rmdir()
     journal.write_text("in the way")
     assert (await graph.run()).ok
-    assert channel_of(sink).stats().dropped == {"journal_unwritable": 3}
+    assert DELIVERY.channel_of(sink).stats().dropped == {"journal_unwritable": 3}
     assert str(journal) in caplog.text
     journal.unlink()
     assert (await graph.run()).ok
-    assert channel_of(sink).stats().delivered == 3
+    assert DELIVERY.channel_of(sink).stats().delivered == 3
     hold_the_law(events_in(journal), "ab")
 
 
@@ -364,9 +364,9 @@ async def test_files_that_cannot_be_opened_cost_events_and_are_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr("stageflow.journal.writer.os.open", refuse)
         assert (await graph.run()).ok
-    assert channel_of(sink).stats().dropped == {"journal_unwritable": 3}
+    assert DELIVERY.channel_of(sink).stats().dropped == {"journal_unwritable": 3}
     assert (await graph.run()).ok
-    assert channel_of(sink).stats().delivered == 3
+    assert DELIVERY.channel_of(sink).stats().delivered == 3
 
 
 async def test_a_disk_that_fails_gets_no_second_line_behind_a_torn_one(
@@ -408,7 +408,7 @@ async def test_a_line_that_is_too_long_is_counted_and_costs_nothing_else(journal
         )
         .run()
     )
-    assert channel_of(sink).stats().dropped == {"line_too_long": 1}
+    assert DELIVERY.channel_of(sink).stats().dropped == {"line_too_long": 1}
     hold_the_law(events_in(journal), "a")
 
 

@@ -217,7 +217,7 @@ def test_attributes_come_back_as_they_were_whatever_they_are(
         for attributes in batch:
             data = template | {"event_id": f"made/{len(written)}", "attributes": attributes}
             written[data["event_id"]] = attributes
-            sink._take_event(_event(data))
+            sink.take(_event(data))
         sink.close()
         compact(folder, most_attributes=8)
     with EventStore(folder) as store:
@@ -245,7 +245,7 @@ def test_a_key_that_a_newer_schema_has_is_kept(tmp_path: Path) -> None:
     run_some(tmp_path / "other", times=1)
     lines = next((tmp_path / "other").glob("*.ndjson")).read_text().split("\n")
     data = next(json.loads(line)["data"] for line in lines if line.startswith('{"type":"pipeline.wide"'))
-    sink._take_event(_event(data | {"from_the_future": {"deep": 1}}))
+    sink.take(_event(data | {"from_the_future": {"deep": 1}}))
     sink.close()
     compact(tmp_path / "journal")
     with EventStore(tmp_path / "journal") as store:
@@ -265,7 +265,7 @@ def test_events_of_other_programs_are_kept_as_they_are(tmp_path: Path) -> None:
         ("mine", {}),
     ]
     for type, data in strange:
-        sink._take_event(Event(type, data))
+        sink.take(Event(type, data))
     sink.close()
     for _ in range(2):
         with EventStore(tmp_path / "journal") as store:

@@ -12,12 +12,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Unpack
 
+from ._fork import FORKED
 from .errors import describe
 from .events import flush, get_event_sink
-from .events.loops import drain_timeout
+from .events._delivery import DELIVERY
 from .observability.health import emit_health
 from .pipeline import active_runs
-from .pipeline.forked_loop import FORKED
 from .settings import Given, Settings, close_journal, configure, settings
 from .telling import tell
 
@@ -69,7 +69,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
             task.cancel("SIGTERM")
 
     caught = _catch_sigterm(terminate)
-    seconds = drain_timeout() if flush_timeout is None else flush_timeout
+    seconds = DELIVERY.drain_timeout if flush_timeout is None else flush_timeout
     try:
         try:
             yield found

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import weakref
 from typing import Any
 
-from .channel import channel_of
-from .loops import BackgroundLoop
-from .sink import EventSink
+from .._fork import reset_in_child
+from ._delivery import DELIVERY, BackgroundLoop
+from .sink import EventSink, ForwardingSink
 
 __all__ = ["BackgroundEventSink"]
 
 
-class BackgroundEventSink(EventSink):
+class BackgroundEventSink(ForwardingSink):
     """Calls `sink` in a thread of its own, so that it may block as long as it likes.
 
     The caller pays for one append to a bounded queue. The thread starts with the first event.
@@ -28,33 +27,29 @@ class BackgroundEventSink(EventSink):
     """
 
     def __init__(self, sink: EventSink | Any) -> None:
-        channel_of(sink)
+        DELIVERY.channel_of(sink)
         self.sink = sink
-        self._background: tuple[int, BackgroundLoop] | None = None
+        self._reset()
+        _sinks.add(self)
 
-    def _wrapped(self) -> EventSink | Any:
-        return self.sink
+    def _reset(self) -> None:
+        # A forked child has the object, but neither the thread behind it nor a lock that is free for sure.
+        self._lock = threading.RLock()
+        self._background: BackgroundLoop | None = None
 
-    def _own_loop(self) -> asyncio.AbstractEventLoop:
-        # The pid: a forked child has the object, but not the thread behind it.
-        with _lock:
-            return self._started().loop
-
-    def _started(self) -> BackgroundLoop:
-        if self._background is None or self._background[0] != os.getpid():
-            background = BackgroundLoop(f"stageflow-{type(self.sink).__name__}")
-            weakref.finalize(self, background.stop).atexit = False
-            self._background = (os.getpid(), background)
-        return self._background[1]
-
-
-_lock = threading.RLock()
+    def delivery_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop in the thread of this sink, which is started when it is first needed."""
+        with self._lock:
+            if self._background is None:
+                self._background = BackgroundLoop(f"stageflow-{type(self.sink).__name__}")
+                weakref.finalize(self, self._background.stop).atexit = False
+            return self._background.loop
 
 
-def _forget_parent() -> None:
-    # A lock that a thread of the parent held would stay locked in a forked child.
-    global _lock
-    _lock = threading.RLock()
+_sinks: weakref.WeakSet[BackgroundEventSink] = weakref.WeakSet()
 
 
-os.register_at_fork(after_in_child=_forget_parent)
+@reset_in_child
+def _reset() -> None:
+    for sink in list(_sinks):
+        sink._reset()

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..schema import RunClosed, RunOpen
-from .channel import channel_of, offer
+from ._delivery import DELIVERY, offer, takes_marks
 from .event import Event
-from .run_marks import mark, takes_marks
-from .sink import EventSink
+from .sink import DirectSink, EventSink
 
 __all__ = ["FanoutEventSink"]
 
 
-class FanoutEventSink(EventSink):
+class FanoutEventSink(DirectSink):
     """Hands each event to every one of `sinks`, each in its own way, apart from the others.
 
     One that raises, hangs or is slow takes nothing from the rest; each is counted by itself, and
@@ -28,17 +27,21 @@ class FanoutEventSink(EventSink):
 
     def __init__(self, *sinks: EventSink | Any) -> None:
         for sink in sinks:
-            channel_of(sink)
+            DELIVERY.channel_of(sink)
         self.sinks = sinks
 
-    def _take_event(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Offer an event to every sink."""
         for sink in self.sinks:
             offer(sink, event)
 
-    def _takes_marks(self) -> bool:
+    @property
+    def takes_marks(self) -> bool:
+        """Whether one of the sinks takes marks."""
         return any(takes_marks(sink) for sink in self.sinks)
 
-    def _take_mark(self, what: RunOpen | RunClosed) -> None:
+    def take_mark(self, mark: RunOpen | RunClosed) -> None:
+        """Hand a mark to each sink that takes marks."""
         for sink in self.sinks:
             if takes_marks(sink):
-                mark(sink, what)
+                sink.take_mark(mark)

@@ -6,12 +6,12 @@ import logging
 from typing import Any
 
 from .event import Event
-from .sink import EventSink
+from .sink import DirectSink
 
 __all__ = ["LoggingEventSink"]
 
 
-class LoggingEventSink(EventSink):
+class LoggingEventSink(DirectSink):
     """Logs each event on one line; those with status FAIL at ERROR.
 
     Args:
@@ -29,7 +29,8 @@ class LoggingEventSink(EventSink):
         self._level = level_number(level)
         self._logger = logger or logging.getLogger("stageflow")
 
-    def _take_event(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Log an event."""
         failed = _field(event.body, "status") == "FAIL"
         level = logging.ERROR if failed and self._level < logging.ERROR else self._level
         if self._logger.isEnabledFor(level):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .event import Event
-from .sink import EventSink
+from .sink import DirectSink
 
 __all__ = ["MemoryEventSink"]
 
 
-class MemoryEventSink(EventSink):
+class MemoryEventSink(DirectSink):
     """Keeps every event, in order, in `events`: pairs of type and data. It has no bound.
 
     Example:
@@ -22,7 +22,8 @@ class MemoryEventSink(EventSink):
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any] | None]] = []
 
-    def _take_event(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Append an event to `events`."""
         self.events.append((event.type, event.data()))
 
     def of_type(self, type: str) -> list[dict[str, Any]]:

@@ -7,19 +7,54 @@ import concurrent.futures
 import contextvars
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from types import CoroutineType, coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from types import CoroutineType
 from typing import Any, Protocol
 
-from . import loops
+from .._cpython import exclude_from_all_tasks, forget_unfinished, running_loop
+from .._drive import drive
 from .event import Event
 
-__all__ = ["CAPACITY", "Outbox"]
+__all__ = ["CAPACITY", "Item", "Loops", "Outbox", "Outlet", "delivering"]
 
 CAPACITY = 4096
 """Events that may wait in one outbox. At 1 ms an event, that many drain within the default bound."""
 
 Item = Event | Awaitable[Any]
+
+
+class Outlet(Protocol):
+    """Something with events waiting on a loop."""
+
+    @property
+    def stalled(self) -> bool:
+        """True for a sink that already outlasted a drain: it is not waited for again."""
+        ...
+
+    def drained(self) -> concurrent.futures.Future[None]:
+        """Return a future that is done when what is waiting now has been delivered or dropped."""
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """Drop what is waiting, counted under `reason`."""
+        ...
+
+
+delivering: ContextVar[Outlet | None] = ContextVar("stageflow_delivering", default=None)
+"""The outbox in whose delivery the current code runs: a sink that flushes must not wait for itself."""
+
+
+class Loops(Protocol):
+    """What an outbox needs of `Delivery`."""
+
+    def enter(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+
+    def leave(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+
+    def watch_end(self) -> None: ...
+
+    def is_draining(self, loop: asyncio.AbstractEventLoop) -> bool: ...
 
 
 class Counter(Protocol):
@@ -31,7 +66,7 @@ class Counter(Protocol):
 
     def dropped_some(self, reason: str, count: int) -> None: ...
 
-    def tell_dropped(self, reason: str, count: int, error: BaseException | None) -> None: ...
+    def log_dropped(self, reason: str, count: int, error: BaseException | None) -> None: ...
 
     def blocked_for(self, seconds: float) -> None: ...
 
@@ -49,8 +84,10 @@ class Outbox:
         lock: Any,
         deliver: Callable[[Event], Any],
         loop: asyncio.AbstractEventLoop,
+        loops: Loops,
     ) -> None:
         self.loop = loop
+        self._loops = loops
         self._counter = counter
         self._lock = lock
         self._deliver = deliver
@@ -83,9 +120,9 @@ class Outbox:
 
     def open(self) -> None:
         """Start delivery, from any thread."""
-        loops.enter(self.loop, self)
+        self._loops.enter(self.loop, self)
         try:
-            if asyncio._get_running_loop() is self.loop:
+            if running_loop() is self.loop:
                 self._start()
             else:
                 self.loop.call_soon_threadsafe(self._start)
@@ -95,7 +132,7 @@ class Outbox:
     def _start(self) -> None:
         if self._given_up:
             return
-        loops.watch_end()
+        self._loops.watch_end()
         # A context of its own: what the run that came first had set is no business of the sink.
         self._task = asyncio.Task(
             self._run(), loop=self.loop, name="stageflow-delivery", context=contextvars.Context()
@@ -103,11 +140,11 @@ class Outbox:
         self._task.add_done_callback(_looked_at)
         # Not among `all_tasks()`: the end of `asyncio.run`, and whoever cancels everything, would
         # take delivery down before the runs it cancels at the same moment have spoken.
-        asyncio._unregister_task(self._task)
+        exclude_from_all_tasks(self._task)
 
     async def _run(self) -> None:
         counter = self._counter
-        loops.delivering.set(self)
+        delivering.set(self)
         turn = 0
         while True:
             with self._lock:
@@ -128,7 +165,7 @@ class Outbox:
                 outcome = self._deliver(item) if isinstance(item, Event) else item
                 if outcome is not None:
                     steps = outcome if type(outcome) is CoroutineType else _as_coroutine(outcome)
-                    await _timed(steps, counter)
+                    await drive(steps, self._timed)
             except KeyboardInterrupt as interrupt:
                 self._settle("sink_error", interrupt)
                 self.loop.call_soon(self._start)  # the rest goes on, in another task
@@ -139,11 +176,19 @@ class Outbox:
             turn += 1
             if turn % 64 == 0:  # a sink that never waits must not keep the loop to itself
                 await asyncio.sleep(0)
-        loops.leave(self.loop, self)
+        self._loops.leave(self.loop, self)
         self._wake()
 
+    def _timed(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Make one step of the coroutine of a sink, and count for how long it blocked the loop."""
+        began = time.monotonic()
+        try:
+            return method(*args)
+        finally:
+            self._counter.blocked_for(time.monotonic() - began)
+
     def _ending(self) -> bool:
-        return loops.is_draining(self.loop)
+        return self._loops.is_draining(self.loop)
 
     def _settle(self, reason: str, error: BaseException | None) -> None:
         with self._lock:
@@ -156,7 +201,7 @@ class Outbox:
             else:
                 self._counter.dropped_some(reason, 1)
         if error is not None:
-            self._counter.tell_dropped(reason, 1, error)
+            self._counter.log_dropped(reason, 1, error)
         if self._waiters:
             self._wake()
 
@@ -194,13 +239,13 @@ class Outbox:
                 self._counter.stalled = reason == "drain_timeout"
             self._counter.forget(self)
         if lost:
-            self._counter.tell_dropped(reason, lost, None)
-        loops.leave(self.loop, self)
+            self._counter.log_dropped(reason, lost, None)
+        self._loops.leave(self.loop, self)
         task = self._task
         if task is not None and not self.loop.is_closed():
             # It may be destroyed with the loop while it still hangs: that is told in the counters.
-            setattr(task, "_log_destroy_pending", False)  # noqa: B010
-            if asyncio._get_running_loop() is self.loop:
+            forget_unfinished(task)
+            if running_loop() is self.loop:
                 task.cancel()
         self._wake()
 
@@ -213,25 +258,3 @@ def _looked_at(task: asyncio.Task[None]) -> None:
 
 async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
-
-
-@coroutine
-def _timed(steps: Coroutine[Any, Any, Any], counter: Counter) -> Generator[Any, Any, Any]:
-    """Drive `steps`, and tell `counter` for how long each of them held the loop."""
-    send: Callable[[Any], Any] = steps.send
-    value: Any = None
-    while True:
-        began = time.monotonic()
-        try:
-            waits_for = send(value)
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            counter.blocked_for(time.monotonic() - began)
-        try:
-            send, value = steps.send, (yield waits_for)
-        except GeneratorExit:
-            steps.close()
-            raise
-        except BaseException as error:
-            send, value = steps.throw, error

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from ..errors import describe
-from ..events import Event, EventSink
-from ..events.lost import EventLost
+from ..events import DirectSink, Event
+from ..events.sink import EventLost
 from ..schema import PipelineWide, RunClosed, RunOpen
 from ..telling import tell
 from .disk import NO_ROOM, make_private, network_file_system, release, sync, sync_directory
@@ -37,7 +37,7 @@ _MAKE_ROOM_EVERY = 30.0
 """Seconds after which room is made even where no segment was begun."""
 
 
-class JournalSink(EventSink):
+class JournalSink(DirectSink):
     """Appends each event as one line of JSON, `{"type": ..., "data": {...}}`, to a file of this process.
 
     One `write` hands the line to the operating system before emission returns, so a SIGKILL of
@@ -148,7 +148,8 @@ class JournalSink(EventSink):
 
     # ------------------------------------------------------------ what the library calls
 
-    def _take_event(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Write one event."""
         body = event.body
         try:
             self._write(event.line())
@@ -159,10 +160,13 @@ class JournalSink(EventSink):
         if type(body) is PipelineWide:
             self._open_runs.discard(body.event_id)
 
-    def _takes_marks(self) -> bool:
+    @property
+    def takes_marks(self) -> bool:
+        """True: with the mark of its start, the record of a run whose process died can be completed."""
         return True
 
-    def _take_mark(self, mark: RunOpen | RunClosed) -> None:
+    def take_mark(self, mark: RunOpen | RunClosed) -> None:
+        """Write the mark of the start or the end of a run."""
         line = encode_mark(mark)
         if isinstance(mark, RunOpen) and len(line) > self._max_line_bytes:
             line = encode_mark(replace(mark, stages=[]))  # its stages are then known from its events alone

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..context import PipelineContext, StageContext
 from ..events import Event, EventSink, NoOpEventSink, get_event_sink
-from ..events.channel import channel_of, offer
+from ..events._delivery import DELIVERY, offer
 from ..schema import event_id
 from ..stages import StageResult
 from .run_context import RunContext, run_context_of
@@ -47,7 +47,7 @@ class WideEventEmitter:
 
     def __init__(self, event_sink: EventSink | Any | None = None) -> None:
         if event_sink is not None:
-            channel_of(event_sink)
+            DELIVERY.channel_of(event_sink)
             self._event_sink = event_sink
 
     @property

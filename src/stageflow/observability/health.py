@@ -10,7 +10,7 @@ import msgspec
 
 from ..clock import get_clock
 from ..events import Event, NoOpEventSink, stats
-from ..events.channel import offer
+from ..events._delivery import offer
 from ..ids import uuid7
 from ..schema import SCHEMA_VERSION
 from ..timestamps import rfc3339

@@ -17,9 +17,8 @@ from ..context import PipelineContext, PipelineResults
 from ..context.totals import added
 from ..errors import as_text, describe, type_name
 from ..events import Event, NoOpEventSink
-from ..events.channel import offer
+from ..events._delivery import offer, takes_marks
 from ..events.counters import TALLY
-from ..events.run_marks import mark, takes_marks
 from ..interrupts import INTERRUPTS, is_a
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
 from ..stages import StageResult
@@ -115,7 +114,7 @@ class RunRecorder:
                 stages=stages,
             )
             self._marked = sink
-            mark(sink, opened)
+            sink.take_mark(opened)
         except BaseException as error:
             INTERRUPTS.postpone(error)
             tell(log, "the beginning of run %s could not be marked: %s", self._run.run_id, describe(error))
@@ -181,7 +180,7 @@ class RunRecorder:
             reason = "its emitter kept pipeline.wide back"
         else:
             return
-        mark(sink, RunClosed(run_id, reason))
+        sink.take_mark(RunClosed(run_id, reason))
 
     def _emit_pipeline(self, results: PipelineResults) -> None:
         emitter, context, run = self._emitter, self._context, self._run

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from ..clock import get_clock
 from ..context import PipelineContext, StageContext, current_stage
 from ..errors import as_text
-from ..events.loops import home_loop
+from ..events._delivery import home_loop
 from ..ids import parse_traceparent, random_bits, trace_flags, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, RunIdentity, Trace, span_id
 from .otel import active_span

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any, Concatenate, ParamSpec, cast
 
+from .._drive import drive
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext
 from ..interrupts import INTERRUPTS, is_a
@@ -26,7 +27,7 @@ from ..observability.recorder import RunRecorder
 from ..observability.run_context import deliver_on, start_run
 from . import active
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, RunState
-from .attempt import Attempt, begin, first_step, resume
+from .attempt import Attempt, begin, first_step
 from .limits import Limit, Ticket
 from .outcome import failure, output_of
 from .plan import Plan
@@ -247,7 +248,7 @@ class Scheduler:
                 if node.timeout is not None:
                     attempt.timer = self.loop.call_later(node.timeout, self._timed_out, attempt)
                 try:
-                    value = await resume(variables, steps, waits_for, ctx)
+                    value = await drive(steps, variables.run, waits_for, attempt.gives_up)
                 except GeneratorExit:
                     raise
                 except BaseException as error:

@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from types import coroutine
 from typing import Any
 
+from .._fork import FORKED
 from ..context import StageContext, current_stage
 from ..executors import in_thread
+from ..interrupts import is_a
 from ..stages import StageOutput
 from .around import intercepted
-from .forked_loop import FORKED
 from .node import Node
 from .parameters import arguments
 
-__all__ = ["Attempt", "begin", "first_step", "resume"]
+__all__ = ["Attempt", "begin", "first_step"]
 
 Call = Callable[..., Any]
 
@@ -65,6 +65,10 @@ class Attempt:
         """True if someone other than the run cancelled the task."""
         return self.task.cancelling() > self._cancels
 
+    def gives_up(self, error: BaseException) -> bool:
+        """Return whether it ends for good: it was abandoned, and is cancelled again."""
+        return self.ctx.abandoned and is_a(error, asyncio.CancelledError)
+
     def stop_timer(self) -> None:
         """Cancel its timer."""
         if self.timer is not None:
@@ -85,47 +89,6 @@ def first_step(ctx: StageContext, call: Call) -> tuple[Coroutine[Any, Any, Any],
     finally:
         if FORKED.loop is not None:
             FORKED.return_to_loop()
-
-
-@coroutine
-def resume(
-    variables: Context, steps: Coroutine[Any, Any, Any], waits_for: Any, ctx: StageContext
-) -> Generator[Any, Any, Any]:
-    """Drive `steps`, suspended at `waits_for`, to its end, each step in `variables`.
-
-    A task can have one context only. Driven by hand, stage after stage can share a task, which
-    costs a tenth of a task each, and none sees what another one set.
-    """
-    run = variables.run
-    while True:
-        thrown: BaseException | None = None
-        value = None
-        try:
-            value = yield waits_for
-        except GeneratorExit:
-            run(steps.close)
-            raise
-        except BaseException as error:
-            if ctx.abandoned and isinstance(error, asyncio.CancelledError):
-                with contextlib.suppress(RuntimeError):  # it ignores even this: it is let go
-                    run(steps.close)
-                raise
-            thrown = error
-        # Outside of the handler, or what the stage raises next would claim it as its context.
-        try:
-            waits_for = run(steps.send, value) if thrown is None else run(steps.throw, thrown)
-        except StopIteration as stop:
-            return stop.value
-        except GeneratorExit as exit_of_stage:
-            raise _in_disguise(exit_of_stage) from exit_of_stage
-        finally:
-            if FORKED.loop is not None:
-                FORKED.return_to_loop()
-
-
-def _in_disguise(error: BaseException) -> RuntimeError:
-    """Return what stands for an exception that would end the coroutine it goes through."""
-    return RuntimeError(f"the stage raised {type(error).__name__}")
 
 
 def begin(

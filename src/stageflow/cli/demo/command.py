@@ -15,8 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ...events import EventSink, FanoutEventSink
-from ...events.flush import stats
+from ...events import EventSink, FanoutEventSink, stats
 from ...journal import JournalReader, JournalSink
 from ...observability import WideEventEmitter
 from ...pipeline import Limits

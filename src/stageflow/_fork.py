@@ -1,13 +1,33 @@
-"""Lets a child that was forked inside a stage go on with the event loop it inherited."""
+"""State that a forked child must not share with its parent, and the event loop that it inherits."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["FORKED", "ForkedLoop"]
+from ._cpython import mark_running, running_loop
+
+__all__ = ["FORKED", "ForkedLoop", "reset_in_child"]
+
+_resets: list[Callable[[], None]] = []
+
+
+def reset_in_child(reset: Callable[[], None]) -> Callable[[], None]:
+    """Call `reset` in every forked child, in the order of registration; usable as a decorator.
+
+    A forked child has the locks of its parent, some of them held by threads that it does not have, and must
+    not write the record of its parent.
+    """
+    _resets.append(reset)
+    return reset
+
+
+def _reset() -> None:
+    for reset in _resets:
+        reset()
 
 
 class ForkedLoop:
@@ -32,15 +52,13 @@ class ForkedLoop:
     def return_to_loop(self) -> None:
         """Mark the inherited loop and its task as running, unless another loop of the child is running."""
         loop, task = self.loop, self._task
-        if loop is not None and asyncio._get_running_loop() is None:
-            asyncio._set_running_loop(loop)
-            if task is not None and asyncio.current_task(loop) is None:
-                asyncio._enter_task(loop, task)
+        if loop is not None and running_loop() is None:
+            mark_running(loop, task)
             self.loop = self._task = None
 
     def before_fork(self) -> None:
         """Remember the running loop and task of the thread that is about to fork."""
-        loop = asyncio._get_running_loop()
+        loop = running_loop()
         here = (self.loop, self._task) if loop is None else (loop, asyncio.current_task(loop))
         self._forking.loop, self._forking.task = here
 
@@ -52,3 +70,4 @@ class ForkedLoop:
 FORKED = ForkedLoop()
 
 os.register_at_fork(before=FORKED.before_fork, after_in_child=FORKED.after_fork_in_child)
+os.register_at_fork(after_in_child=_reset)

@@ -1,0 +1,354 @@
+"""`Delivery`: the one object that knows every sink, and every event loop that delivers and how it ends.
+
+The end of `asyncio.run` cancels every task at once and then closes every asynchronous generator. One such
+generator of the library, on each loop that has events waiting, drains them at that point: all runs have
+written their record by then, and delivery, which is excluded from `asyncio.all_tasks()`, still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+
+# Exit hooks run last in, first out. Ours must run before the one that shuts down the default executor,
+# which a sink may need to look up a host: so that module has to be imported by now.
+import concurrent.futures.thread
+import contextlib
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator
+from contextvars import ContextVar
+from typing import Any, TypeGuard
+
+from .._cpython import register_before_threads_end, running_loop
+from .._fork import reset_in_child
+from .channel import Channel
+from .counters import TALLY, EventStats
+from .event import Event
+from .outbox import Outlet, delivering
+from .sink import DirectSink, EventSink, NoOpEventSink
+
+__all__ = [
+    "DELIVERY",
+    "BackgroundLoop",
+    "Delivery",
+    "clear_event_sink",
+    "flush",
+    "get_event_sink",
+    "home_loop",
+    "offer",
+    "set_drain_timeout",
+    "set_event_sink",
+    "stats",
+    "takes_marks",
+]
+
+Loop = asyncio.AbstractEventLoop
+
+home_loop: ContextVar[tuple[Loop, int] | None] = ContextVar("stageflow_home_loop", default=None)
+"""The loop of the run, for code that runs in its threads, and the pid: a forked child has no such loop."""
+
+
+class BackgroundLoop:
+    """An event loop in a daemon thread of its own, which does not delay the exit of the process."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.close()
+
+    def stop(self) -> None:
+        """End the thread; what is waiting on its loop then is dropped and counted."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+class Delivery:
+    """The state of delivery in one process.
+
+    Attributes:
+        sink: The global sink.
+        drain_timeout: Seconds for which the end of a loop, the exit of the process and `flush()` wait.
+    """
+
+    def __init__(self) -> None:
+        self.sink: EventSink | Any = NoOpEventSink()
+        self.drain_timeout = 5.0
+        self._hooked = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew in a forked child: it has no threads, and must not deliver the events of its parent."""
+        self._lock = threading.RLock()
+        self._channels: dict[int | tuple[int, str], tuple[Any, Channel]] = {}
+        self._outlets: dict[Loop, set[Outlet]] = {}
+        self._end_watchers: dict[Loop, AsyncGenerator[None, None]] = {}
+        self._ended: set[Loop] = set()
+        self._draining: set[Loop] = set()
+        self._background: BackgroundLoop | None = None
+        self._spent = 0.0
+
+    # ------------------------------------------------------------ sinks
+
+    def channel_of(self, sink: Any, method: str = "") -> Channel:
+        """Return the channel of a sink, created when the sink is first seen.
+
+        Raises:
+            TypeError: It has no method that takes events.
+        """
+        # The identity alone is the key in the common case: a tuple costs more than the look-up.
+        key: int | tuple[int, str] = (id(sink), method) if method else id(sink)
+        found = self._channels.get(key)
+        if found is not None:
+            return found[1]
+        with self._lock:
+            if (found := self._channels.get(key)) is not None:
+                return found[1]
+            channel = Channel(sink, method, self)
+            try:
+                # By identity, not equality, and without keeping the sink alive.
+                alive: Any = weakref.ref(sink, lambda _: self._channels.pop(key, None))
+            except TypeError:
+                alive = sink  # it does not support weak references: it stays
+            self._channels[key] = (alive, channel)
+            return channel
+
+    def offer_through(self, sink: Any, method: str, event: Event) -> None:
+        """Offer an event to a sink, to be handed over by one of its methods."""
+        channel = self.channel_of(sink)
+        # A direct sink that is used as it is has one channel, whichever way its events come.
+        if method and not (method == "take" and channel.direct):
+            channel = self.channel_of(sink, method)
+        channel.offer(sink, event)
+
+    def channels(self) -> list[Channel]:
+        """Return the channels of all sinks that exist, oldest first."""
+        return [channel for _, channel in list(self._channels.values())]
+
+    # ------------------------------------------------------------ loops
+
+    def delivery_loop(self) -> Loop:
+        """Return the loop for an event that is emitted here and now.
+
+        That is the running one; in a thread of a run, the loop of that run; otherwise the library's own, in
+        the background.
+
+        Raises:
+            RuntimeError: The interpreter is exiting, and no thread can be started.
+        """
+        loop = running_loop()
+        if loop is None:
+            loop, pid = home_loop.get() or (None, 0)
+            if loop is not None and (pid != os.getpid() or not loop.is_running()):
+                loop = None
+        if loop is not None and loop not in self._ended:
+            return loop
+        with self._lock:
+            if self._background is None:
+                self._background = BackgroundLoop("stageflow-delivery")
+            return self._background.loop
+
+    def enter(self, loop: Loop, outlet: Outlet) -> None:
+        """Note that `outlet` has events waiting on `loop`."""
+        with self._lock:
+            if not self._hooked:
+                self._hooked = True
+                with contextlib.suppress(RuntimeError):  # threads are being shut down already
+                    register_before_threads_end(self._drain_at_exit)
+                # And once more for what the application's own exit handlers emit: they run before this.
+                with contextlib.suppress(RuntimeError):
+                    atexit.register(self._drain_at_exit)
+            self._outlets.setdefault(loop, set()).add(outlet)
+
+    def leave(self, loop: Loop, outlet: Outlet) -> None:
+        """Note that `outlet` has nothing waiting any more."""
+        with self._lock:
+            outlets = self._outlets.get(loop)
+            if outlets is not None:
+                outlets.discard(outlet)
+                if not outlets:
+                    del self._outlets[loop]
+
+    def watch_end(self) -> None:
+        """Drain the running loop when it ends. To be called on that loop."""
+        loop = asyncio.get_running_loop()
+        if loop in self._end_watchers:
+            return
+        self.sweep()
+        watcher = self._drain_when_closed(loop)
+        with contextlib.suppress(StopIteration):
+            # The first step: it registers the generator with the loop and suspends in it.
+            watcher.__anext__().send(None)
+        self._end_watchers[loop] = watcher
+
+    async def _drain_when_closed(self, loop: Loop) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._draining.add(loop)
+            await self._drain(loop, self.drain_timeout)
+            with self._lock:
+                self._draining.discard(loop)
+                # What is emitted between now and the loop's close goes to the library's own loop.
+                self._ended.add(loop)
+                self._end_watchers.pop(loop, None)
+
+    async def _drain(self, loop: Loop, timeout: float) -> None:
+        began = time.monotonic()
+        while waiting := [outlet for outlet in self._outlets.get(loop, ()) if not outlet.stalled]:
+            left = timeout - (time.monotonic() - began)
+            if left <= 0:
+                break
+            futures = [asyncio.wrap_future(outlet.drained()) for outlet in waiting]
+            _done, late = await asyncio.wait(futures, timeout=max(0.0, left))
+            if late:
+                self._spent += time.monotonic() - began
+                for future in late:
+                    future.cancel()
+                break
+        for outlet in list(self._outlets.get(loop, ())):
+            outlet.give_up("drain_timeout")
+        # One iteration, so that what was given up is cancelled before the loop closes.
+        await asyncio.sleep(0)
+
+    def _drain_at_exit(self) -> None:
+        self.sweep()
+        deadline = time.monotonic() + max(0.0, self.drain_timeout - self._spent)
+        for loop in list(self._outlets):
+            if not loop.is_running() and not loop.is_closed():
+                with contextlib.suppress(Exception):
+                    loop.run_until_complete(self._drain(loop, max(0.0, deadline - time.monotonic())))
+        futures = [outlet.drained() for outlet in self.open_outlets() if not outlet.stalled]
+        if futures:
+            concurrent.futures.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
+        for outlet in self.open_outlets():
+            outlet.give_up("drain_timeout")
+
+    def is_draining(self, loop: Loop) -> bool:
+        """Return whether `loop` is ending: what a sink needs may be gone, and an error has that cause."""
+        return loop in self._draining
+
+    def open_outlets(self) -> list[Outlet]:
+        """Return everything that has events waiting, on any loop."""
+        with self._lock:
+            return [outlet for outlets in self._outlets.values() for outlet in outlets]
+
+    def sweep(self) -> None:
+        """Drop, counted, what is still waiting on loops that were closed."""
+        with self._lock:
+            closed = [loop for loop in self._outlets if loop.is_closed()]
+            gone = [outlet for loop in closed for outlet in self._outlets[loop]]
+            for loop in [loop for loop in (*self._end_watchers, *self._ended) if loop.is_closed()]:
+                self._end_watchers.pop(loop, None)
+                self._ended.discard(loop)
+        for outlet in gone:
+            outlet.give_up("loop_closed")
+
+
+DELIVERY = Delivery()
+EventSink._delivery = DELIVERY
+reset_in_child(DELIVERY.reset)
+
+
+def offer(sink: Any, event: Event) -> None:
+    """Offer an event to a sink."""
+    DELIVERY.channel_of(sink).offer(sink, event)
+
+
+def takes_marks(sink: Any) -> TypeGuard[DirectSink]:
+    """Return whether a sink is notified when a run starts."""
+    return issubclass(type(sink), DirectSink) and sink.takes_marks
+
+
+# ------------------------------------------------------------ the global sink
+
+_NO_OP = DELIVERY.sink
+
+
+def set_event_sink(sink: EventSink | Any) -> None:
+    """Make `sink` the one that receives the events of every emitter without a sink of its own.
+
+    It takes effect with the next event, also for graphs that are built and runs that are in progress.
+
+    Raises:
+        TypeError: The object has neither `emit` nor `try_emit`.
+    """
+    DELIVERY.channel_of(sink)
+    DELIVERY.sink = sink
+
+
+def get_event_sink() -> EventSink:
+    """Return the global sink; a `NoOpEventSink` if none was set."""
+    sink: EventSink = DELIVERY.sink
+    return sink
+
+
+def clear_event_sink() -> None:
+    """Discard the events of emitters without a sink of their own again."""
+    DELIVERY.sink = _NO_OP
+
+
+# ------------------------------------------------------------ waiting and counting
+
+
+async def flush(timeout: float | None = None) -> bool:
+    """Wait until every event accepted so far has been delivered or dropped, by any sink, on any loop.
+
+    Call it before you close what a sink needs: a connection pool, a client.
+
+    Args:
+        timeout: Seconds to wait at most; default that of `set_drain_timeout`, 5 s. It is kept, whatever the
+            sinks do. Events that are late stay pending, and are not lost.
+
+    Returns:
+        True if all of them were delivered or dropped in time.
+    """
+    DELIVERY.sweep()
+    own = delivering.get()
+    futures = [
+        asyncio.wrap_future(outlet.drained()) for outlet in DELIVERY.open_outlets() if outlet is not own
+    ]
+    if not futures:
+        return True
+    deadline = time.monotonic() + (DELIVERY.drain_timeout if timeout is None else timeout)
+    _done, late = await asyncio.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
+    for future in late:
+        future.cancel()
+    return not late
+
+
+def stats() -> EventStats:
+    """Return the counters of every sink that was offered an event, as they stand now.
+
+    Example:
+        >>> stats().emitter_errors >= 0
+        True
+    """
+    DELIVERY.sweep()
+    return EventStats(
+        sinks=[channel.stats() for channel in DELIVERY.channels()],
+        emitter_errors=TALLY.emitter_errors,
+        coerced_values=TALLY.coerced_values,
+    )
+
+
+def set_drain_timeout(seconds: float) -> None:
+    """Set for how long the end of a loop, the exit of the process and `flush()` wait for sinks.
+
+    Args:
+        seconds: One limit for the whole process; 5 until it is set.
+
+    Raises:
+        ValueError: For a negative or infinite number.
+    """
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"set_drain_timeout({seconds!r}): give seconds, 0 or more")
+    DELIVERY.drain_timeout = float(seconds)

@@ -813,3 +813,32 @@ def test_errors_survive_pickling(error: StageflowError) -> None:
     assert type(again) is type(error)
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+def test_unknown_argument_of_a_context_names_the_closest_match() -> None:
+    with pytest.raises(TypeError) as caught:
+        PipelineContext(sesion_id="s1")  # type: ignore[call-arg]
+    assert str(caught.value) == (
+        "PipelineContext() has no argument 'sesion_id'; did you mean 'session_id'?"
+        "\n  hint: its arguments are pipeline_run_id, request_id, session_id, user_id, org_id, service,"
+        " topology, execution_mode, data, resources, traceparent"
+    )
+    with pytest.raises(TypeError, match=r"PipelineContext\(\): Extra positional arguments provided"):
+        PipelineContext("r1")  # type: ignore[misc]
+
+
+async def test_context_is_immutable_and_shows_nothing_of_the_engine() -> None:
+    async def stage(ctx: Any) -> None:
+        with pytest.raises(AttributeError):
+            ctx.run.user_id = "u2"
+
+    given = PipelineContext(user_id="u1")
+    results = await Pipeline("p").with_stage("s", stage).run(given)
+    assert results.ok
+    run_id = results.context.pipeline_run_id
+    assert repr(results.context) == (
+        f"PipelineContext(pipeline_run_id={run_id!r}, request_id=None, session_id=None, user_id='u1',"
+        " org_id=None, service='unknown_service', topology='p', execution_mode='default', data={}, resources={},"
+        " traceparent=None)"
+    )
+    assert repr(given) == repr(PipelineContext(user_id="u1"))

@@ -49,6 +49,7 @@ GROUND = (
     "_fork",
     "_drive",
     "errors",
+    "_value",
     "telling",
     "clock",
     "timestamps",

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Unpack
 
-from ._fork import FORKED
+from ._fork import FORKED, reset_in_child
 from .errors import describe
 from .events import flush, get_event_sink
 from .events._delivery import DELIVERY
@@ -68,7 +68,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
         if task is not None:
             task.cancel("SIGTERM")
 
-    caught = _catch_sigterm(terminate)
+    caught = _sigterm.handle(terminate)
     seconds = DELIVERY.drain_timeout if flush_timeout is None else flush_timeout
     try:
         try:
@@ -85,7 +85,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
     finally:
         # Last: a second SIGTERM would end the process in the middle of the above.
         if caught and os.getpid() == process:
-            _let_sigterm_go(asyncio.get_running_loop())
+            _sigterm.release(asyncio.get_running_loop())
     if terminated:
         raise SystemExit(128 + signal.SIGTERM)
 
@@ -120,39 +120,42 @@ async def _in_spite_of_cancels(
         return cancelled
 
 
-_catches = False
+class _Sigterm:
+    """The handler of SIGTERM, if no one else has one."""
+
+    def __init__(self) -> None:
+        self._handled = False
+
+    def handle(self, handler: Callable[[], None]) -> bool:
+        """Call `handler` at SIGTERM; return False if there is a handler, or this is not the main thread."""
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        ):
+            return False
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
+        self._handled = True
+        return True
+
+    def release(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Remove the handler."""
+        self._handled = False
+        loop.remove_signal_handler(signal.SIGTERM)
+
+    def reset(self) -> None:
+        """Remove the handler of the parent in a forked child.
+
+        A loop is notified of signals by a socket, which a forked child shares with its parent: a SIGTERM for
+        the child would end the parent. CPython 3.12 takes care of that itself.
+        """
+        if self._handled:
+            self._handled = False
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _catch_sigterm(handler: Callable[[], None]) -> bool:
-    """Have `handler` called at SIGTERM, where nobody else has a handler and this is the main thread."""
-    global _catches
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
-    ):
-        return False
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
-    _catches = True
-    return True
-
-
-def _let_sigterm_go(loop: asyncio.AbstractEventLoop) -> None:
-    global _catches
-    _catches = False
-    loop.remove_signal_handler(signal.SIGTERM)
-
-
-def _let_parents_handler_go() -> None:
-    # A loop hears of signals by a socket, which a forked child shares with its parent: a SIGTERM
-    # for the child would end the parent. CPython 3.12 sees to that itself.
-    global _catches
-    if _catches:
-        _catches = False
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-os.register_at_fork(after_in_child=_let_parents_handler_go)
+_sigterm = _Sigterm()
+reset_in_child(_sigterm.reset)
 
 
 async def _runs_end(seconds: float) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import msgspec
 from msgspec import Struct
 
+from ._fork import reset_in_child
 from .errors import SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink
@@ -81,7 +82,7 @@ def _forget_parents_threads() -> None:
     _changing = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_forget_parents_threads)
+reset_in_child(_forget_parents_threads)
 
 
 class Given(TypedDict, total=False):

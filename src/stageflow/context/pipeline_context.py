@@ -8,12 +8,14 @@ from uuid import UUID
 
 from msgspec import Struct, field
 
+from .._value import ValueType
+
 __all__ = ["PipelineContext"]
 
 Id = str | UUID | None
 
 
-class PipelineContext(Struct, frozen=True, kw_only=True, eq=False, weakref=True):
+class PipelineContext(Struct, metaclass=ValueType, frozen=True, kw_only=True, eq=False, weakref=True):
     """The context of a run. Every field is optional.
 
     It is immutable. A run works on a copy in which everything is filled in, so one context may serve many

@@ -1,53 +1,103 @@
-"""Threads for plain functions: daemons that are reused and hold up no exit.
+"""Threads for synchronous functions: daemon threads, reused, which do not delay the exit of the process.
 
-There is no bound on their number: a plain stage may start a run of its own and wait for it, and
-a bounded pool would then wait for itself. `max_concurrency` bounds the work.
+Their number is not limited: a synchronous stage may start a run of its own and wait for it, and a limited
+pool would then wait for itself. `max_concurrency` limits the work.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+
+from .._fork import reset_in_child
 
 __all__ = ["busy_threads", "in_thread"]
 
 Job = Callable[[], None]
 
 _IDLE_SECONDS = 10.0
-_lock = threading.RLock()
-_idle: list[_Worker] = []
-_backlog: deque[Job] = deque()
-_alive = 0
 
 
 class _Worker(threading.Thread):
-    def __init__(self, job: Job) -> None:
+    def __init__(self, pool: _Pool, job: Job) -> None:
         super().__init__(name="stageflow-stage", daemon=True)
+        self._pool = pool
         self.inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.inbox.put(job)
 
     def run(self) -> None:
-        global _alive
         while True:
             try:
                 job = self.inbox.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
-                with _lock:
-                    if self in _idle:
-                        _idle.remove(self)
-                        _alive -= 1
-                        return
+                if self._pool.retires(self):
+                    return
                 continue  # a job was handed over at the last moment
             job()
-            del job  # or what it holds would live until the next one
-            with _lock:
-                if _backlog:
-                    self.inbox.put(_backlog.popleft())
+            del job  # or what it refers to would live until the next one
+            self._pool.is_free(self)
+
+
+class _Pool:
+    """The threads of this process."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew: a forked child has none of the threads of its parent."""
+        self._lock = threading.RLock()
+        self._idle: list[_Worker] = []
+        self._backlog: deque[Job] = deque()
+        self._alive = 0
+
+    def run(self, job: Job) -> None:
+        """See `in_thread`."""
+        with self._lock:
+            if self._idle:
+                # The one used last: the others may then grow old and end.
+                self._idle.pop().inbox.put(job)
+                return
+            self._alive += 1
+        try:
+            _Worker(self, job).start()
+        except RuntimeError:
+            with self._lock:
+                self._alive -= 1
+                if self._idle:
+                    self._idle.pop().inbox.put(job)
+                elif self._alive:
+                    self._backlog.append(job)
                 else:
-                    _idle.append(self)
+                    raise
+
+    def retires(self, worker: _Worker) -> bool:
+        """Return whether a thread that has been idle may end."""
+        with self._lock:
+            if worker not in self._idle:
+                return False
+            self._idle.remove(worker)
+            self._alive -= 1
+            return True
+
+    def is_free(self, worker: _Worker) -> None:
+        """Give a thread that has done its job the next one, or let it wait for one."""
+        with self._lock:
+            if self._backlog:
+                worker.inbox.put(self._backlog.popleft())
+            else:
+                self._idle.append(worker)
+
+    @property
+    def busy(self) -> int:
+        with self._lock:
+            return self._alive - len(self._idle) + len(self._backlog)
+
+
+_pool = _Pool()
+reset_in_child(_pool.reset)
 
 
 def in_thread(job: Job) -> None:
@@ -56,39 +106,9 @@ def in_thread(job: Job) -> None:
     Raises:
         RuntimeError: No thread can be started, and there is none that could do it later.
     """
-    global _alive
-    with _lock:
-        if _idle:
-            # The one used last: the others may then grow old and end.
-            _idle.pop().inbox.put(job)
-            return
-        _alive += 1
-    try:
-        _Worker(job).start()
-    except RuntimeError:
-        with _lock:
-            _alive -= 1
-            if _idle:
-                _idle.pop().inbox.put(job)
-            elif _alive:
-                _backlog.append(job)
-            else:
-                raise
+    _pool.run(job)
 
 
 def busy_threads() -> int:
     """Return how many threads are running a job, or have one to start with."""
-    with _lock:
-        return _alive - len(_idle) + len(_backlog)
-
-
-def _forget_parent() -> None:
-    # A forked child has the list of its parent's threads, and none of the threads.
-    global _lock, _alive
-    _lock = threading.RLock()
-    _idle.clear()
-    _backlog.clear()
-    _alive = 0
-
-
-os.register_at_fork(after_in_child=_forget_parent)
+    return _pool.busy

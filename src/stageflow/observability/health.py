@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 import msgspec
 
+from .._fork import reset_in_child
 from ..clock import get_clock
 from ..events import Event, NoOpEventSink, stats
 from ..events._delivery import offer
@@ -22,20 +22,32 @@ __all__ = ["HEALTH", "emit_health", "emit_health_if_due"]
 
 HEALTH = "stageflow.health"
 
-_last_ns = time.monotonic_ns()
+
+class _Last:
+    """When the event was last emitted."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Wait a whole interval for the next event: in a forked child, and after a change of settings."""
+        self.ns = time.monotonic_ns()
+
+
+_last = _Last()
 
 
 def emit_health_if_due(sink: Any) -> None:
     """Emit the event where it is configured, and the last one is long enough ago; asked at each run's end."""
     seconds = defaults().health_seconds
-    if seconds is not None and time.monotonic_ns() - _last_ns >= seconds * 1e9:
+    if seconds is not None and time.monotonic_ns() - _last.ns >= seconds * 1e9:
         emit_health(sink)
 
 
 def emit_health(sink: Any) -> None:
     """Emit the event now: the counters of every sink as they stand before it."""
-    global _last_ns
-    _last_ns = time.monotonic_ns()
+    _last.reset()
     if type(sink) is NoOpEventSink:
         return
     counted = stats()
@@ -54,10 +66,5 @@ def emit_health(sink: Any) -> None:
     offer(sink, Event(HEALTH, msgspec.to_builtins(body)))
 
 
-def _begin_anew() -> None:
-    global _last_ns
-    _last_ns = time.monotonic_ns()
-
-
-on_change(_begin_anew)
-os.register_at_fork(after_in_child=_begin_anew)
+on_change(_last.reset)
+reset_in_child(_last.reset)

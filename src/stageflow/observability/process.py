@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import sys
 import time
 
+from .._fork import reset_in_child
 from ..schema import ProcessSample
 from .resource import BEGAN_NS
 
@@ -23,6 +23,10 @@ class _Sampler:
     """The last sample of this process."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew: a forked child is another process."""
         self.last: ProcessSample | None = None
         self.taken_ns = 0
         self.cpu_ns = time.process_time_ns()
@@ -65,9 +69,4 @@ def sample() -> ProcessSample:
     return _sampler.sample()
 
 
-def _forget_parent() -> None:
-    global _sampler
-    _sampler = _Sampler()
-
-
-os.register_at_fork(after_in_child=_forget_parent)
+reset_in_child(_sampler.reset)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import unquote
 
+from .._fork import reset_in_child
 from ..schema import Resource
 from .defaults import defaults, on_change
 from .short_repr import safe_text
@@ -90,4 +91,4 @@ def _look_again() -> None:
 
 
 on_change(_look_again)
-os.register_at_fork(after_in_child=_look_again)
+reset_in_child(_look_again)

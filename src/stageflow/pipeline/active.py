@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import Protocol
 
 from msgspec import Struct
 
+from .._fork import reset_in_child
 from ..clock import get_clock
 
 __all__ = ["ActiveRun", "active_runs", "entered", "left"]
@@ -86,4 +86,4 @@ def _disown_parents() -> None:
     _running.clear()
 
 
-os.register_at_fork(after_in_child=_disown_parents)
+reset_in_child(_disown_parents)

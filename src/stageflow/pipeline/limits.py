@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+
+from .._fork import reset_in_child
 
 __all__ = ["Limit", "Limits", "Ticket"]
 
@@ -147,4 +148,4 @@ def _forget_parent() -> None:
         limit._forget_parent()
 
 
-os.register_at_fork(after_in_child=_forget_parent)
+reset_in_child(_forget_parent)

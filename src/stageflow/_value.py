@@ -1,0 +1,36 @@
+"""The metaclass of value classes: an error about an argument names the class and the closest match."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec import StructMeta
+
+from .errors import did_you_mean
+
+__all__ = ["ValueType"]
+
+if TYPE_CHECKING:
+    # Type checkers check the arguments of a Struct, but not if its metaclass has a `__call__`.
+    ValueType = StructMeta
+else:
+
+    class ValueType(StructMeta):
+        """Creates instances of a Struct.
+
+        Raises:
+            TypeError: For an unknown argument, or a positional one that the class does not take.
+        """
+
+        def __call__(cls, *args: Any, **fields: Any) -> Any:
+            try:
+                return super().__call__(*args, **fields)
+            except TypeError as error:
+                names = cls.__struct_fields__
+                unknown = next((name for name in fields if name not in names), None)
+                if unknown is None:
+                    raise TypeError(f"{cls.__name__}(): {error}") from None
+                raise TypeError(
+                    f"{cls.__name__}() has no argument {unknown!r}{did_you_mean(unknown, names)}"
+                    f"\n  hint: its arguments are {', '.join(names)}"
+                ) from None

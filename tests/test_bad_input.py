@@ -838,7 +838,7 @@ async def test_context_is_immutable_and_shows_nothing_of_the_engine() -> None:
     run_id = results.context.pipeline_run_id
     assert repr(results.context) == (
         f"PipelineContext(pipeline_run_id={run_id!r}, request_id=None, session_id=None, user_id='u1',"
-        " org_id=None, service='unknown_service', topology='p', execution_mode='default', data={}, resources={},"
-        " traceparent=None)"
+        " org_id=None, service='unknown_service', topology='p', execution_mode='default', data={},"
+        " resources={}, traceparent=None)"
     )
     assert repr(given) == repr(PipelineContext(user_id="u1"))

@@ -16,6 +16,7 @@ from stageflow import (
     StageStatus,
     stage,
 )
+from stageflow.pipeline.spec import StageDescription, StageSpec
 from stageflow.render import graph_as_text
 
 
@@ -88,11 +89,18 @@ def test_a_class_carries_its_kind() -> None:
     assert Pipeline("p").with_stage("g", Guard).stages[0].kind is StageKind.GUARD
 
 
-def test_an_unknown_keyword_or_a_missing_name_is_told_at_once() -> None:
+def test_unknown_option_or_missing_name_raises_at_once() -> None:
     with pytest.raises(TypeError) as caught:
-        stage(retires=3)
-    assert str(caught.value).startswith("@stage takes ")
-    assert str(caught.value).endswith("not retires")
+        stage(retires=3)  # type: ignore[call-overload]
+    assert str(caught.value) == (
+        "@stage has no option 'retires'; did you mean 'retry'?"
+        "\n  hint: the options are conditional, optional, when, route, timeout, retry, limit, interceptors,"
+        " name, kind, dependencies"
+    )
+    with pytest.raises(
+        TypeError, match="stage 'a': with_stage\\(\\) has no option 'timout'; did you mean 'timeout'"
+    ):
+        Pipeline("p").with_stage("a", nothing, timout=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="carries no name"):
         Pipeline("p").with_stages(nothing)
 
@@ -192,3 +200,7 @@ def test_a_picture_of_a_long_chain_needs_no_recursion() -> None:
     lines = pipeline.build().describe().splitlines()
     assert lines[-1].split()[:2] == ["3000", "s2999"]
     assert graph_as_text([]) == "level  stage  kind  after  policies"
+
+
+def test_each_option_of_a_stage_is_declared_as_a_keyword_and_as_a_field_of_its_description() -> None:
+    assert set(StageDescription.__annotations__) == set(StageSpec.__struct_fields__) - {"runner"}

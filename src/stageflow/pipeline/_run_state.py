@@ -188,7 +188,7 @@ class RunState:
         if not self.ready:
             return -1
         index = self.ready.popleft()
-        if self.nodes[index].limit is not None and index not in self._permits:
+        if self.nodes[index].shared_limit is not None and index not in self._permits:
             self.phases[index] = QUEUED
             self.acquires.append(index)
             return -1

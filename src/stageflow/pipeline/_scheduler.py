@@ -401,7 +401,7 @@ class Scheduler:
     def _acquire_permits(self) -> None:
         """Acquire the permits that queued stages need, or wait for them."""
         for index in self.state.acquires:
-            limit = self.state.nodes[index].limit
+            limit = self.state.nodes[index].shared_limit
             assert limit is not None
             ticket = Ticket(limit, self.loop, self._permit_granted)
             if limit.acquire(ticket):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, Unpack, overload
 
-from ..stages import Retry, StageKind
-from .interceptor import Interceptor
-from .spec import Condition
+from .spec import StageDescription, options_of
 
 __all__ = ["carried", "stage"]
 
@@ -21,31 +19,17 @@ def stage(runner: Runner, /) -> Runner: ...
 
 
 @overload
-def stage(
-    *,
-    name: str | None = None,
-    kind: StageKind | None = None,
-    dependencies: Iterable[str] | None = None,
-    conditional: bool | None = None,
-    optional: bool | None = None,
-    when: Condition | None = None,
-    route: str | None = None,
-    timeout: float | None = None,
-    retry: Retry | None = None,
-    limit: str | None = None,
-    interceptors: Iterable[Interceptor] | None = None,
-) -> Callable[[Runner], Runner]: ...
+def stage(**description: Unpack[StageDescription]) -> Callable[[Runner], Runner]: ...
 
 
 def stage(runner: Any = None, /, **description: Any) -> Any:
     """Describe a function or a class as a stage, where it is defined.
 
-    Takes what `with_stage` takes: `name` (default the name of the function), `kind`, `dependencies`,
-    `conditional`, `optional`, `when`, `route`, `timeout`, `retry`, `limit`, `interceptors`. The
-    function itself stays as it is. What `with_stage` is told goes before what is carried.
+    It takes what `with_stage` takes: `name` (default the name of the function), and the options of a stage.
+    The function itself stays as it is. Options given to `with_stage` take precedence.
 
     Raises:
-        TypeError: For a keyword that `with_stage` does not know.
+        TypeError: For an option that `with_stage` does not know.
 
     Example:
         >>> @stage(timeout=5)
@@ -56,31 +40,13 @@ def stage(runner: Any = None, /, **description: Any) -> Any:
     """
     if runner is not None and not callable(runner):
         raise TypeError(f"@stage({runner!r}): give the name as @stage(name={runner!r})")
-    unknown = description.keys() - _KNOWN
-    if unknown:
-        raise TypeError(f"@stage takes {', '.join(sorted(_KNOWN))}; not {', '.join(sorted(unknown))}")
+    given = options_of(description, "@stage")
 
     def describe(runner: Runner) -> Runner:
-        told = {key: value for key, value in description.items() if value is not None}
-        setattr(runner, _ATTRIBUTE, {"name": getattr(runner, "__name__", ""), **told})
+        setattr(runner, _ATTRIBUTE, {"name": getattr(runner, "__name__", ""), **given})
         return runner
 
     return describe if runner is None else describe(runner)
-
-
-_KNOWN = {
-    "name",
-    "kind",
-    "dependencies",
-    "conditional",
-    "optional",
-    "when",
-    "route",
-    "timeout",
-    "retry",
-    "limit",
-    "interceptors",
-}
 
 
 def carried(runner: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A stage as the scheduler holds it: compiled once by `build()`, shared by all runs."""
+"""A stage as the engine uses it: compiled once by `build()`, shared by all runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
-from ..stages import Retry, StageKind
+from ..stages import StageKind
 from .interceptor import Interceptor
 from .limits import Limit
-from .parameters import parameters_of
-from .spec import Condition, StageSpec
+from .parameters import Parameter, parameters_of
+from .spec import StageSpec
 
 __all__ = ["Around", "Node", "compile_nodes", "gives_coroutine"]
 
@@ -24,80 +25,38 @@ class Around(Struct, frozen=True):
     limits: Mapping[str, Limit] = {}
 
 
-class Node:
-    """One stage, its policies, and its place in the graph. Immutable after `build()`.
+class Node(StageSpec, frozen=True, eq=False, kw_only=True):
+    """One stage: its description, and what follows from it and from its place in the graph.
 
     Attributes:
-        make: The class, where the stage is one: each run makes an instance of its own.
-        call: What to call with the context, where the stage is no class.
-        direct: True where `call` gives a coroutine that needs nothing around it.
-        plain: True where `call` is a plain function, for a thread.
-        first_attempt: 1, or 0 where a condition is asked before the first one.
-        gated: True where the outcome of its dependencies may skip it.
-        limit: Where it takes a place before each attempt, or None.
-        interceptors: What is around each attempt, outermost first.
+        index: Its place in the pipeline, counted from 0.
+        pipeline: Name of the pipeline.
+        make: The class, if the stage is one: it is instantiated per run.
+        call: What to call with the context, if the stage is not a class.
+        direct: True if `call` returns a coroutine that needs nothing around it.
+        plain: True if `call` is a synchronous function, for a thread.
+        first_attempt: 1, or 0 if `when=` is evaluated before the first one.
+        gated: True if the outcome of its dependencies may skip it.
+        shared_limit: The limit of which each attempt needs a permit, or None.
         parameters: What it takes by name.
-        dependents: Numbers of the stages that wait for this one.
-        route_labels: The labels its dependants take, for a stage of kind ROUTE.
+        dependents: The places of the stages that wait for this one.
+        dependency_set: The names of its dependencies.
+        route_labels: The labels that its dependents take, for a stage of kind ROUTE.
     """
 
-    __slots__ = (
-        "call",
-        "conditional",
-        "dependencies",
-        "dependency_set",
-        "dependents",
-        "direct",
-        "first_attempt",
-        "gated",
-        "index",
-        "interceptors",
-        "kind",
-        "limit",
-        "make",
-        "name",
-        "optional",
-        "parameters",
-        "pipeline",
-        "plain",
-        "retry",
-        "route",
-        "route_labels",
-        "timeout",
-        "when",
-    )
-
-    def __init__(self, index: int, spec: StageSpec, pipeline: str, around: Around) -> None:
-        self.index = index
-        self.pipeline = pipeline
-        self.name = spec.name
-        self.kind = spec.kind
-        self.dependencies = spec.dependencies
-        self.dependency_set = frozenset(spec.dependencies)
-        self.conditional = spec.conditional
-        self.optional = spec.optional
-        self.when: Condition | None = spec.when
-        self.first_attempt = 1 if spec.when is None else 0
-        self.route = spec.route
-        self.timeout = spec.timeout
-        self.retry: Retry | None = spec.retry
-        self.dependents: tuple[int, ...] = ()
-        self.route_labels: tuple[str, ...] = ()
-        self.gated = bool(spec.dependencies) and (spec.conditional or spec.route is not None)
-        runner = spec.runner
-        self.make: Any = None
-        self.call: Any = None
-        if inspect.isclass(runner):
-            self.make = runner
-            called = getattr(runner, "execute")  # noqa: B009
-        else:
-            execute = getattr(runner, "execute", None)
-            self.call = called = execute if callable(execute) else runner
-        self.limit = around.limits[spec.limit] if spec.limit is not None else None
-        self.interceptors = (*around.interceptors, *spec.interceptors)
-        self.parameters = () if spec.runner is not called else parameters_of(called)
-        self.plain = not gives_coroutine(called)
-        self.direct = not (self.plain or self.when or self.make or self.interceptors or self.parameters)
+    index: int
+    pipeline: str
+    make: Any
+    call: Any
+    direct: bool
+    plain: bool
+    first_attempt: int
+    gated: bool
+    shared_limit: Limit | None
+    parameters: tuple[Parameter, ...]
+    dependents: tuple[int, ...]
+    dependency_set: frozenset[str]
+    route_labels: tuple[str, ...]
 
 
 def gives_coroutine(called: Any) -> bool:
@@ -108,18 +67,54 @@ def gives_coroutine(called: Any) -> bool:
 
 
 def compile_nodes(specs: Sequence[StageSpec], pipeline: str, around: Around) -> tuple[Node, ...]:
-    """Return the nodes of a sound description, in its order."""
-    nodes = tuple(Node(index, spec, pipeline, around) for index, spec in enumerate(specs))
-    by_name = {node.name: node for node in nodes}
-    dependents: list[list[int]] = [[] for _ in nodes]
-    labels: list[list[str]] = [[] for _ in nodes]
-    for node in nodes:
-        for name in node.dependencies:
-            before = by_name[name]
-            dependents[before.index].append(node.index)
-            if node.route is not None and before.kind is StageKind.ROUTE:
-                labels[before.index].append(node.route)
-    for node in nodes:
-        node.dependents = tuple(dependents[node.index])
-        node.route_labels = tuple(dict.fromkeys(labels[node.index]))
-    return nodes
+    """Return the nodes of a valid description, in its order."""
+    places = {spec.name: index for index, spec in enumerate(specs)}
+    dependents: list[list[int]] = [[] for _ in specs]
+    labels: list[list[str]] = [[] for _ in specs]
+    for index, spec in enumerate(specs):
+        for name in spec.dependencies:
+            before = places[name]
+            dependents[before].append(index)
+            if spec.route is not None and specs[before].kind is StageKind.ROUTE:
+                labels[before].append(spec.route)
+    return tuple(
+        _compile(spec, index, pipeline, around, tuple(dependents[index]), tuple(dict.fromkeys(labels[index])))
+        for index, spec in enumerate(specs)
+    )
+
+
+def _compile(
+    spec: StageSpec,
+    index: int,
+    pipeline: str,
+    around: Around,
+    dependents: tuple[int, ...],
+    route_labels: tuple[str, ...],
+) -> Node:
+    runner = spec.runner
+    make = call = None
+    if inspect.isclass(runner):
+        make = runner
+        called = getattr(runner, "execute")  # noqa: B009
+    else:
+        execute = getattr(runner, "execute", None)
+        call = called = execute if callable(execute) else runner
+    interceptors = (*around.interceptors, *spec.interceptors)
+    parameters = () if runner is not called else parameters_of(called)
+    plain = not gives_coroutine(called)
+    return Node(
+        **{**asdict(spec), "interceptors": interceptors},
+        index=index,
+        pipeline=pipeline,
+        make=make,
+        call=call,
+        direct=not (plain or spec.when or make or interceptors or parameters),
+        plain=plain,
+        first_attempt=1 if spec.when is None else 0,
+        gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None),
+        shared_limit=around.limits[spec.limit] if spec.limit is not None else None,
+        parameters=parameters,
+        dependents=dependents,
+        dependency_set=frozenset(spec.dependencies),
+        route_labels=route_labels,
+    )

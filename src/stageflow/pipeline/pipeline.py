@@ -6,14 +6,14 @@ import inspect
 import logging
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from ..context import PipelineContext, PipelineResults
 from ..errors import PipelineValidationError
 from ..observability import WideEventEmitter
 from ..observability.defaults import defaults
 from ..render.graph import graph_as_dot, graph_as_mermaid
-from ..stages import Retry, StageKind
+from ..stages import StageKind
 from ..telling import tell
 from .decorator import carried
 from .graph import StageGraph
@@ -21,7 +21,7 @@ from .interceptor import Interceptor
 from .limits import Limits
 from .node import Around
 from .plan import Plan
-from .spec import Condition, StageSpec
+from .spec import StageOptions, StageSpec, options_of
 from .validation import problems_of
 
 __all__ = ["Pipeline"]
@@ -62,15 +62,7 @@ class Pipeline:
         runner: Any,
         kind: StageKind | None = None,
         dependencies: Iterable[str] | None = None,
-        *,
-        conditional: bool | None = None,
-        optional: bool | None = None,
-        when: Condition | None = None,
-        route: str | None = None,
-        timeout: float | None = None,
-        retry: Retry | None = None,
-        limit: str | None = None,
-        interceptors: Iterable[Interceptor] | None = None,
+        **options: Unpack[StageOptions],
     ) -> Pipeline:
         """Return this pipeline with one more stage. Mistakes are found by `build()`, all at once.
 
@@ -95,21 +87,14 @@ class Pipeline:
                 exceptions.
             limit: Take a place of `build(limits=Limits(...))` with this name for each attempt.
             interceptors: What is around each attempt, inside those of `build()`, outermost first.
+
+        Raises:
+            TypeError: There is no such option.
         """
-        described = {
-            "kind": kind,
-            "dependencies": dependencies,
-            "conditional": conditional,
-            "optional": optional,
-            "when": when,
-            "route": route,
-            "timeout": timeout,
-            "retry": retry,
-            "limit": limit,
-            "interceptors": interceptors,
-        }
-        told = {key: value for key, value in described.items() if value is not None}
-        merged = {"kind": StageKind.TRANSFORM, **carried(runner), **told, "name": name}
+        given = options_of(
+            {"kind": kind, "dependencies": dependencies, **options}, f"stage {name!r}: with_stage()"
+        )
+        merged = {**carried(runner), **given, "name": name}
         for several in ("dependencies", "interceptors"):
             merged[several] = _several(merged.get(several))
         return Pipeline(self.name, stages=(*self.stages, StageSpec(runner=runner, **merged)))

@@ -59,7 +59,7 @@ class Plan:
         self.fail_fast = fail_fast
         self.max_concurrency = max_concurrency
         self.grace = grace
-        self.limited = any(node.limit is not None for node in self.nodes)
+        self.limited = any(node.shared_limit is not None for node in self.nodes)
         self.outline = msgspec.Raw(
             msgspec.json.encode(
                 [

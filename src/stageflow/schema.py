@@ -5,6 +5,8 @@ The published JSON Schemas come out of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
 from inspect import cleandoc
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,7 @@ __all__ = [
     "ProcessSample",
     "Relation",
     "Resource",
+    "Role",
     "RunClosed",
     "RunIdentity",
     "RunOpen",
@@ -32,7 +35,9 @@ __all__ = [
     "Trace",
     "WideAmend",
     "event_id",
+    "fields_with",
     "json_schemas",
+    "roles",
     "span_id",
 ]
 
@@ -55,6 +60,36 @@ Relation = Literal["cause", "context", "group"]
 Outcome = Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled", "crashed"]
 """How a run ended. `crashed` is found in a journal alone: the process of the run died."""
 
+
+class Role(StrEnum):
+    """What a field is to the run that it describes. Readers derive from it how they treat the field."""
+
+    IDENTITY = "identity"
+    """Names one run or one attempt."""
+    LABEL = "label"
+    """What the run was given: for whom, what, where, in which version."""
+    TIME = "time"
+    """When it ran."""
+    OUTCOME = "outcome"
+    """How it ended."""
+    DURATION = "duration"
+    """How long it took."""
+    WORK = "work"
+    """What it did on the way: attempts, keys, events."""
+    PROCESS = "process"
+    """The state of the process."""
+    RECORD = "record"
+    """About the event itself: its version, what was left out of it, how many events it stands for."""
+
+
+def _role(*roles: Role) -> Meta:
+    return Meta(extra={"roles": roles})
+
+
+_IDENTITY, _LABEL, _OUTCOME = _role(Role.IDENTITY), _role(Role.LABEL), _role(Role.OUTCOME)
+_DURATION, _WORK, _PROCESS = _role(Role.DURATION), _role(Role.WORK), _role(Role.PROCESS)
+_TIME, _RECORD = _role(Role.TIME), _role(Role.RECORD)
+
 # `gc=False`: these hold only plain values and each other, so they can be in no reference cycle,
 # and a journal that makes millions of them gives the collector nothing to walk.
 
@@ -62,19 +97,19 @@ Outcome = Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled",
 class CorrelationIds(Struct, frozen=True, gc=False):
     """The five ids by which events of one request are found."""
 
-    pipeline_run_id: str | None = None
-    request_id: str | None = None
-    session_id: str | None = None
-    user_id: str | None = None
-    org_id: str | None = None
+    pipeline_run_id: Annotated[str | None, _IDENTITY] = None
+    request_id: Annotated[str | None, _LABEL] = None
+    session_id: Annotated[str | None, _LABEL] = None
+    user_id: Annotated[str | None, _LABEL] = None
+    org_id: Annotated[str | None, _LABEL] = None
 
 
 class PipelineMetadata(Struct, frozen=True, gc=False):
     """What ran, and how."""
 
-    service: str
-    topology: str
-    execution_mode: str
+    service: Annotated[str, _LABEL]
+    topology: Annotated[str, _LABEL]
+    execution_mode: Annotated[str, _LABEL]
 
 
 class ExceptionInfo(Struct, frozen=True, gc=False):
@@ -94,12 +129,12 @@ class ExceptionInfo(Struct, frozen=True, gc=False):
 class Resource(Struct, frozen=True, gc=False):
     """The process that ran it. What is neither configured nor said by the platform is null."""
 
-    service_version: str | None
-    host: str
-    pid: int
-    runtime: str
-    environment: str | None = None
-    commit: str | None = None
+    service_version: Annotated[str | None, _LABEL]
+    host: Annotated[str, _LABEL]
+    pid: Annotated[int, _LABEL]
+    runtime: Annotated[str, _LABEL]
+    environment: Annotated[str | None, _LABEL] = None
+    commit: Annotated[str | None, _LABEL] = None
 
 
 class ProcessSample(Struct, frozen=True, gc=False):
@@ -110,18 +145,18 @@ class ProcessSample(Struct, frozen=True, gc=False):
     its event loop; null before it was measured.
     """
 
-    uptime_s: float
-    memory_peak_bytes: Count
-    cpu_percent: float
-    loop_lag_ms: float | None
+    uptime_s: Annotated[float, _PROCESS]
+    memory_peak_bytes: Annotated[Count, _PROCESS]
+    cpu_percent: Annotated[float, _PROCESS]
+    loop_lag_ms: Annotated[float | None, _PROCESS]
 
 
 class Trace(Struct, frozen=True, gc=False):
     """W3C Trace Context: where this event stands in a distributed trace."""
 
-    trace_id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
-    span_id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
-    parent_span_id: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")] | None
+    trace_id: Annotated[Annotated[str, Meta(pattern="^[0-9a-f]{32}$")], _IDENTITY]
+    span_id: Annotated[Annotated[str, Meta(pattern="^[0-9a-f]{16}$")], _IDENTITY]
+    parent_span_id: Annotated[Annotated[str, Meta(pattern="^[0-9a-f]{16}$")] | None, _IDENTITY]
 
 
 class StageSummary(Struct, frozen=True, gc=False):
@@ -134,80 +169,87 @@ class StageSummary(Struct, frozen=True, gc=False):
 
 
 class StageWide(Struct, frozen=True, gc=False):
-    """`stage.wide`: the full record of one attempt that was retried, or of a stage's end."""
+    """`stage.wide`: the full record of one attempt that was retried, or of the end of a stage.
 
-    stage_name: str
-    status: TerminalOrRetry
-    duration_ms: Milliseconds
-    started_at: Timestamp
-    ended_at: Timestamp
-    error: str | None
-    data_keys: list[str]
-    artifacts_count: Count
-    events_count: Count
+    The order of the fields is a contract: events are built by position (`_wide.build_stage_wide`).
+    """
+
+    stage_name: Annotated[str, _LABEL]
+    status: Annotated[TerminalOrRetry, _OUTCOME]
+    duration_ms: Annotated[Milliseconds, _DURATION]
+    started_at: Annotated[Timestamp, _TIME]
+    ended_at: Annotated[Timestamp, _role(Role.TIME, Role.DURATION)]
+    error: Annotated[str | None, _OUTCOME]
+    data_keys: Annotated[list[str], _WORK]
+    artifacts_count: Annotated[Count, _WORK]
+    events_count: Annotated[Count, _WORK]
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata
     # Additive from here on. Who does not know a field leaves it out: a run that was cut off, say.
-    schema_version: int
-    event_id: str
+    schema_version: Annotated[int, _RECORD]
+    event_id: Annotated[str, _IDENTITY]
     resource: Resource
-    kind: str | None = None
-    attempt: Count = 0
-    attempts: Count = 0
-    reason: str | None = None
-    error_type: str | None = None
-    exception: ExceptionInfo | None = None
-    dependencies: list[str] = []
-    missing_inputs: list[str] = []
-    queue_ms: Milliseconds = 0.0
-    total_ms: Milliseconds = 0.0
-    retry_after_ms: Milliseconds | None = None
-    abandoned: bool = False
-    outcome_by: str | None = None
-    attributes: dict[str, Any] = {}
-    redacted: Count = 0
-    truncated: list[str] = []
+    kind: Annotated[str | None, _LABEL] = None
+    attempt: Annotated[Count, _WORK] = 0
+    attempts: Annotated[Count, _WORK] = 0
+    reason: Annotated[str | None, _OUTCOME] = None
+    error_type: Annotated[str | None, _OUTCOME] = None
+    exception: Annotated[ExceptionInfo | None, _OUTCOME] = None
+    dependencies: Annotated[list[str], _LABEL] = []
+    missing_inputs: Annotated[list[str], _WORK] = []
+    queue_ms: Annotated[Milliseconds, _DURATION] = 0.0
+    total_ms: Annotated[Milliseconds, _DURATION] = 0.0
+    retry_after_ms: Annotated[Milliseconds | None, _OUTCOME] = None
+    abandoned: Annotated[bool, _OUTCOME] = False
+    outcome_by: Annotated[str | None, _OUTCOME] = None
+    attributes: Annotated[dict[str, Any], _LABEL] = {}
+    redacted: Annotated[Count, _RECORD] = 0
+    truncated: Annotated[list[str], _RECORD] = []
     trace: Trace | None = None
-    sample_rate: Annotated[float, Meta(ge=1)] = 1
+    sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD] = 1
 
 
 class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
-    """`pipeline.wide`: the full record of one run."""
+    """`pipeline.wide`: the full record of one run.
 
-    status: Literal["OK", "FAIL"]
-    duration_ms: Milliseconds
-    started_at: Timestamp
-    ended_at: Timestamp
-    stages_total: Count
-    stages_completed: Count
-    stages_failed: Count
-    stages_skipped: Count
-    stages_cancelled: Count
-    error: str | None
-    stage_summaries: list[StageSummary]
+    The order of the first fields is a contract: a journal recognises a failed run by the first bytes of its
+    line, and finds `started_at` near its front (`line_start`).
+    """
+
+    status: Annotated[Literal["OK", "FAIL"], _OUTCOME]
+    duration_ms: Annotated[Milliseconds, _DURATION]
+    started_at: Annotated[Timestamp, _TIME]
+    ended_at: Annotated[Timestamp, _role(Role.TIME, Role.DURATION)]
+    stages_total: Annotated[Count, _LABEL]
+    stages_completed: Annotated[Count, _OUTCOME]
+    stages_failed: Annotated[Count, _OUTCOME]
+    stages_skipped: Annotated[Count, _OUTCOME]
+    stages_cancelled: Annotated[Count, _OUTCOME]
+    error: Annotated[str | None, _OUTCOME]
+    stage_summaries: Annotated[list[StageSummary], _OUTCOME]
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata
     # Additive from here on, as above.
-    schema_version: int = SCHEMA_VERSION
-    event_id: str
-    pipeline_name: str
-    outcome: Outcome
-    reason: str | None = None
-    error_type: str | None = None
-    exception: ExceptionInfo | None = None
-    first_failed_stage: str | None = None
-    critical_path: list[str] = []
-    critical_path_ms: Milliseconds = 0.0
-    stages_abandoned: Count = 0
-    parent_run_id: str | None = None
-    root_run_id: str | None = None
-    attributes: dict[str, Any] = {}
-    redacted: Count = 0
-    truncated: list[str] = []
+    schema_version: Annotated[int, _RECORD] = SCHEMA_VERSION
+    event_id: Annotated[str, _IDENTITY]
+    pipeline_name: Annotated[str, _LABEL]
+    outcome: Annotated[Outcome, _OUTCOME]
+    reason: Annotated[str | None, _OUTCOME] = None
+    error_type: Annotated[str | None, _OUTCOME] = None
+    exception: Annotated[ExceptionInfo | None, _OUTCOME] = None
+    first_failed_stage: Annotated[str | None, _OUTCOME] = None
+    critical_path: Annotated[list[str], _DURATION] = []
+    critical_path_ms: Annotated[Milliseconds, _DURATION] = 0.0
+    stages_abandoned: Annotated[Count, _OUTCOME] = 0
+    parent_run_id: Annotated[str | None, _LABEL] = None
+    root_run_id: Annotated[str | None, _LABEL] = None
+    attributes: Annotated[dict[str, Any], _LABEL] = {}
+    redacted: Annotated[Count, _RECORD] = 0
+    truncated: Annotated[list[str], _RECORD] = []
     resource: Resource
     process: ProcessSample | None = None
     trace: Trace | None = None
-    sample_rate: Annotated[float, Meta(ge=1)] = 1
+    sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD] = 1
 
 
 class WideAmend(Struct, frozen=True, gc=False, kw_only=True):
@@ -266,6 +308,41 @@ class RunClosed(Struct, frozen=True, gc=False):
 
     event_id: str
     reason: str
+
+
+def roles(shape: type[Struct]) -> dict[str, frozenset[Role]]:
+    """Return the roles of each field of an event; those of an object are those of its own fields.
+
+    Example:
+        >>> sorted(roles(StageWide)["ended_at"])
+        [<Role.DURATION: 'duration'>, <Role.TIME: 'time'>]
+    """
+    found: dict[str, frozenset[Role]] = {}
+    info = msgspec.inspect.type_info(shape)
+    assert isinstance(info, msgspec.inspect.StructType)
+    for field in info.fields:
+        of = field.type
+        if isinstance(of, msgspec.inspect.Metadata):
+            if of.extra is not None:
+                found[field.name] = frozenset(of.extra["roles"])
+                continue
+            of = of.type
+        members = of.types if isinstance(of, msgspec.inspect.UnionType) else (of,)
+        for member in members:
+            if isinstance(member, msgspec.inspect.StructType):
+                found |= roles(member.cls)
+    return found
+
+
+def fields_with(*wanted: Role) -> frozenset[str]:
+    """Return the names of the fields of the wide events that have one of these roles.
+
+    Example:
+        >>> sorted(fields_with(Role.PROCESS))
+        ['cpu_percent', 'loop_lag_ms', 'memory_peak_bytes', 'uptime_s']
+    """
+    known: Mapping[str, frozenset[Role]] = {**roles(PipelineWide), **roles(StageWide)}
+    return frozenset(name for name, its in known.items() if not its.isdisjoint(wanted))
 
 
 def event_id(run_id: str, stage: str, attempt: int) -> str:

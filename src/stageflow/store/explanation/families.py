@@ -10,39 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ...schema import Role, fields_with
+
 __all__ = ["COURSE", "DOCUMENTS", "IDS", "OF_STAGES", "PROCESS", "implied", "is_measured_time"]
 
-_ENDING = frozenset(
-    {
-        "status",
-        "outcome",
-        "outcome_by",
-        "reason",
-        "error",
-        "error_type",
-        "exception",
-        "first_failed_stage",
-        "abandoned",
-        "retry_after_ms",
-        "stage_summaries",
-        "stages_abandoned",
-        "stages_cancelled",
-        "stages_completed",
-        "stages_failed",
-        "stages_skipped",
-    }
-)
-_TIMES = frozenset({"duration_ms", "total_ms", "queue_ms", "critical_path", "critical_path_ms", "ended_at"})
-_WHEN = frozenset({"started_at", "ended_at", "day"})
+_OUTCOME = fields_with(Role.OUTCOME)
+_DURATION = fields_with(Role.DURATION)
+_WHEN = fields_with(Role.TIME) | {"day"}
 
-COURSE = (
-    _ENDING
-    | _TIMES
-    | {"attempt", "attempts", "artifacts_count", "data_keys", "events_count", "missing_inputs"}
-)
+COURSE = _OUTCOME | _DURATION | fields_with(Role.WORK)
 """What a run or a stage came to."""
 
-PROCESS = frozenset({"uptime_s", "memory_peak_bytes", "cpu_percent", "loop_lag_ms"})
+PROCESS = fields_with(Role.PROCESS)
 """How the process was when a run ended: nothing that the run was given."""
 
 _MEASURED = re.compile(r"(^|[._])(time_to_\w+|duration|latency|elapsed)([._]\w+)?$|_(ms|us|ns|seconds)$")
@@ -63,9 +42,7 @@ def is_measured_time(name: str) -> bool:
 DOCUMENTS = frozenset({"exception", "rest", "stage_summaries"})
 """JSON whole, which is compared field by field or not at all."""
 
-IDS = frozenset(
-    {"event_id", "pipeline_run_id", "trace_id", "span_id", "parent_span_id", "segment", "sample_reason"}
-)
+IDS = fields_with(Role.IDENTITY) | {"segment", "sample_reason"}
 """Names of one run or one attempt, and how it came to be stored."""
 
 OF_STAGES = ("status", "error_type", "duration_ms", "queue_ms", "attempts")
@@ -80,4 +57,4 @@ def implied(named: Iterable[str]) -> frozenset[str]:
         (True, False)
     """
     named = frozenset(named)
-    return named.union(*(family for family in (_ENDING, _TIMES, _WHEN) if family & named))
+    return named.union(*(family for family in (_OUTCOME, _DURATION, _WHEN) if family & named))

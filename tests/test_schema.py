@@ -1,0 +1,140 @@
+"""The schema of the events: the role of each field, and the order on which readers and builders depend."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Struct
+
+from stageflow import _wide
+from stageflow._wide import build_pipeline_wide, build_stage_wide
+from stageflow.schema import (
+    CorrelationIds,
+    ExceptionInfo,
+    PipelineMetadata,
+    PipelineWide,
+    Resource,
+    RunIdentity,
+    StageSummary,
+    StageWide,
+    Trace,
+    roles,
+    span_id,
+)
+
+RUN = RunIdentity(
+    event_id="run",
+    pipeline_name="pipeline",
+    correlation_ids=CorrelationIds("run", "request", "session", "user", "org"),
+    pipeline_metadata=PipelineMetadata("service", "topology", "mode"),
+    parent_run_id="parent",
+    root_run_id="root",
+    resource=Resource("1.0", "host", 7, "python"),
+    trace=Trace("a" * 32, "b" * 16, None),
+)
+
+
+def leaves(shape: type[Struct]) -> set[str]:
+    """The fields of an event; those of an object that the store has in columns instead of the object."""
+    found = set()
+    for name in shape.__struct_fields__:
+        nested = {
+            "correlation_ids": CorrelationIds,
+            "pipeline_metadata": PipelineMetadata,
+            "resource": Resource,
+            "trace": Trace,
+        }.get(name)
+        found |= {name} if nested is None else set(nested.__struct_fields__)
+    return found
+
+
+@pytest.mark.parametrize("shape", [StageWide, PipelineWide])
+def test_each_field_of_a_wide_event_has_a_role(shape: type[Struct]) -> None:
+    assert leaves(shape) - {"process"} <= roles(shape).keys()
+
+
+def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
+    """Events are built by position: two fields that are swapped would be invisible to a type checker."""
+    values: dict[str, Any] = {
+        "stage_name": "stage",
+        "status": "FAIL",
+        "started_us": 2_000_000,
+        "ended_us": 5_000_000,
+        "ready_us": 1_000_000,
+        "sequence": 3,
+        "attempt": 4,
+        "attempts": 5,
+        "kind": "work",
+        "dependencies": ("dependency",),
+        "error": "error",
+        "reason": "reason",
+        "error_type": "error type",
+        "exception": ExceptionInfo("type", "message", [], []),
+        "data_keys": ["key"],
+        "artifacts_count": 6,
+        "events_count": 7,
+        "missing_inputs": ["missing"],
+        "retry_after_ms": 8.0,
+        "abandoned": True,
+        "outcome_by": "interceptor",
+        "attributes": {"attribute": 1},
+        "redacted": 9,
+        "truncated": ["truncated"],
+    }
+    assert [*values] == list(inspect.signature(build_stage_wide).parameters)[2:]
+    event = msgspec.to_builtins(build_stage_wide(RUN, 11, *values.values()))
+    times = {"started_us", "ended_us", "ready_us", "sequence", "dependencies"}
+    assert {name: event[name] for name in values if name not in times} == {
+        name: msgspec.to_builtins(value) for name, value in values.items() if name not in times
+    }
+    derived = {name: value for name, value in event.items() if name not in values}
+    assert derived == {
+        "duration_ms": 3000.0,
+        "started_at": "1970-01-01T00:00:02.000000Z",
+        "ended_at": "1970-01-01T00:00:05.000000Z",
+        "queue_ms": 1000.0,
+        "total_ms": 4000.0,
+        "correlation_ids": msgspec.to_builtins(RUN.correlation_ids),
+        "pipeline_metadata": msgspec.to_builtins(RUN.pipeline_metadata),
+        "resource": msgspec.to_builtins(RUN.resource),
+        "trace": {
+            "trace_id": "a" * 32,
+            "span_id": span_id(11, 3, 4),
+            "parent_span_id": "b" * 16,
+        },
+        "schema_version": 1,
+        "event_id": "run/stage/4",
+        "sample_rate": 1,
+    }
+    assert event["dependencies"] == ["dependency"]
+
+
+def test_timestamps_of_an_event_that_crosses_a_second_agree_with_its_duration() -> None:
+    event = build_stage_wide(RUN, 1, "s", "OK", 1_999_999, 2_000_001, 1_999_999, 0, 1, 1, None, ())
+    assert (event.started_at, event.ended_at) == (
+        "1970-01-01T00:00:01.999999Z",
+        "1970-01-01T00:00:02.000001Z",
+    )
+    assert event.duration_ms == 0.002
+
+
+def test_counts_of_a_pipeline_event_are_those_of_its_summaries() -> None:
+    statuses = ("OK", "OK", "SKIP", "FAIL", "FAIL", "FAIL", "CANCEL")
+    summaries = [StageSummary(f"s{i}", status, 1.0, None) for i, status in enumerate(statuses)]  # type: ignore[arg-type]
+    event = build_pipeline_wide(RUN, "failed", 0, 1000, summaries)
+    counts = (event.stages_completed, event.stages_skipped, event.stages_failed, event.stages_cancelled)
+    assert (event.stages_total, *counts) == (7, 2, 1, 3, 1)
+    assert event.status == "FAIL"
+    assert set(_wide.GOOD_OUTCOMES) == {"ok", "degraded", "stopped"}
+
+
+def test_failed_run_is_recognised_by_the_first_fields_of_its_line() -> None:
+    assert PipelineWide.__struct_fields__[:3] == ("status", "duration_ms", "started_at")
+
+
+def test_span_ids_are_never_all_zero_and_differ_between_attempts() -> None:
+    assert span_id(0) == "0" * 15 + "1" == span_id(1 << 64)
+    assert len({span_id(7, stage, attempt) for stage in range(50) for attempt in range(50)}) == 2500

@@ -91,7 +91,8 @@ decode_line: Callable[[bytes | memoryview | Any], Line] = msgspec.json.Decoder(L
 
 def encode_mark(mark: Struct) -> bytes:
     """Return the line of a mark, with its newline."""
-    return _encode_lines((_Mark(_TYPES[type(mark)], mark),))
+    # A list: msgspec 0.22.0 leaks the iterator that it makes of any other iterable (see pyproject.toml).
+    return _encode_lines([_Mark(_TYPES[type(mark)], mark)])
 
 
 class _Body(Struct):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -12,15 +11,20 @@ from msgspec import Struct
 from ..ids import format_span_id
 from ..schema import (
     SCHEMA_VERSION,
+    Milliseconds,
     PipelineWide,
     RunOpen,
     StageOutline,
     StageSummary,
     StageWide,
     Terminal,
+    TerminalOrRetry,
+    Timestamp,
     Trace,
 )
 from ..timestamps import epoch_us, rfc3339, rfc3339_pair
+from .line import is_timestamp
+from .stored import decoder
 
 __all__ = ["KnownStage", "UnfinishedRun"]
 
@@ -45,10 +49,13 @@ class _Ended(Struct):
     """As much of a `stage.wide` as the rest of the record depends on."""
 
     stage_name: str
-    status: str
-    duration_ms: float
-    ended_at: str
+    status: TerminalOrRetry
+    duration_ms: Milliseconds
+    ended_at: Timestamp
     error: str | None
+
+
+_decode_end = decoder(_Ended)
 
 
 class UnfinishedRun:
@@ -64,9 +71,10 @@ class UnfinishedRun:
         outlines = cast("list[StageOutline]", opened.stages)
         self.stages = {outline.name: KnownStage(outline) for outline in outlines}
         for event in stage_events:
-            # One that has the name of ours and not its fields is somebody else's.
-            with contextlib.suppress(msgspec.DecodeError, ValueError):
-                self._take(msgspec.json.decode(event, type=_Ended))
+            # One that has our name and not our fields is an application's own, or is damaged.
+            end = _decode_end(event)
+            if end is not None and is_timestamp(end.ended_at):
+                self._take(end)
 
     def _take(self, event: _Ended) -> None:
         stage = self.stages.get(event.stage_name)

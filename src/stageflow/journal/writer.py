@@ -8,7 +8,7 @@ import os
 import time
 
 from .disk import NO_ROOM, lock_file, make_private, open_for_lock, release, sync, sync_directory
-from .layout import new_writer, segment_name
+from .layout import free_sequence, new_writer, segment_name
 
 __all__ = ["SegmentWriter"]
 
@@ -128,13 +128,10 @@ class SegmentWriter:
 
     def _switch_to_new(self, now: float) -> None:
         make_private(self.directory)
-        sequence = self._sequence + 1
-        # One that completed our record in our absence (our file was removed) may have taken the name.
-        while os.path.exists(os.path.join(self.directory, segment_name(self.name, sequence))):
-            sequence += 1
+        sequence = free_sequence(self.directory, self.name, self._sequence + 1)
         name = segment_name(self.name, sequence)
         hidden = os.path.join(self.directory, f".{name}")
-        fd = open_for_lock(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        fd = open_for_lock(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         try:
             # Locked before anybody can see it: one that is seen unlocked has lost its writer.
             if not lock_file(fd):

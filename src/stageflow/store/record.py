@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from ..journal.stored import decode_stored
 from ..timestamps import rfc3339
 from .columns import ATTRIBUTE, PLACES, TYPED, Field, fields_of
 
@@ -37,7 +36,7 @@ def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _data(row: Mapping[str, Any]) -> dict[str, Any]:
-    rest: dict[str, Any] = msgspec.json.decode(row["rest"]) if row["rest"] is not None else {}
+    rest = decode_stored(row["rest"].encode(), dict[str, Any]) if row["rest"] is not None else {}
     fields = _FIELDS.get(row["type"])
     if fields is None or row["schema_version"] is None:
         return rest
@@ -65,7 +64,7 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return rfc3339((value - _EPOCH) // timedelta(microseconds=1))
     if name in _AS_JSON:
-        return msgspec.json.decode(value)
+        return decode_stored(value.encode(), Any)
     return _plain(value)
 
 

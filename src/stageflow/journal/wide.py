@@ -69,7 +69,7 @@ def is_whole_run(text: bytes) -> bool:
 
 @functools.cache
 def _decoder(type: str) -> Callable[[bytes | Raw], Any]:
-    shapes: dict[str, type[Struct]] = {"stage.wide": StageWide, "pipeline.wide": PipelineWide}
+    shapes: dict[str, Any] = {"stage.wide": StageWide, "pipeline.wide": PipelineWide}
     return decoder(_relaxed(shapes.get(type, WideAmend), REQUIRED[type]))
 
 

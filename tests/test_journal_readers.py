@@ -236,7 +236,7 @@ async def test_a_broken_line_in_the_middle_is_left_out_counted_and_kept(tmp_path
 
     state = Journal(tmp_path).check()
     assert len(state.broken) == 3
-    assert "3 lines are no JSON" in state.problems[0]
+    assert "3 lines are damaged" in state.problems[0]
     assert Journal(tmp_path).repair().broken == 3
     assert Journal(tmp_path).check().problems == []
     for text in file.read_bytes().splitlines():

@@ -25,6 +25,7 @@ class SegmentWriter:
         fd: The segment that is written to, or -1.
         unsynced: True when something was written since it was last synced.
         retired: Segments that are full, for somebody to sync and close.
+        unsynced_names: True when a segment was created since the directory was last synced.
         began_segment: True when a segment was made since this was last set to False.
     """
 
@@ -35,6 +36,7 @@ class SegmentWriter:
         self.name = new_writer()
         self.fd = -1
         self.unsynced = False
+        self.unsynced_names = False
         self.began_segment = False
         self.retired: list[int] = []
         self._segment_bytes = segment_bytes
@@ -44,6 +46,7 @@ class SegmentWriter:
         self._end = 0
         self._began = 0.0
         self._look_at = 0.0
+        self._blank = False  # whether the segment that was retired last never took a line
         self._busy = False
         self._switching = False
         self._late: list[bytes] = []
@@ -158,15 +161,17 @@ class SegmentWriter:
         self._sequence = sequence
         self._end = 0
         self._began = now
-        self.began_segment = True
+        self.began_segment = self.unsynced_names = True
 
     def retire(self) -> None:
         """Write to this segment no more. It stays locked until there is another: its writer lives."""
         if self.fd >= 0:
-            if not self._end and self.retired:
+            if self._blank and self.retired and not self._end:
                 release(self.retired.pop())  # of those that never took a line, one is enough
+            self._blank = not self._end
             self.retired.append(self.fd)
             self.fd = -1
+            self.unsynced = False  # whatever is retired will be synced
 
     def close(self) -> None:
         """Close every segment. The writer is dead then, for all who look."""

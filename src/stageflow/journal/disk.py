@@ -225,14 +225,15 @@ def is_locked(path: str) -> bool:
         FileNotFoundError: There is no such file any more.
         OSError: It is not a regular file, or cannot be opened.
     """
-    fd = open_regular(path)
+    # A child that is forked meanwhile must not have it open either: the shared lock would be the child's too.
+    fd = open_for_lock(path, os.O_RDONLY)
     try:
         # Shared, so that two who ask at the same time do not take each other for the writer.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        os.close(fd)
+        release(fd)
     return False
 
 

@@ -10,7 +10,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Raw, Struct
 
-from ..schema import ExceptionInfo, PipelineWide, StageWide, WideAmend
+from ..schema import (
+    CorrelationIds,
+    ExceptionInfo,
+    PipelineMetadata,
+    PipelineWide,
+    StageSummary,
+    StageWide,
+    WideAmend,
+)
 from .line import decode, is_timestamp
 from .stored import decode_stored, decoder
 
@@ -22,6 +30,7 @@ REQUIRED = {
         "status",
         "duration_ms",
         "started_at",
+        "ended_at",
         "stage_summaries",
         "correlation_ids",
         "pipeline_metadata",
@@ -31,6 +40,13 @@ REQUIRED = {
     "pipeline.wide.amend": ("event_id",),
 }
 """The fields that whoever reads such an event relies on. The others may be missing."""
+
+_REQUIRED_INSIDE = {
+    CorrelationIds: ("pipeline_run_id",),
+    PipelineMetadata: ("topology",),
+    StageSummary: ("stage_name", "status", "duration_ms", "error"),
+}
+"""The same for the objects inside them."""
 
 _TIMES = ("started_at", "ended_at")
 
@@ -73,21 +89,21 @@ def _decoder(type: str) -> Callable[[bytes | Raw], Any]:
     return decoder(_relaxed(shapes.get(type, WideAmend), REQUIRED[type]))
 
 
-def _relaxed(shape: type[Struct], required: tuple[str, ...] | None = None) -> type[Struct]:
+def _relaxed(shape: type[Struct], required: tuple[str, ...]) -> type[Struct]:
     """Return a type like this one, in which any text is accepted where the schema lists some."""
-    if required is None:
-        required = tuple(field.name for field in msgspec.structs.fields(shape) if field.required)
     fields: list[Any] = []
     for name, annotation in get_type_hints(shape, include_extras=True).items():
         relaxed = _without_literals(annotation)
-        fields.append((name, relaxed) if name in required else (name, relaxed, None))
+        # What is missing is null in a row of the archive.
+        fields.append((name, relaxed) if name in required else (name, relaxed | None, None))
     return msgspec.defstruct(f"Any{shape.__name__}", fields, kw_only=True, gc=False)
 
 
 def _without_literals(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, Struct):
         # ExceptionInfo names itself, and nothing depends on its literals.
-        return annotation if annotation is ExceptionInfo else _relaxed(annotation)
+        inside = _REQUIRED_INSIDE.get(annotation, ())
+        return annotation if annotation is ExceptionInfo else _relaxed(annotation, inside)
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return str | None if None in inner else str

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..journal.stored import decode_stored
+from ..journal.wide import is_well_formed
 from ..timestamps import rfc3339
 from .columns import ATTRIBUTE, PLACES, TYPED, Field, fields_of
 
@@ -32,7 +35,12 @@ def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]
     names = [name for name, *_ in cursor.description or ()]
     for values in cursor.fetchall():
         row = dict(zip(names, values, strict=True))
-        yield row["type"], _data(row)
+        try:
+            data = _data(row)
+        except ValueError:  # JSON that was damaged before it came into the archive
+            continue
+        if is_well_formed(row["type"], msgspec.json.encode(data)):
+            yield row["type"], data
 
 
 def _data(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def build(journal: Path) -> str:
 def undo_completions(journal: Path) -> None:
     """Remove the segments by which a reader completed what the crashed writer left."""
     for segments in list_writers(str(journal)).values():
-        if b'"adopted_by":' in Path(segments[-1].path).read_bytes():
+        if re.search(rb'"adopted_by":\d', Path(segments[-1].path).read_bytes()):
             os.unlink(segments[-1].path)
 
 

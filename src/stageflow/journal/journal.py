@@ -17,7 +17,7 @@ from ..errors import JournalNotFoundError, RunNotFoundError
 from ..schema import PipelineWide
 from ..timestamps import rfc3339
 from .check import JournalState, Progress, check
-from .layout import Segment, list_writers, why_not
+from .layout import Segment, Writers, list_writers, why_not
 from .line import PIPELINE_AMEND, PIPELINE_WIDE
 from .readable import readable
 from .reader import JournalReader
@@ -113,12 +113,13 @@ class Journal:
         found: dict[str, tuple[str, bytes | dict[str, Any]]] = {}
         floor = ""
         visited: dict[str, list[Segment]] = {}
-        for segment in self._newest_first():
+        writers = list_writers(self.path)
+        for segment in _newest_first(writers):
             written = _written_at(segment)
             # Whatever a segment has of a run was written after that run began.
             if written < floor or (where.since is not None and written < where.since):
                 break
-            visited.setdefault(segment.writer, []).insert(0, segment)
+            visited.setdefault(segment.writer, []).append(segment)
             for text in readable(find_lines(segment, PIPELINE_WIDE)):
                 if not all(map(text.__contains__, must_have)):
                     continue
@@ -131,6 +132,10 @@ class Journal:
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
                 floor = min(began for began, _ in found.values())
+        # In the order of the writer: the time of a file says nothing of it once somebody has edited one.
+        for writer, segments in visited.items():
+            first = min(segment.sequence for segment in segments)
+            visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
         for run in self._under_way(visited.values()):
             if where.takes(msgspec.convert(run, Headline)):
                 found[run["event_id"]] = (run["started_at"], run)
@@ -156,10 +161,6 @@ class Journal:
         self._complete_crashed()
         found = self._under_way(list_writers(self.path).values())
         return [run for run in found if where.takes(msgspec.convert(run, Headline))]
-
-    def _newest_first(self) -> list[Segment]:
-        segments = [segment for segments in list_writers(self.path).values() for segment in segments]
-        return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)
 
     def _under_way(self, writers: Iterable[list[Segment]]) -> Iterator[dict[str, Any]]:
         now_us = get_clock().wall_ns() // 1000
@@ -258,6 +259,11 @@ class Journal:
             f"journal {self.path!r} has {many} runs that begin with {run_id!r}: {some}",
             hint="give more of the id",
         )
+
+
+def _newest_first(writers: Writers) -> list[Segment]:
+    segments = [segment for segments in writers.values() for segment in segments]
+    return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)
 
 
 def _under_way_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, Any]]:

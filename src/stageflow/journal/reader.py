@@ -111,17 +111,13 @@ class JournalReader:
         self._lock = -1
         if not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
-        cursor = None
         if name is not None:
             self._lock = self._claim(cursor_file.check_name(name))
-            cursor = cursor_file.load(self.path, name)
-        if cursor is None:
-            # Where it begins is part of its position: what is deleted from now on, it has missed.
-            cursor = CursorFile(
-                {writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()}
-            )
-            if name is not None:
-                cursor_file.store(self.path, name, cursor)
+        try:
+            cursor = self._load(at_end)
+        except BaseException:
+            self.close()  # the traceback keeps this reader alive, and the name must be free all the same
+            raise
         self.events = cursor.events
         self.broken = cursor.broken
         self.torn = cursor.torn
@@ -148,6 +144,17 @@ class JournalReader:
             f"reader {name!r} of journal {self.path!r} is at work in process {pid}",
             hint="a name serves one reader at a time; give this one another name",
         )
+
+    def _load(self, at_end: bool) -> CursorFile:
+        cursor = cursor_file.load(self.path, self.name) if self.name is not None else None
+        if cursor is None:
+            # Where it begins is part of its position: what is deleted from now on, it has missed.
+            cursor = CursorFile(
+                {writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()}
+            )
+            if self.name is not None:
+                cursor_file.store(self.path, self.name, cursor)
+        return cursor
 
     # ------------------------------------------------------------ reading
 

@@ -88,6 +88,7 @@ def repair(
 def _take_out(directory: str, damage: Damage) -> None:
     """Keep a damaged line in `broken/` and put blanks in its place: all that follows stays where it is."""
     with open(open_regular(damage.path, os.O_RDWR), "r+b") as file:
+        status = os.fstat(file.fileno())
         file.seek(damage.offset)
         text = file.read(damage.bytes)
         name = os.path.basename(damage.path).replace(".kept.", ".")
@@ -98,6 +99,9 @@ def _take_out(directory: str, damage: Damage) -> None:
             file.write(b" " * damage.bytes)
         else:
             file.truncate(damage.offset)
+        file.flush()
+        # The age of a file is that of its events.
+        os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _write_header(directory: str, segment: Segment) -> None:
@@ -108,7 +112,7 @@ def _write_header(directory: str, segment: Segment) -> None:
     if first.strip():
         quarantine_line(directory, segment.name, 0, first)
     replace_file(segment.path, encode_mark(kept_header(content)) + rest)
-    os.utime(segment.path, (status.st_atime, status.st_mtime))
+    os.utime(segment.path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _move_state(directory: str, path: str, state_files: Iterable[StateFile]) -> Moved:

@@ -39,6 +39,7 @@ from stageflow.journal.layout import list_writers
 from stageflow.journal.retention import Room
 from stageflow.journal.segment import find_lines
 from stageflow.store import Compactor, EventStore
+from stageflow.store.address import remember_address
 
 RULES = """
 [[rules]]
@@ -454,7 +455,7 @@ def run_trials(
             shutil.copytree(template, journal, symlinks=True)
             os.chmod(journal, 0o700)
             outside.write_bytes(b"private")
-            _point_to(journal)
+            point_to(journal)
             targets = [
                 path
                 for path in sorted(journal.rglob("*"))
@@ -481,10 +482,9 @@ def run_trials(
     return Outcome(many, results, problems)
 
 
-def _point_to(journal: Path) -> None:
-    """Name the archive of this copy, not that of the template."""
-    from stageflow.store.address import remember_address
-
+def point_to(journal: Path) -> None:
+    """Name the archive of this copy, not that of the template, in a file of its own."""
+    remember_address(str(journal), "elsewhere")  # the usual place is not remembered
     remember_address(str(journal), str(journal / "archive"))
 
 

@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def journal(whole: Path, tmp_path: Path) -> Path:
     path = tmp_path / "journal"
     shutil.copytree(whole, path)
-    corruption._point_to(path)
+    corruption.point_to(path)
     assert Journal(path).check().problems == []
     return path
 
@@ -135,7 +135,7 @@ def test_fields_of_wrong_types_break_no_reader(whole: Path, tmp_path: Path, kind
     pattern, replacement = FIELDS[kind]
     journal = tmp_path / "journal"
     shutil.copytree(whole, journal)
-    corruption._point_to(journal)
+    corruption.point_to(journal)
     corruption.undo_completions(journal)
     (path,) = [path for path in journal.glob("*.ndjson") if b'"dead-0"' in path.read_bytes()]
     # In every line of the writer that crashed, also in those from which its runs are completed.
@@ -148,13 +148,9 @@ def test_fields_of_wrong_types_break_no_reader(whole: Path, tmp_path: Path, kind
     assert others <= {
         run["event_id"] for run in Journal(journal).runs(RunFilter(since="2020-01-01T00:00:00Z"), limit=None)
     }
-    for name, arguments in (corruption.QUICK | corruption.SLOW).items():
-        code, written = (
-            command(journal, *(["alerts", "list"] if "list" in arguments else arguments))
-            if ("RULES" not in arguments)
-            else (0, "")
-        )
-        assert code == 0, f"{name}: {written}"
+    for arguments in (["runs"], ["show", "last"], ["tail", "-n", "100"], ["stats"], ["slowest"], ["errors"]):
+        code, written = command(journal, *arguments)
+        assert code == 0, f"{arguments[0]}: {written}"
     with JournalReader(journal) as reader:
         assert all(entry.data() is not None for entry in reader)
     with EventStore(journal) as store:
@@ -409,10 +405,8 @@ def test_a_file_that_cannot_be_read_hides_only_itself(program: Start) -> None:
 
         journal = Path(sys.argv[1])
         journal.mkdir(parents=True, exist_ok=True)
-        if os.getuid() == 0:
-            os.chmod(journal.parent, 0o755)
-            os.chown(journal, 65534, 65534)
-            os.seteuid(65534)
+        os.chdir(journal)
+        journal = Path(".")
         for name in ("hidden", "shown"):
             sink = JournalSink(journal)
             graph = Pipeline(name).with_stage("a", nothing).build(
@@ -422,6 +416,11 @@ def test_a_file_that_cannot_be_read_hides_only_itself(program: Start) -> None:
             sink.close()
         (path,) = [path for path in journal.glob("*.ndjson") if b'"hidden"' in path.read_bytes()]
         path.chmod(0)
+        Journal(journal).check(), Journal(journal).run("shown"), JournalReader(journal).read()
+        if os.getuid() == 0:  # whom no permission stops
+            for each in (journal, *journal.iterdir()):
+                os.chown(each, 65534, 65534)
+            os.seteuid(65534)
         assert [run["event_id"] for run in Journal(journal).runs()] == ["shown"]
         assert Journal(journal).run("shown").run["outcome"] == "ok"
         reader = JournalReader(journal)

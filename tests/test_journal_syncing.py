@@ -210,7 +210,7 @@ async def test_a_sync_that_fails_inline_is_counted_and_loses_no_event(
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    sinks.append(sink := JournalSink(tmp_path, fsync_interval=1e-9))
+    sinks.append(sink := JournalSink(tmp_path, fsync_interval=1e-6))
     disk.failing = True
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
@@ -220,24 +220,16 @@ async def test_a_sync_that_fails_inline_is_counted_and_loses_no_event(
     assert counted.sync_failures >= 2
 
 
-def test_closing_beside_syncing_ends(tmp_path: Path, sinks: list[JournalSink]) -> None:
-    sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.001, segment_bytes=2_000, max_bytes=50_000))
+def test_closing_beside_syncing_and_retention_ends(tmp_path: Path, sinks: list[JournalSink]) -> None:
+    sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.001, segment_bytes=20_000, max_bytes=200_000))
     graph = graph_on(sink)
-    stop = threading.Event()
-
-    def emit() -> None:
-        while not stop.is_set():
-            graph.run_sync()
-
-    threads = [threading.Thread(target=emit, daemon=True) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: [graph.run_sync() for _ in range(40)], daemon=True) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
-    for _ in range(30):
+    while any(thread.is_alive() for thread in threads):
         sink.close()
-    stop.set()
-    for thread in threads:
-        thread.join(LATER)
-        assert not thread.is_alive()
     sink.close()
     counted = channel_of(sink).stats()
-    assert counted.delivered == counted.offered
+    assert counted.delivered == counted.offered == 240

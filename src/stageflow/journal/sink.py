@@ -134,6 +134,7 @@ class JournalSink(EventSink):
         # Reentrant: a signal handler may emit while its thread is writing.
         self._lock = threading.RLock()
         self._making_room = threading.RLock()
+        self._closing = threading.Event()
         self._told: set[str] = set()
         self._begin_writer()
 
@@ -300,10 +301,9 @@ class JournalSink(EventSink):
             self._tell_once("room", f"no thread can be started to make room: {error}")
 
     def _make_room(self) -> None:
-        keeper = self._keeper
         with self._making_room:
             try:
-                self._room.make(self.path, stopped=lambda: keeper is not None and keeper.stopped)
+                self._room.make(self.path, stopped=self._closing.is_set)
             except Exception as error:
                 self._tell_once(type(error).__name__, f"no room could be made: {describe(error)}")
 
@@ -321,8 +321,10 @@ class JournalSink(EventSink):
         would take it for crashed.
         """
         if (keeper := self._keeper) is not None:
-            keeper.stop()  # at once: room may be being made, for long
+            keeper.stop()
+        self._closing.set()  # room may be being made, for long
         with self._making_room, self._syncing.lock, self._lock:
+            self._closing.clear()
             self._keeper = None  # the next event starts another
             with contextlib.suppress(OSError):
                 if self._lost:

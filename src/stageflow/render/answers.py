@@ -94,7 +94,8 @@ def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableTyp
         "kind": Column("kind", [Text(on_one_line(row["kind"]), style=BAD) for row in errors]),
         "last": Column("last", [Text(_moment(row["last"])) for row in errors]),
         "example": Column(
-            "example", [Text(each) for each in short_ids([(row["examples"] or [""])[0] or "" for row in errors])]
+            "example",
+            [Text(each) for each in short_ids([(row["examples"] or [""])[0] or "" for row in errors])],
         ),
     }
     messages = [Text(on_one_line(row["message"]), style=QUIET) for row in errors]

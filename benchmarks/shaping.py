@@ -9,7 +9,6 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from stageflow import (
     EventLimits,
-    EventSink,
     PipelineContext,
     Redact,
     StageKind,
@@ -17,7 +16,7 @@ from stageflow import (
     StageStatus,
     WideEventEmitter,
 )
-from stageflow.events import Event
+from stageflow.events import DirectSink, Event
 from stageflow.observability.run_context import start_run
 from stageflow.observability.shape import Shape, use_shape
 
@@ -43,10 +42,10 @@ ATTRIBUTES: dict[str, Any] = {
 EVERY_DETECTOR = Redact(detect=("credentials", "email", "card", "iban", "ip"))
 
 
-class Encoding(EventSink):
+class Encoding(DirectSink):
     """Encodes an event, as the journal does, and drops it."""
 
-    def _take_event(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
         event.line()
 
 

@@ -45,7 +45,7 @@ from stageflow.alerts import (
 from stageflow.alerts.silence import add_silence
 from stageflow.alerts.state import read_state
 from stageflow.cli.app import app
-from stageflow.errors import AlertRuleError, AlertStateError
+from stageflow.errors import AlertRuleError, DamagedFileError
 from stageflow.journal.disk import only_one
 from stageflow.store import EventStore
 
@@ -664,7 +664,7 @@ def test_one_evaluator_at_a_time(incident: EventStore, tmp_path: Path) -> None:
 def test_a_state_that_cannot_be_read_is_not_begun_anew(incident: EventStore, tmp_path: Path) -> None:
     state = tmp_path / "alerts.json"
     state.write_text('{"version": 2}')
-    with pytest.raises(AlertStateError, match="move the file away"):
+    with pytest.raises(DamagedFileError, match="move the file away"):
         run_alerts(incident, AlertRules(rules=(FAILS,)), state=state, now=after(5))
     assert state.read_text() == '{"version": 2}'
 

@@ -651,7 +651,7 @@ def test_damage_is_shown_and_mended(tmp_path):
 
     mended = stageflow("doctor", "--repair")
     assert "1 torn last line taken out and kept in broken/" in mended.stdout
-    assert "1 broken line taken out and kept in broken/" in mended.stdout
+    assert "1 damaged line taken out and kept in broken/" in mended.stdout
     assert "All is well." in mended.stdout
     assert "There was nothing to repair." in stageflow("doctor", "--repair").stdout
     assert json.loads(stageflow("doctor", "--repair", "--json").stdout)["repaired"]["torn"] == 0

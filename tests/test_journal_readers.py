@@ -22,6 +22,7 @@ from stageflow import (
     StageGraph,
     WideEventEmitter,
 )
+from stageflow.errors import DamagedFileError
 from stageflow.journal import Journal, JournalReader, RunFilter
 
 Start = Callable[[str], Program]
@@ -126,7 +127,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> No
 def test_positions_that_cannot_be_read_say_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "cursors").mkdir()
     (tmp_path / "cursors" / "me.json").write_text("{")
-    with pytest.raises(ValueError, match="hint: delete the file, and the reader begins anew"):
+    with pytest.raises(DamagedFileError, match=r"me\.json is damaged: .*\n  hint: .*doctor --repair"):
         JournalReader(tmp_path, "me")
 
 
@@ -236,7 +237,7 @@ async def test_a_broken_line_in_the_middle_is_left_out_counted_and_kept(tmp_path
 
     state = Journal(tmp_path).check()
     assert len(state.broken) == 3
-    assert "3 lines are no JSON" in state.problems[0]
+    assert "3 lines are damaged" in state.problems[0]
     assert Journal(tmp_path).repair().broken == 3
     assert Journal(tmp_path).check().problems == []
     for text in file.read_bytes().splitlines():

@@ -74,6 +74,7 @@ def lines_of(number: int, run: dict[str, Any]) -> Iterable[str]:
         "outcome": run.get("outcome", "failed" if run.get("fails") else "ok"),
         "stages_total": stages,
         "stages_failed": 0,
+        "stage_summaries": [],
         "parent_run_id": run.get("parent"),
         "root_run_id": run.get("parent"),
     }

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_sampling import lines_of
 
-from stageflow.errors import QueryError, RunNotFoundError, SettingsError
+from stageflow.errors import DamagedFileError, QueryError, RunNotFoundError
 from stageflow.journal import Journal, RunFilter
 from stageflow.journal.layout import list_writers, new_writer, segment_name
 from stageflow.store import Compactor, EventStore, SampleRule, TailSampler
@@ -345,7 +345,9 @@ def test_who_cannot_be_told_where_the_archive_is_does_not_begin_another(tmp_path
     compact(folder, archive=tmp_path / "archive")
     (folder / "archive.json").write_text('{"addr')
     for opens in (EventStore, Compactor):
-        with pytest.raises(SettingsError, match=r"where the archive is.*archive\.json"):
+        with pytest.raises(
+            DamagedFileError, match=r"archive\.json is damaged.*(?s:.*)address of the archive"
+        ):
             opens(folder)
     compact(folder, archive=tmp_path / "archive")
     assert run_ids(folder) == ["00000001-run"]

@@ -17,6 +17,7 @@ StageflowError
 ├── RunNotFoundError             a journal has no such run (also a LookupError)
 ├── QueryError                   a question to the store cannot be answered as asked (also a ValueError)
 ├── CursorInUseError             another reader of the same name is at work
+├── DamagedFileError             a stored file is damaged (also an OSError and a ValueError)
 ├── AlertRuleError               a file of alert rules is wrong (also a ValueError)
 └── AlertStateError              the state of alerts cannot be read or changed
 """
@@ -33,6 +34,7 @@ __all__ = [
     "AlertStateError",
     "CircuitOpenError",
     "CursorInUseError",
+    "DamagedFileError",
     "DeadlineExceededError",
     "InputError",
     "JournalNotFoundError",
@@ -237,6 +239,20 @@ class QueryError(StageflowError, ValueError):
 
 class CursorInUseError(StageflowError):
     """Another reader of the same name is at work."""
+
+
+class DamagedFileError(StageflowError, OSError, ValueError):
+    """A stored file does not hold what was written to it, or is not a regular file.
+
+    Attributes:
+        file: Its path.
+        why: What is wrong with it.
+    """
+
+    def __init__(self, file: str, why: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{file} is damaged: {why}", hint=hint)
+        self.file = file
+        self.why = why
 
 
 class AlertRuleError(StageflowError, ValueError):

@@ -169,10 +169,9 @@ class StageSummary(Struct, frozen=True, gc=False):
 
 
 class StageWide(Struct, frozen=True, gc=False):
-    """`stage.wide`: the full record of one attempt that was retried, or of the end of a stage.
+    """`stage.wide`: the full record of one attempt that was retried, or of the end of a stage."""
 
-    The order of the fields is a contract: events are built by position (`_wide.build_stage_wide`).
-    """
+    # The order of the fields is a contract: events are built by position (`_wide.build_stage_wide`).
 
     stage_name: Annotated[str, _LABEL]
     status: Annotated[TerminalOrRetry, _OUTCOME]
@@ -210,11 +209,10 @@ class StageWide(Struct, frozen=True, gc=False):
 
 
 class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
-    """`pipeline.wide`: the full record of one run.
+    """`pipeline.wide`: the full record of one run."""
 
-    The order of the first fields is a contract: a journal recognises a failed run by the first bytes of its
-    line, and finds `started_at` near its front (`line_start`).
-    """
+    # The order of the first fields is a contract: a journal recognises a failed run by the first bytes of its
+    # line, and finds `started_at` near its front.
 
     status: Annotated[Literal["OK", "FAIL"], _OUTCOME]
     duration_ms: Annotated[Milliseconds, _DURATION]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..journal.stored import decode_stored
 from ..store.columns import text
 from .rule import Measured
 from .threshold import Threshold
@@ -79,14 +80,14 @@ def _growth(lines: Iterable[str | None], since: str, back: str) -> tuple[int, di
     rows, lost = 0, dict[str, int]()
     for line in lines:
         try:
-            data = msgspec.json.decode(line or "")
+            data = decode_stored((line or "").encode(), dict[str, Any])
             where = (data["resource"]["host"], data["resource"]["pid"])
             began = msgspec.convert(data["emitted_at"], datetime) - timedelta(
                 seconds=data["process"]["uptime_s"]
             )
             counters = _counters(data["sinks"])
             emitted = str(data["emitted_at"])
-        except (msgspec.MsgspecError, AttributeError, KeyError, TypeError):
+        except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
             continue  # an application may emit what it likes under this name
         # A pid may be given again: what began later is another process, and counted from nothing.
         earlier = next(

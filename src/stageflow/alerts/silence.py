@@ -12,8 +12,9 @@ from msgspec import Struct
 
 from ..errors import AlertStateError
 from ..journal.disk import only_one, replace_file
+from ..journal.stored import StateFile, read_state
 
-__all__ = ["Silence", "add_silence", "is_silenced", "read_silences", "silences_path"]
+__all__ = ["SILENCES_FILE", "Silence", "add_silence", "is_silenced", "read_silences", "silences_path"]
 
 _LOCK_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
@@ -55,6 +56,14 @@ def is_silenced(rule: str, silences: Iterable[Silence], now: datetime) -> Silenc
 # receiver that is slow, so silences have a file of their own, which evaluators only read.
 
 
+SILENCES_FILE = StateFile(
+    "alerts.silences.json",
+    tuple[Silence, ...],
+    "move the file away, and silence again with `stageflow alerts silence` what must be quiet",
+    after="silence again with `stageflow alerts silence` what must be quiet",
+)
+
+
 def silences_path(state: str) -> str:
     """Return where the silences beside a state are kept.
 
@@ -69,17 +78,10 @@ def read_silences(state: str) -> tuple[Silence, ...]:
     """Return the silences beside a state.
 
     Raises:
-        AlertStateError: The file is none of ours.
+        DamagedFileError: The file is damaged.
         OSError: It cannot be read.
     """
-    path = silences_path(state)
-    try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=tuple[Silence, ...])
-    except FileNotFoundError:
-        return ()
-    except msgspec.DecodeError as error:
-        raise AlertStateError(path, str(error)) from None
+    return read_state(silences_path(state), tuple[Silence, ...], SILENCES_FILE.remedy) or ()
 
 
 def add_silence(state: str, silence: Silence, now: datetime, *, lift: bool = False) -> Sequence[Silence]:
@@ -94,7 +96,8 @@ def add_silence(state: str, silence: Silence, now: datetime, *, lift: bool = Fal
         lift: Take the rule's silence away instead.
 
     Raises:
-        AlertStateError: The file is none of ours, or somebody else keeps it locked.
+        AlertStateError: Another process keeps it locked.
+        DamagedFileError: The file is damaged.
         OSError: It cannot be written.
     """
     path = silences_path(state)

@@ -6,14 +6,23 @@ import os
 from datetime import datetime
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
-from ..errors import AlertStateError
 from ..journal.disk import make_private, replace_file
+from ..journal.stored import StateFile, encode_state
+from ..journal.stored import read_state as read_stored
 from .notice import Notice
 
-__all__ = ["AlertState", "Delivery", "Incident", "ReceiverState", "RuleState", "read_state", "write_state"]
+__all__ = [
+    "STATE_FILE",
+    "AlertState",
+    "Delivery",
+    "Incident",
+    "ReceiverState",
+    "RuleState",
+    "read_state",
+    "write_state",
+]
 
 Status = Literal["inactive", "pending", "firing"]
 
@@ -116,20 +125,23 @@ class AlertState(Struct, frozen=True, kw_only=True):
     receivers: dict[str, ReceiverState] = {}
 
 
+STATE_FILE = StateFile(
+    "alerts.json",
+    AlertState,
+    "without it nobody knows what was sent; to begin anew, move the file away: what fires is then sent again,"
+    " and what waited to be sent is not",
+    after="what fires is sent again, and what waited to be sent is not",
+)
+
+
 def read_state(path: str) -> AlertState:
     """Return the state that was written last; a new one where there is none.
 
     Raises:
-        AlertStateError: The file is none of ours. To begin anew would be to tell again what was told.
+        DamagedFileError: The file is damaged. To begin anew would be to notify again of what fires.
         OSError: It cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=AlertState)
-    except FileNotFoundError:
-        return AlertState()
-    except msgspec.DecodeError as error:
-        raise AlertStateError(path, str(error)) from None
+    return read_stored(path, AlertState, STATE_FILE.remedy) or AlertState()
 
 
 def write_state(path: str, state: AlertState) -> None:
@@ -140,4 +152,4 @@ def write_state(path: str, state: AlertState) -> None:
     """
     path = os.path.abspath(path)
     make_private(os.path.dirname(path))
-    replace_file(path, msgspec.json.encode(state))
+    replace_file(path, encode_state(state))

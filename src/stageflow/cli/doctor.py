@@ -22,15 +22,15 @@ def doctor(
         bool,
         typer.Option(
             "--repair",
-            help="Complete the runs of dead processes, take out what is no line, remove left-over files.",
+            help="Complete the runs of dead processes, move what is damaged to broken/, remove left-overs.",
         ),
     ] = False,
     as_json: Annotated[bool, json_option("The state as one JSON object, with what a repair did.")] = False,
 ) -> None:
-    """Look at every line of a journal: who writes, who reads, what is torn or broken.
+    """Look at every line and state file of a journal: who writes, who reads, what is torn or damaged.
 
     It ends with exit code 1 where something should be seen to. Nothing is changed without `--repair`,
-    and nothing is thrown away with it: what is taken out of a file is kept in `broken/`.
+    and nothing is thrown away with it: what is taken out or moved away is kept in `broken/`.
 
     - `stageflow doctor`
 
@@ -38,12 +38,17 @@ def doctor(
 
     - `stageflow doctor --json | jq .problems`
     """
+    from ..alerts.silence import SILENCES_FILE
+    from ..alerts.state import STATE_FILE
+    from ..store.address import ADDRESS_FILE
+
+    kept_by_others = (ADDRESS_FILE, STATE_FILE, SILENCES_FILE)
     looked_into = find_journal(journal)
     mended = None
     with show_progress("reading") as progress:
         if repair:
-            mended = looked_into.repair(progress)
-        state = looked_into.check(progress)
+            mended = looked_into.repair(progress, state_files=kept_by_others)
+        state = looked_into.check(progress, state_files=kept_by_others)
     if as_json:
         print_json(msgspec.json.encode({**msgspec.to_builtins(state), "repaired": mended}))
     else:

@@ -12,7 +12,9 @@ from msgspec import Raw
 
 from ..journal import Entry
 from ..journal.layout import Segment, list_writers
-from ..journal.segment import decode, read_lines
+from ..journal.line import decode, is_timestamp
+from ..journal.segment import open_segment, read_lines
+from ..journal.stored import decoder
 from ..timestamps import epoch_us
 
 __all__ = ["newest_entries"]
@@ -29,7 +31,7 @@ class _Times(msgspec.Struct):
     emitted_at: object = None
 
 
-_times = msgspec.json.Decoder(_Times).decode
+_decode_times = decoder(_Times)
 
 
 def newest_entries(
@@ -80,10 +82,9 @@ def _backwards(directory: str, may_fit: Callable[[bytes], bool]) -> Iterator[Ent
 
 
 def _happened_us(entry: Entry) -> int | None:
-    with contextlib.suppress(msgspec.DecodeError, ValueError):
-        times = _times(entry.json)
+    if (times := _decode_times(entry.json)) is not None:
         for at in (times.ended_at, times.emitted_at):
-            if isinstance(at, str):
+            if isinstance(at, str) and is_timestamp(at):
                 return epoch_us(at)
     return None
 
@@ -102,7 +103,7 @@ def _lines_backwards(segment: Segment) -> Iterator[bytes]:
     if segment.kept:  # of which little was kept
         yield from [line.text for line in read_lines(segment)][::-1]
         return
-    with open(segment.path, "rb", buffering=0) as file:
+    with open_segment(segment) as file:
         end = file.seek(0, os.SEEK_END)
         rest: bytes | None = None  # what stands before the first newline of what was read so far
         while end > 0:

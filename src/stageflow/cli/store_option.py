@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..errors import SettingsError
+from ..errors import DamagedFileError, SettingsError
 from ..journal import Journal
 from .journal_option import find_journal
 from .terminal import open_terminal
@@ -90,7 +90,12 @@ def open_records(journal: Path | None) -> Generator[Journal | EventStore]:
     from ..store.address import has_archive
 
     found = find_journal(journal)
-    if not has_archive(found.path):
+    try:
+        archived = has_archive(found.path)
+    except DamagedFileError as error:  # what the journal has is shown all the same
+        typer.echo(f"The archive is left out: {error}", err=True)
+        archived = False
+    if not archived:
         yield found
         return
     with open_store(Path(found.path), None) as store:

@@ -63,6 +63,7 @@ class Channel:
         self._rejected: dict[str, int] = {}
         self._dropped: dict[str, int] = {}
         self._blocked = 0.0
+        self._sync_failures = 0
         self._logged: set[str] = set()
 
     def offer(self, sink: Any, event: Event) -> None:
@@ -174,6 +175,11 @@ class Channel:
             self._logged.add(what)
             tell(log, "event sink %s: %s (said once; see stageflow.events.stats())", self.name, text)
 
+    def count_sync_failure(self) -> None:
+        """Count that what the sink had written could not be synced."""
+        with self._lock:
+            self._sync_failures += 1
+
     def stats(self) -> SinkStats:
         """Return the counters, as they stand at one moment."""
         with self._lock:
@@ -186,6 +192,7 @@ class Channel:
                 rejected=dict(self._rejected),
                 dropped=dict(self._dropped),
                 blocked_ms=round(self._blocked * 1000, 3),
+                sync_failures=self._sync_failures,
             )
 
 

@@ -26,6 +26,7 @@ class SinkStats(Struct, frozen=True):
             `journal_unwritable` and `line_too_long`.
         blocked_ms: Milliseconds for which the sink held up its caller or its loop, counted from
             50 ms a call.
+        sync_failures: How often a journal could not sync what it had written; it is tried again.
     """
 
     sink: str
@@ -36,6 +37,7 @@ class SinkStats(Struct, frozen=True):
     rejected: dict[str, int]
     dropped: dict[str, int]
     blocked_ms: float
+    sync_failures: int = 0
 
 
 class EventStats(Struct, frozen=True):

@@ -30,4 +30,5 @@ class Event(Struct, frozen=True, gc=False, rename={"body": "data"}):
 
     def line(self) -> bytes:
         """Return `{"type": ..., "data": {...}}` and a newline, as UTF-8."""
-        return _encode_lines((self,))
+        # A list: msgspec 0.22.0 leaks the iterator that it makes of any other iterable (see pyproject.toml).
+        return _encode_lines([self])

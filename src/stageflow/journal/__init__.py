@@ -1,8 +1,9 @@
 """The record on disk: written before emission returns, completed after a crash, read by cursor."""
 
-from .check import CursorState, Damage, JournalState, Repaired, WriterState
+from .check import CursorState, Damage, DamagedFile, JournalState, WriterState
 from .journal import Journal
 from .reader import Entry, JournalReader
+from .repair import Moved, Repaired
 from .retention import Deleted
 from .run_filter import RunFilter
 from .sink import JournalSink
@@ -11,12 +12,14 @@ from .story import RunStory
 __all__ = [
     "CursorState",
     "Damage",
+    "DamagedFile",
     "Deleted",
     "Entry",
     "Journal",
     "JournalReader",
     "JournalSink",
     "JournalState",
+    "Moved",
     "Repaired",
     "RunFilter",
     "RunStory",

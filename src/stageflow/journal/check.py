@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
+from ..errors import DamagedFileError
 from . import cursor_file
-from .disk import is_locked, make_private, network_file_system, only_one, replace_file
-from .layout import BROKEN, CURSORS, LOCK, Segment, Writers, list_writers
-from .line import WRITER_CLOSED, WriterClosed
-from .recovery import open_runs, recover, writer_is_closed, writer_lives
-from .retention import Deleted, deleted_so_far
-from .segment import decode, ends_with, find_lines, read_piece
+from .disk import is_locked, is_regular, network_file_system
+from .layout import BROKEN, CURSORS, Segment, Writers, is_temporary, list_writers, misplaced
+from .line import WRITER_CLOSED, WriterClosed, decode, decode_writer_closed
+from .recovery import open_runs, writer_is_closed, writer_lives
+from .retention import DELETED_FILE, Deleted, deleted_so_far
+from .segment import find_lines, has_header, open_segment
+from .stored import StateFile, read_state
 
-__all__ = ["CursorState", "Damage", "JournalState", "Repaired", "WriterState", "check", "repair"]
+__all__ = [
+    "UNREADABLE",
+    "CursorState",
+    "Damage",
+    "DamagedFile",
+    "JournalState",
+    "Progress",
+    "WriterState",
+    "check",
+    "left_over",
+    "names_in",
+]
+
+_CHUNK = 4 << 20
+
+_MOVE = "`stageflow doctor --repair` moves it to broken/"
+_HEADLESS = "its first line, which says where the others began, is damaged"
+_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` writes that line anew"
+UNREADABLE = "make it readable for this user, or move it away"
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were looked at, and all there are."""
 
 
 class Damage(Struct, frozen=True):
-    """A place in a segment that is not a line of JSON.
+    """A place in a segment that is not a whole line of JSON.
 
     Attributes:
         path: Of the segment.
@@ -46,7 +65,7 @@ class WriterState(Struct, frozen=True):
         name: Its name.
         pid: Process id.
         state: "live", "closed" (it ended by itself), "completed" (it died, and a reader completed its
-            runs) or "dead" (it died, and that is still to be done).
+            runs), "dead" (it died, and that is still to be done) or "unreadable".
         segments: How many files it has here.
         bytes: How large they are.
         lines: How many lines they have.
@@ -94,8 +113,9 @@ class JournalState(Struct, frozen=True):
         writers: Everybody who has segments here, oldest first.
         cursors: Everybody who reads under a name.
         torn: Last lines that were cut off, of writers that no longer write there.
-        broken: Lines in the middle that are no JSON.
-        kept_aside: How many lines lie in `broken/`.
+        broken: Lines in the middle that are damaged: not UTF-8, or not JSON.
+        damaged: Files that cannot be used at all, such as a cursor or a symbolic link.
+        kept_aside: How many lines and files are in `broken/`.
         crashed: How many runs of these writers were completed after a crash.
         deleted: What was deleted to make room.
         problems: What should be seen to, a sentence each.
@@ -108,63 +128,65 @@ class JournalState(Struct, frozen=True):
     cursors: list[CursorState]
     torn: list[Damage]
     broken: list[Damage]
+    damaged: list[DamagedFile]
     kept_aside: int
     crashed: int
     deleted: Deleted
     problems: list[str]
 
 
-class Repaired(Struct, frozen=True):
-    """What `Journal.repair()` did.
+class DamagedFile(Struct, frozen=True):
+    """A file that cannot be used at all.
 
     Attributes:
-        crashed: Ids of the runs whose record it completed.
-        torn: How many torn last lines it cut off, and kept aside.
-        broken: How many broken lines it blanked out, and kept aside.
-        removed: Left-over files that it removed.
+        path: Where it is.
+        why: What is wrong with it.
+        remedy: What to do.
     """
 
-    crashed: list[str]
-    torn: int
-    broken: int
-    removed: list[str]
+    path: str
+    why: str
+    remedy: str
 
 
-def check(directory: str, progress: Progress | None = None) -> JournalState:
-    """Look at every line of a journal; see `Journal.check`."""
+def check(
+    directory: str, progress: Progress | None = None, state_files: Iterable[StateFile] = ()
+) -> JournalState:
+    """Look at every line and every state file of a journal; see `Journal.check`."""
     writers = list_writers(directory)
     whole = sum(_size(segment) for segments in writers.values() for segment in segments)
     states: list[WriterState] = []
     torn: list[Damage] = []
     broken: list[Damage] = []
+    damaged = list(_damaged_files(directory, state_files))
     looked_at = crashed = 0
     for name, segments in writers.items():
-        state = _state_of(segments)
         lines = 0
+        state, open_ids, found_crashed, error = _state_of(segments)
+        errors = [(segments[-1].path, error)] if error is not None else []
         for segment in segments:
-            found = _look(segment)
+            try:
+                found = _look(segment)
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except OSError as error:
+                errors.append((segment.path, error))
+                continue
             lines += found.lines
             broken += found.broken
+            if found.headless:
+                damaged.append(DamagedFile(segment.path, _HEADLESS, _REWRITE))
             if found.torn is not None and not (state == "live" and segment is segments[-1]):
                 torn.append(found.torn)
             looked_at += _size(segment)
             if progress is not None:
                 progress(looked_at, whole)
-        crashed += _crashed(segments[-1])
-        states.append(
-            WriterState(
-                name,
-                segments[0].pid,
-                state,
-                len(segments),
-                sum(map(_size, segments)),
-                lines,
-                list(open_runs(segments)) if state in ("live", "dead") else [],
-            )
-        )
+        damaged += (DamagedFile(path, _why(error), UNREADABLE) for path, error in dict(errors).items())
+        crashed += found_crashed
+        size = sum(map(_size, segments))
+        states.append(WriterState(name, segments[0].pid, state, len(segments), size, lines, open_ids))
     disk = os.statvfs(directory)
     cursors = [_cursor(directory, name, writers) for name in cursor_file.names(directory)]
-    left_over = _left_over(directory)
     return JournalState(
         path=directory,
         bytes=whole,
@@ -173,26 +195,49 @@ def check(directory: str, progress: Progress | None = None) -> JournalState:
         cursors=cursors,
         torn=torn,
         broken=broken,
-        kept_aside=len(_names_in(os.path.join(directory, BROKEN))),
+        damaged=damaged,
+        kept_aside=len(names_in(os.path.join(directory, BROKEN))),
         crashed=crashed,
-        deleted=deleted_so_far(directory),
-        problems=list(_problems(directory, states, cursors, torn, broken, left_over)),
+        deleted=_deleted(directory),
+        problems=list(_problems(directory, states, cursors, torn, broken, damaged, left_over(directory))),
     )
 
 
-def repair(directory: str, progress: Progress | None = None) -> Repaired:
-    """Mend what can be mended; see `Journal.repair`."""
-    crashed = recover(directory)
-    found = check(directory, progress)
-    with only_one(os.path.join(directory, LOCK)) as alone:
-        if not alone:
-            raise OSError(errno.EBUSY, "another process is mending or making room just now", directory)
-        for damage in (*found.torn, *found.broken):
-            _mend(directory, damage)
-        removed = _left_over(directory)
-        for path in removed:
-            os.unlink(path)
-    return Repaired(crashed, len(found.torn), len(found.broken), removed)
+def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator[DamagedFile]:
+    for path in misplaced(directory):
+        what = "a symbolic link" if os.path.islink(path) else "neither a file nor a directory of a journal"
+        yield DamagedFile(path, f"it is {what}", _MOVE)
+    known = {file.name: file for file in (DELETED_FILE, *state_files)}
+    for name in cursor_file.names(directory):
+        file = cursor_file.state_file(name)
+        known[file.name] = file
+    for name in names_in(directory):
+        if name.endswith(".json") and not name.startswith("."):
+            known.setdefault(name, StateFile(name, Any, _MOVE))
+    for file in known.values():
+        path = os.path.join(directory, file.name)
+        if not is_regular(path):
+            continue
+        try:
+            if file.kind is cursor_file.CursorFile:
+                cursor_file.load(directory, os.path.basename(path).removesuffix(".json"))
+            else:
+                read_state(path, file.kind, file.remedy)
+        except DamagedFileError as error:
+            yield DamagedFile(path, error.why, file.remedy)
+        except OSError as error:
+            yield DamagedFile(path, _why(error), UNREADABLE)
+
+
+def _why(error: OSError) -> str:
+    return error.why if isinstance(error, DamagedFileError) else error.strerror or str(error)
+
+
+def _deleted(directory: str) -> Deleted:
+    try:
+        return deleted_so_far(directory)
+    except OSError:  # `damaged` names it
+        return Deleted()
 
 
 class _Found(Struct):
@@ -201,71 +246,57 @@ class _Found(Struct):
     lines: int
     broken: list[Damage]
     torn: Damage | None
+    headless: bool
 
 
 def _look(segment: Segment) -> _Found:
-    found = _Found(0, [], None)
-    offset = 0
-    try:
-        while True:
-            piece = read_piece(segment, offset)
-            for line in piece.lines:
-                found.lines += 1
-                if decode(line.text) is None and not line.text.isspace():
-                    found.broken.append(Damage(segment.path, line.offset, len(line.text)))
-            if piece.end == offset:
-                if piece.torn:
-                    found.torn = Damage(segment.path, offset, piece.torn)
-                return found
-            offset = piece.end
-    except FileNotFoundError:  # deleted meanwhile
-        return found
+    """Look at every line of a file, at the places where they are in the file, also in a kept segment."""
+    found = _Found(0, [], None, False)
+    with open_segment(segment) as file:
+        kept = segment.kept or not is_regular(segment.path)
+        offset = 0
+        rest = b""
+        while data := file.read(_CHUNK):
+            *texts, rest = (rest + data).split(b"\n")
+            for text in texts:
+                is_header = kept and offset == 0
+                if text and not is_header:
+                    found.lines += 1
+                if decode(text) is None and text and not text.isspace():
+                    found.broken.append(Damage(segment.path, offset, len(text)))
+                offset += len(text) + 1
+    if rest:
+        found.torn = Damage(segment.path, offset, len(rest))
+    found.headless = kept and not has_header(segment)
+    return found
 
 
-def _mend(directory: str, damage: Damage) -> None:
-    """Keep a broken line aside and put blanks in its place: all that follows stays where it is."""
-    with open(damage.path, "r+b") as file:
-        file.seek(damage.offset)
-        text = file.read(damage.bytes)
-        make_private(os.path.join(directory, BROKEN))
-        name = os.path.basename(damage.path).replace(".kept.", ".")
-        replace_file(os.path.join(directory, BROKEN, f"{name}-{damage.offset}"), text + b"\n")
-        file.seek(damage.offset)
-        if file.read(damage.bytes + 1).endswith(b"\n"):
-            file.seek(damage.offset)
-            file.write(b" " * damage.bytes)
-        else:
-            file.truncate(damage.offset)
-
-
-def _state_of(segments: list[Segment]) -> str:
+def _state_of(segments: list[Segment]) -> tuple[str, list[str], int, OSError | None]:
+    """Return the state of a writer, its open runs, how many were completed, and what could not be read."""
     try:
         if writer_is_closed(segments):
-            return "completed" if _closed_by(segments[-1]).adopted_by else "closed"
-        return "live" if writer_lives(segments) else "dead"
+            closed = _closed_by(segments[-1])
+            return "completed" if closed.adopted_by else "closed", [], closed.crashed, None
+        state = "live" if writer_lives(segments) else "dead"
     except FileNotFoundError:  # deleted meanwhile
-        return "closed"
+        return "closed", [], 0, None
+    except OSError as error:
+        return "unreadable", [], 0, error
+    try:
+        return state, list(open_runs(segments)), 0, None
+    except OSError as error:
+        return state, [], 0, error
 
 
 def _closed_by(segment: Segment) -> WriterClosed:
-    for text in find_lines(segment, WRITER_CLOSED):
-        line = decode(text)
-        if line is not None and isinstance(line.journal, Raw):
-            return msgspec.json.decode(line.journal, type=WriterClosed)
-    return WriterClosed()
-
-
-def _crashed(segment: Segment) -> int:
-    try:
-        return _closed_by(segment).crashed if ends_with(segment, WRITER_CLOSED) else 0
-    except FileNotFoundError:
-        return 0
+    closed = [decode_writer_closed(text) for text in find_lines(segment, WRITER_CLOSED)]
+    return next((each for each in reversed(closed) if each is not None), WriterClosed())
 
 
 def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
     try:
         cursor = cursor_file.load(directory, name) or cursor_file.CursorFile()
-    except ValueError:
+    except OSError:  # `damaged` names it
         cursor = cursor_file.CursorFile()
     behind = 0
     for writer, segments in writers.items():
@@ -274,7 +305,10 @@ def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
             if segment.sequence >= at and not segment.kept:
                 behind += max(0, _size(segment) - (offset if segment.sequence == at else 0))
     lock = os.path.join(directory, CURSORS, f"{name}.lock")
-    at_work = os.path.exists(lock) and is_locked(lock)
+    try:
+        at_work = is_locked(lock)
+    except OSError:
+        at_work = False
     return CursorState(name, at_work, behind, cursor.events, cursor.broken, cursor.torn, cursor.missed)
 
 
@@ -284,6 +318,7 @@ def _problems(
     cursors: list[CursorState],
     torn: list[Damage],
     broken: list[Damage],
+    damaged: list[DamagedFile],
     left_over: list[str],
 ) -> Iterator[str]:
     dead = [writer for writer in writers if writer.state == "dead"]
@@ -296,7 +331,9 @@ def _problems(
     if torn:
         yield f"{len(torn)} last lines are torn; readers leave them out, a repair cuts them off"
     if broken:
-        yield f"{len(broken)} lines are no JSON; readers leave them out, a repair takes them out"
+        yield f"{len(broken)} lines are damaged; readers leave them out, a repair takes them out"
+    for file in damaged:
+        yield f"{file.path} is damaged: {file.why}; {file.remedy}"
     if left_over:
         yield f"{len(left_over)} files were left half made; a repair removes them"
     for cursor in cursors:
@@ -308,28 +345,30 @@ def _problems(
         yield f"{directory} is on a network file system ({kind}), where a live writer may look dead"
 
 
-def _left_over(directory: str) -> list[str]:
-    """Return files that somebody was making when he was killed."""
+def left_over(directory: str) -> list[str]:
+    """Return files that a process was making when it was killed."""
     minute_ago = time.time() - 60
     found = []
     for folder in (directory, os.path.join(directory, CURSORS), os.path.join(directory, BROKEN)):
-        for name in _names_in(folder):
+        for name in names_in(folder):
             path = os.path.join(folder, name)
-            with contextlib.suppress(FileNotFoundError):
-                if name.startswith(".") and os.stat(path).st_mtime < minute_ago and not is_locked(path):
+            with contextlib.suppress(OSError):
+                if is_temporary(name) and os.lstat(path).st_mtime < minute_ago and not is_locked(path):
                     found.append(path)
     for segments in list_writers(directory).values():
         for segment in segments:
             replaced = os.path.join(directory, segment.name)
-            if segment.kept and os.path.exists(replaced):
-                found.append(replaced)
+            with contextlib.suppress(OSError):
+                if segment.kept and is_regular(replaced) and has_header(segment):
+                    found.append(replaced)
     return sorted(found)
 
 
-def _names_in(folder: str) -> list[str]:
+def names_in(folder: str) -> list[str]:
+    """Return the names in a folder; none where there is no such folder."""
     try:
-        return os.listdir(folder)
-    except FileNotFoundError:
+        return [] if os.path.islink(folder) else os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

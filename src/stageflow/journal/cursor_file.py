@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Annotated
 
-import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from .disk import make_private, replace_file
-from .layout import CURSORS
+from ..errors import DamagedFileError
+from .disk import make_private_below, replace_file
+from .layout import CURSORS, list_writers
+from .line import Offset
+from .stored import StateFile, encode_state, read_state
 
 __all__ = [
     "CursorFile",
     "Position",
+    "begin_again",
     "check_name",
     "cursor_path",
     "load",
     "names",
     "positions_of_all",
+    "state_file",
     "store",
 ]
 
-Position = tuple[int, int]
+Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
+
+Position = tuple[Count, Offset]
 """The sequence of a segment, and how many bytes of it were read."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -37,13 +45,15 @@ class CursorFile(Struct, frozen=True):
         broken: How many broken lines it came by.
         torn: How many torn last lines.
         missed: How many segments were deleted before it had read them to their end.
+        name: Name of the reader; empty where an earlier version wrote the file.
     """
 
     positions: dict[str, Position] = {}
-    events: int = 0
-    broken: int = 0
-    torn: int = 0
-    missed: int = 0
+    events: Count = 0
+    broken: Count = 0
+    torn: Count = 0
+    missed: Count = 0
+    name: str = ""
 
 
 def check_name(name: str) -> str:
@@ -64,40 +74,70 @@ def cursor_path(directory: str, name: str) -> str:
     return os.path.join(directory, CURSORS, f"{name}.json")
 
 
+def state_file(name: str) -> StateFile:
+    """Return the state file of a reader."""
+    return StateFile(
+        os.path.join(CURSORS, f"{name}.json"),
+        CursorFile,
+        "`stageflow doctor --repair` moves it to broken/, and the reader reads everything again;"
+        " so it does when you delete the file",
+    )
+
+
 def load(directory: str, name: str) -> CursorFile | None:
     """Return how far a reader has come; None for a new one.
 
     Raises:
-        ValueError: The file is not what was stored.
+        DamagedFileError: The file does not hold what was stored.
+        OSError: It cannot be read.
     """
-    path = cursor_path(directory, name)
-    try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=CursorFile)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as error:
-        raise ValueError(
-            f"the positions of reader {name!r} in {path} cannot be read: {error}"
-            "\n  hint: delete the file, and the reader begins anew"
-        ) from error
+    _refuse_link(directory)
+    path, file = cursor_path(directory, name), state_file(name)
+    cursor = read_state(path, CursorFile, file.remedy)
+    if cursor is not None and cursor.name not in ("", name):
+        raise DamagedFileError(path, f"it is the cursor of reader {cursor.name!r}", hint=file.remedy)
+    return cursor
 
 
 def store(directory: str, name: str, cursor: CursorFile) -> None:
-    """Write down how far a reader has come, safe against a crash of the machine.
+    """Store how far a reader has come, safe against a crash of the machine.
 
     Raises:
+        DamagedFileError: A directory is in place of the file, or `cursors` is a symbolic link.
         OSError: It could not be written; what was stored before stands.
     """
-    make_private(os.path.join(directory, CURSORS))
-    replace_file(cursor_path(directory, name), msgspec.json.encode(cursor))
+    make_private_below(os.path.join(directory, CURSORS))
+    replace_file(cursor_path(directory, name), encode_state(replace(cursor, name=name)))
+
+
+def begin_again(directory: str, name: str) -> None:
+    """Store that a reader has read nothing of what there is now.
+
+    A damaged cursor is replaced so, and not only removed: a reader with `at_end=True` would otherwise
+    begin at the end, and miss what it had not read.
+    """
+    positions = {writer: (segments[0].sequence, 0) for writer, segments in list_writers(directory).items()}
+    store(directory, name, CursorFile(positions))
+
+
+def _refuse_link(directory: str) -> None:
+    path = os.path.join(directory, CURSORS)
+    if os.path.islink(path):
+        raise DamagedFileError(
+            path,
+            "a symbolic link is in place of this directory",
+            hint="`stageflow doctor --repair` removes it",
+        )
 
 
 def names(directory: str) -> list[str]:
     """Return the names of all readers that have stored a position."""
+    folder = os.path.join(directory, CURSORS)
+    if os.path.islink(folder):
+        return []
     try:
-        found = os.listdir(os.path.join(directory, CURSORS))
-    except FileNotFoundError:
+        found = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and name[0] != ".")
 
@@ -108,7 +148,7 @@ def positions_of_all(directory: str) -> list[dict[str, Position]]:
     for name in names(directory):
         try:
             cursor = load(directory, name)
-        except (OSError, ValueError):
+        except OSError:
             cursor = CursorFile()  # as if it had read nothing: what is not known is not deleted by age
         if cursor is not None:
             found.append(cursor.positions)

@@ -6,18 +6,25 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Generator
 
+from ..errors import DamagedFileError
+
 __all__ = [
     "NO_ROOM",
     "is_locked",
+    "is_regular",
+    "is_symlink",
     "lock_file",
     "make_private",
+    "make_private_below",
     "network_file_system",
     "only_one",
     "open_for_lock",
+    "open_regular",
     "release",
     "replace_file",
     "sync",
@@ -34,6 +41,9 @@ _NETWORK = frozenset(
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors that say that a disk, or the share of it that one may have, is full."""
+
+
+_REMEDY = "`stageflow doctor --repair` moves it to broken/"
 
 
 def sync(fd: int) -> None:
@@ -57,6 +67,66 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file, and create it private to its owner where `flags` ask for it.
+
+    A symbolic link is never followed, and a FIFO never blocks: whoever can write to the directory could
+    otherwise make the process truncate, lock or read any other file.
+
+    Raises:
+        DamagedFileError: A symbolic link, a directory or a device is in its place.
+        OSError: It cannot be opened.
+    """
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO) and not is_regular(path):
+            raise _not_regular(path) from None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise _not_regular(path)
+
+
+def _not_regular(path: str) -> DamagedFileError:
+    what = "a symbolic link is" if is_symlink(path) else "something other than a regular file is"
+    return DamagedFileError(path, f"{what} in its place", hint=_REMEDY)
+
+
+def is_regular(path: str) -> bool:
+    """Return whether a path names a regular file, without following a symbolic link."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_symlink(path: str) -> bool:
+    """Return whether a path names a symbolic link."""
+    return os.path.islink(path)
+
+
+def make_private_below(path: str) -> None:
+    """Create a subdirectory of a journal, private to its owner; refuse one that is a symbolic link.
+
+    Raises:
+        DamagedFileError: Something other than a directory is in its place.
+        OSError: It cannot be created.
+    """
+    if is_symlink(path):
+        raise _not_a_directory(path)
+    try:
+        make_private(path)
+    except FileExistsError:
+        raise _not_a_directory(path) from None
+
+
+def _not_a_directory(path: str) -> DamagedFileError:
+    what = "a symbolic link is" if is_symlink(path) else "a file is"
+    return DamagedFileError(path, f"{what} in place of this directory", hint=_REMEDY)
+
+
 def make_private(path: str) -> None:
     """Make a directory that only its owner can enter, and those above it, where there is none."""
     os.makedirs(path, mode=0o700, exist_ok=True)
@@ -65,7 +135,10 @@ def make_private(path: str) -> None:
 def replace_file(path: str, content: bytes) -> None:
     """Write a file so that, whatever happens, either its old or its new content is there, whole.
 
+    A symbolic link in its place is replaced, and not followed.
+
     Raises:
+        DamagedFileError: A directory is in its place.
         OSError: It could not be written; the old content stands.
     """
     directory = os.path.dirname(path)
@@ -77,7 +150,10 @@ def replace_file(path: str, content: bytes) -> None:
             sync(fd)
         finally:
             os.close(fd)
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except IsADirectoryError:
+            raise _not_regular(path) from None
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -93,9 +169,14 @@ _forking = threading.RLock()
 
 
 def open_for_lock(path: str, flags: int) -> int:
-    """Open a file, private to its owner, that a forked child shall not have open."""
+    """Open a regular file, private to its owner, that a forked child must not have open.
+
+    Raises:
+        DamagedFileError: A symbolic link, a directory or a device is in its place.
+        OSError: It cannot be opened.
+    """
     with _forking:
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        fd = open_regular(path, flags)
         _lockable.add(fd)
         return fd
 
@@ -138,19 +219,21 @@ os.register_at_fork(
 
 
 def is_locked(path: str) -> bool:
-    """Tell whether a process has locked a file.
+    """Return whether a process has locked a regular file.
 
     Raises:
         FileNotFoundError: There is no such file any more.
+        OSError: It is not a regular file, or cannot be opened.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # A child that is forked meanwhile must not have it open either: the shared lock would be the child's too.
+    fd = open_for_lock(path, os.O_RDONLY)
     try:
         # Shared, so that two who ask at the same time do not take each other for the writer.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        os.close(fd)
+        release(fd)
     return False
 
 

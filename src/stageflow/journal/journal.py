@@ -16,14 +16,18 @@ from ..clock import get_clock
 from ..errors import JournalNotFoundError, RunNotFoundError
 from ..schema import PipelineWide
 from ..timestamps import rfc3339
-from .check import JournalState, Progress, Repaired, check, repair
-from .layout import Segment, list_writers, why_not
+from .check import JournalState, Progress, check
+from .layout import Segment, Writers, list_writers, why_not
 from .line import PIPELINE_AMEND, PIPELINE_WIDE
+from .readable import readable
 from .reader import JournalReader
 from .recovery import crashed_runs, open_runs, recover, writer_is_closed, writer_lives
+from .repair import Repaired, repair
 from .run_filter import Headline, RunFilter, as_json, headline
 from .segment import find_lines, lines_with
+from .stored import StateFile
 from .story import Gathered, RunStory, amend, gather
+from .wide import decode_event, is_whole_run
 
 __all__ = ["Journal"]
 
@@ -60,26 +64,30 @@ class Journal:
         """
         return recover(self.path)
 
-    def check(self, progress: Progress | None = None) -> JournalState:
-        """Look at every line, and return the state of the journal. Nothing is changed.
+    def check(
+        self, progress: Progress | None = None, *, state_files: Iterable[StateFile] = ()
+    ) -> JournalState:
+        """Look at every line and every state file, and return the state of the journal. It changes nothing.
 
         Args:
             progress: Called now and then with the bytes that were looked at, and all there are.
+            state_files: Files in this directory that others keep, to be checked as to their content.
 
         Raises:
-            OSError: The journal cannot be read.
+            OSError: The directory cannot be read.
         """
-        return check(self.path, progress)
+        return check(self.path, progress, state_files)
 
-    def repair(self, progress: Progress | None = None) -> Repaired:
-        """Complete the records of crashed runs, and take out of the files what is no line of JSON.
+    def repair(self, progress: Progress | None = None, *, state_files: Iterable[StateFile] = ()) -> Repaired:
+        """Complete the records of crashed runs, and take out of the files what is damaged.
 
-        What is taken out is kept in `broken/`. No other line moves, so that every cursor stays right.
+        What is taken out is kept in `broken/`. No other line moves, so that every cursor stays right. A
+        reader whose cursor was damaged reads everything again.
 
         Raises:
-            OSError: The journal cannot be written, or somebody else is mending it.
+            OSError: The journal cannot be written, or another process is repairing it.
         """
-        return repair(self.path, progress)
+        return repair(self.path, progress, state_files)
 
     # ------------------------------------------------------------ many runs
 
@@ -105,16 +113,18 @@ class Journal:
         found: dict[str, tuple[str, bytes | dict[str, Any]]] = {}
         floor = ""
         visited: dict[str, list[Segment]] = {}
-        for segment in self._newest_first():
+        writers = list_writers(self.path)
+        for segment in _newest_first(writers):
             written = _written_at(segment)
             # Whatever a segment has of a run was written after that run began.
             if written < floor or (where.since is not None and written < where.since):
                 break
-            visited.setdefault(segment.writer, []).insert(0, segment)
-            for text in find_lines(segment, PIPELINE_WIDE):
+            visited.setdefault(segment.writer, []).append(segment)
+            for text in readable(find_lines(segment, PIPELINE_WIDE)):
                 if not all(map(text.__contains__, must_have)):
                     continue
-                if (head := headline(text, floor)) is not None and where.takes(head):
+                head = headline(text, floor)
+                if head is not None and where.takes(head) and is_whole_run(text):
                     known = found.get(head.event_id)
                     # Of runs that share an id, the last: as everywhere else.
                     if known is None or known[0] <= head.started_at:
@@ -122,16 +132,21 @@ class Journal:
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
                 floor = min(began for began, _ in found.values())
+        # In the order of the writer: the time of a file says nothing of it once somebody has edited one.
+        for writer, segments in visited.items():
+            first = min(segment.sequence for segment in segments)
+            visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
         for run in self._under_way(visited.values()):
             if where.takes(msgspec.convert(run, Headline)):
                 found[run["event_id"]] = (run["started_at"], run)
         chosen = {
-            run_id: run if isinstance(run, dict) else _data(run)
+            run_id: run if isinstance(run, dict) else decode_event(run) or {}
             for run_id, (_, run) in _newest(found, len(found) if limit is None else limit)
         }
         for segment in (segment for segments in visited.values() for segment in segments):
-            for text in find_lines(segment, PIPELINE_AMEND):
-                amend(chosen, _data(text))
+            for text in readable(find_lines(segment, PIPELINE_AMEND)):
+                if (amendment := decode_event(text)) is not None:
+                    amend(chosen, amendment)
         return list(chosen.values())
 
     def under_way(self, where: RunFilter | None = None) -> list[dict[str, Any]]:
@@ -147,23 +162,10 @@ class Journal:
         found = self._under_way(list_writers(self.path).values())
         return [run for run in found if where.takes(msgspec.convert(run, Headline))]
 
-    def _newest_first(self) -> list[Segment]:
-        segments = [segment for segments in list_writers(self.path).values() for segment in segments]
-        return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)
-
     def _under_way(self, writers: Iterable[list[Segment]]) -> Iterator[dict[str, Any]]:
         now_us = get_clock().wall_ns() // 1000
         for segments in writers:
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                if writer_lives(segments):
-                    for run in open_runs(segments).values():
-                        yield run.so_far(now_us)
-                elif not writer_is_closed(segments):
-                    # It died, and nobody could write down what became of its runs.
-                    for events in crashed_runs(segments).values():
-                        yield from (
-                            msgspec.to_builtins(body) for _, body in events if isinstance(body, PipelineWide)
-                        )
+            yield from readable(_under_way_in(segments, now_us))
 
     def _complete_crashed(self) -> None:
         # Who may read a journal but not write it sees it as it stands.
@@ -228,7 +230,7 @@ class Journal:
             for segment in segments:
                 if _written_at(segment) < began:
                     continue  # it was finished before the run began
-                for text in lines_with(segment, as_json(run_id)):
+                for text in readable(lines_with(segment, as_json(run_id))):
                     # No need to know all runs that begin so, to say that there are several.
                     if len(gathered) <= _SEVERAL or any(part in text for part in exactly):
                         gather(gathered, text, run_id)
@@ -240,11 +242,9 @@ class Journal:
     def _crash_of(self, run_id: str) -> list[tuple[str, Struct]]:
         """Return the end of a run that died with its process, where nobody could write it down."""
         for segments in list_writers(self.path).values():
-            with contextlib.suppress(FileNotFoundError):
-                if not writer_is_closed(segments) and not writer_lives(segments):
-                    crashed = crashed_runs(segments)
-                    if run_id in crashed:
-                        return crashed[run_id]
+            for crashed in readable(_crashed_in(segments)):
+                if run_id in crashed:
+                    return crashed[run_id]
         return []
 
     def _not_one(self, run_id: str, found: list[str]) -> RunNotFoundError:
@@ -261,6 +261,27 @@ class Journal:
         )
 
 
+def _newest_first(writers: Writers) -> list[Segment]:
+    segments = [segment for segments in writers.values() for segment in segments]
+    return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)
+
+
+def _under_way_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, Any]]:
+    if writer_lives(segments):
+        for run in open_runs(segments).values():
+            yield run.so_far(now_us)
+        return
+    # It died, and nobody could write down what became of its runs.
+    for crashed in _crashed_in(segments):
+        for events in crashed.values():
+            yield from (msgspec.to_builtins(body) for _, body in events if isinstance(body, PipelineWide))
+
+
+def _crashed_in(segments: list[Segment]) -> Iterator[dict[str, list[tuple[str, Struct]]]]:
+    if not writer_is_closed(segments) and not writer_lives(segments):
+        yield crashed_runs(segments)
+
+
 def _moment_of(run_id: str) -> str:
     """Return a moment shortly before a run began, from its id; empty where that does not tell it.
 
@@ -272,11 +293,6 @@ def _moment_of(run_id: str) -> str:
     except ValueError:
         return ""
     return rfc3339(max(0, (known.int >> 80) - 3000) * 1000) if known.version == 7 else ""
-
-
-def _data(text: bytes) -> dict[str, Any]:
-    data: dict[str, Any] = msgspec.json.decode(text)["data"]
-    return data
 
 
 def _newest(

@@ -1,4 +1,4 @@
-"""The thread of a journal that syncs what was written, closes what is full, and makes room."""
+"""The thread of a journal that syncs what was written, and waits for nothing else."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ __all__ = ["Keeper"]
 class Kept(Protocol):
     """A journal, as far as its keeper needs it."""
 
-    def tend(self) -> None:
-        """Do what is due. It never raises."""
+    def keep_synced(self) -> None:
+        """Sync what is due. It never raises."""
         ...
 
 
 class Keeper:
-    """Calls `tend` of a journal every so many seconds, in a daemon thread, while the journal exists."""
+    """Calls `keep_synced` of a journal every so many seconds, in a daemon thread, while the journal exists.
+
+    Raises:
+        RuntimeError: No thread can be started.
+    """
 
     def __init__(self, journal: Kept, seconds: float) -> None:
         self._stopped = threading.Event()
@@ -32,7 +36,7 @@ class Keeper:
             journal = self._journal()
             if journal is None:
                 return
-            journal.tend()
+            journal.keep_synced()
             del journal
 
     @property

@@ -5,7 +5,7 @@
         20261123T160028Z-p4711-9f3a61c2-000002.ndjson        the next one of the same writer
         20261123T154411Z-p4690-01b77a3e-000001.kept.ndjson   what was kept of a segment when room was made
         cursors/archive.json                                 how far the reader "archive" has come
-        broken/...-000001.ndjson-81920                       a line that is no JSON, kept aside
+        broken/...-000001.ndjson-81920                       a damaged line, or a damaged state file
         deleted.json                                         what was deleted so far, counted
         lock                                                 held by whoever makes room
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -27,9 +27,13 @@ __all__ = [
     "CURSORS",
     "DELETED",
     "LOCK",
+    "TEMPORARY",
     "Segment",
     "Writers",
+    "free_sequence",
+    "is_temporary",
     "list_writers",
+    "misplaced",
     "new_writer",
     "segment_name",
     "why_not",
@@ -39,8 +43,10 @@ CURSORS = "cursors"
 BROKEN = "broken"
 DELETED = "deleted.json"
 LOCK = "lock"
+TEMPORARY = ".new-"
+"""How the names of files begin that are being made, but for segments: `.` and the name of the segment."""
 
-_SEGMENT = re.compile(r"(\d{8}T\d{6}Z-p(\d+)-[0-9a-f]{8})-(\d{6,})(\.kept)?\.ndjson")
+_SEGMENT = re.compile(r"(\d{8}T\d{6}Z-p(\d{1,10})-[0-9a-f]{8})-(\d{6,12})(\.kept)?\.ndjson", re.ASCII)
 
 
 class Segment(Struct, frozen=True):
@@ -86,23 +92,84 @@ def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
     return f"{writer}-{sequence:06d}{'.kept' if kept else ''}.ndjson"
 
 
+def free_sequence(directory: str, writer: str, sequence: int) -> int:
+    """Return the first sequence from this one on whose name nothing in the directory has.
+
+    Another process that completed the record of this writer may have taken the next one, and so may
+    whoever planted a link there.
+    """
+    while True:
+        name = segment_name(writer, sequence)
+        kept = segment_name(writer, sequence, kept=True)
+        if not any(os.path.lexists(os.path.join(directory, taken)) for taken in (name, f".{name}", kept)):
+            return sequence
+        sequence += 1
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file of this name was being made by a journal."""
+    return name.startswith(TEMPORARY) or (name.startswith(".") and _SEGMENT.fullmatch(name[1:]) is not None)
+
+
+def misplaced(directory: str) -> list[str]:
+    """Return what has the name of a journal's file or directory and is neither, such as symbolic links.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    found = []
+    for folder in (directory, os.path.join(directory, CURSORS)):
+        try:
+            entries = list(os.scandir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            if folder == directory and entry.name in (CURSORS, BROKEN):
+                if not entry.is_dir(follow_symlinks=False):
+                    found.append(entry.path)
+            elif folder == directory and not _is_name(entry.name):
+                continue
+            elif not entry.is_file(follow_symlinks=False):
+                found.append(entry.path)
+    return sorted(found)
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a journal, its archive or its alerts may have a file of this name here."""
+    return (
+        name == LOCK
+        or name.endswith((".json", ".lock"))
+        or is_temporary(name)
+        or _SEGMENT.fullmatch(name) is not None
+    )
+
+
 def list_writers(directory: str) -> Writers:
     """Return every segment that a directory has now.
+
+    A symbolic link or a directory that has the name of a segment is none: `misplaced` finds it.
 
     Raises:
         OSError: It cannot be read.
     """
-    found = _by_writer(directory, os.listdir(directory))
+    found = _by_writer(directory, _files_in(directory))
     if not any(len(segments) < segments[-1].sequence for segments in found.values()):
         return found
     # A file that is made while a directory is listed may be left out, and a later one be there. What
     # came before a file that was seen is in a second listing, or is gone.
-    again = _by_writer(directory, os.listdir(directory))
+    again = _by_writer(directory, _files_in(directory))
     return {
         writer: [segment for segment in again[writer] if segment.sequence <= segments[-1].sequence]
         for writer, segments in found.items()
         if writer in again and again[writer][0].sequence <= segments[-1].sequence
     }
+
+
+def _files_in(directory: str) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name
 
 
 def _by_writer(directory: str, names: Iterable[str]) -> Writers:

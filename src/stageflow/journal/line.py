@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from ..schema import RunClosed, RunOpen
+from ..timestamps import epoch_us
+from .stored import decoder, is_json
 
 __all__ = [
     "PIPELINE_AMEND",
@@ -23,9 +25,14 @@ __all__ = [
     "WRITER_CLOSED",
     "Kept",
     "Line",
+    "Offset",
     "WriterClosed",
-    "decode_line",
+    "decode",
+    "decode_kept",
+    "decode_run_open",
+    "decode_writer_closed",
     "encode_mark",
+    "is_timestamp",
     "run_of",
 ]
 
@@ -38,6 +45,10 @@ WRITER_CLOSED = b'{"type":"writer.closed","journal":'
 """How such lines begin: to find them costs a search for bytes, not the reading of every line."""
 
 
+Offset = Annotated[int, Meta(ge=0, le=(1 << 62))]
+"""A place in a segment, in bytes; what is beyond these bounds, `pread` would not take."""
+
+
 class WriterClosed(Struct, frozen=True):
     """The last line of a writer: nothing of it is open any more.
 
@@ -48,7 +59,7 @@ class WriterClosed(Struct, frozen=True):
     """
 
     adopted_by: int | None = None
-    crashed: int = 0
+    crashed: Annotated[int, Meta(ge=0)] = 0
 
 
 class Kept(Struct, frozen=True):
@@ -59,16 +70,16 @@ class Kept(Struct, frozen=True):
         offsets: Where each of the lines that follow began in it.
     """
 
-    size: int
-    offsets: list[int]
+    size: Offset
+    offsets: list[Offset]
 
 
 class Line(Struct, frozen=True):
     """A line as it is read: an event has `data`, a mark has `journal`."""
 
     type: str
-    data: Raw | msgspec.UnsetType = msgspec.UNSET
-    journal: Raw | msgspec.UnsetType = msgspec.UNSET
+    data: Raw | UnsetType = UNSET
+    journal: Raw | UnsetType = UNSET
 
 
 class _Mark(Struct, frozen=True):
@@ -85,42 +96,94 @@ _TYPES: dict[type[Struct], str] = {
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 
-decode_line: Callable[[bytes | memoryview | Any], Line] = msgspec.json.Decoder(Line).decode
-"""Read one line. Raises `msgspec.DecodeError` where it is no JSON, or no line of ours."""
-
 
 def encode_mark(mark: Struct) -> bytes:
     """Return the line of a mark, with its newline."""
-    return _encode_lines((_Mark(_TYPES[type(mark)], mark),))
+    # A list: msgspec 0.22.0 leaks the iterator that it makes of any other iterable (see pyproject.toml).
+    return _encode_lines([_Mark(_TYPES[type(mark)], mark)])
+
+
+_decode_line = decoder(Line)
+_decode_run_open = decoder(RunOpen)
+_decode_kept = decoder(Kept)
+_decode_writer_closed = decoder(WriterClosed)
+
+
+def decode(text: bytes) -> Line | None:
+    """Return a line, or None for one that is damaged or that no journal wrote.
+
+    A line that is not None can be decoded in full: nothing that `Raw` skipped is damaged.
+    """
+    line = _decode_line(text)
+    if line is None or (line.data is UNSET and line.journal is UNSET) or not is_json(text):
+        return None
+    return line
+
+
+def _body_of_mark(text: bytes) -> Raw | None:
+    line = decode(text)
+    return line.journal if line is not None and isinstance(line.journal, Raw) else None
+
+
+def decode_run_open(text: bytes) -> RunOpen | None:
+    """Return the mark of a run's beginning; None where a run cannot be completed from it."""
+    body = _body_of_mark(text)
+    opened = _decode_run_open(body) if body is not None else None
+    if opened is None or not isinstance(opened.stages, list) or not is_timestamp(opened.started_at):
+        return None
+    return opened
+
+
+def decode_kept(text: bytes) -> Kept | None:
+    """Return the first line of a kept segment; None where it is damaged."""
+    body = _body_of_mark(text)
+    kept = _decode_kept(body) if body is not None else None
+    if kept is None or any(later <= at for at, later in pairwise([-1, *kept.offsets, kept.size])):
+        return None
+    return kept
+
+
+def decode_writer_closed(text: bytes) -> WriterClosed | None:
+    """Return the last line of a writer; None where it is damaged."""
+    body = _body_of_mark(text)
+    return _decode_writer_closed(body) if body is not None else None
+
+
+def is_timestamp(text: str) -> bool:
+    """Return whether a text is a time: "2026-02-31T00:00:00Z" has the pattern of one, and is none."""
+    try:
+        epoch_us(text)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 class _Body(Struct):
-    """As much of an event or a mark as names its run: an event of somebody else's may hold anything."""
+    """As much of an event or a mark as names its run: an application's own event may hold anything."""
 
     event_id: Any = None
     correlation_ids: Any = None
 
 
 class _Head(Struct):
-    """As much of a line as says whose it is."""
+    """As much of a line as names its run."""
 
     data: _Body | None = None
     journal: _Body | None = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = decoder(_Head)
 
 
 def run_of(text: bytes) -> str:
-    """Return the id of the run that a line belongs to; empty where it is broken or belongs to none.
+    """Return the id of the run that a line belongs to; empty where it is damaged or belongs to none.
 
     Example:
         >>> run_of(b'{"type": "run.closed", "journal": {"event_id": "r1", "reason": "moved"}}')
         'r1'
     """
-    try:
-        head = _decode_head(text)
-    except msgspec.DecodeError:
+    head = _decode_head(text)
+    if head is None:
         return ""
     body = head.journal or head.data or _Body()
     ids = body.correlation_ids

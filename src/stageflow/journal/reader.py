@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
 from msgspec import Raw, Struct
 
 from ..errors import CursorInUseError, JournalNotFoundError
 from . import cursor_file
 from .cursor_file import CursorFile, Position
-from .disk import lock_file, make_private, open_for_lock, release
-from .layout import BROKEN, CURSORS, Segment, list_writers
+from .disk import lock_file, make_private_below, open_for_lock, release
+from .layout import CURSORS, Segment, list_writers
+from .line import decode
+from .quarantine import quarantine_line
 from .recovery import recover
-from .segment import LineAt, decode, read_piece, size_when_whole
+from .segment import LineAt, begins_line, read_piece, size_when_whole
+from .stored import decode_stored
 
 __all__ = ["Entry", "JournalReader"]
 
@@ -50,9 +52,9 @@ class Entry(Struct, frozen=True):
         """Return the event's data.
 
         Raises:
-            msgspec.DecodeError: It is no JSON after all.
+            ValueError: An application wrote something other than an object, by a sink that it handed JSON.
         """
-        return msgspec.json.decode(self.json, type=dict[str, Any] | None)
+        return decode_stored(self.json, dict[str, Any] | None)  # type: ignore[arg-type]
 
 
 class _Step(Struct, frozen=True):
@@ -83,15 +85,16 @@ class JournalReader:
 
     Attributes:
         events: How many events it has read; with a name, since the name was first used.
-        broken: How many lines it left out because they were no JSON. Each is kept in `broken/`.
+        broken: How many lines it left out because they were damaged. Each is copied to `broken/`.
         torn: How many last lines it left out because their writer died while it wrote them.
         missed: How many files were deleted before it had read them to their end.
 
     Raises:
         JournalNotFoundError: There is no such directory.
         CursorInUseError: Another reader of this name is at work.
-        ValueError: The name has other characters than letters, digits, ".", "_" and "-", or the
-            stored positions cannot be read.
+        DamagedFileError: The stored positions cannot be read, or something other than a regular file
+            is in place of the cursor or its lock.
+        ValueError: The name has other characters than letters, digits, ".", "_" and "-".
 
     Example:
         with JournalReader("journal", "warehouse") as reader:
@@ -108,17 +111,13 @@ class JournalReader:
         self._lock = -1
         if not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
-        cursor = None
         if name is not None:
             self._lock = self._claim(cursor_file.check_name(name))
-            cursor = cursor_file.load(self.path, name)
-        if cursor is None:
-            # Where it begins is part of its position: what is deleted from now on, it has missed.
-            cursor = CursorFile(
-                {writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()}
-            )
-            if name is not None:
-                cursor_file.store(self.path, name, cursor)
+        try:
+            cursor = self._load(at_end)
+        except BaseException:
+            self.close()  # the traceback keeps this reader alive, and the name must be free all the same
+            raise
         self.events = cursor.events
         self.broken = cursor.broken
         self.torn = cursor.torn
@@ -126,24 +125,36 @@ class JournalReader:
         self._positions: dict[str, Position] = dict(cursor.positions)
         self._closed: set[str] = set()
         self._reduced: set[str] = set()
+        self._resumed: set[str] = set()
         self._looked = -_LOOK_EVERY_SECONDS
         self._ahead: Iterator[_Step] | None = None
         _readers.add(self)
 
     def _claim(self, name: str) -> int:
-        make_private(os.path.join(self.path, CURSORS))
+        make_private_below(os.path.join(self.path, CURSORS))
         path = os.path.join(self.path, CURSORS, f"{name}.lock")
         fd = open_for_lock(path, os.O_RDWR | os.O_CREAT)
         if lock_file(fd):
             os.truncate(fd, 0)
             os.write(fd, b"%d" % os.getpid())
             return fd
-        pid = os.read(fd, 20).decode() or "?"
+        pid = os.read(fd, 20).decode("ascii", "replace") or "?"
         release(fd)
         raise CursorInUseError(
             f"reader {name!r} of journal {self.path!r} is at work in process {pid}",
             hint="a name serves one reader at a time; give this one another name",
         )
+
+    def _load(self, at_end: bool) -> CursorFile:
+        cursor = cursor_file.load(self.path, self.name) if self.name is not None else None
+        if cursor is None:
+            # Where it begins is part of its position: what is deleted from now on, it has missed.
+            cursor = CursorFile(
+                {writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()}
+            )
+            if self.name is not None:
+                cursor_file.store(self.path, self.name, cursor)
+        return cursor
 
     # ------------------------------------------------------------ reading
 
@@ -174,9 +185,10 @@ class JournalReader:
                 self._go(step)
             found = [step.entry for step in steps if step.entry is not None]
             left = deadline - time.monotonic()
-            if found or left <= 0:
+            if found or (left <= 0 and not steps):
                 return found
-            time.sleep(min(_POLL_SECONDS, left))
+            if not steps:
+                time.sleep(min(_POLL_SECONDS, left))
 
     def __iter__(self) -> Iterator[Entry]:
         """Return every event that there is now; `commit()` in between stores what was handed out."""
@@ -216,6 +228,9 @@ class JournalReader:
             except FileNotFoundError:
                 if not found:
                     continue  # a file was deleted under way: look again what there is
+            except OSError:
+                if not found:
+                    raise  # else what was found is handed out first, and the next look raises
             return found
         return []
 
@@ -232,19 +247,34 @@ class JournalReader:
         writers = list_writers(self.path)
         for gone in self._positions.keys() - writers.keys():
             del self._positions[gone]
+        errors: list[OSError] = []
         for writer, segments in writers.items():
-            at, offset = self._positions.get(writer, (1, 0))
-            for segment in segments:
-                if segment.sequence < at:
-                    continue
-                if segment.sequence > at:
-                    yield _Step(writer, (segment.sequence, 0), missed=segment.sequence - at)
-                    offset = 0
-                complete = segment is not segments[-1]
-                yield from self._steps_in(segment, offset, complete)
-                at, offset = segment.sequence + complete, 0
-                if complete:
-                    yield _Step(writer, (at, 0))
+            try:
+                yield from self._steps_of(writer, segments)
+            except FileNotFoundError:
+                raise
+            except OSError as error:  # of this writer: those of others are read all the same
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _steps_of(self, writer: str, segments: list[Segment]) -> Iterator[_Step]:
+        at, offset = self._positions.get(writer, (1, 0))
+        for segment in segments:
+            if segment.sequence < at:
+                continue
+            if segment.sequence > at:
+                yield _Step(writer, (segment.sequence, 0), missed=segment.sequence - at)
+                offset = 0
+            elif writer not in self._resumed and not begins_line(segment, offset):
+                # The file is not the one that was read: from a backup, or written by somebody else.
+                offset = 0
+            self._resumed.add(writer)
+            complete = segment is not segments[-1]
+            yield from self._steps_in(segment, offset, complete)
+            at, offset = segment.sequence + complete, 0
+            if complete:
+                yield _Step(writer, (at, 0))
 
     def _steps_in(self, segment: Segment, offset: int, complete: bool) -> Iterator[_Step]:
         writer, sequence = segment.writer, segment.sequence
@@ -270,12 +300,8 @@ class JournalReader:
             yield _Step(writer, (sequence, offset))
 
     def _keep_aside(self, segment: Segment, line: LineAt) -> None:
-        with contextlib.suppress(OSError):  # another reader has done it, or nothing can be written here
-            make_private(os.path.join(self.path, BROKEN))
-            path = os.path.join(self.path, BROKEN, f"{segment.name}-{line.offset}")
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(line.text + b"\n")
+        with contextlib.suppress(OSError):  # whoever may only read keeps nothing aside
+            quarantine_line(self.path, segment.name, line.offset, line.text)
 
     # ------------------------------------------------------------ the position
 

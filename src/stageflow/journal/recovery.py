@@ -10,8 +10,8 @@ import msgspec
 from ..events import Event
 from ..schema import RunOpen
 from ..timestamps import rfc3339
-from .disk import is_locked, only_one, replace_file
-from .layout import LOCK, Segment, list_writers, segment_name
+from .disk import is_locked, is_regular, only_one, replace_file
+from .layout import LOCK, Segment, free_sequence, list_writers, segment_name
 from .line import (
     PIPELINE_WIDE,
     RUN_CLOSED,
@@ -19,10 +19,12 @@ from .line import (
     STAGE_WIDE,
     WRITER_CLOSED,
     WriterClosed,
+    decode,
+    decode_run_open,
     encode_mark,
     run_of,
 )
-from .segment import decode, ends_with, find_lines
+from .segment import ends_with, find_lines
 from .unfinished import UnfinishedRun
 
 __all__ = ["crashed_runs", "open_runs", "recover", "writer_is_closed", "writer_lives"]
@@ -91,8 +93,9 @@ def _died(segments: list[Segment], closed: set[str]) -> bool:
     # It may have gone on in another segment since the directory was listed.
     last = segments[-1]
     directory = os.path.dirname(last.path)
-    following = segment_name(last.writer, last.sequence + 1)
-    return not os.path.exists(os.path.join(directory, following))
+    free = free_sequence(directory, writer, last.sequence + 1)
+    later = (segment_name(writer, sequence) for sequence in range(last.sequence + 1, free))
+    return not any(is_regular(os.path.join(directory, name)) for name in later)
 
 
 def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
@@ -108,7 +111,7 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
         for text in find_lines(segment, RUN_OPEN, RUN_CLOSED, PIPELINE_WIDE):
             if not text.startswith(RUN_OPEN):
                 found.pop(run_of(text), None)
-            elif (opened := _opened(text)) is not None:
+            elif (opened := decode_run_open(text)) is not None:
                 found[opened.event_id] = opened
                 first[opened.event_id] = number
     if not found:
@@ -150,16 +153,6 @@ def _adopt(directory: str, segments: list[Segment]) -> list[str]:
     crashed = crashed_runs(segments)
     lines = [Event(type, body).line() for events in crashed.values() for type, body in events]
     lines.append(encode_mark(WriterClosed(adopted_by=os.getpid(), crashed=len(crashed))))
-    name = segment_name(last.writer, last.sequence + 1)
+    name = segment_name(last.writer, free_sequence(directory, last.writer, last.sequence + 1))
     replace_file(os.path.join(directory, name), b"".join(lines))
     return list(crashed)
-
-
-def _opened(text: bytes) -> RunOpen | None:
-    line = decode(text)
-    if line is None or not isinstance(line.journal, msgspec.Raw):
-        return None
-    try:
-        return msgspec.json.decode(line.journal, type=RunOpen)
-    except msgspec.DecodeError:
-        return None

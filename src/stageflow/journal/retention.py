@@ -7,18 +7,20 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-import msgspec
 from msgspec import Struct
 
+from ..errors import DamagedFileError
 from ..schema import RunClosed
-from .cursor_file import positions_of_all
-from .disk import NO_ROOM, is_locked, only_one, replace_file
+from .cursor_file import Count, positions_of_all
+from .disk import NO_ROOM, is_locked, is_regular, only_one, replace_file
 from .layout import DELETED, LOCK, Segment, list_writers, segment_name
 from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark, run_of
+from .quarantine import quarantine_file
 from .recovery import recover
-from .segment import LineAt, ends_with, find_lines, read_lines, size_when_whole
+from .segment import LineAt, ends_with, find_lines, has_header, read_lines, size_when_whole
+from .stored import StateFile, encode_state, read_state
 
-__all__ = ["Deleted", "Room", "deleted_so_far"]
+__all__ = ["DELETED_FILE", "Deleted", "Room", "deleted_so_far"]
 
 _FAILED = b'{"type":"pipeline.wide","data":{"status":"FAIL"'
 
@@ -32,9 +34,9 @@ class Deleted(Struct, frozen=True):
         unread: How many segments were deleted before every cursor had read them.
     """
 
-    lines: int = 0
-    bytes: int = 0
-    unread: int = 0
+    lines: Count = 0
+    bytes: Count = 0
+    unread: Count = 0
 
     def __add__(self, other: Deleted) -> Deleted:
         return Deleted(self.lines + other.lines, self.bytes + other.bytes, self.unread + other.unread)
@@ -76,16 +78,15 @@ class Room(Struct, frozen=True):
             cleaning.remove_superseded()
             deleted = cleaning.clean(self)
             if deleted != Deleted():
-                total = deleted_so_far(directory) + deleted
-                replace_file(os.path.join(directory, DELETED), msgspec.json.encode(total))
+                _count_deleted(directory, deleted)
+            if cleaning.errors and deleted == Deleted():
+                raise cleaning.errors[0]
             return deleted
 
     def _is_due(self, directory: str) -> bool:
         """Tell whether anything is too old or too much, without a look into any file."""
         segments = [segment for segments in list_writers(directory).values() for segment in segments]
-        if any(
-            segment.kept and os.path.exists(os.path.join(directory, segment.name)) for segment in segments
-        ):
+        if any(segment.kept and is_regular(os.path.join(directory, segment.name)) for segment in segments):
             return True
         if self.max_bytes is not None and sum(map(_size, segments)) > self.max_bytes:
             return True
@@ -94,13 +95,31 @@ class Room(Struct, frozen=True):
         )
 
 
+DELETED_FILE = StateFile(
+    DELETED,
+    Deleted,
+    "`stageflow doctor --repair` moves it to broken/, and what is deleted is counted from zero again",
+)
+
+
 def deleted_so_far(directory: str) -> Deleted:
-    """Return the counts that a journal keeps of what was deleted."""
+    """Return the counts that a journal keeps of what was deleted.
+
+    Raises:
+        DamagedFileError: They cannot be read.
+    """
+    path = os.path.join(directory, DELETED)
+    return read_state(path, Deleted, DELETED_FILE.remedy) or Deleted()
+
+
+def _count_deleted(directory: str, deleted: Deleted) -> None:
+    path = os.path.join(directory, DELETED)
     try:
-        with open(os.path.join(directory, DELETED), "rb") as file:
-            return msgspec.json.decode(file.read(), type=Deleted)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return Deleted()
+        before = deleted_so_far(directory)
+    except DamagedFileError:  # these counts are lost; those from now on are not
+        quarantine_file(directory, path)
+        before = Deleted()
+    replace_file(path, encode_state(before + deleted))
 
 
 class _Cleaning:
@@ -111,10 +130,9 @@ class _Cleaning:
         self.directory = directory
         self.writers = list_writers(directory)
         self.read = positions_of_all(directory)
+        self.errors: list[OSError] = []
         # What has no end in one of these may be open still, or is yet to be told as crashed.
-        self.unfinished = {
-            writer for writer, segments in self.writers.items() if not ends_with(segments[-1], WRITER_CLOSED)
-        }
+        self.unfinished = {writer for writer, segments in self.writers.items() if not self._ended(segments)}
         self.live: set[str] = set()
         self._ends_in: dict[str, dict[str, bool]] = {}
         self.deleted = Deleted()
@@ -125,7 +143,7 @@ class _Cleaning:
         closed = sorted(self._closed(), key=_age)
         if room.max_age is not None:
             oldest = time.time() - room.max_age
-            old = [segment for segment in closed if _age(segment)[0] < oldest and self._was_read(segment)]
+            old = [segment for segment in closed if _age(segment)[0] < oldest and self._may_go(segment)]
             for segment in old:
                 if self.stopped():
                     return self.deleted
@@ -142,30 +160,54 @@ class _Cleaning:
                 if segment.writer in yet_to_be_told:
                     continue
                 if self.size > room.max_bytes and not self.stopped():
-                    self._delete(segment, _count(segment))
+                    try:
+                        self._delete(segment, _count(segment))
+                    except OSError as error:
+                        self.errors.append(error)
         return self.deleted
+
+    def _ended(self, segments: list[Segment]) -> bool:
+        try:
+            return ends_with(segments[-1], WRITER_CLOSED)
+        except OSError:
+            return False
 
     def _closed(self) -> Iterator[Segment]:
         """Return the segments that nobody writes to."""
         for segments in self.writers.values():
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if is_locked(segments[-1].path):
                     self.live.add(segments[-1].writer)
                     yield from segments[:-1]
                 else:
                     yield from segments
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # of this writer: room is made of those of others
+                self.live.add(segments[-1].writer)
+                self.errors.append(error)
 
     def _was_read(self, segment: Segment) -> bool:
-        return all(
-            (segment.sequence, size_when_whole(segment)) <= positions.get(segment.writer, (0, 0))
-            for positions in self.read
-        )
+        if not self.read:
+            return True
+        end = (segment.sequence, size_when_whole(segment))
+        return all(end <= positions.get(segment.writer, (0, 0)) for positions in self.read)
+
+    def _may_go(self, segment: Segment) -> bool:
+        try:
+            return self._was_read(segment)
+        except OSError as error:
+            self.errors.append(error)
+            return False
 
     def _reduce(self, segment: Segment, *, failed: bool = True) -> Segment | None:
         """Leave of a segment only the lines of runs that failed, or are open; or nothing at all."""
         try:
             return self._reduce_readable(segment, failed)
         except PermissionError:  # another user's: not ours to delete
+            return segment
+        except OSError as error:  # it stays; room is made of the others
+            self.errors.append(error)
             return segment
 
     def _reduce_readable(self, segment: Segment, failed: bool) -> Segment | None:
@@ -213,7 +255,8 @@ class _Cleaning:
         if not segment.kept:
             os.unlink(segment.path)
         self.size += _size(reduced) - size
-        self.deleted += Deleted(deleted, size - _size(reduced), int(unread))
+        # What was dropped may be shorter than the header that came in its place.
+        self.deleted += Deleted(deleted, max(size - _size(reduced), 0), int(unread))
         segments = self.writers[segment.writer]
         segments[segments.index(segment)] = reduced
         return reduced
@@ -250,11 +293,15 @@ class _Cleaning:
         for segments in self.writers.values():
             for kept in segments:
                 path = os.path.join(self.directory, kept.name)
-                if kept.kept and os.path.exists(path):
+                if kept.kept and is_regular(path) and has_header(kept):
                     whole = Segment(path, kept.writer, kept.pid, kept.sequence, False)
-                    lines, size = _count(whole) - _count(kept), _size(whole)
-                    os.unlink(path)
-                    self.deleted += Deleted(lines, size - _size(kept), 0)
+                    try:
+                        lines, size = _count(whole) - _count(kept), _size(whole)
+                        os.unlink(path)
+                    except OSError as error:
+                        self.errors.append(error)
+                        continue
+                    self.deleted += Deleted(max(lines, 0), max(size - _size(kept), 0), 0)
 
 
 def _count(segment: Segment) -> int:

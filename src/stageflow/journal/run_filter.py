@@ -8,7 +8,8 @@ from msgspec.structs import force_setattr
 
 from ..schema import CorrelationIds
 from ..timestamps import epoch_us, rfc3339
-from .segment import decode
+from .line import decode
+from .stored import decoder
 
 __all__ = ["Headline", "RunFilter", "as_json", "headline"]
 
@@ -108,6 +109,9 @@ class Headline(Struct, frozen=True):
         )
 
 
+_decode_headline = decoder(Headline)
+
+
 def headline(text: bytes, floor: str) -> Headline | None:
     """Return the headline of a run; None for one that began before `floor`, and for a broken line."""
     if floor:
@@ -116,11 +120,8 @@ def headline(text: bytes, floor: str) -> Headline | None:
         if len(_STARTED_AT) <= at and text[at : at + len(floor)] < floor.encode():
             return None
     line = decode(text)
-    try:
-        head = msgspec.json.decode(line.data, type=Headline) if line and isinstance(line.data, Raw) else None
-    except msgspec.DecodeError:
-        return None
-    # An event of somebody else's that has our name and not our fields is no run.
+    head = _decode_headline(line.data) if line is not None and isinstance(line.data, Raw) else None
+    # An event of an application that has our name and not our fields is not a run.
     return head if head and head.event_id and head.started_at and head.status else None
 
 

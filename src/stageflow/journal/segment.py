@@ -6,21 +6,22 @@ import io
 import os
 from collections.abc import Iterator
 
-import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
+from .disk import open_regular
 from .layout import Segment
-from .line import Kept, Line, decode_line
+from .line import Kept, decode_kept
 
 __all__ = [
     "LineAt",
     "Piece",
-    "decode",
+    "begins_line",
     "ends_with",
     "find_lines",
+    "has_header",
+    "kept_header",
     "lines_with",
     "open_segment",
-    "read_kept",
     "read_lines",
     "read_piece",
     "size_when_whole",
@@ -28,6 +29,9 @@ __all__ = [
 
 _CHUNK = 4 << 20
 _TAIL = 4096
+
+_UNKNOWN = 1 << 40
+"""Where the lines of a kept segment begin whose header is damaged: behind the end of any segment."""
 
 
 class LineAt(Struct, frozen=True, gc=False):
@@ -61,7 +65,7 @@ def read_piece(segment: Segment, offset: int) -> Piece:
         FileNotFoundError: The segment was deleted.
         OSError: It cannot be read.
     """
-    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_regular(segment.path)
     try:
         if segment.kept:
             return _read_kept_piece(fd, offset)
@@ -89,26 +93,60 @@ def _split(data: bytes, offset: int) -> list[LineAt]:
 
 def _read_kept_piece(fd: int, offset: int) -> Piece:
     with open(fd, "rb", closefd=False) as file:
-        kept, texts = _kept(file.readline()), file.read().split(b"\n")
-    lines = [LineAt(at, text) for at, text in zip(kept.offsets, texts, strict=False) if at >= offset]
-    return Piece(lines, kept.size, 0)
+        content = file.read()
+    kept = kept_header(content)
+    texts = content.split(b"\n")[1:]
+    torn = len(texts.pop()) if texts else 0
+    places = zip(kept.offsets, texts, strict=True)
+    return Piece([LineAt(at, text) for at, text in places if at >= offset and text], kept.size, torn)
 
 
-def read_kept(segment: Segment) -> Kept:
-    """Return the first line of a segment of which only a part was kept."""
-    with open(segment.path, "rb") as file:
-        return _kept(file.readline())
+def kept_header(content: bytes) -> Kept:
+    """Return the header of a kept segment: the one that it has, or one in place of a damaged one.
+
+    Where its lines began is then unknown. They are taken to begin behind every position that a reader may
+    have stored, so that a reader that was in the middle of them reads some twice and misses none.
+    """
+    first, *texts = content.split(b"\n")
+    texts = texts[:-1]
+    kept = decode_kept(first)
+    if kept is not None and len(kept.offsets) == len(texts):
+        return kept
+    offsets, at = [], _UNKNOWN
+    for text in texts:
+        offsets.append(at)
+        at += len(text) + 1
+    return Kept(at, offsets)
+
+
+def has_header(segment: Segment) -> bool:
+    """Return whether the header of a kept segment is intact: only then may the whole one be removed."""
+    with open_segment(segment) as file:
+        content = file.readall()
+    kept = decode_kept(content.partition(b"\n")[0])
+    return kept is not None and kept == kept_header(content)
 
 
 def size_when_whole(segment: Segment) -> int:
-    """Return the size of a segment as it was written: also of one of which only a part was kept."""
-    return read_kept(segment).size if segment.kept else os.path.getsize(segment.path)
+    """Return the size of a segment as it was written: also of one of which only a part was kept.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    fd = open_regular(segment.path)
+    with open(fd, "rb") as file:
+        return kept_header(file.read()).size if segment.kept else os.fstat(fd).st_size
 
 
-def _kept(text: bytes) -> Kept:
-    line = decode_line(text)
-    assert isinstance(line.journal, msgspec.Raw)
-    return msgspec.json.decode(line.journal, type=Kept)
+def begins_line(segment: Segment, offset: int) -> bool:
+    """Return whether a line begins at an offset, or the segment ends there."""
+    if segment.kept or not offset:
+        return True
+    fd = open_regular(segment.path)
+    try:
+        return os.pread(fd, 1, offset - 1) == b"\n"
+    finally:
+        os.close(fd)
 
 
 def read_lines(segment: Segment) -> Iterator[LineAt]:
@@ -179,11 +217,11 @@ def open_segment(segment: Segment) -> io.FileIO:
         FileNotFoundError: It was deleted.
     """
     try:
-        return io.FileIO(segment.path)
+        return io.FileIO(open_regular(segment.path))
     except FileNotFoundError:
         if segment.kept:
             raise
-        return io.FileIO(segment.path.removesuffix(".ndjson") + ".kept.ndjson")
+        return io.FileIO(open_regular(segment.path.removesuffix(".ndjson") + ".kept.ndjson"))
 
 
 def _places(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
@@ -202,14 +240,3 @@ def ends_with(segment: Segment, beginning: bytes) -> bool:
     if not tail.endswith(b"\n"):
         return False
     return tail[tail.rfind(b"\n", 0, -1) + 1 :].startswith(beginning)
-
-
-def decode(text: bytes) -> Line | None:
-    """Return a line, or None for one that is broken or none of ours."""
-    try:
-        if not text.isascii():
-            text.decode()
-        line = decode_line(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return None if line.data is UNSET and line.journal is UNSET else line

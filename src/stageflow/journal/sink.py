@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from typing import Any, Literal
 
@@ -15,13 +16,15 @@ from msgspec.structs import replace
 
 from ..errors import describe
 from ..events import DirectSink, Event
+from ..events._delivery import DELIVERY
 from ..events.sink import EventLost
 from ..schema import PipelineWide, RunClosed, RunOpen
 from ..telling import tell
-from .disk import NO_ROOM, make_private, network_file_system, release, sync, sync_directory
+from .disk import NO_ROOM, make_private, network_file_system, sync
 from .keeper import Keeper
 from .line import WriterClosed, encode_mark
 from .retention import Room
+from .syncing import Syncing
 from .writer import SegmentWriter
 
 __all__ = ["JournalSink"]
@@ -130,7 +133,8 @@ class JournalSink(DirectSink):
     def _begin(self) -> None:
         # Reentrant: a signal handler may emit while its thread is writing.
         self._lock = threading.RLock()
-        self._syncing = threading.RLock()
+        self._making_room = threading.RLock()
+        self._closing = threading.Event()
         self._told: set[str] = set()
         self._begin_writer()
 
@@ -141,10 +145,12 @@ class JournalSink(DirectSink):
             segment_seconds=self._segment_seconds,
             sync_each=self._fsync == "always",
         )
+        self._syncing = Syncing(self._writer, self._lock, None if self._fsync == "never" else _sync)
         self._keeper: Keeper | None = None
+        self._sync_inline_at = 0.0
         self._open_runs: set[str] = set()
         self._lost: dict[str, str] = {}
-        self._since_room = 0.0
+        self._room_at = 0.0
 
     # ------------------------------------------------------------ what the library calls
 
@@ -195,10 +201,12 @@ class JournalSink(DirectSink):
         try:
             with self._lock:
                 self._writer.append(line)
-                if self._keeper is None and not sys.is_finalizing():
+                if self._keeper is None:
                     self._start_keeper()
                 if self._lost:
                     self._write_lost_ends()
+            if self._keeper is None:
+                self._sync_inline()
         except OSError as error:
             full = error.errno in NO_ROOM
             raise EventLost(
@@ -207,8 +215,25 @@ class JournalSink(DirectSink):
             ) from error
 
     def _start_keeper(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the process is ending: nothing needs to be kept up
+        if sys.is_finalizing() or time.monotonic() < self._sync_inline_at:
+            return  # the process is ending and will sync once more, or it was tried just now
+        try:
             self._keeper = Keeper(self, self._interval)
+        except RuntimeError as error:
+            self._tell_once(
+                "thread",
+                f"no thread can be started ({error}): each {self._interval} s one caller waits for the disk,"
+                " no room is made, and what was emitted before a pause is synced after it",
+            )
+
+    def _sync_inline(self) -> None:
+        # Without waiting for another thread that does it: a signal handler may have come in between.
+        if time.monotonic() >= self._sync_inline_at and self._syncing.lock.acquire(blocking=False):
+            try:
+                self._sync_inline_at = time.monotonic() + self._interval
+                self._try_to_sync()
+            finally:
+                self._syncing.lock.release()
 
     def _write_lost_ends(self) -> None:
         """Write down the ends of runs that could not be written before."""
@@ -227,47 +252,64 @@ class JournalSink(DirectSink):
 
     # ------------------------------------------------------------ what is due now and then
 
-    def tend(self) -> None:
-        """Sync, close what is full, make room; called by the keeper's thread."""
+    def keep_synced(self) -> None:
+        """Sync what is due, and have another thread make room; called by the keeper's thread."""
         try:
             with self._lock:
                 if self._lost:
                     self._write_lost_ends()
-            with self._syncing:
-                self._sync()
-                self._make_room()
+            self._try_to_sync()
+            self._start_making_room()
         except Exception as error:
             self._tell_once(type(error).__name__, f"its upkeep failed: {describe(error)}")
 
-    def _sync(self) -> None:
+    def tend(self) -> None:
+        """Do at once and in this thread what the threads of the journal do now and then."""
         with self._lock:
-            writer = self._writer
-            # One that has no successor stays open: its lock says that this writer lives.
-            full, writer.retired = (writer.retired, []) if writer.fd >= 0 else ([], writer.retired)
-            # Only who has `_syncing` closes a segment, so that it stays open while it is synced.
-            current = writer.fd if writer.unsynced else -1
-            writer.unsynced = False
+            if self._lost:
+                self._write_lost_ends()
+        self._try_to_sync()
+        self._room_is_due()
+        self._make_room()
+
+    def _try_to_sync(self) -> None:
         try:
-            if self._fsync != "never":
-                for fd in (*full, current):
-                    if fd >= 0:
-                        sync(fd)
-        finally:
-            for fd in full:
-                release(fd)
+            self._syncing.sync()
+        except OSError as error:
+            DELIVERY.channel_of(self).count_sync_failure()
+            self._tell_once(
+                "sync", f"what was written could not be synced, and is tried again: {error.strerror or error}"
+            )
+
+    # ------------------------------------------------------------ making room
+
+    def _room_is_due(self) -> bool:
+        with self._lock:
+            if self._room == Room() or not (self._writer.began_segment or time.monotonic() >= self._room_at):
+                return False
+            self._writer.began_segment = False
+            self._room_at = time.monotonic() + _MAKE_ROOM_EVERY
+            return True
+
+    def _start_making_room(self) -> None:
+        # A thread for each time: to read many segments takes long, and syncing must not wait for it.
+        if not self._making_room.acquire(blocking=False):
+            return  # it is being made
+        self._making_room.release()
+        if not self._room_is_due():
+            return
+        try:
+            threading.Thread(target=self._make_room, name="stageflow-journal-room", daemon=True).start()
+        except RuntimeError as error:
+            self._room_at = 0.0  # in the next interval
+            self._tell_once("room", f"no thread can be started to make room: {error}")
 
     def _make_room(self) -> None:
-        writer = self._writer
-        began = writer.began_segment
-        self._since_room += self._interval
-        if not began and self._since_room < _MAKE_ROOM_EVERY:
-            return
-        writer.began_segment = False
-        self._since_room = 0.0
-        if began and self._fsync != "never":
-            sync_directory(self.path)
-        keeper = self._keeper
-        self._room.make(self.path, stopped=lambda: keeper is not None and keeper.stopped)
+        with self._making_room:
+            try:
+                self._room.make(self.path, stopped=self._closing.is_set)
+            except Exception as error:
+                self._tell_once(type(error).__name__, f"no room could be made: {describe(error)}")
 
     def _tell_once(self, what: str, text: str) -> None:
         if what not in self._told:
@@ -283,18 +325,21 @@ class JournalSink(DirectSink):
         would take it for crashed.
         """
         if (keeper := self._keeper) is not None:
-            keeper.stop()  # at once: it may be making room, for long
-        with self._syncing, self._lock:
+            keeper.stop()
+        self._closing.set()  # room may be being made, for long
+        with self._making_room, self._syncing.lock, self._lock:
+            self._closing.clear()
             self._keeper = None  # the next event starts another
             with contextlib.suppress(OSError):
                 if self._lost:
                     self._write_lost_ends()
                 if self._writer.fd >= 0 and not self._open_runs:
                     self._writer.append(encode_mark(WriterClosed()))
-                self._sync()
+            self._try_to_sync()
             if self._open_runs:
                 return
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._syncing.close()
             # The locks stay: others may be waiting for them.
             self._begin_writer()
 
@@ -313,6 +358,10 @@ class JournalSink(DirectSink):
 
     def __repr__(self) -> str:
         return f"<JournalSink {self.path!r}>"
+
+
+def _sync(fd: int) -> None:
+    sync(fd)
 
 
 def _again(path: str, options: dict[str, Any]) -> JournalSink:

@@ -10,9 +10,10 @@ from msgspec import UNSET, Raw, Struct
 
 from ..clock import get_clock
 from ..schema import RunOpen
-from .line import RUN_CLOSED, RUN_OPEN, run_of
-from .segment import decode
+from .line import RUN_CLOSED, RUN_OPEN, decode, decode_run_open, run_of
+from .stored import decode_stored
 from .unfinished import UnfinishedRun
+from .wide import is_well_formed
 
 __all__ = ["Gathered", "RunStory", "amend", "gather"]
 
@@ -89,8 +90,8 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     if line is None:
         return
     body = line.data if isinstance(line.data, Raw) else line.journal
-    data = msgspec.json.decode(body) if isinstance(body, Raw) else None
-    if not isinstance(data, dict):
+    data = decode_stored(body, Any) if isinstance(body, Raw) else None
+    if not isinstance(data, dict) or not is_well_formed(line.type, body):
         return
     run_id = run_of(text)
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
@@ -99,12 +100,13 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
         return
     run = gathered.setdefault(run_id, Gathered())
     if text.startswith(RUN_OPEN):
-        # What came before was an earlier run of the same id.
-        gathered[run_id] = run = Gathered()
-        run.is_run = True
-        run.opened = msgspec.convert(data, RunOpen)
+        if (opened := decode_run_open(text)) is not None:
+            # What came before was an earlier run of the same id.
+            gathered[run_id] = run = Gathered()
+            run.is_run = True
+            run.opened = opened
     elif text.startswith(RUN_CLOSED):
-        run.closed = data.get("reason")
+        run.closed = str(data.get("reason"))
     elif line.journal is not UNSET:
         pass
     elif line.type == "pipeline.wide":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -10,8 +9,20 @@ import msgspec
 from msgspec import Struct
 
 from .._wide import build_pipeline_wide, build_stage_wide
-from ..schema import PipelineWide, RunOpen, StageOutline, StageSummary, StageWide, Terminal
+from ..schema import (
+    Milliseconds,
+    PipelineWide,
+    RunOpen,
+    StageOutline,
+    StageSummary,
+    StageWide,
+    Terminal,
+    TerminalOrRetry,
+    Timestamp,
+)
 from ..timestamps import epoch_us
+from .line import is_timestamp
+from .stored import decoder
 
 __all__ = ["KnownStage", "UnfinishedRun"]
 
@@ -36,10 +47,13 @@ class _Ended(Struct):
     """As much of a `stage.wide` as the rest of the record depends on."""
 
     stage_name: str
-    status: str
-    duration_ms: float
-    ended_at: str
+    status: TerminalOrRetry
+    duration_ms: Milliseconds
+    ended_at: Timestamp
     error: str | None
+
+
+_decode_end = decoder(_Ended)
 
 
 class UnfinishedRun:
@@ -55,9 +69,10 @@ class UnfinishedRun:
         outlines = cast("list[StageOutline]", opened.stages)
         self.stages = {outline.name: KnownStage(outline) for outline in outlines}
         for event in stage_events:
-            # One that has the name of ours and not its fields is somebody else's.
-            with contextlib.suppress(msgspec.DecodeError, ValueError):
-                self._take(msgspec.json.decode(event, type=_Ended))
+            # One that has our name and not our fields is an application's own, or is damaged.
+            end = _decode_end(event)
+            if end is not None and is_timestamp(end.ended_at):
+                self._take(end)
 
     def _take(self, event: _Ended) -> None:
         stage = self.stages.get(event.stage_name)

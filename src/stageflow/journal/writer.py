@@ -8,7 +8,7 @@ import os
 import time
 
 from .disk import NO_ROOM, lock_file, make_private, open_for_lock, release, sync, sync_directory
-from .layout import new_writer, segment_name
+from .layout import free_sequence, new_writer, segment_name
 
 __all__ = ["SegmentWriter"]
 
@@ -25,6 +25,7 @@ class SegmentWriter:
         fd: The segment that is written to, or -1.
         unsynced: True when something was written since it was last synced.
         retired: Segments that are full, for somebody to sync and close.
+        unsynced_names: True when a segment was created since the directory was last synced.
         began_segment: True when a segment was made since this was last set to False.
     """
 
@@ -35,6 +36,7 @@ class SegmentWriter:
         self.name = new_writer()
         self.fd = -1
         self.unsynced = False
+        self.unsynced_names = False
         self.began_segment = False
         self.retired: list[int] = []
         self._segment_bytes = segment_bytes
@@ -44,6 +46,7 @@ class SegmentWriter:
         self._end = 0
         self._began = 0.0
         self._look_at = 0.0
+        self._blank = False  # whether the segment that was retired last never took a line
         self._busy = False
         self._switching = False
         self._late: list[bytes] = []
@@ -128,13 +131,10 @@ class SegmentWriter:
 
     def _switch_to_new(self, now: float) -> None:
         make_private(self.directory)
-        sequence = self._sequence + 1
-        # One that completed our record in our absence (our file was removed) may have taken the name.
-        while os.path.exists(os.path.join(self.directory, segment_name(self.name, sequence))):
-            sequence += 1
+        sequence = free_sequence(self.directory, self.name, self._sequence + 1)
         name = segment_name(self.name, sequence)
         hidden = os.path.join(self.directory, f".{name}")
-        fd = open_for_lock(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        fd = open_for_lock(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         try:
             # Locked before anybody can see it: one that is seen unlocked has lost its writer.
             if not lock_file(fd):
@@ -161,15 +161,17 @@ class SegmentWriter:
         self._sequence = sequence
         self._end = 0
         self._began = now
-        self.began_segment = True
+        self.began_segment = self.unsynced_names = True
 
     def retire(self) -> None:
         """Write to this segment no more. It stays locked until there is another: its writer lives."""
         if self.fd >= 0:
-            if not self._end and self.retired:
+            if self._blank and self.retired and not self._end:
                 release(self.retired.pop())  # of those that never took a line, one is enough
+            self._blank = not self._end
             self.retired.append(self.fd)
             self.fd = -1
+            self.unsynced = False  # whatever is retired will be synced
 
     def close(self) -> None:
         """Close every segment. The writer is dead then, for all who look."""

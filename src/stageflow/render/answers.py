@@ -94,7 +94,8 @@ def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableTyp
         "kind": Column("kind", [Text(on_one_line(row["kind"]), style=BAD) for row in errors]),
         "last": Column("last", [Text(_moment(row["last"])) for row in errors]),
         "example": Column(
-            "example", [Text(each) for each in short_ids([(row["examples"] or [""])[0] for row in errors])]
+            "example",
+            [Text(each) for each in short_ids([(row["examples"] or [""])[0] or "" for row in errors])],
         ),
     }
     messages = [Text(on_one_line(row["message"]), style=QUIET) for row in errors]
@@ -126,7 +127,7 @@ def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType
         "queue": _numbers("queue ms", slow, "queue_ms", milliseconds),
         "tries": _numbers("tries", slow, "attempts", count),
         "began": Column("began", [Text(_moment(row["started_at"])) for row in slow]),
-        "run": Column("run", [Text(each) for each in short_ids([row["run_id"] for row in slow])]),
+        "run": Column("run", [Text(each) for each in short_ids([row["run_id"] or "" for row in slow])]),
         "user": Column("user", [Text(on_one_line(row["user_id"] or "")) for row in slow]),
     }
     columns = {name: column for name, column in columns.items() if any(column.cells)}

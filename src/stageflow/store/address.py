@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Annotated
 
-import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from ..errors import SettingsError
+from ..errors import DamagedFileError
 from ..journal.disk import make_private, replace_file
+from ..journal.stored import StateFile, encode_state, read_state
 from .archive import is_remote
 
-__all__ = ["has_archive", "read_address", "remember_address"]
+__all__ = ["ADDRESS_FILE", "has_archive", "read_address", "remember_address"]
 
 BESIDE = "archive"
 """The archive's folder in the directory of its journal, unless another address was given."""
@@ -21,26 +22,29 @@ REMEMBERED = "archive.json"
 
 
 class _Remembered(Struct):
-    address: str
+    address: Annotated[str, Meta(min_length=1)]
+
+
+ADDRESS_FILE = StateFile(
+    REMEMBERED,
+    _Remembered,
+    "give the address of the archive again, with `stageflow compact --archive ADDRESS`,"
+    f" or delete the file if the archive is in `{BESIDE}`, in the directory of the journal",
+    after="give the address of the archive again, with `stageflow compact --archive ADDRESS`,"
+    f" unless it is in `{BESIDE}`, in the directory of the journal",
+)
 
 
 def read_address(journal: str) -> str:
     """Return the address of a journal's archive.
 
     Raises:
-        SettingsError: What was written down cannot be read.
+        DamagedFileError: The file that holds it is damaged.
+        OSError: It cannot be read.
     """
-    try:
-        with open(os.path.join(journal, REMEMBERED), "rb") as file:
-            return msgspec.json.decode(file.read(), type=_Remembered).address
-    except (FileNotFoundError, NotADirectoryError):
-        return os.path.join(journal, BESIDE)
-    except msgspec.DecodeError as error:
-        # Beside the journal there would be another one, without anything.
-        raise SettingsError(
-            f"it does not say where the archive is: {error}; say it anew, `Compactor(journal, archive=...)`",
-            os.path.join(journal, REMEMBERED),
-        ) from error
+    # Where it is damaged, the usual place would be that of another archive, without anything.
+    remembered = read_state(os.path.join(journal, REMEMBERED), _Remembered, ADDRESS_FILE.remedy)
+    return remembered.address if remembered is not None else os.path.join(journal, BESIDE)
 
 
 def remember_address(journal: str, address: str) -> None:
@@ -53,11 +57,11 @@ def remember_address(journal: str, address: str) -> None:
     """
     address = address if is_remote(address) else os.path.abspath(address)
     known = None
-    with contextlib.suppress(SettingsError):
+    with contextlib.suppress(DamagedFileError):
         known = read_address(journal)
     if known is None or (known if is_remote(known) else os.path.abspath(known)) != address:
         make_private(journal)
-        replace_file(os.path.join(journal, REMEMBERED), msgspec.json.encode(_Remembered(address)))
+        replace_file(os.path.join(journal, REMEMBERED), encode_state(_Remembered(address)))
 
 
 def has_archive(journal: str) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..journal.stored import decode_stored
+from ..journal.wide import is_well_formed
 from ..timestamps import rfc3339
 from .columns import ATTRIBUTE, PLACES, TYPED, Field, fields_of
 
@@ -33,11 +35,16 @@ def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]
     names = [name for name, *_ in cursor.description or ()]
     for values in cursor.fetchall():
         row = dict(zip(names, values, strict=True))
-        yield row["type"], _data(row)
+        try:
+            data = _data(row)
+        except ValueError:  # JSON that was damaged before it came into the archive
+            continue
+        if is_well_formed(row["type"], msgspec.json.encode(data)):
+            yield row["type"], data
 
 
 def _data(row: Mapping[str, Any]) -> dict[str, Any]:
-    rest: dict[str, Any] = msgspec.json.decode(row["rest"]) if row["rest"] is not None else {}
+    rest = decode_stored(row["rest"].encode(), dict[str, Any]) if row["rest"] is not None else {}
     fields = _FIELDS.get(row["type"])
     if fields is None or row["schema_version"] is None:
         return rest
@@ -65,7 +72,7 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return rfc3339((value - _EPOCH) // timedelta(microseconds=1))
     if name in _AS_JSON:
-        return msgspec.json.decode(value)
+        return decode_stored(value.encode(), Any)
     return _plain(value)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..journal.layout import Segment
+from ..journal.wide import REQUIRED
 from .attributes import MAP, Attributes, Kinds, attribute_values, choose_columns, count_kinds, rest_of
 from .columns import COLUMNS, PLACES, TYPED, encode_shape, quoted, shape_of, text
 
@@ -18,9 +19,24 @@ __all__ = ["as_pattern", "load_rows"]
 _LONGEST_LINE = 16 << 20
 """Bytes of a line that is found at the first attempt; DuckDB holds twice that in memory for each thread."""
 
-_IS_TYPED = f"""(event.type in ({text(*TYPED)})
-    and event.data.event_id is not null and event.data.schema_version is not null)"""
-"""What says in SQL that an event is one of ours, and not one of somebody else's that has our name."""
+_NEEDED = {
+    type: [f"event.data.{name} is not null" for name in ("event_id", "schema_version", *REQUIRED[type])]
+    for type in TYPED
+}
+_TIMES = {
+    type: [
+        f"try_cast(event.data.{name} as timestamptz) is not null"
+        for name in REQUIRED[type]
+        if name.endswith("_at")
+    ]
+    for type in TYPED
+}
+_IS_TYPED = "({})".format(
+    " or ".join(
+        f"(event.type = {text(type)} and {' and '.join([*_NEEDED[type], *_TIMES[type]])})" for type in TYPED
+    )
+)
+"""What says in SQL that an event is one of ours: no application's own of that name, and not damaged."""
 
 _BESIDE_A_PAYLOAD = (
     "stage_name",
@@ -128,6 +144,10 @@ def _schema_values(names: Sequence[str]) -> list[str]:
         value = "event.data." + ".".join(map(quoted, PLACES[name]))
         if column.type == "TIMESTAMPTZ":
             value = f"try_cast({value} as timestamptz)"
+        elif name == "sample_rate":  # every count and rate is weighted by it
+            value = f"case when {value} >= 1 and isfinite({value}) then {value} else 1 end"
+        elif column.type == "DOUBLE":  # DuckDB reads NaN and 1e999; one such value spoils every sum
+            value = f"case when isfinite({value}) then {value} end"
         elif column.shape == "JSON":
             value = f"nullif({value}::varchar, 'null')"
         values.append(f"{value} as {quoted(name)}")

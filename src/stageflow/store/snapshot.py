@@ -144,7 +144,8 @@ class Snapshot:
         ]
         self._database.execute(
             f"create or replace view {name} as select {', '.join(map(quoted, columns))}"
-            f" from events where type = {text(type)}"
+            # An application's own event of this name has no version.
+            f" from events where type = {text(type)} and schema_version is not null"
         )
 
 

@@ -1,0 +1,123 @@
+"""Repairs a journal: what is damaged is moved to `broken/`, and nothing else moves."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from . import cursor_file
+from .check import UNREADABLE, Damage, Progress, check, left_over
+from .disk import only_one, open_regular, replace_file
+from .layout import CURSORS, LOCK, Segment, list_writers, misplaced
+from .line import encode_mark
+from .quarantine import quarantine_file, quarantine_line
+from .recovery import recover
+from .segment import has_header, kept_header
+from .stored import StateFile
+
+__all__ = ["Moved", "Repaired", "repair"]
+
+
+class Moved(Struct, frozen=True):
+    """A file that could not be used, and was moved away.
+
+    Attributes:
+        path: Where it was.
+        to: Where it is now.
+        remedy: What else is to be done.
+    """
+
+    path: str
+    to: str
+    remedy: str = ""
+
+
+class Repaired(Struct, frozen=True):
+    """What `Journal.repair()` did.
+
+    Attributes:
+        crashed: Ids of the runs whose record it completed.
+        torn: How many torn last lines it cut off, and kept in `broken/`.
+        broken: How many damaged lines it blanked out, and kept in `broken/`.
+        moved: Damaged files that it moved to `broken/`.
+        removed: Left-over files that it removed.
+    """
+
+    crashed: list[str]
+    torn: int
+    broken: int
+    moved: list[Moved]
+    removed: list[str]
+
+
+def repair(
+    directory: str, progress: Progress | None = None, state_files: Iterable[StateFile] = ()
+) -> Repaired:
+    """Repair what can be repaired; see `Journal.repair`."""
+    state_files = list(state_files)
+    # First: the lock itself may be one of them.
+    moved = [Moved(path, quarantine_file(directory, path)) for path in misplaced(directory)]
+    crashed = recover(directory)
+    found = check(directory, progress, state_files)
+    with only_one(os.path.join(directory, LOCK)) as alone:
+        if not alone:
+            raise OSError(errno.EBUSY, "another process is repairing it or making room in it", directory)
+        for damage in (*found.torn, *found.broken):
+            _take_out(directory, damage)
+        damaged = {file.path for file in found.damaged}
+        for segments in list_writers(directory).values():
+            for segment in segments:
+                if segment.kept and (segment.path in damaged or not has_header(segment)):
+                    _write_header(directory, segment)
+        moved += [
+            _move_state(directory, file.path, state_files)
+            for file in found.damaged
+            if file.path.endswith(".json") and file.remedy != UNREADABLE
+        ]
+        removed = left_over(directory)
+        for path in removed:
+            os.unlink(path)
+    # A writer whose last line was damaged counts as dead now.
+    crashed += recover(directory)
+    return Repaired(crashed, len(found.torn), len(found.broken), moved, removed)
+
+
+def _take_out(directory: str, damage: Damage) -> None:
+    """Keep a damaged line in `broken/` and put blanks in its place: all that follows stays where it is."""
+    with open(open_regular(damage.path, os.O_RDWR), "r+b") as file:
+        status = os.fstat(file.fileno())
+        file.seek(damage.offset)
+        text = file.read(damage.bytes)
+        name = os.path.basename(damage.path).replace(".kept.", ".")
+        quarantine_line(directory, name, damage.offset, text)
+        file.seek(damage.offset)
+        if file.read(damage.bytes + 1).endswith(b"\n"):
+            file.seek(damage.offset)
+            file.write(b" " * damage.bytes)
+        else:
+            file.truncate(damage.offset)
+        file.flush()
+        # The age of a file is that of its events.
+        os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _write_header(directory: str, segment: Segment) -> None:
+    """Write the first line of a kept segment anew; see `kept_header`."""
+    with open(open_regular(segment.path), "rb") as file:
+        content, status = file.read(), os.fstat(file.fileno())
+    first, _, rest = content.partition(b"\n")
+    if first.strip():
+        quarantine_line(directory, segment.name, 0, first)
+    replace_file(segment.path, encode_mark(kept_header(content)) + rest)
+    os.utime(segment.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _move_state(directory: str, path: str, state_files: Iterable[StateFile]) -> Moved:
+    remedy = next((file.after for file in state_files if file.name == os.path.relpath(path, directory)), "")
+    moved = Moved(path, quarantine_file(directory, path), remedy)
+    if os.path.dirname(path) == os.path.join(directory, CURSORS):
+        cursor_file.begin_again(directory, os.path.basename(path).removesuffix(".json"))
+    return moved

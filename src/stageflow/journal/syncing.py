@@ -1,0 +1,113 @@
+"""Syncs the segments of one writer, and forgets none whose sync failed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from .disk import release, sync_directory
+from .writer import SegmentWriter
+
+__all__ = ["Syncing"]
+
+_MOST_UNSYNCED = 100
+"""So many full segments are kept open while their syncs fail; each takes a file descriptor of the process."""
+
+
+class Syncing:
+    """What of a writer is not on the disk yet.
+
+    Whoever needs both takes `lock` before the lock of the writer.
+
+    Args:
+        writer: Whose segments are synced.
+        writing: Held by whoever uses the writer.
+        sync: Syncs one file; None to close segments that are full, and to sync nothing.
+
+    Attributes:
+        lock: Held by whoever syncs or closes a segment, so that none is closed while it is synced.
+        given_up: How many segments were closed although their sync had failed.
+    """
+
+    def __init__(
+        self, writer: SegmentWriter, writing: threading.RLock, sync: Callable[[int], None] | None
+    ) -> None:
+        self.lock = threading.RLock()
+        self.given_up = 0
+        self._writer = writer
+        self._writing = writing
+        self._sync = sync
+        self._full: dict[int, bool] = {}  # whether each segment that is full was synced
+
+    def sync(self) -> None:
+        """Sync everything that was written before the call, and close the segments that are full.
+
+        What could not be synced stays open, and is synced by the next call.
+
+        Raises:
+            OSError: Something could not be synced; the rest was.
+        """
+        with self.lock:
+            writer = self._writer
+            with self._writing:
+                self._full |= dict.fromkeys(writer.retired, False)
+                writer.retired = []
+                current = writer.fd if writer.unsynced else -1
+                names, writer.unsynced_names = writer.unsynced_names, False
+                writer.unsynced = False
+            errors: list[OSError] = []
+            for fd, synced in self._full.items():
+                self._full[fd] = synced or self._try_to_sync(fd, errors)
+            failed = current >= 0 and not self._try_to_sync(current, errors)
+            if names and self._sync is not None:
+                try:
+                    sync_directory(writer.directory)
+                    names = False
+                except OSError as error:
+                    errors.append(error)
+            with self._writing:
+                # A segment that was retired meanwhile is synced by the next call, whatever stands here.
+                writer.unsynced |= failed
+                writer.unsynced_names |= names
+                self._close_full()
+            if errors:
+                raise errors[0]
+
+    def _try_to_sync(self, fd: int, errors: list[OSError]) -> bool:
+        try:
+            # One that was deleted to make room needs no sync.
+            if self._sync is not None and os.fstat(fd).st_nlink:
+                self._sync(fd)
+        except OSError as error:
+            errors.append(error)
+            return False
+        return True
+
+    def _close_full(self) -> None:
+        """Close what was synced, but for the newest segment while it has no successor: it holds the lock."""
+        done = [fd for fd, synced in self._full.items() if synced]
+        if self._writer.fd < 0 and not self._writer.retired and done and done[-1] == [*self._full][-1]:
+            done.pop()
+        surplus = len(self._full) - len(done) - _MOST_UNSYNCED
+        if surplus > 0:
+            done += [fd for fd, synced in self._full.items() if not synced][:surplus]
+            self.given_up += surplus
+        for fd in done:
+            release(fd)
+            del self._full[fd]
+
+    def close(self) -> None:
+        """Sync what can be synced, and close every segment.
+
+        Raises:
+            OSError: Something could not be synced.
+        """
+        with self.lock, self._writing:
+            try:
+                self.sync()
+            finally:
+                for fd in self._full:
+                    release(fd)
+                self._full.clear()
+                self._writer.close()

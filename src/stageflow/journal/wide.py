@@ -1,0 +1,116 @@
+"""Tells wide events from what only has their name: an application's own, or one in which a byte changed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ..schema import (
+    CorrelationIds,
+    ExceptionInfo,
+    PipelineMetadata,
+    PipelineWide,
+    StageSummary,
+    StageWide,
+    WideAmend,
+)
+from .line import decode, is_timestamp
+from .stored import decode_stored, decoder
+
+__all__ = ["REQUIRED", "decode_event", "is_well_formed", "is_whole_run"]
+
+REQUIRED = {
+    "stage.wide": ("stage_name", "status", "duration_ms", "started_at", "ended_at", "correlation_ids"),
+    "pipeline.wide": (
+        "status",
+        "duration_ms",
+        "started_at",
+        "ended_at",
+        "stage_summaries",
+        "correlation_ids",
+        "pipeline_metadata",
+        "event_id",
+    ),
+    "stage.wide.amend": ("event_id",),
+    "pipeline.wide.amend": ("event_id",),
+}
+"""The fields that whoever reads such an event relies on. The others may be missing."""
+
+_REQUIRED_INSIDE = {
+    CorrelationIds: ("pipeline_run_id",),
+    PipelineMetadata: ("topology",),
+    StageSummary: ("stage_name", "status", "duration_ms", "error"),
+}
+"""The same for the objects inside them."""
+
+_TIMES = ("started_at", "ended_at")
+
+
+def is_well_formed(type: str, content: Raw | bytes) -> bool:
+    """Return whether an event has the fields of its type, and each has the right JSON type.
+
+    Statuses that this version does not know are accepted: a later version may have written them. So are
+    events of other types, whatever they hold.
+
+    Args:
+        type: Type of the event.
+        content: Its data, as JSON.
+    """
+    if type not in REQUIRED:
+        return True
+    event = _decoder(type)(content)
+    return event is not None and all(
+        is_timestamp(time) for name in _TIMES if isinstance(time := getattr(event, name, None), str)
+    )
+
+
+def decode_event(text: bytes) -> dict[str, Any] | None:
+    """Return the data of a line that holds a wide event; None for a damaged one."""
+    line = decode(text)
+    if line is None or not isinstance(line.data, Raw) or not is_well_formed(line.type, line.data):
+        return None
+    return decode_stored(line.data, dict[str, Any])
+
+
+def is_whole_run(text: bytes) -> bool:
+    """Return whether a line holds the `pipeline.wide` of a run, with all that readers rely on."""
+    line = decode(text)
+    return line is not None and isinstance(line.data, Raw) and is_well_formed(line.type, line.data)
+
+
+@functools.cache
+def _decoder(type: str) -> Callable[[bytes | Raw], Any]:
+    shapes: dict[str, Any] = {"stage.wide": StageWide, "pipeline.wide": PipelineWide}
+    return decoder(_relaxed(shapes.get(type, WideAmend), REQUIRED[type]))
+
+
+def _relaxed(shape: type[Struct], required: tuple[str, ...]) -> type[Struct]:
+    """Return a type like this one, in which any text is accepted where the schema lists some."""
+    fields: list[Any] = []
+    for name, annotation in get_type_hints(shape, include_extras=True).items():
+        relaxed = _without_literals(annotation)
+        # What is missing is null in a row of the archive.
+        fields.append((name, relaxed) if name in required else (name, relaxed | None, None))
+    return msgspec.defstruct(f"Any{shape.__name__}", fields, kw_only=True, gc=False)
+
+
+def _without_literals(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
+        # ExceptionInfo names itself, and nothing depends on its literals.
+        inside = _REQUIRED_INSIDE.get(annotation, ())
+        return annotation if annotation is ExceptionInfo else _relaxed(annotation, inside)
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str | None if None in inner else str
+    if origin is UnionType or str(origin) == "typing.Union":
+        parts = [_without_literals(each) for each in inner if each is not NoneType]
+        united = functools.reduce(lambda a, b: a | b, parts)
+        return united | None if NoneType in inner else united
+    if origin is list:
+        return list[_without_literals(inner[0])]  # type: ignore[misc]
+    return annotation

@@ -1,0 +1,78 @@
+"""Runs a pipeline very often in one process, and shows whether its memory grows.
+
+`python -m tests.soak 1000000` fails where memory at a tenth of the runs and at the end differs by more than
+10 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import tempfile
+import time
+from typing import Any
+
+import stageflow
+from stageflow import Pipeline, PipelineContext
+
+MOST_GROWTH_MB = 10
+WORKERS = 8
+
+
+def resident_mb() -> float:
+    """Return the memory of this process; known on Linux alone."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+
+async def first(ctx: Any) -> dict[str, int]:
+    return {"x": 1}
+
+
+async def second(ctx: Any) -> None: ...
+
+
+async def soak(runs: int) -> float:
+    """Run so often, and return by how many MB memory grew after the first tenth."""
+    graph = (
+        Pipeline("soak")
+        .with_stage("first", first)
+        .with_stage("second", second, dependencies=("first",))
+        .build(emit_stage_wide_events=True, emit_pipeline_wide_event=True)
+    )
+    began, done, at_a_tenth = time.monotonic(), 0, 0.0
+
+    async def work() -> None:
+        nonlocal done, at_a_tenth
+        while done < runs:
+            done += 1
+            number = done
+            assert (await graph.run(PipelineContext(user_id=f"u{number % 50}"))).ok
+            if number % (runs // 10) == 0:
+                gc.collect()
+                resident = resident_mb()
+                at_a_tenth = at_a_tenth or resident
+                print(f"{number:10,} runs {resident:8.1f} MB {time.monotonic() - began:8.0f} s", flush=True)
+
+    await asyncio.gather(*(work() for _ in range(WORKERS)))
+    gc.collect()
+    return resident_mb() - at_a_tenth
+
+
+async def soak_in(folder: str, runs: int) -> float:
+    options = {"max_bytes": 256 << 20}
+    async with stageflow.session(journal=folder, journal_options=options, health_seconds=None):
+        return await soak(runs)
+
+
+def main() -> None:
+    """Soak for as many runs as the command line says."""
+    with tempfile.TemporaryDirectory(prefix="stageflow-soak-") as folder:
+        growth = asyncio.run(soak_in(folder, int(sys.argv[1])))
+    print(f"memory grew by {growth:.1f} MB after a tenth of the runs")
+    sys.exit(growth > MOST_GROWTH_MB)
+
+
+if __name__ == "__main__":
+    main()

@@ -353,6 +353,7 @@ def test_a_torn_last_line_is_left_out_and_counted(program: Start) -> None:
     assert (state.torn, state.kept_aside, state.problems) == ([], 1, [])
 
 
+@pytest.mark.timeout(180)  # on a loaded machine
 def test_a_storm_of_kills(tmp_path: Path) -> None:
     """For a longer one: `python -m tests.journal_storm 60`."""
     found = storm(2, tmp_path)

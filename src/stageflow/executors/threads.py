@@ -26,6 +26,7 @@ _alive = 0
 class _Worker(threading.Thread):
     def __init__(self, job: Job) -> None:
         super().__init__(name="stageflow-stage", daemon=True)
+        self._process = os.getpid()
         self.inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.inbox.put(job)
 
@@ -43,6 +44,8 @@ class _Worker(threading.Thread):
                 continue  # a job was handed over at the last moment
             job()
             del job  # or what it holds would live until the next one
+            if os.getpid() != self._process:
+                return  # the job forked: this is the last thread of the child, and nobody gives it another job
             with _lock:
                 if _backlog:
                     self.inbox.put(_backlog.popleft())

@@ -45,7 +45,7 @@ class _Worker(threading.Thread):
             job()
             del job  # or what it holds would live until the next one
             if os.getpid() != self._process:
-                return  # the job forked: this is the last thread of the child, and nobody gives it another job
+                return  # the job forked: in the child, nobody gives this thread another one
             with _lock:
                 if _backlog:
                     self.inbox.put(_backlog.popleft())

@@ -57,6 +57,8 @@ TESTS_OF = {
         "many_runs",
         "bad_input",
         "errors",
+        "inputs",
+        "composition",
         "law",
     ),
     "render": ("render", "page", "cli", "cli_journal", "demo"),

@@ -8,6 +8,7 @@ endif
 VENV  := .venv
 PINS  := .venv-pins
 PEERS := .venv-peers
+MUTANTS := .venv-mutants
 PIP   := bin/python -m pip --disable-pip-version-check --quiet
 
 # pyright's wrapper asks the network for a newer release of itself, unless told not to.
@@ -20,7 +21,7 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench bench-peers format schemas constraints clean
+.PHONY: help test test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +32,15 @@ test: $(VENV)/.dev ## Check format, lint and types, then run the tests
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright
 	$(VENV)/bin/pytest
+
+test-matrix: $(VENV)/.dev ## Run the tests on every Python that is installed, and print a table
+	$(VENV)/bin/python -m tests.matrix $(ARGS)
+
+test-uvloop: $(VENV)/.dev ## Run the tests with uvloop as the event loop
+	PYTHONPATH=tests/uvloop_site $(VENV)/bin/pytest $(ARGS)
+
+mutants: $(VENV)/.dev $(MUTANTS)/.installed ## Break lines of the code, and list what no test notices
+	$(MUTANTS)/bin/python -m tests.mutants $(ARGS)
 
 demo: $(VENV)/.cli ## Run the demonstration
 	$(VENV)/bin/stageflow demo
@@ -60,8 +70,14 @@ constraints: ## Pin the newest version of every package again
 	rm -rf $(PINS)
 
 clean: ## Remove what was installed, built and cached
-	rm -rf $(VENV) $(PINS) $(PEERS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PINS) $(PEERS) $(MUTANTS) .matrix build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment of its own: its packages are not pinned together with those of the suite.
+$(MUTANTS)/.installed: tests/mutants-requirements.txt
+	$(PYTHON) -m venv $(MUTANTS)
+	$(MUTANTS)/$(PIP) install -r tests/mutants-requirements.txt
+	@touch $@
 
 # What a user has, and on top of it what a contributor needs: `make demo` waits for no type checker.
 # hatchling comes first and builds outside pip's isolation, so that it too is the pinned one; so does

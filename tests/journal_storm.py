@@ -209,7 +209,10 @@ def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
             kills += 1
         while writers.get_map():
             hear(1)
-        for process, role in zip(others, roles, strict=True):
+        # Readers last, and only when nobody is completing a run any more: they end at the first empty read.
+        for process, role in reversed(list(zip(others, roles, strict=True))):
+            if role[0] == "read":
+                wait_until_completed(journal)
             _, errors = process.communicate(timeout=START_SECONDS)  # closes its standard input first
             assert process.returncode == 0, f"{role[0]} ended with {process.returncode}: {errors.decode()}"
         for file in files:
@@ -227,6 +230,14 @@ def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
     problems += [f"run {run!r} was completed {count} times" for run, count in completed.items() if count > 1]
     crashed = sum(outcome == "crashed" for outcome in outcomes[0].values())
     return Storm(kills, len(acknowledged), crashed, len(outcomes[0]), problems)
+
+
+def wait_until_completed(journal: Path) -> None:
+    """Wait until the runs of every writer are complete."""
+    until = time.monotonic() + START_SECONDS
+    while {writer.state for writer in Journal(journal).check().writers} - {"closed", "completed"}:
+        assert time.monotonic() < until, f"runs are still incomplete after {START_SECONDS:g} s"
+        time.sleep(0.05)
 
 
 def judge(name: str, events: list[Any], acknowledged: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -23,6 +23,12 @@ WRITERS = 2
 COMPACTORS = 2
 READERS = 2
 
+Started = tuple[str, "subprocess.Popen[bytes]", Path]
+"""A process: its kind, and the file that it writes to."""
+
+START_SECONDS = 30.0
+"""Time that a process may take to do something on a loaded machine."""
+
 
 class Storm(NamedTuple):
     """What a storm left.
@@ -60,6 +66,7 @@ def compact(directory: str) -> None:
             compactor.compact()
             if random.random() < 0.2:
                 compactor.archive.remove_unused(hours=0)
+        print("compacted", flush=True)
 
 
 def read(directory: str) -> None:
@@ -96,17 +103,30 @@ def look(store: EventStore, known: set[str]) -> list[str]:
 
 
 def storm(folder: Path, seconds: float, seed: int = 1) -> Storm:
-    """Let it rage for so many seconds, and look once more when it is over."""
-    dice = random.Random(seed)
+    """Kill processes for so many seconds, and look once more at the end.
+
+    A process is killed only after it has done something: a loaded machine needs seconds to start one.
+    """
+    started: list[Started] = []
+    try:
+        return _storm(folder, seconds, random.Random(seed), started)
+    finally:
+        for _, process, _ in started:
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
+
+
+def _storm(folder: Path, seconds: float, dice: random.Random, started: list[Started]) -> Storm:
     journal = folder / "journal"
     journal.mkdir()
     (folder / "acknowledged").mkdir()
-    kinds = ["write"] * WRITERS + ["compact"] * COMPACTORS + ["read"] * READERS
-    started: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+    # Writers last: what they write before the others run would only delay these.
+    kinds = ["read"] * READERS + ["compact"] * COMPACTORS + ["write"] * WRITERS
     kills: Counter[str] = Counter()
     problems: list[str] = []
 
-    def start(kind: str, number: int) -> tuple[str, subprocess.Popen[bytes], Path]:
+    def start(kind: str, number: int) -> Started:
         out = folder / ("acknowledged" if kind == "write" else ".") / f"{kind}-{number}"
         with out.open("wb") as file:
             process = subprocess.Popen(
@@ -114,16 +134,29 @@ def storm(folder: Path, seconds: float, seed: int = 1) -> Storm:
             )
         return kind, process, out
 
+    def wait_until_at_work(kind: str, process: subprocess.Popen[bytes], out: Path) -> None:
+        """Wait until a process has written its first line."""
+        until = time.monotonic() + START_SECONDS
+        while not out.stat().st_size and process.poll() is None:
+            if time.monotonic() > until:
+                problems.append(f"a process to {kind} did nothing for {START_SECONDS:g} s")
+                return
+            time.sleep(0.01)
+
     number = 0
     for kind in kinds:
         number += 1
         started.append(start(kind, number))
+        if kind == "write" or number == READERS + COMPACTORS:
+            for one in started:
+                wait_until_at_work(*one)
     outs = [out for kind, _, out in started if kind == "read"]
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(dice.uniform(0.2, 1.3))
         at = dice.randrange(len(started))
         kind, process, _ = started[at]
+        wait_until_at_work(*started[at])
         if process.poll() is not None:
             problems.append(f"a process to {kind} ended: {process.communicate()[1].decode()[-2000:]}")
         else:

@@ -413,6 +413,20 @@ async def test_a_sink_that_raises_loses_its_events_counted(
         ]
 
 
+async def test_flush_waits_for_a_slow_sink_within_its_timeout() -> None:
+    class Slow(EventSink):
+        seen = 0
+
+        async def emit(self, *, type: str, data: Any) -> None:
+            await asyncio.sleep(0.05)
+            self.seen += 1
+
+    sink = Slow()
+    emit(sink)
+    assert await flush(0.9)
+    assert sink.seen == 1
+
+
 async def test_flush_keeps_its_time_out_and_loses_nothing() -> None:
     class Hanging(EventSink):
         def __init__(self) -> None:

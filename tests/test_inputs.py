@@ -321,3 +321,23 @@ async def test_reading_a_dependency_of_a_wide_graph_stays_quick() -> None:
         pipeline = pipeline.with_stage(name, search)
     results = await pipeline.with_stage("last", last, dependencies=names).build().run()
     results.raise_on_failure()
+
+
+async def test_error_of_a_parameter_that_nobody_gave_lists_what_was_given() -> None:
+    async def gives(ctx: Any) -> dict[str, int]:
+        return {"answer": 1, "amount": 2}
+
+    async def gives_nothing(ctx: Any) -> None: ...
+
+    async def asks(ctx: Any, answr: int) -> None: ...
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("a", gives)
+        .with_stage("b", gives_nothing)
+        .with_stage("c", asks, dependencies=("a", "b"))
+    )
+    error = (await pipeline.run())["c"].exception
+    assert isinstance(error, MissingInputError)
+    assert "did you mean 'answer'?" in error.message
+    assert error.hint == "'a' gave ['amount', 'answer'], 'b' gave nothing"

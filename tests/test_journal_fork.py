@@ -98,6 +98,29 @@ def test_custom_events_of_forked_children_have_their_own_ids(program: Start) -> 
     assert len({note["event_id"] for note in notes}) == 11
 
 
+@pytest.mark.parametrize("end", ["sys.exit(0)", "return"])
+def test_a_child_forked_in_a_plain_stage_ends_at_once(program: Start, end: str) -> None:
+    one = program(
+        SETUP
+        + f"""
+    def fork(ctx):
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            {end}
+        os.close(write)
+        signal.alarm(5)  # the end of the child closes the pipe
+        assert os.read(read, 1) == b""
+        os.waitpid(pid, 0)
+
+    asyncio.run(graph_on(JournalSink(sys.argv[1]), fork).run())
+    """
+    )
+    status, _, err = one.ended()
+    assert status == 0, err
+    check(one, ["ok"])
+
+
 def test_a_child_that_returns_from_its_stage_starts_a_loop_of_its_own_first(program: Start) -> None:
     """The inherited loop is restored only when the child returns to it."""
     one = program(

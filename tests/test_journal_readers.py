@@ -80,6 +80,21 @@ async def test_what_was_not_committed_is_read_again(tmp_path: Path) -> None:
     sink.close()
 
 
+async def test_read_returns_what_a_writer_wrote_that_began_after_the_last_read(tmp_path: Path) -> None:
+    """An empty list means that nothing is left, also after a batch that ended in the middle of a file."""
+    first, sink = graph_on(tmp_path)
+    await first.run(PipelineContext(pipeline_run_id="r1"))
+    with JournalReader(tmp_path) as reader:
+        seen = ids(reader.read(len(wanted("r1"))))
+        second, other = graph_on(tmp_path)
+        await second.run(PipelineContext(pipeline_run_id="r2"))
+        seen += ids(reader.read())
+        assert reader.read() == []
+    assert sorted(seen) == sorted(wanted("r1", "r2"))
+    sink.close()
+    other.close()
+
+
 async def test_readers_of_different_names_do_not_touch_each_other(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     await graph.run(PipelineContext(pipeline_run_id="r1"))

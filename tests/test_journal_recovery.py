@@ -93,6 +93,16 @@ def test_a_run_that_was_killed_is_told_as_crashed_and_the_law_holds(program: Sta
     assert answer["trace"]["parent_span_id"] == run["trace"]["span_id"]
 
 
+def test_run_of_a_journal_inside_a_fanout_is_completed_too(program: Start) -> None:
+    """The mark of its beginning reaches the journal through the sink around it."""
+    inside = "FanoutEventSink(MemoryEventSink(), JournalSink(sys.argv[1]))"
+    one = program(KILLED.replace("JournalSink(sys.argv[1])", inside))
+    one.wait_for("ready")
+    kill(one)
+    run = hold_the_law(read(one.journal), ["load", "flaky", "answer", "send"])
+    assert (run["outcome"], run["pipeline_name"]) == ("crashed", "killed")
+
+
 def test_a_stage_that_waited_for_another_attempt_keeps_the_attempts_it_had(program: Start) -> None:
     one = program(
         """
@@ -353,6 +363,7 @@ def test_a_torn_last_line_is_left_out_and_counted(program: Start) -> None:
     assert (state.torn, state.kept_aside, state.problems) == ([], 1, [])
 
 
+@pytest.mark.timeout(180)  # on a loaded machine
 def test_a_storm_of_kills(tmp_path: Path) -> None:
     """For a longer one: `python -m tests.journal_storm 60`."""
     found = storm(2, tmp_path)

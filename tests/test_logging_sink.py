@@ -60,3 +60,14 @@ async def test_the_level_is_configurable_and_nothing_is_built_below_it(
     assert [level for level, _ in lines] == ["DEBUG", "DEBUG", "ERROR", "ERROR"]
     with pytest.raises(ValueError, match=r"^level='loud'; give a logging level such as"):
         LoggingEventSink("loud")
+
+
+async def test_line_of_a_stage_event_names_the_stage_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def stage(ctx: Any) -> None:
+        ctx.emit_event("note", {"pipeline_name": "another"})
+
+    caplog.set_level(logging.DEBUG, "stageflow")
+    emitter = WideEventEmitter(LoggingEventSink())
+    await Pipeline("p").with_stage("s", stage).build(wide_event_emitter=emitter).run()
+    (line,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("note "))
+    assert line.partition("{")[0].split() == ["note", "s"]

@@ -435,6 +435,7 @@ def run_and_compact(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.timeout(180)  # on a loaded machine
 def test_a_storm_of_kills_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     left = storm(tmp_path, 5)
     assert not left.problems

@@ -6,6 +6,7 @@ pool would then wait for itself. `max_concurrency` limits the work.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import deque
@@ -24,6 +25,7 @@ class _Worker(threading.Thread):
     def __init__(self, pool: _Pool, job: Job) -> None:
         super().__init__(name="stageflow-stage", daemon=True)
         self._pool = pool
+        self._process = os.getpid()
         self.inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.inbox.put(job)
 
@@ -37,6 +39,8 @@ class _Worker(threading.Thread):
                 continue  # a job was handed over at the last moment
             job()
             del job  # or what it refers to would live until the next one
+            if os.getpid() != self._process:
+                return  # the job forked: in the child, nobody gives this thread another one
             self._pool.is_free(self)
 
 

@@ -180,14 +180,16 @@ class JournalReader:
             raise ValueError(f"read(timeout={timeout!r}); give seconds, 0 or more")
         deadline = time.monotonic() + timeout
         while True:
+            # The rest of an earlier look knows nothing of files that were opened since.
+            is_new = self._ahead is None
             steps = self._look(most)
             for step in steps:
                 self._go(step)
             found = [step.entry for step in steps if step.entry is not None]
             left = deadline - time.monotonic()
-            if found or (left <= 0 and not steps):
+            if found or (is_new and not steps and left <= 0):
                 return found
-            if not steps:
+            if is_new and not steps:
                 time.sleep(min(_POLL_SECONDS, left))
 
     def __iter__(self) -> Iterator[Entry]:

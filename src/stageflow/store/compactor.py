@@ -145,6 +145,7 @@ class Compactor:
         with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
+            self._recover_archive()
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
             segments, rows, kept = self._take_all(progress or _in_silence)
@@ -160,6 +161,38 @@ class Compactor:
         Nothing is lost: whoever compacts next begins that step anew.
         """
         self._workplace.interrupt()
+
+    def recover(self) -> list[str]:
+        """Make an archive readable again after a crash of the machine; `compact` does it by itself.
+
+        Returns:
+            Paths of incomplete files at the end of its log, which were set aside and are kept.
+
+        Raises:
+            ArchiveDamagedError: Something that was durable is damaged.
+            OSError: The archive cannot be written.
+        """
+        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+            return self._recover_archive() if alone else []
+
+    def _recover_archive(self) -> list[str]:
+        promised: dict[str, int] = {}
+        with contextlib.suppress(ValueError):
+            known = load(self.journal, CURSOR)
+            promised = {writer: at - 1 for writer, (at, _) in known.positions.items()} if known else {}
+        log = self.archive.log
+        if log is not None and promised and not os.path.isdir(self.archive.address):
+            # The archive was removed, and a new one begins: nothing is promised of it.
+            store(self.journal, CURSOR, CursorFile())
+            return []
+        segments = {
+            writer: {segment.sequence for segment in found}
+            for writer, found in list_writers(self.journal).items()
+        }
+        return self.archive.recover(
+            promised,
+            lambda writer, after, last: segments.get(writer, set()).issuperset(range(after + 1, last + 1)),
+        )
 
     # ------------------------------------------------------------ into the archive
 

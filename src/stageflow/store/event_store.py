@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import JournalNotFoundError, RunNotFoundError
+from ..errors import ArchiveDamagedError, JournalNotFoundError, RunNotFoundError
 from ..journal import Journal, RunFilter, RunStory
 from .address import read_address
 from .archive import Archive
@@ -80,7 +80,7 @@ class EventStore(Figures):
         self._compact_beyond = compact_beyond
         self._progress = progress
         self._queries = Queries(
-            self.path, self.archive, memory=memory, timeout=timeout, before=self._compact_if_much
+            self.path, self.archive, memory=memory, timeout=timeout, before=self._maintain
         )
 
     # ------------------------------------------------------------ SQL
@@ -117,6 +117,18 @@ class EventStore(Figures):
             OSError: One of them cannot be read.
         """
         self._queries.refresh()
+
+    def _maintain(self) -> None:
+        try:
+            self.archive.refresh()
+        except ArchiveDamagedError:
+            # What a crash of the machine left incomplete is recovered by whoever may write.
+            if self.path is None or not os.access(self.path, os.W_OK):
+                raise
+            compactor = Compactor(self.path, self.archive.address, storage_options=self._storage_options)
+            if not compactor.recover():
+                raise
+        self._compact_if_much()
 
     def _compact_if_much(self) -> None:
         if self.path is None or self._compact_beyond is None or not os.access(self.path, os.W_OK):

@@ -51,6 +51,7 @@ class Upkeep(Struct, frozen=True, kw_only=True):
         dropped = self._drop_old()
         if merged or dropped:
             self.archive.remove_unused()
+        self.archive.shorten_log()
         return merged, dropped
 
     def _merge_small_files(self) -> int:

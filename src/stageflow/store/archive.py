@@ -207,13 +207,17 @@ class Archive:
             paths = [os.path.join(self.address, *file.path.split("/")) for file in earlier.files()]
             return (
                 all(earlier.watermark(writer) >= number for writer, number in promised.items())
-                and all(is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items())
+                and all(
+                    is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items()
+                )
                 and all(map(os.path.exists, paths))
             )
 
         moved = self.log.recover(may_return_to)
         if moved:
-            if begins_anew:  # no version has these files, and the next log shall not be taken for a rest of it
+            if (
+                begins_anew
+            ):  # no version has these files, and the next log shall not be taken for a rest of it
                 moved += map(self.log.set_aside, self._days())
             self._forget()
         return moved

@@ -22,7 +22,7 @@ from .address import read_address, remember_address
 from .archive import COUNTS, Archive, ArchiveFile, Conflict, as_os_errors
 from .counts import KINDS, NO_KINDS, count_rows
 from .database import Workplace
-from .parquet import LocalFiles, select_rows
+from .parquet import LocalFiles, may_be_damage, select_rows
 from .rows import load_rows
 from .sampler import TailSampler
 from .sampling import sample
@@ -148,11 +148,16 @@ class Compactor:
             self._recover_archive()
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
-            segments, rows, kept = self._take_all(progress or _in_silence)
-            self.archive.sync()
-            self._tell_cursor()
-            self._room.make(self.journal)
-            merged, dropped = self._upkeep.keep_up()
+            try:
+                segments, rows, kept = self._take_all(progress or _in_silence)
+                self.archive.sync()
+                self._tell_cursor()
+                self._room.make(self.journal)
+                merged, dropped = self._upkeep.keep_up()
+            except Exception as error:
+                if may_be_damage(error):
+                    self._local.must_be_intact(self.archive.files())
+                raise
         return Compacted(segments, rows, kept, merged, dropped)
 
     def interrupt(self) -> None:
@@ -214,6 +219,9 @@ class Compactor:
                 tries += 1
                 if tries > _TRIES:
                     raise
+                if tries > _TRIES // 10:
+                    self.archive.refresh()
+                    self._local.paths(self.archive.files())  # what is missing now is no longer being replaced
                 time.sleep(random.uniform(0, 0.05 * tries))
                 continue
             taken += len(batch)
@@ -239,6 +247,7 @@ class Compactor:
                 rows, replaced = "from batch", []
                 if superseded:
                     replaced = self._holding(database, files)
+                    self._local.must_be_intact(replaced)  # a new file would hide that they are not
                     rows += f""" union all by name (
                         select * from {select_rows(self._local.paths(replaced))}
                         where event_id is null or ({BASE}, event_id) not in (from superseded))"""

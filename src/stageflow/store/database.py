@@ -42,8 +42,15 @@ class Workplace:
                 database.interrupt()
 
 
-def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyConnection:
+def open_database(
+    memory: str = "2GB", threads: int | None = None, *, disk: str | None = None
+) -> DuckDBPyConnection:
     """Return a new database in memory. What does not fit is spilled to a temporary folder.
+
+    Args:
+        memory: Limit of DuckDB's memory, such as "2GB".
+        threads: How many it uses; default one per processor.
+        disk: Limit of the temporary folder; None for DuckDB's own, 90 % of what is free.
 
     Raises:
         MissingExtraError: `duckdb` is not installed.
@@ -57,11 +64,15 @@ def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyCo
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
         "memory_limit": memory,
+        # A name in a query never means a variable of a Python program.
+        "python_enable_replacements": False,
         # By itself it would take `.tmp` where the process happens to be, and another process the same.
         "temp_directory": os.path.join(tempfile.gettempdir(), f"stageflow-{secrets.token_hex(8)}"),
     }
     if threads is not None:
         config["threads"] = threads
+    if disk is not None:
+        config["max_temp_directory_size"] = disk
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set timezone = 'UTC'")
     connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes

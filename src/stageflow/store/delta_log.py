@@ -29,7 +29,7 @@ ACTIONS_CHECKSUM = "stageflow.actions"
 """The key in `commitInfo` of the checksum over the other actions of a commit."""
 
 STATE = "_stageflow"
-"""A directory in the archive that Delta readers and vacuum ignore: the durable version and files set aside."""
+"""A directory that Delta readers and vacuum ignore: the durable version, and files that were set aside."""
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\..*parquet")
@@ -189,7 +189,7 @@ class DeltaLog:
             return Durable()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ArchiveDamagedError(
-                f"archive {self.address}: cannot read which version is durable: {self._durable_path}: {error}",
+                f"archive {self.address}: {self._durable_path} cannot be read: {error}",
                 files=[self._durable_path],
                 hint="`stageflow doctor --repair` checks the log and writes the file again",
             ) from error
@@ -210,11 +210,12 @@ class DeltaLog:
         Raises:
             ArchiveDamagedError: A file of the log is damaged or missing.
         """
-        for _ in range(3):  # a listing of a directory that changes may skip a name
+        for attempt in range(3):  # a listing of a directory that changes may skip a name
             state = self.inspect()
             if not state.damaged and state.missing is None:
                 return
-        raise self._damaged(state, self.durable())
+            if attempt == 2:
+                raise self._damaged(state, self.durable())
 
     def inspect(self, *, strict: bool = False) -> LogState:
         """Return which version is complete, and what is damaged.
@@ -415,7 +416,9 @@ class DeltaLog:
             return
         needed = sorted(whole)[-2]
         old = [(version, name) for version, name in commits.items() if version < needed]
-        old += [(version, name) for version, names in checkpoints.items() if version < needed for name in names]
+        old += [
+            (version, name) for version, names in checkpoints.items() if version < needed for name in names
+        ]
         before = time.time() - _CLEAN_AFTER
         for _, name in sorted(old):
             path = os.path.join(self.path, name)

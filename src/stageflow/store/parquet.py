@@ -21,7 +21,7 @@ from .rows import as_pattern
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["LocalFiles", "checksum_of", "select_rows"]
+__all__ = ["LocalFiles", "checksum_of", "may_be_damage", "select_rows"]
 
 _ROWS_OF_A_GROUP = 40_960
 """How many rows a reader takes or leaves at once; DuckDB's own number."""
@@ -270,3 +270,18 @@ def select_rows(paths: Iterable[str]) -> str | None:
     # else. Then the day is read by itself, and a condition on it passes over no file.
     return f"""(select *, regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)::date as day
         from read_parquet([{listed}], union_by_name = true, hive_partitioning = false))"""
+
+
+def may_be_damage(error: Exception) -> bool:
+    """Return whether a damaged file may be the reason for an error, and not the text of a query."""
+    return isinstance(error, FileNotFoundError) or (
+        type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb")
+        and type(error).__name__
+        not in (
+            "BinderException",
+            "CatalogException",
+            "InterruptException",
+            "ParserException",
+            "SyntaxException",
+        )
+    )

@@ -21,6 +21,7 @@ from ..errors import ArchiveDamagedError, MissingExtraError
 from ..journal.disk import sync_directory
 from .attributes import Attributes
 from .columns import ATTRIBUTE
+from .database import interruptible
 from .delta_log import ACTIONS_CHECKSUM, DeltaLog, actions_checksum, sync_file
 
 if TYPE_CHECKING:
@@ -423,9 +424,10 @@ class Archive:
 
 @contextlib.contextmanager
 def as_os_errors(address: str) -> Generator[None]:
-    """Tell what the libraries say of a disk, or of a table, as an `OSError` that names the archive."""
+    """Raise what the libraries report about a disk or a table as an `OSError` that names the archive."""
     try:
-        yield
+        with interruptible():
+            yield
     except Exception as error:
         if type(error).__name__ not in ("IOException", "OutOfMemoryException", "DeltaError"):
             raise

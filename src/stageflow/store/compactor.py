@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -145,7 +146,7 @@ class Compactor:
         with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
-            self._recover_archive()
+            self.recover_alone()
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
             try:
@@ -178,9 +179,22 @@ class Compactor:
             OSError: The archive cannot be written.
         """
         with only_one(os.path.join(self.journal, _LOCK)) as alone:
-            return self._recover_archive() if alone else []
+            return self.recover_alone() if alone else []
 
-    def _recover_archive(self) -> list[str]:
+    @contextlib.contextmanager
+    def alone(self) -> Generator[None]:
+        """Keep other compactors of this journal away.
+
+        Raises:
+            OSError: Another one is at work.
+        """
+        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+            if not alone:
+                raise OSError(errno.EBUSY, "another process is compacting", self.journal)
+            yield
+
+    def recover_alone(self) -> list[str]:
+        """Do what `recover` does, for a caller that keeps other compactors away."""
         promised: dict[str, int] = {}
         with contextlib.suppress(ValueError):
             known = load(self.journal, CURSOR)

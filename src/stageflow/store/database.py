@@ -14,7 +14,18 @@ from ..errors import MissingExtraError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Workplace", "open_database"]
+__all__ = ["Workplace", "interruptible", "open_database"]
+
+
+@contextlib.contextmanager
+def interruptible() -> Generator[None]:
+    """Raise Ctrl-C as what it is: DuckDB raises a `RuntimeError` if it comes while a statement runs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from None
 
 
 class Workplace:

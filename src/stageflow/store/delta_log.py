@@ -393,6 +393,14 @@ class DeltaLog:
         sync_directory(self._state)
         return target
 
+    def names_set_aside(self) -> list[str]:
+        """Return the names of files that were set aside."""
+        try:
+            names = os.listdir(self._state)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in names if name.startswith("set-aside-"))
+
     # ------------------------------------------------------------ checkpoints
 
     def is_checkpoint_due(self, version: int, every: int) -> bool:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from ..errors import QueryError
 from .archive import Archive, as_os_errors
 from .columns import text
-from .database import open_database
+from .database import interruptible, open_database
 from .parquet import may_be_damage
 from .predicate import must_be_predicate, must_be_text
 from .questions import Volume
@@ -187,11 +187,12 @@ class Queries:
                 alarm.daemon = True
                 alarm.start()
                 try:
-                    # `with x as (insert ...)` is a query by its looks.
-                    cursor.execute("begin transaction read only")
-                    for predicate in filter(None, predicates):
-                        must_be_predicate(cursor, predicate)
-                    return question(cursor)
+                    with interruptible():
+                        # In addition to the sandbox: nothing that a question does can write.
+                        cursor.execute("begin transaction read only")
+                        for predicate in filter(None, predicates):
+                            must_be_predicate(cursor, predicate)
+                        return question(cursor)
                 except duckdb.InterruptException:
                     raise QueryError(
                         f"no answer within {seconds:g} s: {asked}",

@@ -21,9 +21,12 @@ def draw_archive_state(state: Record) -> RenderableType:
     Args:
         state: An `ArchiveState`, as plain values.
     """
-    checked = "every checksum matches" if not state["damaged"] else f"{len(state['damaged']):,} damaged"
-    if unknown := state["without_checksum"]:
-        checked += f"; {unknown:,} have no checksum recorded"
+    unknown = state["without_checksum"]
+    checked = "" if unknown and unknown == state["files"] else "every checksum matches"
+    if state["damaged"]:
+        checked = f"{len(state['damaged']):,} damaged"
+    if unknown:
+        checked += f"{checked and '; '}no checksum is recorded for {unknown:,} of them"
     held = f"{state['files']:,} files, {size(state['bytes'])}"
     line = f"archive {on_one_line(state['address'])}: {held}; {checked}"
     if aside := state["set_aside"]:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import ArchiveDamagedError
-from ..journal.disk import only_one, replace_file, sync, sync_directory
+from ..journal.disk import make_private, only_one, replace_file, sync, sync_directory
 
 __all__ = ["ACTIONS_CHECKSUM", "DeltaLog", "LogState", "Mode", "actions_checksum", "sync_file"]
 
@@ -116,7 +116,7 @@ class DeltaLog:
 
     def make_directories(self) -> None:
         """Create the directories of the archive."""
-        os.makedirs(self.address, mode=0o700, exist_ok=True)
+        make_private(self.address)
         for path in (self.path, self._state):
             self.make_directory(path)
 
@@ -125,6 +125,7 @@ class DeltaLog:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
             os.chmod(path, self.mode().directory)
+            sync_directory(os.path.dirname(path))
 
     def restrict(self, names: Iterable[str]) -> None:
         """Set the permissions of log files."""
@@ -311,17 +312,27 @@ class DeltaLog:
 
     def _damaged(self, state: LogState, durable: Durable) -> ArchiveDamagedError:
         names = [*state.damaged, *([state.missing] if state.missing is not None else [])]
-        # The oldest one is the cause; the others only build on it.
-        first = state.missing or min(names)
-        recoverable = state.good >= durable.version
-        what = "is missing" if first == state.missing else "is damaged or incomplete"
+        # The oldest one is the cause, and the others build on it. Where the log begins with a checkpoint,
+        # the checkpoint is.
+        begins_later = state.missing == _commit_name(0) and state.last > 0
+        damaged_checkpoints = [name for name in state.damaged if _CHECKPOINT.fullmatch(name)]
+        if begins_later and damaged_checkpoints:
+            first, what = damaged_checkpoints[0], "is damaged or incomplete"
+        elif state.missing is not None:
+            first, what = state.missing, "is missing"
+        else:
+            first, what = min(names), "is damaged or incomplete"
+        recoverable = state.good >= durable.version and not begins_later
+        message = f"archive {self.address}: {os.path.join('_delta_log', first)} {what}"
+        if state.good >= 0:
+            message += f"; version {state.good} of {state.last} is complete"
+        if state.good < durable.version:
+            message += f", and version {durable.version} was durable"
         return ArchiveDamagedError(
-            f"archive {self.address}: {os.path.join('_delta_log', first)} {what};"
-            f" version {state.good} of {state.last} is complete"
-            + ("" if recoverable else f", and version {durable.version} was durable"),
+            message,
             files=[os.path.join(self.path, name) for name in names],
             hint=(
-                "`stageflow compact` recovers the archive; nothing is lost"
+                "`stageflow compact` recovers the archive, if the journal still has the events after that"
                 if recoverable
                 else "restore the file from a backup, or move the archive away and compact the journal anew"
             ),

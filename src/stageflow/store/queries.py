@@ -122,12 +122,12 @@ class Queries:
         timeout: float | None,
     ) -> Rows:
         """Answer one query; see `EventStore.sql`."""
-        self._must_be_open()
+        must_be_text(query)
+        self.refresh()  # what a query must not name depends on what there is
         self._must_be_query(query)
         return self.ask(lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout)
 
     def _must_be_query(self, query: str) -> None:
-        must_be_text(query)
         kinds = self._kinds_of(query)
         # What `explain analyze` explains it carries out as well: that may be to write a file.
         explain = _EXPLAIN.match(query) if kinds == ["EXPLAIN"] else None

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError
+from .columns import text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -82,10 +83,10 @@ def open_database(
     }
     if threads is not None:
         config["threads"] = threads
-    if disk is not None:
-        config["max_temp_directory_size"] = disk
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set timezone = 'UTC'")
+    if disk is not None:  # as a part of `config` DuckDB 2.0.0 shows it and does not keep to it
+        connection.execute(f"set max_temp_directory_size = {text(disk)}")
     connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes
     # Rows of an answer that asked for no order may come in any.
     connection.execute("set preserve_insertion_order = false")

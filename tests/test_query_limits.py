@@ -240,9 +240,11 @@ def test_a_query_stays_within_its_memory(folder: Path, query: str) -> None:
 def test_a_query_stays_within_its_disk(folder: Path) -> None:
     # A query cannot make a table, so this fills the database of a store with one.
     fill = "create table t as select md5(range::varchar) || uuid() as x from range(1500000)"
-    with EventStore(folder, memory="50MB", disk="10MB") as store:
-        with pytest.raises(Exception, match="max_temp_directory_size"):
-            store._queries._database.execute(fill)
+    with (
+        EventStore(folder, memory="50MB", disk="10MB") as store,
+        pytest.raises(Exception, match="max_temp_directory_size"),
+    ):
+        store._queries._database.execute(fill)
     with EventStore(folder, memory="50MB") as store:
         store._queries._database.execute(fill)
 

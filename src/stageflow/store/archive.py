@@ -6,28 +6,25 @@ table. So a segment is in it whole or not at all, and once, however many compact
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import re
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from msgspec import Struct
-
 from ..errors import ArchiveDamagedError, MissingExtraError
 from ..journal.disk import sync_directory
+from .archive_file import COUNTS, ArchiveFile, stats_of
 from .attributes import Attributes
 from .columns import ATTRIBUTE
-from .database import interruptible
-from .delta_log import ACTIONS_CHECKSUM, DeltaLog, actions_checksum, sync_file
+from .delta_log import DeltaLog
+from .delta_types import DUCKDB_TYPES, delta_field
+from .log_files import ACTIONS_CHECKSUM, actions_checksum, sync_file
 
 if TYPE_CHECKING:
-    from deltalake import DeltaTable, Field, PostCommitHookProperties
+    from deltalake import DeltaTable, PostCommitHookProperties
 
-__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "as_os_errors", "is_remote"]
+__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "is_remote"]
 
 _CONFIGURATION: dict[str, str | None] = {
     # Replaced files are kept for readers that began earlier.
@@ -38,57 +35,9 @@ _CONFIGURATION: dict[str, str | None] = {
 
 _COMMITS_PER_CHECKPOINT = 20
 
-_CHECKSUM = re.compile(r"\.crc32-([0-9a-f]{8})\.parquet$")
-
-_DELTA_TYPES = {
-    "VARCHAR": "string",
-    "DOUBLE": "double",
-    "BIGINT": "long",
-    "BOOLEAN": "boolean",
-    "TIMESTAMP WITH TIME ZONE": "timestamp",
-    "DATE": "date",
-}
-
-_DUCKDB_TYPES = {delta: duckdb for duckdb, delta in _DELTA_TYPES.items()}
-
 
 class Conflict(Exception):
     """Somebody else has committed since the table was read."""
-
-
-class ArchiveFile(Struct, frozen=True):
-    """One file of the table.
-
-    Attributes:
-        path: Relative to the table.
-        size: Bytes.
-        rows: How many rows it has.
-        day: Of its events, as "2026-11-24".
-        first_id: The smallest `event_id` in it; None where it is not known.
-        last_id: The largest.
-    """
-
-    path: str
-    size: int
-    rows: int
-    day: str
-    first_id: str | None
-    last_id: str | None
-
-    @property
-    def has_events(self) -> bool:
-        """False for a file of counts."""
-        return not self.path.rpartition("/")[2].startswith(COUNTS)
-
-    @property
-    def checksum(self) -> int | None:
-        """CRC-32 of its content, which its name carries into the commit; None if it was not recorded."""
-        found = _CHECKSUM.search(self.path)
-        return int(found[1], 16) if found else None
-
-
-COUNTS = "counts"
-"""How the names of files begin that have counts and no events."""
 
 
 def is_remote(address: str) -> bool:
@@ -238,7 +187,7 @@ class Archive:
         if self._table is None:
             return {}
         return {
-            field.name.removeprefix(ATTRIBUTE): _DUCKDB_TYPES[field.type.type]
+            field.name.removeprefix(ATTRIBUTE): DUCKDB_TYPES[field.type.type]
             for field in self._table.schema().fields
             if field.name.startswith(ATTRIBUTE)
         }
@@ -283,7 +232,7 @@ class Archive:
         """
         from deltalake import DeltaTable, Schema
 
-        fields = [_field(name, type) for name, type in columns.items()]
+        fields = [delta_field(name, type) for name, type in columns.items()]
         if self._table is None:
             if not is_remote(self.address) and unquote(self.address) != self.address:
                 raise OSError(f"an archive cannot be in a folder whose name looks encoded: {self.address}")
@@ -346,7 +295,7 @@ class Archive:
         self._sync_files(added)
         now_ms = time.time_ns() // 1_000_000
         actions = [
-            AddAction(file.path, file.size, {"day": file.day}, now_ms, True, _stats(file)) for file in added
+            AddAction(file.path, file.size, {"day": file.day}, now_ms, True, stats_of(file)) for file in added
         ] + [RemoveAction(file.path, True, now_ms, file.size, {"day": file.day}) for file in removed]
         checksum = actions_checksum(
             [(file.path, file.size) for file in added], [file.path for file in removed], watermarks
@@ -422,18 +371,6 @@ class Archive:
             sync_directory(folder)
 
 
-@contextlib.contextmanager
-def as_os_errors(address: str) -> Generator[None]:
-    """Raise what the libraries report about a disk or a table as an `OSError` that names the archive."""
-    try:
-        with interruptible():
-            yield
-    except Exception as error:
-        if type(error).__name__ not in ("IOException", "OutOfMemoryException", "DeltaError"):
-            raise
-        raise OSError(f"archive {address}: {str(error).strip()}") from error
-
-
 _used_by: int | None = None
 """The process in which `deltalake` has begun to work: its threads do not outlive a fork."""
 
@@ -461,18 +398,3 @@ def _or_conflict(change: Callable[[], object]) -> None:
         if "already exists" not in str(error):
             raise
         raise Conflict(str(error)) from error
-
-
-def _field(name: str, type: str) -> Field:
-    from deltalake import Field
-    from deltalake.schema import ArrayType, PrimitiveType
-
-    of = PrimitiveType(_DELTA_TYPES[type.removesuffix("[]")])
-    return Field(name, ArrayType(of) if type.endswith("[]") else of)
-
-
-def _stats(file: ArchiveFile) -> str:
-    stats: dict[str, Any] = {"numRecords": file.rows}
-    if file.first_id is not None and file.last_id is not None:
-        stats |= {"minValues": {"event_id": file.first_id}, "maxValues": {"event_id": file.last_id}}
-    return json.dumps(stats)

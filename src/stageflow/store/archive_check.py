@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from ..errors import ArchiveDamagedError
 from .address import read_address
-from .archive import Archive, ArchiveFile, as_os_errors, is_remote
+from .archive import Archive, ArchiveFile, is_remote
 from .compactor import Compactor
+from .database import as_os_errors
 from .parquet import LocalFiles
 
 __all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]

@@ -20,9 +20,9 @@ from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
 from .address import read_address, remember_address
-from .archive import COUNTS, Archive, ArchiveFile, Conflict, as_os_errors
+from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import KINDS, NO_KINDS, count_rows
-from .database import Workplace
+from .database import Workplace, as_os_errors
 from .parquet import LocalFiles, may_be_damage, select_rows
 from .rows import load_rows
 from .sampler import TailSampler

@@ -15,7 +15,7 @@ from .columns import text
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Workplace", "interruptible", "open_database"]
+__all__ = ["Workplace", "as_os_errors", "interruptible", "open_database"]
 
 
 @contextlib.contextmanager
@@ -27,6 +27,18 @@ def interruptible() -> Generator[None]:
         if str(error) != "Query interrupted":
             raise
         raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def as_os_errors(address: str) -> Generator[None]:
+    """Raise what the libraries report about a disk or a table as an `OSError` that names the archive."""
+    try:
+        with interruptible():
+            yield
+    except Exception as error:
+        if type(error).__name__ not in ("IOException", "OutOfMemoryException", "DeltaError"):
+            raise
+        raise OSError(f"archive {address}: {str(error).strip()}") from error
 
 
 class Workplace:

@@ -13,20 +13,17 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 import msgspec
-from msgspec import Struct
 
 from ..errors import ArchiveDamagedError
-from ..journal.disk import make_private, only_one, replace_file, sync, sync_directory
+from ..journal.disk import make_private, only_one, replace_file, sync_directory
+from .log_files import Durable, LogState, is_complete_checkpoint, is_complete_commit, sync_file
+from .permissions import make_directory, mode_of
 
-__all__ = ["ACTIONS_CHECKSUM", "DeltaLog", "LogState", "Mode", "actions_checksum", "sync_file"]
-
-ACTIONS_CHECKSUM = "stageflow.actions"
-"""The key in `commitInfo` of the checksum over the other actions of a commit."""
+__all__ = ["DeltaLog"]
 
 STATE = "_stageflow"
 """A directory that Delta readers and vacuum ignore: the durable version, and files that were set aside."""
@@ -36,41 +33,6 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\..*parquet")
 _HINT = "_last_checkpoint"
 _CLEAN_AFTER = 24 * 3600.0
 """Seconds that a commit stays after a checkpoint made it superfluous: time travel, slow readers."""
-
-
-class Durable(Struct, frozen=True):
-    """What was synced, and may have been acted upon: segments deleted, replaced files removed.
-
-    Attributes:
-        version: The newest version of the table that is synced.
-        checkpoints: Size and CRC-32 of each checkpoint file that is synced, by name.
-    """
-
-    version: int = -1
-    checkpoints: dict[str, tuple[int, int]] = {}
-
-
-class LogState(Struct, frozen=True):
-    """What an inspection found.
-
-    Attributes:
-        good: The newest version that is complete, -1 for none.
-        last: The newest version that the log names, -1 for none.
-        damaged: Names of damaged or useless files, the newest first; empty for an intact log.
-        missing: Name of a commit that is needed and absent; None if there is none.
-    """
-
-    good: int
-    last: int
-    damaged: tuple[str, ...] = ()
-    missing: str | None = None
-
-
-class Mode(Struct, frozen=True):
-    """Permissions of new files and directories of an archive."""
-
-    file: int
-    directory: int
 
 
 class DeltaLog:
@@ -104,35 +66,11 @@ class DeltaLog:
         self._inspected = None
         self._synced = set()
 
-    # ------------------------------------------------------------ permissions
-
-    def mode(self) -> Mode:
-        """Return the permissions of new files: private, or shared with the group of a setgid directory."""
-        try:
-            shared = os.stat(self.address).st_mode & 0o2000
-        except FileNotFoundError:
-            shared = 0
-        return Mode(0o640, 0o2750) if shared else Mode(0o600, 0o700)
-
     def make_directories(self) -> None:
         """Create the directories of the archive."""
         make_private(self.address)
         for path in (self.path, self._state):
-            self.make_directory(path)
-
-    def make_directory(self, path: str) -> None:
-        """Create one directory of the archive with its permissions, if it does not exist."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-            os.chmod(path, self.mode().directory)
-            sync_directory(os.path.dirname(path))
-
-    def restrict(self, names: Iterable[str]) -> None:
-        """Set the permissions of log files."""
-        wanted = self.mode().file
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(os.path.join(self.path, name), wanted)
+            make_directory(self.address, path)
 
     # ------------------------------------------------------------ sync
 
@@ -152,9 +90,12 @@ class DeltaLog:
         new = {*commits.values()} - self._synced | of_checkpoints
         if of_checkpoints and has_hint:
             new.add(_HINT)
-        self.restrict(new)
+        mode = mode_of(self.address).file
         for name in sorted(new):  # a checkpoint before the hint that names it
-            sync_file(os.path.join(self.path, name))
+            path = os.path.join(self.path, name)
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(path, mode)
+            sync_file(path)
         for folder in (self.path, *((self.address, os.path.dirname(self.address)) if first else ())):
             sync_directory(folder)
         self._synced |= new
@@ -173,9 +114,9 @@ class DeltaLog:
         found = {name: known.checkpoints.get(name) or self._checksum(name) for name in names}
         durable = Durable(max(known.version, self._last), {k: v for k, v in found.items() if v is not None})
         if durable != known:
-            self.make_directory(self._state)
+            make_directory(self.address, self._state)
             replace_file(self._durable_path, msgspec.json.encode(durable))
-            os.chmod(self._durable_path, self.mode().file)
+            os.chmod(self._durable_path, mode_of(self.address).file)
 
     def durable(self) -> Durable:
         """Return what was recorded as durable.
@@ -292,10 +233,10 @@ class DeltaLog:
         recorded = durable.checkpoints.get(name)
         if recorded is None and strict:
             return False
-        return self._is_verified(name, lambda path: _has_checksum(path, recorded))
+        return self._is_verified(name, lambda path: is_complete_checkpoint(path, recorded))
 
     def _is_intact_commit(self, name: str) -> bool:
-        return self._is_verified(name, _is_complete_commit)
+        return self._is_verified(name, is_complete_commit)
 
     def _is_verified(self, name: str, verify: Callable[[str], bool]) -> bool:
         path = os.path.join(self.path, name)
@@ -387,13 +328,13 @@ class DeltaLog:
     @contextlib.contextmanager
     def locked(self) -> Any:
         """Hold the lock of this log for recovery and cleaning; give False if another process has it."""
-        self.make_directory(self._state)
+        make_directory(self.address, self._state)
         with only_one(os.path.join(self._state, "lock")) as alone:
             yield alone
 
     def set_aside(self, path: str) -> str:
         """Move a file or directory of the archive to `_stageflow`, and return its new path."""
-        self.make_directory(self._state)
+        make_directory(self.address, self._state)
         number = 1
         name = os.path.basename(path)
         while os.path.exists(target := os.path.join(self._state, f"set-aside-{number}-{name}")):
@@ -446,67 +387,5 @@ class DeltaLog:
                     os.unlink(path)
 
 
-def actions_checksum(
-    added: Iterable[tuple[str, int]], removed: Iterable[str], transactions: Mapping[str, int]
-) -> str:
-    """Return the checksum of what a commit does, which shows whether its file is complete."""
-    actions = [
-        *(["add", path, size] for path, size in added),
-        *(["remove", path] for path in removed),
-        *(["txn", writer, number] for writer, number in transactions.items()),
-    ]
-    return f"{zlib.crc32(json.dumps(sorted(actions)).encode()):08x}"
-
-
-def sync_file(path: str) -> None:
-    """Sync a file; do nothing if it does not exist (another process deleted it)."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        sync(fd)
-    finally:
-        os.close(fd)
-
-
 def _commit_name(version: int) -> str:
     return f"{version:020d}.json"
-
-
-def _has_checksum(path: str, recorded: tuple[int, int] | None) -> bool:
-    with open(path, "rb") as file:
-        content = file.read()
-    if recorded is not None:
-        return (len(content), zlib.crc32(content)) == recorded
-    footer = int.from_bytes(content[-8:-4], "little")
-    return content[:4] == content[-4:] == b"PAR1" and 0 < footer <= len(content) - 12
-
-
-def _is_complete_commit(path: str) -> bool:
-    """Return whether every action of a commit is there."""
-    with open(path, "rb") as file:
-        content = file.read()
-    try:
-        actions = [json.loads(line) for line in content.split(b"\n") if line]
-        if not actions or not all(isinstance(action, dict) and len(action) == 1 for action in actions):
-            return False
-        found: dict[str, list[Any]] = {}
-        for action in actions:
-            ((kind, values),) = action.items()
-            found.setdefault(kind, []).append(values)
-        (info,) = found.get("commitInfo") or [{}]
-        if info.get("operation") == "CREATE TABLE" and not ("metaData" in found and "protocol" in found):
-            return False
-        if ACTIONS_CHECKSUM not in info:
-            return True  # of an older version or another program: its lines are all there is to check
-        return bool(
-            info[ACTIONS_CHECKSUM]
-            == actions_checksum(
-                [(unquote(add["path"]), add["size"]) for add in found.get("add", ())],
-                [unquote(remove["path"]) for remove in found.get("remove", ())],
-                {txn["appId"]: txn["version"] for txn in found.get("txn", ())},
-            )
-        )
-    except (ValueError, KeyError, TypeError):
-        return False

@@ -16,6 +16,7 @@ from ..errors import ArchiveDamagedError, MissingExtraError, QueryError
 from ..journal.disk import make_private
 from .archive import Archive, ArchiveFile, Conflict, is_remote
 from .columns import text
+from .permissions import make_directory, mode_of
 from .rows import as_pattern
 
 if TYPE_CHECKING:
@@ -113,12 +114,12 @@ class LocalFiles:
 
     def _make_folder(self, path: str) -> None:
         if self._archive.log is not None:
-            self._archive.log.make_directory(path)
+            make_directory(self._archive.address, path)
         else:
             make_private(path)
 
     def _mode_of_files(self) -> int:
-        return 0o600 if self._archive.log is None else self._archive.log.mode().file
+        return 0o600 if self._archive.log is None else mode_of(self._archive.address).file
 
     # ------------------------------------------------------------ damage
 

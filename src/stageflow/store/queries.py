@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from ..errors import QueryError
-from .archive import Archive, as_os_errors
+from .archive import Archive
 from .columns import text
-from .database import interruptible, open_database
+from .database import as_os_errors, interruptible, open_database
 from .parquet import may_be_damage
 from .predicate import must_be_predicate, must_be_text
 from .questions import Volume

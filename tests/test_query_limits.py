@@ -188,14 +188,14 @@ DEAF = {
 
 @pytest.mark.parametrize("query", DEAF.values(), ids=DEAF)
 def test_a_query_that_cannot_be_interrupted_is_killed_at_its_time_limit(folder: Path, query: str) -> None:
-    query_in_process(
-        str(folder), None, "select 1", timeout=60
-    )  # the files are in the cache of the kernel now
     began = time.monotonic()
-    with pytest.raises(QueryError, match="no answer within 3 s"):
-        query_in_process(str(folder), None, query, timeout=3)
+    query_in_process(str(folder), None, "select 1", timeout=60)
+    start = time.monotonic() - began  # on a busy machine, how long it takes to start and end a process
+    began = time.monotonic()
+    with pytest.raises(QueryError, match="no answer within 4 s"):
+        query_in_process(str(folder), None, query, timeout=4)
     took = time.monotonic() - began
-    assert 2.7 < took < 3.3, f"{took:.2f} s"
+    assert 3.6 < took < 4.4 + max(0.0, start - 0.7), f"{took:.2f} s, {start:.2f} s for a trivial query"
 
 
 def test_a_short_limit_leaves_time_for_a_short_query(folder: Path) -> None:
@@ -260,6 +260,17 @@ def test_a_killed_query_leaves_no_temporary_files(
         query_in_process(str(folder), None, query + ", range(1000000000)", memory=100_000_000, timeout=2)
     assert files_below(tmp_path) == set()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_statement_prints_no_progress(tmp_path: Path) -> None:
+    program = """if True:
+        from stageflow.store.database import open_database
+        with open_database() as database:
+            database.execute("set progress_bar_time = 1")
+            database.execute("select count(*) from range(30000000) a where hash(range)::varchar like '%77%'")
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_errors_of_a_query_are_those_of_the_store(folder: Path, tmp_path: Path) -> None:

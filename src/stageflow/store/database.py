@@ -97,6 +97,7 @@ def open_database(
         config["threads"] = threads
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set timezone = 'UTC'")
+    connection.execute("set enable_progress_bar = false")  # it is printed to standard output
     if disk is not None:  # as a part of `config` DuckDB 2.0.0 shows it and does not keep to it
         connection.execute(f"set max_temp_directory_size = {text(disk)}")
     connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes

@@ -84,24 +84,25 @@ def query_in_process(
     request = _Request(journal, archive, sql, limit, check_timeout(timeout), memory, disk, verify)
     folder = tempfile.mkdtemp(prefix="stageflow-query-")
     try:
-        child = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "TMPDIR": folder},
-        )
+        errors = os.path.join(folder, "stderr")
+        with open(errors, "wb") as stderr:  # not a pipe, which would block the child once it is full
+            child = subprocess.Popen(
+                [sys.executable, "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, "TMPDIR": folder},
+            )
         try:
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(msgspec.json.encode(request))
-            answer = _receive(child, request, progress)
+            answer = _receive(child, request, progress, errors)
         finally:
             child.kill()
             child.wait()
-            for pipe in (child.stdout, child.stderr):
-                if pipe is not None:
-                    pipe.close()
+            if child.stdout is not None:
+                child.stdout.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if isinstance(answer, BaseException):
@@ -110,7 +111,10 @@ def query_in_process(
 
 
 def _receive(
-    child: subprocess.Popen[bytes], request: _Request, progress: Callable[[int, int], None] | None
+    child: subprocess.Popen[bytes],
+    request: _Request,
+    progress: Callable[[int, int], None] | None,
+    errors: str,
 ) -> Rows | BaseException:
     assert child.stdout is not None
     received = _Received(child.stdout)
@@ -133,7 +137,7 @@ def _receive(
             answer: Rows | BaseException = pickle.loads(received.take(size, None))
             return answer
         elif received.ended:
-            return _died(child, request)
+            return _died(child, request, errors)
         else:
             return QueryError(
                 f"no answer within {request.timeout:g} s: {request.sql}",
@@ -164,10 +168,10 @@ class _Received:
         return bytes(chunks)
 
 
-def _died(child: subprocess.Popen[bytes], request: _Request) -> QueryError:
-    assert child.stderr is not None
+def _died(child: subprocess.Popen[bytes], request: _Request, errors: str) -> QueryError:
     status = child.wait()
-    lines = child.stderr.read().decode(errors="replace").strip().splitlines()
+    with open(errors, encoding="utf-8", errors="replace") as file:
+        lines = file.read().strip().splitlines()
     if status < 0:
         bound = (request.memory + _BESIDE_DUCKDB) / 1e9
         why = f"{signal.Signals(-status).name}; its memory is limited to {bound:g} GB"

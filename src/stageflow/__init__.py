@@ -18,6 +18,7 @@ from .context import (
 from .errors import (
     AlertRuleError,
     AlertStateError,
+    ArchiveDamagedError,
     CircuitOpenError,
     CursorInUseError,
     DamagedFileError,
@@ -94,6 +95,7 @@ __all__ = [
     "ActiveRun",
     "AlertRuleError",
     "AlertStateError",
+    "ArchiveDamagedError",
     "Artifact",
     "BackgroundEventSink",
     "CircuitBreaker",

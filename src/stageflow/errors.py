@@ -16,6 +16,7 @@ StageflowError
 ├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
 ├── RunNotFoundError             a journal has no such run (also a LookupError)
 ├── QueryError                   a question to the store cannot be answered as asked (also a ValueError)
+├── ArchiveDamagedError          a file of an archive is damaged or missing (also an OSError)
 ├── CursorInUseError             another reader of the same name is at work
 ├── DamagedFileError             a stored file is damaged (also an OSError and a ValueError)
 ├── AlertRuleError               a file of alert rules is wrong (also a ValueError)
@@ -32,6 +33,7 @@ from .interrupts import INTERRUPTS, is_a
 __all__ = [
     "AlertRuleError",
     "AlertStateError",
+    "ArchiveDamagedError",
     "CircuitOpenError",
     "CursorInUseError",
     "DamagedFileError",
@@ -235,6 +237,18 @@ class QueryError(StageflowError, ValueError):
     def __init__(self, message: str, *, sql: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.sql = sql
+
+
+class ArchiveDamagedError(StageflowError, OSError):
+    """Files of an archive are damaged or missing.
+
+    Attributes:
+        files: Their paths.
+    """
+
+    def __init__(self, message: str, *, files: Sequence[str], hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.files = tuple(files)
 
 
 class CursorInUseError(StageflowError):

@@ -19,7 +19,7 @@ from ..render.alerts import draw_alert_list, draw_alert_run, draw_alert_tests
 from .endings import NOT_FOUND
 from .journal_option import JournalOption, find_journal
 from .moment import FORMS, moment, seconds_of
-from .store_option import ArchiveOption, open_store
+from .store_option import ArchiveOption, VerifyOption, open_store
 from .terminal import open_terminal, print_json, print_page
 
 __all__ = ["alerts"]
@@ -52,6 +52,7 @@ def run(
     rules: RulesOption = _RULES,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     state: StateOption = None,
     every: Annotated[
         str | None,
@@ -85,7 +86,7 @@ def run(
             after = [""] if seconds else []
             print_page(open_terminal(), draw_alert_run(msgspec.to_builtins(found)), *after)
 
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         if seconds is None:
             found = run_alerts(store, known, state=state)
             show(found)

@@ -1,4 +1,4 @@
-"""`stageflow doctor`: the state of a journal, looked at line by line, and its repair."""
+"""`stageflow doctor`: the state of a journal and its archive, and their repair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Annotated
 import msgspec
 import typer
 
+from ..errors import ArchiveDamagedError, MissingExtraError, StageflowError
+from ..render.archive_state import draw_archive_state, draw_repaired_archive
 from ..render.journal_state import draw_journal_state, draw_repaired
+from ..store.address import has_archive
 from .choice import json_option
 from .journal_option import JournalOption, find_journal
 from .store_option import show_progress
@@ -27,10 +30,11 @@ def doctor(
     ] = False,
     as_json: Annotated[bool, json_option("The state as one JSON object, with what a repair did.")] = False,
 ) -> None:
-    """Look at every line and state file of a journal: who writes, who reads, what is torn or damaged.
+    """Check every line and state file of a journal, and every file of its archive.
 
-    It ends with exit code 1 where something should be seen to. Nothing is changed without `--repair`,
-    and nothing is thrown away with it: what is taken out or moved away is kept in `broken/`.
+    The exit code is 1 if something needs attention. Nothing is changed without `--repair`, and nothing is
+    deleted with it: what is taken out of a file or moved away is kept in `broken/`, and a damaged file of
+    the archive in `_stageflow/` there.
 
     - `stageflow doctor`
 
@@ -44,17 +48,49 @@ def doctor(
 
     kept_by_others = (ADDRESS_FILE, STATE_FILE, SILENCES_FILE)
     looked_into = find_journal(journal)
-    mended = None
+    mended = mended_archive = None
     with show_progress("reading") as progress:
         if repair:
             mended = looked_into.repair(progress, state_files=kept_by_others)
         state = looked_into.check(progress, state_files=kept_by_others)
+    archive, problems, not_repaired = None, list(state.problems), None
+    if _has_archive(looked_into.path):
+        with show_progress("archive") as progress:
+            try:
+                from ..store import check_archive, repair_archive
+
+                if repair:
+                    try:
+                        mended_archive = repair_archive(looked_into.path)
+                    except (ArchiveDamagedError, OSError) as error:
+                        not_repaired = str(error)
+                archive = check_archive(looked_into.path, progress=progress)
+                problems += archive.problems
+            except MissingExtraError as error:
+                problems.append(f"the archive was not checked: {error.message}; {error.hint}")
+            except OSError as error:
+                problems.append(f"the archive cannot be checked: {error}")
+        if not_repaired is not None and not problems:
+            problems.append(f"the archive could not be repaired: {not_repaired}")
+    told = {**msgspec.to_builtins(state), "problems": problems}
     if as_json:
-        print_json(msgspec.json.encode({**msgspec.to_builtins(state), "repaired": mended}))
+        repaired = {"repaired": mended, "archive": archive, "repaired_archive": mended_archive}
+        print_json(msgspec.json.encode({**told, **repaired}))
     else:
         terminal = open_terminal()
         if mended is not None:
             print_page(terminal, draw_repaired(msgspec.to_builtins(mended)), "")
-        print_page(terminal, draw_journal_state(msgspec.to_builtins(state)))
-    if state.problems:
+        if mended_archive is not None and mended_archive.set_aside:
+            print_page(terminal, draw_repaired_archive(msgspec.to_builtins(mended_archive)), "")
+        print_page(terminal, draw_journal_state(told))
+        if archive is not None:
+            print_page(terminal, "", draw_archive_state(msgspec.to_builtins(archive)))
+    if problems:
         raise typer.Exit(1)
+
+
+def _has_archive(journal: str) -> bool:
+    try:
+        return has_archive(journal)
+    except StageflowError:  # the file with its address is damaged: the check of the journal reports that
+        return False

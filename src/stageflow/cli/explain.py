@@ -13,7 +13,7 @@ from ..store.selection import Over
 from .choice import PipelineOption, SinceOption, StageOption, UntilOption
 from .journal_option import JournalOption
 from .side import as_predicate
-from .store_option import ArchiveOption, open_store
+from .store_option import ArchiveOption, VerifyOption, open_store
 from .terminal import open_terminal, print_json, print_page, room
 
 __all__ = ["explain"]
@@ -39,6 +39,7 @@ def explain(
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many differences at most.")] = 10,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with the SQL to go on.")] = False,
 ) -> None:
     """Tell what is different about the failed, the slow or any other runs, against all the rest.
@@ -56,7 +57,7 @@ def explain(
     """
     among = RunFilter(pipeline=pipeline, stage=stage, since=since, until=until)
     over: Over = "stages" if stages or stage else "runs"
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         if which == "slow" and against is None:
             found = store.explain_slow(over, among, most=limit)
         else:

@@ -15,7 +15,7 @@ from .choice import IdOption, PipelineOption, SinceOption, StageOption, UntilOpt
 from .journal_option import JournalOption
 from .moment import seconds_of
 from .side import as_predicate
-from .store_option import ArchiveOption, WhereOption, open_store
+from .store_option import ArchiveOption, VerifyOption, WhereOption, open_store
 from .terminal import open_terminal
 
 __all__ = ["compare", "errors", "slowest", "stats"]
@@ -46,6 +46,7 @@ def stats(
     ] = None,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
 ) -> None:
@@ -64,7 +65,7 @@ def stats(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--every") from None
     chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         found = _plain(store.stats("runs" if runs else "stages", chosen, predicate=where, bucket=bucket))
     ascii_only = (open_terminal().encoding or "").lower() not in ("utf-8", "utf8")
     give(
@@ -86,6 +87,7 @@ def errors(
     limit: LimitOption = 20,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
 ) -> None:
@@ -99,7 +101,7 @@ def errors(
     - `stageflow errors --stage search --json | jq -r .message`
     """
     chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         found = _plain(store.errors(chosen, predicate=where, limit=limit))
     give(
         found,
@@ -123,6 +125,7 @@ def slowest(
     limit: LimitOption = 20,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
 ) -> None:
@@ -133,7 +136,7 @@ def slowest(
     - `stageflow slowest --stages --stage search`
     """
     chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         found = _plain(store.slowest("stages" if stages else "runs", chosen, predicate=where, limit=limit))
     give(
         found,
@@ -158,6 +161,7 @@ def compare(
     stage: StageOption = None,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
 ) -> None:
@@ -174,7 +178,7 @@ def compare(
     """
     chosen = RunFilter(pipeline=pipeline, stage=stage)
     one, other = (as_predicate(text) for text in (before, after))
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         found = _plain(store.compare(one, other, "runs" if runs else "stages", chosen))
     give(
         found,

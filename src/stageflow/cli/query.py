@@ -9,8 +9,8 @@ import typer
 
 from ..render.answers import draw_rows
 from .answer import CsvOption, JsonOption, give
-from .journal_option import JournalOption
-from .store_option import ArchiveOption, open_store
+from .journal_option import JournalOption, find_journal
+from .store_option import ArchiveOption, VerifyOption, show_progress
 
 __all__ = ["query"]
 
@@ -24,12 +24,15 @@ def query(
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long it may take.")] = 60.0,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
 ) -> None:
     """Answer a query over the views `runs`, `stages` and `events`, in DuckDB's SQL.
 
-    It can read and nothing else. An attribute is a column with quotes: `"attributes.hits"`.
+    It can read these views and nothing else. It runs in a process that is killed at the time limit, and
+    that may use 3 GB of memory and 10 GB of temporary files. An attribute is a column with quotes:
+    `"attributes.hits"`.
 
     - `stageflow query "select status, count(*) from runs group by 1"`
 
@@ -38,8 +41,19 @@ def query(
     - `stageflow query "describe stages"`
     """
     text = sys.stdin.read() if sql == "-" else sql
-    with open_store(journal, archive) as store:
-        rows = store.sql(text, limit=limit or None, timeout=timeout)
+    from ..store.isolated import query_in_process
+
+    path = None if journal is None and archive is not None else find_journal(journal).path
+    with show_progress("archiving") as progress:
+        rows = query_in_process(
+            path,
+            archive,
+            text,
+            limit=limit or None,
+            timeout=timeout,
+            verify=verify,
+            progress=progress,
+        )
     give(
         rows.dicts(),
         lambda width: draw_rows(rows.columns, rows.rows, width=width),

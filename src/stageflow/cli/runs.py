@@ -20,7 +20,7 @@ from .choice import (
     status_option,
 )
 from .journal_option import JournalOption
-from .store_option import open_records
+from .store_option import VerifyOption, open_records
 from .terminal import open_terminal, print_json, print_page, room
 
 __all__ = ["runs"]
@@ -62,6 +62,7 @@ def runs(
         int | None,
         typer.Option(min=0, metavar="N", show_default=False, help="How many at most; 0 for all; default 20."),
     ] = None,
+    verify: VerifyOption = False,
     as_json: Annotated[bool, json_option("The full data of each run, one JSON object a line.")] = False,
 ) -> None:
     """List runs, those that began last first, also those under way.
@@ -86,7 +87,7 @@ def runs(
     )
     # One more than is shown, to know whether there are more.
     most = _USUALLY if limit is None else limit
-    with open_records(journal) as records:
+    with open_records(journal, verify=verify) as records:
         found = records.runs(where, limit=most + 1 if most else None)
     shown = found[:most] if most else found
     if as_json:

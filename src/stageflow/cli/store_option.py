@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArchiveOption",
     "SamplerOption",
+    "VerifyOption",
     "WhereOption",
     "as_sampler",
     "open_records",
@@ -37,6 +38,10 @@ ArchiveOption = Annotated[
         show_default=False,
         help="A directory or s3://bucket/path; default the archive that the journal has.",
     ),
+]
+VerifyOption = Annotated[
+    bool,
+    typer.Option("--verify", help="Compare files of the archive with their checksums before reading them."),
 ]
 WhereOption = Annotated[
     str | None,
@@ -70,7 +75,7 @@ SamplerOption = Annotated[
 
 
 @contextmanager
-def open_store(journal: Path | None, archive: str | None) -> Generator[EventStore]:
+def open_store(journal: Path | None, archive: str | None, *, verify: bool = False) -> Generator[EventStore]:
     """Open the store that was named; one with much to take into its archive shows how far it is.
 
     Raises:
@@ -80,12 +85,15 @@ def open_store(journal: Path | None, archive: str | None) -> Generator[EventStor
     from ..store import EventStore
 
     path = None if journal is None and archive is not None else find_journal(journal).path
-    with show_progress("archiving") as progress, EventStore(path, archive, progress=progress) as store:
+    with (
+        show_progress("archiving") as progress,
+        EventStore(path, archive, progress=progress, verify=verify) as store,
+    ):
         yield store
 
 
 @contextmanager
-def open_records(journal: Path | None) -> Generator[Journal | EventStore]:
+def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Journal | EventStore]:
     """Open a journal; where it has an archive, both of them as one."""
     from ..store.address import has_archive
 
@@ -98,7 +106,7 @@ def open_records(journal: Path | None) -> Generator[Journal | EventStore]:
     if not archived:
         yield found
         return
-    with open_store(Path(found.path), None) as store:
+    with open_store(Path(found.path), None, verify=verify) as store:
         yield store
 
 

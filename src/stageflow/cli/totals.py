@@ -11,7 +11,7 @@ from ..render.answers import draw_totals
 from .answer import CsvOption, JsonOption, give
 from .choice import PipelineOption, SinceOption, StageOption, UntilOption
 from .journal_option import JournalOption
-from .store_option import ArchiveOption, open_store
+from .store_option import ArchiveOption, VerifyOption, open_store
 
 __all__ = ["totals"]
 
@@ -24,6 +24,7 @@ def totals(
     until: UntilOption = None,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
 ) -> None:
@@ -35,7 +36,7 @@ def totals(
 
     - `stageflow totals --stages --pipeline ask --json`
     """
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         found = store.totals(since=since, until=until, pipeline=pipeline, stage=stage)
     rows = [msgspec.to_builtins(total) for total in found if stages or stage or total.stage is None]
     give(

@@ -12,7 +12,7 @@ from ..render.volume import draw_sampled, draw_volume
 from .answer import CsvOption, JsonOption, give
 from .choice import PipelineOption, SinceOption, UntilOption
 from .journal_option import JournalOption
-from .store_option import ArchiveOption, SamplerOption, open_store
+from .store_option import ArchiveOption, SamplerOption, VerifyOption, open_store
 from .terminal import open_terminal, print_json, print_page, room
 
 __all__ = ["sampling", "volume"]
@@ -22,6 +22,7 @@ def volume(
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many fields and days at most.")] = 15,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with every field.")] = False,
 ) -> None:
     """Show events and bytes of the archive by day, by type and by field: what a field costs.
@@ -33,7 +34,7 @@ def volume(
 
     - `stageflow volume --json | jq '.fields[:5]'`
     """
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         held = store.volume()
     if as_json:
         print_json(msgspec.json.encode(held))
@@ -49,6 +50,7 @@ def sampling(
     until: UntilOption = None,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
 ) -> None:
@@ -59,7 +61,7 @@ def sampling(
     - `stageflow sampling sampling.toml --since 1d`
     """
     where = RunFilter(pipeline=pipeline, since=since, until=until)
-    with open_store(journal, archive) as store:
+    with open_store(journal, archive, verify=verify) as store:
         found = [msgspec.to_builtins(each) for each in store.dry_run(sampler, where)]
     give(
         found,

@@ -128,8 +128,20 @@ def _not_a_directory(path: str) -> DamagedFileError:
 
 
 def make_private(path: str) -> None:
-    """Make a directory that only its owner can enter, and those above it, where there is none."""
+    """Make a directory that only its owner can enter, and those above it, where there is none.
+
+    New ones are synced into those above them: what is synced in a directory that is lost is lost as well.
+    """
+    if os.path.isdir(path):
+        return
+    made = []
+    above = os.path.abspath(path)
+    while not os.path.isdir(above):
+        made.append(above)
+        above = os.path.dirname(above)
     os.makedirs(path, mode=0o700, exist_ok=True)
+    for folder in reversed(made):
+        sync_directory(os.path.dirname(folder))
 
 
 def replace_file(path: str, content: bytes) -> None:

@@ -1,5 +1,6 @@
 """The store: events in columns that last, and the questions that can be asked of them."""
 
+from .archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
 from .background import BackgroundCompactor
 from .compactor import Compacted, Compactor
 from .event_store import EventStore
@@ -11,16 +12,19 @@ from .sampler import SampleRule, TailSampler, read_sampler
 from .sampling import Sampled
 
 __all__ = [
+    "ArchiveState",
     "BackgroundCompactor",
     "Compacted",
     "Compactor",
     "Comparison",
+    "DamagedFile",
     "Difference",
     "ErrorGroup",
     "EventStore",
     "Explanation",
     "LeftOut",
     "Part",
+    "RepairedArchive",
     "Rows",
     "SampleRule",
     "Sampled",
@@ -32,6 +36,8 @@ __all__ = [
     "Together",
     "Total",
     "Volume",
+    "check_archive",
     "explain",
     "read_sampler",
+    "repair_archive",
 ]

@@ -6,76 +6,38 @@ table. So a segment is in it whole or not at all, and once, however many compact
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from msgspec import Struct
-
-from ..errors import MissingExtraError
-from ..journal.disk import sync, sync_directory
+from ..errors import ArchiveDamagedError, MissingExtraError
+from ..journal.disk import sync_directory
+from .archive_file import COUNTS, ArchiveFile, stats_of
 from .attributes import Attributes
 from .columns import ATTRIBUTE
+from .delta_log import DeltaLog
+from .delta_types import DUCKDB_TYPES, delta_field
+from .log_files import ACTIONS_CHECKSUM, actions_checksum, sync_file
 
 if TYPE_CHECKING:
-    from deltalake import DeltaTable, Field
+    from deltalake import DeltaTable, PostCommitHookProperties
 
-__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "as_os_errors", "is_remote"]
+__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "is_remote"]
 
 _CONFIGURATION: dict[str, str | None] = {
-    # What was replaced stays for readers that began before, and then goes.
+    # Replaced files are kept for readers that began earlier.
     "delta.deletedFileRetentionDuration": "interval 1 hours",
     "delta.logRetentionDuration": "interval 1 days",
     "delta.checkpointInterval": "20",
 }
 
-_DELTA_TYPES = {
-    "VARCHAR": "string",
-    "DOUBLE": "double",
-    "BIGINT": "long",
-    "BOOLEAN": "boolean",
-    "TIMESTAMP WITH TIME ZONE": "timestamp",
-    "DATE": "date",
-}
-
-_DUCKDB_TYPES = {delta: duckdb for duckdb, delta in _DELTA_TYPES.items()}
+_COMMITS_PER_CHECKPOINT = 20
 
 
 class Conflict(Exception):
     """Somebody else has committed since the table was read."""
-
-
-class ArchiveFile(Struct, frozen=True):
-    """One file of the table.
-
-    Attributes:
-        path: Relative to the table.
-        size: Bytes.
-        rows: How many rows it has.
-        day: Of its events, as "2026-11-24".
-        first_id: The smallest `event_id` in it; None where it is not known.
-        last_id: The largest.
-    """
-
-    path: str
-    size: int
-    rows: int
-    day: str
-    first_id: str | None
-    last_id: str | None
-
-    @property
-    def has_events(self) -> bool:
-        """False for a file of counts."""
-        return not self.path.rpartition("/")[2].startswith(COUNTS)
-
-
-COUNTS = "counts"
-"""How the names of files begin that have counts and no events."""
 
 
 def is_remote(address: str) -> bool:
@@ -100,7 +62,7 @@ class Archive:
         self.storage_options = dict(storage_options or {})
         self._table: DeltaTable | None = None
         self._watermarks: dict[str, int] = {}
-        self._synced = -1
+        self.log = None if is_remote(self.address) else DeltaLog(self.address)
         self.version = -1
 
     def refresh(self) -> None:
@@ -108,6 +70,7 @@ class Archive:
 
         Raises:
             MissingExtraError: `deltalake` is not installed.
+            ArchiveDamagedError: A file of its log is damaged or missing.
             OSError: The table cannot be read.
         """
         try:
@@ -116,15 +79,19 @@ class Archive:
         except ModuleNotFoundError as error:
             raise MissingExtraError("the archive", "store") from error
         _must_not_be_forked()
-        if not is_remote(self.address) and not _is_there(self._log):
-            self._forget()  # there is none, or somebody has removed it
-            return
+        if self.log is not None:
+            if not self.log.exists() and not self._has_remains():
+                self._forget()  # there is none, or somebody has removed it
+                return
+            self.log.check()
         try:
             if self._table is None:
                 self._table = DeltaTable(self.address, storage_options=self.storage_options or None)
             else:
                 self._table.update_incremental()
         except TableNotFoundError:
+            if self.log is not None and self._has_remains():
+                raise self._lost_log() from None
             self._forget()
             return
         if self._table.version() != self.version:
@@ -134,11 +101,76 @@ class Archive:
     def _forget(self) -> None:
         self._table = None
         self._watermarks = {}
-        self._synced = self.version = -1
+        self.version = -1
+        if self.log is not None:
+            self.log.forget()
 
-    @property
-    def _log(self) -> str:
-        return os.path.join(self.address, "_delta_log")
+    def _has_remains(self) -> bool:
+        """Return whether a local archive has files of events, whatever its log says."""
+        try:
+            return any(name.endswith(".parquet") for day in self._days() for name in os.listdir(day))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _days(self) -> list[str]:
+        try:
+            with os.scandir(self.address) as entries:
+                return [entry.path for entry in entries if entry.name.startswith("day=")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _lost_log(self) -> ArchiveDamagedError:
+        path = os.path.join(self.address, "_delta_log")
+        return ArchiveDamagedError(
+            f"archive {self.address}: its log {path} is missing or empty, and files of events are there",
+            files=[path],
+            hint="restore the log from a backup, or move the archive away and compact the journal anew",
+        )
+
+    def recover(self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]) -> list[str]:
+        """Set aside what a crash of the machine left incomplete at the end of the log.
+
+        Args:
+            promised: How far each writer's segments are known to be archived, according to the journal.
+            is_kept: Called with a writer and two sequences; returns whether the journal still has the
+                segments after the first, up to the second.
+
+        Returns:
+            Paths of the files that were set aside; they are kept.
+
+        Raises:
+            ArchiveDamagedError: Something that was durable is damaged.
+            OSError: The log cannot be changed.
+        """
+        if self.log is None:
+            return []
+        from deltalake import DeltaTable
+
+        begins_anew = False
+
+        def may_return_to(version: int, undone: Mapping[str, int]) -> bool:
+            nonlocal begins_anew
+            begins_anew = version < 0
+            earlier = Archive(self.address)
+            if version >= 0:
+                earlier._table = DeltaTable(self.address, version=version)
+            paths = [os.path.join(self.address, *file.path.split("/")) for file in earlier.files()]
+            return (
+                all(earlier.watermark(writer) >= number for writer, number in promised.items())
+                and all(
+                    is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items()
+                )
+                and all(map(os.path.exists, paths))
+            )
+
+        moved = self.log.recover(may_return_to)
+        if moved:
+            if (
+                begins_anew
+            ):  # no version has these files, and the next log shall not be taken for a rest of it
+                moved += map(self.log.set_aside, self._days())
+            self._forget()
+        return moved
 
     # ------------------------------------------------------------ what is in it
 
@@ -155,7 +187,7 @@ class Archive:
         if self._table is None:
             return {}
         return {
-            field.name.removeprefix(ATTRIBUTE): _DUCKDB_TYPES[field.type.type]
+            field.name.removeprefix(ATTRIBUTE): DUCKDB_TYPES[field.type.type]
             for field in self._table.schema().fields
             if field.name.startswith(ATTRIBUTE)
         }
@@ -200,10 +232,12 @@ class Archive:
         """
         from deltalake import DeltaTable, Schema
 
-        fields = [_field(name, type) for name, type in columns.items()]
+        fields = [delta_field(name, type) for name, type in columns.items()]
         if self._table is None:
             if not is_remote(self.address) and unquote(self.address) != self.address:
                 raise OSError(f"an archive cannot be in a folder whose name looks encoded: {self.address}")
+            if self.log is not None:
+                self.log.make_directories()
             _or_conflict(
                 lambda: DeltaTable.create(
                     self.address,
@@ -211,15 +245,29 @@ class Archive:
                     partition_by=["day"],
                     configuration=_CONFIGURATION,
                     storage_options=self.storage_options or None,
+                    post_commithook_properties=self._hooks(),
                 )
             )
-            self.refresh()
+            self._committed()
             return
         known = {field.name for field in self._table.schema().fields}
         if missing := [field for field in fields if field.name not in known]:
             table = self._table
-            _or_conflict(lambda: table.alter.add_columns(missing))
-            self.refresh()
+            _or_conflict(lambda: table.alter.add_columns(missing, post_commithook_properties=self._hooks()))
+            self._committed()
+
+    def _hooks(self) -> PostCommitHookProperties | None:
+        """Return what delta-rs does after a commit: on a disk nothing, because it would not sync it."""
+        from deltalake import PostCommitHookProperties
+
+        if self.log is None:
+            return None
+        return PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+
+    def _committed(self) -> None:
+        if self.log is not None:
+            self.log.sync()  # the next commit builds on this one, and must not outlast it
+        self.refresh()
 
     def commit(
         self,
@@ -243,89 +291,84 @@ class Archive:
 
         table = self._table
         assert table is not None, "prepare() comes first"
-        added = list(added)
+        added, removed, watermarks = list(added), list(removed), dict(watermarks or {})
         self._sync_files(added)
         now_ms = time.time_ns() // 1_000_000
         actions = [
-            AddAction(file.path, file.size, {"day": file.day}, now_ms, True, _stats(file)) for file in added
+            AddAction(file.path, file.size, {"day": file.day}, now_ms, True, stats_of(file)) for file in added
         ] + [RemoveAction(file.path, True, now_ms, file.size, {"day": file.day}) for file in removed]
-        transactions = [Transaction(writer, number) for writer, number in (watermarks or {}).items()]
+        checksum = actions_checksum(
+            [(file.path, file.size) for file in added], [file.path for file in removed], watermarks
+        )
+        properties = CommitProperties(
+            # Not retried by delta-rs: rows that were new may not be new any more.
+            max_commit_retries=0,
+            app_transactions=[Transaction(writer, number) for writer, number in watermarks.items()],
+            custom_metadata={ACTIONS_CHECKSUM: checksum},
+        )
         _or_conflict(
             lambda: table.create_write_transaction(
                 actions,
                 "append",
                 table.schema(),
                 ["day"],
-                # Not tried again by itself: what was found to be new may not be so any more.
-                commit_properties=CommitProperties(max_commit_retries=0, app_transactions=transactions),
+                commit_properties=properties,
+                post_commithook_properties=self._hooks(),
             )
         )
-        self.refresh()
+        self._committed()
 
     def remove_unused(self, hours: int = 1) -> int:
         """Delete files that no version of the last hours has, and return how many."""
         if self._table is None:
             return 0
-        gone = self._table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
-        self.refresh()
+        self.sync()  # a version that a crash would bring back must find its files
+        gone = self._table.vacuum(
+            hours,
+            dry_run=False,
+            enforce_retention_duration=False,
+            full=True,
+            post_commithook_properties=self._hooks(),
+        )
+        self._committed()
         return len(gone)
 
-    # ------------------------------------------------------------ safe against a crash of the machine
+    def shorten_log(self) -> None:
+        """Write a checkpoint after every 20 commits, sync it, and delete old commits after that.
+
+        On object storage delta-rs does the same after a commit.
+
+        Raises:
+            OSError: The log cannot be changed.
+        """
+        if self._table is None or self.log is None:
+            return
+        with self.log.locked() as alone:
+            if alone and self.log.is_checkpoint_due(self.version, _COMMITS_PER_CHECKPOINT):
+                self._table.create_checkpoint()
+                self.log.mark_durable()
+                self.log.clean()
+
+    # ------------------------------------------------------------ durability
 
     def sync(self) -> None:
-        """Return when the disk keeps what this version says, whoever committed it; then segments may go.
+        """Return when this version is durable, whoever committed it; then segments may be deleted.
 
-        The library leaves that to the kernel, and whoever committed may have died just then.
+        Raises:
+            OSError: It is not.
         """
-        if is_remote(self.address) or self._synced == self.version:
-            return
-        for name in os.listdir(self._log):
-            number = name.partition(".")[0]
-            if not number.isdecimal() or int(number) > self._synced:
-                _sync_file(os.path.join(self._log, name))
-        for folder in (self._log, self.address, os.path.dirname(self.address)):
-            sync_directory(folder)
-        self._synced = self.version
+        if self.log is not None and self._table is not None:
+            self.log.mark_durable()
 
     def _sync_files(self, files: Iterable[ArchiveFile]) -> None:
-        """Have the disk keep files before anything says that they are there."""
-        if is_remote(self.address):
+        """Sync files before a commit names them."""
+        if self.log is None:
             return
         paths = [os.path.join(self.address, *file.path.split("/")) for file in files]
         for path in paths:
-            _sync_file(path)
+            sync_file(path)
         for folder in {self.address, *map(os.path.dirname, paths)}:
             sync_directory(folder)
-
-
-def _is_there(path: str) -> bool:
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-def _sync_file(path: str) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # of a version that is old enough to be cleaned up
-        return
-    try:
-        sync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def as_os_errors(address: str) -> Generator[None]:
-    """Tell what the libraries say of a disk, or of a table, as an `OSError` that names the archive."""
-    try:
-        yield
-    except Exception as error:
-        if type(error).__name__ not in ("IOException", "OutOfMemoryException", "DeltaError"):
-            raise
-        raise OSError(f"archive {address}: {str(error).strip()}") from error
 
 
 _used_by: int | None = None
@@ -355,18 +398,3 @@ def _or_conflict(change: Callable[[], object]) -> None:
         if "already exists" not in str(error):
             raise
         raise Conflict(str(error)) from error
-
-
-def _field(name: str, type: str) -> Field:
-    from deltalake import Field
-    from deltalake.schema import ArrayType, PrimitiveType
-
-    of = PrimitiveType(_DELTA_TYPES[type.removesuffix("[]")])
-    return Field(name, ArrayType(of) if type.endswith("[]") else of)
-
-
-def _stats(file: ArchiveFile) -> str:
-    stats: dict[str, Any] = {"numRecords": file.rows}
-    if file.first_id is not None and file.last_id is not None:
-        stats |= {"minValues": {"event_id": file.first_id}, "maxValues": {"event_id": file.last_id}}
-    return json.dumps(stats)

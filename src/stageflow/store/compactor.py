@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -19,10 +20,10 @@ from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
 from .address import read_address, remember_address
-from .archive import COUNTS, Archive, ArchiveFile, Conflict, as_os_errors
+from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import KINDS, NO_KINDS, count_rows
-from .database import Workplace
-from .parquet import LocalFiles, select_rows
+from .database import Workplace, as_os_errors
+from .parquet import LocalFiles, may_be_damage, select_rows
 from .rows import load_rows
 from .sampler import TailSampler
 from .sampling import sample
@@ -145,13 +146,19 @@ class Compactor:
         with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
+            self.recover_alone()
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
-            segments, rows, kept = self._take_all(progress or _in_silence)
-            self.archive.sync()
-            self._tell_cursor()
-            self._room.make(self.journal)
-            merged, dropped = self._upkeep.keep_up()
+            try:
+                segments, rows, kept = self._take_all(progress or _in_silence)
+                self.archive.sync()
+                self._tell_cursor()
+                self._room.make(self.journal)
+                merged, dropped = self._upkeep.keep_up()
+            except Exception as error:
+                if may_be_damage(error):
+                    self._local.must_be_intact(self.archive.files())
+                raise
         return Compacted(segments, rows, kept, merged, dropped)
 
     def interrupt(self) -> None:
@@ -160,6 +167,51 @@ class Compactor:
         Nothing is lost: whoever compacts next begins that step anew.
         """
         self._workplace.interrupt()
+
+    def recover(self) -> list[str]:
+        """Make an archive readable again after a crash of the machine; `compact` does it by itself.
+
+        Returns:
+            Paths of incomplete files at the end of its log, which were set aside and are kept.
+
+        Raises:
+            ArchiveDamagedError: Something that was durable is damaged.
+            OSError: The archive cannot be written.
+        """
+        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+            return self.recover_alone() if alone else []
+
+    @contextlib.contextmanager
+    def alone(self) -> Generator[None]:
+        """Keep other compactors of this journal away.
+
+        Raises:
+            OSError: Another one is at work.
+        """
+        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+            if not alone:
+                raise OSError(errno.EBUSY, "another process is compacting", self.journal)
+            yield
+
+    def recover_alone(self) -> list[str]:
+        """Do what `recover` does, for a caller that keeps other compactors away."""
+        promised: dict[str, int] = {}
+        with contextlib.suppress(ValueError):
+            known = load(self.journal, CURSOR)
+            promised = {writer: at - 1 for writer, (at, _) in known.positions.items()} if known else {}
+        log = self.archive.log
+        if log is not None and promised and not os.path.isdir(self.archive.address):
+            # The archive was removed, and a new one begins: nothing is promised of it.
+            store(self.journal, CURSOR, CursorFile())
+            return []
+        segments = {
+            writer: {segment.sequence for segment in found}
+            for writer, found in list_writers(self.journal).items()
+        }
+        return self.archive.recover(
+            promised,
+            lambda writer, after, last: segments.get(writer, set()).issuperset(range(after + 1, last + 1)),
+        )
 
     # ------------------------------------------------------------ into the archive
 
@@ -181,6 +233,9 @@ class Compactor:
                 tries += 1
                 if tries > _TRIES:
                     raise
+                if tries > _TRIES // 10:
+                    self.archive.refresh()
+                    self._local.paths(self.archive.files())  # what is missing now is no longer being replaced
                 time.sleep(random.uniform(0, 0.05 * tries))
                 continue
             taken += len(batch)
@@ -206,6 +261,7 @@ class Compactor:
                 rows, replaced = "from batch", []
                 if superseded:
                     replaced = self._holding(database, files)
+                    self._local.must_be_intact(replaced)  # a new file would hide that they are not
                     rows += f""" union all by name (
                         select * from {select_rows(self._local.paths(replaced))}
                         where event_id is null or ({BASE}, event_id) not in (from superseded))"""

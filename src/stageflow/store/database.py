@@ -10,11 +10,35 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError
+from .columns import text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Workplace", "open_database"]
+__all__ = ["Workplace", "as_os_errors", "interruptible", "open_database"]
+
+
+@contextlib.contextmanager
+def interruptible() -> Generator[None]:
+    """Raise Ctrl-C as what it is: DuckDB raises a `RuntimeError` if it comes while a statement runs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def as_os_errors(address: str) -> Generator[None]:
+    """Raise what the libraries report about a disk or a table as an `OSError` that names the archive."""
+    try:
+        with interruptible():
+            yield
+    except Exception as error:
+        if type(error).__name__ not in ("IOException", "OutOfMemoryException", "DeltaError"):
+            raise
+        raise OSError(f"archive {address}: {str(error).strip()}") from error
 
 
 class Workplace:
@@ -42,8 +66,15 @@ class Workplace:
                 database.interrupt()
 
 
-def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyConnection:
+def open_database(
+    memory: str = "2GB", threads: int | None = None, *, disk: str | None = None
+) -> DuckDBPyConnection:
     """Return a new database in memory. What does not fit is spilled to a temporary folder.
+
+    Args:
+        memory: Limit of DuckDB's memory, such as "2GB".
+        threads: How many it uses; default one per processor.
+        disk: Limit of the temporary folder; None for DuckDB's own, 90 % of what is free.
 
     Raises:
         MissingExtraError: `duckdb` is not installed.
@@ -57,6 +88,8 @@ def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyCo
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
         "memory_limit": memory,
+        # A name in a query never means a variable of a Python program.
+        "python_enable_replacements": False,
         # By itself it would take `.tmp` where the process happens to be, and another process the same.
         "temp_directory": os.path.join(tempfile.gettempdir(), f"stageflow-{secrets.token_hex(8)}"),
     }
@@ -64,6 +97,9 @@ def open_database(memory: str = "2GB", threads: int | None = None) -> DuckDBPyCo
         config["threads"] = threads
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set timezone = 'UTC'")
+    connection.execute("set enable_progress_bar = false")  # it is printed to standard output
+    if disk is not None:  # as a part of `config` DuckDB 2.0.0 shows it and does not keep to it
+        connection.execute(f"set max_temp_directory_size = {text(disk)}")
     connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes
     # Rows of an answer that asked for no order may come in any.
     connection.execute("set preserve_insertion_order = false")

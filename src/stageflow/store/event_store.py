@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import JournalNotFoundError, RunNotFoundError
+from ..errors import ArchiveDamagedError, JournalNotFoundError, RunNotFoundError
 from ..journal import Journal, RunFilter, RunStory
 from .address import read_address
 from .archive import Archive
@@ -43,13 +43,17 @@ class EventStore(Figures):
             the journal has.
         storage_options: How to get at object storage, as `deltalake` takes it (`AWS_REGION`,
             `AWS_ENDPOINT_URL`, ...); what is missing is taken from the environment.
-        memory: That DuckDB may use; default "2GB". What does not fit is spilled to a temporary folder.
+        memory: Limit of DuckDB's memory; default "2GB". What does not fit is spilled to a temporary folder.
+        disk: Limit of that folder; default "10GB".
         timeout: Seconds for one question; default 60.
         compact_beyond: Bytes of closed segments from which on a reader takes them into the archive
             before it asks; default 256 MiB, None for never.
         progress: Called with the bytes done and all there are, while it does that.
+        verify: Compare each file of the archive with its checksum once, before it is first read; default
+            False. Files written by older versions have none.
 
     Raises:
+        ArchiveDamagedError: A file of the archive is damaged or missing; questions raise it too.
         JournalNotFoundError: There is no such directory.
         MissingExtraError: The packages of `stageflow[store]` are not installed.
 
@@ -65,9 +69,11 @@ class EventStore(Figures):
         *,
         storage_options: Mapping[str, str] | None = None,
         memory: str = "2GB",
+        disk: str = "10GB",
         timeout: float = 60.0,
         compact_beyond: int | None = 256 << 20,
         progress: Progress | None = None,
+        verify: bool = False,
     ) -> None:
         self.path = os.fspath(journal) if journal is not None else None
         if self.path is not None and not os.path.isdir(self.path):
@@ -80,7 +86,13 @@ class EventStore(Figures):
         self._compact_beyond = compact_beyond
         self._progress = progress
         self._queries = Queries(
-            self.path, self.archive, memory=memory, timeout=timeout, before=self._compact_if_much
+            self.path,
+            self.archive,
+            memory=memory,
+            disk=disk,
+            timeout=timeout,
+            before=self.maintain,
+            verify=verify,
         )
 
     # ------------------------------------------------------------ SQL
@@ -117,6 +129,24 @@ class EventStore(Figures):
             OSError: One of them cannot be read.
         """
         self._queries.refresh()
+
+    def maintain(self) -> None:
+        """Recover the archive after a crash of the machine, and archive a backlog; each question does it.
+
+        Raises:
+            ArchiveDamagedError: A file of the archive is damaged.
+            OSError: Journal or archive cannot be read, or not be written.
+        """
+        try:
+            self.archive.refresh()
+        except ArchiveDamagedError:
+            # What a crash of the machine left incomplete is recovered by whoever may write.
+            if self.path is None or not os.access(self.path, os.W_OK):
+                raise
+            compactor = Compactor(self.path, self.archive.address, storage_options=self._storage_options)
+            if not compactor.recover():
+                raise
+        self._compact_if_much()
 
     def _compact_if_much(self) -> None:
         if self.path is None or self._compact_beyond is None or not os.access(self.path, os.W_OK):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QueryError, did_you_mean
+from .sandbox import must_read_views_only, parse
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -37,11 +37,13 @@ def must_be_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
     """Return how DuckDB parses a predicate.
 
     Raises:
-        QueryError: It is not one expression, or reaches out of the parentheses it will stand in.
+        QueryError: It is not one expression, reads something else than the views, or reaches out of the
+            parentheses it will stand in.
     """
     # Its own parentheses must match as it stands: then none of them can close one around it.
     _parse(connection, predicate, predicate)
     tree = _parse(connection, predicate, parenthesised(predicate))
+    must_read_views_only(connection, tree, predicate)
     # `1.4`, `user = 'u1'` (DuckDB's own user): the same for every row, and never what was meant.
     if not set(_names(tree)) - _OF_DUCKDB and not _CONSTANT.fullmatch(predicate):
         raise QueryError(
@@ -66,9 +68,7 @@ def must_be_text(query: str) -> None:
 
 def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> Any:
     must_be_text(predicate)
-    statement = f"SELECT 1 WHERE {condition}"
-    (parsed,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
-    tree = json.loads(parsed)
+    tree = parse(connection, f"SELECT 1 WHERE {condition}")
     if tree["error"]:
         raise QueryError(
             f"this is no predicate: {predicate!r}: {tree['error_message']}",

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from ..errors import QueryError
-from .archive import Archive, as_os_errors
+from .archive import Archive
 from .columns import text
-from .database import open_database
+from .database import as_os_errors, interruptible, open_database
+from .parquet import may_be_damage
 from .predicate import must_be_predicate, must_be_text
 from .questions import Volume
 from .rows import as_pattern
+from .sandbox import must_read_views_only, parse
 from .snapshot import RETRIES, Snapshot, gone
 
 if TYPE_CHECKING:
@@ -55,8 +57,10 @@ class Queries:
         journal: Directory of the journal; None for the archive alone.
         archive: The archive.
         memory: That DuckDB may use.
+        disk: Limit of DuckDB's temporary folder.
         timeout: Seconds for one question, where it is not told otherwise.
         before: Called before each look at what there is now.
+        verify: Whether each file of the archive is compared with its checksum before it is read.
     """
 
     def __init__(
@@ -65,8 +69,10 @@ class Queries:
         archive: Archive,
         *,
         memory: str,
+        disk: str,
         timeout: float,
         before: Callable[[], None],
+        verify: bool = False,
     ) -> None:
         self.timeout = check_timeout(timeout)
         self._archive = archive
@@ -74,8 +80,8 @@ class Queries:
         self._pid = os.getpid()
         self._closed = False
         self._lock = threading.RLock()
-        self._database = open_database(memory)
-        self._snapshot = Snapshot(self._database, journal, archive, most_attributes=256)
+        self._database = open_database(memory, disk=disk)
+        self._snapshot = Snapshot(self._database, journal, archive, most_attributes=256, verify=verify)
         self._close_doors()
 
     def _close_doors(self) -> None:
@@ -101,7 +107,12 @@ class Queries:
         self._must_be_open()
         with self._lock, as_os_errors(self._archive.address):
             self._before()
-            self._snapshot.refresh()
+            try:
+                self._snapshot.refresh()
+            except Exception as error:
+                if may_be_damage(error):
+                    self._snapshot.must_be_intact()
+                raise
 
     def sql(
         self,
@@ -111,15 +122,16 @@ class Queries:
         timeout: float | None,
     ) -> Rows:
         """Answer one query; see `EventStore.sql`."""
-        self._must_be_open()
+        must_be_text(query)
+        self.refresh()  # what a query must not name depends on what there is
         self._must_be_query(query)
         return self.ask(lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout)
 
     def _must_be_query(self, query: str) -> None:
-        must_be_text(query)
         kinds = self._kinds_of(query)
         # What `explain analyze` explains it carries out as well: that may be to write a file.
-        if kinds == ["EXPLAIN"] and (explain := _EXPLAIN.match(query)):
+        explain = _EXPLAIN.match(query) if kinds == ["EXPLAIN"] else None
+        if explain:
             kinds = self._kinds_of(query[explain.end() :])
         if kinds != ["SELECT"]:
             raise QueryError(
@@ -127,13 +139,14 @@ class Queries:
                 sql=query,
                 hint="begin with select or from; the views are runs, stages and events",
             )
-        # Of what may stand in a `with`, a transaction that can only read leaves this one through.
-        if "copy" in _words_of(query):
+        tree = parse(self._database, query[explain.end() :] if explain else query)
+        if tree["error"]:
             raise QueryError(
-                f"the store writes no file, and this says COPY: {query}",
+                f"this is no query: {tree['error_message']}: {query}",
                 sql=query,
-                hint='a column that is named so stands in quotes: "copy"',
+                hint="begin with select or from; write `from runs pivot (...)` for PIVOT",
             )
+        must_read_views_only(self._database, tree, query)
 
     def _kinds_of(self, query: str) -> list[str]:
         import duckdb
@@ -174,11 +187,12 @@ class Queries:
                 alarm.daemon = True
                 alarm.start()
                 try:
-                    # `with x as (insert ...)` is a query by its looks.
-                    cursor.execute("begin transaction read only")
-                    for predicate in filter(None, predicates):
-                        must_be_predicate(cursor, predicate)
-                    return question(cursor)
+                    with interruptible():
+                        # In addition to the sandbox: nothing that a question does can write.
+                        cursor.execute("begin transaction read only")
+                        for predicate in filter(None, predicates):
+                            must_be_predicate(cursor, predicate)
+                        return question(cursor)
                 except duckdb.InterruptException:
                     raise QueryError(
                         f"no answer within {seconds:g} s: {asked}",
@@ -187,6 +201,8 @@ class Queries:
                     ) from None
                 except duckdb.Error as error:
                     if attempt == RETRIES - 1 or not gone(error):
+                        if may_be_damage(error):
+                            self._snapshot.must_be_intact()
                         raise _unanswered(asked, error) from None
                     self._snapshot.forget()
                 finally:
@@ -209,19 +225,6 @@ class Queries:
     def _must_be_open(self) -> None:
         if self._closed or self._pid != os.getpid():
             raise ValueError("this EventStore is closed (a fork closes it for the child); make another one")
-
-
-def _words_of(query: str) -> set[str]:
-    """Return the words of SQL in a query: no texts, comments, or names in quotes."""
-    import duckdb
-
-    tokens = duckdb.tokenize(query)
-    ends = [at for at, _ in tokens[1:]] + [len(query.encode())]
-    return {
-        query.encode()[at:end].decode().strip().lower()
-        for (at, kind), end in zip(tokens, ends, strict=True)
-        if kind == duckdb.token_type.keyword
-    }
 
 
 def check_timeout(seconds: float) -> float:

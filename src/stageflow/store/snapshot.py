@@ -40,11 +40,18 @@ class Snapshot:
         journal: Directory of the journal; None for the archive alone.
         archive: The archive.
         most_attributes: How many columns attributes may have.
+        verify: Whether each file of the archive is compared with its checksum before it is read.
     """
 
     def __init__(
-        self, database: DuckDBPyConnection, journal: str | None, archive: Archive, most_attributes: int
+        self,
+        database: DuckDBPyConnection,
+        journal: str | None,
+        archive: Archive,
+        most_attributes: int,
+        verify: bool = False,
     ) -> None:
+        self._verify = verify
         self._database = database
         self._journal = journal
         self._archive = archive
@@ -86,6 +93,14 @@ class Snapshot:
         paths = self._local.paths(file for file in files if file.has_events)
         return volume(cursor, files, paths, sum(size for _, size in live))
 
+    def must_be_intact(self) -> None:
+        """Read every file of the archive in full, those that are known to be intact excepted.
+
+        Raises:
+            ArchiveDamagedError: Some of them are damaged or missing.
+        """
+        self._local.must_be_intact(self._archive.files())
+
     def forget(self) -> None:
         """Have the next look take nothing for known."""
         self._seen = None
@@ -111,6 +126,8 @@ class Snapshot:
         database = self._database
         attributes = load_rows(database, "live", live, self._archive.attributes(), self._most_attributes)
         files = self._archive.files()
+        if self._verify:
+            self._local.must_be_intact(files)
         near = select_rows(self._local.paths(overlapping(files, *id_range(database, "live"))))
         superseded = settle(database, "live", attributes, near)
         archived = select_rows(self._local.paths(file for file in files if file.has_events))

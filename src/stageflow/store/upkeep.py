@@ -51,6 +51,7 @@ class Upkeep(Struct, frozen=True, kw_only=True):
         dropped = self._drop_old()
         if merged or dropped:
             self.archive.remove_unused()
+        self.archive.shorten_log()
         return merged, dropped
 
     def _merge_small_files(self) -> int:
@@ -63,6 +64,10 @@ class Upkeep(Struct, frozen=True, kw_only=True):
         return merged
 
     def _merge(self, small: Sequence[ArchiveFile]) -> int:
+        # A damaged file stays as it is: in a new one with its own checksum nobody would find the damage.
+        small = [file for file in small if self.local.damage_of(file) is None]
+        if len(small) < _MANY:
+            return 0
         rows = f"from {select_rows(self.local.paths(small))}"
         with self.workplace.open() as database:
             if small[0].has_events:

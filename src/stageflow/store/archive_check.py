@@ -1,0 +1,186 @@
+"""The state of an archive: every file compared with its checksum, the log, permissions; and its repair."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+from msgspec import Struct
+
+from ..errors import ArchiveDamagedError
+from .address import read_address
+from .archive import Archive, ArchiveFile, is_remote
+from .compactor import Compactor
+from .database import as_os_errors
+from .parquet import LocalFiles
+
+__all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that were checked, and all there are."""
+
+
+class DamagedFile(Struct, frozen=True):
+    """A file of an archive that is damaged or missing.
+
+    Attributes:
+        path: Its path; relative to the archive for a file of events.
+        problem: What is wrong with it.
+        rows: How many rows it had; 0 for a file of the log.
+    """
+
+    path: str
+    problem: str
+    rows: int
+
+
+class ArchiveState(Struct, frozen=True):
+    """What `check_archive` found.
+
+    Attributes:
+        address: The archive.
+        version: Of the table; -1 if it cannot be read or there is none.
+        files: How many files the table has.
+        bytes: Their size.
+        damaged: Files that are damaged or missing.
+        without_checksum: Files that were written before checksums existed; only their size was checked.
+        set_aside: Names of files that a recovery or repair set aside, in `_stageflow`.
+        problems: What needs attention, a sentence each, with the remedy.
+    """
+
+    address: str
+    version: int
+    files: int
+    bytes: int
+    damaged: list[DamagedFile]
+    without_checksum: int
+    set_aside: list[str]
+    problems: list[str]
+
+
+class RepairedArchive(Struct, frozen=True):
+    """What `repair_archive` did.
+
+    Attributes:
+        set_aside: Paths of the files it moved to `_stageflow`.
+        lost_rows: How many rows the table no longer has because their file was damaged.
+    """
+
+    set_aside: list[str]
+    lost_rows: int
+
+
+def check_archive(
+    journal: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> ArchiveState:
+    """Read every file of a journal's archive and compare it with its checksum. Nothing is changed.
+
+    Args:
+        journal: Directory of the journal.
+        storage_options: As for `EventStore`.
+        progress: Called after each file.
+
+    Raises:
+        MissingExtraError: The packages of `stageflow[store]` are not installed.
+        SettingsError: The address of the archive cannot be read.
+        OSError: The archive cannot be reached.
+
+    Example:
+        print(check_archive("journal").problems)
+    """
+    archive = Archive(read_address(os.fspath(journal)), storage_options)
+    damaged: list[DamagedFile] = []
+    problems: list[str] = []
+    files: list[ArchiveFile] = []
+    try:
+        with as_os_errors(archive.address):
+            archive.refresh()
+            files = archive.files()
+    except ArchiveDamagedError as error:
+        damaged = [DamagedFile(path, "is damaged or missing", 0) for path in error.files]
+        problems.append(f"{error.message}; {error.hint}")
+    local = LocalFiles(archive)
+    whole = sum(file.size for file in files)
+    done = 0
+    for file in files:
+        if (problem := local.damage_of(file)) is not None:
+            damaged.append(DamagedFile(file.path, problem, file.rows))
+            problems.append(
+                f"archive {archive.address}: {file.path} {problem}; restore it from a backup,"
+                f" or a repair takes it out of the archive ({file.rows:,} rows)"
+            )
+        done += file.size
+        if progress is not None:
+            progress(done, whole)
+    problems += _permission_problems(archive)
+    return ArchiveState(
+        address=archive.address,
+        version=archive.version,
+        files=len(files),
+        bytes=whole,
+        damaged=damaged,
+        without_checksum=sum(file.checksum is None for file in files),
+        set_aside=[] if archive.log is None else archive.log.names_set_aside(),
+        problems=problems,
+    )
+
+
+def repair_archive(
+    journal: str | os.PathLike[str], *, storage_options: Mapping[str, str] | None = None
+) -> RepairedArchive:
+    """Recover the log, and take files that are damaged or missing out of the table.
+
+    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. A log whose durable part is
+    damaged is not repaired: that needs a backup.
+
+    Raises:
+        ArchiveDamagedError: A commit that was durable is damaged.
+        OSError: The archive cannot be changed, or another process is compacting it.
+    """
+    compactor = Compactor(journal, storage_options=storage_options)
+    archive = compactor.archive
+    local = LocalFiles(archive)
+    with as_os_errors(archive.address), compactor.alone():
+        moved = compactor.recover_alone()
+        archive.refresh()
+        bad = [file for file in archive.files() if local.damage_of(file) is not None]
+        if bad:
+            archive.commit([], bad)
+            archive.sync()
+            if archive.log is not None:
+                moved += [archive.log.set_aside(path) for path in local.paths_of(bad) if os.path.exists(path)]
+    return RepairedArchive(moved, sum(file.rows for file in bad))
+
+
+def _permission_problems(archive: Archive) -> Iterator[str]:
+    if is_remote(archive.address):
+        return
+    readable = sum(_is_open_to_others(path) for path in _paths_below(archive.address))
+    if readable:
+        yield (
+            f"archive {archive.address}: others than its owner and group can read {readable:,} files;"
+            f" chmod -R o= {archive.address}"
+        )
+
+
+def _is_open_to_others(path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return bool(os.stat(path).st_mode & 0o007)
+    return False
+
+
+def _paths_below(folder: str) -> Iterator[str]:
+    """Yield the files below a directory that others can enter."""
+    with contextlib.suppress(FileNotFoundError):
+        if not os.stat(folder).st_mode & 0o001:
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _paths_below(entry.path)
+                else:
+                    yield entry.path

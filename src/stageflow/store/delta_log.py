@@ -1,0 +1,391 @@
+"""The commit log of an archive on a local disk: synced, inspected, and recovered after a crash.
+
+delta-rs syncs nothing. After a power failure the newest commits and checkpoints can therefore be empty or
+truncated, while files written later are intact. This module syncs the log, records up to which version it
+is durable, and finds the newest version that is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from ..errors import ArchiveDamagedError
+from ..journal.disk import make_private, only_one, replace_file, sync_directory
+from .log_files import Durable, LogState, is_complete_checkpoint, is_complete_commit, sync_file
+from .permissions import make_directory, mode_of
+
+__all__ = ["DeltaLog"]
+
+STATE = "_stageflow"
+"""A directory that Delta readers and vacuum ignore: the durable version, and files that were set aside."""
+
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\..*parquet")
+_HINT = "_last_checkpoint"
+_CLEAN_AFTER = 24 * 3600.0
+"""Seconds that a commit stays after a checkpoint made it superfluous: time travel, slow readers."""
+
+
+class DeltaLog:
+    """The log of one archive.
+
+    Args:
+        address: Directory of the archive.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.path = os.path.join(address, "_delta_log")
+        self._state = os.path.join(address, STATE)
+        self._durable_path = os.path.join(self._state, "durable.json")
+        self._verified: dict[str, tuple[int, int]] = {}
+        self._inspected: tuple[int, LogState] | None = None
+        self._synced: set[str] = set()
+        self._last = -1
+
+    def exists(self) -> bool:
+        """Return whether the archive has a log, even an empty one."""
+        try:
+            os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def forget(self) -> None:
+        """Drop what is cached about the files on disk."""
+        self._verified = {}
+        self._inspected = None
+        self._synced = set()
+
+    def make_directories(self) -> None:
+        """Create the directories of the archive."""
+        make_private(self.address)
+        for path in (self.path, self._state):
+            make_directory(self.address, path)
+
+    # ------------------------------------------------------------ sync
+
+    def sync(self) -> None:
+        """Sync every commit and checkpoint that was not synced yet, whoever wrote it.
+
+        Raises:
+            OSError: The disk reports a failure; the commits may not be durable.
+        """
+        commits, checkpoints, has_hint = self._list()
+        first = not self._synced
+        if first:  # of this process
+            durable = self.durable()
+            self._synced = {name for version, name in commits.items() if version <= durable.version}
+            self._synced.update(durable.checkpoints)
+        of_checkpoints = {name for names in checkpoints.values() for name in names} - self._synced
+        new = {*commits.values()} - self._synced | of_checkpoints
+        if of_checkpoints and has_hint:
+            new.add(_HINT)
+        mode = mode_of(self.address).file
+        for name in sorted(new):  # a checkpoint before the hint that names it
+            path = os.path.join(self.path, name)
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(path, mode)
+            sync_file(path)
+        for folder in (self.path, *((self.address, os.path.dirname(self.address)) if first else ())):
+            sync_directory(folder)
+        self._synced |= new
+        self._last = max(commits, default=-1)
+
+    def mark_durable(self) -> None:
+        """Sync the log and record its version, before something relies on it.
+
+        Raises:
+            OSError: The log cannot be synced, or the record not be written.
+        """
+        self.sync()
+        known = self.durable()
+        _, checkpoints, _ = self._list()
+        names = [name for group in checkpoints.values() for name in group]
+        found = {name: known.checkpoints.get(name) or self._checksum(name) for name in names}
+        durable = Durable(max(known.version, self._last), {k: v for k, v in found.items() if v is not None})
+        if durable != known:
+            make_directory(self.address, self._state)
+            replace_file(self._durable_path, msgspec.json.encode(durable))
+            os.chmod(self._durable_path, mode_of(self.address).file)
+
+    def durable(self) -> Durable:
+        """Return what was recorded as durable.
+
+        Raises:
+            ArchiveDamagedError: The record cannot be read.
+        """
+        try:
+            with open(self._durable_path, "rb") as file:
+                return msgspec.json.decode(file.read(), type=Durable)
+        except (FileNotFoundError, NotADirectoryError):
+            return Durable()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ArchiveDamagedError(
+                f"archive {self.address}: {self._durable_path} cannot be read: {error}",
+                files=[self._durable_path],
+                hint="`stageflow doctor --repair` checks the log and writes the file again",
+            ) from error
+
+    def _checksum(self, name: str) -> tuple[int, int] | None:
+        try:
+            with open(os.path.join(self.path, name), "rb") as file:
+                content = file.read()
+        except OSError:
+            return None
+        return len(content), zlib.crc32(content)
+
+    # ------------------------------------------------------------ inspection
+
+    def check(self) -> None:
+        """Raise if the log does not describe one complete version.
+
+        Raises:
+            ArchiveDamagedError: A file of the log is damaged or missing.
+        """
+        for attempt in range(3):  # a listing of a directory that changes may skip a name
+            state = self.inspect()
+            if not state.damaged and state.missing is None:
+                return
+            if attempt == 2:
+                raise self._damaged(state, self.durable())
+
+    def inspect(self, *, strict: bool = False) -> LogState:
+        """Return which version is complete, and what is damaged.
+
+        Args:
+            strict: Whether a checkpoint that is not recorded as durable counts as damaged.
+        """
+        try:
+            changed = os.stat(self.path).st_mtime_ns
+        except FileNotFoundError:
+            changed = 0
+        # A commit adds a name, so the directory's time changes; a file damaged later is found by `doctor`.
+        if not strict and self._inspected is not None and self._inspected[0] == changed:
+            return self._inspected[1]
+        state = self._inspect(strict)
+        if not state.damaged and state.missing is None and time.time_ns() - changed > 2_000_000_000:
+            self._inspected = changed, state
+        return state
+
+    def _inspect(self, strict: bool) -> LogState:
+        commits, checkpoints, has_hint = self._list()
+        durable = self.durable()
+        known = durable.version >= 0
+        damaged: list[str] = []
+        base = -1
+        for version in sorted(checkpoints, reverse=True):
+            names = checkpoints[version]
+            if all(self._is_intact_checkpoint(name, durable, strict and known) for name in names):
+                base = version
+                break
+            damaged += names
+        last = max([base, *commits])
+        good = base
+        for version in range(base + 1, last + 1):
+            name = commits.get(version)
+            if name is None or not self._is_intact_commit(name):
+                break
+            good = version
+        missing = None
+        if good < last:
+            damaged += [commits[version] for version in sorted(commits, reverse=True) if version > good]
+            if good + 1 not in commits:
+                missing = _commit_name(good + 1)
+        elif last < durable.version:
+            missing = _commit_name(last + 1)
+        if has_hint and (named := self._hint()) is not None and (named > base or named not in checkpoints):
+            damaged.append(_HINT)
+        return LogState(good, last, tuple(damaged), missing)
+
+    def _list(self) -> tuple[dict[int, str], dict[int, list[str]], bool]:
+        """Return the names of commits and checkpoints by version, and whether there is a hint."""
+        commits: dict[int, str] = {}
+        checkpoints: dict[int, list[str]] = {}
+        try:
+            names = os.listdir(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        for name in names:
+            if found := _COMMIT.fullmatch(name):
+                commits[int(found[1])] = name
+            elif found := _CHECKPOINT.fullmatch(name):
+                checkpoints.setdefault(int(found[1]), []).append(name)
+        return commits, checkpoints, _HINT in names
+
+    def _hint(self) -> int | None:
+        try:
+            with open(os.path.join(self.path, _HINT), "rb") as file:
+                return int(json.loads(file.read())["version"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _is_intact_checkpoint(self, name: str, durable: Durable, strict: bool) -> bool:
+        recorded = durable.checkpoints.get(name)
+        if recorded is None and strict:
+            return False
+        return self._is_verified(name, lambda path: is_complete_checkpoint(path, recorded))
+
+    def _is_intact_commit(self, name: str) -> bool:
+        return self._is_verified(name, is_complete_commit)
+
+    def _is_verified(self, name: str, verify: Callable[[str], bool]) -> bool:
+        path = os.path.join(self.path, name)
+        try:
+            found = os.stat(path)
+            seen = found.st_size, found.st_mtime_ns
+            if self._verified.get(name) != seen:
+                if not verify(path):
+                    return False
+                self._verified[name] = seen
+        except OSError:
+            return False
+        return True
+
+    def _damaged(self, state: LogState, durable: Durable) -> ArchiveDamagedError:
+        names = [*state.damaged, *([state.missing] if state.missing is not None else [])]
+        # The oldest one is the cause, and the others build on it. Where the log begins with a checkpoint,
+        # the checkpoint is.
+        begins_later = state.missing == _commit_name(0) and state.last > 0
+        damaged_checkpoints = [name for name in state.damaged if _CHECKPOINT.fullmatch(name)]
+        if begins_later and damaged_checkpoints:
+            first, what = damaged_checkpoints[0], "is damaged or incomplete"
+        elif state.missing is not None:
+            first, what = state.missing, "is missing"
+        else:
+            first, what = min(names), "is damaged or incomplete"
+        recoverable = state.good >= durable.version and not begins_later
+        message = f"archive {self.address}: {os.path.join('_delta_log', first)} {what}"
+        if state.good >= 0:
+            message += f"; version {state.good} of {state.last} is complete"
+        if state.good < durable.version:
+            message += f", and version {durable.version} was durable"
+        return ArchiveDamagedError(
+            message,
+            files=[os.path.join(self.path, name) for name in names],
+            hint=(
+                "`stageflow compact` recovers the archive, if the journal still has the events after that"
+                if recoverable
+                else "restore the file from a backup, or move the archive away and compact the journal anew"
+            ),
+        )
+
+    # ------------------------------------------------------------ recovery
+
+    def recover(self, may_return_to: Callable[[int, Mapping[str, int]], bool]) -> list[str]:
+        """Set aside what a crash left incomplete, so that the newest complete version is the last one.
+
+        Args:
+            may_return_to: Called with a version and the transactions of intact commits that would be set
+                aside; returns whether nothing that was promised is lost at that version.
+
+        Returns:
+            Paths of the files that were set aside; they are kept in `_stageflow`.
+
+        Raises:
+            ArchiveDamagedError: A commit that was durable is damaged or missing.
+            OSError: The log cannot be changed.
+        """
+        if not self.exists():
+            return []
+        with self.locked() as alone:
+            if not alone:  # another process recovers it
+                return []
+            state = self.inspect(strict=True)
+            if not state.damaged and state.missing is None:
+                return []
+            durable = self.durable()
+            newer = state.last > state.good or state.missing is not None
+            if newer and (
+                state.good < durable.version or not may_return_to(state.good, self._transactions(state))
+            ):
+                raise self._damaged(state, max(durable, Durable(state.good + 1), key=lambda one: one.version))
+            # The newest first: a crash in between leaves a log that is recovered in the same way.
+            moved = [self.set_aside(os.path.join(self.path, name)) for name in state.damaged]
+            self.forget()
+            return moved
+
+    def _transactions(self, state: LogState) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in state.damaged:
+            if _COMMIT.fullmatch(name):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                    with open(os.path.join(self.path, name), "rb") as file:
+                        actions = [json.loads(line) for line in file]
+                    for txn in [action["txn"] for action in actions if "txn" in action]:
+                        found[txn["appId"]] = max(txn["version"], found.get(txn["appId"], 0))
+        return found
+
+    @contextlib.contextmanager
+    def locked(self) -> Any:
+        """Hold the lock of this log for recovery and cleaning; give False if another process has it."""
+        make_directory(self.address, self._state)
+        with only_one(os.path.join(self._state, "lock")) as alone:
+            yield alone
+
+    def set_aside(self, path: str) -> str:
+        """Move a file or directory of the archive to `_stageflow`, and return its new path."""
+        make_directory(self.address, self._state)
+        number = 1
+        name = os.path.basename(path)
+        while os.path.exists(target := os.path.join(self._state, f"set-aside-{number}-{name}")):
+            number += 1
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, target)
+        sync_directory(os.path.dirname(path))
+        sync_directory(self._state)
+        return target
+
+    def names_set_aside(self) -> list[str]:
+        """Return the names of files that were set aside."""
+        try:
+            names = os.listdir(self._state)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in names if name.startswith("set-aside-"))
+
+    # ------------------------------------------------------------ checkpoints
+
+    def is_checkpoint_due(self, version: int, every: int) -> bool:
+        """Return whether so many commits came after the newest checkpoint."""
+        _, checkpoints, _ = self._list()
+        return version - max(checkpoints, default=0) >= every
+
+    def clean(self) -> None:
+        """Delete commits that neither of the two newest checkpoints needs, a day after they were written.
+
+        Two, so that the log can still be read if the newest checkpoint is damaged. Call `mark_durable`
+        before it.
+
+        Raises:
+            OSError: The log cannot be changed.
+        """
+        commits, checkpoints, _ = self._list()
+        recorded = self.durable().checkpoints
+        whole = [version for version, names in checkpoints.items() if all(name in recorded for name in names)]
+        if len(whole) < 2:
+            return
+        needed = sorted(whole)[-2]
+        old = [(version, name) for version, name in commits.items() if version < needed]
+        old += [
+            (version, name) for version, names in checkpoints.items() if version < needed for name in names
+        ]
+        before = time.time() - _CLEAN_AFTER
+        for _, name in sorted(old):
+            path = os.path.join(self.path, name)
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_mtime < before:
+                    os.unlink(path)
+
+
+def _commit_name(version: int) -> str:
+    return f"{version:020d}.json"

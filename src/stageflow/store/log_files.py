@@ -1,0 +1,118 @@
+"""Files of a Delta log: whether they are complete, and what is known to be durable."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from msgspec import Struct
+
+from ..journal.disk import sync
+
+__all__ = [
+    "ACTIONS_CHECKSUM",
+    "Durable",
+    "LogState",
+    "actions_checksum",
+    "is_complete_checkpoint",
+    "is_complete_commit",
+    "sync_file",
+]
+
+ACTIONS_CHECKSUM = "stageflow.actions"
+"""The key in `commitInfo` of the checksum over the other actions of a commit."""
+
+
+def actions_checksum(
+    added: Iterable[tuple[str, int]], removed: Iterable[str], transactions: Mapping[str, int]
+) -> str:
+    """Return the checksum of what a commit does, which shows whether its file is complete."""
+    actions = [
+        *(["add", path, size] for path, size in added),
+        *(["remove", path] for path in removed),
+        *(["txn", writer, number] for writer, number in transactions.items()),
+    ]
+    return f"{zlib.crc32(json.dumps(sorted(actions)).encode()):08x}"
+
+
+def is_complete_checkpoint(path: str, recorded: tuple[int, int] | None) -> bool:
+    """Return whether a checkpoint has the recorded size and CRC-32; without them, whether it may be whole."""
+    with open(path, "rb") as file:
+        content = file.read()
+    if recorded is not None:
+        return (len(content), zlib.crc32(content)) == recorded
+    footer = int.from_bytes(content[-8:-4], "little")
+    return content[:4] == content[-4:] == b"PAR1" and 0 < footer <= len(content) - 12
+
+
+def is_complete_commit(path: str) -> bool:
+    """Return whether every action of a commit is there."""
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        actions = [json.loads(line) for line in content.split(b"\n") if line]
+        if not actions or not all(isinstance(action, dict) and len(action) == 1 for action in actions):
+            return False
+        found: dict[str, list[Any]] = {}
+        for action in actions:
+            ((kind, values),) = action.items()
+            found.setdefault(kind, []).append(values)
+        (info,) = found.get("commitInfo") or [{}]
+        if info.get("operation") == "CREATE TABLE" and not ("metaData" in found and "protocol" in found):
+            return False
+        if ACTIONS_CHECKSUM not in info:
+            return True  # of an older version or another program: its lines are all there is to check
+        return bool(
+            info[ACTIONS_CHECKSUM]
+            == actions_checksum(
+                [(unquote(add["path"]), add["size"]) for add in found.get("add", ())],
+                [unquote(remove["path"]) for remove in found.get("remove", ())],
+                {txn["appId"]: txn["version"] for txn in found.get("txn", ())},
+            )
+        )
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Durable(Struct, frozen=True):
+    """What was synced, and may have been acted upon: segments deleted, replaced files removed.
+
+    Attributes:
+        version: The newest version of the table that is synced.
+        checkpoints: Size and CRC-32 of each checkpoint file that is synced, by name.
+    """
+
+    version: int = -1
+    checkpoints: dict[str, tuple[int, int]] = {}
+
+
+class LogState(Struct, frozen=True):
+    """What an inspection found.
+
+    Attributes:
+        good: The newest version that is complete, -1 for none.
+        last: The newest version that the log names, -1 for none.
+        damaged: Names of damaged or useless files, the newest first; empty for an intact log.
+        missing: Name of a commit that is needed and absent; None if there is none.
+    """
+
+    good: int
+    last: int
+    damaged: tuple[str, ...] = ()
+    missing: str | None = None
+
+
+def sync_file(path: str) -> None:
+    """Sync a file; do nothing if it does not exist (another process deleted it)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)

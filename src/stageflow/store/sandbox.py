@@ -1,0 +1,169 @@
+"""What a query from outside may name: an allow-list over the statement as DuckDB parses it.
+
+DuckDB has to read the files of journal and archive for the views, so `allowed_directories` cannot keep a
+query from those files. The parsed statement can: it may refer to the views, to its own common table
+expressions and to a few table functions, and everything else is refused, known or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QueryError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["VIEWS", "must_read_views_only", "parse"]
+
+VIEWS = frozenset({"runs", "stages", "events", "counts"})
+
+_TABLE_FUNCTIONS = frozenset(
+    {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
+)
+
+_QUERIES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+
+_TABLES = frozenset(
+    {"BASE_TABLE", "SUBQUERY", "JOIN", "EXPRESSION_LIST", "EMPTY", "TABLE_FUNCTION", "PIVOT", "SHOW_REF"}
+)
+
+# Functions whose result depends on something else than their arguments are refused (current_setting,
+# write_log, nextval, sleep_ms, ...), except for time and chance.
+_VOLATILE_BUT_ALLOWED = frozenset(
+    {
+        "current_date",
+        "current_localtime",
+        "current_localtimestamp",
+        "error",
+        "gen_random_uuid",
+        "get_current_time",
+        "get_current_timestamp",
+        "now",
+        "random",
+        "setseed",
+        "today",
+        "transaction_timestamp",
+        "uuid",
+        "uuidv4",
+        "uuidv7",
+    }
+)
+
+_REFUSED = frozenset(
+    {"current_query", "current_setting", "getenv", "getvariable", "sleep_ms", "stats", "write_log"}
+)
+
+
+_HARMLESS_REFS = frozenset(
+    {"COLUMN_REF", "LAMBDA_REF", "POSITIONAL_REFERENCE", "SHOW_REF", "BOUND_COLUMN_REF", "BOUND_REF"}
+)
+
+
+def parse(connection: DuckDBPyConnection, statement: str) -> Any:
+    """Return a statement as DuckDB parses it; `error` in it is True if it is not one or more SELECTs."""
+    (parsed,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
+    return json.loads(parsed)
+
+
+def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) -> None:
+    """Raise if a parsed statement does anything else than read the views.
+
+    Args:
+        connection: A DuckDB that knows the functions.
+        tree: What `parse` returned.
+        query: The text, for errors.
+
+    Raises:
+        QueryError: It refers to another table, a file, a function that reads, or a setting.
+    """
+    ctes = {name.lower() for name in _ctes(tree)}
+    for name in ctes - VIEWS:
+        # Where no such expression is in scope, DuckDB takes its name for a file, or for a table of its own.
+        if not name.replace("_", "a").replace(" ", "a").isalnum() or _is_table(connection, name):
+            raise _refused(query, f"the common table expression {name!r}", "give it another name")
+    functions: set[str] = set()
+    for part in _parts(tree):
+        kind = part.get("type")
+        if "from_table" in part and (part["from_table"] or {}).get("type") not in _TABLES:
+            raise _refused(query, f"a table of kind {(part['from_table'] or {}).get('type')}")
+        if isinstance(kind, str) and kind.endswith("_NODE") and kind not in _QUERIES:
+            raise _refused(query, f"{kind.removesuffix('_QUERY_NODE').removesuffix('_NODE')} in a query")
+        if kind == "BASE_TABLE":
+            _must_be_view(part, ctes, query)
+        elif kind == "SHOW_REF" and part.get("query") is None:
+            raise _refused(query, "SHOW", "`describe runs` lists the columns of a view")
+        elif kind == "TABLE_FUNCTION":
+            name = str(part["function"].get("function_name", "")).lower()
+            if name not in _TABLE_FUNCTIONS:
+                raise _refused(query, f"the table function {name}()")
+        elif (
+            isinstance(kind, str) and ("_REF" in kind or kind.endswith("_GET")) and kind not in _HARMLESS_REFS
+        ):
+            raise _refused(query, f"a reference of kind {kind}")
+        if "function_name" in part:
+            functions.add(str(part["function_name"]).lower())
+    if found := _refused_functions(connection, functions - _TABLE_FUNCTIONS):
+        raise _refused(query, f"the function {min(found)}()")
+
+
+def _is_table(connection: DuckDBPyConnection, name: str) -> bool:
+    return bool(
+        connection.execute(
+            """select 1 from duckdb_tables() where lower(table_name) = $1
+            union all select 1 from duckdb_views() where lower(view_name) = $1""",
+            [name],
+        ).fetchall()
+    )
+
+
+def _must_be_view(table: Mapping[str, Any], ctes: set[str], query: str) -> None:
+    name = str(table.get("table_name", "")).lower()
+    schema, catalog = str(table.get("schema_name", "")).lower(), str(table.get("catalog_name", "")).lower()
+    if name in ctes and not schema and not catalog:
+        return
+    if name not in VIEWS or schema not in ("", "main") or catalog not in ("", "memory"):
+        full = ".".join(filter(None, (catalog, schema, name)))
+        raise _refused(query, f"the table or file {full!r}")
+
+
+def _refused_functions(connection: DuckDBPyConnection, names: set[str]) -> set[str]:
+    if not names:
+        return set()
+    rows = connection.execute(
+        """select distinct function_name from duckdb_functions()
+        where function_name in (select unnest(?::varchar[]))
+            and (function_type = 'scalar' and stability not in ('CONSISTENT', 'CONSISTENT_WITHIN_QUERY')
+                or function_type = 'scalar' and has_side_effects
+                or function_type = 'macro' and macro_definition ilike '%from %')""",
+        [sorted(names)],
+    ).fetchall()
+    return ({name for (name,) in rows} - _VOLATILE_BUT_ALLOWED) | (names & _REFUSED)
+
+
+def _ctes(tree: Any) -> Iterator[str]:
+    for part in _parts(tree):
+        for entry in (part.get("cte_map") or {}).get("map", ()):
+            yield str(entry["key"])
+        if part.get("type") in ("RECURSIVE_CTE_NODE", "CTE_NODE") and part.get("cte_name"):
+            yield str(part["cte_name"])
+
+
+def _parts(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object in a parsed statement; without recursion, because a query may nest deeply."""
+    waiting = [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+
+
+def _refused(
+    query: str, what: str, hint: str = "the views are runs, stages, events and counts"
+) -> QueryError:
+    return QueryError(f"a query reads the views alone, and this names {what}: {query}", sql=query, hint=hint)

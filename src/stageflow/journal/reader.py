@@ -54,7 +54,8 @@ class Entry(Struct, frozen=True):
         Raises:
             ValueError: An application wrote something other than an object, by a sink that it handed JSON.
         """
-        return decode_stored(self.json, dict[str, Any] | None)  # type: ignore[arg-type]
+        data: dict[str, Any] | None = decode_stored(self.json, dict[str, Any] | None)
+        return data
 
 
 class _Step(Struct, frozen=True):

@@ -47,7 +47,7 @@ class StateFile(Struct, frozen=True):
     after: str = ""
 
 
-def decode_stored(content: bytes | Raw, kind: type[T]) -> T:
+def decode_stored(content: bytes | Raw, kind: Any = Any) -> Any:
     """Decode stored JSON.
 
     Raises:
@@ -126,6 +126,7 @@ def read_state(path: str, kind: type[T], remedy: str) -> T | None:
             content = b"{" + content[found.end() :]
             if zlib.crc32(content) != int(found[1], 16):
                 raise ValueError("its checksum does not match its content")
-        return decode_stored(content, kind)
+        state: T = decode_stored(content, kind)
+        return state
     except ValueError as error:
         raise DamagedFileError(path, str(error), hint=remedy) from None

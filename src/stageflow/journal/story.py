@@ -90,8 +90,8 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     if line is None:
         return
     body = line.data if isinstance(line.data, Raw) else line.journal
-    data = decode_stored(body, Any) if isinstance(body, Raw) else None
-    if not isinstance(data, dict) or not is_well_formed(line.type, body):
+    data = decode_stored(body) if isinstance(body, Raw) else None
+    if not isinstance(data, dict) or not isinstance(body, Raw) or not is_well_formed(line.type, body):
         return
     run_id = run_of(text)
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):

@@ -74,7 +74,8 @@ def decode_event(text: bytes) -> dict[str, Any] | None:
     line = decode(text)
     if line is None or not isinstance(line.data, Raw) or not is_well_formed(line.type, line.data):
         return None
-    return decode_stored(line.data, dict[str, Any])
+    data: dict[str, Any] = decode_stored(line.data, dict[str, Any])
+    return data
 
 
 def is_whole_run(text: bytes) -> bool:

@@ -72,7 +72,7 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return rfc3339((value - _EPOCH) // timedelta(microseconds=1))
     if name in _AS_JSON:
-        return decode_stored(value.encode(), Any)
+        return decode_stored(value.encode())
     return _plain(value)
 
 

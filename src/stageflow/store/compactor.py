@@ -23,17 +23,17 @@ from .address import read_address, remember_address
 from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import KINDS, NO_KINDS, count_rows
 from .database import Workplace, as_os_errors
+from .merge import Merged, merge
 from .parquet import LocalFiles, may_be_damage, select_rows
 from .rows import load_rows
 from .sampler import TailSampler
 from .sampling import sample
-from .settle import BASE, settle
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Compacted", "Compactor", "Progress", "closed_segments", "id_range", "overlapping"]
+__all__ = ["Compacted", "Compactor", "Progress", "closed_segments"]
 
 CURSOR = "archive"
 """The name of the archive among the readers of a journal."""
@@ -249,39 +249,35 @@ class Compactor:
         with self._workplace.open() as database:
             attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._most_attributes)
             self.archive.prepare(_columns(database, "batch"))
-            files = overlapping(self.archive.files(), *id_range(database, "batch"))
-            near = select_rows(self._local.paths(files))
-            superseded = settle(database, "batch", attributes, near)
+            merged = merge(database, "batch", attributes, self.archive.files(), self._local)
+            superseded = merged.superseded
             count = _count(database)
-            written = self._local.write(database, count_rows("batch"), COUNTS) if count else []
+            written = self._local.write(database, count_rows("batch", superseded), COUNTS) if count else []
             with self._local.taken_back(written):
                 if self._sampler is not None:
-                    sample(database, self._sampler, "batch", near, self._kinds())
+                    sample(database, self._sampler, "batch", merged.near, self._kinds())
                 kept = _count(database)
                 rows, replaced = "from batch", []
-                if superseded:
-                    replaced = self._holding(database, files)
+                if superseded.count:
+                    replaced = self._holding(database, merged)
                     self._local.must_be_intact(replaced)  # a new file would hide that they are not
                     rows += f""" union all by name (
-                        select * from {select_rows(self._local.paths(replaced))}
-                        where event_id is null or ({BASE}, event_id) not in (from superseded))"""
+                        select * from {select_rows(self._local.paths(replaced))} where {superseded.spares})"""
                 written += self._local.write(database, rows)
                 last = {segment.writer: segment.sequence for segment in batch}
                 self.archive.commit(written, replaced, last)
-        return count - len(superseded), kept - len(superseded)
+        return count - superseded.count, kept - superseded.count
 
     def _kinds(self) -> str:
         """Return in SQL the kinds of runs that are known."""
         counts = [file for file in self.archive.files() if not file.has_events]
         return KINDS.format(counts=select_rows(self._local.paths(counts))) if counts else NO_KINDS
 
-    def _holding(self, database: DuckDBPyConnection, files: Sequence[ArchiveFile]) -> list[ArchiveFile]:
-        """Return the files that have rows which those of the batch supersede."""
+    def _holding(self, database: DuckDBPyConnection, merged: Merged) -> list[ArchiveFile]:
+        """Return the files of the archive that have rows which those of the batch supersede."""
         found = []
-        for file, path in zip(files, self._local.paths(files), strict=True):
-            held = (
-                f"select 1 from {select_rows([path])} where ({BASE}, event_id) in (from superseded) limit 1"
-            )
+        for file, path in zip(merged.files, self._local.paths(merged.files), strict=True):
+            held = f"select 1 from {select_rows([path])} where {merged.superseded.replaces} limit 1"
             if database.execute(held).fetchall():
                 found.append(file)
         return found
@@ -337,19 +333,6 @@ def _size(segment: Segment) -> int:
         return 0
 
 
-def overlapping(files: Sequence[ArchiveFile], first: str | None, last: str | None) -> list[ArchiveFile]:
-    """Return the files that may have an event whose id lies between these two."""
-    if first is None or last is None:
-        return []
-
-    def may_have_it(file: ArchiveFile) -> bool:
-        if file.first_id is None or file.last_id is None:
-            return file.has_events
-        return file.first_id <= last and first <= file.last_id
-
-    return list(filter(may_have_it, files))
-
-
 def _count(database: DuckDBPyConnection) -> int:
     ((count,),) = database.execute("select count(*) from batch").fetchall()
     return int(count)
@@ -357,18 +340,6 @@ def _count(database: DuckDBPyConnection) -> int:
 
 def _columns(database: DuckDBPyConnection, table: str) -> dict[str, str]:
     return {name: type for name, type, *_ in database.execute(f"describe {table}").fetchall()}
-
-
-def id_range(database: DuckDBPyConnection, table: str) -> tuple[str | None, str | None]:
-    """Return two ids between which lie those of all events of the runs in a table; None for no event."""
-    found: tuple[str | None, str | None] | None = database.execute(f"""
-        select least(min(event_id), min(pipeline_run_id)),
-            -- The ids of a run's events are its own, a slash and more; 0 comes after the slash.
-            greatest(max(event_id), max(pipeline_run_id) || '0')
-        from {table}
-    """).fetchone()
-    assert found is not None
-    return found
 
 
 def _in_silence(done: int, whole: int) -> None:

@@ -5,7 +5,7 @@ A count is a row: its hour in `started_at`, and how many there were in `sample_r
 
 from __future__ import annotations
 
-from .settle import BASE
+from .merge import Superseded
 
 __all__ = ["KINDS", "NO_KINDS", "count_rows", "summed"]
 
@@ -20,17 +20,17 @@ KINDS = (
 NO_KINDS = "select '', '', '' where false"
 
 
-def count_rows(table: str) -> str:
+def count_rows(table: str, superseded: Superseded) -> str:
     """Return SQL that counts the new rows of a table.
 
-    Those that replace rows of the archive were counted with them: they are named in `superseded`.
+    Those that replace rows of the archive were counted with them.
     """
     return f"""
         select 'stageflow.counts' as type, null::varchar as event_id, day,
             date_trunc('hour', started_at) as started_at, {", ".join(_KEYS)}, sum(sample_rate) as sample_rate
         from {table}
         where type in ('stage.wide', 'pipeline.wide') and sample_rate is not null
-            and ({BASE}, event_id) not in (from superseded)
+            and {superseded.spares}
         group by all"""
 
 

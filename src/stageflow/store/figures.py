@@ -102,8 +102,8 @@ class Figures:
         runs = f"select * from runs where {condition('runs', where, None)}"
 
         def try_it(cursor: DuckDBPyConnection) -> list[Sampled]:
-            decide(cursor, sampler, runs, NO_KINDS)
-            return report(cursor, runs)
+            decide(cursor, "decided", sampler, runs, NO_KINDS)
+            return report(cursor, "decided", runs)
 
         return self._queries.ask(try_it, runs)
 

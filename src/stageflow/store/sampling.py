@@ -45,11 +45,12 @@ class Sampled(Struct, frozen=True):
     kept_events: int
 
 
-def decide(connection: DuckDBPyConnection, sampler: TailSampler, runs: str, kinds: str) -> None:
-    """Make a table `decided` of roots: the rate of each, why, and whether it is kept.
+def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, runs: str, kinds: str) -> None:
+    """Make a table of roots: the rate of each, why, and whether it is kept.
 
     Args:
         connection: Where it is made.
+        decided: Its name.
         sampler: What decides.
         runs: SQL that selects runs: the columns of `runs`.
         kinds: SQL that selects the kinds of runs (pipeline, outcome, version) that are known.
@@ -80,7 +81,7 @@ def decide(connection: DuckDBPyConnection, sampler: TailSampler, runs: str, kind
     key = quoted(sampler.per_key)
     try:
         connection.execute(f"""
-            create or replace temp table decided as
+            create or replace temp table {decided} as
             with trees as (
                 select {_ROOT} as root, bool_or(pipeline_run_id = {_ROOT}) as has_root,
                     bool_or(status = 'FAIL' or coalesce(stages_failed, 0) > 0) as failed,
@@ -115,13 +116,13 @@ def decide(connection: DuckDBPyConnection, sampler: TailSampler, runs: str, kind
         ) from None
 
 
-def report(connection: DuckDBPyConnection, runs: str) -> list[Sampled]:
-    """Return what was decided of these runs, the most events first."""
+def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[Sampled]:
+    """Return what was decided of these runs, the most events first; `decided` is the table of `decide`."""
     found = connection.execute(f"""
         select key, reason, count(*), count(*) filter (kept),
             sum(coalesce(stages_total, 0) + 1)::bigint as events,
             coalesce(sum(coalesce(stages_total, 0) + 1) filter (kept), 0)::bigint
-        from (select {_ROOT} as root, stages_total from ({runs})) join decided using (root)
+        from (select {_ROOT} as root, stages_total from ({runs})) join {decided} using (root)
         group by key, reason order by events desc, key, reason
     """).fetchall()
     return [Sampled(*row) for row in found]
@@ -145,22 +146,24 @@ def sample(
     Raises:
         QueryError: A rule, or the key, is none.
     """
+    decided, known, begun, fates = (f"{table}_{name}" for name in ("decided", "known", "begun", "fates"))
     ended = f"(select * from {table} where type = 'pipeline.wide')"
     some = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
     connection.execute(f"""
-        create or replace temp table known as
+        create or replace temp table {known} as
         select id, max(rate) as rate
         from (select unnest([pipeline_run_id, root_run_id]) as id, sample_rate as rate {some})
         where id is not null group by 1
     """)
     connection.execute(f"""
-        create or replace temp table begun as
+        create or replace temp table {begun} as
         select {_ROOT} as root, max(known.rate) as rate
-        from {ended} join known on id in (pipeline_run_id, root_run_id) group by 1
+        from {ended} join {known} known on id in (pipeline_run_id, root_run_id) group by 1
     """)
-    decide(connection, sampler, f"select * from {ended} where {_ROOT} not in (select root from begun)", kinds)
+    new = f"select * from {ended} where {_ROOT} not in (select root from {begun})"
+    decide(connection, decided, sampler, new, kinds)
     connection.execute(f"""
-        create or replace temp table fates as
+        create or replace temp table {fates} as
         select run, coalesce(decided.rate, begun.rate, known.rate, 1.0) as rate,
             coalesce(decided.kept, true) as kept, coalesce(decided.reason, 'incomplete') as why,
             begun.root is not null or known.id is not null as is_known
@@ -168,17 +171,18 @@ def sample(
             select pipeline_run_id as run, coalesce(max(root_run_id), pipeline_run_id) as root
             from {table} where pipeline_run_id is not null group by pipeline_run_id
         )
-        left join decided using (root) left join begun using (root) left join known on known.id = run
+        left join {decided} decided using (root) left join {begun} begun using (root)
+        left join {known} known on known.id = run
     """)
     connection.execute(f"""
-        delete from {table} where pipeline_run_id in (select run from fates where not kept)
+        delete from {table} where pipeline_run_id in (select run from {fates} where not kept)
             -- What amends an event of a run that was dropped has nothing to amend.
-            or (type in ({text(*AMENDMENTS)}) and pipeline_run_id not in (select id from known))
+            or (type in ({text(*AMENDMENTS)}) and pipeline_run_id not in (select id from {known}))
     """)
     connection.execute(f"""
         update {table} set
             sample_rate = case when is_known then greatest(coalesce(sample_rate, 1), rate)
                 else coalesce(sample_rate, 1) * rate end,
             sample_reason = coalesce(sample_reason, why)
-        from fates where run = pipeline_run_id
+        from {fates} where run = pipeline_run_id
     """)

@@ -10,12 +10,11 @@ from ..journal import Journal
 from ..journal.layout import Segment, list_writers
 from .archive import Archive
 from .columns import AMENDMENTS, ATTRIBUTE, TYPED, columns_of, quoted, text
-from .compactor import id_range, overlapping
 from .counts import count_rows, summed
+from .merge import merge
 from .parquet import LocalFiles, select_rows
 from .questions import Volume, volume
 from .rows import load_rows
-from .settle import BASE, settle
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -128,18 +127,19 @@ class Snapshot:
         files = self._archive.files()
         if self._verify:
             self._local.must_be_intact(files)
-        near = select_rows(self._local.paths(overlapping(files, *id_range(database, "live"))))
-        superseded = settle(database, "live", attributes, near)
+        superseded = merge(database, "live", attributes, files, self._local).superseded
         archived = select_rows(self._local.paths(file for file in files if file.has_events))
         rows = "from live"
         if archived is not None:
-            those = f" where event_id is null or ({BASE}, event_id) not in (from superseded)"
-            rows = f"select * from {archived}{those if superseded else ''} union all by name from live"
+            those = f" where {superseded.spares}" if superseded.count else ""
+            rows = f"select * from {archived}{those} union all by name from live"
         database.execute(
             f"create or replace view events as select * from ({rows}) where type not in ({text(*AMENDMENTS)})"
         )
         counts = select_rows(self._local.paths(file for file in files if not file.has_events))
-        counted = f"({count_rows('live')})" + (f" union all by name from {counts}" if counts else "")
+        counted = f"({count_rows('live', superseded)})" + (
+            f" union all by name from {counts}" if counts else ""
+        )
         database.execute(f"""
             create or replace view counts as
             select started_at as hour, topology, pipeline_name, stage_name, status, outcome, service_version,

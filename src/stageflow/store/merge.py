@@ -1,67 +1,145 @@
-"""One event, one row: amendments merged, and what came twice counted once."""
+"""Merges new rows with those of the archive: one row for each event, with everything that amended it.
+
+The compactor and the reader use it alike: the one to write the rows, the other to show them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from .archive_file import ArchiveFile
 from .attributes import Attributes, all_attributes, attribute_values, others_in_rest, rest_of
 from .columns import AMENDMENTS, attribute_column, quoted, text
+from .parquet import LocalFiles, select_rows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["BASE", "settle"]
+__all__ = ["BASE", "Merged", "Superseded", "merge"]
 
 BASE = "replace(type, '.amend', '')"
-"""SQL: what an event is, and what amends it, have in common beside their `event_id`."""
+"""SQL: what an event and its amendments have in common besides their `event_id`."""
 
 _IS_AMENDMENT = f"type in ({text(*AMENDMENTS)})"
 
 
-def settle(
-    connection: DuckDBPyConnection, table: str, attributes: Attributes, archived: str | None
-) -> list[tuple[str, str]]:
+class Superseded(Struct, frozen=True):
+    """The rows of the archive that new rows stand for.
+
+    Attributes:
+        table: A table of their `base` and `event_id`.
+        count: How many there are.
+    """
+
+    table: str
+    count: int
+
+    @property
+    def replaces(self) -> str:
+        """SQL: true for a row that is superseded."""
+        return f"({BASE}, event_id) in (from {self.table})"
+
+    @property
+    def spares(self) -> str:
+        """SQL: true for a row that is not superseded."""
+        return f"(event_id is null or ({BASE}, event_id) not in (from {self.table}))"
+
+
+class Merged(Struct, frozen=True):
+    """What is known after a table of new rows was merged.
+
+    Attributes:
+        files: The files of the archive that may have rows of the same runs.
+        near: SQL that selects the rows of these files; None if there are none.
+        superseded: The rows of the archive that the table has now.
+    """
+
+    files: list[ArchiveFile]
+    near: str | None
+    superseded: Superseded
+
+
+def merge(
+    connection: DuckDBPyConnection,
+    table: str,
+    attributes: Attributes,
+    files: Sequence[ArchiveFile],
+    local: LocalFiles,
+) -> Merged:
     """Leave one row in a table for each event, with what amends it merged into it.
 
-    Of rows with one `event_id` the last counts. An amendment whose event is nowhere stays a row.
+    Rows are deduplicated by `event_id`; the last one wins. An amendment whose event is nowhere stays a row.
 
     Args:
         connection: That has the table.
         table: Of new rows.
         attributes: The columns that attributes have in it.
-        archived: SQL that selects the rows of the archive that may belong to them; None for none.
-
-    Returns:
-        Type and `event_id` of the rows of the archive that rows of the table now stand for; they are
-        in the table `superseded` as well.
+        files: All files of the archive.
+        local: Where they are.
     """
-    superseded: list[tuple[str, str]] = []
-    if archived is not None:
-        superseded = connection.execute(f"""
-            select distinct {BASE} as base, event_id from {archived} old
+    overlapping = _overlapping(files, *_id_range(connection, table))
+    near = select_rows(local.paths(overlapping))
+    superseded = f"{table}_superseded"
+    found: list[tuple[str, str]] = []
+    if near is not None:
+        found = connection.execute(f"""
+            select distinct {BASE} as base, event_id from {near} old
             where event_id is not null
                 and exists (from {table} new where new.event_id = old.event_id
                     and replace(new.type, '.amend', '') = replace(old.type, '.amend', ''))
         """).fetchall()
-    connection.execute("create or replace table superseded (base varchar, event_id varchar)")
-    if superseded:
-        connection.executemany("insert into superseded values (?, ?)", superseded)
+    connection.execute(f"create or replace table {superseded} (base varchar, event_id varchar)")
+    merged = Merged(overlapping, near, Superseded(superseded, len(found)))
+    if found:
+        connection.executemany(f"insert into {superseded} values (?, ?)", found)
         connection.execute(
-            f"insert into {table} by name select * from {archived}"
-            f" where ({BASE}, event_id) in (from superseded)"
+            f"insert into {table} by name select * from {near} where {merged.superseded.replaces}"
         )
-    several = f"""(select {BASE} as base, event_id from {table} where event_id is not null
+    _deduplicate(connection, table, attributes)
+    return merged
+
+
+def _deduplicate(connection: DuckDBPyConnection, table: str, attributes: Attributes) -> None:
+    several = f"{table}_several"
+    repeated = f"""(select {BASE} as base, event_id from {table} where event_id is not null
         group by all having count(*) > 1)"""
     connection.execute(
-        f"create or replace table {table}_several as select *, {BASE} as base from {table}"
-        f" where ({BASE}, event_id) in {several}"
+        f"create or replace table {several} as select *, {BASE} as base from {table}"
+        f" where ({BASE}, event_id) in {repeated}"
     )
-    if connection.execute(f"select count(*) from {table}_several").fetchall() != [(0,)]:
-        connection.execute(f"delete from {table} where ({BASE}, event_id) in {several}")
-        amended = _amended(connection, f"{table}_several", attributes)
-        connection.execute(f"insert into {table} by name {_merged(f'{table}_several', amended)}")
-    connection.execute(f"drop table {table}_several")
-    return superseded
+    if connection.execute(f"select count(*) from {several}").fetchall() != [(0,)]:
+        connection.execute(f"delete from {table} where ({BASE}, event_id) in {repeated}")
+        amended = _amended(connection, several, attributes)
+        connection.execute(f"insert into {table} by name {_merged(several, amended)}")
+    connection.execute(f"drop table {several}")
+
+
+def _overlapping(files: Sequence[ArchiveFile], first: str | None, last: str | None) -> list[ArchiveFile]:
+    """Return the files that may have an event whose id lies between these two."""
+    if first is None or last is None:
+        return []
+
+    def may_have_it(file: ArchiveFile) -> bool:
+        if file.first_id is None or file.last_id is None:
+            return file.has_events
+        return file.first_id <= last and first <= file.last_id
+
+    return list(filter(may_have_it, files))
+
+
+def _id_range(database: DuckDBPyConnection, table: str) -> tuple[str | None, str | None]:
+    """Return two ids between which lie those of all events of the runs in a table; None for no event."""
+    found: tuple[str | None, str | None] | None = database.execute(f"""
+        select least(min(event_id), min(pipeline_run_id)),
+            -- The ids of a run's events are its own, a slash and more; 0 comes after the slash.
+            greatest(max(event_id), max(pipeline_run_id) || '0')
+        from {table}
+    """).fetchone()
+    assert found is not None
+    return found
 
 
 def _amended(connection: DuckDBPyConnection, several: str, attributes: Attributes) -> Attributes:

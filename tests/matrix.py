@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -207,8 +206,6 @@ def main() -> int:
     parser.add_argument("--uvloop", action="store_true", help="run with uvloop as the default event loop")
     parser.add_argument("arguments", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
-    # A shell starts background jobs with Ctrl-C ignored; the programs of the tests would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     installed = interpreters()
     versions = options.only or supported()
     row = "{:<9}{:>8}{:>8}{:>9}{:>10}  {}"

@@ -212,8 +212,6 @@ def main() -> int:
     parser.add_argument("--whole", action="store_true", help="run the whole suite on survivors")
     parser.add_argument("--list", action="store_true", help="list the sample and run nothing")
     options = parser.parse_args()
-    # A shell starts background jobs with Ctrl-C ignored; the programs of the tests would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     mutations = sample(options.count, options.seed, options.within)
     mutations = [one for one in mutations if options.only in str(one.path)]
     if options.list:

@@ -257,7 +257,7 @@ def test_a_killed_query_leaves_no_temporary_files(
         "select max(s) from (select repeat('x', 1000) || range as s from range(900000) order by hash(range))"
     )
     with pytest.raises(QueryError, match="no answer"):
-        query_in_process(str(folder), None, query + ", range(1000000000)", memory=100_000_000, timeout=2)
+        query_in_process(str(folder), None, query + ", range(1000000000)", memory=400_000_000, timeout=2)
     assert files_below(tmp_path) == set()
     assert list(tmp_path.iterdir()) == []
 

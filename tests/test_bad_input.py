@@ -842,3 +842,18 @@ async def test_context_is_immutable_and_shows_nothing_of_the_engine() -> None:
         " resources={}, traceparent=None)"
     )
     assert repr(given) == repr(PipelineContext(user_id="u1"))
+
+
+async def test_context_with_other_data_keeps_everything_else() -> None:
+    async def stage(ctx: Any) -> dict[str, Any]:
+        return {"seen": (ctx.run.user_id, ctx.run.data)}
+
+    graph = Pipeline("p").with_stage("s", stage).build()
+    context = PipelineContext(user_id="u1", data={"n": 1})
+    assert (await graph.run(context.with_data({"n": 2}))).data("s")["seen"] == ("u1", {"n": 2})
+    assert context.data == {"n": 1}
+    # Also from the context of a run: its id stays with that run.
+    first = await graph.run(context)
+    second = await graph.run(first.context.with_data({"n": 3}))
+    assert second.data("s")["seen"] == ("u1", {"n": 3})
+    assert second.context.pipeline_run_id != first.context.pipeline_run_id

@@ -11,13 +11,14 @@ from .annotation import (
 )
 from .inputs import StageInputs, Upstream
 from .log_filter import StageLogFilter
-from .pipeline_context import PipelineContext
+from .pipeline_context import ContextOfRun, PipelineContext
 from .recorder import Recorder
 from .results import PipelineResults
 from .stage import Stage
 from .stage_context import StageContext, current_stage
 
 __all__ = [
+    "ContextOfRun",
     "PipelineContext",
     "PipelineResults",
     "Recorder",

@@ -7,10 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from .._value import ValueType
 
-__all__ = ["PipelineContext"]
+__all__ = ["ContextOfRun", "PipelineContext"]
 
 Id = str | UUID | None
 
@@ -51,3 +52,23 @@ class PipelineContext(Struct, metaclass=ValueType, frozen=True, kw_only=True, eq
     data: Any = field(default_factory=dict)
     resources: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str | None = None
+
+    def with_data(self, data: Any) -> PipelineContext:
+        """Return a copy of this context with other data, for another run with the same ids and labels.
+
+        Example:
+            >>> PipelineContext(user_id="u1").with_data({"question": "why?"}).user_id
+            'u1'
+        """
+        return replace(self, data=data)
+
+
+class ContextOfRun(PipelineContext, frozen=True, kw_only=True, eq=False, weakref=True):
+    """The context of a run that has started, filled in by the engine, and every copy of it.
+
+    Another run that is given such a context takes its labels and ids, and gets its own `pipeline_run_id`.
+    """
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__)
+        return f"{PipelineContext.__name__}({fields})"

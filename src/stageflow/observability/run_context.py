@@ -7,10 +7,8 @@ import os
 import weakref
 from typing import Any
 
-from msgspec.structs import replace
-
 from ..clock import get_clock
-from ..context import PipelineContext, StageContext, current_stage
+from ..context import ContextOfRun, PipelineContext, StageContext, current_stage
 from ..errors import as_text
 from ..events._delivery import home_loop
 from ..ids import parse_traceparent, random_bits, trace_flags, uuid7
@@ -142,19 +140,21 @@ def start_run(
     context: PipelineContext, pipeline: str, wall_ns: int, origin_ns: int
 ) -> tuple[PipelineContext, RunContext]:
     """Return the context of a new run, a copy of `context` that is filled in, and the engine's part."""
-    changes: dict[str, Any] = {}
-    if context.pipeline_run_id is None or id(context) in _runs:
-        # The context of another run provides its labels, never its id.
-        changes["pipeline_run_id"] = uuid7(wall_ns)
-    if not context.service:
-        changes["service"] = service_name() or "unknown_service"
-    if not context.topology:
-        changes["topology"] = pipeline
-    if not context.execution_mode:
-        changes["execution_mode"] = "default"
-    if type(context.data) is dict:
-        changes["data"] = context.data.copy()
-    own = replace(context, **changes)
+    # The context of another run provides its labels, never its id.
+    run_id = None if isinstance(context, ContextOfRun) else context.pipeline_run_id
+    own = ContextOfRun(
+        pipeline_run_id=uuid7(wall_ns) if run_id is None else run_id,
+        request_id=context.request_id,
+        session_id=context.session_id,
+        user_id=context.user_id,
+        org_id=context.org_id,
+        service=context.service or service_name() or "unknown_service",
+        topology=context.topology or pipeline,
+        execution_mode=context.execution_mode or "default",
+        data=context.data.copy() if type(context.data) is dict else context.data,
+        resources=context.resources,
+        traceparent=context.traceparent,
+    )
     current = current_stage.get()
     parent = run_context_of(current) if current is not None else None
     run = RunContext(own, pipeline, parent, origin_ns)

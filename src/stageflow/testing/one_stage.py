@@ -87,7 +87,7 @@ async def run_stage(
         pipeline = pipeline.with_stage(after, _gives(StageOutput.ok()), dependencies=(name,), route=label)
     context = context or PipelineContext()
     if data is not None:
-        context = replace(context, data=data)
+        context = context.with_data(data)
     results = await pipeline.build().run(context)
     result = results[name]
     if labels and result.ok:

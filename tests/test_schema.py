@@ -16,8 +16,10 @@ from stageflow.schema import (
     ExceptionInfo,
     PipelineMetadata,
     PipelineWide,
+    ProcessSample,
     Resource,
     RunIdentity,
+    RunOpen,
     StageSummary,
     StageWide,
     Trace,
@@ -110,6 +112,62 @@ def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
         "sample_rate": 1,
     }
     assert event["dependencies"] == ["dependency"]
+
+
+def test_each_field_of_a_pipeline_event_gets_its_own_value() -> None:
+    summaries = [
+        StageSummary("a", "OK", 1.0, None),
+        *[StageSummary("b", "FAIL", 1.0, None)] * 2,
+        *[StageSummary("c", "SKIP", 1.0, None)] * 3,
+        *[StageSummary("d", "CANCEL", 1.0, None)] * 4,
+    ]
+    values: dict[str, Any] = {
+        "error": "error",
+        "reason": "reason",
+        "error_type": "error type",
+        "exception": ExceptionInfo("type", "message", [], []),
+        "first_failed_stage": "b",
+        "critical_path": ["path"],
+        "critical_path_ms": 5.0,
+        "stages_abandoned": 6,
+        "attributes": {"attribute": 1},
+        "redacted": 7,
+        "truncated": ["truncated"],
+        "process": ProcessSample(8.0, 9, 10.0, 11.0),
+    }
+    assert [*values] == list(inspect.signature(build_pipeline_wide).parameters)[5:]
+    event = msgspec.to_builtins(
+        build_pipeline_wide(RUN, "timeout", 2_000_000, 5_000_000, summaries, **values)
+    )
+    assert event == {
+        **msgspec.to_builtins(values),
+        "status": "FAIL",
+        "duration_ms": 3000.0,
+        "started_at": "1970-01-01T00:00:02.000000Z",
+        "ended_at": "1970-01-01T00:00:05.000000Z",
+        "stages_total": 10,
+        "stages_completed": 1,
+        "stages_failed": 2,
+        "stages_skipped": 3,
+        "stages_cancelled": 4,
+        "stage_summaries": msgspec.to_builtins(summaries),
+        "correlation_ids": msgspec.to_builtins(RUN.correlation_ids),
+        "pipeline_metadata": msgspec.to_builtins(RUN.pipeline_metadata),
+        "schema_version": 1,
+        "event_id": "run",
+        "pipeline_name": "pipeline",
+        "outcome": "timeout",
+        "parent_run_id": "parent",
+        "root_run_id": "root",
+        "resource": msgspec.to_builtins(RUN.resource),
+        "trace": msgspec.to_builtins(RUN.trace),
+        "sample_rate": 1,
+    }
+
+
+def test_mark_of_a_start_begins_with_the_identity_of_the_run() -> None:
+    identity, mark = RunIdentity.__struct_fields__, RunOpen.__struct_fields__
+    assert mark == (*identity, "started_at", "emits_stages", "emits_pipeline", "stages")
 
 
 def test_timestamps_of_an_event_that_crosses_a_second_agree_with_its_duration() -> None:

@@ -208,11 +208,11 @@ class StageWide(Struct, frozen=True, gc=False):
     sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD] = 1
 
 
-class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
+class PipelineWide(Struct, frozen=True, gc=False):
     """`pipeline.wide`: the full record of one run."""
 
-    # The order of the first fields is a contract: a journal recognises a failed run by the first bytes of its
-    # line, and finds `started_at` near its front.
+    # The order of the fields is a contract: events are built by position (`_wide.build_pipeline_wide`), and a
+    # journal recognises a failed run by the first bytes of its line and finds `started_at` near its front.
 
     status: Annotated[Literal["OK", "FAIL"], _OUTCOME]
     duration_ms: Annotated[Milliseconds, _DURATION]
@@ -228,26 +228,26 @@ class PipelineWide(Struct, frozen=True, gc=False, kw_only=True):
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata
     # Additive from here on, as above.
-    schema_version: Annotated[int, _RECORD] = SCHEMA_VERSION
+    schema_version: Annotated[int, _RECORD]
     event_id: Annotated[str, _IDENTITY]
     pipeline_name: Annotated[str, _LABEL]
     outcome: Annotated[Outcome, _OUTCOME]
-    reason: Annotated[str | None, _OUTCOME] = None
-    error_type: Annotated[str | None, _OUTCOME] = None
-    exception: Annotated[ExceptionInfo | None, _OUTCOME] = None
-    first_failed_stage: Annotated[str | None, _OUTCOME] = None
-    critical_path: Annotated[list[str], _DURATION] = []
-    critical_path_ms: Annotated[Milliseconds, _DURATION] = 0.0
-    stages_abandoned: Annotated[Count, _OUTCOME] = 0
-    parent_run_id: Annotated[str | None, _LABEL] = None
-    root_run_id: Annotated[str | None, _LABEL] = None
-    attributes: Annotated[dict[str, Any], _LABEL] = {}
-    redacted: Annotated[Count, _RECORD] = 0
-    truncated: Annotated[list[str], _RECORD] = []
+    reason: Annotated[str | None, _OUTCOME]
+    error_type: Annotated[str | None, _OUTCOME]
+    exception: Annotated[ExceptionInfo | None, _OUTCOME]
+    first_failed_stage: Annotated[str | None, _OUTCOME]
+    critical_path: Annotated[list[str], _DURATION]
+    critical_path_ms: Annotated[Milliseconds, _DURATION]
+    stages_abandoned: Annotated[Count, _OUTCOME]
+    parent_run_id: Annotated[str | None, _LABEL]
+    root_run_id: Annotated[str | None, _LABEL]
+    attributes: Annotated[dict[str, Any], _LABEL]
+    redacted: Annotated[Count, _RECORD]
+    truncated: Annotated[list[str], _RECORD]
     resource: Resource
-    process: ProcessSample | None = None
-    trace: Trace | None = None
-    sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD] = 1
+    process: ProcessSample | None
+    trace: Trace | None
+    sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD]
 
 
 class WideAmend(Struct, frozen=True, gc=False, kw_only=True):
@@ -276,7 +276,7 @@ class StageOutline(Struct, frozen=True, gc=False, array_like=True):
     optional: bool
 
 
-class RunIdentity(Struct, frozen=True, gc=False, kw_only=True):
+class RunIdentity(Struct, frozen=True, gc=False):
     """What all events of one run share."""
 
     event_id: str
@@ -289,7 +289,7 @@ class RunIdentity(Struct, frozen=True, gc=False, kw_only=True):
     trace: Trace
 
 
-class RunOpen(RunIdentity, frozen=True, gc=False, kw_only=True):
+class RunOpen(RunIdentity, frozen=True, gc=False):
     """The mark of a run's start: with it, a journal can complete the record of a run whose process died.
 
     `stages` may be JSON that is already encoded: it is the same for every run of a graph.

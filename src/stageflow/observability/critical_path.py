@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..stages import StageResult
+from ..stages import StageResult, StageStatus
 
 __all__ = ["critical_path"]
 
@@ -15,15 +15,26 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
     A stage is ready the moment its last dependency has ended. So the chain is found backwards: from
     the stage that ended last to the dependency that it waited for, and on to the start.
     """
-    started = [result for result in results.values() if result.attempts]
-    if not started:
-        return [], 0.0
-    at = max(started, key=lambda result: result.ended_ns)
-    path = [at]
-    while before := [results[name] for name in at.dependencies if name in results and results[name].ended_ns]:
-        at = max(before, key=lambda result: result.ended_ns)
-        path.append(at)
-    path.reverse()
-    # A skipped stage stands on the chain in time, but nobody waited for it.
-    waited = [result for result in path if result.attempts]
-    return [result.name for result in waited], round(sum(result.total_ms for result in waited), 3)
+    at: StageResult | None = None
+    for result in results.values():
+        if result.attempts and (at is None or result.ended_ns > at.ended_ns):
+            at = result
+    names: list[str] = []
+    total_us = 0
+    while at is not None:
+        # A skipped stage is on the chain in time, but nothing waited for it.
+        if at.attempts:
+            names.append(at.name)
+            total_us += at.ended_ns // 1000 - (at.ready_ns or at.started_ns) // 1000
+        before: StageResult | None = None
+        for name in at.dependencies:
+            result = results.get(name) or _NONE
+            if result.ended_ns and (before is None or result.ended_ns > before.ended_ns):
+                before = result
+        at = before
+    names.reverse()
+    return names, total_us / 1000
+
+
+_NONE = StageResult("", StageStatus.CANCEL)
+"""Stands for a result that is missing: results that are emitted by hand may be incomplete."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Raw
-from msgspec.structs import asdict
 
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
@@ -106,12 +105,20 @@ class RunRecorder:
             sink = self._emitter.event_sink
             if not takes_marks(sink):
                 return
+            identity = self._run.identity(self._context)
             opened = RunOpen(
-                **asdict(self._run.identity(self._context)),
-                started_at=rfc3339(started_ns // 1000),
-                emits_stages=self.stages,
-                emits_pipeline=self._pipeline,
-                stages=stages,
+                identity.event_id,
+                identity.pipeline_name,
+                identity.correlation_ids,
+                identity.pipeline_metadata,
+                identity.parent_run_id,
+                identity.root_run_id,
+                identity.resource,
+                identity.trace,
+                rfc3339(started_ns // 1000),
+                self.stages,
+                self._pipeline,
+                stages,
             )
             self._marked = sink
             sink.take_mark(opened)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
 from ..interrupts import INTERRUPTS
-from ..schema import Outcome, PipelineWide, StageSummary, StageWide, Terminal, TerminalOrRetry
+from ..schema import Outcome, PipelineWide, StageSummary, StageWide, TerminalOrRetry
 from ..stages import StageResult, StageStatus
 from .critical_path import critical_path
 from .exceptions import exception_info
@@ -97,8 +96,8 @@ def pipeline_wide(
     summaries = [
         StageSummary(
             name,
-            cast("Terminal", result.status.value),
-            result.duration_ms,
+            result.status._value_,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            (result.ended_ns // 1000 - result.started_ns // 1000) / 1000,
             None if result.error is None else shaping.text(result.error, "stage_summaries"),
         )
         for name, result in whole.items()

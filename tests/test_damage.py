@@ -228,8 +228,16 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("damage", [*DAMAGE, "a directory", "a symbolic link", "a FIFO"])
-@pytest.mark.parametrize("name", STATE)
+KINDS = [
+    (name, damage)
+    for name in STATE
+    for damage in (*DAMAGE, "a directory", "a symbolic link", "a FIFO")
+    # A list has no place for a checksum: another digit of it is another time.
+    if (name, damage) != ("alerts.silences.json", "another digit")
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), KINDS)
 def test_a_damaged_state_file_is_named_found_and_moved_away(journal: Path, name: str, damage: str) -> None:
     file = journal / name
     if not file.exists():
@@ -238,8 +246,6 @@ def test_a_damaged_state_file_is_named_found_and_moved_away(journal: Path, name:
     outside = journal.parent / "outside"
     outside.write_bytes(b"private")
     if damage in DAMAGE:
-        if name == "alerts.silences.json" and damage == "another digit":
-            pytest.skip("a list has no place for a checksum")
         file.write_bytes(DAMAGE[damage](content))
     else:
         file.unlink()

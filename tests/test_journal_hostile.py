@@ -394,3 +394,37 @@ def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> No
     )
     status, out, err = one.ended()
     assert (status, out) == (0, "True\n"), err
+
+
+def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy(program: Start) -> None:
+    one = program(
+        """
+        import os, signal, sys
+        waiting = False
+        # Registered first, and so run first: a child that was not given the processor yet.
+        os.register_at_fork(after_in_child=lambda: waiting and signal.pause())
+        from stageflow import *
+        from stageflow.journal.retention import Room
+
+        async def nothing(ctx): ...
+
+        sink = JournalSink(sys.argv[1])
+        graph = Pipeline("p").with_stage("a", nothing).build(
+            emit_stage_wide_events=True, emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink))
+        graph.run_sync()
+        reader = JournalReader(sys.argv[1], "me")
+        waiting = True
+        child = os.fork()
+        try:
+            sink.close()
+            reader.close()
+            JournalReader(sys.argv[1], "me").close()
+            Room(max_bytes=1).make(sys.argv[1])
+            print([name for name in os.listdir(sys.argv[1]) if name.endswith(".ndjson")])
+        finally:
+            os.kill(child, signal.SIGKILL)
+        """
+    )
+    status, out, err = one.ended()
+    assert (status, out) == (0, "[]\n"), err

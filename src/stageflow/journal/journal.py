@@ -186,12 +186,8 @@ class Journal:
             OSError: The journal cannot be read.
         """
         if run_id == "last":
-            newest = self.runs(limit=1)
-            if not newest:
-                raise RunNotFoundError(f"journal {self.path!r} has no run yet")
-            run_id = newest[0]["event_id"]
-        else:
-            self._complete_crashed()
+            return self._last()
+        self._complete_crashed()
         try:
             run_id.encode()
         except UnicodeEncodeError:
@@ -218,6 +214,15 @@ class Journal:
                 hint="the rest may have been deleted to make room",
             )
         return RunStory(picture, run.stages, run.events, run.children)
+
+    def _last(self) -> RunStory:
+        error = RunNotFoundError(f"journal {self.path!r} has no run yet")
+        for run in self.runs(limit=20):
+            try:
+                return self.run(run["event_id"])
+            except RunNotFoundError as not_found:  # its id was damaged in one of its lines
+                error = not_found
+        raise error
 
     def _gather(self, run_id: str, began: str) -> dict[str, Gathered]:
         """Return what there is of the runs whose id begins so.

@@ -17,6 +17,7 @@ from ..timestamps import epoch_us
 from .stored import decoder, is_json
 
 __all__ = [
+    "KEPT",
     "PIPELINE_AMEND",
     "PIPELINE_WIDE",
     "RUN_CLOSED",
@@ -44,6 +45,9 @@ RUN_CLOSED = b'{"type":"run.closed","journal":'
 WRITER_CLOSED = b'{"type":"writer.closed","journal":'
 """How such lines begin: to find them costs a search for bytes, not the reading of every line."""
 
+
+KEPT = "journal.kept"
+"""The type of the first line of a kept segment."""
 
 Offset = Annotated[int, Meta(ge=0, le=(1 << 62))]
 """A place in a segment, in bytes; what is beyond these bounds, `pread` would not take."""
@@ -91,7 +95,7 @@ _TYPES: dict[type[Struct], str] = {
     RunOpen: "run.open",
     RunClosed: "run.closed",
     WriterClosed: "writer.closed",
-    Kept: "journal.kept",
+    Kept: KEPT,
 }
 
 _encode_lines = msgspec.json.Encoder().encode_lines

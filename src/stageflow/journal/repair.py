@@ -15,7 +15,7 @@ from .layout import CURSORS, LOCK, Segment, list_writers, misplaced
 from .line import encode_mark
 from .quarantine import quarantine_file, quarantine_line
 from .recovery import recover
-from .segment import has_header, kept_header
+from .segment import has_header, kept_header, split_kept
 from .stored import StateFile
 
 __all__ = ["Moved", "Repaired", "repair"]
@@ -108,9 +108,9 @@ def _write_header(directory: str, segment: Segment) -> None:
     """Write the first line of a kept segment anew; see `kept_header`."""
     with open(open_regular(segment.path), "rb") as file:
         content, status = file.read(), os.fstat(file.fileno())
-    first, _, rest = content.partition(b"\n")
-    if first.strip():
-        quarantine_line(directory, segment.name, 0, first)
+    header, rest = split_kept(content)
+    if header.strip():
+        quarantine_line(directory, segment.name, 0, header)
     replace_file(segment.path, encode_mark(kept_header(content)) + rest)
     os.utime(segment.path, ns=(status.st_atime_ns, status.st_mtime_ns))
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from .disk import open_regular
 from .layout import Segment
-from .line import Kept, decode_kept
+from .line import KEPT, Kept, decode, decode_kept
 
 __all__ = [
     "LineAt",
@@ -25,6 +25,7 @@ __all__ = [
     "read_lines",
     "read_piece",
     "size_when_whole",
+    "split_kept",
 ]
 
 _CHUNK = 4 << 20
@@ -95,10 +96,19 @@ def _read_kept_piece(fd: int, offset: int) -> Piece:
     with open(fd, "rb", closefd=False) as file:
         content = file.read()
     kept = kept_header(content)
-    texts = content.split(b"\n")[1:]
-    torn = len(texts.pop()) if texts else 0
+    *texts, torn = split_kept(content)[1].split(b"\n")
     places = zip(kept.offsets, texts, strict=True)
-    return Piece([LineAt(at, text) for at, text in places if at >= offset and text], kept.size, torn)
+    return Piece([LineAt(at, text) for at, text in places if at >= offset and text], kept.size, len(torn))
+
+
+def split_kept(content: bytes) -> tuple[bytes, bytes]:
+    """Return the header of a kept segment, also a damaged one, and the lines behind it.
+
+    A whole line of another type is no header: somebody put another file in place of this one.
+    """
+    first, _, rest = content.partition(b"\n")
+    line = decode(first)
+    return (b"", content) if line is not None and line.type != KEPT else (first, rest)
 
 
 def kept_header(content: bytes) -> Kept:
@@ -107,9 +117,9 @@ def kept_header(content: bytes) -> Kept:
     Where its lines began is then unknown. They are taken to begin behind every position that a reader may
     have stored, so that a reader that was in the middle of them reads some twice and misses none.
     """
-    first, *texts = content.split(b"\n")
-    texts = texts[:-1]
-    kept = decode_kept(first)
+    header, rest = split_kept(content)
+    texts = rest.split(b"\n")[:-1]
+    kept = decode_kept(header)
     if kept is not None and len(kept.offsets) == len(texts):
         return kept
     offsets, at = [], _UNKNOWN

@@ -135,6 +135,7 @@ class JournalSink(DirectSink):
         self._lock = threading.RLock()
         self._making_room = threading.RLock()
         self._closing = threading.Event()
+        self._room_thread: threading.Thread | None = None
         self._told: set[str] = set()
         self._begin_writer()
 
@@ -293,16 +294,22 @@ class JournalSink(DirectSink):
 
     def _start_making_room(self) -> None:
         # A thread for each time: to read many segments takes long, and syncing must not wait for it.
-        if not self._making_room.acquire(blocking=False):
-            return  # it is being made
-        self._making_room.release()
-        if not self._room_is_due():
-            return
-        try:
-            threading.Thread(target=self._make_room, name="stageflow-journal-room", daemon=True).start()
-        except RuntimeError as error:
-            self._room_at = 0.0  # in the next interval
-            self._tell_once("room", f"no thread can be started to make room: {error}")
+        with self._lock:
+            thread = self._room_thread
+            if (
+                self._closing.is_set()
+                or (thread is not None and thread.is_alive())
+                or not self._room_is_due()
+            ):
+                return
+            thread = threading.Thread(target=self._make_room, name="stageflow-journal-room", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._room_at = 0.0  # in the next interval
+                self._tell_once("room", f"no thread can be started to make room: {error}")
+            else:
+                self._room_thread = thread
 
     def _make_room(self) -> None:
         with self._making_room:
@@ -326,7 +333,11 @@ class JournalSink(DirectSink):
         """
         if (keeper := self._keeper) is not None:
             keeper.stop()
-        self._closing.set()  # room may be being made, for long
+        with self._lock:
+            self._closing.set()  # room may be being made, for long
+            thread, self._room_thread = self._room_thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
         with self._making_room, self._syncing.lock, self._lock:
             self._closing.clear()
             self._keeper = None  # the next event starts another

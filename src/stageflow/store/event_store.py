@@ -215,12 +215,15 @@ class EventStore(Figures):
         Raises:
             RunNotFoundError: There is no such run, or there are several.
         """
-        if run_id == "last":
-            newest = self.runs(limit=1)
-            if not newest:
-                raise RunNotFoundError("there is no run yet")
-            run_id = str(newest[0]["event_id"])
-        return tell_story(self._queries, self.path, run_id)
+        if run_id != "last":
+            return tell_story(self._queries, self.path, run_id)
+        error = RunNotFoundError("there is no run yet")
+        for run in self.runs(limit=20):
+            try:
+                return tell_story(self._queries, self.path, str(run["event_id"]))
+            except RunNotFoundError as not_found:  # its id was damaged in one of its events
+                error = not_found
+        raise error
 
     # ------------------------------------------------------------ what is different
 

@@ -31,7 +31,7 @@ test: $(VENV)/.dev ## Check format, lint and types, then run the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
 
 test-matrix: $(VENV)/.dev ## Run the tests on every Python that is installed, and print a table
 	$(VENV)/bin/python -m tests.matrix $(ARGS)

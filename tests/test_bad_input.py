@@ -153,7 +153,9 @@ def test_a_class_without_execute() -> None:
     )
 
 
-@pytest.mark.parametrize("runner", [None, 42, "quick", {"execute": quick}], ids=["none", "number", "text", "mapping"])
+@pytest.mark.parametrize(
+    "runner", [None, 42, "quick", {"execute": quick}], ids=["none", "number", "text", "mapping"]
+)
 def test_an_object_without_execute(runner: Any) -> None:
     assert problem(Pipeline("p").with_stage("a", runner)) == (
         f"stage 'a': {runner!r} has no method `execute(ctx)` and is no function; "

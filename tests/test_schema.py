@@ -9,9 +9,11 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from stageflow import _wide
+from stageflow import MemoryEventSink, Pipeline, WideEventEmitter, _wide
 from stageflow._wide import build_pipeline_wide, build_stage_wide
+from stageflow.journal.line import line_start
 from stageflow.schema import (
+    CUSTOM_EVENT_KEYS,
     CorrelationIds,
     ExceptionInfo,
     PipelineMetadata,
@@ -196,3 +198,20 @@ def test_failed_run_is_recognised_by_the_first_fields_of_its_line() -> None:
 def test_span_ids_are_never_all_zero_and_differ_between_attempts() -> None:
     assert span_id(0) == "0" * 15 + "1" == span_id(1 << 64)
     assert len({span_id(7, stage, attempt) for stage in range(50) for attempt in range(50)}) == 2500
+
+
+def test_line_start_accepts_only_the_first_fields_of_an_event() -> None:
+    assert line_start("pipeline.wide", status="OK") == b'{"type":"pipeline.wide","data":{"status":"OK"'
+    with pytest.raises(ValueError, match="first fields of pipeline.wide"):
+        line_start("pipeline.wide", outcome="failed")
+
+
+def test_custom_event_has_the_keys_that_readers_tell_from_its_payload() -> None:
+    async def stage(ctx: Any) -> None:
+        ctx.emit_event("note", {"n": 1})
+
+    sink = MemoryEventSink()
+    graph = Pipeline("p").with_stage("s", stage).build(wide_event_emitter=WideEventEmitter(sink))
+    graph.run_sync()
+    (note,) = sink.of_type("note")
+    assert set(note) == {"n", *CUSTOM_EVENT_KEYS}

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 __all__ = [
+    "CUSTOM_EVENT_KEYS",
     "SCHEMA_VERSION",
     "CorrelationIds",
     "ExceptionInfo",
@@ -341,6 +342,17 @@ def fields_with(*wanted: Role) -> frozenset[str]:
     """
     known: Mapping[str, frozenset[Role]] = {**roles(PipelineWide), **roles(StageWide)}
     return frozenset(name for name, its in known.items() if not its.isdisjoint(wanted))
+
+
+CUSTOM_EVENT_KEYS = (
+    "event_id",
+    "stage_name",
+    "attempt",
+    "emitted_at",
+    "correlation_ids",
+    "pipeline_metadata",
+)
+"""The keys that the library adds to the data of a custom event."""
 
 
 def event_id(run_id: str, stage: str, attempt: int) -> str:

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from ..schema import RunClosed, RunOpen
+from ..schema import PipelineWide, RunClosed, RunOpen, StageWide
 from ..timestamps import epoch_us
 from .stored import decoder, is_json
 
 __all__ = [
+    "FAILED_RUN",
     "KEPT",
     "PIPELINE_AMEND",
     "PIPELINE_WIDE",
@@ -34,12 +35,36 @@ __all__ = [
     "decode_writer_closed",
     "encode_mark",
     "is_timestamp",
+    "line_start",
     "run_of",
 ]
 
-STAGE_WIDE = b'{"type":"stage.wide","data":'
-PIPELINE_WIDE = b'{"type":"pipeline.wide","data":'
-PIPELINE_AMEND = b'{"type":"pipeline.wide.amend","data":'
+
+def line_start(event_type: str, **first: str) -> bytes:
+    """Return the first bytes of each line of an event whose first fields have these values.
+
+    Raises:
+        ValueError: These are not the first fields of the event, in the order of its schema.
+
+    Example:
+        >>> line_start("pipeline.wide", status="FAIL")
+        b'{"type":"pipeline.wide","data":{"status":"FAIL"'
+    """
+    start = f'{{"type":"{event_type}","data":'
+    if first:
+        fields = {"stage.wide": StageWide, "pipeline.wide": PipelineWide}[event_type].__struct_fields__
+        if tuple(first) != fields[: len(first)]:
+            raise ValueError(
+                f"the first fields of {event_type} are {fields[: len(first)]}, not {tuple(first)}"
+            )
+        start += "{" + ",".join(f'"{name}":"{value}"' for name, value in first.items())
+    return start.encode()
+
+
+STAGE_WIDE = line_start("stage.wide")
+PIPELINE_WIDE = line_start("pipeline.wide")
+PIPELINE_AMEND = line_start("pipeline.wide.amend")
+FAILED_RUN = line_start("pipeline.wide", status="FAIL")
 RUN_OPEN = b'{"type":"run.open","journal":'
 RUN_CLOSED = b'{"type":"run.closed","journal":'
 WRITER_CLOSED = b'{"type":"writer.closed","journal":'

@@ -14,15 +14,13 @@ from ..schema import RunClosed
 from .cursor_file import Count, positions_of_all
 from .disk import NO_ROOM, is_locked, is_regular, only_one, replace_file
 from .layout import DELETED, LOCK, Segment, list_writers, segment_name
-from .line import PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark, run_of
+from .line import FAILED_RUN, PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark, run_of
 from .quarantine import quarantine_file
 from .recovery import recover
 from .segment import LineAt, ends_with, find_lines, has_header, read_lines, size_when_whole
 from .stored import StateFile, encode_state, read_state
 
 __all__ = ["DELETED_FILE", "Deleted", "Room", "deleted_so_far"]
-
-_FAILED = b'{"type":"pipeline.wide","data":{"status":"FAIL"'
 
 
 class Deleted(Struct, frozen=True):
@@ -278,7 +276,9 @@ class _Cleaning:
         known = self._ends_in.get(segment.name)
         if known is None:
             lines = find_lines(segment, PIPELINE_WIDE, RUN_CLOSED)
-            known = self._ends_in[segment.name] = {run_of(text): text.startswith(_FAILED) for text in lines}
+            known = self._ends_in[segment.name] = {
+                run_of(text): text.startswith(FAILED_RUN) for text in lines
+            }
         return known
 
     def _delete(self, segment: Segment, lines: int) -> None:

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..schema import CUSTOM_EVENT_KEYS
 from .figures import milliseconds
 from .foreign import on_one_line, pairs
 from .palette import QUIET
@@ -18,16 +19,6 @@ from .palette import QUIET
 __all__ = ["draw_own_events", "said_by"]
 
 Record = dict[str, Any]
-
-_ENVELOPE = {
-    "event_id",
-    "stage_name",
-    "attempt",
-    "emitted_at",
-    "correlation_ids",
-    "pipeline_metadata",
-}
-"""Keys that the library puts beside an event's own."""
 
 _MOST = 20
 """So many are drawn: of more, nobody reads the picture."""
@@ -72,7 +63,7 @@ def said_by(data: Record) -> str:
         >>> said_by({"event_id": "r/a/1/0", "stage_name": "a", "hits": 3})
         'hits=3'
     """
-    return pairs({key: value for key, value in data.items() if key not in _ENVELOPE})
+    return pairs({key: value for key, value in data.items() if key not in CUSTOM_EVENT_KEYS})
 
 
 def _after(began: datetime, emitted_at: Any) -> str:

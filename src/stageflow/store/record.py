@@ -11,7 +11,7 @@ import msgspec
 from ..journal.stored import decode_stored
 from ..journal.wide import is_well_formed
 from ..timestamps import rfc3339
-from .columns import ATTRIBUTE, PLACES, TYPED, Field, fields_of
+from .columns import ATTRIBUTE, COLUMNS, TYPED, Field, fields_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -20,7 +20,7 @@ __all__ = ["events_of"]
 
 _FIELDS: dict[str, list[Field]] = {type: fields_of(shape) for type, shape in TYPED.items()}
 
-_AS_JSON = ("exception", "stage_summaries")
+_AS_JSON = frozenset(name for name, column in COLUMNS.items() if column.shape == "JSON")
 """The columns that hold JSON."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,6 +79,3 @@ def _value(name: str, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     # All numbers of a column are doubles. JSON has one kind of number, and 3 is how people write it.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-
-
-assert set(_AS_JSON) <= PLACES.keys()

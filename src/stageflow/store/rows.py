@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..journal.layout import Segment
 from ..journal.wide import REQUIRED
+from ..schema import CUSTOM_EVENT_KEYS
 from .attributes import MAP, Attributes, Kinds, attribute_values, choose_columns, count_kinds, rest_of
 from .columns import COLUMNS, PLACES, TYPED, encode_shape, quoted, shape_of, text
 
@@ -38,13 +39,7 @@ _IS_TYPED = "({})".format(
 )
 """What says in SQL that an event is one of ours: no application's own of that name, and not damaged."""
 
-_BESIDE_A_PAYLOAD = (
-    "stage_name",
-    "attempt",
-    "event_id",
-    "emitted_at",
-    *(name for name, place in PLACES.items() if place[0] in ("correlation_ids", "pipeline_metadata")),
-)
+_BESIDE_A_PAYLOAD = tuple(name for name, place in PLACES.items() if place[0] in CUSTOM_EVENT_KEYS)
 """The columns of a stage's own event; a payload may have any other key, and means something else by it."""
 
 

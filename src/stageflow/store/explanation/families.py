@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from ...schema import Role, fields_with
+from ..columns import COLUMNS
 
 __all__ = ["COURSE", "DOCUMENTS", "IDS", "OF_STAGES", "PROCESS", "implied", "is_measured_time"]
 
@@ -39,7 +40,7 @@ def is_measured_time(name: str) -> bool:
     return _MEASURED.search(name) is not None
 
 
-DOCUMENTS = frozenset({"exception", "rest", "stage_summaries"})
+DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.shape == "JSON") | {"rest"}
 """JSON whole, which is compared field by field or not at all."""
 
 IDS = fields_with(Role.IDENTITY) | {"segment", "sample_reason"}

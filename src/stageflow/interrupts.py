@@ -57,6 +57,11 @@ class Interrupts(threading.local):
         with self:
             self.contain(error)
 
+    def keep(self, error: BaseException) -> None:
+        """Hold an interrupt, in a section or not: the caller will raise it, or take it."""
+        if self.interrupt is None:
+            self.interrupt = error
+
     def hold(self, error: BaseException) -> None:
         """Hold an interrupt inside a section; outside of one, raise it."""
         if not self._depth:

@@ -25,6 +25,7 @@ from typing import Any, TypeGuard
 
 from .._cpython import register_before_threads_end, running_loop
 from .._fork import reset_in_child
+from ..interrupts import INTERRUPTS
 from .channel import Channel
 from .counters import TALLY, EventStats
 from .event import Event
@@ -124,10 +125,11 @@ class Delivery:
     def offer_through(self, sink: Any, method: str, event: Event) -> None:
         """Offer an event to a sink, to be handed over by one of its methods."""
         channel = self.channel_of(sink)
-        # A direct sink that is used as it is has one channel, whichever way its events come.
-        if method and not (method == "take" and channel.direct):
+        # A sink that is used as it is has one channel, whichever way its events come.
+        if method and method != channel.method:
             channel = self.channel_of(sink, method)
         channel.offer(sink, event)
+        INTERRUPTS.raise_held()
 
     def channels(self) -> list[Channel]:
         """Return the channels of all sinks that exist, oldest first."""

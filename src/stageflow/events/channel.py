@@ -47,7 +47,7 @@ class Channel:
     def __init__(self, sink: Any, method: str, delivery: Delivers) -> None:
         self.name = type(sink).__name__
         self.stalled = False
-        self._call, self._in_place = _how_to_call(sink, method)
+        self._call, self._in_place, self.method = _how_to_call(sink, method)
         self.direct = self._call is _TAKE
         # Not for a direct sink: a journal in the background would no longer survive a SIGKILL.
         self._advice = "" if self.direct else "; BackgroundEventSink(sink) runs it on a separate thread"
@@ -103,7 +103,7 @@ class Channel:
             return
         self.log_dropped(reason, 1, error)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            INTERRUPTS.hold(error)  # most likely from a signal handler: it is for the application
+            INTERRUPTS.keep(error)  # most likely from a signal handler: it is for the application
 
     def _enqueue(self, sink: Any, item: Item, *, counted: bool) -> None:
         reason = None
@@ -203,20 +203,25 @@ def _take(sink: DirectSink, event: Event) -> None:
 _TAKE: Callable[[Any, Event], Any] = _take
 
 
-def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], bool]:
-    """Return how to call a sink with an event, and whether to do so in place.
+def _forward(sink: ForwardingSink, event: Event) -> Any:
+    call, _, _ = _how_to_call(sink.sink, "")
+    return call(sink.sink, event)
+
+
+def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], bool, str]:
+    """Return how to call a sink with an event, whether to do so in place, and the name of the method.
 
     Raises:
         TypeError: It has no method that takes events.
     """
     kind = type(sink)
-    # By its real class: a mock of a sink claims to be one, and has neither its methods nor its state.
-    if issubclass(kind, ForwardingSink):
-        call, _ = _how_to_call(sink.sink, "")
-        return (lambda wrapper, event: call(wrapper.sink, event)), False
     implemented = [name for name in ("try_emit", "emit") if overrides(sink, name)]
+    # By its real class: a mock of a sink claims to be one, and has neither its methods nor its state.
+    if issubclass(kind, ForwardingSink) and (method == "forward" or not implemented):
+        _how_to_call(sink.sink, "")
+        return _forward, False, "forward"
     if issubclass(kind, DirectSink) and (method == "take" or not implemented):
-        return _TAKE, True
+        return _TAKE, True, "take"
     if inspect.isclass(sink):
         raise TypeError(f"{sink.__name__} is a class; give a sink: {sink.__name__}()")
     name = method or (implemented[0] if implemented else "emit")
@@ -236,4 +241,4 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
     except ValueError:  # a signature that Python cannot tell
         pass
     in_place = not inspect.iscoroutinefunction(called)
-    return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place
+    return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place, name

@@ -123,6 +123,15 @@ class ForwardingSink(EventSink, ABC):
             RuntimeError: No thread can be started any more.
         """
 
+    async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
+        """Forward one event."""
+        self._delivery.offer_through(self, "forward", Event(type, data))
+
+    def try_emit(self, *, type: str, data: dict[str, Any] | None) -> Awaitable[None] | None:
+        """Forward one event."""
+        self._delivery.offer_through(self, "forward", Event(type, data))
+        return _Done()
+
 
 class NoOpEventSink(DirectSink):
     """Discards events. It is the default, and no event is even built for it."""
@@ -131,7 +140,9 @@ class NoOpEventSink(DirectSink):
         """Discard an event."""
 
 
-_DEFAULTS = frozenset({EventSink.emit, EventSink.try_emit, DirectSink.emit, DirectSink.try_emit})
+_DEFAULTS = frozenset(
+    method for base in (EventSink, DirectSink, ForwardingSink) for method in (base.emit, base.try_emit)
+)
 
 
 def overrides(sink: Any, name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from ..context import PipelineContext, StageContext
 from ..events import Event, EventSink, NoOpEventSink, get_event_sink
 from ..events._delivery import DELIVERY, offer
+from ..interrupts import INTERRUPTS
 from ..schema import event_id
 from ..stages import StageResult
 from .run_context import RunContext, run_context_of
@@ -67,6 +68,7 @@ class WideEventEmitter:
         if run.emitted is not None:
             run.emitted.add(event_id(run.run_id, stage_name, result.attempt))
         offer_stage_wide(self.event_sink, stage_name, result, ctx, run)
+        INTERRUPTS.raise_held()
 
     def emit_pipeline_wide(self, results: Mapping[str, StageResult], ctx: PipelineContext) -> None:
         """Emit `pipeline.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
@@ -79,6 +81,7 @@ class WideEventEmitter:
         if run.emitted is not None:
             run.emitted.add(run.run_id)
         offer_pipeline_wide(self.event_sink, results, ctx, run)
+        INTERRUPTS.raise_held()
 
 
 def offer_stage_wide(
@@ -94,7 +97,9 @@ def offer_pipeline_wide(
 ) -> None:
     """Build a `pipeline.wide` and offer it to a sink."""
     if type(sink) is not NoOpEventSink:
-        offer(sink, Event("pipeline.wide", pipeline_wide(results, ctx, run)))
+        with INTERRUPTS:
+            event = Event("pipeline.wide", pipeline_wide(results, ctx, run))
+        offer(sink, event)
 
 
 def emit_stage_wide(

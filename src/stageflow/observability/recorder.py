@@ -154,8 +154,12 @@ class RunRecorder:
             return
         try:
             offer(sink, event)
-        except BaseException as error:  # an interrupt: the sink has been offered the event
+        except BaseException as error:  # an interrupt: the sink may not have been offered the event
             self._interrupted_by(error)
+            try:
+                offer(sink, event)  # if it has, the event has the same id, and counts once
+            except BaseException as again:
+                self._interrupted_by(again)
 
     def run_ended(self, results: PipelineResults) -> None:
         """Emit `pipeline.wide`."""

@@ -143,7 +143,7 @@ def start_run(
     # The context of another run provides its labels, never its id.
     run_id = None if isinstance(context, ContextOfRun) else context.pipeline_run_id
     own = ContextOfRun(
-        pipeline_run_id=uuid7(wall_ns) if run_id is None else run_id,
+        pipeline_run_id=run_id or uuid7(wall_ns),
         request_id=context.request_id,
         session_id=context.session_id,
         user_id=context.user_id,

@@ -66,6 +66,8 @@ FAIL, CANCEL = StageStatus.FAIL, StageStatus.CANCEL
 PHASES = ("waiting", "ready", "queued", "running", "timed_out", "cancelling", "backoff", "done")
 WAITING, READY, QUEUED, RUNNING, TIMED_OUT, CANCELLING, BACKOFF, DONE = range(len(PHASES))
 
+_ACTIVE = (RUNNING, TIMED_OUT, CANCELLING)
+
 _DEFAULT_RETRY = Retry(attempts=3, on=())
 """For a stage without a policy that returns `StageOutput.retry`."""
 
@@ -250,19 +252,30 @@ class RunState:
             began = ended
         if node.route_labels:
             self._routes[index] = output.routes or ()
-        result = self._result(index, ctx, output, ctx.attempt, began, ended)
-        self.running -= 1
-        self._settle(index, result, ended)
+        self._settle(index, self._result(index, ctx, output, ctx.attempt, began, ended), ended)
 
     def attempt_lost(self, index: int, attempt: int, output: StageOutput, began: int, ended: int) -> None:
-        """An attempt ended in a way that the engine could not process: it fails with that error, `output`."""
-        if self.phases[index] not in (RUNNING, TIMED_OUT, CANCELLING):
-            return
+        """The engine was interrupted, or failed, while it processed the end of an attempt.
+
+        The attempt fails with that error, `output`, if it has no result yet; the run ends in any case if the
+        error is an interrupt of the process, or if what follows from the result is unknown.
+        """
         if is_a(output.exception, (SystemExit, KeyboardInterrupt)):
             self._interrupted_by(output.exception)
+        # The interrupt may have come between any two statements: count anew.
+        self.running = sum(phase in _ACTIVE for phase in self.phases)
+        self.left = self.results.count(None)
+        if self.phases[index] not in _ACTIVE:
+            if output.exception is not None:
+                self.engine_failed(output.exception, ended)
+            return
+        if self.emits and self.emits[-1].sequence == index:
+            self.emits.pop()
+        if self.results[index] is not None:
+            self.results[index] = None
+            self.left += 1
         if self.nodes[index].route_labels:
             self._routes[index] = ()
-        self.running -= 1
         self._settle(index, self._result(index, None, output, attempt, began, ended), ended)
 
     def attempt_timed_out(self, index: int) -> None:
@@ -287,8 +300,13 @@ class RunState:
             output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {left}")
         if self.nodes[index].route_labels:
             self._routes[index] = ()
-        self.running -= 1
         self._settle(index, self._result(index, ctx, output, ctx.attempt, began, at, abandoned=True), at)
+
+    def run_grace_over(self, at: int) -> None:
+        """The grace period of the run is over: it ends, whatever is still running."""
+        if self.ending is not None:
+            self.running = 0
+            self._finish(at)
 
     def retry_due(self, index: int) -> None:
         """The wait before the next attempt of an instance is over."""
@@ -312,8 +330,8 @@ class RunState:
     def interrupted(self, result: StageResult, interrupt: BaseException, at: int) -> None:
         """A `KeyboardInterrupt` or `SystemExit` came while a result was emitted: the run fails there."""
         self._interrupted_by(interrupt)
-        if self.ending is None:
-            self._fail(result, at)
+        what = f"{type(interrupt).__name__} while the result of stage {result.name!r} was emitted"
+        self._end(Ending("failed", what, what, interrupt), at)
 
     def engine_failed(self, error: BaseException, at: int) -> None:
         """The engine itself failed: the run ends like after any failure."""
@@ -396,18 +414,20 @@ class RunState:
         if self._permits and index in self._permits:
             self._release_permit(index)
         status = result.status
+        # The phase comes last: until then, an interrupt leaves an attempt that `attempt_lost` completes.
+        self.emits.append(result)
         if status is RETRY:
-            self.phases[index] = BACKOFF
             self.retried[index] = result
             self._first_began.setdefault(index, result.started_ns - self.origin)
-            self.emits.append(result)
             self.timers.append(("retry_due", index, result.retry_after or 0))
             self.pending = True
+            self.phases[index] = BACKOFF
+            self.running -= 1
             return
-        self.phases[index] = DONE
         self.results[index] = result
         self.left -= 1
-        self.emits.append(result)
+        self.phases[index] = DONE
+        self.running -= 1
         if self.ending is not None:
             pass
         elif self.interrupt is not None:

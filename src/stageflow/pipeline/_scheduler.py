@@ -391,6 +391,8 @@ class Scheduler:
                 attempt.stop_timer()
                 attempt.abandon()
                 self.state.grace_over(known, attempt.ctx, attempt.began, self.now())
+        if index < 0:
+            self.state.run_grace_over(self.now())
         self._apply()
 
     # ------------------------------------------------------------ permits

@@ -87,7 +87,10 @@ class Limit:
             try:
                 # Another loop, perhaps in another thread; the place goes over with the call.
                 ticket.loop.call_soon_threadsafe(ticket.call)
-            except RuntimeError:  # that loop was closed: its run is gone, the next one has its turn
+            except RuntimeError:  # that loop was closed: its run is gone, and the next one has its turn
+                with self._lock:
+                    # The run may still withdraw the ticket when it is collected: it holds no permit.
+                    ticket.has_place, ticket.withdrawn = False, True
                 continue
             return
 

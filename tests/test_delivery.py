@@ -678,3 +678,40 @@ def test_the_journal_belongs_to_the_process_that_opened_it(tmp_path: Any) -> Non
         path.name.split("-")[1]: path.read_text().count("\n") for path in (tmp_path / "journal").iterdir()
     }
     assert lines == {f"p{os.getpid()}": 2, f"p{child}": 2}
+
+
+async def test_background_sink_forwards_what_is_emitted_by_hand_either_way() -> None:
+    inner = MemoryEventSink()
+    sink = BackgroundEventSink(inner)
+    sink.try_emit(type="a", data=None)
+    await sink.emit(type="b", data=None)
+    assert await flush()
+    assert [type for type, _ in inner.events] == ["a", "b"]
+    assert DELIVERY.channel_of(sink).stats().delivered == 2
+
+
+async def test_override_in_a_subclass_of_a_background_sink_is_called() -> None:
+    class Redacting(BackgroundEventSink):
+        def try_emit(self, *, type: str, data: dict[str, Any] | None) -> Any:
+            return super().try_emit(type=type, data={"redacted": True})
+
+    class Renaming(BackgroundEventSink):
+        async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
+            await super().emit(type=type.upper(), data=data)
+
+    async def stage(ctx: Any) -> None: ...
+
+    for kind, expected in (
+        (Redacting, [("pipeline.wide", True)]),
+        (Renaming, [("PIPELINE.WIDE", False)]),
+    ):
+        inner = MemoryEventSink()
+        emitter = WideEventEmitter(kind(inner))
+        graph = (
+            Pipeline("p")
+            .with_stage("s", stage)
+            .build(emit_pipeline_wide_event=True, wide_event_emitter=emitter)
+        )
+        await graph.run()
+        assert await flush()
+        assert [(type, data == {"redacted": True}) for type, data in inner.events] == expected

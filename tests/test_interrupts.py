@@ -22,6 +22,7 @@ from stageflow import (
     WideEventEmitter,
     stats,
 )
+from stageflow.pipeline._run_state import RunState
 
 RAISED = [
     SystemExit,
@@ -429,3 +430,71 @@ def test_signal_during_the_record_ends_the_process_after_it(
         "v": "<repr() of Slow failed: "
         + ("KeyboardInterrupt>" if interruption == "ctrl-c" else "SystemExit>"),
     }
+
+
+# ---------------------------------------------------------------- interrupts of the engine itself
+
+
+@pytest.mark.parametrize(
+    "method", ["take", "_outcome", "_result", "_settle", "_release_dependents", "_finish"]
+)
+@pytest.mark.parametrize("failing", [False, True])
+def test_interrupt_inside_the_engine_ends_the_run_with_a_complete_record(
+    sink: MemoryEventSink, monkeypatch: pytest.MonkeyPatch, method: str, failing: bool
+) -> None:
+    """A second Ctrl-C, or a SIGTERM handler that calls `sys.exit`, may arrive at any statement."""
+    real, fired = getattr(RunState, method), []
+
+    def interrupted(self: RunState, *args: Any) -> Any:
+        if not fired:
+            fired.append(method)
+            raise SystemExit(7)
+        return real(self, *args)
+
+    monkeypatch.setattr(RunState, method, interrupted)
+
+    async def stage(ctx: Any) -> None:
+        await asyncio.sleep(0)
+        if failing:
+            raise ValueError("no")
+
+    async def main() -> None:
+        await asyncio.wait_for(graph_of(stage, sink, retry=Retry(2, wait=0)).run(), 20)
+
+    if method == "_outcome" and not failing:
+        asyncio.run(main())  # it is called only for attempts that do not end well
+        assert not fired
+    else:
+        with pytest.raises(SystemExit):
+            asyncio.run(main())
+    hold_the_law(sink.events, STAGE_NAMES)
+
+
+def test_ctrl_c_during_an_event_emitted_by_hand_is_raised_there(program: Callable[[str], Program]) -> None:
+    ended = program(
+        """
+        import os, signal
+        from stageflow import *
+
+        class Row:
+            def __repr__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000):
+                    pass
+                return "row"
+
+        sink = MemoryEventSink()
+        for emit in (
+            lambda: emit_stage_wide("s", StageResult("s", StageStatus.OK, attributes={"a": Row()}),
+                                    PipelineContext(), sink),
+            lambda: emit_pipeline_wide({"s": StageResult("s", StageStatus.FAIL, error=Row())},
+                                       PipelineContext(), sink),
+        ):
+            try:
+                emit()
+            except KeyboardInterrupt:
+                print("interrupted")
+        print([type for type, _ in sink.events])
+        """
+    ).ended()
+    assert ended == (0, "interrupted\ninterrupted\n['stage.wide', 'pipeline.wide']\n", "")

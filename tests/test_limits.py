@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import Any
 
@@ -182,3 +183,41 @@ def test_a_limit_that_build_does_not_know_is_a_mistake() -> None:
     )
     with pytest.raises(ValueError, match=r"^Limits\(openai=0\): give a whole number, 1 or more$"):
         Limits(openai=0)
+
+
+def test_queued_run_of_a_closed_loop_releases_no_permit_when_it_is_collected() -> None:
+    limits = Limits(gpu=1)
+    running = most = 0
+
+    async def hold(ctx: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            await asyncio.sleep(0.05)
+        finally:
+            running -= 1
+
+    graph = Pipeline("p").with_stage("s", hold, limit="gpu").build(limits=limits)
+
+    async def start() -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(graph.run())
+        await asyncio.sleep(0.01)
+        return task
+
+    holder, waiter = asyncio.new_event_loop(), asyncio.new_event_loop()
+    holds = holder.run_until_complete(start())
+    waits = waiter.run_until_complete(start())
+    waits._log_destroy_pending = False  # type: ignore[attr-defined]
+    waiter.close()
+    holder.run_until_complete(holds)  # hands the permit to the run of the closed loop, and takes it back
+    holder.close()
+    del waits
+    gc.collect()
+    assert limits["gpu"].taken == 0
+
+    async def several() -> None:
+        await asyncio.gather(*(graph.run() for _ in range(4)))
+
+    asyncio.run(several())
+    assert most == 1

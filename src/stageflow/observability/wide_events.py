@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
+from ..errors import as_text
 from ..interrupts import INTERRUPTS
 from ..schema import Outcome, PipelineWide, StageSummary, StageWide, TerminalOrRetry
 from ..stages import StageResult, StageStatus
@@ -149,7 +150,7 @@ def _from_stages(
         pipeline_name=run.pipeline_name,
         context=context,
         outcome=outcome,
-        error=None if grave is None else f"stage {grave.name!r} failed: {grave.error}",
+        error=None if grave is None else f"stage {grave.name!r} failed: {as_text(grave.error)}",
         exception=None if grave is None else grave.exception,
         first_failed_stage=None if grave is None else grave.name,
         started_ns=min((result.started_ns for result in timed), default=now),

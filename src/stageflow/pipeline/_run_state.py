@@ -268,6 +268,8 @@ class RunState:
         if self.phases[index] not in _ACTIVE:
             if output.exception is not None:
                 self.engine_failed(output.exception, ended)
+            if not self.running:
+                self._finish(ended)
             return
         if self.emits and self.emits[-1].sequence == index:
             self.emits.pop()

@@ -472,4 +472,4 @@ def test_a_file_that_cannot_be_read_hides_only_itself(program: Start) -> None:
     )
     status, out, err = one.ended()
     assert (status, out) == (0, "done\n"), err
-    assert "cannot be read, and is left out" in err
+    assert "cannot be read, and is skipped" in err

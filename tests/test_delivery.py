@@ -561,7 +561,7 @@ async def test_a_blocking_sink_is_named_once_and_its_time_is_counted(
     assert await flush()
     assert counters(sink).blocked_ms >= 120
     (record,) = [record for record in caplog.records if "held up" in record.getMessage()]
-    assert record.getMessage().startswith("event sink Blocking: it held up its caller for ")
+    assert record.getMessage().startswith("event sink Blocking: it blocked its caller for ")
 
 
 async def test_a_background_sink_may_block_without_the_loop_noticing() -> None:

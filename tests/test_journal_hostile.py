@@ -279,7 +279,7 @@ async def test_an_error_while_reading_loses_nothing(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr("stageflow.journal.segment.os.pread", fail)
-        before = reader.read(1000)  # what was found before the error is handed out first
+        before = reader.read(1000)  # events found before the error are returned first
         with pytest.raises(OSError, match="Input/output"):
             reader.read(1000)
     reader.commit()

@@ -191,7 +191,7 @@ def test_a_whole_segment_in_place_of_a_kept_one_loses_no_line(journal: Path) -> 
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     other = next(path for path in sorted(journal.glob("*.ndjson")) if b'"closed-6"' in path.read_bytes())
     content = kept.read_bytes(), other.read_bytes()
-    # The first line is one of a run that is nowhere else.
+    # The first line belongs to a run that no other file contains.
     lines = content[1].splitlines(keepends=True)
     lines.sort(key=lambda line: b'"pipeline.wide"' not in line)
     kept.write_bytes(b"".join(lines))

@@ -210,8 +210,8 @@ def release(fd: int) -> None:
     """Close such a file, and give its lock free."""
     with _forking:
         with contextlib.suppress(OSError):
-            # A child that was forked just now may not have closed its copy yet, which would hold the lock.
-            # It must not release a lock of its parent, and does not: those are not in its set.
+            # A child forked just now may not have closed its copy yet, which would hold the lock.
+            # A child never releases a lock of its parent, because its set does not contain them.
             if fd in _lockable:
                 fcntl.flock(fd, fcntl.LOCK_UN)
         _lockable.discard(fd)

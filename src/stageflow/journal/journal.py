@@ -216,11 +216,11 @@ class Journal:
         return RunStory(picture, run.stages, run.events, run.children)
 
     def _last(self) -> RunStory:
-        error = RunNotFoundError(f"journal {self.path!r} has no run yet")
+        error = RunNotFoundError(f"journal {self.path!r} contains no runs yet")
         for run in self.runs(limit=20):
             try:
                 return self.run(run["event_id"])
-            except RunNotFoundError as not_found:  # its id was damaged in one of its lines
+            except RunNotFoundError as not_found:  # its id is damaged in one of its lines
                 error = not_found
         raise error
 

@@ -102,9 +102,9 @@ def _read_kept_piece(fd: int, offset: int) -> Piece:
 
 
 def split_kept(content: bytes) -> tuple[bytes, bytes]:
-    """Return the header of a kept segment, also a damaged one, and the lines behind it.
+    """Return the header of a kept segment, which may be damaged, and the lines after it.
 
-    A whole line of another type is no header: somebody put another file in place of this one.
+    An intact line of another type is not a header: the file was replaced by another one.
     """
     first, _, rest = content.partition(b"\n")
     line = decode(first)

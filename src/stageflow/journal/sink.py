@@ -322,7 +322,7 @@ class JournalSink(DirectSink):
     def _tell_once(self, what: str, text: str) -> None:
         if what not in self._told:
             self._told.add(what)
-            tell(log, "journal %s: %s (said once)", self.path, text)
+            tell(log, "journal %s: %s (further occurrences are not logged)", self.path, text)
 
     # ------------------------------------------------------------ ending
 

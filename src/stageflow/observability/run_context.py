@@ -34,7 +34,7 @@ class RunContext:
         origin_ns: Offset from the monotonic clock to the wall clock of this run.
         parent_run_id: The run in whose stage this run was started, or None.
         root_run_id: The outermost such run, or None.
-        span_base: 64 random bits from which the span ids of the run and its attempts follow.
+        span_base: 64 random bits from which the span ids of the run and its attempts are derived.
         attributes: The attributes of the run as a whole, or None.
         emitted: Ids of the events that reached the base emitter, if they are tracked.
         process: The process sample of the first `pipeline.wide`, so that a second one is equal.

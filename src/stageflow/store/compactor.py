@@ -235,7 +235,7 @@ class Compactor:
                     raise
                 if tries > _TRIES // 10:
                     self.archive.refresh()
-                    self._local.paths(self.archive.files())  # what is missing now is no longer being replaced
+                    self._local.paths(self.archive.files())  # after so many tries, a missing file is damage
                 time.sleep(random.uniform(0, 0.05 * tries))
                 continue
             taken += len(batch)

@@ -217,11 +217,11 @@ class EventStore(Figures):
         """
         if run_id != "last":
             return tell_story(self._queries, self.path, run_id)
-        error = RunNotFoundError("there is no run yet")
+        error = RunNotFoundError("there are no runs yet")
         for run in self.runs(limit=20):
             try:
                 return tell_story(self._queries, self.path, str(run["event_id"]))
-            except RunNotFoundError as not_found:  # its id was damaged in one of its events
+            except RunNotFoundError as not_found:  # its id is damaged in one of its events
                 error = not_found
         raise error
 

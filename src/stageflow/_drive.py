@@ -70,7 +70,7 @@ def drive(
         except StopIteration as stop:
             return stop.value
         except GeneratorExit as error:
-            # Either one would end this generator, and the task with it, as if it had been closed.
+            # It would end this generator, and the task with it, as if the generator had been closed.
             raise RuntimeError(f"the stage raised {type(error).__name__}") from error
         finally:
             argument = None  # the exception refers to this frame; avoid a reference cycle

@@ -307,9 +307,7 @@ def as_text(value: object) -> str:
         KeyboardInterrupt: Ctrl-C arrived during the call, outside a section that writes a record.
     """
     try:
-        return str.__str__(
-            str(value)
-        )  # `str(value)` may be an instance of a subclass that overrides `__str__`
+        return str.__str__(str(value))  # `str(value)` may return a subclass that overrides `__str__`
     except BaseException as error:
         INTERRUPTS.contain(error)
         return f"<str() of {type_name(value)} failed: {type_name(error)}>"

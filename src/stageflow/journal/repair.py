@@ -40,7 +40,7 @@ class Repaired(Struct, frozen=True):
 
     Attributes:
         crashed: Ids of the runs whose record it completed.
-        torn: Number of torn last lines that it truncated, and kept in `broken/`.
+        torn: Number of torn last lines that it removed, and kept in `broken/`.
         broken: Number of damaged lines that it overwrote with blanks, and kept in `broken/`.
         moved: Damaged files that it moved to `broken/`.
         removed: Left-over files that it removed.

@@ -188,9 +188,8 @@ def _died(child: subprocess.Popen[bytes], request: _Request, errors: str) -> Que
 
 
 def _serve() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C reaches the whole process group; the parent reports it
+    # Ctrl-C reaches the whole process group; the parent reports it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)

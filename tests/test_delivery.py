@@ -560,7 +560,7 @@ async def test_a_blocking_sink_is_named_once_and_its_time_is_counted(
     emit(sink, 2)
     assert await flush()
     assert counters(sink).blocked_ms >= 120
-    (record,) = [record for record in caplog.records if "held up" in record.getMessage()]
+    (record,) = [record for record in caplog.records if "blocked its caller" in record.getMessage()]
     assert record.getMessage().startswith("event sink Blocking: it blocked its caller for ")
 
 

@@ -33,13 +33,13 @@ test: $(VENV)/.dev ## Check format, lint and types, then run the tests
 	$(VENV)/bin/pyright
 	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
 
-test-matrix: $(VENV)/.dev ## Run the tests on every Python that is installed, and print a table
+test-matrix: $(VENV)/.dev ## Run the tests on every installed Python and print a table
 	$(VENV)/bin/python -m tests.matrix $(ARGS)
 
 test-uvloop: $(VENV)/.dev ## Run the tests with uvloop as the event loop
 	PYTHONPATH=tests/uvloop_site $(VENV)/bin/pytest $(ARGS)
 
-mutants: $(VENV)/.dev $(MUTANTS)/.installed ## Break lines of the code, and list what no test notices
+mutants: $(VENV)/.dev $(MUTANTS)/.installed ## Mutate lines of the code and list the mutations that no test detects
 	$(MUTANTS)/bin/python -m tests.mutants $(ARGS)
 
 demo: $(VENV)/.cli ## Run the demonstration
@@ -73,7 +73,7 @@ clean: ## Remove what was installed, built and cached
 	rm -rf $(VENV) $(PINS) $(PEERS) $(MUTANTS) .matrix build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment of its own: its packages are not pinned together with those of the suite.
+# A separate environment: its packages are not pinned together with those of the test suite.
 $(MUTANTS)/.installed: tests/mutants-requirements.txt
 	$(PYTHON) -m venv $(MUTANTS)
 	$(MUTANTS)/$(PIP) install -r tests/mutants-requirements.txt

@@ -31,7 +31,7 @@ settings.register_profile(
 )
 settings.load_profile("fixed")
 
-# A shell starts background jobs with Ctrl-C ignored; the programs of the tests would inherit that.
+# A shell ignores SIGINT in background jobs; test programs would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -96,7 +96,7 @@ class Program:
 
     def __init__(self, script: str, journal: Path) -> None:
         self.journal = journal
-        # Some programs fork while threads run: what becomes of the child is what they test.
+        # Some programs fork while threads run, to test the behaviour of the child.
         warnings = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
         self.process = subprocess.Popen(
             [sys.executable, *warnings, "-c", textwrap.dedent(script), str(journal)],

@@ -1,7 +1,7 @@
-"""Damages a journal at random and reads it by every command: none may fail without naming the file.
+"""Damages a journal at random and reads it with every command: each error must name the damaged file.
 
-A command too, for a longer trial than the suite has time for: `python -m tests.corruption 10000 [SEED]`. With
-`--archive` the files of the archive are damaged as well.
+For a longer test than in the suite, run `python -m tests.corruption 10000 [SEED]`. With `--archive`, the
+command also damages files of the archive.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ SLOW: dict[str, list[str]] = {
 
 
 class Outcome(NamedTuple):
-    """What a number of corruptions led to.
+    """The results of a number of corruptions.
 
     Attributes:
         corruptions: How many there were.
@@ -103,7 +103,7 @@ class Outcome(NamedTuple):
     problems: list[str]
 
 
-# ---------------------------------------------------------------- a journal with everything in it
+# ---------------------------------------------------------------- a complete journal
 
 
 def graph_on(sink: JournalSink, name: str) -> Any:
@@ -141,7 +141,7 @@ def write_runs(path: Path, name: str, many: int, **options: Any) -> JournalSink:
 
 
 def build(journal: Path) -> str:
-    """Write a journal with writers, cursors and state of every kind; return the writer that shall live."""
+    """Write a journal with writers, cursors and state files of all kinds; return the live writer."""
     write_runs(journal, "archived", 6).close()
     Compactor(journal, journal / "archive", keep_seconds=0).compact()
     write_runs(journal, "kept", 30, segment_bytes=12_000).close()
@@ -164,7 +164,7 @@ def build(journal: Path) -> str:
     add_silence(str(journal / "alerts.json"), Silence(until=until, reason="a trial", rule="failures"), now)
     (journal / "broken").mkdir(mode=0o700, exist_ok=True)
     (journal / "broken" / "older-1").write_bytes(b"{")
-    # What a process that lives holds, its copies cannot; a lock by hand stands for it.
+    # A copy cannot hold the lock of the live process; a manually created lock replaces it.
     copy_of_live = {path: path.read_bytes() for path in journal.glob(f"{writer}*")}
     live.close()
     for path, content in copy_of_live.items():
@@ -176,7 +176,7 @@ def build(journal: Path) -> str:
 
 
 def undo_completions(journal: Path) -> None:
-    """Remove the segments by which a reader completed what the crashed writer left."""
+    """Remove the segments that completed the runs of the crashed writer."""
     for segments in list_writers(str(journal)).values():
         if re.search(rb'"adopted_by":\d', Path(segments[-1].path).read_bytes()):
             os.unlink(segments[-1].path)
@@ -242,7 +242,7 @@ def repeat(rng: random.Random, data: bytearray) -> bytearray:
 
 
 def retype(rng: random.Random, data: bytearray) -> bytearray:
-    """Give one value another JSON type, or a number that nobody expects."""
+    """Replace one value by another JSON type, or by an unexpected number."""
     values = [*re.finditer(rb'(?<=":)("[^"\\]*"|-?[0-9.]+|null|true|false|\[\]|\{\})', data)]
     if values:
         found = rng.choice(values)
@@ -258,7 +258,7 @@ ODD = [
     *(b"null", b"[]", b"{}", b'"x"', b"-1", b"1e999", b"1e308", b"9" * 25, b"[[[[]]]]", b'"\\ud800"', b"NaN"),
     *(b"true", b'"2026-02-31T00:00:00Z"', b'"\\u0000"', b'""', b"0.5", b"[" * 3000, b'{"a":{"b":[1]}}'),
 ]
-"""Values that nobody expects."""
+"""Unexpected values."""
 
 CONTENT: list[Callable[[random.Random, bytearray], bytearray]] = [
     *(flip, flip, overwrite, overwrite, retype, retype),
@@ -267,7 +267,7 @@ CONTENT: list[Callable[[random.Random, bytearray], bytearray]] = [
 
 
 def corrupt(rng: random.Random, journal: Path, targets: list[Path], outside: Path) -> tuple[str, list[Path]]:
-    """Damage one file; return how, and which files are concerned."""
+    """Damage one file; return a description, and the affected files."""
     path = rng.choice(targets)
     kind = rng.choice(("content",) * 10 + ("swapped", "directory", "link", "dangling", "fifo", "removed"))
     how = kind
@@ -295,11 +295,11 @@ def corrupt(rng: random.Random, journal: Path, targets: list[Path], outside: Pat
     return how, [path]
 
 
-# ---------------------------------------------------------------- what must hold
+# ---------------------------------------------------------------- invariants
 
 
 def whole_runs(journal: Path) -> dict[str, bytes]:
-    """Return the line of each run's `pipeline.wide` that is still whole in a segment, by the run's id."""
+    """Return the intact `pipeline.wide` lines of a segment by run id."""
     found: dict[str, bytes] = {}
     for segments in list_writers(str(journal)).values():
         for segment in segments:
@@ -310,7 +310,7 @@ def whole_runs(journal: Path) -> dict[str, bytes]:
 
 
 class Trial:
-    """One corruption, and everything that reads the journal afterwards."""
+    """One corruption, and all commands and APIs that read the journal afterwards."""
 
     def __init__(self, journal: Path, how: str, damaged: list[Path], results: Counter[str]) -> None:
         self.journal = journal
@@ -324,11 +324,11 @@ class Trial:
         self.problems.append(f"{what} after {self.how} of {names}: {text}")
 
     def named(self, text: str) -> bool:
-        text = text.replace("\n", "")  # a terminal folds what is long
+        text = text.replace("\n", "")  # a terminal wraps long lines
         return any(path.name in text or path.parent.name + "/" in text for path in self.damaged)
 
     def call(self, what: str, function: Callable[[], Any]) -> Any:
-        """Call an API; it may raise one of our errors, which names the file."""
+        """Call an API, which may raise only a stageflow error that names the file."""
         try:
             value = function()
         except (StageflowError, OSError) as error:
@@ -368,7 +368,7 @@ class Trial:
 
 
 COMMAND = get_command(app)
-"""Made once: to make all commands takes longer than to run one."""
+"""Created once: creating all commands takes longer than running one."""
 
 RULES_FILE = Path(tempfile.gettempdir()) / f"stageflow-corruption-{os.getpid()}.toml"
 
@@ -403,7 +403,7 @@ def try_one(
             story = trial.call("Journal.run", lambda: Journal(journal).run(run))
             if story is not None and story.run["event_id"] != run:
                 trial.fail("Journal.run", f"another run than {run}")
-    # Where the archive or its address is damaged, these ask for a remedy; the rest must work.
+    # If the archive or its address is damaged, these raise an error with a remedy; the rest must work.
     for what, arguments in QUICK.items():
         trial.command(what, arguments)
     trial.command("doctor", ["doctor"], allowed=(0, 1))
@@ -430,7 +430,7 @@ def try_one(
 
 
 def _read_named(journal: Path) -> int:
-    """Read on under a name, and do not commit: it is asked again after the repair."""
+    """Read with a named cursor, without a commit: the trial reads again after the repair."""
     with JournalReader(journal, "warehouse") as reader:
         return sum(entry.data() is not None for entry in reader.read(10_000))
 
@@ -438,7 +438,7 @@ def _read_named(journal: Path) -> int:
 def run_trials(
     many: int, seed: int = 0, *, archive: bool = False, slow_every: int = 10, verbose: bool = False
 ) -> Outcome:
-    """Damage a journal so often, each time anew, and return what came of it."""
+    """Damage fresh copies of a journal, and return the results."""
     logging.getLogger("stageflow").addHandler(logging.NullHandler())
     rng = random.Random(seed)
     results: Counter[str] = Counter()
@@ -483,18 +483,18 @@ def run_trials(
 
 
 def point_to(journal: Path) -> None:
-    """Name the archive of this copy, not that of the template, in a file of its own."""
-    remember_address(str(journal), "elsewhere")  # the usual place is not remembered
+    """Store the address of this copy's archive, not that of the template, in `archive.json`."""
+    remember_address(str(journal), "elsewhere")  # the default address is not stored
     remember_address(str(journal), str(journal / "archive"))
 
 
 def main() -> None:
-    """Damage a journal as often as the command line says."""
+    """Run the number of corruptions given on the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.corruption", description=__doc__)
     parser.add_argument("many", type=int)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--archive", action="store_true", help="damage the files of the archive as well")
-    parser.add_argument("--slow-every", type=int, default=10, help="ask DuckDB in every such corruption")
+    parser.add_argument("--slow-every", type=int, default=10, help="run the DuckDB commands in each Nth one")
     arguments = parser.parse_args()
     began = time.monotonic()
     outcome = run_trials(

@@ -1,10 +1,10 @@
-"""Replays what a power failure can leave of a journal, its cursors, its archive and the state of alerts.
+"""Replays the states in which a power failure can leave a journal, its cursors, its archive and alert state.
 
-A program writes all four under strace. Every prefix of its system calls is a moment at which the power may
-fail; what was not synced by then may be on the disk or not. Each state is rebuilt in a directory, recovered
-as the next process would do it, and compared with what the program had been promised by then.
+A program writes all four under strace. The power may fail after each of its system calls; changes not synced
+by then may or may not be on the disk. The test recreates each state in a directory, recovers it as the next
+process would, and compares it with the guarantees that the program had received by then.
 
-A command too, for every prefix: `python -m tests.crash_replay all`, or a number of states.
+To check every state, run `python -m tests.crash_replay all`; to check fewer, pass a number.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CALLS = (
 
 
 def work(folder: str) -> None:
-    """Write events, read them, archive them and change alerts; say on file `promised` what is safe."""
+    """Write, read and archive events, and change alerts; record each guarantee in the file `promised`."""
     from stageflow import JournalSink, Pipeline, PipelineContext, WideEventEmitter
     from stageflow.alerts.state import AlertState, ReceiverState, write_state
     from stageflow.journal import JournalReader
     from stageflow.store import Compactor, archive, delta_log, upkeep
 
-    # As in months of work, within seconds: merges, checkpoints and a log that is shortened.
+    # Compress months of operation into seconds: merges, checkpoints and log cleanup.
     archive._COMMITS_PER_CHECKPOINT = 4
     delta_log._CLEAN_AFTER = 0.0
     upkeep._MANY = 3
@@ -75,7 +75,7 @@ def work(folder: str) -> None:
         sink.close()
         with JournalReader(journal, "warehouse") as reader:
             entries = reader.read()
-            # Loaded first, committed then: at least once.
+            # Load before the commit: at-least-once delivery.
             promise(loaded=[entry.data()["event_id"] for entry in entries])
             reader.commit()
         write_state(
@@ -96,7 +96,7 @@ def work(folder: str) -> None:
 
 @dataclass
 class Op:
-    """One change of the disk, or one promise."""
+    """One change of the disk, or one guarantee."""
 
     kind: str
     path: str = ""
@@ -107,7 +107,7 @@ class Op:
 
 
 def record(folder: Path) -> list[Op]:
-    """Run the program under strace and return what it did below `disk`, and what it was promised.
+    """Run the program under strace; return its operations below `disk` and the guarantees it received.
 
     Raises:
         RuntimeError: strace is missing, may not trace, or saw a call that is not modelled.
@@ -213,7 +213,7 @@ def _parse(trace: Path, root: str) -> Iterator[Op]:
 
 
 def _plain(path: str) -> str:
-    """Return a path that strace wrote with -xx."""
+    """Decode a path that strace printed with -xx."""
     return _unhex(path).decode() if path.startswith("\\x") else path
 
 
@@ -222,7 +222,7 @@ def _plain(path: str) -> str:
 
 @dataclass
 class File:
-    """An inode: its content in memory, and what was synced of it."""
+    """An inode: its content in memory, and its synced content."""
 
     content: bytes = b""
     synced: bytes = b""
@@ -231,7 +231,7 @@ class File:
 
 @dataclass
 class Disk:
-    """A file system of which the newest changes are in memory alone."""
+    """A file system whose newest changes are only in memory."""
 
     names: dict[str, File] = field(default_factory=dict)
     safe: dict[str, File] = field(default_factory=dict)
@@ -251,7 +251,7 @@ class Disk:
             self._change("move", op.path, op.other, self.names[op.path])
         elif op.kind == "unlink" and op.path in self.names:
             self._change("remove", op.path, "", None)
-        elif op.kind == "sync" and op.path not in self.names:  # the directory of all
+        elif op.kind == "sync" and op.path not in self.names:  # the root directory
             self._sync_directory(op.path)
         elif op.kind in ("write", "truncate", "sync") and op.path in self.names:
             file = self.names[op.path]
@@ -272,7 +272,7 @@ class Disk:
         _apply_change(self.names, change)
 
     def _sync_directory(self, path: str) -> None:
-        """Make changes of the names in a directory durable; a rename between two with either of them."""
+        """Make name changes in a directory durable; syncing either directory of a rename suffices."""
         left = []
         for change in self.pending:
             if path in (os.path.dirname(change[1]), os.path.dirname(change[2]) if change[2] else None):
@@ -282,13 +282,14 @@ class Disk:
         self.pending = left
 
     def survivors(self, dice: random.Random, how: str) -> dict[str, bytes | None]:
-        """Return what a power failure leaves: content by path, None for a directory.
+        """Return the state after a power failure: content by path, None for a directory.
 
         Args:
             dice: Chooses.
-            how: "names": every change of a name is there, data that was not synced is gone; "zeros": it is
-                zeros; "half": half of it is there; "nothing": only what was synced is there, names and data;
-                "prefix": a file system with one ordered journal of names; "random": each its own fate.
+            how: "names": all name changes persist, unsynced data is lost; "zeros": unsynced data is zeroed;
+                "half": half of the unsynced data persists; "nothing": only synced names and data persist;
+                "prefix": name changes persist in order, up to one of them; "random": each change persists or
+                not at random.
         """
         names = dict(self.safe)
         kept = self.pending
@@ -300,7 +301,7 @@ class Disk:
             fate: dict[str, int] = {}
             kept = []
             seen: Counter[str] = Counter()
-            for change in self.pending:  # of each directory a prefix
+            for change in self.pending:  # a prefix for each directory
                 folder = os.path.dirname(change[1])
                 fate.setdefault(folder, dice.randint(0, len(self.pending)))
                 seen[folder] += 1
@@ -311,7 +312,7 @@ class Disk:
         found: dict[str, bytes | None] = {}
         for path, file in names.items():
             found[path] = None if file.is_directory else self._content(file, dice, how)
-        # What lies in a directory that is not there cannot be reached.
+        # Files in a lost directory are unreachable.
         return {path: content for path, content in found.items() if _has_parents(path, found)}
 
     def _content(self, file: File, dice: random.Random, how: str) -> bytes:
@@ -321,7 +322,7 @@ class Disk:
             how = dice.choice(("names", "zeros", "half", "all"))
         if how == "prefix":
             how = dice.choice(("names", "half", "all"))
-        if not file.content.startswith(file.synced):  # written over
+        if not file.content.startswith(file.synced):  # overwritten
             return file.synced if how in ("names", "nothing") else file.content
         more = file.content[len(file.synced) :]
         if how == "all":
@@ -352,14 +353,14 @@ def _has_parents(path: str, found: dict[str, bytes | None]) -> bool:
     return os.path.basename(parent) == "disk" or (parent in found and _has_parents(parent, found))
 
 
-# ---------------------------------------------------------------- what is checked
+# ---------------------------------------------------------------- checks
 
 HOW = ("names", "zeros", "half", "nothing", "prefix", "random")
 
 
 @dataclass
 class State:
-    """One state that a power failure left."""
+    """One possible state after a power failure."""
 
     at: int
     how: str
@@ -368,7 +369,7 @@ class State:
 
 
 def states(ops: list[Op], *, hows: tuple[str, ...] = HOW, seed: int = 1) -> Iterator[State]:
-    """Yield every different state of every prefix."""
+    """Yield every distinct state of every prefix."""
     disk = Disk()
     seen: set[bytes] = set()
     for at, op in enumerate(ops, 1):
@@ -396,7 +397,7 @@ def rebuild(state: State, folder: Path) -> Path:
 
 
 def problems_of(state: State, folder: Path) -> list[str]:
-    """Recover a state as the next processes would, and return what contradicts a promise."""
+    """Recover a state as the next processes would, and yield violated guarantees."""
     try:
         return list(_problems_of(state, folder))
     except Exception as error:
@@ -413,7 +414,7 @@ def _problems_of(state: State, folder: Path) -> Iterator[str]:
     journal = rebuild(state, folder)
     if not journal.exists():
         if promised:
-            yield "the journal is gone"
+            yield "the journal is missing"
         return
     Journal(journal).runs()
     with EventStore(journal) as store:
@@ -437,7 +438,7 @@ def _problems_of(state: State, folder: Path) -> Iterator[str]:
         runs = store.sql("select count(*) from runs").rows[0][0]
         exact = sum(total.count for total in store.totals() if total.stage is None)
         if exact != runs:
-            yield f"{exact} runs are counted and {runs} are there"
+            yield f"{exact} runs are counted, but {runs} exist"
 
 
 def _compare(store: Any, promised: list[str], when: str) -> Iterator[str]:
@@ -450,7 +451,7 @@ def _compare(store: Any, promised: list[str], when: str) -> Iterator[str]:
 
 
 def replay(most: int | None, *, seed: int = 1, keep: Path | None = None) -> tuple[int, int, int, list[str]]:
-    """Record once and check so many states, spread over all of them.
+    """Record once, and check a number of states spread evenly over all of them.
 
     Returns:
         How many calls were recorded, how many states are different, how many were checked, the problems.

@@ -1,6 +1,6 @@
-"""Kills writers of one journal at random moments, while others read it and race to complete what is left.
+"""Kills writers of one journal at random, while other processes read it and compete to complete open runs.
 
-A command too, for a longer trial than the suite has time for: `python -m tests.journal_storm 60`.
+For a longer test than in the suite, run `python -m tests.journal_storm 60`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def read(directory: str, name: str) -> None:
 
 
 def complete(directory: str) -> None:
-    """Look for dead writers in a tight loop, and print the runs that this process completed."""
+    """Search for dead writers in a tight loop, and print the runs that this process completed."""
     journal = Journal(directory)
     while True:
         last = asked_to_end()
@@ -128,7 +128,7 @@ def complete(directory: str) -> None:
 
 
 START_SECONDS = 60.0
-"""Time that a process may take to start or to end on a loaded machine."""
+"""Maximum time in seconds for a process to start or exit on a loaded machine."""
 
 
 def start(*arguments: str, out: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
@@ -145,9 +145,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
-    """Kill writers for so many seconds, and compare what was acknowledged with what was read.
+    """Kill writers for a number of seconds, and compare the acknowledged events with the events read.
 
-    The time starts when every writer has acknowledged an event: a loaded machine needs seconds to start one.
+    The time starts when every writer has acknowledged an event: starting one takes seconds on a loaded
+    machine.
     """
     dice = random.Random(seed)
     journal = directory / "journal"
@@ -181,7 +182,7 @@ def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
                 if text := os.read(key.fd, 1 << 16):
                     *lines, rest[key.fd] = (rest[key.fd] + text).split(b"\n")
                     acknowledged.extend(line.decode() for line in lines)
-                else:  # it is dead, and everything that it acknowledged has arrived
+                else:  # the writer is dead, and all events that it acknowledged have arrived
                     writers.unregister(key.fileobj)
                     stop(key.data)
                 silent.discard(key.fd)
@@ -209,7 +210,7 @@ def storm(seconds: float, directory: Path, seed: int = 1) -> Storm:
             kills += 1
         while writers.get_map():
             hear(1)
-        # Readers last, and only when nobody is completing a run any more: they end at the first empty read.
+        # Readers last, after all runs have been completed: a reader exits at the first empty read.
         for process, role in reversed(list(zip(others, roles, strict=True))):
             if role[0] == "read":
                 wait_until_completed(journal)

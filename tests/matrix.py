@@ -1,8 +1,8 @@
-"""Runs the suite on every Python that is installed here, and prints a table: `python -m tests.matrix`.
+"""Runs the suite on every installed Python, and prints a table: `python -m tests.matrix`.
 
-Interpreters are looked for on the path and among those of pyenv. Others are named in `STAGEFLOW_PYTHONS`,
-separated by colons: the path of an interpreter, or the root folder of a chroot that has some in `usr/bin`.
-Each version has an environment and a copy of the tree of its own.
+The command finds interpreters on the `PATH` and in pyenv. `STAGEFLOW_PYTHONS` adds others, separated by
+colons: the path of an interpreter, or the root directory of a chroot with interpreters in `usr/bin`. Each
+version uses a separate environment and a separate copy of the source tree.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ UNPINNED = {
         "scipy": "the pinned release is the last one for Python 3.11, and has no wheel for 3.15",
     },
 }
-"""Packages that a version takes in another release than `constraints.txt` pins, and why."""
+"""Packages for which a version uses another release than `constraints.txt` pins, with the reason."""
 
 LEFT_OUT: dict[str, dict[str, str]] = {}
-"""Test files that a version does not run, and why. They are listed below the table."""
+"""Test files that a version skips, with the reason; listed below the table."""
 
 CHROOT_FOLDER = "var/tmp/stageflow-matrix"
 
@@ -54,15 +54,15 @@ class Interpreter(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where its environment and its copy of the tree are."""
+        """The directory of its environment and its copy of the tree."""
         return (self.root / CHROOT_FOLDER if self.root else TREE / ".matrix") / self.version
 
     def inside(self, path: Path) -> str:
-        """Return how the interpreter sees a path below its folder."""
+        """Return the path inside the chroot for a path below its root."""
         return str(path) if self.root is None else f"/{path.relative_to(self.root)}"
 
     def command(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> list[str]:
-        """Return the command that runs something as the interpreter's own system would."""
+        """Return the command that runs a program in the system of the interpreter."""
         set_variables = ["env", *(f"{name}={value}" for name, value in (env or {}).items())]
         if self.root is None:
             return [*set_variables, "sh", "-c", f"cd {shlex.quote(str(cwd))} && exec {shlex.join(arguments)}"]
@@ -71,7 +71,7 @@ class Interpreter(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What the suite came to on one version."""
+    """The result of the suite on one version."""
 
     interpreter: Interpreter
     passed: int
@@ -82,14 +82,14 @@ class Result(NamedTuple):
 
 
 def supported() -> list[str]:
-    """Return the versions that the package declares."""
+    """Return the Python versions that the package declares."""
     classifiers = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["classifiers"]
     found = (re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line) for line in classifiers)
     return sorted((match[1] for match in found if match), key=lambda version: int(version[2:]))
 
 
 def candidates() -> Iterator[tuple[str, Path | None]]:
-    """Yield every interpreter that may be there, those that were named first."""
+    """Yield all candidate interpreters, explicitly configured ones first."""
     for named in filter(None, os.environ.get("STAGEFLOW_PYTHONS", "").split(os.pathsep)):
         path = Path(named)
         if path.is_dir():
@@ -106,7 +106,7 @@ def candidates() -> Iterator[tuple[str, Path | None]]:
 
 
 def interpreters() -> dict[str, Interpreter]:
-    """Return the first interpreter of each supported version that answers."""
+    """Return the first working interpreter of each supported version."""
     found: dict[str, Interpreter] = {}
     ask = "import sys; print('%d.%d %d.%d.%d' % (sys.version_info[:2] + sys.version_info[:3]))"
     for path, root in candidates():
@@ -114,7 +114,7 @@ def interpreters() -> dict[str, Interpreter]:
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         except (OSError, subprocess.SubprocessError):
-            continue  # a shim with nothing behind it
+            continue  # a shim without an interpreter
         version, full_version = answer.split()
         if version in supported():
             found.setdefault(version, Interpreter(version, full_version, path, root))
@@ -122,7 +122,7 @@ def interpreters() -> dict[str, Interpreter]:
 
 
 def check_mounts(root: Path) -> None:
-    """Exit with an explanation if a chroot lacks what the tests need."""
+    """Exit with an explanation if mounts that the tests need are missing in a chroot."""
     missing = [name for name in ("proc", "dev/shm", "dev/pts") if not os.path.ismount(root / name)]
     if missing:
         sys.exit(
@@ -132,7 +132,7 @@ def check_mounts(root: Path) -> None:
 
 
 def copy_tree(to: Path) -> None:
-    """Copy what git knows or would add."""
+    """Copy the files that git tracks or would add."""
     listed = ["git", "-C", str(TREE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, capture_output=True, check=True).stdout.decode().split("\0")
     shutil.rmtree(to, ignore_errors=True)
@@ -143,7 +143,7 @@ def copy_tree(to: Path) -> None:
 
 
 def install(python: Interpreter) -> None:
-    """Make the environment, or reuse one that was made from the same list of packages."""
+    """Create the environment, or reuse one created from the same list of packages."""
     venv, tree = python.folder / "venv", python.folder / "tree"
     lines = (TREE / "constraints.txt").read_text().splitlines()
     unpinned = UNPINNED.get(python.version, {})
@@ -169,7 +169,7 @@ def run_quietly(command: Sequence[str]) -> None:
 
 
 def run_suite(python: Interpreter, uvloop: bool, arguments: Sequence[str]) -> Result:
-    """Run the suite, its output going to a log next to the environment."""
+    """Run the suite and write its output to a log next to the environment."""
     began = time.monotonic()
     tree, report = python.folder / "tree", python.folder / "report.xml"
     report.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ def run_suite(python: Interpreter, uvloop: bool, arguments: Sequence[str]) -> Re
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
-    parser.add_argument("--only", metavar="3.N", nargs="*", help="run these versions alone")
+    parser.add_argument("--only", metavar="3.N", nargs="*", help="run only these versions")
     parser.add_argument("--uvloop", action="store_true", help="run with uvloop as the default event loop")
     parser.add_argument("arguments", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
@@ -214,7 +214,7 @@ def main() -> int:
     for version in versions:
         python = installed.get(version)
         if python is None:
-            print(row.format(version, "-", "-", "-", "-", "not installed; name it in STAGEFLOW_PYTHONS"))
+            print(row.format(version, "-", "-", "-", "-", "not installed; add it to STAGEFLOW_PYTHONS"))
             continue
         found = run_suite(python, options.uvloop, options.arguments)
         ok = ok and not found.failed and found.passed > 0
@@ -226,7 +226,7 @@ def main() -> int:
         for name, why in UNPINNED.get(version, {}).items():
             print(f"         not as pinned: {name} ({why})")
         for name, why in LEFT_OUT.get(version, {}).items():
-            print(f"         left out: {name} ({why})")
+            print(f"         skipped: {name} ({why})")
     return 0 if ok else 1
 
 

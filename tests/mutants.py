@@ -1,9 +1,9 @@
-"""Breaks a line of the code at a time, and reports which changes no test notices: `make mutants`.
+"""Mutates one line of code at a time, and reports the mutations that no test detects: `make mutants`.
 
-A seeded sample: one mutation in each of so many files. The mutations are those of Cosmic Ray, which is
-installed in a separate environment. Each runs in a copy of the tree: first the tests of its package, until
-one fails; then, with `--whole`, the whole suite. A survivor shows a behaviour that no test states, or a
-change without effect.
+The sample is seeded and contains one mutation per file, for a number of files. Cosmic Ray, which is installed
+in a separate environment, generates the mutations. Each is tested in a copy of the tree: first with the tests
+of its package, until one fails; then, with `--whole`, with the whole suite. A surviving mutation indicates
+untested behaviour, or a change without effect.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 TREE = Path(__file__).parents[1]
 SOURCE = Path("src/stageflow")
 
-# The tests of a package or a module; without an entry, all tests.
+# The tests of a package or module; all tests if there is no entry.
 TESTS_OF = {
     "alerts": ("alerts",),
     "cli": ("cli", "cli_journal", "cli_store", "demo", "alerts"),
@@ -71,7 +71,7 @@ TESTS_OF = {
     "settings.py": ("settings",),
 }
 
-# Type annotations and unions of classes: without effect on what runs, or on almost all of it.
+# Type annotations and unions of classes: these changes have almost no effect at run time.
 LEFT_OUT = re.compile(
     r"core/(ReplaceBinaryOperator_BitOr_|Replace.*_BitOr$|Remove_?Decorator|VariableRe|VariableIn)"
 )
@@ -81,7 +81,7 @@ WHOLE_SECONDS = 1200
 
 
 class Mutation(NamedTuple):
-    """One change of one file."""
+    """One mutation of one file."""
 
     path: Path
     operator: str
@@ -93,7 +93,7 @@ class Mutation(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """What became of a mutation: the test that failed, or None."""
+    """The result of a mutation: the test that failed, or None."""
 
     mutation: Mutation
     killed_by: str | None
@@ -101,7 +101,7 @@ class Fate(NamedTuple):
 
 
 def mutations_of(path: Path, dice: random.Random) -> Mutation | None:
-    """Return a mutation of a file, each kind of change being equally likely; None where there is none."""
+    """Return a random mutation of a file, with every operator equally likely; None if there is none."""
     code = (TREE / path).read_text()
     nodes = list(ast_nodes(get_ast(code)))
     kinds: dict[str, list[tuple[str, int, int]]] = {}
@@ -138,7 +138,7 @@ def compiles(code: str) -> bool:
 
 
 def sample(count: int, seed: int, within: str) -> list[Mutation]:
-    """Return one mutation of each of so many files."""
+    """Return one mutation per file, for a number of files."""
     dice = random.Random(seed)
     files = sorted(path.relative_to(TREE) for path in (TREE / SOURCE).rglob("*.py"))
     files = [path for path in files if within in str(path) and "demo" not in path.parts]
@@ -154,7 +154,7 @@ def sample(count: int, seed: int, within: str) -> list[Mutation]:
 
 
 def tests_of(path: Path) -> list[str]:
-    """Return the test files of a module's package."""
+    """Return the test files for the package of a module."""
     room = path.relative_to(SOURCE).parts[0]
     return [f"tests/test_{name}.py" for name in TESTS_OF.get(room, ())] or ["tests"]
 
@@ -190,9 +190,9 @@ def first_failure(copy: Path, python: str, tests: Sequence[str], seconds: float)
         out, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         out = None
-    with contextlib.suppress(ProcessLookupError):  # also what the tests left running
+    with contextlib.suppress(ProcessLookupError):  # also kills processes that the tests left running
         os.killpg(process.pid, signal.SIGKILL)
-    if out is None:  # it hangs, or the machine is too busy to tell
+    if out is None:  # the tests hang, or the machine is too busy
         process.communicate()
         return f"the time limit of {seconds:g} s"
     if process.returncode == 0:
@@ -203,12 +203,12 @@ def first_failure(copy: Path, python: str, tests: Sequence[str], seconds: float)
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("--python", default=str(TREE / ".venv/bin/python"), help="runs the tests")
-    parser.add_argument("--count", type=int, default=20, help="how many files, default 20")
-    parser.add_argument("--seed", type=int, default=1, help="of the sample, default 1")
+    parser.add_argument("--python", default=str(TREE / ".venv/bin/python"), help="the interpreter")
+    parser.add_argument("--count", type=int, default=20, help="number of files, default 20")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample, default 1")
     parser.add_argument("--within", default="", help="only files whose path contains this")
-    parser.add_argument("--only", default="", help="of the sample, only files whose path contains this")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at the same time, default 2")
+    parser.add_argument("--only", default="", help="run only those sampled files whose path contains this")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel jobs, default 2")
     parser.add_argument("--whole", action="store_true", help="run the whole suite on survivors")
     parser.add_argument("--list", action="store_true", help="list the sample and run nothing")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Runs a pipeline very often in one process, and shows whether its memory grows.
+"""Runs a pipeline many times in one process, and checks whether its memory grows.
 
-`python -m tests.soak 1000000` fails where memory at a tenth of the runs and at the end differs by more than
-10 MB.
+`python -m tests.soak 1000000` fails if memory grows by more than 10 MB between the first tenth of the runs
+and the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WORKERS = 8
 
 
 def resident_mb() -> float:
-    """Return the memory of this process; known on Linux alone."""
+    """Return the resident memory of this process; available only on Linux."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096 / 1e6
 
@@ -34,7 +34,7 @@ async def second(ctx: Any) -> None: ...
 
 
 async def soak(runs: int) -> float:
-    """Run so often, and return by how many MB memory grew after the first tenth."""
+    """Run a number of times, and return the memory growth in MB after the first tenth."""
     graph = (
         Pipeline("soak")
         .with_stage("first", first)
@@ -67,7 +67,7 @@ async def soak_in(folder: str, runs: int) -> float:
 
 
 def main() -> None:
-    """Soak for as many runs as the command line says."""
+    """Soak for the number of runs given on the command line."""
     with tempfile.TemporaryDirectory(prefix="stageflow-soak-") as folder:
         growth = asyncio.run(soak_in(folder, int(sys.argv[1])))
     print(f"memory grew by {growth:.1f} MB after a tenth of the runs")

@@ -1,6 +1,6 @@
-"""Kills writers, compactors and readers of one journal at random moments; every reader checks what it sees.
+"""Kills writers, compactors and readers of one journal at random; every reader checks its results.
 
-A command too, for a longer trial than the suite has time for: `python -m tests.store_storm 60`.
+For a longer test than in the suite, run `python -m tests.store_storm 60`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Started = tuple[str, "subprocess.Popen[bytes]", Path]
 """A process: its kind, and the file that it writes to."""
 
 START_SECONDS = 30.0
-"""Time that a process may take to do something on a loaded machine."""
+"""Maximum time in seconds for a process to make progress on a loaded machine."""
 
 
 class Storm(NamedTuple):
@@ -103,9 +103,9 @@ def look(store: EventStore, known: set[str]) -> list[str]:
 
 
 def storm(folder: Path, seconds: float, seed: int = 1) -> Storm:
-    """Kill processes for so many seconds, and look once more at the end.
+    """Kill processes for a number of seconds, and run a final check.
 
-    A process is killed only after it has done something: a loaded machine needs seconds to start one.
+    A process is killed only after it has made progress: starting one takes seconds on a loaded machine.
     """
     started: list[Started] = []
     try:
@@ -121,7 +121,7 @@ def _storm(folder: Path, seconds: float, dice: random.Random, started: list[Star
     journal = folder / "journal"
     journal.mkdir()
     (folder / "acknowledged").mkdir()
-    # Writers last: what they write before the others run would only delay these.
+    # Start writers last: events written before the other processes run would only delay these.
     kinds = ["read"] * READERS + ["compact"] * COMPACTORS + ["write"] * WRITERS
     kills: Counter[str] = Counter()
     problems: list[str] = []

@@ -491,7 +491,7 @@ def test_what_is_behind_waits_and_comes_in_order(
     assert receiver.kinds() == ["firing", "resolved"]
 
 
-def test_notification_never_overtakes_one_that_waits_for_its_next_attempt(
+def test_notification_never_overtakes_a_pending_retry(
     incident: EventStore, receiver: Receiver, tmp_path: Path
 ) -> None:
     rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver),))

@@ -35,7 +35,7 @@ def test_a_step_of_the_wall_clock_during_a_run_does_not_show(
 
 @pytest.mark.parametrize("ends", ["returns", "raises"])
 def test_virtual_clock_waits_for_threads_when_its_loop_ends(ends: str) -> None:
-    """Closing the loop has a time limit of its own: the clock must not jump past that."""
+    """Shutting down the executor has a separate timeout, which the clock must not skip."""
     finished: list[str] = []
 
     def works() -> None:

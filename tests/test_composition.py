@@ -202,5 +202,5 @@ def test_a_picture_of_a_long_chain_needs_no_recursion() -> None:
     assert graph_as_text([]) == "level  stage  kind  after  policies"
 
 
-def test_each_option_of_a_stage_is_declared_as_a_keyword_and_as_a_field_of_its_description() -> None:
+def test_every_stage_option_is_declared_as_keyword_and_as_spec_field() -> None:
     assert set(StageDescription.__annotations__) == set(StageSpec.__struct_fields__) - {"runner"}

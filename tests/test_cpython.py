@@ -1,4 +1,4 @@
-"""Every private API of CPython that the library relies on still does what the library expects of it."""
+"""Tests that every private CPython API that the library uses behaves as expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a journal whose files were damaged, or were replaced by links and directories."""
+"""Tests a journal whose files were damaged, or replaced by links and directories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Start = Callable[[str], Program]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A journal with everything in it; the crashed and the live writer are completed."""
+    """A complete journal; the runs of the crashed and the live writer are completed."""
     path = tmp_path_factory.mktemp("damage") / "journal"
     corruption.build(path)
     Journal(path).recover()
@@ -80,7 +80,7 @@ LINES = {
     "a number of 5,000 digits": lambda line: re.sub(
         rb'"duration_ms":[0-9.]+', b'"duration_ms":' + b"9" * 5000, line
     ),
-    "nesting without end": lambda line: line.replace(
+    "excessive nesting": lambda line: line.replace(
         b'"error":null', b'"error":' + b"[" * 100_000 + b"]" * 100_000, 1
     ),
     "NaN": lambda line: re.sub(rb'"duration_ms":[0-9.]+', b'"duration_ms":NaN', line),
@@ -118,27 +118,27 @@ def test_a_damaged_line_hides_only_itself(journal: Path, kind: str) -> None:
 
 
 FIELDS = {
-    "a time that is none": (rb'"started_at":"[^"]*"', b'"started_at":"2026-02-31T99:00:00Z"'),
+    "an invalid time": (rb'"started_at":"[^"]*"', b'"started_at":"2026-02-31T99:00:00Z"'),
     "a status that is a number": (rb'"status":"OK"', b'"status":7'),
-    "a status that nobody knows": (rb'"status":"OK"', b'"status":"OJ"'),
+    "an unknown status": (rb'"status":"OK"', b'"status":"OJ"'),
     "ids that are a list": (rb'"correlation_ids":\{[^}]*\}', b'"correlation_ids":[1]'),
-    "a duration below zero": (rb'"duration_ms":[0-9.]+', b'"duration_ms":-1'),
-    "stages that are no stages": (rb'"stages":\[', b'"stages":[5,'),
+    "a negative duration": (rb'"duration_ms":[0-9.]+', b'"duration_ms":-1'),
+    "stages of the wrong type": (rb'"stages":\[', b'"stages":[5,'),
     "attributes that are text": (rb'"attributes":\{[^}]*\}', b'"attributes":"x"'),
     "a weight of zero": (rb'"sample_rate":1', b'"sample_rate":0'),
-    "an id twice": (rb'"event_id":"dead-0"', b'"event_id":"dead-1"'),
+    "a duplicate id": (rb'"event_id":"dead-0"', b'"event_id":"dead-1"'),
 }
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-def test_fields_of_wrong_types_break_no_reader(whole: Path, tmp_path: Path, kind: str) -> None:
+def test_fields_of_wrong_types_do_not_break_readers(whole: Path, tmp_path: Path, kind: str) -> None:
     pattern, replacement = FIELDS[kind]
     journal = tmp_path / "journal"
     shutil.copytree(whole, journal)
     corruption.point_to(journal)
     corruption.undo_completions(journal)
     (path,) = [path for path in journal.glob("*.ndjson") if b'"dead-0"' in path.read_bytes()]
-    # In every line of the writer that crashed, also in those from which its runs are completed.
+    # In every line of the crashed writer, including those from which its runs are completed.
     content = re.sub(pattern, replacement, path.read_bytes())
     assert content != path.read_bytes()
     path.write_bytes(content)
@@ -176,7 +176,7 @@ def test_a_kept_segment_without_its_first_line_is_read_again(journal: Path, head
 
     assert runs_of(journal) == before
     with JournalReader(journal) as fresh:
-        assert len(list(fresh)) == once, "all of its lines are read, and each once"
+        assert len(list(fresh)) == once, "every line is read exactly once"
     assert any(str(kept) in problem for problem in Journal(journal).check().problems)
     Journal(journal).repair()
     assert Journal(journal).check().problems == []
@@ -191,7 +191,7 @@ def test_a_whole_segment_in_place_of_a_kept_one_loses_no_line(journal: Path) -> 
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     other = next(path for path in sorted(journal.glob("*.ndjson")) if b'"closed-6"' in path.read_bytes())
     content = kept.read_bytes(), other.read_bytes()
-    # The first line is one of a run that is nowhere else.
+    # The first line belongs to a run that no other file contains.
     lines = content[1].splitlines(keepends=True)
     lines.sort(key=lambda line: b'"pipeline.wide"' not in line)
     kept.write_bytes(b"".join(lines))
@@ -258,13 +258,13 @@ KINDS = [
     (name, damage)
     for name in STATE
     for damage in (*DAMAGE, "a directory", "a symbolic link", "a FIFO")
-    # A list has no place for a checksum: another digit of it is another time.
+    # A list cannot contain a checksum: a changed digit is a different, valid time.
     if (name, damage) != ("alerts.silences.json", "another digit")
 ]
 
 
 @pytest.mark.parametrize(("name", "damage"), KINDS)
-def test_a_damaged_state_file_is_named_found_and_moved_away(journal: Path, name: str, damage: str) -> None:
+def test_damaged_state_file_is_reported_found_and_moved_away(journal: Path, name: str, damage: str) -> None:
     file = journal / name
     if not file.exists():
         file.write_bytes(b"{}")
@@ -317,7 +317,7 @@ def test_a_reader_whose_cursor_was_repaired_reads_everything_even_at_the_end(jou
         assert len(list(reader)) == everything
 
 
-def test_a_position_that_is_no_beginning_of_a_line_is_read_from_the_beginning(journal: Path) -> None:
+def test_reader_starts_from_the_beginning_if_its_position_is_inside_a_line(journal: Path) -> None:
     with JournalReader(journal) as reader:
         everything = len(list(reader))
     reader = JournalReader(journal, "odd")
@@ -326,26 +326,26 @@ def test_a_position_that_is_no_beginning_of_a_line_is_read_from_the_beginning(jo
     positions = {
         writer: [segments[0].sequence, 17] for writer, segments in list_writers(str(journal)).items()
     }
-    file.write_text(json.dumps({"positions": positions}))  # by hand: without a checksum
+    file.write_text(json.dumps({"positions": positions}))  # edited manually: without a checksum
     with JournalReader(journal, "odd") as reader:
         assert len(list(reader)) >= everything - reader.missed
 
 
-def test_retention_goes_on_beside_a_damaged_count(journal: Path) -> None:
+def test_retention_continues_with_a_damaged_count(journal: Path) -> None:
     (journal / "deleted.json").write_bytes(b"\xe6")
     assert Room(max_bytes=1).make(str(journal)).lines > 0
     assert deleted_so_far(str(journal)).lines > 0
     assert [path.read_bytes() for path in (journal / "broken").glob("deleted.json-*")] == [b"\xe6"]
 
 
-def test_alerts_are_not_begun_anew_beside_a_damaged_state(journal: Path) -> None:
+def test_damaged_alert_state_is_not_reset(journal: Path) -> None:
     (journal / "alerts.json").write_bytes(b"\xe6")
     with EventStore(journal) as store, pytest.raises(DamagedFileError, match=re.escape(STATE_FILE.remedy)):
         run_alerts(store, AlertRules(rules=(FailureRate(name="failures", above=0.1, window=3600.0),)))
     assert (journal / "alerts.json").read_bytes() == b"\xe6"
 
 
-def test_an_archive_is_not_begun_anew_beside_a_damaged_address(journal: Path) -> None:
+def test_damaged_address_does_not_create_a_new_archive(journal: Path) -> None:
     (journal / "archive.json").write_bytes(b"\xe6")
     for opens in (EventStore, Compactor):
         with pytest.raises(DamagedFileError, match=re.escape(ADDRESS_FILE.remedy)):
@@ -368,7 +368,7 @@ def test_an_archive_is_not_begun_anew_beside_a_damaged_address(journal: Path) ->
     ],
 )
 @pytest.mark.parametrize("target", ["a file", "a directory", "nothing"])
-def test_a_link_is_never_followed(journal: Path, name: str, target: str) -> None:
+def test_journal_never_follows_symbolic_links(journal: Path, name: str, target: str) -> None:
     outside = journal.parent / "outside"
     if target == "a file":
         outside.write_bytes(b"private")
@@ -405,7 +405,7 @@ def test_a_link_is_never_followed(journal: Path, name: str, target: str) -> None
     list(JournalReader(journal, "again"))
 
 
-async def test_links_in_the_place_of_the_next_segments_are_passed_by(tmp_path: Path) -> None:
+async def test_writer_skips_links_in_place_of_its_next_segments(tmp_path: Path) -> None:
     journal, outside = tmp_path / "journal", tmp_path / "outside"
     outside.write_bytes(b"private")
     sink = JournalSink(journal, segment_bytes=1)
@@ -426,7 +426,7 @@ async def test_links_in_the_place_of_the_next_segments_are_passed_by(tmp_path: P
     assert Journal(journal).check().damaged == []
 
 
-def test_a_file_that_cannot_be_read_hides_only_itself(program: Start) -> None:
+def test_unreadable_file_hides_only_itself(program: Start) -> None:
     one = program(
         """
         import os, stat, sys
@@ -449,7 +449,7 @@ def test_a_file_that_cannot_be_read_hides_only_itself(program: Start) -> None:
         (path,) = [path for path in journal.glob("*.ndjson") if b'"hidden"' in path.read_bytes()]
         path.chmod(0)
         Journal(journal).check(), Journal(journal).run("shown"), JournalReader(journal).read()
-        if os.getuid() == 0:  # whom no permission stops
+        if os.getuid() == 0:  # permissions do not restrict root
             for each in (journal, *journal.iterdir()):
                 os.chown(each, 65534, 65534)
             os.seteuid(65534)
@@ -463,7 +463,7 @@ def test_a_file_that_cannot_be_read_hides_only_itself(program: Start) -> None:
         except PermissionError as error:
             assert path.name in str(error)
         else:
-            raise AssertionError("nothing said that a file was left out")
+            raise AssertionError("no message reported the skipped file")
         assert any(path.name in problem for problem in Journal(journal).check().problems)
         path.chmod(0o600)
         assert [entry.data()["event_id"] for entry in reader.read()] == ["hidden/a/1", "hidden"]
@@ -472,4 +472,4 @@ def test_a_file_that_cannot_be_read_hides_only_itself(program: Start) -> None:
     )
     status, out, err = one.ended()
     assert (status, out) == (0, "done\n"), err
-    assert "cannot be read, and is left out" in err
+    assert "cannot be read, and is skipped" in err

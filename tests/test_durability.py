@@ -1,4 +1,4 @@
-"""What a power failure or a damaged disk does to an archive: recovered, or named; never silent."""
+"""Tests that an archive recovers from power failures, and reports damage that it cannot recover from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def commit_path(folder: Path, version: int) -> Path:
 
 
 def data_files(folder: Path, beginning: str = "part-") -> list[Path]:
-    """Return the files of events of the newest version."""
+    """Return the data files of the newest version."""
     uris = DeltaTable(str(folder / "archive")).file_uris()
     return [path for path in map(Path, sorted(uris)) if path.name.startswith(beginning)]
 
@@ -44,7 +44,7 @@ def write_batches(folder: Path, numbers: range) -> Path:
 
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five runs in a commit each, of a process that died before it recorded any of them as durable."""
+    """Five runs, one commit each, by a process that died before it recorded any of them as durable."""
     folder = write_batches(tmp_path_factory.mktemp("crashed") / "journal", range(1, 6))
     program = """if True:
         import os, sys
@@ -70,7 +70,7 @@ def zero(path: Path) -> None:
 
 
 def cut_at_a_line(path: Path) -> None:
-    """Leave out the last action: what remains is valid JSON."""
+    """Remove the last action; the rest is valid JSON."""
     path.write_bytes(b"\n".join(path.read_bytes().split(b"\n")[:-1]))
 
 
@@ -85,7 +85,7 @@ def test_a_commit_that_a_power_failure_damaged_is_archived_again(
     folder = shutil.copytree(crashed, tmp_path / "journal")
     damage(commit_path(folder, version))
     ids = [f"{number:08d}-run" for number in range(1, 6)]
-    assert run_ids(folder) == ids  # whoever reads first recovers it
+    assert run_ids(folder) == ids  # the first reader recovers the archive
     compact(folder)
     assert run_ids(folder) == ids
     assert not list(folder.glob("*.ndjson"))
@@ -105,7 +105,9 @@ def test_commits_that_are_damaged_together_are_archived_again(crashed: Path, tmp
     assert run_ids(folder) == [f"{number:08d}-run" for number in range(1, 6)]
 
 
-def test_a_user_who_cannot_write_is_told_how_the_archive_is_recovered(crashed: Path, tmp_path: Path) -> None:
+def test_error_without_write_access_explains_how_to_recover_the_archive(
+    crashed: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(crashed, tmp_path / "journal")
     cut(commit_path(folder, 2))
     with (
@@ -140,7 +142,7 @@ def test_a_durable_commit_is_never_set_aside(tmp_path: Path, damage: Callable[[P
     assert "restore the file" in re.sub(r"\s+", " ", shown.output)
 
 
-def test_what_the_journal_no_longer_has_is_promised_without_a_record_of_it(tmp_path: Path) -> None:
+def test_events_deleted_from_the_journal_count_as_durable_without_a_record(tmp_path: Path) -> None:
     folder = write_batches(tmp_path / "journal", range(1, 4))
     compact(folder, batch_bytes=1)
     # As an older version left it.
@@ -154,7 +156,7 @@ def test_what_the_journal_no_longer_has_is_promised_without_a_record_of_it(tmp_p
 
 
 @pytest.mark.parametrize("left", ["a directory", "nothing"])
-def test_a_log_that_is_gone_is_no_empty_archive(tmp_path: Path, left: str) -> None:
+def test_missing_log_is_not_treated_as_an_empty_archive(tmp_path: Path, left: str) -> None:
     folder = write_batches(tmp_path / "journal", range(1, 3))
     compact(folder)
     shutil.rmtree(folder / LOG)
@@ -171,7 +173,7 @@ def test_a_log_that_is_gone_is_no_empty_archive(tmp_path: Path, left: str) -> No
 
 
 def with_checkpoints(folder: Path, rounds: int = 4) -> None:
-    """Compact so often that checkpoints are written, one a round. The log is days old then."""
+    """Compact often enough to write one checkpoint per round, and make the log appear days old."""
     days = 3 * 24 * 3600
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(archive, "_COMMITS_PER_CHECKPOINT", 4)
@@ -204,7 +206,7 @@ def test_an_archive_can_be_read_after_its_newest_checkpoint_is_damaged(
     ids = run_ids(folder)
     assert len(ids) == 12
     assert len(checkpoints(folder)) == 2
-    # The commits before the first of them are gone: without one of the two nothing could be read.
+    # The commits before the first checkpoint are deleted: reading requires one of the two.
     assert not commit_path(folder, 0).exists()
     damage(checkpoints(folder)[-1])
     assert run_ids(folder) == ids
@@ -216,9 +218,7 @@ def test_an_archive_can_be_read_after_its_newest_checkpoint_is_damaged(
 
 
 @pytest.mark.parametrize("damage", [empty, cut])
-def test_a_damaged_hint_does_no_harm(
-    checkpointed: Path, tmp_path: Path, damage: Callable[[Path], Any]
-) -> None:
+def test_damaged_hint_is_ignored(checkpointed: Path, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     folder = shutil.copytree(checkpointed, tmp_path / "journal")
     ids = run_ids(folder)
     damage(folder / LOG / "_last_checkpoint")
@@ -227,12 +227,12 @@ def test_a_damaged_hint_does_no_harm(
     assert run_ids(folder) == ids
 
 
-def test_a_checkpoint_that_was_not_recorded_as_durable_is_not_relied_upon(
+def test_recovery_ignores_a_checkpoint_that_was_not_recorded_as_durable(
     checkpointed: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(checkpointed, tmp_path / "journal")
     ids = run_ids(folder)
-    # The power fails right after delta-rs wrote one: its footer is there and zeros in the middle.
+    # The power fails right after delta-rs wrote a checkpoint: its footer is intact, its middle zeroed.
     DeltaTable(str(folder / "archive")).create_checkpoint()
     newest = checkpoints(folder)[-1]
     content = newest.read_bytes()
@@ -242,7 +242,7 @@ def test_a_checkpoint_that_was_not_recorded_as_durable_is_not_relied_upon(
     assert newest not in checkpoints(folder)
 
 
-def test_no_commit_goes_before_two_checkpoints_are_durable(
+def test_commits_are_kept_until_two_checkpoints_are_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "journal"
@@ -267,7 +267,7 @@ def test_delta_writes_no_checkpoint_of_its_own_and_deletes_nothing(tmp_path: Pat
     write_batches(folder, range(1, 4))
     compact(folder)
     table = DeltaTable(str(folder / "archive"))
-    # As in archives of older versions, where these settings made delta-rs do both after a commit.
+    # As in archives of older versions, whose settings made delta-rs do both after a commit.
     table.alter.set_table_properties({"delta.checkpointInterval": "1"})
     for path in (folder / LOG).iterdir():
         os.utime(path, (1e9, 1e9))
@@ -298,7 +298,7 @@ def test_each_of_sixty_flipped_bits_is_found(tmp_path: Path) -> None:
         state = check_archive(folder)
         assert [one.path for one in state.damaged] == [f"{path.parent.name}/{path.name}"]
         assert "does not match its checksum" in state.problems[0]
-        if number % 10 == 0:  # reads look at the same checksum
+        if number % 10 == 0:  # reads verify the same checksum
             with (
                 EventStore(folder, verify=True) as store,
                 pytest.raises(ArchiveDamagedError, match=re.escape(path.name)),
@@ -348,7 +348,7 @@ def test_a_merge_does_not_hide_a_damaged_file(tmp_path: Path) -> None:
 
 
 def as_older_version(folder: Path) -> None:
-    """Make an archive what it would be without checksums and without a record of durability."""
+    """Convert an archive to the old format, without checksums and without a durable record."""
     table = folder / "archive"
     shutil.rmtree(table / "_stageflow")
     for path in table.rglob("*.crc32-*.parquet"):
@@ -387,7 +387,7 @@ def overwrite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [empty, cut, overwrite, Path.unlink])
-def test_a_damaged_file_of_events_is_one_error_that_names_it_and_repair_takes_it_out(
+def test_damaged_data_file_raises_an_error_that_names_it_and_repair_removes_it(
     tmp_path: Path, damage: Callable[[Path], Any]
 ) -> None:
     folder = write_batches(tmp_path / "journal", range(1, 3))
@@ -408,7 +408,7 @@ def test_a_damaged_file_of_events_is_one_error_that_names_it_and_repair_takes_it
     assert len(state.set_aside) == (0 if damage is Path.unlink else 1)
 
 
-def test_compact_names_a_damaged_file_that_it_needs(tmp_path: Path) -> None:
+def test_compact_reports_a_damaged_file_that_it_needs(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1))
     compact(folder)
     overwrite(data_files(folder)[0])
@@ -455,7 +455,7 @@ def test_an_archive_is_shared_with_the_group_of_a_setgid_directory(tmp_path: Pat
     assert modes(folder) == {(True, "0o2750"), (False, "0o640")}
 
 
-def test_doctor_names_an_archive_that_others_can_read(tmp_path: Path) -> None:
+def test_doctor_reports_an_archive_that_others_can_read(tmp_path: Path) -> None:
     folder = write_batches(tmp_path / "journal", range(1, 3))
     compact(folder)
     for path in [folder / "archive", *(folder / "archive").rglob("*")]:
@@ -468,7 +468,7 @@ def test_doctor_names_an_archive_that_others_can_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_every_promise_is_kept_wherever_the_power_fails() -> None:
+def test_guarantees_hold_after_a_power_failure_at_any_point() -> None:
     if sys.platform != "linux":
         pytest.skip("strace records system calls of Linux")
     calls, different, checked, problems = crash_replay.replay(20)

@@ -323,7 +323,7 @@ async def test_reading_a_dependency_of_a_wide_graph_stays_quick() -> None:
     results.raise_on_failure()
 
 
-async def test_error_of_a_parameter_that_nobody_gave_lists_what_was_given() -> None:
+async def test_error_for_a_missing_parameter_lists_the_available_inputs() -> None:
     async def gives(ctx: Any) -> dict[str, int]:
         return {"answer": 1, "amount": 2}
 

@@ -231,7 +231,7 @@ def test_an_open_circuit_is_a_failure_with_its_own_error_never_ok() -> None:
     VirtualClock().run(main())
 
 
-def test_failed_trial_reopens_the_circuit_from_the_moment_of_the_failure() -> None:
+def test_failed_trial_restarts_the_cooldown_at_the_time_of_the_failure() -> None:
     breaker = CircuitBreaker(failures=1, reset_after=30)
     calls: list[float] = []
 
@@ -249,7 +249,7 @@ def test_failed_trial_reopens_the_circuit_from_the_moment_of_the_failure() -> No
             await asyncio.sleep(1)
 
     VirtualClock().run(main())
-    # Each call fails 20 s after it began, and 30 s later the next one is let through.
+    # Each call fails 20 s after it started; the circuit allows the next call 30 s later.
     assert [round(after - before) for before, after in itertools.pairwise(calls)] == [50, 50, 50]
 
 

@@ -1,4 +1,4 @@
-"""Application code that raises anything at all while it is recorded, and real interrupts of the record."""
+"""Tests application code that raises arbitrary exceptions during recording, and real interrupts."""
 
 from __future__ import annotations
 
@@ -233,7 +233,9 @@ def test_retry_event_is_emitted_whatever_its_error_raises(
 
 
 @pytest.mark.parametrize("kind", RAISED)
-def test_ids_and_route_labels_that_raise(sink: MemoryEventSink, kind: type[BaseException]) -> None:
+def test_ids_and_route_labels_that_raise_are_replaced(
+    sink: MemoryEventSink, kind: type[BaseException]
+) -> None:
     hostile = Hostile(kind)
 
     async def routes(ctx: Any) -> StageOutput:
@@ -278,7 +280,9 @@ def test_custom_events_and_amendments_are_sent_whatever_they_contain(
 
 
 @pytest.mark.parametrize("kind", [SystemExit, BaseException])
-def test_log_handler_that_raises_costs_no_event(sink: MemoryEventSink, kind: type[BaseException]) -> None:
+def test_log_handler_that_raises_does_not_lose_events(
+    sink: MemoryEventSink, kind: type[BaseException]
+) -> None:
     class Raises(WideEventEmitter):
         def emit_stage_wide(self, stage_name: str, result: Any, ctx: Any) -> None:
             raise ValueError("before the event is emitted")
@@ -303,10 +307,10 @@ def test_log_handler_that_raises_costs_no_event(sink: MemoryEventSink, kind: typ
 
 @pytest.mark.parametrize("case", [case for case in STAGES if not case.startswith("data")])
 def test_keyboard_interrupt_propagates_after_the_record(sink: MemoryEventSink, case: str) -> None:
-    """In the main thread, a `KeyboardInterrupt` may be a Ctrl-C: it is never swallowed."""
+    """In the main thread, a `KeyboardInterrupt` may be a Ctrl-C, so it must always propagate."""
     stage_of, _ = STAGES[case]
     graph = graph_of(stage_of(Hostile(KeyboardInterrupt)), sink)
-    unread = ("annotate text", "annotate int", "annotate float")  # nothing of these is called
+    unread = ("annotate text", "annotate int", "annotate float")  # recording these calls no method
     if case in unread:
         asyncio.run(graph.run())
     else:
@@ -315,7 +319,7 @@ def test_keyboard_interrupt_propagates_after_the_record(sink: MemoryEventSink, c
     hold_the_law(sink.events, STAGE_NAMES)
 
 
-def test_keyboard_interrupt_in_a_thread_is_no_interrupt(sink: MemoryEventSink) -> None:
+def test_keyboard_interrupt_in_a_thread_is_not_treated_as_an_interrupt(sink: MemoryEventSink) -> None:
     """Only the main thread receives signals."""
     hostile = Hostile(KeyboardInterrupt)
 

@@ -64,7 +64,7 @@ def test_a_fork_in_a_stage(program: Start, end: str) -> None:
 
 
 def test_custom_events_of_forked_children_have_their_own_ids(program: Start) -> None:
-    """The children and their parent count on from the same number."""
+    """The children and their parent continue counting from the same number."""
     one = program(
         SETUP
         + """
@@ -109,7 +109,7 @@ def test_a_child_forked_in_a_plain_stage_ends_at_once(program: Start, end: str) 
         if not pid:
             {end}
         os.close(write)
-        signal.alarm(5)  # the end of the child closes the pipe
+        signal.alarm(5)  # the exit of the child closes the pipe
         assert os.read(read, 1) == b""
         os.waitpid(pid, 0)
 
@@ -121,7 +121,7 @@ def test_a_child_forked_in_a_plain_stage_ends_at_once(program: Start, end: str) 
     check(one, ["ok"])
 
 
-def test_a_child_that_returns_from_its_stage_starts_a_loop_of_its_own_first(program: Start) -> None:
+def test_forked_child_can_run_its_own_loop_before_it_returns_from_the_stage(program: Start) -> None:
     """The inherited loop is restored only when the child returns to it."""
     one = program(
         SETUP

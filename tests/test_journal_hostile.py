@@ -279,7 +279,7 @@ async def test_an_error_while_reading_loses_nothing(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr("stageflow.journal.segment.os.pread", fail)
-        before = reader.read(1000)  # what was found before the error is handed out first
+        before = reader.read(1000)  # events found before the error are returned first
         with pytest.raises(OSError, match="Input/output"):
             reader.read(1000)
     reader.commit()
@@ -401,7 +401,7 @@ def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy
         """
         import os, signal, sys
         waiting = False
-        # Registered first, and so run first: a child that was not given the processor yet.
+        # Registered first, so it runs first, like a child that was not scheduled yet.
         os.register_at_fork(after_in_child=lambda: waiting and signal.pause())
         from stageflow import *
         from stageflow.journal.retention import Room

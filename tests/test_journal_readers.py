@@ -80,8 +80,8 @@ async def test_what_was_not_committed_is_read_again(tmp_path: Path) -> None:
     sink.close()
 
 
-async def test_read_returns_what_a_writer_wrote_that_began_after_the_last_read(tmp_path: Path) -> None:
-    """An empty list means that nothing is left, also after a batch that ended in the middle of a file."""
+async def test_read_returns_events_of_a_writer_started_after_the_last_read(tmp_path: Path) -> None:
+    """An empty list means that no events are left, even if the last batch ended in the middle of a file."""
     first, sink = graph_on(tmp_path)
     await first.run(PipelineContext(pipeline_run_id="r1"))
     with JournalReader(tmp_path) as reader:

@@ -94,7 +94,7 @@ def test_a_run_that_was_killed_is_told_as_crashed_and_the_law_holds(program: Sta
 
 
 def test_run_of_a_journal_inside_a_fanout_is_completed_too(program: Start) -> None:
-    """The mark of its beginning reaches the journal through the sink around it."""
+    """The start mark reaches the journal through the enclosing sink."""
     inside = "FanoutEventSink(MemoryEventSink(), JournalSink(sys.argv[1]))"
     one = program(KILLED.replace("JournalSink(sys.argv[1])", inside))
     one.wait_for("ready")

@@ -1,4 +1,4 @@
-"""Holds that what was written reaches the disk in time, whatever else is slow, full or failing."""
+"""Tests that written events reach the disk in time, even if other operations are slow or fail."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from stageflow.journal.retention import Room
 Start = Callable[[str], Program]
 
 LATER = 20.0
-"""Seconds after which something hangs."""
+"""Seconds after which an operation counts as hanging."""
 
 
 class Disk:
-    """Stands where the journal hands a file to the disk, and fails as long as it is told to.
+    """Replaces the sync call of the journal, and fails while `failing` is set.
 
-    A device whose `fsync` fails (dm-flakey) takes root and a loop device. The error that it gives is the same
-    `OSError`, at the same call.
+    A device whose `fsync` fails (dm-flakey) requires root and a loop device, and raises the same `OSError`
+    from the same call.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    # Real syncs of the whole file system take as long as they like; here only their order counts.
+    # Real syncs take an unpredictable time; this test depends only on their order.
     found = Disk()
     monkeypatch.setattr("stageflow.journal.sink.sync", found)
     return found
@@ -98,7 +98,7 @@ async def test_syncing_does_not_wait_for_retention(
     graph = graph_on(sink)
     await graph.run()
     assert began.wait(LATER)
-    for _ in range(5):  # each in another interval, while room is being made, also in new segments
+    for _ in range(5):  # each in another interval, while retention is running, also in new segments
         before = len(disk.synced)
         await graph.run()
         disk.wait(lambda before=before: len(disk.synced) > before)  # type: ignore[misc]
@@ -112,7 +112,7 @@ async def test_a_failed_sync_is_counted_and_tried_again(
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.01))
     disk.failing = True
     await graph_on(sink).run()
-    disk.wait(lambda: len(disk.failed) >= 3)  # again and again, with nothing new to write
+    disk.wait(lambda: len(disk.failed) >= 3)  # repeatedly, without new events
     assert DELIVERY.channel_of(sink).stats().sync_failures >= 2
     assert DELIVERY.channel_of(sink).stats().dropped == {}
     disk.failing = False
@@ -147,7 +147,7 @@ async def test_a_segment_without_a_successor_is_synced_and_stays_locked(
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=3600))
     await graph_on(sink).run()
     with sink._lock:
-        sink._writer.retire()  # as after an error of the disk
+        sink._writer.retire()  # as after a disk error
     sink.tend()
     (inode,) = {path.stat().st_ino for path in tmp_path.glob("*-000001.ndjson")}
     assert inode in disk.synced
@@ -194,7 +194,7 @@ async def test_without_a_thread_callers_sync(
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [text for text in told if "no thread can be started (can't start new thread)" in text] == told
     assert len(told) == 1
-    # As soon as one can be started, nobody waits any more.
+    # Once a thread can be started, callers no longer wait.
     deadline = time.monotonic() + LATER
     while sink._keeper is None:
         await graph.run()
@@ -220,7 +220,7 @@ async def test_a_sync_that_fails_inline_is_counted_and_loses_no_event(
     assert counted.sync_failures >= 2
 
 
-def test_closing_beside_syncing_and_retention_ends(tmp_path: Path, sinks: list[JournalSink]) -> None:
+def test_close_terminates_during_syncing_and_retention(tmp_path: Path, sinks: list[JournalSink]) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.001, segment_bytes=20_000, max_bytes=200_000))
     graph = graph_on(sink)
     threads = [

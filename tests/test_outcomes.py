@@ -843,7 +843,7 @@ async def test_threads_of_plain_stages_are_reused(sink: MemoryEventSink) -> None
         pipeline = pipeline.with_stage(f"s{number}", stage, dependencies=(f"s{number - 1}",))
     assert (await pipeline.run()).ok
     assert len(threads) == 100
-    assert len(set(threads)) <= 10  # one, and a few more where a stage began before a thread was free again
+    assert len(set(threads)) <= 10  # one, and a few more if a stage started before a thread was idle again
 
 
 async def test_threads_do_not_wait_for_each_other(sink: MemoryEventSink) -> None:

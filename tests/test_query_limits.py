@@ -1,4 +1,4 @@
-"""What a query may read, and how long and how large it may become."""
+"""Tests the access restrictions and the resource limits of queries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(folder, run(2, stages=1))
 
 
-# ---------------------------------------------------------------- what a query may read
+# ---------------------------------------------------------------- access
 
 READS_FILES = [
     "from read_text('{0}/archive.json')",
@@ -89,7 +89,7 @@ READS_THE_DATABASE = [
 
 
 @pytest.mark.parametrize("query", [*READS_FILES, *READS_THE_DATABASE])
-def test_a_query_reads_the_views_alone(folder: Path, query: str) -> None:
+def test_query_can_read_only_the_views(folder: Path, query: str) -> None:
     (folder / "x.csv").write_text("event_id\nsecret\n")
     (folder / "x").write_text("secret")
     query = query.format(folder)
@@ -110,7 +110,7 @@ def test_a_query_reads_the_views_alone(folder: Path, query: str) -> None:
         "event_id = current_setting('temp_directory')",
     ],
 )
-def test_a_predicate_reads_the_views_alone(folder: Path, predicate: str) -> None:
+def test_predicate_can_read_only_the_views(folder: Path, predicate: str) -> None:
     with EventStore(folder) as store:
         for ask in (
             lambda text: store.runs(predicate=text),
@@ -118,7 +118,7 @@ def test_a_predicate_reads_the_views_alone(folder: Path, predicate: str) -> None
             lambda text: store.explain(text),
             lambda text: store.compare(text, "status = 'OK'"),
         ):
-            with pytest.raises(QueryError, match="reads the views alone"):
+            with pytest.raises(QueryError, match="can read only the views"):
                 ask(predicate.format(folder))
         assert len(store.runs(predicate="event_id in (select pipeline_run_id from stages)")) == 2
 
@@ -153,7 +153,7 @@ def test_a_query_may_use_the_views_in_any_way(folder: Path, query: str) -> None:
 
 
 def test_every_scalar_function_with_side_effects_is_refused_or_known(folder: Path) -> None:
-    """A newer DuckDB may have more of them; those that do more than tell the time must be refused."""
+    """A newer DuckDB may add such functions; the sandbox must refuse all except those for the time."""
     import duckdb
 
     harmless = {"error", "random", "setseed"}
@@ -163,11 +163,11 @@ def test_every_scalar_function_with_side_effects_is_refused_or_known(folder: Pat
         for (name,) in names:
             with pytest.raises(QueryError) as raised:
                 store.sql(f"select {name}('no', 'such', 'arguments', 'of', 'it')")
-            refused = "reads the views alone" in str(raised.value)
+            refused = "can read only the views" in str(raised.value)
             assert refused or name in harmless or "uuid" in name, name
 
 
-def test_a_name_in_a_query_is_no_variable_of_the_program(folder: Path) -> None:
+def test_name_in_a_query_does_not_resolve_to_a_python_variable(folder: Path) -> None:
     import duckdb
 
     mine = duckdb.sql("select 'secret' as s")
@@ -176,7 +176,7 @@ def test_a_name_in_a_query_is_no_variable_of_the_program(folder: Path) -> None:
     assert mine
 
 
-# ---------------------------------------------------------------- how long and how large
+# ---------------------------------------------------------------- resource limits
 
 # Each of these is one call of a function over a large value, which DuckDB does not interrupt.
 DEAF = {
@@ -190,7 +190,7 @@ DEAF = {
 def test_a_query_that_cannot_be_interrupted_is_killed_at_its_time_limit(folder: Path, query: str) -> None:
     began = time.monotonic()
     query_in_process(str(folder), None, "select 1", timeout=60)
-    start = time.monotonic() - began  # on a busy machine, how long it takes to start and end a process
+    start = time.monotonic() - began  # the time to start and end a process on a busy machine
     began = time.monotonic()
     with pytest.raises(QueryError, match="no answer within 4 s"):
         query_in_process(str(folder), None, query, timeout=4)
@@ -234,11 +234,11 @@ def test_a_query_stays_within_its_memory(folder: Path, query: str) -> None:
     )
     assert measured.returncode == 0, measured.stderr
     assert int(measured.stdout) < 300 + 1000
-    assert measured.stderr  # it says why there is no answer
+    assert measured.stderr  # the error states why there is no result
 
 
 def test_a_query_stays_within_its_disk(folder: Path) -> None:
-    # A query cannot make a table, so this fills the database of a store with one.
+    # A query cannot create a table, so this creates one in the database of a store.
     fill = "create table t as select md5(range::varchar) || uuid() as x from range(1500000)"
     with (
         EventStore(folder, memory="50MB", disk="10MB") as store,
@@ -269,7 +269,7 @@ def test_a_long_statement_prints_no_progress(tmp_path: Path) -> None:
         with open_database() as database:
             statement = "select count(*) from range(2000000) where hash(range)::varchar like '%77%'"
             began = time.monotonic()
-            while time.monotonic() - began < 4:  # DuckDB shows it once a statement has taken two seconds
+            while time.monotonic() - began < 4:  # DuckDB shows progress after two seconds
                 began = time.monotonic()
                 database.execute(statement).fetchall()
                 statement = statement.replace("00)", "000)")
@@ -310,7 +310,7 @@ def large_journal(folder: Path) -> Path:
 )
 def test_ctrl_c_ends_a_command_with_130(tmp_path: Path, command: list[str]) -> None:
     folder = large_journal(tmp_path / "journal")
-    # Ctrl-C is sent where DuckDB executes a statement: it opens the journal's segments for that.
+    # Send Ctrl-C while DuckDB executes a statement, for which it opens the segments of the journal.
     process = subprocess.Popen(
         [sys.executable, "-m", "stageflow", *command, "--journal", str(folder)],
         stdout=subprocess.PIPE,
@@ -330,7 +330,7 @@ def test_ctrl_c_ends_a_command_with_130(tmp_path: Path, command: list[str]) -> N
         process.wait()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    with EventStore(folder) as store:  # and nothing is lost
+    with EventStore(folder) as store:  # no event is lost
         assert store.sql("select count(*) from runs").rows == [(12_000,)]
 
 

@@ -35,7 +35,7 @@ GOOD = ("OK", "SKIP")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of stage: its policies, and the ways in which an attempt of it may end."""
+    """A kind of stage: its policies, and the possible outcomes of its attempts."""
 
     ends: tuple[str, ...] = ("ok",)
     attempts: int = 1
@@ -50,7 +50,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Case:
-    """A pipeline and what may happen to its run."""
+    """A pipeline and the possible events of its run."""
 
     name: str
     edges: frozenset[tuple[int, int]]
@@ -99,7 +99,7 @@ class Case:
 
 @dataclass
 class Model:
-    """What a run must come to, by definition: everything is computed from what has happened so far.
+    """The expected result of a run, by definition: computed from all events so far.
 
     `verdicts` has the terminal status of each stage, in the order in which they were reached.
     """
@@ -194,7 +194,7 @@ class Model:
         self.finish()
 
     def spread(self) -> None:
-        """Skip and cancel what the verdicts so far skip and cancel, until nothing changes."""
+        """Apply the skips and cancellations that follow from the verdicts, until nothing changes."""
         before = -1
         while before != len(self.verdicts):
             before = len(self.verdicts)
@@ -281,7 +281,7 @@ class World:
         return new
 
     def key(self) -> Any:
-        """Return everything that decides how this run continues."""
+        """Return all state that determines how this run continues."""
         state = self.state
         return (
             tuple(state.phases),
@@ -295,7 +295,7 @@ class World:
         )
 
     def drain(self) -> None:
-        """Carry out the effects as the scheduler does."""
+        """Execute the effects as the scheduler does."""
         state = self.state
         for result in state.emits:
             self.emitted += ((result.name, result.status.value, result.attempt, result.abandoned),)
@@ -369,7 +369,7 @@ class World:
         self.drain()
 
     def context(self, index: int) -> StageContext:
-        """Return what the running attempt of a stage was given."""
+        """Return the context of the running attempt of a stage."""
         node = self.state.nodes[index]
         number = self.numbers.pop(index)
         return StageContext(PipelineContext(), node.name, node.kind, number, index, self.state, None)  # type: ignore[arg-type]
@@ -447,7 +447,7 @@ METHODS = {
 
 
 def explore(case: Case, transitions: set[tuple[str, str, str]]) -> tuple[int, int]:
-    """Visit every reachable state; return how many there are, and how many steps lead to them."""
+    """Visit every reachable state; return the number of states and of steps between them."""
     plan = case.plan()
     first = World(case, plan)
     first.check()
@@ -476,7 +476,7 @@ def explore(case: Case, transitions: set[tuple[str, str, str]]) -> tuple[int, in
 
 
 def graphs(size: int) -> Iterator[frozenset[tuple[int, int]]]:
-    """Yield every DAG of so many stages, in topological order."""
+    """Yield every DAG with a number of stages, in topological order."""
     edges = list(combinations(range(size), 2))
     for count in range(len(edges) + 1):
         for chosen in combinations(edges, count):
@@ -523,7 +523,7 @@ def every_case() -> Iterable[Case]:
 
 @pytest.fixture(scope="module")
 def transitions() -> set[tuple[str, str, str]]:
-    """Every change of phase in all cases: from, the event of that instance (or nothing), to."""
+    """Every phase transition in all cases: old phase, event of that instance (or ""), new phase."""
     found = {("waiting", "", "ready")}  # started()
     states = 0
     for case in every_case():
@@ -533,7 +533,7 @@ def transitions() -> set[tuple[str, str, str]]:
 
 
 def test_every_reachable_state_agrees_with_the_model(transitions: set[tuple[str, str, str]]) -> None:
-    # The fixture has compared each state with the model. Here: no phase is left out.
+    # The fixture has compared each state with the model; this test checks that every phase occurs.
     assert {phase for old, _, new in transitions for phase in (old, new)} == set(PHASES)
 
 

@@ -1,4 +1,4 @@
-"""The schema of the events: the role of each field, and the order on which readers and builders depend."""
+"""Tests the schema of the events: the field roles, and the field order that readers and builders need."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RUN = RunIdentity(
 
 
 def leaves(shape: type[Struct]) -> set[str]:
-    """The fields of an event; those of an object that the store has in columns instead of the object."""
+    """The fields of an event, with the fields of an object in its place if the store has columns for them."""
     found = set()
     for name in shape.__struct_fields__:
         nested = {
@@ -61,7 +61,7 @@ def test_each_field_of_a_wide_event_has_a_role(shape: type[Struct]) -> None:
 
 
 def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
-    """Events are built by position: two fields that are swapped would be invisible to a type checker."""
+    """Events are built by position, and a type checker cannot detect two swapped fields."""
     values: dict[str, Any] = {
         "stage_name": "stage",
         "status": "FAIL",

@@ -483,7 +483,7 @@ def test_old_days_are_dropped_by_age_and_by_size(tmp_path: Path) -> None:
 
 
 def test_compactor_leaves_the_open_segment_of_a_live_writer(tmp_path: Path) -> None:
-    """A segment counts as archived as a whole: what is appended to it later would never be seen."""
+    """A segment is archived as a whole: later events in it would never be read."""
     sink = JournalSink(tmp_path)
     graph = build(sink)
     found: list[PipelineResults] = []

@@ -38,7 +38,7 @@ ANYBODY = {
 
 PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
 FIXED = ("s3.port.iceberg=0", "s3.port.lance=0", "master.telemetry=false")
-"""What would listen on a port of its own choosing, or call the network."""
+"""Services that would listen on another port, or access the network."""
 
 ATTEMPTS = 3
 
@@ -108,7 +108,7 @@ def make_bucket(address: str, process: subprocess.Popen[bytes]) -> bool:
             ).close()
             return True
         except OSError:
-            time.sleep(0.05)  # only its answer tells when a server is ready
+            time.sleep(0.05)  # a response is the only sign that the server is ready
     return False
 
 
@@ -128,7 +128,7 @@ def s3(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_two_servers_start_on_one_machine(server: str, tmp_path: Path) -> None:
-    """None of their ports is fixed: the suite may run several times at once."""
+    """No port is fixed, because several instances of the suite may run concurrently."""
     ports = free_ports()
     other = start_server(tmp_path, ports)
     try:

@@ -1,6 +1,6 @@
-"""Every private API of CPython that the library relies on, each with the reason.
+"""Wrappers for every private API of CPython that the library uses, each with the reason.
 
-The tests check each of them on every Python version.
+The tests check each wrapper on every Python version.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = [
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs in this thread, or None.
+    """Return the running event loop of this thread, or None.
 
-    `asyncio.get_running_loop` raises instead, which takes several times as long.
+    `asyncio.get_running_loop` raises an error instead of returning None, and takes several times as long.
     """
     return asyncio._get_running_loop()
 
 
 def mark_running(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
-    """Mark a loop, and a task of it, as running in this thread.
+    """Mark a loop and one of its tasks as running in this thread.
 
-    In a forked child, asyncio has forgotten both, and since Python 3.14 a task can neither end its step
-    nor take another one without them.
+    asyncio resets both in a forked child. Since Python 3.14, a task can then neither finish its current step
+    nor start another one.
     """
     asyncio._set_running_loop(loop)
     if task is not None and asyncio.current_task(loop) is None:
@@ -42,20 +42,20 @@ def mark_running(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None
 def exclude_from_all_tasks(task: asyncio.Task[Any]) -> None:
     """Remove a task from `asyncio.all_tasks()`.
 
-    `asyncio.run` cancels all of these tasks at once when it ends. A task that delivers events has to
-    outlive the runs that are cancelled at that moment and emit their last events.
+    `asyncio.run` cancels all of these tasks at once during shutdown. A task that delivers events must outlive
+    the runs, which emit their last events when they are cancelled.
     """
     asyncio._unregister_task(task)
 
 
 def forget_unfinished(task: asyncio.Task[Any]) -> None:
-    """Do not log a task that is destroyed while it is pending: a sink that hangs is counted instead."""
+    """Disable the log message for a task destroyed while pending: delivery counts a hanging sink instead."""
     setattr(task, "_log_destroy_pending", False)  # noqa: B010 - the stubs of asyncio do not declare it
 
 
 def register_before_threads_end(callback: Callable[[], None]) -> None:
     """Call a function when the interpreter exits, while threads and connections can still be created.
 
-    A plain `atexit` handler runs too late for that, and serves if this hook does not exist.
+    A plain `atexit` handler runs too late for that; it is the fallback if this hook does not exist.
     """
     getattr(threading, "_register_atexit", atexit.register)(callback)

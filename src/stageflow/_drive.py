@@ -1,12 +1,12 @@
-"""The one place in which the library drives a coroutine by hand.
+"""Drives a coroutine manually; no other module does.
 
     drive() --> step(steps.send, None) --> suspended at an awaitable, which drive() yields to the task
                      ^                                        |
                      |                 the task resumes drive() with a value or an exception
                      +----------- step(steps.send, value) or step(steps.throw, error)
 
-A task can have one context only. Driven by hand, stage after stage can share a task, which saves a tenth of
-the cost of a task each, and none sees what another one set.
+A task has exactly one context. Driving coroutines manually lets several stages run in one task, each in its
+own context: this costs 10 % less than one task per stage, and no stage sees context variables of another.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ._fork import FORKED
 __all__ = ["UNSTARTED", "Step", "drive"]
 
 UNSTARTED: Any = object()
-"""What a coroutine waits for that has not been started."""
+"""Sentinel: the coroutine has not been started, so it does not wait for anything yet."""
 
 
 class Step(Protocol):
-    """Makes one step of a coroutine: it calls one of its methods with one argument, or `close` with none."""
+    """Runs one step of a coroutine: calls one of its methods with one argument, or `close` without any."""
 
     def __call__(self, method: Callable[..., Any], /, *args: Any) -> Any: ...
 
@@ -37,14 +37,14 @@ def drive(
     waits_for: Any = UNSTARTED,
     gives_up: Callable[[BaseException], bool] | None = None,
 ) -> Generator[Any, Any, Any]:
-    """Drive a coroutine to its end, and return what it returns.
+    """Drive a coroutine to completion and return its result.
 
     Args:
         steps: The coroutine.
-        step: Makes each step, for example in a context of its own.
-        waits_for: What the coroutine waits for, if its first step has been made.
-        gives_up: Called with an exception that the task is resumed with; if true, the coroutine is closed and
-            the exception raised.
+        step: Runs each step, for example in a separate context.
+        waits_for: The awaitable that the coroutine waits for, if its first step has already run.
+        gives_up: Called with an exception that is thrown into the task; if it returns True, `drive` closes
+            the coroutine and raises the exception.
     """
     started = waits_for is not UNSTARTED
     method: Callable[..., Any] = steps.send
@@ -58,20 +58,21 @@ def drive(
                 raise
             except BaseException as error:
                 if gives_up is not None and gives_up(error):
-                    with contextlib.suppress(RuntimeError):  # it ignores even this: it is left alone
+                    with contextlib.suppress(RuntimeError):  # it ignores `close` too: abandon it
                         step(steps.close)
                     raise
                 method, argument = steps.throw, error
         started = True
-        # Outside of the handler, or what the coroutine raises next would have that exception as its context.
+        # Outside the handler: otherwise the next exception of the coroutine would get this one as
+        # `__context__`.
         try:
             waits_for = step(method, argument)
         except StopIteration as stop:
             return stop.value
         except GeneratorExit as error:
-            # It would end this generator, and with it the task, as if someone had closed it.
+            # It would end this generator, and the task with it, as if the generator had been closed.
             raise RuntimeError(f"the stage raised {type(error).__name__}") from error
         finally:
-            argument = None  # an exception refers to this frame: the frame must not refer to it in turn
+            argument = None  # the exception refers to this frame; avoid a reference cycle
             if FORKED.loop is not None:
                 FORKED.return_to_loop()

@@ -18,8 +18,8 @@ _resets: list[Callable[[], None]] = []
 def reset_in_child(reset: Callable[[], None]) -> Callable[[], None]:
     """Call `reset` in every forked child, in the order of registration; usable as a decorator.
 
-    A forked child has the locks of its parent, some of them held by threads that it does not have, and must
-    not write the record of its parent.
+    A forked child inherits the locks of its parent, some of them held by threads that do not exist in the
+    child. It must also not write the record of its parent.
     """
     _resets.append(reset)
     return reset
@@ -33,13 +33,13 @@ def _reset() -> None:
 class ForkedLoop:
     """The loop that ran the thread which forked this process, until the child returns to it.
 
-    In a forked child, asyncio forgets which loop and which task are running, so that the child can start a
-    loop of its own. A stage that forks and then returns, or raises, returns into the callback of the
-    inherited loop all the same. Since Python 3.14 a task can neither end its step nor take another one unless
-    both are marked as running: the run would never end, and neither would the child.
+    In a forked child, asyncio resets the running loop and task, so that the child can start a separate loop.
+    A stage that forks and then returns or raises nevertheless returns into a callback of the inherited loop.
+    Since Python 3.14, a task can neither finish its step nor start another one unless both are marked as
+    running: without this class, neither the run nor the child would end.
 
     Attributes:
-        loop: The inherited loop, or None if nothing has to be restored.
+        loop: The inherited loop, or None if there is nothing to restore.
     """
 
     __slots__ = ("_forking", "_task", "loop")
@@ -50,20 +50,20 @@ class ForkedLoop:
         self._forking = threading.local()  # two threads may fork at the same time
 
     def return_to_loop(self) -> None:
-        """Mark the inherited loop and its task as running, unless another loop of the child is running."""
+        """Mark the inherited loop and its task as running, unless the child is running another loop."""
         loop, task = self.loop, self._task
         if loop is not None and running_loop() is None:
             mark_running(loop, task)
             self.loop = self._task = None
 
     def before_fork(self) -> None:
-        """Remember the running loop and task of the thread that is about to fork."""
+        """Store the running loop and task of the thread that is about to fork."""
         loop = running_loop()
         here = (self.loop, self._task) if loop is None else (loop, asyncio.current_task(loop))
         self._forking.loop, self._forking.task = here
 
     def after_fork_in_child(self) -> None:
-        """Keep the loop and the task that the child inherited."""
+        """Store the loop and the task that the child inherited."""
         self.loop, self._task = self._forking.loop, self._forking.task
 
 

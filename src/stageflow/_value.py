@@ -1,4 +1,4 @@
-"""The metaclass of value classes: an error about an argument names the class and the closest match."""
+"""The metaclass of value classes: argument errors name the class and suggest the closest match."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import did_you_mean
 __all__ = ["ValueType"]
 
 if TYPE_CHECKING:
-    # Type checkers check the arguments of a Struct, but not if its metaclass has a `__call__`.
+    # Type checkers do not check the arguments of a Struct whose metaclass defines `__call__`.
     ValueType = StructMeta
 else:
 
@@ -19,7 +19,7 @@ else:
         """Creates instances of a Struct.
 
         Raises:
-            TypeError: For an unknown argument, or a positional one that the class does not take.
+            TypeError: An argument is unknown, or the class does not accept it by position.
         """
 
         def __call__(cls, *args: Any, **fields: Any) -> Any:

@@ -1,6 +1,6 @@
 """Builds the two wide events from plain values: for runs of this process, and for runs whose process died.
 
-What a caller passes has been sanitized: it is redacted, bounded, and JSON can represent it.
+Callers pass sanitized values: redacted, bounded in size, and representable as JSON.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["GOOD_OUTCOMES", "build_pipeline_wide", "build_stage_wide"]
 GOOD_OUTCOMES = frozenset({"ok", "degraded", "stopped"})
 """The outcomes of a run with status OK."""
 
-# Events are immutable, and a dict made from one is a copy: so they may share what is empty.
+# Events are immutable, and a dict built from one is a copy, so events can share empty containers.
 _NO_NAMES: list[str] = []
 _NO_FIELDS: dict[str, Any] = {}
 
 
 @functools.lru_cache(maxsize=256)
 def _timestamp_format(second: int) -> str:
-    """Return the format of the timestamps of a second; it takes the microseconds."""
+    """Return the format string for timestamps within a second; its argument is the microseconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%S.%%06dZ", time.gmtime(second))
 
 
@@ -70,15 +70,15 @@ def build_stage_wide(
     redacted: int = 0,
     truncated: list[str] = _NO_NAMES,
 ) -> StageWide:
-    """Return a `stage.wide`. Times are microseconds since the Unix epoch: then
-    `ended_at = started_at + duration_ms` holds to the last digit.
+    """Return a `stage.wide` event. Times are microseconds since the Unix epoch, so that
+    `ended_at = started_at + duration_ms` holds exactly.
     """
     second, fraction = divmod(started_us, 1_000_000)
     timestamp = _timestamp_format(second)
     later = fraction + ended_us - started_us
     trace = run.trace
-    # By position, in the order of the fields: by keyword it would take ten times as long, and this is the
-    # hot path. `test_each_field_of_an_event_gets_its_own_value` detects any two that are swapped.
+    # Positional arguments, in field order: keywords take ten times as long, and this is the hot path.
+    # `test_each_field_of_a_stage_event_gets_its_own_value` detects swapped fields.
     return StageWide(
         stage_name,
         status,
@@ -135,9 +135,9 @@ def build_pipeline_wide(
     truncated: list[str] = _NO_NAMES,
     process: ProcessSample | None = None,
 ) -> PipelineWide:
-    """Return a `pipeline.wide`. Times are microseconds since the Unix epoch."""
+    """Return a `pipeline.wide` event. Times are microseconds since the Unix epoch."""
     statuses = [summary.status for summary in summaries]
-    # By position, as above.
+    # Positional arguments, as above.
     return PipelineWide(
         "OK" if outcome in GOOD_OUTCOMES else "FAIL",
         (ended_us - started_us) / 1000,  # duration_ms

@@ -70,7 +70,7 @@ class StageflowError(Exception):
         hint: The way out, where there is one.
     """
 
-    # On the class, so that an error whose class does not call `super().__init__` works too.
+    # Class attributes, so that subclasses that do not call `super().__init__` work too.
     message: str = ""
     pipeline: str | None = None
     stage: str | None = None
@@ -243,7 +243,7 @@ class ArchiveDamagedError(StageflowError, OSError):
     """Files of an archive are damaged or missing.
 
     Attributes:
-        files: Their paths.
+        files: Paths of these files.
     """
 
     def __init__(self, message: str, *, files: Sequence[str], hint: str) -> None:
@@ -256,11 +256,11 @@ class CursorInUseError(StageflowError):
 
 
 class DamagedFileError(StageflowError, OSError, ValueError):
-    """A stored file does not hold what was written to it, or is not a regular file.
+    """The content of a stored file is damaged, or it is not a regular file.
 
     Attributes:
-        file: Its path.
-        why: What is wrong with it.
+        file: Path of the file.
+        why: Description of the damage.
     """
 
     def __init__(self, file: str, why: str, *, hint: str | None = None) -> None:
@@ -301,13 +301,13 @@ class AlertStateError(StageflowError):
 
 
 def as_text(value: object) -> str:
-    """Return `str(value)` as a plain `str`, or a placeholder if `__str__` raises anything at all.
+    """Return `str(value)` as a plain `str`, or a placeholder if `__str__` raises any exception.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C arrived during the call, and no record is being written.
+        KeyboardInterrupt: Ctrl-C arrived during the call, outside a section that writes a record.
     """
     try:
-        return str.__str__(str(value))  # `str(value)` may be of a subclass that overrides its methods
+        return str.__str__(str(value))  # `str(value)` may return a subclass that overrides `__str__`
     except BaseException as error:
         INTERRUPTS.contain(error)
         return f"<str() of {type_name(value)} failed: {type_name(error)}>"
@@ -317,7 +317,7 @@ _NAME_OF_TYPE = type.__dict__["__name__"]
 
 
 def type_name(value: object) -> str:
-    """Return the name of the type of a value, also if its metaclass overrides `__name__`."""
+    """Return the name of the type of a value, even if its metaclass overrides `__name__`."""
     name: str = _NAME_OF_TYPE.__get__(type(value))
     return name
 
@@ -335,7 +335,7 @@ def describe(error: BaseException) -> str:
 def _message(error: Any) -> object:
     try:
         return error.message
-    except BaseException as raised:  # by a subclass that makes a property of it
+    except BaseException as raised:  # raised by a property of a subclass
         INTERRUPTS.contain(raised)
         return ""
 

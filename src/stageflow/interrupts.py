@@ -1,8 +1,8 @@
-"""Separates an interrupt of the process from whatever application code raises while it is recorded.
+"""Distinguishes interrupts of the process from exceptions that application code raises during recording.
 
-The record calls application code: `__repr__`, `__str__`, `__class__`, iteration. Such code may raise
-anything, `SystemExit` included, and the record replaces the value that it could not read. A Ctrl-C may arrive
-during the same call, and must reach the application, but only after the record has been written.
+Recording calls application code: `__repr__`, `__str__`, `__class__`, iteration. Such code may raise any
+exception, including `SystemExit`; the record then contains a placeholder instead of the value. A Ctrl-C may
+arrive during the same call, and must reach the application, but only after the record has been written.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ __all__ = ["INTERRUPTS", "Interrupts", "is_a"]
 
 
 class Interrupts(threading.local):
-    """The interrupt that the engine has to raise when the record is written, for each thread.
+    """The interrupt that the engine must raise once the record has been written, per thread.
 
-    As a context manager, it marks a section that writes a record: an interrupt inside it is held. Outside of
-    such a section, `contain` raises it where it occurred. Sections can be nested and must not await.
+    As a context manager, this object marks a section that writes a record and holds interrupts that occur in
+    it. Outside such a section, `contain` raises an interrupt immediately. Sections can be nested and must not
+    await.
 
     Attributes:
-        interrupt: The first interrupt that is held, or None.
+        interrupt: The first held interrupt, or None.
 
     Example:
         with INTERRUPTS:
@@ -44,16 +45,16 @@ class Interrupts(threading.local):
         self._depth -= 1
 
     def contain(self, error: BaseException) -> None:
-        """Return if the caller may replace what raised `error`; otherwise hold the interrupt or raise it.
+        """Return if the caller may substitute a placeholder; otherwise hold the interrupt or raise it.
 
         Args:
-            error: What application code raised while it was recorded.
+            error: The exception that application code raised during recording.
         """
         if not is_a(error, Exception) and _is_interrupt(error):
             self.hold(error)
 
     def postpone(self, error: BaseException) -> None:
-        """Hold `error` if it is an interrupt, in a section or not: the engine is about to take it."""
+        """Hold `error` if it is an interrupt, even outside a section: the engine is about to take it."""
         with self:
             self.contain(error)
 
@@ -63,19 +64,19 @@ class Interrupts(threading.local):
             self.interrupt = error
 
     def hold(self, error: BaseException) -> None:
-        """Hold an interrupt inside a section; outside of one, raise it."""
+        """Hold an interrupt inside a section; raise it outside a section."""
         if not self._depth:
             raise error
         if self.interrupt is None:
             self.interrupt = error
 
     def take(self) -> BaseException | None:
-        """Return the interrupt that is held, and hold it no longer."""
+        """Return the held interrupt, and release it."""
         interrupt, self.interrupt = self.interrupt, None
         return interrupt
 
     def raise_held(self) -> None:
-        """Raise the interrupt that is held, unless an outer section is still writing."""
+        """Raise the held interrupt, unless an outer section is still writing."""
         if self.interrupt is not None and not self._depth:
             try:
                 raise self.interrupt
@@ -87,7 +88,7 @@ INTERRUPTS = Interrupts()
 
 
 def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
-    """Return `isinstance(value, kind)` by the real type alone: `value.__class__` may raise.
+    """Return `isinstance(value, kind)`, but check only the real type: `value.__class__` may raise.
 
     Example:
         >>> is_a(KeyError("a"), LookupError)
@@ -118,7 +119,7 @@ def _handlers() -> Iterator[CodeType]:
         handler: Any = signal.getsignal(number)
         while isinstance(handler, functools.partial):
             handler = handler.func
-        with contextlib.suppress(Exception):  # a callable object of the application's
+        with contextlib.suppress(Exception):  # an application-defined callable object
             handler = getattr(handler, "__func__", handler)
             called = handler if hasattr(handler, "__code__") else type(handler).__call__
             yield called.__code__

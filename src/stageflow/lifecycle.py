@@ -75,7 +75,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
             yield found
         finally:
             if os.getpid() != process:
-                close_journal()  # a forked child's own; it has nothing to wait for
+                close_journal()  # the forked child's own journal; it has nothing to wait for
                 FORKED.return_to_loop()
             elif (cancelled := await _wind_up(seconds)) is not None:
                 raise cancelled
@@ -121,13 +121,13 @@ async def _in_spite_of_cancels(
 
 
 class _Sigterm:
-    """The handler of SIGTERM, if no one else has one."""
+    """The handler of SIGTERM, unless the application has installed one."""
 
     def __init__(self) -> None:
         self._handled = False
 
     def handle(self, handler: Callable[[], None]) -> bool:
-        """Call `handler` at SIGTERM; return False if there is a handler, or this is not the main thread."""
+        """Call `handler` on SIGTERM; return False if a handler exists or this is not the main thread."""
         if (
             threading.current_thread() is not threading.main_thread()
             or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
@@ -145,8 +145,8 @@ class _Sigterm:
     def reset(self) -> None:
         """Remove the handler of the parent in a forked child.
 
-        A loop is notified of signals by a socket, which a forked child shares with its parent: a SIGTERM for
-        the child would end the parent. CPython 3.12 takes care of that itself.
+        A socket notifies a loop of signals, and a forked child shares that socket with its parent: a SIGTERM
+        sent to the child would terminate the parent. CPython 3.12 and later handle this.
         """
         if self._handled:
             self._handled = False

@@ -59,28 +59,28 @@ TerminalOrRetry = Literal["OK", "SKIP", "CANCEL", "FAIL", "RETRY"]
 Terminal = Literal["OK", "SKIP", "CANCEL", "FAIL"]
 Relation = Literal["cause", "context", "group"]
 Outcome = Literal["ok", "degraded", "stopped", "failed", "timeout", "cancelled", "crashed"]
-"""How a run ended. `crashed` is found in a journal alone: the process of the run died."""
+"""The outcome of a run. Only a journal contains `crashed`: the process of the run died."""
 
 
 class Role(StrEnum):
-    """What a field is to the run that it describes. Readers derive from it how they treat the field."""
+    """The role of a field of an event, from which readers derive how to treat the field."""
 
     IDENTITY = "identity"
-    """Names one run or one attempt."""
+    """Identifies one run or one attempt."""
     LABEL = "label"
-    """What the run was given: for whom, what, where, in which version."""
+    """An input of the run: user, data, deployment, version."""
     TIME = "time"
-    """When it ran."""
+    """A point in time of the run."""
     OUTCOME = "outcome"
-    """How it ended."""
+    """The result of the run."""
     DURATION = "duration"
-    """How long it took."""
+    """A duration of the run."""
     WORK = "work"
-    """What it did on the way: attempts, keys, events."""
+    """A property of the execution: attempts, keys, events."""
     PROCESS = "process"
-    """The state of the process."""
+    """A measurement of the process."""
     RECORD = "record"
-    """About the event itself: its version, what was left out of it, how many events it stands for."""
+    """Metadata of the event: its schema version, dropped fields, the number of events that it represents."""
 
 
 def _role(*roles: Role) -> Meta:
@@ -213,7 +213,7 @@ class PipelineWide(Struct, frozen=True, gc=False):
     """`pipeline.wide`: the full record of one run."""
 
     # The order of the fields is a contract: events are built by position (`_wide.build_pipeline_wide`), and a
-    # journal recognises a failed run by the first bytes of its line and finds `started_at` near its front.
+    # journal recognises a failed run by the first bytes of its line, and `started_at` must be near the start.
 
     status: Annotated[Literal["OK", "FAIL"], _OUTCOME]
     duration_ms: Annotated[Milliseconds, _DURATION]
@@ -278,7 +278,7 @@ class StageOutline(Struct, frozen=True, gc=False, array_like=True):
 
 
 class RunIdentity(Struct, frozen=True, gc=False):
-    """What all events of one run share."""
+    """The fields that all events of one run share."""
 
     event_id: str
     pipeline_name: str
@@ -291,9 +291,9 @@ class RunIdentity(Struct, frozen=True, gc=False):
 
 
 class RunOpen(RunIdentity, frozen=True, gc=False):
-    """The mark of a run's start: with it, a journal can complete the record of a run whose process died.
+    """The mark of a run's start, from which a journal can complete the record of a run whose process died.
 
-    `stages` may be JSON that is already encoded: it is the same for every run of a graph.
+    `stages` may be encoded JSON, because it is the same for every run of a graph.
     """
 
     started_at: Timestamp
@@ -310,7 +310,7 @@ class RunClosed(Struct, frozen=True, gc=False):
 
 
 def roles(shape: type[Struct]) -> dict[str, frozenset[Role]]:
-    """Return the roles of each field of an event; those of an object are those of its own fields.
+    """Return the roles of each field of an event; an object has the roles of its fields.
 
     Example:
         >>> sorted(roles(StageWide)["ended_at"])
@@ -334,7 +334,7 @@ def roles(shape: type[Struct]) -> dict[str, frozenset[Role]]:
 
 
 def fields_with(*wanted: Role) -> frozenset[str]:
-    """Return the names of the fields of the wide events that have one of these roles.
+    """Return the names of the wide event fields that have any of these roles.
 
     Example:
         >>> sorted(fields_with(Role.PROCESS))
@@ -356,7 +356,7 @@ CUSTOM_EVENT_KEYS = (
 
 
 def event_id(run_id: str, stage: str, attempt: int) -> str:
-    """Return the `event_id` of a `stage.wide`. That of a `pipeline.wide` is the id of its run.
+    """Return the `event_id` of a `stage.wide` event. For `pipeline.wide`, it is the id of the run.
 
     Example:
         >>> event_id("01a2", "search", 2)
@@ -366,12 +366,12 @@ def event_id(run_id: str, stage: str, attempt: int) -> str:
 
 
 def span_id(base: int, sequence: int = 0, attempt: int = -1) -> str:
-    """Return the W3C span id of an attempt, or, without one, of its run: 16 hex digits, never all zero.
+    """Return the W3C span id of an attempt, or of the run: 16 hex digits, never all zeros.
 
     Args:
         base: 64 random bits of the run.
-        sequence: Place of the stage in its pipeline, counted from 0.
-        attempt: Number of the attempt.
+        sequence: Position of the stage in its pipeline, starting at 0.
+        attempt: Number of the attempt; -1 for the run.
     """
     return "%016x" % ((base + (sequence << 16) + attempt + 1) & 0xFFFF_FFFF_FFFF_FFFF or 1)
 

@@ -192,7 +192,7 @@ def _put_in_force(new: Settings, old: Settings | None) -> None:
 
 
 def _check_options(new: Settings) -> None:
-    """Name an unknown journal option in the library's own words: Python's differ from version to version."""
+    """Raise an error for an unknown journal option; Python's own message differs between versions."""
     known = list(inspect.signature(JournalSink).parameters)[1:]
     for name in new.journal_options:
         if name not in known:

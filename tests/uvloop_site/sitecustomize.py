@@ -1,6 +1,7 @@
 """Makes uvloop the default event loop of every process started with this folder on `PYTHONPATH`.
 
-Event loop policies are deprecated since Python 3.14, and the programs that the tests start take no option.
+Event loop policies are deprecated since Python 3.14, and programs started by the tests have no option for the
+loop.
 """
 
 import asyncio

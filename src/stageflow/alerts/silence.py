@@ -59,8 +59,8 @@ def is_silenced(rule: str, silences: Iterable[Silence], now: datetime) -> Silenc
 SILENCES_FILE = StateFile(
     "alerts.silences.json",
     tuple[Silence, ...],
-    "move the file away, and silence again with `stageflow alerts silence` what must be quiet",
-    after="silence again with `stageflow alerts silence` what must be quiet",
+    "move the file away, and add the silences again with `stageflow alerts silence`",
+    after="add the silences again with `stageflow alerts silence`",
 )
 
 
@@ -96,7 +96,7 @@ def add_silence(state: str, silence: Silence, now: datetime, *, lift: bool = Fal
         lift: Take the rule's silence away instead.
 
     Raises:
-        AlertStateError: Another process keeps it locked.
+        AlertStateError: Another process holds the lock.
         DamagedFileError: The file is damaged.
         OSError: It cannot be written.
     """

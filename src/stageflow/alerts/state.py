@@ -128,9 +128,9 @@ class AlertState(Struct, frozen=True, kw_only=True):
 STATE_FILE = StateFile(
     "alerts.json",
     AlertState,
-    "without it nobody knows what was sent; to begin anew, move the file away: what fires is then sent again,"
-    " and what waited to be sent is not",
-    after="what fires is sent again, and what waited to be sent is not",
+    "the state records which notifications were sent; to reset it, move the file away: firing alerts are then"
+    " sent again, and pending notifications are lost",
+    after="firing alerts are sent again, and pending notifications are lost",
 )
 
 
@@ -138,7 +138,7 @@ def read_state(path: str) -> AlertState:
     """Return the state that was written last; a new one where there is none.
 
     Raises:
-        DamagedFileError: The file is damaged. To begin anew would be to notify again of what fires.
+        DamagedFileError: The file is damaged. Resetting it would repeat the notifications of firing alerts.
         OSError: It cannot be read.
     """
     return read_stored(path, AlertState, STATE_FILE.remedy) or AlertState()

@@ -1,4 +1,4 @@
-"""`stageflow doctor`: the state of a journal and its archive, and their repair."""
+"""`stageflow doctor`: checks and repairs a journal and its archive."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def doctor(
         bool,
         typer.Option(
             "--repair",
-            help="Complete the runs of dead processes, move what is damaged to broken/, remove left-overs.",
+            help="Complete the runs of dead processes, move damaged data to broken/, delete temporary files.",
         ),
     ] = False,
     as_json: Annotated[bool, json_option("The state as one JSON object, with what a repair did.")] = False,
 ) -> None:
     """Check every line and state file of a journal, and every file of its archive.
 
-    The exit code is 1 if something needs attention. Nothing is changed without `--repair`, and nothing is
-    deleted with it: what is taken out of a file or moved away is kept in `broken/`, and a damaged file of
-    the archive in `_stageflow/` there.
+    The exit code is 1 if something needs attention. Without `--repair` the command changes nothing. With it,
+    the command deletes no data: it keeps damaged lines and files of the journal in `broken/`, and damaged
+    files of the archive in its directory `_stageflow/`.
 
     - `stageflow doctor`
 
@@ -92,5 +92,5 @@ def doctor(
 def _has_archive(journal: str) -> bool:
     try:
         return has_archive(journal)
-    except StageflowError:  # the file with its address is damaged: the check of the journal reports that
+    except StageflowError:  # the check of the journal reports a damaged `archive.json`
         return False

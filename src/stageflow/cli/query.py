@@ -30,9 +30,9 @@ def query(
 ) -> None:
     """Answer a query over the views `runs`, `stages` and `events`, in DuckDB's SQL.
 
-    It can read these views and nothing else. It runs in a process that is killed at the time limit, and
-    that may use 3 GB of memory and 10 GB of temporary files. An attribute is a column with quotes:
-    `"attributes.hits"`.
+    The query can read only these views. It runs in a separate process that is killed when the time limit
+    expires, and that can use 3 GB of memory and 10 GB of temporary files. Quote the names of attribute
+    columns: `"attributes.hits"`.
 
     - `stageflow query "select status, count(*) from runs group by 1"`
 

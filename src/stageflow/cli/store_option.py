@@ -41,7 +41,7 @@ ArchiveOption = Annotated[
 ]
 VerifyOption = Annotated[
     bool,
-    typer.Option("--verify", help="Compare files of the archive with their checksums before reading them."),
+    typer.Option("--verify", help="Verify the checksums of archive files before reading them."),
 ]
 WhereOption = Annotated[
     str | None,
@@ -100,8 +100,8 @@ def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Jou
     found = find_journal(journal)
     try:
         archived = has_archive(found.path)
-    except DamagedFileError as error:  # what the journal has is shown all the same
-        typer.echo(f"The archive is left out: {error}", err=True)
+    except DamagedFileError as error:  # still show what the journal has
+        typer.echo(f"Results do not include the archive: {error}", err=True)
         archived = False
     if not archived:
         yield found

@@ -19,8 +19,8 @@ Id = str | UUID | None
 class PipelineContext(Struct, metaclass=ValueType, frozen=True, kw_only=True, eq=False, weakref=True):
     """The context of a run. Every field is optional.
 
-    It is immutable. A run works on a copy in which everything is filled in, so one context may serve many
-    runs at once.
+    A context is immutable. Each run works on a copy with all fields filled in, so concurrent runs can share
+    one context.
 
     Args:
         pipeline_run_id: Id of the run; a UUIDv7 is made where there is none. Give one only if no
@@ -66,7 +66,7 @@ class PipelineContext(Struct, metaclass=ValueType, frozen=True, kw_only=True, eq
 class ContextOfRun(PipelineContext, frozen=True, kw_only=True, eq=False, weakref=True):
     """The context of a run that has started, filled in by the engine, and every copy of it.
 
-    Another run that is given such a context takes its labels and ids, and gets its own `pipeline_run_id`.
+    A run started with such a context inherits its labels and ids, but gets its own `pipeline_run_id`.
     """
 
     def __repr__(self) -> str:

@@ -43,6 +43,6 @@ def is_amount(value: Any) -> bool:
         return isinstance(value, (int, float)) and isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return True
-    except BaseException as error:  # of a value that pretends to be what it is not
+    except BaseException as error:  # raised by a value that fakes its type
         INTERRUPTS.contain(error)
         return False

@@ -1,8 +1,9 @@
-"""`Delivery`: the one object that knows every sink, and every event loop that delivers and how it ends.
+"""`Delivery`: manages all sinks, the event loops that deliver events, and the shutdown of these loops.
 
-The end of `asyncio.run` cancels every task at once and then closes every asynchronous generator. One such
-generator of the library, on each loop that has events waiting, drains them at that point: all runs have
-written their record by then, and delivery, which is excluded from `asyncio.all_tasks()`, still runs.
+`asyncio.run` first cancels all tasks during shutdown and then closes all asynchronous generators. On each
+loop with pending events, the library registers such a generator, which drains the events when it is closed.
+By then all runs have written their record, and delivery tasks, which are excluded from `asyncio.all_tasks()`,
+still run.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 
-# Exit hooks run last in, first out. Ours must run before the one that shuts down the default executor,
-# which a sink may need to look up a host: so that module has to be imported by now.
+# Exit hooks run in reverse order of registration. This one must run before the one that shuts down the
+# default executor, which a sink may need for DNS lookups, so that module must already be imported here.
 import concurrent.futures.thread
 import contextlib
 import math
@@ -54,7 +55,7 @@ home_loop: ContextVar[tuple[Loop, int] | None] = ContextVar("stageflow_home_loop
 
 
 class BackgroundLoop:
-    """An event loop in a daemon thread of its own, which does not delay the exit of the process."""
+    """An event loop in a daemon thread, which does not delay process exit."""
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
@@ -67,7 +68,7 @@ class BackgroundLoop:
         self.loop.close()
 
     def stop(self) -> None:
-        """End the thread; what is waiting on its loop then is dropped and counted."""
+        """Stop the thread; events still pending on its loop are dropped and counted."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.loop.stop)
 
@@ -77,7 +78,7 @@ class Delivery:
 
     Attributes:
         sink: The global sink.
-        drain_timeout: Seconds for which the end of a loop, the exit of the process and `flush()` wait.
+        drain_timeout: Seconds that loop shutdown, process exit and `flush()` wait for pending events.
     """
 
     def __init__(self) -> None:
@@ -87,7 +88,7 @@ class Delivery:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew in a forked child: it has no threads, and must not deliver the events of its parent."""
+        """Reset the state in a forked child: it has no threads, and must not deliver events of its parent."""
         self._lock = threading.RLock()
         self._channels: dict[int | tuple[int, str], tuple[Any, Channel]] = {}
         self._outlets: dict[Loop, set[Outlet]] = {}
@@ -100,7 +101,7 @@ class Delivery:
     # ------------------------------------------------------------ sinks
 
     def channel_of(self, sink: Any, method: str = "") -> Channel:
-        """Return the channel of a sink, created when the sink is first seen.
+        """Return the channel of a sink; create it on first use.
 
         Raises:
             TypeError: It has no method that takes events.
@@ -118,14 +119,14 @@ class Delivery:
                 # By identity, not equality, and without keeping the sink alive.
                 alive: Any = weakref.ref(sink, lambda _: self._channels.pop(key, None))
             except TypeError:
-                alive = sink  # it does not support weak references: it stays
+                alive = sink  # no weak references: keep it alive
             self._channels[key] = (alive, channel)
             return channel
 
     def offer_through(self, sink: Any, method: str, event: Event) -> None:
-        """Offer an event to a sink, to be handed over by one of its methods."""
+        """Offer an event to a sink by a specific method of the sink."""
         channel = self.channel_of(sink)
-        # A sink that is used as it is has one channel, whichever way its events come.
+        # An unmodified sink has one channel, whichever method offers the event.
         if method and method != channel.method:
             channel = self.channel_of(sink, method)
         channel.offer(sink, event)
@@ -138,13 +139,13 @@ class Delivery:
     # ------------------------------------------------------------ loops
 
     def delivery_loop(self) -> Loop:
-        """Return the loop for an event that is emitted here and now.
+        """Return the loop that delivers an event emitted by the caller.
 
-        That is the running one; in a thread of a run, the loop of that run; otherwise the library's own, in
-        the background.
+        This is the running loop; in a thread of a run, the loop of that run; otherwise the background loop of
+        the library.
 
         Raises:
-            RuntimeError: The interpreter is exiting, and no thread can be started.
+            RuntimeError: The interpreter is exiting and cannot start a thread.
         """
         loop = running_loop()
         if loop is None:
@@ -187,7 +188,7 @@ class Delivery:
         self.sweep()
         watcher = self._drain_when_closed(loop)
         with contextlib.suppress(StopIteration):
-            # The first step: it registers the generator with the loop and suspends in it.
+            # The first step registers the generator with the loop and suspends it.
             watcher.__anext__().send(None)
         self._end_watchers[loop] = watcher
 
@@ -218,7 +219,7 @@ class Delivery:
                 break
         for outlet in list(self._outlets.get(loop, ())):
             outlet.give_up("drain_timeout")
-        # One iteration, so that what was given up is cancelled before the loop closes.
+        # One more iteration, so that abandoned tasks process their cancellation before the loop closes.
         await asyncio.sleep(0)
 
     def _drain_at_exit(self) -> None:
@@ -235,7 +236,7 @@ class Delivery:
             outlet.give_up("drain_timeout")
 
     def is_draining(self, loop: Loop) -> bool:
-        """Return whether `loop` is ending: what a sink needs may be gone, and an error has that cause."""
+        """Return whether `loop` is shutting down, which may be the cause of an error in a sink."""
         return loop in self._draining
 
     def open_outlets(self) -> list[Outlet]:
@@ -244,7 +245,7 @@ class Delivery:
             return [outlet for outlets in self._outlets.values() for outlet in outlets]
 
     def sweep(self) -> None:
-        """Drop, counted, what is still waiting on loops that were closed."""
+        """Drop and count the events still pending on closed loops."""
         with self._lock:
             closed = [loop for loop in self._outlets if loop.is_closed()]
             gone = [outlet for loop in closed for outlet in self._outlets[loop]]
@@ -278,7 +279,7 @@ _NO_OP = DELIVERY.sink
 def set_event_sink(sink: EventSink | Any) -> None:
     """Make `sink` the one that receives the events of every emitter without a sink of its own.
 
-    It takes effect with the next event, also for graphs that are built and runs that are in progress.
+    The change takes effect with the next event, also for existing graphs and running runs.
 
     Raises:
         TypeError: The object has neither `emit` nor `try_emit`.
@@ -294,7 +295,7 @@ def get_event_sink() -> EventSink:
 
 
 def clear_event_sink() -> None:
-    """Discard the events of emitters without a sink of their own again."""
+    """Reset the global sink: events of emitters without their own sink are discarded again."""
     DELIVERY.sink = _NO_OP
 
 
@@ -307,11 +308,11 @@ async def flush(timeout: float | None = None) -> bool:
     Call it before you close what a sink needs: a connection pool, a client.
 
     Args:
-        timeout: Seconds to wait at most; default that of `set_drain_timeout`, 5 s. It is kept, whatever the
-            sinks do. Events that are late stay pending, and are not lost.
+        timeout: Maximum wait in seconds; defaults to that of `set_drain_timeout`, 5 s. `flush` never waits
+            longer, whatever the sinks do. Events not delivered in time stay pending and are not lost.
 
     Returns:
-        True if all of them were delivered or dropped in time.
+        True if all events were delivered or dropped in time.
     """
     DELIVERY.sweep()
     own = delivering.get()
@@ -346,7 +347,7 @@ def set_drain_timeout(seconds: float) -> None:
     """Set for how long the end of a loop, the exit of the process and `flush()` wait for sinks.
 
     Args:
-        seconds: One limit for the whole process; 5 until it is set.
+        seconds: The limit for the whole process; default 5.
 
     Raises:
         ValueError: For a negative or infinite number.

@@ -33,12 +33,12 @@ class BackgroundEventSink(ForwardingSink):
         _sinks.add(self)
 
     def _reset(self) -> None:
-        # A forked child has the object, but neither the thread behind it nor a lock that is free for sure.
+        # A forked child inherits this object, but not its thread, and another thread may have held the lock.
         self._lock = threading.RLock()
         self._background: BackgroundLoop | None = None
 
     def delivery_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop in the thread of this sink, which is started when it is first needed."""
+        """Return the loop in the thread of this sink; start the thread on first use."""
         with self._lock:
             if self._background is None:
                 self._background = BackgroundLoop(f"stageflow-{type(self.sink).__name__}")

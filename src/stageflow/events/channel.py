@@ -1,4 +1,4 @@
-"""The way from the library to one sink: how the sink is called, in which thread, and counted."""
+"""The channel from the library to one sink: calls the sink and counts its events."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Channel"]
 log = logging.getLogger("stageflow.events")
 
 SLOW_SECONDS = 0.05
-"""A sink that blocks its caller or the loop for longer than this is named, and its time counted."""
+"""Seconds; a sink that blocks its caller or the loop for longer is logged, and the time is counted."""
 
 
 class Delivers(Loops, Protocol):
-    """What a channel needs of `Delivery`."""
+    """The part of `Delivery` that a channel uses."""
 
     def delivery_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop for an event that is emitted here and now."""
+        """Return the loop that delivers an event emitted by the caller."""
         ...
 
 
@@ -39,9 +39,9 @@ class Channel:
     """Counts and calls one sink. `offer` never raises and never waits for anything but the sink.
 
     Args:
-        sink: The sink. It is not kept: `offer` gets it again.
+        sink: The sink. The channel does not keep it alive; `offer` receives it again.
         method: The method to call: "take", "emit" or "try_emit"; "" for the one that the sink implements.
-        delivery: What knows the event loops.
+        delivery: Provides the event loops.
     """
 
     def __init__(self, sink: Any, method: str, delivery: Delivers) -> None:
@@ -49,7 +49,7 @@ class Channel:
         self.stalled = False
         self._call, self._in_place, self.method = _how_to_call(sink, method)
         self.direct = self._call is _TAKE
-        # Not for a direct sink: a journal in the background would no longer survive a SIGKILL.
+        # Not for a direct sink: events of a journal on a separate thread would be lost on SIGKILL.
         self._advice = "" if self.direct else "; BackgroundEventSink(sink) runs it on a separate thread"
         self._forwards = isinstance(sink, ForwardingSink)
         self._delivery = delivery
@@ -67,7 +67,7 @@ class Channel:
         self._logged: set[str] = set()
 
     def offer(self, sink: Any, event: Event) -> None:
-        """Hand an event to the sink, here and now or through its queue."""
+        """Hand an event to the sink, synchronously or through its queue."""
         if not self._in_place:
             self._enqueue(sink, event, counted=False)
             return
@@ -97,7 +97,7 @@ class Channel:
             else:
                 self._in_call += 1
         if error is None:
-            # A synchronous method that returns an awaitable: the rest of it runs on the loop.
+            # A synchronous method that returns an awaitable: await it on the loop.
             assert outcome is not None
             self._enqueue(sink, outcome, counted=True)
             return
@@ -152,7 +152,7 @@ class Channel:
         self._dropped[reason] += count
 
     def log_dropped(self, reason: str, count: int, error: BaseException | None) -> None:
-        # Not under the lock: a logging handler may emit events, and wait for a thread that waits for us.
+        # Without the lock: a logging handler may emit events, and wait for a thread that waits for the lock.
         lost = f"{count} event{'s were' if count != 1 else ' was'} dropped ({reason})"
         self._log_once(reason, lost + (f": {describe(error)}" if error is not None else ""))
 
@@ -167,7 +167,7 @@ class Channel:
         if seconds > SLOW_SECONDS and not self._forwards:
             with self._lock:
                 self._blocked += seconds
-            self._log_once("slow", f"it held up its caller for {seconds * 1000:.0f} ms{self._advice}")
+            self._log_once("slow", f"it blocked its caller for {seconds * 1000:.0f} ms{self._advice}")
 
     def _log_once(self, what: str, text: str) -> None:
         """Warn once a sink and reason; the rest is in the counters."""
@@ -176,7 +176,7 @@ class Channel:
             tell(log, "event sink %s: %s (said once; see stageflow.events.stats())", self.name, text)
 
     def count_sync_failure(self) -> None:
-        """Count that what the sink had written could not be synced."""
+        """Count a failed sync of the sink."""
         with self._lock:
             self._sync_failures += 1
 
@@ -216,7 +216,7 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
     """
     kind = type(sink)
     implemented = [name for name in ("try_emit", "emit") if overrides(sink, name)]
-    # By its real class: a mock of a sink claims to be one, and has neither its methods nor its state.
+    # Check the real class: a mock passes `isinstance`, but has neither the methods nor the state of a sink.
     if issubclass(kind, ForwardingSink) and (method == "forward" or not implemented):
         _how_to_call(sink.sink, "")
         return _forward, False, "forward"

@@ -24,9 +24,9 @@ class SinkStats(Struct, frozen=True):
         dropped: Events taken on and lost, by reason: `sink_error`, `sink_closed` (an error while
             the loop was ending), `drain_timeout`, `loop_closed`; by a journal also `disk_full`,
             `journal_unwritable` and `line_too_long`.
-        blocked_ms: Milliseconds for which the sink held up its caller or its loop, counted from
+        blocked_ms: Milliseconds for which the sink blocked its caller or its loop, counted from
             50 ms a call.
-        sync_failures: How often a journal could not sync what it had written; it is tried again.
+        sync_failures: Number of failed syncs of a journal, which it retries.
     """
 
     sink: str

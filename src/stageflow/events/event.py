@@ -30,5 +30,6 @@ class Event(Struct, frozen=True, gc=False, rename={"body": "data"}):
 
     def line(self) -> bytes:
         """Return `{"type": ..., "data": {...}}` and a newline, as UTF-8."""
-        # A list: msgspec 0.22.0 leaks the iterator that it makes of any other iterable (see pyproject.toml).
+        # A list: msgspec 0.22.0 leaks the iterator that it creates for any other iterable (see
+        # pyproject.toml).
         return _encode_lines([self])

@@ -37,11 +37,11 @@ class FanoutEventSink(DirectSink):
 
     @property
     def takes_marks(self) -> bool:
-        """Whether one of the sinks takes marks."""
+        """Whether any of the sinks accepts marks."""
         return any(takes_marks(sink) for sink in self.sinks)
 
     def take_mark(self, mark: RunOpen | RunClosed) -> None:
-        """Hand a mark to each sink that takes marks."""
+        """Hand a mark to each sink that accepts marks."""
         for sink in self.sinks:
             if takes_marks(sink):
                 sink.take_mark(mark)

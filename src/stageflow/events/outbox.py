@@ -33,20 +33,20 @@ class Outlet(Protocol):
         ...
 
     def drained(self) -> concurrent.futures.Future[None]:
-        """Return a future that is done when what is waiting now has been delivered or dropped."""
+        """Return a future that is done when all currently pending events have been delivered or dropped."""
         ...
 
     def give_up(self, reason: str) -> None:
-        """Drop what is waiting, counted under `reason`."""
+        """Drop all pending events and count them under `reason`."""
         ...
 
 
 delivering: ContextVar[Outlet | None] = ContextVar("stageflow_delivering", default=None)
-"""The outbox in whose delivery the current code runs: a sink that flushes must not wait for itself."""
+"""The outbox that is delivering in the current context: a sink that flushes must not wait for itself."""
 
 
 class Loops(Protocol):
-    """What an outbox needs of `Delivery`."""
+    """The part of `Delivery` that an outbox uses."""
 
     def enter(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
 
@@ -180,7 +180,7 @@ class Outbox:
         self._wake()
 
     def _timed(self, method: Callable[..., Any], *args: Any) -> Any:
-        """Make one step of the coroutine of a sink, and count for how long it blocked the loop."""
+        """Run one step of a sink's coroutine, and count how long it blocked the loop."""
         began = time.monotonic()
         try:
             return method(*args)

@@ -1,4 +1,4 @@
-"""The base classes of event sinks, and the sink that discards."""
+"""The base classes of event sinks, and the no-op sink."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DirectSink", "EventLost", "EventSink", "ForwardingSink", "NoOpEventS
 
 
 class EventLost(Exception):
-    """An event that a sink accepted and could not keep.
+    """A sink accepted an event but could not store it.
 
     Attributes:
         reason: Under which it is counted, in `SinkStats.dropped`.
@@ -26,10 +26,10 @@ class EventLost(Exception):
 
 
 class Offers(Protocol):
-    """What hands events over to sinks; `Delivery` is the one implementation."""
+    """Hands events over to sinks; `Delivery` is the only implementation."""
 
     def offer_through(self, sink: Any, method: str, event: Event) -> None:
-        """Offer an event to a sink, to be handed over by one of its methods."""
+        """Offer an event to a sink by a specific method of the sink."""
         ...
 
 
@@ -43,9 +43,9 @@ class _Done:
 class EventSink:
     """A destination for events. `emit` is the only method that a subclass must implement.
 
-    The library calls `emit` through a bounded queue, on the event loop of the run, one event after the
-    other. A subclass that overrides `try_emit` has that called instead: an asynchronous one through the same
-    queue, a synchronous one in place, so that it must not block.
+    The library puts events into a bounded queue and calls `emit` for one event at a time, on the event loop
+    of the run. If a subclass overrides `try_emit`, the library calls that method instead: through the same
+    queue if it is asynchronous, and directly if it is synchronous, in which case it must not block.
 
     If a sink raises or hangs, only its own events are lost, and they are counted
     (`stageflow.events.stats()`).
@@ -79,9 +79,10 @@ class EventSink:
 
 
 class DirectSink(EventSink, ABC):
-    """A sink that takes each event in place, before its emission returns, and without a dict of it.
+    """A sink that receives each event synchronously, before the emitting call returns, and not as a dict.
 
-    Its `take` must not block. A subclass of it that overrides `emit` or `try_emit` has that called instead.
+    `take` must not block. If a subclass overrides `emit` or `try_emit`, the library calls that method
+    instead.
     """
 
     @abstractmethod
@@ -89,7 +90,7 @@ class DirectSink(EventSink, ABC):
         """Take one event.
 
         Raises:
-            EventLost: It was lost for a reason that the sink names.
+            EventLost: The event was lost; `reason` states why.
         """
 
     @property
@@ -98,7 +99,7 @@ class DirectSink(EventSink, ABC):
         return False
 
     def take_mark(self, mark: RunOpen | RunClosed) -> None:
-        """Take the mark of the start or the end of a run. It never raises, and is not counted."""
+        """Receive the mark of the start or the end of a run. It never raises; marks are not counted."""
 
     async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
         """Take one event."""
@@ -111,7 +112,7 @@ class DirectSink(EventSink, ABC):
 
 
 class ForwardingSink(EventSink, ABC):
-    """A sink that has another sink called on an event loop of its own."""
+    """A sink that calls another sink on a separate event loop."""
 
     sink: EventSink | Any
 
@@ -120,7 +121,7 @@ class ForwardingSink(EventSink, ABC):
         """Return the loop on which `sink` is called.
 
         Raises:
-            RuntimeError: No thread can be started any more.
+            RuntimeError: The interpreter can no longer start threads.
         """
 
     async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
@@ -134,7 +135,7 @@ class ForwardingSink(EventSink, ABC):
 
 
 class NoOpEventSink(DirectSink):
-    """Discards events. It is the default, and no event is even built for it."""
+    """Discards events. This is the default; the library does not even build events for it."""
 
     def take(self, event: Event) -> None:
         """Discard an event."""
@@ -146,6 +147,6 @@ _DEFAULTS = frozenset(
 
 
 def overrides(sink: Any, name: str) -> bool:
-    """Return whether a sink has a method `emit` or `try_emit` of its own."""
+    """Return whether a sink overrides the method `emit` or `try_emit`."""
     method = getattr(sink, name, None)
     return callable(method) and getattr(method, "__func__", None) not in _DEFAULTS

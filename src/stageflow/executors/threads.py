@@ -1,7 +1,7 @@
 """Threads for synchronous functions: daemon threads, reused, which do not delay the exit of the process.
 
-Their number is not limited: a synchronous stage may start a run of its own and wait for it, and a limited
-pool would then wait for itself. `max_concurrency` limits the work.
+The number of threads is unlimited: a synchronous stage may start a nested run and wait for it, which would
+deadlock a limited pool. `max_concurrency` limits the work.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class _Worker(threading.Thread):
                     return
                 continue  # a job was handed over at the last moment
             job()
-            del job  # or what it refers to would live until the next one
+            del job  # otherwise its objects would live until the next job
             if os.getpid() != self._process:
-                return  # the job forked: in the child, nobody gives this thread another one
+                return  # the job forked: in the child, this thread gets no further jobs
             self._pool.is_free(self)
 
 
@@ -51,7 +51,7 @@ class _Pool:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew: a forked child has none of the threads of its parent."""
+        """Reset the pool in a forked child, which has none of its parent's threads."""
         self._lock = threading.RLock()
         self._idle: list[_Worker] = []
         self._backlog: deque[Job] = deque()
@@ -78,7 +78,7 @@ class _Pool:
                     raise
 
     def retires(self, worker: _Worker) -> bool:
-        """Return whether a thread that has been idle may end."""
+        """Return whether an idle thread may exit."""
         with self._lock:
             if worker not in self._idle:
                 return False
@@ -87,7 +87,7 @@ class _Pool:
             return True
 
     def is_free(self, worker: _Worker) -> None:
-        """Give a thread that has done its job the next one, or let it wait for one."""
+        """Assign the next job to a thread that has finished one, or add the thread to the idle ones."""
         with self._lock:
             if self._backlog:
                 worker.inbox.put(self._backlog.popleft())

@@ -36,16 +36,16 @@ __all__ = [
 _CHUNK = 4 << 20
 
 _MOVE = "`stageflow doctor --repair` moves it to broken/"
-_HEADLESS = "its first line, which says where the others began, is damaged"
-_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` writes that line anew"
-UNREADABLE = "make it readable for this user, or move it away"
+_HEADLESS = "its first line, which has the original offset of its lines, is damaged"
+_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites that line"
+UNREADABLE = "grant this user read permission, or move the file away"
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were looked at, and all there are."""
 
 
 class Damage(Struct, frozen=True):
-    """A place in a segment that is not a whole line of JSON.
+    """A range of bytes in a segment that is not a complete line of JSON.
 
     Attributes:
         path: Of the segment.
@@ -113,9 +113,9 @@ class JournalState(Struct, frozen=True):
         writers: Everybody who has segments here, oldest first.
         cursors: Everybody who reads under a name.
         torn: Last lines that were cut off, of writers that no longer write there.
-        broken: Lines in the middle that are damaged: not UTF-8, or not JSON.
-        damaged: Files that cannot be used at all, such as a cursor or a symbolic link.
-        kept_aside: How many lines and files are in `broken/`.
+        broken: Damaged lines in the middle of a file: invalid UTF-8 or invalid JSON.
+        damaged: Unusable files, such as a damaged cursor or a symbolic link.
+        kept_aside: Number of lines and files in `broken/`.
         crashed: How many runs of these writers were completed after a crash.
         deleted: What was deleted to make room.
         problems: What should be seen to, a sentence each.
@@ -136,12 +136,12 @@ class JournalState(Struct, frozen=True):
 
 
 class DamagedFile(Struct, frozen=True):
-    """A file that cannot be used at all.
+    """An unusable file.
 
     Attributes:
         path: Where it is.
-        why: What is wrong with it.
-        remedy: What to do.
+        why: Description of the damage.
+        remedy: How to fix it.
     """
 
     path: str
@@ -152,7 +152,7 @@ class DamagedFile(Struct, frozen=True):
 def check(
     directory: str, progress: Progress | None = None, state_files: Iterable[StateFile] = ()
 ) -> JournalState:
-    """Look at every line and every state file of a journal; see `Journal.check`."""
+    """Check every line and every state file of a journal; see `Journal.check`."""
     writers = list_writers(directory)
     whole = sum(_size(segment) for segments in writers.values() for segment in segments)
     states: list[WriterState] = []
@@ -205,7 +205,7 @@ def check(
 
 def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator[DamagedFile]:
     for path in misplaced(directory):
-        what = "a symbolic link" if os.path.islink(path) else "neither a file nor a directory of a journal"
+        what = "a symbolic link" if os.path.islink(path) else "not a regular file or directory of a journal"
         yield DamagedFile(path, f"it is {what}", _MOVE)
     known = {file.name: file for file in (DELETED_FILE, *state_files)}
     for name in cursor_file.names(directory):
@@ -250,7 +250,7 @@ class _Found(Struct):
 
 
 def _look(segment: Segment) -> _Found:
-    """Look at every line of a file, at the places where they are in the file, also in a kept segment."""
+    """Check every line of a file by its offset in the file, also in a kept segment."""
     found = _Found(0, [], None, False)
     with open_segment(segment) as file:
         kept = segment.kept or not is_regular(segment.path)
@@ -272,7 +272,7 @@ def _look(segment: Segment) -> _Found:
 
 
 def _state_of(segments: list[Segment]) -> tuple[str, list[str], int, OSError | None]:
-    """Return the state of a writer, its open runs, how many were completed, and what could not be read."""
+    """Return the state of a writer, its open runs, the number of completed runs, and a read error or None."""
     try:
         if writer_is_closed(segments):
             closed = _closed_by(segments[-1])
@@ -329,9 +329,9 @@ def _problems(
             " a reader, or a repair, does it"
         )
     if torn:
-        yield f"{len(torn)} last lines are torn; readers leave them out, a repair cuts them off"
+        yield f"{len(torn)} last lines are torn; readers skip them, a repair removes them"
     if broken:
-        yield f"{len(broken)} lines are damaged; readers leave them out, a repair takes them out"
+        yield f"{len(broken)} lines are damaged; readers skip them, a repair removes them"
     for file in damaged:
         yield f"{file.path} is damaged: {file.why}; {file.remedy}"
     if left_over:
@@ -346,7 +346,7 @@ def _problems(
 
 
 def left_over(directory: str) -> list[str]:
-    """Return files that a process was making when it was killed."""
+    """Return the temporary files of processes that were killed while writing them."""
     minute_ago = time.time() - 60
     found = []
     for folder in (directory, os.path.join(directory, CURSORS), os.path.join(directory, BROKEN)):
@@ -365,7 +365,7 @@ def left_over(directory: str) -> list[str]:
 
 
 def names_in(folder: str) -> list[str]:
-    """Return the names in a folder; none where there is no such folder."""
+    """Return the names in a directory, or an empty list if it does not exist."""
     try:
         return [] if os.path.islink(folder) else os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):

@@ -45,7 +45,7 @@ class CursorFile(Struct, frozen=True):
         broken: How many broken lines it came by.
         torn: How many torn last lines.
         missed: How many segments were deleted before it had read them to their end.
-        name: Name of the reader; empty where an earlier version wrote the file.
+        name: Name of the reader; empty if an earlier version wrote the file.
     """
 
     positions: dict[str, Position] = {}
@@ -80,7 +80,7 @@ def state_file(name: str) -> StateFile:
         os.path.join(CURSORS, f"{name}.json"),
         CursorFile,
         "`stageflow doctor --repair` moves it to broken/, and the reader reads everything again;"
-        " so it does when you delete the file",
+        " deleting the file has the same effect",
     )
 
 
@@ -88,7 +88,7 @@ def load(directory: str, name: str) -> CursorFile | None:
     """Return how far a reader has come; None for a new one.
 
     Raises:
-        DamagedFileError: The file does not hold what was stored.
+        DamagedFileError: The content of the file is damaged.
         OSError: It cannot be read.
     """
     _refuse_link(directory)
@@ -100,10 +100,10 @@ def load(directory: str, name: str) -> CursorFile | None:
 
 
 def store(directory: str, name: str, cursor: CursorFile) -> None:
-    """Store how far a reader has come, safe against a crash of the machine.
+    """Store the positions of a reader durably.
 
     Raises:
-        DamagedFileError: A directory is in place of the file, or `cursors` is a symbolic link.
+        DamagedFileError: The path is a directory, or `cursors` is a symbolic link.
         OSError: It could not be written; what was stored before stands.
     """
     make_private_below(os.path.join(directory, CURSORS))
@@ -111,10 +111,10 @@ def store(directory: str, name: str, cursor: CursorFile) -> None:
 
 
 def begin_again(directory: str, name: str) -> None:
-    """Store that a reader has read nothing of what there is now.
+    """Store a cursor at the beginning of all current segments.
 
-    A damaged cursor is replaced so, and not only removed: a reader with `at_end=True` would otherwise
-    begin at the end, and miss what it had not read.
+    A repair replaces a damaged cursor in this way instead of removing it: otherwise a reader with
+    `at_end=True` would start at the end, and miss events that it had not read.
     """
     positions = {writer: (segments[0].sequence, 0) for writer, segments in list_writers(directory).items()}
     store(directory, name, CursorFile(positions))

@@ -68,10 +68,10 @@ def sync_directory(path: str) -> None:
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file, and create it private to its owner where `flags` ask for it.
+    """Open a regular file; with `O_CREAT` in `flags`, create it private to its owner.
 
-    A symbolic link is never followed, and a FIFO never blocks: whoever can write to the directory could
-    otherwise make the process truncate, lock or read any other file.
+    Symbolic links are never followed, and a FIFO never blocks: otherwise anyone who can write to the
+    directory could make the process truncate, lock or read any other file.
 
     Raises:
         DamagedFileError: A symbolic link, a directory or a device is in its place.
@@ -95,7 +95,7 @@ def _not_regular(path: str) -> DamagedFileError:
 
 
 def is_regular(path: str) -> bool:
-    """Return whether a path names a regular file, without following a symbolic link."""
+    """Return whether a path is a regular file, without following symbolic links."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -103,12 +103,12 @@ def is_regular(path: str) -> bool:
 
 
 def is_symlink(path: str) -> bool:
-    """Return whether a path names a symbolic link."""
+    """Return whether a path is a symbolic link."""
     return os.path.islink(path)
 
 
 def make_private_below(path: str) -> None:
-    """Create a subdirectory of a journal, private to its owner; refuse one that is a symbolic link.
+    """Create a subdirectory of a journal, private to its owner; refuse a symbolic link.
 
     Raises:
         DamagedFileError: Something other than a directory is in its place.
@@ -128,9 +128,9 @@ def _not_a_directory(path: str) -> DamagedFileError:
 
 
 def make_private(path: str) -> None:
-    """Make a directory that only its owner can enter, and those above it, where there is none.
+    """Create a directory that only its owner can enter, and its missing parents.
 
-    New ones are synced into those above them: what is synced in a directory that is lost is lost as well.
+    The parent of each new directory is synced: if a directory is lost, its synced files are lost too.
     """
     if os.path.isdir(path):
         return
@@ -147,7 +147,7 @@ def make_private(path: str) -> None:
 def replace_file(path: str, content: bytes) -> None:
     """Write a file so that, whatever happens, either its old or its new content is there, whole.
 
-    A symbolic link in its place is replaced, and not followed.
+    A symbolic link at this path is replaced, not followed.
 
     Raises:
         DamagedFileError: A directory is in its place.
@@ -181,7 +181,7 @@ _forking = threading.RLock()
 
 
 def open_for_lock(path: str, flags: int) -> int:
-    """Open a regular file, private to its owner, that a forked child must not have open.
+    """Open a regular file, private to its owner, and close it in forked children.
 
     Raises:
         DamagedFileError: A symbolic link, a directory or a device is in its place.
@@ -210,8 +210,8 @@ def release(fd: int) -> None:
     """Close such a file, and give its lock free."""
     with _forking:
         with contextlib.suppress(OSError):
-            # A child that was forked just now may not have closed its copy yet, which would hold the lock.
-            # It must not release a lock of its parent, and does not: those are not in its set.
+            # A child forked just now may not have closed its copy yet, which would hold the lock.
+            # A child never releases a lock of its parent, because its set does not contain them.
             if fd in _lockable:
                 fcntl.flock(fd, fcntl.LOCK_UN)
         _lockable.discard(fd)
@@ -236,13 +236,13 @@ os.register_at_fork(
 
 
 def is_locked(path: str) -> bool:
-    """Return whether a process has locked a regular file.
+    """Return whether a process holds the lock of a regular file.
 
     Raises:
         FileNotFoundError: There is no such file any more.
         OSError: It is not a regular file, or cannot be opened.
     """
-    # A child that is forked meanwhile must not have it open either: the shared lock would be the child's too.
+    # A child forked in the meantime must not keep the file open: it would share the lock.
     fd = open_for_lock(path, os.O_RDONLY)
     try:
         # Shared, so that two who ask at the same time do not take each other for the writer.

@@ -67,11 +67,11 @@ class Journal:
     def check(
         self, progress: Progress | None = None, *, state_files: Iterable[StateFile] = ()
     ) -> JournalState:
-        """Look at every line and every state file, and return the state of the journal. It changes nothing.
+        """Check every line and every state file, and return the state of the journal. Changes nothing.
 
         Args:
             progress: Called now and then with the bytes that were looked at, and all there are.
-            state_files: Files in this directory that others keep, to be checked as to their content.
+            state_files: State files of other components in this directory, whose content to check as well.
 
         Raises:
             OSError: The directory cannot be read.
@@ -79,10 +79,10 @@ class Journal:
         return check(self.path, progress, state_files)
 
     def repair(self, progress: Progress | None = None, *, state_files: Iterable[StateFile] = ()) -> Repaired:
-        """Complete the records of crashed runs, and take out of the files what is damaged.
+        """Complete the records of crashed runs, and remove damaged lines and files.
 
-        What is taken out is kept in `broken/`. No other line moves, so that every cursor stays right. A
-        reader whose cursor was damaged reads everything again.
+        Removed lines and files are kept in `broken/`. Other lines keep their offsets, so every cursor stays
+        valid. A reader whose cursor was damaged reads everything again.
 
         Raises:
             OSError: The journal cannot be written, or another process is repairing it.
@@ -132,7 +132,7 @@ class Journal:
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
                 floor = min(began for began, _ in found.values())
-        # In the order of the writer: the time of a file says nothing of it once somebody has edited one.
+        # In the order of writing: the modification time of a file is meaningless once it has been edited.
         for writer, segments in visited.items():
             first = min(segment.sequence for segment in segments)
             visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
@@ -216,11 +216,11 @@ class Journal:
         return RunStory(picture, run.stages, run.events, run.children)
 
     def _last(self) -> RunStory:
-        error = RunNotFoundError(f"journal {self.path!r} has no run yet")
+        error = RunNotFoundError(f"journal {self.path!r} contains no runs yet")
         for run in self.runs(limit=20):
             try:
                 return self.run(run["event_id"])
-            except RunNotFoundError as not_found:  # its id was damaged in one of its lines
+            except RunNotFoundError as not_found:  # its id is damaged in one of its lines
                 error = not_found
         raise error
 

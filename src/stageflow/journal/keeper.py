@@ -1,4 +1,4 @@
-"""The thread of a journal that syncs what was written, and waits for nothing else."""
+"""The thread of a journal that syncs written events, and never waits for anything else."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Kept(Protocol):
     """A journal, as far as its keeper needs it."""
 
     def keep_synced(self) -> None:
-        """Sync what is due. It never raises."""
+        """Sync written events if a sync is due. Never raises."""
         ...
 
 
 class Keeper:
-    """Calls `keep_synced` of a journal every so many seconds, in a daemon thread, while the journal exists.
+    """Calls `keep_synced` of a journal at an interval, in a daemon thread, while the journal exists.
 
     Raises:
         RuntimeError: No thread can be started.

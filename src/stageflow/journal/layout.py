@@ -44,7 +44,7 @@ BROKEN = "broken"
 DELETED = "deleted.json"
 LOCK = "lock"
 TEMPORARY = ".new-"
-"""How the names of files begin that are being made, but for segments: `.` and the name of the segment."""
+"""Prefixes of temporary files, except for those of segments: `.` and the name of the segment."""
 
 _SEGMENT = re.compile(r"(\d{8}T\d{6}Z-p(\d{1,10})-[0-9a-f]{8})-(\d{6,12})(\.kept)?\.ndjson", re.ASCII)
 
@@ -93,10 +93,10 @@ def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
 
 
 def free_sequence(directory: str, writer: str, sequence: int) -> int:
-    """Return the first sequence from this one on whose name nothing in the directory has.
+    """Return the first free sequence, starting with this one.
 
-    Another process that completed the record of this writer may have taken the next one, and so may
-    whoever planted a link there.
+    Another process that completed the record of this writer may have used the next one, or someone may have
+    planted a symbolic link there.
     """
     while True:
         name = segment_name(writer, sequence)
@@ -107,12 +107,12 @@ def free_sequence(directory: str, writer: str, sequence: int) -> int:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file of this name was being made by a journal."""
+    """Return whether this is the name of a temporary file of a journal."""
     return name.startswith(TEMPORARY) or (name.startswith(".") and _SEGMENT.fullmatch(name[1:]) is not None)
 
 
 def misplaced(directory: str) -> list[str]:
-    """Return what has the name of a journal's file or directory and is neither, such as symbolic links.
+    """Return entries that have the name of a journal's file or directory but another type, such as links.
 
     Raises:
         OSError: The directory cannot be read.
@@ -135,7 +135,7 @@ def misplaced(directory: str) -> list[str]:
 
 
 def _is_name(name: str) -> bool:
-    """Return whether a journal, its archive or its alerts may have a file of this name here."""
+    """Return whether a journal, its archive or its alerts may use this file name here."""
     return (
         name == LOCK
         or name.endswith((".json", ".lock"))
@@ -147,7 +147,7 @@ def _is_name(name: str) -> bool:
 def list_writers(directory: str) -> Writers:
     """Return every segment that a directory has now.
 
-    A symbolic link or a directory that has the name of a segment is none: `misplaced` finds it.
+    Symbolic links and directories with the name of a segment are excluded; `misplaced` finds them.
 
     Raises:
         OSError: It cannot be read.

@@ -75,7 +75,7 @@ KEPT = "journal.kept"
 """The type of the first line of a kept segment."""
 
 Offset = Annotated[int, Meta(ge=0, le=(1 << 62))]
-"""A place in a segment, in bytes; what is beyond these bounds, `pread` would not take."""
+"""An offset in a segment, in bytes; `pread` does not accept values outside these bounds."""
 
 
 class WriterClosed(Struct, frozen=True):
@@ -128,7 +128,7 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 
 def encode_mark(mark: Struct) -> bytes:
     """Return the line of a mark, with its newline."""
-    # A list: msgspec 0.22.0 leaks the iterator that it makes of any other iterable (see pyproject.toml).
+    # A list: msgspec 0.22.0 leaks the iterator that it creates for any other iterable (see pyproject.toml).
     return _encode_lines([_Mark(_TYPES[type(mark)], mark)])
 
 
@@ -139,9 +139,9 @@ _decode_writer_closed = decoder(WriterClosed)
 
 
 def decode(text: bytes) -> Line | None:
-    """Return a line, or None for one that is damaged or that no journal wrote.
+    """Return the decoded line, or None if it is damaged or was not written by a journal.
 
-    A line that is not None can be decoded in full: nothing that `Raw` skipped is damaged.
+    If the result is not None, the whole line can be decoded, including the parts that `Raw` skips.
     """
     line = _decode_line(text)
     if line is None or (line.data is UNSET and line.journal is UNSET) or not is_json(text):
@@ -155,7 +155,7 @@ def _body_of_mark(text: bytes) -> Raw | None:
 
 
 def decode_run_open(text: bytes) -> RunOpen | None:
-    """Return the mark of a run's beginning; None where a run cannot be completed from it."""
+    """Return the mark of a run's start; None if a run cannot be completed from it."""
     body = _body_of_mark(text)
     opened = _decode_run_open(body) if body is not None else None
     if opened is None or not isinstance(opened.stages, list) or not is_timestamp(opened.started_at):
@@ -164,7 +164,7 @@ def decode_run_open(text: bytes) -> RunOpen | None:
 
 
 def decode_kept(text: bytes) -> Kept | None:
-    """Return the first line of a kept segment; None where it is damaged."""
+    """Return the first line of a kept segment; None if it is damaged."""
     body = _body_of_mark(text)
     kept = _decode_kept(body) if body is not None else None
     if kept is None or any(later <= at for at, later in pairwise([-1, *kept.offsets, kept.size])):
@@ -173,13 +173,13 @@ def decode_kept(text: bytes) -> Kept | None:
 
 
 def decode_writer_closed(text: bytes) -> WriterClosed | None:
-    """Return the last line of a writer; None where it is damaged."""
+    """Return the last line of a writer; None if it is damaged."""
     body = _body_of_mark(text)
     return _decode_writer_closed(body) if body is not None else None
 
 
 def is_timestamp(text: str) -> bool:
-    """Return whether a text is a time: "2026-02-31T00:00:00Z" has the pattern of one, and is none."""
+    """Return whether a text is a valid time: "2026-02-31T00:00:00Z" matches the pattern, but is invalid."""
     try:
         epoch_us(text)
     except (ValueError, OverflowError):
@@ -188,14 +188,14 @@ def is_timestamp(text: str) -> bool:
 
 
 class _Body(Struct):
-    """As much of an event or a mark as names its run: an application's own event may hold anything."""
+    """The fields of an event or a mark that identify its run; custom events may contain any other fields."""
 
     event_id: Any = None
     correlation_ids: Any = None
 
 
 class _Head(Struct):
-    """As much of a line as names its run."""
+    """The fields of a line that identify its run."""
 
     data: _Body | None = None
     journal: _Body | None = None
@@ -205,7 +205,7 @@ _decode_head = decoder(_Head)
 
 
 def run_of(text: bytes) -> str:
-    """Return the id of the run that a line belongs to; empty where it is damaged or belongs to none.
+    """Return the id of the run that a line belongs to; empty if it is damaged or belongs to no run.
 
     Example:
         >>> run_of(b'{"type": "run.closed", "journal": {"event_id": "r1", "reason": "moved"}}')

@@ -1,4 +1,4 @@
-"""Keeps in `broken/` what is damaged: copies of lines, and files that were moved away."""
+"""Keeps damaged data in `broken/`: copies of lines, and moved files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["quarantine_file", "quarantine_line"]
 
 
 def quarantine_line(directory: str, segment: str, offset: int, text: bytes) -> None:
-    """Copy a damaged line to `broken/`, unless that was done before.
+    """Copy a damaged line to `broken/`, unless it has already been copied.
 
     Args:
         directory: Of the journal.
-        segment: Name of the segment that has it.
-        offset: Where it begins there.
+        segment: Name of the segment that contains it.
+        offset: Offset of the line in the segment.
         text: The line, without its newline.
 
     Raises:
@@ -34,13 +34,13 @@ def quarantine_line(directory: str, segment: str, offset: int, text: bytes) -> N
 
 
 def quarantine_file(directory: str, path: str) -> str:
-    """Move a damaged file, directory or symbolic link to `broken/`; return where it is now.
+    """Move a damaged file, directory or symbolic link to `broken/`, and return its new path.
 
     Raises:
         OSError: It could not be moved.
     """
     folder = os.path.join(directory, BROKEN)
-    if path == folder:  # a link or a file that is in place of `broken/` itself
+    if path == folder:  # a link or a file in place of `broken/` itself
         target = _free(os.path.join(directory, "broken-"))
     else:
         make_private_below(folder)

@@ -1,4 +1,4 @@
-"""Lets one file that cannot be read hide nothing but itself."""
+"""Skips an unreadable file without affecting other files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 def readable(found: Iterable[T]) -> Iterator[T]:
-    """Return what is found up to an error of the operating system, which is logged with the name of the file.
+    """Yield items until the operating system reports an error, and log that error with the name of the file.
 
-    A file that was deleted meanwhile is no error: nothing is in it.
+    A file deleted in the meantime is not an error; it counts as empty.
     """
     try:
         yield from found
     except FileNotFoundError:
         return
     except OSError as error:
-        tell(log, "a part of the journal cannot be read, and is left out: %s", error)
+        tell(log, "a part of the journal cannot be read, and is skipped: %s", error)

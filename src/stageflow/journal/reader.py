@@ -86,16 +86,16 @@ class JournalReader:
 
     Attributes:
         events: How many events it has read; with a name, since the name was first used.
-        broken: How many lines it left out because they were damaged. Each is copied to `broken/`.
+        broken: Number of damaged lines that it skipped. It copies each of them to `broken/`.
         torn: How many last lines it left out because their writer died while it wrote them.
         missed: How many files were deleted before it had read them to their end.
 
     Raises:
         JournalNotFoundError: There is no such directory.
         CursorInUseError: Another reader of this name is at work.
-        DamagedFileError: The stored positions cannot be read, or something other than a regular file
-            is in place of the cursor or its lock.
-        ValueError: The name has other characters than letters, digits, ".", "_" and "-".
+        DamagedFileError: The stored positions cannot be read, or the cursor or its lock is not a regular
+            file.
+        ValueError: The name contains characters other than letters, digits, ".", "_" and "-".
 
     Example:
         with JournalReader("journal", "warehouse") as reader:
@@ -117,7 +117,7 @@ class JournalReader:
         try:
             cursor = self._load(at_end)
         except BaseException:
-            self.close()  # the traceback keeps this reader alive, and the name must be free all the same
+            self.close()  # the traceback keeps this reader alive, but must not keep the name locked
             raise
         self.events = cursor.events
         self.broken = cursor.broken
@@ -181,7 +181,7 @@ class JournalReader:
             raise ValueError(f"read(timeout={timeout!r}); give seconds, 0 or more")
         deadline = time.monotonic() + timeout
         while True:
-            # The rest of an earlier look knows nothing of files that were opened since.
+            # The remainder of an earlier scan does not include files opened since then.
             is_new = self._ahead is None
             steps = self._look(most)
             for step in steps:
@@ -233,7 +233,7 @@ class JournalReader:
                     continue  # a file was deleted under way: look again what there is
             except OSError:
                 if not found:
-                    raise  # else what was found is handed out first, and the next look raises
+                    raise  # otherwise return the events found so far; the next read raises
             return found
         return []
 
@@ -256,7 +256,7 @@ class JournalReader:
                 yield from self._steps_of(writer, segments)
             except FileNotFoundError:
                 raise
-            except OSError as error:  # of this writer: those of others are read all the same
+            except OSError as error:  # only this writer is affected: read the segments of the others
                 errors.append(error)
         if errors:
             raise errors[0]
@@ -270,7 +270,7 @@ class JournalReader:
                 yield _Step(writer, (segment.sequence, 0), missed=segment.sequence - at)
                 offset = 0
             elif writer not in self._resumed and not begins_line(segment, offset):
-                # The file is not the one that was read: from a backup, or written by somebody else.
+                # This is not the file that was read before: it was restored or replaced.
                 offset = 0
             self._resumed.add(writer)
             complete = segment is not segments[-1]
@@ -303,7 +303,7 @@ class JournalReader:
             yield _Step(writer, (sequence, offset))
 
     def _keep_aside(self, segment: Segment, line: LineAt) -> None:
-        with contextlib.suppress(OSError):  # whoever may only read keeps nothing aside
+        with contextlib.suppress(OSError):  # a reader without write permission cannot copy them
             quarantine_line(self.path, segment.name, line.offset, line.text)
 
     # ------------------------------------------------------------ the position

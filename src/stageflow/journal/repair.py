@@ -1,4 +1,4 @@
-"""Repairs a journal: what is damaged is moved to `broken/`, and nothing else moves."""
+"""Repairs a journal: moves damaged lines and files to `broken/`, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Moved", "Repaired", "repair"]
 
 
 class Moved(Struct, frozen=True):
-    """A file that could not be used, and was moved away.
+    """An unusable file that was moved away.
 
     Attributes:
-        path: Where it was.
-        to: Where it is now.
-        remedy: What else is to be done.
+        path: Its previous path.
+        to: Its new path.
+        remedy: What else needs to be done.
     """
 
     path: str
@@ -40,8 +40,8 @@ class Repaired(Struct, frozen=True):
 
     Attributes:
         crashed: Ids of the runs whose record it completed.
-        torn: How many torn last lines it cut off, and kept in `broken/`.
-        broken: How many damaged lines it blanked out, and kept in `broken/`.
+        torn: Number of torn last lines that it removed, and kept in `broken/`.
+        broken: Number of damaged lines that it overwrote with blanks, and kept in `broken/`.
         moved: Damaged files that it moved to `broken/`.
         removed: Left-over files that it removed.
     """
@@ -56,15 +56,15 @@ class Repaired(Struct, frozen=True):
 def repair(
     directory: str, progress: Progress | None = None, state_files: Iterable[StateFile] = ()
 ) -> Repaired:
-    """Repair what can be repaired; see `Journal.repair`."""
+    """Repair a journal; see `Journal.repair`."""
     state_files = list(state_files)
-    # First: the lock itself may be one of them.
+    # First, because the lock itself may be one of them.
     moved = [Moved(path, quarantine_file(directory, path)) for path in misplaced(directory)]
     crashed = recover(directory)
     found = check(directory, progress, state_files)
     with only_one(os.path.join(directory, LOCK)) as alone:
         if not alone:
-            raise OSError(errno.EBUSY, "another process is repairing it or making room in it", directory)
+            raise OSError(errno.EBUSY, "another process is repairing it or applying retention", directory)
         for damage in (*found.torn, *found.broken):
             _take_out(directory, damage)
         damaged = {file.path for file in found.damaged}
@@ -80,13 +80,13 @@ def repair(
         removed = left_over(directory)
         for path in removed:
             os.unlink(path)
-    # A writer whose last line was damaged counts as dead now.
+    # A writer whose last line was damaged now counts as dead.
     crashed += recover(directory)
     return Repaired(crashed, len(found.torn), len(found.broken), moved, removed)
 
 
 def _take_out(directory: str, damage: Damage) -> None:
-    """Keep a damaged line in `broken/` and put blanks in its place: all that follows stays where it is."""
+    """Copy a damaged line to `broken/` and overwrite it with blanks: all other lines keep their offsets."""
     with open(open_regular(damage.path, os.O_RDWR), "r+b") as file:
         status = os.fstat(file.fileno())
         file.seek(damage.offset)
@@ -100,12 +100,12 @@ def _take_out(directory: str, damage: Damage) -> None:
         else:
             file.truncate(damage.offset)
         file.flush()
-        # The age of a file is that of its events.
+        # Retention uses the modification time as the age of the events.
         os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _write_header(directory: str, segment: Segment) -> None:
-    """Write the first line of a kept segment anew; see `kept_header`."""
+    """Rewrite the first line of a kept segment; see `kept_header`."""
     with open(open_regular(segment.path), "rb") as file:
         content, status = file.read(), os.fstat(file.fileno())
     header, rest = split_kept(content)

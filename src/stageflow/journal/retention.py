@@ -96,15 +96,15 @@ class Room(Struct, frozen=True):
 DELETED_FILE = StateFile(
     DELETED,
     Deleted,
-    "`stageflow doctor --repair` moves it to broken/, and what is deleted is counted from zero again",
+    "`stageflow doctor --repair` moves it to broken/, and the counts of deleted events restart at zero",
 )
 
 
 def deleted_so_far(directory: str) -> Deleted:
-    """Return the counts that a journal keeps of what was deleted.
+    """Return a journal's counts of deleted events.
 
     Raises:
-        DamagedFileError: They cannot be read.
+        DamagedFileError: The counts cannot be read.
     """
     path = os.path.join(directory, DELETED)
     return read_state(path, Deleted, DELETED_FILE.remedy) or Deleted()
@@ -114,7 +114,7 @@ def _count_deleted(directory: str, deleted: Deleted) -> None:
     path = os.path.join(directory, DELETED)
     try:
         before = deleted_so_far(directory)
-    except DamagedFileError:  # these counts are lost; those from now on are not
+    except DamagedFileError:  # earlier counts are lost; counting restarts here
         quarantine_file(directory, path)
         before = Deleted()
     replace_file(path, encode_state(before + deleted))
@@ -181,7 +181,7 @@ class _Cleaning:
                     yield from segments
             except FileNotFoundError:
                 pass
-            except OSError as error:  # of this writer: room is made of those of others
+            except OSError as error:  # only this writer is affected: continue with the segments of the others
                 self.live.add(segments[-1].writer)
                 self.errors.append(error)
 
@@ -204,7 +204,7 @@ class _Cleaning:
             return self._reduce_readable(segment, failed)
         except PermissionError:  # another user's: not ours to delete
             return segment
-        except OSError as error:  # it stays; room is made of the others
+        except OSError as error:  # keep it, and continue with the others
             self.errors.append(error)
             return segment
 
@@ -253,7 +253,7 @@ class _Cleaning:
         if not segment.kept:
             os.unlink(segment.path)
         self.size += _size(reduced) - size
-        # What was dropped may be shorter than the header that came in its place.
+        # The dropped lines may be shorter than the new header.
         self.deleted += Deleted(deleted, max(size - _size(reduced), 0), int(unread))
         segments = self.writers[segment.writer]
         segments[segments.index(segment)] = reduced

@@ -121,7 +121,7 @@ def headline(text: bytes, floor: str) -> Headline | None:
             return None
     line = decode(text)
     head = _decode_headline(line.data) if line is not None and isinstance(line.data, Raw) else None
-    # An event of an application that has our name and not our fields is not a run.
+    # A custom event that has this name but not the fields of a wide event is not a run.
     return head if head and head.event_id and head.started_at and head.status else None
 
 

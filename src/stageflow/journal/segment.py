@@ -32,7 +32,7 @@ _CHUNK = 4 << 20
 _TAIL = 4096
 
 _UNKNOWN = 1 << 40
-"""Where the lines of a kept segment begin whose header is damaged: behind the end of any segment."""
+"""Assumed original offset of the lines of a kept segment with a damaged header: past any segment's end."""
 
 
 class LineAt(Struct, frozen=True, gc=False):
@@ -102,9 +102,9 @@ def _read_kept_piece(fd: int, offset: int) -> Piece:
 
 
 def split_kept(content: bytes) -> tuple[bytes, bytes]:
-    """Return the header of a kept segment, also a damaged one, and the lines behind it.
+    """Return the header of a kept segment, which may be damaged, and the lines after it.
 
-    A whole line of another type is no header: somebody put another file in place of this one.
+    An intact line of another type is not a header: the file was replaced by another one.
     """
     first, _, rest = content.partition(b"\n")
     line = decode(first)
@@ -112,10 +112,11 @@ def split_kept(content: bytes) -> tuple[bytes, bytes]:
 
 
 def kept_header(content: bytes) -> Kept:
-    """Return the header of a kept segment: the one that it has, or one in place of a damaged one.
+    """Return the header of a kept segment, or a substitute if it is damaged.
 
-    Where its lines began is then unknown. They are taken to begin behind every position that a reader may
-    have stored, so that a reader that was in the middle of them reads some twice and misses none.
+    The original offset of the lines is unknown without the header. The substitute places them after every
+    position that a reader may have stored, so a reader that was in the middle of them reads some lines twice,
+    but misses none.
     """
     header, rest = split_kept(content)
     texts = rest.split(b"\n")[:-1]
@@ -130,7 +131,7 @@ def kept_header(content: bytes) -> Kept:
 
 
 def has_header(segment: Segment) -> bool:
-    """Return whether the header of a kept segment is intact: only then may the whole one be removed."""
+    """Return whether the header of a kept segment is intact: only then may the original be removed."""
     with open_segment(segment) as file:
         content = file.readall()
     kept = decode_kept(content.partition(b"\n")[0])
@@ -138,7 +139,7 @@ def has_header(segment: Segment) -> bool:
 
 
 def size_when_whole(segment: Segment) -> int:
-    """Return the size of a segment as it was written: also of one of which only a part was kept.
+    """Return the original size of a segment, even if only a part of it was kept.
 
     Raises:
         OSError: It cannot be read.
@@ -149,7 +150,7 @@ def size_when_whole(segment: Segment) -> int:
 
 
 def begins_line(segment: Segment, offset: int) -> bool:
-    """Return whether a line begins at an offset, or the segment ends there."""
+    """Return whether an offset is the beginning of a line or the end of the segment."""
     if segment.kept or not offset:
         return True
     fd = open_regular(segment.path)

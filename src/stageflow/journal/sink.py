@@ -169,7 +169,7 @@ class JournalSink(DirectSink):
 
     @property
     def takes_marks(self) -> bool:
-        """True: with the mark of its start, the record of a run whose process died can be completed."""
+        """True: the mark of its start allows completing the record of a run whose process died."""
         return True
 
     def take_mark(self, mark: RunOpen | RunClosed) -> None:
@@ -217,18 +217,19 @@ class JournalSink(DirectSink):
 
     def _start_keeper(self) -> None:
         if sys.is_finalizing() or time.monotonic() < self._sync_inline_at:
-            return  # the process is ending and will sync once more, or it was tried just now
+            return  # the process is exiting and will sync again, or a sync was attempted just now
         try:
             self._keeper = Keeper(self, self._interval)
         except RuntimeError as error:
             self._tell_once(
                 "thread",
-                f"no thread can be started ({error}): each {self._interval} s one caller waits for the disk,"
-                " no room is made, and what was emitted before a pause is synced after it",
+                f"no thread can be started ({error}): every {self._interval} s one caller waits for the disk,"
+                " retention does not run, and events emitted before a pause are synced after it",
             )
 
     def _sync_inline(self) -> None:
-        # Without waiting for another thread that does it: a signal handler may have come in between.
+        # Without waiting for another thread that is syncing: a signal handler may have interrupted this
+        # thread.
         if time.monotonic() >= self._sync_inline_at and self._syncing.lock.acquire(blocking=False):
             try:
                 self._sync_inline_at = time.monotonic() + self._interval
@@ -254,7 +255,7 @@ class JournalSink(DirectSink):
     # ------------------------------------------------------------ what is due now and then
 
     def keep_synced(self) -> None:
-        """Sync what is due, and have another thread make room; called by the keeper's thread."""
+        """Sync if a sync is due, and apply retention in another thread; called by the keeper's thread."""
         try:
             with self._lock:
                 if self._lost:
@@ -265,7 +266,7 @@ class JournalSink(DirectSink):
             self._tell_once(type(error).__name__, f"its upkeep failed: {describe(error)}")
 
     def tend(self) -> None:
-        """Do at once and in this thread what the threads of the journal do now and then."""
+        """Sync and apply retention immediately, in the calling thread."""
         with self._lock:
             if self._lost:
                 self._write_lost_ends()
@@ -279,7 +280,7 @@ class JournalSink(DirectSink):
         except OSError as error:
             DELIVERY.channel_of(self).count_sync_failure()
             self._tell_once(
-                "sync", f"what was written could not be synced, and is tried again: {error.strerror or error}"
+                "sync", f"written events could not be synced, retrying: {error.strerror or error}"
             )
 
     # ------------------------------------------------------------ making room
@@ -293,7 +294,7 @@ class JournalSink(DirectSink):
             return True
 
     def _start_making_room(self) -> None:
-        # A thread for each time: to read many segments takes long, and syncing must not wait for it.
+        # A separate thread: reading many segments takes long, and syncing must not wait for it.
         with self._lock:
             thread = self._room_thread
             if (
@@ -307,7 +308,7 @@ class JournalSink(DirectSink):
                 thread.start()
             except RuntimeError as error:
                 self._room_at = 0.0  # in the next interval
-                self._tell_once("room", f"no thread can be started to make room: {error}")
+                self._tell_once("room", f"no thread can be started for retention: {error}")
             else:
                 self._room_thread = thread
 
@@ -316,12 +317,12 @@ class JournalSink(DirectSink):
             try:
                 self._room.make(self.path, stopped=self._closing.is_set)
             except Exception as error:
-                self._tell_once(type(error).__name__, f"no room could be made: {describe(error)}")
+                self._tell_once(type(error).__name__, f"retention failed: {describe(error)}")
 
     def _tell_once(self, what: str, text: str) -> None:
         if what not in self._told:
             self._told.add(what)
-            tell(log, "journal %s: %s (said once)", self.path, text)
+            tell(log, "journal %s: %s (further occurrences are not logged)", self.path, text)
 
     # ------------------------------------------------------------ ending
 
@@ -334,7 +335,7 @@ class JournalSink(DirectSink):
         if (keeper := self._keeper) is not None:
             keeper.stop()
         with self._lock:
-            self._closing.set()  # room may be being made, for long
+            self._closing.set()  # retention may run for a long time
             thread, self._room_thread = self._room_thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join()

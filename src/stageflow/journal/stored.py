@@ -1,9 +1,10 @@
-"""Decodes bytes that an earlier call stored, so that every kind of damage becomes one error or one None.
+"""Decodes stored bytes, and reports every kind of damage in the same way: as one exception type or as None.
 
-A disk, an editor or a crash can leave anything in a file. `msgspec` reports that by several exceptions:
-`DecodeError` for invalid JSON and wrong types, `UnicodeDecodeError` for text that is not UTF-8, `ValueError`
-for numbers without end, `RecursionError` for nesting without end. And what it skips (`Raw`, unknown keys) it
-does not check at all. So nothing in this library decodes stored bytes by itself; it calls this module.
+A disk error, an editor or a crash can leave arbitrary content in a file. `msgspec` raises several exceptions
+for that: `DecodeError` for invalid JSON and wrong types, `UnicodeDecodeError` for invalid UTF-8, `ValueError`
+for numbers with too many digits, `RecursionError` for nesting that is too deep. It does not validate the
+parts that it skips (`Raw`, unknown keys). All code in this library that decodes stored bytes therefore uses
+this module.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["StateFile", "decode_stored", "decoder", "encode_state", "is_json", "
 T = TypeVar("T")
 
 _ERRORS = (msgspec.DecodeError, ValueError, OverflowError, RecursionError)
-"""What `msgspec` raises for bytes that it cannot decode; `UnicodeDecodeError` is a `ValueError`."""
+"""Exceptions of `msgspec` for bytes that it cannot decode; `UnicodeDecodeError` is a `ValueError`."""
 
 _CHECKSUM = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
 
@@ -35,10 +36,10 @@ class StateFile(Struct, frozen=True):
     """A small file of a journal that is replaced as a whole.
 
     Attributes:
-        name: Path below the directory of the journal.
-        kind: What it holds, as a type.
-        remedy: What to do when it is damaged.
-        after: What is to be done after a repair has moved it away.
+        name: Path relative to the directory of the journal.
+        kind: Type of its content.
+        remedy: How to fix the file if it is damaged.
+        after: What to do after a repair has moved the file away.
     """
 
     name: str
@@ -51,7 +52,7 @@ def decode_stored(content: bytes | Raw, kind: Any = Any) -> Any:
     """Decode stored JSON.
 
     Raises:
-        ValueError: It is not JSON, not UTF-8, or not of this type.
+        ValueError: The content is invalid JSON or UTF-8, or does not match the type.
     """
     try:
         if isinstance(content, bytes) and not content.isascii():
@@ -62,7 +63,7 @@ def decode_stored(content: bytes | Raw, kind: Any = Any) -> Any:
 
 
 def decoder(kind: type[T]) -> Callable[[bytes | Raw], T | None]:
-    """Return a function that decodes stored JSON, and returns None for what is damaged."""
+    """Return a function that decodes stored JSON, and returns None if it is damaged."""
     decode = msgspec.json.Decoder(kind).decode
 
     def try_to_decode(content: bytes | Raw) -> T | None:
@@ -77,7 +78,7 @@ def decoder(kind: type[T]) -> Callable[[bytes | Raw], T | None]:
 
 
 def is_json(content: bytes) -> bool:
-    """Return whether all of it can be decoded: also what a decoder of a narrower type would skip."""
+    """Return whether the whole content is valid, including parts that a decoder of a narrower type skips."""
     try:
         _decode_any(content)
     except _ERRORS:
@@ -91,7 +92,7 @@ def is_json(content: bytes) -> bool:
 def encode_state(state: Struct) -> bytes:
     """Encode the content of a state file, with a checksum as its first key.
 
-    Without it, a digit that changed would be read as another position or address.
+    Without the checksum, a changed digit would be read as another position or address.
     """
     content = msgspec.json.encode(state)
     return b'{"crc32":"%08x",%b' % (zlib.crc32(content), content[1:])
@@ -100,18 +101,18 @@ def encode_state(state: Struct) -> bytes:
 def read_state(path: str, kind: type[T], remedy: str) -> T | None:
     """Read a state file.
 
-    A file without a checksum is accepted: somebody wrote it by hand, or an earlier version did.
+    A file without a checksum is accepted: it was edited manually, or an earlier version wrote it.
 
     Args:
-        path: Of the file.
-        kind: What it holds.
-        remedy: What to do when it is damaged; the error ends with it.
+        path: Path of the file.
+        kind: Type of its content.
+        remedy: How to fix the file if it is damaged; the error includes this hint.
 
     Returns:
-        None where there is no such file.
+        None if the file does not exist.
 
     Raises:
-        DamagedFileError: It does not hold what was stored, or is not a regular file.
+        DamagedFileError: The content is damaged, or it is not a regular file.
         OSError: It cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""Syncs the segments of one writer, and forgets none whose sync failed."""
+"""Syncs the segments of one writer, and retries failed syncs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .writer import SegmentWriter
 __all__ = ["Syncing"]
 
 _MOST_UNSYNCED = 100
-"""So many full segments are kept open while their syncs fail; each takes a file descriptor of the process."""
+"""Maximum number of full segments kept open while their syncs fail; each uses a file descriptor."""
 
 
 class Syncing:
-    """What of a writer is not on the disk yet.
+    """The segments of a writer that are not synced yet.
 
-    Whoever needs both takes `lock` before the lock of the writer.
+    Code that needs both locks acquires `lock` before the lock of the writer.
 
     Args:
-        writer: Whose segments are synced.
-        writing: Held by whoever uses the writer.
-        sync: Syncs one file; None to close segments that are full, and to sync nothing.
+        writer: The writer whose segments are synced.
+        writing: The lock of the writer.
+        sync: Syncs one file; None to close full segments without syncing them.
 
     Attributes:
-        lock: Held by whoever syncs or closes a segment, so that none is closed while it is synced.
-        given_up: How many segments were closed although their sync had failed.
+        lock: Held while syncing or closing a segment, so that no segment is closed while it is being synced.
+        given_up: Number of segments that were closed although their sync had failed.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class Syncing:
         self._writer = writer
         self._writing = writing
         self._sync = sync
-        self._full: dict[int, bool] = {}  # whether each segment that is full was synced
+        self._full: dict[int, bool] = {}  # for each full segment, whether it was synced
 
     def sync(self) -> None:
-        """Sync everything that was written before the call, and close the segments that are full.
+        """Sync everything that was written before the call, and close full segments.
 
-        What could not be synced stays open, and is synced by the next call.
+        Segments that could not be synced stay open; the next call syncs them again.
 
         Raises:
-            OSError: Something could not be synced; the rest was.
+            OSError: A segment could not be synced; the others were.
         """
         with self.lock:
             writer = self._writer
@@ -67,7 +67,7 @@ class Syncing:
                 except OSError as error:
                     errors.append(error)
             with self._writing:
-                # A segment that was retired meanwhile is synced by the next call, whatever stands here.
+                # The next call syncs a segment that was retired in the meantime, whatever is stored here.
                 writer.unsynced |= failed
                 writer.unsynced_names |= names
                 self._close_full()
@@ -76,7 +76,7 @@ class Syncing:
 
     def _try_to_sync(self, fd: int, errors: list[OSError]) -> bool:
         try:
-            # One that was deleted to make room needs no sync.
+            # A segment deleted by retention needs no sync.
             if self._sync is not None and os.fstat(fd).st_nlink:
                 self._sync(fd)
         except OSError as error:
@@ -85,7 +85,7 @@ class Syncing:
         return True
 
     def _close_full(self) -> None:
-        """Close what was synced, but for the newest segment while it has no successor: it holds the lock."""
+        """Close synced segments, except the newest while it has no successor: it holds the lock."""
         done = [fd for fd, synced in self._full.items() if synced]
         if self._writer.fd < 0 and not self._writer.retired and done and done[-1] == [*self._full][-1]:
             done.pop()
@@ -98,10 +98,10 @@ class Syncing:
             del self._full[fd]
 
     def close(self) -> None:
-        """Sync what can be synced, and close every segment.
+        """Sync as much as possible, and close every segment.
 
         Raises:
-            OSError: Something could not be synced.
+            OSError: A segment could not be synced.
         """
         with self.lock, self._writing:
             try:

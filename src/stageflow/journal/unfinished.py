@@ -69,7 +69,7 @@ class UnfinishedRun:
         outlines = cast("list[StageOutline]", opened.stages)
         self.stages = {outline.name: KnownStage(outline) for outline in outlines}
         for event in stage_events:
-            # One that has our name and not our fields is an application's own, or is damaged.
+            # An event that has this name but not its fields is a custom event, or is damaged.
             end = _decode_end(event)
             if end is not None and is_timestamp(end.ended_at):
                 self._take(end)

@@ -1,4 +1,4 @@
-"""Tells wide events from what only has their name: an application's own, or one in which a byte changed."""
+"""Distinguishes wide events from events that only share their name: custom events, and damaged events."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ REQUIRED = {
     "stage.wide.amend": ("event_id",),
     "pipeline.wide.amend": ("event_id",),
 }
-"""The fields that whoever reads such an event relies on. The others may be missing."""
+"""The fields that readers of such an event require. The others may be missing."""
 
 _REQUIRED_INSIDE = {
     CorrelationIds: ("pipeline_run_id",),
     PipelineMetadata: ("topology",),
     StageSummary: ("stage_name", "status", "duration_ms", "error"),
 }
-"""The same for the objects inside them."""
+"""The required fields of nested objects."""
 
 _TIMES = ("started_at", "ended_at")
 
@@ -54,8 +54,8 @@ _TIMES = ("started_at", "ended_at")
 def is_well_formed(type: str, content: Raw | bytes) -> bool:
     """Return whether an event has the fields of its type, and each has the right JSON type.
 
-    Statuses that this version does not know are accepted: a later version may have written them. So are
-    events of other types, whatever they hold.
+    Unknown statuses are accepted, because a later version may have written them. Events of other types are
+    accepted with any content.
 
     Args:
         type: Type of the event.
@@ -70,7 +70,7 @@ def is_well_formed(type: str, content: Raw | bytes) -> bool:
 
 
 def decode_event(text: bytes) -> dict[str, Any] | None:
-    """Return the data of a line that holds a wide event; None for a damaged one."""
+    """Return the data of a line with a wide event; None if it is damaged."""
     line = decode(text)
     if line is None or not isinstance(line.data, Raw) or not is_well_formed(line.type, line.data):
         return None
@@ -79,7 +79,7 @@ def decode_event(text: bytes) -> dict[str, Any] | None:
 
 
 def is_whole_run(text: bytes) -> bool:
-    """Return whether a line holds the `pipeline.wide` of a run, with all that readers rely on."""
+    """Return whether a line contains a `pipeline.wide` event with all fields that readers require."""
     line = decode(text)
     return line is not None and isinstance(line.data, Raw) and is_well_formed(line.type, line.data)
 
@@ -91,18 +91,18 @@ def _decoder(type: str) -> Callable[[bytes | Raw], Any]:
 
 
 def _relaxed(shape: type[Struct], required: tuple[str, ...]) -> type[Struct]:
-    """Return a type like this one, in which any text is accepted where the schema lists some."""
+    """Return a type like this one that accepts any string where the schema lists allowed values."""
     fields: list[Any] = []
     for name, annotation in get_type_hints(shape, include_extras=True).items():
         relaxed = _without_literals(annotation)
-        # What is missing is null in a row of the archive.
+        # A missing field is null in a row of the archive.
         fields.append((name, relaxed) if name in required else (name, relaxed | None, None))
     return msgspec.defstruct(f"Any{shape.__name__}", fields, kw_only=True, gc=False)
 
 
 def _without_literals(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, Struct):
-        # ExceptionInfo names itself, and nothing depends on its literals.
+        # ExceptionInfo is recursive, and nothing depends on its literals.
         inside = _REQUIRED_INSIDE.get(annotation, ())
         return annotation if annotation is ExceptionInfo else _relaxed(annotation, inside)
     origin, inner = get_origin(annotation), get_args(annotation)

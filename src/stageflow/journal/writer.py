@@ -25,7 +25,7 @@ class SegmentWriter:
         fd: The segment that is written to, or -1.
         unsynced: True when something was written since it was last synced.
         retired: Segments that are full, for somebody to sync and close.
-        unsynced_names: True when a segment was created since the directory was last synced.
+        unsynced_names: True if a segment was created since the directory was last synced.
         began_segment: True when a segment was made since this was last set to False.
     """
 
@@ -46,7 +46,7 @@ class SegmentWriter:
         self._end = 0
         self._began = 0.0
         self._look_at = 0.0
-        self._blank = False  # whether the segment that was retired last never took a line
+        self._blank = False  # whether the last retired segment received no line
         self._busy = False
         self._switching = False
         self._late: list[bytes] = []
@@ -171,7 +171,7 @@ class SegmentWriter:
             self._blank = not self._end
             self.retired.append(self.fd)
             self.fd = -1
-            self.unsynced = False  # whatever is retired will be synced
+            self.unsynced = False  # retired segments will be synced
 
     def close(self) -> None:
         """Close every segment. The writer is dead then, for all who look."""

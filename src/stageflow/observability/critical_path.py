@@ -37,4 +37,4 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
 
 
 _NONE = StageResult("", StageStatus.CANCEL)
-"""Stands for a result that is missing: results that are emitted by hand may be incomplete."""
+"""Substitute for a missing result: manually emitted results may be incomplete."""

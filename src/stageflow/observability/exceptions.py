@@ -56,7 +56,7 @@ def _chain(error: BaseException, seen: set[int], shaping: Shaper) -> list[Except
 
 
 def _next(error: BaseException) -> list[tuple[Relation, BaseException]]:
-    """Return what an exception was raised from; nothing if its class overrides that and raises."""
+    """Return the group members and the cause or context of an exception; ignore overrides that raise."""
     members: list[tuple[Relation, BaseException]] = []
     try:
         if isinstance(error, BaseExceptionGroup):
@@ -75,7 +75,7 @@ def _type(error: BaseException) -> str:
     try:
         module = kind.__module__
         return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
-    except BaseException as raised:  # by a metaclass
+    except BaseException as raised:  # raised by a metaclass
         INTERRUPTS.contain(raised)
         return type_name(error)
 
@@ -89,7 +89,7 @@ def _stack(error: BaseException, shaping: Shaper) -> list[str]:
     at: TracebackType | None
     try:
         at = error.__traceback__
-    except BaseException as raised:  # by a property of its class
+    except BaseException as raised:  # raised by a property of its class
         INTERRUPTS.contain(raised)
         return []
     while at is not None:

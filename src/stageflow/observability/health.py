@@ -31,7 +31,7 @@ class _Last:
         self.reset()
 
     def reset(self) -> None:
-        """Wait a whole interval for the next event: in a forked child, and after a change of settings."""
+        """Restart the interval: in a forked child, and after a change of settings."""
         self.ns = time.monotonic_ns()
 
 

@@ -92,7 +92,7 @@ class Plain:
         self.size += 1
         if value is None or value is True or value is False:
             return value
-        # By the real types and their own methods: a subclass may override all that is called here.
+        # Use the real types and their own methods: a subclass may override any method called here.
         if is_a(value, str):
             text = str.__str__(value)
             self._left -= _OF_TEXT
@@ -146,7 +146,7 @@ class Plain:
 
 
 def is_mapping(value: Any) -> bool:
-    """Return whether a value is a mapping; one whose `__class__` raises is none."""
+    """Return whether a value is a mapping; False if its `__class__` raises."""
     try:
         return isinstance(value, Mapping)
     except BaseException as error:

@@ -26,7 +26,7 @@ class _Sampler:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew: a forked child is another process."""
+        """Reset the sample in a forked child, which is another process."""
         self.last: ProcessSample | None = None
         self.taken_ns = 0
         self.cpu_ns = time.process_time_ns()

@@ -124,7 +124,7 @@ class RunRecorder:
             sink.take_mark(opened)
         except BaseException as error:
             INTERRUPTS.postpone(error)
-            tell(log, "the beginning of run %s could not be marked: %s", self._run.run_id, describe(error))
+            tell(log, "the start mark of run %s could not be written: %s", self._run.run_id, describe(error))
 
     def disown(self) -> None:
         """Write no record: this is a forked child, and the run is its parent's."""
@@ -224,7 +224,7 @@ class RunRecorder:
         emitted = self._run.emitted
         if emitted is not None and missed_id in emitted:
             return
-        # The last way needs nothing of the application's: once more, if Ctrl-C interrupts even that.
+        # The last way uses no application code; repeat it if Ctrl-C interrupts it.
         for emit in (*ways, ways[-1]):
             try:
                 with INTERRUPTS:
@@ -233,7 +233,7 @@ class RunRecorder:
                 self._interrupted_by(again)
                 tell(
                     log,
-                    "event %s could not be built (%s); trying with less in it",
+                    "event %s could not be built (%s); retrying with fewer fields",
                     missed_id,
                     describe(again),
                 )
@@ -241,7 +241,7 @@ class RunRecorder:
                 return
 
     def _interrupted_by(self, error: BaseException) -> None:
-        """Keep a `KeyboardInterrupt` or `SystemExit` of an emitter for the run to raise."""
+        """Store a `KeyboardInterrupt` or `SystemExit` of an emitter, for the run to raise."""
         if is_a(error, (KeyboardInterrupt, SystemExit)) and self.interrupt is None:
             self.interrupt = error
 

@@ -22,21 +22,22 @@ __all__ = ["RunContext", "deliver_on", "run_context_of", "start_run"]
 
 
 class RunContext:
-    """The engine's part of a run. What only events need is created with the first event.
+    """The engine's part of a run. Fields that only events need are created with the first event.
 
-    The trace of a run started inside a run is that of its parent. Otherwise it is that of the active
-    OpenTelemetry span, if there is one; else that of the `traceparent` it was given; else a new one.
+    A nested run continues the trace of its parent run. Other runs continue the trace of the active
+    OpenTelemetry span if there is one, otherwise the trace of their `traceparent`, and otherwise start a new
+    trace.
 
     Attributes:
         run_id: The `pipeline_run_id`, as text.
         pipeline_name: Name of the pipeline.
-        origin_ns: What to add to the monotonic clock to get the wall clock of this run.
+        origin_ns: Offset from the monotonic clock to the wall clock of this run.
         parent_run_id: The run in whose stage this run was started, or None.
         root_run_id: The outermost such run, or None.
-        span_base: 64 random bits from which the span ids of the run and its attempts follow.
+        span_base: 64 random bits from which the span ids of the run and its attempts are derived.
         attributes: The attributes of the run as a whole, or None.
-        emitted: Ids of the events that reached the base emitter, if that has to be known.
-        process: The process sample taken when `pipeline.wide` was first built, so that a second one is equal.
+        emitted: Ids of the events that reached the base emitter, if they are tracked.
+        process: The process sample of the first `pipeline.wide`, so that a second one is equal.
         sealed: True once `pipeline.wide` was built: what comes later amends it.
     """
 
@@ -63,7 +64,7 @@ class RunContext:
         parent: RunContext | None = None,
         origin_ns: int = 0,
     ) -> None:
-        # A context of no run may have no id. Its events must not count as one, so each run gets an id.
+        # A context outside a run may have no id. Generate one: otherwise its events would count as one event.
         run_id = context.pipeline_run_id
         self.run_id = uuid7(get_clock().wall_ns()) if run_id is None else safe_text(as_text(run_id))
         self.pipeline_name = pipeline_name
@@ -79,10 +80,10 @@ class RunContext:
         self._trace, self._flags = _trace(context.traceparent, parent, span_id(self.span_base))
 
     def identity(self, context: PipelineContext) -> RunIdentity:
-        """Return what every event of the run shares.
+        """Return the fields that all events of the run share.
 
-        `context` is passed in: `run_context_of` finds this object by the context, for as long as the context
-        exists, and so it must not keep the context alive.
+        `context` is a parameter because this object must not keep it alive: `run_context_of` looks this
+        object up by the context, for as long as the context exists.
         """
         if self._identity is None:
             shaping = shaper()
@@ -139,7 +140,7 @@ _runs: dict[int, tuple[weakref.ref[PipelineContext], RunContext]] = {}
 def start_run(
     context: PipelineContext, pipeline: str, wall_ns: int, origin_ns: int
 ) -> tuple[PipelineContext, RunContext]:
-    """Return the context of a new run, a copy of `context` that is filled in, and the engine's part."""
+    """Return the context of a new run (a copy of `context` with all fields set) and its `RunContext`."""
     # The context of another run provides its labels, never its id.
     run_id = None if isinstance(context, ContextOfRun) else context.pipeline_run_id
     own = ContextOfRun(
@@ -164,10 +165,10 @@ def start_run(
 
 
 def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:
-    """Return the engine's part of the run that `ctx` belongs to, or a new one for a context of no run.
+    """Return the `RunContext` of the run that `ctx` belongs to, or a new one for a context outside a run.
 
     Raises:
-        TypeError: It is not a context.
+        TypeError: `ctx` is not a context.
     """
     context = ctx.run if isinstance(ctx, StageContext) else ctx
     known = _runs.get(id(context))
@@ -179,7 +180,7 @@ def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:
 
 
 def deliver_on(loop: asyncio.AbstractEventLoop) -> None:
-    """Deliver what is emitted in threads of the current context on `loop`."""
+    """Deliver events emitted in threads of the current context on `loop`."""
     home_loop.set((loop, os.getpid()))
 
 

@@ -106,7 +106,7 @@ class Shaper:
             name: Of its field, to be noted where the text is cut.
             most: Characters, for one with a limit of its own.
         """
-        if type(text) is not str:  # a result made by hand may hold anything
+        if type(text) is not str:  # a manually constructed result may contain any value
             text = as_text(text)
         shown, cut = self._shown(text, most or self._rules.limits.text_chars)
         if cut:
@@ -245,7 +245,7 @@ class Shaper:
             name = unlike(text_key(key), copied)
             try:
                 copied[name] = plain.copy(value)
-            except BaseException as error:  # of a value that pretends to be what it is not
+            except BaseException as error:  # raised by a value that fakes its type
                 INTERRUPTS.contain(error)
                 copied[name] = Shown(short_repr(value))
             sizes[name] = plain.size + min(len(name), limits.name_chars) + 4

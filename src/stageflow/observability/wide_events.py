@@ -28,11 +28,11 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     error, reason, exception, kind = result.error, result.reason, result.exception, result.kind
     attributes, data, missing = result.attributes, result.data, result.missing_inputs
     identity = run.identity(context)
-    # `_value_` is what `value` returns, without the descriptor: this is the hot path.
+    # `_value_` avoids the descriptor of `value`: this is the hot path.
     status: TerminalOrRetry = result.status._value_
     label = None if kind is None else kind._value_
     if not (attributes or data or missing) and error is None and reason is None and exception is None:
-        # Most events have nothing from the application: they need no sanitizing.
+        # Most events contain no application data, and need no sanitizing.
         return build_stage_wide(
             identity,
             run.span_base,

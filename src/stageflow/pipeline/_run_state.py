@@ -1,9 +1,8 @@
 """The state of one run as a pure state machine: events go in, effects come out.
 
-`RunState` has one method for each thing that can happen to a run. It uses no event loop, no clock and no
-I/O: the scheduler passes the time with each event and then carries out the effects, which it finds in the
-outboxes of the state. An outbox is a list (for `ready`, a deque) that the state owns and reuses; an effect is
-a number or a tuple.
+`RunState` has one method per event of a run. It uses no event loop, no clock and no I/O: the scheduler passes
+the time with each event, and then executes the effects that the state has put into its outboxes. An outbox is
+a list (for `ready`, a deque) that the state owns and reuses; an effect is a number or a tuple.
 
 The unit of state is an *instance* of a node, numbered from 0. Each instance is in one phase:
 
@@ -82,29 +81,28 @@ class Ending(Struct, frozen=True):
 
 
 class RunState:
-    """What is known of every instance of one run, and what follows from each event.
+    """The state of all instances of one run, and the transition for each event.
 
     All times are monotonic nanoseconds.
 
     Attributes:
-        ready: Outbox: instances to start, first come, first served. Take from it with `take()`.
+        ready: Outbox: instances to start, in FIFO order. Use `take()` to remove one.
         emits: Outbox: results to emit, in order.
-        cancels: Outbox: running instances whose attempt is to be cancelled.
-        acquires: Outbox: queued instances for which a permit of their limit is to be acquired.
-        releases: Outbox: instances whose permit is to be released.
-        timers: Outbox: (event, instance, seconds) to call an event later: "retry_due" or "grace_over". The
-            instance -1 stands for the whole run.
-        pending: True if any outbox but `ready` and `emits` has something, or the run has started to end.
+        cancels: Outbox: running instances whose attempt the scheduler must cancel.
+        acquires: Outbox: queued instances for which the scheduler must acquire a permit of their limit.
+        releases: Outbox: instances whose permit the scheduler must release.
+        timers: Outbox: (event, instance, seconds) for delayed events: "retry_due" or "grace_over". The
+            instance -1 means the whole run.
+        pending: True if any outbox except `ready` and `emits` is not empty, or the run has started to end.
         phases: The phase of each instance.
         results: The terminal result of each instance, or None.
         retried: The last RETRY result of each instance that was retried.
-        running: How many attempts are running.
-        left: How many instances have no terminal result.
+        running: Number of running attempts.
+        left: Number of instances without a terminal result.
         ending: Why the run ends early, or None.
-        origin: What to add to a monotonic time to get nanoseconds since the Unix epoch.
+        origin: Offset from monotonic time to nanoseconds since the Unix epoch.
         first_failed: The result of the first stage that failed and is not optional.
-        interrupt: A `SystemExit` or `KeyboardInterrupt` from a stage, to be raised after the record is
-            written.
+        interrupt: A `SystemExit` or `KeyboardInterrupt` from a stage, to raise after the record is written.
         done: True once every instance has its terminal result.
     """
 
@@ -213,7 +211,7 @@ class RunState:
         self.ready.appendleft(index)
         self._permits.add(index)
         if self._limit is not None and self.running >= self._limit:
-            # It cannot start yet, and must not keep the permit from those that can.
+            # This instance cannot start yet, and must not hold a permit that others can use.
             self._release_permit(index)
 
     def attempt_number(self, index: int) -> int:
@@ -235,12 +233,12 @@ class RunState:
 
         Args:
             index: The instance.
-            ctx: What the stage was given; its attempt number is 0 if `execute` was never called.
-            output: The outcome of the attempt by itself.
-            raised: What it raised, or None.
-            began: When it started.
-            ended: When it ended.
-            cancelled_externally: True if someone other than the run cancelled its task.
+            ctx: The context of the attempt; its attempt number is 0 if `execute` was never called.
+            output: The outcome of the attempt, regardless of the state of the run.
+            raised: The exception that the attempt raised, or None.
+            began: Start time.
+            ended: End time.
+            cancelled_externally: True if code outside the run cancelled its task.
         """
         node, phase = self.nodes[index], self.phases[index]
         if raised is not None or phase != RUNNING or output.status is not OK:
@@ -330,13 +328,13 @@ class RunState:
         self._end(Ending("timeout", error.message, f"DeadlineExceededError: {error.message}", error), at)
 
     def interrupted(self, result: StageResult, interrupt: BaseException, at: int) -> None:
-        """A `KeyboardInterrupt` or `SystemExit` came while a result was emitted: the run fails there."""
+        """A `KeyboardInterrupt` or `SystemExit` occurred while emitting a result: the run fails there."""
         self._interrupted_by(interrupt)
         what = f"{type(interrupt).__name__} while the result of stage {result.name!r} was emitted"
         self._end(Ending("failed", what, what, interrupt), at)
 
     def engine_failed(self, error: BaseException, at: int) -> None:
-        """The engine itself failed: the run ends like after any failure."""
+        """The engine itself failed: the run ends as after any failure."""
         text = f"the scheduler itself failed: {describe(error)}"
         self._end(Ending("failed", text, text, error), at)
 
@@ -344,7 +342,7 @@ class RunState:
         if self.interrupt is None:
             self.interrupt = error
 
-    # ------------------------------------------------------------ what an attempt came to
+    # ------------------------------------------------------------ the result of an attempt
 
     def _outcome(
         self,
@@ -356,7 +354,7 @@ class RunState:
         ended: int,
         phase: int,
     ) -> StageOutput:
-        """Return what an attempt came to, given how the run stands."""
+        """Return the outcome of an attempt, given the state of the run."""
         node = self.nodes[index]
         if is_a(raised, (SystemExit, KeyboardInterrupt)):
             self._interrupted_by(raised)
@@ -412,7 +410,7 @@ class RunState:
         )
 
     def _settle(self, index: int, result: StageResult, at: int) -> None:
-        """Take in the result of an attempt, and start or end what follows from it."""
+        """Apply the result of an attempt, and start or end the stages that depend on it."""
         if self._permits and index in self._permits:
             self._release_permit(index)
         status = result.status
@@ -460,7 +458,7 @@ class RunState:
     # ------------------------------------------------------------ dependents
 
     def _release_dependents(self, index: int, at: int) -> None:
-        """Make ready what waited for this instance alone; skip what its dependencies skip."""
+        """Make dependents ready whose last dependency has ended; skip those that their dependencies skip."""
         nodes, waiting, phases = self.nodes, self._waiting, self.phases
         skipped: list[int] = []
         while True:
@@ -496,7 +494,7 @@ class RunState:
         return None
 
     def _cancel_downstream(self, index: int, at: int) -> None:
-        """Cancel everything that can no longer start because this instance failed."""
+        """Cancel all instances that can no longer start because this instance failed."""
         reason = f"it depends on {self.nodes[index].name!r}, which failed"
         following = [index]
         while following:
@@ -513,7 +511,7 @@ class RunState:
         self._end(_failed_at(result), at)
 
     def _end(self, ending: Ending, at: int) -> None:
-        """End the run: start nothing more, cancel what is running, finish when all of it has ended."""
+        """End the run: start no more attempts, cancel running attempts, and finish when all have ended."""
         if self.ending is not None:
             return
         self.ending = ending
@@ -532,7 +530,7 @@ class RunState:
             self._finish(at)
 
     def _finish(self, at: int) -> None:
-        """Give every instance that has none its terminal result."""
+        """Store a terminal result for every instance that has none."""
         if self.done:
             return
         self.done = self.pending = True
@@ -552,7 +550,7 @@ class RunState:
             output = StageOutput(CANCEL, {}, last.error, last.exception, f"not tried again: {why}")
             began, ended = last.started_ns - self.origin, last.ended_ns - self.origin
             final = self._result(index, None, output, last.attempts, began, ended)
-            # The attempt that never began gives the terminal event an id of its own.
+            # Count the attempt that never started, so that the terminal event has a unique id.
             self._keep(index, replace(final, attempt=last.attempts + 1))
 
     def _release_permit(self, index: int) -> None:
@@ -583,7 +581,7 @@ class RunState:
             ended_ns=self.ended_at + self.origin,
         )
 
-    # ------------------------------------------------------------ what stages read; see `context.Upstream`
+    # ------------------------------------------------------------ data for stages; see `context.Upstream`
 
     def ancestor(self, reader: int, stage: str) -> StageResult | None:
         plan = self._plan
@@ -620,8 +618,8 @@ def _timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTi
 def _cut_short(output: StageOutput, raised: BaseException | None, why: str) -> StageOutput:
     """Return the outcome of an attempt that was cancelled because the run ended.
 
-    What it still returned counts. What it raised is a consequence of the cancellation: it is kept, but the
-    stage is not to blame for it.
+    A value that it still returned counts. An exception that it raised results from the cancellation: the
+    output keeps it, but the stage does not count as failed.
     """
     if raised is None and output.status is not RETRY:
         return output

@@ -1,12 +1,12 @@
 """The scheduler: runs one graph once, from its first stage to its record.
 
 `Scheduler` owns everything that `RunState` must not touch: the event loop, the clock, tasks, timers and
-permits. It reports each event to the state and then carries out the effects. Everything happens on one loop,
-between two awaits.
+permits. It reports each event to the state and then executes the effects. Both happen on one loop, without an
+await in between.
 
-Stages run in *workers*. A worker is a task that starts one ready stage after another, so a stage whose last
-dependency has just ended continues in the task of that dependency, and there are only as many tasks as stages
-that wait for something at the same time.
+Stages run in *workers*. A worker is a task that runs ready stages one after another, so a stage whose last
+dependency has just ended runs in the task of that dependency. There are only as many tasks as stages that
+wait concurrently.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .plan import Plan
 __all__ = ["Scheduler"]
 
 YIELD_EVERY = 16
-"""Stages that a worker starts before it yields to the event loop."""
+"""Number of stages that a worker starts before it yields to the event loop."""
 
 P = ParamSpec("P")
 
@@ -43,7 +43,7 @@ P = ParamSpec("P")
 def _ends_run(
     callback: Callable[Concatenate[Scheduler, P], None],
 ) -> Callable[Concatenate[Scheduler, P], None]:
-    """Let an error in a callback of the loop end the run: nothing else would ever report it."""
+    """End the run if a loop callback raises: the error would otherwise go unreported."""
 
     @functools.wraps(callback)
     def guarded(self: Scheduler, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -108,7 +108,7 @@ class Scheduler:
             try:
                 await self._waiter
             except asyncio.CancelledError as error:
-                # A second one has no effect: the first has already cancelled every stage.
+                # A second cancellation has no effect: the first has already cancelled every stage.
                 cancelled = cancelled or error
                 self._cancelled("cancelled from outside")
             except GeneratorExit:
@@ -123,7 +123,7 @@ class Scheduler:
             try:
                 raise cancelled
             finally:
-                cancelled = None  # or it and this frame would refer to each other
+                cancelled = None  # avoid a reference cycle with this frame
         return self.results
 
     def _cancelled(self, reason: str) -> None:
@@ -136,9 +136,9 @@ class Scheduler:
         self._apply()
 
     def _closed(self) -> None:
-        """End without another step of the loop: the coroutine of the run was closed."""
+        """End without another loop iteration: the coroutine of the run was closed."""
         self.state.cancelled("the coroutine of run() was closed", self.now())
-        # There may be no loop left that could cancel a task or call a timer.
+        # The loop may already be closed, so it cannot cancel tasks or call timers.
         self.state.cancels.clear()
         self.state.timers.clear()
         for task in self._workers:
@@ -162,10 +162,10 @@ class Scheduler:
     # ------------------------------------------------------------ workers
 
     def _dispatch_soon(self) -> None:
-        """Start workers for what is ready with the next iteration of the loop.
+        """Start workers for ready stages in the next loop iteration.
 
-        Not at once: the current stage may end without waiting for anything, and then its worker can start the
-        next one. So a task is created only for a stage that has to wait while another one does.
+        Not immediately: if the current stage ends without waiting, its worker can run the next stage. A task
+        is therefore created only for stages that wait concurrently with others.
         """
         if self.state.ready and not self._dispatching:
             self._dispatching = True
@@ -174,13 +174,13 @@ class Scheduler:
     def _dispatch(self) -> None:
         self._dispatching = False
         if self._yielding:
-            return  # that worker waits for nothing: it starts the next stage itself
+            return  # that worker is not waiting; it will start the next stage itself
         for _ in range(self.state.startable):
             self._start_worker()
 
     def _start_worker(self) -> None:
-        # The constructor, not `loop.create_task`: an eager task factory would start a stage inside the
-        # bookkeeping of the one before it.
+        # The constructor, not `loop.create_task`: an eager task factory would start a stage in the middle of
+        # the bookkeeping for the previous one.
         task = asyncio.Task(
             self._work(), loop=self.loop, name=self.pipeline_name, context=self.variables.copy()
         )
@@ -189,7 +189,7 @@ class Scheduler:
 
     @_ends_run
     def _worker_done(self, task: asyncio.Task[None]) -> None:
-        # A worker that ended normally is not in the set any more, even if it was cancelled afterwards.
+        # A worker that ended normally is no longer in the set, even if it was cancelled afterwards.
         if task not in self._workers:
             return
         self._workers.discard(task)
@@ -201,7 +201,7 @@ class Scheduler:
             self._cancelled("a task of the run was cancelled from outside")
 
     def _attempt_lost(self, task: asyncio.Task[None], error: BaseException) -> None:
-        """Record the stage that a failed worker was running: all others wait in tasks of their own."""
+        """Record the stage that a failed worker was running; all other stages wait in their own tasks."""
         now, state = self.now(), self.state
         for index, phase in enumerate(state.phases):
             if phase in (RUNNING, TIMED_OUT, CANCELLING):
@@ -255,7 +255,7 @@ class Scheduler:
                     raised = error
                 if ctx.abandoned:
                     self._workers.discard(task)
-                    return  # its result has been recorded already
+                    return  # its result has already been recorded
                 del self.attempts[index]
                 attempt.stop_timer()
             ended = now()
@@ -265,7 +265,7 @@ class Scheduler:
                 else:
                     try:
                         output = output_of(value, node)
-                    except BaseException as error:  # the value may define any method as it likes
+                    except BaseException as error:  # the value may define any method arbitrarily
                         INTERRUPTS.postpone(error)
                         raised, output = error if is_a(error, Exception) else None, failure(error)
                 state.attempt_ended(
@@ -285,10 +285,11 @@ class Scheduler:
                 self._emit()
             if state.pending:
                 self._apply()
-            # An exception refers to the frames it went through: this one must not refer to it in turn.
+            # An exception refers to the frames of its traceback; avoid a reference cycle with this one.
             del value, raised
             if task.cancelling():
-                # A cancelled task would cancel the waits of the next stage: that one starts in another task.
+                # A cancelled task would cancel the awaits of the next stage, so that stage starts in another
+                # task.
                 self._dispatch_soon()
                 break
             turn += 1
@@ -303,7 +304,7 @@ class Scheduler:
     # ------------------------------------------------------------ effects
 
     def _emit(self) -> None:
-        """Emit the results that the state has put out, in order."""
+        """Emit the results in the outbox, in order."""
         emits, recorder = self.state.emits, self.recorder
         if recorder.stages:
             for result in emits:
@@ -315,7 +316,7 @@ class Scheduler:
             self.state.interrupted(last, interrupt, self.now())
 
     def _apply(self) -> None:
-        """Carry out all effects."""
+        """Execute all effects."""
         state = self.state
         while state.pending or state.emits:
             if state.emits:
@@ -345,7 +346,7 @@ class Scheduler:
             self._dispatch_soon()
 
     def _wait_for_nothing(self) -> None:
-        """Withdraw every request for a permit, and stop waiting for the next attempt of a stage."""
+        """Cancel all pending requests for permits, and all timers for retries."""
         tickets, self._tickets = self._tickets, {}
         for ticket in tickets:
             ticket.limit.withdraw(ticket)
@@ -384,7 +385,7 @@ class Scheduler:
 
     @_ends_run
     def _grace_over(self, index: int) -> None:
-        """Abandon one attempt, or with -1 all that are running, which did not end within the grace period."""
+        """Abandon one attempt (-1: all running attempts) that did not end within the grace period."""
         for known, attempt in list(self.attempts.items()):
             if index in (known, -1):
                 del self.attempts[known]

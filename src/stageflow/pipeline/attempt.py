@@ -25,14 +25,14 @@ Call = Callable[..., Any]
 
 
 class Attempt:
-    """An attempt that waits for something: only such an attempt can time out or be cancelled.
+    """A suspended attempt: only a suspended attempt can time out or be cancelled.
 
     Attributes:
         index: The instance in the state of the run.
         ctx: What the stage was given.
-        began: When it started, in monotonic nanoseconds.
+        began: Start time in monotonic nanoseconds.
         task: The task that drives it.
-        timer: Its timeout, or the end of its grace period.
+        timer: The timer of its timeout or grace period.
     """
 
     __slots__ = ("_cancels", "began", "ctx", "index", "task", "timer")
@@ -46,31 +46,31 @@ class Attempt:
         self._cancels = 0
 
     def cancel(self, *, timed_out: bool) -> None:
-        """Cancel it."""
+        """Cancel the attempt."""
         self.ctx.cancelled = True
         self.ctx.timed_out = timed_out
         self._cancels += 1
         self.task.cancel()
 
     def abandon(self) -> None:
-        """Stop waiting for it. It continues by itself, and is closed when it is cancelled again."""
+        """Stop waiting for the attempt. It continues in the background; another cancellation closes it."""
         self.ctx.abandoned = True
         self.ctx.cancelled = True
         if self.cancelled_externally:
-            # The loop is ending and waits for this task.
+            # The loop is shutting down and waits for this task.
             self.task.cancel()
 
     @property
     def cancelled_externally(self) -> bool:
-        """True if someone other than the run cancelled the task."""
+        """True if code outside the run cancelled the task."""
         return self.task.cancelling() > self._cancels
 
     def gives_up(self, error: BaseException) -> bool:
-        """Return whether it ends for good: it was abandoned, and is cancelled again."""
+        """Return whether to close the attempt: it was abandoned and is cancelled again."""
         return self.ctx.abandoned and is_a(error, asyncio.CancelledError)
 
     def stop_timer(self) -> None:
-        """Cancel its timer."""
+        """Cancel the timer of the attempt."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -80,7 +80,7 @@ def first_step(ctx: StageContext, call: Call) -> tuple[Coroutine[Any, Any, Any],
     """Start an attempt in the current context variables: return its coroutine and what it waits for first.
 
     Raises:
-        StopIteration: The attempt has ended without waiting; `value` is what it returned.
+        StopIteration: The attempt ended without suspending; `value` is its return value.
     """
     current_stage.set(ctx)
     try:

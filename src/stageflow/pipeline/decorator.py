@@ -25,11 +25,11 @@ def stage(**description: Unpack[StageDescription]) -> Callable[[Runner], Runner]
 def stage(runner: Any = None, /, **description: Any) -> Any:
     """Describe a function or a class as a stage, where it is defined.
 
-    It takes what `with_stage` takes: `name` (default the name of the function), and the options of a stage.
-    The function itself stays as it is. Options given to `with_stage` take precedence.
+    The decorator accepts the same arguments as `with_stage`: `name` (default: the name of the function) and
+    the options of a stage. It returns the function unchanged. Options passed to `with_stage` take precedence.
 
     Raises:
-        TypeError: For an option that `with_stage` does not know.
+        TypeError: `with_stage` has no such option.
 
     Example:
         >>> @stage(timeout=5)

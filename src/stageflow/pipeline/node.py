@@ -1,4 +1,4 @@
-"""A stage as the engine uses it: compiled once by `build()`, shared by all runs."""
+"""The compiled form of a stage: created once by `build()`, shared by all runs."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Around(Struct, frozen=True):
 
 
 class Node(StageSpec, frozen=True, eq=False, kw_only=True):
-    """One stage: its description, and what follows from it and from its place in the graph.
+    """One stage: its description, and values derived from it and from the graph.
 
     Attributes:
-        index: Its place in the pipeline, counted from 0.
+        index: Position in the pipeline, starting at 0.
         pipeline: Name of the pipeline.
-        make: The class, if the stage is one: it is instantiated per run.
-        call: What to call with the context, if the stage is not a class.
-        direct: True if `call` returns a coroutine that needs nothing around it.
-        plain: True if `call` is a synchronous function, for a thread.
-        first_attempt: 1, or 0 if `when=` is evaluated before the first one.
-        gated: True if the outcome of its dependencies may skip it.
-        shared_limit: The limit of which each attempt needs a permit, or None.
+        make: The class if the stage is a class, which is instantiated per run.
+        call: The callable to call with the context if the stage is not a class.
+        direct: True if `call` returns a coroutine that needs no wrapper.
+        plain: True if `call` is a synchronous function, which runs in a thread.
+        first_attempt: 1, or 0 if `when=` is evaluated before the first attempt.
+        gated: True if the outcomes of its dependencies can skip it.
+        shared_limit: The limit from which each attempt acquires a permit, or None.
         parameters: What it takes by name.
-        dependents: The places of the stages that wait for this one.
-        dependency_set: The names of its dependencies.
-        route_labels: The labels that its dependents take, for a stage of kind ROUTE.
+        dependents: Positions of the stages that depend on this one.
+        dependency_set: Names of its dependencies.
+        route_labels: Route labels of its dependents, for a stage of kind ROUTE.
     """
 
     index: int
@@ -67,7 +67,7 @@ def gives_coroutine(called: Any) -> bool:
 
 
 def compile_nodes(specs: Sequence[StageSpec], pipeline: str, around: Around) -> tuple[Node, ...]:
-    """Return the nodes of a valid description, in its order."""
+    """Return the nodes of a validated description, in the same order."""
     places = {spec.name: index for index, spec in enumerate(specs)}
     dependents: list[list[int]] = [[] for _ in specs]
     labels: list[list[str]] = [[] for _ in specs]

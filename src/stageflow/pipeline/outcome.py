@@ -30,10 +30,10 @@ _OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def output_of(value: Any, node: Node) -> StageOutput:
-    """Return what a stage returned as an output; an invalid value becomes a failure that says so.
+    """Convert the return value of a stage to an output; an invalid value becomes a failure.
 
     Raises:
-        BaseException: What an object of the application raised when it was asked what it is.
+        BaseException: An application object raised during a type check.
     """
     if type(value) is StageOutput:
         if value.status is StageStatus.OK and type(value.data) is dict and not node.route_labels:
@@ -110,14 +110,14 @@ def failure(error: BaseException) -> StageOutput:
 
 
 def _failure(error: BaseException) -> StageOutput:
-    # Without the frames of the engine: they refer to the run, and the run refers to this exception.
+    # Remove the frames of the engine: they refer to the run, and the run refers to this exception.
     try:
         traceback = error.__traceback__
         while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
             traceback = traceback.tb_next
-        # Not by assignment: a frozen dataclass that is an exception refuses that.
+        # Not by assignment, which an exception that is a frozen dataclass refuses.
         BaseException.with_traceback(error, traceback)
-    except BaseException as raised:  # by a class that overrides the attribute
+    except BaseException as raised:  # raised by a class that overrides the attribute
         INTERRUPTS.contain(raised)
     if is_a(error, asyncio.CancelledError):
         text = "CancelledError: something the stage awaited was cancelled, not the stage itself"

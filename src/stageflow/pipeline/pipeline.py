@@ -89,7 +89,7 @@ class Pipeline:
             interceptors: What is around each attempt, inside those of `build()`, outermost first.
 
         Raises:
-            TypeError: There is no such option.
+            TypeError: An option does not exist.
         """
         given = options_of(
             {"kind": kind, "dependencies": dependencies, **options}, f"stage {name!r}: with_stage()"

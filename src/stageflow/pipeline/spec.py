@@ -1,4 +1,4 @@
-"""The description of one stage: its options, declared once."""
+"""The description of one stage: the single declaration of its options."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Condition = Callable[[StageContext], bool | Awaitable[bool]]
 
 
 class StageOptions(TypedDict, total=False):
-    """The options of a stage, as `with_stage` and `@stage` take them; None stands for the default.
+    """The options of a stage, as accepted by `with_stage` and `@stage`; None means the default.
 
-    A new option is added here and to `StageSpec`; everything else derives from these two.
+    Add a new option here and to `StageSpec`; everything else is derived from these two classes.
     """
 
     conditional: bool | None
@@ -34,7 +34,7 @@ class StageOptions(TypedDict, total=False):
 
 
 class StageDescription(StageOptions, total=False):
-    """What `@stage` takes: also what `with_stage` takes by position."""
+    """The arguments of `@stage`, including those that `with_stage` accepts by position."""
 
     name: str | None
     kind: StageKind | None
@@ -42,7 +42,7 @@ class StageDescription(StageOptions, total=False):
 
 
 class StageSpec(Struct, frozen=True, eq=False):
-    """What `with_stage` was given, with the defaults filled in. Nothing here is checked before `build()`."""
+    """The arguments of `with_stage`, with defaults filled in. `build()` validates them."""
 
     name: str
     runner: Any
@@ -81,10 +81,10 @@ class StageSpec(Struct, frozen=True, eq=False):
 
 
 def options_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the options that were given, without those that are None.
+    """Return the options that are not None.
 
     Raises:
-        TypeError: There is no such option; the message names the closest one.
+        TypeError: An option does not exist; the message suggests the closest match.
     """
     known = StageDescription.__annotations__
     for name in given:

@@ -16,10 +16,10 @@ Record = dict[str, Any]
 
 
 def draw_archive_state(state: Record) -> RenderableType:
-    """Return one or two lines about an archive; its problems are listed with those of the journal.
+    """Return one or two lines about an archive; the journal's list of problems includes those of the archive.
 
     Args:
-        state: An `ArchiveState`, as plain values.
+        state: An `ArchiveState` as plain values.
     """
     unknown = state["without_checksum"]
     checked = "" if unknown and unknown == state["files"] else "every checksum matches"
@@ -30,15 +30,15 @@ def draw_archive_state(state: Record) -> RenderableType:
     held = f"{state['files']:,} files, {size(state['bytes'])}"
     line = f"archive {on_one_line(state['address'])}: {held}; {checked}"
     if aside := state["set_aside"]:
-        line += f"; {len(aside):,} files set aside in _stageflow/"
+        line += f"; {len(aside):,} files moved to _stageflow/"
     return Text(line)
 
 
 def draw_repaired_archive(repaired: Record) -> RenderableType:
-    """Return what a repair of an archive did.
+    """Return a description of the repairs of an archive.
 
     Args:
-        repaired: A `RepairedArchive`, as plain values.
+        repaired: A `RepairedArchive` as plain values.
     """
     lines = [f"repaired: {on_one_line(path)} set aside" for path in repaired["set_aside"]]
     if rows := repaired["lost_rows"]:

@@ -75,7 +75,7 @@ def draw_repaired(repaired: Record) -> RenderableType:
             done.append(f"{many:,} {_plural(what, many)} taken out and kept in broken/")
     for moved in repaired["moved"]:
         after = f"; {moved['remedy']}" if moved["remedy"] else ""
-        done.append(f"{moved['path']} was damaged and is now {moved['to']}{after}")
+        done.append(f"{moved['path']} was damaged and was moved to {moved['to']}{after}")
     if removed := repaired["removed"]:
         done.append(f"{len(removed):,} left-over {_plural('file', len(removed))} removed")
     return Text("\n".join(f"repaired: {visible(line)}" for line in done) or "There was nothing to repair.")

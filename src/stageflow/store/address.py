@@ -28,9 +28,9 @@ class _Remembered(Struct):
 ADDRESS_FILE = StateFile(
     REMEMBERED,
     _Remembered,
-    "give the address of the archive again, with `stageflow compact --archive ADDRESS`,"
+    "specify the address of the archive again with `stageflow compact --archive ADDRESS`,"
     f" or delete the file if the archive is in `{BESIDE}`, in the directory of the journal",
-    after="give the address of the archive again, with `stageflow compact --archive ADDRESS`,"
+    after="specify the address of the archive again with `stageflow compact --archive ADDRESS`,"
     f" unless it is in `{BESIDE}`, in the directory of the journal",
 )
 
@@ -39,10 +39,10 @@ def read_address(journal: str) -> str:
     """Return the address of a journal's archive.
 
     Raises:
-        DamagedFileError: The file that holds it is damaged.
+        DamagedFileError: The file that contains the address is damaged.
         OSError: It cannot be read.
     """
-    # Where it is damaged, the usual place would be that of another archive, without anything.
+    # No fallback to the default address if the file is damaged: that would be another, empty archive.
     remembered = read_state(os.path.join(journal, REMEMBERED), _Remembered, ADDRESS_FILE.remedy)
     return remembered.address if remembered is not None else os.path.join(journal, BESIDE)
 

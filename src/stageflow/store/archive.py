@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "is_remote"]
 
 _CONFIGURATION: dict[str, str | None] = {
-    # Replaced files are kept for readers that began earlier.
+    # Keep replaced files for readers that started earlier.
     "delta.deletedFileRetentionDuration": "interval 1 hours",
     "delta.logRetentionDuration": "interval 1 days",
     "delta.checkpointInterval": "20",
@@ -106,7 +106,7 @@ class Archive:
             self.log.forget()
 
     def _has_remains(self) -> bool:
-        """Return whether a local archive has files of events, whatever its log says."""
+        """Return whether a local archive contains data files, regardless of its log."""
         try:
             return any(name.endswith(".parquet") for day in self._days() for name in os.listdir(day))
         except (FileNotFoundError, NotADirectoryError):
@@ -122,24 +122,24 @@ class Archive:
     def _lost_log(self) -> ArchiveDamagedError:
         path = os.path.join(self.address, "_delta_log")
         return ArchiveDamagedError(
-            f"archive {self.address}: its log {path} is missing or empty, and files of events are there",
+            f"archive {self.address}: its log {path} is missing or empty, but it contains data files",
             files=[path],
-            hint="restore the log from a backup, or move the archive away and compact the journal anew",
+            hint="restore the log from a backup, or move the archive away and compact the journal again",
         )
 
     def recover(self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]) -> list[str]:
-        """Set aside what a crash of the machine left incomplete at the end of the log.
+        """Move incomplete files at the end of the log, left by a crash of the machine, to `_stageflow`.
 
         Args:
-            promised: How far each writer's segments are known to be archived, according to the journal.
+            promised: Per writer, the last segment that is archived according to the journal.
             is_kept: Called with a writer and two sequences; returns whether the journal still has the
                 segments after the first, up to the second.
 
         Returns:
-            Paths of the files that were set aside; they are kept.
+            Paths of the moved files.
 
         Raises:
-            ArchiveDamagedError: Something that was durable is damaged.
+            ArchiveDamagedError: A durable file is damaged.
             OSError: The log cannot be changed.
         """
         if self.log is None:
@@ -165,9 +165,7 @@ class Archive:
 
         moved = self.log.recover(may_return_to)
         if moved:
-            if (
-                begins_anew
-            ):  # no version has these files, and the next log shall not be taken for a rest of it
+            if begins_anew:  # no version has these files; keep the next log apart from them
                 moved += map(self.log.set_aside, self._days())
             self._forget()
         return moved
@@ -257,7 +255,7 @@ class Archive:
             self._committed()
 
     def _hooks(self) -> PostCommitHookProperties | None:
-        """Return what delta-rs does after a commit: on a disk nothing, because it would not sync it."""
+        """Return the post-commit hooks of delta-rs: none on a local disk, because delta-rs does not sync."""
         from deltalake import PostCommitHookProperties
 
         if self.log is None:
@@ -266,7 +264,7 @@ class Archive:
 
     def _committed(self) -> None:
         if self.log is not None:
-            self.log.sync()  # the next commit builds on this one, and must not outlast it
+            self.log.sync()  # the next commit builds on this one, and must not survive without it
         self.refresh()
 
     def commit(
@@ -301,7 +299,7 @@ class Archive:
             [(file.path, file.size) for file in added], [file.path for file in removed], watermarks
         )
         properties = CommitProperties(
-            # Not retried by delta-rs: rows that were new may not be new any more.
+            # delta-rs must not retry the commit: rows that were new may no longer be new.
             max_commit_retries=0,
             app_transactions=[Transaction(writer, number) for writer, number in watermarks.items()],
             custom_metadata={ACTIONS_CHECKSUM: checksum},
@@ -322,7 +320,7 @@ class Archive:
         """Delete files that no version of the last hours has, and return how many."""
         if self._table is None:
             return 0
-        self.sync()  # a version that a crash would bring back must find its files
+        self.sync()  # a crash must not restore a version whose files are deleted
         gone = self._table.vacuum(
             hours,
             dry_run=False,
@@ -334,7 +332,7 @@ class Archive:
         return len(gone)
 
     def shorten_log(self) -> None:
-        """Write a checkpoint after every 20 commits, sync it, and delete old commits after that.
+        """Write and sync a checkpoint after every 20 commits, and then delete old commits.
 
         On object storage delta-rs does the same after a commit.
 
@@ -352,10 +350,10 @@ class Archive:
     # ------------------------------------------------------------ durability
 
     def sync(self) -> None:
-        """Return when this version is durable, whoever committed it; then segments may be deleted.
+        """Make this version durable, whichever process committed it; then segments may be deleted.
 
         Raises:
-            OSError: It is not.
+            OSError: The version cannot be made durable.
         """
         if self.log is not None and self._table is not None:
             self.log.mark_durable()

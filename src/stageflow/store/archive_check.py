@@ -1,4 +1,4 @@
-"""The state of an archive: every file compared with its checksum, the log, permissions; and its repair."""
+"""Checks and repairs an archive: the checksums of its files, its log, and its permissions."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .parquet import LocalFiles
 __all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that were checked, and all there are."""
+"""Called with the number of bytes checked, and the total number of bytes."""
 
 
 class DamagedFile(Struct, frozen=True):
     """A file of an archive that is damaged or missing.
 
     Attributes:
-        path: Its path; relative to the archive for a file of events.
+        path: Its path; for a data file, relative to the archive.
         problem: What is wrong with it.
-        rows: How many rows it had; 0 for a file of the log.
+        rows: Number of its rows; 0 for a file of the log.
     """
 
     path: str
@@ -36,17 +36,17 @@ class DamagedFile(Struct, frozen=True):
 
 
 class ArchiveState(Struct, frozen=True):
-    """What `check_archive` found.
+    """The result of `check_archive`.
 
     Attributes:
-        address: The archive.
-        version: Of the table; -1 if it cannot be read or there is none.
-        files: How many files the table has.
-        bytes: Their size.
+        address: Address of the archive.
+        version: Version of the table; -1 if it does not exist or cannot be read.
+        files: Number of files in the table.
+        bytes: Total size of these files.
         damaged: Files that are damaged or missing.
-        without_checksum: Files that were written before checksums existed; only their size was checked.
-        set_aside: Names of files that a recovery or repair set aside, in `_stageflow`.
-        problems: What needs attention, a sentence each, with the remedy.
+        without_checksum: Number of files written before checksums existed; only their size was checked.
+        set_aside: Names of files that a recovery or repair moved to `_stageflow`.
+        problems: Problems that need attention, one sentence each, with the remedy.
     """
 
     address: str
@@ -60,11 +60,11 @@ class ArchiveState(Struct, frozen=True):
 
 
 class RepairedArchive(Struct, frozen=True):
-    """What `repair_archive` did.
+    """The result of `repair_archive`.
 
     Attributes:
-        set_aside: Paths of the files it moved to `_stageflow`.
-        lost_rows: How many rows the table no longer has because their file was damaged.
+        set_aside: Paths of the files that it moved to `_stageflow`.
+        lost_rows: Number of rows that the table no longer has because their files were damaged.
     """
 
     set_aside: list[str]
@@ -77,7 +77,7 @@ def check_archive(
     storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> ArchiveState:
-    """Read every file of a journal's archive and compare it with its checksum. Nothing is changed.
+    """Read every file of a journal's archive and verify its checksum. Changes nothing.
 
     Args:
         journal: Directory of the journal.
@@ -111,7 +111,7 @@ def check_archive(
             damaged.append(DamagedFile(file.path, problem, file.rows))
             problems.append(
                 f"archive {archive.address}: {file.path} {problem}; restore it from a backup,"
-                f" or a repair takes it out of the archive ({file.rows:,} rows)"
+                f" or a repair removes it from the archive ({file.rows:,} rows)"
             )
         done += file.size
         if progress is not None:
@@ -132,10 +132,10 @@ def check_archive(
 def repair_archive(
     journal: str | os.PathLike[str], *, storage_options: Mapping[str, str] | None = None
 ) -> RepairedArchive:
-    """Recover the log, and take files that are damaged or missing out of the table.
+    """Recover the log, and remove damaged and missing files from the table.
 
-    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. A log whose durable part is
-    damaged is not repaired: that needs a backup.
+    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. If the durable part of the log
+    is damaged, it cannot be repaired, only restored from a backup.
 
     Raises:
         ArchiveDamagedError: A commit that was durable is damaged.
@@ -162,7 +162,7 @@ def _permission_problems(archive: Archive) -> Iterator[str]:
     readable = sum(_is_open_to_others(path) for path in _paths_below(archive.address))
     if readable:
         yield (
-            f"archive {archive.address}: others than its owner and group can read {readable:,} files;"
+            f"archive {archive.address}: users other than its owner and group can read {readable:,} files;"
             f" chmod -R o= {archive.address}"
         )
 
@@ -174,7 +174,7 @@ def _is_open_to_others(path: str) -> bool:
 
 
 def _paths_below(folder: str) -> Iterator[str]:
-    """Yield the files below a directory that others can enter."""
+    """Yield the files below a directory that other users can enter."""
     with contextlib.suppress(FileNotFoundError):
         if not os.stat(folder).st_mode & 0o001:
             return

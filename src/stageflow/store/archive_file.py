@@ -39,7 +39,7 @@ class ArchiveFile(Struct, frozen=True):
 
     @property
     def checksum(self) -> int | None:
-        """CRC-32 of its content, which its name carries into the commit; None if it was not recorded."""
+        """CRC-32 of its content, recorded in its name and thereby in the commit; None if not recorded."""
         found = _CHECKSUM.search(self.path)
         return int(found[1], 16) if found else None
 
@@ -49,7 +49,7 @@ COUNTS = "counts"
 
 
 def stats_of(file: ArchiveFile) -> str:
-    """Return the statistics of a file as a commit has them: JSON."""
+    """Return the statistics of a file in the format of a commit: JSON."""
     stats: dict[str, Any] = {"numRecords": file.rows}
     if file.first_id is not None and file.last_id is not None:
         stats |= {"minValues": {"event_id": file.first_id}, "maxValues": {"event_id": file.last_id}}

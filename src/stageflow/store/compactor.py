@@ -169,13 +169,13 @@ class Compactor:
         self._workplace.interrupt()
 
     def recover(self) -> list[str]:
-        """Make an archive readable again after a crash of the machine; `compact` does it by itself.
+        """Make an archive readable again after a crash of the machine; `compact` calls this method.
 
         Returns:
-            Paths of incomplete files at the end of its log, which were set aside and are kept.
+            New paths of incomplete files at the end of the log, which were moved to `_stageflow`.
 
         Raises:
-            ArchiveDamagedError: Something that was durable is damaged.
+            ArchiveDamagedError: A durable file is damaged.
             OSError: The archive cannot be written.
         """
         with only_one(os.path.join(self.journal, _LOCK)) as alone:
@@ -183,10 +183,10 @@ class Compactor:
 
     @contextlib.contextmanager
     def alone(self) -> Generator[None]:
-        """Keep other compactors of this journal away.
+        """Hold the lock that excludes other compactors of this journal.
 
         Raises:
-            OSError: Another one is at work.
+            OSError: Another compactor is running.
         """
         with only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
@@ -194,14 +194,14 @@ class Compactor:
             yield
 
     def recover_alone(self) -> list[str]:
-        """Do what `recover` does, for a caller that keeps other compactors away."""
+        """Recover the archive as `recover` does; the caller holds the lock."""
         promised: dict[str, int] = {}
         with contextlib.suppress(ValueError):
             known = load(self.journal, CURSOR)
             promised = {writer: at - 1 for writer, (at, _) in known.positions.items()} if known else {}
         log = self.archive.log
         if log is not None and promised and not os.path.isdir(self.archive.address):
-            # The archive was removed, and a new one begins: nothing is promised of it.
+            # The archive was removed, and a new one starts: no segment is archived in it.
             store(self.journal, CURSOR, CursorFile())
             return []
         segments = {
@@ -235,7 +235,7 @@ class Compactor:
                     raise
                 if tries > _TRIES // 10:
                     self.archive.refresh()
-                    self._local.paths(self.archive.files())  # what is missing now is no longer being replaced
+                    self._local.paths(self.archive.files())  # after so many tries, a missing file is damage
                 time.sleep(random.uniform(0, 0.05 * tries))
                 continue
             taken += len(batch)
@@ -260,7 +260,7 @@ class Compactor:
                 rows, replaced = "from batch", []
                 if superseded.count:
                     replaced = self._holding(database, merged)
-                    self._local.must_be_intact(replaced)  # a new file would hide that they are not
+                    self._local.must_be_intact(replaced)  # a new file would hide the damage
                     rows += f""" union all by name (
                         select * from {select_rows(self._local.paths(replaced))} where {superseded.spares})"""
                 written += self._local.write(database, rows)
@@ -274,7 +274,7 @@ class Compactor:
         return KINDS.format(counts=select_rows(self._local.paths(counts))) if counts else NO_KINDS
 
     def _holding(self, database: DuckDBPyConnection, merged: Merged) -> list[ArchiveFile]:
-        """Return the files of the archive that have rows which those of the batch supersede."""
+        """Return the archive files with rows that the batch supersedes."""
         found = []
         for file, path in zip(merged.files, self._local.paths(merged.files), strict=True):
             held = f"select 1 from {select_rows([path])} where {merged.superseded.replaces} limit 1"

@@ -23,7 +23,7 @@ NO_KINDS = "select '', '', '' where false"
 def count_rows(table: str, superseded: Superseded) -> str:
     """Return SQL that counts the new rows of a table.
 
-    Those that replace rows of the archive were counted with them.
+    Rows that replace rows of the archive are already counted.
     """
     return f"""
         select 'stageflow.counts' as type, null::varchar as event_id, day,

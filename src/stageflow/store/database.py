@@ -20,7 +20,7 @@ __all__ = ["Workplace", "as_os_errors", "interruptible", "open_database"]
 
 @contextlib.contextmanager
 def interruptible() -> Generator[None]:
-    """Raise Ctrl-C as what it is: DuckDB raises a `RuntimeError` if it comes while a statement runs."""
+    """Raise `KeyboardInterrupt` on Ctrl-C; DuckDB raises a `RuntimeError` while a statement runs."""
     try:
         yield
     except RuntimeError as error:
@@ -31,7 +31,7 @@ def interruptible() -> Generator[None]:
 
 @contextlib.contextmanager
 def as_os_errors(address: str) -> Generator[None]:
-    """Raise what the libraries report about a disk or a table as an `OSError` that names the archive."""
+    """Convert errors of the libraries about a disk or a table to an `OSError` that names the archive."""
     try:
         with interruptible():
             yield
@@ -73,8 +73,8 @@ def open_database(
 
     Args:
         memory: Limit of DuckDB's memory, such as "2GB".
-        threads: How many it uses; default one per processor.
-        disk: Limit of the temporary folder; None for DuckDB's own, 90 % of what is free.
+        threads: Number of threads; default one per processor.
+        disk: Size limit of the temporary directory; None for DuckDB's default, 90 % of the free space.
 
     Raises:
         MissingExtraError: `duckdb` is not installed.
@@ -88,7 +88,7 @@ def open_database(
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
         "memory_limit": memory,
-        # A name in a query never means a variable of a Python program.
+        # Names in a query must never resolve to variables of the Python program.
         "python_enable_replacements": False,
         # By itself it would take `.tmp` where the process happens to be, and another process the same.
         "temp_directory": os.path.join(tempfile.gettempdir(), f"stageflow-{secrets.token_hex(8)}"),
@@ -97,8 +97,8 @@ def open_database(
         config["threads"] = threads
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("set timezone = 'UTC'")
-    connection.execute("set enable_progress_bar = false")  # it is printed to standard output
-    if disk is not None:  # as a part of `config` DuckDB 2.0.0 shows it and does not keep to it
+    connection.execute("set enable_progress_bar = false")  # DuckDB prints it to standard output
+    if disk is not None:  # DuckDB 2.0.0 ignores it in `config`
         connection.execute(f"set max_temp_directory_size = {text(disk)}")
     connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes
     # Rows of an answer that asked for no order may come in any.

@@ -1,8 +1,8 @@
 """The commit log of an archive on a local disk: synced, inspected, and recovered after a crash.
 
-delta-rs syncs nothing. After a power failure the newest commits and checkpoints can therefore be empty or
-truncated, while files written later are intact. This module syncs the log, records up to which version it
-is durable, and finds the newest version that is complete.
+delta-rs does not sync. After a power failure, the newest commits and checkpoints can therefore be empty or
+truncated, while files written later are intact. This module syncs the log, records the newest durable
+version, and finds the newest complete version.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .permissions import make_directory, mode_of
 __all__ = ["DeltaLog"]
 
 STATE = "_stageflow"
-"""A directory that Delta readers and vacuum ignore: the durable version, and files that were set aside."""
+"""A directory that Delta readers and vacuum ignore: contains the durable version and removed files."""
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\..*parquet")
 _HINT = "_last_checkpoint"
 _CLEAN_AFTER = 24 * 3600.0
-"""Seconds that a commit stays after a checkpoint made it superfluous: time travel, slow readers."""
+"""Seconds to keep a commit that a checkpoint has made redundant, for time travel and slow readers."""
 
 
 class DeltaLog:
@@ -61,7 +61,7 @@ class DeltaLog:
         return True
 
     def forget(self) -> None:
-        """Drop what is cached about the files on disk."""
+        """Invalidate the cached information about files on disk."""
         self._verified = {}
         self._inspected = None
         self._synced = set()
@@ -75,14 +75,14 @@ class DeltaLog:
     # ------------------------------------------------------------ sync
 
     def sync(self) -> None:
-        """Sync every commit and checkpoint that was not synced yet, whoever wrote it.
+        """Sync every commit and checkpoint not synced yet, whichever process wrote it.
 
         Raises:
-            OSError: The disk reports a failure; the commits may not be durable.
+            OSError: The disk reported an error; the commits may not be durable.
         """
         commits, checkpoints, has_hint = self._list()
         first = not self._synced
-        if first:  # of this process
+        if first:  # in this process
             durable = self.durable()
             self._synced = {name for version, name in commits.items() if version <= durable.version}
             self._synced.update(durable.checkpoints)
@@ -91,7 +91,7 @@ class DeltaLog:
         if of_checkpoints and has_hint:
             new.add(_HINT)
         mode = mode_of(self.address).file
-        for name in sorted(new):  # a checkpoint before the hint that names it
+        for name in sorted(new):  # sync a checkpoint before the hint that references it
             path = os.path.join(self.path, name)
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(path, mode)
@@ -102,10 +102,10 @@ class DeltaLog:
         self._last = max(commits, default=-1)
 
     def mark_durable(self) -> None:
-        """Sync the log and record its version, before something relies on it.
+        """Sync the log and record its version as durable, before other operations rely on it.
 
         Raises:
-            OSError: The log cannot be synced, or the record not be written.
+            OSError: The log cannot be synced, or the record cannot be written.
         """
         self.sync()
         known = self.durable()
@@ -119,7 +119,7 @@ class DeltaLog:
             os.chmod(self._durable_path, mode_of(self.address).file)
 
     def durable(self) -> Durable:
-        """Return what was recorded as durable.
+        """Return the recorded durable state.
 
         Raises:
             ArchiveDamagedError: The record cannot be read.
@@ -133,7 +133,7 @@ class DeltaLog:
             raise ArchiveDamagedError(
                 f"archive {self.address}: {self._durable_path} cannot be read: {error}",
                 files=[self._durable_path],
-                hint="`stageflow doctor --repair` checks the log and writes the file again",
+                hint="`stageflow doctor --repair` checks the log and rewrites the file",
             ) from error
 
     def _checksum(self, name: str) -> tuple[int, int] | None:
@@ -152,7 +152,7 @@ class DeltaLog:
         Raises:
             ArchiveDamagedError: A file of the log is damaged or missing.
         """
-        for attempt in range(3):  # a listing of a directory that changes may skip a name
+        for attempt in range(3):  # listing a directory while it changes may miss a name
             state = self.inspect()
             if not state.damaged and state.missing is None:
                 return
@@ -160,7 +160,7 @@ class DeltaLog:
                 raise self._damaged(state, self.durable())
 
     def inspect(self, *, strict: bool = False) -> LogState:
-        """Return which version is complete, and what is damaged.
+        """Return the newest complete version and the damaged files.
 
         Args:
             strict: Whether a checkpoint that is not recorded as durable counts as damaged.
@@ -169,7 +169,7 @@ class DeltaLog:
             changed = os.stat(self.path).st_mtime_ns
         except FileNotFoundError:
             changed = 0
-        # A commit adds a name, so the directory's time changes; a file damaged later is found by `doctor`.
+        # A commit changes the modification time of the directory; `doctor` finds files damaged later.
         if not strict and self._inspected is not None and self._inspected[0] == changed:
             return self._inspected[1]
         state = self._inspect(strict)
@@ -208,7 +208,7 @@ class DeltaLog:
         return LogState(good, last, tuple(damaged), missing)
 
     def _list(self) -> tuple[dict[int, str], dict[int, list[str]], bool]:
-        """Return the names of commits and checkpoints by version, and whether there is a hint."""
+        """Return the names of commits and checkpoints by version, and whether a hint exists."""
         commits: dict[int, str] = {}
         checkpoints: dict[int, list[str]] = {}
         try:
@@ -253,8 +253,8 @@ class DeltaLog:
 
     def _damaged(self, state: LogState, durable: Durable) -> ArchiveDamagedError:
         names = [*state.damaged, *([state.missing] if state.missing is not None else [])]
-        # The oldest one is the cause, and the others build on it. Where the log begins with a checkpoint,
-        # the checkpoint is.
+        # Report the oldest damaged file, because the others build on it: the checkpoint if the log begins
+        # with one.
         begins_later = state.missing == _commit_name(0) and state.last > 0
         damaged_checkpoints = [name for name in state.damaged if _CHECKPOINT.fullmatch(name)]
         if begins_later and damaged_checkpoints:
@@ -273,23 +273,23 @@ class DeltaLog:
             message,
             files=[os.path.join(self.path, name) for name in names],
             hint=(
-                "`stageflow compact` recovers the archive, if the journal still has the events after that"
+                "`stageflow compact` recovers the archive if the journal still has the later events"
                 if recoverable
-                else "restore the file from a backup, or move the archive away and compact the journal anew"
+                else "restore the file from a backup, or move the archive away and compact the journal again"
             ),
         )
 
     # ------------------------------------------------------------ recovery
 
     def recover(self, may_return_to: Callable[[int, Mapping[str, int]], bool]) -> list[str]:
-        """Set aside what a crash left incomplete, so that the newest complete version is the last one.
+        """Move incomplete files to `_stageflow`, so that the newest complete version becomes the last one.
 
         Args:
-            may_return_to: Called with a version and the transactions of intact commits that would be set
-                aside; returns whether nothing that was promised is lost at that version.
+            may_return_to: Called with a version and the transactions of intact commits that recovery would
+                remove; returns whether that version loses no event that was durably archived.
 
         Returns:
-            Paths of the files that were set aside; they are kept in `_stageflow`.
+            New paths of the moved files.
 
         Raises:
             ArchiveDamagedError: A commit that was durable is damaged or missing.
@@ -298,7 +298,7 @@ class DeltaLog:
         if not self.exists():
             return []
         with self.locked() as alone:
-            if not alone:  # another process recovers it
+            if not alone:  # another process is recovering it
                 return []
             state = self.inspect(strict=True)
             if not state.damaged and state.missing is None:
@@ -309,7 +309,7 @@ class DeltaLog:
                 state.good < durable.version or not may_return_to(state.good, self._transactions(state))
             ):
                 raise self._damaged(state, max(durable, Durable(state.good + 1), key=lambda one: one.version))
-            # The newest first: a crash in between leaves a log that is recovered in the same way.
+            # The newest first: a crash in between leaves a log that can be recovered in the same way.
             moved = [self.set_aside(os.path.join(self.path, name)) for name in state.damaged]
             self.forget()
             return moved
@@ -327,7 +327,7 @@ class DeltaLog:
 
     @contextlib.contextmanager
     def locked(self) -> Any:
-        """Hold the lock of this log for recovery and cleaning; give False if another process has it."""
+        """Hold the lock of this log for recovery and cleaning; yield False if another process holds it."""
         make_directory(self.address, self._state)
         with only_one(os.path.join(self._state, "lock")) as alone:
             yield alone
@@ -346,7 +346,7 @@ class DeltaLog:
         return target
 
     def names_set_aside(self) -> list[str]:
-        """Return the names of files that were set aside."""
+        """Return the names of the files that a recovery or repair moved to `_stageflow`."""
         try:
             names = os.listdir(self._state)
         except (FileNotFoundError, NotADirectoryError):
@@ -356,15 +356,14 @@ class DeltaLog:
     # ------------------------------------------------------------ checkpoints
 
     def is_checkpoint_due(self, version: int, every: int) -> bool:
-        """Return whether so many commits came after the newest checkpoint."""
+        """Return whether at least `every` commits follow the newest checkpoint."""
         _, checkpoints, _ = self._list()
         return version - max(checkpoints, default=0) >= every
 
     def clean(self) -> None:
         """Delete commits that neither of the two newest checkpoints needs, a day after they were written.
 
-        Two, so that the log can still be read if the newest checkpoint is damaged. Call `mark_durable`
-        before it.
+        Two, so that the log remains readable if the newest checkpoint is damaged. Call `mark_durable` first.
 
         Raises:
             OSError: The log cannot be changed.

@@ -1,4 +1,4 @@
-"""Types of columns in the words of DuckDB and in those of Delta Lake."""
+"""Maps column types of DuckDB to those of Delta Lake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DUCKDB_TYPES = {delta: duckdb for duckdb, delta in _DELTA_TYPES.items()}
 
 
 def delta_field(name: str, type: str) -> Field:
-    """Return a column of a Delta table; `type` is in the words of DuckDB."""
+    """Return a column of a Delta table; `type` is a DuckDB type."""
     from deltalake import Field
     from deltalake.schema import ArrayType, PrimitiveType
 

@@ -43,17 +43,17 @@ class EventStore(Figures):
             the journal has.
         storage_options: How to get at object storage, as `deltalake` takes it (`AWS_REGION`,
             `AWS_ENDPOINT_URL`, ...); what is missing is taken from the environment.
-        memory: Limit of DuckDB's memory; default "2GB". What does not fit is spilled to a temporary folder.
-        disk: Limit of that folder; default "10GB".
+        memory: Memory limit of DuckDB; default "2GB". DuckDB spills larger data to a temporary directory.
+        disk: Size limit of that directory; default "10GB".
         timeout: Seconds for one question; default 60.
         compact_beyond: Bytes of closed segments from which on a reader takes them into the archive
             before it asks; default 256 MiB, None for never.
         progress: Called with the bytes done and all there are, while it does that.
-        verify: Compare each file of the archive with its checksum once, before it is first read; default
-            False. Files written by older versions have none.
+        verify: Verify the checksum of each archive file once, before reading it for the first time; default
+            False. Files written by older versions have no checksum.
 
     Raises:
-        ArchiveDamagedError: A file of the archive is damaged or missing; questions raise it too.
+        ArchiveDamagedError: A file of the archive is damaged or missing; queries raise it too.
         JournalNotFoundError: There is no such directory.
         MissingExtraError: The packages of `stageflow[store]` are not installed.
 
@@ -131,16 +131,16 @@ class EventStore(Figures):
         self._queries.refresh()
 
     def maintain(self) -> None:
-        """Recover the archive after a crash of the machine, and archive a backlog; each question does it.
+        """Recover the archive after a crash of the machine, and archive a backlog; each query does this.
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged.
-            OSError: Journal or archive cannot be read, or not be written.
+            OSError: The journal or the archive cannot be read or written.
         """
         try:
             self.archive.refresh()
         except ArchiveDamagedError:
-            # What a crash of the machine left incomplete is recovered by whoever may write.
+            # Any process with write access recovers the archive after a crash of the machine.
             if self.path is None or not os.access(self.path, os.W_OK):
                 raise
             compactor = Compactor(self.path, self.archive.address, storage_options=self._storage_options)
@@ -217,11 +217,11 @@ class EventStore(Figures):
         """
         if run_id != "last":
             return tell_story(self._queries, self.path, run_id)
-        error = RunNotFoundError("there is no run yet")
+        error = RunNotFoundError("there are no runs yet")
         for run in self.runs(limit=20):
             try:
                 return tell_story(self._queries, self.path, str(run["event_id"]))
-            except RunNotFoundError as not_found:  # its id was damaged in one of its events
+            except RunNotFoundError as not_found:  # its id is damaged in one of its events
                 error = not_found
         raise error
 

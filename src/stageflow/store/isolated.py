@@ -1,8 +1,8 @@
-"""A query in a process of its own, which is killed when it exceeds its limits.
+"""Runs a query in a separate process, which is killed when it exceeds its limits.
 
-DuckDB looks for an interrupt between two batches of rows. One call of a function over a large value (a
-regular expression, `list_sort`, `repeat`) does not look, and part of its memory is not subject to
-`memory_limit`. A process can be stopped at any moment, and the kernel limits its memory.
+DuckDB checks for interrupts only between batches of rows. A single function call over a large value (a
+regular expression, `list_sort`, `repeat`) does not check, and `memory_limit` does not cover all of its
+memory. A process can be killed at any time, and the kernel limits its memory.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ MEMORY = 2_000_000_000
 """Bytes that DuckDB may use by default."""
 
 _BESIDE_DUCKDB = 1_000_000_000
-"""Bytes that the process may use in addition: the interpreter, the rows, what DuckDB does not count."""
+"""Bytes that the process may use in addition: the interpreter, rows, memory that DuckDB does not count."""
 
 _LARGEST_ANSWER = 1_000_000_000
-"""Bytes of an answer."""
+"""Maximum size of a result in bytes."""
 
 _READING, _ARCHIVING, _DONE = b"R", b"A", b"D"
 
@@ -63,29 +63,29 @@ def query_in_process(
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rows:
-    """Answer one query over a journal and its archive in a process that is killed at its limits.
+    """Run one query over a journal and its archive in a separate process with enforced limits.
 
     Args:
         journal: Directory of the journal; None for the archive alone.
-        archive: Address of the archive; None for the one that the journal has.
+        archive: Address of the archive; None for the archive of the journal.
         sql: The query; see `EventStore.sql`.
         limit: How many rows at most; None for all.
-        timeout: Seconds for everything but the transfer of a backlog into the archive. The start of the
-            process takes about half a second of it, and of a shorter limit half is left for the query.
-        memory: Bytes for DuckDB; the process may use 1 GB more (a limit of the kernel, on Linux).
-        disk: Limit of DuckDB's temporary folder, which is deleted in any case.
-        verify: Compare files of the archive with their checksums.
-        progress: Called with the bytes done and all there are, while a backlog is archived.
+        timeout: Seconds for everything except archiving a backlog. This includes about half a second to start
+            the process; with a shorter timeout, half of it remains for the query.
+        memory: Bytes for DuckDB. The process can use 1 GB more; the kernel enforces this on Linux.
+        disk: Size limit of DuckDB's temporary directory, which is always deleted.
+        verify: Verify the checksums of archive files before reading them.
+        progress: Called with the bytes archived so far and the total, while a backlog is archived.
 
     Raises:
-        QueryError: The query is wrong, or exceeds a limit.
+        QueryError: The query is invalid, or exceeds a limit.
         StageflowError: The journal or the archive cannot be read.
     """
     request = _Request(journal, archive, sql, limit, check_timeout(timeout), memory, disk, verify)
     folder = tempfile.mkdtemp(prefix="stageflow-query-")
     try:
         errors = os.path.join(folder, "stderr")
-        with open(errors, "wb") as stderr:  # not a pipe, which would block the child once it is full
+        with open(errors, "wb") as stderr:  # not a pipe: a full pipe would block the child
             child = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=subprocess.PIPE,
@@ -147,14 +147,14 @@ def _receive(
 
 
 class _Received:
-    """Reads from a pipe until a moment."""
+    """Reads from a pipe until a deadline."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._fd = pipe.fileno()
         self.ended = False
 
     def take(self, size: int, deadline: float | None) -> bytes:
-        """Return so many bytes, or fewer if the pipe ended or the deadline has passed."""
+        """Return `size` bytes, or fewer if the pipe is closed or the deadline has passed."""
         chunks = bytearray()
         while len(chunks) < size:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -178,7 +178,7 @@ def _died(child: subprocess.Popen[bytes], request: _Request, errors: str) -> Que
     else:
         why = lines[-1] if lines else f"exit code {status}"
     return QueryError(
-        f"the process of the query died ({why}): {request.sql}",
+        f"the query process died ({why}): {request.sql}",
         sql=request.sql,
         hint="narrow it down, or aggregate before sorting and collecting values",
     )
@@ -188,7 +188,8 @@ def _died(child: subprocess.Popen[bytes], request: _Request, errors: str) -> Que
 
 
 def _serve() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group; the parent reports it
+    # Ctrl-C reaches the whole process group; the parent reports it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
@@ -197,21 +198,21 @@ def _serve() -> None:
     try:
         answer = _answer(request, out)
     except MemoryError:
-        answer = QueryError(f"the answer does not fit into memory: {request.sql}", sql=request.sql)
+        answer = QueryError(f"the result does not fit into memory: {request.sql}", sql=request.sql)
     except (StageflowError, OSError, ValueError) as error:
         error.__traceback__ = error.__cause__ = error.__context__ = None
         answer = error
     content = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
     if len(content) > _LARGEST_ANSWER:
         refused = QueryError(
-            f"the answer is larger than {_LARGEST_ANSWER / 1e9:g} GB: {request.sql}",
+            f"the result is larger than {_LARGEST_ANSWER / 1e9:g} GB: {request.sql}",
             sql=request.sql,
             hint="limit the rows, or aggregate them",
         )
         content = pickle.dumps(refused, pickle.HIGHEST_PROTOCOL)
     _write(out, _DONE + len(content).to_bytes(8, "big"))
     _write(out, content)
-    os._exit(0)  # the parent has everything, and the threads of DuckDB have nothing to finish
+    os._exit(0)  # the parent has the whole result; do not wait for threads of DuckDB
 
 
 def _answer(request: _Request, out: IO[bytes]) -> Rows:
@@ -225,7 +226,7 @@ def _answer(request: _Request, out: IO[bytes]) -> Rows:
         request.archive,
         memory=f"{request.memory}B",
         disk=request.disk,
-        timeout=request.timeout + 60.0,  # the parent kills this process before
+        timeout=request.timeout + 60.0,  # the parent kills this process earlier
         progress=archiving,
         verify=request.verify,
     ) as store:

@@ -1,4 +1,4 @@
-"""Files of a Delta log: whether they are complete, and what is known to be durable."""
+"""Files of a Delta log: completeness checks and the durable state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ACTIONS_CHECKSUM = "stageflow.actions"
 def actions_checksum(
     added: Iterable[tuple[str, int]], removed: Iterable[str], transactions: Mapping[str, int]
 ) -> str:
-    """Return the checksum of what a commit does, which shows whether its file is complete."""
+    """Return the checksum of the actions of a commit, which shows whether its file is complete."""
     actions = [
         *(["add", path, size] for path, size in added),
         *(["remove", path] for path in removed),
@@ -40,7 +40,7 @@ def actions_checksum(
 
 
 def is_complete_checkpoint(path: str, recorded: tuple[int, int] | None) -> bool:
-    """Return whether a checkpoint has the recorded size and CRC-32; without them, whether it may be whole."""
+    """Return whether a checkpoint matches its recorded size and CRC-32, or, without these, looks complete."""
     with open(path, "rb") as file:
         content = file.read()
     if recorded is not None:
@@ -50,7 +50,7 @@ def is_complete_checkpoint(path: str, recorded: tuple[int, int] | None) -> bool:
 
 
 def is_complete_commit(path: str) -> bool:
-    """Return whether every action of a commit is there."""
+    """Return whether a commit file contains all of its actions."""
     with open(path, "rb") as file:
         content = file.read()
     try:
@@ -65,7 +65,7 @@ def is_complete_commit(path: str) -> bool:
         if info.get("operation") == "CREATE TABLE" and not ("metaData" in found and "protocol" in found):
             return False
         if ACTIONS_CHECKSUM not in info:
-            return True  # of an older version or another program: its lines are all there is to check
+            return True  # written by an older version or another program: no checksum to verify
         return bool(
             info[ACTIONS_CHECKSUM]
             == actions_checksum(
@@ -79,11 +79,11 @@ def is_complete_commit(path: str) -> bool:
 
 
 class Durable(Struct, frozen=True):
-    """What was synced, and may have been acted upon: segments deleted, replaced files removed.
+    """The synced state, on which deletions of segments and replaced files may rely.
 
     Attributes:
-        version: The newest version of the table that is synced.
-        checkpoints: Size and CRC-32 of each checkpoint file that is synced, by name.
+        version: The newest synced version of the table.
+        checkpoints: Size and CRC-32 of each synced checkpoint file, by name.
     """
 
     version: int = -1
@@ -91,13 +91,13 @@ class Durable(Struct, frozen=True):
 
 
 class LogState(Struct, frozen=True):
-    """What an inspection found.
+    """The result of an inspection.
 
     Attributes:
-        good: The newest version that is complete, -1 for none.
-        last: The newest version that the log names, -1 for none.
-        damaged: Names of damaged or useless files, the newest first; empty for an intact log.
-        missing: Name of a commit that is needed and absent; None if there is none.
+        good: The newest complete version; -1 for none.
+        last: The newest version in the log; -1 for none.
+        damaged: Names of damaged or unusable files, newest first; empty for an intact log.
+        missing: Name of a required commit that is missing, or None.
     """
 
     good: int

@@ -1,6 +1,6 @@
-"""Merges new rows with those of the archive: one row for each event, with everything that amended it.
+"""Merges new rows with those of the archive: one row per event, with its amendments applied.
 
-The compactor and the reader use it alike: the one to write the rows, the other to show them.
+The compactor uses this module to write rows, and the reader to query them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["BASE", "Merged", "Superseded", "merge"]
 
 BASE = "replace(type, '.amend', '')"
-"""SQL: what an event and its amendments have in common besides their `event_id`."""
+"""SQL: the key that an event and its amendments share, in addition to `event_id`."""
 
 _IS_AMENDMENT = f"type in ({text(*AMENDMENTS)})"
 
 
 class Superseded(Struct, frozen=True):
-    """The rows of the archive that new rows stand for.
+    """The rows of the archive that new rows replace.
 
     Attributes:
-        table: A table of their `base` and `event_id`.
-        count: How many there are.
+        table: A table with their `base` and `event_id`.
+        count: Number of these rows.
     """
 
     table: str
@@ -49,12 +49,12 @@ class Superseded(Struct, frozen=True):
 
 
 class Merged(Struct, frozen=True):
-    """What is known after a table of new rows was merged.
+    """The result of merging a table of new rows.
 
     Attributes:
-        files: The files of the archive that may have rows of the same runs.
-        near: SQL that selects the rows of these files; None if there are none.
-        superseded: The rows of the archive that the table has now.
+        files: The archive files that may contain rows of the same runs.
+        near: SQL that selects the rows of these files; None if there are no such files.
+        superseded: The rows of the archive that the table now contains.
     """
 
     files: list[ArchiveFile]
@@ -69,16 +69,16 @@ def merge(
     files: Sequence[ArchiveFile],
     local: LocalFiles,
 ) -> Merged:
-    """Leave one row in a table for each event, with what amends it merged into it.
+    """Reduce a table to one row per event, with its amendments merged into it.
 
-    Rows are deduplicated by `event_id`; the last one wins. An amendment whose event is nowhere stays a row.
+    Rows are deduplicated by `event_id`; the last write wins. An amendment without its event remains a row.
 
     Args:
-        connection: That has the table.
-        table: Of new rows.
-        attributes: The columns that attributes have in it.
+        connection: The connection that contains the table.
+        table: Name of the table of new rows.
+        attributes: The attribute columns of the table.
         files: All files of the archive.
-        local: Where they are.
+        local: Resolves the paths of these files.
     """
     overlapping = _overlapping(files, *_id_range(connection, table))
     near = select_rows(local.paths(overlapping))

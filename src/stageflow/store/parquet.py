@@ -54,7 +54,7 @@ class LocalFiles:
 
         Raises:
             FileNotFoundError: One of them was removed.
-            ArchiveDamagedError: One of them has another size than when it was written.
+            ArchiveDamagedError: The size of a file differs from the size recorded in the commit.
             OSError: It cannot be copied.
         """
         files = list(files)
@@ -101,7 +101,7 @@ class LocalFiles:
                 to {text(path)} (
                     format parquet, compression zstd, row_group_size {_ROWS_OF_A_GROUP}, return_stats
                 )""").fetchall()
-            # The checksum is a part of the name, which the commit, a checkpoint and every reader carry.
+            # The checksum is part of the name, which commits, checkpoints and all readers preserve.
             name += f".crc32-{checksum_of(path):08x}.parquet"
             os.chmod(path, self._mode_of_files())
             os.rename(path, os.path.join(folder, name))
@@ -124,9 +124,9 @@ class LocalFiles:
     # ------------------------------------------------------------ damage
 
     def damage_of(self, file: ArchiveFile) -> str | None:
-        """Return what is wrong with a file, which is read in full; None for an intact one.
+        """Read a file in full, and return a description of its damage, or None if it is intact.
 
-        A file that was found intact is not read again.
+        An intact file is read only once.
         """
         (path,) = self.paths_of([file])
         if is_remote(self._archive.address):
@@ -149,10 +149,10 @@ class LocalFiles:
         return None
 
     def must_be_intact(self, files: Iterable[ArchiveFile]) -> None:
-        """Read these files in full.
+        """Read these files in full and verify their checksums.
 
         Raises:
-            ArchiveDamagedError: Some of them are damaged or missing.
+            ArchiveDamagedError: A file is damaged or missing.
         """
         damaged = [file for file in files if self.damage_of(file) is not None]
         if damaged:
@@ -164,7 +164,7 @@ class LocalFiles:
         return ArchiveDamagedError(
             f"archive {self._archive.address}: {files[0].path} {self.damage_of(files[0])}{others}",
             files=paths,
-            hint="restore it from a backup, or `stageflow doctor --repair` takes it out of the archive:"
+            hint="restore it from a backup, or run `stageflow doctor --repair` to remove it from the archive:"
             f" {sum(file.rows for file in files):,} rows",
         )
 
@@ -227,7 +227,7 @@ def _ids(columns: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | No
 
 
 def checksum_of(path: str) -> int:
-    """Return the CRC-32 of a file, which detects every single flipped bit, at 1.9 GB a second.
+    """Return the CRC-32 of a file, which detects every single flipped bit, at 1.9 GB/s.
 
     Raises:
         OSError: It cannot be read.
@@ -274,7 +274,7 @@ def select_rows(paths: Iterable[str]) -> str | None:
 
 
 def may_be_damage(error: Exception) -> bool:
-    """Return whether a damaged file may be the reason for an error, and not the text of a query."""
+    """Return whether a damaged file, rather than the query, may have caused an error."""
     return isinstance(error, FileNotFoundError) or (
         type(error).__module__.partition(".")[0] in ("duckdb", "_duckdb")
         and type(error).__name__

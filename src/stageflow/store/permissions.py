@@ -13,14 +13,14 @@ __all__ = ["Mode", "make_directory", "mode_of"]
 
 
 class Mode(Struct, frozen=True):
-    """Permissions of new files and directories of an archive."""
+    """The permissions of new files and directories of an archive."""
 
     file: int
     directory: int
 
 
 def mode_of(archive: str) -> Mode:
-    """Return the permissions of new files in an archive: the setgid bit of its directory shares them."""
+    """Return the permissions of new files in an archive: group-readable if its directory has setgid."""
     try:
         shared = os.stat(archive).st_mode & 0o2000
     except FileNotFoundError:
@@ -29,7 +29,7 @@ def mode_of(archive: str) -> Mode:
 
 
 def make_directory(archive: str, path: str) -> None:
-    """Create one directory of an archive, synced, if it does not exist."""
+    """Create and sync one directory of an archive if it does not exist."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
         os.chmod(path, mode_of(archive).directory)

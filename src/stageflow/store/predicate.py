@@ -37,8 +37,8 @@ def must_be_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
     """Return how DuckDB parses a predicate.
 
     Raises:
-        QueryError: It is not one expression, reads something else than the views, or reaches out of the
-            parentheses it will stand in.
+        QueryError: It is not a single expression, reads anything except the views, or escapes the parentheses
+            that enclose it.
     """
     # Its own parentheses must match as it stands: then none of them can close one around it.
     _parse(connection, predicate, predicate)

@@ -57,10 +57,10 @@ class Queries:
         journal: Directory of the journal; None for the archive alone.
         archive: The archive.
         memory: That DuckDB may use.
-        disk: Limit of DuckDB's temporary folder.
+        disk: Size limit of DuckDB's temporary directory.
         timeout: Seconds for one question, where it is not told otherwise.
         before: Called before each look at what there is now.
-        verify: Whether each file of the archive is compared with its checksum before it is read.
+        verify: Whether to verify the checksum of each archive file before reading it.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Queries:
     ) -> Rows:
         """Answer one query; see `EventStore.sql`."""
         must_be_text(query)
-        self.refresh()  # what a query must not name depends on what there is
+        self.refresh()  # the names that a query must not use depend on the current state
         self._must_be_query(query)
         return self.ask(lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout)
 
@@ -142,9 +142,9 @@ class Queries:
         tree = parse(self._database, query[explain.end() :] if explain else query)
         if tree["error"]:
             raise QueryError(
-                f"this is no query: {tree['error_message']}: {query}",
+                f"expected a single SELECT statement: {tree['error_message']}: {query}",
                 sql=query,
-                hint="begin with select or from; write `from runs pivot (...)` for PIVOT",
+                hint="start with select or from; for PIVOT, write `from runs pivot (...)`",
             )
         must_read_views_only(self._database, tree, query)
 
@@ -188,7 +188,7 @@ class Queries:
                 alarm.start()
                 try:
                     with interruptible():
-                        # In addition to the sandbox: nothing that a question does can write.
+                        # In addition to the sandbox: a query cannot write.
                         cursor.execute("begin transaction read only")
                         for predicate in filter(None, predicates):
                             must_be_predicate(cursor, predicate)
@@ -197,7 +197,7 @@ class Queries:
                     raise QueryError(
                         f"no answer within {seconds:g} s: {asked}",
                         sql=asked,
-                        hint="narrow it down (day >= '2026-11-24'), or give more time: timeout=...",
+                        hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
                     if attempt == RETRIES - 1 or not gone(error):

@@ -37,7 +37,7 @@ def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]
         row = dict(zip(names, values, strict=True))
         try:
             data = _data(row)
-        except ValueError:  # JSON that was damaged before it came into the archive
+        except ValueError:  # JSON that was damaged before it was archived
             continue
         if is_well_formed(row["type"], msgspec.json.encode(data)):
             yield row["type"], data

@@ -37,7 +37,7 @@ _IS_TYPED = "({})".format(
         f"(event.type = {text(type)} and {' and '.join([*_NEEDED[type], *_TIMES[type]])})" for type in TYPED
     )
 )
-"""What says in SQL that an event is one of ours: no application's own of that name, and not damaged."""
+"""SQL: true for an intact wide event; false for a damaged one and for a custom event of the same name."""
 
 _BESIDE_A_PAYLOAD = tuple(name for name, place in PLACES.items() if place[0] in CUSTOM_EVENT_KEYS)
 """The columns of a stage's own event; a payload may have any other key, and means something else by it."""
@@ -139,9 +139,9 @@ def _schema_values(names: Sequence[str]) -> list[str]:
         value = "event.data." + ".".join(map(quoted, PLACES[name]))
         if column.type == "TIMESTAMPTZ":
             value = f"try_cast({value} as timestamptz)"
-        elif name == "sample_rate":  # every count and rate is weighted by it
+        elif name == "sample_rate":  # weights every count and rate
             value = f"case when {value} >= 1 and isfinite({value}) then {value} else 1 end"
-        elif column.type == "DOUBLE":  # DuckDB reads NaN and 1e999; one such value spoils every sum
+        elif column.type == "DOUBLE":  # DuckDB accepts NaN and 1e999; one such value invalidates every sum
             value = f"case when isfinite({value}) then {value} end"
         elif column.shape == "JSON":
             value = f"nullif({value}::varchar, 'null')"

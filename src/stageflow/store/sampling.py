@@ -46,11 +46,11 @@ class Sampled(Struct, frozen=True):
 
 
 def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, runs: str, kinds: str) -> None:
-    """Make a table of roots: the rate of each, why, and whether it is kept.
+    """Create a table of root runs with their rate, the reason, and whether the run is kept.
 
     Args:
         connection: Where it is made.
-        decided: Its name.
+        decided: Name of the table to create.
         sampler: What decides.
         runs: SQL that selects runs: the columns of `runs`.
         kinds: SQL that selects the kinds of runs (pipeline, outcome, version) that are known.
@@ -117,7 +117,7 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
 
 
 def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[Sampled]:
-    """Return what was decided of these runs, the most events first; `decided` is the table of `decide`."""
+    """Return the sampling decisions for these runs, most events first; `decided` is the table of `decide`."""
     found = connection.execute(f"""
         select key, reason, count(*), count(*) filter (kept),
             sum(coalesce(stages_total, 0) + 1)::bigint as events,

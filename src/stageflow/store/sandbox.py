@@ -1,8 +1,8 @@
-"""What a query from outside may name: an allow-list over the statement as DuckDB parses it.
+"""Restricts untrusted queries: checks the statement as parsed by DuckDB against an allow-list.
 
-DuckDB has to read the files of journal and archive for the views, so `allowed_directories` cannot keep a
-query from those files. The parsed statement can: it may refer to the views, to its own common table
-expressions and to a few table functions, and everything else is refused, known or not.
+DuckDB must read the files of the journal and the archive for the views, so `allowed_directories` cannot
+protect these files from a query. Checking the parsed statement can: a query may reference the views, its own
+common table expressions and a few table functions; everything else is refused, including unknown constructs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _TABLES = frozenset(
     {"BASE_TABLE", "SUBQUERY", "JOIN", "EXPRESSION_LIST", "EMPTY", "TABLE_FUNCTION", "PIVOT", "SHOW_REF"}
 )
 
-# Functions whose result depends on something else than their arguments are refused (current_setting,
-# write_log, nextval, sleep_ms, ...), except for time and chance.
+# Refuse functions whose result depends on anything other than their arguments (current_setting, write_log,
+# nextval, sleep_ms, ...), except functions for time and random numbers.
 _VOLATILE_BUT_ALLOWED = frozenset(
     {
         "current_date",
@@ -63,25 +63,26 @@ _HARMLESS_REFS = frozenset(
 
 
 def parse(connection: DuckDBPyConnection, statement: str) -> Any:
-    """Return a statement as DuckDB parses it; `error` in it is True if it is not one or more SELECTs."""
+    """Return the parse tree of a statement; its `error` is True unless it consists of SELECT statements."""
     (parsed,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
     return json.loads(parsed)
 
 
 def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) -> None:
-    """Raise if a parsed statement does anything else than read the views.
+    """Raise an error if a parsed statement does anything except read the views.
 
     Args:
-        connection: A DuckDB that knows the functions.
-        tree: What `parse` returned.
-        query: The text, for errors.
+        connection: A DuckDB connection, to look up functions and tables.
+        tree: The result of `parse`.
+        query: The text of the query, for error messages.
 
     Raises:
-        QueryError: It refers to another table, a file, a function that reads, or a setting.
+        QueryError: The statement references another table, a file, a function that reads, or a setting.
     """
     ctes = {name.lower() for name in _ctes(tree)}
     for name in ctes - VIEWS:
-        # Where no such expression is in scope, DuckDB takes its name for a file, or for a table of its own.
+        # Outside the scope of the expression, DuckDB would resolve its name to a file or to one of its
+        # tables.
         if not name.replace("_", "a").replace(" ", "a").isalnum() or _is_table(connection, name):
             raise _refused(query, f"the common table expression {name!r}", "give it another name")
     functions: set[str] = set()
@@ -152,7 +153,7 @@ def _ctes(tree: Any) -> Iterator[str]:
 
 
 def _parts(tree: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object in a parsed statement; without recursion, because a query may nest deeply."""
+    """Yield every object in a parse tree; iteratively, because a query may nest deeply."""
     waiting = [tree]
     while waiting:
         part = waiting.pop()
@@ -166,4 +167,6 @@ def _parts(tree: Any) -> Iterator[dict[str, Any]]:
 def _refused(
     query: str, what: str, hint: str = "the views are runs, stages, events and counts"
 ) -> QueryError:
-    return QueryError(f"a query reads the views alone, and this names {what}: {query}", sql=query, hint=hint)
+    return QueryError(
+        f"a query can read only the views, but this one references {what}: {query}", sql=query, hint=hint
+    )

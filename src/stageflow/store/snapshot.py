@@ -39,7 +39,7 @@ class Snapshot:
         journal: Directory of the journal; None for the archive alone.
         archive: The archive.
         most_attributes: How many columns attributes may have.
-        verify: Whether each file of the archive is compared with its checksum before it is read.
+        verify: Whether to verify the checksum of each archive file before reading it.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Snapshot:
         return volume(cursor, files, paths, sum(size for _, size in live))
 
     def must_be_intact(self) -> None:
-        """Read every file of the archive in full, those that are known to be intact excepted.
+        """Verify every file of the archive that is not yet known to be intact.
 
         Raises:
-            ArchiveDamagedError: Some of them are damaged or missing.
+            ArchiveDamagedError: A file is damaged or missing.
         """
         self._local.must_be_intact(self._archive.files())
 
@@ -161,7 +161,7 @@ class Snapshot:
         ]
         self._database.execute(
             f"create or replace view {name} as select {', '.join(map(quoted, columns))}"
-            # An application's own event of this name has no version.
+            # A custom event of this name has no schema version.
             f" from events where type = {text(type)} and schema_version is not null"
         )
 

@@ -64,7 +64,7 @@ class Upkeep(Struct, frozen=True, kw_only=True):
         return merged
 
     def _merge(self, small: Sequence[ArchiveFile]) -> int:
-        # A damaged file stays as it is: in a new one with its own checksum nobody would find the damage.
+        # Do not rewrite a damaged file: the new checksum would hide the damage.
         small = [file for file in small if self.local.damage_of(file) is None]
         if len(small) < _MANY:
             return 0

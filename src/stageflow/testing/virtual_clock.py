@@ -92,7 +92,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return future
 
     async def shutdown_default_executor(self, *args: Any, **options: Any) -> None:
-        # Since Python 3.12 it has a timeout, and time must not jump over that either.
+        # Since Python 3.12 this call has a timeout, which the virtual clock must not skip.
         self._selector_of_time.threads += 1
         try:
             await super().shutdown_default_executor(*args, **options)

@@ -405,6 +405,29 @@ def test_a_link_is_never_followed(journal: Path, name: str, target: str) -> None
     list(JournalReader(journal, "again"))
 
 
+@pytest.mark.parametrize("place", ["broken", "cursors", "broken and cursors"])
+@pytest.mark.parametrize("what", ["a symbolic link", "a file"])
+def test_repair_moves_everything_that_is_misplaced_at_once(journal: Path, place: str, what: str) -> None:
+    outside = journal.parent / "outside"
+    outside.mkdir()
+    (outside / "link.json").symlink_to("nowhere")
+    (outside / "folder.json").mkdir()
+    for name in place.split(" and "):
+        shutil.rmtree(journal / name, ignore_errors=True)
+        if what == "a file":
+            (journal / name).write_bytes(b"mine")
+        else:
+            (journal / name).symlink_to(outside)
+    # These sort before `broken`, and are moved into it.
+    (journal / "alerts.json").mkdir()
+    (journal / "archive.lock").symlink_to("nowhere")
+
+    moved = {Path(each.path).name for each in Journal(journal).repair().moved}
+    assert moved == {*place.split(" and "), "alerts.json", "archive.lock"}
+    assert Journal(journal).check().problems == []
+    assert {path.name for path in outside.iterdir()} == {"link.json", "folder.json"}
+
+
 async def test_links_in_the_place_of_the_next_segments_are_passed_by(tmp_path: Path) -> None:
     journal, outside = tmp_path / "journal", tmp_path / "outside"
     outside.write_bytes(b"private")

@@ -119,6 +119,8 @@ def misplaced(directory: str) -> list[str]:
     """
     found = []
     for folder in (directory, os.path.join(directory, CURSORS)):
+        if folder != directory and os.path.islink(folder):
+            continue  # `cursors` itself is misplaced; what it points to is not part of the journal
         try:
             entries = list(os.scandir(folder))
         except (FileNotFoundError, NotADirectoryError):

@@ -11,7 +11,7 @@ from msgspec import Struct
 from . import cursor_file
 from .check import UNREADABLE, Damage, Progress, check, left_over
 from .disk import only_one, open_regular, replace_file
-from .layout import CURSORS, LOCK, Segment, list_writers, misplaced
+from .layout import BROKEN, CURSORS, LOCK, Segment, list_writers, misplaced
 from .line import encode_mark
 from .quarantine import quarantine_file, quarantine_line
 from .recovery import recover
@@ -58,8 +58,10 @@ def repair(
 ) -> Repaired:
     """Repair what can be repaired; see `Journal.repair`."""
     state_files = list(state_files)
-    # First: the lock itself may be one of them.
-    moved = [Moved(path, quarantine_file(directory, path)) for path in misplaced(directory)]
+    # First: the lock itself may be one of them. And `broken/` before all others, which are moved there.
+    broken = os.path.join(directory, BROKEN)
+    in_order = sorted(misplaced(directory), key=lambda path: path != broken)
+    moved = [Moved(path, quarantine_file(directory, path)) for path in in_order]
     crashed = recover(directory)
     found = check(directory, progress, state_files)
     with only_one(os.path.join(directory, LOCK)) as alone:

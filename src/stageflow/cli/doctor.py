@@ -82,9 +82,8 @@ def doctor(
             print_page(terminal, draw_repaired(msgspec.to_builtins(mended)), "")
         if mended_archive is not None and mended_archive.set_aside:
             print_page(terminal, draw_repaired_archive(msgspec.to_builtins(mended_archive)), "")
-        print_page(terminal, draw_journal_state(told))
-        if archive is not None:
-            print_page(terminal, "", draw_archive_state(msgspec.to_builtins(archive)))
+        archive_line = None if archive is None else draw_archive_state(msgspec.to_builtins(archive))
+        print_page(terminal, draw_journal_state(told, archive_line))
     if problems:
         raise typer.Exit(1)
 

@@ -5,6 +5,7 @@ A command too, for a longer trial than the suite has time for: `python -m tests.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -282,5 +283,13 @@ if __name__ == "__main__":
             read(directory, name)
         case ["complete", directory]:
             complete(directory)
-        case arguments:
-            sys.exit(main(float(arguments[0]) if arguments else 10.0))
+        case _:
+            parser = argparse.ArgumentParser(
+                prog="python -m tests.journal_storm",
+                description=__doc__,
+                formatter_class=argparse.RawTextHelpFormatter,
+            )
+            parser.add_argument(
+                "seconds", type=float, nargs="?", default=10.0, help="duration in seconds (default: 10)"
+            )
+            sys.exit(main(parser.parse_args().seconds))

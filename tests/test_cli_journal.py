@@ -679,6 +679,17 @@ def test_doctor_counts_in_correct_grammar(tmp_path, many):
         assert problems[2] == "2 lines are damaged; readers leave them out, a repair takes them out"
 
 
+def test_the_problems_in_json_name_the_journal_of_the_command(tmp_path):
+    write_journal(tmp_path / "journal")
+    (tmp_path / "journal" / "deleted.json").write_bytes(b"no json")
+    for named, command in (
+        (("--journal", tmp_path / "journal"), f"`stageflow doctor --repair --journal {tmp_path}/journal`"),
+        ((), "`stageflow doctor --repair`"),
+    ):
+        (problem,) = json.loads(stageflow("doctor", "--json", *named, code=1).stdout)["problems"]
+        assert command in problem
+
+
 def test_doctor_draws_the_archive_before_its_verdict(tmp_path):
     write_journal(tmp_path / "journal")
     stageflow("compact")

@@ -382,6 +382,34 @@ def test_what_is_misplaced_is_named(journal: Path, name: str, found: str, why: s
     assert (damaged.path, damaged.why) == (str(path), why)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name", "hint"),
+    [
+        (["doctor"], "deleted.json", "stageflow doctor --repair"),
+        (["doctor"], "cursors/warehouse.json", "stageflow doctor --repair"),
+        (["doctor"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["doctor", "--repair"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["stats"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["runs"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["show", "nobody"], None, "stageflow runs"),
+    ],
+)
+def test_hints_name_the_journal_of_the_command(
+    journal: Path, arguments: list[str], name: str | None, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = journal.rename(journal.parent / "a journal")
+
+    def written() -> str:
+        if name is not None:
+            (place / name).write_bytes(b"\xe6")
+        return command(place, *arguments)[1]
+
+    assert f"`{hint} --journal '{place}'`" in written()
+    # One that the environment names need not be repeated.
+    monkeypatch.setenv("STAGEFLOW_JOURNAL", str(place))
+    assert f"`{hint}`" in written()
+
+
 # ------------------------------------------------------------ what is gone
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from ..errors import DamagedFileError, SettingsError
 from ..journal import Journal
-from .journal_option import find_journal
+from .journal_option import find_journal, hint_with_journal
 from .terminal import open_terminal
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Jou
     try:
         archived = has_archive(found.path)
     except DamagedFileError as error:  # what the journal has is shown all the same
-        typer.echo(f"The archive is left out: {error}", err=True)
+        typer.echo(hint_with_journal(f"The archive is left out: {error}"), err=True)
         archived = False
     if not archived:
         yield found

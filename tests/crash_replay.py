@@ -9,6 +9,7 @@ To check every state, run `python -m tests.crash_replay all`; to check fewer, pa
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import hashlib
@@ -483,9 +484,20 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
         work(sys.argv[2])
     else:
-        wanted = sys.argv[1] if len(sys.argv) > 1 else "all"
+        parser = argparse.ArgumentParser(
+            prog="python -m tests.crash_replay",
+            description=__doc__,
+            formatter_class=argparse.RawTextHelpFormatter,
+        )
+        parser.add_argument(
+            "states",
+            type=lambda text: None if text == "all" else int(text),
+            nargs="?",
+            help="number of states to check, or all (default: all)",
+        )
+        wanted = parser.parse_args().states
         began = time.monotonic()
-        calls, different, checked, wrong = replay(None if wanted == "all" else int(wanted))
+        calls, different, checked, wrong = replay(wanted)
         print(f"{calls} calls, {different} different states, {checked} checked, {len(wrong)} problems")
         print(f"{time.monotonic() - began:.0f} s", *wrong[:50], sep="\n")
         sys.exit(bool(wrong))

@@ -5,6 +5,7 @@ For a longer test than in the suite, run `python -m tests.journal_storm 60`.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -283,5 +284,13 @@ if __name__ == "__main__":
             read(directory, name)
         case ["complete", directory]:
             complete(directory)
-        case arguments:
-            sys.exit(main(float(arguments[0]) if arguments else 10.0))
+        case _:
+            parser = argparse.ArgumentParser(
+                prog="python -m tests.journal_storm",
+                description=__doc__,
+                formatter_class=argparse.RawTextHelpFormatter,
+            )
+            parser.add_argument(
+                "seconds", type=float, nargs="?", default=10.0, help="duration in seconds (default: 10)"
+            )
+            sys.exit(main(parser.parse_args().seconds))

@@ -5,6 +5,7 @@ A command too, for a longer trial than the suite has time for: `python -m tests.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -174,4 +175,8 @@ def main(many: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kill_alerts", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("trials", type=int, nargs="?", default=100, help="number of trials (default: 100)")
+    main(parser.parse_args().trials)

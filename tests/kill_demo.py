@@ -3,6 +3,7 @@
 A command too, for a longer trial than the suite has time for: `python -m tests.kill_demo 50`.
 """
 
+import argparse
 import json
 import os
 import random
@@ -99,4 +100,10 @@ def main(many: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10))
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kill_demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "kills", type=int, nargs="?", default=10, help="number of demos to kill (default: 10)"
+    )
+    sys.exit(main(parser.parse_args().kills))

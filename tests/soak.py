@@ -6,6 +6,7 @@ and the end.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import sys
@@ -66,10 +67,22 @@ async def soak_in(folder: str, runs: int) -> float:
         return await soak(runs)
 
 
+def _runs(text: str) -> int:
+    runs = int(text)
+    if runs < 10:  # a tenth of them is compared with the end
+        raise argparse.ArgumentTypeError("give 10 runs or more")
+    return runs
+
+
 def main() -> None:
-    """Soak for the number of runs given on the command line."""
+    """Soak for as many runs as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("runs", type=_runs, help="number of runs, at least 10")
+    runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory(prefix="stageflow-soak-") as folder:
-        growth = asyncio.run(soak_in(folder, int(sys.argv[1])))
+        growth = asyncio.run(soak_in(folder, runs))
     print(f"memory grew by {growth:.1f} MB after a tenth of the runs")
     sys.exit(growth > MOST_GROWTH_MB)
 

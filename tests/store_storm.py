@@ -5,6 +5,7 @@ For a longer test than in the suite, run `python -m tests.store_storm 60`.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import random
@@ -189,5 +190,14 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         {"write": write, "compact": compact, "read": read}[sys.argv[1]](sys.argv[2])
     else:
+        parser = argparse.ArgumentParser(
+            prog="python -m tests.store_storm",
+            description=__doc__,
+            formatter_class=argparse.RawTextHelpFormatter,
+        )
+        parser.add_argument(
+            "seconds", type=float, nargs="?", default=10.0, help="duration in seconds (default: 10)"
+        )
+        duration = parser.parse_args().seconds
         with tempfile.TemporaryDirectory() as temporary:
-            print(storm(Path(temporary), float(sys.argv[1]), seed=int(time.time())))
+            print(storm(Path(temporary), duration, seed=int(time.time())))

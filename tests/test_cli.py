@@ -60,7 +60,7 @@ def test_help_of_a_command_names_its_options(command, options):
 
 def test_the_console_script_is_this_one():
     (script,) = entry_points(group="console_scripts", name="stageflow")
-    assert script.value == "stageflow.cli:main"
+    assert script.value == "_stageflow_command:main"
 
 
 @pytest.mark.parametrize("event_type", ["stage.wide", "pipeline.wide"])

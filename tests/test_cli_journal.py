@@ -658,6 +658,46 @@ def test_damage_is_shown_and_mended(tmp_path):
     assert events_of_readable(file) == before
 
 
+@pytest.mark.parametrize("many", [1, 2])
+def test_doctor_counts_in_correct_grammar(tmp_path, many):
+    for _ in range(many):
+        write_journal(tmp_path / "journal")
+    for file in (tmp_path / "journal").glob("*.ndjson"):
+        lines = file.read_bytes().splitlines(keepends=True)
+        lines[3] = b"no json" + lines[3]
+        # Without its last line, and unlocked, its writer counts as dead.
+        file.write_bytes(b"".join(lines[:-1]) + b'{"type":"torn')
+    # Not by the command: that would complete the runs first.
+    problems = Journal(tmp_path / "journal").check().problems
+    if many == 1:
+        assert problems[0].startswith("1 writer died and ")
+        assert problems[1] == "1 last line is torn; readers leave it out, a repair cuts it off"
+        assert problems[2] == "1 line is damaged; readers leave it out, a repair takes it out"
+    else:
+        assert problems[0].startswith("2 writers died and ")
+        assert problems[1] == "2 last lines are torn; readers leave them out, a repair cuts them off"
+        assert problems[2] == "2 lines are damaged; readers leave them out, a repair takes them out"
+
+
+def test_the_problems_in_json_name_the_journal_of_the_command(tmp_path):
+    write_journal(tmp_path / "journal")
+    (tmp_path / "journal" / "deleted.json").write_bytes(b"no json")
+    for named, command in (
+        (("--journal", tmp_path / "journal"), f"`stageflow doctor --repair --journal {tmp_path}/journal`"),
+        ((), "`stageflow doctor --repair`"),
+    ):
+        (problem,) = json.loads(stageflow("doctor", "--json", *named, code=1).stdout)["problems"]
+        assert command in problem
+
+
+def test_doctor_draws_the_archive_before_its_verdict(tmp_path):
+    write_journal(tmp_path / "journal")
+    stageflow("compact")
+    lines = stageflow("doctor").stdout.splitlines()
+    assert lines[-1] == "All is well."
+    assert any(line.startswith("archive ") for line in lines[:-1])
+
+
 def events_of_readable(file: Path) -> int:
     def is_json(line: bytes) -> bool:
         try:

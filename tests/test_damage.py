@@ -14,7 +14,7 @@ import corruption
 import pytest
 from conftest import Program
 
-from stageflow import DamagedFileError, JournalSink
+from stageflow import DamagedFileError, JournalSink, Pipeline, PipelineContext, StageGraph, WideEventEmitter
 from stageflow.alerts import AlertRules, FailureRate, run_alerts
 from stageflow.alerts.silence import read_silences
 from stageflow.alerts.state import STATE_FILE, read_state
@@ -352,6 +352,249 @@ def test_damaged_address_does_not_create_a_new_archive(journal: Path) -> None:
             opens(journal)
 
 
+@pytest.mark.parametrize(
+    ("name", "found", "why"),
+    [
+        ("deleted.json", "directory", "a directory is in place of this file"),
+        (
+            "20261123T160028Z-p4711-9f3a61c2-000001.ndjson",
+            "directory",
+            "a directory is in place of this file",
+        ),
+        ("cursors/x.json", "fifo", "a FIFO is in place of this file"),
+        ("lock.lock", "link", "a symbolic link is in place of this file"),
+        ("broken", "file", "a file is in place of this directory"),
+        ("broken", "link", "a symbolic link is in place of this directory"),
+    ],
+)
+def test_what_is_misplaced_is_named(journal: Path, name: str, found: str, why: str) -> None:
+    path = journal / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    {
+        "directory": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "link": lambda: path.symlink_to("nowhere"),
+        "file": lambda: path.write_bytes(b""),
+    }[found]()
+    (damaged,) = Journal(journal).check().damaged
+    assert (damaged.path, damaged.why) == (str(path), why)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "hint"),
+    [
+        (["doctor"], "deleted.json", "stageflow doctor --repair"),
+        (["doctor"], "cursors/warehouse.json", "stageflow doctor --repair"),
+        (["doctor"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["doctor", "--repair"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["stats"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["runs"], "archive.json", "stageflow compact --archive ADDRESS"),
+        (["show", "nobody"], None, "stageflow runs"),
+    ],
+)
+def test_hints_name_the_journal_of_the_command(
+    journal: Path, arguments: list[str], name: str | None, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = journal.rename(journal.parent / "a journal")
+
+    def written() -> str:
+        if name is not None:
+            (place / name).write_bytes(b"\xe6")
+        return command(place, *arguments)[1]
+
+    assert f"`{hint} --journal '{place}'`" in written()
+    # One that the environment names need not be repeated.
+    monkeypatch.setenv("STAGEFLOW_JOURNAL", str(place))
+    assert f"`{hint}`" in written()
+
+
+# ------------------------------------------------------------ what is gone
+
+
+def in_segments(journal: Path, runs: int = 6) -> list[Path]:
+    """Write so many runs, each in segments of its own, and return the segments."""
+    sink = JournalSink(journal, segment_bytes=1)
+    graph = corruption.graph_on(sink, "parts")
+    for number in range(runs):
+        graph.run_sync(PipelineContext(pipeline_run_id=f"run-{number}", user_id="u1"))
+    sink.close()
+    return sorted(journal.glob("*.ndjson"))
+
+
+@pytest.mark.parametrize(
+    ("gone", "numbers"),
+    [
+        ([3], "1 segment of writer NAME (number 4) is missing; restore it"),
+        ([4, 5], "2 segments of writer NAME (numbers 5 to 6) are missing; restore them"),
+        ([0], "1 segment of writer NAME (number 1) is missing"),
+        ([0, 1, 2], "3 segments of writer NAME (numbers 1 to 3) are missing"),
+    ],
+)
+def test_missing_segments_are_reported_until_repair_records_them(
+    tmp_path: Path, gone: list[int], numbers: str
+) -> None:
+    journal = tmp_path / "journal"
+    segments = in_segments(journal)
+    assert Journal(journal).check().problems == []
+    with JournalReader(journal, "slow"):
+        pass
+    for number in gone:
+        segments[number].unlink()
+
+    state = Journal(journal).check()
+    (found,) = state.missing
+    assert (found.first, found.last) == (gone[0] + 1, gone[-1] + 1)
+    problem = numbers.replace("NAME", segments[0].name.rsplit("-", 1)[0])
+    assert any(problem in each for each in state.problems)
+    assert command(journal, "doctor")[0] == 1
+
+    before = runs_of(journal)
+    assert Journal(journal).repair().missing == [found]
+    assert Journal(journal).check().problems == []
+    assert runs_of(journal) == before
+    with JournalReader(journal, "slow") as reader:
+        assert reader.read(1000)
+        assert reader.missed > 0
+    # What the repair wrote does not stop retention, which removes everything.
+    Room(max_bytes=1).make(str(journal))
+    assert Journal(journal).check().problems == []
+
+
+@pytest.mark.parametrize("room", [Room(max_bytes=1), Room(max_bytes=9_000), Room(max_age=0.0)])
+def test_segments_that_retention_removed_are_not_missing(tmp_path: Path, room: Room) -> None:
+    journal = tmp_path / "journal"
+    sink = JournalSink(journal, segment_bytes=1)
+    for outcome in ("fails", "works", "fails", "works", "works"):
+        corruption.graph_on(sink, outcome).run_sync(PipelineContext(user_id="u1"))
+        failing(sink, outcome == "fails").run_sync()
+    before = len(list(journal.glob("*.ndjson")))
+    room.make(str(journal))
+    assert len(list(journal.glob("*.ndjson"))) < before
+    assert Journal(journal).check().missing == []
+    sink.close()
+
+
+def test_segments_are_not_missing_if_retention_is_killed_or_its_counts_are_lost(
+    tmp_path: Path, program: Start
+) -> None:
+    journal = tmp_path / "journal"  # where `program` has it
+    segments = in_segments(journal)
+    killed = program(
+        """
+        import os, signal, sys
+        from stageflow.journal.retention import Room
+
+        calls = []
+        def stopped():
+            calls.append(1)
+            if len(calls) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return False
+
+        Room(max_bytes=1).make(sys.argv[1], stopped)
+        """
+    )
+    assert killed.ended()[0] == -9
+    left = sorted(journal.glob("*.ndjson"))
+    assert 0 < len(left) < len(segments)
+    assert Journal(journal).check().problems == []
+    (journal / "deleted.json").write_bytes(b"damaged")
+    assert Journal(journal).check().missing == []
+    Journal(journal).repair()
+    assert Journal(journal).check().problems == []
+
+
+def failing(sink: JournalSink, fails: bool) -> StageGraph:
+    async def stage(ctx: object) -> None:
+        if fails:
+            raise ValueError("no")
+
+    return (
+        Pipeline("fails")
+        .with_stage("stage", stage)
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+
+
+def test_a_segment_removed_from_a_journal_with_retention_is_missing(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    segments = in_segments(journal)
+    for segment in segments[:2]:
+        os.utime(segment, (1, 1))
+    Room(max_age=1000.0).make(str(journal))
+    assert not segments[0].exists()
+    assert Journal(journal).check().problems == []
+    ends = [path for path in segments if path.exists() and b'"pipeline.wide"' in path.read_bytes()]
+    after = segments[segments.index(ends[1]) + 1]
+    after.unlink()
+    assert [gap.first for gap in Journal(journal).check().missing] == [segments.index(after) + 1]
+
+
+LOST_ENDS = {
+    "a damaged line": lambda content: content.replace(b'"pipeline.wide"', b'"pipeline.wide\xff', 1),
+    "a file that was truncated": lambda content: b"",
+    "a line of blanks": lambda content: b" " * (len(content) - 1) + b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", LOST_ENDS)
+def test_a_run_whose_end_is_damaged_is_not_open(tmp_path: Path, damage: str) -> None:
+    journal = tmp_path / "journal"
+    segments = in_segments(journal, 3)
+    (path,) = [
+        path
+        for path in segments
+        if b'"pipeline.wide"' in path.read_bytes() and b'"event_id":"run-1"' in path.read_bytes()
+    ]
+    path.write_bytes(LOST_ENDS[damage](path.read_bytes()))
+
+    state = Journal(journal).check()
+    assert state.without_end == ["run-1"]
+    assert any("the end of 1 run is damaged or missing (run-1)" in each for each in state.problems)
+    for repaired in (False, True):
+        run = Journal(journal).run("run-1").run
+        assert (run["status"], run["outcome"]) == ("CLOSED", "closed")
+        assert "damaged or missing" in run["reason"]
+        _, written = command(journal, "show", "run-1")
+        assert "so far" not in written
+        assert "damaged or missing" in written
+        assert Journal(journal).under_way() == []
+        if not repaired:
+            assert Journal(journal).repair().without_end == ["run-1"]
+    assert Journal(journal).check().problems == []
+    assert Journal(journal).repair().without_end == []
+    assert Journal(journal).run("run-2").run["outcome"] == "ok"
+
+
+def test_a_run_that_is_under_way_stays_open(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    sink = JournalSink(journal)
+
+    async def look(ctx: object) -> None:
+        assert Journal(journal).run("mine").run["status"] == "OPEN"
+        state = Journal(journal).check()
+        assert (state.without_end, state.problems) == ([], [])
+        assert Journal(journal).repair().without_end == []
+
+    graph = Pipeline("looks").with_stage("look", look)
+    assert (
+        graph.build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+        .run_sync(PipelineContext(pipeline_run_id="mine"))
+        .ok
+    )
+    sink.close()
+
+
 # ------------------------------------------------------------ links, and files that cannot be read
 
 
@@ -405,7 +648,30 @@ def test_journal_never_follows_symbolic_links(journal: Path, name: str, target: 
     list(JournalReader(journal, "again"))
 
 
-async def test_writer_skips_links_in_place_of_its_next_segments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["broken", "cursors", "broken and cursors"])
+@pytest.mark.parametrize("what", ["a symbolic link", "a file"])
+def test_repair_moves_everything_that_is_misplaced_at_once(journal: Path, place: str, what: str) -> None:
+    outside = journal.parent / "outside"
+    outside.mkdir()
+    (outside / "link.json").symlink_to("nowhere")
+    (outside / "folder.json").mkdir()
+    for name in place.split(" and "):
+        shutil.rmtree(journal / name, ignore_errors=True)
+        if what == "a file":
+            (journal / name).write_bytes(b"mine")
+        else:
+            (journal / name).symlink_to(outside)
+    # These sort before `broken`, and are moved into it.
+    (journal / "a.json").mkdir()
+    (journal / "b.lock").symlink_to("nowhere")
+
+    moved = {Path(each.path).name for each in Journal(journal).repair().moved}
+    assert moved == {*place.split(" and "), "a.json", "b.lock"}
+    assert Journal(journal).check().problems == []
+    assert {path.name for path in outside.iterdir()} == {"link.json", "folder.json"}
+
+
+async def test_links_in_the_place_of_the_next_segments_are_passed_by(tmp_path: Path) -> None:
     journal, outside = tmp_path / "journal", tmp_path / "outside"
     outside.write_bytes(b"private")
     sink = JournalSink(journal, segment_bytes=1)

@@ -358,3 +358,19 @@ def test_a_badly_kept_file_is_found(build):
     assert f"events/long.py: {MOST_LINES + 2} lines" in found
     assert "bare.py: no docstring" in found
     assert "two.py: the docstring's first line is not one sentence" in found
+
+
+@pytest.mark.parametrize(
+    "name", ["crash_replay", "journal_storm", "kill_alerts", "kill_demo", "soak", "store_storm"]
+)
+def test_long_forms_of_tests_have_help(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.{name}", "--help"],
+        cwd=HOUSE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m tests.{name}")

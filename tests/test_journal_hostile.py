@@ -138,7 +138,7 @@ async def test_what_a_killed_process_had_replaced_is_removed_and_counted(tmp_pat
     lines = first.read_bytes().splitlines(keepends=True)
     kept = {"type": "journal.kept", "journal": {"size": first.stat().st_size, "offsets": [0]}}
     first.with_suffix(".kept.ndjson").write_bytes(json.dumps(kept).encode() + b"\n" + lines[0])
-    assert "1 files were left half made" in Journal(tmp_path).check().problems[0]
+    assert "1 file was left incomplete" in Journal(tmp_path).check().problems[0]
     Room(max_bytes=1 << 30).make(str(tmp_path))
     assert not first.exists()
     state = Journal(tmp_path).check()

@@ -292,6 +292,64 @@ def test_errors_of_a_query_are_those_of_the_store(folder: Path, tmp_path: Path) 
 
 # ---------------------------------------------------------------- Ctrl-C
 
+SCRIPT = "from _stageflow_command import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("during", "command"),
+    [
+        ("msgspec", ["-c", SCRIPT]),
+        ("typer", ["-c", SCRIPT]),
+        ("rich", ["-c", SCRIPT]),
+        ("typer, which continues", ["-c", SCRIPT]),
+        ("typer", ["-m", "stageflow"]),
+    ],
+)
+def test_ctrl_c_during_imports_ends_a_command_with_130(
+    tmp_path: Path, during: str, command: list[str]
+) -> None:
+    name, _, swallows = during.partition(",")
+    interrupt = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    if swallows:
+        interrupt = (
+            "import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException: pass\n"
+        )
+    (tmp_path / f"{name}.py").write_text(interrupt + "raise ImportError('not reached')\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, *command, "runs"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_that_the_shell_ignores_is_ignored_during_imports(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'stageflow.cli.app':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "            print('interrupted')\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "--version"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("interrupted\nstageflow ")
+
 
 def large_journal(folder: Path) -> Path:
     """Write 12,000 runs."""

@@ -1,6 +1,6 @@
 """`python -m stageflow` is the command line."""
 
-from .cli import main
+from _stageflow_command import main
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from ..render.archive_state import draw_archive_state, draw_repaired_archive
 from ..render.journal_state import draw_journal_state, draw_repaired
 from ..store.address import has_archive
 from .choice import json_option
-from .journal_option import JournalOption, find_journal
+from .journal_option import JournalOption, find_journal, hint_with_journal
 from .store_option import show_progress
 from .terminal import open_terminal, print_json, print_page
 
@@ -72,6 +72,7 @@ def doctor(
                 problems.append(f"the archive cannot be checked: {error}")
         if not_repaired is not None and not problems:
             problems.append(f"the archive could not be repaired: {not_repaired}")
+    problems = [hint_with_journal(problem) for problem in problems]
     told = {**msgspec.to_builtins(state), "problems": problems}
     if as_json:
         repaired = {"repaired": mended, "archive": archive, "repaired_archive": mended_archive}
@@ -79,12 +80,14 @@ def doctor(
     else:
         terminal = open_terminal()
         if mended is not None:
-            print_page(terminal, draw_repaired(msgspec.to_builtins(mended)), "")
+            done = msgspec.to_builtins(mended)
+            for moved in done["moved"]:
+                moved["remedy"] = hint_with_journal(moved["remedy"])
+            print_page(terminal, draw_repaired(done), "")
         if mended_archive is not None and mended_archive.set_aside:
             print_page(terminal, draw_repaired_archive(msgspec.to_builtins(mended_archive)), "")
-        print_page(terminal, draw_journal_state(told))
-        if archive is not None:
-            print_page(terminal, "", draw_archive_state(msgspec.to_builtins(archive)))
+        archive_line = None if archive is None else draw_archive_state(msgspec.to_builtins(archive))
+        print_page(terminal, draw_journal_state(told, archive_line))
     if problems:
         raise typer.Exit(1)
 

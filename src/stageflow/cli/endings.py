@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from ..errors import JournalNotFoundError, StageflowError
 from ..render.foreign import visible
+from .journal_option import forget_journal, hint_with_journal
 
 __all__ = ["NOT_FOUND", "Commands"]
 
@@ -27,6 +28,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Ctrl-C is typer's to handle: it exits with 130."""
+        forget_journal()
         try:
             try:
                 return super().invoke(ctx)
@@ -44,7 +46,7 @@ class Commands(TyperGroup):
 
 
 def _say(text: str) -> None:
-    typer.echo(visible(text), err=True)
+    typer.echo(visible(hint_with_journal(text)), err=True)
 
 
 def _forget_standard_output() -> None:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from ..errors import DamagedFileError, SettingsError
 from ..journal import Journal
-from .journal_option import find_journal
+from .journal_option import find_journal, hint_with_journal
 from .terminal import open_terminal
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Jou
     found = find_journal(journal)
     try:
         archived = has_archive(found.path)
-    except DamagedFileError as error:  # still show what the journal has
-        typer.echo(f"Results do not include the archive: {error}", err=True)
+    except DamagedFileError as error:  # what the journal has is shown all the same
+        typer.echo(hint_with_journal(f"The archive is left out: {error}"), err=True)
         archived = False
     if not archived:
         yield found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from msgspec import Struct
@@ -14,10 +15,11 @@ from ..errors import DamagedFileError
 from . import cursor_file
 from .disk import is_locked, is_regular, network_file_system
 from .layout import BROKEN, CURSORS, Segment, Writers, is_temporary, list_writers, misplaced
-from .line import WRITER_CLOSED, WriterClosed, decode, decode_writer_closed
+from .line import decode
+from .losses import MissingSegments, closed_by, missing_segments, runs_without_end
 from .recovery import open_runs, writer_is_closed, writer_lives
-from .retention import DELETED_FILE, Deleted, deleted_so_far
-from .segment import find_lines, has_header, open_segment
+from .retention import DELETED_FILE, Deleted, deleted_so_far, retention_began
+from .segment import has_header, open_segment
 from .stored import StateFile, read_state
 
 __all__ = [
@@ -35,10 +37,21 @@ __all__ = [
 
 _CHUNK = 4 << 20
 
+_MOST_IDS = 5
+"""How many ids of runs a problem names."""
+
 _MOVE = "`stageflow doctor --repair` moves it to broken/"
 _HEADLESS = "its first line, which has the original offset of its lines, is damaged"
 _REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites that line"
 UNREADABLE = "grant this user read permission, or move the file away"
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were looked at, and all there are."""
@@ -113,9 +126,11 @@ class JournalState(Struct, frozen=True):
         writers: Everybody who has segments here, oldest first.
         cursors: Everybody who reads under a name.
         torn: Last lines that were cut off, of writers that no longer write there.
-        broken: Damaged lines in the middle of a file: invalid UTF-8 or invalid JSON.
-        damaged: Unusable files, such as a damaged cursor or a symbolic link.
-        kept_aside: Number of lines and files in `broken/`.
+        broken: Lines in the middle that are damaged: not UTF-8, or not JSON.
+        damaged: Files that cannot be used at all, such as a cursor or a symbolic link.
+        missing: Segments in the sequence of a writer that are gone, and that nothing removed.
+        without_end: Ids of the runs whose writer has ended and whose end is damaged or missing.
+        kept_aside: How many lines and files are in `broken/`.
         crashed: How many runs of these writers were completed after a crash.
         deleted: What was deleted to make room.
         problems: What should be seen to, a sentence each.
@@ -129,6 +144,8 @@ class JournalState(Struct, frozen=True):
     torn: list[Damage]
     broken: list[Damage]
     damaged: list[DamagedFile]
+    missing: list[MissingSegments]
+    without_end: list[str]
     kept_aside: int
     crashed: int
     deleted: Deleted
@@ -159,11 +176,13 @@ def check(
     torn: list[Damage] = []
     broken: list[Damage] = []
     damaged = list(_damaged_files(directory, state_files))
+    without_end: list[str] = []
     looked_at = crashed = 0
     for name, segments in writers.items():
         lines = 0
         state, open_ids, found_crashed, error = _state_of(segments)
         errors = [(segments[-1].path, error)] if error is not None else []
+        without_end += _without_end(segments)
         for segment in segments:
             try:
                 found = _look(segment)
@@ -187,6 +206,12 @@ def check(
         states.append(WriterState(name, segments[0].pid, state, len(segments), size, lines, open_ids))
     disk = os.statvfs(directory)
     cursors = [_cursor(directory, name, writers) for name in cursor_file.names(directory)]
+    deleted = _deleted(directory)
+    missing = missing_segments(directory, writers, deleted=retention_began(directory))
+    problems = [
+        *_problems(directory, states, cursors, torn, broken, damaged, left_over(directory)),
+        *_losses(missing, without_end),
+    ]
     return JournalState(
         path=directory,
         bytes=whole,
@@ -196,17 +221,18 @@ def check(
         torn=torn,
         broken=broken,
         damaged=damaged,
+        missing=missing,
+        without_end=without_end,
         kept_aside=len(names_in(os.path.join(directory, BROKEN))),
         crashed=crashed,
-        deleted=_deleted(directory),
-        problems=list(_problems(directory, states, cursors, torn, broken, damaged, left_over(directory))),
+        deleted=deleted,
+        problems=problems,
     )
 
 
 def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator[DamagedFile]:
     for path in misplaced(directory):
-        what = "a symbolic link" if os.path.islink(path) else "not a regular file or directory of a journal"
-        yield DamagedFile(path, f"it is {what}", _MOVE)
+        yield DamagedFile(path, _why_misplaced(directory, path), _MOVE)
     known = {file.name: file for file in (DELETED_FILE, *state_files)}
     for name in cursor_file.names(directory):
         file = cursor_file.state_file(name)
@@ -227,6 +253,19 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
             yield DamagedFile(path, error.why, file.remedy)
         except OSError as error:
             yield DamagedFile(path, _why(error), UNREADABLE)
+
+
+def _why_misplaced(directory: str, path: str) -> str:
+    """Return what is in a place, and what should be there."""
+    expected = (
+        "directory" if path in (os.path.join(directory, each) for each in (CURSORS, BROKEN)) else "file"
+    )
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:  # removed meanwhile
+        mode = 0
+    found = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+    return f"{found} is in place of this {expected}"
 
 
 def _why(error: OSError) -> str:
@@ -275,7 +314,7 @@ def _state_of(segments: list[Segment]) -> tuple[str, list[str], int, OSError | N
     """Return the state of a writer, its open runs, the number of completed runs, and a read error or None."""
     try:
         if writer_is_closed(segments):
-            closed = _closed_by(segments[-1])
+            closed = closed_by(segments[-1])
             return "completed" if closed.adopted_by else "closed", [], closed.crashed, None
         state = "live" if writer_lives(segments) else "dead"
     except FileNotFoundError:  # deleted meanwhile
@@ -288,9 +327,11 @@ def _state_of(segments: list[Segment]) -> tuple[str, list[str], int, OSError | N
         return state, [], 0, error
 
 
-def _closed_by(segment: Segment) -> WriterClosed:
-    closed = [decode_writer_closed(text) for text in find_lines(segment, WRITER_CLOSED)]
-    return next((each for each in reversed(closed) if each is not None), WriterClosed())
+def _without_end(segments: list[Segment]) -> list[str]:
+    try:
+        return [run_id for run_id, _ in runs_without_end(segments)]
+    except OSError:  # `damaged` names it, or it was deleted meanwhile
+        return []
 
 
 def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
@@ -325,24 +366,67 @@ def _problems(
     if dead:
         runs = sum(len(writer.open_runs) for writer in dead)
         yield (
-            f"{len(dead)} writers died and {runs} of their runs were not completed;"
-            " a reader, or a repair, does it"
+            f"{_count(dead, 'writer')} died and {runs:,} of {'its' if len(dead) == 1 else 'their'} runs"
+            f" {_were(runs)} not completed; a reader, or a repair, completes {_them(runs)}"
         )
     if torn:
-        yield f"{len(torn)} last lines are torn; readers skip them, a repair removes them"
+        many = len(torn)
+        yield (
+            f"{_count(torn, 'last line')} {_are(many)} torn;"
+            f" readers leave {_them(many)} out, a repair cuts {_them(many)} off"
+        )
     if broken:
-        yield f"{len(broken)} lines are damaged; readers skip them, a repair removes them"
+        many = len(broken)
+        yield (
+            f"{_count(broken, 'line')} {_are(many)} damaged;"
+            f" readers leave {_them(many)} out, a repair takes {_them(many)} out"
+        )
     for file in damaged:
         yield f"{file.path} is damaged: {file.why}; {file.remedy}"
     if left_over:
-        yield f"{len(left_over)} files were left half made; a repair removes them"
+        many = len(left_over)
+        yield f"{_count(left_over, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
     for cursor in cursors:
         if cursor.missed:
-            yield f"reader {cursor.name!r} was too slow: {cursor.missed} files were deleted unread"
+            many = cursor.missed
+            files = f"{many:,} {'file' if many == 1 else 'files'}"
+            yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted unread"
     if os.stat(directory).st_mode & 0o077:
         yield f"others than its owner may enter {directory}; chmod 700 {directory}"
     if (kind := network_file_system(directory)) is not None:
         yield f"{directory} is on a network file system ({kind}), where a live writer may look dead"
+
+
+def _losses(missing: list[MissingSegments], without_end: list[str]) -> Iterator[str]:
+    for gap in missing:
+        many = gap.last - gap.first + 1
+        yield (
+            f"{gap} {_are(many)} missing; restore {_them(many)} from a backup, or"
+            " `stageflow doctor --repair` records the loss and reports it no more"
+        )
+    if without_end:
+        many = len(without_end)
+        ids = ", ".join(without_end[:_MOST_IDS]) + (", ..." if many > _MOST_IDS else "")
+        yield (
+            f"the end of {many:,} {'run' if many == 1 else 'runs'} is damaged or missing ({ids});"
+            " `stageflow doctor --repair` marks such runs as closed"
+        )
+
+
+def _count(found: Sized, noun: str) -> str:
+    return f"{len(found):,} {noun}{'' if len(found) == 1 else 's'}"
+
+
+def _are(many: int) -> str:
+    return "is" if many == 1 else "are"
+
+
+def _were(many: int) -> str:
+    return "was" if many == 1 else "were"
+
+
+def _them(many: int) -> str:
+    return "it" if many == 1 else "them"
 
 
 def left_over(directory: str) -> list[str]:

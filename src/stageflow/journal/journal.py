@@ -19,6 +19,7 @@ from ..timestamps import rfc3339
 from .check import JournalState, Progress, check
 from .layout import Segment, Writers, list_writers, why_not
 from .line import PIPELINE_AMEND, PIPELINE_WIDE
+from .losses import lacks_end
 from .readable import readable
 from .reader import JournalReader
 from .recovery import crashed_runs, open_runs, recover, writer_is_closed, writer_lives
@@ -206,6 +207,8 @@ class Journal:
         ((known, run),) = found.items()
         if run.whole is None and run.opened is not None and run.closed is None:
             run.take_crash(self._crash_of(known))
+            if run.whole is None:
+                run.closed = self._why_without_end(known)
         run.apply_amendments()
         picture = run.whole or run.picture()
         if picture is None:
@@ -251,6 +254,14 @@ class Journal:
                 if run_id in crashed:
                     return crashed[run_id]
         return []
+
+    def _why_without_end(self, run_id: str) -> str | None:
+        """Return why a run of a writer that has ended has no end; None if the run may be open."""
+        for segments in list_writers(self.path).values():
+            for run, why in readable(lacks_end(segments)):
+                if run == run_id:
+                    return why
+        return None
 
     def _not_one(self, run_id: str, found: list[str]) -> RunNotFoundError:
         if not found:

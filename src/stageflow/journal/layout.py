@@ -92,16 +92,18 @@ def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
     return f"{writer}-{sequence:06d}{'.kept' if kept else ''}.ndjson"
 
 
-def free_sequence(directory: str, writer: str, sequence: int) -> int:
-    """Return the first free sequence, starting with this one.
+def free_sequence(directory: str, writer: str, sequence: int, *, hidden: bool = True) -> int:
+    """Return the first sequence from this one on whose name nothing in the directory has.
 
-    Another process that completed the record of this writer may have used the next one, or someone may have
-    planted a symbolic link there.
+    Another process that completed the record of this writer may have taken the next one, and so may
+    whoever planted a link there. A hidden file is one that a writer is making; one that died has left it
+    behind, and `hidden=False` takes its name, so that the sequence has no gap.
     """
     while True:
         name = segment_name(writer, sequence)
         kept = segment_name(writer, sequence, kept=True)
-        if not any(os.path.lexists(os.path.join(directory, taken)) for taken in (name, f".{name}", kept)):
+        names = (name, f".{name}", kept) if hidden else (name, kept)
+        if not any(os.path.lexists(os.path.join(directory, taken)) for taken in names):
             return sequence
         sequence += 1
 
@@ -119,6 +121,8 @@ def misplaced(directory: str) -> list[str]:
     """
     found = []
     for folder in (directory, os.path.join(directory, CURSORS)):
+        if folder != directory and os.path.islink(folder):
+            continue  # `cursors` itself is misplaced; what it points to is not part of the journal
         try:
             entries = list(os.scandir(folder))
         except (FileNotFoundError, NotADirectoryError):

@@ -153,6 +153,7 @@ def _adopt(directory: str, segments: list[Segment]) -> list[str]:
     crashed = crashed_runs(segments)
     lines = [Event(type, body).line() for events in crashed.values() for type, body in events]
     lines.append(encode_mark(WriterClosed(adopted_by=os.getpid(), crashed=len(crashed))))
-    name = segment_name(last.writer, free_sequence(directory, last.writer, last.sequence + 1))
+    sequence = free_sequence(directory, last.writer, last.sequence + 1, hidden=False)
+    name = segment_name(last.writer, sequence)
     replace_file(os.path.join(directory, name), b"".join(lines))
     return list(crashed)

@@ -11,10 +11,13 @@ from msgspec import Struct
 from . import cursor_file
 from .check import UNREADABLE, Damage, Progress, check, left_over
 from .disk import only_one, open_regular, replace_file
-from .layout import CURSORS, LOCK, Segment, list_writers, misplaced
+from .layout import BROKEN, CURSORS, LOCK, Segment, list_writers, misplaced
 from .line import encode_mark
+from .losses import MissingSegments, close_runs_without_end, mark_missing, missing_segments
 from .quarantine import quarantine_file, quarantine_line
+from .readable import readable
 from .recovery import recover
+from .retention import retention_began
 from .segment import has_header, kept_header, split_kept
 from .stored import StateFile
 
@@ -44,6 +47,8 @@ class Repaired(Struct, frozen=True):
         broken: Number of damaged lines that it overwrote with blanks, and kept in `broken/`.
         moved: Damaged files that it moved to `broken/`.
         removed: Left-over files that it removed.
+        missing: Segments that are missing, and that it recorded as such: `check` reports them no more.
+        without_end: Ids of the runs that it marked as closed, because their end is damaged or missing.
     """
 
     crashed: list[str]
@@ -51,6 +56,8 @@ class Repaired(Struct, frozen=True):
     broken: int
     moved: list[Moved]
     removed: list[str]
+    missing: list[MissingSegments]
+    without_end: list[str]
 
 
 def repair(
@@ -58,8 +65,10 @@ def repair(
 ) -> Repaired:
     """Repair a journal; see `Journal.repair`."""
     state_files = list(state_files)
-    # First, because the lock itself may be one of them.
-    moved = [Moved(path, quarantine_file(directory, path)) for path in misplaced(directory)]
+    # First: the lock itself may be one of them. And `broken/` before all others, which are moved there.
+    broken = os.path.join(directory, BROKEN)
+    in_order = sorted(misplaced(directory), key=lambda path: path != broken)
+    moved = [Moved(path, quarantine_file(directory, path)) for path in in_order]
     crashed = recover(directory)
     found = check(directory, progress, state_files)
     with only_one(os.path.join(directory, LOCK)) as alone:
@@ -82,7 +91,20 @@ def repair(
             os.unlink(path)
     # A writer whose last line was damaged now counts as dead.
     crashed += recover(directory)
-    return Repaired(crashed, len(found.torn), len(found.broken), moved, removed)
+    with only_one(os.path.join(directory, LOCK)) as alone:
+        missing, without_end = _record_losses(directory) if alone else ([], [])
+    return Repaired(crashed, len(found.torn), len(found.broken), moved, removed, missing, without_end)
+
+
+def _record_losses(directory: str) -> tuple[list[MissingSegments], list[str]]:
+    writers = list_writers(directory)
+    missing = missing_segments(directory, writers, deleted=retention_began(directory))
+    for gap in missing:
+        mark_missing(directory, gap)
+    without_end: list[str] = []
+    for segments in writers.values():
+        without_end += readable(close_runs_without_end(directory, segments))
+    return missing, without_end
 
 
 def _take_out(directory: str, damage: Damage) -> None:

@@ -13,14 +13,14 @@ from ..errors import DamagedFileError
 from ..schema import RunClosed
 from .cursor_file import Count, positions_of_all
 from .disk import NO_ROOM, is_locked, is_regular, only_one, replace_file
-from .layout import DELETED, LOCK, Segment, list_writers, segment_name
+from .layout import BROKEN, DELETED, LOCK, Segment, list_writers, segment_name
 from .line import FAILED_RUN, PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark, run_of
 from .quarantine import quarantine_file
 from .recovery import recover
 from .segment import LineAt, ends_with, find_lines, has_header, read_lines, size_when_whole
 from .stored import StateFile, encode_state, read_state
 
-__all__ = ["DELETED_FILE", "Deleted", "Room", "deleted_so_far"]
+__all__ = ["DELETED_FILE", "Deleted", "Room", "deleted_so_far", "retention_began"]
 
 
 class Deleted(Struct, frozen=True):
@@ -72,6 +72,7 @@ class Room(Struct, frozen=True):
         with only_one(os.path.join(directory, LOCK)) as alone:
             if not alone:
                 return Deleted()
+            _mark_retention(directory)
             cleaning = _Cleaning(directory, stopped)
             cleaning.remove_superseded()
             deleted = cleaning.clean(self)
@@ -108,6 +109,19 @@ def deleted_so_far(directory: str) -> Deleted:
     """
     path = os.path.join(directory, DELETED)
     return read_state(path, Deleted, DELETED_FILE.remedy) or Deleted()
+
+
+def retention_began(directory: str) -> bool:
+    """Return whether retention or archiving may have removed something, counted or not."""
+    moved = os.path.join(directory, BROKEN, f"{DELETED}-1")
+    return any(os.path.lexists(path) for path in (os.path.join(directory, DELETED), moved))
+
+
+def _mark_retention(directory: str) -> None:
+    """Write the counts before the first removal: a process that is killed after it has counted nothing."""
+    if not retention_began(directory):
+        with contextlib.suppress(OSError):  # on a full disk, making room is what matters
+            replace_file(os.path.join(directory, DELETED), encode_state(Deleted()))
 
 
 def _count_deleted(directory: str, deleted: Deleted) -> None:

@@ -28,23 +28,25 @@ _WIDE, _NARROW = 90, 72
 _STATES = {"live": "green", "dead": BAD, "completed": "yellow", "closed": QUIET}
 
 
-def draw_journal_state(state: Record) -> RenderableType:
+def draw_journal_state(state: Record, archive: RenderableType | None = None) -> RenderableType:
     """Return tables of a journal's writers, readers and damages, and what should be seen to.
 
     Args:
         state: A `JournalState`, as plain values.
+        archive: What `draw_archive_state` returned; it is printed before the problems.
 
     Example:
         Console().print(draw_journal_state(msgspec.to_builtins(Journal("journal").check())))
     """
-    return _Told(state)
+    return _Told(state, archive)
 
 
 class _Told:
     """The state, laid out when the width is known."""
 
-    def __init__(self, state: Record) -> None:
+    def __init__(self, state: Record, archive: RenderableType | None) -> None:
         self.state = state
+        self.archive = archive
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         state = self.state
@@ -53,6 +55,7 @@ class _Told:
             _writers(state["writers"], options.max_width),
             _cursors(state["cursors"]),
             _damages(state),
+            self.archive,
         ):
             if table is not None:
                 yield from ("", table)
@@ -75,7 +78,13 @@ def draw_repaired(repaired: Record) -> RenderableType:
             done.append(f"{many:,} {_plural(what, many)} taken out and kept in broken/")
     for moved in repaired["moved"]:
         after = f"; {moved['remedy']}" if moved["remedy"] else ""
-        done.append(f"{moved['path']} was damaged and was moved to {moved['to']}{after}")
+        done.append(f"{moved['path']} was damaged and is now {moved['to']}{after}")
+    if missing := repaired["missing"]:
+        many = sum(gap["last"] - gap["first"] + 1 for gap in missing)
+        done.append(f"{many:,} missing {_plural('segment', many)} recorded as missing")
+    if ids := repaired["without_end"]:
+        runs = f"{len(ids):,} {_plural('run', len(ids))}"
+        done.append(f"{runs} marked as closed, because the end is damaged or missing: {_some(ids)}")
     if removed := repaired["removed"]:
         done.append(f"{len(removed):,} left-over {_plural('file', len(removed))} removed")
     return Text("\n".join(f"repaired: {visible(line)}" for line in done) or "There was nothing to repair.")

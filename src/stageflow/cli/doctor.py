@@ -78,9 +78,10 @@ def doctor(
         print_json(msgspec.json.encode({**told, **repaired}))
     else:
         terminal = open_terminal()
-        if mended is not None:
+        archive_changed = mended_archive is not None and (mended_archive.set_aside or mended_archive.removed)
+        if mended is not None and (any(msgspec.structs.astuple(mended)) or not archive_changed):
             print_page(terminal, draw_repaired(msgspec.to_builtins(mended)), "")
-        if mended_archive is not None and mended_archive.set_aside:
+        if archive_changed:
             print_page(terminal, draw_repaired_archive(msgspec.to_builtins(mended_archive)), "")
         print_page(terminal, draw_journal_state(told))
         if archive is not None:

@@ -30,7 +30,13 @@ def draw_archive_state(state: Record) -> RenderableType:
     held = f"{state['files']:,} files, {size(state['bytes'])}"
     line = f"archive {on_one_line(state['address'])}: {held}; {checked}"
     if aside := state["set_aside"]:
-        line += f"; {len(aside):,} files set aside in _stageflow/"
+        line += f"; {len(aside):,} {_plural('file', len(aside))} set aside in _stageflow/"
+    if lost := state["lost"]:
+        rows = sum(file["rows"] for file in lost)
+        line += (
+            f"; {rows:,} {_plural('row', rows)} of {len(lost):,} damaged or missing"
+            f" {_plural('file', len(lost))} lost (_stageflow/lost.json)"
+        )
     return Text(line)
 
 
@@ -41,6 +47,13 @@ def draw_repaired_archive(repaired: Record) -> RenderableType:
         repaired: A `RepairedArchive`, as plain values.
     """
     lines = [f"repaired: {on_one_line(path)} set aside" for path in repaired["set_aside"]]
-    if rows := repaired["lost_rows"]:
-        lines.append(f"repaired: {rows:,} rows in damaged files are no longer in the archive")
+    lines += [
+        f"repaired: {on_one_line(file['path'])} {file['problem']};"
+        f" the archive no longer has its {file['rows']:,} {_plural('row', file['rows'])}"
+        for file in repaired["removed"]
+    ]
     return Text("\n".join(lines))
+
+
+def _plural(word: str, many: int) -> str:
+    return word if many == 1 else f"{word}s"

@@ -13,6 +13,7 @@ from .address import read_address
 from .archive import Archive, ArchiveFile, is_remote
 from .compactor import Compactor
 from .database import as_os_errors
+from .lost_files import LostFile, lost_files, record_lost, set_damaged_list_aside
 from .parquet import LocalFiles
 
 __all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]
@@ -46,6 +47,7 @@ class ArchiveState(Struct, frozen=True):
         damaged: Files that are damaged or missing.
         without_checksum: Files that were written before checksums existed; only their size was checked.
         set_aside: Names of files that a recovery or repair set aside, in `_stageflow`.
+        lost: Files that repairs took out of the table.
         problems: What needs attention, a sentence each, with the remedy.
     """
 
@@ -56,6 +58,7 @@ class ArchiveState(Struct, frozen=True):
     damaged: list[DamagedFile]
     without_checksum: int
     set_aside: list[str]
+    lost: list[LostFile]
     problems: list[str]
 
 
@@ -64,11 +67,13 @@ class RepairedArchive(Struct, frozen=True):
 
     Attributes:
         set_aside: Paths of the files it moved to `_stageflow`.
-        lost_rows: How many rows the table no longer has because their file was damaged.
+        lost_rows: How many rows the table no longer has because their file was damaged or missing.
+        removed: The files that had these rows.
     """
 
     set_aside: list[str]
     lost_rows: int
+    removed: list[DamagedFile] = []
 
 
 def check_archive(
@@ -116,6 +121,12 @@ def check_archive(
         done += file.size
         if progress is not None:
             progress(done, whole)
+    lost: list[LostFile] = []
+    try:
+        lost = lost_files(archive, files)
+    except ArchiveDamagedError as error:
+        damaged += [DamagedFile(path, "is damaged", 0) for path in error.files]
+        problems.append(f"{error.message}; {error.hint}")
     problems += _permission_problems(archive)
     return ArchiveState(
         address=archive.address,
@@ -125,6 +136,7 @@ def check_archive(
         damaged=damaged,
         without_checksum=sum(file.checksum is None for file in files),
         set_aside=[] if archive.log is None else archive.log.names_set_aside(),
+        lost=lost,
         problems=problems,
     )
 
@@ -134,8 +146,8 @@ def repair_archive(
 ) -> RepairedArchive:
     """Recover the log, and take files that are damaged or missing out of the table.
 
-    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. A log whose durable part is
-    damaged is not repaired: that needs a backup.
+    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. What was lost is recorded there
+    in `lost.json`. A log whose durable part is damaged is not repaired: that needs a backup.
 
     Raises:
         ArchiveDamagedError: A commit that was durable is damaged.
@@ -145,15 +157,25 @@ def repair_archive(
     archive = compactor.archive
     local = LocalFiles(archive)
     with as_os_errors(archive.address), compactor.alone():
-        moved = compactor.recover_alone()
+        moved = [] if archive.log is None else archive.log.set_damaged_record_aside()
+        moved += set_damaged_list_aside(archive)
+        moved += compactor.recover_alone()
         archive.refresh()
-        bad = [file for file in archive.files() if local.damage_of(file) is not None]
+        archive.sync()
+        bad = [
+            (file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None
+        ]
         if bad:
-            archive.commit([], bad)
+            files = [file for file, _ in bad]
+            record_lost(archive, bad)
+            archive.commit([], files)
             archive.sync()
             if archive.log is not None:
-                moved += [archive.log.set_aside(path) for path in local.paths_of(bad) if os.path.exists(path)]
-    return RepairedArchive(moved, sum(file.rows for file in bad))
+                moved += [
+                    archive.log.set_aside(path) for path in local.paths_of(files) if os.path.lexists(path)
+                ]
+    removed = [DamagedFile(file.path, problem, file.rows) for file, problem in bad]
+    return RepairedArchive(moved, sum(file.rows for file, _ in bad), removed)
 
 
 def _permission_problems(archive: Archive) -> Iterator[str]:

@@ -16,10 +16,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
-from ..errors import ArchiveDamagedError
+from ..errors import ArchiveDamagedError, DamagedFileError
 from ..journal.disk import make_private, only_one, replace_file, sync_directory
+from ..journal.stored import encode_state, read_state
 from .log_files import Durable, LogState, is_complete_checkpoint, is_complete_commit, sync_file
 from .permissions import make_directory, mode_of
 
@@ -115,7 +114,7 @@ class DeltaLog:
         durable = Durable(max(known.version, self._last), {k: v for k, v in found.items() if v is not None})
         if durable != known:
             make_directory(self.address, self._state)
-            replace_file(self._durable_path, msgspec.json.encode(durable))
+            replace_file(self._durable_path, encode_state(durable))
             os.chmod(self._durable_path, mode_of(self.address).file)
 
     def durable(self) -> Durable:
@@ -125,16 +124,26 @@ class DeltaLog:
             ArchiveDamagedError: The record cannot be read.
         """
         try:
-            with open(self._durable_path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=Durable)
-        except (FileNotFoundError, NotADirectoryError):
-            return Durable()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return read_state(self._durable_path, Durable, "") or Durable()
+        except DamagedFileError as error:
             raise ArchiveDamagedError(
-                f"archive {self.address}: {self._durable_path} cannot be read: {error}",
+                f"archive {self.address}: {self._durable_path} is damaged: {error.why}",
                 files=[self._durable_path],
                 hint="`stageflow doctor --repair` checks the log and writes the file again",
             ) from error
+
+    def set_damaged_record_aside(self) -> list[str]:
+        """Move a damaged record of the durable version away; return its new path, if it was moved.
+
+        `mark_durable` writes a new one. Until then a recovery relies on what the journal recorded as archived.
+        """
+        try:
+            self.durable()
+        except ArchiveDamagedError:
+            moved = [self.set_aside(self._durable_path)]
+            self.forget()
+            return moved
+        return []
 
     def _checksum(self, name: str) -> tuple[int, int] | None:
         try:
@@ -337,7 +346,7 @@ class DeltaLog:
         make_directory(self.address, self._state)
         number = 1
         name = os.path.basename(path)
-        while os.path.exists(target := os.path.join(self._state, f"set-aside-{number}-{name}")):
+        while os.path.lexists(target := os.path.join(self._state, f"set-aside-{number}-{name}")):
             number += 1
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, target)

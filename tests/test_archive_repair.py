@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from stageflow.cli.app import app
 from stageflow.errors import ArchiveDamagedError
-from stageflow.store import EventStore, check_archive, repair_archive
+from stageflow.store import Compactor, EventStore, check_archive, repair_archive
 
 
 def command(*arguments: str | Path, code: int = 0) -> str:
@@ -135,3 +135,76 @@ def test_a_repair_writes_a_damaged_record_of_the_durable_version_again(
     empty(max((folder / "archive" / "_delta_log").glob("*.json")))
     with pytest.raises(ArchiveDamagedError, match="was durable"):
         compact(folder)
+
+
+# ---------------------------------------------------------------- a damaged log
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_doctor_says_how_much_a_damaged_log_puts_at_stake(folder: Path, version: int) -> None:
+    write(folder, run(4))  # the journal has this one
+    files = [*data_files(folder), *data_files(folder, "counts-")]
+    empty(commit_path(folder, version))
+    state = check_archive(folder)
+    assert [Path(file.path).name for file in state.damaged] == [commit_path(folder, version).name]
+    assert (state.files, state.bytes) == (len(files), sum(path.stat().st_size for path in files))
+    written = command("doctor", "--journal", folder, code=1)
+    assert f"archive: {len(files)} files" in written
+    assert "every checksum matches; 1 file of its log or state damaged or missing" in written
+    assert "restore it from a backup" in written
+    at_stake = "gives up 3 archived events in 3 files, which the journal no longer has"
+    assert at_stake in written
+    assert at_stake in command("compact", "--journal", folder, code=1)
+    with pytest.raises(ArchiveDamagedError, match=at_stake):
+        repair_archive(folder)
+    # A file of events that is damaged as well is named, and its events cannot be counted.
+    corrupt(files[0])
+    written = command("doctor", "--journal", folder, code=1)
+    assert "1 damaged or missing; 1 file of its log" in written
+    assert "gives up 2 archived events in 2 files" in written
+
+
+def test_the_hint_says_that_nothing_is_lost_while_the_journal_has_everything(tmp_path: Path) -> None:
+    folder = write_batches(tmp_path / "journal", range(1, 4))
+    Compactor(folder, batch_bytes=1, keep_seconds=3600).compact()
+    empty(commit_path(folder, 1))
+    assert "gives up no event" in command("doctor", "--journal", folder, code=1)
+
+
+def test_doctor_and_compact_agree_that_an_old_archive_cannot_be_recovered(folder: Path) -> None:
+    shutil.rmtree(folder / "archive" / "_stageflow")  # as an older version left it
+    empty(max((folder / "archive" / "_delta_log").glob("*.json")))
+    for arguments in (["doctor"], ["doctor", "--repair"], ["compact"]):
+        written = command(*arguments, "--journal", folder, code=1)
+        assert "restore it from a backup" in written, arguments
+        assert "the journal cannot replace the rest" in written, arguments
+        assert "recovers the archive" not in written, arguments
+        assert "durable" not in written, arguments
+
+
+def remove_address(folder: Path) -> None:
+    (folder / "archive.json").write_bytes(b"{")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: empty(commit_path(folder, 0)),
+        lambda folder: cut(data_files(folder)[0]),
+        lambda folder: shutil.rmtree(folder / "archive" / "_delta_log"),
+        lambda folder: change_a_digit(folder / "archive" / "_stageflow" / "durable.json"),
+        remove_address,
+    ],
+)
+def test_runs_of_the_journal_are_shown_beside_a_damaged_archive(
+    folder: Path, damage: Callable[[Path], Any]
+) -> None:
+    write(folder, run(4))
+    damage(folder)
+    for arguments in (["runs", "--json"], ["show", "last", "--json"]):
+        written = command(*arguments, "--journal", folder)
+        assert "The archive is left out:" in written
+        assert "00000004" in written
+    # What counts refuses: a part of the records would give a wrong number.
+    for arguments in (["stats"], ["query", "select count(*) from runs"]):
+        assert "hint:" in command(*arguments, "--journal", folder, code=1)

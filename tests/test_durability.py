@@ -131,13 +131,13 @@ def test_a_durable_commit_is_never_set_aside(tmp_path: Path, damage: Callable[[P
         with pytest.raises(ArchiveDamagedError) as raised:
             ask(folder)
         assert last.name in str(raised.value)
-        assert "restore the file from a backup" in str(raised.value)
+        assert "restore it from a backup" in str(raised.value)
     assert sorted(path.name for path in (folder / LOG).iterdir()) == before
     (problem,) = check_archive(folder).problems
     assert last.name in problem
     shown = CliRunner().invoke(app, ["doctor", "--journal", str(folder)])
     assert shown.exit_code == 1
-    assert "restore the file" in re.sub(r"\s+", " ", shown.output)
+    assert "restore it from a backup" in re.sub(r"\s+", " ", shown.output)
 
 
 def test_what_the_journal_no_longer_has_is_promised_without_a_record_of_it(tmp_path: Path) -> None:

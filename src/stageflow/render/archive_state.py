@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from rich.console import RenderableType
@@ -23,11 +24,14 @@ def draw_archive_state(state: Record) -> RenderableType:
     """
     unknown = state["without_checksum"]
     checked = "" if unknown and unknown == state["files"] else "every checksum matches"
-    if state["damaged"]:
-        checked = f"{len(state['damaged']):,} damaged"
+    if damaged := [file["path"] for file in state["damaged"]]:
+        of_events = sum(not os.path.isabs(path) for path in damaged)  # the others by their whole path
+        checked = f"{of_events:,} damaged or missing" if of_events else checked
+        if others := len(damaged) - of_events:
+            checked += f"; {others:,} {_plural('file', others)} of its log or state damaged or missing"
     if unknown:
         checked += f"{checked and '; '}no checksum is recorded for {unknown:,} of them"
-    held = f"{state['files']:,} files, {size(state['bytes'])}"
+    held = f"{state['files']:,} {_plural('file', state['files'])}, {size(state['bytes'])}"
     line = f"archive {on_one_line(state['address'])}: {held}; {checked}"
     if aside := state["set_aside"]:
         line += f"; {len(aside):,} {_plural('file', len(aside))} set aside in _stageflow/"

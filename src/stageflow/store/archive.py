@@ -17,7 +17,7 @@ from ..journal.disk import sync_directory
 from .archive_file import COUNTS, ArchiveFile, stats_of
 from .attributes import Attributes
 from .columns import ATTRIBUTE
-from .delta_log import DeltaLog
+from .delta_log import DeltaLog, restore_hint
 from .delta_types import DUCKDB_TYPES, delta_field
 from .log_files import ACTIONS_CHECKSUM, actions_checksum, sync_file
 
@@ -108,11 +108,12 @@ class Archive:
     def _has_remains(self) -> bool:
         """Return whether a local archive has files of events, whatever its log says."""
         try:
-            return any(name.endswith(".parquet") for day in self._days() for name in os.listdir(day))
+            return any(name.endswith(".parquet") for day in self.days() for name in os.listdir(day))
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def _days(self) -> list[str]:
+    def days(self) -> list[str]:
+        """Return the folders of a local archive that hold its files, one a day."""
         try:
             with os.scandir(self.address) as entries:
                 return [entry.path for entry in entries if entry.name.startswith("day=")]
@@ -124,7 +125,7 @@ class Archive:
         return ArchiveDamagedError(
             f"archive {self.address}: its log {path} is missing or empty, and files of events are there",
             files=[path],
-            hint="restore the log from a backup, or move the archive away and compact the journal anew",
+            hint=restore_hint(),
         )
 
     def recover(self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]) -> list[str]:
@@ -144,33 +145,51 @@ class Archive:
         """
         if self.log is None:
             return []
-        from deltalake import DeltaTable
-
         begins_anew = False
 
         def may_return_to(version: int, undone: Mapping[str, int]) -> bool:
             nonlocal begins_anew
             begins_anew = version < 0
-            earlier = Archive(self.address)
-            if version >= 0:
-                earlier._table = DeltaTable(self.address, version=version)
-            paths = [os.path.join(self.address, *file.path.split("/")) for file in earlier.files()]
-            return (
-                all(earlier.watermark(writer) >= number for writer, number in promised.items())
-                and all(
-                    is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items()
-                )
-                and all(map(os.path.exists, paths))
-            )
+            return self._may_return_to(version, undone, promised, is_kept)
 
         moved = self.log.recover(may_return_to)
         if moved:
             if (
                 begins_anew
             ):  # no version has these files, and the next log shall not be taken for a rest of it
-                moved += map(self.log.set_aside, self._days())
+                moved += map(self.log.set_aside, self.days())
             self._forget()
         return moved
+
+    def why_not_recoverable(
+        self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]
+    ) -> ArchiveDamagedError | None:
+        """Return the error that `recover` would raise; None if it would succeed. Nothing is changed."""
+        if self.log is None or not self.log.exists():
+            return None
+        return self.log.why_not_recoverable(
+            lambda version, undone: self._may_return_to(version, undone, promised, is_kept)
+        )
+
+    def _may_return_to(
+        self,
+        version: int,
+        undone: Mapping[str, int],
+        promised: Mapping[str, int],
+        is_kept: Callable[[str, int, int], bool],
+    ) -> bool:
+        """Return whether nothing is lost if a version is the last one again."""
+        from deltalake import DeltaTable
+
+        earlier = Archive(self.address)
+        if version >= 0:
+            earlier._table = DeltaTable(self.address, version=version)
+        paths = [os.path.join(self.address, *file.path.split("/")) for file in earlier.files()]
+        return (
+            all(earlier.watermark(writer) >= number for writer, number in promised.items())
+            and all(is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items())
+            and all(map(os.path.exists, paths))
+        )
 
     # ------------------------------------------------------------ what is in it
 

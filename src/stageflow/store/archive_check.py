@@ -14,6 +14,7 @@ from .archive import Archive, ArchiveFile, is_remote
 from .compactor import Compactor
 from .database import as_os_errors
 from .lost_files import LostFile, lost_files, record_lost, set_damaged_list_aside
+from .losses import files_on_disk
 from .parquet import LocalFiles
 
 __all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]
@@ -42,7 +43,7 @@ class ArchiveState(Struct, frozen=True):
     Attributes:
         address: The archive.
         version: Of the table; -1 if it cannot be read or there is none.
-        files: How many files the table has.
+        files: How many files the table has; if its log cannot be read, how many are in its folders.
         bytes: Their size.
         damaged: Files that are damaged or missing.
         without_checksum: Files that were written before checksums existed; only their size was checked.
@@ -105,7 +106,9 @@ def check_archive(
         with as_os_errors(archive.address):
             archive.refresh()
             files = archive.files()
-    except ArchiveDamagedError as error:
+    except ArchiveDamagedError as found:
+        error = Compactor(journal, storage_options=storage_options).diagnose(found)
+        files = files_on_disk(archive)
         damaged = [DamagedFile(path, "is damaged or missing", 0) for path in error.files]
         problems.append(f"{error.message}; {error.hint}")
     local = LocalFiles(archive)
@@ -115,8 +118,8 @@ def check_archive(
         if (problem := local.damage_of(file)) is not None:
             damaged.append(DamagedFile(file.path, problem, file.rows))
             problems.append(
-                f"archive {archive.address}: {file.path} {problem}; restore it from a backup,"
-                f" or a repair takes it out of the archive ({file.rows:,} rows)"
+                f"archive {archive.address}: {file.path} {problem}; restore it from a backup"
+                + (f", or a repair takes it out of the archive ({file.rows:,} rows)" if archive.version >= 0 else "")
             )
         done += file.size
         if progress is not None:
@@ -159,8 +162,11 @@ def repair_archive(
     with as_os_errors(archive.address), compactor.alone():
         moved = [] if archive.log is None else archive.log.set_damaged_record_aside()
         moved += set_damaged_list_aside(archive)
-        moved += compactor.recover_alone()
-        archive.refresh()
+        try:
+            moved += compactor.recover_alone()
+            archive.refresh()
+        except ArchiveDamagedError as error:
+            raise compactor.diagnose(error) from None
         archive.sync()
         bad = [
             (file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None

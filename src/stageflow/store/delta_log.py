@@ -22,7 +22,15 @@ from ..journal.stored import encode_state, read_state
 from .log_files import Durable, LogState, is_complete_checkpoint, is_complete_commit, sync_file
 from .permissions import make_directory, mode_of
 
-__all__ = ["DeltaLog"]
+__all__ = ["DeltaLog", "restore_hint"]
+
+
+def restore_hint(given_up: str = "the archived events that the journal no longer has") -> str:
+    """Return what helps where a file of the log is damaged that nothing else can replace."""
+    return (
+        "restore it from a backup. Without one, move the archive away and compact the journal anew:"
+        f" that gives up {given_up}"
+    )
 
 STATE = "_stageflow"
 """A directory that Delta readers and vacuum ignore: the durable version, and files that were set aside."""
@@ -260,8 +268,20 @@ class DeltaLog:
             return False
         return True
 
-    def _damaged(self, state: LogState, durable: Durable) -> ArchiveDamagedError:
-        names = [*state.damaged, *([state.missing] if state.missing is not None else [])]
+    def _is_intact(self, name: str, durable: Durable) -> bool:
+        if name == _HINT:
+            return True  # it names a checkpoint that is damaged or absent, or it is rewritten
+        if _COMMIT.fullmatch(name):
+            return self._is_intact_commit(name)
+        return self._is_intact_checkpoint(name, durable, strict=False)
+
+    def _damaged(
+        self, state: LogState, durable: Durable, *, is_promised: bool = False
+    ) -> ArchiveDamagedError:
+        # Intact commits that build on a damaged one are useless, not damaged.
+        names = [name for name in state.damaged if not self._is_intact(name, durable)]
+        names += [state.missing] if state.missing is not None else []
+        names = names or list(state.damaged)
         # The oldest one is the cause, and the others build on it. Where the log begins with a checkpoint,
         # the checkpoint is.
         begins_later = state.missing == _commit_name(0) and state.last > 0
@@ -272,19 +292,21 @@ class DeltaLog:
             first, what = state.missing, "is missing"
         else:
             first, what = min(names), "is damaged or incomplete"
-        recoverable = state.good >= durable.version and not begins_later
+        recoverable = state.good >= durable.version and not begins_later and not is_promised
         message = f"archive {self.address}: {os.path.join('_delta_log', first)} {what}"
         if state.good >= 0:
             message += f"; version {state.good} of {state.last} is complete"
         if state.good < durable.version:
             message += f", and version {durable.version} was durable"
+        elif is_promised:
+            message += ", and the journal cannot replace the rest"
         return ArchiveDamagedError(
             message,
             files=[os.path.join(self.path, name) for name in names],
             hint=(
                 "`stageflow compact` recovers the archive, if the journal still has the events after that"
                 if recoverable
-                else "restore the file from a backup, or move the archive away and compact the journal anew"
+                else restore_hint()
             ),
         )
 
@@ -313,15 +335,34 @@ class DeltaLog:
             if not state.damaged and state.missing is None:
                 return []
             durable = self.durable()
-            newer = state.last > state.good or state.missing is not None
-            if newer and (
-                state.good < durable.version or not may_return_to(state.good, self._transactions(state))
-            ):
-                raise self._damaged(state, max(durable, Durable(state.good + 1), key=lambda one: one.version))
+            if (why_not := self._refusal(state, durable, may_return_to)) is not None:
+                raise why_not
             # The newest first: a crash in between leaves a log that is recovered in the same way.
             moved = [self.set_aside(os.path.join(self.path, name)) for name in state.damaged]
             self.forget()
             return moved
+
+    def why_not_recoverable(
+        self, may_return_to: Callable[[int, Mapping[str, int]], bool]
+    ) -> ArchiveDamagedError | None:
+        """Return the error that `recover` would raise; None if it would succeed. Nothing is changed."""
+        state = self.inspect(strict=True)
+        return self._refusal(state, self.durable(), may_return_to)
+
+    def _refusal(
+        self, state: LogState, durable: Durable, may_return_to: Callable[[int, Mapping[str, int]], bool]
+    ) -> ArchiveDamagedError | None:
+        if state.last <= state.good and state.missing is None:
+            return None
+        if state.good < durable.version:
+            return self._damaged(state, durable)
+        if not may_return_to(state.good, self._transactions(state)):
+            return self._damaged(state, durable, is_promised=True)
+        return None
+
+    def commit_names(self) -> list[str]:
+        """Return the names of all commits, damaged ones as well."""
+        return sorted(self._list()[0].values())
 
     def _transactions(self, state: LogState) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -17,7 +17,7 @@ from test_store_hostile import compact, run, run_ids, write
 from typer.testing import CliRunner
 
 from stageflow.cli.app import app
-from stageflow.errors import ArchiveDamagedError
+from stageflow.errors import ArchiveDamagedError, QueryError
 from stageflow.store import Compactor, EventStore, check_archive, repair_archive
 
 
@@ -66,7 +66,9 @@ def test_a_repair_reports_and_records_the_rows_that_were_lost(
     damage(path)
     written = command("doctor", "--journal", folder, "--repair")
     assert "nothing to repair" not in written
-    assert re.search(rf"repaired: \S*{re.escape(path.name)} {problem}.*; the archive no longer has its 1 row", written)
+    assert re.search(
+        rf"repaired: \S*{re.escape(path.name)} {problem}.*; the archive no longer has its 1 row", written
+    )
     assert len(run_ids(folder)) == before - 1
     # The loss stays on record.
     for _ in range(2):
@@ -208,3 +210,125 @@ def test_runs_of_the_journal_are_shown_beside_a_damaged_archive(
     # What counts refuses: a part of the records would give a wrong number.
     for arguments in (["stats"], ["query", "select count(*) from runs"]):
         assert "hint:" in command(*arguments, "--journal", folder, code=1)
+
+
+SCHEMAS = {
+    "a type that does not exist": (rb'type\\":\\"string\\"', rb"type\":\"strinh\""),
+    "a schema that is empty": (rb'"schemaString":"(?:\\.|[^"])*"', rb'"schemaString":""'),
+    "a protocol of the future": (rb'"minReaderVersion":\d+', rb'"minReaderVersion":99'),
+    "a key of another name": (rb'"schemaString"', rb'"schemaStrinh"'),
+    "a day that is none": (rb'"day":"[^"]*"', rb'"day":"x"'),
+}
+"""Damage of a commit that leaves it valid JSON, and no checksum covers."""
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_log_that_delta_cannot_read_is_named(folder: Path, kind: str) -> None:
+    pattern, replacement = SCHEMAS[kind]
+    changed = 0
+    for path in (folder / "archive" / "_delta_log").glob("*.json"):
+        content = path.read_bytes()
+        path.write_bytes(re.sub(pattern, replacement.replace(rb"\"", rb'\\"'), content))
+        changed += path.read_bytes() != content
+    assert changed
+    for arguments in (["doctor"], ["stats"], ["query", "select count(*) from runs"], ["compact"]):
+        done = CliRunner().invoke(app, [*arguments, "--journal", str(folder)])
+        assert isinstance(done.exception, SystemExit), (arguments, done.exception)
+        assert done.exit_code == 1, arguments
+        assert "_delta_log" in done.output.replace("\n", ""), (arguments, done.output)
+        assert "<unknown>" not in done.output
+
+
+@pytest.mark.parametrize("stats", [rb'"stats":"[', rb'"stats":"{\"numRecords\":[],'])
+def test_damaged_statistics_of_a_file_make_no_row_unreadable(folder: Path, stats: bytes) -> None:
+    ids = run_ids(folder)
+    for path in (folder / "archive" / "_delta_log").glob("*.json"):
+        path.write_bytes(path.read_bytes().replace(b'"stats":"{', stats))
+    assert run_ids(folder) == ids
+    write(folder, run(4))
+    compact(folder)
+    assert len(run_ids(folder)) == len(ids) + 1
+
+
+@pytest.mark.parametrize("at", [-5, -8, -30, 4, 40])
+def test_a_file_that_duckdb_cannot_read_is_named(folder: Path, at: int) -> None:
+    """Damage in place, of the length of the file and of its footer among others."""
+    with EventStore(folder, verify=True) as store:
+        store.runs()  # all files were found intact
+        for path in data_files(folder):
+            content = bytearray(path.read_bytes())
+            for byte in range(4):
+                content[at + byte if at < -4 or at >= 0 else at] ^= 0xFF
+            path.write_bytes(content)
+        names = "|".join(re.escape(path.name) for path in data_files(folder))
+        with pytest.raises(ArchiveDamagedError, match=names):
+            store.sql("select * from events", timeout=60)
+    with EventStore(folder) as fresh, pytest.raises(ArchiveDamagedError, match=names):
+        fresh.sql("select * from events")
+
+
+# ---------------------------------------------------------------- wrong addresses
+
+
+@pytest.mark.parametrize("address", ["nonexistent", "s3:/bucket/events"])
+def test_an_address_without_an_archive_is_an_error(tmp_path: Path, address: str) -> None:
+    address = address if ":" in address else str(tmp_path / address)
+    for arguments in (
+        ["stats"],
+        ["errors"],
+        ["slowest"],
+        ["totals"],
+        ["volume"],
+        ["query", "select 1"],
+    ):
+        written = command(*arguments, "--archive", address, code=1)
+        assert "there is no archive at" in written, arguments
+    assert not (tmp_path / "nonexistent").exists()
+
+
+# ---------------------------------------------------------------- queries that are refused
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("select 1; select 2", "one query at a time, and these are 2 statements"),
+        ("", "the query is empty"),
+        (" -- nothing", "the query is empty"),
+        ("drop view runs", "queries alone, and this is a statement of kind DROP"),
+    ],
+)
+def test_what_is_no_query_is_described(folder: Path, sql: str, message: str) -> None:
+    written = command("query", sql, "--journal", folder, code=1)
+    assert message in written
+    assert "the views are runs, stages, events and counts" in written
+
+
+def test_the_hint_of_a_time_limit_names_the_option(folder: Path) -> None:
+    sql = "select count(*) from range(10_000_000_000) a, range(1_000) b"
+    assert "--timeout on the command line" in command(
+        "query", sql, "--journal", folder, "--timeout", "1", code=1
+    )
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select list(x) from (select random()::varchar || repeat('x', 1000) as x from range(1_000_000))",
+        "select count(distinct x) from (select random() as x from range(30_000_000))",
+    ],
+)
+def test_a_query_that_needs_too_much_memory_gets_no_advice_about_settings(folder: Path, sql: str) -> None:
+    with (
+        EventStore(folder, memory="100MB", disk="10MB") as store,
+        pytest.raises(QueryError, match=r"Out of Memory.*\n.*asked") as raised,
+    ):
+        store.sql(sql)
+    written = str(raised.value)
+    assert not re.search(r"\bset\b|pragma|describe runs|duckdb\.org", written, re.IGNORECASE), written
+    assert "aggregate before sorting" in written
+
+
+def test_hints_about_columns_belong_to_errors_about_columns(folder: Path) -> None:
+    assert "describe runs" in command("query", "select nothing from runs", "--journal", folder, code=1)
+    assert "describe runs" not in command("query", "select cast('x' as int)", "--journal", folder, code=1)

@@ -6,13 +6,14 @@ table. So a segment is in it whole or not at all, and once, however many compact
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from ..errors import ArchiveDamagedError, MissingExtraError
+from ..errors import ArchiveDamagedError, MissingExtraError, StageflowError
 from ..journal.disk import sync_directory
 from .archive_file import COUNTS, ArchiveFile, stats_of
 from .attributes import Attributes
@@ -85,10 +86,13 @@ class Archive:
                 return
             self.log.check()
         try:
-            if self._table is None:
-                self._table = DeltaTable(self.address, storage_options=self.storage_options or None)
-            else:
-                self._table.update_incremental()
+            with self._log_errors():
+                if self._table is None:
+                    self._table = DeltaTable(self.address, storage_options=self.storage_options or None)
+                else:
+                    self._table.update_incremental()
+                if self._table.version() != self.version:
+                    self.attributes()  # the schema may be damaged as well
         except TableNotFoundError:
             if self.log is not None and self._has_remains():
                 raise self._lost_log() from None
@@ -97,6 +101,28 @@ class Archive:
         if self._table.version() != self.version:
             self.version = self._table.version()
             self._watermarks = {}
+
+    @contextlib.contextmanager
+    def _log_errors(self) -> Generator[None]:
+        """Raise what delta-rs reports about an intact-looking log on a disk as damage of that log."""
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        try:
+            yield
+        except BaseException as error:
+            # Values that it does not expect make it panic, which is no `Exception`.
+            unexpected = isinstance(error, DeltaError | ValueError | LookupError | TypeError | AttributeError)
+            unexpected = unexpected or type(error).__name__ == "PanicException"
+            ours = isinstance(error, StageflowError | TableNotFoundError)
+            if self.log is None or ours or not unexpected:
+                raise
+            self._forget()
+            self.log.check()  # it may have been damaged just now
+            raise ArchiveDamagedError(
+                f"archive {self.address}: its log {self.log.path} cannot be read: {str(error).partition(chr(10))[0]}",
+                files=[self.log.path],
+                hint=restore_hint(),
+            ) from error
 
     def _forget(self) -> None:
         self._table = None
@@ -215,7 +241,8 @@ class Archive:
         """Return the files that make up this version."""
         if self._table is None:
             return []
-        actions = self._table.get_add_actions(flatten=True)
+        with self._log_errors():
+            actions = self._table.get_add_actions(flatten=True)
         columns: dict[str, list[Any]] = {
             name: list(actions.column(name).to_pylist()) for name in actions.column_names
         }

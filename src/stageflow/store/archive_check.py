@@ -119,7 +119,11 @@ def check_archive(
             damaged.append(DamagedFile(file.path, problem, file.rows))
             problems.append(
                 f"archive {archive.address}: {file.path} {problem}; restore it from a backup"
-                + (f", or a repair takes it out of the archive ({file.rows:,} rows)" if archive.version >= 0 else "")
+                + (
+                    f", or a repair takes it out of the archive ({file.rows:,} rows)"
+                    if archive.version >= 0
+                    else ""
+                )
             )
         done += file.size
         if progress is not None:
@@ -168,9 +172,7 @@ def repair_archive(
         except ArchiveDamagedError as error:
             raise compactor.diagnose(error) from None
         archive.sync()
-        bad = [
-            (file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None
-        ]
+        bad = [(file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None]
         if bad:
             files = [file for file, _ in bad]
             record_lost(archive, bad)

@@ -162,6 +162,7 @@ class Compactor:
                 merged, dropped = self._upkeep.keep_up()
             except Exception as error:
                 if may_be_damage(error):
+                    self._local.forget()
                     self._local.must_be_intact(self.archive.files())
                 raise
         return Compacted(segments, rows, kept, merged, dropped)

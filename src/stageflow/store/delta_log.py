@@ -32,6 +32,7 @@ def restore_hint(given_up: str = "the archived events that the journal no longer
         f" that gives up {given_up}"
     )
 
+
 STATE = "_stageflow"
 """A directory that Delta readers and vacuum ignore: the durable version, and files that were set aside."""
 

@@ -43,7 +43,9 @@ def with_count(error: ArchiveDamagedError, archive: Archive, journal: str) -> Ar
         return error
     what = "no event: the journal still has all that are in intact files of the archive"
     if remains.events:
-        what = f"{remains.events:,} archived events in {remains.files:,} files, which the journal no longer has"
+        what = (
+            f"{remains.events:,} archived events in {remains.files:,} files, which the journal no longer has"
+        )
     hint = (error.hint or "").replace(restore_hint(), restore_hint(what))
     return ArchiveDamagedError(error.message, files=error.files, hint=hint)
 

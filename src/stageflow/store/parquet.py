@@ -148,6 +148,10 @@ class LocalFiles:
             self._verified.add(path)
         return None
 
+    def forget(self) -> None:
+        """Have every file be read again before it is taken for intact."""
+        self._verified = set()
+
     def must_be_intact(self, files: Iterable[ArchiveFile]) -> None:
         """Read these files in full.
 

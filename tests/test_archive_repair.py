@@ -1,4 +1,4 @@
-"""What `doctor` says of a damaged archive, what a repair does, and what the other commands answer meanwhile."""
+"""What `doctor` says of a damaged archive, what a repair does, and what other commands answer meanwhile."""
 
 from __future__ import annotations
 

@@ -118,8 +118,9 @@ class Archive:
                 raise
             self._forget()
             self.log.check()  # it may have been damaged just now
+            said = str(error).partition("\n")[0]  # delta-rs adds a backtrace
             raise ArchiveDamagedError(
-                f"archive {self.address}: its log {self.log.path} cannot be read: {str(error).partition(chr(10))[0]}",
+                f"archive {self.address}: its log {self.log.path} cannot be read: {said}",
                 files=[self.log.path],
                 hint=restore_hint(),
             ) from error

@@ -13,8 +13,8 @@ from .address import read_address
 from .archive import Archive, ArchiveFile, is_remote
 from .compactor import Compactor
 from .database import as_os_errors
-from .lost_files import LostFile, lost_files, record_lost, set_damaged_list_aside
 from .losses import files_on_disk
+from .lost_files import LostFile, lost_files, record_lost, set_damaged_list_aside
 from .parquet import LocalFiles
 
 __all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]
@@ -153,8 +153,8 @@ def repair_archive(
 ) -> RepairedArchive:
     """Recover the log, and take files that are damaged or missing out of the table.
 
-    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. What was lost is recorded there
-    in `lost.json`. A log whose durable part is damaged is not repaired: that needs a backup.
+    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. What was lost is recorded
+    there in `lost.json`. A log whose durable part is damaged is not repaired: that needs a backup.
 
     Raises:
         ArchiveDamagedError: A commit that was durable is damaged.

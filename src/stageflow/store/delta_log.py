@@ -144,7 +144,7 @@ class DeltaLog:
     def set_damaged_record_aside(self) -> list[str]:
         """Move a damaged record of the durable version away; return its new path, if it was moved.
 
-        `mark_durable` writes a new one. Until then a recovery relies on what the journal recorded as archived.
+        `mark_durable` writes a new one. Until then a recovery relies on what the journal recorded.
         """
         try:
             self.durable()

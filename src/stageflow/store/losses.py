@@ -115,10 +115,12 @@ def _replaced(archive: Archive) -> set[str]:
     found: set[str] = set()
     assert archive.log is not None
     for name in archive.log.commit_names():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            with open(os.path.join(archive.log.path, name), "rb") as file:
-                for line in file:
-                    action = json.loads(line)
-                    if "remove" in action:
-                        found.add(unquote(action["remove"]["path"]))
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
+            open(os.path.join(archive.log.path, name), "rb") as file,
+        ):
+            for line in file:
+                action = json.loads(line)
+                if "remove" in action:
+                    found.add(unquote(action["remove"]["path"]))
     return found

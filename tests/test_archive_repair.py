@@ -99,6 +99,53 @@ def test_a_damaged_record_of_losses_is_moved_away(folder: Path) -> None:
     command("doctor", "--journal", folder)
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, corrupt])
+@pytest.mark.parametrize("beginning", ["part-", "counts-"])
+def test_an_intact_copy_of_a_lost_file_comes_back(
+    folder: Path, beginning: str, damage: Callable[[Path], Any]
+) -> None:
+    path = data_files(folder, beginning)[0]
+    content, ids = path.read_bytes(), run_ids(folder)
+    damage(path)
+    command("doctor", "--journal", folder, "--repair")
+    assert path not in data_files(folder, beginning)
+    # A damaged copy stays where it is.
+    path.write_bytes(content[:-1] + b"X")
+    path.chmod(0o600)
+    assert "nothing to repair" in command("doctor", "--journal", folder, "--repair")
+    assert path not in data_files(folder, beginning)
+    path.write_bytes(content)
+    assert "a repair puts it back" in command("doctor", "--journal", folder, code=1)
+    assert "is intact, and in the archive again" in command("doctor", "--journal", folder, "--repair")
+    assert run_ids(folder) == ids
+    with EventStore(folder) as store:
+        assert sum(total.count for total in store.totals() if total.stage is None) == len(ids)
+    assert check_archive(folder).lost == []
+    # It is not taken for lost once it is merged into another file.
+    for number in range(4, 12):
+        write(folder, run(number))
+        compact(folder)
+    assert check_archive(folder).lost == []
+    assert "nothing to repair" in command("doctor", "--journal", folder, "--repair")
+    assert len(run_ids(folder)) == len(ids) + 8
+
+
+def test_a_copy_whose_events_are_archived_again_does_not_come_back(folder: Path) -> None:
+    path = data_files(folder)[0]
+    content, ids = path.read_bytes(), run_ids(folder)
+    path.unlink()
+    repair_archive(folder)
+    (lost,) = set(ids) - set(run_ids(folder))
+    write(folder, run(int(lost[:8])))
+    compact(folder)
+    assert run_ids(folder) == ids
+    path.write_bytes(content)
+    path.chmod(0o600)
+    assert repair_archive(folder).restored == []
+    assert run_ids(folder) == ids
+    command("doctor", "--journal", folder)
+
+
 # ---------------------------------------------------------------- the record of the durable version
 
 

@@ -78,7 +78,7 @@ def doctor(
         print_json(msgspec.json.encode({**told, **repaired}))
     else:
         terminal = open_terminal()
-        archive_changed = mended_archive is not None and (mended_archive.set_aside or mended_archive.removed)
+        archive_changed = mended_archive is not None and any(msgspec.structs.astuple(mended_archive))
         if mended is not None and (any(msgspec.structs.astuple(mended)) or not archive_changed):
             print_page(terminal, draw_repaired(msgspec.to_builtins(mended)), "")
         if archive_changed:

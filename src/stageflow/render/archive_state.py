@@ -52,6 +52,9 @@ def draw_repaired_archive(repaired: Record) -> RenderableType:
     """
     lines = [f"repaired: {on_one_line(path)} set aside" for path in repaired["set_aside"]]
     lines += [
+        f"repaired: {on_one_line(path)} is intact, and in the archive again" for path in repaired["restored"]
+    ]
+    lines += [
         f"repaired: {on_one_line(file['path'])} {file['problem']};"
         f" the archive no longer has its {file['rows']:,} {_plural('row', file['rows'])}"
         for file in repaired["removed"]

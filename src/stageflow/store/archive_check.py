@@ -14,7 +14,14 @@ from .archive import Archive, ArchiveFile, is_remote
 from .compactor import Compactor
 from .database import as_os_errors
 from .losses import files_on_disk
-from .lost_files import LostFile, lost_files, record_lost, set_damaged_list_aside
+from .lost_files import (
+    LostFile,
+    forget_lost,
+    lost_files,
+    record_lost,
+    returned_files,
+    set_damaged_list_aside,
+)
 from .parquet import LocalFiles
 
 __all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]
@@ -70,11 +77,13 @@ class RepairedArchive(Struct, frozen=True):
         set_aside: Paths of the files it moved to `_stageflow`.
         lost_rows: How many rows the table no longer has because their file was damaged or missing.
         removed: The files that had these rows.
+        restored: Files that an earlier repair had taken out; an intact copy was at their path.
     """
 
     set_aside: list[str]
     lost_rows: int
     removed: list[DamagedFile] = []
+    restored: list[str] = []
 
 
 def check_archive(
@@ -131,6 +140,12 @@ def check_archive(
     lost: list[LostFile] = []
     try:
         lost = lost_files(archive, files)
+        if archive.version >= 0:
+            problems += [
+                f"archive {archive.address}: {file.path} was lost, and an intact copy is there;"
+                f" a repair puts it back ({file.rows:,} rows)"
+                for file in returned_files(archive, local)
+            ]
     except ArchiveDamagedError as error:
         damaged += [DamagedFile(path, "is damaged", 0) for path in error.files]
         problems.append(f"{error.message}; {error.hint}")
@@ -172,6 +187,12 @@ def repair_archive(
         except ArchiveDamagedError as error:
             raise compactor.diagnose(error) from None
         archive.sync()
+        forget_lost(archive, archive.files())
+        restored = []
+        for file in returned_files(archive, local):
+            archive.commit([file])
+            forget_lost(archive, [file])
+            restored.append(file.path)
         bad = [(file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None]
         if bad:
             files = [file for file, _ in bad]
@@ -183,7 +204,7 @@ def repair_archive(
                     archive.log.set_aside(path) for path in local.paths_of(files) if os.path.lexists(path)
                 ]
     removed = [DamagedFile(file.path, problem, file.rows) for file, problem in bad]
-    return RepairedArchive(moved, sum(file.rows for file, _ in bad), removed)
+    return RepairedArchive(moved, sum(file.rows for file, _ in bad), removed, restored)
 
 
 def _permission_problems(archive: Archive) -> Iterator[str]:

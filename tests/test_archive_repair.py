@@ -7,6 +7,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -379,3 +381,44 @@ def test_a_query_that_needs_too_much_memory_gets_no_advice_about_settings(folder
 def test_hints_about_columns_belong_to_errors_about_columns(folder: Path) -> None:
     assert "describe runs" in command("query", "select nothing from runs", "--journal", folder, code=1)
     assert "describe runs" not in command("query", "select cast('x' as int)", "--journal", folder, code=1)
+
+
+# ---------------------------------------------------------------- something else in place of a file
+
+FILES = {
+    "the first commit": lambda folder: commit_path(folder, 0),
+    "the newest commit": lambda folder: max((folder / "archive" / "_delta_log").glob("*.json")),
+    "the hint": lambda folder: folder / "archive" / "_delta_log" / "_last_checkpoint",
+    "a file of events": lambda folder: data_files(folder)[0],
+    "the record of losses": lambda folder: folder / "archive" / "_stageflow" / "lost.json",
+    "the lock": lambda folder: folder / "archive" / "_stageflow" / "lock",
+}
+
+
+@pytest.mark.parametrize("replace", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_waits_for_what_is_in_place_of_a_file(
+    folder: Path, file: str, replace: Callable[[Path], Any]
+) -> None:
+    write(folder, run(4))
+    path: Path = FILES[file](folder)
+    path.unlink(missing_ok=True)
+    replace(path)
+    # In processes: one that waits in native code cannot be interrupted.
+    script = """if True:
+        import sys
+        from stageflow.cli.app import app
+        query = ["query", "select count(*) from runs"]
+        for arguments in (["doctor"], ["compact"], query, ["doctor", "--repair"]):
+            try:
+                app([*arguments, "--journal", sys.argv[1]])
+            except SystemExit as ended:
+                print("exit code", ended.code)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout.count("exit code")) == (0, 4), done.stderr
+    assert "Traceback" not in done.stderr
+    if "exit code 1" in done.stdout:
+        assert path.name in (done.stdout + done.stderr).replace("\n", "")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ArchiveDamagedError, DamagedFileError
-from ..journal.disk import make_private, only_one, replace_file, sync_directory
+from ..journal.disk import is_regular, make_private, only_one, open_regular, replace_file, sync_directory
 from ..journal.stored import encode_state, read_state
 from .log_files import Durable, LogState, is_complete_checkpoint, is_complete_commit, sync_file
 from .permissions import make_directory, mode_of
@@ -156,7 +156,7 @@ class DeltaLog:
 
     def _checksum(self, name: str) -> tuple[int, int] | None:
         try:
-            with open(os.path.join(self.path, name), "rb") as file:
+            with open(open_regular(os.path.join(self.path, name)), "rb") as file:
                 content = file.read()
         except OSError:
             return None
@@ -221,7 +221,9 @@ class DeltaLog:
                 missing = _commit_name(good + 1)
         elif last < durable.version:
             missing = _commit_name(last + 1)
-        if has_hint and (named := self._hint()) is not None and (named > base or named not in checkpoints):
+        if has_hint and not is_regular(os.path.join(self.path, _HINT)):
+            damaged.append(_HINT)  # delta-rs would wait for ever for somebody who writes into a FIFO
+        elif has_hint and (named := self._hint()) is not None and (named > base or named not in checkpoints):
             damaged.append(_HINT)
         return LogState(good, last, tuple(damaged), missing)
 
@@ -242,7 +244,7 @@ class DeltaLog:
 
     def _hint(self) -> int | None:
         try:
-            with open(os.path.join(self.path, _HINT), "rb") as file:
+            with open(open_regular(os.path.join(self.path, _HINT)), "rb") as file:
                 return int(json.loads(file.read())["version"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -370,7 +372,7 @@ class DeltaLog:
         for name in state.damaged:
             if _COMMIT.fullmatch(name):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                    with open(os.path.join(self.path, name), "rb") as file:
+                    with open(open_regular(os.path.join(self.path, name)), "rb") as file:
                         actions = [json.loads(line) for line in file]
                     for txn in [action["txn"] for action in actions if "txn" in action]:
                         found[txn["appId"]] = max(txn["version"], found.get(txn["appId"], 0))

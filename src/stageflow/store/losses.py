@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from msgspec import Struct
 
 from ..errors import ArchiveDamagedError
+from ..journal.disk import open_regular
 from ..journal.layout import list_writers
 from .archive import Archive, is_remote
 from .archive_file import ArchiveFile
@@ -117,7 +118,7 @@ def _replaced(archive: Archive) -> set[str]:
     for name in archive.log.commit_names():
         with (
             contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
-            open(os.path.join(archive.log.path, name), "rb") as file,
+            open(open_regular(os.path.join(archive.log.path, name)), "rb") as file,
         ):
             for line in file:
                 action = json.loads(line)

@@ -422,3 +422,6 @@ def test_nothing_waits_for_what_is_in_place_of_a_file(
     assert "Traceback" not in done.stderr
     if "exit code 1" in done.stdout:
         assert path.name in (done.stdout + done.stderr).replace("\n", "")
+    if path.parent.name == "_stageflow":
+        assert "exit code 1" in done.stdout
+        command("doctor", "--journal", folder)  # it is repaired

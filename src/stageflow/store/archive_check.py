@@ -149,6 +149,12 @@ def check_archive(
     except ArchiveDamagedError as error:
         damaged += [DamagedFile(path, "is damaged", 0) for path in error.files]
         problems.append(f"{error.message}; {error.hint}")
+    for path in [] if archive.log is None else archive.log.misplaced():
+        if all(path != file.path for file in damaged):
+            damaged.append(DamagedFile(path, "is not a regular file", 0))
+            problems.append(
+                f"archive {archive.address}: {path} is not a regular file; a repair moves it away"
+            )
     problems += _permission_problems(archive)
     return ArchiveState(
         address=archive.address,
@@ -179,7 +185,10 @@ def repair_archive(
     archive = compactor.archive
     local = LocalFiles(archive)
     with as_os_errors(archive.address), compactor.alone():
-        moved = [] if archive.log is None else archive.log.set_damaged_record_aside()
+        moved = []
+        if archive.log is not None:
+            moved += map(archive.log.set_aside, archive.log.misplaced())  # first: the lock may be one
+            moved += archive.log.set_damaged_record_aside()
         moved += set_damaged_list_aside(archive)
         try:
             moved += compactor.recover_alone()

@@ -398,6 +398,15 @@ class DeltaLog:
         sync_directory(self._state)
         return target
 
+    def misplaced(self) -> list[str]:
+        """Return what is in place of a state file: links, directories, FIFOs. `set_aside` moves them away."""
+        try:
+            names = sorted(os.listdir(self._state))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = [os.path.join(self._state, name) for name in names if not name.startswith("set-aside-")]
+        return [path for path in paths if not is_regular(path)]
+
     def names_set_aside(self) -> list[str]:
         """Return the names of files that were set aside."""
         try:

@@ -396,7 +396,8 @@ def test_a_damaged_file_of_events_is_one_error_that_names_it_and_repair_takes_it
     damage(damaged)
     for command in (["stats"], ["runs"], ["query", "from runs"], ["volume"]):
         found = CliRunner().invoke(app, [*command, "--journal", str(folder)])
-        assert found.exit_code == 1, command
+        # `runs` goes on with the journal alone.
+        assert found.exit_code == (0 if command == ["runs"] else 1), command
         assert damaged.name in found.stderr
         assert "doctor --repair" in found.stderr
         assert "Traceback" not in found.output

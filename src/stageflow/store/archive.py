@@ -120,7 +120,7 @@ class Archive:
             self.log.check()  # it may have been damaged just now
             said = str(error).partition("\n")[0]  # delta-rs adds a backtrace
             raise ArchiveDamagedError(
-                f"archive {self.address}: its log {self.log.path} cannot be read: {said}",
+                f"archive {self.address}: a commit in {self.log.path}/ cannot be read: {said}",
                 files=[self.log.path],
                 hint=restore_hint(),
             ) from error

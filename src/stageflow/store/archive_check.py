@@ -185,7 +185,7 @@ def repair_archive(
     archive = compactor.archive
     local = LocalFiles(archive)
     with as_os_errors(archive.address), compactor.alone():
-        moved = []
+        moved: list[str] = []
         if archive.log is not None:
             moved += map(archive.log.set_aside, archive.log.misplaced())  # first: the lock may be one
             moved += archive.log.set_damaged_record_aside()

@@ -133,13 +133,13 @@ def test_a_durable_commit_is_never_set_aside(tmp_path: Path, damage: Callable[[P
         with pytest.raises(ArchiveDamagedError) as raised:
             ask(folder)
         assert last.name in str(raised.value)
-        assert "restore the file from a backup" in str(raised.value)
+        assert "restore it from a backup" in str(raised.value)
     assert sorted(path.name for path in (folder / LOG).iterdir()) == before
     (problem,) = check_archive(folder).problems
     assert last.name in problem
     shown = CliRunner().invoke(app, ["doctor", "--journal", str(folder)])
     assert shown.exit_code == 1
-    assert "restore the file" in re.sub(r"\s+", " ", shown.output)
+    assert "restore it from a backup" in re.sub(r"\s+", " ", shown.output)
 
 
 def test_events_deleted_from_the_journal_count_as_durable_without_a_record(tmp_path: Path) -> None:
@@ -396,7 +396,8 @@ def test_damaged_data_file_raises_an_error_that_names_it_and_repair_removes_it(
     damage(damaged)
     for command in (["stats"], ["runs"], ["query", "from runs"], ["volume"]):
         found = CliRunner().invoke(app, [*command, "--journal", str(folder)])
-        assert found.exit_code == 1, command
+        # `runs` goes on with the journal alone.
+        assert found.exit_code == (0 if command == ["runs"] else 1), command
         assert damaged.name in found.stderr
         assert "doctor --repair" in found.stderr
         assert "Traceback" not in found.output

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..errors import DamagedFileError, SettingsError
+from ..errors import ArchiveDamagedError, DamagedFileError, SettingsError
 from ..journal import Journal
 from .journal_option import find_journal, hint_with_journal
 from .terminal import open_terminal
@@ -94,7 +94,11 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
 
 @contextmanager
 def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Journal | EventStore]:
-    """Open a journal; where it has an archive, both of them as one."""
+    """Open a journal; where it has an archive, both of them as one.
+
+    Where the archive is damaged, the runs of the journal are shown without it, and standard error says so.
+    Commands that count refuse instead: a number from a part of the records would be wrong.
+    """
     from ..store.address import has_archive
 
     found = find_journal(journal)
@@ -107,7 +111,13 @@ def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Jou
         yield found
         return
     with open_store(Path(found.path), None, verify=verify) as store:
-        yield store
+        try:
+            store.refresh()
+        except ArchiveDamagedError as error:
+            typer.echo(f"The archive is left out: {error}", err=True)
+            yield found
+        else:
+            yield store
 
 
 @contextmanager

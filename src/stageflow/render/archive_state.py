@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from rich.console import RenderableType
@@ -23,14 +24,23 @@ def draw_archive_state(state: Record) -> RenderableType:
     """
     unknown = state["without_checksum"]
     checked = "" if unknown and unknown == state["files"] else "every checksum matches"
-    if state["damaged"]:
-        checked = f"{len(state['damaged']):,} damaged"
+    if damaged := [file["path"] for file in state["damaged"]]:
+        of_events = sum(not os.path.isabs(path) for path in damaged)  # the others by their whole path
+        checked = f"{of_events:,} damaged or missing" if of_events else checked
+        if others := len(damaged) - of_events:
+            checked += f"; {others:,} {_plural('file', others)} of its log or state damaged or missing"
     if unknown:
         checked += f"{checked and '; '}no checksum is recorded for {unknown:,} of them"
-    held = f"{state['files']:,} files, {size(state['bytes'])}"
+    held = f"{state['files']:,} {_plural('file', state['files'])}, {size(state['bytes'])}"
     line = f"archive {on_one_line(state['address'])}: {held}; {checked}"
     if aside := state["set_aside"]:
-        line += f"; {len(aside):,} files moved to _stageflow/"
+        line += f"; {len(aside):,} {_plural('file', len(aside))} set aside in _stageflow/"
+    if lost := state["lost"]:
+        rows = sum(file["rows"] for file in lost)
+        line += (
+            f"; {rows:,} {_plural('row', rows)} of {len(lost):,} damaged or missing"
+            f" {_plural('file', len(lost))} lost (_stageflow/lost.json)"
+        )
     return Text(line)
 
 
@@ -41,6 +51,16 @@ def draw_repaired_archive(repaired: Record) -> RenderableType:
         repaired: A `RepairedArchive` as plain values.
     """
     lines = [f"repaired: {on_one_line(path)} set aside" for path in repaired["set_aside"]]
-    if rows := repaired["lost_rows"]:
-        lines.append(f"repaired: {rows:,} rows in damaged files are no longer in the archive")
+    lines += [
+        f"repaired: {on_one_line(path)} is intact, and in the archive again" for path in repaired["restored"]
+    ]
+    lines += [
+        f"repaired: {on_one_line(file['path'])} {file['problem']};"
+        f" the archive no longer has its {file['rows']:,} {_plural('row', file['rows'])}"
+        for file in repaired["removed"]
+    ]
     return Text("\n".join(lines))
+
+
+def _plural(word: str, many: int) -> str:
+    return word if many == 1 else f"{word}s"

@@ -6,6 +6,7 @@ from .compactor import Compacted, Compactor
 from .event_store import EventStore
 from .explanation import explain
 from .explanation.difference import Difference, Explanation, LeftOut, Part, Together
+from .lost_files import LostFile
 from .queries import Rows
 from .questions import Comparison, ErrorGroup, Share, Side, Slow, Stat, Total, Volume
 from .sampler import SampleRule, TailSampler, read_sampler
@@ -23,6 +24,7 @@ __all__ = [
     "EventStore",
     "Explanation",
     "LeftOut",
+    "LostFile",
     "Part",
     "RepairedArchive",
     "Rows",

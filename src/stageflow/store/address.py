@@ -67,4 +67,5 @@ def remember_address(journal: str, address: str) -> None:
 def has_archive(journal: str) -> bool:
     """Tell whether a journal has an archive, without opening it."""
     address = read_address(journal)
-    return is_remote(address) or os.path.isdir(os.path.join(address, "_delta_log"))
+    # The folder, not its log: an archive whose log is gone is damaged, and not absent.
+    return is_remote(address) or os.path.isdir(address)

@@ -6,18 +6,19 @@ table. So a segment is in it whole or not at all, and once, however many compact
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from ..errors import ArchiveDamagedError, MissingExtraError
+from ..errors import ArchiveDamagedError, MissingExtraError, StageflowError
 from ..journal.disk import sync_directory
 from .archive_file import COUNTS, ArchiveFile, stats_of
 from .attributes import Attributes
 from .columns import ATTRIBUTE
-from .delta_log import DeltaLog
+from .delta_log import DeltaLog, restore_hint
 from .delta_types import DUCKDB_TYPES, delta_field
 from .log_files import ACTIONS_CHECKSUM, actions_checksum, sync_file
 
@@ -85,10 +86,13 @@ class Archive:
                 return
             self.log.check()
         try:
-            if self._table is None:
-                self._table = DeltaTable(self.address, storage_options=self.storage_options or None)
-            else:
-                self._table.update_incremental()
+            with self._log_errors():
+                if self._table is None:
+                    self._table = DeltaTable(self.address, storage_options=self.storage_options or None)
+                else:
+                    self._table.update_incremental()
+                if self._table.version() != self.version:
+                    self.attributes()  # the schema may be damaged as well
         except TableNotFoundError:
             if self.log is not None and self._has_remains():
                 raise self._lost_log() from None
@@ -97,6 +101,29 @@ class Archive:
         if self._table.version() != self.version:
             self.version = self._table.version()
             self._watermarks = {}
+
+    @contextlib.contextmanager
+    def _log_errors(self) -> Generator[None]:
+        """Raise what delta-rs reports about an intact-looking log on a disk as damage of that log."""
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        try:
+            yield
+        except BaseException as error:
+            # Values that it does not expect make it panic, which is no `Exception`.
+            unexpected = isinstance(error, DeltaError | ValueError | LookupError | TypeError | AttributeError)
+            unexpected = unexpected or type(error).__name__ == "PanicException"
+            ours = isinstance(error, StageflowError | TableNotFoundError)
+            if self.log is None or ours or not unexpected:
+                raise
+            self._forget()
+            self.log.check()  # it may have been damaged just now
+            said = str(error).partition("\n")[0]  # delta-rs adds a backtrace
+            raise ArchiveDamagedError(
+                f"archive {self.address}: a commit in {self.log.path}/ cannot be read: {said}",
+                files=[self.log.path],
+                hint=restore_hint(),
+            ) from error
 
     def _forget(self) -> None:
         self._table = None
@@ -108,11 +135,12 @@ class Archive:
     def _has_remains(self) -> bool:
         """Return whether a local archive contains data files, regardless of its log."""
         try:
-            return any(name.endswith(".parquet") for day in self._days() for name in os.listdir(day))
+            return any(name.endswith(".parquet") for day in self.days() for name in os.listdir(day))
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def _days(self) -> list[str]:
+    def days(self) -> list[str]:
+        """Return the folders of a local archive that hold its files, one a day."""
         try:
             with os.scandir(self.address) as entries:
                 return [entry.path for entry in entries if entry.name.startswith("day=")]
@@ -124,7 +152,7 @@ class Archive:
         return ArchiveDamagedError(
             f"archive {self.address}: its log {path} is missing or empty, but it contains data files",
             files=[path],
-            hint="restore the log from a backup, or move the archive away and compact the journal again",
+            hint=restore_hint(),
         )
 
     def recover(self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]) -> list[str]:
@@ -144,31 +172,51 @@ class Archive:
         """
         if self.log is None:
             return []
-        from deltalake import DeltaTable
-
         begins_anew = False
 
         def may_return_to(version: int, undone: Mapping[str, int]) -> bool:
             nonlocal begins_anew
             begins_anew = version < 0
-            earlier = Archive(self.address)
-            if version >= 0:
-                earlier._table = DeltaTable(self.address, version=version)
-            paths = [os.path.join(self.address, *file.path.split("/")) for file in earlier.files()]
-            return (
-                all(earlier.watermark(writer) >= number for writer, number in promised.items())
-                and all(
-                    is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items()
-                )
-                and all(map(os.path.exists, paths))
-            )
+            return self._may_return_to(version, undone, promised, is_kept)
 
         moved = self.log.recover(may_return_to)
         if moved:
-            if begins_anew:  # no version has these files; keep the next log apart from them
-                moved += map(self.log.set_aside, self._days())
+            if (
+                begins_anew
+            ):  # no version has these files, and the next log shall not be taken for a rest of it
+                moved += map(self.log.set_aside, self.days())
             self._forget()
         return moved
+
+    def why_not_recoverable(
+        self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]
+    ) -> ArchiveDamagedError | None:
+        """Return the error that `recover` would raise; None if it would succeed. Nothing is changed."""
+        if self.log is None or not self.log.exists():
+            return None
+        return self.log.why_not_recoverable(
+            lambda version, undone: self._may_return_to(version, undone, promised, is_kept)
+        )
+
+    def _may_return_to(
+        self,
+        version: int,
+        undone: Mapping[str, int],
+        promised: Mapping[str, int],
+        is_kept: Callable[[str, int, int], bool],
+    ) -> bool:
+        """Return whether nothing is lost if a version is the last one again."""
+        from deltalake import DeltaTable
+
+        earlier = Archive(self.address)
+        if version >= 0:
+            earlier._table = DeltaTable(self.address, version=version)
+        paths = [os.path.join(self.address, *file.path.split("/")) for file in earlier.files()]
+        return (
+            all(earlier.watermark(writer) >= number for writer, number in promised.items())
+            and all(is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items())
+            and all(map(os.path.exists, paths))
+        )
 
     # ------------------------------------------------------------ what is in it
 
@@ -194,7 +242,8 @@ class Archive:
         """Return the files that make up this version."""
         if self._table is None:
             return []
-        actions = self._table.get_add_actions(flatten=True)
+        with self._log_errors():
+            actions = self._table.get_add_actions(flatten=True)
         columns: dict[str, list[Any]] = {
             name: list(actions.column(name).to_pylist()) for name in actions.column_names
         }

@@ -13,6 +13,15 @@ from .address import read_address
 from .archive import Archive, ArchiveFile, is_remote
 from .compactor import Compactor
 from .database import as_os_errors
+from .losses import files_on_disk
+from .lost_files import (
+    LostFile,
+    forget_lost,
+    lost_files,
+    record_lost,
+    returned_files,
+    set_damaged_list_aside,
+)
 from .parquet import LocalFiles
 
 __all__ = ["ArchiveState", "DamagedFile", "RepairedArchive", "check_archive", "repair_archive"]
@@ -39,14 +48,15 @@ class ArchiveState(Struct, frozen=True):
     """The result of `check_archive`.
 
     Attributes:
-        address: Address of the archive.
-        version: Version of the table; -1 if it does not exist or cannot be read.
-        files: Number of files in the table.
-        bytes: Total size of these files.
+        address: The archive.
+        version: Of the table; -1 if it cannot be read or there is none.
+        files: How many files the table has; if its log cannot be read, how many are in its folders.
+        bytes: Their size.
         damaged: Files that are damaged or missing.
-        without_checksum: Number of files written before checksums existed; only their size was checked.
-        set_aside: Names of files that a recovery or repair moved to `_stageflow`.
-        problems: Problems that need attention, one sentence each, with the remedy.
+        without_checksum: Files that were written before checksums existed; only their size was checked.
+        set_aside: Names of files that a recovery or repair set aside, in `_stageflow`.
+        lost: Files that repairs took out of the table.
+        problems: What needs attention, a sentence each, with the remedy.
     """
 
     address: str
@@ -56,6 +66,7 @@ class ArchiveState(Struct, frozen=True):
     damaged: list[DamagedFile]
     without_checksum: int
     set_aside: list[str]
+    lost: list[LostFile]
     problems: list[str]
 
 
@@ -63,12 +74,16 @@ class RepairedArchive(Struct, frozen=True):
     """The result of `repair_archive`.
 
     Attributes:
-        set_aside: Paths of the files that it moved to `_stageflow`.
-        lost_rows: Number of rows that the table no longer has because their files were damaged.
+        set_aside: Paths of the files it moved to `_stageflow`.
+        lost_rows: How many rows the table no longer has because their file was damaged or missing.
+        removed: The files that had these rows.
+        restored: Files that an earlier repair had taken out; an intact copy was at their path.
     """
 
     set_aside: list[str]
     lost_rows: int
+    removed: list[DamagedFile] = []
+    restored: list[str] = []
 
 
 def check_archive(
@@ -100,7 +115,9 @@ def check_archive(
         with as_os_errors(archive.address):
             archive.refresh()
             files = archive.files()
-    except ArchiveDamagedError as error:
+    except ArchiveDamagedError as found:
+        error = Compactor(journal, storage_options=storage_options).diagnose(found)
+        files = files_on_disk(archive)
         damaged = [DamagedFile(path, "is damaged or missing", 0) for path in error.files]
         problems.append(f"{error.message}; {error.hint}")
     local = LocalFiles(archive)
@@ -110,12 +127,34 @@ def check_archive(
         if (problem := local.damage_of(file)) is not None:
             damaged.append(DamagedFile(file.path, problem, file.rows))
             problems.append(
-                f"archive {archive.address}: {file.path} {problem}; restore it from a backup,"
-                f" or a repair removes it from the archive ({file.rows:,} rows)"
+                f"archive {archive.address}: {file.path} {problem}; restore it from a backup"
+                + (
+                    f", or a repair takes it out of the archive ({file.rows:,} rows)"
+                    if archive.version >= 0
+                    else ""
+                )
             )
         done += file.size
         if progress is not None:
             progress(done, whole)
+    lost: list[LostFile] = []
+    try:
+        lost = lost_files(archive, files)
+        if archive.version >= 0:
+            problems += [
+                f"archive {archive.address}: {file.path} was lost, and an intact copy is there;"
+                f" a repair puts it back ({file.rows:,} rows)"
+                for file in returned_files(archive, local)
+            ]
+    except ArchiveDamagedError as error:
+        damaged += [DamagedFile(path, "is damaged", 0) for path in error.files]
+        problems.append(f"{error.message}; {error.hint}")
+    for path in [] if archive.log is None else archive.log.misplaced():
+        if all(path != file.path for file in damaged):
+            damaged.append(DamagedFile(path, "is not a regular file", 0))
+            problems.append(
+                f"archive {archive.address}: {path} is not a regular file; a repair moves it away"
+            )
     problems += _permission_problems(archive)
     return ArchiveState(
         address=archive.address,
@@ -125,6 +164,7 @@ def check_archive(
         damaged=damaged,
         without_checksum=sum(file.checksum is None for file in files),
         set_aside=[] if archive.log is None else archive.log.names_set_aside(),
+        lost=lost,
         problems=problems,
     )
 
@@ -134,8 +174,8 @@ def repair_archive(
 ) -> RepairedArchive:
     """Recover the log, and remove damaged and missing files from the table.
 
-    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. If the durable part of the log
-    is damaged, it cannot be repaired, only restored from a backup.
+    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. What was lost is recorded
+    there in `lost.json`. A log whose durable part is damaged is not repaired: that needs a backup.
 
     Raises:
         ArchiveDamagedError: A commit that was durable is damaged.
@@ -145,15 +185,35 @@ def repair_archive(
     archive = compactor.archive
     local = LocalFiles(archive)
     with as_os_errors(archive.address), compactor.alone():
-        moved = compactor.recover_alone()
-        archive.refresh()
-        bad = [file for file in archive.files() if local.damage_of(file) is not None]
+        moved: list[str] = []
+        if archive.log is not None:
+            moved += map(archive.log.set_aside, archive.log.misplaced())  # first: the lock may be one
+            moved += archive.log.set_damaged_record_aside()
+        moved += set_damaged_list_aside(archive)
+        try:
+            moved += compactor.recover_alone()
+            archive.refresh()
+        except ArchiveDamagedError as error:
+            raise compactor.diagnose(error) from None
+        archive.sync()
+        forget_lost(archive, archive.files())
+        restored = []
+        for file in returned_files(archive, local):
+            archive.commit([file])
+            forget_lost(archive, [file])
+            restored.append(file.path)
+        bad = [(file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None]
         if bad:
-            archive.commit([], bad)
+            files = [file for file, _ in bad]
+            record_lost(archive, bad)
+            archive.commit([], files)
             archive.sync()
             if archive.log is not None:
-                moved += [archive.log.set_aside(path) for path in local.paths_of(bad) if os.path.exists(path)]
-    return RepairedArchive(moved, sum(file.rows for file in bad))
+                moved += [
+                    archive.log.set_aside(path) for path in local.paths_of(files) if os.path.lexists(path)
+                ]
+    removed = [DamagedFile(file.path, problem, file.rows) for file, problem in bad]
+    return RepairedArchive(moved, sum(file.rows for file, _ in bad), removed, restored)
 
 
 def _permission_problems(archive: Archive) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from ..errors import JournalNotFoundError
+from ..errors import ArchiveDamagedError, JournalNotFoundError
 from ..journal import Journal
 from ..journal.cursor_file import CursorFile, load, store
 from ..journal.disk import only_one
@@ -23,6 +23,7 @@ from .address import read_address, remember_address
 from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import KINDS, NO_KINDS, count_rows
 from .database import Workplace, as_os_errors
+from .losses import with_count
 from .merge import Merged, merge
 from .parquet import LocalFiles, may_be_damage, select_rows
 from .rows import load_rows
@@ -146,7 +147,11 @@ class Compactor:
         with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
-            self.recover_alone()
+            try:
+                self.recover_alone()
+                self.archive.refresh()
+            except ArchiveDamagedError as error:
+                raise self.diagnose(error) from None
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
             try:
@@ -157,6 +162,7 @@ class Compactor:
                 merged, dropped = self._upkeep.keep_up()
             except Exception as error:
                 if may_be_damage(error):
+                    self._local.forget()
                     self._local.must_be_intact(self.archive.files())
                 raise
         return Compacted(segments, rows, kept, merged, dropped)
@@ -194,24 +200,39 @@ class Compactor:
             yield
 
     def recover_alone(self) -> list[str]:
-        """Recover the archive as `recover` does; the caller holds the lock."""
-        promised: dict[str, int] = {}
-        with contextlib.suppress(ValueError):
-            known = load(self.journal, CURSOR)
-            promised = {writer: at - 1 for writer, (at, _) in known.positions.items()} if known else {}
+        """Do what `recover` does, for a caller that keeps other compactors away."""
+        promised = self._promised()
         log = self.archive.log
         if log is not None and promised and not os.path.isdir(self.archive.address):
             # The archive was removed, and a new one starts: no segment is archived in it.
             store(self.journal, CURSOR, CursorFile())
             return []
+        return self.archive.recover(promised, self._keeps())
+
+    def diagnose(self, error: ArchiveDamagedError) -> ArchiveDamagedError:
+        """Return an error that says whether a compaction would recover the archive, and what is at stake.
+
+        Args:
+            error: That reading the archive raised. Nothing is changed.
+        """
+        with contextlib.suppress(OSError):
+            error = self.archive.why_not_recoverable(self._promised(), self._keeps()) or error
+        return with_count(error, self.archive, self.journal)
+
+    def _promised(self) -> dict[str, int]:
+        """Return how far each writer's segments are archived, according to the journal."""
+        with contextlib.suppress(ValueError):
+            if known := load(self.journal, CURSOR):
+                return {writer: at - 1 for writer, (at, _) in known.positions.items()}
+        return {}
+
+    def _keeps(self) -> Callable[[str, int, int], bool]:
+        """Return a function that says whether the journal has the segments between two sequences."""
         segments = {
             writer: {segment.sequence for segment in found}
             for writer, found in list_writers(self.journal).items()
         }
-        return self.archive.recover(
-            promised,
-            lambda writer, after, last: segments.get(writer, set()).issuperset(range(after + 1, last + 1)),
-        )
+        return lambda writer, after, last: segments.get(writer, set()).issuperset(range(after + 1, last + 1))
 
     # ------------------------------------------------------------ into the archive
 

@@ -15,7 +15,7 @@ from .columns import text
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Workplace", "as_os_errors", "interruptible", "open_database"]
+__all__ = ["Workplace", "as_os_errors", "interruptible", "open_database", "without_advice"]
 
 
 @contextlib.contextmanager
@@ -36,9 +36,21 @@ def as_os_errors(address: str) -> Generator[None]:
         with interruptible():
             yield
     except Exception as error:
-        if type(error).__name__ not in ("IOException", "OutOfMemoryException", "DeltaError"):
+        if not _is_of_libraries(error) or type(error).__name__ == "InterruptException":
             raise
-        raise OSError(f"archive {address}: {str(error).strip()}") from error
+        raise OSError(f"archive {address}: {without_advice(error)}") from error
+
+
+def _is_of_libraries(error: Exception) -> bool:
+    """Return whether DuckDB or delta-rs raised an error; a damaged file makes both raise any of theirs."""
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    return bool(kinds & {("_duckdb", "Error"), ("duckdb", "Error"), ("_internal", "DeltaError")})
+
+
+def without_advice(error: Exception) -> str:
+    """Return the text of an error of DuckDB; without its advice about settings, which nobody can change."""
+    said = str(error).strip()
+    return said.partition("\n")[0] if type(error).__name__ == "OutOfMemoryException" else said
 
 
 class Workplace:

@@ -16,14 +16,22 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
-from ..errors import ArchiveDamagedError
-from ..journal.disk import make_private, only_one, replace_file, sync_directory
+from ..errors import ArchiveDamagedError, DamagedFileError
+from ..journal.disk import is_regular, make_private, only_one, open_regular, replace_file, sync_directory
+from ..journal.stored import encode_state, read_state
 from .log_files import Durable, LogState, is_complete_checkpoint, is_complete_commit, sync_file
 from .permissions import make_directory, mode_of
 
-__all__ = ["DeltaLog"]
+__all__ = ["DeltaLog", "restore_hint"]
+
+
+def restore_hint(given_up: str = "the archived events that the journal no longer has") -> str:
+    """Return what helps where a file of the log is damaged that nothing else can replace."""
+    return (
+        "restore it from a backup. Without one, move the archive away and compact the journal anew:"
+        f" that gives up {given_up}"
+    )
+
 
 STATE = "_stageflow"
 """A directory that Delta readers and vacuum ignore: contains the durable version and removed files."""
@@ -115,7 +123,7 @@ class DeltaLog:
         durable = Durable(max(known.version, self._last), {k: v for k, v in found.items() if v is not None})
         if durable != known:
             make_directory(self.address, self._state)
-            replace_file(self._durable_path, msgspec.json.encode(durable))
+            replace_file(self._durable_path, encode_state(durable))
             os.chmod(self._durable_path, mode_of(self.address).file)
 
     def durable(self) -> Durable:
@@ -125,20 +133,30 @@ class DeltaLog:
             ArchiveDamagedError: The record cannot be read.
         """
         try:
-            with open(self._durable_path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=Durable)
-        except (FileNotFoundError, NotADirectoryError):
-            return Durable()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return read_state(self._durable_path, Durable, "") or Durable()
+        except DamagedFileError as error:
             raise ArchiveDamagedError(
-                f"archive {self.address}: {self._durable_path} cannot be read: {error}",
+                f"archive {self.address}: {self._durable_path} is damaged: {error.why}",
                 files=[self._durable_path],
                 hint="`stageflow doctor --repair` checks the log and rewrites the file",
             ) from error
 
+    def set_damaged_record_aside(self) -> list[str]:
+        """Move a damaged record of the durable version away; return its new path, if it was moved.
+
+        `mark_durable` writes a new one. Until then a recovery relies on what the journal recorded.
+        """
+        try:
+            self.durable()
+        except ArchiveDamagedError:
+            moved = [self.set_aside(self._durable_path)]
+            self.forget()
+            return moved
+        return []
+
     def _checksum(self, name: str) -> tuple[int, int] | None:
         try:
-            with open(os.path.join(self.path, name), "rb") as file:
+            with open(open_regular(os.path.join(self.path, name)), "rb") as file:
                 content = file.read()
         except OSError:
             return None
@@ -203,7 +221,9 @@ class DeltaLog:
                 missing = _commit_name(good + 1)
         elif last < durable.version:
             missing = _commit_name(last + 1)
-        if has_hint and (named := self._hint()) is not None and (named > base or named not in checkpoints):
+        if has_hint and not is_regular(os.path.join(self.path, _HINT)):
+            damaged.append(_HINT)  # delta-rs would wait for ever for somebody who writes into a FIFO
+        elif has_hint and (named := self._hint()) is not None and (named > base or named not in checkpoints):
             damaged.append(_HINT)
         return LogState(good, last, tuple(damaged), missing)
 
@@ -224,7 +244,7 @@ class DeltaLog:
 
     def _hint(self) -> int | None:
         try:
-            with open(os.path.join(self.path, _HINT), "rb") as file:
+            with open(open_regular(os.path.join(self.path, _HINT)), "rb") as file:
                 return int(json.loads(file.read())["version"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -251,10 +271,22 @@ class DeltaLog:
             return False
         return True
 
-    def _damaged(self, state: LogState, durable: Durable) -> ArchiveDamagedError:
-        names = [*state.damaged, *([state.missing] if state.missing is not None else [])]
-        # Report the oldest damaged file, because the others build on it: the checkpoint if the log begins
-        # with one.
+    def _is_intact(self, name: str, durable: Durable) -> bool:
+        if name == _HINT:
+            return True  # it names a checkpoint that is damaged or absent, or it is rewritten
+        if _COMMIT.fullmatch(name):
+            return self._is_intact_commit(name)
+        return self._is_intact_checkpoint(name, durable, strict=False)
+
+    def _damaged(
+        self, state: LogState, durable: Durable, *, is_promised: bool = False
+    ) -> ArchiveDamagedError:
+        # Intact commits that build on a damaged one are useless, not damaged.
+        names = [name for name in state.damaged if not self._is_intact(name, durable)]
+        names += [state.missing] if state.missing is not None else []
+        names = names or list(state.damaged)
+        # The oldest one is the cause, and the others build on it. Where the log begins with a checkpoint,
+        # the checkpoint is.
         begins_later = state.missing == _commit_name(0) and state.last > 0
         damaged_checkpoints = [name for name in state.damaged if _CHECKPOINT.fullmatch(name)]
         if begins_later and damaged_checkpoints:
@@ -263,19 +295,21 @@ class DeltaLog:
             first, what = state.missing, "is missing"
         else:
             first, what = min(names), "is damaged or incomplete"
-        recoverable = state.good >= durable.version and not begins_later
+        recoverable = state.good >= durable.version and not begins_later and not is_promised
         message = f"archive {self.address}: {os.path.join('_delta_log', first)} {what}"
         if state.good >= 0:
             message += f"; version {state.good} of {state.last} is complete"
         if state.good < durable.version:
             message += f", and version {durable.version} was durable"
+        elif is_promised:
+            message += ", and the journal cannot replace the rest"
         return ArchiveDamagedError(
             message,
             files=[os.path.join(self.path, name) for name in names],
             hint=(
                 "`stageflow compact` recovers the archive if the journal still has the later events"
                 if recoverable
-                else "restore the file from a backup, or move the archive away and compact the journal again"
+                else restore_hint()
             ),
         )
 
@@ -304,22 +338,41 @@ class DeltaLog:
             if not state.damaged and state.missing is None:
                 return []
             durable = self.durable()
-            newer = state.last > state.good or state.missing is not None
-            if newer and (
-                state.good < durable.version or not may_return_to(state.good, self._transactions(state))
-            ):
-                raise self._damaged(state, max(durable, Durable(state.good + 1), key=lambda one: one.version))
-            # The newest first: a crash in between leaves a log that can be recovered in the same way.
+            if (why_not := self._refusal(state, durable, may_return_to)) is not None:
+                raise why_not
+            # The newest first: a crash in between leaves a log that is recovered in the same way.
             moved = [self.set_aside(os.path.join(self.path, name)) for name in state.damaged]
             self.forget()
             return moved
+
+    def why_not_recoverable(
+        self, may_return_to: Callable[[int, Mapping[str, int]], bool]
+    ) -> ArchiveDamagedError | None:
+        """Return the error that `recover` would raise; None if it would succeed. Nothing is changed."""
+        state = self.inspect(strict=True)
+        return self._refusal(state, self.durable(), may_return_to)
+
+    def _refusal(
+        self, state: LogState, durable: Durable, may_return_to: Callable[[int, Mapping[str, int]], bool]
+    ) -> ArchiveDamagedError | None:
+        if state.last <= state.good and state.missing is None:
+            return None
+        if state.good < durable.version:
+            return self._damaged(state, durable)
+        if not may_return_to(state.good, self._transactions(state)):
+            return self._damaged(state, durable, is_promised=True)
+        return None
+
+    def commit_names(self) -> list[str]:
+        """Return the names of all commits, damaged ones as well."""
+        return sorted(self._list()[0].values())
 
     def _transactions(self, state: LogState) -> dict[str, int]:
         found: dict[str, int] = {}
         for name in state.damaged:
             if _COMMIT.fullmatch(name):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                    with open(os.path.join(self.path, name), "rb") as file:
+                    with open(open_regular(os.path.join(self.path, name)), "rb") as file:
                         actions = [json.loads(line) for line in file]
                     for txn in [action["txn"] for action in actions if "txn" in action]:
                         found[txn["appId"]] = max(txn["version"], found.get(txn["appId"], 0))
@@ -337,13 +390,22 @@ class DeltaLog:
         make_directory(self.address, self._state)
         number = 1
         name = os.path.basename(path)
-        while os.path.exists(target := os.path.join(self._state, f"set-aside-{number}-{name}")):
+        while os.path.lexists(target := os.path.join(self._state, f"set-aside-{number}-{name}")):
             number += 1
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, target)
         sync_directory(os.path.dirname(path))
         sync_directory(self._state)
         return target
+
+    def misplaced(self) -> list[str]:
+        """Return what is in place of a state file: links, directories, FIFOs. `set_aside` moves them away."""
+        try:
+            names = sorted(os.listdir(self._state))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = [os.path.join(self._state, name) for name in names if not name.startswith("set-aside-")]
+        return [path for path in paths if not is_regular(path)]
 
     def names_set_aside(self) -> list[str]:
         """Return the names of the files that a recovery or repair moved to `_stageflow`."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import ArchiveDamagedError, JournalNotFoundError, RunNotFoundError
+from ..errors import ArchiveDamagedError, JournalNotFoundError, RunNotFoundError, SettingsError
 from ..journal import Journal, RunFilter, RunStory
 from .address import read_address
 from .archive import Archive
@@ -135,7 +135,8 @@ class EventStore(Figures):
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged.
-            OSError: The journal or the archive cannot be read or written.
+            SettingsError: There is no journal, and no archive at this address.
+            OSError: Journal or archive cannot be read, or not be written.
         """
         try:
             self.archive.refresh()
@@ -146,6 +147,10 @@ class EventStore(Figures):
             compactor = Compactor(self.path, self.archive.address, storage_options=self._storage_options)
             if not compactor.recover():
                 raise
+        if self.path is None and self.archive.version < 0:
+            raise SettingsError(
+                f"there is no archive at {self.archive.address}", "the address of the archive"
+            )
         self._compact_if_much()
 
     def _compact_if_much(self) -> None:

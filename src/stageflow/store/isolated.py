@@ -142,7 +142,8 @@ def _receive(
             return QueryError(
                 f"no answer within {request.timeout:g} s: {request.sql}",
                 sql=request.sql,
-                hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
+                hint="narrow it down (day >= '2026-11-24'), or allow more time:"
+                " --timeout on the command line, timeout= in a program",
             )
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
-from ..journal.disk import sync
+from ..journal.disk import open_regular, sync
 
 __all__ = [
     "ACTIONS_CHECKSUM",
@@ -40,8 +40,8 @@ def actions_checksum(
 
 
 def is_complete_checkpoint(path: str, recorded: tuple[int, int] | None) -> bool:
-    """Return whether a checkpoint matches its recorded size and CRC-32, or, without these, looks complete."""
-    with open(path, "rb") as file:
+    """Return whether a checkpoint has the recorded size and CRC-32; without them, whether it may be whole."""
+    with open(open_regular(path), "rb") as file:
         content = file.read()
     if recorded is not None:
         return (len(content), zlib.crc32(content)) == recorded
@@ -50,8 +50,8 @@ def is_complete_checkpoint(path: str, recorded: tuple[int, int] | None) -> bool:
 
 
 def is_complete_commit(path: str) -> bool:
-    """Return whether a commit file contains all of its actions."""
-    with open(path, "rb") as file:
+    """Return whether every action of a commit is there."""
+    with open(open_regular(path), "rb") as file:
         content = file.read()
     try:
         actions = [json.loads(line) for line in content.split(b"\n") if line]
@@ -109,7 +109,7 @@ class LogState(Struct, frozen=True):
 def sync_file(path: str) -> None:
     """Sync a file; do nothing if it does not exist (another process deleted it)."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(path)
     except FileNotFoundError:
         return
     try:

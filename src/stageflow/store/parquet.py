@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchiveDamagedError, MissingExtraError, QueryError
-from ..journal.disk import make_private
+from ..journal.disk import make_private, open_regular
 from .archive import Archive, ArchiveFile, Conflict, is_remote
 from .columns import text
 from .permissions import make_directory, mode_of
@@ -148,6 +148,10 @@ class LocalFiles:
             self._verified.add(path)
         return None
 
+    def forget(self) -> None:
+        """Have every file be read again before it is taken for intact."""
+        self._verified = set()
+
     def must_be_intact(self, files: Iterable[ArchiveFile]) -> None:
         """Read these files in full and verify their checksums.
 
@@ -233,7 +237,7 @@ def checksum_of(path: str) -> int:
         OSError: It cannot be read.
     """
     checksum = 0
-    with open(path, "rb", buffering=0) as file:
+    with open(open_regular(path), "rb", buffering=0) as file:
         while chunk := file.read(1 << 20):
             checksum = zlib.crc32(chunk, checksum)
     return checksum

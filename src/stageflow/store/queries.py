@@ -14,12 +14,12 @@ from msgspec import Struct
 from ..errors import QueryError
 from .archive import Archive
 from .columns import text
-from .database import as_os_errors, interruptible, open_database
+from .database import as_os_errors, interruptible, open_database, without_advice
 from .parquet import may_be_damage
 from .predicate import must_be_predicate, must_be_text
 from .questions import Volume
 from .rows import as_pattern
-from .sandbox import must_read_views_only, parse
+from .sandbox import VIEWS_HINT, must_read_views_only, parse
 from .snapshot import RETRIES, Snapshot, gone
 
 if TYPE_CHECKING:
@@ -134,11 +134,13 @@ class Queries:
         if explain:
             kinds = self._kinds_of(query[explain.end() :])
         if kinds != ["SELECT"]:
-            raise QueryError(
-                f"the store answers one query at a time, and this is {', '.join(kinds) or 'none'}: {query}",
-                sql=query,
-                hint="begin with select or from; the views are runs, stages and events",
-            )
+            if not kinds:
+                why = "the query is empty"
+            elif len(kinds) > 1:
+                why = f"the store answers one query at a time, and these are {len(kinds)} statements: {query}"
+            else:
+                why = f"the store answers queries alone, and this is a statement of kind {kinds[0]}: {query}"
+            raise QueryError(why, sql=query, hint=f"begin with select or from; {VIEWS_HINT}")
         tree = parse(self._database, query[explain.end() :] if explain else query)
         if tree["error"]:
             raise QueryError(
@@ -254,6 +256,13 @@ def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:
 
 
 def _unanswered(asked: str, error: Exception) -> QueryError:
-    said = str(error).strip()
-    hint = """`describe runs` and `describe stages` list the columns; an attribute is "attributes.NAME" """
+    said = without_advice(error)
+    hint = None
+    name = type(error).__name__
+    if name == "OutOfMemoryException":
+        hint = "narrow it down (day >= '2026-11-24'), or aggregate before sorting and collecting values"
+    elif name in ("BinderException", "CatalogException"):
+        hint = (
+            """`describe runs` and `describe stages` list the columns; an attribute is "attributes.NAME" """
+        )
     return QueryError(f"{said}\n  asked: {asked}", sql=asked, hint=hint)

@@ -16,9 +16,11 @@ from ..errors import QueryError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["VIEWS", "must_read_views_only", "parse"]
+__all__ = ["VIEWS", "VIEWS_HINT", "must_read_views_only", "parse"]
 
 VIEWS = frozenset({"runs", "stages", "events", "counts"})
+
+VIEWS_HINT = "the views are runs, stages, events and counts"
 
 _TABLE_FUNCTIONS = frozenset(
     {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
@@ -164,9 +166,5 @@ def _parts(tree: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(part)
 
 
-def _refused(
-    query: str, what: str, hint: str = "the views are runs, stages, events and counts"
-) -> QueryError:
-    return QueryError(
-        f"a query can read only the views, but this one references {what}: {query}", sql=query, hint=hint
-    )
+def _refused(query: str, what: str, hint: str = VIEWS_HINT) -> QueryError:
+    return QueryError(f"a query reads the views alone, and this names {what}: {query}", sql=query, hint=hint)

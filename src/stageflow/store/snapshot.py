@@ -98,6 +98,7 @@ class Snapshot:
         Raises:
             ArchiveDamagedError: A file is damaged or missing.
         """
+        self._local.forget()  # it may have been damaged since it was read first
         self._local.must_be_intact(self._archive.files())
 
     def forget(self) -> None:

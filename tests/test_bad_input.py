@@ -859,3 +859,16 @@ async def test_context_with_other_data_keeps_everything_else() -> None:
     second = await graph.run(first.context.with_data({"n": 3}))
     assert second.data("s")["seen"] == ("u1", {"n": 3})
     assert second.context.pipeline_run_id != first.context.pipeline_run_id
+
+
+async def test_defaults_of_one_run_do_not_label_another_that_is_given_its_context() -> None:
+    async def stage(ctx: Any) -> None: ...
+
+    first = Pipeline("first").with_stage("s", stage).build()
+    second = Pipeline("second").with_stage("s", stage).build()
+    results = await first.run(PipelineContext(user_id="u1", execution_mode="batch"))
+    again = await second.run(results.context)
+    labels = (again.context.user_id, again.context.topology, again.context.execution_mode)
+    assert labels == ("u1", "second", "batch")
+    chosen = await first.run(PipelineContext(topology="mine"))
+    assert (await second.run(chosen.context.with_data({}))).context.topology == "mine"

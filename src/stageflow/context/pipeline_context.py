@@ -66,9 +66,16 @@ class PipelineContext(Struct, metaclass=ValueType, frozen=True, kw_only=True, eq
 class ContextOfRun(PipelineContext, frozen=True, kw_only=True, eq=False, weakref=True):
     """The context of a run that has started, filled in by the engine, and every copy of it.
 
-    A run started with such a context inherits its labels and ids, but gets its own `pipeline_run_id`.
+    A run started with such a context inherits the labels and ids that the caller set, but gets its own
+    `pipeline_run_id`.
+
+    Attributes:
+        defaults: Names of the labels that the engine filled in: another run gets its own.
     """
 
+    defaults: frozenset[str] = frozenset()
+
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__)
+        names = PipelineContext.__struct_fields__
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{PipelineContext.__name__}({fields})"

@@ -141,20 +141,32 @@ def start_run(
     context: PipelineContext, pipeline: str, wall_ns: int, origin_ns: int
 ) -> tuple[PipelineContext, RunContext]:
     """Return the context of a new run (a copy of `context` with all fields set) and its `RunContext`."""
-    # The context of another run provides its labels, never its id.
-    run_id = None if isinstance(context, ContextOfRun) else context.pipeline_run_id
+    run_id, service, topology, mode = (
+        context.pipeline_run_id,
+        context.service,
+        context.topology,
+        context.execution_mode,
+    )
+    if isinstance(context, ContextOfRun):
+        # The context of another run provides the labels that its caller set, never its id.
+        run_id = None
+        service = None if "service" in context.defaults else service
+        topology = None if "topology" in context.defaults else topology
+        mode = None if "execution_mode" in context.defaults else mode
+    given = {"service": service, "topology": topology, "execution_mode": mode}
     own = ContextOfRun(
         pipeline_run_id=run_id or uuid7(wall_ns),
         request_id=context.request_id,
         session_id=context.session_id,
         user_id=context.user_id,
         org_id=context.org_id,
-        service=context.service or service_name() or "unknown_service",
-        topology=context.topology or pipeline,
-        execution_mode=context.execution_mode or "default",
+        service=service or service_name() or "unknown_service",
+        topology=topology or pipeline,
+        execution_mode=mode or "default",
         data=context.data.copy() if type(context.data) is dict else context.data,
         resources=context.resources,
         traceparent=context.traceparent,
+        defaults=frozenset(name for name, value in given.items() if not value),
     )
     current = current_stage.get()
     parent = run_context_of(current) if current is not None else None

@@ -81,7 +81,10 @@ def doctor(
         terminal = open_terminal()
         archive_changed = mended_archive is not None and any(msgspec.structs.astuple(mended_archive))
         if mended is not None and (any(msgspec.structs.astuple(mended)) or not archive_changed):
-            print_page(terminal, draw_repaired(msgspec.to_builtins(mended)), "")
+            done = msgspec.to_builtins(mended)
+            for moved in done["moved"]:
+                moved["remedy"] = hint_with_journal(moved["remedy"])
+            print_page(terminal, draw_repaired(done), "")
         if archive_changed:
             print_page(terminal, draw_repaired_archive(msgspec.to_builtins(mended_archive)), "")
         archive_line = None if archive is None else draw_archive_state(msgspec.to_builtins(archive))

@@ -167,4 +167,6 @@ def _parts(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _refused(query: str, what: str, hint: str = VIEWS_HINT) -> QueryError:
-    return QueryError(f"a query reads the views alone, and this names {what}: {query}", sql=query, hint=hint)
+    return QueryError(
+        f"a query can read only the views, but this one references {what}: {query}", sql=query, hint=hint
+    )

@@ -408,7 +408,7 @@ async def test_a_sink_that_raises_loses_its_events_counted(
         assert [record.getMessage() for record in caplog.records] == [
             (
                 f"event sink {type(sink).__name__}: 1 event was dropped (sink_error): "
-                "ConnectionError: no route to host (said once; see stageflow.events.stats())"
+                "ConnectionError: no route to host (logged once; see stageflow.events.stats())"
             )
         ]
 

@@ -50,7 +50,7 @@ GROUND = (
     "_drive",
     "errors",
     "_value",
-    "telling",
+    "_safe_log",
     "clock",
     "timestamps",
     "ids",

@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Unpack
 
 from ._fork import FORKED, reset_in_child
+from ._safe_log import log_safely
 from .errors import describe
 from .events import flush, get_event_sink
 from .events._delivery import DELIVERY
 from .observability.health import emit_health
 from .pipeline import active_runs
 from .settings import Given, Settings, close_journal, configure, settings
-from .telling import tell
 
 __all__ = ["session"]
 
@@ -97,7 +97,7 @@ async def _wind_up(seconds: float) -> asyncio.CancelledError | None:
         try:
             emit_health(get_event_sink())
         except Exception as error:
-            tell(log, "the health of this process could not be told: %s", describe(error))
+            log_safely(log, "the health of this process could not be reported: %s", describe(error))
         second = await _in_spite_of_cancels(flush, seconds)
         return first or second
     finally:  # also at a Ctrl-C in the middle of it

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from .._safe_log import log_safely
 from ..errors import describe
 from ..store import EventStore
-from ..telling import tell
 from .rule import check_number
 from .rules_file import read_rules
 from .run_alerts import AlertRules, AlertRun, run_alerts
@@ -110,7 +110,7 @@ class AlertLoop:
                     self._on_run(found)
             except Exception as error:
                 self.failures += 1
-                tell(log, "alerts were not evaluated: %s", describe(error))
+                log_safely(log, "alerts were not evaluated: %s", describe(error))
             self.runs += 1
             wait = max(0.0, self._every - (time.monotonic() - began))
 

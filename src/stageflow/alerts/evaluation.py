@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .._safe_log import log_safely
 from ..errors import StageflowError, describe
-from ..telling import tell
 from .notice import Notice
 from .rule import Measured, Rule
 from .silence import Silence, is_silenced
@@ -232,7 +232,7 @@ def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
     try:
         return tuple(str(run) for (run,) in store.sql(query).rows)
     except (StageflowError, OSError) as error:
-        tell(log, "no runs could be named for an alert: %s", describe(error))
+        log_safely(log, "no runs could be named for an alert: %s", describe(error))
         return ()
 
 
@@ -245,7 +245,7 @@ def _explained(store: EventStore, measured: Measured) -> tuple[str, ...]:
         return tuple(map(_said, found.differences))
     except Exception as error:
         # What is told is that something is wrong. Why is a courtesy.
-        tell(log, "an alert could not be explained: %s", describe(error))
+        log_safely(log, "an alert could not be explained: %s", describe(error))
         return ()
 
 

@@ -116,7 +116,8 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
         """The kind, as a file names it: "failure_rate"."""
         return str(self.__struct_config__.tag)
 
-    # Each kind has its own; no ABC says so, for its metaclass and that of msgspec do not go together.
+    # Abstract: each subclass overrides `measure` and `commands`. `abc.ABC` cannot declare that: its metaclass
+    # conflicts with the one of `msgspec.Struct`.
     def measure(self, store: EventStore, now: datetime) -> Measured:
         """Return what the rule finds in the window that ends now.
 

@@ -73,10 +73,10 @@ def doctor(
         if not_repaired is not None and not problems:
             problems.append(f"the archive could not be repaired: {not_repaired}")
     problems = [hint_with_journal(problem) for problem in problems]
-    told = {**msgspec.to_builtins(state), "problems": problems}
+    report = {**msgspec.to_builtins(state), "problems": problems}
     if as_json:
         repaired = {"repaired": mended, "archive": archive, "repaired_archive": mended_archive}
-        print_json(msgspec.json.encode({**told, **repaired}))
+        print_json(msgspec.json.encode({**report, **repaired}))
     else:
         terminal = open_terminal()
         archive_changed = mended_archive is not None and any(msgspec.structs.astuple(mended_archive))
@@ -88,7 +88,7 @@ def doctor(
         if archive_changed:
             print_page(terminal, draw_repaired_archive(msgspec.to_builtins(mended_archive)), "")
         archive_line = None if archive is None else draw_archive_state(msgspec.to_builtins(archive))
-        print_page(terminal, draw_journal_state(told, archive_line))
+        print_page(terminal, draw_journal_state(report, archive_line))
     if problems:
         raise typer.Exit(1)
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .._safe_log import log_safely
 from ..errors import describe
 from ..interrupts import INTERRUPTS
-from ..telling import tell
 from .counters import SinkStats
 from .event import Event
 from .outbox import Item, Loops, Outbox
@@ -173,7 +173,12 @@ class Channel:
         """Warn once a sink and reason; the rest is in the counters."""
         if what not in self._logged:
             self._logged.add(what)
-            tell(log, "event sink %s: %s (said once; see stageflow.events.stats())", self.name, text)
+            log_safely(
+                log,
+                "event sink %s: %s (logged once; see stageflow.events.stats())",
+                self.name,
+                text,
+            )
 
     def count_sync_failure(self) -> None:
         """Count a failed sync of the sink."""

@@ -95,9 +95,9 @@ def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
 def free_sequence(directory: str, writer: str, sequence: int, *, hidden: bool = True) -> int:
     """Return the first sequence from this one on whose name nothing in the directory has.
 
-    Another process that completed the record of this writer may have taken the next one, and so may
-    whoever planted a link there. A hidden file is one that a writer is making; one that died has left it
-    behind, and `hidden=False` takes its name, so that the sequence has no gap.
+    Another process that completed the record of this writer may have taken the next one, and so may an
+    attacker who placed a link there. A hidden file is incomplete: its writer is creating it, or died and
+    left it behind, and `hidden=False` takes its name, so that the sequence has no gap.
     """
     while True:
         name = segment_name(writer, sequence)

@@ -132,7 +132,7 @@ def lacks_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
         return
     died = closed_by(segments[-1]).adopted_by is not None
     for run_id, run in open_runs(segments).items():
-        # Of a run that emits no `pipeline.wide`, whoever completes the record of its writer writes no end.
+        # If a run emits no `pipeline.wide`, no process writes an end when it completes the writer's record.
         yield run_id, _DIED if died and not run.opened.emits_pipeline else _NO_END
 
 

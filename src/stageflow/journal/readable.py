@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from ..telling import tell
+from .._safe_log import log_safely
 
 __all__ = ["readable"]
 
@@ -25,4 +25,4 @@ def readable(found: Iterable[T]) -> Iterator[T]:
     except FileNotFoundError:
         return
     except OSError as error:
-        tell(log, "a part of the journal cannot be read, and is skipped: %s", error)
+        log_safely(log, "a part of the journal cannot be read, and is skipped: %s", error)

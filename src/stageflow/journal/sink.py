@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
+from .._safe_log import log_safely
 from ..errors import describe
 from ..events import DirectSink, Event
 from ..events._delivery import DELIVERY
 from ..events.sink import EventLost
 from ..schema import PipelineWide, RunClosed, RunOpen
-from ..telling import tell
 from .disk import NO_ROOM, make_private, network_file_system, sync
 from .keeper import Keeper
 from .line import WriterClosed, encode_mark
@@ -120,7 +120,7 @@ class JournalSink(DirectSink):
         self._max_line_bytes = max_line_bytes
         make_private(self.path)
         if (kind := network_file_system(self.path)) is not None:
-            tell(
+            log_safely(
                 log,
                 "journal %s is on a network file system (%s): keep it on a local disk, or runs of live"
                 " processes on other machines may be taken for crashed",
@@ -322,7 +322,7 @@ class JournalSink(DirectSink):
     def _tell_once(self, what: str, text: str) -> None:
         if what not in self._told:
             self._told.add(what)
-            tell(log, "journal %s: %s (further occurrences are not logged)", self.path, text)
+            log_safely(log, "journal %s: %s (further occurrences are not logged)", self.path, text)
 
     # ------------------------------------------------------------ ending
 

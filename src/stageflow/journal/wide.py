@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -113,5 +113,5 @@ def _without_literals(annotation: Any) -> Any:
         united = functools.reduce(lambda a, b: a | b, parts)
         return united | None if NoneType in inner else united
     if origin is list:
-        return list[_without_literals(inner[0])]  # type: ignore[misc]
+        return GenericAlias(list, (_without_literals(inner[0]),))
     return annotation

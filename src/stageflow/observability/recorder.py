@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from .._safe_log import log_safely
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
 from ..context.totals import added
@@ -21,7 +22,6 @@ from ..events.counters import TALLY
 from ..interrupts import INTERRUPTS, is_a
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
 from ..stages import StageResult
-from ..telling import tell
 from ..timestamps import rfc3339
 from .emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from .health import emit_health_if_due
@@ -124,7 +124,9 @@ class RunRecorder:
             sink.take_mark(opened)
         except BaseException as error:
             INTERRUPTS.postpone(error)
-            tell(log, "the start mark of run %s could not be written: %s", self._run.run_id, describe(error))
+            log_safely(
+                log, "the start mark of run %s could not be written: %s", self._run.run_id, describe(error)
+            )
 
     def disown(self) -> None:
         """Write no record: this is a forked child, and the run is its parent's."""
@@ -173,7 +175,7 @@ class RunRecorder:
                 emit_health_if_due(self._emitter.event_sink)
             except BaseException as error:
                 INTERRUPTS.postpone(error)
-                tell(log, "the health of this process could not be told: %s", describe(error))
+                log_safely(log, "the health of this process could not be reported: %s", describe(error))
 
     def _close_mark(self) -> None:
         """Have the sink that was told of the run's beginning hear of its end, if not by `pipeline.wide`."""
@@ -213,7 +215,7 @@ class RunRecorder:
         """Emit what an emitter that raised has not: whole, or else without what could not be built."""
         TALLY.emitter_errors += 1
         self._interrupted_by(error)
-        tell(
+        log_safely(
             log,
             "emitter %s raised while emitting %s: %s: %s",
             type(self._emitter).__name__,
@@ -231,7 +233,7 @@ class RunRecorder:
                     emit()
             except BaseException as again:
                 self._interrupted_by(again)
-                tell(
+                log_safely(
                     log,
                     "event %s could not be built (%s); retrying with fewer fields",
                     missed_id,
@@ -315,7 +317,13 @@ class RunRecorder:
         shown, name = shaping.text(short_repr(value), name, SHOWN_CHARS), shaping.name(as_text(name))
         if name not in _told and len(_told) < _MOST_TOLD:
             _told.add(name)
-            tell(log, "stage %r: %r was to grow by %s, no number; it stays (said once)", stage, name, shown)
+            log_safely(
+                log,
+                "stage %r: %r is unchanged, because %s is not a number (further occurrences are not logged)",
+                stage,
+                name,
+                shown,
+            )
 
     def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
         if self.stages:

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from .._safe_log import log_safely
 from ..errors import as_text, describe
 from ..interrupts import INTERRUPTS
-from ..telling import tell
 from .plain import SHOWN_CHARS, Cut, Plain, Shown, flat, items_of, text_key, unlike
 from .redaction import REDACTED, REDACTION_FAILED, Redact, Redactor
 from .short_repr import safe_text, short_repr
@@ -80,7 +80,7 @@ class Rules:
         self.limits = shape.limits
         self.redactor = None if shape.redact is None else Redactor(shape.redact)
         self.names: set[str] = set()
-        self.told: set[str] = set()
+        self.logged: set[str] = set()
 
 
 class Shaper:
@@ -173,9 +173,13 @@ class Shaper:
         return clean
 
     def _tell(self, error: BaseException) -> None:
-        if type(error).__name__ not in self._rules.told:
-            self._rules.told.add(type(error).__name__)
-            tell(log, "a text could not be redacted, and was left out whole: %s (said once)", describe(error))
+        if type(error).__name__ not in self._rules.logged:
+            self._rules.logged.add(type(error).__name__)
+            log_safely(
+                log,
+                "a text could not be redacted, and is omitted: %s (further occurrences are not logged)",
+                describe(error),
+            )
 
     def attributes(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return attributes that may be stored; those with names beyond the limit stand under one name."""

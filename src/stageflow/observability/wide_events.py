@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..clock import get_clock
@@ -31,56 +32,54 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     # `_value_` avoids the descriptor of `value`: this is the hot path.
     status: TerminalOrRetry = result.status._value_
     label = None if kind is None else kind._value_
-    if not (attributes or data or missing) and error is None and reason is None and exception is None:
-        # Most events contain no application data, and need no sanitizing.
-        return build_stage_wide(
-            identity,
-            run.span_base,
-            stage_name,
-            status,
-            started,
-            ended,
-            ready or started,
-            result.sequence,
-            result.attempt,
-            result.attempts,
-            label,
-            result.dependencies,
-            artifacts_count=len(result.artifacts),
-            events_count=result.events_count,
-            abandoned=result.abandoned,
-            outcome_by=result.outcome_by,
-        )
-    shaping = shaper()
-    with INTERRUPTS:
-        return build_stage_wide(
-            identity,
-            run.span_base,
-            stage_name,
-            status,
-            started,
-            ended,
-            ready or started,
-            result.sequence,
-            result.attempt,
-            result.attempts,
-            label,
-            result.dependencies,
-            None if error is None else shaping.text(error, "error"),
-            None if reason is None else shaping.text(reason, "reason"),
-            None if exception is None else type(exception).__qualname__,
-            None if exception is None else exception_info(exception, shaping),
-            shaping.names(data, "data_keys") if data else [],
-            len(result.artifacts),
-            result.events_count,
-            shaping.names(missing, "missing_inputs") if missing else [],
-            None if result.retry_after is None else result.retry_after * 1000,
-            result.abandoned,
-            result.outcome_by,
-            shaping.attributes(attributes) if attributes else {},
-            shaping.redacted,
-            shaping.truncated,
-        )
+    error_text = reason_text = error_type = info = None
+    data_keys: list[str] = []
+    missing_names: list[str] = []
+    attribute_values: dict[str, Any] = {}
+    redacted = 0
+    truncated: list[str] = []
+    # Most events contain no application data, and need no sanitizing.
+    if attributes or data or missing or error is not None or reason is not None or exception is not None:
+        shaping = shaper()
+        with INTERRUPTS:
+            if error is not None:
+                error_text = shaping.text(error, "error")
+            if reason is not None:
+                reason_text = shaping.text(reason, "reason")
+            if exception is not None:
+                error_type, info = type(exception).__qualname__, exception_info(exception, shaping)
+            data_keys = shaping.names(data, "data_keys") if data else []
+            missing_names = shaping.names(missing, "missing_inputs") if missing else []
+            attribute_values = shaping.attributes(attributes) if attributes else {}
+        redacted, truncated = shaping.redacted, shaping.truncated
+    return build_stage_wide(
+        identity,
+        run.span_base,
+        stage_name,
+        status,
+        started,
+        ended,
+        ready or started,
+        result.sequence,
+        result.attempt,
+        result.attempts,
+        label,
+        result.dependencies,
+        error_text,
+        reason_text,
+        error_type,
+        info,
+        data_keys,
+        len(result.artifacts),
+        result.events_count,
+        missing_names,
+        None if result.retry_after is None else result.retry_after * 1000,
+        result.abandoned,
+        result.outcome_by,
+        attribute_values,
+        redacted,
+        truncated,
+    )
 
 
 def pipeline_wide(
@@ -94,6 +93,7 @@ def pipeline_wide(
     shaping = shaper()
     attributes = shaping.attributes(run.attributes) if run.attributes else {}
     error = None if whole.error is None else shaping.text(whole.error, "error")
+    # The results of a run are terminal, never RETRY, which the type of `status` allows.
     summaries = [
         StageSummary(
             name,

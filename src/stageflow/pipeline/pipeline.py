@@ -8,13 +8,13 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal, Unpack
 
+from .._safe_log import log_safely
 from ..context import PipelineContext, PipelineResults
 from ..errors import PipelineValidationError
 from ..observability import WideEventEmitter
 from ..observability.defaults import defaults
 from ..render.graph import graph_as_dot, graph_as_mermaid
 from ..stages import StageKind
-from ..telling import tell
 from .decorator import carried
 from .graph import StageGraph
 from .interceptor import Interceptor
@@ -166,7 +166,7 @@ class Pipeline:
             problems.append(f"limits={limits!r}; give Limits(name=places)")
         if wide_event_emitter is not None:
             if emit_stage_wide_events is None and emit_pipeline_wide_event is None and not defaults().emits:
-                tell(
+                log_safely(
                     log,
                     "pipeline %r is built with an emitter, but emits no wide events: call configure(),"
                     " or give emit_stage_wide_events=True, emit_pipeline_wide_event=True",

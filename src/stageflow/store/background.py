@@ -9,8 +9,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from .._safe_log import log_safely
 from ..errors import describe
-from ..telling import tell
 from .compactor import Compactor
 
 __all__ = ["BackgroundCompactor"]
@@ -59,9 +59,9 @@ class BackgroundCompactor:
                 kind = type(error).__name__
                 if kind not in self._told:
                     self._told.add(kind)
-                    tell(
+                    log_safely(
                         log,
-                        "journal %s could not be compacted: %s (said once)",
+                        "journal %s could not be compacted: %s (further occurrences are not logged)",
                         self._compactor.journal,
                         describe(error),
                     )

@@ -1,4 +1,4 @@
-"""Says something in the application's log, and never fails or hangs a run for it."""
+"""Writes to the application's log without ever failing a run because of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from .interrupts import INTERRUPTS
 
-__all__ = ["tell"]
+__all__ = ["log_safely"]
 
 
-def tell(logger: logging.Logger, text: str, *args: Any, level: int = logging.WARNING) -> None:
-    """Log `text`. What a handler or filter of the application raises ends here.
+def log_safely(logger: logging.Logger, text: str, *args: Any, level: int = logging.WARNING) -> None:
+    """Log `text`. Contain any exception that a handler or filter of the application raises.
 
     A log line is a courtesy; the record of the run, which is being written, is not.
     """

@@ -76,11 +76,12 @@ SOAK = """
                 gc.collect()
                 before = sys.getallocatedblocks()
             await graph.run()
-        gc.collect()
-        print(sys.getallocatedblocks() - before)
+        return before
 
-    asyncio.run(main())
-    sink.close()
+    before = asyncio.run(main())
+    sink.close()  # ends the thread of retention, which holds blocks while it reads a segment
+    gc.collect()
+    print(sys.getallocatedblocks() - before)
 """
 
 

@@ -563,6 +563,8 @@ def test_state_diagram_in_the_docs_has_exactly_the_reachable_transitions(
 def test_exploration_copies_every_container_of_the_state() -> None:
     state = World(Case("one", frozenset(), (FLAKY,)), Case("one", frozenset(), (FLAKY,)).plan()).state
     held = {
-        name for name in RunState.__slots__ if isinstance(getattr(state, name), list | dict | set | deque)
+        name
+        for name in RunState.__slots__
+        if isinstance(getattr(state, name), list | dict | set | deque | bytearray)
     }
     assert held == set(CONTAINERS)

@@ -133,8 +133,25 @@ def _trace(traceparent: str | None, parent: RunContext | None, own_span: str) ->
     return Trace(f"{random_bits(128) or 1:032x}", own_span, None), "01"
 
 
-_runs: dict[int, tuple[weakref.ref[PipelineContext], RunContext]] = {}
+class _RunOf(weakref.ref[PipelineContext]):
+    """A run, and a weak reference to its context. One object: many may exist at once."""
+
+    __slots__ = ("key", "run")
+    key: int
+    run: RunContext
+
+
+_runs: dict[int, _RunOf] = {}
 """The runs by the `id()` of their context, for as long as that context exists."""
+
+
+def _forget(known: weakref.ref[PipelineContext]) -> None:
+    assert isinstance(known, _RunOf)
+    _runs.pop(known.key, None)
+
+
+_LABELS = ("service", "topology", "execution_mode")
+_ALL_LABELS = frozenset(_LABELS)
 
 
 def start_run(
@@ -153,7 +170,7 @@ def start_run(
         service = None if "service" in context.defaults else service
         topology = None if "topology" in context.defaults else topology
         mode = None if "execution_mode" in context.defaults else mode
-    given = {"service": service, "topology": topology, "execution_mode": mode}
+    given = (service, topology, mode)
     own = ContextOfRun(
         pipeline_run_id=run_id or uuid7(wall_ns),
         request_id=context.request_id,
@@ -166,13 +183,18 @@ def start_run(
         data=context.data.copy() if type(context.data) is dict else context.data,
         resources=context.resources,
         traceparent=context.traceparent,
-        defaults=frozenset(name for name, value in given.items() if not value),
+        defaults=(
+            frozenset(name for name, value in zip(_LABELS, given, strict=True) if not value)
+            if any(given)
+            else _ALL_LABELS
+        ),
     )
     current = current_stage.get()
     parent = run_context_of(current) if current is not None else None
     run = RunContext(own, pipeline, parent, origin_ns)
-    key = id(own)
-    _runs[key] = (weakref.ref(own, lambda _: _runs.pop(key, None)), run)
+    known = _RunOf(own, _forget)
+    known.key, known.run = id(own), run
+    _runs[known.key] = known
     return own, run
 
 
@@ -185,7 +207,7 @@ def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:
     context = ctx.run if isinstance(ctx, StageContext) else ctx
     known = _runs.get(id(context))
     if known is not None:
-        return known[1]
+        return known.run
     if not isinstance(context, PipelineContext):
         raise TypeError(f"wide events are emitted for a PipelineContext or a StageContext, not for {ctx!r}")
     return RunContext(context, _text(context.topology) or "pipeline")

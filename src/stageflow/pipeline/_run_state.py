@@ -149,7 +149,7 @@ class RunState:
         self.releases: list[int] = []
         self.timers: list[tuple[str, int, float]] = []
         self.pending = False
-        self.phases = [WAITING] * size
+        self.phases = bytearray(size)
         self.results: list[StageResult | None] = [None] * size
         self.retried: dict[int, StageResult] = {}
         self.running = 0

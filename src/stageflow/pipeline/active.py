@@ -43,11 +43,12 @@ class Running(Protocol):
 
 # Weakly: a run whose coroutine is dropped with its loop must still be collected, and so end.
 _running: set[weakref.ref[Running]] = set()
+_forget = _running.discard  # bound once: each run refers to it
 
 
 def entered(run: Running) -> None:
     """Note that a run has begun."""
-    _running.add(weakref.ref(run, _running.discard))
+    _running.add(weakref.ref(run, _forget))
 
 
 def left(run: Running) -> None:

@@ -16,8 +16,10 @@ from msgspec import Meta, Struct
 __all__ = [
     "CUSTOM_EVENT_KEYS",
     "SCHEMA_VERSION",
+    "AttributesSoFar",
     "CorrelationIds",
     "ExceptionInfo",
+    "Heartbeat",
     "Outcome",
     "PipelineMetadata",
     "PipelineWide",
@@ -27,7 +29,9 @@ __all__ = [
     "Role",
     "RunClosed",
     "RunIdentity",
+    "RunInProgress",
     "RunOpen",
+    "StageInProgress",
     "StageOutline",
     "StageSummary",
     "StageWide",
@@ -307,6 +311,49 @@ class RunClosed(Struct, frozen=True, gc=False):
 
     event_id: str
     reason: str
+
+
+class StageInProgress(Struct, frozen=True, gc=False, array_like=True):
+    """A running attempt in a heartbeat.
+
+    `started_at` is null for an attempt that has not waited for anything yet: only its thread knows its start.
+    """
+
+    stage_name: str
+    attempt: Count
+    started_at: Timestamp | None
+
+
+class RunInProgress(Struct, frozen=True, gc=False, array_like=True):
+    """A run in a heartbeat, with the attempts that are running."""
+
+    event_id: str
+    started_at: Timestamp
+    stages: list[StageInProgress]
+
+
+class AttributesSoFar(Struct, frozen=True, gc=False, array_like=True):
+    """The attributes that a run (`stage_name` is null) or one of its running attempts has so far."""
+
+    event_id: str
+    stage_name: str | None
+    attempt: Count
+    attributes: dict[str, Any]
+
+
+class Heartbeat(Struct, frozen=True, gc=False):
+    """The mark that a process with runs in progress writes once per second.
+
+    From it, a journal knows the running stages and the attributes of a run whose process died. `omitted_runs`
+    and `omitted_attributes` count what did not fit in this line; the next line starts with it.
+    """
+
+    at: Timestamp
+    process: ProcessSample
+    runs: list[RunInProgress] | msgspec.Raw
+    attributes: list[AttributesSoFar] | msgspec.Raw
+    omitted_runs: Count
+    omitted_attributes: Count
 
 
 def roles(shape: type[Struct]) -> dict[str, frozenset[Role]]:

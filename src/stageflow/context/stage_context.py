@@ -232,6 +232,10 @@ class StageContext:
         # A copy: what the attempt left behind may go on annotating.
         return self._attributes.copy() if self._attributes else {}
 
+    def attributes_so_far(self) -> dict[str, Any]:
+        """Return a copy of the attributes of this attempt."""
+        return self._attributes.copy() if self._attributes else {}
+
     def add_artifact(self, type: str, payload: Any = None) -> None:
         """Keep something beside the data; `artifacts_count` counts it, the result carries it."""
         if self._artifacts is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..schema import RunClosed, RunOpen
+from ..schema import Heartbeat, RunClosed, RunOpen
 from ._delivery import DELIVERY, offer, takes_marks
 from .event import Event
 from .sink import DirectSink, EventSink
@@ -40,7 +40,7 @@ class FanoutEventSink(DirectSink):
         """Whether any of the sinks accepts marks."""
         return any(takes_marks(sink) for sink in self.sinks)
 
-    def take_mark(self, mark: RunOpen | RunClosed) -> None:
+    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
         """Hand a mark to each sink that accepts marks."""
         for sink in self.sinks:
             if takes_marks(sink):

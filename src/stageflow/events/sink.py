@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Generator
 from typing import Any, ClassVar, Protocol
 
-from ..schema import RunClosed, RunOpen
+from ..schema import Heartbeat, RunClosed, RunOpen
 from .event import Event
 
 __all__ = ["DirectSink", "EventLost", "EventSink", "ForwardingSink", "NoOpEventSink", "overrides"]
@@ -98,8 +98,11 @@ class DirectSink(EventSink, ABC):
         """Whether the sink is notified of the start of each run, and of its end without `pipeline.wide`."""
         return False
 
-    def take_mark(self, mark: RunOpen | RunClosed) -> None:
-        """Receive the mark of the start or the end of a run. It never raises; marks are not counted."""
+    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+        """Receive the mark of the start or the end of a run, or a heartbeat.
+
+        It never raises. Marks are not counted.
+        """
 
     async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
         """Take one event."""

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from ..schema import PipelineWide, RunClosed, RunOpen, StageWide
+from ..schema import Heartbeat, PipelineWide, RunClosed, RunOpen, StageWide
 from ..timestamps import epoch_us
 from .stored import decoder, is_json
 
 __all__ = [
     "FAILED_RUN",
+    "HEARTBEAT",
     "KEPT",
     "PIPELINE_AMEND",
     "PIPELINE_WIDE",
@@ -30,6 +31,7 @@ __all__ = [
     "Offset",
     "WriterClosed",
     "decode",
+    "decode_heartbeat",
     "decode_kept",
     "decode_run_open",
     "decode_writer_closed",
@@ -67,6 +69,7 @@ PIPELINE_AMEND = line_start("pipeline.wide.amend")
 FAILED_RUN = line_start("pipeline.wide", status="FAIL")
 RUN_OPEN = b'{"type":"run.open","journal":'
 RUN_CLOSED = b'{"type":"run.closed","journal":'
+HEARTBEAT = b'{"type":"heartbeat","journal":'
 WRITER_CLOSED = b'{"type":"writer.closed","journal":'
 """How such lines begin: to find them costs a search for bytes, not the reading of every line."""
 
@@ -119,6 +122,7 @@ class _Mark(Struct, frozen=True):
 _TYPES: dict[type[Struct], str] = {
     RunOpen: "run.open",
     RunClosed: "run.closed",
+    Heartbeat: "heartbeat",
     WriterClosed: "writer.closed",
     Kept: KEPT,
 }
@@ -134,6 +138,7 @@ def encode_mark(mark: Struct) -> bytes:
 
 _decode_line = decoder(Line)
 _decode_run_open = decoder(RunOpen)
+_decode_heartbeat = decoder(Heartbeat)
 _decode_kept = decoder(Kept)
 _decode_writer_closed = decoder(WriterClosed)
 
@@ -161,6 +166,12 @@ def decode_run_open(text: bytes) -> RunOpen | None:
     if opened is None or not isinstance(opened.stages, list) or not is_timestamp(opened.started_at):
         return None
     return opened
+
+
+def decode_heartbeat(text: bytes) -> Heartbeat | None:
+    """Return a heartbeat; None if it is damaged."""
+    body = _body_of_mark(text)
+    return _decode_heartbeat(body) if body is not None else None
 
 
 def decode_kept(text: bytes) -> Kept | None:

@@ -13,6 +13,7 @@ from ..timestamps import rfc3339
 from .disk import is_locked, is_regular, only_one, replace_file
 from .layout import LOCK, Segment, free_sequence, list_writers, segment_name
 from .line import (
+    HEARTBEAT,
     PIPELINE_WIDE,
     RUN_CLOSED,
     RUN_OPEN,
@@ -20,12 +21,13 @@ from .line import (
     WRITER_CLOSED,
     WriterClosed,
     decode,
+    decode_heartbeat,
     decode_run_open,
     encode_mark,
     run_of,
 )
 from .segment import ends_with, find_lines
-from .unfinished import UnfinishedRun
+from .unfinished import Progress, UnfinishedRun, update_progress
 
 __all__ = ["crashed_runs", "open_runs", "recover", "writer_is_closed", "writer_lives"]
 
@@ -117,16 +119,23 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
     if not found:
         return {}
     stages: dict[str, list[msgspec.Raw]] = {run_id: [] for run_id in found}
+    progress: dict[str, Progress] = {run_id: Progress() for run_id in found}
     for segment in segments[min(first[run_id] for run_id in found) :]:
-        for text in find_lines(segment, RUN_OPEN, STAGE_WIDE):
-            if text.startswith(RUN_OPEN):
+        for text in find_lines(segment, RUN_OPEN, STAGE_WIDE, HEARTBEAT):
+            if text.startswith(HEARTBEAT):
+                if (heartbeat := decode_heartbeat(text)) is not None:
+                    update_progress(progress, heartbeat)
+            elif text.startswith(RUN_OPEN):
                 if (run_id := run_of(text)) in stages:
                     stages[run_id].clear()  # what came before was an earlier run of the same id
+                    progress[run_id] = Progress()
             elif (known := stages.get(run_of(text))) is not None:
                 event = decode(text)
                 if event is not None and isinstance(event.data, msgspec.Raw):
                     known.append(event.data)
-    return {run_id: UnfinishedRun(opened, stages[run_id]) for run_id, opened in found.items()}
+    return {
+        run_id: UnfinishedRun(opened, stages[run_id], progress[run_id]) for run_id, opened in found.items()
+    }
 
 
 def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.Struct]]]:

@@ -19,7 +19,7 @@ from ..errors import describe
 from ..events import DirectSink, Event
 from ..events._delivery import DELIVERY
 from ..events.sink import EventLost
-from ..schema import PipelineWide, RunClosed, RunOpen
+from ..schema import Heartbeat, PipelineWide, RunClosed, RunOpen
 from .disk import NO_ROOM, make_private, network_file_system, sync
 from .keeper import Keeper
 from .line import WriterClosed, encode_mark
@@ -172,9 +172,13 @@ class JournalSink(DirectSink):
         """True: the mark of its start allows completing the record of a run whose process died."""
         return True
 
-    def take_mark(self, mark: RunOpen | RunClosed) -> None:
-        """Write the mark of the start or the end of a run."""
+    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+        """Write the mark of the start or the end of a run, or a heartbeat."""
         line = encode_mark(mark)
+        if isinstance(mark, Heartbeat):
+            with contextlib.suppress(EventLost):  # the next one is due in a second
+                self._write(line)
+            return
         if isinstance(mark, RunOpen) and len(line) > self._max_line_bytes:
             line = encode_mark(replace(mark, stages=[]))  # its stages are then known from its events alone
         try:

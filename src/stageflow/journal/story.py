@@ -10,9 +10,9 @@ from msgspec import UNSET, Raw, Struct
 
 from ..clock import get_clock
 from ..schema import RunOpen
-from .line import RUN_CLOSED, RUN_OPEN, decode, decode_run_open, run_of
+from .line import HEARTBEAT, RUN_CLOSED, RUN_OPEN, decode, decode_heartbeat, decode_run_open, run_of
 from .stored import decode_stored
-from .unfinished import UnfinishedRun
+from .unfinished import Progress, UnfinishedRun, update_progress
 from .wide import is_well_formed
 
 __all__ = ["Gathered", "RunStory", "amend", "gather"]
@@ -23,7 +23,8 @@ class RunStory(Struct, frozen=True):
 
     Attributes:
         run: The data of its `pipeline.wide`; of a run that is under way, the same keys as far as
-            they are known, with status "OPEN" and outcome "open".
+            they are known, with status "OPEN" and outcome "open", and `stages_running`: the attempts
+            that were running at the last heartbeat of its process.
         stages: The data of its `stage.wide` events, in order.
         events: Its stages' own events, type and data, in order.
         children: The data of the `pipeline.wide` of each run that was started inside it.
@@ -47,6 +48,7 @@ class Gathered:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.children: list[dict[str, Any]] = []
         self.amendments: list[dict[str, Any]] = []
+        self.progress = Progress()
 
     def take_crash(self, events: Iterable[tuple[str, Struct]]) -> None:
         """Take in the events that tell of its crash, as if they had been written."""
@@ -74,7 +76,7 @@ class Gathered:
         """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
         if self.opened is None:
             return None
-        run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages))
+        run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages), self.progress)
         if self.closed is None:
             return run.so_far(get_clock().wall_ns() // 1000)
         return run.so_far(run.last_known_us()) | {
@@ -86,6 +88,10 @@ class Gathered:
 
 def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     """Take in a line, if it belongs to a run whose id begins as `wanted`, or to one inside it."""
+    if text.startswith(HEARTBEAT):
+        if (heartbeat := decode_heartbeat(text)) is not None:
+            update_progress({run_id: run.progress for run_id, run in gathered.items()}, heartbeat)
+        return
     line = decode(text)
     if line is None:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -10,9 +10,12 @@ from msgspec import Struct
 
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..schema import (
+    Heartbeat,
     Milliseconds,
     PipelineWide,
+    ProcessSample,
     RunOpen,
+    StageInProgress,
     StageOutline,
     StageSummary,
     StageWide,
@@ -24,7 +27,35 @@ from ..timestamps import epoch_us
 from .line import is_timestamp
 from .stored import decoder
 
-__all__ = ["KnownStage", "UnfinishedRun"]
+__all__ = ["KnownStage", "Progress", "UnfinishedRun", "update_progress"]
+
+
+class Progress(Struct):
+    """What heartbeats report about one run.
+
+    Attributes:
+        running: The attempts that were running at the last heartbeat, by stage.
+        attributes: The last known attributes of the run (None), and of attempts (stage and number).
+        process: The process sample of the last heartbeat.
+    """
+
+    running: dict[str, StageInProgress] = {}
+    attributes: dict[tuple[str, int] | None, dict[str, Any]] = {}
+    process: ProcessSample | None = None
+
+
+def update_progress(runs: Mapping[str, Progress], heartbeat: Heartbeat) -> None:
+    """Update the runs that a heartbeat reports about."""
+    if isinstance(heartbeat.runs, list):
+        for run in heartbeat.runs:
+            if (progress := runs.get(run.event_id)) is not None:
+                progress.running = {stage.stage_name: stage for stage in run.stages}
+                progress.process = heartbeat.process
+    if isinstance(heartbeat.attributes, list):
+        for known in heartbeat.attributes:
+            if (progress := runs.get(known.event_id)) is not None:
+                attempt = None if known.stage_name is None else (known.stage_name, known.attempt)
+                progress.attributes[attempt] = known.attributes
 
 
 class KnownStage(Struct):
@@ -62,10 +93,14 @@ class UnfinishedRun:
     Attributes:
         opened: The mark of its beginning.
         stages: What is known of each stage, by name, in the order of the pipeline.
+        progress: What heartbeats report about it.
     """
 
-    def __init__(self, opened: RunOpen, stage_events: Iterable[msgspec.Raw | bytes]) -> None:
+    def __init__(
+        self, opened: RunOpen, stage_events: Iterable[msgspec.Raw | bytes], progress: Progress
+    ) -> None:
         self.opened = opened
+        self.progress = progress
         outlines = cast("list[StageOutline]", opened.stages)
         self.stages = {outline.name: KnownStage(outline) for outline in outlines}
         for event in stage_events:
@@ -110,6 +145,8 @@ class UnfinishedRun:
 
     def _end_of(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
         opened, outline = self.opened, stage.outline
+        if (running := self._running(stage)) is not None:
+            return self._end_of_running(stage, index, running, started_us, ended_us)
         ready_us, reason = self._how_far(stage, started_us, ended_us)
         return build_stage_wide(
             opened,
@@ -128,6 +165,41 @@ class UnfinishedRun:
             reason=f"{reason}; its process ended",
         )
 
+    def _running(self, stage: KnownStage) -> StageInProgress | None:
+        """Return the attempt of a stage that was running when the process died, if a heartbeat reports it."""
+        running = self.progress.running.get(stage.outline.name)
+        # An older heartbeat may report an attempt that was retried since then.
+        return running if running is not None and running.attempt > stage.retried else None
+
+    def _end_of_running(
+        self, stage: KnownStage, index: int, running: StageInProgress, started_us: int, ended_us: int
+    ) -> StageWide:
+        opened, outline = self.opened, stage.outline
+        ready_us, _ = self._how_far(stage, started_us, ended_us)
+        return build_stage_wide(
+            opened,
+            int(opened.trace.span_id, 16),
+            outline.name,
+            "CANCEL",
+            self._began_us(stage, running, started_us, ended_us),
+            ended_us,
+            ready_us,
+            index,
+            running.attempt,
+            running.attempt,
+            outline.kind,
+            outline.dependencies,
+            reason=f"process died during attempt {running.attempt}",
+            attributes=self.progress.attributes.get((outline.name, running.attempt), {}),
+        )
+
+    def _began_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
+        """Return when a running attempt started: when its stage was ready, if the heartbeat does not know."""
+        ready_us, _ = self._how_far(stage, started_us, ended_us)
+        if running.started_at is None or not is_timestamp(running.started_at):
+            return ready_us
+        return min(max(epoch_us(running.started_at), ready_us), ended_us)
+
     def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
         """Return since when a stage was ready, and what is known of it, for people."""
         if stage.retried:
@@ -145,10 +217,11 @@ class UnfinishedRun:
         for stage in self.stages.values():
             end = stage.end
             status = cast("Terminal", end.status) if end else "CANCEL"
+            duration_ms = end.duration_ms if end else 0.0
+            if end is None and (running := self._running(stage)) is not None:
+                duration_ms = (ended_us - self._began_us(stage, running, started_us, ended_us)) / 1000
             summaries.append(
-                StageSummary(
-                    stage.outline.name, status, end.duration_ms if end else 0.0, end.error if end else None
-                )
+                StageSummary(stage.outline.name, status, duration_ms, end.error if end else None)
             )
             if status == "FAIL" and not stage.outline.optional:
                 failed = failed or stage.outline.name
@@ -161,12 +234,15 @@ class UnfinishedRun:
             error=why,
             reason=why,
             first_failed_stage=failed,
+            attributes=self.progress.attributes.get(None, {}),
+            process=self.progress.process,
         )
 
     def so_far(self, now_us: int) -> dict[str, Any]:
         """Return the picture of a run that is under way: the keys of a `pipeline.wide`, as far as known.
 
         `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
+        `stages_running` lists the attempts that were running at the last heartbeat.
         """
         opened = self.opened
         picture: dict[str, Any] = msgspec.to_builtins(
@@ -176,6 +252,11 @@ class UnfinishedRun:
             if self.stages[summary["stage_name"]].end is None:
                 summary["status"] = "OPEN"
         picture.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
+        picture["stages_running"] = [
+            {"stage_name": name, "attempt": running.attempt, "started_at": running.started_at}
+            for name, stage in self.stages.items()
+            if stage.end is None and (running := self._running(stage)) is not None
+        ]
         picture["stages_cancelled"] = sum(
             summary["status"] == "CANCEL" for summary in picture["stage_summaries"]
         )

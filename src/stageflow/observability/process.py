@@ -31,6 +31,7 @@ class _Sampler:
         self.taken_ns = 0
         self.cpu_ns = time.process_time_ns()
         self.lag_ms: float | None = None
+        self.lag_asked_ns = 0
 
     def sample(self) -> ProcessSample:
         now = time.monotonic_ns()
@@ -45,6 +46,8 @@ class _Sampler:
                 loop_lag_ms=self.lag_ms,
             )
             self.taken_ns, self.cpu_ns = now, cpu_ns
+        # Separately: a thread without an event loop may have taken the sample.
+        if now - self.lag_asked_ns >= SAMPLE_EVERY_NS:
             self._measure_lag(now)
         return self.last
 
@@ -54,6 +57,7 @@ class _Sampler:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
+        self.lag_asked_ns = now
 
         def came() -> None:
             self.lag_ms = (time.monotonic_ns() - now) // 1000 / 1000

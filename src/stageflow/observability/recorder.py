@@ -16,7 +16,7 @@ from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
 from ..context.totals import added
 from ..errors import as_text, describe, type_name
-from ..events import Event, NoOpEventSink
+from ..events import DirectSink, Event, NoOpEventSink
 from ..events._delivery import offer, takes_marks
 from ..events.counters import TALLY
 from ..interrupts import INTERRUPTS, is_a
@@ -84,7 +84,7 @@ class RunRecorder:
         self._emitter = emitter
         self.stages = stages
         self._pipeline = pipeline
-        self._marked: Any = None
+        self._marked: DirectSink | None = None
         self.disowned = False
         self.interrupt: BaseException | None = None
         """A `KeyboardInterrupt` or `SystemExit` out of an emitter, for the run to pass on."""
@@ -128,6 +128,25 @@ class RunRecorder:
                 log, "the start mark of run %s could not be written: %s", self._run.run_id, describe(error)
             )
 
+    @property
+    def marked_sink(self) -> DirectSink | None:
+        """The sink that received the mark of the start of this run, or None."""
+        return self._marked
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self._run.run_id
+
+    @property
+    def origin_ns(self) -> int:
+        """Offset from the monotonic clock to the wall clock of the run."""
+        return self._run.origin_ns
+
+    def attributes_so_far(self) -> dict[str, Any]:
+        """Return a copy of the attributes of the run."""
+        return self._run.attributes.copy() if self._run.attributes else {}
+
     def disown(self) -> None:
         """Write no record: this is a forked child, and the run is its parent's."""
         self.disowned = True
@@ -169,7 +188,7 @@ class RunRecorder:
         if self._pipeline:
             self._emit_pipeline(results)
         if self._marked is not None:
-            self._close_mark()
+            self._close_mark(self._marked)
         if self.stages or self._pipeline:
             try:
                 emit_health_if_due(self._emitter.event_sink)
@@ -177,9 +196,9 @@ class RunRecorder:
                 INTERRUPTS.postpone(error)
                 log_safely(log, "the health of this process could not be reported: %s", describe(error))
 
-    def _close_mark(self) -> None:
+    def _close_mark(self, sink: DirectSink) -> None:
         """Have the sink that was told of the run's beginning hear of its end, if not by `pipeline.wide`."""
-        sink, emitted, run_id = self._marked, self._run.emitted, self._run.run_id
+        emitted, run_id = self._run.emitted, self._run.run_id
         try:
             moved = self._emitter.event_sink is not sink
         except BaseException as error:

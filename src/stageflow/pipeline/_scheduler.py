@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from typing import Any, Concatenate, ParamSpec, cast
 
@@ -99,6 +99,8 @@ class Scheduler:
             self._timers.append(self.loop.call_later(self.deadline, self._deadline_passed))
         active.entered(self)
         self.recorder.run_started(self.plan.outline, self.began + self.state.origin)
+        if self.recorder.marked_sink is not None:
+            active.HEARTBEATS.run_started()
         self.state.started()
         self._start_worker()
         self._dispatch_soon()
@@ -158,6 +160,16 @@ class Scheduler:
     def stages_under_way(self) -> tuple[str, ...]:
         """See `ActiveRun.stages`."""
         return tuple(self.plan.nodes[index].name for index in list(self.attempts))
+
+    def stages_in_progress(self) -> Iterator[tuple[str, int, int | None, StageContext | None]]:
+        """See `ObservedRun.stages_in_progress`."""
+        for index, phase in enumerate(self.state.phases):
+            if phase in (RUNNING, TIMED_OUT, CANCELLING):
+                attempt, name = self.attempts.get(index), self.plan.nodes[index].name
+                if attempt is None:
+                    yield name, self.state.attempt_number(index), None, None
+                else:
+                    yield name, attempt.ctx.attempt, attempt.began, attempt.ctx
 
     # ------------------------------------------------------------ workers
 

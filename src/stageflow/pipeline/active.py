@@ -9,8 +9,9 @@ from msgspec import Struct
 
 from .._fork import reset_in_child
 from ..clock import get_clock
+from ..observability._heartbeat import Heartbeats, ObservedRun
 
-__all__ = ["ActiveRun", "active_runs", "entered", "left"]
+__all__ = ["HEARTBEATS", "ActiveRun", "active_runs", "entered", "left"]
 
 
 class ActiveRun(Struct, frozen=True):
@@ -29,10 +30,9 @@ class ActiveRun(Struct, frozen=True):
     stages: tuple[str, ...]
 
 
-class Running(Protocol):
+class Running(ObservedRun, Protocol):
     """A run, as far as this page needs it."""
 
-    began: int
     pipeline_name: str
     run_id: str
 
@@ -56,6 +56,13 @@ def left(run: Running) -> None:
     _running.discard(weakref.ref(run))
 
 
+def _runs() -> list[Running]:
+    return [run for known in list(_running) if (run := known()) is not None]
+
+
+HEARTBEATS = Heartbeats(_runs)
+
+
 def active_runs() -> list[ActiveRun]:
     """Return the runs that are under way in this process, on all loops, longest first.
 
@@ -73,17 +80,15 @@ def active_runs() -> list[ActiveRun]:
     now = get_clock().monotonic_ns()
     found = [
         ActiveRun(run.pipeline_name, run.run_id, (now - run.began) // 1000 / 1000, run.stages_under_way())
-        for known in list(_running)
-        if (run := known()) is not None
+        for run in _runs()
     ]
     return sorted(found, key=lambda run: -run.running_ms)
 
 
 def _disown_parents() -> None:
     # A forked child may go on in the middle of a run. The record of it is its parent's to write.
-    for known in list(_running):
-        if (run := known()) is not None:
-            run.disown()
+    for run in _runs():
+        run.disown()
     _running.clear()
 
 

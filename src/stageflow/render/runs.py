@@ -65,6 +65,8 @@ def note_of(run: Record) -> Text:
     if failed := [stage for stage in summaries if stage["status"] == "FAIL"]:
         told = "; ".join(on_one_line(f"{stage['stage_name']}: {stage['error']}") for stage in failed)
         return Text(told, style=STATUSES["RETRY"])
+    if running := [on_one_line(stage["stage_name"]) for stage in run.get("stages_running") or ()]:
+        return Text("running: " + ", ".join(running), style=QUIET)
     if open_stages := [on_one_line(stage["stage_name"]) for stage in summaries if stage["status"] == "OPEN"]:
         return Text("has not ended: " + ", ".join(open_stages), style=QUIET)
     return Text(on_one_line(run.get("reason") or ""), style=QUIET)

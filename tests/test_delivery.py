@@ -201,6 +201,20 @@ def test_what_is_no_sink_is_refused_with_the_way_out(use: Any) -> None:
     )
 
 
+async def test_sink_method_with_yield_is_rejected() -> None:
+    class Asynchronous(EventSink):
+        async def emit(self, *, type: str, data: Any) -> Any:  # type: ignore[override]
+            yield
+
+    class Synchronous:
+        def try_emit(self, *, type: str, data: Any) -> Any:
+            yield
+
+    for sink in (Asynchronous(), Synchronous()):
+        with pytest.raises(TypeError, match=r"is a generator function.*\n  hint: remove `yield` from"):
+            set_event_sink(sink)
+
+
 def test_the_global_sink_is_read_at_the_moment_of_emission() -> None:
     emitter = WideEventEmitter()
     assert type(get_event_sink()) is NoOpEventSink

@@ -401,3 +401,8 @@ def reads_segments(pid: int, folder: Path) -> bool:
     except OSError:
         return False
     return any(path.startswith(str(folder)) and path.endswith(".ndjson") for path in opened)
+
+
+def test_query_with_half_of_a_surrogate_pair_is_rejected(folder: Path) -> None:
+    with pytest.raises(QueryError, match="surrogates not allowed"):
+        query_in_process(str(folder), None, "select '\udcff'")

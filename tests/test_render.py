@@ -367,3 +367,12 @@ def test_percentiles_are_values_that_were_measured():
         10.0,
         10.0,
     ]
+
+
+def test_table_of_runs_shows_an_event_of_another_producer_without_counts() -> None:
+    run = page_run([stage("guard")])
+    for name in ("stages_total", "stages_completed", "stages_failed", "stages_skipped", "stages_cancelled"):
+        del run[name]
+    text = drawn(draw_runs([run], width=120), width=120)
+    assert "stages" in text
+    assert "None" not in text

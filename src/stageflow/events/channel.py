@@ -245,5 +245,10 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
         ) from None
     except ValueError:  # a signature that Python cannot tell
         pass
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
+        raise TypeError(
+            f"{kind.__name__}.{name} is a generator function, so calling it does not deliver the event"
+            f"\n  hint: remove `yield` from {name}"
+        )
     in_place = not inspect.iscoroutinefunction(called)
     return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place, name

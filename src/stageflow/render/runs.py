@@ -98,9 +98,7 @@ def _columns(runs: Sequence[Record]) -> dict[str, Column]:
             "pipeline", of(lambda run: run.get("pipeline_name") or run["pipeline_metadata"]["topology"])
         ),
         "ms": Column("ms", of(lambda run: milliseconds(run["duration_ms"])), right=True),
-        "stages": Column(
-            "stages", of(lambda run: f"{run['stages_completed']}/{run['stages_total']}"), right=True
-        ),
+        "stages": Column("stages", of(_stages), right=True),
         "run": Column("run", of(lambda run: run["correlation_ids"]["pipeline_run_id"])),
     }
     for name in ("user", "request"):
@@ -112,6 +110,12 @@ def _columns(runs: Sequence[Record]) -> dict[str, Column]:
 
 def _outcome(run: Record) -> str:
     return str(run.get("outcome") or run["status"])
+
+
+def _stages(run: Record) -> str:
+    """Return the number of completed stages and of all; empty if another producer left them out."""
+    completed, total = run.get("stages_completed"), run.get("stages_total")
+    return "" if completed is None or total is None else f"{completed}/{total}"
 
 
 def _concessions(runs: Sequence[Record]) -> list[Callable[[dict[str, Column]], Any]]:

@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import QueryError, StageflowError
+from .predicate import must_be_text
 from .queries import Rows, check_timeout
 
 __all__ = ["MEMORY", "query_in_process"]
@@ -81,6 +82,7 @@ def query_in_process(
         QueryError: The query is invalid, or exceeds a limit.
         StageflowError: The journal or the archive cannot be read.
     """
+    must_be_text(sql)
     request = _Request(journal, archive, sql, limit, check_timeout(timeout), memory, disk, verify)
     folder = tempfile.mkdtemp(prefix="stageflow-query-")
     try:

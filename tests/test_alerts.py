@@ -816,6 +816,7 @@ def test_everything_that_is_wrong_is_told_with_its_path() -> None:
             "at $.rules[0].sql: expected a query, got nothing",
         ),
         ("[[rules]\n", "at $: it is no TOML: "),
+        ("a = " + "[" * 10_000, "at $: it is no TOML: the document is nested too deeply"),
         ("[[rules]]\nname = 'a'", "at $.rules[0].kind: expected one of "),
     ],
 )

@@ -288,6 +288,15 @@ def test_a_log_that_delta_cannot_read_is_named(folder: Path, kind: str) -> None:
         assert "<unknown>" not in done.output
 
 
+@pytest.mark.parametrize("file", ["the first commit", "the newest commit", "the hint"])
+def test_file_of_the_log_that_nests_too_deeply_gives_no_traceback(folder: Path, file: str) -> None:
+    path: Path = FILES[file](folder)
+    path.write_bytes(b'{"add":' + b"[" * 3000)
+    for arguments in (["doctor"], ["stats"], ["compact"], ["doctor", "--repair"]):
+        done = CliRunner().invoke(app, [*arguments, "--journal", str(folder)])
+        assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
+
+
 @pytest.mark.parametrize("stats", [rb'"stats":"[', rb'"stats":"{\"numRecords\":[],'])
 def test_damaged_statistics_of_a_file_make_no_row_unreadable(folder: Path, stats: bytes) -> None:
     ids = run_ids(folder)

@@ -48,6 +48,7 @@ GROUND = (
     "_cpython",
     "_fork",
     "_drive",
+    "_toml",
     "errors",
     "_value",
     "_safe_log",

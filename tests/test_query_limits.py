@@ -403,6 +403,14 @@ def reads_segments(pid: int, folder: Path) -> bool:
     return any(path.startswith(str(folder)) and path.endswith(".ndjson") for path in opened)
 
 
+@pytest.mark.parametrize(
+    "query", ["select " + "not " * 900 + "true", "select " + "[" * 900 + "1" + "]" * 900]
+)
+def test_query_that_nests_too_deeply_is_rejected(folder: Path, query: str) -> None:
+    with EventStore(folder) as store, pytest.raises(QueryError, match="nested too deeply"):
+        store.sql(query)
+
+
 def test_query_with_half_of_a_surrogate_pair_is_rejected(folder: Path) -> None:
     with pytest.raises(QueryError, match="surrogates not allowed"):
         query_in_process(str(folder), None, "select '\udcff'")

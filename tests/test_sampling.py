@@ -367,6 +367,7 @@ def test_a_sampler_is_read_from_a_file(tmp_path: Path) -> None:
         ("target_per_minute = -1", "target_per_minute=-1"),
         ("[[rules]]\none_in = 2", "where"),
         ("nonsense", "no TOML"),
+        ("a = " + "[" * 10_000, "nested too deeply"),
     ],
 )
 def test_a_file_that_is_wrong_says_where(tmp_path: Path, text: str, says: str) -> None:

@@ -196,15 +196,20 @@ def test_a_wrong_setting_says_where_it_stands(given: Any, message: str) -> None:
 
 def test_a_wrong_setting_outside_of_the_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGEFLOW_LIMITS", "{")
-    with pytest.raises(SettingsError, match=r"limits: '\{' is no JSON .*\(from: STAGEFLOW_LIMITS\)"):
+    with pytest.raises(SettingsError, match=r"limits: '\{' is invalid JSON .*\(from: STAGEFLOW_LIMITS\)"):
         stageflow.configure()
+    for text in ("[" * 100_000, '"\udcff"'):
+        monkeypatch.setenv("STAGEFLOW_LIMITS", text)
+        with pytest.raises(SettingsError, match=r"is invalid JSON .*\(from: STAGEFLOW_LIMITS\)"):
+            stageflow.configure()
     monkeypatch.delenv("STAGEFLOW_LIMITS")
     (tmp_path / "pyproject.toml").write_text('[tool.stageflow]\nservise = "x"\n')
     with pytest.raises(SettingsError, match=r"'servise'; did you mean 'service'\? \(from: .*pyproject.toml"):
         stageflow.configure()
-    (tmp_path / "pyproject.toml").write_text("[tool")
-    with pytest.raises(SettingsError, match=r"it cannot be read: .*\(from: .*pyproject.toml\)"):
-        stageflow.configure()
+    for text in ("[tool", "a = " + "[" * 10_000):
+        (tmp_path / "pyproject.toml").write_text(text)
+        with pytest.raises(SettingsError, match=r"it cannot be read: .*\(from: .*pyproject.toml\)"):
+            stageflow.configure()
     for text in ("tool = 5", "[tool]\nstageflow = 5", "[[tool.stageflow]]\nservice = 'x'"):
         (tmp_path / "pyproject.toml").write_text(text)
         with pytest.raises(

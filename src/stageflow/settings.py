@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ._fork import reset_in_child
+from ._toml import parse_toml
 from .errors import SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink
@@ -240,8 +240,8 @@ def _from_text(name: str, text: str, variable: str) -> Any:
         return text or None
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{name}: {text!r} is no JSON ({error})", variable) from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{name}: {text!r} is invalid JSON ({error})", variable) from None
 
 
 def _converted(name: str, value: Any, kind: type[Struct], origin: str) -> Struct:
@@ -281,8 +281,8 @@ def _pyproject() -> tuple[str, dict[str, Any]]:
         path = folder / "pyproject.toml"
         if path.is_file():
             try:
-                table = tomllib.loads(path.read_text(encoding="utf-8"))
-            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                table = parse_toml(path.read_bytes())
+            except (OSError, ValueError) as error:
                 raise SettingsError(f"it cannot be read: {error}", str(path)) from None
             ours: Any = table
             for name in ("tool", "stageflow"):

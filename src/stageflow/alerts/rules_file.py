@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
+from .._toml import parse_toml
 from ..errors import AlertRuleError, did_you_mean
 from .apprise import Apprise
 from .burn_rate import BurnRate
@@ -95,8 +95,8 @@ def parse_rules(text: str, file: str = "alerts.toml") -> AlertRules:
         0.05
     """
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(text)
+    except ValueError as error:
         raise AlertRuleError(file, [f"at $: it is no TOML: {error}"]) from None
     known: dict[str, Kinds] = {"rules": RULES, "receivers": RECEIVERS, "silences": {_ONE: Silence}}
     problems = [

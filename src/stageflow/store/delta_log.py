@@ -8,7 +8,6 @@ version, and finds the newest complete version.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from ..errors import ArchiveDamagedError, DamagedFileError
 from ..journal.disk import is_regular, make_private, only_one, open_regular, replace_file, sync_directory
-from ..journal.stored import encode_state, read_state
+from ..journal.stored import decode_stored, encode_state, read_state
 from .log_files import Durable, LogState, is_complete_checkpoint, is_complete_commit, sync_file
 from .permissions import make_directory, mode_of
 
@@ -245,7 +244,7 @@ class DeltaLog:
     def _hint(self) -> int | None:
         try:
             with open(open_regular(os.path.join(self.path, _HINT)), "rb") as file:
-                return int(json.loads(file.read())["version"])
+                return int(decode_stored(file.read())["version"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -373,7 +372,7 @@ class DeltaLog:
             if _COMMIT.fullmatch(name):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                     with open(open_regular(os.path.join(self.path, name)), "rb") as file:
-                        actions = [json.loads(line) for line in file]
+                        actions = [decode_stored(line) for line in file]
                     for txn in [action["txn"] for action in actions if "txn" in action]:
                         found[txn["appId"]] = max(txn["version"], found.get(txn["appId"], 0))
         return found

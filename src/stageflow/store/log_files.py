@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from msgspec import Struct
 
 from ..journal.disk import open_regular, sync
+from ..journal.stored import decode_stored
 
 __all__ = [
     "ACTIONS_CHECKSUM",
@@ -54,7 +55,7 @@ def is_complete_commit(path: str) -> bool:
     with open(open_regular(path), "rb") as file:
         content = file.read()
     try:
-        actions = [json.loads(line) for line in content.split(b"\n") if line]
+        actions = [decode_stored(line) for line in content.split(b"\n") if line]
         if not actions or not all(isinstance(action, dict) and len(action) == 1 for action in actions):
             return False
         found: dict[str, list[Any]] = {}

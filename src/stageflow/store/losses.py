@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from urllib.parse import unquote
@@ -13,6 +12,7 @@ from msgspec import Struct
 from ..errors import ArchiveDamagedError
 from ..journal.disk import open_regular
 from ..journal.layout import list_writers
+from ..journal.stored import decode_stored
 from .archive import Archive, is_remote
 from .archive_file import ArchiveFile
 from .columns import AMENDMENTS, text
@@ -121,7 +121,7 @@ def _replaced(archive: Archive) -> set[str]:
             open(open_regular(os.path.join(archive.log.path, name)), "rb") as file,
         ):
             for line in file:
-                action = json.loads(line)
+                action = decode_stored(line)
                 if "remove" in action:
                     found.add(unquote(action["remove"]["path"]))
     return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tomllib
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from .._toml import parse_toml
 from ..errors import SettingsError, did_you_mean
 
 __all__ = ["SampleRule", "TailSampler", "read_sampler"]
@@ -89,8 +88,8 @@ def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
     origin = os.fspath(path)
     with open(path, "rb") as file:
         try:
-            table: dict[str, Any] = tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            table = parse_toml(file.read())
+        except ValueError as error:
             raise SettingsError(f"it is no TOML: {error}", origin) from None
     rules = table.get("rules", [])
     for place, given, kind in [

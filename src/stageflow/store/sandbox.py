@@ -65,9 +65,16 @@ _HARMLESS_REFS = frozenset(
 
 
 def parse(connection: DuckDBPyConnection, statement: str) -> Any:
-    """Return the parse tree of a statement; its `error` is True unless it consists of SELECT statements."""
+    """Return the parse tree of a statement; its `error` is True unless it consists of SELECT statements.
+
+    Raises:
+        QueryError: The statement is nested too deeply.
+    """
     (parsed,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
-    return json.loads(parsed)
+    try:
+        return json.loads(parsed)
+    except RecursionError:
+        raise QueryError("the query is nested too deeply", sql=statement) from None
 
 
 def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) -> None:

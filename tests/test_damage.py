@@ -119,6 +119,8 @@ def test_a_damaged_line_hides_only_itself(journal: Path, kind: str) -> None:
 
 FIELDS = {
     "an invalid time": (rb'"started_at":"[^"]*"', b'"started_at":"2026-02-31T99:00:00Z"'),
+    "a year of five digits": (rb'"(started|ended)_at":"2', rb'"\1_at":"22'),
+    "a year before the first": (rb'"(started|ended)_at":"2', rb'"\1_at":"-2'),
     "a status that is a number": (rb'"status":"OK"', b'"status":7'),
     "an unknown status": (rb'"status":"OK"', b'"status":"OJ"'),
     "ids that are a list": (rb'"correlation_ids":\{[^}]*\}', b'"correlation_ids":[1]'),

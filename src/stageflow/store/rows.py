@@ -20,15 +20,23 @@ __all__ = ["as_pattern", "load_rows"]
 _LONGEST_LINE = 16 << 20
 """Bytes of a line that is found at the first attempt; DuckDB holds twice that in memory for each thread."""
 
+
+def _as_time(value: str) -> str:
+    """Return SQL for a timestamp; null unless its year has four digits.
+
+    DuckDB also accepts years that `datetime` cannot represent, and returns text for them.
+    """
+    in_range = f"{value}[5] = '-' and {value} between '0001' and '9999-12-31'"
+    return f"case when {in_range} then try_cast({value} as timestamptz) end"
+
+
 _NEEDED = {
     type: [f"event.data.{name} is not null" for name in ("event_id", "schema_version", *REQUIRED[type])]
     for type in TYPED
 }
 _TIMES = {
     type: [
-        f"try_cast(event.data.{name} as timestamptz) is not null"
-        for name in REQUIRED[type]
-        if name.endswith("_at")
+        f"({_as_time(f'event.data.{name}')}) is not null" for name in REQUIRED[type] if name.endswith("_at")
     ]
     for type in TYPED
 }
@@ -138,7 +146,7 @@ def _schema_values(names: Sequence[str]) -> list[str]:
         column = COLUMNS[name]
         value = "event.data." + ".".join(map(quoted, PLACES[name]))
         if column.type == "TIMESTAMPTZ":
-            value = f"try_cast({value} as timestamptz)"
+            value = _as_time(value)
         elif name == "sample_rate":  # weights every count and rate
             value = f"case when {value} >= 1 and isfinite({value}) then {value} else 1 end"
         elif column.type == "DOUBLE":  # DuckDB accepts NaN and 1e999; one such value invalidates every sum

@@ -563,7 +563,7 @@ async def test_a_class_whose_making_raises_is_the_failure_of_its_stage(sink: Mem
     results = await run(sink, Unlucky)
     assert (results["s"].status, results["s"].error) == (
         "FAIL",
-        "RuntimeError: Unlucky() raised StopIteration",
+        "RuntimeError: the call of stage 's' raised StopIteration",
     )
 
 

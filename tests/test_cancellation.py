@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import threading
@@ -832,6 +833,133 @@ def test_asyncio_run_ends_with_a_run_whose_thread_hangs(sink: MemoryEventSink) -
     finally:
         let_go.set()
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
+
+
+async def uncancels(ctx: StageContext) -> None:
+    """Refuse to end, and withdraw each request to cancel its task."""
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+
+
+async def uncancels_after_timeouts(ctx: StageContext) -> None:
+    for _ in range(3):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await asyncio.sleep(3600)
+    await uncancels(ctx)
+
+
+async def counts_cancellations(ctx: StageContext) -> None:
+    """Refuse to end, and withdraw only every second request."""
+    while True:
+        for withdraws in (False, True):
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                assert task is not None
+                if withdraws:
+                    task.uncancel()
+
+
+@pytest.mark.parametrize("stage", [stubborn, uncancels, uncancels_after_timeouts, counts_cancellations])
+@pytest.mark.parametrize("before", ["nothing", "timed out", "run failed", "abandoned"])
+def test_stage_that_refuses_to_end_never_blocks_the_end_of_asyncio_run(
+    sink: MemoryEventSink, stage: Any, before: str
+) -> None:
+    kept: list[Any] = []
+
+    async def main() -> None:
+        async def fails(ctx: StageContext) -> None:
+            if before != "run failed":
+                await asyncio.Event().wait()
+            await asyncio.sleep(2)
+            raise ValueError
+
+        timeout = 2 if before in ("timed out", "abandoned") else None
+        pipeline = Pipeline("p").with_stage("s", stage, timeout=timeout, optional=True).with_stage("f", fails)
+        grace = 1 if before == "abandoned" else 10
+        kept.append(asyncio.create_task(recorded(pipeline, sink, grace=grace).run()))
+        await asyncio.sleep(5)
+
+    VirtualClock().run(main())  # which ends as `asyncio.run` does
+    event = hold_the_law(sink.events, ["s", "f"])
+    assert event["stages_abandoned"] == 1
+    assert event["outcome"] == ("failed" if before == "run failed" else "cancelled")
+    assert kept[0].cancelled()
+
+
+def test_only_the_end_of_the_loop_closes_an_abandoned_stage_that_its_run_has_cancelled(
+    sink: MemoryEventSink,
+) -> None:
+    """A stage that needs longer than the grace period may finish what it has begun, as documented."""
+    finished: list[str] = []
+
+    async def commits(ctx: StageContext) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.sleep(3600)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(10)
+            finished.append("commit")
+
+    async def main() -> None:
+        await cancel_after(recorded(Pipeline("p").with_stage("s", commits), sink), 5)
+        assert seconds() == 7
+        await asyncio.sleep(60)
+
+    VirtualClock().run(main())
+    assert finished == ["commit"]
+    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_stage_that_uncancels_does_not_block_ctrl_c(program: Start, times: int) -> None:
+    running = program(
+        """
+        import asyncio, sys
+        from stageflow import JournalSink, Pipeline, WideEventEmitter
+
+        async def uncancels(ctx):
+            print("running", flush=True)
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    asyncio.current_task().uncancel()
+                    print("refused", flush=True)
+
+        async def main():
+            emitter = WideEventEmitter(JournalSink(sys.argv[1]))
+            await Pipeline("p").with_stage("s", uncancels).build(
+                emit_stage_wide_events=True,
+                emit_pipeline_wide_event=True,
+                wide_event_emitter=emitter,
+                grace=0.3,
+            ).run()
+
+        asyncio.run(main())
+        """
+    )
+    running.wait_for("running")
+    for _ in range(times):
+        running.process.send_signal(signal.SIGINT)
+        running.wait_for("refused")
+        if times > 1:
+            break
+    if times > 1:
+        running.process.send_signal(signal.SIGINT)
+    status, _, err = running.ended(within=20)
+    assert status == -signal.SIGINT
+    assert "KeyboardInterrupt" in err
+    hold_the_law(running.events(), ["s"])
 
 
 # ---------------------------------------------------------------- the process ends

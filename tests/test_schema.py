@@ -87,6 +87,7 @@ def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
         "attributes": {"attribute": 1},
         "redacted": 9,
         "truncated": ["truncated"],
+        "loop_blocked_ms": 10.0,
     }
     assert [*values] == list(inspect.signature(build_stage_wide).parameters)[2:]
     event = msgspec.to_builtins(build_stage_wide(RUN, 11, *values.values()))

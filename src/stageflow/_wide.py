@@ -69,6 +69,7 @@ def build_stage_wide(
     attributes: dict[str, Any] = _NO_FIELDS,
     redacted: int = 0,
     truncated: list[str] = _NO_NAMES,
+    loop_blocked_ms: float | None = None,
 ) -> StageWide:
     """Return a `stage.wide` event. Times are microseconds since the Unix epoch, so that
     `ended_at = started_at + duration_ms` holds exactly.
@@ -112,6 +113,7 @@ def build_stage_wide(
         truncated,
         Trace(trace.trace_id, span_id(span_base, sequence, attempt), trace.span_id),
         1,  # sample_rate
+        loop_blocked_ms,
     )
 
 

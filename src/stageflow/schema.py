@@ -211,6 +211,7 @@ class StageWide(Struct, frozen=True, gc=False):
     truncated: Annotated[list[str], _RECORD] = []
     trace: Trace | None = None
     sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD] = 1
+    loop_blocked_ms: Annotated[Milliseconds | None, _DURATION] = None
 
 
 class PipelineWide(Struct, frozen=True, gc=False):

@@ -38,6 +38,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         limits: How large an event may grow.
         health_seconds: Seconds between two `stageflow.health` events; None for none.
         journal_options: Further arguments of `JournalSink`: `fsync`, `max_bytes`, ...
+        max_threads: How many synchronous stages may run in threads at once, over all runs of the process.
         origins: Where each came from: "argument", the name of an environment variable, or a file.
     """
 
@@ -51,6 +52,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: EventLimits = EventLimits()
     health_seconds: float | None = 60.0
     journal_options: Mapping[str, Any] = {}
+    max_threads: int = 256
     origins: Mapping[str, str] = {}
 
 
@@ -64,6 +66,7 @@ _VARIABLES = {
     "limits": "STAGEFLOW_LIMITS",
     "health_seconds": "STAGEFLOW_HEALTH_SECONDS",
     "journal_options": "STAGEFLOW_JOURNAL_OPTIONS",
+    "max_threads": "STAGEFLOW_MAX_THREADS",
 }
 """The environment variable of each setting: text as it is, the others as JSON."""
 
@@ -98,6 +101,7 @@ class Given(TypedDict, total=False):
     limits: EventLimits
     health_seconds: float | None
     journal_options: Mapping[str, Any]
+    max_threads: int
 
 
 def configure(**given: Unpack[Given]) -> Settings:
@@ -111,8 +115,8 @@ def configure(**given: Unpack[Given]) -> Settings:
 
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
-            `health_seconds`, `journal_options`; see `Settings`. Without `journal` and `sink` anywhere,
-            events go to the global sink as before.
+            `health_seconds`, `journal_options`, `max_threads`; see `Settings`. Without `journal` and `sink`
+            anywhere, events go to the global sink as before.
 
     Returns:
         What is in force now, and where each came from.
@@ -187,6 +191,7 @@ def _put_in_force(new: Settings, old: Settings | None) -> None:
             environment=new.environment,
             commit=new.commit,
             health_seconds=new.health_seconds,
+            max_threads=new.max_threads,
         )
     )
 
@@ -267,6 +272,11 @@ def _checked(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     if seconds is not None and not (is_number and seconds > 0):
         raise SettingsError(
             f"health_seconds={seconds!r}; give seconds, more than 0, or none", origins["health_seconds"]
+        )
+    threads = values.get("max_threads", 1)
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise SettingsError(
+            f"max_threads={threads!r}; expected a whole number, 1 or more", origins["max_threads"]
         )
     return Settings(**values, origins=origins)
 

@@ -36,6 +36,8 @@ class StageContext:
         timed_out: True once the attempt was told to end because its `timeout` had passed.
         abandoned: True once the run no longer waits for this attempt.
         outcome_by: Name of the interceptor that made the outcome, where one did.
+        loop_blocked_ms: Milliseconds for which one step of an attempt that has ended blocked the event loop;
+            None for at most 50.
     """
 
     # Class attributes: creating an attempt that sets none of them takes half the time.
@@ -43,6 +45,7 @@ class StageContext:
     timed_out = False
     abandoned = False
     outcome_by: str | None = None
+    loop_blocked_ms: float | None = None
     _artifacts: list[Artifact] | None = None
     _attributes: dict[str, Any] | None = None
     _events_count = 0

@@ -1,7 +1,6 @@
 """Threads for synchronous functions: daemon threads, reused, which do not delay the exit of the process.
 
-The number of threads is unlimited: a synchronous stage may start a nested run and wait for it, which would
-deadlock a limited pool. `max_concurrency` limits the work.
+There is a thread for each function that runs; `pipeline._thread_limit` limits how many run at once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from .._fork import reset_in_child
 
 __all__ = ["busy_threads", "in_thread"]
 
-Job = Callable[[], None]
+Job = tuple[Callable[[], None], Callable[[], None]]
+"""The function to run, and the one to call once its thread is free for another job."""
 
 _IDLE_SECONDS = 10.0
 
@@ -37,11 +37,14 @@ class _Worker(threading.Thread):
                 if self._pool.retires(self):
                     return
                 continue  # a job was handed over at the last moment
-            job()
-            del job  # otherwise its objects would live until the next job
+            function, freed = job
+            function()
+            del job, function  # otherwise their objects would live until the next job
             if os.getpid() != self._process:
                 return  # the job forked: in the child, this thread gets no further jobs
             self._pool.is_free(self)
+            freed()
+            del freed
 
 
 class _Pool:
@@ -104,13 +107,17 @@ _pool = _Pool()
 reset_in_child(_pool.reset)
 
 
-def in_thread(job: Job) -> None:
-    """Run `job` in a daemon thread. It must not raise.
+def in_thread(function: Callable[[], None], freed: Callable[[], None]) -> None:
+    """Run a function in a daemon thread.
+
+    Args:
+        function: What to run. It must not raise.
+        freed: Called in the thread after `function`, when the thread can run another one. It must not raise.
 
     Raises:
-        RuntimeError: No thread can be started, and there is none that could do it later.
+        RuntimeError: No thread can be started, and there is none that could run it later.
     """
-    _pool.run(job)
+    _pool.run((function, freed))
 
 
 def busy_threads() -> int:

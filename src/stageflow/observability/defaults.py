@@ -19,6 +19,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
         environment: Where it is deployed: "production", ...
         commit: The commit it was built from.
         health_seconds: Seconds between two `stageflow.health` events; None for none.
+        max_threads: The number of synchronous stages that may run in threads at once.
     """
 
     emits: bool = False
@@ -27,6 +28,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
     environment: str | None = None
     commit: str | None = None
     health_seconds: float | None = None
+    max_threads: int = 256
 
 
 _defaults = Defaults()

@@ -392,6 +392,7 @@ def _bare(result: StageResult) -> StageResult:
         dependencies=result.dependencies,
         optional=result.optional,
         sequence=result.sequence,
+        loop_blocked_ms=result.loop_blocked_ms,
     )
 
 

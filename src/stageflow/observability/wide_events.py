@@ -79,6 +79,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         attribute_values,
         redacted,
         truncated,
+        result.loop_blocked_ms,
     )
 
 

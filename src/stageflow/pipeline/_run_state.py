@@ -19,6 +19,7 @@ The unit of state is an *instance* of a node, numbered from 0. Each instance is 
     timed_out ---- attempt_ended(), another attempt is due ------> backoff
     timed_out ---- grace_over() ---------------------------------> done
     cancelling --- attempt_ended() ------------------------------> done
+    cancelling --- attempt_withdrawn() --------------------------> done
     cancelling --- grace_over() ---------------------------------> done
     backoff ------ retry_due() ----------------------------------> ready
     waiting, ready, queued, backoff --- the run ends ------------> done
@@ -38,11 +39,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..context import PipelineContext, PipelineResults, StageContext
-from ..errors import DeadlineExceededError, StageflowError, StageTimeoutError, describe
+from ..errors import DeadlineExceededError, StageflowError, describe
 from ..interrupts import INTERRUPTS, is_a
 from ..schema import Outcome
 from ..stages import Retry, StageOutput, StageResult, StageStatus
 from .node import Node
+from .outcome import timed_out
 from .plan import Plan
 
 __all__ = [
@@ -241,6 +243,8 @@ class RunState:
             cancelled_externally: True if code outside the run cancelled its task.
         """
         node, phase = self.nodes[index], self.phases[index]
+        if node.timeout is not None and phase == RUNNING and ended - began > node.timeout * 1e9:
+            phase = TIMED_OUT  # it ended before the loop could cancel it
         if raised is not None or phase != RUNNING or output.status is not OK:
             if cancelled_externally and phase != TIMED_OUT:
                 self.phases[index] = CANCELLING
@@ -251,6 +255,15 @@ class RunState:
         if node.route_labels:
             self._routes[index] = output.routes or ()
         self._settle(index, self._result(index, ctx, output, ctx.attempt, began, ended), ended)
+
+    def attempt_withdrawn(self, index: int, at: int) -> None:
+        """The run ended before an attempt could start: it waited for a thread."""
+        self.phases[index] = READY
+        self.running -= 1
+        if self._permits and index in self._permits:
+            self._release_permit(index)
+        if self.ending is not None and not self.running:
+            self._finish(at)
 
     def attempt_lost(self, index: int, attempt: int, output: StageOutput, began: int, ended: int) -> None:
         """The engine was interrupted, or failed, while it processed the end of an attempt.
@@ -293,7 +306,7 @@ class RunState:
             return
         left = f"it did not end within {self._plan.grace:g} s and was left running"
         if phase == TIMED_OUT:
-            late = _timed_out(self.nodes[index], self.run_id, None)
+            late = timed_out(self.nodes[index], self.run_id, None)
             output = StageOutput(FAIL, {}, describe(late), late, left)
         else:
             why = self.ending.reason if self.ending else "the run ended"
@@ -364,7 +377,7 @@ class RunState:
             except BaseException as error:  # a subclass may refuse new attributes
                 INTERRUPTS.postpone(error)
         if phase == TIMED_OUT:
-            raised = _timed_out(node, self.run_id, raised)
+            raised = timed_out(node, self.run_id, raised)
             output = StageOutput(FAIL, {}, describe(raised), raised)
         if self.ending is not None:
             return output if phase == TIMED_OUT else _cut_short(output, raised, self.ending.reason)
@@ -407,6 +420,7 @@ class RunState:
             abandoned,
             ctx.outcome_by if ctx else None,
             node.index,
+            ctx.loop_blocked_ms if ctx else None,
         )
 
     def _settle(self, index: int, result: StageResult, at: int) -> None:
@@ -600,19 +614,6 @@ def _cancelled(reason: str) -> Ending:
 def _failed_at(result: StageResult) -> Ending:
     text = f"stage {result.name!r} failed: {result.error}"
     return Ending("failed", f"stage {result.name!r} failed", text, result.exception)
-
-
-def _timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTimeoutError:
-    """Return the error of an attempt that took too long, whatever it did in the end."""
-    error = StageTimeoutError(
-        f"the attempt took longer than its timeout of {node.timeout:g} s",
-        pipeline=node.pipeline,
-        stage=node.name,
-        run_id=run_id,
-    )
-    if raised is not None and not is_a(raised, CancelledError):
-        error.__cause__ = raised
-    return error
 
 
 def _cut_short(output: StageOutput, raised: BaseException | None, why: str) -> StageOutput:

@@ -5,8 +5,12 @@ permits. It reports each event to the state and then executes the effects. Both 
 await in between.
 
 Stages run in *workers*. A worker is a task that runs ready stages one after another, so a stage whose last
-dependency has just ended runs in the task of that dependency. There are only as many tasks as stages that
-wait concurrently.
+dependency has just ended without waiting runs in the task of that dependency.
+
+A stage may leave something behind that later cancels its task: a generator with an open `asyncio.timeout` or
+`TaskGroup`, which keeps a reference to the task that entered it. No other stage may wait in that task. So a
+worker ends after a stage that has waited, or that has left a reference to the task, and the next stage runs
+in another task. (A task for each stage would be simpler, and twice as slow for stages that do not wait.)
 """
 
 from __future__ import annotations
@@ -14,11 +18,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from contextvars import copy_context
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from contextvars import Context, copy_context
+from sys import getrefcount
 from typing import Any, Concatenate, ParamSpec, cast
+from weakref import getweakrefcount
 
 from .._drive import drive
+from .._safe_log import log_safely
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext
 from ..interrupts import INTERRUPTS, is_a
@@ -27,8 +35,10 @@ from ..observability.recorder import RunRecorder
 from ..observability.run_context import deliver_on, start_run
 from . import active
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, RunState
-from .attempt import Attempt, begin, first_step
+from ._thread_limit import THREADS, ThreadPermit, thread_permit
+from .attempt import Attempt, StageScope, begin, first_step
 from .limits import Limit, Ticket
+from .node import Node
 from .outcome import failure, output_of
 from .plan import Plan
 
@@ -36,6 +46,15 @@ __all__ = ["Scheduler"]
 
 YIELD_EVERY = 16
 """Number of stages that a worker starts before it yields to the event loop."""
+
+LOOP_BLOCKED_NS = 50_000_000
+"""A stage that blocks the event loop for longer in one step is reported."""
+
+log = logging.getLogger("stageflow")
+
+_blocking: set[tuple[str, str]] = set()
+"""The pipelines and stages whose blocking of the event loop has been logged."""
+_MOST_BLOCKING = 1000
 
 P = ParamSpec("P")
 
@@ -53,6 +72,14 @@ def _ends_run(
             self._engine_failed(error)
 
     return guarded
+
+
+def _close(steps: Coroutine[Any, Any, Any], variables: Context) -> None:
+    """Close a coroutine if the engine was interrupted, or failed, while it drove it; else it has ended."""
+    try:
+        variables.run(steps.close)
+    except BaseException as error:  # the interrupt that comes first is the one to raise
+        INTERRUPTS.postpone(error)
 
 
 class Scheduler:
@@ -79,7 +106,7 @@ class Scheduler:
         self.variables.run(deliver_on, self.loop)
         self.state = RunState(plan, self.run_id, self.began, origin)
         self.attempts: dict[int, Attempt] = {}
-        self.instances: dict[int, Any] = {}
+        self.scopes: dict[int, StageScope] = {}
         self.results: PipelineResults | None = None
         self.deadline = deadline
         self._waiter: asyncio.Future[None] | None = None
@@ -89,6 +116,9 @@ class Scheduler:
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._timers: list[asyncio.TimerHandle] = []
         self._held: dict[int, Limit] = {}
+        self._thread_requests: dict[int, ThreadPermit] = {}
+        # Of the synchronous stage in which this run was started.
+        self._outer_permit = thread_permit.get()
         self._tickets: dict[Ticket, int] = {}
 
     # ------------------------------------------------------------ the caller's side
@@ -98,12 +128,12 @@ class Scheduler:
         if self.deadline is not None:
             self._timers.append(self.loop.call_later(self.deadline, self._deadline_passed))
         active.entered(self)
+        if self._outer_permit is not None:
+            THREADS.nested_run_started(self._outer_permit)
         self.recorder.run_started(self.plan.outline, self.began + self.state.origin)
         if self.recorder.marked_sink is not None:
             active.HEARTBEATS.run_started()
-        self.state.started()
-        self._start_worker()
-        self._dispatch_soon()
+        self._start()
         cancelled: asyncio.CancelledError | None = None
         while self.results is None:
             self._waiter = self.loop.create_future()
@@ -112,6 +142,8 @@ class Scheduler:
             except asyncio.CancelledError as error:
                 # A second cancellation has no effect: the first has already cancelled every stage.
                 cancelled = cancelled or error
+                for attempt in self.attempts.values():
+                    attempt.caller_cancelled()
                 self._cancelled("cancelled from outside")
             except GeneratorExit:
                 self._closed()
@@ -127,6 +159,12 @@ class Scheduler:
             finally:
                 cancelled = None  # avoid a reference cycle with this frame
         return self.results
+
+    @_ends_run
+    def _start(self) -> None:
+        self.state.started()
+        self._start_worker()
+        self._dispatch_soon()
 
     def _cancelled(self, reason: str) -> None:
         self.state.cancelled(reason, self.now())
@@ -183,6 +221,7 @@ class Scheduler:
             self._dispatching = True
             self.loop.call_soon(self._dispatch, context=self.variables)
 
+    @_ends_run
     def _dispatch(self) -> None:
         self._dispatching = False
         if self._yielding:
@@ -216,19 +255,24 @@ class Scheduler:
         """Record the stage that a failed worker was running; all other stages wait in their own tasks."""
         now, state = self.now(), self.state
         for index, phase in enumerate(state.phases):
-            if phase in (RUNNING, TIMED_OUT, CANCELLING):
+            if phase in (RUNNING, TIMED_OUT, CANCELLING) and index not in self._thread_requests:
                 attempt = self.attempts.get(index)
                 if attempt is None or attempt.task is task:
                     self.attempts.pop(index, None)
                     state.attempt_lost(index, state.attempt_number(index), failure(error), now, now)
 
     async def _work(self) -> None:
-        """Run one stage after another until none is ready."""
+        """Run one stage after another, until none is ready or the next one must not run in this task."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         state, now, base = self.state, self.now, self.variables
         context, recorder, nodes = self.context, self.recorder, self.state.nodes
         ready, emits = state.ready, state.emits
         turn = 0
+        # With `partial`: since Python 3.14, it depends on the place of a call in the code whether a local variable
+        # that is its argument counts as another reference.
+        strong_references = functools.partial(getrefcount, task)
+        weak_references = functools.partial(getweakrefcount, task)
+        strong, weak = strong_references(), weak_references()
         while True:
             index = state.take()
             if index < 0:
@@ -239,9 +283,13 @@ class Scheduler:
             if ready:
                 self._dispatch_soon()
             node = nodes[index]
+            if node.plain:
+                if not await self._acquire_thread(index):
+                    break  # the run has ended
+                strong, weak = strong_references(), weak_references()
             number = state.attempt_number(index) if state.retried else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, state, recorder)
-            variables = base.copy()
+            variables = base.copy() if number <= 1 else self._variables_of(index).copy()
             attempt = raised = value = None
             began = now()
             try:
@@ -249,28 +297,33 @@ class Scheduler:
                     steps, waits_for = variables.run(first_step, ctx, node.call)
                 else:
                     steps, waits_for = variables.run(
-                        first_step, ctx, functools.partial(begin, node, variables, self.instances)
+                        first_step, ctx, functools.partial(begin, node, self._scope(index))
                     )
             except StopIteration as stop:
                 value = stop.value
             except BaseException as error:
                 raised = error
             else:
-                attempt = self.attempts[index] = Attempt(index, ctx, began, task)
-                if node.timeout is not None:
-                    attempt.timer = self.loop.call_later(node.timeout, self._timed_out, attempt)
+                attempt = self.attempts[index] = Attempt(index, ctx, began, now, task, variables)
                 try:
-                    value = await drive(steps, variables.run, waits_for, attempt.gives_up)
+                    if node.timeout is not None:
+                        self._start_timeout(attempt, node.timeout)
+                    value = await drive(steps, attempt.step, waits_for, attempt.gives_up)
                 except GeneratorExit:
                     raise
                 except BaseException as error:
                     raised = error
+                    _close(steps, variables)
                 if ctx.abandoned:
                     self._workers.discard(task)
                     return  # its result has already been recorded
                 del self.attempts[index]
                 attempt.stop_timer()
             ended = now()
+            if node.plain:
+                self._release_unused_thread(index)
+            if ended - began > LOOP_BLOCKED_NS:
+                self._note_blocking(node, ctx, ended - began if attempt is None else attempt.blocked)
             try:
                 if raised is not None:
                     output = failure(raised)
@@ -296,13 +349,18 @@ class Scheduler:
             if emits:
                 self._emit()
             if state.pending:
-                self._apply()
+                self._execute()
             # An exception refers to the frames of its traceback; avoid a reference cycle with this one.
             del value, raised
-            if task.cancelling():
-                # A cancelled task would cancel the awaits of the next stage, so that stage starts in another
-                # task.
-                self._dispatch_soon()
+            # A task that the stage has cancelled would cancel what the next stage awaits.
+            if (
+                attempt is not None
+                or strong_references() != strong
+                or weak_references() != weak
+                or task.cancelling()
+            ):
+                if state.startable > 0:
+                    self._start_worker()
                 break
             turn += 1
             if turn % YIELD_EVERY == 0 and ready:
@@ -311,7 +369,39 @@ class Scheduler:
                     await asyncio.sleep(0)
                 finally:
                     self._yielding -= 1
+                strong, weak = strong_references(), weak_references()
         self._workers.discard(task)
+        task.remove_done_callback(self._worker_done)  # it ends normally: this saves a callback of the loop
+
+    def _scope(self, index: int) -> StageScope:
+        scope = self.scopes.get(index)
+        if scope is None:
+            scope = self.scopes[index] = StageScope()
+        return scope
+
+    def _variables_of(self, index: int) -> Context:
+        """Return the context variables with which a further attempt of a stage starts."""
+        scope = self.scopes.get(index)
+        return self.variables if scope is None or scope.variables is None else scope.variables
+
+    def _note_blocking(self, node: Node, ctx: StageContext, nanoseconds: int) -> None:
+        """Record the longest step of an attempt, and log a warning, if it blocked the event loop for long."""
+        if nanoseconds <= LOOP_BLOCKED_NS:
+            return
+        if node.plain and node.make is None and node.when is None and not node.interceptors:
+            return  # all of its code runs in a thread; to start one may take long on a busy machine
+        ctx.loop_blocked_ms = nanoseconds // 1000 / 1000
+        key = (self.pipeline_name, ctx.stage)
+        if key not in _blocking and len(_blocking) < _MOST_BLOCKING:
+            _blocking.add(key)
+            log_safely(
+                log,
+                "pipeline %r: stage %r blocked the event loop for %.0f ms, and no other task could run; "
+                "run what blocks in a thread: in a synchronous stage, or by asyncio.to_thread(...) "
+                "(further occurrences are not logged; see loop_blocked_ms in its events)",
+                *key,
+                ctx.loop_blocked_ms,
+            )
 
     # ------------------------------------------------------------ effects
 
@@ -328,7 +418,12 @@ class Scheduler:
             self.state.interrupted(last, interrupt, self.now())
 
     def _apply(self) -> None:
-        """Execute all effects."""
+        """Execute all effects, and start workers for the stages that are ready afterwards."""
+        self._execute()
+        self._dispatch_soon()
+
+    def _execute(self) -> None:
+        """Execute all effects, and end the run if it is done."""
         state = self.state
         while state.pending or state.emits:
             if state.emits:
@@ -337,6 +432,9 @@ class Scheduler:
             for index in state.cancels:
                 if (attempt := self.attempts.get(index)) is not None:
                     attempt.cancel(timed_out=state.phases[index] == TIMED_OUT)
+                elif (permit := self._thread_requests.pop(index, None)) is not None:
+                    self._withdraw(permit)
+                    state.attempt_withdrawn(index, self.now())
             state.cancels.clear()
             for index in state.releases:
                 if (limit := self._held.pop(index, None)) is not None:
@@ -354,8 +452,6 @@ class Scheduler:
                 self._wait_for_nothing()
         if state.done and self.results is None:
             self._conclude()
-        else:
-            self._dispatch_soon()
 
     def _wait_for_nothing(self) -> None:
         """Cancel all pending requests for permits, and all timers for retries."""
@@ -371,6 +467,9 @@ class Scheduler:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        for limit in self._held.values():
+            limit.release()  # none is left, unless the engine has failed
+        self._held.clear()
         self.results = self.state.conclude(self.context, self.began)
         try:
             self.recorder.run_ended(self.results)
@@ -378,6 +477,8 @@ class Scheduler:
             if (held := INTERRUPTS.take()) is not None and self.state.interrupt is None:
                 self.state.interrupt = held
             active.left(self)
+            if self._outer_permit is not None:
+                THREADS.nested_run_ended(self._outer_permit)
             if self._waiter is not None and not self._waiter.done():
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     self._waiter.set_result(None)
@@ -389,6 +490,14 @@ class Scheduler:
         del self._retries[index]
         self.state.retry_due(index)
         self._dispatch_soon()
+
+    def _start_timeout(self, attempt: Attempt, seconds: float) -> None:
+        """Start the timer of a suspended attempt. Its time has been running since the attempt started."""
+        seconds -= (self.now() - attempt.began) / 1e9
+        if seconds > 0:
+            attempt.timer = self.loop.call_later(seconds, self._timed_out, attempt)
+        else:
+            self._timed_out(attempt)
 
     @_ends_run
     def _timed_out(self, attempt: Attempt) -> None:
@@ -403,6 +512,12 @@ class Scheduler:
                 del self.attempts[known]
                 attempt.stop_timer()
                 attempt.abandon()
+                scope = self.scopes.get(known)
+                if scope is not None and scope.returned is not None:
+                    with contextlib.suppress(RuntimeError):  # the loop is closed
+                        scope.returned.cancel()  # the thread continues, but no task waits for it
+                self._release_unused_thread(known)
+                self._note_blocking(self.plan.nodes[known], attempt.ctx, attempt.blocked)
                 self.state.grace_over(known, attempt.ctx, attempt.began, self.now())
         if index < 0:
             self.state.run_grace_over(self.now())
@@ -429,3 +544,35 @@ class Scheduler:
         self._held[index] = ticket.limit
         self.state.permit_granted(index)
         self._apply()
+
+    # ------------------------------------------------------------ threads
+
+    async def _acquire_thread(self, index: int) -> bool:
+        """Acquire a permit for a thread; return False if the run has ended before it was granted."""
+        permit = ThreadPermit(self.loop)
+        if (granted := THREADS.acquire(permit)) is not None:
+            self._thread_requests[index] = permit
+            try:
+                await granted
+            except BaseException:
+                # Cancelled by `_withdraw`, or by other code, which ends the run; or this coroutine is closed.
+                THREADS.release(permit)
+                if index in self._thread_requests:
+                    raise
+                return False
+            del self._thread_requests[index]
+        self._scope(index).permit = permit
+        return True
+
+    def _withdraw(self, permit: ThreadPermit) -> None:
+        THREADS.release(permit)
+        if permit.granted is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                permit.granted.cancel()
+
+    def _release_unused_thread(self, index: int) -> None:
+        """Release the permit of an attempt that has not called its function: its stage was skipped, say."""
+        scope = self.scopes.get(index)
+        if scope is not None and scope.permit is not None:
+            THREADS.release(scope.permit)
+            scope.permit = None

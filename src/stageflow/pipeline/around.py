@@ -7,23 +7,40 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
+from ..clock import get_clock
 from ..context import StageContext
 from ..errors import StageOutputError
 from ..interrupts import is_a
 from ..stages import StageOutput
 from .interceptor import Interceptor, Proceed, StageCall
 from .node import Node
-from .outcome import output_of
+from .outcome import output_of, timed_out
 
 __all__ = ["intercepted"]
 
 
-async def intercepted(node: Node, ctx: StageContext, start: Callable[[], Awaitable[Any]]) -> StageOutput:
-    """Run an attempt inside the interceptors of its stage, the first one outermost."""
+async def intercepted(
+    node: Node, ctx: StageContext, start: Callable[[], Awaitable[Any]], began: int
+) -> StageOutput:
+    """Run an attempt inside the interceptors of its stage, the first one outermost.
+
+    Args:
+        node: The stage.
+        ctx: The context of the attempt.
+        start: Calls the stage.
+        began: Start of the attempt in monotonic nanoseconds.
+    """
     call = StageCall(node.pipeline, ctx)
 
     async def innermost() -> StageOutput:
-        return output_of(await start(), node)
+        output = output_of(await start(), node)
+        if node.timeout is not None:
+            # The attempt fails although the stage returned, and the interceptors must see that failure.
+            if get_clock().monotonic_ns() - began > node.timeout * 1e9:
+                ctx.timed_out = True
+            if ctx.timed_out:
+                raise timed_out(node, str(ctx.run.pipeline_run_id), None)
+        return output
 
     proceed: Proceed = innermost
     for interceptor in reversed(node.interceptors):

@@ -9,22 +9,25 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import StageOutputError, describe, did_you_mean, type_name
+from msgspec.structs import replace
+
+from ..errors import StageOutputError, StageTimeoutError, describe, did_you_mean, type_name
 from ..interrupts import INTERRUPTS, is_a
 from ..stages import StageKind, StageOutput, StageStatus
 from .node import Node
 
-__all__ = ["failure", "output_of"]
+__all__ = ["failure", "output_of", "timed_out"]
 
-# One made by hand may hold anything; what makes one by its methods has these.
-_SHAPE = (
-    ("status", StageStatus),
-    ("data", dict),
-    ("error", str | None),
-    ("exception", BaseException | None),
-    ("reason", str | None),
-    ("after", float | int | None),
-    ("routes", tuple | None),
+_NONE = type(None)
+# The constructor accepts any value; the methods that create an output use these types.
+_FIELD_TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("status", (StageStatus,)),
+    ("data", (dict,)),
+    ("error", (str, _NONE)),
+    ("exception", (BaseException, _NONE)),
+    ("reason", (str, _NONE)),
+    ("after", (float, int, _NONE)),
+    ("routes", (tuple, _NONE)),
 )
 _OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
@@ -36,14 +39,18 @@ def output_of(value: Any, node: Node) -> StageOutput:
         BaseException: An application object raised during a type check.
     """
     if type(value) is StageOutput:
-        if value.status is StageStatus.OK and type(value.data) is dict and not node.route_labels:
-            return value if value.routes is None else _routed(value, node)
-        for name, kind in _SHAPE:
-            if not isinstance(getattr(value, name), kind):
-                return _nonsense(f"a StageOutput with {name}={_cut(getattr(value, name))}", node)
-        if value.after is not None and not 0 <= value.after < math.inf:
-            return _nonsense(f"a StageOutput with after={value.after!r}", node)
-        return value if value.status is not StageStatus.OK else _routed(value, node)
+        if (
+            value.status is StageStatus.OK
+            and type(value.data) is dict
+            and value.routes is None
+            and value.error is None
+            and value.exception is None
+            and value.reason is None
+            and value.after is None
+            and not node.route_labels
+        ):
+            return value
+        return _checked(value, node)
     if node.route_labels:
         return _nonsense(f"{_cut(value)} and chose no route", node, _ROUTE_HINT)
     if value is None:
@@ -56,6 +63,35 @@ def output_of(value: Any, node: Node) -> StageOutput:
     if inspect.iscoroutine(value):
         value.close()
     return _nonsense(f"{type(value).__name__} {_cut(value)}", node, hint)
+
+
+def _checked(output: StageOutput, node: Node) -> StageOutput:
+    """Return an output whose fields have exactly the expected types.
+
+    An instance of a subclass may raise from any operation, in the middle of the engine's own steps.
+    """
+    for name, types in _FIELD_TYPES:
+        if not is_a(getattr(output, name), types):
+            return _nonsense(f"a StageOutput with {name}={_cut(getattr(output, name))}", node)
+    after: Any = output.after
+    if after is not None:
+        after = float.__float__(after) if is_a(after, float) else int.__int__(after)
+        if not 0 <= after < math.inf:
+            return _nonsense(f"a StageOutput with after={after!r}", node)
+    output = StageOutput(
+        output.status,
+        output.data if type(output.data) is dict else dict(output.data),
+        _plain_text(output.error),
+        output.exception,
+        _plain_text(output.reason),
+        after,
+        output.routes,
+    )
+    return output if output.status is not StageStatus.OK else _routed(output, node)
+
+
+def _plain_text(text: str | None) -> str | None:
+    return None if text is None else str.__str__(text)
 
 
 _HINT = "return StageOutput.ok(key=value), a mapping, or None"
@@ -100,7 +136,23 @@ def _routed(output: StageOutput, node: Node) -> StageOutput:
                 hint=f"its dependants take {known}",
             )
             return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
-    return output
+    labels = tuple(node.route_labels[node.route_labels.index(label)] for label in output.routes)
+    return replace(output, routes=labels)
+
+
+def timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTimeoutError:
+    """Return the error of an attempt that took too long, regardless of what it returned or raised."""
+    if type(raised) is StageTimeoutError and (raised.stage, raised.run_id) == (node.name, run_id):
+        return raised
+    error = StageTimeoutError(
+        f"the attempt took longer than its timeout of {node.timeout:g} s",
+        pipeline=node.pipeline,
+        stage=node.name,
+        run_id=run_id,
+    )
+    if raised is not None and not is_a(raised, asyncio.CancelledError):
+        error.__cause__ = raised
+    return error
 
 
 def failure(error: BaseException) -> StageOutput:

@@ -60,6 +60,8 @@ class StageResult(Struct, frozen=True, eq=False):
     """Name of the interceptor that made the outcome, where one did."""
     sequence: int = field(default=0)
     """Place of the stage in its pipeline, counted from 0."""
+    loop_blocked_ms: float | None = None
+    """Milliseconds of the longest step of the last attempt on the event loop; None for at most 50."""
 
     @property
     def ok(self) -> bool:

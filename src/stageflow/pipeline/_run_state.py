@@ -585,12 +585,15 @@ class RunState:
 
     def ancestor(self, reader: int, stage: str) -> StageResult | None:
         plan = self._plan
-        if stage in self.nodes[reader].dependency_set or stage in plan.ancestors(reader):
-            return self.results[plan.index[stage]]
+        index = plan.index.get(stage)
+        if index is None:
+            return None
+        if stage in self.nodes[reader].dependency_set or plan.ancestry.contains(reader, index):
+            return self.results[index]
         return None
 
     def ancestors(self, reader: int) -> Collection[str]:
-        return self._plan.ancestors(reader)
+        return self._plan.ancestry.names(reader)
 
 
 def _cancelled(reason: str) -> Ending:

@@ -17,6 +17,7 @@ from .spec import StageSpec
 __all__ = ["problems_of"]
 
 _LONGEST_NAME = 200
+_MOST_IN_CYCLE = 20
 
 
 def problems_of(name: Any, specs: Sequence[StageSpec], around: Around) -> list[str]:
@@ -40,7 +41,10 @@ def problems_of(name: Any, specs: Sequence[StageSpec], around: Around) -> list[s
     problems += [f"build(): {problem}" for problem in _interceptor_problems(around.interceptors)]
     cycle = _cycle(specs)
     if cycle:
-        drawn = " -> ".join(repr(stage) for stage in cycle)
+        names = [repr(stage) for stage in cycle]
+        if len(names) > _MOST_IN_CYCLE:
+            names[6:-5] = [f"… {len(names) - 11} more …"]
+        drawn = " -> ".join(names)
         problems.append(f"stages depend on each other in a circle: {drawn}; remove one of these edges")
     return problems
 
@@ -218,12 +222,12 @@ def _cycle(specs: Sequence[StageSpec]) -> list[str]:
     if not left:
         return []
     # Every stage that is left waits for another that is left: follow until one comes again.
-    path: list[str] = []
+    places: dict[str, int] = {}
     at = left[0]
-    while at not in path:
-        path.append(at)
+    while at not in places:
+        places[at] = len(places)
         at = next(d for d in needs[at] if waiting.get(d))
-    cycle = path[path.index(at) :]
+    cycle = list(places)[places[at] :]
     # Drawn the way data flows: from a stage to the one that depends on it.
     cycle.reverse()
     return [*cycle, cycle[0]]

@@ -38,7 +38,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..context import PipelineContext, PipelineResults, StageContext
-from ..errors import DeadlineExceededError, StageflowError, StageTimeoutError, describe
+from ..errors import DeadlineExceededError, StageflowError, StageTimeoutError, describe, with_message
 from ..interrupts import INTERRUPTS, is_a
 from ..schema import Outcome
 from ..stages import Retry, StageOutput, StageResult, StageStatus
@@ -244,7 +244,8 @@ class RunState:
         if raised is not None or phase != RUNNING or output.status is not OK:
             if cancelled_externally and phase != TIMED_OUT:
                 self.phases[index] = CANCELLING
-                self._end(_cancelled("a task of the run was cancelled from outside"), ended)
+                why = with_message("a task of the run was cancelled from outside", raised)
+                self._end(_cancelled(why), ended)
             output = self._outcome(index, ctx.attempt, output, raised, began, ended, phase)
         if not ctx.attempt:
             began = ended
@@ -481,17 +482,26 @@ class RunState:
         """Return why its dependencies skip a stage, or None if they do not."""
         index = self._plan.index
         if node.route is not None:
-            routers = [name for name in node.dependencies if index[name] in self._routes]
-            chosen = [label for name in routers for label in self._routes[index[name]]]
-            if node.route not in chosen:
-                went = ", ".join(repr(label) for label in chosen) or "nowhere"
-                by = ", ".join(repr(name) for name in routers) or "a router that did not end well"
-                return f"its route is {node.route!r}; {by} went to {went}"
+            routers = [index[name] for name in node.dependencies if self.nodes[index[name]].route_labels]
+            if all(node.route not in self._routes.get(router, ()) for router in routers):
+                chosen = "; ".join(map(self._choice_of, routers))
+                return f"its route is {node.route!r}; {chosen}"
         if node.conditional:
             results = [self.results[index[name]] for name in node.dependencies]
             if all(result is None or result.status in (SKIP, FAIL) for result in results):
                 return "every one of its dependencies was skipped"
         return None
+
+    def _choice_of(self, router: int) -> str:
+        """Return what became of a router that has ended, in words."""
+        result = self.results[router]
+        name = self.nodes[router].name
+        if result is None or result.status is FAIL:
+            return f"{name!r} failed"
+        if result.status is SKIP:
+            return f"{name!r} was skipped: {result.reason}"
+        chosen = ", ".join(map(repr, self._routes.get(router, ())))
+        return f"{name!r} chose {chosen or 'no route'}"
 
     def _cancel_downstream(self, index: int, at: int) -> None:
         """Cancel all instances that can no longer start because this instance failed."""

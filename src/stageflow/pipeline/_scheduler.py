@@ -21,6 +21,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 from .._drive import drive
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext
+from ..errors import with_message
 from ..interrupts import INTERRUPTS, is_a
 from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
@@ -110,7 +111,7 @@ class Scheduler:
             except asyncio.CancelledError as error:
                 # A second cancellation has no effect: the first has already cancelled every stage.
                 cancelled = cancelled or error
-                self._cancelled("cancelled from outside")
+                self._cancelled(with_message("cancelled from outside", error))
             except GeneratorExit:
                 self._closed()
                 raise
@@ -193,12 +194,14 @@ class Scheduler:
         if task not in self._workers:
             return
         self._workers.discard(task)
-        error = None if task.cancelled() else task.exception()
+        try:
+            error = task.exception()
+        except asyncio.CancelledError as cancelled:
+            self._cancelled(with_message("a task of the run was cancelled from outside", cancelled))
+            return
         if error is not None:
             self._attempt_lost(task, error)
             self._engine_failed(error)
-        elif task.cancelled():
-            self._cancelled("a task of the run was cancelled from outside")
 
     def _attempt_lost(self, task: asyncio.Task[None], error: BaseException) -> None:
         """Record the stage that a failed worker was running; all other stages wait in their own tasks."""

@@ -117,7 +117,8 @@ class ExceptionInfo(Struct, frozen=True, gc=False):
     """One exception: its type, its message, the innermost frames of its stack, its chain, and its notes.
 
     `relation` of a link of the chain is `cause` (`raise ... from`), `context` (raised while the other was
-    handled) or `group` (a leaf of an `ExceptionGroup`, also of one inside it). `notes` are those of `add_note`.
+    handled) or `group` (a leaf of an `ExceptionGroup`, also of one inside it). `notes` were added by
+    `add_note`.
     """
 
     type: str

@@ -30,8 +30,8 @@ _OURS = tuple(
 def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:
     """Return the record of `error`: its innermost 20 frames, without ours, its notes and its chain.
 
-    The chain contains up to 8 causes and contexts, and up to 100 leaves of each exception group, each followed by
-    its own causes. What is omitted is noted as truncated.
+    The chain contains up to 8 causes and contexts, and up to 100 leaves of exception groups, the first 8 with
+    their stacks. Each is followed by its own causes. The field is noted as truncated if anything is omitted.
     """
     return _info(error, shaping, _chain(error, shaping))
 

@@ -12,10 +12,10 @@ __all__ = ["Ancestry"]
 class Ancestry:
     """Answers whether one stage is an ancestor of another.
 
-    A depth-first traversal along the edges numbers the stages in the order in which it leaves them. The stages
-    that it visits from one stage have consecutive numbers, up to that of the stage itself: two numbers per
-    stage are enough to recognise them as its descendants. A third number, the lowest among all descendants of
-    a stage, excludes most other stages. Only what both leave undecided is searched.
+    A depth-first traversal along the edges numbers the stages in the order in which it leaves them. The
+    stages that it visits from one stage have consecutive numbers, up to that of the stage itself: two numbers
+    per stage are enough to recognise them as its descendants. A third number, the lowest among all
+    descendants of a stage, excludes most other stages. Only what both leave undecided is searched.
     """
 
     __slots__ = ("_last", "_lowest", "_nodes", "_places", "_visited_from")

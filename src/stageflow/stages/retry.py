@@ -61,8 +61,8 @@ class Retry(Struct, frozen=True):
     def covers(self, error: BaseException) -> bool:
         """Return whether the policy allows another attempt after `error`.
 
-        It covers an exception group if it covers every leaf, or if `on` names a class of groups. It never covers
-        `SystemExit`, `KeyboardInterrupt` and `GeneratorExit`.
+        It covers an exception group if it covers every leaf, or if `on` names a class of groups. It never
+        covers `SystemExit`, `KeyboardInterrupt` and `GeneratorExit`.
 
         Example:
             >>> Retry(on=OSError).covers(ExceptionGroup("two", [TimeoutError(), ConnectionError()]))

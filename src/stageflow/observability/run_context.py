@@ -7,6 +7,8 @@ import os
 import weakref
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..clock import get_clock
 from ..context import ContextOfRun, PipelineContext, StageContext, current_stage
 from ..errors import as_text
@@ -137,10 +139,22 @@ _runs: dict[int, tuple[weakref.ref[PipelineContext], RunContext]] = {}
 """The runs by the `id()` of their context, for as long as that context exists."""
 
 
+_INHERITED_IDS = ("request_id", "session_id", "user_id", "org_id")
+_INHERITED_LABELS = ("service", "execution_mode")
+
+
 def start_run(
     context: PipelineContext, pipeline: str, wall_ns: int, origin_ns: int
 ) -> tuple[PipelineContext, RunContext]:
-    """Return the context of a new run (a copy of `context` with all fields set) and its `RunContext`."""
+    """Return the context of a new run (a copy of `context` with all fields set) and its `RunContext`.
+
+    A run that is started inside a stage inherits the ids and labels of the stage's run that `context` does not
+    set.
+    """
+    current = current_stage.get()
+    parent = run_context_of(current) if current is not None else None
+    if current is not None:
+        context = _inheriting(context, current.run)
     run_id, service, topology, mode = (
         context.pipeline_run_id,
         context.service,
@@ -168,12 +182,30 @@ def start_run(
         traceparent=context.traceparent,
         defaults=frozenset(name for name, value in given.items() if not value),
     )
-    current = current_stage.get()
-    parent = run_context_of(current) if current is not None else None
     run = RunContext(own, pipeline, parent, origin_ns)
     key = id(own)
     _runs[key] = (weakref.ref(own, lambda _: _runs.pop(key, None)), run)
     return own, run
+
+
+def _inheriting(context: PipelineContext, parent: PipelineContext) -> PipelineContext:
+    """Return a context with the ids and labels of the parent's context for those that it does not set."""
+    inherited: dict[str, Any] = {
+        name: getattr(parent, name) for name in _INHERITED_IDS if getattr(context, name) is None
+    }
+    for name in _INHERITED_LABELS:
+        if not _sets(context, name) and _sets(parent, name):
+            inherited[name] = getattr(parent, name)
+    if isinstance(context, ContextOfRun):
+        inherited["defaults"] = context.defaults - inherited.keys()
+    return replace(context, **inherited)
+
+
+def _sets(context: PipelineContext, label: str) -> bool:
+    """Return whether the caller of a run set a label; the engine fills in the others."""
+    return bool(getattr(context, label)) and not (
+        isinstance(context, ContextOfRun) and label in context.defaults
+    )
 
 
 def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:

@@ -148,8 +148,8 @@ def start_run(
 ) -> tuple[PipelineContext, RunContext]:
     """Return the context of a new run (a copy of `context` with all fields set) and its `RunContext`.
 
-    A run that is started inside a stage inherits the ids and labels of the stage's run that `context` does not
-    set.
+    A run that is started inside a stage inherits those ids and labels of the stage's run that `context` does
+    not set.
     """
     current = current_stage.get()
     parent = run_context_of(current) if current is not None else None

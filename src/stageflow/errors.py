@@ -7,6 +7,7 @@ StageflowError
 │   └── MissingInputError        the ancestor was skipped, or has no such key
 ├── StageOutputError             a stage returned what no stage may return (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
+├── LimitDeadlockError           a stage would wait indefinitely for a limit
 ├── CircuitOpenError             a circuit breaker let an attempt fail at once
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
 ├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
@@ -40,6 +41,7 @@ __all__ = [
     "DeadlineExceededError",
     "InputError",
     "JournalNotFoundError",
+    "LimitDeadlockError",
     "MissingExtraError",
     "MissingInputError",
     "PipelineValidationError",
@@ -173,6 +175,22 @@ class StageTimeoutError(StageflowError, TimeoutError):
 
 class CircuitOpenError(StageflowError):
     """A circuit breaker let an attempt fail at once, because the ones before it failed."""
+
+
+class LimitDeadlockError(StageflowError):
+    """A stage would wait indefinitely for a limit, because stages that wait for it hold all permits.
+
+    Attributes:
+        limit: Name of the limit.
+        holders: Pipeline, stage and run id of each stage that holds a permit.
+    """
+
+    def __init__(
+        self, message: str, *, limit: str, holders: Sequence[tuple[str, str, str]], **where: str | None
+    ) -> None:
+        super().__init__(message, **where)
+        self.limit = limit
+        self.holders = tuple(holders)
 
 
 class DeadlineExceededError(StageflowError, TimeoutError):

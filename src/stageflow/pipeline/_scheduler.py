@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 from .._drive import drive
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext
-from ..errors import with_message
+from ..errors import LimitDeadlockError, with_message
 from ..interrupts import INTERRUPTS, is_a
 from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
@@ -29,7 +29,7 @@ from ..observability.run_context import deliver_on, start_run
 from . import active
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, RunState
 from .attempt import Attempt, begin, first_step
-from .limits import Limit, Ticket
+from .limits import Permit, innermost_permit
 from .outcome import failure, output_of
 from .plan import Plan
 
@@ -89,8 +89,8 @@ class Scheduler:
         self._yielding = 0
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._timers: list[asyncio.TimerHandle] = []
-        self._held: dict[int, Limit] = {}
-        self._tickets: dict[Ticket, int] = {}
+        self._held: dict[int, Permit] = {}
+        self._requests: dict[int, Permit] = {}
 
     # ------------------------------------------------------------ the caller's side
 
@@ -233,6 +233,8 @@ class Scheduler:
             number = state.attempt_number(index) if state.retried else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, state, recorder)
             variables = base.copy()
+            if node.shared_limit is not None:
+                variables.run(innermost_permit.set, self._held[index])
             attempt = raised = value = None
             began = now()
             try:
@@ -330,9 +332,11 @@ class Scheduler:
                     attempt.cancel(timed_out=state.phases[index] == TIMED_OUT)
             state.cancels.clear()
             for index in state.releases:
-                if (limit := self._held.pop(index, None)) is not None:
-                    limit.release()
+                if (permit := self._held.pop(index, None)) is not None:
+                    permit.limit.release(permit)
             state.releases.clear()
+            self._defer_permits()
+            self._resume_permits()
             for event, index, seconds in state.timers:
                 if event == "retry_due":
                     self._retries[index] = self.loop.call_later(seconds, self._retry_due, index)
@@ -350,9 +354,9 @@ class Scheduler:
 
     def _wait_for_nothing(self) -> None:
         """Cancel all pending requests for permits, and all timers for retries."""
-        tickets, self._tickets = self._tickets, {}
-        for ticket in tickets:
-            ticket.limit.withdraw(ticket)
+        for permit in self._requests.values():
+            permit.limit.release(permit)
+        self._requests.clear()
         for timer in self._retries.values():
             timer.cancel()
         self._retries.clear()
@@ -403,20 +407,51 @@ class Scheduler:
 
     def _acquire_permits(self) -> None:
         """Acquire the permits that queued stages need, or wait for them."""
+        outer = self.variables.get(innermost_permit)
         for index in self.state.acquires:
-            limit = self.state.nodes[index].shared_limit
+            node = self.state.nodes[index]
+            limit = node.shared_limit
             assert limit is not None
-            ticket = Ticket(limit, self.loop, self._permit_granted)
-            if limit.acquire(ticket):
-                self._held[index] = limit
-                self.state.permit_granted(index)
-            else:
-                self._tickets[ticket] = index
+            permit = Permit(
+                limit,
+                index,
+                self.pipeline_name,
+                node.name,
+                self.run_id,
+                self.loop,
+                self._permit_granted,
+                outer,
+            )
+            try:
+                if limit.acquire(permit):
+                    self._held[index] = permit
+                    self.state.permit_granted(index)
+                else:
+                    self._requests[index] = permit
+            except LimitDeadlockError as error:
+                self.state.permit_refused(index, error, self.now())
         self.state.acquires.clear()
+        if self.state.pending or self.state.emits:
+            self._apply()
+
+    def _defer_permits(self) -> None:
+        for index in self.state.defers:
+            permit = self._requests[index] = self._held.pop(index)
+            permit.limit.defer(permit)
+        self.state.defers.clear()
+
+    def _resume_permits(self) -> None:
+        for index in self.state.resumes:
+            permit = self._requests[index]
+            try:
+                permit.limit.resume(permit)
+            except LimitDeadlockError as error:
+                del self._requests[index]
+                self.state.permit_refused(index, error, self.now())
+        self.state.resumes.clear()
 
     @_ends_run
-    def _permit_granted(self, ticket: Ticket) -> None:
-        index = self._tickets.pop(ticket)
-        self._held[index] = ticket.limit
-        self.state.permit_granted(index)
+    def _permit_granted(self, permit: Permit) -> None:
+        self._held[permit.index] = self._requests.pop(permit.index)
+        self.state.permit_granted(permit.index)
         self._apply()

@@ -77,7 +77,9 @@ class Retry(Struct, frozen=True):
             classes = self.on if isinstance(self.on, tuple) else (self.on,)
             groups = tuple(each for each in classes if issubclass(each, BaseExceptionGroup))
             return is_a(error, groups) or all(is_a(leaf, classes) for leaf in leaves)
-        return all(bool(self.on(leaf)) for leaf in leaves)
+        # Not a generator expression, which would replace a StopIteration that `on` raises.
+        verdicts = [bool(self.on(leaf)) for leaf in leaves]
+        return all(verdicts)
 
     def seconds_after(self, attempt: int) -> float:
         """Return how long to wait after attempt number `attempt`, in seconds, never less than 0.

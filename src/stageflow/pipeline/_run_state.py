@@ -313,6 +313,10 @@ class RunState:
             self._routes[index] = output.routes or ()
         self._settle(index, self._result(index, ctx, output, ctx.attempt, began, ended), ended)
 
+    def recorded(self, index: int) -> StageResult | None:
+        """Return the latest result of an instance, which may be that of an attempt that is retried."""
+        return self.results[index] or self.retried.get(index)
+
     def attempt_lost(self, index: int, attempt: int, output: StageOutput, began: int, ended: int) -> None:
         """The engine was interrupted, or failed, while it processed the end of an attempt.
 

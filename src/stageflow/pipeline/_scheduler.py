@@ -212,6 +212,17 @@ class Scheduler:
                 if attempt is None or attempt.task is task:
                     self.attempts.pop(index, None)
                     state.attempt_lost(index, state.attempt_number(index), failure(error), now, now)
+                    if attempt is not None:
+                        self._attempt_done(index, attempt.ctx)
+
+    def _attempt_done(self, index: int, ctx: StageContext) -> None:
+        """Pass the result of an attempt to the interceptors that requested it."""
+        result = self.state.recorded(index)
+        if result is None:
+            return
+        ctx.report(result)
+        if (interrupt := INTERRUPTS.take()) is not None:
+            self.state.interrupted(result, interrupt, self.now())
 
     async def _work(self) -> None:
         """Run one stage after another until none is ready."""
@@ -288,6 +299,8 @@ class Scheduler:
                 state.attempt_lost(index, number, failure(error), began, ended)
             if emits:
                 self._emit()
+            if ctx._done_callbacks is not None:
+                self._attempt_done(index, ctx)
             if state.pending:
                 self._apply()
             # An exception refers to the frames of its traceback; avoid a reference cycle with this one.
@@ -399,6 +412,7 @@ class Scheduler:
                 attempt.stop_timer()
                 attempt.abandon()
                 self.state.grace_over(known, attempt.ctx, attempt.began, self.now())
+                self._attempt_done(known, attempt.ctx)
         if index < 0:
             self.state.run_grace_over(self.now())
         self._apply()

@@ -94,11 +94,10 @@ def _copy_of(function: FunctionType, described: dict[str, Any]) -> FunctionType:
         function.__closure__,
     )
     copy.__kwdefaults__ = function.__kwdefaults__
-    functools.update_wrapper(copy, function)
-    # `update_wrapper` marks the copy as a wrapper, but it does not call the original.
+    # Not `functools.update_wrapper`: the copy does not wrap the original.
+    for name in functools.WRAPPER_ASSIGNMENTS:
+        setattr(copy, name, getattr(function, name))
     vars(copy).update(vars(function))
-    if "__wrapped__" not in vars(function):
-        del copy.__wrapped__  # type: ignore[attr-defined]
     setattr(copy, _ATTRIBUTE, described)
     return copy
 

@@ -338,6 +338,21 @@ def test_nested_run_waits_while_any_permit_can_still_be_released() -> None:
     assert (child.outcome, child["works"].queue_ms) == ("ok", 9000)
 
 
+def test_nested_run_waits_for_a_stage_whose_own_nested_run_waits_for_another_limit() -> None:
+    limits = Limits(a=1, b=1, c=1)
+    busy = Pipeline("busy").with_stage("works", Counting(10), limit="b").build(limits=limits)
+    first = nesting(limits, "first", "a", leaf(limits, "b"))
+    second = nesting(limits, "second", "c", leaf(limits, "a"))
+
+    async def main() -> list[PipelineResults]:
+        return await asyncio.gather(busy.run(), first.run(), second.run())
+
+    # `second` waits for `first`, which waits for `busy`, which waits for nothing.
+    _, *runs = VirtualClock().run(asyncio.wait_for(main(), 100))
+    children = [run.data("runs")["child"] for run in runs]
+    assert [(child.outcome, child["works"].queue_ms) for child in children] == [("ok", 9000), ("ok", 10_000)]
+
+
 def test_nested_run_that_continues_after_its_parent_stage_has_ended_is_no_deadlock() -> None:
     limits = Limits(gpu=1)
     child = leaf(limits, "gpu")

@@ -86,7 +86,7 @@ def write_journal(path: Path) -> None:
     child = graph("delivery", sink, ("drive", search))
 
     async def deliver(ctx):
-        await child.run(PipelineContext(user_id=ctx.run.user_id))
+        await child.run(PipelineContext(request_id="child"))
 
     shop = graph(
         "shop",
@@ -200,16 +200,19 @@ def test_runs_are_listed_newest_first_with_what_went_wrong(shop):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ((), ["parent", "shut", "rude", "again", "broke", "fine"]),
+        ((), ["child", "parent", "shut", "rude", "again", "broke", "fine"]),
+        (("--roots",), ["parent", "shut", "rude", "again", "broke", "fine"]),
+        (("--roots", "--limit", "1"), ["parent"]),
+        (("--roots", "--pipeline", "delivery"), []),
         (("--status", "FAIL"), ["broke"]),
-        (("--status", "ok"), ["parent", "shut", "rude", "again", "fine"]),
+        (("--status", "ok"), ["child", "parent", "shut", "rude", "again", "fine"]),
         (("--status", "degraded"), ["rude"]),
         (("--pipeline", "whole"), ["parent"]),
         (("--stage", "pay"), ["shut", "rude", "again", "broke", "fine"]),
         (("--stage", "pay:FAIL"), ["broke"]),
         (("--stage", "greet:fail"), ["rude"]),
         (("--id", "u-1"), ["rude", "broke"]),
-        (("--id", "o-1"), ["parent"]),
+        (("--id", "o-1"), ["child", "parent"]),
         (("--id", "again"), ["again"]),
         (("--limit", "2", "--pipeline", "shop"), ["shut", "rude"]),
         (("--limit", "0", "--id", "s"), ["shut", "rude", "again", "broke", "fine"]),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+from typing import Any, Generic, TypeVar
+from unittest.mock import AsyncMock, Mock, create_autospec
 
 import pytest
 
@@ -18,6 +21,8 @@ from stageflow import (
 )
 from stageflow.pipeline.spec import StageDescription, StageSpec
 from stageflow.render import graph_as_text
+
+T = TypeVar("T")
 
 
 async def nothing(ctx: Any) -> None: ...
@@ -141,6 +146,214 @@ async def test_a_parameter_that_several_gave_fails_the_stage_and_names_them() ->
     error = results["takes"].exception
     assert isinstance(error, MissingInputError)
     assert error.message == "its parameter 'n' is given by 'a' and 'b'"
+
+
+# ------------------------------------------------------------ several descriptions
+
+
+async def call(ctx: Any) -> dict[str, str]:
+    """Do the work."""
+    return {"stage": ctx.stage}
+
+
+async def test_one_function_described_twice_gives_two_stages() -> None:
+    fast = stage(name="fast", timeout=1, optional=True)(call)
+    slow = stage(name="slow", timeout=60)(call)
+    first, second, third = Pipeline("p").with_stages(fast, slow).with_stage("plain", call).stages
+    assert (first.name, first.timeout, first.optional) == ("fast", 1, True)
+    assert (second.name, second.timeout, second.optional) == ("slow", 60, False)
+    assert (third.timeout, third.optional) == (None, False)
+    assert (fast.__name__, fast.__doc__, inspect.signature(fast)) == (
+        "call",
+        "Do the work.",
+        inspect.signature(call),
+    )
+    assert inspect.iscoroutinefunction(fast)
+    results = await Pipeline("p").with_stages(fast, slow).run()
+    assert results.data("slow") == {"stage": "slow"}
+
+
+async def test_a_described_function_described_again_keeps_nothing_of_the_first_description() -> None:
+    again = stage(name="again")(stage(name="first", timeout=5, optional=True)(call))
+    (described,) = Pipeline("p").with_stages(again).stages
+    assert (described.name, described.timeout, described.optional) == ("again", None, False)
+
+
+class Service:
+    def __init__(self, name: str = "service") -> None:
+        self.name = name
+
+    async def work(self, ctx: Any) -> dict[str, str]:
+        return {"by": self.name}
+
+    def __call__(self, ctx: Any) -> dict[str, str]:
+        return {"called": self.name}
+
+
+async def test_callables_that_cannot_be_copied_are_described_any_number_of_times() -> None:
+    a, b = Service("a"), Service("b")
+    stages = [
+        stage(name="one")(a.work),
+        stage(name="two", optional=True)(a.work),
+        stage(name="three")(b),
+        stage(timeout=5)(functools.partial(call)),
+        stage(functools.partial(a.work)),
+    ]
+    pipeline = Pipeline("p").with_stages(*stages)
+    assert [spec.name for spec in pipeline.stages] == ["one", "two", "three", "call", "work"]
+    assert [spec.optional for spec in pipeline.stages] == [False, True, False, False, False]
+    results = await pipeline.run()
+    assert [results.data(name) for name in results] == [
+        {"by": "a"},
+        {"by": "a"},
+        {"called": "b"},
+        {"stage": "call"},
+        {"by": "a"},
+    ]
+    assert stages[2](None) == {"called": "b"}
+
+
+@stage(timeout=5, kind=StageKind.ENRICH)
+class Load:
+    async def execute(self, ctx: Any) -> dict[str, str]:
+        return {"by": type(self).__name__}
+
+
+class LoadFast(Load): ...
+
+
+@stage(name="guard_it")
+class Guard(Load):
+    kind = StageKind.GUARD
+
+
+class LoadAll(Guard):
+    kind = StageKind.AGENT
+
+
+async def test_a_subclass_inherits_the_options_of_a_described_class_but_not_its_name() -> None:
+    pipeline = Pipeline("p").with_stages(Load, LoadFast, Guard, LoadAll, LoadFast())
+    assert [(spec.name, spec.timeout, spec.kind) for spec in pipeline.stages] == [
+        ("Load", 5, StageKind.ENRICH),
+        ("LoadFast", 5, StageKind.ENRICH),
+        ("guard_it", 5, StageKind.GUARD),
+        ("LoadAll", 5, StageKind.AGENT),
+        ("LoadFast", 5, StageKind.ENRICH),
+    ]
+    results = await Pipeline("p").with_stages(Load, LoadFast).run()
+    assert results.data("LoadFast") == {"by": "LoadFast"}
+
+
+async def test_one_class_described_twice_gives_two_stages() -> None:
+    second = stage(name="second", optional=True)(Load)
+    pipeline = Pipeline("p").with_stages(Load, second)
+    assert [(spec.name, spec.timeout, spec.optional) for spec in pipeline.stages] == [
+        ("Load", 5, False),
+        ("second", None, True),
+    ]
+    assert (await pipeline.run()).data("second") == {"by": "Load"}
+
+
+# ------------------------------------------------------------ every callable takes parameters by name
+
+
+async def gives_documents(ctx: Any) -> dict[str, Any]:
+    return {"documents": ["a", "b"], "top": 99, "n": 99}
+
+
+async def rank_with(index: str, ctx: Any, documents: list[str], *, top: int = 1) -> dict[str, Any]:
+    return {"took": (index, documents, top)}
+
+
+class Ranker:
+    async def __call__(self, ctx: Any, documents: list[str]) -> dict[str, Any]:
+        return {"took": documents}
+
+
+class Ranks(Generic[T]):
+    async def execute(self, ctx: Any, documents: list[str]) -> dict[str, Any]:
+        return {"took": documents}
+
+
+class RanksStatically:
+    @staticmethod
+    def execute(ctx: Any, documents: list[str]) -> dict[str, Any]:
+        return {"took": documents}
+
+
+@pytest.mark.parametrize(
+    ("runner", "took"),
+    [
+        (functools.partial(rank_with, "index"), ("index", ["a", "b"], 99)),
+        (functools.partial(rank_with, "index", top=2), ("index", ["a", "b"], 2)),
+        (functools.partial(functools.partial(rank_with, "index"), top=3), ("index", ["a", "b"], 3)),
+        (functools.partial(Ranker()), ["a", "b"]),
+        (functools.partial(Ranker(), documents=["c"]), ["c"]),
+        (Ranker(), ["a", "b"]),
+        (Ranker().__call__, ["a", "b"]),
+        (Ranks, ["a", "b"]),
+        (Ranks(), ["a", "b"]),
+        (Ranks[int], ["a", "b"]),
+        (Ranks[T], ["a", "b"]),
+        (RanksStatically, ["a", "b"]),
+        (create_autospec(Ranks().execute, return_value={"took": 1}), 1),
+        (AsyncMock(return_value={"took": 2}), 2),
+        (Mock(return_value={"took": 3}), 3),
+        (Mock(spec=Ranks(), execute=AsyncMock(return_value={"took": 4})), 4),
+    ],
+)
+async def test_every_kind_of_runner_takes_parameters_by_name(runner: Any, took: Any) -> None:
+    pipeline = Pipeline("p").with_stage("gives", gives_documents)
+    results = await pipeline.with_stage("takes", runner, dependencies=("gives",)).run()
+    assert results["takes"].error is None
+    assert results.data("takes") == {"took": took}
+
+
+async def test_mock_is_called_with_the_context_of_the_stage() -> None:
+    mock = AsyncMock(return_value={})
+    await Pipeline("p").with_stage("a", mock).run()
+    ((ctx,), _) = mock.await_args
+    assert ctx.stage == "a"
+
+
+async def test_a_value_bound_to_a_function_is_not_replaced_by_an_input() -> None:
+    def bound(n: int) -> Any:
+        async def takes(ctx: Any, n: int) -> dict[str, int]:
+            return {"took": n}
+
+        return functools.partial(takes, n=n)
+
+    pipeline = Pipeline("p").with_stage("gives", gives_documents)
+    for number in range(3):
+        pipeline = pipeline.with_stage(f"partial{number}", bound(number), dependencies=("gives",))
+        pipeline = pipeline.with_stage(
+            f"lambda{number}", lambda ctx, _n=number: {"took": _n}, dependencies=("gives",)
+        )
+        # A parameter with a default is an optional input: the dependency has a key of this name.
+        pipeline = pipeline.with_stage(
+            f"input{number}", lambda ctx, n=number: {"took": n}, dependencies=("gives",)
+        )
+    results = await pipeline.run()
+    took = {name: results.data(name)["took"] for name in results if name != "gives"}
+    assert took == {
+        **{f"partial{number}": number for number in range(3)},
+        **{f"lambda{number}": number for number in range(3)},
+        **{f"input{number}": 99 for number in range(3)},
+    }
+    assert results["lambda0"].missing_inputs == ()
+
+
+def test_a_partial_that_leaves_no_place_for_the_context_is_a_mistake_with_a_remedy() -> None:
+    runner = functools.partial(rank_with, index="index")
+    with pytest.raises(PipelineValidationError) as caught:
+        Pipeline("p").with_stage("a", runner, dependencies=("b",)).with_stage("b", nothing).build()
+    (problem,) = caught.value.problems
+    assert problem.endswith("bind the parameters before the context by position: functools.partial(f, value)")
+
+
+def test_a_generic_alias_without_execute_is_a_mistake() -> None:
+    with pytest.raises(PipelineValidationError, match=r"class list has no method `execute\(ctx\)`"):
+        Pipeline("p").with_stage("a", list[int]).build()
 
 
 # ------------------------------------------------------------ pictures

@@ -1,4 +1,4 @@
-"""Stages that return or raise objects whose every operation raises: only that stage fails."""
+"""Stages that return or raise objects whose operations raise: each is a failure of that stage alone."""
 
 from __future__ import annotations
 

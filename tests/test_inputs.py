@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from stageflow import (
     Pipeline,
     PipelineContext,
     PipelineResults,
+    PipelineValidationError,
     StageContext,
     StageOutput,
     StageStatus,
@@ -321,6 +324,109 @@ async def test_reading_a_dependency_of_a_wide_graph_stays_quick() -> None:
         pipeline = pipeline.with_stage(name, search)
     results = await pipeline.with_stage("last", last, dependencies=names).build().run()
     results.raise_on_failure()
+
+
+def peak_bytes(graph: Any) -> int:
+    """Return the peak of the memory that one run allocates."""
+    tracemalloc.start()
+    try:
+        asyncio.run(graph.run()).raise_on_failure()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def chain(size: int, read: Callable[[StageContext, int], Any]) -> Pipeline:
+    """Return a chain of stages, each of which reads."""
+
+    def reader(number: int) -> Callable[[StageContext], Any]:
+        async def reads(ctx: StageContext) -> dict[str, Any]:
+            return {"hits": read(ctx, number)}
+
+        return reads
+
+    stages = [*Pipeline("p").with_stage("s0", search).stages]
+    for number in range(1, size):
+        stages += (
+            Pipeline("p").with_stage(f"s{number}", reader(number), dependencies=(f"s{number - 1}",)).stages
+        )
+    return Pipeline("p", stages=stages)
+
+
+@pytest.mark.parametrize(
+    "distance", [lambda number: number, lambda number: min(number, 2), lambda number: (number + 1) // 2]
+)
+def test_reading_a_distant_ancestor_needs_memory_linear_in_the_graph(distance: Callable[[int], int]) -> None:
+    def read(ctx: StageContext, number: int) -> Any:
+        return ctx.inputs.require_from(f"s{number - distance(number)}", "hits")
+
+    size = 2000
+    reads_nothing = peak_bytes(chain(size, lambda ctx, number: 3).build())
+    graph = chain(size, read).build()
+    # A set of ancestors for each stage would need 60 MB.
+    assert peak_bytes(graph) < reads_nothing + 1000 * size
+
+
+def test_a_stage_reads_exactly_its_ancestors_in_random_graphs() -> None:
+    rng = random.Random(4)
+    for _ in range(60):
+        size = rng.randrange(2, 16)
+        share = rng.choice((0.1, 0.25, 0.5))
+        places = rng.sample(range(size), size)  # the order of the description is not that of the edges
+        needs = {
+            f"s{n}": tuple(f"s{before}" for before in range(n) if rng.random() < share) for n in range(size)
+        }
+        ancestors: dict[str, set[str]] = {}
+        for name, before in needs.items():
+            ancestors[name] = set(before).union(*(ancestors[each] for each in before))
+
+        async def reads(ctx: StageContext, names: tuple[str, ...] = tuple(needs)) -> dict[str, Any]:
+            readable = set()
+            for name in names:
+                try:
+                    ctx.inputs.result_from(name)
+                except UnknownInputError:
+                    continue
+                readable.add(name)
+            return {"readable": readable}
+
+        pipeline = Pipeline("p")
+        for place in places:
+            pipeline = pipeline.with_stage(f"s{place}", reads, dependencies=needs[f"s{place}"])
+        results = await_run(pipeline)
+        assert {name: results.data(name)["readable"] for name in needs} == ancestors
+
+
+def await_run(pipeline: Pipeline) -> PipelineResults:
+    return asyncio.run(pipeline.run()).raise_on_failure()
+
+
+@pytest.mark.timeout(20)
+async def test_missing_parameters_of_a_stage_with_many_dependencies_cost_linear_time() -> None:
+    async def takes(
+        ctx: StageContext, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0, g: int = 0
+    ) -> None: ...
+
+    async def gives(ctx: StageContext) -> None: ...
+
+    names = [f"s{number}" for number in range(16_000)]
+    stages = [spec for name in names for spec in Pipeline("p").with_stage(name, gives).stages]
+    pipeline = Pipeline("p", stages=stages).with_stage("takes", takes, dependencies=names)
+    results = await pipeline.run()
+    assert len(results["takes"].missing_inputs) == 7 * 16_000
+
+
+def test_the_error_for_a_cycle_of_many_stages_shows_its_ends() -> None:
+    size = 3000
+    stages = [
+        spec
+        for number in range(size)
+        for spec in Pipeline("p")
+        .with_stage(f"s{number}", search, dependencies=(f"s{(number + 1) % size}",))
+        .stages
+    ]
+    with pytest.raises(PipelineValidationError, match=r"circle: .* -> … 2990 more … -> .*; remove"):
+        Pipeline("p", stages=stages).build()
 
 
 async def test_error_for_a_missing_parameter_lists_the_available_inputs() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from stageflow import (
     CircuitOpenError,
     Log,
     Pipeline,
+    PipelineContext,
     PipelineResults,
     PipelineValidationError,
     Retry,
@@ -277,16 +280,254 @@ def test_a_trial_that_is_cancelled_leaves_the_circuit_to_the_next_one() -> None:
     assert results["search"].error == "ConnectionError: down"
 
 
-async def test_log_tells_of_every_attempt(caplog: pytest.LogCaptureFixture) -> None:
+async def hangs_in_a_coroutine(ctx: Any) -> None:
+    await asyncio.Event().wait()
+
+
+def hangs_in_a_thread(ctx: Any) -> dict[str, bool]:
+    while not ctx.cancelled:
+        time.sleep(0.001)
+    return {"late": True}
+
+
+async def returns_when_it_is_cancelled(ctx: Any) -> dict[str, bool]:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        pass
+    return {"partial": True}
+
+
+async def raises_when_it_is_cancelled(ctx: Any) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise KeyError("clean-up") from None
+
+
+async def never_ends(ctx: Any) -> None:
+    while not ctx.abandoned:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+
+async def asks_for_a_retry(ctx: Any) -> StageOutput:
+    return StageOutput.retry("down", after=0)
+
+
+async def fails_by_return(ctx: Any) -> StageOutput:
+    return StageOutput.fail("down")
+
+
+FAILING = (
+    hangs_in_a_coroutine,
+    hangs_in_a_thread,
+    returns_when_it_is_cancelled,
+    raises_when_it_is_cancelled,
+    never_ends,
+    asks_for_a_retry,
+    fails_by_return,
+    breaks,
+)
+
+
+@pytest.mark.parametrize("stage", FAILING)
+async def test_circuit_breaker_counts_every_failure_that_is_recorded(stage: Any) -> None:
+    breaker = CircuitBreaker(failures=2, reset_after=60, on=ConnectionError)
+    pipeline = Pipeline("p").with_stage("s", stage, timeout=0.03, retry=Retry(1), interceptors=(breaker,))
+    graph = pipeline.build(grace=0.03)
+    states = []
+    for _ in range(3):
+        result = (await graph.run())["s"]
+        assert result.status is StageStatus.FAIL
+        states.append(breaker.state("p", "s"))
+    assert states == ["closed", "open", "open"]
+    assert isinstance(result.exception, CircuitOpenError)
+
+
+@pytest.mark.parametrize("stage", FAILING)
+async def test_failed_trial_keeps_the_circuit_open(stage: Any) -> None:
+    breaker = CircuitBreaker(failures=1, reset_after=0.01)
+    first = Pipeline("p").with_stage("s", breaks, interceptors=(breaker,)).build()
+    second = Pipeline("p").with_stage("s", stage, timeout=0.03, retry=Retry(1), interceptors=(breaker,))
+    await first.run()
+    await asyncio.sleep(0.02)
+    assert not isinstance((await second.build(grace=0.03).run())["s"].exception, CircuitOpenError)
+    assert breaker.state("p", "s") == "open"
+
+
+async def test_each_attempt_of_a_retried_stage_counts() -> None:
+    breaker = CircuitBreaker(failures=3)
+    policy = Retry(3, wait=0, on=ConnectionError)
+    graph = Pipeline("p").with_stage("s", breaks, retry=policy, interceptors=(breaker,)).build()
+    await graph.run()
+    assert breaker.state("p", "s") == "open"
+
+
+def test_a_success_between_failures_starts_the_count_anew() -> None:
+    breaker = CircuitBreaker(failures=2)
+
+    async def search(ctx: Any) -> None:
+        if ctx.run.data["fails"]:
+            raise ConnectionError("down")
+
+    graph = Pipeline("p").with_stage("s", search, interceptors=(breaker,)).build()
+
+    async def main() -> list[str]:
+        states = []
+        for fails in (True, False, True, False, True, True):
+            await graph.run(PipelineContext(data={"fails": fails}))
+            states.append(breaker.state("p", "s"))
+        return states
+
+    assert VirtualClock().run(main()) == ["closed"] * 5 + ["open"]
+
+
+@pytest.mark.parametrize("stage", [hangs_in_a_coroutine, raises_when_it_is_cancelled, never_ends])
+def test_attempts_that_are_cancelled_with_their_run_count_neither_way(stage: Any) -> None:
+    breaker = CircuitBreaker(failures=1, reset_after=5)
+    cancelled = Pipeline("p").with_stage("s", stage, interceptors=(breaker,)).build(grace=0.5)
+    fails = Pipeline("p").with_stage("s", breaks, interceptors=(breaker,)).build()
+    works = Pipeline("p").with_stage("s", says_hello, interceptors=(breaker,)).build()
+
+    async def main() -> None:
+        await cancelled.run(deadline=1)
+        assert breaker.state("p", "s") == "closed"
+        await fails.run()
+        await asyncio.sleep(5)
+        await cancelled.run(deadline=1)  # the trial
+        assert breaker.state("p", "s") == "open"
+        assert (await works.run()).ok  # the next attempt is a trial again, without another wait
+        assert breaker.state("p", "s") == "closed"
+
+    VirtualClock().run(main())
+
+
+def test_results_of_attempts_that_started_before_the_circuit_changed_are_ignored() -> None:
+    breaker = CircuitBreaker(failures=1, reset_after=10)
+
+    async def search(ctx: Any) -> None:
+        await asyncio.sleep(ctx.run.data["seconds"])
+        if ctx.run.data["fails"]:
+            raise ConnectionError("down")
+
+    graph = Pipeline("p").with_stage("s", search, interceptors=(breaker,)).build()
+
+    def run(seconds: float, fails: bool) -> asyncio.Task[PipelineResults]:
+        return asyncio.ensure_future(graph.run(PipelineContext(data={"seconds": seconds, "fails": fails})))
+
+    async def main() -> None:
+        slow = [run(1, True), run(8, True), run(9, False), run(11.5, True)]
+        await asyncio.sleep(2)
+        assert breaker.state("p", "s") == "open"  # since 1 s
+        await asyncio.sleep(8)
+        assert breaker.state("p", "s") == "open"  # not closed by the success at 9 s
+        await asyncio.sleep(1.1)
+        # The trial is due 10 s after the first failure: the failure at 8 s does not postpone it.
+        assert (await run(0, False)).ok
+        await asyncio.wait(slow)
+        assert breaker.state("p", "s") == "closed"  # the failure at 11.5 s belongs to the past
+
+    VirtualClock().run(main())
+
+
+def test_a_timeout_of_an_outer_interceptor_counts() -> None:
+    breaker = CircuitBreaker(failures=1)
+
+    async def falls_back(call: Any, proceed: Any) -> Any:
+        try:
+            async with asyncio.timeout(1):
+                return await proceed()
+        except TimeoutError:
+            return StageOutput.skip("too slow")
+
+    pipeline = Pipeline("p").with_stage("s", hangs_in_a_coroutine, interceptors=(falls_back, breaker))
+    assert VirtualClock().run(pipeline.run())["s"].status is StageStatus.SKIP
+    assert breaker.state("p", "s") == "open"
+
+
+async def test_log_reports_every_attempt(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "stageflow")
     graph = Pipeline("p").with_stage("ok", says_hello).with_stage("bad", breaks, optional=True)
     results = await graph.build(interceptors=(Log(),)).run()
     run_id = results.context.pipeline_run_id
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert told[0] == ("DEBUG", f"p.ok attempt 1 started (run {run_id})")
-    assert ("WARNING", "p.bad attempt 1 raised ConnectionError: down after") in [
-        (level, text[:50]) for level, text in told
+    lines = [
+        (record.levelname, re.sub(r"[\d.]+ ms", "1.0 ms", record.getMessage())) for record in caplog.records
     ]
+    assert lines == [
+        ("DEBUG", f"p.ok attempt 1 started (run {run_id})"),
+        ("DEBUG", f"p.ok attempt 1 ended OK after 1.0 ms (run {run_id})"),
+        ("DEBUG", f"p.bad attempt 1 started (run {run_id})"),
+        ("WARNING", f"p.bad attempt 1 ended FAIL after 1.0 ms: ConnectionError: down (run {run_id})"),
+    ]
+
+
+@pytest.mark.parametrize("stage", FAILING)
+async def test_log_and_done_callbacks_report_what_is_recorded(
+    stage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "stageflow")
+    caplog.handler.addFilter(StageLogFilter())
+    seen: list[tuple[int, StageStatus, str | None]] = []
+
+    async def observes(call: Any, proceed: Any) -> Any:
+        call.add_done_callback(lambda result: seen.append((result.attempt, result.status, result.error)))
+        return await proceed()
+
+    with capture_events() as events:
+        pipeline = Pipeline("p").with_stage(
+            "s", stage, timeout=0.03, retry=Retry(2, wait=0, on=(ConnectionError, TimeoutError))
+        )
+        await pipeline.build(grace=0.03, interceptors=(Log(), observes)).run()
+    recorded = [
+        (event["attempt"], event["status"], event["error"])
+        for event in events.of_type("stage.wide")
+        if event["stage_name"] == "s"
+    ]
+    assert seen == recorded
+    ended = [record for record in caplog.records if " ended " in record.getMessage()]
+    assert [record.getMessage().split()[4] for record in ended] == [status for _, status, _ in recorded]
+    assert {vars(record)["stage"] for record in ended} == {"s"}
+
+
+async def test_done_callback_gets_the_outcome_of_the_outermost_interceptor() -> None:
+    seen: list[StageStatus] = []
+
+    async def rescues(call: Any, proceed: Any) -> Any:
+        try:
+            return await proceed()
+        except ConnectionError:
+            return StageOutput.skip("down")
+
+    async def observes(call: Any, proceed: Any) -> Any:
+        call.add_done_callback(lambda result: seen.append(result.status))
+        return await proceed()
+
+    await Pipeline("p").with_stage("s", breaks, interceptors=(rescues, observes)).run()
+    assert seen == [StageStatus.SKIP]
+
+
+async def test_done_callback_that_raises_is_logged_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen = []
+
+    def raises(result: Any) -> None:
+        raise RuntimeError("of the callback")
+
+    async def observes(call: Any, proceed: Any) -> Any:
+        call.add_done_callback(raises)
+        call.add_done_callback(seen.append)
+        return await proceed()
+
+    with capture_events() as events:
+        results = await Pipeline("p").with_stage("s", says_hello, interceptors=(observes,)).run()
+    assert results.ok
+    assert [result.status for result in seen] == [StageStatus.OK]
+    assert events.stage("s")["status"] == "OK"
+    assert "stage 's': a callback of an interceptor raised RuntimeError: of the callback" in caplog.text
 
 
 async def test_the_filter_puts_run_and_stage_on_lines_below_a_stage(

@@ -297,6 +297,37 @@ async def test_runs_come_newest_first_and_can_be_chosen(tmp_path: Path) -> None:
     other.close()
 
 
+async def test_roots_are_the_runs_that_no_stage_started_also_while_they_run(tmp_path: Path) -> None:
+    inner, sink = graph_on(tmp_path, "inner")
+    journal = Journal(tmp_path)
+    seen: list[set[str]] = []
+
+    async def nests(ctx: Any) -> None:
+        inside = (
+            Pipeline("middle")
+            .with_stage("s", looks)
+            .build(emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink))
+        )
+        await inside.run(PipelineContext(pipeline_run_id="middle"))
+
+    async def looks(ctx: Any) -> None:
+        await inner.run(PipelineContext(pipeline_run_id="inner", data={}))
+        seen.extend(
+            {run["event_id"] for run in journal.runs(where)} for where in (RunFilter(), RunFilter(roots=True))
+        )
+
+    outer = (
+        Pipeline("outer")
+        .with_stage("s", nests)
+        .build(emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink))
+    )
+    await outer.run(PipelineContext(pipeline_run_id="outer"))
+    assert seen == [{"outer", "middle", "inner"}, {"outer"}]
+    assert [run["event_id"] for run in journal.runs(RunFilter(roots=True))] == ["outer"]
+    assert [run["event_id"] for run in journal.runs()] == ["inner", "middle", "outer"]
+    sink.close()
+
+
 async def test_one_run_is_told_in_full(tmp_path: Path) -> None:
     async def noted(ctx: Any) -> None:
         ctx.emit_event("note", {"text": "hello"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -122,6 +123,282 @@ def test_nothing_is_left_behind_when_it_is_left_early(how: str) -> None:
     outcomes = [event["outcome"] for event in sink.of_type("pipeline.wide")]
     assert sorted(outcomes) == ["cancelled"] * 9 + ["ok"]
     assert active_runs() == []
+
+
+def numbered(*numbers: int) -> Iterator[PipelineContext]:
+    return (PipelineContext(data={"seconds": 0, "n": number}) for number in numbers)
+
+
+async def echo(ctx: Any) -> dict[str, Any]:
+    return {"n": ctx.run.data["n"]}
+
+
+ECHO = Pipeline("p").with_stage("s", echo).build()
+
+
+def test_a_result_is_available_while_the_source_waits() -> None:
+    async def source() -> AsyncIterator[PipelineContext]:
+        for context in numbered(1, 2):
+            yield context
+            await asyncio.sleep(100)
+
+    async def main() -> list[tuple[int, float]]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with ECHO.run_many(source(), concurrency=8) as runs:
+            return [(results.data("s")["n"], loop.time() - began) async for results in runs]
+
+    assert VirtualClock().run(main()) == [(1, 0), (2, 100)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 64])
+def test_a_source_can_be_fed_by_the_results(concurrency: int) -> None:
+    async def main() -> list[int]:
+        queue: asyncio.Queue[int | None] = asyncio.Queue()
+        queue.put_nowait(1)
+
+        async def crawl() -> AsyncIterator[PipelineContext]:
+            while (number := await queue.get()) is not None:
+                for context in numbered(number):
+                    yield context
+
+        found = []
+        async with ECHO.run_many(crawl(), concurrency=concurrency) as runs:
+            async for results in runs:
+                found.append(results.data("s")["n"])
+                queue.put_nowait(found[-1] + 1 if found[-1] < 20 else None)
+        return found
+
+    assert VirtualClock().run(asyncio.wait_for(main(), 10)) == list(range(1, 21))
+
+
+def test_a_timeout_around_anext_loses_nothing() -> None:
+    async def source() -> AsyncIterator[PipelineContext]:
+        for number in range(5):
+            await asyncio.sleep(1)
+            for context in contexts(0.5):
+                yield PipelineContext(data={**context.data, "n": number})
+
+    async def main() -> list[Any]:
+        got: list[Any] = []
+        async with ECHO.run_many(source(), concurrency=2) as runs:
+            while True:
+                try:
+                    async with asyncio.timeout(0.3):
+                        got.append((await anext(runs)).data("s")["n"])
+                except TimeoutError:
+                    got.append("idle")
+                except StopAsyncIteration:
+                    return got
+
+    got = VirtualClock().run(main())
+    assert [each for each in got if each != "idle"] == list(range(5))
+    assert got.count("idle") > 10
+
+
+def test_several_readers_share_the_results() -> None:
+    async def main() -> list[list[int]]:
+        got: list[list[int]] = [[], [], []]
+
+        async def read(runs: Any, mine: list[int]) -> None:
+            async for results in runs:
+                mine.append(results.data("s")["n"])
+                await asyncio.sleep(1)
+
+        async with ECHO.run_many(numbered(*range(12)), concurrency=4) as runs:
+            await asyncio.gather(*(read(runs, mine) for mine in got))
+        return got
+
+    got = VirtualClock().run(main())
+    assert sorted(number for mine in got for number in mine) == list(range(12))
+    assert [len(mine) for mine in got] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("waiting_in", ["source", "run"])
+def test_the_exception_of_the_block_is_never_masked(
+    waiting_in: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+
+    async def source() -> AsyncIterator[PipelineContext]:
+        try:
+            yield PipelineContext(data={"seconds": 100 if waiting_in == "run" else 0})
+            if waiting_in == "source":
+                await asyncio.Event().wait()
+            while True:
+                yield PipelineContext(data={"seconds": 0.3})
+        finally:
+            events.append("closed")
+            raise ValueError("of the source")
+
+    async def main() -> None:
+        async def read(runs: Any) -> None:
+            async for _ in runs:
+                events.append("read")  # noqa: PERF401
+            events.append("reader ended")
+
+        reader = None
+        try:
+            async with GRAPH.run_many(source(), concurrency=2) as runs:
+                reader = asyncio.create_task(read(runs))
+                await asyncio.sleep(1)
+                raise KeyError("mine")
+        finally:
+            assert reader is not None
+            await asyncio.wait_for(reader, 10)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    with pytest.raises(KeyError) as caught:
+        VirtualClock().run(main())
+    assert caught.value.args == ("mine",)
+    assert "closed" in events
+    assert "reader ended" in events
+    assert active_runs() == []
+    assert "closing the contexts of run_many() failed: ValueError: of the source" in caplog.text
+
+
+def test_an_error_while_the_source_is_closed_is_raised_if_the_block_raised_none() -> None:
+    async def source() -> AsyncIterator[PipelineContext]:
+        try:
+            for context in numbered(1, 2):
+                yield context
+        finally:
+            raise ValueError("of the source")
+
+    async def main() -> None:
+        async with ECHO.run_many(source(), concurrency=1) as runs:
+            async for _ in runs:
+                break
+
+    with pytest.raises(ValueError, match="of the source"):
+        VirtualClock().run(main())
+
+
+@pytest.mark.parametrize("fails_with", [OSError("source"), asyncio.CancelledError("pool closed")])
+def test_an_error_of_the_source_is_raised_after_the_results_of_earlier_runs(
+    fails_with: BaseException,
+) -> None:
+    async def source() -> AsyncIterator[PipelineContext]:
+        for context in contexts(3, 1):
+            yield context
+        raise fails_with
+
+    async def main() -> list[Any]:
+        got: list[Any] = []
+        async with GRAPH.run_many(source()) as runs:
+            while True:
+                try:
+                    got.append((await anext(runs)).data("s")["seconds"])
+                except StopAsyncIteration:
+                    return got
+                except Exception as error:
+                    got.append(str(error.__cause__ or error))
+
+    assert VirtualClock().run(main()) == [1, 3, str(fails_with)]
+
+
+def test_a_cancellation_while_the_block_is_left_interrupts_a_source_that_does_not_close() -> None:
+    async def source() -> AsyncIterator[PipelineContext]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.Event().wait()
+        yield PipelineContext()
+
+    async def leaves(raised: BaseException | None) -> None:
+        async with GRAPH.run_many(source()):
+            await asyncio.sleep(0)
+            if raised is not None:
+                raise raised
+
+    async def main() -> None:
+        for raised in (None, KeyError("mine")):
+            task = asyncio.create_task(leaves(raised))
+            await asyncio.sleep(1)
+            task.cancel()
+            await asyncio.wait([task], timeout=10)
+            assert task.done()
+            assert task.cancelled() is (raised is None)
+            if raised is not None:
+                assert task.exception() is raised
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    VirtualClock().run(main())
+
+
+def test_a_cancel_scope_in_the_source_cancels_nothing_else() -> None:
+    async def source() -> AsyncIterator[PipelineContext]:
+        async with asyncio.timeout(2), asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(1))
+            for context in contexts(5, 5):
+                yield context
+            await asyncio.sleep(100)
+
+    async def main() -> list[Any]:
+        got: list[Any] = []
+        async with GRAPH.run_many(source()) as runs:
+            try:
+                async for results in runs:
+                    got.append(results.outcome)  # noqa: PERF401
+            except TimeoutError:
+                got.append("timeout")
+        return got
+
+    assert VirtualClock().run(main()) == ["ok", "ok", "timeout"]
+
+
+@pytest.mark.timeout(20)
+async def test_an_endless_plain_iterable_does_not_block_the_event_loop() -> None:
+    def endless() -> Iterator[PipelineContext]:
+        while True:
+            yield PipelineContext(data={"n": 1})
+
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticker = asyncio.create_task(tick())
+    async with ECHO.run_many(endless(), concurrency=10**9) as runs:
+        async for _ in runs:
+            if ticks > 20:
+                break
+    ticker.cancel()
+
+
+async def test_source_and_runs_see_the_context_variables_of_the_block() -> None:
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+    seen: list[tuple[str, str]] = []
+
+    async def looks(ctx: Any) -> None:
+        seen.append((ctx.run.data, tenant.get()))
+
+    async def source() -> AsyncIterator[PipelineContext]:
+        yield PipelineContext(data=tenant.get())
+        await asyncio.sleep(0)
+        tenant.set("of the source")
+        yield PipelineContext(data=tenant.get())
+
+    tenant.set("acme")
+    async with Pipeline("p").with_stage("s", looks).build().run_many(source(), concurrency=1) as runs:
+        async for _ in runs:
+            pass
+    assert seen == [("acme", "acme"), ("of the source", "of the source")]
+    assert tenant.get() == "acme"
+
+
+async def test_a_block_cannot_be_entered_twice_and_has_no_results_once_it_was_left() -> None:
+    runs = ECHO.run_many(numbered(1, 2))
+    async with runs:
+        await anext(runs)
+    with pytest.raises(StopAsyncIteration):
+        await anext(runs)
+    with pytest.raises(RuntimeError, match="entered twice"):
+        async with runs:
+            pass
 
 
 async def test_it_is_a_context_manager_and_says_so() -> None:

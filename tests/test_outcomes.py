@@ -974,6 +974,96 @@ async def test_a_run_inside_a_run_names_its_parent_and_its_root(how: str) -> Non
     assert len({event["trace"]["span_id"] for event in events.values()}) == 3
 
 
+INHERITED = ("request_id", "session_id", "user_id", "org_id", "service", "execution_mode")
+
+
+def labels_of(event: dict[str, Any]) -> dict[str, Any]:
+    both = {**event["correlation_ids"], **event["pipeline_metadata"]}
+    return {name: both[name] for name in INHERITED}
+
+
+@pytest.mark.parametrize("how", ["awaited", "in a task", "in a thread", "by run_sync", "by run_many"])
+async def test_a_run_inside_a_run_inherits_ids_and_labels(how: str, sink: MemoryEventSink) -> None:
+    inner = recorded(Pipeline("inner").with_stage("s", quick), sink)
+
+    async def awaits(ctx: StageContext) -> None:
+        await inner.run()
+
+    async def starts(ctx: StageContext) -> None:
+        await asyncio.create_task(inner.run())
+
+    async def in_a_thread(ctx: StageContext) -> None:
+        await asyncio.to_thread(inner.run_sync)
+
+    def by_run_sync(ctx: StageContext) -> None:
+        inner.run_sync()
+
+    async def by_run_many(ctx: StageContext) -> None:
+        async with inner.run_many([PipelineContext()]) as runs:
+            async for _ in runs:
+                pass
+
+    stage = {
+        "awaited": awaits,
+        "in a task": starts,
+        "in a thread": in_a_thread,
+        "by run_sync": by_run_sync,
+        "by run_many": by_run_many,
+    }[how]
+    given = {name: f"the {name}" for name in INHERITED}
+    outer = Pipeline("outer").with_stage("s", stage).build()
+    (await outer.run(PipelineContext(**given, data={"not": "inherited"}))).raise_on_failure()
+    event = pipeline_wide(sink.events)
+    assert labels_of(event) == labels_of(stage_wide(sink.events, "s")) == given
+    assert event["pipeline_metadata"]["topology"] == "inner"
+
+
+async def test_a_run_inside_a_run_keeps_what_its_own_context_sets(sink: MemoryEventSink) -> None:
+    seen: list[PipelineContext] = []
+
+    async def looks(ctx: StageContext) -> None:
+        seen.append(ctx.run)
+
+    inner = recorded(Pipeline("inner").with_stage("s", looks), sink)
+    other = await Pipeline("other").with_stage("s", quick).run(PipelineContext(user_id="of another run"))
+
+    async def nests(ctx: StageContext) -> None:
+        await inner.run(PipelineContext(user_id="own", execution_mode="batch"))
+        await inner.run(PipelineContext(org_id="", data=1))
+        await inner.run(other.context)
+        await inner.run(ctx.run)
+
+    outer = Pipeline("outer").with_stage("s", nests)
+    context = PipelineContext(user_id="u", org_id="o", service="chat", data="of the parent")
+    (await outer.run(context)).raise_on_failure()
+    assert [(ctx.user_id, ctx.org_id, ctx.service, ctx.execution_mode) for ctx in seen] == [
+        ("own", "o", "chat", "batch"),
+        ("u", "", "chat", "default"),
+        ("of another run", "o", "chat", "default"),
+        ("u", "o", "chat", "default"),
+    ]
+    assert [ctx.data for ctx in seen] == [{}, 1, {}, "of the parent"]
+
+
+async def test_ids_are_inherited_from_the_innermost_run_and_never_by_a_run_that_starts_later(
+    sink: MemoryEventSink,
+) -> None:
+    inner = recorded(Pipeline("inner").with_stage("s", quick), sink)
+
+    async def nests(ctx: StageContext) -> None:
+        await inner.run()
+
+    middle = Pipeline("middle").with_stage("s", nests)
+
+    async def nests_twice(ctx: StageContext) -> None:
+        await middle.run(PipelineContext(user_id="of the middle"))
+
+    await Pipeline("outer").with_stage("s", nests_twice).run(PipelineContext(user_id="u", org_id="o"))
+    await inner.run()
+    ids = [event["correlation_ids"] for event in sink.of_type("pipeline.wide")]
+    assert [(each["user_id"], each["org_id"]) for each in ids] == [("of the middle", "o"), (None, None)]
+
+
 async def test_a_run_after_a_run_has_no_parent(sink: MemoryEventSink) -> None:
     graph = recorded(Pipeline("p").with_stage("s", quick), sink)
     await graph.run()

@@ -19,7 +19,16 @@ from typing import Any
 
 import pytest
 
-from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, StageKind, StageOutput
+from stageflow import (
+    LimitDeadlockError,
+    Limits,
+    Pipeline,
+    PipelineContext,
+    Retry,
+    StageContext,
+    StageKind,
+    StageOutput,
+)
 from stageflow.pipeline import _run_state
 from stageflow.pipeline._run_state import PHASES, RunState
 
@@ -41,6 +50,7 @@ class Kind:
     attempts: int = 1
     timeout: bool = False
     limited: bool = False
+    refused: bool = False
     optional: bool = False
     conditional: bool = False
     condition: bool = False
@@ -180,6 +190,9 @@ class Model:
         self.abandoned.add(index)
         self.settle(index, status, number)
 
+    def refuse(self, index: int) -> None:
+        self.settle(index, "FAIL", self.failed_attempts[index])
+
     def settle(self, index: int, status: str, number: int) -> None:
         self.verdicts[index] = (status, number)
         if self.ending is None:
@@ -249,15 +262,15 @@ class Model:
 
 
 CONTAINERS = (
-    *("_first_began", "_permits", "_ready_at", "_routes", "_waiting", "acquires", "cancels", "emits"),
-    *("phases", "ready", "releases", "results", "retried", "timers"),
+    *("_deferred", "_first_began", "_permits", "_ready_at", "_reserved", "_routes", "_waiting", "acquires"),
+    *("cancels", "defers", "emits", "phases", "ready", "releases", "results", "resumes", "retried", "timers"),
 )
 
 
 class World:
     """A `RunState` between two events, what it has emitted, and the permits that it holds."""
 
-    __slots__ = ("emitted", "held", "model", "numbers", "plan", "state")
+    __slots__ = ("deferred", "emitted", "held", "model", "numbers", "plan", "state")
 
     def __init__(self, case: Case, plan: Any) -> None:
         self.plan = plan
@@ -265,6 +278,7 @@ class World:
         self.model = Model(case)
         self.emitted: tuple[tuple[str, str, int, bool], ...] = ()
         self.held: frozenset[int] = frozenset()
+        self.deferred: frozenset[int] = frozenset()
         self.numbers: dict[int, int] = {}
         self.state.started()
         self.drain()
@@ -272,6 +286,7 @@ class World:
     def copy(self) -> World:
         new = World.__new__(World)
         new.plan, new.emitted, new.held = self.plan, self.emitted, self.held
+        new.deferred = self.deferred
         new.model, new.numbers = self.model.copy(), dict(self.numbers)
         new.state = RunState.__new__(RunState)
         for name in RunState.__slots__:
@@ -288,6 +303,8 @@ class World:
             tuple(state.ready),
             self.emitted,
             self.held,
+            self.deferred,
+            frozenset(state._reserved),
             state.ending and state.ending.outcome,
             state.first_failed and state.first_failed.name,
             tuple(sorted(self.numbers.items())),
@@ -302,6 +319,13 @@ class World:
         state.emits.clear()
         self.held -= frozenset(state.releases)
         state.releases.clear()
+        assert self.held >= frozenset(state.defers)
+        self.held -= frozenset(state.defers)
+        self.deferred |= frozenset(state.defers)
+        state.defers.clear()
+        assert self.deferred >= frozenset(state.resumes)
+        self.deferred -= frozenset(state.resumes)
+        state.resumes.clear()
         state.cancels.clear()
         state.timers.clear()
         state.pending = False
@@ -316,8 +340,11 @@ class World:
         free = case.permits - len(self.held)
         for index, phase in enumerate(state.phases):
             name, kind = PHASES[phase], case.kinds[index]
-            if name == "queued" and free > 0 and state.ending is None:
-                yield ("permit", index)
+            if name == "queued" and state.ending is None and index not in self.deferred:
+                if free > 0:
+                    yield ("permit", index)
+                if kind.refused:
+                    yield ("refuse", index)
             elif name == "backoff" and state.ending is None:
                 yield ("retry", index)
             elif name == "running":
@@ -349,6 +376,10 @@ class World:
         elif what == "permit":
             self.held |= {index}
             state.permit_granted(index)
+        elif what == "refuse":
+            error = LimitDeadlockError("x", limit="permit", holders=())
+            state.permit_refused(index, error, 0)
+            model.refuse(index)
         elif what == "retry":
             state.retry_due(index)
             model.backoff.discard(index)
@@ -421,6 +452,9 @@ class World:
             may_start = {i for i, phase in enumerate(state.phases) if PHASES[phase] in ("ready", "queued")}
             assert may_start == model.may_start()
         assert len(self.held) <= case.permits
+        if state.ending is None and case.max_concurrency is not None:
+            # A permit is held only by a stage that runs, or that starts next.
+            assert len({*running, *self.held}) <= case.max_concurrency
         if state.done:
             assert not self.held
             results = state.conclude(PipelineContext(), 0)
@@ -439,6 +473,7 @@ ACTIVE = ("running", "timed_out", "cancelling")
 METHODS = {
     "take": "take()",
     "permit": "permit_granted()",
+    "refuse": "permit_refused()",
     "retry": "retry_due()",
     "timeout": "attempt_timed_out()",
     "grace": "grace_over()",
@@ -486,6 +521,7 @@ def graphs(size: int) -> Iterator[frozenset[tuple[int, int]]]:
 FLAKY = Kind(ends=("ok", "boom", "flaky"), attempts=2)
 SLOW = Kind(ends=("ok",), timeout=True, attempts=2)
 LIMITED = Kind(ends=("ok", "skip"), limited=True)
+REFUSED = Kind(ends=("ok", "flaky"), attempts=2, limited=True, refused=True)
 OPTIONAL = Kind(ends=("ok", "fail"), optional=True)
 STOPS = Kind(ends=("ok", "stop"), conditional=True)
 ASKS = Kind(ends=("ok", "boom"), condition=True)
@@ -500,6 +536,8 @@ def cases(size: int) -> Iterator[Case]:
             "retries": ((FLAKY, Kind(("ok", "boom")), OPTIONAL, SLOW, FLAKY), {}),
             "timeouts": ((SLOW, OPTIONAL, FLAKY, Kind(("ok",)), SLOW), {"cancelled": True}),
             "permits": ((LIMITED, LIMITED, STOPS, LIMITED, FLAKY), {"max_concurrency": 2}),
+            "one slot": ((LIMITED, OPTIONAL, LIMITED, STOPS, LIMITED), {"max_concurrency": 1, "permits": 2}),
+            "refusals": ((REFUSED, OPTIONAL, REFUSED, STOPS, REFUSED), {"max_concurrency": 2}),
             "skips": ((ASKS, STOPS, OPTIONAL, STOPS, LIMITED), {"on_failure": "continue"}),
         }
         takers = {after for before, after in edges if before == 0}

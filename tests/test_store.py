@@ -170,6 +170,8 @@ def test_the_runs_of_a_store_are_those_that_the_journal_had_newest_first(tmp_pat
         RunFilter(stage="fails"),
         RunFilter(stage="fails:FAIL"),
         RunFilter(id="u1"),
+        RunFilter(roots=True),
+        RunFilter(roots=True, status="OK"),
         RunFilter(slower_than_ms=0.2),
         RunFilter(since="2020-01-01T00:00:00Z", until="2021-01-01T00:00:00Z"),
     ],

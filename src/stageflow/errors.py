@@ -7,6 +7,7 @@ StageflowError
 │   └── MissingInputError        the ancestor was skipped, or has no such key
 ├── StageOutputError             a stage returned what no stage may return (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
+├── LimitDeadlockError           a stage would wait indefinitely for a limit
 ├── CircuitOpenError             a circuit breaker let an attempt fail at once
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
 ├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
@@ -40,6 +41,7 @@ __all__ = [
     "DeadlineExceededError",
     "InputError",
     "JournalNotFoundError",
+    "LimitDeadlockError",
     "MissingExtraError",
     "MissingInputError",
     "PipelineValidationError",
@@ -55,7 +57,10 @@ __all__ = [
     "as_text",
     "describe",
     "did_you_mean",
+    "leaves_of",
+    "name_of_error",
     "type_name",
+    "with_message",
 ]
 
 
@@ -170,6 +175,22 @@ class StageTimeoutError(StageflowError, TimeoutError):
 
 class CircuitOpenError(StageflowError):
     """A circuit breaker let an attempt fail at once, because the ones before it failed."""
+
+
+class LimitDeadlockError(StageflowError):
+    """A stage would wait indefinitely for a limit, because stages that wait for it hold all permits.
+
+    Attributes:
+        limit: Name of the limit.
+        holders: Pipeline, stage and run id of each stage that holds a permit.
+    """
+
+    def __init__(
+        self, message: str, *, limit: str, holders: Sequence[tuple[str, str, str]], **where: str | None
+    ) -> None:
+        super().__init__(message, **where)
+        self.limit = limit
+        self.holders = tuple(holders)
 
 
 class DeadlineExceededError(StageflowError, TimeoutError):
@@ -325,11 +346,75 @@ def type_name(value: object) -> str:
 def describe(error: BaseException) -> str:
     """Return `Type: message` of an exception, also of one whose `__str__` raises.
 
-    Of an error of ours only what happened: where and the way out would make every text another one.
+    For a StageflowError, this omits the location and the hint, which would make every text different. For an
+    exception group, it describes the first leaf and adds the number of others.
+
+    Example:
+        >>> describe(ExceptionGroup("two tasks failed", [ValueError("a"), KeyError("b")]))
+        'ValueError: a (and 1 other)'
     """
-    message = as_text(_message(error)) if is_a(error, StageflowError) else as_text(error)
-    name = type_name(error)
-    return f"{name}: {message}" if message else name
+    first, *others = leaves_of(error)
+    message = as_text(_message(first)) if is_a(first, StageflowError) else as_text(first)
+    name = type_name(first)
+    text = f"{name}: {message}" if message else name
+    return f"{text} ({_and_others(len(others))})" if others else text
+
+
+def with_message(text: str, error: BaseException | None) -> str:
+    """Return `text` with the message of an exception, such as that of `task.cancel("client went away")`.
+
+    Example:
+        >>> with_message("cancelled from outside", InterruptedError("client went away"))
+        'cancelled from outside: client went away'
+    """
+    message = "" if error is None else as_text(error)
+    return f"{text}: {message}" if message else text
+
+
+def name_of_error(error: BaseException) -> str:
+    """Return the `error_type` of an exception; for a group, that of the first leaf and the number of others.
+
+    Example:
+        >>> name_of_error(ExceptionGroup("two tasks failed", [ValueError("a"), KeyError("b")]))
+        'ValueError and 1 other'
+    """
+    first, *others = leaves_of(error)
+    try:
+        name = str.__str__(type(first).__qualname__)
+    except BaseException as raised:  # raised by a metaclass
+        INTERRUPTS.contain(raised)
+        name = type_name(first)
+    return f"{name} {_and_others(len(others))}" if others else name
+
+
+def _and_others(count: int) -> str:
+    return f"and {count} other{'s' if count > 1 else ''}"
+
+
+_MEMBERS: Any = BaseExceptionGroup.__dict__["exceptions"]
+
+
+def leaves_of(error: BaseException) -> list[BaseException]:
+    """Return the exceptions in a group and in all groups inside it, in order; otherwise the exception itself.
+
+    Example:
+        >>> leaves_of(ExceptionGroup("outer", [ExceptionGroup("inner", [ValueError("a")]), KeyError("b")]))
+        [ValueError('a'), KeyError('b')]
+    """
+    if not is_a(error, BaseExceptionGroup):
+        return [error]
+    leaves: list[BaseException] = []
+    seen: set[int] = set()
+    following = [error]
+    while following:
+        at = following.pop()
+        if not is_a(at, BaseExceptionGroup):
+            leaves.append(at)
+        elif id(at) not in seen:
+            seen.add(id(at))
+            # Not by the attribute, which a subclass may override.
+            following.extend(reversed(_MEMBERS.__get__(at)))
+    return leaves
 
 
 def _message(error: Any) -> object:

@@ -118,10 +118,11 @@ class PipelineMetadata(Struct, frozen=True, gc=False):
 
 
 class ExceptionInfo(Struct, frozen=True, gc=False):
-    """One exception: its type, its message, the innermost frames of its stack, and its chain.
+    """One exception: its type, its message, the innermost frames of its stack, its chain, and its notes.
 
-    `relation` says how a link of the chain came about: `cause` (`raise ... from`), `context`
-    (raised while the other was handled) or `group` (a member of an `ExceptionGroup`).
+    `relation` of a link of the chain is `cause` (`raise ... from`), `context` (raised while the other was
+    handled) or `group` (a leaf of an `ExceptionGroup`, also of one inside it). `notes` were added by
+    `add_note`.
     """
 
     type: str
@@ -129,6 +130,7 @@ class ExceptionInfo(Struct, frozen=True, gc=False):
     stack: list[str]
     chain: list[ExceptionInfo]
     relation: Relation | None = None
+    notes: list[str] = []
 
 
 class Resource(Struct, frozen=True, gc=False):

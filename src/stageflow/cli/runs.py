@@ -58,6 +58,9 @@ def runs(
     ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    roots: Annotated[
+        bool, typer.Option("--roots", help="Only root runs, not those that a stage of another run started.")
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", show_default=False, help="How many at most; 0 for all; default 20."),
@@ -75,6 +78,8 @@ def runs(
     - `stageflow runs --stage search:FAIL --limit 0 --json | jq -r .error`
 
     - `stageflow runs --id u-7 --slower-than 500`
+
+    - `stageflow runs --roots`
     """
     where = RunFilter(
         status=status,
@@ -84,6 +89,7 @@ def runs(
         slower_than_ms=slower_than,
         since=since,
         until=until,
+        roots=roots,
     )
     # One more than is shown, to know whether there are more.
     most = _USUALLY if limit is None else limit

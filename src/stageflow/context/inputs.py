@@ -30,19 +30,21 @@ class Upstream(Protocol):
 
 
 class StageInputs:
-    """Reads the outputs of a stage's ancestors: of its dependencies, theirs, and so on.
+    """Reads the outputs of a stage's ancestors: of its dependencies, theirs, and so on."""
 
-    Attributes:
-        missing: What was asked for and not found, as `stage.key`; it stands in the record.
-    """
-
-    __slots__ = ("_reader", "_stage", "_upstream", "missing")
+    __slots__ = ("_missing", "_reader", "_stage", "_upstream")
 
     def __init__(self, upstream: Upstream, stage: str, reader: int) -> None:
         self._upstream = upstream
         self._stage = stage
         self._reader = reader
-        self.missing: list[str] = []
+        # A dict, as an ordered set: a stage may have thousands of dependencies, and none gave its parameter.
+        self._missing: dict[str, None] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """The keys that were requested and not found, as `stage.key`; recorded as `missing_inputs`."""
+        return list(self._missing)
 
     def get_from(self, stage: str, key: str, default: Any = None) -> Any:
         """Return `key` of what `stage` gave, or `default`, as `dict.get` would.
@@ -109,9 +111,7 @@ class StageInputs:
             self._note(stage, key)
 
     def _note(self, stage: str, key: str) -> None:
-        name = f"{stage}.{key}"
-        if name not in self.missing:
-            self.missing.append(name)
+        self._missing[f"{stage}.{key}"] = None
 
     def _where(self) -> dict[str, str]:
         upstream = self._upstream

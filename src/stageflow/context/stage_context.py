@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Unpack
 
+from .._safe_log import log_safely
+from ..errors import describe
 from ..interrupts import INTERRUPTS
-from ..stages import Artifact, StageKind
+from ..stages import Artifact, StageKind, StageResult
 from .genai import EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
 from .inputs import StageInputs, Upstream
 from .pipeline_context import PipelineContext
@@ -17,6 +20,8 @@ from .timer import Timer
 from .totals import added, is_amount
 
 __all__ = ["StageContext", "current_stage"]
+
+log = logging.getLogger("stageflow.pipeline")
 
 # One for all: it is held for some additions. Reentrant: a signal handler may count as well.
 _adding = threading.RLock()
@@ -48,6 +53,7 @@ class StageContext:
     loop_blocked_ms: float | None = None
     _artifacts: list[Artifact] | None = None
     _attributes: dict[str, Any] | None = None
+    _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
     _inputs: StageInputs | None = None
     _sealed = False
@@ -228,6 +234,24 @@ class StageContext:
 
     def _amend(self, fields: Mapping[str, Any]) -> None:
         self._recorder.amend_stage(self.stage, self.attempt, fields)
+
+    def add_done_callback(self, callback: Callable[[StageResult], object]) -> None:
+        """See `StageCall.add_done_callback`."""
+        if self._done_callbacks is None:
+            self._done_callbacks = []
+        self._done_callbacks.append((copy_context(), callback))
+
+    def report(self, result: StageResult) -> None:
+        """Pass the recorded result of the attempt to the callbacks that were added for it."""
+        callbacks, self._done_callbacks = self._done_callbacks or (), None
+        for variables, callback in callbacks:
+            try:
+                variables.run(callback, result)
+            except BaseException as error:
+                INTERRUPTS.postpone(error)
+                log_safely(
+                    log, "stage %r: a callback of an interceptor raised %s", self.stage, describe(error)
+                )
 
     def seal(self) -> dict[str, Any]:
         """Return the attributes of this attempt, which has ended: what comes later amends its event."""

@@ -28,6 +28,7 @@ class RunFilter(Struct, frozen=True, kw_only=True):
         slower_than_ms: Runs that took longer.
         since: RFC 3339: runs that began then or later.
         until: RFC 3339: runs that began before.
+        roots: If True, only root runs: those that were not started inside a stage of another run.
 
     Raises:
         ValueError: A moment is none, or a name or id is empty.
@@ -40,6 +41,7 @@ class RunFilter(Struct, frozen=True, kw_only=True):
     slower_than_ms: float | None = None
     since: str | None = None
     until: str | None = None
+    roots: bool = False
 
     def __post_init__(self) -> None:
         for name in ("status", "pipeline", "stage", "id"):
@@ -72,6 +74,7 @@ class RunFilter(Struct, frozen=True, kw_only=True):
             and (self.until is None or run.started_at < self.until)
             and (self.id is None or run.has_id(self.id))
             and (self.stage is None or run.has_stage(self.stage))
+            and (not self.roots or run.parent_run_id is None)
         )
 
 
@@ -89,6 +92,7 @@ class Headline(Struct, frozen=True):
     duration_ms: float = 0.0
     event_id: str = ""
     pipeline_name: str = ""
+    parent_run_id: str | None = None
     correlation_ids: CorrelationIds = CorrelationIds()
     stage_summaries: list[_Summary] = []
 

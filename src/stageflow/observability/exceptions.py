@@ -1,12 +1,13 @@
-"""An exception as the record keeps it: type, message, the stack that matters, and the chain."""
+"""The record of an exception: type, message, notes, the relevant part of the stack, and the chain."""
 
 from __future__ import annotations
 
 import os
+from itertools import islice
 from types import TracebackType
 
-from ..errors import as_text, type_name
-from ..interrupts import INTERRUPTS
+from ..errors import as_text, leaves_of, type_name
+from ..interrupts import INTERRUPTS, is_a
 from ..schema import ExceptionInfo, Relation
 from .shape import Shaper
 
@@ -14,6 +15,9 @@ __all__ = ["exception_info"]
 
 _FRAMES = 20
 _LINKS = 8
+_LEAVES = 100
+_STACKS_OF_LEAVES = 8
+_NOTES = 10
 _LONGEST_MESSAGE = 2000
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _OURS = tuple(
@@ -24,50 +28,84 @@ _OURS = tuple(
 
 
 def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:
-    """Return the record of `error`: its innermost 20 frames, without ours, and up to 8 links."""
-    seen = {id(error)}
+    """Return the record of `error`: its innermost 20 frames, without ours, its notes and its chain.
+
+    The chain contains up to 8 causes and contexts, and up to 100 leaves of exception groups, the first 8 with
+    their stacks. Each is followed by its own causes. The field is noted as truncated if anything is omitted.
+    """
+    return _info(error, shaping, _chain(error, shaping))
+
+
+def _info(
+    error: BaseException,
+    shaping: Shaper,
+    chain: list[ExceptionInfo],
+    relation: Relation | None = None,
+    *,
+    with_stack: bool = True,
+) -> ExceptionInfo:
     return ExceptionInfo(
         type=_type(error),
         message=_message(error, shaping),
-        stack=_stack(error, shaping),
-        chain=_chain(error, seen, shaping),
+        stack=_stack(error, shaping) if with_stack else [],
+        chain=chain,
+        relation=relation,
+        notes=_notes(error, shaping),
     )
 
 
-def _chain(error: BaseException, seen: set[int], shaping: Shaper) -> list[ExceptionInfo]:
+def _chain(error: BaseException, shaping: Shaper) -> list[ExceptionInfo]:
     links: list[ExceptionInfo] = []
-    following = _next(error)
-    while following and len(links) < _LINKS:
-        relation, link = following.pop(0)
+    counts = {"group": 0, "other": 0}
+    seen = {id(error)}
+    following = _next(error)[::-1]
+    while following:
+        relation, link = following.pop()
         if id(link) in seen:
             continue
         seen.add(id(link))
-        following += _next(link)
-        links.append(
-            ExceptionInfo(
-                type=_type(link),
-                message=_message(link, shaping),
-                stack=_stack(link, shaping),
-                chain=[],
-                relation=relation,
-            )
-        )
+        kind, most = ("group", _LEAVES) if relation == "group" else ("other", _LINKS)
+        if counts[kind] == most:
+            _note_truncated(shaping)
+            continue
+        counts[kind] += 1
+        following += _next(link)[::-1]
+        links.append(_info(link, shaping, [], relation, with_stack=counts["group"] <= _STACKS_OF_LEAVES))
     return links
 
 
+def _note_truncated(shaping: Shaper) -> None:
+    if "exception" not in shaping.truncated:
+        shaping.truncated.append("exception")
+
+
 def _next(error: BaseException) -> list[tuple[Relation, BaseException]]:
-    """Return the group members and the cause or context of an exception; ignore overrides that raise."""
-    members: list[tuple[Relation, BaseException]] = []
+    """Return the leaves and the cause or context of an exception; ignore overrides that raise."""
+    following: list[tuple[Relation, BaseException]] = []
+    if is_a(error, BaseExceptionGroup):
+        following = [("group", leaf) for leaf in leaves_of(error)]
     try:
-        if isinstance(error, BaseExceptionGroup):
-            members = [("group", member) for member in error.exceptions]
         if error.__cause__ is not None:
-            members.append(("cause", error.__cause__))
+            following.append(("cause", error.__cause__))
         elif error.__context__ is not None and not error.__suppress_context__:
-            members.append(("context", error.__context__))
+            following.append(("context", error.__context__))
     except BaseException as raised:
         INTERRUPTS.contain(raised)
-    return members
+    return following
+
+
+def _notes(error: BaseException, shaping: Shaper) -> list[str]:
+    """Return the notes of an exception (PEP 678)."""
+    try:
+        given = getattr(error, "__notes__", ())
+        # `add_note` creates a list, but the attribute may be set to anything.
+        notes = list(islice(given, _NOTES + 1)) if is_a(given, (list, tuple)) else [given]
+    except BaseException as raised:  # raised by a property of its class
+        INTERRUPTS.contain(raised)
+        return []
+    if len(notes) > _NOTES:
+        _note_truncated(shaping)
+    return [shaping.text(as_text(note), "exception", _LONGEST_MESSAGE) for note in notes[:_NOTES]]
 
 
 def _type(error: BaseException) -> str:

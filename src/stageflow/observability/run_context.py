@@ -7,6 +7,8 @@ import os
 import weakref
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..clock import get_clock
 from ..context import ContextOfRun, PipelineContext, StageContext, current_stage
 from ..errors import as_text
@@ -152,12 +154,22 @@ def _forget(known: weakref.ref[PipelineContext]) -> None:
 
 _LABELS = ("service", "topology", "execution_mode")
 _ALL_LABELS = frozenset(_LABELS)
+_INHERITED_IDS = ("request_id", "session_id", "user_id", "org_id")
+_INHERITED_LABELS = ("service", "execution_mode")
 
 
 def start_run(
     context: PipelineContext, pipeline: str, wall_ns: int, origin_ns: int
 ) -> tuple[PipelineContext, RunContext]:
-    """Return the context of a new run (a copy of `context` with all fields set) and its `RunContext`."""
+    """Return the context of a new run (a copy of `context` with all fields set) and its `RunContext`.
+
+    A run that is started inside a stage inherits those ids and labels of the stage's run that `context` does
+    not set.
+    """
+    current = current_stage.get()
+    parent = run_context_of(current) if current is not None else None
+    if current is not None:
+        context = _inheriting(context, current.run)
     run_id, service, topology, mode = (
         context.pipeline_run_id,
         context.service,
@@ -189,13 +201,31 @@ def start_run(
             else _ALL_LABELS
         ),
     )
-    current = current_stage.get()
-    parent = run_context_of(current) if current is not None else None
     run = RunContext(own, pipeline, parent, origin_ns)
     known = _RunOf(own, _forget)
     known.key, known.run = id(own), run
     _runs[known.key] = known
     return own, run
+
+
+def _inheriting(context: PipelineContext, parent: PipelineContext) -> PipelineContext:
+    """Return a context with the ids and labels of the parent's context for those that it does not set."""
+    inherited: dict[str, Any] = {
+        name: getattr(parent, name) for name in _INHERITED_IDS if getattr(context, name) is None
+    }
+    for name in _INHERITED_LABELS:
+        if not _sets(context, name) and _sets(parent, name):
+            inherited[name] = getattr(parent, name)
+    if isinstance(context, ContextOfRun):
+        inherited["defaults"] = context.defaults - inherited.keys()
+    return replace(context, **inherited)
+
+
+def _sets(context: PipelineContext, label: str) -> bool:
+    """Return whether the caller of a run set a label; the engine fills in the others."""
+    return bool(getattr(context, label)) and not (
+        isinstance(context, ContextOfRun) and label in context.defaults
+    )
 
 
 def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:

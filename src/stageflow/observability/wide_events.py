@@ -8,7 +8,7 @@ from typing import Any
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults
-from ..errors import as_text
+from ..errors import as_text, name_of_error
 from ..interrupts import INTERRUPTS
 from ..schema import Outcome, PipelineWide, StageSummary, StageWide, TerminalOrRetry
 from ..stages import StageResult, StageStatus
@@ -47,7 +47,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
             if reason is not None:
                 reason_text = shaping.text(reason, "reason")
             if exception is not None:
-                error_type, info = type(exception).__qualname__, exception_info(exception, shaping)
+                error_type, info = name_of_error(exception), exception_info(exception, shaping)
             data_keys = shaping.names(data, "data_keys") if data else []
             missing_names = shaping.names(missing, "missing_inputs") if missing else []
             attribute_values = shaping.attributes(attributes) if attributes else {}
@@ -113,7 +113,7 @@ def pipeline_wide(
         summaries,
         error=error,
         reason=reason,
-        error_type=None if exception is None else type(exception).__qualname__,
+        error_type=None if exception is None else name_of_error(exception),
         exception=None if exception is None else exception_info(exception, shaping),
         first_failed_stage=whole.first_failed_stage,
         critical_path=path,

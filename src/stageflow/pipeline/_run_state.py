@@ -11,6 +11,7 @@ The unit of state is an *instance* of a node, numbered from 0. Each instance is 
     ready -------- take() ---------------------------------------> running
     ready -------- take(), and it needs a permit ----------------> queued
     queued ------- permit_granted() -----------------------------> ready
+    queued ------- permit_refused() -----------------------------> done
     running ------ attempt_timed_out() --------------------------> timed_out
     running ------ the run ends ---------------------------------> cancelling
     running ------ attempt_ended() ------------------------------> done
@@ -39,7 +40,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..context import PipelineContext, PipelineResults, StageContext
-from ..errors import DeadlineExceededError, StageflowError, describe
+from ..errors import DeadlineExceededError, LimitDeadlockError, StageflowError, describe, with_message
 from ..interrupts import INTERRUPTS, is_a
 from ..schema import Outcome
 from ..stages import Retry, StageOutput, StageResult, StageStatus
@@ -92,6 +93,9 @@ class RunState:
         emits: Outbox: results to emit, in order.
         cancels: Outbox: running instances whose attempt the scheduler must cancel.
         acquires: Outbox: queued instances for which the scheduler must acquire a permit of their limit.
+        defers: Outbox: queued instances that cannot use the permit that they were granted, because the run
+            is at `max_concurrency`. The scheduler must pass it on and keep their place in the queue.
+        resumes: Outbox: deferred instances for which a slot of `max_concurrency` is reserved now.
         releases: Outbox: instances whose permit the scheduler must release.
         timers: Outbox: (event, instance, seconds) for delayed events: "retry_due" or "grace_over". The
             instance -1 means the whole run.
@@ -109,15 +113,18 @@ class RunState:
     """
 
     __slots__ = (
+        "_deferred",
         "_first_began",
         "_limit",
         "_permits",
         "_plan",
         "_ready_at",
+        "_reserved",
         "_routes",
         "_waiting",
         "acquires",
         "cancels",
+        "defers",
         "done",
         "emits",
         "ended_at",
@@ -133,6 +140,7 @@ class RunState:
         "ready",
         "releases",
         "results",
+        "resumes",
         "retried",
         "run_id",
         "running",
@@ -148,6 +156,8 @@ class RunState:
         self.emits: list[StageResult] = []
         self.cancels: list[int] = []
         self.acquires: list[int] = []
+        self.defers: list[int] = []
+        self.resumes: list[int] = []
         self.releases: list[int] = []
         self.timers: list[tuple[str, int, float]] = []
         self.pending = False
@@ -169,6 +179,9 @@ class RunState:
         self._first_began: dict[int, int] = {}
         self._routes: dict[int, tuple[str, ...]] = {}
         self._permits: set[int] = set()
+        # With `max_concurrency`, an instance that was granted a permit keeps the next free slot for itself.
+        self._deferred: deque[int] = deque()
+        self._reserved: set[int] = set()
 
     # ------------------------------------------------------------ events
 
@@ -185,10 +198,13 @@ class RunState:
             -1 if none may start now. If `acquires` is not empty, one needs a permit, and others may be
             ready.
         """
-        if self.ending is not None or (self._limit is not None and self.running >= self._limit):
+        if self.ending is not None or not self.ready:
             return -1
-        if not self.ready:
-            return -1
+        if self._limit is not None:
+            if self.ready[0] in self._reserved:
+                self._reserved.discard(self.ready[0])
+            elif self._full:
+                return -1
         index = self.ready.popleft()
         if self.nodes[index].shared_limit is not None and index not in self._permits:
             self.phases[index] = QUEUED
@@ -202,19 +218,56 @@ class RunState:
     def startable(self) -> int:
         """How many ready instances may start now."""
         ready = len(self.ready)
-        return ready if self._limit is None else min(ready, self._limit - self.running)
+        if self._limit is None:
+            return ready
+        reserved = sum(self.phases[index] == READY for index in self._reserved)
+        return min(ready, self._limit - self.running - len(self._reserved) + reserved)
+
+    @property
+    def _full(self) -> bool:
+        """True if every slot of `max_concurrency` is used or reserved."""
+        return self._limit is not None and self.running + len(self._reserved) >= self._limit
 
     def permit_granted(self, index: int) -> None:
         """An instance has acquired a permit of its limit."""
         if self.phases[index] != QUEUED or self.ending is not None:
             self._release_permit(index)
             return
+        if self._limit is not None and index not in self._reserved:
+            if self._full:
+                # It must not hold a permit that others can use while it waits for a slot.
+                self._deferred.append(index)
+                self.defers.append(index)
+                self.pending = True
+                return
+            self._reserved.add(index)
         self.phases[index] = READY
         self.ready.appendleft(index)
         self._permits.add(index)
-        if self._limit is not None and self.running >= self._limit:
-            # This instance cannot start yet, and must not hold a permit that others can use.
-            self._release_permit(index)
+
+    def permit_refused(self, index: int, error: LimitDeadlockError, at: int) -> None:
+        """An instance would wait indefinitely for a permit: it fails, and is not retried."""
+        if self.phases[index] != QUEUED or self.ending is not None:
+            return
+        self._reserved.discard(index)
+        last = self.retried.get(index)
+        attempts = 0 if last is None else last.attempts
+        reason = "no attempt started" if last is None else f"attempt {attempts + 1} did not start"
+        output = StageOutput(FAIL, {}, describe(error), error, f"{reason}: its limit cannot become available")
+        result = self._result(index, None, output, attempts, at, at)
+        if last is not None:
+            # Count the attempt that never started, so that the terminal event has a unique id.
+            result = replace(result, attempt=attempts + 1)
+        self.running += 1  # as for an attempt that ends at once
+        self._settle(index, result, at)
+
+    def _resume_deferred(self) -> None:
+        """Reserve free slots for instances that could not use the permit that they were granted."""
+        while self._deferred and not self._full:
+            index = self._deferred.popleft()
+            self._reserved.add(index)
+            self.resumes.append(index)
+            self.pending = True
 
     def attempt_number(self, index: int) -> int:
         """Return the number of the attempt that starts now; 0 if `when=` is evaluated first."""
@@ -248,7 +301,8 @@ class RunState:
         if raised is not None or phase != RUNNING or output.status is not OK:
             if cancelled_externally and phase != TIMED_OUT:
                 self.phases[index] = CANCELLING
-                self._end(_cancelled("a task of the run was cancelled from outside"), ended)
+                why = with_message("a task of the run was cancelled from outside", raised)
+                self._end(_cancelled(why), ended)
             output = self._outcome(index, ctx.attempt, output, raised, began, ended, phase)
         if not ctx.attempt:
             began = ended
@@ -264,6 +318,10 @@ class RunState:
             self._release_permit(index)
         if self.ending is not None and not self.running:
             self._finish(at)
+
+    def recorded(self, index: int) -> StageResult | None:
+        """Return the latest result of an instance, which may be that of an attempt that is retried."""
+        return self.results[index] or self.retried.get(index)
 
     def attempt_lost(self, index: int, attempt: int, output: StageOutput, began: int, ended: int) -> None:
         """The engine was interrupted, or failed, while it processed the end of an attempt.
@@ -437,6 +495,8 @@ class RunState:
             self.pending = True
             self.phases[index] = BACKOFF
             self.running -= 1
+            if self._deferred:
+                self._resume_deferred()
             return
         self.results[index] = result
         self.left -= 1
@@ -456,6 +516,8 @@ class RunState:
         else:
             self.first_failed = self.first_failed or result
             self._cancel_downstream(index, at)
+        if self._deferred:
+            self._resume_deferred()
         if not self.left or (self.ending is not None and not self.running):
             self._finish(at)
 
@@ -495,17 +557,26 @@ class RunState:
         """Return why its dependencies skip a stage, or None if they do not."""
         index = self._plan.index
         if node.route is not None:
-            routers = [name for name in node.dependencies if index[name] in self._routes]
-            chosen = [label for name in routers for label in self._routes[index[name]]]
-            if node.route not in chosen:
-                went = ", ".join(repr(label) for label in chosen) or "nowhere"
-                by = ", ".join(repr(name) for name in routers) or "a router that did not end well"
-                return f"its route is {node.route!r}; {by} went to {went}"
+            routers = [index[name] for name in node.dependencies if self.nodes[index[name]].route_labels]
+            if all(node.route not in self._routes.get(router, ()) for router in routers):
+                chosen = "; ".join(map(self._choice_of, routers))
+                return f"its route is {node.route!r}; {chosen}"
         if node.conditional:
             results = [self.results[index[name]] for name in node.dependencies]
             if all(result is None or result.status in (SKIP, FAIL) for result in results):
                 return "every one of its dependencies was skipped"
         return None
+
+    def _choice_of(self, router: int) -> str:
+        """Return what became of a router that has ended, in words."""
+        result = self.results[router]
+        name = self.nodes[router].name
+        if result is None or result.status is FAIL:
+            return f"{name!r} failed"
+        if result.status is SKIP:
+            return f"{name!r} was skipped: {result.reason}"
+        chosen = ", ".join(map(repr, self._routes.get(router, ())))
+        return f"{name!r} chose {chosen or 'no route'}"
 
     def _cancel_downstream(self, index: int, at: int) -> None:
         """Cancel all instances that can no longer start because this instance failed."""
@@ -534,6 +605,8 @@ class RunState:
         self.pending = True
         self.ready.clear()
         self.acquires.clear()
+        self._deferred.clear()
+        self._reserved.clear()
         if self.running:
             for index, phase in enumerate(self.phases):
                 if phase == RUNNING:
@@ -599,12 +672,15 @@ class RunState:
 
     def ancestor(self, reader: int, stage: str) -> StageResult | None:
         plan = self._plan
-        if stage in self.nodes[reader].dependency_set or stage in plan.ancestors(reader):
-            return self.results[plan.index[stage]]
+        index = plan.index.get(stage)
+        if index is None:
+            return None
+        if stage in self.nodes[reader].dependency_set or plan.ancestry.contains(reader, index):
+            return self.results[index]
         return None
 
     def ancestors(self, reader: int) -> Collection[str]:
-        return self._plan.ancestors(reader)
+        return self._plan.ancestry.names(reader)
 
 
 def _cancelled(reason: str) -> Ending:

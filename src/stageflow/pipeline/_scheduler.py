@@ -29,6 +29,7 @@ from .._drive import drive
 from .._safe_log import log_safely
 from ..clock import get_clock
 from ..context import PipelineContext, PipelineResults, StageContext
+from ..errors import LimitDeadlockError, with_message
 from ..interrupts import INTERRUPTS, is_a
 from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
@@ -37,7 +38,7 @@ from . import active
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, RunState
 from ._thread_limit import THREADS, ThreadPermit, thread_permit
 from .attempt import Attempt, StageScope, begin, first_step
-from .limits import Limit, Ticket
+from .limits import Permit, innermost_permit
 from .node import Node
 from .outcome import failure, output_of
 from .plan import Plan
@@ -115,11 +116,11 @@ class Scheduler:
         self._yielding = 0
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._timers: list[asyncio.TimerHandle] = []
-        self._held: dict[int, Limit] = {}
+        self._held: dict[int, Permit] = {}
+        self._requests: dict[int, Permit] = {}
         self._thread_requests: dict[int, ThreadPermit] = {}
         # Of the synchronous stage in which this run was started.
         self._outer_permit = thread_permit.get()
-        self._tickets: dict[Ticket, int] = {}
 
     # ------------------------------------------------------------ the caller's side
 
@@ -144,7 +145,7 @@ class Scheduler:
                 cancelled = cancelled or error
                 for attempt in self.attempts.values():
                     attempt.caller_cancelled()
-                self._cancelled("cancelled from outside")
+                self._cancelled(with_message("cancelled from outside", error))
             except GeneratorExit:
                 self._closed()
                 raise
@@ -244,12 +245,14 @@ class Scheduler:
         if task not in self._workers:
             return
         self._workers.discard(task)
-        error = None if task.cancelled() else task.exception()
+        try:
+            error = task.exception()
+        except asyncio.CancelledError as cancelled:
+            self._cancelled(with_message("a task of the run was cancelled from outside", cancelled))
+            return
         if error is not None:
             self._attempt_lost(task, error)
             self._engine_failed(error)
-        elif task.cancelled():
-            self._cancelled("a task of the run was cancelled from outside")
 
     def _attempt_lost(self, task: asyncio.Task[None], error: BaseException) -> None:
         """Record the stage that a failed worker was running; all other stages wait in their own tasks."""
@@ -260,6 +263,17 @@ class Scheduler:
                 if attempt is None or attempt.task is task:
                     self.attempts.pop(index, None)
                     state.attempt_lost(index, state.attempt_number(index), failure(error), now, now)
+                    if attempt is not None:
+                        self._attempt_done(index, attempt.ctx)
+
+    def _attempt_done(self, index: int, ctx: StageContext) -> None:
+        """Pass the result of an attempt to the interceptors that requested it."""
+        result = self.state.recorded(index)
+        if result is None:
+            return
+        ctx.report(result)
+        if (interrupt := INTERRUPTS.take()) is not None:
+            self.state.interrupted(result, interrupt, self.now())
 
     async def _work(self) -> None:
         """Run one stage after another, until none is ready or the next one must not run in this task."""
@@ -268,8 +282,8 @@ class Scheduler:
         context, recorder, nodes = self.context, self.recorder, self.state.nodes
         ready, emits = state.ready, state.emits
         turn = 0
-        # With `partial`: since Python 3.14, it depends on the place of a call in the code whether a local variable
-        # that is its argument counts as another reference.
+        # With `partial`: since Python 3.14, it depends on the place of a call in the code whether a local
+        # variable that is its argument counts as another reference.
         strong_references = functools.partial(getrefcount, task)
         weak_references = functools.partial(getweakrefcount, task)
         strong, weak = strong_references(), weak_references()
@@ -290,6 +304,8 @@ class Scheduler:
             number = state.attempt_number(index) if state.retried else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, state, recorder)
             variables = base.copy() if number <= 1 else self._variables_of(index).copy()
+            if node.shared_limit is not None:
+                variables.run(innermost_permit.set, self._held[index])
             attempt = raised = value = None
             began = now()
             try:
@@ -348,6 +364,8 @@ class Scheduler:
                 state.attempt_lost(index, number, failure(error), began, ended)
             if emits:
                 self._emit()
+            if ctx._done_callbacks is not None:
+                self._attempt_done(index, ctx)
             if state.pending:
                 self._execute()
             # An exception refers to the frames of its traceback; avoid a reference cycle with this one.
@@ -437,9 +455,11 @@ class Scheduler:
                     state.attempt_withdrawn(index, self.now())
             state.cancels.clear()
             for index in state.releases:
-                if (limit := self._held.pop(index, None)) is not None:
-                    limit.release()
+                if (held := self._held.pop(index, None)) is not None:
+                    held.limit.release(held)
             state.releases.clear()
+            self._defer_permits()
+            self._resume_permits()
             for event, index, seconds in state.timers:
                 if event == "retry_due":
                     self._retries[index] = self.loop.call_later(seconds, self._retry_due, index)
@@ -455,9 +475,9 @@ class Scheduler:
 
     def _wait_for_nothing(self) -> None:
         """Cancel all pending requests for permits, and all timers for retries."""
-        tickets, self._tickets = self._tickets, {}
-        for ticket in tickets:
-            ticket.limit.withdraw(ticket)
+        for permit in self._requests.values():
+            permit.limit.release(permit)
+        self._requests.clear()
         for timer in self._retries.values():
             timer.cancel()
         self._retries.clear()
@@ -467,8 +487,8 @@ class Scheduler:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
-        for limit in self._held.values():
-            limit.release()  # none is left, unless the engine has failed
+        for permit in self._held.values():
+            permit.limit.release(permit)  # none is left, unless the engine has failed
         self._held.clear()
         self.results = self.state.conclude(self.context, self.began)
         try:
@@ -519,6 +539,7 @@ class Scheduler:
                 self._release_unused_thread(known)
                 self._note_blocking(self.plan.nodes[known], attempt.ctx, attempt.blocked)
                 self.state.grace_over(known, attempt.ctx, attempt.began, self.now())
+                self._attempt_done(known, attempt.ctx)
         if index < 0:
             self.state.run_grace_over(self.now())
         self._apply()
@@ -527,22 +548,53 @@ class Scheduler:
 
     def _acquire_permits(self) -> None:
         """Acquire the permits that queued stages need, or wait for them."""
+        outer = self.variables.get(innermost_permit)
         for index in self.state.acquires:
-            limit = self.state.nodes[index].shared_limit
+            node = self.state.nodes[index]
+            limit = node.shared_limit
             assert limit is not None
-            ticket = Ticket(limit, self.loop, self._permit_granted)
-            if limit.acquire(ticket):
-                self._held[index] = limit
-                self.state.permit_granted(index)
-            else:
-                self._tickets[ticket] = index
+            permit = Permit(
+                limit,
+                index,
+                self.pipeline_name,
+                node.name,
+                self.run_id,
+                self.loop,
+                self._permit_granted,
+                outer,
+            )
+            try:
+                if limit.acquire(permit):
+                    self._held[index] = permit
+                    self.state.permit_granted(index)
+                else:
+                    self._requests[index] = permit
+            except LimitDeadlockError as error:
+                self.state.permit_refused(index, error, self.now())
         self.state.acquires.clear()
+        if self.state.pending or self.state.emits:
+            self._apply()
+
+    def _defer_permits(self) -> None:
+        for index in self.state.defers:
+            permit = self._requests[index] = self._held.pop(index)
+            permit.limit.defer(permit)
+        self.state.defers.clear()
+
+    def _resume_permits(self) -> None:
+        for index in self.state.resumes:
+            permit = self._requests[index]
+            try:
+                permit.limit.resume(permit)
+            except LimitDeadlockError as error:
+                del self._requests[index]
+                self.state.permit_refused(index, error, self.now())
+        self.state.resumes.clear()
 
     @_ends_run
-    def _permit_granted(self, ticket: Ticket) -> None:
-        index = self._tickets.pop(ticket)
-        self._held[index] = ticket.limit
-        self.state.permit_granted(index)
+    def _permit_granted(self, permit: Permit) -> None:
+        self._held[permit.index] = self._requests.pop(permit.index)
+        self.state.permit_granted(permit.index)
         self._apply()
 
     # ------------------------------------------------------------ threads

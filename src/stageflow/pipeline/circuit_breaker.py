@@ -1,4 +1,4 @@
-"""An interceptor that spares a dependency which is down."""
+"""An interceptor that stops calling a stage whose dependency is down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from ..clock import get_clock
 from ..errors import CircuitOpenError
-from ..stages import Retry, StageStatus
+from ..interrupts import is_a
+from ..stages import Retry, StageResult, StageStatus
 from ..stages.retry import Covered
 from ..stages.wait import check_seconds
 from .interceptor import Proceed, StageCall
@@ -17,21 +18,27 @@ __all__ = ["CircuitBreaker"]
 
 
 class CircuitBreaker:
-    """Stop calling a stage after several failures in a row; try one call again later.
+    """Stop calling a stage after consecutive failures, and try it again later.
 
-    While it is open, each attempt fails at once with `CircuitOpenError`: FAIL, never OK. After
-    `reset_after` seconds one attempt is let through; if it does well, the breaker closes, if not, it
-    stays open for as long again. State is kept for each stage of each pipeline, in this object,
-    by all runs of the process.
+    While the circuit is open, each attempt fails at once with `CircuitOpenError`. After `reset_after`
+    seconds, one attempt is allowed as a trial: if it succeeds, the circuit closes; if it fails, the circuit
+    stays open for another `reset_after` seconds. A trial that was cancelled with its run decides nothing, and
+    the next attempt is the trial. One breaker keeps one circuit for each stage of each pipeline, shared by
+    all runs of the process.
+
+    An attempt fails if it times out (also if it is abandoned, or returns later), raises an exception that
+    `on` covers, or returns `StageOutput.fail` or `StageOutput.retry`. Each attempt of a retried stage counts.
+    An attempt that is cancelled with its run counts neither as a failure nor as a success, and neither does
+    one that started before the circuit last opened or closed.
 
     Args:
-        failures: So many failures in a row open it; 1 or more.
-        reset_after: Seconds until one attempt is let through.
-        on: The exceptions that count: a class, a tuple of classes, or a function from the
-            exception to a bool. A returned `StageOutput.fail` and a time-out count always.
+        failures: Number of consecutive failures that open the circuit; 1 or more.
+        reset_after: Seconds until a trial is allowed.
+        on: The exceptions that count: a class, a tuple of classes, or a function from the exception to a
+            bool. An exception group counts if every leaf does. Other exceptions count as a success.
 
     Raises:
-        ValueError: For failures under 1 or a negative time.
+        ValueError: `failures` is less than 1, or `reset_after` is negative.
 
     Example:
         pipeline.with_stage("search", search, interceptors=(CircuitBreaker(failures=5),))
@@ -44,34 +51,47 @@ class CircuitBreaker:
         self.failures = failures
         self.reset_after = reset_after
         self._counts = Retry(on=on).covers
-        self._lock = threading.Lock()
+        # Reentrant: a run that is dropped ends when it is garbage-collected, which may happen anywhere.
+        self._lock = threading.RLock()
         self._circuits: dict[tuple[str, str], _Circuit] = {}
 
     async def __call__(self, call: StageCall, proceed: Proceed) -> Any:
-        """Fail at once while open, else run the attempt and learn from it."""
+        """Fail at once while the circuit is open; otherwise run the attempt and evaluate it."""
         with self._lock:
             circuit = self._circuits.setdefault((call.pipeline, call.stage), _Circuit())
-            trial = self._let_through(circuit, call)
-        failed: bool | None = True  # also when `on` raises, which is the application's code
+            tried_ns = self._admit(circuit, call)
+            period = circuit.period
+        failed: bool | None = None
+        ctx = call.ctx
+
+        def evaluate(result: StageResult) -> None:
+            cancelled = result.status is StageStatus.CANCEL or (ctx.cancelled and not ctx.timed_out)
+            # Without an outcome of its own, the attempt was cancelled: with its run, or by a timeout.
+            outcome = failed if failed is not None or cancelled else True
+            self._evaluate(circuit, period, tried_ns, outcome)
+
+        # Not at the end of this call: an attempt that is abandoned does not get there.
+        call.add_done_callback(evaluate)
         try:
             output = await proceed()
-            failed = output.status is StageStatus.FAIL
-        except asyncio.CancelledError:
-            # A time-out is a failure of what is called; any other cancellation says nothing of it.
-            failed = True if call.ctx.timed_out else None
-            raise
         except BaseException as error:
-            failed = self._counts(error)
+            # What an attempt raises while it is cancelled with its run results from the cancellation.
+            if not is_a(error, asyncio.CancelledError) and (ctx.timed_out or not ctx.cancelled):
+                failed = True  # also if `on` raises
+                failed = ctx.timed_out or self._counts(error)
             raise
-        finally:
-            self._learn(circuit, failed=failed, trial=trial)
+        failed = ctx.timed_out or output.status in (StageStatus.FAIL, StageStatus.RETRY)
         return output
 
-    def _let_through(self, circuit: _Circuit, call: StageCall) -> bool:
-        """Return True for the one attempt that tries an open circuit; raise for all others."""
+    def _admit(self, circuit: _Circuit, call: StageCall) -> int | None:
+        """Return the start time of a trial, or None while the circuit is closed.
+
+        Raises:
+            CircuitOpenError: The circuit is open, and no trial is due.
+        """
         if circuit.opened_ns is None:
-            return False
-        # A trial that never came back (a thread that hangs) is not waited for longer than this either.
+            return None
+        # A trial without a result, such as a thread that hangs, blocks the next one no longer than this.
         since = max(circuit.opened_ns, circuit.tried_ns)
         now = get_clock().monotonic_ns()
         if now - since < self.reset_after * 1e9:
@@ -83,20 +103,26 @@ class CircuitBreaker:
                 hint=f"one attempt is let through {self.reset_after:g} s after it opened",
             )
         circuit.tried_ns = now
-        return True
+        return now
 
-    def _learn(self, circuit: _Circuit, *, failed: bool | None, trial: bool) -> None:
-        """Take in how an attempt went; None says nothing."""
+    def _evaluate(self, circuit: _Circuit, period: int, tried_ns: int | None, failed: bool | None) -> None:
+        """Update a circuit with the result of an attempt; None if it has none."""
         with self._lock:
+            if circuit.period != period:
+                return  # the circuit has opened or closed since this attempt started
             if failed is None:
-                if trial:
-                    circuit.tried_ns = 0  # the next one tries
+                if tried_ns == circuit.tried_ns:
+                    circuit.tried_ns = 0
             elif failed:
                 circuit.failed += 1
-                if trial or circuit.failed >= self.failures:
+                if tried_ns is not None or circuit.failed >= self.failures:
                     circuit.opened_ns = get_clock().monotonic_ns()
-            elif circuit.opened_ns is None or trial:
-                circuit.failed, circuit.opened_ns = 0, None
+                    circuit.period += 1
+            else:
+                circuit.failed = 0
+                if tried_ns is not None:
+                    circuit.opened_ns = None
+                    circuit.period += 1
 
     def state(self, pipeline: str, stage: str) -> str:
         """Return "closed" or "open" for one stage."""
@@ -106,9 +132,19 @@ class CircuitBreaker:
 
 
 class _Circuit:
-    __slots__ = ("failed", "opened_ns", "tried_ns")
+    """The state of one stage.
+
+    Attributes:
+        failed: Number of consecutive failures.
+        opened_ns: Time at which the circuit opened, or None while it is closed.
+        tried_ns: Start time of the latest trial, or 0.
+        period: Incremented whenever the circuit opens or closes.
+    """
+
+    __slots__ = ("failed", "opened_ns", "period", "tried_ns")
 
     def __init__(self) -> None:
         self.failed = 0
         self.opened_ns: int | None = None
         self.tried_ns = 0
+        self.period = 0

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from ..context import StageContext
-from ..stages import StageOutput
+from ..stages import StageOutput, StageResult
 
 __all__ = ["Interceptor", "Proceed", "StageCall"]
 
@@ -14,12 +14,12 @@ Proceed = Callable[[], Awaitable[StageOutput]]
 
 
 class StageCall:
-    """The attempt that an interceptor is around.
+    """The attempt that an interceptor wraps.
 
     Attributes:
         pipeline: Name of the pipeline.
         stage: Name of the stage.
-        ctx: What the stage is given; `ctx.attempt` is the number of the attempt.
+        ctx: The context of the stage; `ctx.attempt` is the number of the attempt.
     """
 
     __slots__ = ("ctx", "pipeline", "stage")
@@ -28,6 +28,21 @@ class StageCall:
         self.pipeline = pipeline
         self.stage = ctx.stage
         self.ctx = ctx
+
+    def add_done_callback(self, callback: Callable[[StageResult], object]) -> None:
+        """Call `callback` with the recorded result of the attempt, once the engine has determined it.
+
+        The result may differ from what `proceed()` returns: the attempt may time out or be abandoned, another
+        interceptor may replace its outcome, and the retry policy decides between RETRY and FAIL. The callback
+        is called on the event loop of the run, in the context variables of this call, and before `run()`
+        returns. It must not block. An exception that it raises is logged.
+
+        Example:
+            async def metrics(call, proceed):
+                call.add_done_callback(lambda result: requests.labels(call.stage, result.status).inc())
+                return await proceed()
+        """
+        self.ctx.add_done_callback(callback)
 
 
 class Interceptor(Protocol):

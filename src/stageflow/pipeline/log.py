@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..clock import get_clock
-from ..errors import describe
+from ..stages import StageResult, StageStatus
 from .interceptor import Proceed, StageCall
 
 __all__ = ["Log"]
 
 
 class Log:
-    """Log the start and the end of every attempt, with its stage, run and milliseconds.
+    """Log the start and the recorded result of every attempt, with its stage, run and milliseconds.
 
     Args:
-        level: Level of these lines; default DEBUG. What an attempt raised is logged at WARNING.
+        level: Level of these lines; default DEBUG. FAIL and RETRY are logged at WARNING or higher.
         logger: Logger to use; default the one named "stageflow".
+
+    Raises:
+        ValueError: `level` is not a number.
 
     Example:
         graph = pipeline.build(interceptors=(Log(logging.INFO),))
@@ -30,20 +32,24 @@ class Log:
         self._logger = logger or logging.getLogger("stageflow")
 
     async def __call__(self, call: StageCall, proceed: Proceed) -> Any:
-        """Log, proceed, log."""
-        log, level, ctx = self._logger, self._level, call.ctx
-        who = (call.pipeline, call.stage, ctx.attempt, ctx.run.pipeline_run_id)
-        log.log(level, "%s.%s attempt %d started (run %s)", *who)
-        began = get_clock().monotonic_ns()
-        try:
-            output = await proceed()
-        except BaseException as error:
-            took = (get_clock().monotonic_ns() - began) / 1e6
-            failed = max(level, logging.WARNING) if isinstance(error, Exception) else level
-            log.log(failed, "%s.%s attempt %d raised %s after %.1f ms (run %s)",
-                    *who[:3], describe(error), took, who[3])  # fmt: skip
-            raise
-        took = (get_clock().monotonic_ns() - began) / 1e6
-        log.log(level, "%s.%s attempt %d ended %s after %.1f ms (run %s)",
-                *who[:3], output.status, took, who[3])  # fmt: skip
-        return output
+        """Log the start, and the result once the engine has determined it."""
+        ctx = call.ctx
+        attempt = (call.pipeline, call.stage, ctx.attempt)
+        run_id = ctx.run.pipeline_run_id
+
+        def ended(result: StageResult) -> None:
+            failed = result.status in (StageStatus.FAIL, StageStatus.RETRY)
+            why = result.error or result.reason
+            self._logger.log(
+                max(self._level, logging.WARNING) if failed else self._level,
+                "%s.%s attempt %d ended %s after %.1f ms%s (run %s)",
+                *attempt,
+                result.status,
+                result.duration_ms,
+                f": {why}" if why else "",
+                run_id,
+            )
+
+        call.add_done_callback(ended)
+        self._logger.log(self._level, "%s.%s attempt %d started (run %s)", *attempt, run_id)
+        return await proceed()

@@ -1,29 +1,40 @@
-"""Many runs of one graph: so many at a time, handed out as they end, none left behind."""
+"""Many runs of one graph with limited concurrency; results in order of completion."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from typing import Any
 
+from .._safe_log import log_safely
 from ..context import PipelineContext, PipelineResults
-from ..errors import StageflowError
+from ..errors import StageflowError, describe
 
 __all__ = ["Contexts", "ManyRuns"]
 
+log = logging.getLogger("stageflow.pipeline")
+
 _END: Any = object()
+
+_YIELD_EVERY = 16
+"""Number of contexts after which the source yields to the event loop, in case it never waits."""
 
 Contexts = Iterable[PipelineContext] | AsyncIterable[PipelineContext]
 
 
 class ManyRuns:
-    """What `graph.run_many()` returns: an async context manager, and the iterator inside it.
+    """The result of `graph.run_many()`: an async context manager and, inside the block, an async iterator.
 
-    At most `concurrency` runs are started and not yet handed out, so a slow consumer holds back new
-    runs. Leaving the block cancels the runs that are under way and waits for them; their records
-    are written like any other's. An error in the contexts is raised when the runs that were started
-    before it have been handed out.
+    A separate task iterates over the contexts and starts the runs, so a result is available as soon as its
+    run has ended, whatever the source of the contexts waits for. The source and the runs see the context
+    variables as of the start of the block. At most `concurrency` runs are started and not yet read, and no
+    context is requested ahead of that.
+
+    Several tasks may read; each result goes to one of them. A cancelled read (`asyncio.timeout` around
+    `anext`) loses nothing. Leaving the block cancels and awaits the source and all runs.
     """
 
     def __init__(
@@ -33,111 +44,146 @@ class ManyRuns:
         concurrency: int,
     ) -> None:
         self._start = start
-        self._contexts = _as_async(contexts)
+        self._contexts = contexts
         self._concurrency = concurrency
+        self._feeder: asyncio.Task[None] | None = None
+        self._fed = False
+        self._leaving = False
         self._running: set[asyncio.Task[PipelineResults]] = set()
         self._ended: deque[asyncio.Task[PipelineResults]] = deque()
-        self._exhausted = False
-        self._broken: Exception | None = None
-        self._count = 0
-        self._entered = False
-        self._waiters: list[asyncio.Future[None]] = []
+        self._has_ended = asyncio.Event()
+        self._was_read = asyncio.Event()
+        self._source_error: Exception | None = None
+        self._cleanup_error: Exception | None = None
 
     async def __aenter__(self) -> ManyRuns:
-        self._entered = True
+        if self._feeder is not None:
+            raise RuntimeError(
+                "run_many() was entered twice"
+                "\n  hint: call run_many() for each block; several tasks may read inside one block"
+            )
+        self._feeder = asyncio.create_task(self._feed())
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        self._exhausted = True
-        for task in self._running:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        assert self._feeder is not None
+        self._leaving = True
+        for task in (self._feeder, *self._running):
             task.cancel()
         cancelled: asyncio.CancelledError | None = None
-        while self._running:
+        while pending := {task for task in (self._feeder, *self._running) if not task.done()}:
             try:
-                await asyncio.wait(self._running)
-            except asyncio.CancelledError as error:
-                # Whoever cancels us waits, as we do, until every run has ended.
-                cancelled = error
+                await asyncio.wait(pending)
+            except asyncio.CancelledError as cancellation:
+                # The runs end within their grace period; the clean-up of the source has no time limit.
+                cancelled = cancellation
+                self._feeder.cancel()
         for task in self._ended:
             if not task.cancelled():
-                task.exception()  # looked at: nobody else will
-        close = getattr(self._contexts, "aclose", None)
-        if close is not None:
-            await close()
-        if cancelled is not None:
+                task.exception()  # otherwise, asyncio logs that it was never retrieved
+        self._ended.clear()
+        self._fed = True
+        self._has_ended.set()
+        if error is None and cancelled is not None:
             raise cancelled
+        if self._cleanup_error is not None:
+            if error is None:
+                raise self._cleanup_error
+            # The exception of the block takes precedence.
+            log_safely(log, "closing the contexts of run_many() failed: %s", describe(self._cleanup_error))
 
     def __aiter__(self) -> ManyRuns:
-        if not self._entered:
-            raise RuntimeError(
-                "run_many() is a context manager: what is under way must not outlive the loop over it"
-                "\n  hint: async with graph.run_many(contexts) as runs: async for results in runs: ..."
-            )
+        self._check_entered()
         return self
 
     async def __anext__(self) -> PipelineResults:
-        while not self._exhausted and len(self._running) + len(self._ended) < self._concurrency:
-            context = await self._next_context()
-            if context is None:
-                self._exhausted = True
-                break
-            task = asyncio.create_task(self._start(context))
-            self._running.add(task)
-            task.add_done_callback(self._run_ended)
+        self._check_entered()
         while not self._ended:
-            if not self._running:
-                if self._broken is not None:
-                    broken, self._broken = self._broken, None
-                    raise broken
+            if self._fed and not self._running:
+                if self._source_error is not None:
+                    error, self._source_error = self._source_error, None
+                    raise error
                 raise StopAsyncIteration
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+            self._has_ended.clear()
+            await self._has_ended.wait()
+        if self._leaving:  # the runs that end now were cancelled
+            raise StopAsyncIteration
         ended = self._ended.popleft()
+        self._was_read.set()
         if ended.cancelled():
             raise StageflowError(
-                "a run of run_many() was cancelled by somebody else", hint="its record is written"
+                "other code cancelled the task of a run of run_many()",
+                hint="the record of the run is written",
             )
         return ended.result()
 
-    async def _next_context(self) -> PipelineContext | None:
-        """Return the next context, or None at the end.
+    def _check_entered(self) -> None:
+        if self._feeder is None:
+            raise RuntimeError(
+                "run_many() is a context manager: its runs must not outlive the loop over them"
+                "\n  hint: async with graph.run_many(contexts) as runs: async for results in runs: ..."
+            )
 
-        An error of the iterable waits until the runs that were started have been handed out.
-        """
+    async def _feed(self) -> None:
+        """Start a run for each context, as long as there is room."""
         try:
-            context = await anext(self._contexts, _END)
-            self._count += 1
-            if context is _END:
-                return None
-            if context is None:
-                return PipelineContext()
-            if not isinstance(context, PipelineContext):
-                raise TypeError(
-                    f"item {self._count} of the contexts of run_many() is a {type(context).__name__}, "
-                    "not a PipelineContext\n  hint: PipelineContext(data={...})"
-                )
+            async with aclosing(_iterate(self._contexts)) as source:
+                number = 0
+                while True:
+                    while len(self._running) + len(self._ended) >= self._concurrency:
+                        self._was_read.clear()
+                        await self._was_read.wait()
+                    context = await anext(source, _END)
+                    if context is _END or self._leaving:
+                        break
+                    number += 1
+                    task = asyncio.create_task(self._start(_checked(context, number)))
+                    self._running.add(task)
+                    task.add_done_callback(self._run_ended)
+                    if number % _YIELD_EVERY == 0:
+                        await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            if self._leaving:
+                raise
+            self._source_error = StageflowError(
+                "the iteration over the contexts of run_many() was cancelled",
+                hint="catch the CancelledError in the iterator if something that it awaits may be cancelled",
+            )
+            self._source_error.__cause__ = error
         except Exception as error:
-            self._broken = error
-            return None
-        return context
+            if self._leaving:
+                self._cleanup_error = error
+            else:
+                self._source_error = error
+        finally:
+            self._fed = True
+            self._has_ended.set()
 
     def _run_ended(self, task: asyncio.Task[PipelineResults]) -> None:
         self._running.discard(task)
         self._ended.append(task)
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._has_ended.set()
 
 
-async def _as_async(contexts: Contexts) -> AsyncIterator[PipelineContext]:
+def _checked(context: Any, number: int) -> PipelineContext:
+    if context is None:
+        return PipelineContext()
+    if not isinstance(context, PipelineContext):
+        raise TypeError(
+            f"item {number} of the contexts of run_many() is a {type(context).__name__}, "
+            "not a PipelineContext\n  hint: PipelineContext(data={...})"
+        )
+    return context
+
+
+async def _iterate(contexts: Contexts) -> AsyncGenerator[Any, None]:
+    """Iterate over the contexts; close an asynchronous generator at the end."""
     if isinstance(contexts, AsyncIterable):
         try:
             async for context in contexts:
                 yield context
         finally:
-            close = getattr(contexts, "aclose", None)  # a generator has one, and things to clean up
+            close = getattr(contexts, "aclose", None)
             if close is not None:
                 await close()
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ from ..stages import StageKind
 from .interceptor import Interceptor
 from .limits import Limit
 from .parameters import Parameter, parameters_of
+from .runner import entry_of, gives_coroutine
 from .spec import StageSpec
 
-__all__ = ["Around", "Node", "compile_nodes", "gives_coroutine"]
+__all__ = ["Around", "Node", "compile_nodes"]
 
 
 class Around(Struct, frozen=True):
@@ -59,13 +59,6 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
     route_labels: tuple[str, ...]
 
 
-def gives_coroutine(called: Any) -> bool:
-    """Tell whether calling it gives a coroutine."""
-    return inspect.iscoroutinefunction(called) or (
-        not inspect.isroutine(called) and inspect.iscoroutinefunction(getattr(called, "__call__", None))  # noqa: B004
-    )
-
-
 def compile_nodes(specs: Sequence[StageSpec], pipeline: str, around: Around) -> tuple[Node, ...]:
     """Return the nodes of a validated description, in the same order."""
     places = {spec.name: index for index, spec in enumerate(specs)}
@@ -91,16 +84,12 @@ def _compile(
     dependents: tuple[int, ...],
     route_labels: tuple[str, ...],
 ) -> Node:
-    runner = spec.runner
-    make = call = None
-    if inspect.isclass(runner):
-        make = runner
-        called = getattr(runner, "execute")  # noqa: B009
-    else:
-        execute = getattr(runner, "execute", None)
-        call = called = execute if callable(execute) else runner
+    entry = entry_of(spec.runner)
+    assert entry is not None, "validated"
+    make, called = entry.make, entry.called
+    call = called if make is None else None
     interceptors = (*around.interceptors, *spec.interceptors)
-    parameters = () if runner is not called else parameters_of(called)
+    parameters = parameters_of(called, entry.context_at)
     plain = not gives_coroutine(called)
     return Node(
         **{**asdict(spec), "interceptors": interceptors},

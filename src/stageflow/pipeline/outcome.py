@@ -11,7 +11,14 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..errors import StageOutputError, StageTimeoutError, describe, did_you_mean, type_name
+from ..errors import (
+    StageOutputError,
+    StageTimeoutError,
+    describe,
+    did_you_mean,
+    type_name,
+    with_message,
+)
 from ..interrupts import INTERRUPTS, is_a
 from ..stages import StageKind, StageOutput, StageStatus
 from .node import Node
@@ -173,5 +180,5 @@ def _failure(error: BaseException) -> StageOutput:
         INTERRUPTS.contain(raised)
     if is_a(error, asyncio.CancelledError):
         text = "CancelledError: something the stage awaited was cancelled, not the stage itself"
-        return StageOutput(StageStatus.FAIL, {}, error=text, exception=error)
+        return StageOutput(StageStatus.FAIL, {}, error=with_message(text, error), exception=error)
     return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)

@@ -1,7 +1,8 @@
-"""Function stages that take what came before by the names of their parameters."""
+"""Parameters of a stage that are filled by name from the data of its dependencies."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -14,18 +15,26 @@ Parameter = tuple[str, bool, Any]
 """Name, whether it has a default, and the default."""
 
 
-def parameters_of(called: Any) -> tuple[Parameter, ...]:
-    """Return the parameters of a function after its first one, which is the context."""
-    if not inspect.isroutine(called):
-        return ()
+def parameters_of(called: Any, context_at: int = 0) -> tuple[Parameter, ...]:
+    """Return the parameters after the context, which are taken by name.
+
+    Parameters that a `functools.partial` binds keep their values, and so do those with a default whose name
+    begins with an underscore: `lambda ctx, _n=n: ...`.
+    """
     try:
         parameters = list(inspect.signature(called).parameters.values())
     except (TypeError, ValueError):
         return ()
+    bound: set[str] = set()
+    while isinstance(called, functools.partial):
+        bound.update(called.keywords)
+        called = called.func
     return tuple(
-        (parameter.name, parameter.default is not parameter.empty, parameter.default)
-        for parameter in parameters[1:]
+        (parameter.name, has_default, parameter.default)
+        for parameter in parameters[context_at + 1 :]
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in bound
+        and not ((has_default := parameter.default is not parameter.empty) and parameter.name[0] == "_")
     )
 
 

@@ -15,7 +15,7 @@ from ..observability import WideEventEmitter
 from ..observability.defaults import defaults
 from ..render.graph import graph_as_dot, graph_as_mermaid
 from ..stages import StageKind
-from .decorator import carried
+from .decorator import carried, undescribed
 from .graph import StageGraph
 from .interceptor import Interceptor
 from .limits import Limits
@@ -97,7 +97,7 @@ class Pipeline:
         merged = {**carried(runner), **given, "name": name}
         for several in ("dependencies", "interceptors"):
             merged[several] = _several(merged.get(several))
-        return Pipeline(self.name, stages=(*self.stages, StageSpec(runner=runner, **merged)))
+        return Pipeline(self.name, stages=(*self.stages, StageSpec(runner=undescribed(runner), **merged)))
 
     def with_stages(self, *runners: Any) -> Pipeline:
         """Return this pipeline with stages that carry their descriptions by `@stage`.

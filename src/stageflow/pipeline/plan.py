@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import msgspec
 
 from ..observability import WideEventEmitter
 from ..schema import StageOutline
+from ._ancestry import Ancestry
 from .node import Around, Node, compile_nodes
 from .spec import StageSpec
 
@@ -73,21 +75,8 @@ class Plan:
                 ]
             )
         )
-        self._ancestors: dict[int, frozenset[str]] = {}
 
-    def ancestors(self, index: int) -> frozenset[str]:
-        """Return the names of all stages that must have ended before stage number `index` starts.
-
-        It is found when it is first asked for: few stages read further back than one step.
-        """
-        known = self._ancestors.get(index)
-        if known is None:
-            found: set[str] = set()
-            following = [index]
-            while following:
-                for name in self.nodes[following.pop()].dependencies:
-                    if name not in found:
-                        found.add(name)
-                        following.append(self.index[name])
-            known = self._ancestors[index] = frozenset(found)
-        return known
+    @cached_property
+    def ancestry(self) -> Ancestry:
+        """Who may read from whom. Built on first use: few stages read further back than one step."""
+        return Ancestry(self.nodes)

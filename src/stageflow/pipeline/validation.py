@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import did_you_mean
 from ..stages import Retry, StageKind
-from .node import Around, gives_coroutine
+from .node import Around
 from .parameters import Parameter, parameters_of
+from .runner import Entry, class_of, entry_of, gives_coroutine
 from .spec import StageSpec
 
 __all__ = ["problems_of"]
 
 _LONGEST_NAME = 200
+_MOST_IN_CYCLE = 20
 
 
 def problems_of(name: Any, specs: Sequence[StageSpec], around: Around) -> list[str]:
@@ -40,7 +43,10 @@ def problems_of(name: Any, specs: Sequence[StageSpec], around: Around) -> list[s
     problems += [f"build(): {problem}" for problem in _interceptor_problems(around.interceptors)]
     cycle = _cycle(specs)
     if cycle:
-        drawn = " -> ".join(repr(stage) for stage in cycle)
+        shown = [repr(stage) for stage in cycle]
+        if len(shown) > _MOST_IN_CYCLE:
+            shown[6:-5] = [f"… {len(shown) - 11} more …"]
+        drawn = " -> ".join(shown)
         problems.append(f"stages depend on each other in a circle: {drawn}; remove one of these edges")
     return problems
 
@@ -123,40 +129,32 @@ def _bad_name(name: Any) -> str:
 
 
 def _runner_problem(runner: Any) -> str | None:
-    called = runner
-    if inspect.isclass(runner):
-        called = getattr(runner, "execute", None)
-        if not callable(called):
-            return f"class {runner.__name__} has no method `execute(ctx)`"
-        if inspect.isabstract(runner):
-            return f"class {runner.__name__} is abstract; pass a class that can be made"
-        try:
-            inspect.signature(runner).bind()
-        except TypeError as error:
-            return (
-                f"class {runner.__name__} cannot be made without arguments ({error}); "
-                "pass an instance instead"
-            )
-        except ValueError:  # a signature that Python cannot tell: let it be tried
-            pass
-        static = isinstance(inspect.getattr_static(runner, "execute"), (staticmethod, classmethod))
-        return _unfit(called, arguments=1 if static else 2)
-    execute = getattr(runner, "execute", None)
-    if callable(execute):
-        called = execute
-    elif not callable(runner):
+    entry = entry_of(runner)
+    cls = class_of(runner)
+    if entry is None:
+        if cls is not None:
+            return f"class {cls.__name__} has no method `execute(ctx)`"
         return (
             f"{_shown(runner)} has no method `execute(ctx)` and is no function; "
             "give a class, an instance or a function"
         )
-    return _unfit(called, arguments=1, by_name=[name for name, _, _ in _by_name(runner)])
+    if cls is not None:
+        if inspect.isabstract(cls):
+            return f"class {cls.__name__} is abstract; pass a class that can be made"
+        try:
+            inspect.signature(cls).bind()
+        except TypeError as error:
+            return (
+                f"class {cls.__name__} cannot be made without arguments ({error}); pass an instance instead"
+            )
+        except ValueError:  # a signature that Python cannot tell: let it be tried
+            pass
+    return _unfit(entry)
 
 
 def _by_name(runner: Any) -> tuple[Parameter, ...]:
-    """Return the parameters that a function stage takes by name; a class or an instance takes none."""
-    if inspect.isclass(runner) or callable(getattr(runner, "execute", None)):
-        return ()
-    return parameters_of(runner)
+    entry = entry_of(runner)
+    return () if entry is None else parameters_of(entry.called, entry.context_at)
 
 
 def _takes(called: Any, arguments: int) -> bool:
@@ -172,12 +170,16 @@ def _takes(called: Any, arguments: int) -> bool:
     return True
 
 
-def _unfit(called: Any, arguments: int, by_name: Collection[str] = ()) -> str | None:
+def _unfit(entry: Entry) -> str | None:
+    called = entry.called
+    by_name = [name for name, _, _ in parameters_of(called, entry.context_at)]
     try:
-        inspect.signature(called).bind(*[object()] * arguments, **dict.fromkeys(by_name))
+        inspect.signature(called).bind(*[object()] * (entry.context_at + 1), **dict.fromkeys(by_name))
     except TypeError:
-        return (
-            f"{_shown(called)} does not take the stage's context as its one argument by position; "
+        problem = f"{_shown(called)} does not take the stage's context as its one argument by position; "
+        if isinstance(called, functools.partial):
+            return problem + "bind the parameters before the context by position: functools.partial(f, value)"
+        return problem + (
             "write `execute(self, ctx)`, or a function of `ctx` (further parameters are taken by name)"
         )
     except ValueError:  # a signature that Python cannot tell
@@ -218,12 +220,12 @@ def _cycle(specs: Sequence[StageSpec]) -> list[str]:
     if not left:
         return []
     # Every stage that is left waits for another that is left: follow until one comes again.
-    path: list[str] = []
+    places: dict[str, int] = {}
     at = left[0]
-    while at not in path:
-        path.append(at)
+    while at not in places:
+        places[at] = len(places)
         at = next(d for d in needs[at] if waiting.get(d))
-    cycle = path[path.index(at) :]
+    cycle = list(places)[places[at] :]
     # Drawn the way data flows: from a stage to the one that depends on it.
     cycle.reverse()
     return [*cycle, cycle[0]]

@@ -20,11 +20,15 @@ def draw_exception(exception: dict[str, Any]) -> Text:
     Example:
         Console().print(draw_exception(event["exception"]))
     """
-    lines = [_head(exception), *_stack(exception)]
+    lines = _lines(exception)
     for link in exception["chain"]:
         words = _LINKS.get(link["relation"] or "", "with")
-        lines += [Text.assemble((f"{words} ", QUIET), _head(link)), *_stack(link)]
+        lines += _lines(link, f"{words} ")
     return Text("\n", overflow="fold").join(lines)
+
+
+def _lines(exception: dict[str, Any], words: str = "") -> list[Text]:
+    return [Text.assemble((words, QUIET), _head(exception)), *_notes(exception), *_stack(exception)]
 
 
 def _head(exception: dict[str, Any]) -> Text:
@@ -34,3 +38,8 @@ def _head(exception: dict[str, Any]) -> Text:
 
 def _stack(exception: dict[str, Any]) -> list[Text]:
     return [Text(f"  {visible(frame)}", style=QUIET) for frame in exception["stack"]]
+
+
+def _notes(exception: dict[str, Any]) -> list[Text]:
+    # Records of earlier versions have no notes.
+    return [Text(f"  note: {visible(note)}") for note in exception.get("notes", ())]

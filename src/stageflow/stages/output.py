@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from ..errors import as_text, describe
+from ..errors import StageOutputError, as_text, describe, type_name
 from ..interrupts import is_a
 from .kind import StageStatus
 
@@ -38,8 +38,17 @@ class StageOutput(Struct, frozen=True, eq=False):
 
     @staticmethod
     def ok(data: Mapping[str, Any] = _NOTHING, /, **fields: Any) -> StageOutput:
-        """The stage did its work; dependants read `data` and `fields` by `ctx.inputs`."""
-        return StageOutput(StageStatus.OK, {**data, **fields} if data else fields)
+        """The stage succeeded; its dependents read `data` and `fields` through `ctx.inputs`.
+
+        Raises:
+            StageOutputError: `data` is not a mapping.
+        """
+        if type(data) is not dict and not isinstance(data, Mapping) and not hasattr(data, "keys"):
+            raise StageOutputError(
+                f"StageOutput.ok() takes a mapping, not {type_name(data)}",
+                hint="name the value, as in StageOutput.ok(items=[...])",
+            )
+        return StageOutput(StageStatus.OK, {**data, **fields})
 
     @staticmethod
     def skip(reason: object = "", /, **fields: Any) -> StageOutput:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from ..errors import leaves_of
 from ..interrupts import is_a
 from .wait import Exponential, Wait, check_seconds
 
@@ -23,7 +24,8 @@ class Retry(Struct, frozen=True):
         wait: Seconds between attempts, or a function of the number of the attempt that failed:
             `Fixed`, `Linear`, `Exponential`, or one of your own.
         on: The exceptions worth another attempt: a class, a tuple of classes, or a function
-            from the exception to a bool. `()` retries only what returns `StageOutput.retry`.
+            from the exception to a bool. `()` retries only what returns `StageOutput.retry`. An exception
+            group is retried if every leaf is.
         deadline: Seconds from the start of the first attempt, after which no further one starts;
             default no limit. A wait that would go beyond it is not begun.
 
@@ -57,12 +59,27 @@ class Retry(Struct, frozen=True):
                 )
 
     def covers(self, error: BaseException) -> bool:
-        """Tell whether `error` is worth another attempt. Ends of the process never are."""
-        if is_a(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+        """Return whether the policy allows another attempt after `error`.
+
+        It covers an exception group if it covers every leaf, or if `on` names a class of groups. It never
+        covers `SystemExit`, `KeyboardInterrupt` and `GeneratorExit`.
+
+        Example:
+            >>> Retry(on=OSError).covers(ExceptionGroup("two", [TimeoutError(), ConnectionError()]))
+            True
+            >>> Retry(on=OSError).covers(ExceptionGroup("two", [TimeoutError(), ValueError()]))
+            False
+        """
+        leaves = leaves_of(error)
+        if any(is_a(leaf, (SystemExit, KeyboardInterrupt, GeneratorExit)) for leaf in leaves):
             return False
         if isinstance(self.on, (type, tuple)):
-            return is_a(error, self.on)
-        return bool(self.on(error))
+            classes = self.on if isinstance(self.on, tuple) else (self.on,)
+            groups = tuple(each for each in classes if issubclass(each, BaseExceptionGroup))
+            return is_a(error, groups) or all(is_a(leaf, classes) for leaf in leaves)
+        # Not a generator expression, which would replace a StopIteration that `on` raises.
+        verdicts = [bool(self.on(leaf)) for leaf in leaves]
+        return all(verdicts)
 
     def seconds_after(self, attempt: int) -> float:
         """Return how long to wait after attempt number `attempt`, in seconds, never less than 0.

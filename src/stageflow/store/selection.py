@@ -50,6 +50,10 @@ def condition(over: Over, where: RunFilter | None, predicate: str | None) -> str
             parts.append(f"(starts_with(pipeline_run_id, {text(where.id)}) or {' or '.join(ids)})")
         if where.slower_than_ms is not None:
             parts.append(f"duration_ms > {float(where.slower_than_ms)!r}")
+        if where.roots:
+            root = "parent_run_id is null"
+            of_root = f"pipeline_run_id in (select pipeline_run_id from runs where {root})"
+            parts.append(root if over == "runs" else of_root)
         # The day as well: whole files are passed over by it.
         if where.since:
             parts.append(f"started_at >= {text(where.since)}::timestamptz")

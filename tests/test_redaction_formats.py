@@ -1,4 +1,4 @@
-"""Tests that a secret whose name is not directly before it is redacted, in the formats of common libraries."""
+"""Tests of redaction in the formats of common libraries, where the name is not directly before the value."""
 
 from __future__ import annotations
 

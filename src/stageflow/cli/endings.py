@@ -60,8 +60,9 @@ def _visible_errors() -> Generator[None]:
     try:
         yield
     except Exception as error:
+        wrong: Any = error
         if hasattr(error, "format_message"):  # an error of the parser, of which typer has a copy of its own
-            error.message = visible(error.message)  # type: ignore[attr-defined]
+            wrong.message = visible(wrong.message)
         raise
 
 

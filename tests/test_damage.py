@@ -697,16 +697,15 @@ async def test_links_in_the_place_of_the_next_segments_are_passed_by(tmp_path: P
 def test_unreadable_file_hides_only_itself(program: Start) -> None:
     one = program(
         """
-        import os, stat, sys
+        import atexit, os, shutil, stat, tempfile
         from pathlib import Path
         from stageflow import *
 
         async def nothing(ctx): ...
 
-        journal = Path(sys.argv[1])
-        journal.mkdir(parents=True, exist_ok=True)
-        os.chdir(journal)
-        journal = Path(".")
+        # Not in the directory of pytest, whose parents only its owner may search.
+        journal = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, journal)
         for name in ("hidden", "shown"):
             sink = JournalSink(journal)
             graph = Pipeline(name).with_stage("a", nothing).build(

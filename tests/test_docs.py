@@ -53,7 +53,8 @@ def test_the_blocks_of_a_page_run_and_print_what_it_says(
 
 def run_block(code: str, name: str, namespace: dict[str, Any], runner: asyncio.Runner) -> None:
     """Run a block, on the loop of its page where it awaits, without a loop where it does not."""
-    compiled = compile(code, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    # Without the `from __future__` imports of this file, which the page does not have.
+    compiled = compile(code, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     if compiled.co_flags & inspect.CO_COROUTINE:
 
         async def awaited() -> None:

@@ -47,6 +47,7 @@ GROUND = (
     "interrupts",
     "_cpython",
     "_fork",
+    "_numbers",
     "_drive",
     "_toml",
     "errors",

@@ -11,12 +11,14 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ._fork import reset_in_child
 from ._toml import parse_toml
 from .errors import SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink
+from .journal.disk import absolute_path
 from .observability.defaults import Defaults, use_defaults
 from .observability.redaction import Redact
 from .observability.shape import EventLimits, Shape, use_shape
@@ -28,7 +30,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """What is in force, and where each came from.
 
     Attributes:
-        journal: Directory of the journal, or None for no journal.
+        journal: Absolute path of the directory of the journal, or None for no journal.
         sink: The sink that was given beside it or instead, or None.
         service: Name of the service; None for what the platform says.
         version: Its version; None likewise.
@@ -74,6 +76,8 @@ _TEXTS = ("journal", "service", "version", "environment", "commit")
 
 _settings: Settings | None = None
 _journal: JournalSink | None = None
+_journal_as_given: tuple[str | None, str | None] = (None, None)
+"""The path of the journal in `_settings` before it was made absolute, and its origin."""
 
 # Reentrant: a signal handler may configure, too.
 _changing = threading.RLock()
@@ -113,6 +117,10 @@ def configure(**given: Unpack[Given]) -> Settings:
     `pyproject.toml` from the working directory upwards. Calling it again with the same changes nothing,
     also from several threads at once.
 
+    A relative path in `pyproject.toml` is relative to that file; any other is relative to the working
+    directory at the time of the call. A later `os.chdir` has no effect on it, nor has calling `configure`
+    with the same path again.
+
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
             `health_seconds`, `journal_options`, `max_threads`; see `Settings`. Without `journal` and `sink`
@@ -127,12 +135,17 @@ def configure(**given: Unpack[Given]) -> Settings:
     Example:
         stageflow.configure(journal="journal", service="shop")
     """
-    global _settings
-    found = _read(given)
+    global _settings, _journal_as_given
     with _changing:
+        found = _read(given)
+        as_given = (found.journal, found.origins.get("journal"))
+        if _settings is not None and as_given == _journal_as_given:
+            found = replace(found, journal=_settings.journal)
+        elif found.journal:
+            found = replace(found, journal=absolute_path(found.journal))
         if found != _settings:
             _put_in_force(found, _settings)
-            _settings = found
+            _settings, _journal_as_given = found, as_given
     return found
 
 
@@ -226,6 +239,8 @@ def _read(given: Mapping[str, Any]) -> Settings:
             values[name], origins[name] = _from_text(name, os.environ[variable], variable), variable
         elif name in table:
             values[name], origins[name] = table[name], f"{path} [tool.stageflow]"
+            if name == "journal" and isinstance(table[name], str) and table[name]:
+                values[name] = os.path.join(os.path.dirname(path), table[name])
     for name in table.keys() - set(known):
         raise SettingsError(
             f"there is no setting {name!r}{did_you_mean(name, known)}", f"{path} [tool.stageflow]"

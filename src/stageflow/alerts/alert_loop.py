@@ -12,6 +12,7 @@ from typing import Self
 
 from .._safe_log import log_safely
 from ..errors import describe
+from ..journal.disk import absolute_path
 from ..store import EventStore
 from .rule import check_number
 from .rules_file import read_rules
@@ -66,7 +67,7 @@ class AlertLoop:
         self._owned = not isinstance(store, EventStore)
         self._store = store if isinstance(store, EventStore) else EventStore(store)
         self._every = every
-        self._state = state
+        self._state = absolute_path(state) if state is not None else None
         self._on_run = on_run
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ..render.foreign import on_one_line
+from .mentions import without_mentions
 from .rule import Severity
 from .wording import second_of, span
 
@@ -21,6 +22,10 @@ _INDENT = " " * 11
 
 class Notice(Struct, frozen=True, kw_only=True):
     """One message about an alert; the same for every receiver, however often it is tried.
+
+    Values that a record contributed may have been chosen by users of the application. `text`, `title` and
+    `payload` contain no mention (`@everyone`), link or control character out of them, except the name of the
+    rule, which is the operator's. The fields are as they were found.
 
     Attributes:
         id: Of this notice. Whoever gets one with an id that was there before has it already.
@@ -72,7 +77,7 @@ class Notice(Struct, frozen=True, kw_only=True):
     def title(self) -> str:
         """The notice in one line."""
         word = "STILL FIRING" if self.kind == "repeated" else self.kind.upper()
-        return on_one_line(f"[{word}] {self.rule}: {self.says}")
+        return f"[{word}] {on_one_line(self.rule)}: {without_mentions(self.says)}"
 
     @property
     def text(self) -> str:
@@ -96,12 +101,15 @@ class Notice(Struct, frozen=True, kw_only=True):
         ):
             rows += [(label if number == 0 else "", line) for number, line in enumerate(lines)]
         rows.append(("id", self.id))
-        return "\n".join(f"{label:<{len(_INDENT)}}{on_one_line(line)}" for label, line in rows if line)
+        return "\n".join(f"{label:<{len(_INDENT)}}{without_mentions(line)}" for label, line in rows if line)
 
     def payload(self) -> dict[str, Any]:
-        """Return what a webhook sends: `type`, `timestamp` and `data`."""
+        """Return what a webhook sends: `type`, `timestamp` and `data`, whose prose has no mentions."""
         data = msgspec.to_builtins(self)
         del data["receivers"]
+        data["says"] = without_mentions(self.says)
+        for lines in ("notes", "explained"):
+            data[lines] = list(map(without_mentions, data[lines]))
         return {"type": f"stageflow.alert.{self.kind}", "timestamp": data["at"], "data": data}
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from ..clock import get_clock
 from ..errors import AlertStateError
-from ..journal.disk import make_private, only_one
+from ..journal.disk import absolute_path, make_private, only_one
 from .delivery import Sent, post, send_due
 from .evaluation import Finding, evaluate
 from .receiver import Receiver
@@ -113,7 +113,7 @@ def run_alerts(
     """
     path = state_path(store.path, state)
     moment = present() if now is None else now
-    make_private(os.path.dirname(os.path.abspath(path)))
+    make_private(os.path.dirname(path))
     with only_one(path + ".lock") as mine:
         if not mine:
             return AlertRun(at=moment, busy=True)
@@ -145,7 +145,7 @@ def state_path(journal: str | None, named: str | os.PathLike[str] | None = None)
         AlertStateError: Neither is there.
     """
     if named is not None:
-        return os.fspath(named)
+        return absolute_path(named)
     if journal is None:
         raise AlertStateError("", "a store without a journal has no place for it; give state=...")
     return os.path.join(journal, STATE)

@@ -20,7 +20,7 @@ from .endings import NOT_FOUND
 from .journal_option import JournalOption, find_journal
 from .moment import FORMS, moment, seconds_of
 from .store_option import ArchiveOption, VerifyOption, open_store
-from .terminal import open_terminal, print_json, print_page
+from .terminal import open_terminal, print_json, print_page, say
 
 __all__ = ["alerts"]
 
@@ -133,7 +133,7 @@ def check(
         for line in warnings:
             terminal.print(f"{rules}: warning: {line}", soft_wrap=True)
         if known is not None and not problems:
-            print(f"{len(known.rules)} rules and {len(known.receivers)} receivers are right.")
+            say(f"{len(known.rules)} rules and {len(known.receivers)} receivers are right.")
     if problems:
         raise typer.Exit(1)
 
@@ -165,7 +165,7 @@ def send_sample(
     elif tests:
         print_page(open_terminal(), draw_alert_tests(tests))
     else:
-        print("There is no receiver.")
+        say("There is no receiver.")
     if any(one["error"] is not None for one in tests):
         raise typer.Exit(1)
 
@@ -214,7 +214,7 @@ def silence(
             raise typer.BadParameter(f"{until!r} is past: give a date too, or --for 2h", param_hint="--until")
     path = state_path(find_journal(journal).path, state)
     add_silence(path, Silence(rule=rule, until=end, reason=reason), now, lift=lift)
-    print(f"{rule}: the silence is lifted." if lift else f"{rule}: silenced until {end:%Y-%m-%dT%H:%M:%SZ}.")
+    say(f"{rule}: the silence is lifted." if lift else f"{rule}: silenced until {end:%Y-%m-%dT%H:%M:%SZ}.")
 
 
 @alerts.command("list")
@@ -242,7 +242,7 @@ def _read(rules: Path) -> AlertRules:
     try:
         return read_rules(rules)
     except FileNotFoundError:
-        typer.echo(f"There are no rules at {rules}.\n  hint: name them with --rules FILE", err=True)
+        say(f"There are no rules at {rules}.\n  hint: name them with --rules FILE", err=True)
         raise typer.Exit(NOT_FOUND) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -12,12 +13,22 @@ import msgspec
 import typer
 from rich.console import RenderableType
 
-from .terminal import open_terminal, print_json, print_page, room
+from ..render.foreign import visible
+from .terminal import open_terminal, print_json, print_page, room, say
 
-__all__ = ["CsvOption", "JsonOption", "give"]
+__all__ = ["CsvOption", "JsonOption", "NoFormulasOption", "give"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, nothing cut.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="CSV with a line of names, nothing cut.")]
+NoFormulasOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-formulas", help="CSV for a spreadsheet: a ' before each cell that would be a formula."
+    ),
+]
+
+_FORMULA = re.compile(r"[\s']*[=+\-@\uff1d\uff0b\uff0d\uff20]")
+"""How a cell begins that a spreadsheet evaluates; also behind blanks, and in full width."""
 
 
 def give(
@@ -26,6 +37,7 @@ def give(
     *,
     as_json: bool,
     as_csv: bool,
+    no_formulas: bool,
     nothing: str,
 ) -> None:
     """Print an answer.
@@ -35,26 +47,44 @@ def give(
         draw: Returns it as a picture of so many columns.
         as_json: True for JSON instead.
         as_csv: True for CSV instead.
+        no_formulas: True for CSV in which no text is a formula.
         nothing: What is said on standard error where there is no row.
 
     Raises:
         typer.BadParameter: Both JSON and CSV were asked for.
     """
-    if as_json and as_csv:
+    if as_json and (as_csv or no_formulas):
         raise typer.BadParameter("give --json or --csv, not both")
     if as_json:
         print_json(*map(msgspec.json.encode, rows))
-    elif as_csv:
+    elif as_csv or no_formulas:
         flat = [_flat(row) for row in rows]
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        if flat:
-            writer.writerow(flat[0])
-        writer.writerows(row.values() for row in flat)
+        for row in [*flat[:1], *(row.values() for row in flat)]:
+            writer.writerow([_cell(value, no_formulas) for value in row])
     elif rows:
         terminal = open_terminal()
         print_page(terminal, draw(room(terminal)))
     if not rows:
-        typer.echo(nothing, err=True)
+        say(nothing, err=True)
+
+
+def _cell(value: Any, no_formulas: bool) -> Any:
+    """Return a value without control characters, and on request so that a spreadsheet takes it for text."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    if no_formulas and _FORMULA.match(text) and not _is_number(text):
+        return f"'{text}"
+    return text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _flat(row: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..render.figures import count
 from .journal_option import JournalOption, find_journal
 from .moment import seconds_of
 from .store_option import ArchiveOption, as_sampler, show_progress
-from .terminal import print_json
+from .terminal import print_json, say
 
 __all__ = ["compact"]
 
@@ -81,7 +81,7 @@ def compact(
         if as_json:
             print_json(msgspec.json.encode(done))
         elif done.busy:
-            typer.echo("Another process is compacting this journal.", err=True)
+            say("Another process is compacting this journal.", err=True)
         elif pause is None or done.segments:
             told = f"{done.rows:,} events of {done.segments:,} files archived"
             if done.kept_rows < done.rows:
@@ -90,7 +90,7 @@ def compact(
                 told += f", {count(done.merged_files)} small files merged"
             if done.dropped_rows:
                 told += f", {count(done.dropped_rows)} old events dropped"
-            typer.echo(told)
+            say(told)
         if pause is None:
             return
         threading.Event().wait(pause)

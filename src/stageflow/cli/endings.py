@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Generator
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 from ..errors import JournalNotFoundError, StageflowError
 from ..render.foreign import visible
 from .journal_option import forget_journal, hint_with_journal
+from .terminal import say
 
 __all__ = ["NOT_FOUND", "Commands"]
 
@@ -26,27 +28,42 @@ _PIPE_CLOSED = 128 + 13
 class Commands(TyperGroup):
     """All commands: what went wrong with a journal is told without a traceback."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parse the arguments."""
+        with _visible_errors():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Ctrl-C is typer's to handle: it exits with 130."""
         forget_journal()
         try:
             try:
-                return super().invoke(ctx)
+                with _visible_errors():
+                    return super().invoke(ctx)
             finally:
                 sys.stdout.flush()
         except BrokenPipeError:
             _forget_standard_output()
             raise typer.Exit(_PIPE_CLOSED) from None
         except JournalNotFoundError as error:
-            _say(f"{error}\n  hint: name it with --journal DIR or STAGEFLOW_JOURNAL=DIR")
+            text = f"{error}\n  hint: name it with --journal DIR or STAGEFLOW_JOURNAL=DIR"
+            say(hint_with_journal(text), err=True)
             raise typer.Exit(NOT_FOUND) from None
         except (StageflowError, OSError) as error:
-            _say(str(error))
+            say(hint_with_journal(str(error)), err=True)
             raise typer.Exit(1) from None
 
 
-def _say(text: str) -> None:
-    typer.echo(visible(hint_with_journal(text)), err=True)
+@contextlib.contextmanager
+def _visible_errors() -> Generator[None]:
+    """Spell out the control characters of a wrong argument, which the error message quotes."""
+    try:
+        yield
+    except Exception as error:
+        wrong: Any = error
+        if hasattr(error, "format_message"):  # an error of the parser, of which typer has a copy of its own
+            wrong.message = visible(wrong.message)
+        raise
 
 
 def _forget_standard_output() -> None:

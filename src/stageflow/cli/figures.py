@@ -10,7 +10,7 @@ import typer
 
 from ..journal import RunFilter
 from ..render.answers import draw_comparisons, draw_errors, draw_slowest, draw_stats
-from .answer import CsvOption, JsonOption, give
+from .answer import CsvOption, JsonOption, NoFormulasOption, give
 from .choice import IdOption, PipelineOption, SinceOption, StageOption, UntilOption
 from .journal_option import JournalOption
 from .moment import seconds_of
@@ -49,6 +49,7 @@ def stats(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
 ) -> None:
     """Count, failure rate and percentiles of each stage.
 
@@ -73,6 +74,7 @@ def stats(
         lambda width: draw_stats(found, width=width, ascii_only=ascii_only),
         as_json=as_json,
         as_csv=as_csv,
+        no_formulas=no_formulas,
         nothing=_NOTHING,
     )
 
@@ -90,6 +92,7 @@ def errors(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
 ) -> None:
     """Show what fails, alike failures together, the most frequent first.
 
@@ -108,6 +111,7 @@ def errors(
         lambda width: draw_errors(found, width=width),
         as_json=as_json,
         as_csv=as_csv,
+        no_formulas=no_formulas,
         nothing="Nothing failed that fits.",
     )
 
@@ -128,6 +132,7 @@ def slowest(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
 ) -> None:
     """Show what took longest: runs, with the slowest stage of the critical path, or stages.
 
@@ -143,6 +148,7 @@ def slowest(
         lambda width: draw_slowest(found, width=width),
         as_json=as_json,
         as_csv=as_csv,
+        no_formulas=no_formulas,
         nothing=_NOTHING,
     )
 
@@ -164,6 +170,7 @@ def compare(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
 ) -> None:
     """Compare two windows of time, two versions, or any two selections, stage by stage.
 
@@ -185,5 +192,6 @@ def compare(
         lambda width: draw_comparisons(found, width=width),
         as_json=as_json,
         as_csv=as_csv,
+        no_formulas=no_formulas,
         nothing=_NOTHING,
     )

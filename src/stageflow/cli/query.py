@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from ..render.answers import draw_rows
-from .answer import CsvOption, JsonOption, give
+from .answer import CsvOption, JsonOption, NoFormulasOption, give
 from .journal_option import JournalOption, find_journal
 from .store_option import ArchiveOption, VerifyOption, show_progress
+from .terminal import say
 
 __all__ = ["query"]
 
@@ -27,6 +28,7 @@ def query(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
 ) -> None:
     """Answer a query over the views `runs`, `stages` and `events`, in DuckDB's SQL.
 
@@ -59,7 +61,8 @@ def query(
         lambda width: draw_rows(rows.columns, rows.rows, width=width),
         as_json=as_json,
         as_csv=as_csv,
+        no_formulas=no_formulas,
         nothing="The query has no rows.",
     )
     if rows.more:
-        typer.echo(f"These are the first {limit}; --limit shows more, --limit 0 all.", err=True)
+        say(f"These are the first {limit}; --limit shows more, --limit 0 all.", err=True)

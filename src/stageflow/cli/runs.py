@@ -21,7 +21,7 @@ from .choice import (
 )
 from .journal_option import JournalOption
 from .store_option import VerifyOption, open_records
-from .terminal import open_terminal, print_json, print_page, room
+from .terminal import open_terminal, print_json, print_page, room, say
 
 __all__ = ["runs"]
 
@@ -103,7 +103,7 @@ def runs(
         print_page(terminal, draw_runs(shown, width=room(terminal)))
     else:
         fits = "that fits" if where != RunFilter() else "yet"
-        typer.echo(f"There is no run {fits} in {records.path}.", err=True)
+        say(f"There is no run {fits} in {records.path}.", err=True)
     if limit is None and len(found) > len(shown):
         # Not into the output: that may be counted, or read by another program.
-        typer.echo(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)
+        say(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from ..errors import ArchiveDamagedError, DamagedFileError, SettingsError
 from ..journal import Journal
 from .journal_option import find_journal, hint_with_journal
-from .terminal import open_terminal
+from .terminal import open_terminal, say
 
 if TYPE_CHECKING:
     from ..store import EventStore, TailSampler
@@ -105,7 +105,7 @@ def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Jou
     try:
         archived = has_archive(found.path)
     except DamagedFileError as error:  # what the journal has is shown all the same
-        typer.echo(hint_with_journal(f"The archive is left out: {error}"), err=True)
+        say(hint_with_journal(f"The archive is left out: {error}"), err=True)
         archived = False
     if not archived:
         yield found
@@ -114,7 +114,7 @@ def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Jou
         try:
             store.refresh()
         except ArchiveDamagedError as error:
-            typer.echo(f"The archive is left out: {error}", err=True)
+            say(f"The archive is left out: {error}", err=True)
             yield found
         else:
             yield store

@@ -6,15 +6,41 @@ import os
 import re
 import sys
 
-from rich.console import Console, RenderableType
+import typer
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
+from rich.measure import Measurement
+from rich.segment import Segment
 
-__all__ = ["open_terminal", "print_json", "print_page", "room"]
+from ..render.foreign import visible
+
+__all__ = ["open_terminal", "print_json", "print_page", "room", "say"]
 
 _ANY_WIDTH = 10_000
 """In a pipe nothing is cut or folded: whoever reads it may look for any part of it."""
 
-_CONTROLS = re.compile("[\x7f-\x9f]")
-"""What JSON lets stand, and terminals obey."""
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]"
+)
+"""What may stand in lines of JSON, and terminals obey or hide."""
+
+
+class _Visible:
+    """A picture whose control characters are spelled out: the last resort where a part of it was not."""
+
+    def __init__(self, picture: ConsoleRenderable) -> None:
+        self._picture = picture
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._picture, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._picture)
+
+
+class _SpellOutControls(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Visible(picture) for picture in renderables]
 
 
 class _Terminal(Console):
@@ -28,9 +54,16 @@ def open_terminal(*, stderr: bool = False) -> Console:
     With `NO_COLOR`, as in a pipe, it writes plain text: rich alone would still write bold and dim.
     """
     plain = bool(os.environ.get("NO_COLOR"))
-    return _Terminal(
+    terminal = _Terminal(
         stderr=stderr, color_system=None if plain else "auto", highlight=False, markup=False, emoji=False
     )
+    terminal.push_render_hook(_SpellOutControls())
+    return terminal
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a sentence on standard output (or error), with its control characters spelled out."""
+    typer.echo(visible(text), err=err)
 
 
 def room(terminal: Console) -> int | None:

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from ..render.answers import draw_totals
-from .answer import CsvOption, JsonOption, give
+from .answer import CsvOption, JsonOption, NoFormulasOption, give
 from .choice import PipelineOption, SinceOption, StageOption, UntilOption
 from .journal_option import JournalOption
 from .store_option import ArchiveOption, VerifyOption, open_store
@@ -27,6 +27,7 @@ def totals(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
 ) -> None:
     """Count how runs ended, to the last one: also where events were sampled, or have been dropped.
 
@@ -44,5 +45,6 @@ def totals(
         lambda width: draw_totals(rows, width=width),
         as_json=as_json,
         as_csv=as_csv,
+        no_formulas=no_formulas,
         nothing="There is nothing that fits.",
     )

@@ -9,7 +9,7 @@ import typer
 
 from ..journal import RunFilter
 from ..render.volume import draw_sampled, draw_volume
-from .answer import CsvOption, JsonOption, give
+from .answer import CsvOption, JsonOption, NoFormulasOption, give
 from .choice import PipelineOption, SinceOption, UntilOption
 from .journal_option import JournalOption
 from .store_option import ArchiveOption, SamplerOption, VerifyOption, open_store
@@ -53,6 +53,7 @@ def sampling(
     verify: VerifyOption = False,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
 ) -> None:
     """Try a sampler on the runs that are there: what it would keep, and why. Nothing is changed.
 
@@ -68,5 +69,6 @@ def sampling(
         lambda width: draw_sampled(found, width=width),
         as_json=as_json,
         as_csv=as_csv,
+        no_formulas=no_formulas,
         nothing="There is no run that fits.",
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from .genai import EmbeddingCall, LlmCall, Retrieval
+from .genai import Amount, EmbeddingCall, LlmCall, Retrieval
 from .stage_context import current_stage
 from .timer import Timer
 
@@ -30,7 +30,7 @@ def annotate_run(fields: Mapping[str, Any] | None = None, /, **more: Any) -> Non
         ctx.annotate_run(fields, **more)
 
 
-def count(name: str, by: float = 1) -> None:
+def count(name: str, by: Amount = 1) -> None:
     """Add to a number of the stage and the run at hand; see `StageContext.count`."""
     if (ctx := current_stage.get()) is not None:
         ctx.count(name, by)

@@ -8,10 +8,11 @@ no name for (calls, cost, how many documents) has one of ours, with its unit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, SupportsFloat, SupportsIndex, TypedDict
 
 __all__ = [
     "CONVENTION",
+    "Amount",
     "EmbeddingCall",
     "Fields",
     "LlmCall",
@@ -23,7 +24,10 @@ __all__ = [
 
 CONVENTION = "gen-ai/1.42.0"
 
-Fields = tuple[dict[str, Any], dict[str, float]]
+Amount = SupportsFloat | SupportsIndex
+"""A number of any type: of Python, of numpy, a `Decimal`, ..."""
+
+Fields = tuple[dict[str, Any], dict[str, Any]]
 """What to set, and what to add up: over the calls of a stage, and over the stages of a run."""
 
 
@@ -35,33 +39,33 @@ class LlmCall(TypedDict, total=False):
     response_model: str | None
     response_id: str | None
     finish_reason: str | Sequence[str] | None
-    input_tokens: int | None
-    output_tokens: int | None
-    cached_tokens: int | None
-    reasoning_tokens: int | None
-    cost_usd: float | None
-    time_to_first_chunk: float | None
-    temperature: float | None
-    max_tokens: int | None
+    input_tokens: Amount | None
+    output_tokens: Amount | None
+    cached_tokens: Amount | None
+    reasoning_tokens: Amount | None
+    cost_usd: Amount | None
+    time_to_first_chunk: Amount | None
+    temperature: Amount | None
+    max_tokens: Amount | None
 
 
 class EmbeddingCall(TypedDict, total=False):
     """What may be recorded of one call that made embeddings."""
 
     provider: str | None
-    input_tokens: int | None
-    vectors: int | None
-    dimensions: int | None
-    cost_usd: float | None
+    input_tokens: Amount | None
+    vectors: Amount | None
+    dimensions: Amount | None
+    cost_usd: Amount | None
 
 
 class Retrieval(TypedDict, total=False):
     """What may be recorded of one search for documents."""
 
-    documents: int | None
-    top_k: int | None
-    best_score: float | None
-    worst_score: float | None
+    documents: Amount | None
+    top_k: Amount | None
+    best_score: Amount | None
+    worst_score: Amount | None
 
 
 def llm_fields(
@@ -72,14 +76,14 @@ def llm_fields(
     response_model: str | None = None,
     response_id: str | None = None,
     finish_reason: str | Sequence[str] | None = None,
-    input_tokens: int | None = None,
-    output_tokens: int | None = None,
-    cached_tokens: int | None = None,
-    reasoning_tokens: int | None = None,
-    cost_usd: float | None = None,
-    time_to_first_chunk: float | None = None,
-    temperature: float | None = None,
-    max_tokens: int | None = None,
+    input_tokens: Amount | None = None,
+    output_tokens: Amount | None = None,
+    cached_tokens: Amount | None = None,
+    reasoning_tokens: Amount | None = None,
+    cost_usd: Amount | None = None,
+    time_to_first_chunk: Amount | None = None,
+    temperature: Amount | None = None,
+    max_tokens: Amount | None = None,
 ) -> Fields:
     """Return the fields of one call of a language model; see `StageContext.record_llm`."""
     reasons = list(finish_reason) if isinstance(finish_reason, (list, tuple)) else [finish_reason]
@@ -109,10 +113,10 @@ def embedding_fields(
     model: str,
     *,
     provider: str | None = None,
-    input_tokens: int | None = None,
-    vectors: int | None = None,
-    dimensions: int | None = None,
-    cost_usd: float | None = None,
+    input_tokens: Amount | None = None,
+    vectors: Amount | None = None,
+    dimensions: Amount | None = None,
+    cost_usd: Amount | None = None,
 ) -> Fields:
     """Return the fields of one call that made embeddings; see `StageContext.record_embedding`."""
     named = {
@@ -133,10 +137,10 @@ def embedding_fields(
 def retrieval_fields(
     source: str | None,
     *,
-    documents: int | None = None,
-    top_k: int | None = None,
-    best_score: float | None = None,
-    worst_score: float | None = None,
+    documents: Amount | None = None,
+    top_k: Amount | None = None,
+    best_score: Amount | None = None,
+    worst_score: Amount | None = None,
 ) -> Fields:
     """Return the fields of one search for documents; see `StageContext.record_retrieval`."""
     named = {

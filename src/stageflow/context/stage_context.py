@@ -12,12 +12,12 @@ from .._safe_log import log_safely
 from ..errors import describe
 from ..interrupts import INTERRUPTS
 from ..stages import Artifact, StageKind, StageResult
-from .genai import EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
+from .genai import Amount, EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
 from .inputs import StageInputs, Upstream
 from .pipeline_context import PipelineContext
 from .recorder import Recorder
 from .timer import Timer
-from .totals import added, is_amount
+from .totals import added, as_amount
 
 __all__ = ["StageContext", "current_stage"]
 
@@ -126,7 +126,7 @@ class StageContext:
         if self._sealed:
             self._amend(more)
 
-    def count(self, name: str, by: float = 1) -> None:
+    def count(self, name: str, by: Amount = 1) -> None:
         """Add to a number among the `attributes` of this attempt, and of the run as a whole.
 
         What is no number adds nothing, and fails nothing: it is logged, and counted in
@@ -134,7 +134,7 @@ class StageContext:
 
         Args:
             name: Of the number.
-            by: What to add; default 1.
+            by: What to add; default 1. A number of any type: also one of numpy, or a `Decimal`.
 
         Example:
             ctx.count("cache.hit")
@@ -210,13 +210,12 @@ class StageContext:
         """
         self._take(*retrieval_fields(source, **found))
 
-    def _take(self, fields: dict[str, Any], added: dict[str, float]) -> None:
+    def _take(self, fields: dict[str, Any], added: dict[str, Any]) -> None:
         self.annotate(fields)
         self._add(added)
 
-    def _add(self, amounts: Mapping[str, float]) -> None:
-        if not all(map(is_amount, amounts.values())):
-            amounts = self._without_nonsense(amounts)
+    def _add(self, amounts: Mapping[str, Any]) -> None:
+        amounts = self._as_amounts(amounts)
         with _adding:
             if self._attributes is None:
                 self._attributes = {}
@@ -226,11 +225,15 @@ class StageContext:
         if sealed:
             self._amend(totals)
 
-    def _without_nonsense(self, amounts: Mapping[str, Any]) -> dict[str, float]:
+    def _as_amounts(self, amounts: Mapping[str, Any]) -> dict[str, float]:
+        numbers = {}
         for name, value in amounts.items():
-            if not is_amount(value):
+            number = value if type(value) is int else as_amount(value)
+            if number is None:
                 self._recorder.no_amount(self.stage, name, value)
-        return {name: value for name, value in amounts.items() if is_amount(value)}
+            else:
+                numbers[name] = number
+        return numbers
 
     def _amend(self, fields: Mapping[str, Any]) -> None:
         self._recorder.amend_stage(self.stage, self.attempt, fields)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
-from ..interrupts import INTERRUPTS
+from .._numbers import as_number
 
-__all__ = ["added", "is_amount"]
+__all__ = ["added", "as_amount"]
 
 
 def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, float]:
@@ -21,9 +20,9 @@ def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, flo
     """
     totals: dict[str, float] = {}
     for name, amount in amounts.items():
-        before = fields.get(name, 0)
+        before = as_number(fields.get(name, 0))
         try:
-            total = amount if type(before) not in (int, float) else before + amount
+            total = amount if before is None or type(before) is bool else before + amount
         except OverflowError:  # a whole number that no float can hold
             total = amount
         # To the millionth: 0.1 + 0.2 is 0.3 for who reads it.
@@ -32,17 +31,12 @@ def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, flo
     return totals
 
 
-def is_amount(value: Any) -> bool:
-    """Tell whether a value can be added up.
+def as_amount(value: Any) -> int | float | None:
+    """Return a value as a number that can be added up, or None.
 
     Example:
-        >>> [is_amount(value) for value in (2, 0.5, "x", None, float("nan"))]
-        [True, True, False, False, False]
+        >>> [as_amount(value) for value in (2, 0.5, "x", None, float("nan"))]
+        [2, 0.5, None, None, None]
     """
-    try:
-        return isinstance(value, (int, float)) and isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return True
-    except BaseException as error:  # raised by a value that fakes its type
-        INTERRUPTS.contain(error)
-        return False
+    number = as_number(value)
+    return int(number) if type(number) is bool else number

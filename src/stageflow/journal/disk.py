@@ -9,23 +9,24 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import Any
 
 from ..errors import DamagedFileError
 
 __all__ = [
     "NO_ROOM",
+    "OwnedFile",
+    "absolute_path",
     "is_locked",
     "is_regular",
     "is_symlink",
-    "lock_file",
     "make_private",
     "make_private_below",
     "network_file_system",
     "only_one",
-    "open_for_lock",
+    "open_owned",
     "open_regular",
-    "release",
     "replace_file",
     "sync",
     "sync_directory",
@@ -44,6 +45,17 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 _REMEDY = "`stageflow doctor --repair` moves it to broken/"
+
+
+def absolute_path(path: str | bytes | os.PathLike[Any]) -> str:
+    """Return a path that stays the same when the working directory changes.
+
+    Every object that keeps a path calls this once, when it gets the path.
+
+    Raises:
+        FileNotFoundError: The path is relative, and the working directory was deleted.
+    """
+    return os.path.abspath(os.fsdecode(path))
 
 
 def sync(fd: int) -> None:
@@ -176,11 +188,107 @@ def replace_file(path: str, content: bytes) -> None:
 # A lock belongs to all who have the same open file: a forked child would hold its parent's as long
 # as it lives. So it closes every file that was open for a lock; and no fork comes between the
 # opening of such a file and its entry here.
-_lockable: set[int] = set()
+_owned: dict[int, OwnedFile] = {}
 _forking = threading.RLock()
 
 
-def open_for_lock(path: str, flags: int) -> int:
+class OwnedFile:
+    """A file that this process keeps open, to lock it or to write to it, and that forked children close.
+
+    Other code of the process may close the descriptor (a daemon calls `os.closerange`), and the kernel may
+    then give the same number to another file. No method writes to, syncs, unlocks or closes such a file.
+
+    Attributes:
+        path: Where the file is.
+        fd: Its descriptor; -1 once it is closed.
+    """
+
+    __slots__ = ("_identity", "fd", "path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        status = os.fstat(fd)
+        self.path = path
+        self.fd = fd
+        self._identity = (status.st_dev, status.st_ino)
+
+    def is_intact(self) -> bool:
+        """Return whether the descriptor still refers to this file."""
+        try:
+            status = os.fstat(self.fd)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def is_at(self, offset: int) -> bool:
+        """Return whether the descriptor is at an offset, which takes a quarter of the time of `is_intact`.
+
+        At any offset but 0, another file under this number is very unlikely to be there too.
+        """
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_CUR) == offset
+        except OSError:
+            return False
+
+    def is_removed(self) -> bool:
+        """Return whether the file has no name any more."""
+        try:
+            return not os.fstat(self.fd).st_nlink
+        except OSError:
+            return False
+
+    def lock(self) -> bool:
+        """Lock the file for this process alone; the kernel releases the lock when the process dies.
+
+        Returns:
+            False if another process holds the lock.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def sync(self, sync: Callable[[int], None]) -> None:
+        """Sync the file, unless it was deleted; open it again if other code closed its descriptor.
+
+        Raises:
+            OSError: It could not be synced.
+        """
+        if self.is_intact():
+            if not self.is_removed():
+                sync(self.fd)
+            return
+        try:
+            fd = open_regular(self.path)
+        except FileNotFoundError:
+            return
+        try:
+            sync(fd)
+        finally:
+            os.close(fd)
+
+    def release(self) -> None:
+        """Release the lock and close the file, unless other code closed the descriptor."""
+        with _forking:
+            if self.is_intact():
+                # A child forked just now may not have closed its copy yet, which would hold the lock.
+                # A child never releases a lock of its parent, because it has closed the file.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self.fd, fcntl.LOCK_UN)
+                with contextlib.suppress(OSError):
+                    os.close(self.fd)
+            _owned.pop(self.fd, None)
+            self.fd = -1
+
+    def close_in_child(self) -> None:
+        """Close the copy of a forked child. Never unlock it: that would unlock it for the parent."""
+        with contextlib.suppress(OSError):
+            if self.is_intact():
+                os.close(self.fd)
+        self.fd = -1
+
+
+def open_owned(path: str, flags: int) -> OwnedFile:
     """Open a regular file, private to its owner, and close it in forked children.
 
     Raises:
@@ -188,44 +296,21 @@ def open_for_lock(path: str, flags: int) -> int:
         OSError: It cannot be opened.
     """
     with _forking:
-        fd = open_regular(path, flags)
-        _lockable.add(fd)
-        return fd
-
-
-def lock_file(fd: int) -> bool:
-    """Lock such a file for this process alone; the kernel gives it free when the process dies.
-
-    Returns:
-        False when somebody else has it.
-    """
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def release(fd: int) -> None:
-    """Close such a file, and give its lock free."""
-    with _forking:
-        with contextlib.suppress(OSError):
-            # A child forked just now may not have closed its copy yet, which would hold the lock.
-            # A child never releases a lock of its parent, because its set does not contain them.
-            if fd in _lockable:
-                fcntl.flock(fd, fcntl.LOCK_UN)
-        _lockable.discard(fd)
-        with contextlib.suppress(OSError):
-            os.close(fd)
+        file = OwnedFile(path, open_regular(path, flags))
+        # Other code closed the descriptor of a file that had this number. It may be the same file again,
+        # for instance a lock, which its inode does not tell.
+        if (closed := _owned.pop(file.fd, None)) is not None:
+            closed.fd = -1
+        _owned[file.fd] = file
+        return file
 
 
 def _forget_parent() -> None:
     global _forking
     _forking = threading.RLock()
-    for fd in _lockable:
-        with contextlib.suppress(OSError):
-            os.close(fd)  # and never unlock: that would unlock it for the parent
-    _lockable.clear()
+    for file in _owned.values():
+        file.close_in_child()
+    _owned.clear()
 
 
 os.register_at_fork(
@@ -243,25 +328,25 @@ def is_locked(path: str) -> bool:
         OSError: It is not a regular file, or cannot be opened.
     """
     # A child forked in the meantime must not keep the file open: it would share the lock.
-    fd = open_for_lock(path, os.O_RDONLY)
+    file = open_owned(path, os.O_RDONLY)
     try:
         # Shared, so that two who ask at the same time do not take each other for the writer.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        release(fd)
+        file.release()
     return False
 
 
 @contextlib.contextmanager
 def only_one(path: str) -> Generator[bool]:
     """Hold the lock on a file, made where there is none; give False where somebody else has it."""
-    fd = open_for_lock(path, os.O_RDWR | os.O_CREAT)
+    file = open_owned(path, os.O_RDWR | os.O_CREAT)
     try:
-        yield lock_file(fd)
+        yield file.lock()
     finally:
-        release(fd)
+        file.release()
 
 
 def network_file_system(path: str) -> str | None:

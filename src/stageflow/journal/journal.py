@@ -17,6 +17,7 @@ from ..errors import JournalNotFoundError, RunNotFoundError
 from ..schema import PipelineWide
 from ..timestamps import rfc3339
 from .check import JournalState, Progress, check
+from .disk import absolute_path
 from .layout import Segment, Writers, list_writers, why_not
 from .line import PIPELINE_AMEND, PIPELINE_WIDE
 from .losses import lacks_end
@@ -49,7 +50,7 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = absolute_path(path)
         if (why := why_not(self.path)) is not None:
             raise JournalNotFoundError(self.path, why)
 

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 from ..errors import CursorInUseError, JournalNotFoundError
 from . import cursor_file
 from .cursor_file import CursorFile, Position
-from .disk import lock_file, make_private_below, open_for_lock, release
+from .disk import OwnedFile, absolute_path, make_private_below, open_owned
 from .layout import CURSORS, Segment, list_writers
 from .line import decode
 from .quarantine import quarantine_line
@@ -107,9 +107,9 @@ class JournalReader:
     def __init__(
         self, path: str | os.PathLike[str], name: str | None = None, *, at_end: bool = False
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = absolute_path(path)
         self.name = name
-        self._lock = -1
+        self._lock: OwnedFile | None = None
         if not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if name is not None:
@@ -131,16 +131,16 @@ class JournalReader:
         self._ahead: Iterator[_Step] | None = None
         _readers.add(self)
 
-    def _claim(self, name: str) -> int:
+    def _claim(self, name: str) -> OwnedFile:
         make_private_below(os.path.join(self.path, CURSORS))
         path = os.path.join(self.path, CURSORS, f"{name}.lock")
-        fd = open_for_lock(path, os.O_RDWR | os.O_CREAT)
-        if lock_file(fd):
-            os.truncate(fd, 0)
-            os.write(fd, b"%d" % os.getpid())
-            return fd
-        pid = os.read(fd, 20).decode("ascii", "replace") or "?"
-        release(fd)
+        lock = open_owned(path, os.O_RDWR | os.O_CREAT)
+        if lock.lock():
+            os.truncate(lock.fd, 0)
+            os.write(lock.fd, b"%d" % os.getpid())
+            return lock
+        pid = os.read(lock.fd, 20).decode("ascii", "replace") or "?"
+        lock.release()
         raise CursorInUseError(
             f"reader {name!r} of journal {self.path!r} is at work in process {pid}",
             hint="a name serves one reader at a time; give this one another name",
@@ -313,11 +313,16 @@ class JournalReader:
 
         Raises:
             ValueError: The reader has no name, or is closed.
+            CursorInUseError: Other code in this process closed the reader's lock file, and another reader
+                took the name.
             OSError: It could not be written; what was stored before stands.
         """
         if self.name is None:
             raise ValueError('a reader without a name has no position to store; JournalReader(path, "name")')
         self._must_be_open()
+        if self._lock is not None and not self._lock.is_intact():
+            self._lock.release()
+            self._lock = self._claim(self.name)
         cursor_file.store(
             self.path,
             self.name,
@@ -325,7 +330,7 @@ class JournalReader:
         )
 
     def _must_be_open(self) -> None:
-        if self.name is not None and self._lock < 0:
+        if self.name is not None and self._lock is None:
             raise ValueError(
                 f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it for the child)"
                 "\n  hint: make another JournalReader"
@@ -333,9 +338,9 @@ class JournalReader:
 
     def close(self) -> None:
         """Let another reader have the name. What was not committed will be read again."""
-        if self._lock >= 0:
-            release(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> Self:
         return self
@@ -369,7 +374,7 @@ _readers: weakref.WeakSet[JournalReader] = weakref.WeakSet()
 def _forget_parent() -> None:
     # The name is the parent's; its lock was closed with all others.
     for reader in list(_readers):
-        reader._lock = -1
+        reader._lock = None
 
 
 os.register_at_fork(after_in_child=_forget_parent)

@@ -20,7 +20,7 @@ from ..events import DirectSink, Event
 from ..events._delivery import DELIVERY
 from ..events.sink import EventLost
 from ..schema import Heartbeat, PipelineWide, RunClosed, RunOpen
-from .disk import NO_ROOM, make_private, network_file_system, sync
+from .disk import NO_ROOM, absolute_path, make_private, network_file_system, sync
 from .keeper import Keeper
 from .line import WriterClosed, encode_mark
 from .retention import Room
@@ -71,7 +71,7 @@ class JournalSink(DirectSink):
 
     Example:
         >>> JournalSink("journal", fsync="always")
-        <JournalSink 'journal'>
+        <JournalSink '.../journal'>
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class JournalSink(DirectSink):
         ):
             if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
                 raise ValueError(f"JournalSink({name}={bound!r}); give a number, more than 0")
-        self.path = os.fspath(path)
-        if not self.path or os.path.isfile(self.path):
-            raise ValueError(f"JournalSink({self.path!r}); give a directory")
+        if not os.fspath(path) or os.path.isfile(path):
+            raise ValueError(f"JournalSink({os.fspath(path)!r}); give a directory")
+        self.path = absolute_path(path)
         self._options = {
             "fsync": fsync,
             "fsync_interval": fsync_interval,
@@ -262,8 +262,12 @@ class JournalSink(DirectSink):
         """Sync if a sync is due, and apply retention in another thread; called by the keeper's thread."""
         try:
             with self._lock:
+                if self._open_runs:
+                    with contextlib.suppress(OSError):  # the next event tries again, and reports it
+                        self._writer.look_for_lost_descriptor()
                 if self._lost:
                     self._write_lost_ends()
+            self._report_lost_descriptors()
             self._try_to_sync()
             self._start_making_room()
         except Exception as error:
@@ -277,6 +281,14 @@ class JournalSink(DirectSink):
         self._try_to_sync()
         self._room_is_due()
         self._make_room()
+
+    def _report_lost_descriptors(self) -> None:
+        if self._writer.closed_by_others:
+            self._tell_once(
+                "descriptor",
+                "other code in this process closed the file descriptor of a segment; events continue in a new"
+                " segment. Call os.closerange() and the like before the first event is emitted",
+            )
 
     def _try_to_sync(self) -> None:
         try:
@@ -349,8 +361,9 @@ class JournalSink(DirectSink):
             with contextlib.suppress(OSError):
                 if self._lost:
                     self._write_lost_ends()
-                if self._writer.fd >= 0 and not self._open_runs:
+                if self._writer.file is not None and not self._open_runs:
                     self._writer.append(encode_mark(WriterClosed()))
+            self._report_lost_descriptors()
             self._try_to_sync()
             if self._open_runs:
                 return

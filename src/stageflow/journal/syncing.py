@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 
-from .disk import release, sync_directory
+from .disk import OwnedFile, sync_directory
 from .writer import SegmentWriter
 
 __all__ = ["Syncing"]
@@ -38,7 +37,7 @@ class Syncing:
         self._writer = writer
         self._writing = writing
         self._sync = sync
-        self._full: dict[int, bool] = {}  # for each full segment, whether it was synced
+        self._full: dict[OwnedFile, bool] = {}  # for each full segment, whether it was synced
 
     def sync(self) -> None:
         """Sync everything that was written before the call, and close full segments.
@@ -53,13 +52,13 @@ class Syncing:
             with self._writing:
                 self._full |= dict.fromkeys(writer.retired, False)
                 writer.retired = []
-                current = writer.fd if writer.unsynced else -1
+                current = writer.file if writer.unsynced else None
                 names, writer.unsynced_names = writer.unsynced_names, False
                 writer.unsynced = False
             errors: list[OSError] = []
-            for fd, synced in self._full.items():
-                self._full[fd] = synced or self._try_to_sync(fd, errors)
-            failed = current >= 0 and not self._try_to_sync(current, errors)
+            for file, synced in self._full.items():
+                self._full[file] = synced or self._try_to_sync(file, errors)
+            failed = current is not None and not self._try_to_sync(current, errors)
             if names and self._sync is not None:
                 try:
                     sync_directory(writer.directory)
@@ -74,11 +73,10 @@ class Syncing:
             if errors:
                 raise errors[0]
 
-    def _try_to_sync(self, fd: int, errors: list[OSError]) -> bool:
+    def _try_to_sync(self, file: OwnedFile, errors: list[OSError]) -> bool:
         try:
-            # A segment deleted by retention needs no sync.
-            if self._sync is not None and os.fstat(fd).st_nlink:
-                self._sync(fd)
+            if self._sync is not None:
+                file.sync(self._sync)
         except OSError as error:
             errors.append(error)
             return False
@@ -86,16 +84,16 @@ class Syncing:
 
     def _close_full(self) -> None:
         """Close synced segments, except the newest while it has no successor: it holds the lock."""
-        done = [fd for fd, synced in self._full.items() if synced]
-        if self._writer.fd < 0 and not self._writer.retired and done and done[-1] == [*self._full][-1]:
+        done = [file for file, synced in self._full.items() if synced]
+        if self._writer.file is None and not self._writer.retired and done and done[-1] == [*self._full][-1]:
             done.pop()
         surplus = len(self._full) - len(done) - _MOST_UNSYNCED
         if surplus > 0:
-            done += [fd for fd, synced in self._full.items() if not synced][:surplus]
+            done += [file for file, synced in self._full.items() if not synced][:surplus]
             self.given_up += surplus
-        for fd in done:
-            release(fd)
-            del self._full[fd]
+        for file in done:
+            file.release()
+            del self._full[file]
 
     def close(self) -> None:
         """Sync as much as possible, and close every segment.
@@ -107,7 +105,7 @@ class Syncing:
             try:
                 self.sync()
             finally:
-                for fd in self._full:
-                    release(fd)
+                for file in self._full:
+                    file.release()
                 self._full.clear()
                 self._writer.close()

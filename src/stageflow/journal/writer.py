@@ -7,7 +7,7 @@ import errno
 import os
 import time
 
-from .disk import NO_ROOM, lock_file, make_private, open_for_lock, release, sync, sync_directory
+from .disk import NO_ROOM, OwnedFile, make_private, open_owned, sync, sync_directory
 from .layout import free_sequence, new_writer, segment_name
 
 __all__ = ["SegmentWriter"]
@@ -22,11 +22,12 @@ class SegmentWriter:
     Attributes:
         directory: The directory of the journal.
         name: Name of the writer.
-        fd: The segment that is written to, or -1.
+        file: The segment that is written to, or None.
         unsynced: True when something was written since it was last synced.
         retired: Segments that are full, for somebody to sync and close.
         unsynced_names: True if a segment was created since the directory was last synced.
         began_segment: True when a segment was made since this was last set to False.
+        closed_by_others: Number of segments whose descriptor other code of the process closed.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class SegmentWriter:
     ) -> None:
         self.directory = directory
         self.name = new_writer()
-        self.fd = -1
+        self.file: OwnedFile | None = None
         self.unsynced = False
         self.unsynced_names = False
         self.began_segment = False
-        self.retired: list[int] = []
+        self.closed_by_others = 0
+        self.retired: list[OwnedFile] = []
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._sync_each = sync_each
@@ -63,7 +65,7 @@ class SegmentWriter:
         if self._busy:
             if self._switching:
                 self._late.append(line)
-            elif self.fd >= 0:
+            elif self._is_open():
                 self._write(line)
             else:
                 raise OSError(errno.EBUSY, "no segment can be made just now", self.directory)
@@ -73,7 +75,7 @@ class SegmentWriter:
             now = time.monotonic()
             if now >= self._look_at:
                 self._look(now)
-            if self.fd < 0 or (self._end and self._end + len(line) > self._segment_bytes):
+            if not self._is_open() or (self._end and self._end + len(line) > self._segment_bytes):
                 self._begin_segment(now)
             while self._late:
                 self._write(self._late[0])
@@ -82,14 +84,42 @@ class SegmentWriter:
         finally:
             self._busy = False
 
+    def look_for_lost_descriptor(self) -> None:
+        """Begin another segment if other code closed the descriptor of this one, and with it its lock.
+
+        A writer without a lock counts as dead: its runs in progress would be recorded as crashed.
+
+        Raises:
+            OSError: No segment could be made.
+        """
+        if self.file is not None and not self._busy and not self._is_open():
+            self._begin_segment(time.monotonic())
+
+    def _is_open(self) -> bool:
+        """Return whether there is a segment to write to; give up one whose descriptor other code closed."""
+        file = self.file
+        if file is None:
+            return False
+        # The offset is the end of what was written. It may be more: a signal handler may have written since.
+        if (self._end and file.is_at(self._end)) or file.is_intact():
+            return True
+        self._give_up()
+        return False
+
+    def _give_up(self) -> None:
+        self.closed_by_others += 1
+        self.retire()
+
     def _write(self, line: bytes) -> None:
+        file = self.file
+        assert file is not None
         try:
-            written = os.write(self.fd, line)
+            written = os.write(file.fd, line)
             if written == len(line):
                 self._end += written
                 self.unsynced = True
                 if self._sync_each:
-                    sync(self.fd)
+                    sync(file.fd)
                     self.unsynced = False
                 return
         except OSError as error:
@@ -97,22 +127,24 @@ class SegmentWriter:
             if error.errno not in NO_ROOM and time.monotonic() - self._began > _LOOK_EVERY_SECONDS:
                 self.retire()
             raise
-        self._take_back(written)
+        self._take_back(file.fd, written)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
 
-    def _take_back(self, written: int) -> None:
+    def _take_back(self, fd: int, written: int) -> None:
         """Cut off the part of a line that still had room, so that the segment stays whole lines."""
         try:
             # From where the file ends, not from what was counted: a signal may have come in between.
-            os.ftruncate(self.fd, os.lseek(self.fd, 0, os.SEEK_CUR) - written)
+            os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR) - written)
         except OSError:
             self.retire()  # nothing may ever follow a torn line
 
     def _look(self, now: float) -> None:
         self._look_at = now + _LOOK_EVERY_SECONDS
-        if self.fd < 0:
+        if self.file is None:
             return
-        if not os.fstat(self.fd).st_nlink:
+        if not self.file.is_intact():
+            self._give_up()
+        elif self.file.is_removed():
             self.retire()  # somebody removed the file: what went into it would be lost
         elif self._end and now - self._began >= self._segment_seconds:
             self._begin_segment(now)
@@ -123,7 +155,7 @@ class SegmentWriter:
         try:
             self._switch_to_new(now)
         except OSError:
-            if self.fd < 0:
+            if self.file is None:
                 raise
             self._began = now  # try again when another such time has passed
         finally:
@@ -134,13 +166,14 @@ class SegmentWriter:
         sequence = free_sequence(self.directory, self.name, self._sequence + 1)
         name = segment_name(self.name, sequence)
         hidden = os.path.join(self.directory, f".{name}")
-        fd = open_for_lock(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        file = open_owned(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         try:
             # Locked before anybody can see it: one that is seen unlocked has lost its writer.
-            if not lock_file(fd):
+            if not file.lock():
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), hidden)
-            os.rename(hidden, os.path.join(self.directory, name))
-            self._switch(fd, sequence, now)
+            file.path = os.path.join(self.directory, name)
+            os.rename(hidden, file.path)
+            self._switch(file, sequence, now)
             if self._sync_each:
                 sync_directory(self.directory)
         except BaseException:
@@ -149,15 +182,15 @@ class SegmentWriter:
             if os.path.exists(hidden):
                 with contextlib.suppress(OSError):
                     os.unlink(hidden)
-                release(fd)
+                file.release()
             else:
-                self._switch(fd, sequence, now)
+                self._switch(file, sequence, now)
             raise
 
-    def _switch(self, fd: int, sequence: int, now: float) -> None:
-        if self.fd != fd:
+    def _switch(self, file: OwnedFile, sequence: int, now: float) -> None:
+        if self.file is not file:
             self.retire()
-        self.fd = fd
+        self.file = file
         self._sequence = sequence
         self._end = 0
         self._began = now
@@ -165,16 +198,16 @@ class SegmentWriter:
 
     def retire(self) -> None:
         """Write to this segment no more. It stays locked until there is another: its writer lives."""
-        if self.fd >= 0:
+        if self.file is not None:
             if self._blank and self.retired and not self._end:
-                release(self.retired.pop())  # of those that never took a line, one is enough
+                self.retired.pop().release()  # of those that never took a line, one is enough
             self._blank = not self._end
-            self.retired.append(self.fd)
-            self.fd = -1
+            self.retired.append(self.file)
+            self.file = None
             self.unsynced = False  # retired segments will be synced
 
     def close(self) -> None:
         """Close every segment. The writer is dead then, for all who look."""
         self.retire()
         while self.retired:
-            release(self.retired.pop())
+            self.retired.pop().release()

@@ -7,11 +7,11 @@ import ipaddress
 import re
 from collections.abc import Callable
 
+from .secret_formats import FORMATS
 from .secret_names import is_secret_name, is_secret_number
+from .secret_values import VALUE, Detector, beside, closing, is_empty, is_long, is_measure
 
 __all__ = ["DETECTORS", "Detector"]
-
-Detector = Callable[[str], tuple[str, int]]
 
 
 # ------------------------------------------------------------ credentials
@@ -38,6 +38,7 @@ _ISSUED = re.compile(
     r"|\d{8,10}:AA[\w-]{30,})"
 )
 _MAY_BE_ISSUED = re.compile(r"[_.:-]|A(?:KIA|SIA|Iza|TATT)|dapi")
+_MAY_BE_FORMATTED = re.compile(r"['\"<(\n\0%-]")
 _KEY = re.compile(r"\b[spr]k[-_][A-Za-z0-9_-]{16,}")
 # To the last "@" before the path: a password may hold one.
 _ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:\[]*:)[^\s/\"']+(?=@)", re.IGNORECASE)
@@ -52,7 +53,7 @@ _HOOK = re.compile(r"(\bhooks\.slack\.com/services/\w+/\w+/)\w+")
 _NAMED = re.compile(
     r"(?<![\w.-])(?P<name>[\w.-]++)(?P<close>\\*+[\"']?)\]?(?:\[\d{0,3}\])?\\*+[\"']?\s{0,9}(?P<sign>=>|:=|=|%3[Dd]|:(?!:))\s{0,9}"
 )
-# A pair, as a list of headers shows it; an element of XML; an option, whose value is an argument of its own.
+# A pair, as a list of headers shows it.
 _PAIR = re.compile(
     r"(?:\(|\[\[|\], ?\[)b?(?P<quote>[\"'])(?P<name>[\w.-]++)(?P=quote), ?(?P<value>)(?=b?[\"'])"
 )
@@ -60,31 +61,13 @@ _SETTING = re.compile(
     r"[\"'](?:name|key)[\"']: ?[\"'](?P<name>[\w.-]++)[\"'], ?[\"']value[\"']: ?(?P<value>)(?=[\"'])",
     re.IGNORECASE,
 )
-_ELEMENT = re.compile(
-    r"<(?:[\w.-]++:)?(?P<name>[\w.-]++)(?:\s[^<>]{0,300})?(?<!/)>(?P<value>[^<]++)(?=</|\Z)"
-)
 _JAR = re.compile(r"(<Cookie [^=\s>]{1,200}=)(?!\[redacted)[^\s>]+")
-_OPTION = re.compile(
-    r"(?<![\w-])--(?P<name>\w[\w-]*+)[ \t]{1,9}[\"']?(?P<value>(?!-)(?=[^\s\"']*\d|[^\s\"']{12})[^\s\"']{4,})"
-)
 _HEADER = re.compile(
     r"(?P<scheme>(?:[A-Za-z][\w-]*+[ \t]{1,9})?)(?!\[redacted)"
     r"(?P<first>(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\s\"'\\])+)"
 )
 _LINE = re.compile(r"(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\"'\r\n\\])*")
 """What stands behind `Cookie:` and `Authorization:` to the end of the line: in one header are many values."""
-
-_VALUE = re.compile(
-    r"(?P<scheme>(?:(?:bearer|basic|token|digest|apikey)\s+)?)(?!\[redacted)"
-    # A list, an object, the arguments of a call go to their end, which is looked for below.
-    r"(?:(?:[A-Za-z_][\w.]{0,60}(?=\())?(?P<open>[\[{(])|(?:[bruf]{1,2}(?=\\*[\"'])|)"
-    # What is quoted goes to the same quotes (JSON in JSON has \" for them), or to the end of the text.
-    r"(?:(?P<quote>\\*(?:\"\"\"|'''|[\"']))(?P<quoted>(?:(?!(?P=quote))(?:\\+[\"']?|[^\\])|(?P=quote){2})+)"
-    # Else it goes to the first blank, and to what may end it, where nothing goes on behind that.
-    r"|(?P<bare>(?:[^\s\"'&,;)}\]\\]|[,;&](?![\s\"']|\Z|[\w.\[\]-]++[=:])|[)}\]\"'](?=\w)|\\(?=\w)(?![nrt]))+)))",
-    re.IGNORECASE | re.DOTALL,
-)
-_EMPTY = frozenset({"true", "false", "null", "none", "undefined", "..."})
 
 
 def _credentials(text: str) -> tuple[str, int]:
@@ -94,6 +77,11 @@ def _credentials(text: str) -> tuple[str, int]:
         if mark in lower:
             text, more = detect(text)
             found += more
+    if _MAY_BE_FORMATTED.search(text) is not None:
+        for mark, detect in FORMATS:
+            if mark in lower:
+                text, more = detect(text)
+                found += more
     if _MAY_BE_ISSUED.search(text) is not None:
         text, more = _ISSUED.subn("[redacted]", text)
         found += more
@@ -125,81 +113,39 @@ def _value(text: str, named: re.Match[str]) -> tuple[int, int]:
         first, start = begins["first"], at
         if header.endswith("authorization"):
             start = begins.start("first")
-        if "=" in first or (start > at and _is_long(first)):
+        if "=" in first or (start > at and is_long(first)):
             rest = _LINE.match(text, begins.end())
             return start, begins.end() if rest is None else rest.end()
-    value = _VALUE.match(text, at)
+    value = VALUE.match(text, at)
     if value is None:
         return at, at
     if value["open"]:
         # In a sentence, brackets may be anything.
         start = value.start("open")
         given = named["close"] or named["sign"] != ":" or text[start + 1 : start + 2] in _QUOTES
-        return (start, _closing(text, start)) if given else (at, at)
+        return (start, closing(text, start)) if given else (at, at)
     if not _is_value(named, value):
         return at, at
     return value.span("bare" if value["quoted"] is None else "quoted")
 
 
 _QUOTES = ("'", '"')
-_BRACKET = re.compile(r"[\[\]{}()]|\"(?:\\.|[^\"\\])*+\"|'(?:\\.|[^'\\])*+'", re.DOTALL)
-
-
-def _closing(text: str, start: int) -> int:
-    """Return where the list or the object that begins at `start` ends; the same for one that is empty."""
-    level = 0
-    for bracket in _BRACKET.finditer(text, start):
-        level += {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}.get(
-            bracket[0], 0
-        )  # none of those within quotes
-        if level == 0:
-            return bracket.end() if text[start + 1 : bracket.start()].strip() else start
-    return len(text)
 
 
 def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
     """Tell a secret from a word of the sentence that goes on behind a colon."""
     bare = value["bare"]
-    if _is_empty(bare or value["quoted"]):
+    if is_empty(bare or value["quoted"]):
         return False
     if bare is None or value["scheme"]:
         return True
+    if is_measure(bare) and not is_secret_number(named["name"], 0):  # "auth: 200ms", "second pass: 2.5"
+        return False
     if named["sign"] != ":":
         return len(bare) >= 3
-    if bare.isdecimal():  # "pin: 1234", and not the port in "auth:8080"
-        return is_secret_number(named["name"], int(bare[:20]))
-    return _is_long(bare)
-
-
-def _is_empty(word: str) -> bool:
-    """Tell whether there is nothing to take out: no value, or one that is masked already."""
-    return not word.strip("*") or word.lower() in _EMPTY
-
-
-def _is_long(word: str) -> bool:
-    """Tell what can be no word of a sentence."""
-    return len(word) >= 12 or (len(word) >= 4 and any(map(str.isdecimal, word)))
-
-
-def _beside(pattern: re.Pattern[str]) -> Detector:
-    """Return a detector for a value that stands beside a name that holds a secret."""
-
-    def detect(text: str) -> tuple[str, int]:
-        parts: list[str] = []
-        at = 0
-        for match in pattern.finditer(text):
-            if match.start() < at or not is_secret_name(match["name"]):
-                continue
-            start, end = match.span("value")
-            if start == end and (quoted := _VALUE.match(text, start)) is not None:
-                start, end = quoted.span("quoted")
-            value = text[start:end].strip()
-            if not _is_empty(value) and not value.startswith("[redacted"):
-                parts += (text[at:start], "[redacted]")
-                at = end
-        return ("".join([*parts, text[at:]]), len(parts) // 2) if parts else (text, 0)
-
-    return detect
+    if bare.isdecimal():  # "pin: 1234", and not "pin: 3", nor the port in "auth:8080"
+        return len(bare) >= 3 and is_secret_number(named["name"], int(bare[:20]))
+    return is_long(bare)
 
 
 def _substituted(pattern: re.Pattern[str], instead: str) -> Detector:
@@ -246,7 +192,7 @@ def _is_key(word: str) -> bool:
 
 
 _key = _checked(_KEY, "[redacted]", _is_key)
-_pair = _beside(_PAIR)
+_pair = beside(_PAIR)
 _EACH: tuple[tuple[str, Detector], ...] = (
     ("-----begin", _substituted(_PEM, "[redacted]")),
     ("eyj", _substituted(_JWT, "[redacted]")),
@@ -260,11 +206,9 @@ _EACH: tuple[tuple[str, Detector], ...] = (
     ("sig", _substituted(_SIGNED, r"\1[redacted]")),
     ("hooks.slack", _substituted(_HOOK, r"\1[redacted]")),
     ("<cookie", _substituted(_JAR, r"\1[redacted]")),
-    ("<", _beside(_ELEMENT)),
     ("'", _pair),
     ('"', _pair),
-    ("value", _beside(_SETTING)),
-    ("--", _beside(_OPTION)),
+    ("value", beside(_SETTING)),
 )
 """What to look for in a text that holds a mark: most texts hold none, and are done with in a microsecond."""
 

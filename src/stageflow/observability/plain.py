@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from itertools import islice
 from math import isfinite
 from typing import Any
+from uuid import UUID
 
+from .._numbers import as_number, item_of
 from ..errors import as_text
 from ..events.counters import TALLY
 from ..interrupts import INTERRUPTS, is_a
+from .fields import fields_of
 from .short_repr import short_repr
 
-__all__ = ["SHOWN_CHARS", "Cut", "Plain", "Shown", "flat", "is_mapping", "items_of", "text_key", "unlike"]
+__all__ = [
+    "SHOWN_CHARS",
+    "Cut",
+    "Plain",
+    "Shown",
+    "flat",
+    "is_mapping",
+    "items_of",
+    "simplified",
+    "text_key",
+    "unlike",
+]
 
 SHOWN_CHARS = 200
 """Characters that are shown of a `repr`."""
@@ -22,6 +41,9 @@ _MOST_WORK = 50_000
 
 _OF_TEXT = 5
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+_SETS = (set, frozenset)
+_SHOWN_BY_STR = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
 
 
 class Cut(str):
@@ -63,9 +85,11 @@ def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> d
 class Plain:
     """Copies the values of one event as str, int, float, bool, None, list or dict.
 
-    What JSON cannot carry (also NaN, an integer over 64 bits, what contains itself) becomes the
-    beginning of its `repr`, as `Shown`; what lies too deep or comes after too much, a `Cut`. Both
-    are counted in `stats().coerced_values`. Texts stay as they are, of any length.
+    Numbers of any type become numbers, moments, paths and UUIDs texts, the members of an `Enum` their
+    values, sets lists, and dataclasses and models objects; see `docs/wide-events.md`. What JSON cannot
+    carry (also NaN, an integer over 64 bits, what contains itself) becomes the beginning of its `repr`, as
+    `Shown`; what lies too deep or comes after too much, a `Cut`. Both are counted in
+    `stats().coerced_values`. Texts stay as they are, of any length.
 
     Args:
         depth: Levels that are copied.
@@ -100,13 +124,18 @@ class Plain:
             return text
         if is_a(value, int) and _INT_MIN <= (number := int.__int__(value)) <= _INT_MAX:
             return number
-        if is_a(value, float) and isfinite(real := float.__float__(value)):
-            return real
+        if is_a(value, float):
+            value = float.__float__(value)
+            if isfinite(value):
+                return value
         try:
-            if isinstance(value, (Mapping, list, tuple)) and id(value) not in inside:
+            simple = simplified(value)
+            if simple is not value and (simple is None or is_a(simple, (str, int, float))):
+                return self._copy(simple, inside)
+            if id(simple) not in inside and (parts := self._parts(simple)) is not None:
                 if len(inside) >= self._depth:
                     return self._cut(f"deeper than {self._depth} levels")
-                copied = self._container(value, (*inside, id(value)))
+                copied = self._container(parts, (*inside, id(simple)))
                 if copied is not None:
                     return copied
         except BaseException as error:
@@ -116,12 +145,22 @@ class Plain:
         self.size += min(len(shown), SHOWN_CHARS)
         return shown
 
+    def _parts(self, value: Any) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...] | None:
+        """Return what holds others as a mapping, a list or a tuple; None for anything else."""
+        if isinstance(value, tuple) and isinstance(names := getattr(type(value), "_fields", None), tuple):
+            return dict(zip(names, value, strict=False))  # a row: its names say what may be stored
+        if isinstance(value, (Mapping, list, tuple)):
+            return value
+        room = max(self._left, 0)
+        if is_a(value, (*_SETS, deque)):
+            parts = list(islice(value, room + 1))
+            return _sorted(parts) if is_a(value, _SETS) else parts
+        fields = fields_of(value, room // _OF_TEXT + 1)
+        return None if fields is None else dict(fields)
+
     def _container(self, value: Any, within: tuple[int, ...]) -> Any:
         """Return the copy of what holds others, or None where it cannot be read."""
         room = max(self._left, 0)
-        names = getattr(type(value), "_fields", None)
-        if isinstance(names, tuple) and isinstance(value, tuple):
-            value = dict(zip(names, value, strict=False))  # a row: its names say what may be stored
         if isinstance(value, Mapping):
             items = items_of(value, room // _OF_TEXT + 1)
             if items is None:
@@ -143,6 +182,39 @@ class Plain:
     def _cut(self, why: str) -> Cut:
         TALLY.coerced_values += 1
         return Cut(f"[cut: {why}]")
+
+
+def simplified(value: Any) -> Any:
+    """Return a number, a text or another simple value in place of one that JSON cannot carry, or the same.
+
+    Raises:
+        Exception: Whatever the type raises.
+    """
+    kind = type(value)
+    if hasattr(kind, "item"):
+        value = item_of(value)
+        kind = type(value)
+    if (number := as_number(value)) is not None:
+        return value if kind is int else number  # an integer over 64 bits is a number already
+    if issubclass(kind, Enum):
+        carried = value.value
+        return carried if type(carried) in (str, int, float, bool) else value.name
+    if issubclass(kind, (datetime, date, time)):
+        moment = value.isoformat()
+        return moment.removesuffix("+00:00") + "Z" if moment.endswith("+00:00") else moment
+    if issubclass(kind, timedelta):
+        return timedelta.total_seconds(value)
+    if issubclass(kind, _SHOWN_BY_STR):
+        return str(value)
+    if hasattr(kind, "__fspath__"):
+        return os.fsdecode(value)
+    return value
+
+
+def _sorted(parts: list[Any]) -> list[Any]:
+    """Return the members of a set in an order that does not change, for those that have one."""
+    kinds = {type(part) for part in parts}
+    return sorted(parts) if len(kinds) == 1 and kinds <= {str, int, float} else parts
 
 
 def is_mapping(value: Any) -> bool:
@@ -167,10 +239,17 @@ def text_key(key: Any) -> str:
     """Return the key of a mapping as text, whatever it is."""
     if is_a(key, str):
         return str.__str__(key)
-    if is_a(key, int) and not is_a(key, bool):
-        number = int.__int__(key)
+    try:
+        simple = simplified(key)
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        simple = key
+    if is_a(simple, str):
+        return str.__str__(simple)
+    if is_a(simple, int) and not is_a(simple, bool):
+        number = int.__int__(simple)
         return str(number) if _INT_MIN <= number <= _INT_MAX else short_repr(key)
-    return as_text(key) if key is None or is_a(key, (float, bool)) else short_repr(key)
+    return as_text(simple) if simple is None or is_a(simple, (float, bool)) else short_repr(key)
 
 
 def unlike(name: str, names: Mapping[str, Any]) -> str:

@@ -32,6 +32,9 @@ _TOKENS = frozenset({"access", "api", "auth", "bearer", "csrf", "id", "refresh",
 _OF_MODELS = frozenset({"bos", "cls", "end", "eos", "mask", "pad", "sep", "special", "start", "stop", "unk"})
 """But a "token" after one of these is a piece of text that a language model knows: `stop_token`."""
 
+_OF_PAGES = frozenset({"continuation", "cursor", "next", "page", "pagination", "resume", "sync"})
+"""And after one of these it is a position in a list: `nextPageToken`."""
+
 _ENDINGS = (
     "accesskey", "apikey", "cookie", "cookies", "credential", "credentials", "passcode", "passphrase",
     "passwd", "password", "passwords", "privatekey", "privkey", "pwd", "secret", "secretkey",
@@ -92,7 +95,7 @@ def _last_word(name: str) -> str:
         return "secretkey" if before in _KEYS else "key"
     if last == "tokens":
         return "token" if before in _TOKENS else last
-    if last == "token" and before in _OF_MODELS:
+    if last == "token" and (before in _OF_MODELS or before in _OF_PAGES):
         return "tokens"
     if last in _NUMBERS or last in _TEXTS:
         return last

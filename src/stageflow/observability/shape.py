@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ OTHER = "other"
 """The attribute that takes fields whose names came after too many others."""
 
 _LONG_NUMBER = 10**11
+
+_DASHED = re.compile(r"-|b['\"]-")
+"""How an option begins, also in the `repr` of bytes."""
 
 _NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
 """Keys of an object that holds the name of a setting, a header, and its value."""
@@ -299,8 +303,8 @@ class Shaper:
                 listed.append(self._withheld(option, item, path))
             else:
                 listed.append(self._nested(item, path))
-            is_option = isinstance(item, str) and item[:1] == "-" and self._names_a_secret(item)
-            option = str(item) if is_option else None
+            is_option = isinstance(item, str) and _DASHED.match(item) is not None
+            option = str(item) if is_option and self._names_a_secret(item) else None
         return listed
 
     def _withheld(self, name: str, value: Any, path: str) -> Any:

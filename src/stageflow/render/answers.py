@@ -87,16 +87,14 @@ def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableTyp
         errors: `ErrorGroup`s as plain values.
         width: How many columns the terminal has; None for any number.
     """
+    examples = short_ids([(row["examples"] or [""])[0] or "" for row in errors])
     columns = {
         "count": Column("count", [Text(_stands_for(row)) for row in errors], right=True),
         "runs": _numbers("runs", errors, "runs", count),
         **_names(errors),
         "kind": Column("kind", [Text(on_one_line(row["kind"]), style=BAD) for row in errors]),
         "last": Column("last", [Text(_moment(row["last"])) for row in errors]),
-        "example": Column(
-            "example",
-            [Text(each) for each in short_ids([(row["examples"] or [""])[0] or "" for row in errors])],
-        ),
+        "example": Column("example", [Text(on_one_line(known)) for known in examples]),
     }
     messages = [Text(on_one_line(row["message"]), style=QUIET) for row in errors]
     if width is None:
@@ -127,7 +125,9 @@ def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType
         "queue": _numbers("queue ms", slow, "queue_ms", milliseconds),
         "tries": _numbers("tries", slow, "attempts", count),
         "began": Column("began", [Text(_moment(row["started_at"])) for row in slow]),
-        "run": Column("run", [Text(each) for each in short_ids([row["run_id"] or "" for row in slow])]),
+        "run": Column(
+            "run", [Text(on_one_line(each)) for each in short_ids([row["run_id"] or "" for row in slow])]
+        ),
         "user": Column("user", [Text(on_one_line(row["user_id"] or "")) for row in slow]),
     }
     columns = {name: column for name, column in columns.items() if any(column.cells)}

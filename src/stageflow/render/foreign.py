@@ -8,11 +8,13 @@ from typing import Any
 __all__ = ["on_one_line", "pairs", "shown", "visible"]
 
 # C0 without the line feed, DEL and C1: what moves cursors, sets titles and starts escape sequences.
-# Beside them what turns the direction of writing around: a text would read as another one.
+# Beside them what turns the direction of writing around, or has no width: a text would read as another one.
 _CONTROLS = (
     {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x0A}
     | {0x09: "    "}
+    | {code: f"\\u{code:04x}" for code in (0x061C, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF)}
     | {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+    | {code: f"\\U{code:08x}" for code in range(0xE0000, 0xE0080)}
 )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from ..errors import DamagedFileError
-from ..journal.disk import make_private, replace_file
+from ..journal.disk import absolute_path, make_private, replace_file
 from ..journal.stored import StateFile, encode_state, read_state
 from .archive import is_remote
 
@@ -44,7 +44,9 @@ def read_address(journal: str) -> str:
     """
     # No fallback to the default address if the file is damaged: that would be another, empty archive.
     remembered = read_state(os.path.join(journal, REMEMBERED), _Remembered, ADDRESS_FILE.remedy)
-    return remembered.address if remembered is not None else os.path.join(journal, BESIDE)
+    address = remembered.address if remembered is not None else BESIDE
+    # A relative address is relative to the file that has it.
+    return address if is_remote(address) else absolute_path(os.path.join(journal, address))
 
 
 def remember_address(journal: str, address: str) -> None:
@@ -55,11 +57,11 @@ def remember_address(journal: str, address: str) -> None:
     Raises:
         OSError: The directory cannot be written.
     """
-    address = address if is_remote(address) else os.path.abspath(address)
+    address = address if is_remote(address) else absolute_path(address)
     known = None
     with contextlib.suppress(DamagedFileError):
         known = read_address(journal)
-    if known is None or (known if is_remote(known) else os.path.abspath(known)) != address:
+    if known != address:
         make_private(journal)
         replace_file(os.path.join(journal, REMEMBERED), encode_state(_Remembered(address)))
 

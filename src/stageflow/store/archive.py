@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from ..errors import ArchiveDamagedError, MissingExtraError, StageflowError
-from ..journal.disk import sync_directory
+from ..journal.disk import absolute_path, sync_directory
 from .archive_file import COUNTS, ArchiveFile, stats_of
 from .attributes import Attributes
 from .columns import ATTRIBUTE
@@ -59,7 +59,7 @@ class Archive:
     """
 
     def __init__(self, address: str, storage_options: Mapping[str, str] | None = None) -> None:
-        self.address = address if is_remote(address) else os.path.abspath(address)
+        self.address = address if is_remote(address) else absolute_path(address)
         self.storage_options = dict(storage_options or {})
         self._table: DeltaTable | None = None
         self._watermarks: dict[str, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .columns import attribute_column, is_column_name, quoted, text
+from .columns import attribute_column, caseless, is_column_name, quoted, text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -67,13 +67,12 @@ def count_kinds(connection: DuckDBPyConnection, maps: str) -> Kinds:
 def choose_columns(kinds: Kinds, known: Attributes, most: int) -> Attributes:
     """Return the columns of attributes: those there are, and as many new ones as there is room for."""
     chosen = dict(known)
-    # Neither DuckDB nor Delta Lake tells two columns apart that differ in case alone.
-    taken = {key.lower() for key in chosen}
+    taken = set(map(caseless, chosen))
     for key, counts in kinds.items():
         fit = [kind for kind in counts if kind in _TYPE_OF]
-        if fit and key.lower() not in taken and is_column_name(key) and len(chosen) < most:
+        if fit and len(chosen) < most and is_column_name(key) and (name := caseless(key)) not in taken:
             chosen[key] = _TYPE_OF[max(fit, key=counts.__getitem__)]
-            taken.add(key.lower())
+            taken.add(name)
     return chosen
 
 

@@ -8,6 +8,7 @@ stands in `rest`, as JSON, so that a row gives back the whole event.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "Column",
     "Field",
     "attribute_column",
+    "caseless",
     "columns_of",
     "encode_shape",
     "fields_of",
@@ -178,8 +180,28 @@ def attribute_column(key: str) -> str:
 
 
 def is_column_name(key: str) -> bool:
-    """Tell whether an attribute's key may be a part of a column's name."""
-    return _NAME.fullmatch(key) is not None
+    """Return whether an attribute's key may be a part of a column's name.
+
+    Control, format and private characters may not, nor characters that this Python does not know: the
+    Unicode tables of DuckDB and Delta Lake may have an upper and a lower case of them.
+    """
+    return _NAME.fullmatch(key) is not None and key.isprintable()
+
+
+def caseless(key: str) -> str:
+    """Return what two keys share if any of DuckDB, Delta Lake and Spark takes their columns for the same.
+
+    Each of them ignores case by rules of its own, some only in ASCII, some with the context of a letter.
+
+    Example:
+        >>> (
+        ...     caseless("Hits") == caseless("hits"),
+        ...     caseless("Σ") == caseless("ς"),
+        ...     caseless("a") == caseless("b"),
+        ... )
+        (True, True, False)
+    """
+    return unicodedata.normalize("NFKC", key).casefold().upper().casefold()
 
 
 def quoted(name: str) -> str:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from ..errors import ArchiveDamagedError, JournalNotFoundError
 from ..journal import Journal
 from ..journal.cursor_file import CursorFile, load, store
-from ..journal.disk import only_one
+from ..journal.disk import absolute_path, only_one
 from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
@@ -111,7 +111,7 @@ class Compactor:
         batch_bytes: int = 256 << 20,
         target_bytes: int = 128 << 20,
     ) -> None:
-        self.journal = os.fspath(journal)
+        self.journal = absolute_path(journal)
         if not os.path.isdir(self.journal):
             raise JournalNotFoundError(self.journal)
         if archive is not None:

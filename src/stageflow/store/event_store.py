@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import ArchiveDamagedError, JournalNotFoundError, RunNotFoundError, SettingsError
 from ..journal import Journal, RunFilter, RunStory
+from ..journal.disk import absolute_path
 from .address import read_address
 from .archive import Archive
 from .columns import text
@@ -75,7 +76,7 @@ class EventStore(Figures):
         progress: Progress | None = None,
         verify: bool = False,
     ) -> None:
-        self.path = os.fspath(journal) if journal is not None else None
+        self.path = absolute_path(journal) if journal is not None else None
         if self.path is not None and not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if self.path is None and archive is None:

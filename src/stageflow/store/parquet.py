@@ -45,7 +45,9 @@ class LocalFiles:
         self._verified: set[str] = set()
         self.folder = archive.address
         if is_remote(archive.address):
-            caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
+            caches = os.environ.get("XDG_CACHE_HOME", "")
+            if not os.path.isabs(caches):  # the XDG specification ignores relative paths
+                caches = os.path.join(Path.home(), ".cache")
             own = hashlib.sha256(archive.address.encode()).hexdigest()[:16]
             self.folder = os.path.join(folder or os.path.join(caches, "stageflow"), own)
 

@@ -1,0 +1,75 @@
+"""Converts numbers of any type, such as those of numpy, to the numbers that JSON has."""
+
+from __future__ import annotations
+
+import operator
+from math import isfinite
+from numbers import Complex, Integral, Number, Real
+from typing import Any
+
+from .interrupts import INTERRUPTS
+
+__all__ = ["as_number", "item_of"]
+
+_EXACT = float(1 << 53)
+"""From here on, a float may differ from the whole number that it stands for."""
+
+
+def as_number(value: Any) -> int | float | None:
+    """Return a number as a plain `bool`, `int` or `float`; None for anything else, NaN and infinity.
+
+    Any `numbers.Number` is one, `Decimal` and `Fraction` included, and so are scalars and arrays without
+    dimensions of numpy and libraries like it. A complex number is none. A `Decimal` or `Fraction` becomes
+    the nearest float, and a whole number that no float holds an `int`.
+
+    Example:
+        >>> from decimal import Decimal
+        >>> [as_number(value) for value in (3, True, Decimal("9.99"), 2j, "7", float("nan"))]
+        [3, True, 9.99, None, None, None]
+    """
+    kind = type(value)
+    if kind is int or kind is bool:
+        return value  # type: ignore[no-any-return]
+    try:
+        if kind is not float and hasattr(kind, "item"):
+            value = item_of(value)
+            kind = type(value)
+        if kind is bool or issubclass(kind, int):
+            return value if kind is bool else int.__int__(value)
+        if issubclass(kind, float):
+            real = float.__float__(value)
+            return real if isfinite(real) else None
+        if not issubclass(kind, Number) or (issubclass(kind, Complex) and not issubclass(kind, Real)):
+            return None
+        if issubclass(kind, Integral):
+            return operator.index(value)
+        real = float(value)
+        if not isfinite(real):
+            return None
+        if abs(real) >= _EXACT and (whole := int(value)) == value:
+            return whole
+        return real
+    except BaseException as error:  # raised by a number of the application's
+        INTERRUPTS.contain(error)
+        return None
+
+
+def item_of(value: Any) -> Any:
+    """Return the item of a scalar or an array without dimensions; any other value as it is.
+
+    The types of numpy, torch, jax and cupy have the same interface: `ndim` and `item()`. An array on another
+    device is copied, as its `repr` would do. An array that is not computed yet, which has `compute()`, stays
+    as it is.
+
+    Raises:
+        Exception: Whatever the type raises.
+    """
+    kind = type(value)
+    if not hasattr(kind, "item") or not hasattr(kind, "ndim") or hasattr(kind, "compute") or value.ndim:
+        return value
+    unit = getattr(getattr(value, "dtype", None), "kind", None)
+    if unit == "M":  # in nanoseconds, the item of a moment or of a duration would be a number
+        return value.astype("datetime64[us]").item()
+    if unit == "m":
+        return value.astype("timedelta64[us]").item()
+    return value.item()

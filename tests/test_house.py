@@ -56,6 +56,7 @@ GROUND = (
     "ids",
     "schema",
     "_wide",
+    "_failures",
     "render",
 )
 

@@ -627,7 +627,7 @@ def test_a_kill_makes_no_second_notice(tmp_path: Path) -> None:
 def test_what_was_cut_off_while_it_was_sent_is_sent_with_the_same_id_and_says_so(
     incident: EventStore, tmp_path: Path
 ) -> None:
-    class Killed(BaseException):
+    class Killed(SystemExit):
         pass
 
     seen: list[tuple[str, bool]] = []

@@ -58,6 +58,7 @@ GROUND = (
     "ids",
     "schema",
     "_wide",
+    "_failures",
     "render",
 )
 

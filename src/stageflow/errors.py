@@ -17,6 +17,7 @@ StageflowError
 ├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
 ├── RunNotFoundError             a journal has no such run (also a LookupError)
 ├── QueryError                   a question to the store cannot be answered as asked (also a ValueError)
+├── ArchiveAddressError          another archive has events of the journal (also a ValueError)
 ├── ArchiveDamagedError          a file of an archive is damaged or missing (also an OSError)
 ├── CursorInUseError             another reader of the same name is at work
 ├── DamagedFileError             a stored file is damaged (also an OSError and a ValueError)
@@ -34,6 +35,7 @@ from .interrupts import INTERRUPTS, is_a
 __all__ = [
     "AlertRuleError",
     "AlertStateError",
+    "ArchiveAddressError",
     "ArchiveDamagedError",
     "CircuitOpenError",
     "CursorInUseError",
@@ -270,6 +272,22 @@ class ArchiveDamagedError(StageflowError, OSError):
     def __init__(self, message: str, *, files: Sequence[str], hint: str) -> None:
         super().__init__(message, hint=hint)
         self.files = tuple(files)
+
+
+class ArchiveAddressError(StageflowError, ValueError):
+    """The address of a journal's archive cannot be changed as requested, because events would not be visible.
+
+    Attributes:
+        events: Number of archived events that the journal no longer has; None if they cannot be counted.
+        runs: Number of runs that end among them; None if they cannot be counted.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str, events: int | None = None, runs: int | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.events = events
+        self.runs = runs
 
 
 class CursorInUseError(StageflowError):

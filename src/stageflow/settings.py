@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -13,12 +13,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ._failures import FailureOutcomes
 from ._fork import reset_in_child
 from ._toml import parse_toml
 from .errors import SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink
 from .journal.disk import absolute_path
+from .journal.failure_file import write_failures
 from .observability.defaults import Defaults, use_defaults
 from .observability.redaction import Redact
 from .observability.shape import EventLimits, Shape, use_shape
@@ -41,6 +43,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         health_seconds: Seconds between two `stageflow.health` events; None for none.
         journal_options: Further arguments of `JournalSink`: `fsync`, `max_bytes`, ...
         max_threads: How many synchronous stages may run in threads at once, over all runs of the process.
+        failure_outcomes: The outcomes that count as failures in statistics, alerts, sampling and retention.
+            They are stored in the journal, for readers in every process. None leaves what the journal
+            states: by default `failed`, `timeout` and `crashed`.
         origins: Where each came from: "argument", the name of an environment variable, or a file.
     """
 
@@ -55,6 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     health_seconds: float | None = 60.0
     journal_options: Mapping[str, Any] = {}
     max_threads: int = 256
+    failure_outcomes: tuple[str, ...] | None = None
     origins: Mapping[str, str] = {}
 
 
@@ -69,6 +75,7 @@ _VARIABLES = {
     "health_seconds": "STAGEFLOW_HEALTH_SECONDS",
     "journal_options": "STAGEFLOW_JOURNAL_OPTIONS",
     "max_threads": "STAGEFLOW_MAX_THREADS",
+    "failure_outcomes": "STAGEFLOW_FAILURE_OUTCOMES",
 }
 """The environment variable of each setting: text as it is, the others as JSON."""
 
@@ -106,6 +113,7 @@ class Given(TypedDict, total=False):
     health_seconds: float | None
     journal_options: Mapping[str, Any]
     max_threads: int
+    failure_outcomes: Sequence[str] | None
 
 
 def configure(**given: Unpack[Given]) -> Settings:
@@ -123,8 +131,8 @@ def configure(**given: Unpack[Given]) -> Settings:
 
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
-            `health_seconds`, `journal_options`, `max_threads`; see `Settings`. Without `journal` and `sink`
-            anywhere, events go to the global sink as before.
+            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`; see `Settings`. Without
+            `journal` and `sink` anywhere, events go to the global sink as before.
 
     Returns:
         What is in force now, and where each came from.
@@ -195,6 +203,11 @@ def _put_in_force(new: Settings, old: Settings | None) -> None:
             sinks.append(new.sink)
         if sinks:
             set_event_sink(sinks[0] if len(sinks) == 1 else FanoutEventSink(*sinks))
+    if new.journal is not None and new.failure_outcomes is not None:
+        try:
+            write_failures(new.journal, FailureOutcomes(new.failure_outcomes))
+        except OSError as error:
+            raise SettingsError(f"failure_outcomes: {error}", _origin(new, "failure_outcomes")) from None
     use_shape(Shape(new.redact, new.limits))
     use_defaults(
         Defaults(
@@ -282,6 +295,14 @@ def _checked(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     for name, kinds in (("redact", Redact | None), ("limits", EventLimits), ("journal_options", Mapping)):
         if name in values and not isinstance(values[name], kinds):
             raise SettingsError(f"{name}={values[name]!r}; give {_wanted(name)}", origins[name])
+    if (outcomes := values.get("failure_outcomes")) is not None:
+        try:
+            values["failure_outcomes"] = FailureOutcomes.of(outcomes).outcomes
+        except (TypeError, ValueError):
+            possible = 'a list of outcomes other than "ok": ["failed", "timeout", "crashed"]'
+            raise SettingsError(
+                f"failure_outcomes={outcomes!r}; give {possible}", origins["failure_outcomes"]
+            ) from None
     seconds = values.get("health_seconds")
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and seconds > 0):

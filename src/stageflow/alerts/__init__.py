@@ -18,7 +18,7 @@ from .silence import Silence
 from .slower_than import SlowerThan
 from .sql_rows import SqlRows
 from .state import AlertState
-from .trial import check_queries, try_receivers
+from .trial import check_rules, try_receivers
 from .webhook import Webhook
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
     "SlowerThan",
     "SqlRows",
     "Webhook",
-    "check_queries",
+    "check_rules",
     "evaluate",
     "parse_rules",
     "read_rules",

@@ -73,6 +73,7 @@ class AlertLoop:
         self._thread: threading.Thread | None = None
         self.runs = 0
         self.failures = 0
+        self._warned: set[str | None] = set()
         self.last: AlertRun | None = None
 
     def start(self) -> Self:
@@ -107,6 +108,7 @@ class AlertLoop:
             try:
                 found = run_alerts(self._store, self._rules, state=self._state)
                 self.last = found
+                self._warn(found)
                 if self._on_run is not None:
                     self._on_run(found)
             except Exception as error:
@@ -114,6 +116,12 @@ class AlertLoop:
                 log_safely(log, "alerts were not evaluated: %s", describe(error))
             self.runs += 1
             wait = max(0.0, self._every - (time.monotonic() - began))
+
+    def _warn(self, found: AlertRun) -> None:
+        errors = {finding.archive_error for finding in found.findings} - {None}
+        for error in sorted(filter(None, errors - self._warned)):
+            log_safely(log, "alert rules are evaluated without the archive: %s", error)
+        self._warned = errors
 
     def _close(self) -> None:
         if self._owned:

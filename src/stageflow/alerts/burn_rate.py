@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from .failure_rate import FAILED, failed_share
+from .failure_rate import COUNTED, FAILED, failed_share
 from .rule import Measured, Rule, WrongField, check_number
 from .threshold import HYSTERESIS
 from .window import Window
@@ -52,7 +52,8 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
 
     Attributes:
         slo: The share that should be good: 0.999.
-        slower_than: Milliseconds: what took longer is bad as well. Default None: only what failed.
+        slower_than: Milliseconds: what took longer is bad as well. Default None: only failures. Runs that
+            were cancelled externally count neither as good nor as bad, as in `FailureRate`.
         windows: The pairs; default 14.4x over 1 h and 5 min, and 6x over 6 h and 30 min, which use
             2 % and 5 % of the budget of 30 days.
         resolve_share: Of `above`, for the short windows; default 0.8.
@@ -130,8 +131,8 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
             events=events,
             noun=f"ends of stage {self.stage}" if self.stage else "runs",
             window=window,
-            selection=window.runs(self.pipeline, self.stage, self._failed),
-            rest=window.runs(self.pipeline, self.stage),
+            selection=window.runs(self.pipeline, self.stage, f"{COUNTED} and {self._failed}"),
+            rest=window.runs(self.pipeline, self.stage, COUNTED),
         )
 
     def commands(self, window: Window) -> Sequence[str]:

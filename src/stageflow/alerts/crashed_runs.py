@@ -44,7 +44,7 @@ class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
         window = Window.ending(now, self.window)
         ended = window.rows("runs", self.pipeline, self.stage)
         query = f"select count(*), {count_if()}, {count_if(_CRASHED)} from runs where {ended}"
-        ((rows, events, crashed),) = store.sql(query).rows
+        ((rows, events, crashed),) = store.sql(query, since=window.since).rows
         bad, good = self.verdict(float(crashed), enough=rows >= self.min_events, exact=True)
         crashes = window.rows("runs", self.pipeline, self.stage, _CRASHED)
         return Measured(

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..errors import describe
+from .evaluation import why
 from .notice import Notice
 from .receiver import NotDelivered, Receiver
 from .state import AlertState, Delivery, ReceiverState
@@ -125,8 +125,10 @@ def _try(receiver: Receiver, delivery: Delivery) -> NotDelivered | None:
         receiver.send(delivery.notice, in_doubt=delivery.in_doubt)
     except NotDelivered as failure:
         return failure
-    except Exception as error:
-        return NotDelivered(describe(error))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a custom receiver may raise anything, and must not stop the others
+        return NotDelivered(why(error))
     return None
 
 

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from .._safe_log import log_safely
 from ..errors import StageflowError, describe
+from ..interrupts import is_a
 from .notice import Notice
 from .rule import Measured, Rule
 from .silence import Silence, is_silenced
@@ -24,7 +26,7 @@ from .wording import how_many, percent, rfc3339_of
 if TYPE_CHECKING:
     from ..store import Difference, EventStore
 
-__all__ = ["Evaluation", "Finding", "evaluate"]
+__all__ = ["Evaluation", "Finding", "evaluate", "why"]
 
 log = logging.getLogger("stageflow.alerts")
 
@@ -46,6 +48,8 @@ class Finding(Struct, frozen=True, kw_only=True):
         began: When it was first found bad; None where it is not.
         silenced: The silence that holds it back; None where none does.
         error: Why it could not be evaluated; None where it could.
+        archive_error: Why the archive, or a part of it, could not be read; the rule does not need it. None if
+            all of it was read.
     """
 
     rule: str
@@ -58,6 +62,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     began: datetime | None
     silenced: Silence | None
     error: str | None
+    archive_error: str | None = None
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
@@ -83,7 +88,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate rules over a store: nothing is sent, and nothing is written.
 
-    A rule that cannot be evaluated stays what it was. An alert whose rule is gone resolves.
+    A rule that cannot be evaluated keeps its status: if it raises an exception, of any class except
+    `KeyboardInterrupt` and `SystemExit`, the finding contains the error, the log states it when it changes,
+    and the other rules are evaluated. An alert whose rule is gone resolves.
 
     Args:
         store: That is asked.
@@ -101,24 +108,48 @@ def evaluate(
     findings: list[Finding] = []
     for rule in rules:
         before = state.rules.get(rule.name, RuleState())
-        silence = is_silenced(rule.name, (*rule.silences, *silences), now)
-        measured: Measured | None = None
         try:
-            measured = rule.measure(store, now)
-        except (StageflowError, OSError) as error:
-            after = replace(before, evaluated_at=now, error=describe(error), errors=before.errors + 1)
-        else:
-            after, kind = _step(rule, before, measured, now, quiet=silence is not None)
-            if kind is not None:
-                notices.append(_notice(store, rule, before, after, measured, kind, now))
+            after, notice, finding = _evaluate(store, rule, before, silences, now)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a custom rule may raise anything, and must not stop the others
+            after = replace(before, evaluated_at=now, error=why(error), errors=before.errors + 1)
+            notice = None
+            finding = _finding(rule, after, None, None)
+            if after.error != before.error:
+                log_safely(log, "alert rule %r could not be evaluated: %s", rule.name, after.error)
         known[rule.name] = after
-        findings.append(_finding(rule, after, measured, silence))
+        notices += [notice] if notice is not None else []
+        findings.append(finding)
     notices += [
         _farewell(name, gone, now)
         for name, gone in state.rules.items()
         if name not in known and gone.incident is not None and gone.incident.notices
     ]
     return Evaluation(state=replace(state, rules=known), notices=tuple(notices), findings=tuple(findings))
+
+
+def why(error: BaseException) -> str:
+    """Return an error as text that a file can store, with its remedy."""
+    text = describe(error)
+    if is_a(error, StageflowError) and isinstance(hint := getattr(error, "hint", None), str):
+        text += f"; {hint}"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _evaluate(
+    store: EventStore, rule: Rule, before: RuleState, silences: tuple[Silence, ...], now: datetime
+) -> tuple[RuleState, Notice | None, Finding]:
+    """Evaluate one rule; raise whatever it raises, and for values that its state cannot store."""
+    silence = is_silenced(rule.name, (*rule.silences, *silences), now)
+    measured = rule.measure(store, now)
+    left_out = None if store.archive_error is None else why(store.archive_error)
+    after, kind = _step(rule, before, measured, now, quiet=silence is not None)
+    notice = None if kind is None else _notice(store, rule, before, after, measured, kind, now)
+    for value in filter(None, (after, notice)):
+        # One that could not be encoded, or read again, would make the state of all rules unusable.
+        msgspec.json.decode(msgspec.json.encode(value), type=type(value))
+    return after, notice, _finding(rule, after, measured, silence, left_out)
 
 
 def _step(
@@ -163,7 +194,7 @@ def _notice(
     began = before.began if over else after.began
     assert incident is not None and began is not None  # noqa: PT018 - one of them alone is never None
     runs = () if over else measured.runs[:_MOST] or _runs(store, measured)
-    commands = list(rule.commands(measured.window))
+    commands = _commands(rule, measured)
     commands += [f"stageflow show {shlex.quote(run)}" for run in runs[:1]]
     return Notice(
         id=_notice_id(incident, kind),
@@ -207,7 +238,13 @@ def _farewell(name: str, gone: RuleState, now: datetime) -> Notice:
     )
 
 
-def _finding(rule: Rule, after: RuleState, measured: Measured | None, silence: Silence | None) -> Finding:
+def _finding(
+    rule: Rule,
+    after: RuleState,
+    measured: Measured | None,
+    silence: Silence | None,
+    archive_error: str | None = None,
+) -> Finding:
     return Finding(
         rule=rule.name,
         kind=rule.kind,
@@ -219,7 +256,16 @@ def _finding(rule: Rule, after: RuleState, measured: Measured | None, silence: S
         began=after.began,
         silenced=silence,
         error=after.error,
+        archive_error=archive_error,
     )
+
+
+def _commands(rule: Rule, measured: Measured) -> list[str]:
+    try:
+        return [str(command) for command in rule.commands(measured.window)]
+    except Exception as error:
+        log_safely(log, "alert rule %r has no commands: %s", rule.name, describe(error))
+        return []
 
 
 def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
@@ -230,8 +276,8 @@ def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
         f"select pipeline_run_id from runs where {measured.selection} order by ended_at desc limit {_MOST}"
     )
     try:
-        return tuple(str(run) for (run,) in store.sql(query).rows)
-    except (StageflowError, OSError) as error:
+        return tuple(str(run) for (run,) in store.sql(query, since=measured.window.since).rows)
+    except Exception as error:
         log_safely(log, "no runs could be named for an alert: %s", describe(error))
         return ()
 

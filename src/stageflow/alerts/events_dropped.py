@@ -52,6 +52,7 @@ class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
             and emitted_at > {text(rfc3339_of(back))}::timestamptz
             and emitted_at <= {text(rfc3339_of(window.until))}::timestamptz order by emitted_at""",
             limit=None,
+            since=back,
         )
         rows, lost = _growth((row[0] for row in found.rows), rfc3339_of(window.since), rfc3339_of(back))
         whole = sum(lost.values())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from ..store.columns import FAILURE
 from ..store.weights import count_if
 from .rule import Measured, WrongField
 from .threshold import Threshold
@@ -16,15 +17,19 @@ if TYPE_CHECKING:
     from ..store import EventStore
     from ..store.selection import Over
 
-__all__ = ["FAILED", "FailureRate", "failed_share"]
+__all__ = ["COUNTED", "FAILED", "FailureRate", "failed_share"]
 
-FAILED = "status = 'FAIL'"
+FAILED = FAILURE
+COUNTED = f"{FAILURE} is not null"
+"""SQL: true for the runs and ends of stages that a failure rate counts."""
 
 
 class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
-    """Fires where the share of what failed is above a threshold.
+    """Fires if the share of failures is above a threshold.
 
-    Of runs those with status FAIL count: failed, timeout, cancelled, crashed. Of a stage every end counts.
+    Runs whose outcome counts as a failure (by default `failed`, `timeout` and `crashed`) are divided by all
+    runs except those that were cancelled externally. For a stage, ends with status FAIL are divided by all
+    ends except cancelled ones.
 
     Attributes:
         above: A share: 0.05 is 5 %.
@@ -57,7 +62,7 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
             noun=f"ends of stage {self.stage}" if self.stage else "runs",
             window=window,
             selection=window.runs(self.pipeline, self.stage, FAILED),
-            rest=window.runs(self.pipeline, self.stage),
+            rest=window.runs(self.pipeline, self.stage, COUNTED),
         )
 
     def commands(self, window: Window) -> Sequence[str]:
@@ -78,7 +83,7 @@ def failed_share(
         failed: SQL that says what counts as failed.
     """
     over: Over = "stages" if stage else "runs"
-    ended = window.rows(over, pipeline, stage, "status <> 'RETRY'")
+    ended = window.rows(over, pipeline, stage, COUNTED)
     query = f"select count(*), {count_if()}, {count_if(failed)} from {over} where {ended}"
-    ((rows, events, bad),) = store.sql(query).rows
+    ((rows, events, bad),) = store.sql(query, since=window.since).rows
     return rows, float(events), float(bad) / float(events) if rows else None

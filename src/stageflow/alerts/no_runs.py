@@ -46,17 +46,13 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         query = (
             f"select count(*), {count_if()} from runs where {window.rows('runs', self.pipeline, self.stage)}"
         )
-        ((rows, events),) = store.sql(query).rows
+        ((rows, events),) = store.sql(query, since=window.since).rows
         if events < self.fewer_than and store.path is not None:
             since = RunFilter(pipeline=self.pipeline, stage=self.stage, since=rfc3339_of(window.since))
             under_way = len(Journal(store.path).under_way(since))
             rows, events = rows + under_way, float(events) + under_way
         bad = events < self.fewer_than
-        notes = []
-        if bad:
-            before = condition("runs", where, f"ended_at <= '{exactly(now)}'")
-            ((last,),) = store.sql(f"select max(ended_at) from runs where {before}").rows
-            notes = [f"the last one ended {second_of(last)}" if last else "there never was one"]
+        notes = [self._last(store, condition("runs", where, f"ended_at <= '{exactly(now)}'"))] if bad else []
         runs = f"{events:,.0f} runs in {span(self.window)}"
         return Measured(
             value=float(events),
@@ -70,6 +66,13 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
             window=window,
             notes=tuple(notes),
         )
+
+    def _last(self, store: EventStore, before: str) -> str:
+        try:
+            ((last,),) = store.sql(f"select max(ended_at) from runs where {before}").rows
+        except OSError:  # without the archive nobody knows, and the alert does not depend on it
+            return "when the last one ended is unknown: the archive cannot be read"
+        return f"the last one ended {second_of(last)}" if last else "there never was one"
 
     def commands(self, window: Window) -> Sequence[str]:
         return [

@@ -46,7 +46,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
         rank = int(self.quantile[1:]) / 100
         source = ranked(f"select * from {over} where {rows}", "duration_ms", (), weighted=True)
         query = f"select count(*), {count_if()}, {percentiles([rank], weighted=True)}[1] from {source}"
-        ((looked_at, events, value),) = store.sql(query).rows
+        ((looked_at, events, value),) = store.sql(query, since=window.since).rows
         bad, good = self.verdict(value, enough=looked_at >= self.min_events)
         slow = f"duration_ms > {self.above!r}"
         return Measured(

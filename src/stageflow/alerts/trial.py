@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QueryError, describe
+from ..errors import QueryError
+from .evaluation import why
 from .notice import sample_notice
 from .receiver import NotDelivered
 from .run_alerts import AlertRules, present
@@ -16,7 +17,7 @@ from .window import Window
 if TYPE_CHECKING:
     from ..store import EventStore
 
-__all__ = ["check_queries", "try_receivers"]
+__all__ = ["check_rules", "try_receivers"]
 
 
 def try_receivers(rules: AlertRules, now: datetime, *, only: str | None = None) -> Sequence[dict[str, Any]]:
@@ -35,26 +36,38 @@ def try_receivers(rules: AlertRules, now: datetime, *, only: str | None = None) 
                 receiver.send(sample_notice(now))
             except NotDelivered as failure:
                 error = failure.why
-            except Exception as failure:
-                error = describe(failure)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as failure:  # a custom receiver may raise anything
+                error = why(failure)
             kind = type(receiver).__name__.lower()
             found.append({"receiver": receiver.name, "kind": kind, "error": error})
     return found
 
 
-def check_queries(store: EventStore, rules: AlertRules) -> Sequence[str]:
-    """Plan the query of each rule that has one, and return what is wrong, with its path.
+def check_rules(store: EventStore, rules: AlertRules) -> Sequence[str]:
+    """Try each rule without consequences, and return what is wrong, with its path.
+
+    The query of a `SqlRows` is planned and not executed; the other rules are measured.
 
     Args:
-        store: On which they are planned.
-        rules: That have them.
+        store: On which they are tried.
+        rules: That are tried.
     """
     found = []
     for number, rule in enumerate(rules.rules):
-        if isinstance(rule, SqlRows):
-            try:
+        place = f"at $.rules[{number}]"
+        try:
+            if isinstance(rule, SqlRows):
                 parameters = rule.parameters(Window.ending(present(), rule.window))
                 store.sql(f"explain {rule.sql}", parameters or None)
-            except QueryError as error:
-                found.append(f"at $.rules[{number}].sql: {error.message.splitlines()[0]}")
+            else:
+                rule.measure(store, present())
+        except QueryError as error:
+            place += ".sql" if isinstance(rule, SqlRows) else ""
+            found.append(f"{place}: {error.message.splitlines()[0]}")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a custom rule may raise anything
+            found.append(f"{place}: rule {rule.name!r} cannot be evaluated: {why(error)}")
     return found

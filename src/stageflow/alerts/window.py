@@ -9,11 +9,10 @@ from msgspec import Struct
 from ..journal import RunFilter
 from ..store.columns import text
 from ..store.selection import Over, condition
+from ..store.snapshot import LONGEST_RUN
 from .wording import exactly, in_shell, second_of
 
 __all__ = ["Window"]
-
-_LONGEST_RUN = timedelta(days=7)
 
 
 class Window(Struct, frozen=True):
@@ -49,7 +48,7 @@ class Window(Struct, frozen=True):
             predicate: SQL on top of it.
         """
         # Files are passed over by the day on which something began. What took longer than that is missed.
-        day = text((self.since - _LONGEST_RUN).date().isoformat())
+        day = text((self.since - LONGEST_RUN).date().isoformat())
         own = f"{self.holds()} and day >= {day}" + (f" and ({predicate})" if predicate else "")
         return condition(over, RunFilter(pipeline=pipeline, stage=stage), own)
 

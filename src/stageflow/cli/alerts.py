@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ..alerts import AlertLoop, AlertRules, AlertRun, check_queries, read_rules, run_alerts, try_receivers
+from ..alerts import AlertLoop, AlertRules, AlertRun, check_rules, read_rules, run_alerts, try_receivers
 from ..alerts.run_alerts import present, state_path
 from ..alerts.silence import Silence, add_silence
 from ..alerts.standing import standing
@@ -123,7 +123,7 @@ def check(
         warnings += [] if known.receivers else ["there is no receiver: nobody is told"]
         if (path := _journal_if_any(journal)) is not None:
             with open_store(path, None) as store:
-                problems += check_queries(store, known)
+                problems += check_rules(store, known)
     if as_json:
         print_json(msgspec.json.encode({"problems": problems, "warnings": warnings}))
     else:

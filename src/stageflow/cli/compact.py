@@ -48,6 +48,13 @@ def compact(
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Sample what comes in, as this TOML says."),
     ] = None,
+    move: Annotated[
+        bool, typer.Option("--move", help="Copy the archive to the address of --archive first, and use that.")
+    ] = False,
+    forget: Annotated[
+        bool,
+        typer.Option("--forget", help="Give up the archived events, and start a new archive at --archive."),
+    ] = False,
     every: Annotated[
         str | None,
         typer.Option(metavar="SPAN", show_default=False, help="Go on, again each 30s, 5m, ... until Ctrl-C."),
@@ -56,18 +63,23 @@ def compact(
 ) -> None:
     """Take what is closed of a journal into its archive, a Delta Lake table that stands beside it.
 
-    The address is remembered in the journal: it is said once. Any number of these may run, and be killed:
-    each event is in the archive once.
+    The journal stores the address with the first commit: specify it once. Any number of these may run, and be
+    killed: each event is in the archive once. If events are archived at another address, the command reports
+    how many would not be visible, and does nothing without `--move` or `--forget`.
 
     - `stageflow compact`
 
     - `stageflow compact --archive s3://bucket/events --max-age 90d --every 1m`
+
+    - `stageflow compact --archive /mnt/large/events --move`
     """
     from ..store import Compactor
 
     pause = _seconds(every)
+    path = find_journal(journal).path
+    _change_archive(path, archive, move=move, forget=forget)
     compactor = Compactor(
-        find_journal(journal).path,
+        path,
         archive,
         keep_seconds=_seconds(keep) or 0.0,
         max_age=_seconds(max_age),
@@ -91,6 +103,30 @@ def compact(
             if done.dropped_rows:
                 told += f", {count(done.dropped_rows)} old events dropped"
             say(told)
+            if not done.segments and archive is not None and compactor.archive.version < 0:
+                say(f"The journal stores the address {archive} with the first commit.", err=True)
         if pause is None:
             return
         threading.Event().wait(pause)
+
+
+def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bool) -> None:
+    from ..store import forget_archive, move_archive
+
+    if move and forget:
+        raise typer.BadParameter("give --move or --forget, not both")
+    if move and archive is None:
+        raise typer.BadParameter("--move needs the new address: --archive ADDRESS")
+    if move and archive is not None:
+        moved = move_archive(journal, archive)
+        if moved.source == moved.address:
+            return
+        say(
+            f"{moved.rows:,} events moved from {moved.source} to {moved.address}. The files in"
+            f" {moved.source} are no longer used: delete them when no other process reads them.",
+            err=True,
+        )
+    if forget:
+        gone = forget_archive(journal, archive)
+        events = "The events" if gone.events is None else f"{gone.events:,} events of {gone.runs or 0:,} runs"
+        say(f"{events} in {gone.address} are no longer visible; no file was deleted.", err=True)

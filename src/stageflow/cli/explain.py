@@ -62,7 +62,7 @@ def explain(
             found = store.explain_slow(over, among, most=limit)
         else:
             found = store.explain(
-                "status = 'FAIL'" if which == "failed" else as_predicate(which),
+                None if which == "failed" else as_predicate(which),
                 against=None if against is None else as_predicate(against),
                 over=over,
                 among=among,

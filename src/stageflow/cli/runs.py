@@ -20,7 +20,7 @@ from .choice import (
     status_option,
 )
 from .journal_option import JournalOption
-from .store_option import VerifyOption, open_records
+from .store_option import ArchiveOption, VerifyOption, open_records
 from .terminal import open_terminal, print_json, print_page, room, say
 
 __all__ = ["runs"]
@@ -65,6 +65,7 @@ def runs(
         int | None,
         typer.Option(min=0, metavar="N", show_default=False, help="How many at most; 0 for all; default 20."),
     ] = None,
+    archive: ArchiveOption = None,
     verify: VerifyOption = False,
     as_json: Annotated[bool, json_option("The full data of each run, one JSON object a line.")] = False,
 ) -> None:
@@ -93,7 +94,7 @@ def runs(
     )
     # One more than is shown, to know whether there are more.
     most = _USUALLY if limit is None else limit
-    with open_records(journal, verify=verify) as records:
+    with open_records(journal, archive, verify=verify) as records:
         found = records.runs(where, limit=most + 1 if most else None)
     shown = found[:most] if most else found
     if as_json:
@@ -103,7 +104,7 @@ def runs(
         print_page(terminal, draw_runs(shown, width=room(terminal)))
     else:
         fits = "that fits" if where != RunFilter() else "yet"
-        say(f"There is no run {fits} in {records.path}.", err=True)
+        say(f"There is no run {fits} in {records.path or archive}.", err=True)
     if limit is None and len(found) > len(shown):
         # Not into the output: that may be counted, or read by another program.
         say(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)

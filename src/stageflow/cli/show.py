@@ -10,7 +10,7 @@ import typer
 from ..render import draw_run
 from .choice import json_option
 from .journal_option import JournalOption
-from .store_option import VerifyOption, open_records
+from .store_option import ArchiveOption, VerifyOption, open_records
 from .terminal import open_terminal, print_json, print_page
 
 __all__ = ["show"]
@@ -26,6 +26,7 @@ def show(
         ),
     ] = "last",
     journal: JournalOption = None,
+    archive: ArchiveOption = None,
     verify: VerifyOption = False,
     as_json: Annotated[
         bool,
@@ -44,7 +45,7 @@ def show(
     """
     if not run:
         raise typer.BadParameter("an empty id names no run", param_hint="RUN")
-    with open_records(journal, verify=verify) as records:
+    with open_records(journal, archive, verify=verify) as records:
         story = records.run(run)
     if as_json:
         told = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..errors import ArchiveDamagedError, DamagedFileError, SettingsError
+from ..errors import DamagedFileError, SettingsError
 from ..journal import Journal
 from .journal_option import find_journal, hint_with_journal
 from .terminal import open_terminal, say
@@ -90,34 +90,50 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
         EventStore(path, archive, progress=progress, verify=verify) as store,
     ):
         yield store
+        if store.archive_error is not None:
+            _warn("the answer is complete without the archive, which cannot be read", store.archive_error)
 
 
 @contextmanager
-def open_records(journal: Path | None, *, verify: bool = False) -> Generator[Journal | EventStore]:
-    """Open a journal; where it has an archive, both of them as one.
+def open_records(
+    journal: Path | None, archive: str | None, *, verify: bool = False
+) -> Generator[Journal | EventStore]:
+    """Open a journal; where it has an archive, both of them as one; or an archive alone.
 
-    Where the archive is damaged, the runs of the journal are shown without it, and standard error says so.
-    Commands that count refuse instead: a number from a part of the records would be wrong.
+    Where the archive is damaged or cannot be reached, the runs of the journal are shown without it, and
+    standard error says so. Commands that count refuse instead, unless the journal has everything that they
+    count: a number from a part of the records would be wrong.
     """
     from ..store.address import has_archive
 
+    if journal is None and archive is not None:
+        with open_store(None, archive, verify=verify) as store:
+            yield store
+        return
     found = find_journal(journal)
     try:
-        archived = has_archive(found.path)
+        archived = archive is not None or has_archive(found.path)
     except DamagedFileError as error:  # what the journal has is shown all the same
-        say(hint_with_journal(f"The archive is left out: {error}"), err=True)
+        _warn(_LEFT_OUT, error)
         archived = False
     if not archived:
         yield found
         return
-    with open_store(Path(found.path), None, verify=verify) as store:
+    with open_store(Path(found.path), archive, verify=verify) as store:
         try:
             store.refresh()
-        except ArchiveDamagedError as error:
-            say(f"The archive is left out: {error}", err=True)
+        except OSError as error:
+            _warn(_LEFT_OUT, error)
             yield found
         else:
             yield store
+
+
+_LEFT_OUT = "only the runs of the journal are shown, because the archive cannot be read"
+
+
+def _warn(what: str, error: OSError) -> None:
+    say(hint_with_journal(f"warning: {what}: {error}"), err=True)
 
 
 @contextmanager

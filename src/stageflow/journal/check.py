@@ -14,6 +14,7 @@ from msgspec import Struct
 from ..errors import DamagedFileError
 from . import cursor_file
 from .disk import is_locked, is_regular, network_file_system
+from .failure_file import FAILURES_FILE
 from .layout import BROKEN, CURSORS, Segment, Writers, is_temporary, list_writers, misplaced
 from .line import decode
 from .losses import MissingSegments, closed_by, missing_segments, runs_without_end
@@ -233,7 +234,7 @@ def check(
 def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator[DamagedFile]:
     for path in misplaced(directory):
         yield DamagedFile(path, _why_misplaced(directory, path), _MOVE)
-    known = {file.name: file for file in (DELETED_FILE, *state_files)}
+    known = {file.name: file for file in (DELETED_FILE, FAILURES_FILE, *state_files)}
     for name in cursor_file.names(directory):
         file = cursor_file.state_file(name)
         known[file.name] = file

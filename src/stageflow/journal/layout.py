@@ -7,6 +7,7 @@
         cursors/archive.json                                 how far the reader "archive" has come
         broken/...-000001.ndjson-81920                       a damaged line, or a damaged state file
         deleted.json                                         what was deleted so far, counted
+        failures.json                                        which outcomes count as failures
         lock                                                 held by whoever makes room
 
 A writer is one sink in one process. Its name says when it began, and its pid; the random part makes
@@ -26,6 +27,7 @@ __all__ = [
     "BROKEN",
     "CURSORS",
     "DELETED",
+    "FAILURES",
     "LOCK",
     "TEMPORARY",
     "Segment",
@@ -42,6 +44,7 @@ __all__ = [
 CURSORS = "cursors"
 BROKEN = "broken"
 DELETED = "deleted.json"
+FAILURES = "failures.json"
 LOCK = "lock"
 TEMPORARY = ".new-"
 """Prefixes of temporary files, except for those of segments: `.` and the name of the segment."""
@@ -205,7 +208,7 @@ def why_not(directory: str) -> str | None:
         return ""
     except NotADirectoryError:
         return "it is a file"
-    ours = {CURSORS, BROKEN, DELETED, LOCK}
+    ours = {CURSORS, BROKEN, DELETED, FAILURES, LOCK}
     if names and not any(name in ours or _SEGMENT.fullmatch(name.lstrip(".")) for name in names):
         return "that directory has files, and none of a journal"
     return None

@@ -36,8 +36,10 @@ __all__ = [
     "decode_run_open",
     "decode_writer_closed",
     "encode_mark",
+    "is_event",
     "is_timestamp",
     "line_start",
+    "outcome_of",
     "run_of",
 ]
 
@@ -196,6 +198,48 @@ def is_timestamp(text: str) -> bool:
     except (ValueError, OverflowError):
         return False
     return True
+
+
+class _Kind(Struct):
+    data: Raw | UnsetType = UNSET
+
+
+_decode_kind = decoder(_Kind)
+
+
+def is_event(text: bytes) -> bool:
+    """Return whether a line contains an event; a mark has no `data`.
+
+    Example:
+        >>> is_event(b'{"type": "run.closed", "journal": {"event_id": "r1"}}')
+        False
+    """
+    line = _decode_kind(text)
+    return line is not None and isinstance(line.data, Raw)
+
+
+class _Ended(Struct):
+    status: Any = None
+    outcome: Any = None
+
+
+class _Run(Struct):
+    data: _Ended | None = None
+
+
+_decode_run = decoder(_Run)
+
+
+def outcome_of(text: bytes) -> object:
+    """Return the outcome of a line with a `pipeline.wide` event: `failed`, if it only has a status FAIL.
+
+    Example:
+        >>> outcome_of(b'{"type": "pipeline.wide", "data": {"status": "FAIL", "outcome": "timeout"}}')
+        'timeout'
+    """
+    run = _decode_run(text)
+    ended = (run.data if run is not None else None) or _Ended()
+    return ended.outcome or ("failed" if ended.status == "FAIL" else None)
 
 
 class _Body(Struct):

@@ -11,6 +11,7 @@ from msgspec import Struct
 from . import cursor_file
 from .check import UNREADABLE, Damage, Progress, check, left_over
 from .disk import only_one, open_regular, replace_file
+from .failure_file import FAILURES_FILE
 from .layout import BROKEN, CURSORS, LOCK, Segment, list_writers, misplaced
 from .line import encode_mark
 from .losses import MissingSegments, close_runs_without_end, mark_missing, missing_segments
@@ -138,7 +139,8 @@ def _write_header(directory: str, segment: Segment) -> None:
 
 
 def _move_state(directory: str, path: str, state_files: Iterable[StateFile]) -> Moved:
-    remedy = next((file.after for file in state_files if file.name == os.path.relpath(path, directory)), "")
+    name = os.path.relpath(path, directory)
+    remedy = next((file.after for file in (FAILURES_FILE, *state_files) if file.name == name), "")
     moved = Moved(path, quarantine_file(directory, path), remedy)
     if os.path.dirname(path) == os.path.join(directory, CURSORS):
         cursor_file.begin_again(directory, os.path.basename(path).removesuffix(".json"))

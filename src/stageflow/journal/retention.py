@@ -9,18 +9,31 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
+from .._failures import FailureOutcomes
 from ..errors import DamagedFileError
 from ..schema import RunClosed
+from ..timestamps import rfc3339
 from .cursor_file import Count, positions_of_all
 from .disk import NO_ROOM, is_locked, is_regular, only_one, replace_file
+from .failure_file import read_failures
 from .layout import BROKEN, DELETED, LOCK, Segment, list_writers, segment_name
-from .line import FAILED_RUN, PIPELINE_WIDE, RUN_CLOSED, RUN_OPEN, WRITER_CLOSED, Kept, encode_mark, run_of
+from .line import (
+    PIPELINE_WIDE,
+    RUN_CLOSED,
+    RUN_OPEN,
+    WRITER_CLOSED,
+    Kept,
+    encode_mark,
+    is_event,
+    outcome_of,
+    run_of,
+)
 from .quarantine import quarantine_file
 from .recovery import recover
 from .segment import LineAt, ends_with, find_lines, has_header, read_lines, size_when_whole
 from .stored import StateFile, encode_state, read_state
 
-__all__ = ["DELETED_FILE", "Deleted", "Room", "deleted_so_far", "retention_began"]
+__all__ = ["DELETED_FILE", "Deleted", "Room", "deleted_so_far", "holds_all_since", "retention_began"]
 
 
 class Deleted(Struct, frozen=True):
@@ -30,14 +43,28 @@ class Deleted(Struct, frozen=True):
         lines: How many lines.
         bytes: How many bytes.
         unread: How many segments were deleted before every cursor had read them.
+        events: How many of the lines were events. The others are marks, such as the start of a run.
+        files: How many segments were deleted as a whole.
+        until: RFC 3339: the latest modification time of a segment of which something was deleted. The journal
+            has every event that was written later. None if nothing was deleted, or if it is unknown.
     """
 
     lines: Count = 0
     bytes: Count = 0
     unread: Count = 0
+    events: Count = 0
+    files: Count = 0
+    until: str | None = None
 
     def __add__(self, other: Deleted) -> Deleted:
-        return Deleted(self.lines + other.lines, self.bytes + other.bytes, self.unread + other.unread)
+        return Deleted(
+            self.lines + other.lines,
+            self.bytes + other.bytes,
+            self.unread + other.unread,
+            self.events + other.events,
+            self.files + other.files,
+            max(filter(None, (self.until, other.until)), default=None),
+        )
 
 
 class Room(Struct, frozen=True):
@@ -117,6 +144,22 @@ def retention_began(directory: str) -> bool:
     return any(os.path.lexists(path) for path in (os.path.join(directory, DELETED), moved))
 
 
+def holds_all_since(directory: str, since: str) -> bool:
+    """Return whether a journal has every event that was written at or after a moment.
+
+    Args:
+        directory: Of the journal.
+        since: RFC 3339, in UTC with six digits of a second.
+    """
+    if not retention_began(directory):
+        return True
+    try:
+        until = deleted_so_far(directory).until
+    except OSError:
+        return False
+    return until is not None and since > until
+
+
 def _mark_retention(directory: str) -> None:
     """Write the counts before the first removal: a process that is killed after it has counted nothing."""
     if not retention_began(directory):
@@ -130,7 +173,7 @@ def _count_deleted(directory: str, deleted: Deleted) -> None:
         before = deleted_so_far(directory)
     except DamagedFileError:  # earlier counts are lost; counting restarts here
         quarantine_file(directory, path)
-        before = Deleted()
+        before = Deleted(until=_moment(time.time()))
     replace_file(path, encode_state(before + deleted))
 
 
@@ -142,6 +185,8 @@ class _Cleaning:
         self.directory = directory
         self.writers = list_writers(directory)
         self.read = positions_of_all(directory)
+        self.failures = _failures(directory)
+        self.until: str | None = None
         self.errors: list[OSError] = []
         # What has no end in one of these may be open still, or is yet to be told as crashed.
         self.unfinished = {writer for writer, segments in self.writers.items() if not self._ended(segments)}
@@ -156,6 +201,8 @@ class _Cleaning:
         if room.max_age is not None:
             oldest = time.time() - room.max_age
             old = [segment for segment in closed if _age(segment)[0] < oldest and self._may_go(segment)]
+            if old:
+                self._record_until(max(old, key=_age))
             for segment in old:
                 if self.stopped():
                     return self.deleted
@@ -173,7 +220,7 @@ class _Cleaning:
                     continue
                 if self.size > room.max_bytes and not self.stopped():
                     try:
-                        self._delete(segment, _count(segment))
+                        self._delete(segment, [*read_lines(segment)])
                     except OSError as error:
                         self.errors.append(error)
         return self.deleted
@@ -240,19 +287,20 @@ class _Cleaning:
             elif line.text.startswith(WRITER_CLOSED) and is_last and (left or not is_first):
                 left.append(line)  # or the writer would be taken for dead, and completed again
         if not left:
-            self._delete(segment, len(lines))
+            self._delete(segment, [line for line, _ in lines])
             return None
         if left == [line for line, _ in lines]:
             return segment
-        return self._replace(segment, left, len(lines) - len(left))
+        return self._replace(segment, left, [line for line, _ in lines])
 
-    def _replace(self, segment: Segment, left: list[LineAt], deleted: int) -> Segment | None:
+    def _replace(self, segment: Segment, left: list[LineAt], lines: list[LineAt]) -> Segment | None:
         size, (written, _) = _size(segment), _age(segment)
         header = encode_mark(Kept(size_when_whole(segment), [line.offset for line in left]))
         name = segment_name(segment.writer, segment.sequence, kept=True)
         path = os.path.join(self.directory, name)
         reduced = Segment(path, segment.writer, segment.pid, segment.sequence, True)
         unread = not self._was_read(segment)
+        self._record_until(segment)
         try:
             replace_file(path, header + b"".join(line.text + b"\n" for line in left))
         except OSError as error:
@@ -261,14 +309,17 @@ class _Cleaning:
             if segment.writer in self.unfinished:
                 return segment  # its open runs are yet to be told
             # Not even for that is there room: better these records than all that are to come.
-            self._delete(segment, deleted + len(left))
+            self._delete(segment, lines)
             return None
         os.utime(path, (written, written))
         if not segment.kept:
             os.unlink(segment.path)
         self.size += _size(reduced) - size
         # The dropped lines may be shorter than the new header.
-        self.deleted += Deleted(deleted, max(size - _size(reduced), 0), int(unread))
+        events = _events_in(lines) - _events_in(left)
+        self.deleted += Deleted(
+            len(lines) - len(left), max(size - _size(reduced), 0), int(unread), max(events, 0)
+        )
         segments = self.writers[segment.writer]
         segments[segments.index(segment)] = reduced
         return reduced
@@ -286,21 +337,31 @@ class _Cleaning:
         return worth | unknown if segment.writer in self.unfinished else worth
 
     def _ends(self, segment: Segment) -> dict[str, bool]:
-        """Return the runs that ended in a segment, and whether they failed."""
+        """Return the runs that ended in a segment, and whether each counts as a failure."""
         known = self._ends_in.get(segment.name)
         if known is None:
             lines = find_lines(segment, PIPELINE_WIDE, RUN_CLOSED)
             known = self._ends_in[segment.name] = {
-                run_of(text): text.startswith(FAILED_RUN) for text in lines
+                run_of(text): self.failures.is_failure(outcome_of(text)) for text in lines
             }
         return known
 
-    def _delete(self, segment: Segment, lines: int) -> None:
+    def _delete(self, segment: Segment, lines: list[LineAt]) -> None:
         size, unread = _size(segment), not self._was_read(segment)
+        self._record_until(segment)
         os.unlink(segment.path)
         self.size -= size
-        self.deleted += Deleted(lines, size, int(unread))
+        self.deleted += Deleted(len(lines), size, int(unread), _events_in(lines), files=1)
         self.writers[segment.writer].remove(segment)
+
+    def _record_until(self, segment: Segment) -> None:
+        """Store the modification time of a segment before a part of it is deleted; see `Deleted.until`."""
+        until = _moment(_age(segment)[0])
+        if self.until is None or until > self.until:
+            with contextlib.suppress(OSError):  # on a full disk, making room is what matters
+                _count_deleted(self.directory, Deleted(until=until))
+            self.until = until
+            self.deleted += Deleted(until=until)
 
     def remove_superseded(self) -> None:
         """Remove what a process that was killed had replaced already, and not yet removed."""
@@ -318,6 +379,13 @@ class _Cleaning:
                     self.deleted += Deleted(max(lines, 0), max(size - _size(kept), 0), 0)
 
 
+def _failures(directory: str) -> FailureOutcomes:
+    try:
+        return read_failures(directory)
+    except OSError:  # a damaged definition must not keep the disk full
+        return FailureOutcomes()
+
+
 def _count(segment: Segment) -> int:
     return sum(1 for _ in read_lines(segment))
 
@@ -327,6 +395,15 @@ def _size(segment: Segment) -> int:
         return os.stat(segment.path).st_size
     except FileNotFoundError:  # deleted since it was listed
         return 0
+
+
+def _events_in(lines: list[LineAt]) -> int:
+    return sum(is_event(line.text) for line in lines)
+
+
+def _moment(seconds: float) -> str:
+    """Return a moment up to which events in a file may have been written: file systems have coarse clocks."""
+    return rfc3339(int(seconds * 1_000_000) + 1_000_000)
 
 
 def _age(segment: Segment) -> tuple[float, str]:

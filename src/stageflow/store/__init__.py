@@ -1,6 +1,7 @@
 """The store: events in columns that last, and the questions that can be asked of them."""
 
 from .archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
+from .archive_move import ForgottenArchive, MovedArchive, forget_archive, move_archive
 from .background import BackgroundCompactor
 from .compactor import Compacted, Compactor
 from .event_store import EventStore
@@ -23,8 +24,10 @@ __all__ = [
     "ErrorGroup",
     "EventStore",
     "Explanation",
+    "ForgottenArchive",
     "LeftOut",
     "LostFile",
+    "MovedArchive",
     "Part",
     "RepairedArchive",
     "Rows",
@@ -40,6 +43,8 @@ __all__ = [
     "Volume",
     "check_archive",
     "explain",
+    "forget_archive",
+    "move_archive",
     "read_sampler",
     "repair_archive",
 ]

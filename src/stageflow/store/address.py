@@ -9,11 +9,24 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from ..errors import DamagedFileError
+from ..journal.cursor_file import load
 from ..journal.disk import absolute_path, make_private, replace_file
 from ..journal.stored import StateFile, encode_state, read_state
 from .archive import is_remote
 
-__all__ = ["ADDRESS_FILE", "has_archive", "read_address", "remember_address"]
+__all__ = [
+    "ADDRESS_FILE",
+    "CURSOR",
+    "archived_events",
+    "default_address",
+    "has_archive",
+    "read_address",
+    "remember_address",
+    "same_address",
+]
+
+CURSOR = "archive"
+"""The name of the archive among the readers of a journal."""
 
 BESIDE = "archive"
 """The archive's folder in the directory of its journal, unless another address was given."""
@@ -49,6 +62,26 @@ def read_address(journal: str) -> str:
     return address if is_remote(address) else absolute_path(os.path.join(journal, address))
 
 
+def default_address(journal: str) -> str:
+    """Return the address of the archive of a journal that states no other."""
+    return os.path.join(journal, BESIDE)
+
+
+def same_address(one: str, other: str) -> bool:
+    """Return whether two addresses are the same: directories are compared by their absolute paths."""
+    one, other = (each.rstrip("/") if is_remote(each) else os.path.abspath(each) for each in (one, other))
+    return one == other
+
+
+def archived_events(journal: str) -> int | None:
+    """Return how many events the cursor of the archive counts; None if no segment is archived."""
+    with contextlib.suppress(ValueError, OSError):
+        cursor = load(journal, CURSOR)
+        if cursor is not None and cursor.positions:
+            return cursor.events
+    return None
+
+
 def remember_address(journal: str, address: str) -> None:
     """Write down where the archive of a journal is, for whoever opens that journal next.
 
@@ -61,13 +94,13 @@ def remember_address(journal: str, address: str) -> None:
     known = None
     with contextlib.suppress(DamagedFileError):
         known = read_address(journal)
-    if known != address:
+    if known is None or not same_address(known, address):
         make_private(journal)
         replace_file(os.path.join(journal, REMEMBERED), encode_state(_Remembered(address)))
 
 
 def has_archive(journal: str) -> bool:
-    """Tell whether a journal has an archive, without opening it."""
+    """Return whether a journal has an archive, or had one that is missing now, without opening it."""
     address = read_address(journal)
     # The folder, not its log: an archive whose log is gone is damaged, and not absent.
-    return is_remote(address) or os.path.isdir(address)
+    return is_remote(address) or os.path.isdir(address) or archived_events(journal) is not None

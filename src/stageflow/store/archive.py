@@ -56,6 +56,7 @@ class Archive:
 
     Attributes:
         version: Of the table as it was last read; -1 where there is none yet.
+        readable: Whether the last `refresh` succeeded.
     """
 
     def __init__(self, address: str, storage_options: Mapping[str, str] | None = None) -> None:
@@ -65,6 +66,7 @@ class Archive:
         self._watermarks: dict[str, int] = {}
         self.log = None if is_remote(self.address) else DeltaLog(self.address)
         self.version = -1
+        self.readable = False
 
     def refresh(self) -> None:
         """Look at the table as it is now.
@@ -74,6 +76,11 @@ class Archive:
             ArchiveDamagedError: A file of its log is damaged or missing.
             OSError: The table cannot be read.
         """
+        self.readable = False
+        self._refresh()
+        self.readable = True
+
+    def _refresh(self) -> None:
         try:
             from deltalake import DeltaTable
             from deltalake.exceptions import TableNotFoundError
@@ -237,6 +244,16 @@ class Archive:
             for field in self._table.schema().fields
             if field.name.startswith(ATTRIBUTE)
         }
+
+    def columns(self) -> dict[str, str]:
+        """Return the types of all columns, as DuckDB names them, by name."""
+        if self._table is None:
+            return {}
+        types = {}
+        for field in self._table.schema().fields:
+            of = getattr(field.type, "element_type", field.type)
+            types[field.name] = DUCKDB_TYPES[of.type] + ("[]" if of is not field.type else "")
+        return types
 
     def files(self) -> list[ArchiveFile]:
         """Return the files that make up this version."""

@@ -11,7 +11,7 @@ from msgspec import Struct
 from ..errors import ArchiveDamagedError
 from .address import read_address
 from .archive import Archive, ArchiveFile, is_remote
-from .compactor import Compactor
+from .compactor import Compactor, must_be_there
 from .database import as_os_errors
 from .losses import files_on_disk
 from .lost_files import (
@@ -114,6 +114,7 @@ def check_archive(
     try:
         with as_os_errors(archive.address):
             archive.refresh()
+            must_be_there(archive, os.fspath(journal))
             files = archive.files()
     except ArchiveDamagedError as found:
         error = Compactor(journal, storage_options=storage_options).diagnose(found)

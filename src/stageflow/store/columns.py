@@ -22,6 +22,7 @@ __all__ = [
     "AMENDMENTS",
     "ATTRIBUTE",
     "COLUMNS",
+    "FAILURE",
     "PLACES",
     "TYPED",
     "Column",
@@ -47,6 +48,9 @@ TYPED: Mapping[str, type[Struct]] = {
     "pipeline.wide.amend": WideAmend,
 }
 """The types of events whose fields are columns; of all others the data stands in `rest` as it is."""
+
+FAILURE = "failure"
+"""The column of the views that says whether a row counts as a failure; see `weights.failure_of`."""
 
 AMENDMENTS = ("stage.wide.amend", "pipeline.wide.amend")
 

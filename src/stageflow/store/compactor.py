@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import random
 import time
@@ -12,18 +13,19 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from ..errors import ArchiveDamagedError, JournalNotFoundError
+from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError
 from ..journal import Journal
 from ..journal.cursor_file import CursorFile, load, store
 from ..journal.disk import absolute_path, only_one
+from ..journal.failure_file import read_failures
 from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
-from .address import read_address, remember_address
+from .address import CURSOR, archived_events, read_address, remember_address, same_address
 from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import KINDS, NO_KINDS, count_rows
 from .database import Workplace, as_os_errors
-from .losses import with_count
+from .losses import left_behind, with_count
 from .merge import Merged, merge
 from .parquet import LocalFiles, may_be_damage, select_rows
 from .rows import load_rows
@@ -34,10 +36,7 @@ from .upkeep import Upkeep
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Compacted", "Compactor", "Progress", "closed_segments"]
-
-CURSOR = "archive"
-"""The name of the archive among the readers of a journal."""
+__all__ = ["Compacted", "Compactor", "Progress", "closed_segments", "must_be_there"]
 
 _LOCK = "archive.lock"
 _TRIES = 50
@@ -75,7 +74,8 @@ class Compactor:
     Args:
         journal: Directory of the journal.
         archive: Address of the archive: a directory, or "s3://bucket/events"; default the one that
-            this journal has, or `archive` in its directory. It is remembered in the journal.
+            this journal has, or `archive` in its directory. The journal stores it with the first commit.
+            For a journal whose events are in another archive, see `move_archive` and `forget_archive`.
         storage_options: How to get at object storage; see `EventStore`.
         keep_seconds: How long a segment stays in the journal after it was last written to, at
             least; default 600. It stays until every named reader has read it.
@@ -114,24 +114,27 @@ class Compactor:
         self.journal = absolute_path(journal)
         if not os.path.isdir(self.journal):
             raise JournalNotFoundError(self.journal)
-        if archive is not None:
-            remember_address(self.journal, os.fspath(archive))
-        self.archive = Archive(read_address(self.journal), storage_options)
-        self._local = LocalFiles(self.archive)
+        self._given = os.fspath(archive) if archive is not None else None
+        self._storage_options = storage_options
         self._workplace = Workplace()
         self._room = Room(max_age=keep_seconds)
-        self._upkeep = Upkeep(
-            archive=self.archive,
+        self._new_upkeep = functools.partial(
+            Upkeep,
             workplace=self._workplace,
-            local=self._local,
             max_age=max_age,
             max_bytes=max_bytes,
             counts_max_age=counts_max_age,
             target_bytes=target_bytes,
         )
+        self._use(read_address(self.journal) if self._given is None else self._given)
         self._sampler = sampler
         self._most_attributes = most_attributes
         self._batch_bytes = batch_bytes
+
+    def _use(self, address: str) -> None:
+        self.archive = Archive(address, self._storage_options)
+        self._local = LocalFiles(self.archive)
+        self._upkeep = self._new_upkeep(archive=self.archive, local=self._local)
 
     def compact(self, progress: Progress | None = None) -> Compacted:
         """Take every closed segment into the archive; then merge small files, and drop what is too much.
@@ -140,6 +143,8 @@ class Compactor:
             progress: Called now and then; see `Progress`.
 
         Raises:
+            ArchiveAddressError: Events of the journal are in the archive at another address.
+            ArchiveDamagedError: A file of the archive, or the archive itself, is damaged or missing.
             MissingExtraError: The packages of `stageflow[store]` are not installed.
             OSError: The journal cannot be read, or the archive not be written.
         """
@@ -147,16 +152,20 @@ class Compactor:
         with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
+            self._check_address()
             try:
                 self.recover_alone()
                 self.archive.refresh()
             except ArchiveDamagedError as error:
                 raise self.diagnose(error) from None
+            must_be_there(self.archive, self.journal)
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
             try:
                 segments, rows, kept = self._take_all(progress or _in_silence)
                 self.archive.sync()
+                if self._given is not None and self.archive.version >= 0:
+                    remember_address(self.journal, self._given)
                 self._tell_cursor()
                 self._room.make(self.journal)
                 merged, dropped = self._upkeep.keep_up()
@@ -201,13 +210,24 @@ class Compactor:
 
     def recover_alone(self) -> list[str]:
         """Do what `recover` does, for a caller that keeps other compactors away."""
-        promised = self._promised()
-        log = self.archive.log
-        if log is not None and promised and not os.path.isdir(self.archive.address):
-            # The archive was removed, and a new one starts: no segment is archived in it.
-            store(self.journal, CURSOR, CursorFile())
+        if self.archive.log is not None and not os.path.isdir(self.archive.address):
             return []
-        return self.archive.recover(promised, self._keeps())
+        return self.archive.recover(self._promised(), self._keeps())
+
+    def _check_address(self) -> None:
+        """Use the archive that the journal has now: another process may have changed its address."""
+        try:
+            address = read_address(self.journal)
+        except DamagedFileError:
+            if self._given is None:
+                raise
+            return  # the address that was given replaces it
+        if same_address(address, self.archive.address):
+            return
+        if self._given is None:
+            self._use(address)
+        elif archived_events(self.journal) is not None:
+            raise left_behind(self.journal, address, self.archive.address, self._storage_options)
 
     def diagnose(self, error: ArchiveDamagedError) -> ArchiveDamagedError:
         """Return an error that says whether a compaction would recover the archive, and what is at stake.
@@ -276,7 +296,8 @@ class Compactor:
             written = self._local.write(database, count_rows("batch", superseded), COUNTS) if count else []
             with self._local.taken_back(written):
                 if self._sampler is not None:
-                    sample(database, self._sampler, "batch", merged.near, self._kinds())
+                    failures = read_failures(self.journal)
+                    sample(database, self._sampler, "batch", merged.near, self._kinds(), failures)
                 kept = _count(database)
                 rows, replaced = "from batch", []
                 if superseded.count:
@@ -320,8 +341,30 @@ class Compactor:
         # Also where nothing is in the archive yet: what no reader has to read goes for its age alone.
         if known is None or positions != known.positions:
             store(
-                self.journal, CURSOR, CursorFile(positions, sum(file.rows for file in self.archive.files()))
+                self.journal,
+                CURSOR,
+                CursorFile(positions, sum(file.rows for file in self.archive.files() if file.has_events)),
             )
+
+
+def must_be_there(archive: Archive, journal: str) -> None:
+    """Raise an error if an archive does not exist, although events of the journal were archived.
+
+    Args:
+        archive: After `refresh`.
+        journal: Directory of the journal.
+
+    Raises:
+        ArchiveDamagedError: It is missing: its disk may not be mounted, or its address may be wrong.
+    """
+    if archive.version < 0 and (events := archived_events(journal)) is not None:
+        raise ArchiveDamagedError(
+            f"archive {archive.address} does not exist, but {events:,} events of journal {journal}"
+            " were archived",
+            files=[archive.address],
+            hint="mount or restore the archive, or correct its address. To give it up and start a new one:"
+            " `stageflow compact --forget`",
+        )
 
 
 def closed_segments(journal: str, archive: Archive) -> list[Segment]:

@@ -27,7 +27,7 @@ __all__ = ["DeltaLog", "restore_hint"]
 def restore_hint(given_up: str = "the archived events that the journal no longer has") -> str:
     """Return what helps where a file of the log is damaged that nothing else can replace."""
     return (
-        "restore it from a backup. Without one, move the archive away and compact the journal anew:"
+        "restore it from a backup. Without one, move the archive away, and run `stageflow compact --forget`:"
         f" that gives up {given_up}"
     )
 

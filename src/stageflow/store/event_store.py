@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import ArchiveDamagedError, JournalNotFoundError, RunNotFoundError, SettingsError
+from .._failures import FailureOutcomes
+from ..errors import (
+    ArchiveDamagedError,
+    DamagedFileError,
+    JournalNotFoundError,
+    RunNotFoundError,
+    SettingsError,
+)
 from ..journal import Journal, RunFilter, RunStory
 from ..journal.disk import absolute_path
-from .address import read_address
+from ..journal.failure_file import read_failures
+from .address import default_address, read_address, same_address
 from .archive import Archive
-from .columns import text
-from .compactor import Compactor, Progress, closed_segments
+from .columns import FAILURE, text
+from .compactor import Compactor, Progress, closed_segments, must_be_there
 from .explanation import explain
 from .explanation.difference import Explanation
 from .figures import Figures
@@ -22,6 +33,7 @@ from .predicate import parenthesised
 from .queries import Queries, Rows
 from .record import events_of
 from .selection import Over, condition
+from .snapshot import Scope
 from .story import tell_story
 from .weights import percentiles, ranked
 
@@ -52,6 +64,8 @@ class EventStore(Figures):
         progress: Called with the bytes done and all there are, while it does that.
         verify: Verify the checksum of each archive file once, before reading it for the first time; default
             False. Files written by older versions have no checksum.
+        failure_outcomes: The outcomes of runs that count as failures; default those that the journal states
+            (see `stageflow.configure`), or `failed`, `timeout` and `crashed`.
 
     Raises:
         ArchiveDamagedError: A file of the archive is damaged or missing; queries raise it too.
@@ -75,26 +89,50 @@ class EventStore(Figures):
         compact_beyond: int | None = 256 << 20,
         progress: Progress | None = None,
         verify: bool = False,
+        failure_outcomes: Sequence[str] | None = None,
     ) -> None:
         self.path = absolute_path(journal) if journal is not None else None
         if self.path is not None and not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if self.path is None and archive is None:
             raise ValueError("EventStore() has nothing to ask; give a journal, or archive=...")
-        address = os.fspath(archive) if archive is not None else read_address(self.path or "")
-        self.archive = Archive(address, storage_options)
+        self._given = os.fspath(archive) if archive is not None else None
+        self._failures = None if failure_outcomes is None else FailureOutcomes.of(failure_outcomes)
         self._storage_options = storage_options
         self._compact_beyond = compact_beyond
         self._progress = progress
-        self._queries = Queries(
-            self.path,
-            self.archive,
-            memory=memory,
-            disk=disk,
-            timeout=timeout,
-            before=self.maintain,
-            verify=verify,
+        self._opening = threading.RLock()
+        self._open_queries = functools.partial(
+            Queries, self.path, memory=memory, disk=disk, timeout=timeout, verify=verify
         )
+        self._use(self._address())
+
+    def _use(self, address: str) -> None:
+        self.archive = Archive(address, self._storage_options)
+        self._current = self._open_queries(
+            self.archive, before=self.maintain, failures=self._failure_outcomes
+        )
+
+    @property
+    def _queries(self) -> Queries:
+        """The queries over the archive that the journal has now: another process may have moved it."""
+        with self._opening:
+            if not self._current.is_closed:
+                address = self._address()
+                if not same_address(address, self.archive.address):
+                    self._use(address)
+            return self._current
+
+    def _address(self) -> str:
+        if self._given is not None:
+            return self._given
+        try:
+            return read_address(self.path or "")
+        except DamagedFileError:  # each question reports it, unless the journal alone has the answer
+            return default_address(self.path or "")
+
+    def _failure_outcomes(self) -> FailureOutcomes:
+        return self._failures or read_failures(self.path)
 
     # ------------------------------------------------------------ SQL
 
@@ -105,21 +143,36 @@ class EventStore(Figures):
         *,
         limit: int | None = 10_000,
         timeout: float | None = None,
+        since: datetime | None = None,
     ) -> Rows:
         """Answer one query over the views `runs`, `stages` and `events`.
 
-        It can read and nothing else: no file, no setting, no network.
+        It can read and nothing else: no file, no setting, no network. The column `failure` is true for runs
+        and stages that count as failures, null for those that failure rates leave out, else false.
 
         Args:
             query: In DuckDB's SQL.
             parameters: For `?` or `$name` in it.
             limit: How many rows at most; None for all.
             timeout: Seconds; default that of the store.
+            since: With a zone; the query only needs rows that ended then or later, and that began at most
+                seven days earlier. It is then also answered while other parts of the archive cannot be read:
+                see `archive_error`. It does not filter rows. Default None: it needs all rows.
 
         Raises:
+            ArchiveDamagedError: A file of the archive that it needs is damaged or missing.
             QueryError: The query is wrong, takes too long, needs too much memory or is no query.
         """
-        return self._queries.sql(query, parameters, limit, timeout)
+        return self._queries.sql(query, parameters, limit, timeout, since)
+
+    @property
+    def archive_error(self) -> OSError | None:
+        """Why the last answer was given without the archive, or a part of it; None if all of it was read.
+
+        An archive that is damaged or cannot be reached is left out only if the answer is complete without it:
+        the journal, or intact files of the archive, have all events since the moment that a question states.
+        """
+        return self._queries.left_out
 
     # ------------------------------------------------------------ what there is now
 
@@ -139,33 +192,35 @@ class EventStore(Figures):
             SettingsError: There is no journal, and no archive at this address.
             OSError: Journal or archive cannot be read, or not be written.
         """
+        if self.path is None:
+            self.archive.refresh()
+            if self.archive.version < 0:
+                raise SettingsError(
+                    f"there is no archive at {self.archive.address}", "the address of the archive"
+                )
+            return
+        is_own = same_address(read_address(self.path), self.archive.address)
+        may_write = is_own and os.access(self.path, os.W_OK)
         try:
             self.archive.refresh()
         except ArchiveDamagedError:
             # Any process with write access recovers the archive after a crash of the machine.
-            if self.path is None or not os.access(self.path, os.W_OK):
+            if not may_write or not Compactor(self.path, storage_options=self._storage_options).recover():
                 raise
-            compactor = Compactor(self.path, self.archive.address, storage_options=self._storage_options)
-            if not compactor.recover():
-                raise
-        if self.path is None and self.archive.version < 0:
-            raise SettingsError(
-                f"there is no archive at {self.archive.address}", "the address of the archive"
-            )
-        self._compact_if_much()
+            self.archive.refresh()
+        must_be_there(self.archive, self.path)
+        if may_write:
+            self._compact_if_much(self.path)
 
-    def _compact_if_much(self) -> None:
-        if self.path is None or self._compact_beyond is None or not os.access(self.path, os.W_OK):
+    def _compact_if_much(self, journal: str) -> None:
+        if self._compact_beyond is None:
             return
-        self.archive.refresh()
         size = 0
-        for segment in closed_segments(self.path, self.archive):
+        for segment in closed_segments(journal, self.archive):
             with contextlib.suppress(FileNotFoundError):
                 size += os.stat(segment.path).st_size
         if size > self._compact_beyond:
-            Compactor(self.path, self.archive.address, storage_options=self._storage_options).compact(
-                self._progress
-            )
+            Compactor(journal, storage_options=self._storage_options).compact(self._progress)
 
     # ------------------------------------------------------------ runs
 
@@ -200,7 +255,12 @@ class EventStore(Figures):
             condition_ += f" and (started_at, event_id) < ({last.replace(',', '::timestamptz,', 1)})"
         query = f"""select 'pipeline.wide' as type, * from runs where {condition_}
             order by started_at desc, event_id desc {f"limit {limit}" if limit is not None else ""}"""
-        ended = self._queries.ask(lambda cursor: _data(cursor.execute(query)), query, predicates=[predicate])
+        ended = self._queries.ask(
+            lambda cursor: _data(cursor.execute(query)),
+            query,
+            predicates=[predicate],
+            scope=Scope.began_since(where.since if where is not None else None),
+        )
         under_way = []
         if self.path is not None and predicate is None:
             known = {run["event_id"] for run in ended}
@@ -235,7 +295,7 @@ class EventStore(Figures):
 
     def explain(
         self,
-        where: str = "status = 'FAIL'",
+        where: str | None = None,
         *,
         against: str | None = None,
         over: Over = "runs",
@@ -246,7 +306,8 @@ class EventStore(Figures):
         """Return what is different about a selection of runs, or stages, against the rest; see `explain`.
 
         Args:
-            where: SQL that says what is selected; default what failed.
+            where: SQL that selects; default the failures, compared with the runs or stages that are neither
+                failures nor cancelled.
             against: SQL that says what the rest is; default everything else.
             over: "runs" or "stages".
             among: What both are chosen from: a pipeline, a stretch of time; default all.
@@ -259,6 +320,8 @@ class EventStore(Figures):
         Example:
             print(store.explain("duration_ms > 2000").differences)
         """
+        if where is None:
+            where, against = FAILURE, against if against is not None else f"not {FAILURE}"
         given = [where, against]
         if among is not None and among != RunFilter():
             common = condition(over, among, None)
@@ -268,6 +331,7 @@ class EventStore(Figures):
             lambda cursor: explain(cursor, where, against=against, over=over, most=most, alpha=alpha),
             where,
             predicates=given,
+            scope=Scope.began_since(among.since if among is not None else None),
         )
 
     def explain_slow(
@@ -292,24 +356,27 @@ class EventStore(Figures):
         if not 0 < slowest < 1:
             raise ValueError(f"explain_slow(slowest={slowest!r}); give a share between 0 and 1")
         wanted = condition(over, among, None)
-        rows = f"select * from {over} where {wanted}"
+        rows, queries = f"select * from {over} where {wanted}", self._queries
 
         def limit_ms(cursor: DuckDBPyConnection) -> float:
-            weighted = self._queries.weighted
+            weighted = queries.weighted
             found = cursor.execute(
                 f"select {percentiles((1 - slowest,), weighted=weighted)}[1]"
                 f" from {ranked(rows, 'duration_ms', (), weighted=weighted)}"
             ).fetchone()
             return float(found[0]) if found and found[0] is not None else 0.0  # of nothing, nothing is slow
 
-        limit = self._queries.ask(limit_ms, rows)
+        limit = queries.ask(
+            limit_ms, rows, scope=Scope.began_since(among.since if among is not None else None)
+        )
         return self.explain(f"duration_ms > {limit!r}", over=over, among=among, most=most)
 
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
         """Give free what the database holds."""
-        self._queries.close()
+        with self._opening:
+            self._current.close()
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,7 @@ from .questions import (
 from .sampler import TailSampler
 from .sampling import Sampled, decide, report
 from .selection import Over, condition
+from .snapshot import Scope
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -33,7 +34,9 @@ __all__ = ["Figures"]
 class Figures:
     """What `EventStore` answers with figures."""
 
-    _queries: Queries
+    @property
+    def _queries(self) -> Queries:
+        raise NotImplementedError
 
     def stats(
         self,
@@ -54,11 +57,12 @@ class Figures:
         Raises:
             QueryError: The predicate is wrong.
         """
-        wanted = condition(over, where, predicate)
-        return self._queries.ask(
-            lambda cursor: stats(cursor, wanted, over, bucket_s=bucket, weighted=self._queries.weighted),
+        wanted, queries = condition(over, where, predicate), self._queries
+        return queries.ask(
+            lambda cursor: stats(cursor, wanted, over, bucket_s=bucket, weighted=queries.weighted),
             wanted,
             predicates=[predicate],
+            scope=_scope(where),
         )
 
     def totals(
@@ -83,6 +87,7 @@ class Figures:
         return self._queries.ask(
             lambda cursor: totals(cursor, since=since, until=until, pipeline=pipeline, stage=stage),
             f"totals since {since} until {until}",
+            scope=Scope.began_since(since and f"{since[:13]}:00:00.000000Z", counts=True),
         )
 
     def volume(self) -> Volume:
@@ -105,7 +110,7 @@ class Figures:
             decide(cursor, "decided", sampler, runs, NO_KINDS)
             return report(cursor, "decided", runs)
 
-        return self._queries.ask(try_it, runs)
+        return self._queries.ask(try_it, runs, scope=_scope(where))
 
     def errors(
         self, where: RunFilter | None = None, *, predicate: str | None = None, limit: int = 20
@@ -122,7 +127,10 @@ class Figures:
         """
         of_stages, of_runs = (condition(over, where, predicate) for over in ("stages", "runs"))
         return self._queries.ask(
-            lambda cursor: errors(cursor, of_stages, of_runs, limit=limit), of_stages, predicates=[predicate]
+            lambda cursor: errors(cursor, of_stages, of_runs, limit=limit),
+            of_stages,
+            predicates=[predicate],
+            scope=_scope(where),
         )
 
     def slowest(
@@ -146,7 +154,10 @@ class Figures:
         """
         wanted = condition(over, where, predicate)
         return self._queries.ask(
-            lambda cursor: slowest(cursor, wanted, over, limit=limit), wanted, predicates=[predicate]
+            lambda cursor: slowest(cursor, wanted, over, limit=limit),
+            wanted,
+            predicates=[predicate],
+            scope=_scope(where),
         )
 
     def compare(
@@ -171,8 +182,14 @@ class Figures:
             store.compare("started_at < '2026-11-24 12:00'", "started_at >= '2026-11-24 12:00'")
         """
         one, other = (condition(over, where, side) for side in (before, after))
-        return self._queries.ask(
-            lambda cursor: compare(cursor, one, other, over, weighted=self._queries.weighted),
+        queries = self._queries
+        return queries.ask(
+            lambda cursor: compare(cursor, one, other, over, weighted=queries.weighted),
             f"{before} / {after}",
             predicates=[before, after],
+            scope=_scope(where),
         )
+
+
+def _scope(where: RunFilter | None) -> Scope:
+    return Scope.began_since(where.since if where is not None else None)

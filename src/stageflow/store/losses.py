@@ -4,35 +4,74 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from urllib.parse import unquote
 
 from msgspec import Struct
 
-from ..errors import ArchiveDamagedError
+from ..errors import ArchiveAddressError, ArchiveDamagedError
 from ..journal.disk import open_regular
 from ..journal.layout import list_writers
 from ..journal.stored import decode_stored
 from .archive import Archive, is_remote
 from .archive_file import ArchiveFile
 from .columns import AMENDMENTS, text
-from .database import open_database
+from .database import as_os_errors, open_database
 from .delta_log import restore_hint
 from .parquet import LocalFiles, select_rows
 
-__all__ = ["Remains", "files_on_disk", "remains_of", "with_count"]
+__all__ = ["Remains", "archived_alone", "files_on_disk", "left_behind", "remains_of", "with_count"]
 
 
 class Remains(Struct, frozen=True):
-    """What is left of an archive whose log is damaged.
+    """What an archive has that the journal no longer has.
 
     Attributes:
-        events: How many events its intact files have that the journal no longer has.
-        files: In how many files they are.
+        events: Number of events in its intact files.
+        files: Number of these files.
+        runs: Number of runs that end among the events.
     """
 
     events: int
     files: int
+    runs: int
+
+
+def left_behind(
+    journal: str, address: str, other: str, storage_options: Mapping[str, str] | None
+) -> ArchiveAddressError:
+    """Return the error that says what would not be visible if a journal had another archive.
+
+    Args:
+        journal: Directory of the journal.
+        address: Of the archive that it has.
+        other: The address that was requested.
+        storage_options: As for `EventStore`.
+    """
+    found = archived_alone(Archive(address, storage_options), journal)
+    what = "an unknown number of events, because the archive cannot be read,"
+    if found is not None:
+        what = f"{found.events:,} events of {found.runs:,} runs"
+    return ArchiveAddressError(
+        f"journal {journal} is archived in {address}: with archive {other}, {what} would not be visible",
+        hint=f"`stageflow compact --archive {other} --move` copies them there first;"
+        f" `stageflow compact --archive {other} --forget` gives them up",
+        events=None if found is None else found.events,
+        runs=None if found is None else found.runs,
+    )
+
+
+def archived_alone(archive: Archive, journal: str) -> Remains | None:
+    """Count the events of an archive that the journal no longer has; None if the archive cannot be read."""
+    try:
+        with as_os_errors(archive.address):
+            archive.refresh()
+            files = [file for file in archive.files() if file.has_events]
+            return _count(LocalFiles(archive).paths(files), journal)
+    except ArchiveDamagedError:
+        return remains_of(archive, journal)
+    except OSError:
+        return None
 
 
 def with_count(error: ArchiveDamagedError, archive: Archive, journal: str) -> ArchiveDamagedError:
@@ -71,6 +110,13 @@ def remains_of(archive: Archive, journal: str) -> Remains | None:
         for file in files_on_disk(archive)
         if file.has_events and file.path not in replaced and local.damage_of(file) is None
     ]
+    try:
+        return _count(local.paths_of(files), journal)
+    except duckdb.Error:
+        return None
+
+
+def _count(paths: list[str], journal: str) -> Remains:
     # A segment of which retention kept a part does not count: the journal may have lost the other lines.
     kept = [
         os.path.basename(segment.path)
@@ -78,19 +124,17 @@ def remains_of(archive: Archive, journal: str) -> Remains | None:
         for segment in segments
         if ".kept." not in os.path.basename(segment.path)
     ]
-    rows = select_rows(local.paths_of(files))
+    rows = select_rows(paths)
     if rows is None:
-        return Remains(0, 0)
+        return Remains(0, 0, 0)
     elsewhere = f"segment not in ({text(*kept)})" if kept else "true"
-    try:
-        with open_database() as database:
-            ((events,),) = database.execute(
-                f"select count(distinct event_id) from {rows}"
-                f" where type not in ({text(*AMENDMENTS)}) and {elsewhere}"
-            ).fetchall()
-    except duckdb.Error:
-        return None
-    return Remains(int(events), len(files))
+    with open_database() as database:
+        # Custom events have no id.
+        ((events, runs),) = database.execute(f"""
+            select count(distinct event_id) + count(*) filter (event_id is null),
+                count(distinct event_id) filter (type = 'pipeline.wide')
+            from {rows} where type not in ({text(*AMENDMENTS)}) and {elsewhere}""").fetchall()
+    return Remains(int(events), len(paths), int(runs))
 
 
 def files_on_disk(archive: Archive) -> list[ArchiveFile]:

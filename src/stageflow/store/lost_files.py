@@ -19,6 +19,7 @@ from .permissions import make_directory, mode_of
 
 __all__ = [
     "LostFile",
+    "copy_lost",
     "forget_lost",
     "lost_files",
     "record_lost",
@@ -82,6 +83,13 @@ def record_lost(archive: Archive, files: Iterable[tuple[ArchiveFile, str]]) -> N
     for file, problem in files:
         lost[file.path] = LostFile(file.path, problem, file.size, file.rows, file.day, now)
     _write(archive, lost.values())
+
+
+def copy_lost(archive: Archive, to: Archive) -> None:
+    """Copy the record of lost files to another archive, if both are on a local disk."""
+    lost = _read(archive)
+    if lost.files and to.log is not None:
+        _write(to, lost.files)
 
 
 def forget_lost(archive: Archive, files: Iterable[ArchiveFile]) -> None:

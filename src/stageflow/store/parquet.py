@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 import uuid
 import zlib
@@ -64,7 +65,7 @@ class LocalFiles:
         if self._archive.log is not None:
             for file, path in zip(files, paths, strict=True):
                 if os.stat(path).st_size != file.size:
-                    raise self._damaged([file])
+                    raise self.error_of([file])
         if is_remote(self._archive.address):
             missing = [
                 (file, path) for file, path in zip(files, paths, strict=True) if not _is_whole(path, file)
@@ -123,6 +124,24 @@ class LocalFiles:
     def _mode_of_files(self) -> int:
         return 0o600 if self._archive.log is None else mode_of(self._archive.address).file
 
+    def add_copies(self, files: Iterable[ArchiveFile], sources: Iterable[str]) -> None:
+        """Copy files of another archive into this one, where they have the same paths.
+
+        Raises:
+            OSError: They cannot be read, or not be written.
+        """
+        files = list(files)
+        remote = None
+        if is_remote(self._archive.address):
+            remote = _open_store(self._archive.address, self._archive.storage_options)
+        for file, path, source in zip(files, self.paths_of(files), sources, strict=True):
+            if remote is not None:
+                remote.put(file.path, Path(source))
+                continue
+            self._make_folder(os.path.dirname(path))
+            shutil.copyfile(source, path)
+            os.chmod(path, self._mode_of_files())
+
     # ------------------------------------------------------------ damage
 
     def damage_of(self, file: ArchiveFile) -> str | None:
@@ -160,11 +179,15 @@ class LocalFiles:
         Raises:
             ArchiveDamagedError: A file is damaged or missing.
         """
-        damaged = [file for file in files if self.damage_of(file) is not None]
-        if damaged:
-            raise self._damaged(damaged)
+        if damaged := self.damaged_in(files):
+            raise self.error_of(damaged)
 
-    def _damaged(self, files: list[ArchiveFile]) -> ArchiveDamagedError:
+    def damaged_in(self, files: Iterable[ArchiveFile]) -> list[ArchiveFile]:
+        """Read these files in full, and return those that are damaged or missing."""
+        return [file for file in files if self.damage_of(file) is not None]
+
+    def error_of(self, files: list[ArchiveFile]) -> ArchiveDamagedError:
+        """Return the error that names damaged files."""
         paths = self.paths_of(files)
         others = f" (and {len(files) - 1} other files)" if len(files) > 1 else ""
         return ArchiveDamagedError(

@@ -7,11 +7,13 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
-from ..errors import QueryError
+from .._failures import FailureOutcomes
+from ..errors import ArchiveDamagedError, QueryError
 from .archive import Archive
 from .columns import text
 from .database import as_os_errors, interruptible, open_database, without_advice
@@ -20,7 +22,7 @@ from .predicate import must_be_predicate, must_be_text
 from .questions import Volume
 from .rows import as_pattern
 from .sandbox import VIEWS_HINT, must_read_views_only, parse
-from .snapshot import RETRIES, Snapshot, gone
+from .snapshot import EVERYTHING, RETRIES, Scope, Snapshot, gone
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -60,7 +62,12 @@ class Queries:
         disk: Size limit of DuckDB's temporary directory.
         timeout: Seconds for one question, where it is not told otherwise.
         before: Called before each look at what there is now.
+        failures: The same; returns which outcomes count as failures.
         verify: Whether to verify the checksum of each archive file before reading it.
+
+    Attributes:
+        left_out: Why the last answer does not include the archive, or parts of it that were not needed; None
+            if it includes all of it.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class Queries:
         disk: str,
         timeout: float,
         before: Callable[[], None],
+        failures: Callable[[], FailureOutcomes],
         verify: bool = False,
     ) -> None:
         self.timeout = check_timeout(timeout)
@@ -81,7 +89,10 @@ class Queries:
         self._closed = False
         self._lock = threading.RLock()
         self._database = open_database(memory, disk=disk)
-        self._snapshot = Snapshot(self._database, journal, archive, most_attributes=256, verify=verify)
+        self._snapshot = Snapshot(
+            self._database, journal, archive, failures, most_attributes=256, verify=verify
+        )
+        self.left_out: OSError | None = None
         self._close_doors()
 
     def _close_doors(self) -> None:
@@ -94,18 +105,38 @@ class Queries:
         self._database.execute("set lock_configuration = true")
 
     @property
+    def is_closed(self) -> bool:
+        """True after `close`, and in a forked child."""
+        return self._closed or self._pid != os.getpid()
+
+    @property
     def weighted(self) -> bool:
         """True where a row of the snapshot stands for more than one."""
         return self._snapshot.weighted
 
-    def refresh(self) -> None:
+    def refresh(self, scope: Scope | None = None) -> None:
         """Look at journal and archive as they are now.
 
+        Args:
+            scope: What the question needs. If the archive cannot be read, and what can be read suffices,
+                `left_out` is set, and nothing is raised. None for all of journal and archive.
+
         Raises:
+            ArchiveDamagedError: A file of the archive is damaged or missing.
             OSError: One of them cannot be read.
         """
         self._must_be_open()
         with self._lock, as_os_errors(self._archive.address):
+            self.left_out = None
+            try:
+                self._look()
+            except OSError as error:
+                if scope is None or not self._snapshot.refresh_within(scope):
+                    raise
+                self.left_out = error
+
+    def _look(self) -> None:
+        with as_os_errors(self._archive.address):
             self._before()
             try:
                 self._snapshot.refresh()
@@ -120,12 +151,18 @@ class Queries:
         parameters: Sequence[Any] | Mapping[str, Any] | None,
         limit: int | None,
         timeout: float | None,
+        since: datetime | None = None,
     ) -> Rows:
         """Answer one query; see `EventStore.sql`."""
         must_be_text(query)
-        self.refresh()  # the names that a query must not use depend on the current state
+        scope = EVERYTHING
+        if since is not None:
+            scope = Scope.ended_since(since, counts="counts" in query.lower())
+        self.refresh(scope)  # the names that a query must not use depend on the current state
         self._must_be_query(query)
-        return self.ask(lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout)
+        return self.ask(
+            lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout, scope=scope
+        )
 
     def _must_be_query(self, query: str) -> None:
         kinds = self._kinds_of(query)
@@ -165,6 +202,7 @@ class Queries:
         timeout: float | None = None,
         *,
         predicates: Sequence[str | None] = (),
+        scope: Scope = EVERYTHING,
     ) -> _Answer:
         """Ask on the snapshot of now, in a transaction that can only read, for so many seconds at most.
 
@@ -173,6 +211,7 @@ class Queries:
             asked: What an error says was asked.
             timeout: Seconds; default that of the store.
             predicates: What is part of the question and came from outside.
+            scope: What it needs; see `refresh`.
 
         Raises:
             QueryError: There is no answer, or a predicate is none.
@@ -183,7 +222,7 @@ class Queries:
         self._must_be_open()
         with self._lock:
             for attempt in range(RETRIES):
-                self.refresh()
+                self.refresh(scope)
                 cursor = self._database.cursor()
                 alarm = threading.Timer(seconds, _interrupt, [cursor])
                 alarm.daemon = True
@@ -202,16 +241,29 @@ class Queries:
                         hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
-                    if attempt == RETRIES - 1 or not gone(error):
-                        if may_be_damage(error):
-                            self._snapshot.must_be_intact()
+                    if attempt < RETRIES - 1 and gone(error):
+                        self._snapshot.forget()
+                    elif not may_be_damage(error) or not self._is_answerable_without_damage():
                         raise _unanswered(asked, error) from None
-                    self._snapshot.forget()
                 finally:
                     alarm.cancel()
                     cursor.interrupt()  # what nobody will fetch need not be found
                     cursor.close()
         raise AssertionError("the last attempt has raised")
+
+    def _is_answerable_without_damage(self) -> bool:
+        """Verify the archive, and return whether another attempt may leave out damaged files.
+
+        Raises:
+            ArchiveDamagedError: A file is damaged, and no other attempt can do without it.
+        """
+        try:
+            self._snapshot.must_be_intact()
+        except ArchiveDamagedError:
+            if self.left_out is not None:
+                raise
+            return True
+        return False
 
     def volume(self) -> Volume:
         """Return how much is stored; see `EventStore.volume`."""
@@ -225,7 +277,7 @@ class Queries:
                 self._database.close()
 
     def _must_be_open(self) -> None:
-        if self._closed or self._pid != os.getpid():
+        if self.is_closed:
             raise ValueError("this EventStore is closed (a fork closes it for the child); make another one")
 
 

@@ -41,7 +41,9 @@ class TailSampler(Struct, frozen=True, kw_only=True):
     for each key, minute by minute, or one in so many.
 
     Attributes:
-        keep_failures: Keep every run that failed, or has a failed run or stage in it; default True.
+        keep_failures: Keep every run that counts as a failure (see `failure_outcomes` in `Settings`), or has
+            such a run or a failed stage in it; default True. A run that was cancelled externally is sampled
+            like one that succeeded.
         slower_than: Seconds; runs that took longer are kept. Default None, for none.
         first_of_a_kind: Keep the first run of each pipeline, outcome and version; default True.
         rules: Rules for all others; the first that fits decides.

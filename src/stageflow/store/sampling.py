@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from .._failures import FailureOutcomes
 from ..errors import QueryError
-from .columns import AMENDMENTS, quoted, text
+from .columns import AMENDMENTS, FAILURE, quoted, text
 from .predicate import must_be_predicate, parenthesised
 from .sampler import TailSampler
+from .weights import failure_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -84,7 +86,7 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
             create or replace temp table {decided} as
             with trees as (
                 select {_ROOT} as root, bool_or(pipeline_run_id = {_ROOT}) as has_root,
-                    bool_or(status = 'FAIL' or coalesce(stages_failed, 0) > 0) as failed,
+                    bool_or({FAILURE} or coalesce(stages_failed, 0) > 0) as failed,
                     max(duration_ms) as slowest_ms
                 from ({runs}) group by 1
             ), roots as (
@@ -129,7 +131,12 @@ def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[Samp
 
 
 def sample(
-    connection: DuckDBPyConnection, sampler: TailSampler, table: str, archived: str | None, kinds: str
+    connection: DuckDBPyConnection,
+    sampler: TailSampler,
+    table: str,
+    archived: str | None,
+    kinds: str,
+    failures: FailureOutcomes,
 ) -> None:
     """Leave in a table of new rows those that are kept, and write down what each stands for, and why.
 
@@ -142,12 +149,13 @@ def sample(
         table: Of new rows.
         archived: SQL that selects the rows of the archive that may belong to them; None for none.
         kinds: See `decide`.
+        failures: The outcomes of runs that count as failures.
 
     Raises:
         QueryError: A rule, or the key, is none.
     """
     decided, known, begun, fates = (f"{table}_{name}" for name in ("decided", "known", "begun", "fates"))
-    ended = f"(select * from {table} where type = 'pipeline.wide')"
+    ended = f"(select *, {failure_of(failures)} as {FAILURE} from {table} where type = 'pipeline.wide')"
     some = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
     connection.execute(f"""
         create or replace temp table {known} as

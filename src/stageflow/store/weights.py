@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["FEWEST", "FEWEST_ABOVE", "Z", "count_if", "percentiles", "ranked"]
+from .._failures import FailureOutcomes
+from .columns import text
+
+__all__ = ["FEWEST", "FEWEST_ABOVE", "Z", "count_if", "failure_of", "percentiles", "ranked"]
 
 Z = 1.96
 """Standard errors to each side of an estimate that make 95 %."""
@@ -20,6 +23,23 @@ FEWEST = 20
 
 FEWEST_ABOVE = 10
 """Sampled rows above a percentile from which on its interval is given."""
+
+
+def failure_of(failures: FailureOutcomes, *, is_run: str = "type = 'pipeline.wide'") -> str:
+    """Return SQL for the column `failure`, from which every failure rate is calculated.
+
+    The column is true for a failure, null for a row that failure rates leave out (a run that was cancelled
+    externally, a stage that was cancelled or will be retried, a custom event), and false otherwise.
+
+    Args:
+        failures: The outcomes of runs that count as failures. A stage fails with status FAIL.
+        is_run: SQL: true for the row of a run.
+    """
+    outcome = "coalesce(outcome, if(status = 'FAIL', 'failed', 'ok'))"
+    of_runs = f"when {outcome} in ({text(*failures.outcomes)}) then true" if failures.outcomes else ""
+    left_out = f"when {outcome} in ({text(*failures.not_counted)}) then null" if failures.not_counted else ""
+    return f"""case when {is_run} then case {of_runs} {left_out} else false end
+        else case when status = 'FAIL' then true when status in ('OK', 'SKIP') then false end end"""
 
 
 def count_if(condition: str = "true") -> str:

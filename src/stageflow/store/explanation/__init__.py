@@ -17,7 +17,7 @@ __all__ = ["explain"]
 
 def explain(
     connection: DuckDBPyConnection,
-    where: str = "status = 'FAIL'",
+    where: str | None = None,
     *,
     against: str | None = None,
     over: Over = "runs",
@@ -43,9 +43,10 @@ def explain(
 
     Args:
         connection: A connection to DuckDB with the views `runs` and `stages`. Nothing is left in it.
-        where: Any predicate over the view: what is selected. Null counts as no.
-        against: A predicate for the rest; None, the default, for everything that is not selected. What
-            both name belongs to the selection.
+        where: Any predicate over the view: what is selected. Null counts as no. Default None, for failures:
+            the column `failure` of a store, or status FAIL in views without that column.
+        against: A predicate for the rest; None, the default, for everything that is not selected; with the
+            default `where`, without what is cancelled. What both name belongs to the selection.
         over: "runs", the default, or "stages": which view.
         most: How many differences, and how many consequences, are returned at most.
         alpha: Up to which q-value a difference is told.

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable
 
 from ...schema import Role, fields_with
-from ..columns import COLUMNS
+from ..columns import COLUMNS, FAILURE
 
 __all__ = ["COURSE", "DOCUMENTS", "IDS", "OF_STAGES", "PROCESS", "implied", "is_measured_time"]
 
-_OUTCOME = fields_with(Role.OUTCOME)
+_OUTCOME = fields_with(Role.OUTCOME) | {FAILURE}
 _DURATION = fields_with(Role.DURATION)
 _WHEN = fields_with(Role.TIME) | {"day"}
 

@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 
 from ...errors import QueryError
+from ..columns import FAILURE
 from ..predicate import as_query_error, named_fields
 from ..selection import Over
 from .difference import Difference, Explanation, LeftOut, Together
@@ -33,7 +34,7 @@ _HARDLY_EVER = 0.005
 
 def investigate(
     connection: DuckDBPyConnection,
-    where: str,
+    where: str | None,
     against: str | None,
     over: Over,
     most: int,
@@ -41,6 +42,10 @@ def investigate(
 ) -> Explanation:
     """Answer `explain`, which says what the arguments are."""
     columns = _columns(connection, over)
+    if where is None and any(column.name == FAILURE for column in columns):
+        where, against = FAILURE, against if against is not None else f"not {FAILURE}"
+    where = where if where is not None else "status = 'FAIL'"
+    columns = [column for column in columns if column.name != FAILURE]  # it repeats the outcome
     names = [column.name for column in columns]
     named: set[str] = set()
     for predicate in (where, *([against] if against is not None else [])):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
+from ..columns import FAILURE
 from ..selection import Over
 from ..weights import count_if, percentiles, ranked
 
@@ -25,7 +26,7 @@ class Side(Struct, frozen=True):
     Attributes:
         rows: How many events were looked at.
         count: How many ends they stand for; 0 for what is new, or gone.
-        failure_rate: Share of them that failed.
+        failure_rate: Share of failures, as in `Stat`; None if all were cancelled.
         p50_ms: Median duration in milliseconds; None where nothing ran.
         p95_ms: 95 % took no longer.
         estimated: True where a row stands for more than one: then the numbers are estimates.
@@ -33,7 +34,7 @@ class Side(Struct, frozen=True):
 
     rows: int = 0
     count: float = 0.0
-    failure_rate: float = 0.0
+    failure_rate: float | None = 0.0
     p50_ms: float | None = None
     p95_ms: float | None = None
     estimated: bool = False
@@ -62,6 +63,7 @@ class Comparison(Struct, frozen=True):
 
 class _Found(NamedTuple):
     side: Side
+    rated: int  # rows that count in the failure rate
     durations: Sequence[float]
 
 
@@ -82,8 +84,9 @@ def compare(
     """
     one, other = (_side(connection, where, over, weighted) for where in (before, after))
     names = sorted({*one, *other})
-    pairs = [(one.get(name, _Found(Side(), ())), other.get(name, _Found(Side(), ()))) for name in names]
-    p_values = [_failures_differ(a.side, b.side) for a, b in pairs]
+    nothing = _Found(Side(), 0, ())
+    pairs = [(one.get(name, nothing), other.get(name, nothing)) for name in names]
+    p_values = [_failures_differ(a, b) for a, b in pairs]
     p_values += [_durations_differ(a.durations, b.durations) for a, b in pairs]
     q_values = _corrected(p_values)
     found = [
@@ -103,26 +106,28 @@ def _side(connection: DuckDBPyConnection, where: str, over: Over, weighted: bool
         where {"status <> 'RETRY' and " if of_stages else ""}{where}"""
     found = connection.execute(f"""
         select coalesce(pipeline, ''), coalesce(stage, ''), count(*), {count_if()} as stands_for,
-            {count_if("status = 'FAIL'")}, {percentiles((0.5, 0.95), weighted=weighted)},
+            count(*) filter ({FAILURE} is not null),
+            {count_if(FAILURE)} / nullif({count_if(f"{FAILURE} is not null")}, 0),
+            {percentiles((0.5, 0.95), weighted=weighted)},
             (array_agg(value order by hash(event_id)) filter (value is not null))[1:{_MOST_DURATIONS}]
         from {ranked(rows, ran, ("pipeline", "stage"), weighted=weighted)} group by pipeline, stage
     """).fetchall()
     sides = {}
-    for pipeline, stage, rows, count, failed, ranks, durations in found:
+    for pipeline, stage, rows, count, rated, failure_rate, ranks, durations in found:
         p50_ms, p95_ms = ranks or (None, None)
-        side = Side(rows, count, failed / count, p50_ms, p95_ms, estimated=count != rows)
-        sides[pipeline, stage] = _Found(side, durations or ())
+        side = Side(rows, count, failure_rate, p50_ms, p95_ms, estimated=count != rows)
+        sides[pipeline, stage] = _Found(side, rated, durations or ())
     return sides
 
 
-def _failures_differ(one: Side, other: Side) -> float | None:
+def _failures_differ(one: _Found, other: _Found) -> float | None:
     from scipy.stats import fisher_exact
 
-    if not one.rows or not other.rows:
+    if not one.rated or not other.rated:
         return None
     # Rows, not what they stand for: a weight is no evidence.
-    failed = [round(side.rows * side.failure_rate) for side in (one, other)]
-    found: Any = fisher_exact([failed, [one.rows - failed[0], other.rows - failed[1]]])
+    failed = [round(found.rated * (found.side.failure_rate or 0.0)) for found in (one, other)]
+    found: Any = fisher_exact([failed, [one.rated - failed[0], other.rated - failed[1]]])
     return float(found.pvalue)
 
 

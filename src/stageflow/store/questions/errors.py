@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from ..columns import FAILURE
 from ..weights import count_if
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class ErrorGroup(Struct, frozen=True):
     Attributes:
         pipeline: Name of the pipeline; of a stage the topology that it ran in.
         stage: Name of the stage; None where the run itself failed: its deadline, its process.
-        kind: The class of the exception; of a run without one its outcome ("timeout", "crashed").
+        kind: The class of the exception; of a run without one its outcome ("timeout", "crashed"). Runs
+            whose outcome does not count as a failure are left out, by default those that were cancelled.
         message: The newest message.
         rows: How many events there are.
         count: How many they stand for.
@@ -64,13 +66,13 @@ def errors(connection: DuckDBPyConnection, of_stages: str, of_runs: str, *, limi
     # are together already: most failures say the same as others, to the letter.
     found = connection.execute(f"""
         with failures as (
-            select case type when 'stage.wide' then topology else pipeline_name end as pipeline,
+            select if(type = 'stage.wide', topology, pipeline_name) as pipeline,
                 stage_name as stage, coalesce(error_type, outcome, 'failed') as kind,
                 coalesce(error, '') as message, count(*) as n, {count_if()} as stands_for,
                 count(distinct pipeline_run_id) as runs, min(ended_at) as first, max(ended_at) as last,
                 arg_max(pipeline_run_id, ended_at, {_EXAMPLES}) as examples
             from events
-            where status = 'FAIL' and ((type = 'stage.wide' and {of_stages})
+            where {FAILURE} and ((type = 'stage.wide' and {of_stages})
                 or (type = 'pipeline.wide' and first_failed_stage is null and {of_runs}))
             group by 1, 2, 3, 4
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from ..columns import FAILURE
 from ..selection import Over
 from ..weights import FEWEST, FEWEST_ABOVE, Z, count_if, percentiles, ranked
 
@@ -33,12 +34,14 @@ class Stat(Struct, frozen=True):
         since: When the stretch of time begins; None for all of it.
         rows: How many events were looked at.
         count: How many ends there were.
-        ok: How many of them were OK.
-        failed: How many were FAIL.
+        ok: How many of them were OK and did not count as failures.
+        failed: How many stages had status FAIL, or how many runs had an outcome that counts as a failure:
+            by default `failed`, `timeout` and `crashed`.
         skipped: How many stages were skipped; 0 for runs.
-        cancelled: How many stages were cancelled; 0 for runs.
+        cancelled: How many stages were cancelled, or how many runs were cancelled externally.
         retried: How many attempts were tried again; 0 for runs.
-        failure_rate: `failed / count`; None where nothing ended.
+        failure_rate: `failed`, divided by the number of ends without those that were cancelled (and
+            suspended runs); None if there are none.
         p50_ms: Median duration in milliseconds: of runs, or of stages that ran. None where none did.
         p90_ms: 90 % took no longer.
         p95_ms: 95 % took no longer.
@@ -88,14 +91,17 @@ def stats(
     def of_stage(status: str) -> str:
         return count_if(f"status = '{status}'") if of_stages else "0"
 
+    cancelled = "status = 'CANCEL'" if of_stages else "outcome = 'cancelled'"
+
     rows = f"select *, {name} as pipeline, {stage} as stage, {since} as since from {over} where {condition}"
     ordered = ranked(rows, ran, ("pipeline", "stage", "since"), weighted=weighted)
     figures = f"""
         select pipeline, stage, since,
-            count(*), {count_if(ended)} as ended, {count_if("status = 'OK'")},
-            {count_if("status = 'FAIL'")} as failed,
-            {of_stage("SKIP")}, {of_stage("CANCEL")}, {of_stage("RETRY")},
-            failed / nullif(ended, 0) as failure_rate, {percentiles(_RANKS, weighted=weighted)} as ranks
+            count(*), {count_if(ended)} as ended,
+            {count_if(f"status = 'OK' and {FAILURE} is not true")}, {count_if(FAILURE)} as failed,
+            {of_stage("SKIP")}, {count_if(cancelled)}, {of_stage("RETRY")},
+            failed / nullif({count_if(f"{FAILURE} is not null")}, 0) as failure_rate,
+            {percentiles(_RANKS, weighted=weighted)} as ranks
         from ordered group by pipeline, stage, since"""
     intervals = _intervals(ended) if weighted else "select * from figures"
     found = connection.execute(f"""
@@ -130,9 +136,10 @@ def _intervals(ended: str) -> str:
                 count(*) filter (sample_rate > 1 and value > f.ranks[3]) as above,
                 count(*) filter ({ended}) as seen,
                 any_value(f.ended) as ended, any_value(f.failure_rate) as rate,
+                {count_if(f"{FAILURE} is not null")} as rated,
                 sqrt(coalesce(sum({extra}) filter ({ended}), 0)) as of_count,
-                sqrt(coalesce(sum({extra} * power((status = 'FAIL')::int - f.failure_rate, 2))
-                    filter ({ended}), 0)) / nullif(any_value(f.ended), 0) as of_rate,
+                sqrt(coalesce(sum({extra} * power({FAILURE}::int - f.failure_rate, 2))
+                    filter ({FAILURE} is not null), 0)) / nullif(rated, 0) as of_rate,
                 sqrt(coalesce(sum({extra} * power((value <= f.ranks[3])::int - 0.95, 2))
                     filter (value is not null), 0)) / nullif(max(whole), 0) as of_p95
             from figures f join ordered o on o.{same.replace(" and ", " and o.")}

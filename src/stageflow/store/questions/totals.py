@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from ..columns import text
+from ..columns import FAILURE, text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -23,6 +23,8 @@ class Total(Struct, frozen=True):
         status: OK, FAIL, SKIP, CANCEL, RETRY.
         outcome: Of runs: ok, degraded, failed, ...; None for stages.
         count: How often.
+        failure: Whether it counts as a failure: True or False; None if failure rates leave it out, because
+            it was cancelled, suspended or retried.
     """
 
     pipeline: str
@@ -30,6 +32,7 @@ class Total(Struct, frozen=True):
     status: str
     outcome: str | None
     count: float
+    failure: bool | None = None
 
 
 def totals(
@@ -49,8 +52,8 @@ def totals(
     ]
     found = connection.execute(f"""
         select coalesce(pipeline_name, topology, '') as pipeline, stage_name as stage, status, outcome,
-            sum(count) as ended
+            sum(count) as ended, any_value({FAILURE})
         from counts where {" and ".join(conditions) or "true"}
-        group by all order by stage nulls first, pipeline, ended desc, status, outcome
+        group by 1, 2, 3, 4 order by stage nulls first, pipeline, ended desc, status, outcome
     """).fetchall()
     return [Total(*row) for row in found]

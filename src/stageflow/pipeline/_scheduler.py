@@ -268,8 +268,8 @@ class Scheduler:
         context, recorder, nodes = self.context, self.recorder, self.state.nodes
         ready, emits = state.ready, state.emits
         turn = 0
-        # With `partial`: since Python 3.14, it depends on the place of a call in the code whether a local variable
-        # that is its argument counts as another reference.
+        # With `partial`: since Python 3.14, a local variable that is passed to a function may or may not
+        # count as another reference.
         strong_references = functools.partial(getrefcount, task)
         weak_references = functools.partial(getweakrefcount, task)
         strong, weak = strong_references(), weak_references()

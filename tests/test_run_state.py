@@ -263,7 +263,7 @@ class Model:
 
 CONTAINERS = (
     *("_deferred", "_first_began", "_permits", "_ready_at", "_reserved", "_routes", "_waiting", "acquires"),
-    *("cancels", "defers", "emits", "phases", "ready", "releases", "results", "resumes", "retried", "timers"),
+    *("effects", "emits", "phases", "ready", "results", "retried"),
 )
 
 
@@ -317,17 +317,17 @@ class World:
         for result in state.emits:
             self.emitted += ((result.name, result.status.value, result.attempt, result.abandoned),)
         state.emits.clear()
-        self.held -= frozenset(state.releases)
-        state.releases.clear()
-        assert self.held >= frozenset(state.defers)
-        self.held -= frozenset(state.defers)
-        self.deferred |= frozenset(state.defers)
-        state.defers.clear()
-        assert self.deferred >= frozenset(state.resumes)
-        self.deferred -= frozenset(state.resumes)
-        state.resumes.clear()
-        state.cancels.clear()
-        state.timers.clear()
+        for effect, index, _ in state.effects:
+            if effect == "release":
+                self.held -= {index}
+            elif effect == "defer":
+                assert index in self.held
+                self.held -= {index}
+                self.deferred |= {index}
+            elif effect == "resume":
+                assert index in self.deferred
+                self.deferred -= {index}
+        state.effects.clear()
         state.pending = False
 
     def events(self) -> Iterator[tuple[Any, ...]]:

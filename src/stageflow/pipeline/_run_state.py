@@ -34,7 +34,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Literal, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -58,6 +58,7 @@ __all__ = [
     "RUNNING",
     "TIMED_OUT",
     "WAITING",
+    "Effect",
     "Ending",
     "RunState",
 ]
@@ -72,6 +73,18 @@ _ACTIVE = (RUNNING, TIMED_OUT, CANCELLING)
 
 _DEFAULT_RETRY = Retry(attempts=3, on=())
 """For a stage without a policy that returns `StageOutput.retry`."""
+
+
+Effect = Literal["cancel", "release", "defer", "resume", "retry_due", "grace_over"]
+"""What the scheduler must do for an instance.
+
+- `cancel`: cancel its running attempt.
+- `release`: release its permit.
+- `defer`: let others have the permit that it was granted, and keep its place in the queue, because the run is
+  at `max_concurrency`.
+- `resume`: acquire its deferred permit again; a slot of `max_concurrency` is reserved for it.
+- `retry_due`, `grace_over`: call the method of this name after that many seconds.
+"""
 
 
 class Ending(Struct, frozen=True):
@@ -91,14 +104,9 @@ class RunState:
     Attributes:
         ready: Outbox: instances to start, in FIFO order. Use `take()` to remove one.
         emits: Outbox: results to emit, in order.
-        cancels: Outbox: running instances whose attempt the scheduler must cancel.
         acquires: Outbox: queued instances for which the scheduler must acquire a permit of their limit.
-        defers: Outbox: queued instances that cannot use the permit that they were granted, because the run
-            is at `max_concurrency`. The scheduler must pass it on and keep their place in the queue.
-        resumes: Outbox: deferred instances for which a slot of `max_concurrency` is reserved now.
-        releases: Outbox: instances whose permit the scheduler must release.
-        timers: Outbox: (event, instance, seconds) for delayed events: "retry_due" or "grace_over". The
-            instance -1 means the whole run.
+        effects: Outbox: everything else that the scheduler must do, in order, as (effect, instance, seconds).
+            See `Effect`; the instance -1 means the whole run.
         pending: True if any outbox except `ready` and `emits` is not empty, or the run has started to end.
         phases: The phase of each instance.
         results: The terminal result of each instance, or None.
@@ -123,9 +131,8 @@ class RunState:
         "_routes",
         "_waiting",
         "acquires",
-        "cancels",
-        "defers",
         "done",
+        "effects",
         "emits",
         "ended_at",
         "ending",
@@ -138,13 +145,10 @@ class RunState:
         "phases",
         "pipeline_name",
         "ready",
-        "releases",
         "results",
-        "resumes",
         "retried",
         "run_id",
         "running",
-        "timers",
     )
 
     def __init__(self, plan: Plan, run_id: str, began: int, origin: int) -> None:
@@ -154,12 +158,8 @@ class RunState:
         self.run_id = run_id
         self.ready: deque[int] = deque()
         self.emits: list[StageResult] = []
-        self.cancels: list[int] = []
         self.acquires: list[int] = []
-        self.defers: list[int] = []
-        self.resumes: list[int] = []
-        self.releases: list[int] = []
-        self.timers: list[tuple[str, int, float]] = []
+        self.effects: list[tuple[Effect, int, float]] = []
         self.pending = False
         self.phases = bytearray(size)
         self.results: list[StageResult | None] = [None] * size
@@ -178,10 +178,11 @@ class RunState:
         self._ready_at = [began] * size
         self._first_began: dict[int, int] = {}
         self._routes: dict[int, tuple[str, ...]] = {}
-        self._permits: set[int] = set()
+        # Dicts with the value None, not sets: the garbage collector does not visit an empty dict.
+        self._permits: dict[int, None] = {}
         # With `max_concurrency`, an instance that was granted a permit keeps the next free slot for itself.
-        self._deferred: deque[int] = deque()
-        self._reserved: set[int] = set()
+        self._deferred: dict[int, None] = {}
+        self._reserved: dict[int, None] = {}
 
     # ------------------------------------------------------------ events
 
@@ -202,7 +203,7 @@ class RunState:
             return -1
         if self._limit is not None:
             if self.ready[0] in self._reserved:
-                self._reserved.discard(self.ready[0])
+                del self._reserved[self.ready[0]]
             elif self._full:
                 return -1
         index = self.ready.popleft()
@@ -236,20 +237,20 @@ class RunState:
         if self._limit is not None and index not in self._reserved:
             if self._full:
                 # It must not hold a permit that others can use while it waits for a slot.
-                self._deferred.append(index)
-                self.defers.append(index)
+                self._deferred[index] = None
+                self.effects.append(("defer", index, 0))
                 self.pending = True
                 return
-            self._reserved.add(index)
+            self._reserved[index] = None
         self.phases[index] = READY
         self.ready.appendleft(index)
-        self._permits.add(index)
+        self._permits[index] = None
 
     def permit_refused(self, index: int, error: LimitDeadlockError, at: int) -> None:
         """An instance would wait indefinitely for a permit: it fails, and is not retried."""
         if self.phases[index] != QUEUED or self.ending is not None:
             return
-        self._reserved.discard(index)
+        self._reserved.pop(index, None)
         last = self.retried.get(index)
         attempts = 0 if last is None else last.attempts
         reason = "no attempt started" if last is None else f"attempt {attempts + 1} did not start"
@@ -264,9 +265,10 @@ class RunState:
     def _resume_deferred(self) -> None:
         """Reserve free slots for instances that could not use the permit that they were granted."""
         while self._deferred and not self._full:
-            index = self._deferred.popleft()
-            self._reserved.add(index)
-            self.resumes.append(index)
+            index = next(iter(self._deferred))
+            del self._deferred[index]
+            self._reserved[index] = None
+            self.effects.append(("resume", index, 0))
             self.pending = True
 
     def attempt_number(self, index: int) -> int:
@@ -353,8 +355,8 @@ class RunState:
         """The timeout of a running attempt has passed: it is cancelled, and has a grace period to end."""
         if self.phases[index] == RUNNING:
             self.phases[index] = TIMED_OUT
-            self.cancels.append(index)
-            self.timers.append(("grace_over", index, self._plan.grace))
+            self.effects.append(("cancel", index, 0))
+            self.effects.append(("grace_over", index, self._plan.grace))
             self.pending = True
 
     def grace_over(self, index: int, ctx: StageContext, began: int, at: int) -> None:
@@ -491,7 +493,7 @@ class RunState:
         if status is RETRY:
             self.retried[index] = result
             self._first_began.setdefault(index, result.started_ns - self.origin)
-            self.timers.append(("retry_due", index, result.retry_after or 0))
+            self.effects.append(("retry_due", index, result.retry_after or 0))
             self.pending = True
             self.phases[index] = BACKOFF
             self.running -= 1
@@ -611,8 +613,8 @@ class RunState:
             for index, phase in enumerate(self.phases):
                 if phase == RUNNING:
                     self.phases[index] = CANCELLING
-                    self.cancels.append(index)
-            self.timers.append(("grace_over", -1, self._plan.grace))
+                    self.effects.append(("cancel", index, 0))
+            self.effects.append(("grace_over", -1, self._plan.grace))
         else:
             self._finish(at)
 
@@ -641,8 +643,8 @@ class RunState:
             self._keep(index, replace(final, attempt=last.attempts + 1))
 
     def _release_permit(self, index: int) -> None:
-        self._permits.discard(index)
-        self.releases.append(index)
+        self._permits.pop(index, None)
+        self.effects.append(("release", index, 0))
         self.pending = True
 
     def conclude(self, context: PipelineContext, began: int) -> PipelineResults:

@@ -35,7 +35,7 @@ from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
 from ..observability.run_context import deliver_on, start_run
 from . import active
-from ._run_state import CANCELLING, RUNNING, TIMED_OUT, RunState
+from ._run_state import CANCELLING, RUNNING, TIMED_OUT, Effect, RunState
 from ._thread_limit import THREADS, ThreadPermit, thread_permit
 from .attempt import Attempt, StageScope, begin, first_step
 from .limits import Permit, innermost_permit
@@ -115,7 +115,7 @@ class Scheduler:
         self._dispatching = False
         self._yielding = 0
         self._retries: dict[int, asyncio.TimerHandle] = {}
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._held: dict[int, Permit] = {}
         self._requests: dict[int, Permit] = {}
         self._thread_requests: dict[int, ThreadPermit] = {}
@@ -127,7 +127,7 @@ class Scheduler:
     async def complete(self) -> PipelineResults:
         """Run all stages and return their results; see `StageGraph.run`."""
         if self.deadline is not None:
-            self._timers.append(self.loop.call_later(self.deadline, self._deadline_passed))
+            self._timers["deadline"] = self.loop.call_later(self.deadline, self._deadline_passed)
         active.entered(self)
         if self._outer_permit is not None:
             THREADS.nested_run_started(self._outer_permit)
@@ -179,9 +179,8 @@ class Scheduler:
     def _closed(self) -> None:
         """End without another loop iteration: the coroutine of the run was closed."""
         self.state.cancelled("the coroutine of run() was closed", self.now())
-        # The loop may already be closed, so it cannot cancel tasks or call timers.
-        self.state.cancels.clear()
-        self.state.timers.clear()
+        # The loop may already be closed, so it can neither cancel tasks nor call timers.
+        self.state.effects = [each for each in self.state.effects if each[0] == "release"]
         for task in self._workers:
             with contextlib.suppress(RuntimeError):
                 task.cancel()
@@ -447,31 +446,36 @@ class Scheduler:
             if state.emits:
                 self._emit()
             state.pending = False
-            for index in state.cancels:
-                if (attempt := self.attempts.get(index)) is not None:
-                    attempt.cancel(timed_out=state.phases[index] == TIMED_OUT)
-                elif (permit := self._thread_requests.pop(index, None)) is not None:
-                    self._withdraw(permit)
-                    state.attempt_withdrawn(index, self.now())
-            state.cancels.clear()
-            for index in state.releases:
-                if (held := self._held.pop(index, None)) is not None:
-                    held.limit.release(held)
-            state.releases.clear()
-            self._defer_permits()
-            self._resume_permits()
-            for event, index, seconds in state.timers:
-                if event == "retry_due":
-                    self._retries[index] = self.loop.call_later(seconds, self._retry_due, index)
-                elif index >= 0:
-                    self.attempts[index].timer = self.loop.call_later(seconds, self._grace_over, index)
-                else:
-                    self._timers.append(self.loop.call_later(seconds, self._grace_over, index))
-            state.timers.clear()
+            for effect, index, seconds in state.effects:  # including those that are added meanwhile
+                self._execute_one(effect, index, seconds)
+            state.effects.clear()
             if state.ending is not None:
                 self._wait_for_nothing()
         if state.done and self.results is None:
             self._conclude()
+
+    def _execute_one(self, effect: Effect, index: int, seconds: float) -> None:
+        state = self.state
+        if effect == "cancel":
+            if (attempt := self.attempts.get(index)) is not None:
+                attempt.cancel(timed_out=state.phases[index] == TIMED_OUT)
+            elif (request := self._thread_requests.pop(index, None)) is not None:
+                self._withdraw(request)
+                state.attempt_withdrawn(index, self.now())
+        elif effect == "release":
+            if (permit := self._held.pop(index, None)) is not None:
+                permit.limit.release(permit)
+        elif effect == "defer":
+            permit = self._requests[index] = self._held.pop(index)
+            permit.limit.defer(permit)
+        elif effect == "resume":
+            self._resume_permit(index)
+        elif effect == "retry_due":
+            self._retries[index] = self.loop.call_later(seconds, self._retry_due, index)
+        elif index >= 0:
+            self.attempts[index].timer = self.loop.call_later(seconds, self._grace_over, index)
+        else:
+            self._timers[effect] = self.loop.call_later(seconds, self._grace_over, index)
 
     def _wait_for_nothing(self) -> None:
         """Cancel all pending requests for permits, and all timers for retries."""
@@ -484,7 +488,7 @@ class Scheduler:
 
     def _conclude(self) -> None:
         """Emit the event of the run and wake its caller. Nothing here waits."""
-        for timer in self._timers:
+        for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         for permit in self._held.values():
@@ -575,21 +579,13 @@ class Scheduler:
         if self.state.pending or self.state.emits:
             self._apply()
 
-    def _defer_permits(self) -> None:
-        for index in self.state.defers:
-            permit = self._requests[index] = self._held.pop(index)
-            permit.limit.defer(permit)
-        self.state.defers.clear()
-
-    def _resume_permits(self) -> None:
-        for index in self.state.resumes:
-            permit = self._requests[index]
-            try:
-                permit.limit.resume(permit)
-            except LimitDeadlockError as error:
-                del self._requests[index]
-                self.state.permit_refused(index, error, self.now())
-        self.state.resumes.clear()
+    def _resume_permit(self, index: int) -> None:
+        permit = self._requests[index]
+        try:
+            permit.limit.resume(permit)
+        except LimitDeadlockError as error:
+            del self._requests[index]
+            self.state.permit_refused(index, error, self.now())
 
     @_ends_run
     def _permit_granted(self, permit: Permit) -> None:

@@ -303,7 +303,7 @@ def test_each_of_sixty_flipped_bits_is_found(tmp_path: Path) -> None:
                 EventStore(folder, verify=True) as store,
                 pytest.raises(ArchiveDamagedError, match=re.escape(path.name)),
             ):
-                store.runs()
+                store.volume()
         path.write_bytes(before)
     assert check_archive(folder).damaged == []
 

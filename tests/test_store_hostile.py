@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from test_sampling import lines_of
 
-from stageflow.errors import DamagedFileError, QueryError, RunNotFoundError
+from stageflow.errors import ArchiveDamagedError, DamagedFileError, QueryError, RunNotFoundError
 from stageflow.journal import Journal, RunFilter
 from stageflow.journal.layout import list_writers, new_writer, segment_name
-from stageflow.store import Compactor, EventStore, SampleRule, TailSampler
+from stageflow.store import Compactor, EventStore, SampleRule, TailSampler, forget_archive
 
 CLOSED = b'{"type":"writer.closed","journal":{"adopted_by":null,"crashed":0}}\n'
 
@@ -344,27 +344,38 @@ def test_who_cannot_be_told_where_the_archive_is_does_not_begin_another(tmp_path
     folder = write(tmp_path / "journal", run(1))
     compact(folder, archive=tmp_path / "archive")
     (folder / "archive.json").write_text('{"addr')
-    for opens in (EventStore, Compactor):
-        with pytest.raises(
-            DamagedFileError, match=r"archive\.json is damaged.*(?s:.*)address of the archive"
-        ):
-            opens(folder)
+    damaged = r"archive\.json is damaged.*(?s:.*)address of the archive"
+    with pytest.raises(DamagedFileError, match=damaged):
+        Compactor(folder)
+    with EventStore(folder) as store, pytest.raises(DamagedFileError, match=damaged):
+        store.runs()
     compact(folder, archive=tmp_path / "archive")
     assert run_ids(folder) == ["00000001-run"]
 
 
-def test_an_archive_that_was_removed_is_begun_anew(tmp_path: Path) -> None:
+def test_missing_archive_is_an_error_until_it_is_restored_or_forgotten(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1))
     compactor = Compactor(folder, keep_seconds=0)
     with EventStore(folder) as store:
         compactor.compact()
         assert len(store.runs()) == 1
-        shutil.rmtree(folder / "archive")
-        assert store.runs() == []
+        (folder / "archive").rename(tmp_path / "not mounted")
         write(folder, run(2))
-        assert len(store.runs()) == 1
+        for attempt in (store.runs, compactor.compact, compactor.compact):  # the second: without its segments
+            with pytest.raises(ArchiveDamagedError, match=r"does not exist, but 1 events.*(?s:.*)--forget"):
+                attempt()
+        assert not (folder / "archive").exists()
+        (tmp_path / "not mounted").rename(folder / "archive")
+        assert len(store.runs()) == 2
         compactor.compact()
-        assert [row["event_id"] for row in store.runs()] == ["00000002-run"]
+        shutil.rmtree(folder / "archive")
+        with pytest.raises(ArchiveDamagedError, match="does not exist, but 2 events"):
+            store.runs()
+        assert forget_archive(folder).events is None
+        assert store.runs() == []
+        write(folder, run(3))
+        compactor.compact()
+        assert [row["event_id"] for row in store.runs()] == ["00000003-run"]
 
 
 def test_a_full_disk_is_an_error_that_names_the_archive_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ COMPACT = """
 import sys
 from stageflow.store import Compactor
 while True:
-    Compactor(sys.argv[1], keep_seconds=0, batch_bytes=1).compact()
+    Compactor(*sys.argv[1:], keep_seconds=0, batch_bytes=1).compact()
 """
 
 
@@ -196,11 +196,10 @@ def test_compactors_that_are_killed_lose_nothing_and_double_nothing(tmp_path: Pa
     folder = tmp_path / "journal"
     with EventStore(folder_with_runs(folder, 4), s3) as store:
         expected = store.sql("select event_id from events order by 1").rows
-        Compactor(folder, s3, batch_bytes=1)  # which has the journal remember the address
         dice = random.Random(1)
         while any(folder.glob("*.ndjson")):
             racing = [
-                subprocess.Popen([sys.executable, "-c", COMPACT, str(folder)], stderr=subprocess.PIPE)
+                subprocess.Popen([sys.executable, "-c", COMPACT, str(folder), s3], stderr=subprocess.PIPE)
                 for _ in range(2)
             ]
             time.sleep(dice.uniform(0.5, 2.5))

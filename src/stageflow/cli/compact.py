@@ -122,11 +122,15 @@ def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bo
         if moved.source == moved.address:
             return
         say(
-            f"{moved.rows:,} events moved from {moved.source} to {moved.address}. The files in"
-            f" {moved.source} are no longer used: delete them when no other process reads them.",
+            f"{moved.rows:,} events moved from {moved.source} to {moved.address}. The journal no longer uses"
+            f" the files in {moved.source}: delete them when no other process reads them.",
             err=True,
         )
     if forget:
         gone = forget_archive(journal, archive)
         events = "The events" if gone.events is None else f"{gone.events:,} events of {gone.runs or 0:,} runs"
-        say(f"{events} in {gone.address} are no longer visible; no file was deleted.", err=True)
+        say(
+            f"{events} in {gone.address} will not be visible once the new archive has its first commit;"
+            " no file was deleted.",
+            err=True,
+        )

@@ -91,7 +91,9 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
     ):
         yield store
         if store.archive_error is not None:
-            _warn("the answer is complete without the archive, which cannot be read", store.archive_error)
+            _warn(
+                "the archive cannot be read in full; this answer does not need the rest", store.archive_error
+            )
 
 
 @contextmanager

@@ -74,10 +74,11 @@ def same_address(one: str, other: str) -> bool:
 
 
 def archived_events(journal: str) -> int | None:
-    """Return how many events the cursor of the archive counts; None if no segment is archived."""
+    """Return how many events the archive of a journal had, by its cursor; None if nothing was archived."""
     with contextlib.suppress(ValueError, OSError):
         cursor = load(journal, CURSOR)
-        if cursor is not None and cursor.positions:
+        # It has no positions if retention has removed every segment that was archived.
+        if cursor is not None and (cursor.positions or cursor.events):
             return cursor.events
     return None
 

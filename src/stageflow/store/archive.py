@@ -247,12 +247,15 @@ class Archive:
 
     def columns(self) -> dict[str, str]:
         """Return the types of all columns, as DuckDB names them, by name."""
+        from deltalake.schema import ArrayType
+
         if self._table is None:
             return {}
         types = {}
         for field in self._table.schema().fields:
-            of = getattr(field.type, "element_type", field.type)
-            types[field.name] = DUCKDB_TYPES[of.type] + ("[]" if of is not field.type else "")
+            of: Any = field.type
+            is_list = isinstance(of, ArrayType)
+            types[field.name] = DUCKDB_TYPES[(of.element_type if is_list else of).type] + "[]" * is_list
         return types
 
     def files(self) -> list[ArchiveFile]:

@@ -67,7 +67,7 @@ def move_archive(
 
     Args:
         journal: Directory of the journal.
-        archive: The new address: a directory, or "s3://bucket/events". The current address has no effect.
+        archive: The new address: a directory, or "s3://bucket/events". For the current one, nothing is done.
         storage_options: As for `EventStore`; for both addresses.
 
     Raises:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError
+from .archive import is_remote
 from .columns import text
 
 if TYPE_CHECKING:
@@ -36,15 +38,35 @@ def as_os_errors(address: str) -> Generator[None]:
         with interruptible():
             yield
     except Exception as error:
+        if is_remote(address) and _is_of_object_storage(error) and not str(error).startswith("archive "):
+            raise OSError(
+                f"archive {address} cannot be reached: {_on_one_line(error)}"
+                "\n  hint: check its address, the network and the credentials in the environment"
+            ) from error
         if not _is_of_libraries(error) or type(error).__name__ == "InterruptException":
             raise
         raise OSError(f"archive {address}: {without_advice(error)}") from error
 
 
+def _is_of_object_storage(error: Exception) -> bool:
+    """Return whether delta-rs or obstore raised an error; most of delta-rs are a plain `OSError`."""
+    kinds = _kinds(error) & {("_internal", "DeltaError"), ("obstore", "BaseError")}
+    return bool(kinds) or (type(error) is OSError and error.errno is None)
+
+
+def _on_one_line(error: Exception) -> str:
+    """Return the text of an error without the terminal colours, line breaks and debug output of delta-rs."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("Debug source")[0].replace("\u21b3", "")
+    return " ".join(text.split())
+
+
 def _is_of_libraries(error: Exception) -> bool:
     """Return whether DuckDB or delta-rs raised an error; a damaged file makes both raise any of theirs."""
-    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
-    return bool(kinds & {("_duckdb", "Error"), ("duckdb", "Error"), ("_internal", "DeltaError")})
+    return bool(_kinds(error) & {("_duckdb", "Error"), ("duckdb", "Error"), ("_internal", "DeltaError")})
+
+
+def _kinds(error: Exception) -> set[tuple[str, str]]:
+    return {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
 
 
 def without_advice(error: Exception) -> str:

@@ -180,9 +180,11 @@ class EventStore(Figures):
         """Look at journal and archive as they are now; each question does it by itself.
 
         Raises:
-            OSError: One of them cannot be read.
+            ArchiveDamagedError: Files of events in the archive are damaged or missing, and the journal no
+                longer has these events.
+            OSError: The journal or the archive cannot be read.
         """
-        self._queries.refresh()
+        self._queries.refresh(Scope(counts=False))
 
     def maintain(self) -> None:
         """Recover the archive after a crash of the machine, and archive a backlog; each query does this.
@@ -209,6 +211,12 @@ class EventStore(Figures):
                 raise
             self.archive.refresh()
         must_be_there(self.archive, self.path)
+        if self._given is not None and self.archive.version < 0:
+            raise ArchiveDamagedError(
+                f"there is no archive at {self.archive.address}",
+                files=[self.archive.address],
+                hint="correct the address; `stageflow compact` creates an archive",
+            )
         if may_write:
             self._compact_if_much(self.path)
 

@@ -114,12 +114,12 @@ class Queries:
         """True where a row of the snapshot stands for more than one."""
         return self._snapshot.weighted
 
-    def refresh(self, scope: Scope | None = None) -> None:
+    def refresh(self, scope: Scope) -> None:
         """Look at journal and archive as they are now.
 
         Args:
             scope: What the question needs. If the archive cannot be read, and what can be read suffices,
-                `left_out` is set, and nothing is raised. None for all of journal and archive.
+                `left_out` is set, and nothing is raised.
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged or missing.
@@ -131,7 +131,7 @@ class Queries:
             try:
                 self._look()
             except OSError as error:
-                if scope is None or not self._snapshot.refresh_within(scope):
+                if not self._snapshot.refresh_within(scope):
                     raise
                 self.left_out = error
 
@@ -155,9 +155,8 @@ class Queries:
     ) -> Rows:
         """Answer one query; see `EventStore.sql`."""
         must_be_text(query)
-        scope = EVERYTHING
-        if since is not None:
-            scope = Scope.ended_since(since, counts="counts" in query.lower())
+        counts = "counts" in query.lower()
+        scope = Scope(counts=counts) if since is None else Scope.ended_since(since, counts=counts)
         self.refresh(scope)  # the names that a query must not use depend on the current state
         self._must_be_query(query)
         return self.ask(

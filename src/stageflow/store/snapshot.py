@@ -133,7 +133,8 @@ class Snapshot:
         Raises:
             OSError: The journal cannot be read.
         """
-        if self._archive.readable and not any(map(scope.needs, self._damaged_files())):
+        can_read = self._archive.readable and self._archive.version >= 0
+        if can_read and not any(map(scope.needs, self._damaged_files())):
             try:
                 self._look(scope)
             except Exception as error:

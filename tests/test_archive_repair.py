@@ -254,7 +254,9 @@ def test_runs_of_the_journal_are_shown_beside_a_damaged_archive(
     damage(folder)
     for arguments in (["runs", "--json"], ["show", "last", "--json"]):
         written = command(*arguments, "--journal", folder)
-        assert "warning: only the runs of the journal are shown, because the archive cannot be read:" in written
+        assert (
+            "warning: only the runs of the journal are shown, because the archive cannot be read:" in written
+        )
         assert "00000004" in written
     # What counts refuses: a part of the records would give a wrong number.
     for arguments in (["stats"], ["query", "select count(*) from runs"]):

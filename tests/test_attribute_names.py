@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def test_any_attribute_name_is_archived(group: str, tmp_path: Path) -> None:
     before = read_back(folder)
     for batch in (1 << 30, 1):  # all names in one commit, and each in one of its own
         archive = tmp_path / f"archive{batch}"
-        compactor = Compactor(folder, archive, keep_seconds=1e9, batch_bytes=batch)
+        copy = shutil.copytree(folder, tmp_path / f"journal{batch}")
+        compactor = Compactor(copy, archive, keep_seconds=1e9, batch_bytes=batch)
         assert compactor.compact().rows > 0
         with EventStore(archive=archive) as store:
             after = [found["attributes"] for found in store.runs(limit=1000)]

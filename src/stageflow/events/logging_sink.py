@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
+from .._failures import FailureOutcomes
 from .event import Event
 from .sink import DirectSink
 
@@ -12,26 +14,40 @@ __all__ = ["LoggingEventSink"]
 
 
 class LoggingEventSink(DirectSink):
-    """Logs each event on one line; those with status FAIL at ERROR.
+    """Logs each event on one line; failed stages, and runs that count as failures, at ERROR.
 
     Args:
         level: Level for events that did not fail, as a number or a name; default INFO.
         logger: Logger to use; default the one named "stageflow".
+        failure_outcomes: The outcomes of runs that count as failures; default `failed`, `timeout` and
+            `crashed`. A run that was cancelled externally is logged at `level`.
 
     Raises:
-        ValueError: There is no such level.
+        ValueError: There is no such level, or no such outcome.
 
     Example:
         sink = LoggingEventSink(level=logging.DEBUG)
     """
 
-    def __init__(self, level: int | str = logging.INFO, logger: logging.Logger | None = None) -> None:
+    def __init__(
+        self,
+        level: int | str = logging.INFO,
+        logger: logging.Logger | None = None,
+        *,
+        failure_outcomes: Iterable[str] | None = None,
+    ) -> None:
+        self._failures = FailureOutcomes()
+        if failure_outcomes is not None:
+            self._failures = FailureOutcomes.of(failure_outcomes)
         self._level = level_number(level)
         self._logger = logger or logging.getLogger("stageflow")
 
     def take(self, event: Event) -> None:
         """Log an event."""
-        failed = _field(event.body, "status") == "FAIL"
+        outcome = _field(event.body, "outcome")
+        failed = (
+            _field(event.body, "status") == "FAIL" if outcome is None else self._failures.is_failure(outcome)
+        )
         level = logging.ERROR if failed and self._level < logging.ERROR else self._level
         if self._logger.isEnabledFor(level):
             self._logger.log(level, "%s %s", _headline(event), event.json().decode())

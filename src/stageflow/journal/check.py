@@ -106,6 +106,8 @@ class CursorState(Struct, frozen=True):
         broken: How many broken lines it came by.
         torn: How many torn last lines.
         missed: How many files were deleted before it had read them to their end.
+        removed_files: How many of these were deleted before it first started.
+        removed_events: How many events were removed from the journal before it first started.
     """
 
     name: str
@@ -115,6 +117,8 @@ class CursorState(Struct, frozen=True):
     broken: int
     torn: int
     missed: int
+    removed_files: int = 0
+    removed_events: int = 0
 
 
 class JournalState(Struct, frozen=True):
@@ -351,7 +355,17 @@ def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
         at_work = is_locked(lock)
     except OSError:
         at_work = False
-    return CursorState(name, at_work, behind, cursor.events, cursor.broken, cursor.torn, cursor.missed)
+    return CursorState(
+        name,
+        at_work,
+        behind,
+        cursor.events,
+        cursor.broken,
+        cursor.torn,
+        cursor.missed,
+        cursor.removed_files,
+        cursor.removed_events,
+    )
 
 
 def _problems(
@@ -388,8 +402,8 @@ def _problems(
         many = len(left_over)
         yield f"{_count(left_over, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
     for cursor in cursors:
-        if cursor.missed:
-            many = cursor.missed
+        # What was archived or deleted before its first start is no loss of this reader.
+        if many := cursor.missed - cursor.removed_files:
             files = f"{many:,} {'file' if many == 1 else 'files'}"
             yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted unread"
     if os.stat(directory).st_mode & 0o077:

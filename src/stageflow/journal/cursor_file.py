@@ -45,6 +45,8 @@ class CursorFile(Struct, frozen=True):
         broken: How many broken lines it came by.
         torn: How many torn last lines.
         missed: How many segments were deleted before it had read them to their end.
+        removed_files: How many of these were deleted before it was made.
+        removed_events: How many events were removed from the journal before it was made.
         name: Name of the reader; empty if an earlier version wrote the file.
     """
 
@@ -53,6 +55,8 @@ class CursorFile(Struct, frozen=True):
     broken: Count = 0
     torn: Count = 0
     missed: Count = 0
+    removed_files: Count = 0
+    removed_events: Count = 0
     name: str = ""
 
 

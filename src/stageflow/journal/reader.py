@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from msgspec import Raw, Struct
 
-from ..errors import CursorInUseError, JournalNotFoundError
+from .._safe_log import log_safely
+from ..errors import CursorInUseError, DamagedFileError, JournalNotFoundError
 from . import cursor_file
 from .cursor_file import CursorFile, Position
-from .disk import OwnedFile, absolute_path, make_private_below, open_owned
-from .layout import CURSORS, Segment, list_writers
+from .disk import OwnedFile, absolute_path, make_private_below, only_one, open_owned
+from .layout import CURSORS, LOCK, Segment, list_writers
 from .line import decode
 from .quarantine import quarantine_line
 from .recovery import recover
+from .retention import Deleted, deleted_so_far
 from .segment import LineAt, begins_line, read_piece, size_when_whole
 from .stored import decode_stored
 
 __all__ = ["Entry", "JournalReader"]
+
+log = logging.getLogger("stageflow.journal")
 
 _LOOK_EVERY_SECONDS = 1.0
 """How often a reader looks for writers that died."""
 
 _RETRIES = 10
 """How often a reader looks again when what it had listed is gone."""
+
+_PAUSE_SECONDS = 2.0
+"""How long a new reader waits for retention to end."""
 
 _POLL_SECONDS = 0.05
 """How often a reader that waits looks for something new."""
@@ -75,6 +83,9 @@ class JournalReader:
     Events of one run come in the order of their emission; runs of different processes in none. A
     run whose process died is completed on the way: `outcome: crashed`.
 
+    A reader that starts after events were archived or deleted does not get them: `removed_events` is their
+    number. `EventStore` still has the archived ones.
+
     A reader with a name resumes where `commit()` was last called: what it had read since then, it
     reads again. It holds no writer up; only the deletion of old files waits for it, and that not
     beyond the journal's `max_bytes`.
@@ -88,7 +99,10 @@ class JournalReader:
         events: How many events it has read; with a name, since the name was first used.
         broken: Number of damaged lines that it skipped. It copies each of them to `broken/`.
         torn: How many last lines it left out because their writer died while it wrote them.
-        missed: How many files were deleted before it had read them to their end.
+        missed: How many files were deleted before it had read them to their end, also those that were deleted
+            before it first started, unless it began `at_end`.
+        removed_events: How many events were removed from the journal, because they were archived or to make
+            room, before it first started.
 
     Raises:
         JournalNotFoundError: There is no such directory.
@@ -123,6 +137,8 @@ class JournalReader:
         self.broken = cursor.broken
         self.torn = cursor.torn
         self.missed = cursor.missed
+        self.removed_events = cursor.removed_events
+        self._removed_files = cursor.removed_files
         self._positions: dict[str, Position] = dict(cursor.positions)
         self._closed: set[str] = set()
         self._reduced: set[str] = set()
@@ -150,11 +166,28 @@ class JournalReader:
         cursor = cursor_file.load(self.path, self.name) if self.name is not None else None
         if cursor is None:
             # Where it begins is part of its position: what is deleted from now on, it has missed.
+            with _retention_paused(self.path):
+                gone = Deleted()
+                if not at_end:
+                    with contextlib.suppress(DamagedFileError):  # the counts are lost
+                        gone = deleted_so_far(self.path)
+                positions = {
+                    writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()
+                }
             cursor = CursorFile(
-                {writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()}
+                positions, missed=gone.files, removed_files=gone.files, removed_events=gone.events
             )
             if self.name is not None:
                 cursor_file.store(self.path, self.name, cursor)
+                if gone.events:
+                    log_safely(
+                        log,
+                        "reader %r of journal %s starts after %d events were removed from the journal: it"
+                        " does not get them; `EventStore` has the archived ones",
+                        self.name,
+                        self.path,
+                        gone.events,
+                    )
         return cursor
 
     # ------------------------------------------------------------ reading
@@ -326,7 +359,15 @@ class JournalReader:
         cursor_file.store(
             self.path,
             self.name,
-            CursorFile(self._positions, self.events, self.broken, self.torn, self.missed),
+            CursorFile(
+                self._positions,
+                self.events,
+                self.broken,
+                self.torn,
+                self.missed,
+                self._removed_files,
+                self.removed_events,
+            ),
         )
 
     def _must_be_open(self) -> None:
@@ -356,6 +397,20 @@ class JournalReader:
 
     def __repr__(self) -> str:
         return f"<JournalReader {self.path!r}{f' {self.name!r}' if self.name else ''}>"
+
+
+@contextlib.contextmanager
+def _retention_paused(directory: str) -> Generator[None]:
+    """Keep retention from deleting segments that it has not counted yet, unless it takes too long to end."""
+    deadline = time.monotonic() + _PAUSE_SECONDS
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a reader without write permission cannot pause it
+            while not stack.enter_context(only_one(os.path.join(directory, LOCK))):
+                stack.close()
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_SECONDS)
+        yield
 
 
 def _start(segments: list[Segment], at_end: bool) -> Position:

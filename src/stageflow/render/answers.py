@@ -147,8 +147,14 @@ def draw_totals(totals: Sequence[Record], *, width: int | None) -> RenderableTyp
         "status": Column("status", [coloured(on_one_line(row["status"])) for row in totals]),
         "outcome": Column("outcome", [coloured(on_one_line(row["outcome"] or "")) for row in totals]),
         "count": _numbers("count", totals, "count", count),
+        "failure": Column("failure", [Text(_counts_as(row["failure"])) for row in totals]),
     }
-    return draw_columns(columns, width=width, flexible=("pipeline", "stage"))
+    return draw_columns(columns, width=width, spare=("failure",), flexible=("pipeline", "stage"))
+
+
+def _counts_as(failure: bool | None) -> str:
+    """Return whether ends count as failures; "not counted" for those that failure rates leave out."""
+    return "not counted" if failure is None else "yes" if failure else "no"
 
 
 def draw_comparisons(rows: Sequence[Record], *, width: int | None) -> RenderableType:

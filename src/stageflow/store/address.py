@@ -67,6 +67,12 @@ def default_address(journal: str) -> str:
     return os.path.join(journal, BESIDE)
 
 
+def absolute_address(address: str | os.PathLike[str]) -> str:
+    """Return an address that `os.chdir` does not change."""
+    text = os.fspath(address)
+    return text if is_remote(text) else absolute_path(text)
+
+
 def same_address(one: str, other: str) -> bool:
     """Return whether two addresses are the same: directories are compared by their absolute paths."""
     one, other = (each.rstrip("/") if is_remote(each) else os.path.abspath(each) for each in (one, other))
@@ -91,7 +97,7 @@ def remember_address(journal: str, address: str) -> None:
     Raises:
         OSError: The directory cannot be written.
     """
-    address = address if is_remote(address) else absolute_path(address)
+    address = absolute_address(address)
     known = None
     with contextlib.suppress(DamagedFileError):
         known = read_address(journal)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..errors import ArchiveAddressError
 from ..journal.cursor_file import CursorFile, store
 from ..journal.layout import list_writers
-from .address import CURSOR, remember_address, same_address
+from .address import CURSOR, absolute_address, remember_address, same_address
 from .archive import Archive, is_remote
 from .compactor import Compactor, must_be_there
 from .database import as_os_errors
@@ -78,7 +78,7 @@ def move_archive(
     Example:
         move_archive("journal", "s3://bucket/events")
     """
-    address = os.fspath(archive)
+    address = absolute_address(archive)
     compactor = Compactor(journal, storage_options=storage_options)
     old, new = compactor.archive, Archive(address, storage_options)
     if same_address(old.address, new.address):
@@ -140,7 +140,7 @@ def forget_archive(
     compactor = Compactor(journal, storage_options=storage_options)
     old = compactor.archive
     with compactor.alone():
-        stays = archive is None or same_address(os.fspath(archive), old.address)
+        stays = archive is None or same_address(absolute_address(archive), old.address)
         exists = is_remote(old.address) or os.path.lexists(old.address)
         if stays and exists:
             raise ArchiveAddressError(

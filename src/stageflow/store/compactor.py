@@ -21,7 +21,7 @@ from ..journal.failure_file import read_failures
 from ..journal.layout import Segment, list_writers
 from ..journal.recovery import writer_is_closed
 from ..journal.retention import Room
-from .address import CURSOR, archived_events, read_address, remember_address, same_address
+from .address import CURSOR, absolute_address, archived_events, read_address, remember_address, same_address
 from .archive import COUNTS, Archive, ArchiveFile, Conflict
 from .counts import KINDS, NO_KINDS, count_rows
 from .database import Workplace, as_os_errors
@@ -114,7 +114,7 @@ class Compactor:
         self.journal = absolute_path(journal)
         if not os.path.isdir(self.journal):
             raise JournalNotFoundError(self.journal)
-        self._given = os.fspath(archive) if archive is not None else None
+        self._given = absolute_address(archive) if archive is not None else None
         self._storage_options = storage_options
         self._workplace = Workplace()
         self._room = Room(max_age=keep_seconds)

@@ -22,7 +22,7 @@ from ..errors import (
 from ..journal import Journal, RunFilter, RunStory
 from ..journal.disk import absolute_path
 from ..journal.failure_file import read_failures
-from .address import default_address, read_address, same_address
+from .address import absolute_address, default_address, read_address, same_address
 from .archive import Archive
 from .columns import FAILURE, text
 from .compactor import Compactor, Progress, closed_segments, must_be_there
@@ -96,7 +96,7 @@ class EventStore(Figures):
             raise JournalNotFoundError(self.path)
         if self.path is None and archive is None:
             raise ValueError("EventStore() has nothing to ask; give a journal, or archive=...")
-        self._given = os.fspath(archive) if archive is not None else None
+        self._given = absolute_address(archive) if archive is not None else None
         self._failures = None if failure_outcomes is None else FailureOutcomes.of(failure_outcomes)
         self._storage_options = storage_options
         self._compact_beyond = compact_beyond

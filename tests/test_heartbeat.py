@@ -97,6 +97,10 @@ def wait_for_heartbeat(path: Path, mentions: str) -> None:
     wait_for(lambda: any(mentions in str(beat["runs"]) for beat in heartbeats(path)))
 
 
+def wait_for_end_of_heartbeats() -> None:
+    wait_for(lambda: not any(thread.name == "stageflow-heartbeat" for thread in threading.enumerate()))
+
+
 def kill(program: Program) -> None:
     program.process.send_signal(signal.SIGKILL)
     program.process.wait(10)
@@ -271,7 +275,7 @@ def test_heartbeat_is_no_event_and_ends_with_the_last_run(tmp_path: Path) -> Non
             await asyncio.sleep(0.05)
 
     asyncio.run(graph_of(works, sink).run())
-    wait_for(lambda: not any(thread.name == "stageflow-heartbeat" for thread in threading.enumerate()))
+    wait_for_end_of_heartbeats()
     counted = next(known for known in stats().sinks if known.sink.startswith("JournalSink"))
     sink.close()
     with JournalReader(tmp_path) as reader:
@@ -284,6 +288,7 @@ def test_no_heartbeat_without_a_journal() -> None:
     async def works(ctx: StageContext) -> dict[str, list[str]]:
         return {"threads": [thread.name for thread in threading.enumerate()]}
 
+    wait_for_end_of_heartbeats()
     results = asyncio.run(Pipeline("p").with_stage("works", works).run())
     assert "stageflow-heartbeat" not in results.data("works")["threads"]
 

@@ -43,6 +43,8 @@ class Commands(TyperGroup):
         except (StageflowError, OSError) as error:
             _say(str(error))
             raise typer.Exit(1) from None
+        finally:
+            forget_journal()
 
 
 def _say(text: str) -> None:

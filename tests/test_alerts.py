@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -29,6 +30,7 @@ from stageflow.alerts import (
     CrashedRuns,
     EventsDropped,
     FailureRate,
+    Measured,
     NoRuns,
     NotDelivered,
     Notice,
@@ -37,17 +39,20 @@ from stageflow.alerts import (
     SlowerThan,
     SqlRows,
     Webhook,
+    check_rules,
     evaluate,
     parse_rules,
     run_alerts,
     sample_notice,
+    try_receivers,
 )
 from stageflow.alerts.silence import add_silence
 from stageflow.alerts.state import read_state
+from stageflow.alerts.window import Window
 from stageflow.cli.app import app
 from stageflow.errors import AlertRuleError, DamagedFileError
 from stageflow.journal.disk import only_one
-from stageflow.store import EventStore
+from stageflow.store import Compactor, EventStore
 
 FAILS = FailureRate(name="checkout fails", pipeline="checkout", above=0.05, severity="critical")
 SLOW = SlowerThan(name="pay is slow", stage="pay", above=500, window=300)
@@ -968,3 +973,140 @@ def test_alerts_silence_and_list(cli: Callable[..., tuple[int, str]], receiver: 
         ("silence", "checkout fails", "--reason", "x"),
     ):
         assert cli(*wrong)[0] == 2, wrong
+
+
+# ------------------------------------------------------------ rules and receivers that raise
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Custom(Rule, frozen=True, kw_only=True):
+    """A rule of an application."""
+
+    does: Callable[[], Any]
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        found = self.does()
+        return found if isinstance(found, Measured) else self.measured(now, **found)
+
+    def measured(self, now: datetime, **more: Any) -> Measured:
+        fields = {"value": 1.0, "says": "it is bad", "threshold": "", "bad": True, "good": False, "rows": 1}
+        window = Window.ending(now, 60)
+        return Measured(**{**fields, "events": 1.0, "noun": "runs", "window": window, **more})
+
+    def commands(self, window: Window) -> Sequence[str]:
+        return ["stageflow runs"]
+
+
+def raises(error: BaseException) -> Callable[[], Any]:
+    def does() -> Any:
+        raise error
+
+    return does
+
+
+MISBEHAVES: dict[str, Callable[[], Any]] = {
+    "a bug": raises(ZeroDivisionError("division by zero")),
+    "cancelled": raises(asyncio.CancelledError()),
+    "generator": raises(GeneratorExit()),
+    "base": raises(type("Base", (BaseException,), {})("x")),
+    "group": raises(BaseExceptionGroup("some", [ValueError("x"), asyncio.CancelledError()])),
+    "without text": raises(Unprintable()),
+    "half a surrogate": raises(ValueError("\udc80")),
+    "recursion": raises(RecursionError()),
+    "no measurement": lambda: {"rows": None},
+    "a wrong type": lambda: {"says": 5},
+    "text that cannot be stored": lambda: {"says": "\udc80"},
+    "a wrong selection": lambda: {"notes": (object(),)},
+}
+
+
+@pytest.mark.parametrize("kind", MISBEHAVES)
+def test_rule_that_raises_anything_does_not_stop_the_others(
+    kind: str, incident: EventStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[str] = []
+    rules = AlertRules(
+        rules=(Custom(name="custom", does=MISBEHAVES[kind]), FAILS),
+        receivers=(Call(name="me", function=lambda notice: sent.append(notice.rule)),),
+    )
+    for number in (1, 2):
+        run = run_alerts(incident, rules, state=tmp_path / "state.json", now=after(10 + number))
+        custom, fails = run.findings
+        assert custom.error
+        assert fails.error is None
+        assert not run.well
+    assert sent == ["checkout fails"]
+    state = read_state(str(tmp_path / "state.json"))
+    assert (state.rules["custom"].errors, state.rules["custom"].status) == (2, "inactive")
+    logged = [record for record in caplog.records if "alert rule 'custom' could not be" in record.message]
+    assert len(logged) == 1
+    if MISBEHAVES[kind].__name__ == "does":
+        (problem,) = check_rules(incident, rules)
+        assert problem.startswith("at $.rules[0]: rule 'custom' cannot be evaluated: ")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_interrupts_end_an_evaluation(error: BaseException, incident: EventStore) -> None:
+    with pytest.raises(type(error)):
+        evaluate(incident, [Custom(name="custom", does=raises(error))], AlertState(), NOON)
+
+
+def test_alert_fires_even_if_its_commands_cannot_be_listed(incident: EventStore) -> None:
+    class WithoutCommands(Custom, frozen=True, kw_only=True):
+        def commands(self, window: Window) -> Sequence[str]:
+            raise KeyError("no commands")
+
+    rule = WithoutCommands(name="custom", does=dict)
+    evaluation = evaluate(incident, [rule], AlertState(), NOON)
+    assert [(notice.rule, notice.commands) for notice in evaluation.notices] == [("custom", ())]
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), GeneratorExit(), Unprintable(), ValueError("\udc80")]
+)
+def test_receiver_that_raises_anything_does_not_stop_the_others(
+    error: BaseException, incident: EventStore, tmp_path: Path
+) -> None:
+    sent: list[str] = []
+
+    def call(notice: Notice) -> None:
+        raise error
+
+    rules = AlertRules(
+        rules=(FAILS,),
+        receivers=(
+            Call(name="broken", function=call),
+            Call(name="me", function=lambda notice: sent.append(notice.rule)),
+        ),
+    )
+    run = run_alerts(incident, rules, state=tmp_path / "state.json", now=after(10))
+    assert sent == ["checkout fails"]
+    assert [one.receiver for one in run.waiting] == ["broken"]
+    assert run.receivers["broken"].last_error
+    read_state(str(tmp_path / "state.json"))
+    tests = {one["receiver"]: one["error"] for one in try_receivers(rules, NOON)}
+    assert (bool(tests["broken"]), tests["me"]) == (True, None)
+
+
+def test_check_reports_rules_that_cannot_be_evaluated(past: Past, tmp_path: Path) -> None:
+    past.minutes(0, 5)
+    past.close()
+    Compactor(past.path, keep_seconds=0).compact()
+    for path in past.path.glob("archive/day=*/part-*.parquet"):
+        path.write_bytes(b"")
+    rules = tmp_path / "alerts.toml"
+    rules.write_text(
+        '[[rules]]\nkind = "failure_rate"\nname = "fails"\nabove = 0.05\n'
+        '[[rules]]\nkind = "no_runs"\nname = "none"\n'
+    )
+    done = CliRunner().invoke(app, ["alerts", "check", "--rules", str(rules), "--journal", str(past.path)])
+    assert done.exit_code == 1
+    assert "at $.rules[0]: rule 'fails' cannot be evaluated: ArchiveDamagedError: archive" in done.output
+    assert "at $.rules[1]" in done.output
+    ran = CliRunner().invoke(app, ["alerts", "run", "--rules", str(rules), "--journal", str(past.path)])
+    assert ran.exit_code == 1
+    assert "ArchiveDamagedError" in ran.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
@@ -23,7 +24,11 @@ from stageflow import (
     WideEventEmitter,
 )
 from stageflow.errors import DamagedFileError
+from stageflow.events import Event
 from stageflow.journal import Journal, JournalReader, RunFilter
+from stageflow.journal.disk import only_one
+from stageflow.journal.retention import Room
+from stageflow.store import Compactor
 
 Start = Callable[[str], Program]
 
@@ -229,6 +234,109 @@ async def test_of_a_segment_that_was_reduced_the_rest_is_read_once(tmp_path: Pat
 
 
 # ------------------------------------------------------------ lines that are none
+
+
+async def test_new_reader_reports_what_was_archived_before_it_started(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with JournalReader(journal_in(tmp_path), "before") as before:
+        for number in range(3):  # writers that have ended
+            graph, sink = graph_on(tmp_path)
+            await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+            sink.close()
+        graph, sink = graph_on(tmp_path, segment_bytes=4_000)  # one that goes on
+        for number in range(3, 9):
+            await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
+        files = len([*tmp_path.glob("*.ndjson")])
+        read = len(list(before))
+        before.commit()
+    await asyncio.to_thread(lambda: Compactor(tmp_path, keep_seconds=0).compact())
+    left = len([*tmp_path.glob("*.ndjson")])
+    assert 0 < left < files
+    with JournalReader(tmp_path, "late") as late:
+        found = len(list(late))
+        assert found + late.removed_events == read == 27
+        assert late.missed == files - left
+        late.commit()
+    (logged,) = (each.message for each in caplog.records if "'late'" in each.message)
+    assert f"reader 'late' of journal {tmp_path} starts after {27 - found} events were removed" in logged
+    await graph.run(PipelineContext(pipeline_run_id="r9"))
+    with JournalReader(tmp_path, "late") as late:
+        assert ids(late) == wanted("r9")
+        assert (late.removed_events, late.missed) == (27 - found, files - left)
+    sink.close()
+    without_name = JournalReader(tmp_path)
+    assert len(list(without_name)) + without_name.removed_events == 30
+    at_end = JournalReader(tmp_path, at_end=True)
+    assert (at_end.removed_events, at_end.missed) == (0, 0)
+    state = Journal(tmp_path).check()
+    assert state.problems == []  # nothing was lost
+    cursors = {cursor.name: cursor for cursor in state.cursors}
+    assert cursors["late"].removed_events == 27 - found
+    assert (cursors["before"].removed_events, cursors["before"].missed) == (0, 0)
+
+
+async def test_new_reader_counts_what_retention_removed_also_from_reduced_files(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path, segment_bytes=12_000, fsync_interval=3600)
+    for number in range(60):
+        await graph.run(PipelineContext(pipeline_run_id=f"r{number}", data={"fail": number % 10 == 0}))
+    Room(max_bytes=40_000).make(str(tmp_path))
+    assert [*tmp_path.glob("*.kept.ndjson")]
+    reader = JournalReader(tmp_path, "me")
+    assert len(list(reader)) + reader.removed_events == 180
+    Room(max_bytes=10_000).make(str(tmp_path))
+    again = JournalReader(tmp_path, "other")
+    assert len(list(again)) + again.removed_events == 180
+    sink.close()
+
+
+async def test_custom_events_and_not_marks_are_counted_as_removed(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    for number in range(5):
+        sink.take(Event("order.placed", {"number": number}))
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    sink.close()
+    lines = sum(len(path.read_bytes().splitlines()) for path in tmp_path.glob("*.ndjson"))
+    Room(max_age=0).make(str(tmp_path))
+    reader = JournalReader(tmp_path, "me")
+    assert reader.removed_events == 8 < lines
+    assert reader.read() == []
+
+
+async def test_new_reader_waits_for_retention_to_count(tmp_path: Path) -> None:
+    graph, sink = graph_on(tmp_path)
+    await graph.run(PipelineContext(pipeline_run_id="r1"))
+    sink.close()
+    with only_one(str(tmp_path / "lock")) as mine:
+        assert mine
+        started = threading.Event()
+        found: list[JournalReader] = []
+
+        def start() -> None:
+            started.set()
+            found.append(JournalReader(tmp_path, "me"))
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        await asyncio.to_thread(started.wait)
+        path = next(tmp_path.glob("*.ndjson"))
+        path.unlink()  # as retention does, which has not counted it yet
+        (tmp_path / "deleted.json").write_text('{"lines":5,"bytes":9,"events":3,"files":1}')
+    await asyncio.to_thread(thread.join, 10)
+    assert (found[0].removed_events, found[0].missed) == (3, 1)
+
+
+def test_damaged_counts_do_not_keep_a_new_reader_from_starting(tmp_path: Path) -> None:
+    JournalSink(journal_in(tmp_path)).close()
+    (tmp_path / "deleted.json").write_bytes(b"\xe6")
+    reader = JournalReader(tmp_path, "me")
+    assert (reader.read(), reader.removed_events) == ([], 0)
+
+
+def journal_in(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    path.chmod(0o700)
+    return path
 
 
 async def test_a_broken_line_in_the_middle_is_left_out_counted_and_kept(tmp_path: Path) -> None:

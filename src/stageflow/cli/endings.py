@@ -52,6 +52,8 @@ class Commands(TyperGroup):
         except (StageflowError, OSError) as error:
             say(hint_with_journal(str(error)), err=True)
             raise typer.Exit(1) from None
+        finally:
+            forget_journal()
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
         yield store
         if store.archive_error is not None:
             _warn(
-                "the archive cannot be read in full; this answer does not need the rest", store.archive_error
+                "this answer does not need the part of the archive that cannot be read", store.archive_error
             )
 
 

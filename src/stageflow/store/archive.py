@@ -25,7 +25,7 @@ from .log_files import ACTIONS_CHECKSUM, actions_checksum, sync_file
 if TYPE_CHECKING:
     from deltalake import DeltaTable, PostCommitHookProperties
 
-__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "is_remote"]
+__all__ = ["COUNTS", "Archive", "ArchiveFile", "Conflict", "is_remote", "unreadable"]
 
 _CONFIGURATION: dict[str, str | None] = {
     # Keep replaced files for readers that started earlier.
@@ -39,6 +39,14 @@ _COMMITS_PER_CHECKPOINT = 20
 
 class Conflict(Exception):
     """Somebody else has committed since the table was read."""
+
+
+def unreadable(address: str, error: PermissionError) -> OSError:
+    """Return the error for a file or directory of an archive that this user must not read."""
+    return OSError(
+        f"archive {address}: {error.filename} cannot be read: {error.strerror}"
+        "\n  hint: grant this user read permission"
+    )
 
 
 def is_remote(address: str) -> bool:
@@ -77,7 +85,10 @@ class Archive:
             OSError: The table cannot be read.
         """
         self.readable = False
-        self._refresh()
+        try:
+            self._refresh()
+        except PermissionError as error:
+            raise unreadable(self.address, error) from error
         self.readable = True
 
     def _refresh(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArchiveDamagedError, MissingExtraError, QueryError
 from ..journal.disk import make_private, open_regular
-from .archive import Archive, ArchiveFile, Conflict, is_remote
+from .archive import Archive, ArchiveFile, Conflict, is_remote, unreadable
 from .columns import text
 from .permissions import make_directory, mode_of
 from .rows import as_pattern
@@ -148,6 +148,9 @@ class LocalFiles:
         """Read a file in full, and return a description of its damage, or None if it is intact.
 
         An intact file is read only once.
+
+        Raises:
+            OSError: This user must not read it.
         """
         (path,) = self.paths_of([file])
         if is_remote(self._archive.address):
@@ -163,6 +166,8 @@ class LocalFiles:
                 return "does not match its checksum"
         except FileNotFoundError:
             return "is missing"
+        except PermissionError as error:  # a repair must not take it for damage
+            raise unreadable(self._archive.address, error) from error
         except OSError as error:
             return f"cannot be read: {error.strerror}"
         if file.checksum is not None:

@@ -127,9 +127,9 @@ class Queries:
         """
         self._must_be_open()
         with self._lock, as_os_errors(self._archive.address):
-            self.left_out = None
             try:
                 self._look()
+                self.left_out = None
             except OSError as error:
                 if not self._snapshot.refresh_within(scope):
                     raise

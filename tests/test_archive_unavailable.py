@@ -1,0 +1,492 @@
+"""What is answered while an archive is damaged, missing or out of reach, and how its address changes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_durability import cut, data_files, empty
+from test_sampling import BEGAN
+from test_store_hostile import compact, run, write
+from typer.testing import CliRunner
+
+from stageflow.alerts import (
+    AlertLoop,
+    AlertRules,
+    AlertState,
+    Call,
+    CrashedRuns,
+    EventsDropped,
+    FailureRate,
+    NoRuns,
+    Rule,
+    SlowerThan,
+    SqlRows,
+    evaluate,
+)
+from stageflow.cli.app import app
+from stageflow.errors import ArchiveAddressError, ArchiveDamagedError, DamagedFileError
+from stageflow.journal import Journal, RunFilter
+from stageflow.store import Compactor, EventStore, forget_archive, move_archive
+
+NOW = datetime.now(UTC)
+OLD, RECENT = timedelta(days=40), timedelta(minutes=4)
+"""How long ago the archived runs began, and the runs that only the journal has."""
+
+Damage = Callable[[Path], Any]
+
+
+def second(ago: timedelta) -> float:
+    return (NOW - ago - BEGAN).total_seconds()
+
+
+def rows(numbers: Sequence[int], ago: timedelta, **more: Any) -> bytes:
+    return b"".join(
+        run(number, second=second(ago), fails=number % 3 == 0, stages=1, **more) for number in numbers
+    )
+
+
+def write_at(folder: Path, numbers: Sequence[int], ago: timedelta, **more: Any) -> None:
+    """Write runs that began some time ago into segments that were written at that time."""
+    before = set(folder.glob("*.ndjson"))
+    write(folder, rows(numbers, ago, **more))
+    written = (NOW - ago).timestamp() + 5
+    for path in {*folder.glob("*.ndjson")} - before:
+        os.utime(path, (written, written))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine runs in the archive alone, six in the journal alone."""
+    folder = tmp_path_factory.mktemp("made") / "journal"
+    write_at(folder, range(1, 10), OLD)
+    compact(folder)
+    assert not list(folder.glob("*.ndjson"))
+    write_at(folder, range(20, 26), RECENT)
+    folder.chmod(0o700)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "journal")
+
+
+def command(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    """Run a command; return what it wrote to standard output and standard error, each on one line."""
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return re.sub(r"\s+", " ", done.stdout), re.sub(r"\s+", " ", done.stderr)
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"\x5a" * path.stat().st_size)
+
+
+def log_of(folder: Path) -> Path:
+    return folder / "archive" / "_delta_log"
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Damage] = {
+    "cut": lambda folder: cut(data_files(folder)[0]),
+    "empty": lambda folder: empty(data_files(folder)[0]),
+    "overwritten": lambda folder: overwrite(data_files(folder)[0]),
+    "missing": lambda folder: data_files(folder)[0].unlink(),
+    "not a file": lambda folder: replace_by_directory(data_files(folder)[0]),
+    "emptied log": lambda folder: [empty(path) for path in log_of(folder).glob("*.json")],
+    "log without files": lambda folder: [path.unlink() for path in log_of(folder).glob("*.json")],
+    "missing log": lambda folder: shutil.rmtree(log_of(folder)),
+    "missing archive": lambda folder: shutil.rmtree(folder / "archive"),
+    "emptied archive": lambda folder: [shutil.rmtree(folder / "archive"), (folder / "archive").mkdir()],
+    "damaged address": lambda folder: (folder / "archive.json").write_bytes(b"\xe6"),
+}
+
+RULES: list[Rule] = [
+    FailureRate(name="failure rate", above=0.05, min_events=1),
+    SlowerThan(name="slow", above=5.0, min_events=1),
+    CrashedRuns(name="crashes", window=600),
+    NoRuns(name="no runs", pipeline="other"),
+    FailureRate(name="stage", stage="s0", above=0.05, min_events=1),
+]
+"""Rules for which the journal alone has everything."""
+
+NEED_ARCHIVE: list[Rule] = [
+    FailureRate(name="long window", above=0.05, window=50 * 24 * 3600.0),
+    SqlRows(name="any query", sql="select * from runs where ended_at > $since"),
+    EventsDropped(name="dropped", window=50 * 24 * 3600.0),
+]
+
+
+# ------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_one_clear_error_and_the_journal_is_shown(folder: Path, kind: str) -> None:
+    DAMAGES[kind](folder)
+    for arguments in (["stats"], ["errors"], ["totals"], ["query", "select count(*) from runs"], ["explain"]):
+        out, error = command(*arguments, "--journal", folder, code=1)
+        assert out == ""
+        assert re.search(r"archive.*hint: .*(restore|specify|doctor)", error), error
+        assert "Traceback" not in error
+    for arguments in (["runs", "--json"], ["show", "last", "--json"]):
+        out, error = command(*arguments, "--journal", folder)
+        assert "0000002" in out
+        assert "warning: only the runs of the journal are shown" in error
+    assert command("runs", "--json", "--journal", folder)[0].count('"event_id"') == 6
+    out, _ = command("doctor", "--journal", folder, code=1)
+    assert "archive" in out.partition("To be seen to")[2]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_rules_that_do_not_need_the_damaged_part_are_evaluated(folder: Path, kind: str) -> None:
+    DAMAGES[kind](folder)
+    with EventStore(folder) as store:
+        evaluation = evaluate(store, [*NEED_ARCHIVE, *RULES], AlertState(), NOW)
+    found = {finding.rule: finding for finding in evaluation.findings}
+    for rule in NEED_ARCHIVE:
+        assert re.search("archive.*; ", found[rule.name].error or ""), rule.name  # and the remedy
+    for rule in RULES:
+        assert found[rule.name].error is None, rule.name
+        assert "archive" in (found[rule.name].archive_error or "")
+    assert found["failure rate"].status == "firing"
+    assert (found["failure rate"].says, found["failure rate"].events) == ("failure rate 33.3 %", "6 runs")
+    assert (found["slow"].status, found["no runs"].status) == ("firing", "firing")
+    assert {notice.rule for notice in evaluation.notices} == {"failure rate", "slow", "no runs", "stage"}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_statistics_of_what_the_journal_has_are_shown_with_a_warning(folder: Path, kind: str) -> None:
+    DAMAGES[kind](folder)
+    for arguments in (["stats"], ["errors"], ["totals"], ["slowest"], ["explain"]):
+        out, error = command(*arguments, "--since", "10m", "--journal", folder)
+        assert out
+        assert "warning: this answer does not need the part of the archive that cannot be read" in error
+    out, _ = command("stats", "--runs", "--since", "10m", "--json", "--journal", folder)
+    assert json.loads(out)["count"] == 6
+
+
+def test_intact_files_of_other_days_answer(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    write_at(folder, range(1, 10), OLD)
+    compact(folder)
+    write_at(folder, range(20, 26), timedelta(days=2))
+    compact(folder)
+    assert not list(folder.glob("*.ndjson"))
+    old, recent = sorted(data_files(folder))
+    cut(old)
+    rule = FailureRate(name="week", above=0.05, window=7 * 24 * 3600.0, min_events=1)
+    with EventStore(folder) as store:
+        (finding,) = evaluate(store, [rule], AlertState(), NOW).findings
+        assert (finding.status, finding.events) == ("firing", "6 runs")
+        assert old.name in (finding.archive_error or "")
+        since = (NOW - timedelta(days=10)).isoformat()
+        (stat,) = store.stats("runs", RunFilter(since=since))
+        assert stat.count == 6
+        with pytest.raises(ArchiveDamagedError, match=re.escape(old.name)):
+            store.stats("runs")
+        cut(recent)
+        (finding,) = evaluate(store, [rule], AlertState(), NOW).findings
+        assert recent.name in (finding.error or "")
+
+
+def test_damaged_counts_concern_only_what_reads_them(folder: Path) -> None:
+    cut(data_files(folder, "counts-")[0])
+    with EventStore(folder) as store:
+        assert store.sql("select count(*) from runs").rows == [(15,)]
+        assert "counts-" in str(store.archive_error)
+        assert store.stats("runs")[0].count == 15
+        for question in (store.totals, store.volume, lambda: store.sql("from counts")):
+            with pytest.raises(ArchiveDamagedError, match="counts-"):
+                question()
+    assert command("runs", "--json", "--limit", "0", "--journal", folder)[0].count('"event_id"') == 15
+
+
+def test_repaired_archive_is_used_again(folder: Path) -> None:
+    path = data_files(folder)[0]
+    content = path.read_bytes()
+    with EventStore(folder) as store:
+        assert store.stats("runs")[0].count == 15
+        cut(path)
+        since = RunFilter(since=(NOW - timedelta(hours=1)).isoformat())
+        assert store.stats("runs", since)[0].count == 6
+        assert store.archive_error is not None
+        path.write_bytes(content)
+        assert store.stats("runs")[0].count == 15
+        assert store.archive_error is None
+
+
+def test_damage_found_while_reading_is_left_out_as_well(folder: Path) -> None:
+    path = data_files(folder)[0]
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)  # its footer is intact
+    path.write_bytes(content)
+    with EventStore(folder) as store:
+        (finding,) = evaluate(store, RULES[:1], AlertState(), NOW).findings
+        assert (finding.status, finding.error) == ("firing", None)
+        with pytest.raises(ArchiveDamagedError, match=re.escape(path.name)):
+            store.slowest()
+
+
+def test_journal_that_may_lack_events_does_not_answer(folder: Path) -> None:
+    """Segments were removed until shortly before the window, or nobody knows."""
+    shutil.rmtree(folder / "archive")
+    since = NOW - OLD - timedelta(days=1)
+    with EventStore(folder) as store:
+        assert store.sql("select count(*) from runs", since=NOW - timedelta(hours=1)).rows == [(6,)]
+        with pytest.raises(ArchiveDamagedError):
+            store.sql("select count(*) from runs", since=since)
+        deleted = json.loads((folder / "deleted.json").read_text())
+        del deleted["until"], deleted["crc32"]  # as an older version left it
+        (folder / "deleted.json").write_text(json.dumps(deleted))
+        with pytest.raises(ArchiveDamagedError):
+            store.sql("select count(*) from runs", since=NOW - timedelta(hours=1))
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root reads every file")
+@pytest.mark.parametrize("what", ["archive", "archive/_delta_log", "a file"])
+def test_unreadable_archive_is_named_and_left_out(folder: Path, what: str) -> None:
+    path = data_files(folder)[0] if what == "a file" else folder / what
+    path.chmod(0)
+    as_user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+    def limited(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*as_user, sys.executable, "-m", "stageflow", *arguments, "--journal", str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    try:
+        shown = limited("runs", "--json")
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.count('"event_id"') >= 6
+        assert "warning: only the runs of the journal are shown" in shown.stderr
+        refused = limited("stats")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert str(path.name) in refused.stderr
+        assert "hint:" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert json.loads(limited("stats", "--runs", "--since", "10m", "--json").stdout)["count"] == 6
+        checked = limited("doctor")
+        assert checked.returncode == 1
+        assert path.name in checked.stdout
+    finally:
+        path.chmod(0o700)
+
+
+def test_loop_reports_once_that_it_does_without_the_archive(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(log_of(folder))
+    sent: list[str] = []
+    rules = AlertRules(
+        rules=(NEED_ARCHIVE[1], NoRuns(name="no runs", pipeline="other")),
+        receivers=(Call(name="me", function=lambda notice: sent.append(notice.title)),),
+    )
+    with AlertLoop(folder, rules, every=0.05) as loop:
+        while loop.runs < 3:
+            time.sleep(0.01)
+    assert sent == ["[FIRING] no runs: no runs in 10 min"]
+    assert loop.failures == 0
+    warnings = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert len([each for each in warnings if "alert rule 'any query' could not be evaluated" in each]) == 1
+    assert len([each for each in warnings if "do not need the part of the archive" in each]) == 1
+
+
+# ------------------------------------------------------------ out of reach
+
+
+@pytest.fixture
+def down(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address of object storage where nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return "s3://bucket/events"
+
+
+@pytest.mark.timeout(120)
+def test_object_storage_that_is_down_is_a_warning_where_the_journal_suffices(folder: Path, down: str) -> None:
+    (folder / "archive.json").write_text(json.dumps({"address": down}))
+    out, error = command("runs", "--json", "--journal", folder)
+    assert out.count('"event_id"') == 6
+    assert f"archive {down} cannot be reached" in error
+    assert "check its address, the network and the credentials" in error
+    assert "\x1b" not in error
+    with EventStore(folder) as store:
+        (finding,) = evaluate(store, RULES[:1], AlertState(), NOW).findings
+        assert (finding.status, finding.error) == ("firing", None)
+        assert down in (finding.archive_error or "")
+        with pytest.raises(OSError, match=f"archive {down} cannot be reached"):
+            store.sql("select count(*) from runs")
+
+
+@pytest.mark.timeout(120)
+def test_address_that_cannot_be_reached_is_not_stored(tmp_path: Path, down: str) -> None:
+    folder = write(tmp_path / "journal", rows([1, 2, 3], RECENT))
+    _, error = command("compact", "--archive", down, "--journal", folder, code=1)
+    assert f"archive {down} cannot be reached" in error
+    assert not (folder / "archive.json").exists()
+    assert command("stats", "--runs", "--journal", folder)[1] == ""
+    compact(folder)
+    with EventStore(folder) as store:
+        assert store.stats("runs")[0].count == 3
+        assert store.archive_error is None
+
+
+@pytest.mark.parametrize("command_name", ["runs", "show", "stats", "totals"])
+def test_wrong_address_is_a_warning_where_the_journal_suffices(tmp_path: Path, command_name: str) -> None:
+    folder = write(tmp_path / "journal", rows([1, 2, 3], RECENT))
+    out, error = command(command_name, "--archive", tmp_path / "nowhere", "--json", "--journal", folder)
+    assert out
+    assert f"there is no archive at {tmp_path / 'nowhere'}" in error
+    assert not (folder / "archive.json").exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_runs_and_show_read_an_archive_alone(folder: Path) -> None:
+    assert command("runs", "--archive", folder / "archive", "--json")[0].count('"event_id"') == 9
+    out, _ = command("show", "00000003-run", "--archive", folder / "archive", "--json")
+    assert '"event_id":"00000003-run"' in out
+    both, error = command("runs", "--archive", folder / "archive", "--json", "--journal", folder)
+    assert (both.count('"event_id"'), error) == (15, "")
+
+
+# ------------------------------------------------------------ another address
+
+
+def counts(folder: Path) -> tuple[float, float]:
+    with EventStore(folder) as store:
+        return sum(one.count for one in store.stats("runs")), sum(one.count for one in store.totals())
+
+
+def test_address_is_stored_with_the_first_commit(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", closed=True)
+    for path in folder.glob("*.ndjson"):
+        path.unlink()
+    _, error = command("compact", "--archive", tmp_path / "archive", "--journal", folder)
+    assert "with the first commit" in error
+    assert not (folder / "archive.json").exists()
+    write(folder, rows([1], RECENT))
+    _, error = command("compact", "--archive", tmp_path / "archive", "--journal", folder)
+    assert error == ""
+    assert json.loads((folder / "archive.json").read_text())["address"] == str(tmp_path / "archive")
+
+
+def test_changing_the_address_reports_what_would_not_be_visible(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    _, error = command("compact", "--archive", other, "--journal", folder, code=1)
+    assert "18 events of 9 runs would not be visible" in error
+    assert "--move" in error
+    assert "--forget" in error
+    with pytest.raises(ArchiveAddressError) as raised:
+        Compactor(folder, other).compact()
+    assert (raised.value.events, raised.value.runs) == (18, 9)
+    assert not other.exists()
+    assert not (folder / "archive.json").exists()
+    shutil.rmtree(log_of(folder))
+    with pytest.raises(ArchiveAddressError, match="18 events of 9 runs"):  # by its files
+        Compactor(folder, other).compact()
+    shutil.rmtree(folder / "archive")
+    with pytest.raises(ArchiveAddressError, match="0 events of 0 runs"):
+        Compactor(folder, other).compact()
+
+
+def test_moved_archive_has_everything_and_open_stores_follow(folder: Path, tmp_path: Path) -> None:
+    before = counts(folder)
+    with EventStore(folder) as store:
+        compactor = Compactor(folder, keep_seconds=0)
+        assert store.stats("runs")[0].count == 15
+        _, error = command(
+            "compact", "--archive", tmp_path / "other", "--move", "--keep", "1s", "--journal", folder
+        )
+        assert "18 events moved" in error
+        shutil.rmtree(folder / "archive")
+        assert store.stats("runs")[0].count == 15
+        write(folder, rows(range(30, 33), RECENT))
+        compactor.compact()
+        assert not (folder / "archive").exists()
+        assert store.stats("runs")[0].count == 18
+    assert counts(folder) == (before[0] + 3, before[1] + 6)
+    assert command("doctor", "--journal", folder)
+    again = move_archive(folder, tmp_path / "other")  # as a service does that is started again
+    assert (again.files, again.source) == (0, again.address)
+
+
+def test_interrupted_move_is_completed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stageflow.store.archive_move as module
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = counts(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "remember_address", die)
+        with pytest.raises(KeyboardInterrupt):
+            move_archive(folder, tmp_path / "other")
+    assert counts(folder) == before
+    assert move_archive(folder, tmp_path / "other").rows == 18
+    shutil.rmtree(folder / "archive")
+    assert counts(folder) == before
+
+
+def test_archive_is_not_moved_into_another_one_nor_while_it_is_damaged(folder: Path, tmp_path: Path) -> None:
+    stranger = write(tmp_path / "stranger", rows([7], OLD))
+    compact(stranger)
+    with pytest.raises(ArchiveAddressError, match="contains another archive"):
+        move_archive(folder, stranger / "archive")
+    cut(data_files(folder)[0])
+    with pytest.raises(ArchiveDamagedError):
+        move_archive(folder, tmp_path / "other")
+    assert not (folder / "archive.json").exists()
+
+
+def test_forgotten_archive_gives_way_to_a_new_one(folder: Path, tmp_path: Path) -> None:
+    _, error = command("compact", "--forget", "--journal", folder, code=1)
+    assert "exists, so a new one cannot start there" in error
+    _, error = command("compact", "--archive", tmp_path / "other", "--forget", "--journal", folder)
+    assert "18 events of 9 runs" in error
+    assert counts(folder) == (6, 12)
+    assert data_files(folder)  # nothing was deleted
+    assert command("doctor", "--journal", folder)
+
+
+def test_log_that_is_lost_can_be_given_up_as_the_error_says(folder: Path) -> None:
+    shutil.rmtree(log_of(folder))
+    _, error = command("compact", "--journal", folder, code=1)
+    assert "move the archive away, and run `stageflow compact --forget" in error
+    (folder / "archive").rename(folder.parent / "away")
+    command("compact", "--forget", "--journal", folder)
+    assert counts(folder) == (6, 12)
+    assert forget_archive(folder, folder.parent / "new").events == 0
+
+
+def test_damaged_address_is_replaced_by_the_one_that_is_given(folder: Path) -> None:
+    (folder / "archive.json").write_bytes(b"\xe6")
+    with pytest.raises(DamagedFileError):
+        Compactor(folder)
+    command("compact", "--archive", folder / "archive", "--journal", folder)
+    assert counts(folder) == (15, 30)
+    assert Journal(folder).check().damaged == []

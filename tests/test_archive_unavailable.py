@@ -288,8 +288,10 @@ def test_unreadable_archive_is_named_and_left_out(folder: Path, what: str) -> No
         checked = limited("doctor")
         assert checked.returncode == 1
         assert path.name in checked.stdout
+        assert limited("doctor", "--repair").returncode == 1
     finally:
         path.chmod(0o700)
+    assert counts(folder) == (15, 30)  # the repair took nothing out
 
 
 def test_loop_reports_once_that_it_does_without_the_archive(

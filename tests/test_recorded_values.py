@@ -146,7 +146,7 @@ class Message(msgspec.Struct):
         (np.datetime64("2026-11-23T16:00:28.5"), "2026-11-23T16:00:28.500000"),
         (np.datetime64("2026-11-23T16:00:28.5", "ns"), "2026-11-23T16:00:28.500000"),
         (np.datetime64("2026-11-23"), "2026-11-23T00:00:00"),
-        (np.datetime64("NaT"), None),
+        (np.datetime64("NaT", "ms"), None),
         (np.timedelta64(1500, "ms"), 1.5),
         (np.timedelta64(1500, "ns"), 1e-06),
         (Decimal("9.99"), 9.99),

@@ -70,7 +70,7 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
     def _last(self, store: EventStore, before: str) -> str:
         try:
             ((last,),) = store.sql(f"select max(ended_at) from runs where {before}").rows
-        except OSError:  # without the archive nobody knows, and the alert does not depend on it
+        except OSError:  # unknown without the archive; the alert does not depend on it
             return "when the last one ended is unknown: the archive cannot be read"
         return f"the last one ended {second_of(last)}" if last else "there never was one"
 

@@ -20,7 +20,7 @@ from .endings import NOT_FOUND
 from .journal_option import JournalOption, find_journal
 from .moment import FORMS, moment, seconds_of
 from .store_option import ArchiveOption, VerifyOption, open_store
-from .terminal import open_terminal, print_json, print_page, say
+from .terminal import open_terminal, print_json, print_page, print_text
 
 __all__ = ["alerts"]
 
@@ -133,7 +133,7 @@ def check(
         for line in warnings:
             terminal.print(f"{rules}: warning: {line}", soft_wrap=True)
         if known is not None and not problems:
-            say(f"{len(known.rules)} rules and {len(known.receivers)} receivers are right.")
+            print_text(f"{len(known.rules)} rules and {len(known.receivers)} receivers are right.")
     if problems:
         raise typer.Exit(1)
 
@@ -165,7 +165,7 @@ def send_sample(
     elif tests:
         print_page(open_terminal(), draw_alert_tests(tests))
     else:
-        say("There is no receiver.")
+        print_text("There is no receiver.")
     if any(one["error"] is not None for one in tests):
         raise typer.Exit(1)
 
@@ -214,7 +214,9 @@ def silence(
             raise typer.BadParameter(f"{until!r} is past: give a date too, or --for 2h", param_hint="--until")
     path = state_path(find_journal(journal).path, state)
     add_silence(path, Silence(rule=rule, until=end, reason=reason), now, lift=lift)
-    say(f"{rule}: the silence is lifted." if lift else f"{rule}: silenced until {end:%Y-%m-%dT%H:%M:%SZ}.")
+    print_text(
+        f"{rule}: the silence is lifted." if lift else f"{rule}: silenced until {end:%Y-%m-%dT%H:%M:%SZ}."
+    )
 
 
 @alerts.command("list")
@@ -242,7 +244,7 @@ def _read(rules: Path) -> AlertRules:
     try:
         return read_rules(rules)
     except FileNotFoundError:
-        say(f"There are no rules at {rules}.\n  hint: name them with --rules FILE", err=True)
+        print_text(f"There are no rules at {rules}.\n  hint: name them with --rules FILE", err=True)
         raise typer.Exit(NOT_FOUND) from None
 
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import RenderableType
 
 from ..render.foreign import visible
-from .terminal import open_terminal, print_json, print_page, room, say
+from .terminal import open_terminal, print_json, print_page, print_text, room
 
 __all__ = ["CsvOption", "JsonOption", "NoFormulasOption", "give"]
 
@@ -66,7 +66,7 @@ def give(
         terminal = open_terminal()
         print_page(terminal, draw(room(terminal)))
     if not rows:
-        say(nothing, err=True)
+        print_text(nothing, err=True)
 
 
 def _cell(value: Any, no_formulas: bool) -> Any:

@@ -13,7 +13,7 @@ from ..render.figures import count
 from .journal_option import JournalOption, find_journal
 from .moment import seconds_of
 from .store_option import ArchiveOption, as_sampler, show_progress
-from .terminal import print_json, say
+from .terminal import print_json, print_text
 
 __all__ = ["compact"]
 
@@ -93,7 +93,7 @@ def compact(
         if as_json:
             print_json(msgspec.json.encode(done))
         elif done.busy:
-            say("Another process is compacting this journal.", err=True)
+            print_text("Another process is compacting this journal.", err=True)
         elif pause is None or done.segments:
             told = f"{done.rows:,} events of {done.segments:,} files archived"
             if done.kept_rows < done.rows:
@@ -102,9 +102,9 @@ def compact(
                 told += f", {count(done.merged_files)} small files merged"
             if done.dropped_rows:
                 told += f", {count(done.dropped_rows)} old events dropped"
-            say(told)
+            print_text(told)
             if not done.segments and archive is not None and compactor.archive.version < 0:
-                say(f"The journal stores the address {archive} with the first commit.", err=True)
+                print_text(f"The journal stores the address {archive} with the first commit.", err=True)
         if pause is None:
             return
         threading.Event().wait(pause)
@@ -121,7 +121,7 @@ def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bo
         moved = move_archive(journal, archive)
         if moved.source == moved.address:
             return
-        say(
+        print_text(
             f"{moved.rows:,} events moved from {moved.source} to {moved.address}. The journal no longer uses"
             f" the files in {moved.source}: delete them when no other process reads them.",
             err=True,
@@ -129,7 +129,7 @@ def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bo
     if forget:
         gone = forget_archive(journal, archive)
         events = "The events" if gone.events is None else f"{gone.events:,} events of {gone.runs or 0:,} runs"
-        say(
+        print_text(
             f"{events} in {gone.address} will not be visible once the new archive has its first commit;"
             " no file was deleted.",
             err=True,

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from ..errors import JournalNotFoundError, StageflowError
 from ..render.foreign import visible
 from .journal_option import forget_journal, hint_with_journal
-from .terminal import say
+from .terminal import print_text
 
 __all__ = ["NOT_FOUND", "Commands"]
 
@@ -47,10 +47,10 @@ class Commands(TyperGroup):
             raise typer.Exit(_PIPE_CLOSED) from None
         except JournalNotFoundError as error:
             text = f"{error}\n  hint: name it with --journal DIR or STAGEFLOW_JOURNAL=DIR"
-            say(hint_with_journal(text), err=True)
+            print_text(hint_with_journal(text), err=True)
             raise typer.Exit(NOT_FOUND) from None
         except (StageflowError, OSError) as error:
-            say(hint_with_journal(str(error)), err=True)
+            print_text(hint_with_journal(str(error)), err=True)
             raise typer.Exit(1) from None
         finally:
             forget_journal()

@@ -11,7 +11,7 @@ from ..render.answers import draw_rows
 from .answer import CsvOption, JsonOption, NoFormulasOption, give
 from .journal_option import JournalOption, find_journal
 from .store_option import ArchiveOption, VerifyOption, show_progress
-from .terminal import say
+from .terminal import print_text
 
 __all__ = ["query"]
 
@@ -65,4 +65,4 @@ def query(
         nothing="The query has no rows.",
     )
     if rows.more:
-        say(f"These are the first {limit}; --limit shows more, --limit 0 all.", err=True)
+        print_text(f"These are the first {limit}; --limit shows more, --limit 0 all.", err=True)

@@ -21,7 +21,7 @@ from .choice import (
 )
 from .journal_option import JournalOption
 from .store_option import ArchiveOption, VerifyOption, open_records
-from .terminal import open_terminal, print_json, print_page, room, say
+from .terminal import open_terminal, print_json, print_page, print_text, room
 
 __all__ = ["runs"]
 
@@ -104,7 +104,7 @@ def runs(
         print_page(terminal, draw_runs(shown, width=room(terminal)))
     else:
         fits = "that fits" if where != RunFilter() else "yet"
-        say(f"There is no run {fits} in {records.path or archive}.", err=True)
+        print_text(f"There is no run {fits} in {records.path or archive}.", err=True)
     if limit is None and len(found) > len(shown):
         # Not into the output: that may be counted, or read by another program.
-        say(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)
+        print_text(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)

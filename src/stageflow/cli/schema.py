@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..schema import json_schemas
-from .terminal import say
+from .terminal import print_text
 
 __all__ = ["schema"]
 
@@ -37,7 +37,7 @@ def schema(
         for name, shape in chosen.items():
             (to / f"{name}.json").write_text(_text(shape), encoding="utf-8")
     except OSError as error:
-        say(f"The schemas cannot be written to {to}: {error}.", err=True)
+        print_text(f"The schemas cannot be written to {to}: {error}.", err=True)
         raise typer.Exit(1) from None
 
 

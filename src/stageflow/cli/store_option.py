@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from ..errors import DamagedFileError, SettingsError
 from ..journal import Journal
 from .journal_option import find_journal, hint_with_journal
-from .terminal import open_terminal, say
+from .terminal import open_terminal, print_text
 
 if TYPE_CHECKING:
     from ..store import EventStore, TailSampler
@@ -103,8 +103,8 @@ def open_records(
     """Open a journal; where it has an archive, both of them as one; or an archive alone.
 
     Where the archive is damaged or cannot be reached, the runs of the journal are shown without it, and
-    standard error says so. Commands that count refuse instead, unless the journal has everything that they
-    count: a number from a part of the records would be wrong.
+    standard error contains a warning. Commands that count refuse instead, unless the journal has everything
+    that they count: a number from a part of the records would be wrong.
     """
     from ..store.address import has_archive
 
@@ -135,7 +135,7 @@ _LEFT_OUT = "only the runs of the journal are shown, because the archive cannot 
 
 
 def _warn(what: str, error: OSError) -> None:
-    say(hint_with_journal(f"warning: {what}: {error}"), err=True)
+    print_text(hint_with_journal(f"warning: {what}: {error}"), err=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from rich.segment import Segment
 
 from ..render.foreign import visible
 
-__all__ = ["open_terminal", "print_json", "print_page", "room", "say"]
+__all__ = ["open_terminal", "print_json", "print_page", "print_text", "room"]
 
 _ANY_WIDTH = 10_000
 """In a pipe nothing is cut or folded: whoever reads it may look for any part of it."""
@@ -61,7 +61,7 @@ def open_terminal(*, stderr: bool = False) -> Console:
     return terminal
 
 
-def say(text: str, *, err: bool = False) -> None:
+def print_text(text: str, *, err: bool = False) -> None:
     """Print a sentence on standard output (or error), with its control characters spelled out."""
     typer.echo(visible(text), err=err)
 

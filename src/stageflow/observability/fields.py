@@ -33,7 +33,7 @@ def fields_of(value: Any, most: int) -> list[tuple[str, Any]] | None:
         # The decorator wraps the `__repr__` that it generates.
         if not hasattr(kind.__repr__, "__wrapped__"):
             return None
-        import dataclasses  # whoever declares a dataclass has imported it
+        import dataclasses  # already imported by the module that declares the dataclass
 
         return _values(value, (field.name for field in dataclasses.fields(kind) if field.repr), most)
     if (attributes := getattr(kind, "__attrs_attrs__", None)) is not None:

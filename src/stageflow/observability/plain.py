@@ -148,7 +148,7 @@ class Plain:
     def _parts(self, value: Any) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...] | None:
         """Return what holds others as a mapping, a list or a tuple; None for anything else."""
         if isinstance(value, tuple) and isinstance(names := getattr(type(value), "_fields", None), tuple):
-            return dict(zip(names, value, strict=False))  # a row: its names say what may be stored
+            return dict(zip(names, value, strict=False))  # a row: redaction needs the names
         if isinstance(value, (Mapping, list, tuple)):
             return value
         room = max(self._left, 0)

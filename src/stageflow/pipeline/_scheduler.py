@@ -619,7 +619,7 @@ class Scheduler:
                 permit.granted.cancel()
 
     def _release_unused_thread(self, index: int) -> None:
-        """Release the permit of an attempt that has not called its function: its stage was skipped, say."""
+        """Release the permit of an attempt that did not call its function, for example a skipped one."""
         scope = self.scopes.get(index)
         if scope is not None and scope.permit is not None:
             THREADS.release(scope.permit)

@@ -127,7 +127,7 @@ class Attempt:
     def caller_cancelled(self) -> None:
         """Notice that the caller of the run was cancelled.
 
-        If the task of the attempt was cancelled in the same iteration of the loop, somebody cancels all tasks
+        If the task of the attempt was cancelled in the same iteration of the loop, code cancels all tasks
         and most likely waits for them, as `asyncio.run` does when it ends.
         """
         self._notice_others()

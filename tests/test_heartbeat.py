@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 from conftest import Program
 from oracle import hold_the_law
+from typer.testing import CliRunner
 
 from stageflow import (
     JournalSink,
@@ -26,6 +28,7 @@ from stageflow import (
     WideEventEmitter,
     active_runs,
 )
+from stageflow.cli.app import app
 from stageflow.events import stats
 from stageflow.journal import Journal, JournalReader
 
@@ -176,6 +179,10 @@ def test_run_of_another_process_shows_running_stages_and_attributes(program: Sta
         running = {stage["stage_name"]: stage["attempt"] for stage in run["stages_running"]}
         assert running == {"flaky": 2, "asks": 1, "in_thread": 1}
         assert run["attributes"] == {"tenant": "acme", "tokens": 7}
+    page = CliRunner().invoke(app, ["show", "the-run", "--journal", str(one.journal)]).output
+    assert re.search(r"running +flaky \(attempt 2\), asks \(attempt 1\), in_thread \(attempt 1\)", page)
+    table = CliRunner().invoke(app, ["runs", "--journal", str(one.journal)]).output
+    assert "running: flaky, asks, in_thread" in table
     kill(one)
 
 

@@ -117,6 +117,7 @@ def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
         ("ids", pairs({key: value for key, value in ids.items() if key != "pipeline_run_id"})),
         ("labels", pairs(metadata)),
         ("process", pairs({key: resource.get(key) for key in ("pid", "host", "service_version")})),
+        ("running", _running(run)),
         ("critical path", _critical_path(run, ascii_only)),
         ("parent", run.get("parent_run_id")),
         ("root", root if root not in (ids["pipeline_run_id"], run.get("parent_run_id")) else None),
@@ -126,6 +127,12 @@ def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
         if value:
             grid.add_row(label, Text(visible(value), style=BAD if label == "error" else ""))
     yield Padding(grid, (0, 0, 0, 2))
+
+
+def _running(run: Record) -> str:
+    """Return the attempts of an open run that were running at its last heartbeat."""
+    attempts = run.get("stages_running") or ()
+    return ", ".join(f"{each['stage_name']} (attempt {each['attempt']})" for each in attempts)
 
 
 def _critical_path(run: Record, ascii_only: bool) -> str:

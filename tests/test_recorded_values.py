@@ -358,9 +358,13 @@ def test_recording_imports_no_library_of_the_value() -> None:
         "import asyncio, sys, decimal, stageflow\n"
         "from stageflow import MemoryEventSink, Pipeline\n"
         "stageflow.configure(sink=MemoryEventSink())\n"
-        "async def work(ctx): ctx.annotate(a=decimal.Decimal(1), b=object(), c={1})\n"
-        "Pipeline('p').with_stage('s', work).build().run_sync()\n"
-        "print([name for name in ('numpy', 'pydantic', 'attr', 'dataclasses') if name in sys.modules])\n"
+        "async def work(ctx): ctx.annotate(**ctx.run.data)\n"
+        "graph = Pipeline('p').with_stage('s', work).build()\n"
+        "graph.run_sync()\n"
+        "before = set(sys.modules)\n"
+        "values = {'a': decimal.Decimal(1), 'b': object(), 'c': {1}}\n"
+        "graph.run_sync(stageflow.PipelineContext(data=values))\n"
+        "print(sorted({'numpy', 'pydantic', 'attr', 'dataclasses'} & (set(sys.modules) - before)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -137,7 +138,8 @@ def _durations_differ(one: Sequence[float], other: Sequence[float]) -> float | N
     if not one or not other:
         return None
     found: Any = mannwhitneyu(one, other)
-    return float(found.pvalue)
+    # Undefined in scipy 1.18 if all values are equal: then nothing differs.
+    return 1.0 if math.isnan(found.pvalue) else float(found.pvalue)
 
 
 def _corrected(p_values: Sequence[float | None]) -> list[float | None]:

@@ -67,6 +67,13 @@ def write_at(folder: Path, numbers: Sequence[int], ago: timedelta, **more: Any) 
         os.utime(path, (written, written))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def now() -> None:
+    """Take the time when the tests of this file start, which may be long after their collection."""
+    global NOW
+    NOW = datetime.now(UTC)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine runs in the archive alone, six in the journal alone."""

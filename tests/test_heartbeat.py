@@ -270,6 +270,65 @@ def test_heartbeat_calls_no_application_code(tmp_path: Path) -> None:
     assert heartbeats(tmp_path)[0]["attributes"][0][3] == {"plain": 1, "nested": [2], "deep": {}}
 
 
+def doubled(value: Any) -> Any:
+    """Return a small value that is very large as JSON: it contains the same list many times."""
+    for _ in range(7):
+        value = [value] * 100
+    return value
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "huge",
+    [
+        pytest.param(doubled(1), id="shared lists"),
+        pytest.param({"a": doubled({"b": 1})}, id="shared mappings"),
+        pytest.param(list(range(200_000)), id="long list"),
+        pytest.param(doubled(object()), id="nothing plain"),
+    ],
+)
+def test_attribute_that_fits_in_no_line_costs_little_and_is_counted(tmp_path: Path, huge: Any) -> None:
+    sink = JournalSink(tmp_path)
+
+    async def works(ctx: StageContext) -> None:
+        ctx.annotate(small=1, huge=huge)
+        while not heartbeats(tmp_path):
+            await asyncio.sleep(0.05)
+
+    asyncio.run(graph_of(works, sink).run())
+    sink.close()
+    beat = heartbeats(tmp_path)[0]
+    assert [entry[3] for entry in beat["attributes"]] == [{"small": 1}]
+    assert beat["omitted_attributes"] == 1
+
+
+@pytest.mark.timeout(60)
+def test_attributes_that_fit_in_no_line_keep_no_others_out(tmp_path: Path) -> None:
+    sink = JournalSink(tmp_path)
+    release = asyncio.Event()
+    large = [f"a{number:02d}" for number in range(40)]
+
+    async def works(ctx: StageContext) -> None:
+        if ctx.run.pipeline_run_id in large:
+            ctx.annotate(**{f"text_{number}": "x" * 4_000 for number in range(20)})
+        else:
+            ctx.annotate(small=1)
+        await release.wait()
+
+    async def main() -> None:
+        graph = graph_of(works, sink)
+        ids = [*large, "b"]
+        runs = [asyncio.ensure_future(graph.run(PipelineContext(pipeline_run_id=run_id))) for run_id in ids]
+        while not any(entry[0] == "b" for beat in heartbeats(tmp_path) for entry in beat["attributes"]):
+            await asyncio.sleep(0.1)
+        release.set()
+        await asyncio.gather(*runs)
+
+    asyncio.run(main())
+    sink.close()
+    assert heartbeats(tmp_path)[0]["omitted_attributes"] >= len(large)
+
+
 # ------------------------------------------------------------ no event, no cost
 
 

@@ -36,10 +36,21 @@ _MOST_BYTES = 64 << 10
 """Maximum size of a line."""
 
 _LEAST_BYTES = 64
-"""No attributes fit in less."""
+"""Hardly any entry fits in less."""
+
+_MOST_MISSES = 8
+"""Number of entries that did not fit, after which no others are tried: to encode them is in vain."""
 
 _MOST_DEPTH = 8
 """Maximum nesting of an attribute value."""
+
+_MOST_WORK = _MOST_BYTES
+"""Number of values and characters of the attributes of one attempt: no more than that fits in a line."""
+
+_MOST_WORK_PER_LINE = 8 * _MOST_WORK
+
+_MOST_CHARS = 4096
+"""Number of characters that count as work: the shaper cuts longer texts, at a length that can be configured."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -59,22 +70,37 @@ class ObservedRun(Protocol):
 
 
 class _Line:
-    """The entries that fit in one line, and the number of those that do not."""
+    """The entries that fit in one line, and the number of those that do not.
+
+    Attributes:
+        first_omitted: Key of the first omitted entry that may fit in the next line.
+    """
 
     def __init__(self, room: int) -> None:
-        self.room = room
+        self._size = self.room = room
+        self._misses = 0
         self.entries: list[bytes] = []
         self.omitted = 0
         self.first_omitted: Any = None
 
-    def add(self, key: Any, entry: bytes | None) -> None:
-        """Add an entry if there is room; None for one that is known not to fit."""
-        if entry is not None and len(entry) < self.room:
+    @property
+    def is_full(self) -> bool:
+        """True if no other entry is worth encoding."""
+        return self.room <= _LEAST_BYTES or self._misses == _MOST_MISSES
+
+    def add(self, key: Any, entry: bytes) -> None:
+        """Add an entry if there is room."""
+        if len(entry) < self.room:
             self.entries.append(entry)
             self.room -= len(entry) + 1
-            return
+        else:
+            self._misses += 1
+            self.omit(key, fits_in_another=len(entry) < self._size)
+
+    def omit(self, key: Any, *, fits_in_another: bool = True) -> None:
+        """Count an entry that is not, or not completely, in this line."""
         self.omitted += 1
-        if self.first_omitted is None:
+        if fits_in_another and self.first_omitted is None:
             self.first_omitted = key
 
     def as_json(self) -> Raw:
@@ -147,27 +173,43 @@ class Heartbeats:
         attributes: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
         by_id = {run.recorder.run_id: run for run in runs}
         for run_id in _from(sorted(by_id), self._next_run):
-            recorder, origin = by_id[run_id].recorder, by_id[run_id].recorder.origin_ns
-            stages = []
-            for name, attempt, began, ctx in by_id[run_id].stages_in_progress():
-                started = None if began is None else rfc3339((began + origin) // 1000)
-                stages.append(StageInProgress(name, attempt, started))
-                if ctx is not None and (fields := _plain(ctx.attributes_so_far())):
+            run = by_id[run_id]
+            stages = [*run.stages_in_progress()]
+            if line.is_full:
+                line.omit(run_id)
+            else:
+                line.add(run_id, _encode(_in_progress(run, stages)))
+            for name, attempt, _, ctx in stages:
+                if ctx is not None and (fields := ctx.attributes_so_far()):
                     attributes[run_id, name] = attempt, fields
-            started = rfc3339((by_id[run_id].began + origin) // 1000)
-            line.add(run_id, _encode(RunInProgress(run_id, started, stages)))
-            if fields := _plain(recorder.attributes_so_far()):
+            if fields := run.recorder.attributes_so_far():
                 attributes[run_id, ""] = 0, fields
-        rest = _Line(line.room)
+        rest, plain = _Line(line.room), _Plain()
         for run_id, name in _from(sorted(attributes), self._next_attributes):
             attempt, fields = attributes[run_id, name]
-            entry = None
-            if rest.room > _LEAST_BYTES:
-                entry = _encode(AttributesSoFar(run_id, name or None, attempt, shaper().attributes(fields)))
-            rest.add((run_id, name), entry)
+            if rest.is_full or plain.is_exhausted:
+                rest.omit((run_id, name))
+                continue
+            if fields := plain.copy(fields):
+                known = AttributesSoFar(run_id, name or None, attempt, shaper().attributes(fields))
+                rest.add((run_id, name), _encode(known))
+            if plain.is_cut:
+                rest.omit((run_id, name), fits_in_another=False)
         self._next_run = line.first_omitted or ""
         self._next_attributes = rest.first_omitted or ("", "")
         return Heartbeat(empty.at, empty.process, line.as_json(), rest.as_json(), line.omitted, rest.omitted)
+
+
+def _in_progress(run: ObservedRun, stages: Iterable[tuple[str, int, int | None, Any]]) -> RunInProgress:
+    recorder, origin = run.recorder, run.recorder.origin_ns
+    return RunInProgress(
+        recorder.run_id,
+        rfc3339((run.began + origin) // 1000),
+        [
+            StageInProgress(name, attempt, None if began is None else rfc3339((began + origin) // 1000))
+            for name, attempt, began, _ in stages
+        ],
+    )
 
 
 def _from(ordered: list[Any], first: Any) -> Iterator[Any]:
@@ -179,22 +221,62 @@ def _from(ordered: list[Any], first: Any) -> Iterator[Any]:
 _OMITTED = object()
 
 
-def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes whose values are plain JSON."""
-    copied = ((name, _copy(value, _MOST_DEPTH)) for name, value in fields.items())
-    return {name: value for name, value in copied if type(name) is str and value is not _OMITTED}
+class _Plain:
+    """Copies the attributes whose values are plain JSON, at bounded cost: a nested value may have no end.
 
+    Values that are not plain JSON are left out.
 
-def _copy(value: Any, depth: int) -> Any:
-    kind = type(value)
-    if kind in (str, int, float, bool, type(None)):
-        return value
-    if depth and kind is dict:
-        return {
-            name: inner
-            for name, of in value.copy().items()
-            if type(name) is str and (inner := _copy(of, depth - 1)) is not _OMITTED
-        }
-    if depth and kind in (list, tuple):
-        return [inner for of in tuple(value) if (inner := _copy(of, depth - 1)) is not _OMITTED]
-    return _OMITTED
+    Attributes:
+        is_cut: True if something that would not fit in a line was left out of the last copy.
+    """
+
+    def __init__(self) -> None:
+        self._left_for_line = _MOST_WORK_PER_LINE
+        self._left = 0
+        self.is_cut = False
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True if no other attributes are to be copied for this line."""
+        return self._left_for_line <= 0
+
+    def copy(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a copy of the attributes of one attempt or run."""
+        self._left, self.is_cut = _MOST_WORK, False
+        copied: dict[str, Any] = {}
+        for name, value in fields.items():
+            if type(name) is str and (copy := self._copy(value, _MOST_DEPTH)) is not _OMITTED:
+                copied[name] = copy
+            if self._left < 0:
+                break
+        self._left_for_line -= _MOST_WORK - self._left
+        return copied
+
+    def _copy(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        self._left -= 1 + min(len(value), _MOST_CHARS) if kind is str else 1
+        if self._left < 0:
+            self.is_cut = True
+            return _OMITTED
+        if kind in (str, int, float, bool, type(None)):
+            return value
+        if not depth or kind not in (dict, list, tuple):
+            return _OMITTED
+        if len(value) > self._left:
+            self.is_cut = True
+            return _OMITTED
+        if kind is dict:
+            named: dict[str, Any] = {}
+            for name, item in value.copy().items():
+                if type(name) is str and (copy := self._copy(item, depth - 1)) is not _OMITTED:
+                    named[name] = copy
+                if self._left < 0:
+                    return _OMITTED
+            return named
+        items = []
+        for item in tuple(value):
+            if (copy := self._copy(item, depth - 1)) is not _OMITTED:
+                items.append(copy)
+            if self._left < 0:
+                return _OMITTED
+        return items

@@ -31,6 +31,7 @@ from stageflow import (
 from stageflow.cli.app import app
 from stageflow.events import stats
 from stageflow.journal import Journal, JournalReader
+from stageflow.schema import Heartbeat, RunClosed, RunOpen
 
 Start = Callable[[str], Program]
 Json = dict[str, Any]
@@ -348,6 +349,30 @@ def test_heartbeat_is_no_event_and_ends_with_the_last_run(tmp_path: Path) -> Non
         assert [entry.type for entry in reader] == ["stage.wide", "pipeline.wide"]
     assert counted.offered == counted.delivered == 2
     assert Journal(tmp_path).check().problems == []
+
+
+@pytest.mark.timeout(60)
+def test_heartbeat_that_comes_after_the_end_of_all_runs_opens_no_segment(tmp_path: Path) -> None:
+    class Late(JournalSink):
+        def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+            if isinstance(mark, Heartbeat):
+                late.append(mark)
+            else:
+                super().take_mark(mark)
+
+    late: list[Heartbeat] = []
+    sink = Late(tmp_path)
+
+    async def works(ctx: StageContext) -> None:
+        while not late:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(graph_of(works, sink).run())
+    JournalSink.take_mark(sink, late[0])
+    sink.close()
+    JournalSink.take_mark(sink, late[0])
+    assert len(list(tmp_path.glob("*.ndjson"))) == 1
+    assert heartbeats(tmp_path) == []
 
 
 def test_no_heartbeat_without_a_journal() -> None:

@@ -176,8 +176,10 @@ class JournalSink(DirectSink):
         """Write the mark of the start or the end of a run, or a heartbeat."""
         line = encode_mark(mark)
         if isinstance(mark, Heartbeat):
-            with contextlib.suppress(EventLost):  # the next one is due in a second
-                self._write(line)
+            # The runs may have ended, and the journal may be closed, since the heartbeat was composed.
+            with self._lock, contextlib.suppress(EventLost):  # the next one is due in a second
+                if self._open_runs:
+                    self._write(line)
             return
         if isinstance(mark, RunOpen) and len(line) > self._max_line_bytes:
             line = encode_mark(replace(mark, stages=[]))  # its stages are then known from its events alone

@@ -50,7 +50,7 @@ _MOST_WORK = _MOST_BYTES
 _MOST_WORK_PER_LINE = 8 * _MOST_WORK
 
 _MOST_CHARS = 4096
-"""Number of characters that count as work: the shaper cuts longer texts, at a length that can be configured."""
+"""Number of characters of one text that count as work: the shaper cuts long texts."""
 
 _encode = msgspec.json.Encoder().encode
 

@@ -608,7 +608,8 @@ class Scheduler:
                 if index in self._thread_requests:
                     raise
                 return False
-            del self._thread_requests[index]
+            if self._thread_requests.pop(index, None) is None:
+                return False  # `_withdraw` came after the grant, in the same loop iteration
         self._scope(index).permit = permit
         return True
 

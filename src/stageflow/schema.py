@@ -348,7 +348,8 @@ class Heartbeat(Struct, frozen=True, gc=False):
     """The mark that a process with runs in progress writes once per second.
 
     From it, a journal knows the running stages and the attributes of a run whose process died. `omitted_runs`
-    and `omitted_attributes` count what did not fit in this line; the next line starts with it.
+    and `omitted_attributes` count what did not fit in this line; the next line starts with it, unless it
+    fits in no line.
     """
 
     at: Timestamp

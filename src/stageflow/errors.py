@@ -279,7 +279,7 @@ class ArchiveAddressError(StageflowError, ValueError):
 
     Attributes:
         events: Number of archived events that the journal no longer has; None if they cannot be counted.
-        runs: Number of runs that end among them; None if they cannot be counted.
+        runs: Number of runs whose end is among them; None if they cannot be counted.
     """
 
     def __init__(

@@ -194,7 +194,7 @@ class UnfinishedRun:
         )
 
     def _began_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
-        """Return when a running attempt started; if the heartbeat does not state it, when the stage was ready."""
+        """Return when a running attempt started: when its stage was ready, if no heartbeat states it."""
         ready_us, _ = self._how_far(stage, started_us, ended_us)
         if running.started_at is None or not is_timestamp(running.started_at):
             return ready_us

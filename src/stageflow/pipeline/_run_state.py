@@ -254,7 +254,9 @@ class RunState:
         last = self.retried.get(index)
         attempts = 0 if last is None else last.attempts
         reason = "no attempt started" if last is None else f"attempt {attempts + 1} did not start"
-        output = StageOutput(FAIL, {}, describe(error), error, f"{reason}: its limit would never become available")
+        output = StageOutput(
+            FAIL, {}, describe(error), error, f"{reason}: its limit would never become available"
+        )
         result = self._result(index, None, output, attempts, at, at)
         if last is not None:
             # Count the attempt that never started, so that the terminal event has a unique id.

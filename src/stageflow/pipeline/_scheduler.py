@@ -414,7 +414,7 @@ class Scheduler:
             log_safely(
                 log,
                 "pipeline %r: stage %r blocked the event loop for %.0f ms, and no other task could run; "
-                "run what blocks in a thread: in a synchronous stage, or by asyncio.to_thread(...) "
+                "run blocking code in a thread: in a synchronous stage, or with asyncio.to_thread(...) "
                 "(further occurrences are not logged; see loop_blocked_ms in its events)",
                 *key,
                 ctx.loop_blocked_ms,

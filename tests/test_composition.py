@@ -132,7 +132,7 @@ async def test_a_parameter_that_nothing_gave_fails_the_stage_with_the_nearest_ma
     error = (await pipeline.run())["takes"].exception
     assert isinstance(error, MissingInputError)
     assert error.message == "no dependency has a value for parameter 'documnets'; did you mean 'documents'?"
-    assert error.hint == "'load' gave ['documents', 'source']"
+    assert error.hint == "'load' returned ['documents', 'source']"
 
 
 async def test_a_parameter_that_several_gave_fails_the_stage_and_names_them() -> None:

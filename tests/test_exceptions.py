@@ -330,7 +330,7 @@ async def chooses_nothing(ctx: Any) -> StageOutput:
     ("router", "options", "choice"),
     [
         (ok, {"dependencies": ("s",), "conditional": True}, "was skipped: every one of its dependencies"),
-        (ok, {"when": lambda ctx: False}, "was skipped: its when= "),
+        (ok, {"when": lambda ctx: False}, "was skipped: when= returned "),
         (skips, {}, "was skipped: nothing to do"),
         (raises, {"optional": True}, "failed"),
         (chooses_nothing, {}, "chose no route"),
@@ -363,7 +363,7 @@ async def test_ok_rejects_every_value_that_is_not_a_mapping(value: Any) -> None:
     result = await run_stage(gives)
     assert result.status is StageStatus.FAIL
     assert result.error == f"StageOutputError: StageOutput.ok() takes a mapping, not {type(value).__name__}"
-    assert "name the value, as in StageOutput.ok(items=[...])" in str(result.exception)
+    assert "pass the value under a name, as in StageOutput.ok(items=[...])" in str(result.exception)
 
 
 class Falsy(dict[str, int]):

@@ -335,9 +335,9 @@ def test_no_runs(past: Past) -> None:
         fired, resolved = told(store, [rule], range(-20, 70))
         assert (fired.at, resolved.at) == (after(30), after(61))
         assert fired.says == "no runs in 30 min"
-        assert fired.notes == ("the last one ended 2026-11-24T11:59:57Z",)
+        assert fired.notes == ("the last run ended 2026-11-24T11:59:57Z",)
         (never,) = told(store, [NoRuns(name="n", pipeline="never")], [0])
-        assert never.notes == ("there never was one",)
+        assert never.notes == ("no run has ended yet",)
         few = NoRuns(name="few", pipeline="import", window=600, fewer_than=100)
         assert kinds(told(store, [few], [0, 3])) == ["firing"]
 

@@ -184,7 +184,7 @@ def test_statistics_of_what_the_journal_has_are_shown_with_a_warning(folder: Pat
     for arguments in (["stats"], ["errors"], ["totals"], ["slowest"], ["explain"]):
         out, error = command(*arguments, "--since", "10m", "--journal", folder)
         assert out
-        assert "warning: this answer does not need the part of the archive that cannot be read" in error
+        assert "warning: a part of the archive that this answer does not need cannot be read" in error
     out, _ = command("stats", "--runs", "--since", "10m", "--json", "--journal", folder)
     assert json.loads(out)["count"] == 6
 
@@ -317,7 +317,7 @@ def test_loop_reports_once_that_it_does_without_the_archive(
     assert loop.failures == 0
     warnings = [each.message for each in caplog.records if each.levelno == logging.WARNING]
     assert len([each for each in warnings if "alert rule 'any query' could not be evaluated" in each]) == 1
-    assert len([each for each in warnings if "do not need the part of the archive" in each]) == 1
+    assert len([each for each in warnings if "a part of the archive that no alert rule needs" in each]) == 1
 
 
 # ------------------------------------------------------------ out of reach
@@ -474,7 +474,7 @@ def test_archive_is_not_moved_into_another_one_nor_while_it_is_damaged(folder: P
 
 def test_forgotten_archive_gives_way_to_a_new_one(folder: Path, tmp_path: Path) -> None:
     _, error = command("compact", "--forget", "--journal", folder, code=1)
-    assert "exists, so a new one cannot start there" in error
+    assert "exists, so a new one cannot be created there" in error
     _, error = command("compact", "--archive", tmp_path / "other", "--forget", "--journal", folder)
     assert "18 events of 9 runs" in error
     assert counts(folder) == (6, 12)

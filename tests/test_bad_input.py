@@ -158,8 +158,8 @@ def test_a_class_without_execute() -> None:
 )
 def test_an_object_without_execute(runner: Any) -> None:
     assert problem(Pipeline("p").with_stage("a", runner)) == (
-        f"stage 'a': {runner!r} has no method `execute(ctx)` and is no function; "
-        "give a class, an instance or a function"
+        f"stage 'a': {runner!r} is not a function and has no method `execute(ctx)`; "
+        "pass a class, an instance or a function"
     ).replace(repr({"execute": quick}), repr({"execute": quick})[:80])
 
 
@@ -182,8 +182,8 @@ class NeedsClient:
 
 def test_a_class_that_cannot_be_made_without_arguments() -> None:
     assert problem(Pipeline("p").with_stage("a", NeedsClient)) == (
-        "stage 'a': class NeedsClient cannot be made without arguments "
-        "(missing a required argument: 'client'); pass an instance instead"
+        "stage 'a': class NeedsClient cannot be instantiated without arguments "
+        "(missing a required argument: 'client'); pass an instance"
     )
     Pipeline("p").with_stage("a", NeedsClient(client=None)).build()
 
@@ -194,7 +194,7 @@ def test_an_abstract_class() -> None:
         async def execute(self, ctx: StageContext) -> None: ...
 
     assert problem(Pipeline("p").with_stage("a", Abstract)) == (
-        "stage 'a': class Abstract is abstract; pass a class that can be made"
+        "stage 'a': class Abstract is abstract; pass a concrete class"
     )
 
 
@@ -208,7 +208,7 @@ def test_execute_that_takes_no_context() -> None:
 
     shown = f"{Forgot.__qualname__}.execute"
     wrong = (
-        "does not take the stage's context as its one argument by position; "
+        "cannot be called with the context as its only positional argument; "
         "write `execute(self, ctx)`, or a function of `ctx` (further parameters are taken by name)"
     )
     assert problem(Pipeline("p").with_stage("a", Forgot)) == f"stage 'a': {shown} {wrong}"
@@ -298,15 +298,15 @@ def test_every_mistake_is_found_at_once() -> None:
     )
     found = problems(pipeline, on_failure="stop", max_concurrency=0, grace=-1, wide_event_emitter=print)
     separates = "which separates the parts of an event id; use '.' or '_'"
-    fit = "give a class, an instance or a function"
-    missing = "(missing a required argument: 'client'); pass an instance instead"
+    fit = "pass a class, an instance or a function"
+    missing = "(missing a required argument: 'client'); pass an instance"
     assert found == (
         f"the pipeline's name 'my/pipeline' holds a '/', {separates}",
         "stage 'twice' is described 2 times; names must differ: rename all but one",
         "stage '': its name is empty",
         "stage 'lost': it depends on 'twise', which is no stage; did you mean 'twice'?",
-        f"stage 'none': None has no method `execute(ctx)` and is no function; {fit}",
-        f"stage 'client': class NeedsClient cannot be made without arguments {missing}",
+        f"stage 'none': None is not a function and has no method `execute(ctx)`; {fit}",
+        f"stage 'client': class NeedsClient cannot be instantiated without arguments {missing}",
         found[6],
         "wide_event_emitter=<built-in function print>; give a WideEventEmitter or a subclass of it",
         'on_failure=\'stop\'; give "cancel" or "continue"',

@@ -89,7 +89,7 @@ async def cancel_after(graph: StageGraph, *moments: float) -> asyncio.Task[Pipel
     return run
 
 
-# ---------------------------------------------------------------- cancelled from outside
+# ---------------------------------------------------------------- cancelled externally
 
 
 def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(sink: MemoryEventSink) -> None:
@@ -113,13 +113,13 @@ def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(s
     assert ends(sink.events) == {"before": "OK", "running": "CANCEL", "after": "CANCEL"}
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
     assert event["duration_ms"] == 6000
-    assert event["error"] == "cancelled from outside"
+    assert event["error"] == "cancelled externally"
     running = stage_wide(sink.events, "running")
     assert (running["attempts"], running["duration_ms"]) == (1, 6000)
-    assert running["reason"] == "cancelled: cancelled from outside"
+    assert running["reason"] == "cancelled: cancelled externally"
     after = stage_wide(sink.events, "after")
     assert (after["attempts"], after["duration_ms"]) == (0, 0)
-    assert after["reason"] == "never started: cancelled from outside"
+    assert after["reason"] == "never started: cancelled externally"
 
 
 def test_the_record_is_whole_before_cancelled_error_reaches_the_caller(sink: MemoryEventSink) -> None:
@@ -229,7 +229,7 @@ def test_a_stage_that_waits_for_its_next_attempt_is_not_tried_again(sink: Memory
     hold_the_law(sink.events, ["s"])
     event = stage_wide(sink.events, "s")
     assert (event["status"], event["attempts"]) == ("CANCEL", 1)
-    assert event["reason"] == "not tried again: cancelled from outside"
+    assert event["reason"] == "not tried again: cancelled externally"
     assert event["error"] == "not yet"
 
 
@@ -425,7 +425,7 @@ def test_a_cancelled_thread_ends_when_its_function_returns(sink: MemoryEventSink
     assert stage_wide(sink.events, "s")["data_keys"] == ["saw"]
 
 
-# ---------------------------------------------------------------- not cancelled from outside
+# ---------------------------------------------------------------- not cancelled externally
 
 
 def test_what_a_stage_awaits_is_cancelled_and_that_is_the_failure_of_the_stage(sink: MemoryEventSink) -> None:

@@ -431,7 +431,7 @@ def test_a_run_is_open_while_it_lives_and_crashed_once_it_was_killed(program):
     assert re.search(r"^  slow +CANCEL +0 +[\d.,]+ +·+$", shown, re.MULTILINE)
     assert re.search(r"^  again +CANCEL +1 +[\d.,]+ +0.00 +[░·]+$", shown, re.MULTILINE)
     assert re.search(r"^  last +CANCEL +0$", shown, re.MULTILINE)
-    assert "cut off, it was ready and may have been running" in shown
+    assert "process died while the stage was ready or running" in shown
     newest_event = stageflow("tail", "-n", "1", "--journal", journal).stdout
     assert " crashed " in newest_event
     stageflow("doctor", "--journal", journal)

@@ -143,7 +143,7 @@ def test_a_query_that_is_wrong_is_told_without_a_traceback(journal: Path) -> Non
 def test_compact_says_what_it_did(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     run_some(folder)
-    assert run(folder, "compact", "--keep", "0s").endswith("events of 1 files archived\n")
+    assert run(folder, "compact", "--keep", "0s").endswith("events of 1 file archived\n")
     assert run(folder, "compact") == "0 events of 0 files archived\n"
     write_runs(folder, [{} for _ in range(500)])
     sampler = tmp_path / "sampling.toml"

@@ -131,8 +131,8 @@ async def test_a_parameter_that_nothing_gave_fails_the_stage_with_the_nearest_ma
     pipeline = Pipeline("p").with_stage("load", load).with_stage("takes", takes, dependencies=("load",))
     error = (await pipeline.run())["takes"].exception
     assert isinstance(error, MissingInputError)
-    assert error.message == "no dependency gave its parameter 'documnets'; did you mean 'documents'?"
-    assert error.hint == "'load' gave ['documents', 'source']"
+    assert error.message == "no dependency has a value for parameter 'documnets'; did you mean 'documents'?"
+    assert error.hint == "'load' returned ['documents', 'source']"
 
 
 async def test_a_parameter_that_several_gave_fails_the_stage_and_names_them() -> None:
@@ -145,7 +145,7 @@ async def test_a_parameter_that_several_gave_fails_the_stage_and_names_them() ->
     results = await pipeline.with_stage("takes", takes, dependencies=("a", "b")).run()
     error = results["takes"].exception
     assert isinstance(error, MissingInputError)
-    assert error.message == "its parameter 'n' is given by 'a' and 'b'"
+    assert error.message == "several dependencies have a value for parameter 'n': 'a' and 'b'"
 
 
 # ------------------------------------------------------------ several descriptions

@@ -113,8 +113,8 @@ async def test_message_of_an_external_cancellation_is_recorded_and_reaches_the_c
             caught.append(error.args)
     assert caught == [("client went away",)]
     assert events.run()["outcome"] == "cancelled"
-    assert events.run()["reason"] == events.run()["error"] == "cancelled from outside: client went away"
-    assert events.stage("s")["reason"] == "cancelled: cancelled from outside: client went away"
+    assert events.run()["reason"] == events.run()["error"] == "cancelled externally: client went away"
+    assert events.stage("s")["reason"] == "cancelled: cancelled externally: client went away"
 
 
 async def test_message_of_a_cancellation_is_redacted() -> None:
@@ -124,7 +124,7 @@ async def test_message_of_a_cancellation_is_redacted() -> None:
     task.cancel("closed by password=hunter2")
     await asyncio.wait([task])
     assert "hunter2" not in json.dumps(sink.events, default=str)
-    assert "cancelled from outside: closed by" in sink.of_type("pipeline.wide")[0]["reason"]
+    assert "cancelled externally: closed by" in sink.of_type("pipeline.wide")[0]["reason"]
 
 
 async def test_message_of_the_cancellation_of_a_task_of_the_run_is_recorded() -> None:
@@ -139,7 +139,7 @@ async def test_message_of_the_cancellation_of_a_task_of_the_run_is_recorded() ->
         await asyncio.sleep(0.01)
         tasks[0].cancel("worker shut down")
         await task
-    assert events.run()["reason"] == "a task of the run was cancelled from outside: worker shut down"
+    assert events.run()["reason"] == "a task of the run was cancelled externally: worker shut down"
 
 
 async def test_message_of_the_cancellation_of_what_a_stage_awaits_is_recorded() -> None:
@@ -330,7 +330,7 @@ async def chooses_nothing(ctx: Any) -> StageOutput:
     ("router", "options", "choice"),
     [
         (ok, {"dependencies": ("s",), "conditional": True}, "was skipped: every one of its dependencies"),
-        (ok, {"when": lambda ctx: False}, "was skipped: its when= "),
+        (ok, {"when": lambda ctx: False}, "was skipped: when= returned "),
         (skips, {}, "was skipped: nothing to do"),
         (raises, {"optional": True}, "failed"),
         (chooses_nothing, {}, "chose no route"),
@@ -349,7 +349,7 @@ async def test_reason_of_a_routed_stage_states_what_became_of_the_router(
     await pipeline.run()
     event = stage_wide(sink.events, "x")
     assert event["status"] == "SKIP"
-    assert event["reason"].startswith(f"its route is 'x'; 'r' {choice}")
+    assert event["reason"].startswith(f"route 'x' was not chosen: 'r' {choice}")
 
 
 # ------------------------------------------------------------ StageOutput.ok
@@ -363,7 +363,7 @@ async def test_ok_rejects_every_value_that_is_not_a_mapping(value: Any) -> None:
     result = await run_stage(gives)
     assert result.status is StageStatus.FAIL
     assert result.error == f"StageOutputError: StageOutput.ok() takes a mapping, not {type(value).__name__}"
-    assert "name the value, as in StageOutput.ok(items=[...])" in str(result.exception)
+    assert "pass the value under a name, as in StageOutput.ok(items=[...])" in str(result.exception)
 
 
 class Falsy(dict[str, int]):

@@ -222,7 +222,7 @@ def test_a_process_without_the_setting_leaves_the_definition(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("wrong", [["ok"], ["fialed"], 3, [7]])
 def test_wrong_outcome_is_an_error_that_names_the_setting(wrong: Any, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"failure_outcomes=.*\(from: argument\)"):
+    with pytest.raises(SettingsError, match=r"failure_outcomes.*\(from: argument\)"):
         stageflow.configure(journal=tmp_path / "journal", failure_outcomes=wrong)
 
 

@@ -224,9 +224,9 @@ async def test_require_from_raises_for_an_absent_key_with_what_there_is_and_the_
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
     assert type(error) is MissingInputError
     assert str(error) == (
-        "'search' gave no 'hit'; did you mean 'hits'? "
+        "'search' returned no 'hit'; did you mean 'hits'? "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
-        "  hint: it gave 'hits', 'query', 'nothing'"
+        "  hint: it returned 'hits', 'query', 'nothing'"
     )
 
 
@@ -234,7 +234,7 @@ async def test_require_from_raises_for_a_skipped_stage() -> None:
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "hits"))
     assert type(error) is MissingInputError
     assert str(error) == (
-        "'skipped' gave no 'hits': it ended with SKIP (nobody asked) "
+        "'skipped' returned no 'hits': it ended with SKIP (nobody asked) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
         "  hint: use get_from('skipped', 'hits', default) if a skip is fine, "
         "or conditional=True to be skipped with it"
@@ -249,7 +249,7 @@ async def test_require_from_raises_for_a_skipped_stage_also_for_a_key_that_it_ga
 async def test_require_from_raises_for_an_optional_stage_that_failed() -> None:
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("failing", "hits"))
     assert str(error).splitlines()[0] == (
-        "'failing' gave no 'hits': it ended with FAIL (ConnectionError: search is down) "
+        "'failing' returned no 'hits': it ended with FAIL (ConnectionError: search is down) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]"
     )
 
@@ -446,4 +446,4 @@ async def test_error_for_a_missing_parameter_lists_the_available_inputs() -> Non
     error = (await pipeline.run())["c"].exception
     assert isinstance(error, MissingInputError)
     assert "did you mean 'answer'?" in error.message
-    assert error.hint == "'a' gave ['amount', 'answer'], 'b' gave nothing"
+    assert error.hint == "'a' returned ['amount', 'answer'], 'b' returned nothing"

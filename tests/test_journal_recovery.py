@@ -77,7 +77,7 @@ def test_a_run_that_was_killed_is_told_as_crashed_and_the_law_holds(program: Sta
     events = read(one.journal)
     run = hold_the_law(events, ["load", "flaky", "answer", "send"])
     assert (run["status"], run["outcome"]) == ("FAIL", "crashed")
-    assert run["error"].startswith(f"its process ended before it did (pid {one.process.pid} on ")
+    assert run["error"].startswith(f"process died before the run ended (pid {one.process.pid} on ")
     assert run["pipeline_name"] == "killed"
     assert run["correlation_ids"]["user_id"] == "u1"
     assert run["pipeline_metadata"]["service"] == "shop"
@@ -87,8 +87,8 @@ def test_a_run_that_was_killed_is_told_as_crashed_and_the_law_holds(program: Sta
     assert stage_wide(events, "flaky")["attempts"] == 2
     answer, send = stage_wide(events, "answer"), stage_wide(events, "send")
     assert answer["status"] == send["status"] == "CANCEL"
-    assert answer["reason"] == "cut off, it was ready and may have been running; its process ended"
-    assert send["reason"] == "never started, it waited for 'answer'; its process ended"
+    assert answer["reason"] == "process died while the stage was ready or running"
+    assert send["reason"] == "never started: process died while the stage waited for 'answer'"
     assert answer["trace"]["trace_id"] == run["trace"]["trace_id"]
     assert answer["trace"]["parent_span_id"] == run["trace"]["span_id"]
 

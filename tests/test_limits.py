@@ -260,13 +260,13 @@ def test_nested_run_that_waits_for_the_permit_of_its_own_stage_fails_at_once() -
     assert str(error) == (
         "limit 'gpu' would never become available: its only permit is held by stage 'runs' of pipeline "
         f"'parent', which waits for this run [stage 'works', pipeline 'leaf', run {child_id}]"
-        "\n  hint: give the stages of a nested run another limit than the stage that starts it; "
-        f"held in run {run_id}"
+        "\n  hint: use another limit for the stages of nested runs than for the stages that start them; "
+        f"permits are held in run {run_id}"
     )
     assert (error.limit, error.holders) == ("gpu", (("parent", "runs", run_id),))
     event = events.stage("works")
     assert (event["status"], event["attempts"], event["duration_ms"]) == ("FAIL", 0, 0)
-    assert event["reason"] == "no attempt started: its limit cannot become available"
+    assert event["reason"] == "no attempt started: its limit would never become available"
     assert str(run_id) not in event["error"]  # equal errors have equal texts
     assert (limits["gpu"].taken, limits["gpu"].waiting) == (0, 0)
 
@@ -422,7 +422,7 @@ def test_deadlock_of_a_later_attempt_has_an_event_of_its_own() -> None:
     assert asked == [1]
     assert isinstance(child_results["works"].exception, LimitDeadlockError)
     assert child_results["works"].attempts == 1
-    assert child_results["works"].reason == "attempt 2 did not start: its limit cannot become available"
+    assert child_results["works"].reason == "attempt 2 did not start: its limit would never become available"
     ids = [event["event_id"] for event in events.of_type("stage.wide") if event["stage_name"] == "works"]
     assert len(ids) == len(set(ids))
 

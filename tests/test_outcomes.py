@@ -152,7 +152,7 @@ def test_skip_is_what_a_stage_is_whose_when_said_no(sink: MemoryEventSink, waits
     )
     results = run(pipeline, sink)
     assert (results["s"].status, results["s"].attempts) == (SKIP, 0)
-    assert results["s"].reason == "its when= said no"
+    assert results["s"].reason == "when= returned false"
     assert results["after"].status is OK
 
 

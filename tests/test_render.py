@@ -89,7 +89,7 @@ STAGES = [
     stage("search", "FAIL", start=40, took=50, queue=20, error="ValueError: no", exception=EXCEPTION),
     stage("tally", "RETRY", start=20, took=10, error="database is locked"),
     stage("tally", "OK", start=50, took=40, tries=2, queue=30, missing_inputs=["guard.wrods"]),
-    stage("quote", "SKIP", start=90, took=0, tries=0, reason="its route is 'quote'"),
+    stage("quote", "SKIP", start=90, took=0, tries=0, reason="route 'quote' was not chosen"),
     stage("answer", "CANCEL", start=100, took=0, tries=0, reason="never started"),
     stage("close", "CANCEL", start=100, took=0, tries=0, reason="never started"),
 ]
@@ -133,7 +133,7 @@ def test_a_run_is_told_in_full():
         'chars=16  query="two words"',
         "attempt 1: database is locked",
         "asked in vain for guard.wrods",
-        "its route is 'quote'",
+        "route 'quote' was not chosen",
     ):
         assert said in text
     assert "session_id" not in text, "an id that there is none of needs no place"

@@ -12,15 +12,15 @@ from .interrupts import INTERRUPTS
 __all__ = ["as_number", "item_of"]
 
 _EXACT = float(1 << 53)
-"""From here on, a float may differ from the whole number that it stands for."""
+"""From this magnitude on, a float may differ from the integer that it represents."""
 
 
 def as_number(value: Any) -> int | float | None:
     """Return a number as a plain `bool`, `int` or `float`; None for anything else, NaN and infinity.
 
-    Any `numbers.Number` is one, `Decimal` and `Fraction` included, and so are scalars and arrays without
-    dimensions of numpy and libraries like it. A complex number is none. A `Decimal` or `Fraction` becomes
-    the nearest float, and a whole number that no float holds an `int`.
+    Numbers are all instances of `numbers.Number`, including `Decimal` and `Fraction`, and scalars and arrays
+    without dimensions of numpy and similar libraries; complex numbers are not. A `Decimal` or `Fraction`
+    becomes the nearest float, or an `int` if it is an integer that a float may not represent exactly.
 
     Example:
         >>> from decimal import Decimal
@@ -49,7 +49,7 @@ def as_number(value: Any) -> int | float | None:
         if abs(real) >= _EXACT and (whole := int(value)) == value:
             return whole
         return real
-    except BaseException as error:  # raised by a number of the application's
+    except BaseException as error:  # raised by a number type of the application
         INTERRUPTS.contain(error)
         return None
 
@@ -68,7 +68,7 @@ def item_of(value: Any) -> Any:
     if not hasattr(kind, "item") or not hasattr(kind, "ndim") or hasattr(kind, "compute") or value.ndim:
         return value
     unit = getattr(getattr(value, "dtype", None), "kind", None)
-    if unit == "M":  # in nanoseconds, the item of a moment or of a duration would be a number
+    if unit == "M":  # in nanoseconds, `item()` would return an integer
         return value.astype("datetime64[us]").item()
     if unit == "m":
         return value.astype("timedelta64[us]").item()

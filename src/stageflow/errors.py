@@ -279,7 +279,7 @@ class ArchiveAddressError(StageflowError, ValueError):
 
     Attributes:
         events: Number of archived events that the journal no longer has; None if they cannot be counted.
-        runs: Number of runs that end among them; None if they cannot be counted.
+        runs: Number of runs whose end is among them; None if they cannot be counted.
     """
 
     def __init__(
@@ -382,8 +382,8 @@ def with_message(text: str, error: BaseException | None) -> str:
     """Return `text` with the message of an exception, such as that of `task.cancel("client went away")`.
 
     Example:
-        >>> with_message("cancelled from outside", InterruptedError("client went away"))
-        'cancelled from outside: client went away'
+        >>> with_message("cancelled externally", InterruptedError("client went away"))
+        'cancelled externally: client went away'
     """
     message = "" if error is None else as_text(error)
     return f"{text}: {message}" if message else text

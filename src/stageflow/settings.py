@@ -298,11 +298,13 @@ def _checked(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     if (outcomes := values.get("failure_outcomes")) is not None:
         try:
             values["failure_outcomes"] = FailureOutcomes.of(outcomes).outcomes
-        except (TypeError, ValueError):
-            possible = 'a list of outcomes other than "ok": ["failed", "timeout", "crashed"]'
+        except TypeError:
             raise SettingsError(
-                f"failure_outcomes={outcomes!r}; give {possible}", origins["failure_outcomes"]
+                f'failure_outcomes={outcomes!r}; expected a list of outcomes such as ["failed", "timeout"]',
+                origins["failure_outcomes"],
             ) from None
+        except ValueError as error:
+            raise SettingsError(str(error), origins["failure_outcomes"]) from None
     seconds = values.get("health_seconds")
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and seconds > 0):

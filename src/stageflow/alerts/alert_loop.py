@@ -120,7 +120,7 @@ class AlertLoop:
     def _warn(self, found: AlertRun) -> None:
         errors = {finding.archive_error for finding in found.findings} - {None}
         for error in sorted(filter(None, errors - self._warned)):
-            log_safely(log, "alerts do not need the part of the archive that cannot be read: %s", error)
+            log_safely(log, "a part of the archive that no alert rule needs cannot be read: %s", error)
         self._warned = errors
 
     def _close(self) -> None:

@@ -50,7 +50,7 @@ class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"
             raise NotDelivered("Apprise knows no such address")
         title = f"{notice.title} (may have been told before)" if in_doubt else notice.title
         kind = "success" if notice.kind == "resolved" else _TYPES[notice.severity]
-        # Named as text: a service whose messages are HTML then gets it with its signs escaped.
+        # Declared as plain text, so that it is escaped for a service whose messages are HTML.
         text = apprise.NotifyFormat.TEXT
         if not service.notify(
             body=notice.text, title=title, notify_type=apprise.NotifyType(kind), body_format=text

@@ -52,7 +52,7 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
 
     Attributes:
         slo: The share that should be good: 0.999.
-        slower_than: Milliseconds: what took longer is bad as well. Default None: only failures. Runs that
+        slower_than: Milliseconds; what took longer is bad as well. Default None: only failures are. Runs that
             were cancelled externally count neither as good nor as bad, as in `FailureRate`.
         windows: The pairs; default 14.4x over 1 h and 5 min, and 6x over 6 h and 30 min, which use
             2 % and 5 % of the budget of 30 days.

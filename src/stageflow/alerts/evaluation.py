@@ -140,14 +140,14 @@ def why(error: BaseException) -> str:
 def _evaluate(
     store: EventStore, rule: Rule, before: RuleState, silences: tuple[Silence, ...], now: datetime
 ) -> tuple[RuleState, Notice | None, Finding]:
-    """Evaluate one rule; raise whatever it raises, and for values that its state cannot store."""
+    """Evaluate one rule; raise whatever it raises, or an error for a value that the state cannot store."""
     silence = is_silenced(rule.name, (*rule.silences, *silences), now)
     measured = rule.measure(store, now)
     left_out = None if store.archive_error is None else why(store.archive_error)
     after, kind = _step(rule, before, measured, now, quiet=silence is not None)
     notice = None if kind is None else _notice(store, rule, before, after, measured, kind, now)
     for value in filter(None, (after, notice)):
-        # One that could not be encoded, or read again, would make the state of all rules unusable.
+        # A value that cannot be encoded and decoded would make the state of all rules unusable.
         msgspec.json.decode(msgspec.json.encode(value), type=type(value))
     return after, notice, _finding(rule, after, measured, silence, left_out)
 

@@ -1,4 +1,4 @@
-"""Text out of a record on its way to a chat, which would notify people and show links for what is in it."""
+"""Neutralizes text from records in chat messages, where mentions notify people and links are shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["without_mentions"]
 
 _GROUPS = "everyone|here|channel|all|group|room|team"
 _MENTION = re.compile(
-    # "@everyone" notifies inside a word too; other names only where no e-mail address has an "@".
+    # "@everyone" also notifies inside a word; other names only if the "@" is not part of an e-mail address.
     rf"@(?=(?:{_GROUPS})\b)|(?<![\w.+-])@(?=[\w&!<-])"
     # Slack has "<!channel>" and "<@U1>", Teams "<at>", HTML "<a>", Markdown "[text](address)".
     r"|<(?=[!@#:/?A-Za-z])|\](?=[(\[:])",
@@ -19,9 +19,9 @@ _MENTION = re.compile(
 
 
 def without_mentions(text: str) -> str:
-    """Return text on one line with a blank inside each mention, tag and link, so that no service obeys it.
+    """Return text on one line with a space inside each mention, tag and link, so that services ignore them.
 
-    A blank and not a character without width: some services remove those.
+    It is a space because some services remove characters without width.
 
     Example:
         >>> without_mentions("@everyone [free](https://evil.example) <!channel> ann@shop.example")

@@ -71,8 +71,8 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         try:
             ((last,),) = store.sql(f"select max(ended_at) from runs where {before}").rows
         except OSError:  # unknown without the archive; the alert does not depend on it
-            return "when the last one ended is unknown: the archive cannot be read"
-        return f"the last one ended {second_of(last)}" if last else "there never was one"
+            return "the end of the last run is unknown: the archive cannot be read"
+        return f"the last run ended {second_of(last)}" if last else "no run has ended yet"
 
     def commands(self, window: Window) -> Sequence[str]:
         return [

@@ -23,9 +23,9 @@ _INDENT = " " * 11
 class Notice(Struct, frozen=True, kw_only=True):
     """One message about an alert; the same for every receiver, however often it is tried.
 
-    Values that a record contributed may have been chosen by users of the application. `text`, `title` and
-    `payload` contain no mention (`@everyone`), link or control character out of them, except the name of the
-    rule, which is the operator's. The fields are as they were found.
+    Users of the application may have chosen values that come from records. In `text`, `title` and `payload`,
+    mentions (`@everyone`), links and control characters in them are neutralized. The name of the rule is
+    not changed, because the operator has chosen it, and neither are the fields.
 
     Attributes:
         id: Of this notice. Whoever gets one with an id that was there before has it already.
@@ -104,7 +104,7 @@ class Notice(Struct, frozen=True, kw_only=True):
         return "\n".join(f"{label:<{len(_INDENT)}}{without_mentions(line)}" for label, line in rows if line)
 
     def payload(self) -> dict[str, Any]:
-        """Return what a webhook sends: `type`, `timestamp` and `data`, whose prose has no mentions."""
+        """Return the body of a webhook: `type`, `timestamp` and `data`, whose texts contain no mentions."""
         data = msgspec.to_builtins(self)
         del data["receivers"]
         data["says"] = without_mentions(self.says)

@@ -46,13 +46,13 @@ def try_receivers(rules: AlertRules, now: datetime, *, only: str | None = None) 
 
 
 def check_rules(store: EventStore, rules: AlertRules) -> Sequence[str]:
-    """Try each rule without consequences, and return what is wrong, with its path.
+    """Evaluate each rule without side effects, and return the problems, each with its path.
 
-    The query of a `SqlRows` is planned and not executed; the other rules are measured.
+    The query of a `SqlRows` is planned but not executed; the other rules are measured.
 
     Args:
-        store: On which they are tried.
-        rules: That are tried.
+        store: The store that they are evaluated on.
+        rules: The rules to evaluate.
     """
     found = []
     for number, rule in enumerate(rules.rules):

@@ -23,12 +23,12 @@ CsvOption = Annotated[bool, typer.Option("--csv", help="CSV with a line of names
 NoFormulasOption = Annotated[
     bool,
     typer.Option(
-        "--no-formulas", help="CSV for a spreadsheet: a ' before each cell that would be a formula."
+        "--no-formulas", help="CSV for spreadsheets: put ' before each cell that would be a formula."
     ),
 ]
 
 _FORMULA = re.compile(r"[\s']*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-"""How a cell begins that a spreadsheet evaluates; also behind blanks, and in full width."""
+"""The beginning of a cell that a spreadsheet evaluates, also after spaces and in full-width characters."""
 
 
 def give(
@@ -70,7 +70,7 @@ def give(
 
 
 def _cell(value: Any, no_formulas: bool) -> Any:
-    """Return a value without control characters, and on request so that a spreadsheet takes it for text."""
+    """Return a value without control characters; on request in a form that spreadsheets treat as text."""
     if not isinstance(value, str):
         return value
     text = visible(value)

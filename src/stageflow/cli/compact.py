@@ -63,9 +63,9 @@ def compact(
 ) -> None:
     """Take what is closed of a journal into its archive, a Delta Lake table that stands beside it.
 
-    The journal stores the address with the first commit: specify it once. Any number of these may run, and be
-    killed: each event is in the archive once. If events are archived at another address, the command reports
-    how many would not be visible, and does nothing without `--move` or `--forget`.
+    The journal stores the address with the first commit: specify it once. Any number of processes may run
+    this command, or be killed: each event is in the archive once. If events are archived at another address,
+    it reports how many would not be visible, and does nothing without `--move` or `--forget`.
 
     - `stageflow compact`
 
@@ -95,7 +95,7 @@ def compact(
         elif done.busy:
             print_text("Another process is compacting this journal.", err=True)
         elif pause is None or done.segments:
-            told = f"{done.rows:,} events of {done.segments:,} files archived"
+            told = f"{done.rows:,} events of {done.segments:,} file{'s' * (done.segments != 1)} archived"
             if done.kept_rows < done.rows:
                 told += f", {done.kept_rows:,} of them kept"
             if done.merged_files:

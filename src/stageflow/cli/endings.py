@@ -58,12 +58,12 @@ class Commands(TyperGroup):
 
 @contextlib.contextmanager
 def _visible_errors() -> Generator[None]:
-    """Spell out the control characters of a wrong argument, which the error message quotes."""
+    """Escape the control characters of a wrong argument that the error message quotes."""
     try:
         yield
     except Exception as error:
         wrong: Any = error
-        if hasattr(error, "format_message"):  # an error of the parser, of which typer has a copy of its own
+        if hasattr(error, "format_message"):  # an error of the parser, which typer vendors
             wrong.message = visible(wrong.message)
         raise
 

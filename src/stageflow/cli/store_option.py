@@ -91,9 +91,7 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
     ):
         yield store
         if store.archive_error is not None:
-            _warn(
-                "this answer does not need the part of the archive that cannot be read", store.archive_error
-            )
+            _warn("a part of the archive that this answer does not need cannot be read", store.archive_error)
 
 
 @contextmanager
@@ -103,8 +101,8 @@ def open_records(
     """Open a journal; where it has an archive, both of them as one; or an archive alone.
 
     Where the archive is damaged or cannot be reached, the runs of the journal are shown without it, and
-    standard error contains a warning. Commands that count refuse instead, unless the journal has everything
-    that they count: a number from a part of the records would be wrong.
+    standard error contains a warning. Commands that count raise the error instead, unless the journal has
+    everything that they count: a number calculated from a part of the records would be wrong.
     """
     from ..store.address import has_archive
 

@@ -21,11 +21,11 @@ _ANY_WIDTH = 10_000
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]"
 )
-"""What may stand in lines of JSON, and terminals obey or hide."""
+"""Characters that may occur in lines of JSON, and that terminals interpret or hide."""
 
 
 class _Visible:
-    """A picture whose control characters are spelled out: the last resort where a part of it was not."""
+    """A renderable whose control characters are escaped, in case that a part of it was not."""
 
     def __init__(self, picture: ConsoleRenderable) -> None:
         self._picture = picture

@@ -38,7 +38,7 @@ class StageInputs:
         self._upstream = upstream
         self._stage = stage
         self._reader = reader
-        # A dict, as an ordered set: a stage may have thousands of dependencies, and none gave its parameter.
+        # A dict, as an ordered set: a stage may have thousands of dependencies that all lack its parameter.
         self._missing: dict[str, None] = {}
 
     @property
@@ -74,15 +74,15 @@ class StageInputs:
         if result.status is not StageStatus.OK:
             why = result.error or result.reason
             raise MissingInputError(
-                f"{stage!r} gave no {key!r}: it ended with {result.status} ({why})",
+                f"{stage!r} returned no {key!r}: it ended with {result.status} ({why})",
                 hint=f"use get_from({stage!r}, {key!r}, default) if a skip is fine, "
                 "or conditional=True to be skipped with it",
                 **self._where(),
             )
         keys = [str(known) for known in result.data]
         raise MissingInputError(
-            f"{stage!r} gave no {key!r}{did_you_mean(str(key), keys)}",
-            hint=f"it gave {_listed(keys)}",
+            f"{stage!r} returned no {key!r}{did_you_mean(str(key), keys)}",
+            hint=f"it returned {_listed(keys)}",
             **self._where(),
         )
 

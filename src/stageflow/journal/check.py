@@ -402,7 +402,7 @@ def _problems(
         many = len(left_over)
         yield f"{_count(left_over, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
     for cursor in cursors:
-        # What was archived or deleted before its first start is no loss of this reader.
+        # What was archived or deleted before its first start is not a loss of this reader.
         if many := cursor.missed - cursor.removed_files:
             files = f"{many:,} {'file' if many == 1 else 'files'}"
             yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted unread"

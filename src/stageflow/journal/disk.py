@@ -222,7 +222,7 @@ class OwnedFile:
     def is_at(self, offset: int) -> bool:
         """Return whether the descriptor is at an offset, which takes a quarter of the time of `is_intact`.
 
-        At any offset but 0, another file under this number is very unlikely to be there too.
+        Another file with this number is very unlikely to be at the same offset, unless it is 0.
         """
         try:
             return os.lseek(self.fd, 0, os.SEEK_CUR) == offset
@@ -298,7 +298,7 @@ def open_owned(path: str, flags: int) -> OwnedFile:
     with _forking:
         file = OwnedFile(path, open_regular(path, flags))
         # Other code closed the descriptor of a file that had this number. It may be the same file again,
-        # for instance a lock, which its inode does not tell.
+        # for instance a lock, which its inode does not reveal.
         if (closed := _owned.pop(file.fd, None)) is not None:
             closed.fd = -1
         _owned[file.fd] = file

@@ -15,8 +15,8 @@ FAILURES_FILE = StateFile(
     FAILURES,
     FailureOutcomes,
     "set `failure_outcomes` again, with `stageflow.configure` or in `[tool.stageflow]`;"
-    " `stageflow doctor --repair` moves the file to broken/, and failed, timeout and crashed are failures",
-    after="set `failure_outcomes` again, unless failed, timeout and crashed are failures",
+    " `stageflow doctor --repair` moves the file to broken/; failed, timeout and crashed are then failures",
+    after="set `failure_outcomes` again, unless it had its default: failed, timeout and crashed",
 )
 
 

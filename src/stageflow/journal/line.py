@@ -231,7 +231,7 @@ _decode_run = decoder(_Run)
 
 
 def outcome_of(text: bytes) -> object:
-    """Return the outcome of a line with a `pipeline.wide` event: `failed`, if it only has a status FAIL.
+    """Return the outcome of a line with a `pipeline.wide` event; `failed` if it only has the status FAIL.
 
     Example:
         >>> outcome_of(b'{"type": "pipeline.wide", "data": {"status": "FAIL", "outcome": "timeout"}}')

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _NO_END = "the line with its end is damaged or missing; its writer has ended"
-_DIED = "its process ended before it did"
+_DIED = "process died before the run ended"
 
 
 class MissingSegments(Struct, frozen=True):

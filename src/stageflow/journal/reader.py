@@ -99,8 +99,8 @@ class JournalReader:
         events: How many events it has read; with a name, since the name was first used.
         broken: Number of damaged lines that it skipped. It copies each of them to `broken/`.
         torn: How many last lines it left out because their writer died while it wrote them.
-        missed: How many files were deleted before it had read them to their end, also those that were deleted
-            before it first started, unless it began `at_end`.
+        missed: How many files were deleted before it had read them to their end, including those that were
+            deleted before it first started, unless it started `at_end`.
         removed_events: How many events were removed from the journal, because they were archived or to make
             room, before it first started.
 
@@ -182,8 +182,8 @@ class JournalReader:
                 if gone.events:
                     log_safely(
                         log,
-                        "reader %r of journal %s starts after %d events were removed from the journal: it"
-                        " does not get them; `EventStore` has the archived ones",
+                        "reader %r of journal %s starts after %d events were removed from the journal, and"
+                        " does not receive them; `EventStore` has those that were archived",
                         self.name,
                         self.path,
                         gone.events,

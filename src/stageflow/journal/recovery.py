@@ -149,8 +149,8 @@ def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.S
     for run_id, run in open_runs(segments).items():
         resource = run.opened.resource
         why = (
-            f"its process ended before it did (pid {resource.pid} on {resource.host},"
-            f" last written to the journal at {rfc3339(max(died_us, run.last_known_us()))})"
+            f"process died before the run ended (pid {resource.pid} on {resource.host},"
+            f" last write to the journal at {rfc3339(max(died_us, run.last_known_us()))})"
         )
         found[run_id] = list(run.complete(why, died_us))
     return found

@@ -148,8 +148,8 @@ def holds_all_since(directory: str, since: str) -> bool:
     """Return whether a journal has every event that was written at or after a moment.
 
     Args:
-        directory: Of the journal.
-        since: RFC 3339, in UTC with six digits of a second.
+        directory: Directory of the journal.
+        since: RFC 3339, in UTC with six decimal places of the second.
     """
     if not retention_began(directory):
         return True

@@ -1,4 +1,4 @@
-"""Completes the record of a run that was cut off, from what is known of it."""
+"""Completes the record of a run whose process died, from what the journal has of it."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class UnfinishedRun:
             stage.retried,
             outline.kind,
             outline.dependencies,
-            reason=f"{reason}; its process ended",
+            reason=reason,
         )
 
     def _running(self, stage: KnownStage) -> StageInProgress | None:
@@ -194,22 +194,23 @@ class UnfinishedRun:
         )
 
     def _began_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
-        """Return when a running attempt started: when its stage was ready, if the heartbeat does not know."""
+        """Return when a running attempt started: when its stage was ready, if no heartbeat states it."""
         ready_us, _ = self._how_far(stage, started_us, ended_us)
         if running.started_at is None or not is_timestamp(running.started_at):
             return ready_us
         return min(max(epoch_us(running.started_at), ready_us), ended_us)
 
     def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
-        """Return since when a stage was ready, and what is known of it, for people."""
+        """Return when a stage became ready, and the reason of its terminal event."""
         if stage.retried:
-            return stage.last_ended_us, f"cut off after attempt {stage.retried}, before or in another"
+            return stage.last_ended_us, f"process died after attempt {stage.retried}"
         before = [self.stages[name] for name in stage.outline.dependencies if name in self.stages]
         waiting = [known.outline.name for known in before if known.end is None]
         if waiting:
-            return ended_us, f"never started, it waited for {', '.join(map(repr, waiting))}"
+            listed = ", ".join(map(repr, waiting))
+            return ended_us, f"never started: process died while the stage waited for {listed}"
         ready_us = max((known.last_ended_us for known in before), default=started_us)
-        return ready_us, "cut off, it was ready and may have been running"
+        return ready_us, "process died while the stage was ready or running"
 
     def _end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
         summaries = []
@@ -239,7 +240,7 @@ class UnfinishedRun:
         )
 
     def so_far(self, now_us: int) -> dict[str, Any]:
-        """Return the picture of a run that is under way: the keys of a `pipeline.wide`, as far as known.
+        """Return the record of a run in progress: the keys of a `pipeline.wide`, as far as they are known.
 
         `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
         `stages_running` lists the attempts that were running at the last heartbeat.

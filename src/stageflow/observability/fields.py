@@ -1,7 +1,7 @@
 """Reads the fields of dataclasses, attrs classes, msgspec Structs and pydantic models.
 
-A field that the `repr` of the class leaves out stays out of the record too, and so does a class with a `repr`
-of its own: both are how applications hide what should not be shown.
+A field that the `repr` of its class omits is not recorded, and neither are those of a class with a custom
+`repr`: applications use both to hide values.
 """
 
 from __future__ import annotations

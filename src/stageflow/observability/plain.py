@@ -85,11 +85,11 @@ def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> d
 class Plain:
     """Copies the values of one event as str, int, float, bool, None, list or dict.
 
-    Numbers of any type become numbers, moments, paths and UUIDs texts, the members of an `Enum` their
-    values, sets lists, and dataclasses and models objects; see `docs/wide-events.md`. What JSON cannot
-    carry (also NaN, an integer over 64 bits, what contains itself) becomes the beginning of its `repr`, as
-    `Shown`; what lies too deep or comes after too much, a `Cut`. Both are counted in
-    `stats().coerced_values`. Texts stay as they are, of any length.
+    Numbers of any type become numbers; dates, times, paths and UUIDs become text; members of an `Enum` become
+    their values, sets become lists, and dataclasses and models become objects; see `docs/wide-events.md`.
+    What JSON cannot represent (NaN, an integer over 64 bits, a container that contains itself) becomes the
+    beginning of its `repr`, as `Shown`; what is nested too deeply or exceeds the size limit becomes a `Cut`.
+    Both are counted in `stats().coerced_values`. Text of any length is not changed.
 
     Args:
         depth: Levels that are copied.
@@ -146,7 +146,7 @@ class Plain:
         return shown
 
     def _parts(self, value: Any) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...] | None:
-        """Return what holds others as a mapping, a list or a tuple; None for anything else."""
+        """Return a container as a mapping, a list or a tuple; None for anything else."""
         if isinstance(value, tuple) and isinstance(names := getattr(type(value), "_fields", None), tuple):
             return dict(zip(names, value, strict=False))  # a row: redaction needs the names
         if isinstance(value, (Mapping, list, tuple)):
@@ -185,7 +185,7 @@ class Plain:
 
 
 def simplified(value: Any) -> Any:
-    """Return a number, a text or another simple value in place of one that JSON cannot carry, or the same.
+    """Return the number, text or other simple value that represents a value in JSON, or the value itself.
 
     Raises:
         Exception: Whatever the type raises.
@@ -212,7 +212,7 @@ def simplified(value: Any) -> Any:
 
 
 def _sorted(parts: list[Any]) -> list[Any]:
-    """Return the members of a set in an order that does not change, for those that have one."""
+    """Return the members of a set, sorted if all are text or numbers of one type."""
     kinds = {type(part) for part in parts}
     return sorted(parts) if len(kinds) == 1 and kinds <= {str, int, float} else parts
 

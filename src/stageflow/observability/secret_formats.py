@@ -62,11 +62,11 @@ _ATTRS = re.compile(
 )
 
 _MOST_ECHOES = 8
-"""Different values of one text that are looked for in the rest of it."""
+"""Maximum number of different values that are also redacted elsewhere in their text."""
 
 
 def _echoed(pattern: re.Pattern[str]) -> Detector:
-    """Return a detector for a value that the message repeats elsewhere, where no name stands beside it."""
+    """Return a detector for a value that the message repeats elsewhere without its name."""
 
     def detect(text: str) -> tuple[str, int]:
         values: dict[str, None] = {}
@@ -100,7 +100,7 @@ _PLACEHOLDERS = re.compile(r"%\(\w{1,100}\)s|%s|[$:@]\w{1,100}|[?,\s()\[\]]")
 
 
 def _positional(text: str) -> tuple[str, int]:
-    """Take out the values of a statement that names a secret: which value belongs to it is not certain."""
+    """Redact all values of a statement that names a secret: which one belongs to the name is not certain."""
     if _COLUMNS.search(text) is None:
         return text, 0
     parts: list[str] = []
@@ -203,4 +203,4 @@ FORMATS: tuple[tuple[str, Detector], ...] = (
     ("token '", _sql_word),
     ("key '", _sql_word),
 )
-"""What to look for in a text that has a mark, in lower case."""
+"""The detectors for a text that contains a marker (in lower case)."""

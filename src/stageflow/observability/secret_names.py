@@ -33,7 +33,7 @@ _OF_MODELS = frozenset({"bos", "cls", "end", "eos", "mask", "pad", "sep", "speci
 """But a "token" after one of these is a piece of text that a language model knows: `stop_token`."""
 
 _OF_PAGES = frozenset({"continuation", "cursor", "next", "page", "pagination", "resume", "sync"})
-"""And after one of these it is a position in a list: `nextPageToken`."""
+"""After one of these, a `token` is a position in a list: `nextPageToken`."""
 
 _ENDINGS = (
     "accesskey", "apikey", "cookie", "cookies", "credential", "credentials", "passcode", "passphrase",

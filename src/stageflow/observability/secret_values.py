@@ -1,4 +1,4 @@
-"""Finds where a value begins and ends in a text, and tells secrets from words and measures."""
+"""Finds where a value begins and ends in a text, and distinguishes secrets from words and measurements."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def closing(text: str, start: int) -> int:
 
 
 def is_empty(word: str) -> bool:
-    """Tell whether there is nothing to take out: no value, or one that is masked already."""
+    """Return whether there is nothing to redact: no value, or one that is already masked."""
     return not word.strip("*") or word.lower() in _EMPTY
 
 
 def is_long(word: str) -> bool:
-    """Tell what can be no word of a sentence."""
+    """Return whether a value cannot be a word of a sentence: it is long, or contains a digit."""
     return len(word) >= 12 or (len(word) >= 4 and any(map(str.isdecimal, word)))
 
 
@@ -76,7 +76,7 @@ def value_at(text: str, start: int) -> tuple[int, int]:
 
 
 def beside(pattern: re.Pattern[str], is_secret: Callable[[str], bool] = is_secret_name) -> Detector:
-    """Return a detector for a value whose name the same match of a pattern has.
+    """Return a detector for values that a pattern matches together with their names.
 
     Args:
         pattern: With the groups `name` and `value`. An empty group `value` marks where the value begins. If

@@ -27,7 +27,7 @@ OTHER = "other"
 _LONG_NUMBER = 10**11
 
 _DASHED = re.compile(r"-|b['\"]-")
-"""How an option begins, also in the `repr` of bytes."""
+"""The beginning of an option, also in the `repr` of bytes."""
 
 _NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
 """Keys of an object that holds the name of a setting, a header, and its value."""

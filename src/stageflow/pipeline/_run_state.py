@@ -254,7 +254,9 @@ class RunState:
         last = self.retried.get(index)
         attempts = 0 if last is None else last.attempts
         reason = "no attempt started" if last is None else f"attempt {attempts + 1} did not start"
-        output = StageOutput(FAIL, {}, describe(error), error, f"{reason}: its limit cannot become available")
+        output = StageOutput(
+            FAIL, {}, describe(error), error, f"{reason}: its limit would never become available"
+        )
         result = self._result(index, None, output, attempts, at, at)
         if last is not None:
             # Count the attempt that never started, so that the terminal event has a unique id.
@@ -303,7 +305,7 @@ class RunState:
         if raised is not None or phase != RUNNING or output.status is not OK:
             if cancelled_externally and phase != TIMED_OUT:
                 self.phases[index] = CANCELLING
-                why = with_message("a task of the run was cancelled from outside", raised)
+                why = with_message("a task of the run was cancelled externally", raised)
                 self._end(_cancelled(why), ended)
             output = self._outcome(index, ctx.attempt, output, raised, began, ended, phase)
         if not ctx.attempt:
@@ -562,7 +564,7 @@ class RunState:
             routers = [index[name] for name in node.dependencies if self.nodes[index[name]].route_labels]
             if all(node.route not in self._routes.get(router, ()) for router in routers):
                 chosen = "; ".join(map(self._choice_of, routers))
-                return f"its route is {node.route!r}; {chosen}"
+                return f"route {node.route!r} was not chosen: {chosen}"
         if node.conditional:
             results = [self.results[index[name]] for name in node.dependencies]
             if all(result is None or result.status in (SKIP, FAIL) for result in results):
@@ -570,7 +572,7 @@ class RunState:
         return None
 
     def _choice_of(self, router: int) -> str:
-        """Return what became of a router that has ended, in words."""
+        """Return the result of a router that has ended, as text for a reason."""
         result = self.results[router]
         name = self.nodes[router].name
         if result is None or result.status is FAIL:

@@ -145,7 +145,7 @@ class Scheduler:
                 cancelled = cancelled or error
                 for attempt in self.attempts.values():
                     attempt.caller_cancelled()
-                self._cancelled(with_message("cancelled from outside", error))
+                self._cancelled(with_message("cancelled externally", error))
             except GeneratorExit:
                 self._closed()
                 raise
@@ -247,7 +247,7 @@ class Scheduler:
         try:
             error = task.exception()
         except asyncio.CancelledError as cancelled:
-            self._cancelled(with_message("a task of the run was cancelled from outside", cancelled))
+            self._cancelled(with_message("a task of the run was cancelled externally", cancelled))
             return
         if error is not None:
             self._attempt_lost(task, error)
@@ -414,7 +414,7 @@ class Scheduler:
             log_safely(
                 log,
                 "pipeline %r: stage %r blocked the event loop for %.0f ms, and no other task could run; "
-                "run what blocks in a thread: in a synchronous stage, or by asyncio.to_thread(...) "
+                "run blocking code in a thread: in a synchronous stage, or with asyncio.to_thread(...) "
                 "(further occurrences are not logged; see loop_blocked_ms in its events)",
                 *key,
                 ctx.loop_blocked_ms,

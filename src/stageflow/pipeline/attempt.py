@@ -298,5 +298,5 @@ async def _call_when(
     return await start()
 
 
-_DECLINED = StageOutput.skip("its when= said no")
+_DECLINED = StageOutput.skip("when= returned false")
 """What an attempt comes to whose condition said no: `execute` was not called."""

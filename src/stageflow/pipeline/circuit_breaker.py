@@ -96,7 +96,7 @@ class CircuitBreaker:
         now = get_clock().monotonic_ns()
         if now - since < self.reset_after * 1e9:
             raise CircuitOpenError(
-                f"the circuit is open after {circuit.failed} failures in a row",
+                f"the circuit is open after {circuit.failed} consecutive failures",
                 pipeline=call.pipeline,
                 stage=call.stage,
                 run_id=str(call.ctx.run.pipeline_run_id),

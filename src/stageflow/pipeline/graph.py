@@ -35,7 +35,7 @@ class StageGraph:
             One result for every stage, also when stages failed; see `raise_on_failure()`.
 
         Raises:
-            asyncio.CancelledError: The run was cancelled from outside; its record is written.
+            asyncio.CancelledError: The run was cancelled externally; its record is written.
             TypeError: `ctx` is no `PipelineContext`.
             ValueError: `deadline` is no positive number.
 

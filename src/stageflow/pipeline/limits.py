@@ -289,8 +289,8 @@ def _deadlock(permit: Permit, held: list[Permit]) -> LimitDeadlockError:
         pipeline=permit.pipeline,
         stage=permit.stage,
         run_id=permit.run_id,
-        hint="give the stages of a nested run another limit than the stage that starts it; "
-        f"held in run{'s' if len(runs) > 1 else ''} {_first(runs)}",
+        hint="use another limit for the stages of nested runs than for the stages that start them; "
+        f"permits are held in run{'s' if len(runs) > 1 else ''} {_first(runs)}",
     )
 
 

@@ -170,8 +170,8 @@ def _checked(context: Any, number: int) -> PipelineContext:
         return PipelineContext()
     if not isinstance(context, PipelineContext):
         raise TypeError(
-            f"item {number} of the contexts of run_many() is a {type(context).__name__}, "
-            "not a PipelineContext\n  hint: PipelineContext(data={...})"
+            f"item {number} of the contexts of run_many() has type {type(context).__name__}, "
+            "not PipelineContext\n  hint: PipelineContext(data={...})"
         )
     return context
 

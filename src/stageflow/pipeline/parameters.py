@@ -44,7 +44,7 @@ def arguments(
     """Return a value for each parameter: the key of that name in what one of `stages` gave.
 
     Raises:
-        MissingInputError: None of them gave it and it has no default, or several gave it.
+        MissingInputError: None of them has it and it has no default, or several have it.
     """
     values: dict[str, Any] = {}
     given = {stage: ctx.inputs.result_from(stage).data for stage in stages}
@@ -66,16 +66,16 @@ def _missing(ctx: StageContext, name: str, holders: list[str], given: dict[str, 
     if holders:
         stages = " and ".join(repr(stage) for stage in holders)
         return MissingInputError(
-            f"its parameter {name!r} is given by {stages}",
-            hint=f"take one by ctx.inputs.get_from(stage, {name!r})",
+            f"several dependencies have a value for parameter {name!r}: {stages}",
+            hint=f"read one of them with ctx.inputs.get_from(stage, {name!r})",
             **where,
         )
     keys = [str(key) for data in given.values() for key in data]
     listed = ", ".join(
-        f"{stage!r} gave {sorted(map(str, data)) or 'nothing'}" for stage, data in given.items()
+        f"{stage!r} returned {sorted(map(str, data)) or 'nothing'}" for stage, data in given.items()
     )
     return MissingInputError(
-        f"no dependency gave its parameter {name!r}{did_you_mean(name, keys)}",
-        hint=listed or "it has no dependencies; name them in with_stage",
+        f"no dependency has a value for parameter {name!r}{did_you_mean(name, keys)}",
+        hint=listed or "the stage has no dependencies; pass them to with_stage",
         **where,
     )

@@ -78,5 +78,5 @@ class Plan:
 
     @cached_property
     def ancestry(self) -> Ancestry:
-        """Who may read from whom. Built on first use: few stages read further back than one step."""
+        """Which stage may read from which. Built on first use: few stages read beyond their dependencies."""
         return Ancestry(self.nodes)

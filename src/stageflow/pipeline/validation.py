@@ -135,17 +135,17 @@ def _runner_problem(runner: Any) -> str | None:
         if cls is not None:
             return f"class {cls.__name__} has no method `execute(ctx)`"
         return (
-            f"{_shown(runner)} has no method `execute(ctx)` and is no function; "
-            "give a class, an instance or a function"
+            f"{_shown(runner)} is not a function and has no method `execute(ctx)`; "
+            "pass a class, an instance or a function"
         )
     if cls is not None:
         if inspect.isabstract(cls):
-            return f"class {cls.__name__} is abstract; pass a class that can be made"
+            return f"class {cls.__name__} is abstract; pass a concrete class"
         try:
             inspect.signature(cls).bind()
         except TypeError as error:
             return (
-                f"class {cls.__name__} cannot be made without arguments ({error}); pass an instance instead"
+                f"class {cls.__name__} cannot be instantiated without arguments ({error}); pass an instance"
             )
         except ValueError:  # a signature that Python cannot tell: let it be tried
             pass
@@ -176,7 +176,7 @@ def _unfit(entry: Entry) -> str | None:
     try:
         inspect.signature(called).bind(*[object()] * (entry.context_at + 1), **dict.fromkeys(by_name))
     except TypeError:
-        problem = f"{_shown(called)} does not take the stage's context as its one argument by position; "
+        problem = f"{_shown(called)} cannot be called with the context as its only positional argument; "
         if isinstance(called, functools.partial):
             return problem + "bind the parameters before the context by position: functools.partial(f, value)"
         return problem + (

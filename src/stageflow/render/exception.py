@@ -11,7 +11,7 @@ from .palette import BAD, QUIET
 
 __all__ = ["draw_exception"]
 
-_LINKS = {"cause": "caused by", "context": "while handling", "group": "of the group"}
+_LINKS = {"cause": "caused by", "context": "while handling", "group": "sub-exception"}
 
 
 def draw_exception(exception: dict[str, Any]) -> Text:

@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["on_one_line", "pairs", "shown", "visible"]
 
 # C0 without the line feed, DEL and C1: what moves cursors, sets titles and starts escape sequences.
-# Beside them what turns the direction of writing around, or has no width: a text would read as another one.
+# Characters that change the direction of text or have no width could make a text look like another one.
 _CONTROLS = (
     {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x0A}
     | {0x09: "    "}

@@ -46,7 +46,7 @@ class StageOutput(Struct, frozen=True, eq=False):
         if type(data) is not dict and not isinstance(data, Mapping) and not hasattr(data, "keys"):
             raise StageOutputError(
                 f"StageOutput.ok() takes a mapping, not {type_name(data)}",
-                hint="name the value, as in StageOutput.ok(items=[...])",
+                hint="pass the value under a name, as in StageOutput.ok(items=[...])",
             )
         return StageOutput(StageStatus.OK, {**data, **fields})
 

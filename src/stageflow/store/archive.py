@@ -42,7 +42,7 @@ class Conflict(Exception):
 
 
 def unreadable(address: str, error: PermissionError) -> OSError:
-    """Return the error for a file or directory of an archive that this user must not read."""
+    """Return the error for a file or directory of an archive that this user may not read."""
     return OSError(
         f"archive {address}: {error.filename} cannot be read: {error.strerror}"
         "\n  hint: grant this user read permission"

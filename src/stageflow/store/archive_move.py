@@ -45,7 +45,7 @@ class ForgottenArchive(Struct, frozen=True):
     Attributes:
         address: Address of the archive that was given up. If it exists, its files are still there.
         events: Number of events that it has and the journal no longer has; None if it cannot be read.
-        runs: Number of runs that end among them; None if it cannot be read.
+        runs: Number of runs whose end is among them; None if it cannot be read.
     """
 
     address: str
@@ -144,7 +144,7 @@ def forget_archive(
         exists = is_remote(old.address) or os.path.lexists(old.address)
         if stays and exists:
             raise ArchiveAddressError(
-                f"archive {old.address} exists, so a new one cannot start there",
+                f"archive {old.address} exists, so a new one cannot be created there",
                 hint="move it away first, or give the address of the new archive:"
                 " `stageflow compact --archive ADDRESS --forget`",
             )

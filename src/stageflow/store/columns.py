@@ -50,7 +50,7 @@ TYPED: Mapping[str, type[Struct]] = {
 """The types of events whose fields are columns; of all others the data stands in `rest` as it is."""
 
 FAILURE = "failure"
-"""The column of the views that says whether a row counts as a failure; see `weights.failure_of`."""
+"""The column of the views that states whether a row counts as a failure; see `weights.failure_of`."""
 
 AMENDMENTS = ("stage.wide.amend", "pipeline.wide.amend")
 
@@ -186,16 +186,16 @@ def attribute_column(key: str) -> str:
 def is_column_name(key: str) -> bool:
     """Return whether an attribute's key may be a part of a column's name.
 
-    Control, format and private characters may not, nor characters that this Python does not know: the
-    Unicode tables of DuckDB and Delta Lake may have an upper and a lower case of them.
+    Control, format and private-use characters are not allowed, nor are characters that this Python version
+    does not know: DuckDB and Delta Lake may know an upper and a lower case of them.
     """
     return _NAME.fullmatch(key) is not None and key.isprintable()
 
 
 def caseless(key: str) -> str:
-    """Return what two keys share if any of DuckDB, Delta Lake and Spark takes their columns for the same.
+    """Return a form that two keys share if DuckDB, Delta Lake or Spark treats their columns as the same.
 
-    Each of them ignores case by rules of its own, some only in ASCII, some with the context of a letter.
+    Each of them ignores case in its own way: some only in ASCII, some depending on the context of a letter.
 
     Example:
         >>> (

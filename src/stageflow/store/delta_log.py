@@ -25,7 +25,7 @@ __all__ = ["DeltaLog", "restore_hint"]
 
 
 def restore_hint(given_up: str = "the archived events that the journal no longer has") -> str:
-    """Return what helps where a file of the log is damaged that nothing else can replace."""
+    """Return the hint for a damaged file of the log that cannot be derived from anything else."""
     return (
         "restore it from a backup. Without one, move the archive away, and run `stageflow compact --forget`:"
         f" that gives up {given_up}"

@@ -29,7 +29,7 @@ class Remains(Struct, frozen=True):
     Attributes:
         events: Number of events in its intact files.
         files: Number of these files.
-        runs: Number of runs that end among the events.
+        runs: Number of runs whose end is among the events.
     """
 
     events: int
@@ -40,11 +40,11 @@ class Remains(Struct, frozen=True):
 def left_behind(
     journal: str, address: str, other: str, storage_options: Mapping[str, str] | None
 ) -> ArchiveAddressError:
-    """Return the error that says what would not be visible if a journal had another archive.
+    """Return the error that states what would not be visible if a journal had another archive.
 
     Args:
         journal: Directory of the journal.
-        address: Of the archive that it has.
+        address: Address of its archive.
         other: The address that was requested.
         storage_options: As for `EventStore`.
     """

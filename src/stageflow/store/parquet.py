@@ -128,7 +128,7 @@ class LocalFiles:
         """Copy files of another archive into this one, where they have the same paths.
 
         Raises:
-            OSError: They cannot be read, or not be written.
+            OSError: They cannot be read or written.
         """
         files = list(files)
         remote = None
@@ -150,7 +150,7 @@ class LocalFiles:
         An intact file is read only once.
 
         Raises:
-            OSError: This user must not read it.
+            OSError: This user may not read it.
         """
         (path,) = self.paths_of([file])
         if is_remote(self._archive.address):
@@ -198,8 +198,8 @@ class LocalFiles:
         return ArchiveDamagedError(
             f"archive {self._archive.address}: {files[0].path} {self.damage_of(files[0])}{others}",
             files=paths,
-            hint="restore it from a backup, or run `stageflow doctor --repair` to remove it from the archive:"
-            f" {sum(file.rows for file in files):,} rows",
+            hint="restore it from a backup, or run `stageflow doctor --repair` to remove it from the archive"
+            f" ({sum(file.rows for file in files):,} rows)",
         )
 
     @contextlib.contextmanager

@@ -482,6 +482,35 @@ def test_forgotten_archive_gives_way_to_a_new_one(folder: Path, tmp_path: Path) 
     assert command("doctor", "--journal", folder)
 
 
+def test_new_address_is_stored_when_the_archive_is_given_up(folder: Path, tmp_path: Path) -> None:
+    compact(folder)
+    before = counts(folder)
+    other = tmp_path / "other"
+    _, error = command("compact", "--archive", other, "--forget", "--journal", folder)
+    assert "are no longer visible" in error
+    assert "nothing to archive" not in error
+    assert counts(folder) == (0, 0) != before
+    (folder / "archive").rename(tmp_path / "away")
+    assert Compactor(folder).archive.address == str(other)
+    assert counts(folder) == (0, 0)
+    write(folder, rows([7], OLD))
+    command("compact", "--journal", folder)
+    assert other.is_dir()
+    assert not (folder / "archive").exists()
+
+
+def test_forget_changes_nothing_if_the_new_address_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    before = counts(folder)
+    stranger = write(tmp_path / "stranger", rows([7], OLD))
+    compact(stranger)
+    log = next((stranger / "archive" / "_delta_log").glob("*.json"))
+    log.write_bytes(b"\xe6")
+    with pytest.raises(ArchiveDamagedError):
+        forget_archive(folder, stranger / "archive")
+    assert not (folder / "archive.json").exists()
+    assert counts(folder) == before
+
+
 def test_log_that_is_lost_can_be_given_up_as_the_error_says(folder: Path) -> None:
     shutil.rmtree(log_of(folder))
     _, error = command("compact", "--journal", folder, code=1)

@@ -1,6 +1,7 @@
 """Holds what `explain` finds, what it leaves out, and that it finds nothing where nothing is."""
 
 import io
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -122,6 +123,24 @@ def test_a_number_is_split_where_the_sides_differ_most():
     assert 800 < tokens.value < 830
     assert tokens.says == f"> {tokens.value:g}"
     assert (tries.says, tries.synonyms) == ("= 3", ("attributes.tries > 1",))
+
+
+@pytest.mark.parametrize(("failed", "ok"), [(1, 5), (2, 6), (1, 300), (3, 3), (3, 20_000)])
+def test_numbers_that_few_runs_separate_are_not_certain(failed: int, ok: int):
+    """No test of the order of numbers can report less than the probability of that order by chance."""
+    count = failed + ok
+    runs: Columns = {
+        "pipeline_run_id": named("run", range(count)),
+        "status": np.array(["FAIL"] * failed + ["OK"] * ok, dtype=object),
+        "started_at": np.datetime64("2026-11-24T00:00:00", "us") + np.arange(count).astype("timedelta64[h]"),
+        "duration_ms": np.arange(float(count), 0, -1),
+        "sample_rate": np.ones(count),
+    }
+    chance = 2 / math.comb(count, failed)
+    found = explain(store(runs))
+    assert all(chance <= one.q_value for one in found.differences)
+    if chance > 0.05:
+        assert not found.differences
 
 
 def test_a_time_is_split_too_so_that_it_says_since_when():

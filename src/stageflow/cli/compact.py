@@ -74,6 +74,7 @@ def compact(
     - `stageflow compact --archive /mnt/large/events --move`
     """
     from ..store import Compactor
+    from ..store.address import read_address, same_address
 
     pause = _seconds(every)
     path = find_journal(journal).path
@@ -103,8 +104,12 @@ def compact(
             if done.dropped_rows:
                 told += f", {count(done.dropped_rows)} old events dropped"
             print_text(told)
-            if not done.segments and archive is not None and compactor.archive.version < 0:
-                print_text(f"The journal stores the address {archive} with the first commit.", err=True)
+            if not same_address(compactor.archive.address, read_address(path)):
+                print_text(
+                    f"There is nothing to archive yet: the journal stores the address {compactor.archive.address}"
+                    " with the first commit.",
+                    err=True,
+                )
         if pause is None:
             return
         threading.Event().wait(pause)
@@ -130,7 +135,6 @@ def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bo
         gone = forget_archive(journal, archive)
         events = "The events" if gone.events is None else f"{gone.events:,} events of {gone.runs or 0:,} runs"
         print_text(
-            f"{events} in {gone.address} will not be visible once the new archive has its first commit;"
-            " no file was deleted.",
+            f"{events} in {gone.address} are no longer visible: the journal starts a new archive. No file was deleted.",
             err=True,
         )

@@ -123,7 +123,8 @@ def forget_archive(
 ) -> ForgottenArchive:
     """Give up the archived events of a journal, so that the next compaction starts a new archive.
 
-    The new archive receives every event that the journal still has. No file is deleted.
+    The journal stores the new address at once; the new archive receives every event that the journal still
+    has. No file is deleted.
 
     Args:
         journal: Directory of the journal.
@@ -132,7 +133,9 @@ def forget_archive(
 
     Raises:
         ArchiveAddressError: The current archive exists, and no other address was given.
-        OSError: The journal cannot be written, or another process is compacting it.
+        ArchiveDamagedError: There is a damaged archive at the new address.
+        OSError: The journal cannot be written, the new address cannot be reached, or another process is
+            compacting the journal.
 
     Example:
         forget_archive("journal", "s3://bucket/events")
@@ -149,6 +152,12 @@ def forget_archive(
                 " `stageflow compact --archive ADDRESS --forget`",
             )
         given_up = archived_alone(old, compactor.journal) if exists else None
+        if archive is not None:
+            new = Archive(absolute_address(archive), storage_options)
+            with as_os_errors(new.address):
+                new.refresh()
+            # First, so that an interruption never leaves the old address with a cursor that knows no events.
+            remember_address(compactor.journal, new.address)
         store(compactor.journal, CURSOR, CursorFile())
     if given_up is None:
         return ForgottenArchive(old.address, None, None)

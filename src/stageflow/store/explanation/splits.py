@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from scipy import stats
@@ -13,6 +15,9 @@ __all__ = ["Split", "best_split"]
 
 _COMPARISONS = 2
 """The split and the shift."""
+
+_MOST_EXACT = 10_000
+"""Largest product of the sizes of two samples for which their p-value is calculated exactly."""
 
 _MOST_TIED = 0.5
 """A shift is looked for where no single number is more frequent: the test knows of ranks, not of heaps."""
@@ -68,17 +73,49 @@ def best_split(numbers: Floats, sides: Sides) -> Split | None:
     apart = rest - selection
     at = int(np.argmax(np.abs(apart[:-1])))
     worth, others = here.worth_of(np.ones(len(values), dtype=bool))
-    p = float(stats.kstwo.sf(abs(apart[at]), max(1, round(worth * others / (worth + others)))))
+    p = _distance_p(float(abs(apart[at])), max(1, round(worth)), max(1, round(others)))
     pooled = up_to[0] + up_to[1]
     heaps = np.diff(pooled, prepend=0.0) / pooled[-1]
     comparisons = 1
     if heaps.max() <= _MOST_TIED:
         comparisons = _COMPARISONS
         ranks = np.cumsum(heaps) - heaps / 2
-        p = min(p, _shift(ranks, selection, rest, worth, others))
+        # A t-test of few ranks may report less than the probability of the most extreme order of them.
+        p = min(p, max(_shift(ranks, selection, rest, worth, others), _least_p(worth, others)))
     low, high, above = float(ordered[ends[at]]), float(ordered[ends[at + 1]]), bool(apart[at] > 0)
     mask = present & ((numbers > low) if above else (numbers <= low))
     return Split(low, high, above, np.asarray(mask), p, comparisons)
+
+
+def _distance_p(distance: float, n: int, m: int) -> float:
+    """Return the p-value of the two-sample test of Kolmogorov and Smirnov.
+
+    Args:
+        distance: The largest distance between the two distribution functions.
+        n: Size of one sample.
+        m: Size of the other.
+    """
+    if n * m > _MOST_EXACT:
+        # The distribution of one sample and a continuous function. The correction covers the steps of the other.
+        corrected = max(0.0, distance - 1 / max(n, m))
+        p = float(stats.kstwo.sf(corrected, max(1, round(n * m / (n + m)))))
+        return max(p, _least_p(n, m))
+    # Each order of the two samples is a path from (0, 0) to (n, m); count those that stay closer than that.
+    least = distance * n * m * (1 - 1e-12)
+    closer = [1 if j * n < least else 0 for j in range(m + 1)]
+    closer = list(accumulate(closer, lambda reached, is_closer: reached * is_closer))
+    for i in range(1, n + 1):
+        reached = 0
+        for j in range(m + 1):
+            reached = reached + closer[j] if abs(i * m - j * n) < least else 0
+            closer[j] = reached
+    orders = math.comb(n + m, n)
+    return (orders - closer[m]) / orders
+
+
+def _least_p(n: float, m: float) -> float:
+    """Return the p-value of two samples that are completely apart: no test of their order can report less."""
+    return math.exp(min(0.0, math.log(2) + math.lgamma(n + 1) + math.lgamma(m + 1) - math.lgamma(n + m + 1)))
 
 
 def _shift(ranks: Floats, selection: Floats, rest: Floats, worth: float, others: float) -> float:

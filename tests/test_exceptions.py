@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from stageflow import (
     CircuitBreaker,
     MemoryEventSink,
     Pipeline,
+    Proceed,
     Retry,
+    StageCall,
+    StageContext,
     StageKind,
     StageOutput,
     StageStatus,
@@ -384,3 +388,45 @@ async def test_ok_accepts_every_mapping() -> None:
     assert StageOutput.ok({}).data == {}
     assert StageOutput.ok(Falsy(a=1), b=2).data == {"a": 1, "b": 2}
     assert StageOutput.ok(Row()).data == {"a": 1}  # type: ignore[arg-type]
+
+
+async def passes(call: StageCall, proceed: Proceed) -> StageOutput:
+    return await proceed()
+
+
+def raises_at_once(ctx: StageContext) -> None:
+    raise ValueError("raised")
+
+
+async def raises_after_a_wait(ctx: StageContext) -> None:
+    await asyncio.sleep(0)
+    raise ValueError("raised")
+
+
+async def raises_when_cancelled(ctx: StageContext) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise ValueError("raised") from None
+
+
+@pytest.mark.parametrize("interceptors", [[], [passes, passes]], ids=["direct", "intercepted"])
+@pytest.mark.parametrize("stage", [raises_at_once, raises_after_a_wait, raises_when_cancelled])
+async def test_stack_has_no_frames_of_the_engine(stage: Any, interceptors: list[Any]) -> None:
+    timeout = 0.05 if stage is raises_when_cancelled else None
+    with capture_events() as events:
+        graph = Pipeline("p").with_stage("s", stage, timeout=timeout).build(interceptors=interceptors)
+        results = await graph.run()
+    error = results["s"].exception
+    assert error is not None
+    exception = events.stage("s")["exception"]
+    if stage is raises_when_cancelled:  # the timeout has the stage's own exception as its cause
+        (exception,) = exception["chain"]
+        error = error.__cause__
+        assert error is not None
+    assert exception["message"] == "raised"
+    engine = [frame for frame in exception["stack"] if f"{os.sep}stageflow{os.sep}" in frame]
+    assert engine == []
+    assert exception["stack"][-1].endswith(f"in {stage.__name__}")
+    assert error.__traceback__ is not None
+    assert error.__traceback__.tb_frame.f_code.co_name == ("passes" if interceptors else stage.__name__)

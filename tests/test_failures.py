@@ -220,10 +220,18 @@ def test_a_process_without_the_setting_leaves_the_definition(tmp_path: Path) -> 
         assert store.stats("runs")[0].failed == 1
 
 
-@pytest.mark.parametrize("wrong", [["ok"], ["fialed"], 3, [7]])
+@pytest.mark.parametrize("wrong", [["ok"], ["fialed"], 3, [7], [], (), "failed", ""])
 def test_wrong_outcome_is_an_error_that_names_the_setting(wrong: Any, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"failure_outcomes.*\(from: argument\)"):
         stageflow.configure(journal=tmp_path / "journal", failure_outcomes=wrong)
+
+
+@pytest.mark.parametrize("wrong", [[], "failed", ["ok"]])
+def test_every_place_that_takes_outcomes_rejects_wrong_ones(wrong: Any, tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    for build in (LoggingEventSink, lambda **given: EventStore(tmp_path / "journal", **given)):
+        with pytest.raises((TypeError, ValueError), match="failure_outcomes"):
+            build(failure_outcomes=wrong)
 
 
 def test_setting_can_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ class FailureOutcomes(Struct, frozen=True):
             failure.
 
     Raises:
-        ValueError: An outcome is unknown, or `ok`.
+        TypeError: The outcomes are text instead of a list.
+        ValueError: There is no outcome, or one that is unknown or `ok`.
 
     Example:
         >>> FailureOutcomes().is_failure("cancelled"), FailureOutcomes().not_counted
@@ -39,6 +40,8 @@ class FailureOutcomes(Struct, frozen=True):
     outcomes: tuple[str, ...] = ("failed", "timeout", "crashed")
 
     def __post_init__(self) -> None:
+        if not self.outcomes:
+            raise ValueError('failure_outcomes is empty; expected outcomes such as ["failed", "timeout"]')
         for outcome in self.outcomes:
             if outcome not in _POSSIBLE:
                 raise ValueError(
@@ -49,7 +52,11 @@ class FailureOutcomes(Struct, frozen=True):
     @classmethod
     def of(cls, outcomes: Iterable[str]) -> FailureOutcomes:
         """Return the definition with these outcomes, in one order, so that equal definitions are equal."""
-        given = [outcomes] if isinstance(outcomes, str) else list(outcomes)
+        if isinstance(outcomes, str):
+            raise TypeError(
+                f"failure_outcomes={outcomes!r}; expected a list of outcomes such as [{outcomes!r}]"
+            )
+        given = list(outcomes)
         known = [outcome for outcome in _POSSIBLE if outcome in given]
         return cls((*known, *(outcome for outcome in given if outcome not in _POSSIBLE)))
 

@@ -27,6 +27,7 @@ StageflowError
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ __all__ = [
     "as_text",
     "describe",
     "did_you_mean",
+    "is_internal_code",
     "leaves_of",
     "name_of_error",
     "type_name",
@@ -337,6 +339,22 @@ class AlertStateError(StageflowError):
             hint="without it nobody knows what was told: to begin anew, move the file away" if file else None,
         )
         self.file = file
+
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_ENGINE = tuple(
+    os.path.join(_PACKAGE, name, "")
+    for name in ("pipeline", "context", "executors", "observability", "testing")
+)
+
+
+def is_internal_code(filename: str) -> bool:
+    """Return whether a file of code belongs to the engine, through which every stage is called.
+
+    Its frames are not in the record of an exception. Those of other parts of this package are: a stage may
+    read a journal, for instance.
+    """
+    return filename.startswith(_ENGINE) or os.path.dirname(filename) == _PACKAGE
 
 
 def as_text(value: object) -> str:

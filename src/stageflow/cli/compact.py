@@ -106,8 +106,8 @@ def compact(
             print_text(told)
             if not same_address(compactor.archive.address, read_address(path)):
                 print_text(
-                    f"There is nothing to archive yet: the journal stores the address {compactor.archive.address}"
-                    " with the first commit.",
+                    "There is nothing to archive yet: the journal stores the address"
+                    f" {compactor.archive.address} with the first commit.",
                     err=True,
                 )
         if pause is None:
@@ -135,6 +135,7 @@ def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bo
         gone = forget_archive(journal, archive)
         events = "The events" if gone.events is None else f"{gone.events:,} events of {gone.runs or 0:,} runs"
         print_text(
-            f"{events} in {gone.address} are no longer visible: the journal starts a new archive. No file was deleted.",
+            f"{events} in {gone.address} are no longer visible: the journal starts a new archive."
+            " No file was deleted.",
             err=True,
         )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from itertools import islice
 from types import TracebackType
 
-from ..errors import as_text, leaves_of, type_name
+from ..errors import as_text, is_internal_code, leaves_of, type_name
 from ..interrupts import INTERRUPTS, is_a
 from ..schema import ExceptionInfo, Relation
 from .shape import Shaper
@@ -19,16 +18,12 @@ _LEAVES = 100
 _STACKS_OF_LEAVES = 8
 _NOTES = 10
 _LONGEST_MESSAGE = 2000
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_OURS = tuple(
-    os.path.join(_PACKAGE, room, "")
-    for room in ("pipeline", "context", "executors", "observability", "testing")
-)
-"""The rooms that a stage is called through; what is raised in the other faces is worth seeing."""
 
 
 def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:
-    """Return the record of `error`: its innermost 20 frames, without ours, its notes and its chain.
+    """Return the record of `error`: its innermost 20 frames, its notes and its chain.
+
+    Frames of the engine are omitted.
 
     The chain contains up to 8 causes and contexts, and up to 100 leaves of exception groups, the first 8 with
     their stacks. Each is followed by its own causes. The field is noted as truncated if anything is omitted.
@@ -132,7 +127,7 @@ def _stack(error: BaseException, shaping: Shaper) -> list[str]:
         return []
     while at is not None:
         code = at.tb_frame.f_code
-        if not code.co_filename.startswith(_OURS):
+        if not is_internal_code(code.co_filename):
             frames.append(f"{code.co_filename}:{at.tb_lineno} in {code.co_qualname}")
         at = at.tb_next
     return [shaping.text(frame, "exception") for frame in frames[-_FRAMES:]]

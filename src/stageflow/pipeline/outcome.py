@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..errors import (
     StageTimeoutError,
     describe,
     did_you_mean,
+    is_internal_code,
     type_name,
     with_message,
 )
@@ -36,7 +36,6 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("after", (float, int, _NONE)),
     ("routes", (tuple, _NONE)),
 )
-_OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def output_of(value: Any, node: Node) -> StageOutput:
@@ -172,7 +171,7 @@ def _failure(error: BaseException) -> StageOutput:
     # Remove the frames of the engine: they refer to the run, and the run refers to this exception.
     try:
         traceback = error.__traceback__
-        while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
+        while traceback is not None and is_internal_code(traceback.tb_frame.f_code.co_filename):
             traceback = traceback.tb_next
         # Not by assignment, which an exception that is a frozen dataclass refuses.
         BaseException.with_traceback(error, traceback)

@@ -96,7 +96,8 @@ def _distance_p(distance: float, n: int, m: int) -> float:
         m: Size of the other.
     """
     if n * m > _MOST_EXACT:
-        # The distribution of one sample and a continuous function. The correction covers the steps of the other.
+        # The distribution of one sample and a continuous function; the correction covers the steps of the
+        # other sample.
         corrected = max(0.0, distance - 1 / max(n, m))
         p = float(stats.kstwo.sf(corrected, max(1, round(n * m / (n + m)))))
         return max(p, _least_p(n, m))

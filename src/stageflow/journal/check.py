@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..errors import DamagedFileError
-from . import cursor_file
+from .cursor_file import CursorFile, cursor_names, cursor_state_file, load_cursor
 from .disk import is_locked, is_regular, network_file_system
 from .failure_file import FAILURES_FILE
 from .layout import BROKEN, CURSORS, Segment, Writers, is_temporary, list_writers, misplaced
@@ -210,7 +210,7 @@ def check(
         size = sum(map(_size, segments))
         states.append(WriterState(name, segments[0].pid, state, len(segments), size, lines, open_ids))
     disk = os.statvfs(directory)
-    cursors = [_cursor(directory, name, writers) for name in cursor_file.names(directory)]
+    cursors = [_cursor(directory, name, writers) for name in cursor_names(directory)]
     deleted = _deleted(directory)
     missing = missing_segments(directory, writers, deleted=retention_began(directory))
     problems = [
@@ -239,8 +239,8 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
     for path in misplaced(directory):
         yield DamagedFile(path, _why_misplaced(directory, path), _MOVE)
     known = {file.name: file for file in (DELETED_FILE, FAILURES_FILE, *state_files)}
-    for name in cursor_file.names(directory):
-        file = cursor_file.state_file(name)
+    for name in cursor_names(directory):
+        file = cursor_state_file(name)
         known[file.name] = file
     for name in names_in(directory):
         if name.endswith(".json") and not name.startswith("."):
@@ -250,8 +250,8 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
         if not is_regular(path):
             continue
         try:
-            if file.kind is cursor_file.CursorFile:
-                cursor_file.load(directory, os.path.basename(path).removesuffix(".json"))
+            if file.kind is CursorFile:
+                load_cursor(directory, os.path.basename(path).removesuffix(".json"))
             else:
                 read_state(path, file.kind, file.remedy)
         except DamagedFileError as error:
@@ -341,9 +341,9 @@ def _without_end(segments: list[Segment]) -> list[str]:
 
 def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
     try:
-        cursor = cursor_file.load(directory, name) or cursor_file.CursorFile()
+        cursor = load_cursor(directory, name) or CursorFile()
     except OSError:  # `damaged` names it
-        cursor = cursor_file.CursorFile()
+        cursor = CursorFile()
     behind = 0
     for writer, segments in writers.items():
         at, offset = cursor.positions.get(writer, (0, 0))

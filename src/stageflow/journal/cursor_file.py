@@ -18,14 +18,14 @@ from .stored import StateFile, encode_state, read_state
 __all__ = [
     "CursorFile",
     "Position",
-    "begin_again",
-    "check_name",
+    "check_cursor_name",
+    "cursor_names",
     "cursor_path",
-    "load",
-    "names",
+    "cursor_state_file",
+    "load_cursor",
     "positions_of_all",
-    "state_file",
-    "store",
+    "reset_cursor",
+    "store_cursor",
 ]
 
 Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
@@ -60,7 +60,7 @@ class CursorFile(Struct, frozen=True):
     name: str = ""
 
 
-def check_name(name: str) -> str:
+def check_cursor_name(name: str) -> str:
     """Return the name of a reader, if it can be one.
 
     Raises:
@@ -78,7 +78,7 @@ def cursor_path(directory: str, name: str) -> str:
     return os.path.join(directory, CURSORS, f"{name}.json")
 
 
-def state_file(name: str) -> StateFile:
+def cursor_state_file(name: str) -> StateFile:
     """Return the state file of a reader."""
     return StateFile(
         os.path.join(CURSORS, f"{name}.json"),
@@ -88,7 +88,7 @@ def state_file(name: str) -> StateFile:
     )
 
 
-def load(directory: str, name: str) -> CursorFile | None:
+def load_cursor(directory: str, name: str) -> CursorFile | None:
     """Return how far a reader has come; None for a new one.
 
     Raises:
@@ -96,14 +96,14 @@ def load(directory: str, name: str) -> CursorFile | None:
         OSError: It cannot be read.
     """
     _refuse_link(directory)
-    path, file = cursor_path(directory, name), state_file(name)
+    path, file = cursor_path(directory, name), cursor_state_file(name)
     cursor = read_state(path, CursorFile, file.remedy)
     if cursor is not None and cursor.name not in ("", name):
         raise DamagedFileError(path, f"it is the cursor of reader {cursor.name!r}", hint=file.remedy)
     return cursor
 
 
-def store(directory: str, name: str, cursor: CursorFile) -> None:
+def store_cursor(directory: str, name: str, cursor: CursorFile) -> None:
     """Store the positions of a reader durably.
 
     Raises:
@@ -114,14 +114,14 @@ def store(directory: str, name: str, cursor: CursorFile) -> None:
     replace_file(cursor_path(directory, name), encode_state(replace(cursor, name=name)))
 
 
-def begin_again(directory: str, name: str) -> None:
+def reset_cursor(directory: str, name: str) -> None:
     """Store a cursor at the beginning of all current segments.
 
     A repair replaces a damaged cursor in this way instead of removing it: otherwise a reader with
     `at_end=True` would start at the end, and miss events that it had not read.
     """
     positions = {writer: (segments[0].sequence, 0) for writer, segments in list_writers(directory).items()}
-    store(directory, name, CursorFile(positions))
+    store_cursor(directory, name, CursorFile(positions))
 
 
 def _refuse_link(directory: str) -> None:
@@ -134,7 +134,7 @@ def _refuse_link(directory: str) -> None:
         )
 
 
-def names(directory: str) -> list[str]:
+def cursor_names(directory: str) -> list[str]:
     """Return the names of all readers that have stored a position."""
     folder = os.path.join(directory, CURSORS)
     if os.path.islink(folder):
@@ -149,9 +149,9 @@ def names(directory: str) -> list[str]:
 def positions_of_all(directory: str) -> list[dict[str, Position]]:
     """Return the positions of every named reader: none, for one whose file cannot be read."""
     found = []
-    for name in names(directory):
+    for name in cursor_names(directory):
         try:
-            cursor = load(directory, name)
+            cursor = load_cursor(directory, name)
         except OSError:
             cursor = CursorFile()  # as if it had read nothing: what is not known is not deleted by age
         if cursor is not None:

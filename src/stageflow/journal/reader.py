@@ -15,8 +15,7 @@ from msgspec import Raw, Struct
 
 from .._safe_log import log_safely
 from ..errors import CursorInUseError, DamagedFileError, JournalNotFoundError
-from . import cursor_file
-from .cursor_file import CursorFile, Position
+from .cursor_file import CursorFile, Position, check_cursor_name, load_cursor, store_cursor
 from .disk import OwnedFile, absolute_path, make_private_below, only_one, open_owned
 from .layout import CURSORS, LOCK, Segment, list_writers
 from .line import decode
@@ -127,7 +126,7 @@ class JournalReader:
         if not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if name is not None:
-            self._lock = self._claim(cursor_file.check_name(name))
+            self._lock = self._claim(check_cursor_name(name))
         try:
             cursor = self._load(at_end)
         except BaseException:
@@ -163,7 +162,7 @@ class JournalReader:
         )
 
     def _load(self, at_end: bool) -> CursorFile:
-        cursor = cursor_file.load(self.path, self.name) if self.name is not None else None
+        cursor = load_cursor(self.path, self.name) if self.name is not None else None
         if cursor is None:
             # Where it begins is part of its position: what is deleted from now on, it has missed.
             with _retention_paused(self.path):
@@ -178,7 +177,7 @@ class JournalReader:
                 positions, missed=gone.files, removed_files=gone.files, removed_events=gone.events
             )
             if self.name is not None:
-                cursor_file.store(self.path, self.name, cursor)
+                store_cursor(self.path, self.name, cursor)
                 if gone.events:
                     log_safely(
                         log,
@@ -356,7 +355,7 @@ class JournalReader:
         if self._lock is not None and not self._lock.is_intact():
             self._lock.release()
             self._lock = self._claim(self.name)
-        cursor_file.store(
+        store_cursor(
             self.path,
             self.name,
             CursorFile(

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from . import cursor_file
 from .check import UNREADABLE, Damage, Progress, check, left_over
+from .cursor_file import reset_cursor
 from .disk import only_one, open_regular, replace_file
 from .failure_file import FAILURES_FILE
 from .layout import BROKEN, CURSORS, LOCK, Segment, list_writers, misplaced
@@ -143,5 +143,5 @@ def _move_state(directory: str, path: str, state_files: Iterable[StateFile]) -> 
     remedy = next((file.after for file in (FAILURES_FILE, *state_files) if file.name == name), "")
     moved = Moved(path, quarantine_file(directory, path), remedy)
     if os.path.dirname(path) == os.path.join(directory, CURSORS):
-        cursor_file.begin_again(directory, os.path.basename(path).removesuffix(".json"))
+        reset_cursor(directory, os.path.basename(path).removesuffix(".json"))
     return moved

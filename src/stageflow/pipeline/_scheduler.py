@@ -34,9 +34,9 @@ from ..interrupts import INTERRUPTS, is_a
 from ..observability.defaults import defaults
 from ..observability.recorder import RunRecorder
 from ..observability.run_context import deliver_on, start_run
-from . import active
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, Effect, RunState
 from ._thread_limit import THREADS, ThreadPermit, thread_permit
+from .active import HEARTBEATS, add_active_run, remove_active_run
 from .attempt import Attempt, StageScope, begin, first_step
 from .limits import Permit, innermost_permit
 from .node import Node
@@ -128,12 +128,12 @@ class Scheduler:
         """Run all stages and return their results; see `StageGraph.run`."""
         if self.deadline is not None:
             self._timers["deadline"] = self.loop.call_later(self.deadline, self._deadline_passed)
-        active.entered(self)
+        add_active_run(self)
         if self._outer_permit is not None:
             THREADS.nested_run_started(self._outer_permit)
         self.recorder.run_started(self.plan.outline, self.began + self.state.origin)
         if self.recorder.marked_sink is not None:
-            active.HEARTBEATS.run_started()
+            HEARTBEATS.run_started()
         self._start()
         cancelled: asyncio.CancelledError | None = None
         while self.results is None:
@@ -500,7 +500,7 @@ class Scheduler:
         finally:
             if (held := INTERRUPTS.take()) is not None and self.state.interrupt is None:
                 self.state.interrupt = held
-            active.left(self)
+            remove_active_run(self)
             if self._outer_permit is not None:
                 THREADS.nested_run_ended(self._outer_permit)
             if self._waiter is not None and not self._waiter.done():

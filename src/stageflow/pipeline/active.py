@@ -11,7 +11,7 @@ from .._fork import reset_in_child
 from ..clock import get_clock
 from ..observability._heartbeat import Heartbeats, ObservedRun
 
-__all__ = ["HEARTBEATS", "ActiveRun", "active_runs", "entered", "left"]
+__all__ = ["HEARTBEATS", "ActiveRun", "active_runs", "add_active_run", "remove_active_run"]
 
 
 class ActiveRun(Struct, frozen=True):
@@ -46,12 +46,12 @@ _running: set[weakref.ref[Running]] = set()
 _forget = _running.discard  # bound once: each run refers to it
 
 
-def entered(run: Running) -> None:
+def add_active_run(run: Running) -> None:
     """Note that a run has begun."""
     _running.add(weakref.ref(run, _forget))
 
 
-def left(run: Running) -> None:
+def remove_active_run(run: Running) -> None:
     """Note that a run has ended."""
     _running.discard(weakref.ref(run))
 

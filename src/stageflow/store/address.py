@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from ..errors import DamagedFileError
-from ..journal.cursor_file import load
+from ..journal.cursor_file import load_cursor
 from ..journal.disk import absolute_path, make_private, replace_file
 from ..journal.stored import StateFile, encode_state, read_state
 from .archive import is_remote
@@ -82,7 +82,7 @@ def same_address(one: str, other: str) -> bool:
 def archived_events(journal: str) -> int | None:
     """Return how many events the archive of a journal had, by its cursor; None if nothing was archived."""
     with contextlib.suppress(ValueError, OSError):
-        cursor = load(journal, CURSOR)
+        cursor = load_cursor(journal, CURSOR)
         # It has no positions if retention has removed every segment that was archived.
         if cursor is not None and (cursor.positions or cursor.events):
             return cursor.events

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from ..errors import ArchiveAddressError
-from ..journal.cursor_file import CursorFile, store
+from ..journal.cursor_file import CursorFile, store_cursor
 from ..journal.layout import list_writers
 from .address import CURSOR, absolute_address, remember_address, same_address
 from .archive import Archive, is_remote
@@ -158,7 +158,7 @@ def forget_archive(
                 new.refresh()
             # First, so that an interruption never leaves the old address with a cursor that knows no events.
             remember_address(compactor.journal, new.address)
-        store(compactor.journal, CURSOR, CursorFile())
+        store_cursor(compactor.journal, CURSOR, CursorFile())
     if given_up is None:
         return ForgottenArchive(old.address, None, None)
     return ForgottenArchive(old.address, given_up.events, given_up.runs)

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError
 from ..journal import Journal
-from ..journal.cursor_file import CursorFile, load, store
+from ..journal.cursor_file import CursorFile, load_cursor, store_cursor
 from ..journal.disk import absolute_path, only_one
 from ..journal.failure_file import read_failures
 from ..journal.layout import Segment, list_writers
@@ -242,7 +242,7 @@ class Compactor:
     def _promised(self) -> dict[str, int]:
         """Return how far each writer's segments are archived, according to the journal."""
         with contextlib.suppress(ValueError):
-            if known := load(self.journal, CURSOR):
+            if known := load_cursor(self.journal, CURSOR):
                 return {writer: at - 1 for writer, (at, _) in known.positions.items()}
         return {}
 
@@ -335,12 +335,12 @@ class Compactor:
             if self.archive.watermark(writer)
         }
         try:
-            known = load(self.journal, CURSOR)
+            known = load_cursor(self.journal, CURSOR)
         except ValueError:  # what it says is in the archive as well
             known = None
         # Also where nothing is in the archive yet: what no reader has to read goes for its age alone.
         if known is None or positions != known.positions:
-            store(
+            store_cursor(
                 self.journal,
                 CURSOR,
                 CursorFile(positions, sum(file.rows for file in self.archive.files() if file.has_events)),

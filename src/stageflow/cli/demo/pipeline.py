@@ -12,7 +12,19 @@ import sqlite3
 
 from ...pipeline import Pipeline
 from ...stages import Exponential, Retry, StageKind
-from . import stages
+from .stages import (
+    answer,
+    compare,
+    contrast,
+    guard,
+    look_up,
+    match_titles,
+    names_an_object,
+    quote,
+    route,
+    search,
+    tally,
+)
 
 __all__ = ["reference_desk"]
 
@@ -22,23 +34,21 @@ def reference_desk() -> Pipeline:
     locked = Retry(attempts=8, wait=Exponential(0.05, maximum=0.5), on=sqlite3.OperationalError)
     return (
         Pipeline("reference-desk")
-        .with_stage("guard", stages.guard, StageKind.GUARD)
+        .with_stage("guard", guard, StageKind.GUARD)
         .with_stage(
             "look_up",
-            stages.look_up,
+            look_up,
             StageKind.ENRICH,
             ("guard",),
             optional=True,
-            when=stages.names_an_object,
+            when=names_an_object,
         )
-        .with_stage(
-            "tally", stages.tally, StageKind.WORK, ("guard",), optional=True, retry=locked, limit="writers"
-        )
-        .with_stage("match_titles", stages.match_titles, StageKind.WORK, ("guard",))
-        .with_stage("search", stages.search, StageKind.WORK, ("guard",))
-        .with_stage("route", stages.route, StageKind.ROUTE, ("match_titles", "search"))
-        .with_stage("quote", stages.quote, StageKind.TRANSFORM, ("route",), route="quote")
-        .with_stage("compare", stages.compare, StageKind.WORK, ("route",), route="compare")
-        .with_stage("contrast", stages.contrast, StageKind.TRANSFORM, ("compare",), conditional=True)
-        .with_stage("answer", stages.answer, StageKind.TRANSFORM, ("quote", "contrast", "look_up", "tally"))
+        .with_stage("tally", tally, StageKind.WORK, ("guard",), optional=True, retry=locked, limit="writers")
+        .with_stage("match_titles", match_titles, StageKind.WORK, ("guard",))
+        .with_stage("search", search, StageKind.WORK, ("guard",))
+        .with_stage("route", route, StageKind.ROUTE, ("match_titles", "search"))
+        .with_stage("quote", quote, StageKind.TRANSFORM, ("route",), route="quote")
+        .with_stage("compare", compare, StageKind.WORK, ("route",), route="compare")
+        .with_stage("contrast", contrast, StageKind.TRANSFORM, ("compare",), conditional=True)
+        .with_stage("answer", answer, StageKind.TRANSFORM, ("quote", "contrast", "look_up", "tally"))
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import sys
 import time
+from resource import RUSAGE_SELF, getrusage
 
 from .._fork import reset_in_child
 from ..schema import ProcessSample
@@ -38,7 +38,7 @@ class _Sampler:
         if self.last is None or now - self.taken_ns >= SAMPLE_EVERY_NS:
             cpu_ns = time.process_time_ns()
             since = max(now - (self.taken_ns or BEGAN_NS), 1)
-            usage = resource.getrusage(resource.RUSAGE_SELF)
+            usage = getrusage(RUSAGE_SELF)
             self.last = ProcessSample(
                 uptime_s=(now - BEGAN_NS) // 1_000_000 / 1000,
                 memory_peak_bytes=usage.ru_maxrss * _MAXRSS_UNIT,

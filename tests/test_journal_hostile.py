@@ -195,6 +195,65 @@ def test_a_signal_handler_that_emits_loses_nothing(program: Start) -> None:
     assert len(ids) == len(set(ids)) == int(out) > 600
 
 
+@pytest.mark.parametrize("moment", ["first event", "new segment", "close"])
+def test_a_signal_at_any_line_of_an_emission_loses_nothing(program: Start, moment: str) -> None:
+    one = program(
+        f"moment = {moment!r}\n"
+        + """
+import os, signal, sys, tempfile
+from stageflow import JournalSink
+from stageflow.journal import JournalReader
+
+
+def emissions(line):
+    \"""Return the events emitted and recorded if a handler emits at a line, and whether there is such a line.\"""
+    emitted, left = [], [line]
+
+    def emit(number):
+        emitted.append(number)
+        sink.try_emit(type="app.event", data={"number": number, "text": "x" * 300})
+
+    def trace(frame, event, argument):
+        if os.sep + "stageflow" + os.sep not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        return trace
+
+    def handle(*_):
+        sys.settrace(None)
+        emit(-1)
+
+    signal.signal(signal.SIGUSR1, handle)
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:
+        sink = JournalSink(folder, fsync="never", segment_bytes=1500)
+        if moment != "first event":
+            for number in range(1, 5 if moment == "new segment" else 2):
+                emit(number)
+        sys.settrace(trace)
+        sink.close() if moment == "close" else emit(0)
+        sys.settrace(None)
+        sink.close()
+        with JournalReader(folder) as reader:
+            return sorted(emitted), sorted(entry.data()["number"] for entry in reader), left[0] <= 0
+
+
+os.makedirs(sys.argv[1])
+line, reached = 1, True
+while reached:
+    emitted, recorded, reached = emissions(line)
+    assert emitted == recorded, (line, emitted, recorded)
+    line += 1
+print(line)
+"""
+    )
+    status, out, err = one.ended()
+    assert (status, err) == (0, "")
+    assert int(out) > 50
+
+
 def test_a_signal_handler_that_exits_ends_the_process(program: Start) -> None:
     one = program(
         """

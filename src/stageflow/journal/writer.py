@@ -56,19 +56,17 @@ class SegmentWriter:
     def append(self, line: bytes) -> None:
         """Write one line, whole.
 
-        A signal handler may call it in the middle of another call, in the same thread: its line goes
-        where that one was about to write, and never begins a segment.
+        A signal handler may call it during another call in the same thread. It then never creates a segment:
+        its line is written to the open one, or by the interrupted call to the segment that it creates.
 
         Raises:
             OSError: It could not be written; the segment holds whole lines all the same.
         """
         if self._busy:
-            if self._switching:
+            if self._switching or not self._is_open():
                 self._late.append(line)
-            elif self._is_open():
-                self._write(line)
             else:
-                raise OSError(errno.EBUSY, "no segment can be made just now", self.directory)
+                self._write(line)
             return
         self._busy = True
         try:

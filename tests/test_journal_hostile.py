@@ -198,15 +198,16 @@ def test_a_signal_handler_that_emits_loses_nothing(program: Start) -> None:
 @pytest.mark.parametrize("moment", ["first event", "new segment", "close"])
 def test_a_signal_at_any_line_of_an_emission_loses_nothing(program: Start, moment: str) -> None:
     one = program(
-        f"moment = {moment!r}\n"
-        + """
+        """
 import os, signal, sys, tempfile
 from stageflow import JournalSink
 from stageflow.journal import JournalReader
 
+moment = MOMENT
+
 
 def emissions(line):
-    \"""Return the events emitted and recorded if a handler emits at a line, and whether there is such a line.\"""
+    # Return the events emitted and recorded if a handler emits at a line, and whether the line exists.
     emitted, left = [], [line]
 
     def emit(number):
@@ -247,7 +248,7 @@ while reached:
     assert emitted == recorded, (line, emitted, recorded)
     line += 1
 print(line)
-"""
+""".replace("MOMENT", repr(moment))
     )
     status, out, err = one.ended()
     assert (status, err) == (0, "")

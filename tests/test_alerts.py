@@ -55,7 +55,7 @@ from stageflow.journal.disk import only_one
 from stageflow.store import Compactor, EventStore
 
 FAILS = FailureRate(name="checkout fails", pipeline="checkout", above=0.05, severity="critical")
-SLOW = SlowerThan(name="pay is slow", stage="pay", above=500, window=300)
+SLOW = SlowerThan(name="pay is slow", stage="pay", above=0.5, window=300)
 
 Told = Callable[..., list[Notice]]
 
@@ -312,17 +312,17 @@ def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
 
 
 def test_burn_rate_of_what_is_slow(incident: EventStore) -> None:
-    slow = BurnRate(name="slow", slo=0.99, slower_than=500, pipeline="checkout", min_events=50)
+    slow = BurnRate(name="slow", slo=0.99, slower_than=0.5, pipeline="checkout", min_events=50)
     (fired,) = told(incident, [slow], [-20, 0, 10])
     # All of 10 minutes, in the 130 that the window of 6 hours has: that exceeds its threshold most.
     assert fired.value == pytest.approx(100 * 10 / 130, rel=0.01)
 
 
 def test_percentiles_of_stages_and_of_runs(incident: EventStore) -> None:
-    for rule in (SLOW, SlowerThan(name="r", pipeline="checkout", quantile="p50", above=500, window=300)):
+    for rule in (SLOW, SlowerThan(name="r", pipeline="checkout", quantile="p50", above=0.5, window=300)):
         fired, resolved = told(incident, [rule], range(0, 40, 2))
-        assert fired.value == 900
-        assert resolved.value == 20
+        assert fired.value == 0.9
+        assert resolved.value == 0.02
         assert fired.says.endswith(" 900 ms")
 
 

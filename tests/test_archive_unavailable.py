@@ -127,7 +127,7 @@ DAMAGES: dict[str, Damage] = {
 
 RULES: list[Rule] = [
     FailureRate(name="failure rate", above=0.05, min_events=1),
-    SlowerThan(name="slow", above=5.0, min_events=1),
+    SlowerThan(name="slow", above=0.005, min_events=1),
     CrashedRuns(name="crashes", window=600),
     NoRuns(name="no runs", pipeline="other"),
     FailureRate(name="stage", stage="s0", above=0.05, min_events=1),

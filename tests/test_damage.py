@@ -567,7 +567,7 @@ def test_a_run_whose_end_is_damaged_is_not_open(tmp_path: Path, damage: str) -> 
         _, written = command(journal, "show", "run-1")
         assert "so far" not in written
         assert "damaged or missing" in written
-        assert Journal(journal).under_way() == []
+        assert Journal(journal).in_progress() == []
         if not repaired:
             assert Journal(journal).repair().without_end == ["run-1"]
     assert Journal(journal).check().problems == []

@@ -113,14 +113,14 @@ def test_query_can_read_only_the_views(folder: Path, query: str) -> None:
 def test_predicate_can_read_only_the_views(folder: Path, predicate: str) -> None:
     with EventStore(folder) as store:
         for ask in (
-            lambda text: store.runs(predicate=text),
-            lambda text: store.stats(predicate=text),
+            lambda text: store.runs(where=text),
+            lambda text: store.stats(where=text),
             lambda text: store.explain(text),
             lambda text: store.compare(text, "status = 'OK'"),
         ):
             with pytest.raises(QueryError, match="can read only the views"):
                 ask(predicate.format(folder))
-        assert len(store.runs(predicate="event_id in (select pipeline_run_id from stages)")) == 2
+        assert len(store.runs(where="event_id in (select pipeline_run_id from stages)")) == 2
 
 
 @pytest.mark.parametrize(

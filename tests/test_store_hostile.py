@@ -237,14 +237,14 @@ def test_a_predicate_does_not_reach_beyond_its_place(tmp_path: Path, predicate: 
     with EventStore(folder) as store:
         before = files_below(tmp_path)
         questions: list[Callable[[], Any]] = [
-            lambda: store.stats(where=other, predicate=predicate),
-            lambda: store.runs(other, predicate=predicate),
-            lambda: store.errors(other, predicate=predicate),
-            lambda: store.slowest(where=other, predicate=predicate),
-            lambda: store.compare(predicate, "true", where=other),
-            lambda: store.compare("true", predicate, where=other),
-            lambda: store.explain(predicate, among=other),
-            lambda: store.explain("true", against=predicate, among=other),
+            lambda: store.stats(filter=other, where=predicate),
+            lambda: store.runs(other, where=predicate),
+            lambda: store.errors(other, where=predicate),
+            lambda: store.slowest(filter=other, where=predicate),
+            lambda: store.compare(predicate, "true", filter=other),
+            lambda: store.compare("true", predicate, filter=other),
+            lambda: store.explain(predicate, filter=other),
+            lambda: store.explain("true", against=predicate, filter=other),
             lambda: store.dry_run(TailSampler(rules=(SampleRule(where=predicate),))),
         ]
         for ask in questions:
@@ -258,8 +258,8 @@ def test_a_predicate_does_not_reach_beyond_its_place(tmp_path: Path, predicate: 
 def test_a_comment_in_a_predicate_is_one(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1, stages=1))
     with EventStore(folder) as store:
-        assert len(store.runs(RunFilter(pipeline="p"), predicate="status = 'OK' -- the good ones")) == 1
-        assert store.stats(predicate="true -- all", where=RunFilter(pipeline="p"))[0].count == 1
+        assert len(store.runs(RunFilter(pipeline="p"), where="status = 'OK' -- the good ones")) == 1
+        assert store.stats(where="true -- all", filter=RunFilter(pipeline="p"))[0].count == 1
 
 
 HALF = "\udcff"  # as a command has an argument that is no UTF-8
@@ -269,13 +269,13 @@ def test_text_that_is_none_finds_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1, stages=1))
     compact(folder)
     with EventStore(folder) as store:
-        assert store.runs(RunFilter(id=HALF)) == store.stats(where=RunFilter(pipeline=HALF)) == []
+        assert store.runs(RunFilter(id=HALF)) == store.stats(filter=RunFilter(pipeline=HALF)) == []
         with pytest.raises(RunNotFoundError):
             store.run(HALF)
         with pytest.raises(QueryError, match="this is no text"):
             store.sql(f"select '{HALF}'")
         with pytest.raises(QueryError, match="this is no text"):
-            store.runs(predicate=f"user_id = '{HALF}'")
+            store.runs(where=f"user_id = '{HALF}'")
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), "1"])

@@ -52,8 +52,8 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
 
     Attributes:
         slo: The share that should be good: 0.999.
-        slower_than: Milliseconds; what took longer is bad as well. Default None: only failures are. Runs that
-            were cancelled externally count neither as good nor as bad, as in `FailureRate`.
+        slower_than: Seconds; runs or stages that took longer also count as bad. Default None: only failures
+            do. Runs that were cancelled externally count neither as good nor as bad, as in `FailureRate`.
         windows: The pairs; default 14.4x over 1 h and 5 min, and 6x over 6 h and 30 min, which use
             2 % and 5 % of the budget of 30 days.
         resolve_share: Of `above`, for the short windows; default 0.8.
@@ -94,7 +94,9 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
 
     @property
     def _failed(self) -> str:
-        return FAILED if self.slower_than is None else f"({FAILED} or duration_ms > {self.slower_than!r})"
+        if self.slower_than is None:
+            return FAILED
+        return f"({FAILED} or duration_ms > {self.slower_than * 1000:.15g})"
 
     def measure(self, store: EventStore, now: datetime) -> Measured:
         budget = 1 - self.slo

@@ -287,7 +287,7 @@ def _explained(store: EventStore, measured: Measured) -> tuple[str, ...]:
     if measured.selection is None:
         return ()
     try:
-        found = store.explain(measured.selection, against=measured.rest, most=_MOST)
+        found = store.explain(measured.selection, against=measured.rest, limit=_MOST)
         return tuple(map(_said, found.differences))
     except Exception as error:
         # What is told is that something is wrong. Why is a courtesy.

@@ -49,8 +49,8 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         ((rows, events),) = store.sql(query, since=window.since).rows
         if events < self.fewer_than and store.path is not None:
             since = RunFilter(pipeline=self.pipeline, stage=self.stage, since=rfc3339_of(window.since))
-            under_way = len(Journal(store.path).under_way(since))
-            rows, events = rows + under_way, float(events) + under_way
+            in_progress = len(Journal(store.path).in_progress(since))
+            rows, events = rows + in_progress, float(events) + in_progress
         bad = events < self.fewer_than
         notes = [self._last(store, condition("runs", where, f"ended_at <= '{exactly(now)}'"))] if bad else []
         runs = f"{events:,.0f} runs in {span(self.window)}"

@@ -26,16 +26,20 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
     Of a stage its last attempts count, of those that ran.
 
     Attributes:
-        above: Milliseconds.
-        resolve_below: Milliseconds too.
+        above: Seconds.
+        resolve_below: Seconds; default 80 % of `above`.
         quantile: "p50", "p90", "p95" (the default) or "p99".
 
     Example:
-        >>> SlowerThan(name="search is slow", stage="search", quantile="p99", above=800).below
-        640.0
+        >>> SlowerThan(name="search is slow", stage="search", quantile="p99", above=0.8).below
+        0.64
     """
 
     quantile: Literal["p50", "p90", "p95", "p99"] = "p95"
+
+    @property
+    def _slow(self) -> str:
+        return f"duration_ms > {self.above * 1000:.15g}"
 
     def measure(self, store: EventStore, now: datetime) -> Measured:
         window = Window.ending(now, self.window)
@@ -47,12 +51,13 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
         source = ranked(f"select * from {over} where {rows}", "duration_ms", (), weighted=True)
         query = f"select count(*), {count_if()}, {percentiles([rank], weighted=True)}[1] from {source}"
         ((looked_at, events, value),) = store.sql(query, since=window.since).rows
-        bad, good = self.verdict(value, enough=looked_at >= self.min_events)
-        slow = f"duration_ms > {self.above!r}"
+        seconds = None if value is None else value / 1000
+        bad, good = self.verdict(seconds, enough=looked_at >= self.min_events)
+        slow = self._slow
         return Measured(
-            value=value,
+            value=seconds,
             says=f"{self.quantile} {value:,.0f} ms" if value is not None else f"{self.quantile} unknown",
-            threshold=f"above {self.above:,.0f} ms, resolves below {self.below:,.0f} ms",
+            threshold=f"above {self.above * 1000:,.0f} ms, resolves below {self.below * 1000:,.0f} ms",
             bad=bad,
             good=good,
             rows=looked_at,
@@ -65,6 +70,6 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
 
     def commands(self, window: Window) -> Sequence[str]:
         these = window.options(self.pipeline, self.stage)
-        slow = in_shell(f"duration_ms > {self.above:g}")
+        slow = in_shell(self._slow)
         stages = " --stages" if self.stage else ""
         return [f"stageflow slowest{stages} {these}", f"stageflow explain {slow} {these}"]

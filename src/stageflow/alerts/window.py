@@ -36,20 +36,18 @@ class Window(Struct, frozen=True):
         since, until = (text(exactly(moment)) for moment in (self.since, self.until))
         return f"{column} > {since} and {column} <= {until}"
 
-    def rows(
-        self, over: Over, pipeline: str | None = None, stage: str | None = None, predicate: str = ""
-    ) -> str:
+    def rows(self, over: Over, pipeline: str | None = None, stage: str | None = None, where: str = "") -> str:
         """Return in SQL which rows of a view ended in it.
 
         Args:
             over: "runs" or "stages".
             pipeline: Only of this pipeline.
             stage: Only of this stage, or runs that have it.
-            predicate: SQL on top of it.
+            where: SQL predicate in addition to it.
         """
         # Files are passed over by the day on which something began. What took longer than that is missed.
         day = text((self.since - LONGEST_RUN).date().isoformat())
-        own = f"{self.holds()} and day >= {day}" + (f" and ({predicate})" if predicate else "")
+        own = f"{self.holds()} and day >= {day}" + (f" and ({where})" if where else "")
         return condition(over, RunFilter(pipeline=pipeline, stage=stage), own)
 
     def options(self, pipeline: str | None, stage: str | None) -> str:
@@ -59,15 +57,15 @@ class Window(Struct, frozen=True):
             f" {option} {in_shell(name)}" for option, name in named if name
         )
 
-    def runs(self, pipeline: str | None, stage: str | None, predicate: str = "") -> str:
+    def runs(self, pipeline: str | None, stage: str | None, where: str = "") -> str:
         """Return in SQL which rows of `runs` are of it, or have a stage that is.
 
         Args:
             pipeline: Only of this pipeline.
             stage: Runs whose stage of this name ended in the window; None for runs that ended in it.
-            predicate: SQL on top of it, over the stage where one is named, else over the run.
+            where: SQL predicate in addition to it, over the stage where one is named, else over the run.
         """
         if stage is None:
-            return self.rows("runs", pipeline, predicate=predicate)
-        of_stage = self.rows("stages", pipeline, stage, predicate)
+            return self.rows("runs", pipeline, where=where)
+        of_stage = self.rows("stages", pipeline, stage, where)
         return f"pipeline_run_id in (select pipeline_run_id from stages where {of_stage})"

@@ -55,18 +55,18 @@ def explain(
 
     - `stageflow explain "outcome = 'timeout'"`
     """
-    among = RunFilter(pipeline=pipeline, stage=stage, since=since, until=until)
+    filter = RunFilter(pipeline=pipeline, stage=stage, since=since, until=until)
     over: Over = "stages" if stages or stage else "runs"
     with open_store(journal, archive, verify=verify) as store:
         if which == "slow" and against is None:
-            found = store.explain_slow(over, among, most=limit)
+            found = store.explain_slow(over, filter, limit=limit)
         else:
             found = store.explain(
                 None if which == "failed" else as_predicate(which),
                 against=None if against is None else as_predicate(against),
                 over=over,
-                among=among,
-                most=limit,
+                filter=filter,
+                limit=limit,
             )
     if as_json:
         print_json(msgspec.json.encode(found))

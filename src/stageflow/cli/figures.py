@@ -67,7 +67,7 @@ def stats(
         raise typer.BadParameter(str(error), param_hint="--every") from None
     chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.stats("runs" if runs else "stages", chosen, predicate=where, bucket=bucket))
+        found = _plain(store.stats("runs" if runs else "stages", chosen, where=where, bucket=bucket))
     ascii_only = (open_terminal().encoding or "").lower() not in ("utf-8", "utf8")
     give(
         found,
@@ -105,7 +105,7 @@ def errors(
     """
     chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.errors(chosen, predicate=where, limit=limit))
+        found = _plain(store.errors(chosen, where=where, limit=limit))
     give(
         found,
         lambda width: draw_errors(found, width=width),
@@ -142,7 +142,7 @@ def slowest(
     """
     chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.slowest("stages" if stages else "runs", chosen, predicate=where, limit=limit))
+        found = _plain(store.slowest("stages" if stages else "runs", chosen, where=where, limit=limit))
     give(
         found,
         lambda width: draw_slowest(found, width=width),

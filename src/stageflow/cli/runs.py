@@ -87,7 +87,7 @@ def runs(
         pipeline=pipeline,
         stage=stage,
         id=any_id,
-        slower_than_ms=slower_than,
+        slower_than=None if slower_than is None else slower_than / 1000,
         since=since,
         until=until,
         roots=roots,

@@ -93,11 +93,11 @@ class Journal:
 
     # ------------------------------------------------------------ many runs
 
-    def runs(self, where: RunFilter | None = None, *, limit: int | None = 20) -> list[dict[str, Any]]:
+    def runs(self, filter: RunFilter | None = None, *, limit: int | None = 20) -> list[dict[str, Any]]:
         """Return runs, those that began last first.
 
         Args:
-            where: Which; default all.
+            filter: The runs to return; default all.
             limit: How many at most; None for all.
 
         Returns:
@@ -110,8 +110,8 @@ class Journal:
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise ValueError(f"runs(limit={limit!r}); give a whole number, 1 or more, or None for all")
         self._complete_crashed()
-        where = where or RunFilter()
-        must_have = where.parts()
+        filter = filter or RunFilter()
+        must_have = filter.parts()
         found: dict[str, tuple[str, bytes | dict[str, Any]]] = {}
         floor = ""
         visited: dict[str, list[Segment]] = {}
@@ -119,14 +119,14 @@ class Journal:
         for segment in _newest_first(writers):
             written = _written_at(segment)
             # Whatever a segment has of a run was written after that run began.
-            if written < floor or (where.since is not None and written < where.since):
+            if written < floor or (filter.since is not None and written < filter.since):
                 break
             visited.setdefault(segment.writer, []).append(segment)
             for text in readable(find_lines(segment, PIPELINE_WIDE)):
                 if not all(map(text.__contains__, must_have)):
                     continue
                 head = headline(text, floor)
-                if head is not None and where.takes(head) and is_whole_run(text):
+                if head is not None and filter.takes(head) and is_whole_run(text):
                     known = found.get(head.event_id)
                     # Of runs that share an id, the last: as everywhere else.
                     if known is None or known[0] <= head.started_at:
@@ -138,8 +138,8 @@ class Journal:
         for writer, segments in visited.items():
             first = min(segment.sequence for segment in segments)
             visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
-        for run in self._under_way(visited.values()):
-            if where.takes(msgspec.convert(run, Headline)):
+        for run in self._in_progress(visited.values()):
+            if filter.takes(msgspec.convert(run, Headline)):
                 found[run["event_id"]] = (run["started_at"], run)
         chosen = {
             run_id: run if isinstance(run, dict) else decode_event(run) or {}
@@ -151,7 +151,7 @@ class Journal:
                     amend(chosen, amendment)
         return list(chosen.values())
 
-    def under_way(self, where: RunFilter | None = None) -> list[dict[str, Any]]:
+    def in_progress(self, filter: RunFilter | None = None) -> list[dict[str, Any]]:
         """Return the runs that have not ended, in no order; see `RunStory.run` for what is known of each.
 
         Also those whose process died, where nobody can write down what became of them.
@@ -159,15 +159,15 @@ class Journal:
         Raises:
             OSError: The journal cannot be read.
         """
-        where = where or RunFilter()
+        filter = filter or RunFilter()
         self._complete_crashed()
-        found = self._under_way(list_writers(self.path).values())
-        return [run for run in found if where.takes(msgspec.convert(run, Headline))]
+        found = self._in_progress(list_writers(self.path).values())
+        return [run for run in found if filter.takes(msgspec.convert(run, Headline))]
 
-    def _under_way(self, writers: Iterable[list[Segment]]) -> Iterator[dict[str, Any]]:
+    def _in_progress(self, writers: Iterable[list[Segment]]) -> Iterator[dict[str, Any]]:
         now_us = get_clock().wall_ns() // 1000
         for segments in writers:
-            yield from readable(_under_way_in(segments, now_us))
+            yield from readable(_in_progress_in(segments, now_us))
 
     def _complete_crashed(self) -> None:
         # Who may read a journal but not write it sees it as it stands.
@@ -283,7 +283,7 @@ def _newest_first(writers: Writers) -> list[Segment]:
     return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)
 
 
-def _under_way_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, Any]]:
+def _in_progress_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, Any]]:
     if writer_lives(segments):
         for run in open_runs(segments).values():
             yield run.so_far(now_us)

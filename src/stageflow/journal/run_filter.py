@@ -25,7 +25,7 @@ class RunFilter(Struct, frozen=True, kw_only=True):
         pipeline: Name of the pipeline.
         stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
         id: One of the five ids, or the beginning of a run's.
-        slower_than_ms: Runs that took longer.
+        slower_than: Seconds; runs that took longer.
         since: RFC 3339: runs that began then or later.
         until: RFC 3339: runs that began before.
         roots: If True, only root runs: those that were not started inside a stage of another run.
@@ -38,7 +38,7 @@ class RunFilter(Struct, frozen=True, kw_only=True):
     pipeline: str | None = None
     stage: str | None = None
     id: str | None = None
-    slower_than_ms: float | None = None
+    slower_than: float | None = None
     since: str | None = None
     until: str | None = None
     roots: bool = False
@@ -69,7 +69,7 @@ class RunFilter(Struct, frozen=True, kw_only=True):
         return (
             (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
             and (self.pipeline is None or self.pipeline == run.pipeline_name)
-            and (self.slower_than_ms is None or run.duration_ms > self.slower_than_ms)
+            and (self.slower_than is None or run.duration_ms > self.slower_than * 1000)
             and (self.since is None or run.started_at >= self.since)
             and (self.until is None or run.started_at < self.until)
             and (self.id is None or run.has_id(self.id))

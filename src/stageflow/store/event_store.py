@@ -1,4 +1,4 @@
-"""`EventStore`: everything that a journal and its archive have, as SQL and as questions with names."""
+"""`EventStore` queries a journal and its archive: with SQL, and with built-in queries."""
 
 from __future__ import annotations
 
@@ -26,12 +26,27 @@ from .address import absolute_address, default_address, read_address, same_addre
 from .archive import Archive
 from .columns import FAILURE, text
 from .compactor import Compactor, Progress, closed_segments, must_be_there
+from .counts import NO_KINDS
 from .explanation import explain
 from .explanation.difference import Explanation
-from .figures import Figures
 from .predicate import parenthesised
 from .queries import Queries, Rows
+from .questions import (
+    Comparison,
+    ErrorGroup,
+    Slow,
+    Stat,
+    Total,
+    Volume,
+    compare,
+    errors,
+    slowest,
+    stats,
+    totals,
+)
 from .record import events_of
+from .sampler import TailSampler
+from .sampling import Sampled, decide, report
 from .selection import Over, condition
 from .snapshot import Scope
 from .story import tell_story
@@ -43,25 +58,26 @@ if TYPE_CHECKING:
 __all__ = ["EventStore"]
 
 
-class EventStore(Figures):
-    """Asks a journal and its archive, at any moment, while others write both.
+class EventStore:
+    """Queries a journal and its archive, while other processes write to both.
 
-    Each event is in an answer exactly once, with what amended it later. Counts, rates and percentiles
-    are weighted by `sample_rate`. It is plain and blocks, like DuckDB: from asynchronous code call it
-    with `asyncio.to_thread`. Threads may share it; one of them asks at a time.
+    Each event occurs exactly once in a result, with its later amendments. Counts, rates and percentiles are
+    weighted by `sample_rate`. All methods block, as those of DuckDB do: call them with `asyncio.to_thread`
+    from asynchronous code. Threads can share a store; it executes one query at a time.
 
     Args:
-        journal: Directory of the journal; None to ask an archive alone.
+        journal: Directory of the journal; None to query an archive without its journal.
         archive: Address of the archive: a directory, or "s3://bucket/events"; default the one that
             the journal has.
-        storage_options: How to get at object storage, as `deltalake` takes it (`AWS_REGION`,
-            `AWS_ENDPOINT_URL`, ...); what is missing is taken from the environment.
+        storage_options: Options for object storage, as `deltalake` accepts them (`AWS_REGION`,
+            `AWS_ENDPOINT_URL`, ...); missing options are read from the environment.
         memory: Memory limit of DuckDB; default "2GB". DuckDB spills larger data to a temporary directory.
         disk: Size limit of that directory; default "10GB".
-        timeout: Seconds for one question; default 60.
-        compact_beyond: Bytes of closed segments from which on a reader takes them into the archive
-            before it asks; default 256 MiB, None for never.
-        progress: Called with the bytes done and all there are, while it does that.
+        timeout: Seconds for one query; default 60.
+        compact_beyond: Size of the closed segments in bytes from which on a query archives them first;
+            default 256 MiB, None for never.
+        progress: Called with the number of bytes archived so far and in total, while a query archives
+            segments.
         verify: Verify the checksum of each archive file once, before reading it for the first time; default
             False. Files written by older versions have no checksum.
         failure_outcomes: The outcomes of runs that count as failures; default those that the journal states
@@ -69,7 +85,7 @@ class EventStore(Figures):
 
     Raises:
         ArchiveDamagedError: A file of the archive is damaged or missing; queries raise it too.
-        JournalNotFoundError: There is no such directory.
+        JournalNotFoundError: The directory does not exist.
         MissingExtraError: The packages of `stageflow[store]` are not installed.
 
     Example:
@@ -95,7 +111,7 @@ class EventStore(Figures):
         if self.path is not None and not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if self.path is None and archive is None:
-            raise ValueError("EventStore() has nothing to ask; give a journal, or archive=...")
+            raise ValueError("EventStore() requires a journal or an archive")
         self._given = absolute_address(archive) if archive is not None else None
         self._failures = None if failure_outcomes is None else FailureOutcomes.of(failure_outcomes)
         self._storage_options = storage_options
@@ -128,7 +144,7 @@ class EventStore(Figures):
             return self._given
         try:
             return read_address(self.path or "")
-        except DamagedFileError:  # each question reports it, unless the journal alone has the answer
+        except DamagedFileError:  # each query reports it, unless the journal alone has the result
             return default_address(self.path or "")
 
     def _failure_outcomes(self) -> FailureOutcomes:
@@ -145,39 +161,39 @@ class EventStore(Figures):
         timeout: float | None = None,
         since: datetime | None = None,
     ) -> Rows:
-        """Answer one query over the views `runs`, `stages` and `events`.
+        """Execute one query over the views `runs`, `stages` and `events`.
 
-        It can read and nothing else: no file, no setting, no network. The column `failure` is true for runs
-        and stages that count as failures, null for those that failure rates leave out, else false.
+        The query can read only these views: no files, settings or network. The column `failure` is true for
+        runs and stages that count as failures, null for those that failure rates exclude, otherwise false.
 
         Args:
-            query: In DuckDB's SQL.
-            parameters: For `?` or `$name` in it.
-            limit: How many rows at most; None for all.
+            query: A SELECT statement of DuckDB's SQL.
+            parameters: Values for `?` or `$name` in the query.
+            limit: Maximum number of rows; None for all.
             timeout: Seconds; default that of the store.
-            since: With a zone; the query only needs rows that ended then or later, and that began at most
-                seven days earlier. It is then also answered while other parts of the archive cannot be read:
-                see `archive_error`. It does not filter rows. Default None: it needs all rows.
+            since: With a time zone; the query needs only rows that ended then or later, and that began at
+                most seven days earlier. It is then also executed while other parts of the archive cannot be
+                read: see `archive_error`. It does not filter rows. Default None: it needs all rows.
 
         Raises:
             ArchiveDamagedError: A file of the archive that it needs is damaged or missing.
-            QueryError: The query is wrong, takes too long, needs too much memory or is no query.
+            QueryError: The query is invalid, takes too long or needs too much memory.
         """
         return self._queries.sql(query, parameters, limit, timeout, since)
 
     @property
     def archive_error(self) -> OSError | None:
-        """Why the last answer was given without the archive, or a part of it; None if all of it was read.
+        """The reason why the last query did not read the archive, or a part of it; None if it read all of it.
 
-        An archive that is damaged or cannot be reached is left out only if the answer is complete without it:
-        the journal, or intact files of the archive, have all events since the moment that a question states.
+        An archive that is damaged or cannot be reached is left out only if the result is complete without it:
+        the journal, or intact files of the archive, have all events since the time that the query states.
         """
         return self._queries.left_out
 
-    # ------------------------------------------------------------ what there is now
+    # ------------------------------------------------------------ current state
 
     def refresh(self) -> None:
-        """Look at journal and archive as they are now; each question does it by itself.
+        """Read the current state of the journal and the archive; each query does this.
 
         Raises:
             ArchiveDamagedError: Files of events in the archive are damaged or missing, and the journal no
@@ -192,7 +208,7 @@ class EventStore(Figures):
         Raises:
             ArchiveDamagedError: A file of the archive is damaged.
             SettingsError: There is no journal, and no archive at this address.
-            OSError: Journal or archive cannot be read, or not be written.
+            OSError: The journal or the archive cannot be read or written.
         """
         if self.path is None:
             self.archive.refresh()
@@ -234,60 +250,57 @@ class EventStore(Figures):
 
     def runs(
         self,
-        where: RunFilter | None = None,
+        filter: RunFilter | None = None,
         *,
-        predicate: str | None = None,
+        where: str | None = None,
         limit: int | None = 20,
         before: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """Return runs, those that began last first; also those under way.
+        """Return runs, newest first, including runs in progress.
 
         Args:
-            where: Which; default all.
-            predicate: SQL over the columns of `runs` on top of it; then those under way are left out.
-            limit: How many at most; None for all.
-            before: The last run of the page before; default None, for the first page.
+            filter: The runs to return; default all.
+            where: SQL predicate over the columns of `runs`, in addition to the filter. Runs in progress
+                are then excluded.
+            limit: Maximum number of runs; None for all.
+            before: The last run of the previous page; default None, for the first page.
 
         Returns:
-            The data of a `pipeline.wide` for each; for one under way what `RunStory.run` says.
+            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunStory.run`.
 
         Raises:
-            QueryError: The predicate is wrong.
-            ValueError: `limit` is no whole number, 1 or more.
+            QueryError: The predicate is invalid.
+            ValueError: `limit` is not a positive integer.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"runs(limit={limit!r}); give a whole number, 1 or more, or None for all")
-        condition_ = condition("runs", where, predicate)
+            raise ValueError(f"runs(limit={limit!r}): expected an integer of 1 or more, or None for all")
+        condition_ = condition("runs", filter, where)
         if before is not None:
             last = text(before["started_at"], before["event_id"])
             condition_ += f" and (started_at, event_id) < ({last.replace(',', '::timestamptz,', 1)})"
         query = f"""select 'pipeline.wide' as type, * from runs where {condition_}
             order by started_at desc, event_id desc {f"limit {limit}" if limit is not None else ""}"""
         ended = self._queries.ask(
-            lambda cursor: _data(cursor.execute(query)),
-            query,
-            predicates=[predicate],
-            scope=Scope.began_since(where.since if where is not None else None),
+            lambda cursor: _data(cursor.execute(query)), query, predicates=[where], scope=_scope(filter)
         )
-        under_way = []
-        if self.path is not None and predicate is None:
+        in_progress = []
+        if self.path is not None and where is None:
             known = {run["event_id"] for run in ended}
-            under_way = [
+            in_progress = [
                 run
-                for run in Journal(self.path).under_way(where)
-                if run["event_id"] not in known and (before is None or _place(run) < _place(before))
+                for run in Journal(self.path).in_progress(filter)
+                if run["event_id"] not in known and (before is None or _sort_key(run) < _sort_key(before))
             ]
-        return sorted([*ended, *under_way], key=_place, reverse=True)[:limit]
+        return sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
 
     def run(self, run_id: str = "last") -> RunStory:
-        """Return the whole story of one run.
+        """Return everything that is known about one run.
 
         Args:
-            run_id: Its `pipeline_run_id`, or a beginning of it that no other run shares; "last" for the
-                run that began last.
+            run_id: Its `pipeline_run_id`, or a prefix that no other run shares; "last" for the newest run.
 
         Raises:
-            RunNotFoundError: There is no such run, or there are several.
+            RunNotFoundError: No run, or more than one, has this id.
         """
         if run_id != "last":
             return tell_story(self._queries, self.path, run_id)
@@ -299,7 +312,161 @@ class EventStore(Figures):
                 error = not_found
         raise error
 
-    # ------------------------------------------------------------ what is different
+    # ------------------------------------------------------------ statistics
+
+    def stats(
+        self,
+        over: Over = "stages",
+        filter: RunFilter | None = None,
+        *,
+        where: str | None = None,
+        bucket: float | None = None,
+    ) -> list[Stat]:
+        """Return counts, rates and percentiles of durations, for each stage or each pipeline.
+
+        Args:
+            over: "stages", or "runs" for pipelines.
+            filter: The stages or runs to include; default all.
+            where: SQL predicate over the columns of the view, in addition to the filter.
+            bucket: Length of a time bucket in seconds; there is then one row per bucket. Default None.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        selected, queries = condition(over, filter, where), self._queries
+        return queries.ask(
+            lambda cursor: stats(cursor, selected, over, bucket_s=bucket, weighted=queries.weighted),
+            selected,
+            predicates=[where],
+            scope=_scope(filter),
+        )
+
+    def totals(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        pipeline: str | None = None,
+        stage: str | None = None,
+    ) -> list[Total]:
+        """Return exact numbers of runs and stages by outcome, even if events were sampled or dropped.
+
+        Args:
+            since: RFC 3339; rounded down to the hour. Default None, for all.
+            until: RFC 3339; hours that began earlier are included.
+            pipeline: Only this pipeline.
+            stage: Only this stage.
+
+        Raises:
+            QueryError: A time is invalid.
+        """
+        return self._queries.ask(
+            lambda cursor: totals(cursor, since=since, until=until, pipeline=pipeline, stage=stage),
+            f"totals since {since} until {until}",
+            scope=Scope.began_since(since and f"{since[:13]}:00:00.000000Z", counts=True),
+        )
+
+    def volume(self) -> Volume:
+        """Return the number and size of stored events by day, type and field."""
+        return self._queries.volume()
+
+    def dry_run(self, sampler: TailSampler, filter: RunFilter | None = None) -> list[Sampled]:
+        """Return which stored runs a sampler would have kept. Nothing is changed.
+
+        Args:
+            sampler: The sampler.
+            filter: The runs to include; default all. Runs that were sampled before keep their weights.
+
+        Raises:
+            QueryError: A rule of the sampler, or its key, is invalid.
+        """
+        runs = f"select * from runs where {condition('runs', filter, None)}"
+
+        def apply(cursor: DuckDBPyConnection) -> list[Sampled]:
+            decide(cursor, "decided", sampler, runs, NO_KINDS)
+            return report(cursor, "decided", runs)
+
+        return self._queries.ask(apply, runs, scope=_scope(filter))
+
+    def errors(
+        self, filter: RunFilter | None = None, *, where: str | None = None, limit: int = 20
+    ) -> list[ErrorGroup]:
+        """Return groups of similar failures, most frequent first.
+
+        Args:
+            filter: The stages and runs to include; default all.
+            where: SQL predicate in addition to the filter, over columns that `stages` and `runs` both have.
+            limit: Maximum number of groups.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        of_stages, of_runs = (condition(over, filter, where) for over in ("stages", "runs"))
+        return self._queries.ask(
+            lambda cursor: errors(cursor, of_stages, of_runs, limit=limit),
+            of_stages,
+            predicates=[where],
+            scope=_scope(filter),
+        )
+
+    def slowest(
+        self,
+        over: Over = "runs",
+        filter: RunFilter | None = None,
+        *,
+        where: str | None = None,
+        limit: int = 20,
+    ) -> list[Slow]:
+        """Return the runs, or stages, with the longest durations.
+
+        Args:
+            over: "runs" or "stages".
+            filter: The runs or stages to include; default all.
+            where: SQL predicate over the columns of the view, in addition to the filter.
+            limit: Maximum number of runs or stages.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        selected = condition(over, filter, where)
+        return self._queries.ask(
+            lambda cursor: slowest(cursor, selected, over, limit=limit),
+            selected,
+            predicates=[where],
+            scope=_scope(filter),
+        )
+
+    def compare(
+        self,
+        before: str,
+        after: str,
+        over: Over = "stages",
+        filter: RunFilter | None = None,
+    ) -> list[Comparison]:
+        """Compare each stage, or pipeline, between two selections; most significant changes first.
+
+        Args:
+            before: SQL predicate of one selection: "service_version = '1.4'".
+            after: SQL predicate of the other.
+            over: "stages" or "runs".
+            filter: Restricts both selections; default None.
+
+        Raises:
+            QueryError: A predicate is invalid.
+
+        Example:
+            store.compare("started_at < '2026-11-24 12:00'", "started_at >= '2026-11-24 12:00'")
+        """
+        one, other = (condition(over, filter, where) for where in (before, after))
+        queries = self._queries
+        return queries.ask(
+            lambda cursor: compare(cursor, one, other, over, weighted=queries.weighted),
+            f"{before} / {after}",
+            predicates=[before, after],
+            scope=_scope(filter),
+        )
+
+    # ------------------------------------------------------------ explanations
 
     def explain(
         self,
@@ -307,82 +474,77 @@ class EventStore(Figures):
         *,
         against: str | None = None,
         over: Over = "runs",
-        among: RunFilter | None = None,
-        most: int = 20,
+        filter: RunFilter | None = None,
+        limit: int = 20,
         alpha: float = 0.05,
     ) -> Explanation:
-        """Return what is different about a selection of runs, or stages, against the rest; see `explain`.
+        """Return how selected runs, or stages, differ from the others; see `stageflow.store.explain`.
 
         Args:
-            where: SQL that selects; default the failures, compared with the runs or stages that are neither
-                failures nor cancelled.
-            against: SQL that says what the rest is; default everything else.
+            where: SQL predicate of the selection; default the failures, compared with the runs or stages that
+                are neither failures nor cancelled.
+            against: SQL predicate of the rows to compare with; default all other rows.
             over: "runs" or "stages".
-            among: What both are chosen from: a pipeline, a stretch of time; default all.
-            most: How many differences at most.
-            alpha: Up to which q-value a difference is told.
+            filter: Restricts both sides, for example to a pipeline or a time window; default None.
+            limit: Maximum number of differences.
+            alpha: Maximum q-value of a difference.
 
         Raises:
-            QueryError: A predicate is none, or names a field that there is not.
+            QueryError: A predicate is invalid, or names an unknown field.
 
         Example:
             print(store.explain("duration_ms > 2000").differences)
         """
         if where is None:
             where, against = FAILURE, against if against is not None else f"not {FAILURE}"
-        given = [where, against]
-        if among is not None and among != RunFilter():
-            common = condition(over, among, None)
-            where = f"{parenthesised(where)} and {common}"
-            against = f"{parenthesised(against)} and {common}" if against is not None else common
+        selected, rest = _within(filter, over, where, against)
         return self._queries.ask(
-            lambda cursor: explain(cursor, where, against=against, over=over, most=most, alpha=alpha),
-            where,
-            predicates=given,
-            scope=Scope.began_since(among.since if among is not None else None),
+            lambda cursor: explain(cursor, selected, against=rest, over=over, limit=limit, alpha=alpha),
+            selected,
+            predicates=[where, against],
+            scope=_scope(filter),
         )
 
     def explain_slow(
         self,
         over: Over = "runs",
-        among: RunFilter | None = None,
+        filter: RunFilter | None = None,
         *,
         slowest: float = 0.05,
-        most: int = 20,
+        limit: int = 20,
     ) -> Explanation:
-        """Return what is different about the slowest runs, or stages, of those that are alike.
+        """Return how the slowest runs, or stages, differ from the others.
 
         Args:
             over: "runs" or "stages".
-            among: Which are looked at; name a pipeline or a stage where they differ in kind.
-            slowest: Which share of them counts as slow; default 0.05, the slowest 5 %.
-            most: How many differences at most.
+            filter: The runs or stages to compare; default all. Select one pipeline or stage if they differ in
+                kind.
+            slowest: The share that counts as slow; default 0.05, the slowest 5 %.
+            limit: Maximum number of differences.
 
         Raises:
-            ValueError: `slowest` is no share.
+            ValueError: `slowest` is not between 0 and 1.
         """
         if not 0 < slowest < 1:
-            raise ValueError(f"explain_slow(slowest={slowest!r}); give a share between 0 and 1")
-        wanted = condition(over, among, None)
-        rows, queries = f"select * from {over} where {wanted}", self._queries
+            raise ValueError(f"explain_slow(slowest={slowest!r}): expected a share between 0 and 1")
+        rows, queries = f"select * from {over} where {condition(over, filter, None)}", self._queries
 
-        def limit_ms(cursor: DuckDBPyConnection) -> float:
+        def find_and_explain(cursor: DuckDBPyConnection) -> Explanation:
             weighted = queries.weighted
             found = cursor.execute(
                 f"select {percentiles((1 - slowest,), weighted=weighted)}[1]"
                 f" from {ranked(rows, 'duration_ms', (), weighted=weighted)}"
             ).fetchone()
-            return float(found[0]) if found and found[0] is not None else 0.0  # of nothing, nothing is slow
+            threshold_ms = float(found[0]) if found and found[0] is not None else 0.0  # no rows
+            where, against = _within(filter, over, f"duration_ms > {threshold_ms!r}", None)
+            return explain(cursor, where, against=against, over=over, limit=limit)
 
-        limit = queries.ask(
-            limit_ms, rows, scope=Scope.began_since(among.since if among is not None else None)
-        )
-        return self.explain(f"duration_ms > {limit!r}", over=over, among=among, most=most)
+        return queries.ask(find_and_explain, rows, scope=_scope(filter))
 
-    # ------------------------------------------------------------ the end
+    # ------------------------------------------------------------ closing
 
     def close(self) -> None:
-        """Give free what the database holds."""
+        """Close the database, and release its memory."""
         with self._opening:
             self._current.close()
 
@@ -402,5 +564,18 @@ def _data(cursor: DuckDBPyConnection) -> list[dict[str, Any]]:
     return [data for _, data in events_of(cursor)]
 
 
-def _place(run: Mapping[str, Any]) -> tuple[str, str]:
+def _scope(filter: RunFilter | None) -> Scope:
+    return Scope.began_since(filter.since if filter is not None else None)
+
+
+def _within(filter: RunFilter | None, over: Over, where: str, against: str | None) -> tuple[str, str | None]:
+    """Return the predicates of both sides, restricted to the rows of a filter."""
+    if filter is None or filter == RunFilter():
+        return where, against
+    common = condition(over, filter, None)
+    rest = common if against is None else f"{parenthesised(against)} and {common}"
+    return f"{parenthesised(where)} and {common}", rest
+
+
+def _sort_key(run: Mapping[str, Any]) -> tuple[str, str]:
     return run["started_at"], run["event_id"]

@@ -21,7 +21,7 @@ def explain(
     *,
     against: str | None = None,
     over: Over = "runs",
-    most: int = 20,
+    limit: int = 20,
     alpha: float = 0.05,
 ) -> Explanation:
     """Return what is different about a selection of runs, or of stages, against the rest.
@@ -48,7 +48,7 @@ def explain(
         against: A predicate for the rest; None, the default, for everything that is not selected; with the
             default `where`, without what is cancelled. What both name belongs to the selection.
         over: "runs", the default, or "stages": which view.
-        most: How many differences, and how many consequences, are returned at most.
+        limit: Maximum number of differences, and of consequences.
         alpha: Up to which q-value a difference is told.
 
     Raises:
@@ -73,5 +73,5 @@ def explain(
         investigation = import_module(".investigation", __package__)
     except ModuleNotFoundError as error:
         raise MissingExtraError("explain", "store") from error
-    answer: Explanation = investigation.investigate(connection, where, against, over, most, alpha)
+    answer: Explanation = investigation.investigate(connection, where, against, over, limit, alpha)
     return answer

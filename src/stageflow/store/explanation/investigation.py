@@ -37,7 +37,7 @@ def investigate(
     where: str | None,
     against: str | None,
     over: Over,
-    most: int,
+    limit: int,
     alpha: float,
 ) -> Explanation:
     """Answer `explain`, which says what the arguments are."""
@@ -56,7 +56,7 @@ def investigate(
             raise as_query_error(error, predicate, names) from error
     try:
         with looked_at(connection, over, columns, where, against) as rows:
-            return _Question(connection, rows, columns, named, where, against, over, most, alpha).answer()
+            return _Question(connection, rows, columns, named, where, against, over, limit, alpha).answer()
     except _OF_THE_QUESTION as error:
         raise as_query_error(error, where, names) from error
 
@@ -79,7 +79,7 @@ class _Question:
         where: str,
         against: str | None,
         over: Over,
-        most: int,
+        limit: int,
         alpha: float,
     ) -> None:
         self._connection = connection
@@ -89,7 +89,7 @@ class _Question:
         self._where = where
         self._against = against
         self._over: Over = over
-        self._most = most
+        self._limit = limit
         self._alpha = alpha
         self._by_course = bool(named & COURSE)
         self._left_out: dict[str, list[str]] = defaultdict(list)
@@ -212,7 +212,7 @@ class _Question:
         return of.is_attribute and self._rows.sides.parts(finding.mask)[1].share < _HARDLY_EVER
 
     def _differences(self, ranked: Sequence[Ranked]) -> tuple[Difference, ...]:
-        return tuple(self._difference(one) for one in ranked[: self._most])
+        return tuple(self._difference(one) for one in ranked[: self._limit])
 
     def _together(self, ranked: Sequence[Ranked]) -> Together | None:
         """Return two differences of which it takes both, where there are such."""

@@ -515,7 +515,7 @@ if __name__ == "__main__":
             type=int,
             default=0,
             metavar="N",
-            help="skip the first N states, for example those that an interrupted run has checked (default: 0)",
+            help="skip the first N states, which an interrupted run has checked (default: 0)",
         )
         arguments = parser.parse_args()
         if arguments.start < 0:

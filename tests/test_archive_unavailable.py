@@ -10,9 +10,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -323,17 +325,61 @@ def test_loop_reports_once_that_it_does_without_the_archive(
 # ------------------------------------------------------------ out of reach
 
 
-@pytest.fixture
-def down(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address of object storage where nothing answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+def set_environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+
+
+@pytest.fixture
+def down(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address of object storage where nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    set_environment(monkeypatch, port)
     return "s3://bucket/events"
+
+
+@pytest.fixture
+def overloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Object storage that answers each request with status 503; the requests."""
+    requests: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        set_environment(monkeypatch, server.server_port)
+        yield requests
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("retries", "expected"), [(None, 5), ("0", 1), ("2", 3)])
+def test_failed_request_is_retried_a_limited_number_of_times(
+    folder: Path, overloaded: list[str], retries: str | None, expected: int
+) -> None:
+    options = {} if retries is None else {"max_retries": retries}
+    (folder / "archive.json").write_text(json.dumps({"address": "s3://bucket/events"}))
+    with EventStore(folder, storage_options=options) as store:
+        for ask in (store.stats, lambda: store.sql("from runs"), store.refresh, store.totals):
+            overloaded.clear()
+            with pytest.raises(OSError, match="cannot be reached"):
+                ask()
+            assert len(overloaded) == expected
+    overloaded.clear()
+    with pytest.raises(OSError, match="cannot be reached"):
+        Compactor(folder, storage_options=options).compact()
+    assert len(overloaded) == expected
 
 
 @pytest.mark.timeout(120)

@@ -55,7 +55,8 @@ class EventStore(Figures):
         archive: Address of the archive: a directory, or "s3://bucket/events"; default the one that
             the journal has.
         storage_options: How to get at object storage, as `deltalake` takes it (`AWS_REGION`,
-            `AWS_ENDPOINT_URL`, ...); what is missing is taken from the environment.
+            `AWS_ENDPOINT_URL`, ...); what is missing is taken from the environment. `max_retries` is the
+            number of retries of a failed request; default 4, about one second.
         memory: Memory limit of DuckDB; default "2GB". DuckDB spills larger data to a temporary directory.
         disk: Size limit of that directory; default "10GB".
         timeout: Seconds for one question; default 60.

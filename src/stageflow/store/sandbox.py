@@ -140,7 +140,7 @@ def _must_be_view(table: Mapping[str, Any], ctes: set[str], query: str) -> None:
 
 
 _impure: frozenset[str] | None = None
-"""The built-in functions that read or change anything, once looked up: DuckDB takes 20 ms to list its functions."""
+"""Built-in functions that depend on more than their arguments; DuckDB takes 20 ms to list them."""
 
 
 def _refused_functions(connection: DuckDBPyConnection, names: set[str]) -> set[str]:

@@ -4,8 +4,8 @@ A program writes all four under strace. The power may fail after each of its sys
 by then may or may not be on the disk. The test recreates each state in a directory, recovers it as the next
 process would, and compares it with the guarantees that the program had received by then.
 
-To check every state, run `python -m tests.crash_replay all`; to check fewer, pass a number. It prints how many
-states it has checked; `--start` continues an interrupted run from there.
+To check every state, run `python -m tests.crash_replay all`; to check fewer, pass a number. It prints how
+many states it has checked; `--start` continues an interrupted run from there.
 """
 
 from __future__ import annotations

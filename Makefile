@@ -32,8 +32,7 @@ help: ## List what can be made
 test: $(VENV)/.dev ## Check format, lint and types, then run the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/pyright
+	$(VENV)/bin/mypy & mypy=$$!; $(VENV)/bin/pyright; pyright=$$?; wait $$mypy && exit $$pyright
 	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
 
 test-matrix: $(VENV)/.dev ## Run the tests on every installed Python and print a table

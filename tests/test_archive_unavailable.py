@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -41,7 +42,7 @@ from stageflow.alerts import (
 from stageflow.cli.app import app
 from stageflow.errors import ArchiveAddressError, ArchiveDamagedError, DamagedFileError
 from stageflow.journal import Journal, RunFilter
-from stageflow.store import Compactor, EventStore, forget_archive, move_archive
+from stageflow.store import Compactor, EventStore, forget_archive, move_archive, snapshot
 
 NOW = datetime.now(UTC)
 OLD, RECENT = timedelta(days=40), timedelta(minutes=4)
@@ -189,6 +190,35 @@ def test_statistics_of_what_the_journal_has_are_shown_with_a_warning(folder: Pat
         assert "warning: a part of the archive that this answer does not need cannot be read" in error
     out, _ = command("stats", "--runs", "--since", "10m", "--json", "--journal", folder)
     assert json.loads(out)["count"] == 6
+
+
+@pytest.mark.parametrize("kind", ["missing", "not a file", "dangling link", "missing counts"])
+def test_missing_file_is_looked_for_twice_and_no_more(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data_files(folder, *["counts-"] * (kind == "missing counts"))[0]
+    path.unlink()
+    if kind == "not a file":
+        path.mkdir()
+    elif kind == "dangling link":
+        path.symlink_to("nowhere")
+    loads = 0
+    load_rows = snapshot.load_rows
+
+    def count(*args: Any) -> Any:
+        nonlocal loads
+        loads += 1
+        return load_rows(*args)
+
+    monkeypatch.setattr(snapshot, "load_rows", count)
+    with EventStore(folder) as store:
+        for ask in (store.refresh, store.stats, store.totals, lambda: store.sql("from runs")):
+            loads = 0
+            with contextlib.suppress(ArchiveDamagedError):
+                ask()
+            assert loads <= 4  # two looks at everything, and two at what can be read
+        with pytest.raises(ArchiveDamagedError, match=re.escape(path.name)):
+            store.totals()
 
 
 def test_intact_files_of_other_days_answer(tmp_path: Path) -> None:

@@ -190,8 +190,10 @@ class Queries:
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         self._must_be_open()
         with self._lock:
+            lost: object = None
             for attempt in range(RETRIES):
                 self.refresh(scope)
+                seen = self._snapshot.seen
                 cursor = self._database.cursor()
                 alarm = threading.Timer(seconds, _interrupt, [cursor])
                 alarm.daemon = True
@@ -210,7 +212,8 @@ class Queries:
                         hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
-                    if attempt < RETRIES - 1 and gone(error):
+                    if attempt < RETRIES - 1 and seen != lost and gone(error):
+                        lost = seen
                         self._snapshot.forget()
                     elif not may_be_damage(error) or not self._is_answerable_without_damage():
                         raise _unanswered(asked, error) from None

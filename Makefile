@@ -14,6 +14,9 @@ PIP   := bin/python -m pip --disable-pip-version-check --quiet
 # pyright's wrapper asks the network for a newer release of itself, unless told not to.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
+# The suite starts several hundred interpreters: without bytecode, each would compile the library again.
+unexport PYTHONDONTWRITEBYTECODE
+
 define CHECK_PYTHON
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 "stageflow needs Python 3.11 or later, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" \
@@ -29,8 +32,7 @@ help: ## List what can be made
 test: $(VENV)/.dev ## Check format, lint and types, then run the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/pyright
+	$(VENV)/bin/mypy & mypy=$$!; $(VENV)/bin/pyright; pyright=$$?; wait $$mypy && exit $$pyright
 	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
 
 test-matrix: $(VENV)/.dev ## Run the tests on every installed Python and print a table

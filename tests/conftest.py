@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import typer.testing
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
@@ -22,14 +24,20 @@ from stageflow import MemoryEventSink, clear_event_sink
 from stageflow.settings import reset
 
 # The same examples on every machine and every day; nothing is read from or kept on the disk.
-settings.register_profile(
-    "fixed",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("fixed")
+# `--hypothesis-profile long` checks more of them.
+for profile, examples in (("short", 30), ("long", 200)):
+    settings.register_profile(
+        profile,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+settings.load_profile("short")
+
+# Creating all commands takes longer than running most of them, and `CliRunner` does it in each call.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 # A shell ignores SIGINT in background jobs; test programs would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

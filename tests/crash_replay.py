@@ -4,7 +4,8 @@ A program writes all four under strace. The power may fail after each of its sys
 by then may or may not be on the disk. The test recreates each state in a directory, recovers it as the next
 process would, and compares it with the guarantees that the program had received by then.
 
-To check every state, run `python -m tests.crash_replay all`; to check fewer, pass a number.
+To check every state, run `python -m tests.crash_replay all`; to check fewer, pass a number. It prints how
+many states it has checked; `--start` continues an interrupted run from there.
 """
 
 from __future__ import annotations
@@ -451,11 +452,23 @@ def _compare(store: Any, promised: list[str], when: str) -> Iterator[str]:
         yield f"{when}: twice: {twice}"
 
 
-def replay(most: int | None, *, seed: int = 1, keep: Path | None = None) -> tuple[int, int, int, list[str]]:
+def replay(
+    most: int | None, *, start: int = 0, seed: int = 1, keep: Path | None = None
+) -> tuple[int, int, int, list[str]]:
     """Record once, and check a number of states spread evenly over all of them.
+
+    Args:
+        most: How many states to check; None for all.
+        start: How many of them to skip. Each recording differs a little, so the states before are not exactly
+            those that an earlier run has checked.
+        seed: Determines the states that are checked.
+        keep: A directory that receives each state that violates a guarantee.
 
     Returns:
         How many calls were recorded, how many states are different, how many were checked, the problems.
+
+    Raises:
+        ValueError: There are no more than `start` states.
     """
     with tempfile.TemporaryDirectory(prefix="stageflow-crash-") as name:
         folder = Path(name).resolve()
@@ -464,9 +477,11 @@ def replay(most: int | None, *, seed: int = 1, keep: Path | None = None) -> tupl
         chosen = every
         if most is not None and most < len(every):
             chosen = random.Random(seed).sample(every, most)
+        if start >= len(chosen):
+            raise ValueError(f"start={start}; there are {len(chosen)} states to check")
         problems = []
-        for number, state in enumerate(chosen):
-            if (most is None or most > 200) and number % 100 == 0 and number:
+        for number, state in enumerate(chosen[start:], start):
+            if (most is None or most > 200) and number % 100 == 0 and number > start:
                 print(f"{number} of {len(chosen)} states, {len(problems)} problems", flush=True)
             place = folder / f"state-{number}"
             place.mkdir()
@@ -477,7 +492,7 @@ def replay(most: int | None, *, seed: int = 1, keep: Path | None = None) -> tupl
                     shutil.copytree(place, keep / f"{state.at}-{state.how}-after")
                     rebuild(state, keep / f"{state.at}-{state.how}")
             shutil.rmtree(place)
-        return len(ops), len(every), len(chosen), problems
+        return len(ops), len(every), len(chosen) - start, problems
 
 
 if __name__ == "__main__":
@@ -495,9 +510,21 @@ if __name__ == "__main__":
             nargs="?",
             help="number of states to check, or all (default: all)",
         )
-        wanted = parser.parse_args().states
+        parser.add_argument(
+            "--start",
+            type=int,
+            default=0,
+            metavar="N",
+            help="skip the first N states, which an interrupted run has checked (default: 0)",
+        )
+        arguments = parser.parse_args()
+        if arguments.start < 0:
+            parser.error(f"argument --start: {arguments.start} is negative")
         began = time.monotonic()
-        calls, different, checked, wrong = replay(wanted)
+        try:
+            calls, different, checked, wrong = replay(arguments.states, start=arguments.start)
+        except ValueError as error:
+            parser.error(str(error))
         print(f"{calls} calls, {different} different states, {checked} checked, {len(wrong)} problems")
         print(f"{time.monotonic() - began:.0f} s", *wrong[:50], sep="\n")
         sys.exit(bool(wrong))

@@ -624,8 +624,8 @@ def test_a_restart_tells_nothing_twice(incident: EventStore, receiver: Receiver,
 
 
 def test_a_kill_makes_no_second_notice(tmp_path: Path) -> None:
-    found = trials(tmp_path, 0, 8)
-    assert sum(trial.died for trial in found) >= 8
+    found = trials(tmp_path, 0, 4)
+    assert sum(trial.died for trial in found) >= 4
     assert [problem for trial in found for problem in trial.problems] == []
 
 

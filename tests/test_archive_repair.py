@@ -406,33 +406,45 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("replace", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")])
+REPLACE: list[Callable[[Path], Any]] = [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")]
+
+
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_waits_for_what_is_in_place_of_a_file(
-    folder: Path, file: str, replace: Callable[[Path], Any]
-) -> None:
+def test_nothing_waits_for_what_is_in_place_of_a_file(folder: Path, tmp_path: Path, file: str) -> None:
     write(folder, run(4))
-    path: Path = FILES[file](folder)
-    path.unlink(missing_ok=True)
-    replace(path)
-    # In processes: one that waits in native code cannot be interrupted.
+    copies = [
+        shutil.copytree(folder, tmp_path / str(number) / folder.name) for number, _ in enumerate(REPLACE)
+    ]
+    paths: list[Path] = [FILES[file](copy) for copy in copies]
+    for replace, path in zip(REPLACE, paths, strict=True):
+        path.unlink(missing_ok=True)
+        replace(path)
+    # In a process: one that waits in native code cannot be interrupted.
     script = """if True:
         import sys
+        from typer.main import get_command
         from stageflow.cli.app import app
         query = ["query", "select count(*) from runs"]
-        for arguments in (["doctor"], ["compact"], query, ["doctor", "--repair"]):
-            try:
-                app([*arguments, "--journal", sys.argv[1]])
-            except SystemExit as ended:
-                print("exit code", ended.code)
+        command = get_command(app)
+        for journal in sys.argv[1:]:
+            for arguments in (["doctor"], ["compact"], query, ["doctor", "--repair"]):
+                try:
+                    command([*arguments, "--journal", journal])
+                except SystemExit as ended:
+                    print("exit code", ended.code)
+            for stream in (sys.stdout, sys.stderr):
+                print("next journal", file=stream, flush=True)
     """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=50
+        [sys.executable, "-c", script, *map(str, copies)], capture_output=True, text=True, timeout=50
     )
-    assert (done.returncode, done.stdout.count("exit code")) == (0, 4), done.stderr
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    if "exit code 1" in done.stdout:
-        assert path.name in (done.stdout + done.stderr).replace("\n", "")
-    if path.parent.name == "_stageflow":
-        assert "exit code 1" in done.stdout
-        command("doctor", "--journal", folder)  # it is repaired
+    printed = zip(done.stdout.split("next journal"), done.stderr.split("next journal"), strict=True)
+    for copy, path, (out, err) in zip(copies, paths, printed, strict=False):
+        assert out.count("exit code") == 4, err
+        if "exit code 1" in out:
+            assert path.name in (out + err).replace("\n", "")
+        if path.parent.name == "_stageflow":
+            assert "exit code 1" in out
+            command("doctor", "--journal", copy)  # it is repaired

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -10,9 +11,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ from stageflow.alerts import (
 from stageflow.cli.app import app
 from stageflow.errors import ArchiveAddressError, ArchiveDamagedError, DamagedFileError
 from stageflow.journal import Journal, RunFilter
-from stageflow.store import Compactor, EventStore, forget_archive, move_archive
+from stageflow.store import Compactor, EventStore, forget_archive, move_archive, snapshot
 
 NOW = datetime.now(UTC)
 OLD, RECENT = timedelta(days=40), timedelta(minutes=4)
@@ -189,6 +192,35 @@ def test_statistics_of_what_the_journal_has_are_shown_with_a_warning(folder: Pat
     assert json.loads(out)["count"] == 6
 
 
+@pytest.mark.parametrize("kind", ["missing", "not a file", "dangling link", "missing counts"])
+def test_missing_file_is_looked_for_twice_and_no_more(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data_files(folder, *["counts-"] * (kind == "missing counts"))[0]
+    path.unlink()
+    if kind == "not a file":
+        path.mkdir()
+    elif kind == "dangling link":
+        path.symlink_to("nowhere")
+    loads = 0
+    load_rows = snapshot.load_rows
+
+    def count(*args: Any) -> Any:
+        nonlocal loads
+        loads += 1
+        return load_rows(*args)
+
+    monkeypatch.setattr(snapshot, "load_rows", count)
+    with EventStore(folder) as store:
+        for ask in (store.refresh, store.stats, store.totals, lambda: store.sql("from runs")):
+            loads = 0
+            with contextlib.suppress(ArchiveDamagedError):
+                ask()
+            assert loads <= 4  # two looks at everything, and two at what can be read
+        with pytest.raises(ArchiveDamagedError, match=re.escape(path.name)):
+            store.totals()
+
+
 def test_intact_files_of_other_days_answer(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     write_at(folder, range(1, 10), OLD)
@@ -273,29 +305,43 @@ def test_unreadable_archive_is_named_and_left_out(folder: Path, what: str) -> No
     path.chmod(0)
     as_user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
-    def limited(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*as_user, sys.executable, "-m", "stageflow", *arguments, "--journal", str(folder)],
+    script = """if True:
+        import json, sys
+        from typer.testing import CliRunner
+        from stageflow.cli.app import app
+        for command in json.loads(sys.argv[1]):
+            done = CliRunner().invoke(app, command, catch_exceptions=False)
+            print(json.dumps([done.exit_code, done.stdout, done.stderr]))
+    """
+    commands = [
+        [*arguments.split(), "--journal", str(folder)]
+        for arguments in (
+            "runs --json",
+            "stats",
+            "stats --runs --since 10m --json",
+            "doctor",
+            "doctor --repair",
+        )
+    ]
+    try:
+        done = subprocess.run(
+            [*as_user, sys.executable, "-c", script, json.dumps(commands)],
             capture_output=True,
             text=True,
             timeout=60,
         )
-
-    try:
-        shown = limited("runs", "--json")
-        assert shown.returncode == 0, shown.stderr
-        assert shown.stdout.count('"event_id"') >= 6
-        assert "warning: only the runs of the journal are shown" in shown.stderr
-        refused = limited("stats")
-        assert (refused.returncode, refused.stdout) == (1, "")
-        assert str(path.name) in refused.stderr
-        assert "hint:" in refused.stderr
-        assert "Traceback" not in refused.stderr
-        assert json.loads(limited("stats", "--runs", "--since", "10m", "--json").stdout)["count"] == 6
-        checked = limited("doctor")
-        assert checked.returncode == 1
-        assert path.name in checked.stdout
-        assert limited("doctor", "--repair").returncode == 1
+        assert done.returncode == 0, done.stderr
+        shown, refused, counted, checked, repaired = map(json.loads, done.stdout.splitlines())
+        assert shown[0] == 0, shown
+        assert shown[1].count('"event_id"') >= 6
+        assert "warning: only the runs of the journal are shown" in shown[2]
+        assert refused[:2] == [1, ""]
+        assert str(path.name) in refused[2]
+        assert "hint:" in refused[2]
+        assert json.loads(counted[1])["count"] == 6
+        assert checked[0] == 1
+        assert path.name in checked[1]
+        assert repaired[0] == 1
     finally:
         path.chmod(0o700)
     assert counts(folder) == (15, 30)  # the repair took nothing out
@@ -323,17 +369,61 @@ def test_loop_reports_once_that_it_does_without_the_archive(
 # ------------------------------------------------------------ out of reach
 
 
-@pytest.fixture
-def down(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address of object storage where nothing answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+def set_environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+
+
+@pytest.fixture
+def down(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address of object storage where nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    set_environment(monkeypatch, port)
     return "s3://bucket/events"
+
+
+@pytest.fixture
+def overloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Object storage that answers each request with status 503; the requests."""
+    requests: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        set_environment(monkeypatch, server.server_port)
+        yield requests
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("retries", "expected"), [(None, 5), ("0", 1), ("2", 3)])
+def test_failed_request_is_retried_a_limited_number_of_times(
+    folder: Path, overloaded: list[str], retries: str | None, expected: int
+) -> None:
+    options = {} if retries is None else {"max_retries": retries}
+    (folder / "archive.json").write_text(json.dumps({"address": "s3://bucket/events"}))
+    with EventStore(folder, storage_options=options) as store:
+        for ask in (store.stats, lambda: store.sql("from runs"), store.refresh, store.totals):
+            overloaded.clear()
+            with pytest.raises(OSError, match="cannot be reached"):
+                ask()
+            assert len(overloaded) == expected
+    overloaded.clear()
+    with pytest.raises(OSError, match="cannot be reached"):
+        Compactor(folder, storage_options=options).compact()
+    assert len(overloaded) == expected
 
 
 @pytest.mark.timeout(120)

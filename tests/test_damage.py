@@ -63,7 +63,7 @@ def command(path: Path, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_damage_affects_only_the_file_that_has_it(seed: int) -> None:
-    outcome = corruption.run_trials(25, seed, slow_every=25)
+    outcome = corruption.run_trials(10, seed, slow_every=10)
     assert outcome.problems == []
 
 

@@ -46,7 +46,7 @@ from stageflow.testing import VirtualClock
 T = TypeVar("T")
 
 MOST_STAGES = 30
-EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "80"))
+EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "40"))
 """For more of them: `LAW_EXAMPLES=2000 pytest tests/test_law.py --timeout 0`."""
 LARGE = (100, 200)
 LARGE_EXAMPLES = max(EXAMPLES // 16, 1)

@@ -201,7 +201,7 @@ values = st.recursive(
 
 
 @given(st.lists(st.lists(st.dictionaries(keys, values, max_size=5), max_size=4), min_size=1, max_size=3))
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_attributes_come_back_as_they_were_whatever_they_are(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[dict[str, Any]]]
 ) -> None:
@@ -439,7 +439,7 @@ def run_and_compact(folder: Path) -> Path:
 
 @pytest.mark.timeout(180)  # on a loaded machine
 def test_a_storm_of_kills_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
-    left = storm(tmp_path, 5)
+    left = storm(tmp_path, 3)
     assert not left.problems
     assert left.acknowledged > 100
     assert left.views

@@ -168,6 +168,16 @@ def test_files_are_copied_once_and_copies_that_nobody_uses_go(tmp_path: Path, s3
         assert copy.stat().st_ino == before
 
 
+def test_number_of_retries_applies_to_reading_and_writing(tmp_path: Path, s3: str) -> None:
+    folder = tmp_path / "journal"
+    run_some(folder)
+    options = {"max_retries": "1"}
+    Compactor(folder, s3, storage_options=options, keep_seconds=0).compact()
+    shutil.rmtree(tmp_path / "cache")
+    with EventStore(folder, storage_options=options) as store:
+        assert len(store.runs()) == 6
+
+
 def test_of_two_who_commit_at_once_the_second_is_told_so(s3: str) -> None:
     one, other = Archive(s3), Archive(s3)
     columns = {"day": "DATE", "event_id": "VARCHAR"}

@@ -36,6 +36,9 @@ _CONFIGURATION: dict[str, str | None] = {
 
 _COMMITS_PER_CHECKPOINT = 20
 
+_MAX_RETRIES = "4"
+"""Of a request to object storage: with backoff, an outage is then reported after about a second."""
+
 
 class Conflict(Exception):
     """Somebody else has committed since the table was read."""
@@ -60,7 +63,8 @@ class Archive:
     Args:
         address: A directory, or "s3://bucket/events" and its like.
         storage_options: How to get at object storage, as `deltalake` takes it; what is missing is
-            taken from the environment (`AWS_ACCESS_KEY_ID`, ...).
+            taken from the environment (`AWS_ACCESS_KEY_ID`, ...). `max_retries` is the number of retries of a
+            failed request; default 4.
 
     Attributes:
         version: Of the table as it was last read; -1 where there is none yet.
@@ -70,6 +74,8 @@ class Archive:
     def __init__(self, address: str, storage_options: Mapping[str, str] | None = None) -> None:
         self.address = address if is_remote(address) else absolute_path(address)
         self.storage_options = dict(storage_options or {})
+        if is_remote(self.address):
+            self.storage_options.setdefault("max_retries", _MAX_RETRIES)
         self._table: DeltaTable | None = None
         self._watermarks: dict[str, int] = {}
         self.log = None if is_remote(self.address) else DeltaLog(self.address)

@@ -7,6 +7,7 @@ stands in `rest`, as JSON, so that a row gives back the whole event.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -126,6 +127,7 @@ def fields_of(shape: type[Struct]) -> list[Field]:
     return [field for field, _ in _fields(shape)]
 
 
+@functools.cache
 def _fields(shape: type[Struct]) -> list[tuple[Field, list[Column]]]:
     found = []
     info = shapes.type_info(shape)

@@ -70,7 +70,8 @@ class EventStore:
         archive: Address of the archive: a directory, or "s3://bucket/events"; default the one that
             the journal has.
         storage_options: Options for object storage, as `deltalake` accepts them (`AWS_REGION`,
-            `AWS_ENDPOINT_URL`, ...); missing options are read from the environment.
+            `AWS_ENDPOINT_URL`, ...); missing options are read from the environment. `max_retries` is the
+            number of retries of a failed request; default 4, about one second.
         memory: Memory limit of DuckDB; default "2GB". DuckDB spills larger data to a temporary directory.
         disk: Size limit of that directory; default "10GB".
         timeout: Seconds for one query; default 60.

@@ -284,10 +284,15 @@ def _open_store(address: str, options: Mapping[str, str]) -> Any:
         from obstore.store import from_url
     except ModuleNotFoundError as error:
         raise MissingExtraError("an archive on object storage", "store") from error
-    # Both libraries stand on the same one, and take the same options; this one, those of plain HTTP apart.
-    allow_http = options.get("AWS_ALLOW_HTTP") or os.environ.get("AWS_ALLOW_HTTP") or ""
+    # Both libraries build on the same one, but obstore takes two of the options as arguments.
     rest: dict[str, Any] = {key: value for key, value in options.items() if key.upper() != "AWS_ALLOW_HTTP"}
-    return from_url(address, client_options={"allow_http": allow_http.lower() in ("1", "true")}, **rest)
+    allow_http = options.get("AWS_ALLOW_HTTP") or os.environ.get("AWS_ALLOW_HTTP") or ""
+    return from_url(
+        address,
+        client_options={"allow_http": allow_http.lower() in ("1", "true")},
+        retry_config={"max_retries": int(rest.pop("max_retries"))},
+        **rest,
+    )
 
 
 def select_rows(paths: Iterable[str]) -> str | None:

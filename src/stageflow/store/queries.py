@@ -157,42 +157,12 @@ class Queries:
         must_be_text(query)
         counts = "counts" in query.lower()
         scope = Scope(counts=counts) if since is None else Scope.ended_since(since, counts=counts)
-        self.refresh(scope)  # the names that a query must not use depend on the current state
-        self._must_be_query(query)
-        return self.ask(
-            lambda cursor: _fetch(cursor.execute(query, parameters), limit), query, timeout, scope=scope
-        )
 
-    def _must_be_query(self, query: str) -> None:
-        kinds = self._kinds_of(query)
-        # What `explain analyze` explains it carries out as well: that may be to write a file.
-        explain = _EXPLAIN.match(query) if kinds == ["EXPLAIN"] else None
-        if explain:
-            kinds = self._kinds_of(query[explain.end() :])
-        if kinds != ["SELECT"]:
-            if not kinds:
-                why = "the query is empty"
-            elif len(kinds) > 1:
-                why = f"the store answers one query at a time, and these are {len(kinds)} statements: {query}"
-            else:
-                why = f"the store answers queries alone, and this is a statement of kind {kinds[0]}: {query}"
-            raise QueryError(why, sql=query, hint=f"begin with select or from; {VIEWS_HINT}")
-        tree = parse(self._database, query[explain.end() :] if explain else query)
-        if tree["error"]:
-            raise QueryError(
-                f"expected a single SELECT statement: {tree['error_message']}: {query}",
-                sql=query,
-                hint="start with select or from; for PIVOT, write `from runs pivot (...)`",
-            )
-        must_read_views_only(self._database, tree, query)
+        def question(cursor: DuckDBPyConnection) -> Rows:
+            _must_be_query(cursor, query)  # the names that it must not use depend on the snapshot
+            return _fetch(cursor.execute(query, parameters), limit)
 
-    def _kinds_of(self, query: str) -> list[str]:
-        import duckdb
-
-        try:
-            return [statement.type.name for statement in self._database.extract_statements(query)]
-        except duckdb.Error as error:
-            raise _unanswered(query, error) from None
+        return self.ask(question, query, timeout, scope=scope)
 
     def ask(
         self,
@@ -220,8 +190,10 @@ class Queries:
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         self._must_be_open()
         with self._lock:
+            lost: object = None
             for attempt in range(RETRIES):
                 self.refresh(scope)
+                seen = self._snapshot.seen
                 cursor = self._database.cursor()
                 alarm = threading.Timer(seconds, _interrupt, [cursor])
                 alarm.daemon = True
@@ -240,7 +212,8 @@ class Queries:
                         hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
-                    if attempt < RETRIES - 1 and gone(error):
+                    if attempt < RETRIES - 1 and seen != lost and gone(error):
+                        lost = seen
                         self._snapshot.forget()
                     elif not may_be_damage(error) or not self._is_answerable_without_damage():
                         raise _unanswered(asked, error) from None
@@ -296,6 +269,39 @@ def _interrupt(cursor: DuckDBPyConnection) -> None:
 
     with contextlib.suppress(duckdb.ConnectionException):  # the answer came just now
         cursor.interrupt()
+
+
+def _must_be_query(connection: DuckDBPyConnection, query: str) -> None:
+    kinds = _kinds_of(connection, query)
+    # What `explain analyze` explains it carries out as well: that may be to write a file.
+    explain = _EXPLAIN.match(query) if kinds == ["EXPLAIN"] else None
+    if explain:
+        kinds = _kinds_of(connection, query[explain.end() :])
+    if kinds != ["SELECT"]:
+        if not kinds:
+            why = "the query is empty"
+        elif len(kinds) > 1:
+            why = f"the store answers one query at a time, and these are {len(kinds)} statements: {query}"
+        else:
+            why = f"the store answers queries alone, and this is a statement of kind {kinds[0]}: {query}"
+        raise QueryError(why, sql=query, hint=f"begin with select or from; {VIEWS_HINT}")
+    tree = parse(connection, query[explain.end() :] if explain else query)
+    if tree["error"]:
+        raise QueryError(
+            f"expected a single SELECT statement: {tree['error_message']}: {query}",
+            sql=query,
+            hint="start with select or from; for PIVOT, write `from runs pivot (...)`",
+        )
+    must_read_views_only(connection, tree, query)
+
+
+def _kinds_of(connection: DuckDBPyConnection, query: str) -> list[str]:
+    import duckdb
+
+    try:
+        return [statement.type.name for statement in connection.extract_statements(query)]
+    except duckdb.Error as error:
+        raise _unanswered(query, error) from None
 
 
 def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:

@@ -139,18 +139,23 @@ def _must_be_view(table: Mapping[str, Any], ctes: set[str], query: str) -> None:
         raise _refused(query, f"the table or file {full!r}")
 
 
+_impure: frozenset[str] | None = None
+"""Built-in functions that depend on more than their arguments; DuckDB takes 20 ms to list them."""
+
+
 def _refused_functions(connection: DuckDBPyConnection, names: set[str]) -> set[str]:
+    global _impure
     if not names:
         return set()
-    rows = connection.execute(
-        """select distinct function_name from duckdb_functions()
-        where function_name in (select unnest(?::varchar[]))
-            and (function_type = 'scalar' and stability not in ('CONSISTENT', 'CONSISTENT_WITHIN_QUERY')
-                or function_type = 'scalar' and has_side_effects
-                or function_type = 'macro' and macro_definition ilike '%from %')""",
-        [sorted(names)],
-    ).fetchall()
-    return ({name for (name,) in rows} - _VOLATILE_BUT_ALLOWED) | (names & _REFUSED)
+    if _impure is None:
+        rows = connection.execute(
+            """select distinct function_name from duckdb_functions() where internal
+                and (function_type = 'scalar' and stability not in ('CONSISTENT', 'CONSISTENT_WITHIN_QUERY')
+                    or function_type = 'scalar' and has_side_effects
+                    or function_type = 'macro' and macro_definition ilike '%from %')"""
+        ).fetchall()
+        _impure = frozenset(name for (name,) in rows)
+    return names & (_impure - _VOLATILE_BUT_ALLOWED | _REFUSED)
 
 
 def _ctes(tree: Any) -> Iterator[str]:

@@ -34,7 +34,7 @@ LONGEST_RUN = timedelta(days=7)
 """A row is stored under the day on which it began: readers of recent rows skip files of earlier days."""
 
 RETRIES = 20
-"""How often a reader looks again when what it had listed is gone."""
+"""How often a reader looks again when what it had listed is gone, and another listing is different."""
 
 _JOURNAL_ALONE: Literal["journal"] = "journal"
 
@@ -149,6 +149,7 @@ class Snapshot:
 
     def _look(self, part: Scope | Literal["journal"] | None) -> None:
         """Look at everything, at what is in a scope, or at the journal as if there was no archive."""
+        lost: _Seen | None = None
         for attempt in range(RETRIES):
             live = self._list_live(alone=part == _JOURNAL_ALONE)
             files = [] if part == _JOURNAL_ALONE else self._archive.files()
@@ -168,8 +169,10 @@ class Snapshot:
             try:
                 self._load([segment for segment, _ in live], files, known, seen[1])
             except Exception as error:
-                if attempt == RETRIES - 1 or not gone(error):
+                # A file that is still listed was not replaced by another process: it is missing.
+                if attempt == RETRIES - 1 or seen == lost or not gone(error):
                     raise
+                lost = seen
             else:
                 self._seen = seen
                 return
@@ -202,6 +205,11 @@ class Snapshot:
         damaged = self._local.damaged_in(known)
         self._damaged = {file.path for file in damaged}
         return damaged
+
+    @property
+    def seen(self) -> object:
+        """What the last look listed; equal for two looks that listed the same files."""
+        return self._seen
 
     def forget(self) -> None:
         """Have the next look take nothing for known."""

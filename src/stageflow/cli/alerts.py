@@ -16,9 +16,10 @@ from ..alerts.silence import Silence, add_silence
 from ..alerts.standing import standing
 from ..errors import AlertRuleError, JournalNotFoundError, did_you_mean
 from ..render.alerts import draw_alert_list, draw_alert_run, draw_alert_tests
+from .choice import span_option
 from .endings import NOT_FOUND
 from .journal_option import JournalOption, find_journal
-from .moment import FORMS, moment, seconds_of
+from .moment import FORMS, moment
 from .store_option import ArchiveOption, VerifyOption, open_store
 from .terminal import open_terminal, print_json, print_page, print_text
 
@@ -55,12 +56,7 @@ def run(
     verify: VerifyOption = False,
     state: StateOption = None,
     every: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPAN",
-            show_default=False,
-            help="Go on, with so long between: 60, 90s, 5m. Default: once.",
-        ),
+        Any, span_option("--every", "s", says="Go on, with so long between: 90s, 5m. Default: once.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each evaluation.")] = False,
 ) -> None:
@@ -71,11 +67,10 @@ def run(
 
     - `stageflow alerts run`
 
-    - `stageflow alerts run --every 60`
+    - `stageflow alerts run --every 60s`
 
     - `stageflow alerts run --json | jq '.findings[] | select(.status == "firing")'`
     """
-    seconds = None if every is None else _span(every, "--every")
     known = _read(rules)
 
     def show(found: AlertRun) -> None:
@@ -83,17 +78,17 @@ def run(
             print_json(msgspec.json.encode(found))
         else:
             # A blank line between one evaluation and the next.
-            after = [""] if seconds else []
+            after = [""] if every else []
             print_page(open_terminal(), draw_alert_run(msgspec.to_builtins(found)), *after)
 
     with open_store(journal, archive, verify=verify) as store:
-        if seconds is None:
+        if every is None:
             found = run_alerts(store, known, state=state)
             show(found)
             if not found.well:
                 raise typer.Exit(1)
         else:
-            AlertLoop(store, known, every=seconds, state=state, on_run=show).run()
+            AlertLoop(store, known, every=every, state=state, on_run=show).run()
 
 
 @alerts.command()
@@ -176,9 +171,7 @@ def silence(
     rules: RulesOption = _RULES,
     journal: JournalOption = None,
     state: StateOption = None,
-    length: Annotated[
-        str | None, typer.Option("--for", metavar="SPAN", show_default=False, help="For so long: 2h, 1h30m.")
-    ] = None,
+    length: Annotated[Any, span_option("--for", "h", says="For so long: 2h, 1h30m.")] = None,
     until: Annotated[
         str | None, typer.Option(metavar="WHEN", show_default=False, help=f"Until then: {FORMS}.")
     ] = None,
@@ -204,7 +197,7 @@ def silence(
     now = present()
     end = now
     if length is not None:
-        end = now + timedelta(seconds=_span(length, "--for"))
+        end = now + timedelta(seconds=length)
     elif until is not None:
         try:
             end = msgspec.convert(moment(until, now), type(now))
@@ -254,14 +247,3 @@ def _journal_if_any(named: Path | None) -> Path | None:
     if named is not None:
         raise JournalNotFoundError(str(named))
     return None
-
-
-def _span(text: str, option: str) -> float:
-    """Return seconds, also where they are said as a number alone."""
-    try:
-        seconds = float(text) if text.replace(".", "", 1).isdecimal() else seconds_of(text)
-        if not 0 < seconds < float("inf"):
-            raise ValueError(f"{text!r} is no time at all")
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
-    return seconds

@@ -648,7 +648,7 @@ def test_damage_is_shown_and_mended(tmp_path):
     sick = stageflow("doctor", code=1)
     assert re.search(rf"{file.name} +torn +\d+ +13$", sick.stdout, re.MULTILINE)
     assert re.search(rf"{file.name} +broken +{len(b''.join(lines[:3]))} ", sick.stdout)
-    assert "To be seen to:" in sick.stdout
+    assert "Needs attention:" in sick.stdout
     assert len(json.loads(stageflow("doctor", "--json", code=1).stdout)["problems"]) >= 2
     assert file.read_bytes().endswith(b"torn"), "nothing is changed without --repair"
 

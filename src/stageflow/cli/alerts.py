@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,6 +73,8 @@ def run(
     - `stageflow alerts run --json | jq '.findings[] | select(.status == "firing")'`
     """
     known = _read(rules)
+    # What the log would state, the page states as well.
+    logging.getLogger("stageflow.alerts").addHandler(logging.NullHandler())
 
     def show(found: AlertRun) -> None:
         if as_json:
@@ -122,11 +125,10 @@ def check(
     if as_json:
         print_json(msgspec.json.encode({"problems": problems, "warnings": warnings}))
     else:
-        terminal = open_terminal()
         for line in problems:
-            terminal.print(f"{rules}: {line}", soft_wrap=True)
+            print_text(f"{rules}: {line}")
         for line in warnings:
-            terminal.print(f"{rules}: warning: {line}", soft_wrap=True)
+            print_text(f"{rules}: warning: {line}")
         if known is not None and not problems:
             print_text(f"{len(known.rules)} rules and {len(known.receivers)} receivers are right.")
     if problems:

@@ -443,7 +443,7 @@ IN_PROGRESS = f"""
 import asyncio, sys, time
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry, WideEventEmitter
 
-sink = JournalSink(sys.argv[1])
+sink = JournalSink(sys.argv[1], segment_bytes=4096)
 
 def graph(pipeline):
     return pipeline.build(
@@ -539,7 +539,8 @@ def test_open_child_run_is_shown_by_itself(in_progress):
 
 
 def test_open_run_of_a_journal_with_an_archive_has_all_its_children(in_progress):
-    stageflow("compact", "--keep", "0s", "--journal", in_progress)
+    archived = json.loads(stageflow("compact", "--keep", "0s", "--json", "--journal", in_progress).stdout)
+    assert archived["rows"] > 0
     shown = stageflow("show", outer_of(in_progress), "--journal", in_progress).stdout
     assert re.search(r"^  parent +RUNNING ", shown, re.MULTILINE)
     assert re.search(r"^  \S+Z +ok +ended ", shown, re.MULTILINE)

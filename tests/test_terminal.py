@@ -89,6 +89,7 @@ def damaged(tmp_path: Path) -> Path:
         ("cannot read /a/long/path here", 14, ["cannot read", "/a/long/path", "here"]),
         ("error: no\n  hint: give another one", 16, ["error: no", "  hint: give", "  another one"]),
         ("/longer/than/the/row is one line", 8, ["/longer/than/the/row", "is one", "line"]),
+        ("  hint: see /a/path/of/22/columns or not", 22, ["  hint: see", " /a/path/of/22/columns", "  or not"]),
         ("漢字 漢字 漢字", 9, ["漢字 漢字", "漢字"]),
         ("", 5, [""]),
         ("a\n\nb  c", 5, ["a", "", "b  c"]),
@@ -107,7 +108,11 @@ def drawn(picture: Any, width: int = 80, kind: type[Console] = UncroppedConsole)
 
 def test_value_that_does_not_fit_its_column_is_on_lines_of_its_own() -> None:
     rows = [("id", Text("short")), ("path", Text("/x" * 20))]
-    assert drawn(Pairs(rows, widest=20), 30) == f"id    short\npath\n  {'/x' * 20}\n"
+    assert drawn(Pairs(rows, widest=20), 30) == f"id    short\npath\n{'/x' * 20}\n"
+
+
+def test_path_that_needs_the_whole_row_is_not_indented() -> None:
+    assert drawn(Paragraph(Text(f"see {'/x' * 10} now"), "  - "), 20) == f"  - see\n{'/x' * 10}\n    now\n"
 
 
 def test_other_consoles_lose_nothing_of_a_long_word() -> None:

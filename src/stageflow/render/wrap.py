@@ -18,7 +18,7 @@ _GAP = 2
 
 
 def wrap(text: Text, width: int) -> list[Text]:
-    """Return the lines of a text, wrapped at blanks. The continuation of a line is indented as the line is.
+    """Return the lines of a text, wrapped at blanks. The continuation of a line is indented as the line is, if there is room.
 
     A word that is longer than `width` is a line that is longer: the terminal continues it on its next row.
 
@@ -33,19 +33,20 @@ def wrap(text: Text, width: int) -> list[Text]:
         start = end = at = indent  # the line so far is from `start` to `end`; the next word begins at `at`
         for word in words[indent:]:
             if start < end and word and indent + cell_len(whole.plain[start : at + len(word)]) > width:
-                lines.append(_line(whole, indent, start, end))
+                lines.append(_fitted(Text(" " * indent).append_text(whole[start:end]), width))
                 start = at
             if word:
                 end = at + len(word)
             at += len(word) + 1
-        lines.append(_line(whole, indent, start, end))
+        lines.append(_fitted(Text(" " * indent).append_text(whole[start:end]), width))
     return lines
 
 
-def _line(whole: Text, indent: int, start: int, end: int) -> Text:
-    line = Text(" " * indent).append_text(whole[start:end])
+def _fitted(line: Text, width: int) -> Text:
+    """Return a line with as much of its indentation as there is room for: a path may need the whole width."""
     line.rstrip()
-    return line
+    blanks = len(line.plain) - len(line.plain.lstrip(" "))
+    return line[min(blanks, max(0, line.cell_len - width)) :]
 
 
 class UncroppedConsole(Console):
@@ -72,7 +73,7 @@ class Paragraph:
         indent = cell_len(self.first)
         for number, line in enumerate(wrap(self.text, options.max_width - indent)):
             before = self.first if number == 0 else " " * indent
-            yield from _segments(console, Text(before, style=self.text.style).append_text(line))
+            yield from _segments(console, options, Text(before, style=self.text.style).append_text(line))
 
 
 class Pairs:
@@ -100,12 +101,13 @@ class Pairs:
                 lines = wrap(value, options.max_width - before)
             if heading.cell_len + _GAP <= before:
                 heading.append(" " * (before - heading.cell_len)).append_text(lines.pop(0))
-            yield from _segments(console, heading)
+            yield from _segments(console, options, heading)
             for line in lines:
-                yield from _segments(console, Text(" " * before).append_text(line))
+                yield from _segments(console, options, Text(" " * before).append_text(line))
 
 
-def _segments(console: Console, line: Text) -> RenderResult:
+def _segments(console: Console, options: ConsoleOptions, line: Text) -> RenderResult:
+    line = _fitted(line, options.max_width)
     if isinstance(console, UncroppedConsole):
         # Rich would break a line that is longer than the terminal, and insert a line feed into a path.
         yield from line.render(console)

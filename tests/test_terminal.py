@@ -89,7 +89,7 @@ def damaged(tmp_path: Path) -> Path:
         ("cannot read /a/long/path here", 14, ["cannot read", "/a/long/path", "here"]),
         ("error: no\n  hint: give another one", 16, ["error: no", "  hint: give", "  another one"]),
         ("/longer/than/the/row is one line", 8, ["/longer/than/the/row", "is one", "line"]),
-        ("  hint: see /a/path/of/22/columns or not", 22, ["  hint: see", " /a/path/of/22/columns", "  or not"]),
+        ("  see /a/path/of/22/columns or not", 22, ["  see", " /a/path/of/22/columns", "  or not"]),
         ("漢字 漢字 漢字", 9, ["漢字 漢字", "漢字"]),
         ("", 5, [""]),
         ("a\n\nb  c", 5, ["a", "", "b  c"]),

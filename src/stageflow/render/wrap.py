@@ -18,7 +18,7 @@ _GAP = 2
 
 
 def wrap(text: Text, width: int) -> list[Text]:
-    """Return the lines of a text, wrapped at blanks. The continuation of a line is indented as the line is, if there is room.
+    """Return the lines of a text, wrapped at blanks. A continuation is indented as its line, if there is room.
 
     A word that is longer than `width` is a line that is longer: the terminal continues it on its next row.
 

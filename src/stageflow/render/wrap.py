@@ -18,9 +18,10 @@ _GAP = 2
 
 
 def wrap(text: Text, width: int) -> list[Text]:
-    """Return the lines of a text, wrapped at blanks. A continuation is indented as its line, if there is room.
+    """Return the lines of a text, wrapped at blanks. A continuation is indented as its line is.
 
-    A word that is longer than `width` is a line that is longer: the terminal continues it on its next row.
+    It is indented less if a word would not fit otherwise. A word that is longer
+    than `width` is a line that is longer: the terminal continues it on its next row.
 
     Example:
         >>> [line.plain for line in wrap(Text("cannot read /a/long/path here"), 14)]

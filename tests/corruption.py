@@ -85,7 +85,7 @@ SLOW: dict[str, list[str]] = {
     "volume": ["volume"],
     "alerts check": ["alerts", "check", "--rules", "RULES"],
     "alerts run": ["alerts", "run", "--rules", "RULES"],
-    "compact": ["compact", "--keep", "0"],
+    "compact": ["compact", "--keep", "0s"],
 }
 
 

@@ -775,12 +775,12 @@ def test_everything_that_is_wrong_is_told_with_its_path() -> None:
     with pytest.raises(AlertRuleError) as caught:
         parse_rules(WRONG, "ops.toml")
     assert list(caught.value.problems) == [
-        "at $.silence: there is no such key; did you mean 'silences'?",
+        "at $.silence: unknown key; did you mean 'silences'?",
         (
             "at $.rules[0].kind: expected one of burn_rate, crashed_runs, events_dropped, failure_rate,"
             " no_runs, slower_than, sql, got 'failure_rat'; did you mean 'failure_rate'?"
         ),
-        "at $.rules[1].abov: there is no such key; did you mean 'above'?",
+        "at $.rules[1].abov: unknown key; did you mean 'above'?",
         "at $.rules[2].for: expected a whole number, got 0.5",
         (
             "at $.rules[2].severity: expected one of critical, warning, info, got 'critcal';"
@@ -790,15 +790,15 @@ def test_everything_that_is_wrong_is_told_with_its_path() -> None:
         "at $.rules[2].above: expected a number, got '5 %'",
         "at $.rules[3].resolve_below: expected no more than above = 800, got 900",
         "at $.rules[4].above: expected a share below 1 (0.05 is 5 %), got 5.0",
-        "at $.rules[5].windows[0].abov: there is no such key; did you mean 'above'?",
-        "at $.rules[6].silences[0].until: expected a moment (2026-11-25T08:00:00Z), got 2026-11-25",
+        "at $.rules[5].windows[0].abov: unknown key; did you mean 'above'?",
+        "at $.rules[6].silences[0].until: expected a time (2026-11-25T08:00:00Z), got 2026-11-25",
         (
             "at $.receivers[0].url: expected an address that begins with https:// or http://,"
             " got 'ftp://ops.example'"
         ),
-        "at $.rules[3].name: 'c' is that of $.rules[2] too",
-        "at $.rules[2].receivers[0]: there is no receiver 'op'; did you mean 'ops'?",
-        "at $.silences[0].rule: there is no rule 'x'",
+        "at $.rules[3].name: name 'c' is already used at $.rules[2]",
+        "at $.rules[2].receivers[0]: unknown receiver 'op'; did you mean 'ops'?",
+        "at $.silences[0].rule: unknown rule 'x'",
     ]
     assert str(caught.value).startswith("ops.toml cannot be used:\n  at $.silence: ")
 
@@ -807,7 +807,7 @@ def test_everything_that_is_wrong_is_told_with_its_path() -> None:
     ("text", "problem"),
     [
         ("rules = 1", "at $.rules: expected a list of tables ([[rules]]), got 1"),
-        ("", "at $.rules: there is no rule; begin one with [[rules]]"),
+        ("", "at $.rules: at least one rule is required; add one with [[rules]]"),
         (
             """[[rules]]
             kind = "burn_rate"
@@ -818,17 +818,47 @@ def test_everything_that_is_wrong_is_told_with_its_path() -> None:
         ),
         (
             "[[rules]]\nkind = 'sql'\nname = 'a'\nsql = ' '",
-            "at $.rules[0].sql: expected a query, got nothing",
+            "at $.rules[0].sql: must not be empty; expected a query",
         ),
-        ("[[rules]\n", "at $: it is no TOML: "),
-        ("a = " + "[" * 10_000, "at $: it is no TOML: the document is nested too deeply"),
-        ("[[rules]]\nname = 'a'", "at $.rules[0].kind: expected one of "),
+        ("[[rules]\n", "at $: invalid TOML: "),
+        ("a = " + "[" * 10_000, "at $: invalid TOML: the document is nested too deeply"),
+        ("[[rules]]\nname = 'a'", "at $.rules[0].kind: the key is required; it is one of burn_rate, "),
     ],
 )
 def test_what_is_no_list_of_rules(text: str, problem: str) -> None:
     with pytest.raises(AlertRuleError) as caught:
         parse_rules(text)
     assert caught.value.problems[0].startswith(problem)
+
+
+INCOMPLETE = {
+    "[[receivers]]\nkind = 'webhook'\nname = 'ops'\nurl = 'https://ops.example'": (
+        "at $.receivers[0].secret_env: the key is required"
+    ),
+    "[[receivers]]\nkind = 'webhook'\nurl = 'https://ops.example'\nsecret_env = 'S'": (
+        "at $.receivers[0].name: the key is required"
+    ),
+    "[[receivers]]\nname = 'ops'": (
+        "at $.receivers[0].kind: the key is required; it is one of apprise, webhook"
+    ),
+    "[[receivers]]\nkind = 'apprise'\nname = 'ops'": (
+        "at $.receivers[0].url: one of the keys url and url_env is required"
+    ),
+    "[[silences]]\nuntil = 2026-11-25T08:00:00Z\nreason = 'known'": (
+        "at $.silences[0].rule: the key is required"
+    ),
+    "[[silences]]\nrule = 'a'\nreason = 'known'": "at $.silences[0].until: the key is required",
+    "[[rules]]\nkind = 'burn_rate'\nname = 'b'\nslo = 0.9\nwindows = [{ long = 60, above = 2 }]": (
+        "at $.rules[1].windows[0].short: the key is required"
+    ),
+}
+
+
+@pytest.mark.parametrize("table", INCOMPLETE)
+def test_missing_keys_are_reported_in_one_style(table: str) -> None:
+    with pytest.raises(AlertRuleError) as caught:
+        parse_rules(f"[[rules]]\nkind = 'failure_rate'\nname = 'a'\nabove = 0.1\n{table}")
+    assert list(caught.value.problems) == [INCOMPLETE[table]]
 
 
 def test_rules_in_python_say_what_is_wrong() -> None:
@@ -842,7 +872,7 @@ def test_rules_in_python_say_what_is_wrong() -> None:
         BurnRate(name="r", slo=0.9)
     with pytest.raises(ValueError, match="more than one rule is named"):
         AlertRules(rules=(FAILS, FAILS))
-    with pytest.raises(ValueError, match="which is no receiver"):
+    with pytest.raises(ValueError, match="names an unknown receiver 'x'"):
         AlertRules(rules=(FailureRate(name="r", above=0.1, receivers=("x",)),))
 
 
@@ -928,7 +958,7 @@ def test_alerts_check(
     code, printed = cli("check")
     assert (code, printed) == (
         1,
-        "alerts.toml: at $.rules[0].abov: there is no such key; did you mean 'above'?\n",
+        "alerts.toml: at $.rules[0].abov: unknown key; did you mean 'above'?\n",
     )
     code, printed = cli("run")
     assert code == 1

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from stageflow import (
     PipelineContext,
     Retry,
     StageContext,
+    StageflowError,
     StageGraph,
     WideEventEmitter,
     stats,
 )
 from stageflow.context.genai import CONVENTION
+from stageflow.errors import InvalidArgumentError
 from stageflow.journal import Journal
 from stageflow.testing import VirtualClock
 
@@ -259,12 +261,44 @@ async def test_what_is_no_number_adds_nothing_and_fails_nothing(
 async def test_what_is_no_mapping_is_refused_at_once(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         for wrong in (5, "text", [1]):
-            with pytest.raises(TypeError, match="not a mapping"):
+            with pytest.raises(InvalidArgumentError, match="takes a mapping, not"):
                 ctx.annotate(wrong)  # type: ignore[arg-type]
-            with pytest.raises(TypeError, match="not a mapping"):
+            with pytest.raises(InvalidArgumentError, match="takes a mapping, not"):
                 ctx.annotate_run(wrong)  # type: ignore[arg-type]
 
     assert (await graph_of(sink, work).run()).ok
+
+
+WRONG_CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "annotate": (lambda ctx: ctx.annotate(3), 'write annotate(rows=17), or annotate({"db.rows": 17})'),
+    "annotate_run": (lambda ctx: ctx.annotate_run("gold"), "write annotate_run(rows=17)"),
+    "annotate outside": (lambda ctx: stageflow.annotate([("rows", 17)]), "write annotate(rows=17)"),
+    "count": (lambda ctx: ctx.count(None), 'write count("cache.hit")'),
+    "count unhashable": (lambda ctx: stageflow.count(["hits"]), 'write count("cache.hit")'),  # type: ignore[arg-type]
+    "timer": (lambda ctx: ctx.timer(3), 'write timer("db")'),
+    "emit_event": (lambda ctx: ctx.emit_event({"type": "x"}), 'write emit_event("chat.tokens"'),
+    "add_artifact": (lambda ctx: ctx.add_artifact(None), 'write add_artifact("report", payload)'),
+    "record_llm": (lambda ctx: ctx.record_llm("m", input_token=3), "did you mean 'input_tokens'?"),
+    "record_embedding": (lambda ctx: ctx.record_embedding("m", vector=3), "did you mean 'vectors'?"),
+    "record_retrieval": (lambda ctx: ctx.record_retrieval("s", document=3), "did you mean 'documents'?"),
+}
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS)
+async def test_wrong_arguments_are_reported_with_what_to_write(sink: MemoryEventSink, call: str) -> None:
+    function, remedy = WRONG_CALLS[call]
+
+    async def work(ctx: StageContext) -> None:
+        function(ctx)
+
+    results = await graph_of(sink, work).run()
+    error = results["work"].exception
+    assert isinstance(error, StageflowError)
+    assert isinstance(error, TypeError)
+    assert remedy in str(error)
+    assert "stage 'work'" in str(error)
+    assert stage_wide(sink.events, "work")["error_type"] == "InvalidArgumentError"
+    assert stage_wide(sink.events, "work")["attributes"] == {}
 
 
 def test_a_timer_in_itself_and_in_many_tasks_counts_every_block(sink: MemoryEventSink) -> None:

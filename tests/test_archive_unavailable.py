@@ -161,7 +161,7 @@ def test_damage_is_one_clear_error_and_the_journal_is_shown(folder: Path, kind: 
         assert "warning: only the runs of the journal are shown" in error
     assert command("runs", "--json", "--journal", folder)[0].count('"event_id"') == 6
     out, _ = command("doctor", "--journal", folder, code=1)
-    assert "archive" in out.partition("To be seen to")[2]
+    assert "archive" in out.partition("Needs attention")[2]
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

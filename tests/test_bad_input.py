@@ -520,11 +520,69 @@ async def test_a_reason_may_be_anything(
     )
 
 
-@pytest.mark.parametrize("error", [404, None, Unreadable()], ids=type)
+@pytest.mark.parametrize("error", [404, Unreadable()], ids=type)
 async def test_an_error_may_be_anything(sink: MemoryEventSink, error: Any) -> None:
     results = await run(sink, returning(StageOutput.fail(error), wait=False))
     assert results["s"].status is StageStatus.FAIL
     assert stage_wide(sink.events, "s")["error"] == results["s"].error
+
+
+MISSING_VALUES: dict[str, tuple[Callable[[], StageOutput], str]] = {
+    "ok": (lambda: StageOutput.ok(None), "StageOutput.ok() takes a mapping, not NoneType"),  # type: ignore[arg-type]
+    "fail": (lambda: StageOutput.fail(None), "StageOutput.fail() takes an error, not None"),  # type: ignore[arg-type]
+    "retry": (lambda: StageOutput.retry(None), "StageOutput.retry() takes an error, not None"),  # type: ignore[arg-type]
+    "skip": (lambda: StageOutput.skip(None), "StageOutput.skip() takes a reason, not None"),
+    "cancel": (lambda: StageOutput.cancel(None), "StageOutput.cancel() takes a reason, not None"),
+    "route": (lambda: StageOutput.route(None), "StageOutput.route() takes labels as text, not NoneType"),  # type: ignore[arg-type]
+    "after": (
+        lambda: StageOutput.retry("down", after="soon"),  # type: ignore[arg-type]
+        "StageOutput.retry(after=...) takes a number of seconds, not str",
+    ),
+    "exception class": (
+        lambda: StageOutput.fail(UnicodeDecodeError),  # type: ignore[arg-type]
+        "StageOutput.fail() cannot create the exception UnicodeDecodeError: TypeError: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("function", MISSING_VALUES)
+async def test_stage_output_refuses_missing_values_alike(sink: MemoryEventSink, function: str) -> None:
+    make, message = MISSING_VALUES[function]
+
+    async def work(ctx: StageContext) -> StageOutput:
+        return make()
+
+    results = await run(sink, work)
+    error = results["s"].exception
+    assert isinstance(error, StageOutputError)
+    assert isinstance(error, TypeError)
+    assert error.message.startswith(message)
+    assert error.hint
+    assert (results["s"].status, results["s"].attempts) == (StageStatus.FAIL, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PipelineContext(user="u"), "did you mean 'user_id'?"),
+        (lambda: Retry(attemps=3), "did you mean 'attempts'?"),
+        (lambda: stageflow.Redact("password"), "Redact(): "),
+        (lambda: stageflow.Redact(names=3), "Redact(names=3) is not a tuple of texts"),
+        (lambda: stageflow.Redact(patterns=["x"]), "Redact(patterns=['x']) is not a mapping"),
+        (lambda: stageflow.EventLimits(byte=3), "EventLimits() has no argument 'byte'"),
+        (lambda: stageflow.journal.RunFilter(pipelines="p"), "did you mean 'pipeline'?"),
+        (lambda: stageflow.stage(nme="x"), "did you mean 'name'?"),
+        (lambda: stageflow.set_event_sink(MemoryEventSink), "MemoryEventSink is a class"),
+        (lambda: Pipeline("p").with_stage("s", quick, dependency="a"), "did you mean 'dependencies'?"),
+        (lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})), "takes a PipelineContext"),
+        (lambda: stageflow.emit_pipeline_wide({}, {}), "wide events are emitted for a PipelineContext"),
+    ],
+)
+def test_argument_errors_are_errors_of_the_library(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(stageflow.errors.InvalidArgumentError) as caught:
+        make()
+    assert isinstance(caught.value, TypeError)
+    assert message in str(caught.value)
 
 
 async def test_a_route_by_a_stage_of_another_kind_is_nonsense(sink: MemoryEventSink) -> None:

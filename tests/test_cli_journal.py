@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from importlib import import_module
@@ -33,6 +34,7 @@ from stageflow.cli import newest
 from stageflow.cli.app import app
 from stageflow.cli.moment import FORMS, moment
 from stageflow.journal import Journal
+from stageflow.render import draw_run
 from stageflow.render.runs import draw_runs
 
 EVIL = "\x1b[2J\x1b]0;owned\x07"
@@ -416,7 +418,7 @@ def test_a_run_is_open_while_it_lives_and_crashed_once_it_was_killed(program):
     assert re.search(r" open +unending .* 1/4 .* u-9 +has not ended: again, slow, last", listed)
     shown = stageflow("show", "--journal", journal).stdout
     assert re.search(r"^unending  open  [\d.,]+ ms so far$", shown, re.MULTILINE)
-    assert re.search(r"^  slow +OPEN$", shown, re.MULTILINE)
+    assert re.search(r"^  slow +(OPEN|RUNNING .*▓)$", shown, re.MULTILINE)
     assert "attempt 1: ConnectionError: down" in shown
     assert json.loads(stageflow("show", "--journal", journal, "--json").stdout)["run"]["ended_at"] is None
     state = json.loads(stageflow("doctor", "--journal", journal, "--json").stdout)
@@ -435,6 +437,123 @@ def test_a_run_is_open_while_it_lives_and_crashed_once_it_was_killed(program):
     newest_event = stageflow("tail", "-n", "1", "--journal", journal).stdout
     assert " crashed " in newest_event
     stageflow("doctor", "--journal", journal)
+
+
+IN_PROGRESS = f"""
+import asyncio, sys, time
+from stageflow import JournalSink, Pipeline, PipelineContext, Retry, WideEventEmitter
+
+sink = JournalSink(sys.argv[1], segment_bytes=4096)
+
+def graph(pipeline):
+    return pipeline.build(
+        emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=WideEventEmitter(sink)
+    )
+
+async def quick(ctx):
+    ctx.annotate(rows=3)
+
+async def inner(ctx):
+    ctx.annotate(step="embedding")
+    await asyncio.sleep({LATER})
+
+async def parent(ctx):
+    ctx.annotate({{"db.rows": 17}})
+    ctx.annotate_run(tier="gold")
+    await graph(Pipeline("ended").with_stage("work", quick)).run()
+    await graph(Pipeline("inner").with_stage("work", inner)).run()
+
+async def again(ctx):
+    if ctx.attempt == 1:
+        raise ConnectionError("down")
+    ctx.annotate(attempts_note="second")
+    await asyncio.sleep({LATER})
+
+def in_a_thread(ctx):
+    ctx.annotate(where="thread")
+    print("ready", flush=True)
+    time.sleep({LATER})
+
+pipeline = (
+    Pipeline("outer")
+    .with_stage("quick", quick)
+    .with_stage("parent", parent, dependencies=("quick",))
+    .with_stage("again", again, dependencies=("quick",), retry=Retry(3, wait=0.02))
+    .with_stage("in_a_thread", in_a_thread, dependencies=("quick",))
+    .with_stage("last", quick, dependencies=("parent",))
+)
+asyncio.run(graph(pipeline).run(PipelineContext(user_id="u-9")))
+"""
+
+
+@pytest.fixture
+def in_progress(program) -> Path:
+    """A journal with a run in progress, of which a heartbeat reports the attributes of three stages."""
+    running = program(IN_PROGRESS)
+    running.wait_for("ready")
+    deadline = time.monotonic() + LATER
+    while time.monotonic() < deadline:
+        found = [run for run in Journal(running.journal).runs() if run["pipeline_name"] == "outer"]
+        stages = found[0]["stages_running"] if found else []
+        if len(stages) == 3 and found[0]["attributes"] and all(each["attributes"] for each in stages):
+            return running.journal
+        time.sleep(0.05)
+    pytest.fail("no heartbeat reports the attributes")
+
+
+def outer_of(path: Path) -> str:
+    return next(run["event_id"] for run in Journal(path).runs() if run["pipeline_name"] == "outer")
+
+
+def test_open_run_is_shown_with_what_is_known_so_far(in_progress):
+    shown = stageflow("show", outer_of(in_progress), "--journal", in_progress).stdout
+    assert re.search(r"^  attributes +tier=gold$", shown, re.MULTILINE)
+    assert re.search(r"^  parent +RUNNING +1 +[\d.,]+ +▓+$", shown, re.MULTILINE)
+    assert re.search(r"^  again +RUNNING +2 +[\d.,]+ +░?▓+$", shown, re.MULTILINE)
+    assert re.search(r"^  in_a_thread +RUNNING +1 +[\d.,]+ +▓+$", shown, re.MULTILINE)
+    assert re.search(r"^  quick +OK .*\n(.*RUNNING.*\n){3}  last +OPEN$", shown, re.MULTILINE)
+    assert "▓ running until now" in shown
+    for attributes in ("db.rows=17", "attempts_note=second", "where=thread", "rows=3"):
+        assert attributes in shown
+    assert re.search(r"^  \S+Z +ok +ended ", shown, re.MULTILINE)
+    assert re.search(r"^  \S+Z +open +inner .* running: work$", shown, re.MULTILINE)
+
+
+def test_open_run_as_json_has_attributes_and_open_children(in_progress):
+    story = json.loads(stageflow("show", outer_of(in_progress), "--json", "--journal", in_progress).stdout)
+    running = {each["stage_name"]: each["attributes"] for each in story["run"]["stages_running"]}
+    assert running == {
+        "parent": {"db.rows": 17},
+        "again": {"attempts_note": "second"},
+        "in_a_thread": {"where": "thread"},
+    }
+    children = [(child["pipeline_name"], child["outcome"]) for child in story["children"]]
+    assert children == [("ended", "ok"), ("inner", "open")]
+
+
+def test_open_child_run_is_shown_by_itself(in_progress):
+    inner = next(run["event_id"] for run in Journal(in_progress).runs() if run["pipeline_name"] == "inner")
+    shown = stageflow("show", inner, "--journal", in_progress).stdout
+    assert re.search(r"^  work +RUNNING +1 +[\d.,]+ +▓+$", shown, re.MULTILINE)
+    assert re.search(rf"^  parent +{outer_of(in_progress)}$", shown, re.MULTILINE)
+
+
+def test_open_run_of_a_journal_with_an_archive_has_all_its_children(in_progress):
+    archived = json.loads(stageflow("compact", "--keep", "0s", "--json", "--journal", in_progress).stdout)
+    assert archived["rows"] > 0
+    shown = stageflow("show", outer_of(in_progress), "--journal", in_progress).stdout
+    assert re.search(r"^  parent +RUNNING ", shown, re.MULTILINE)
+    assert re.search(r"^  \S+Z +ok +ended ", shown, re.MULTILINE)
+    assert re.search(r"^  \S+Z +open +inner ", shown, re.MULTILINE)
+
+
+def test_bars_of_running_stages_are_ascii_where_the_terminal_is(in_progress):
+    story = Journal(in_progress).run(outer_of(in_progress))
+    file = io.TextIOWrapper(io.BytesIO(), "ascii")
+    Console(file=file, width=80).print(draw_run(story.run, story.stages))
+    file.flush()
+    shown = file.buffer.getvalue().decode()
+    assert re.search(r"^  parent .*RUNNING.* ={8,}", shown, re.MULTILINE)
 
 
 # ------------------------------------------------------------ tail
@@ -648,7 +767,7 @@ def test_damage_is_shown_and_mended(tmp_path):
     sick = stageflow("doctor", code=1)
     assert re.search(rf"{file.name} +torn +\d+ +13$", sick.stdout, re.MULTILINE)
     assert re.search(rf"{file.name} +broken +{len(b''.join(lines[:3]))} ", sick.stdout)
-    assert "To be seen to:" in sick.stdout
+    assert "Needs attention:" in sick.stdout
     assert len(json.loads(stageflow("doctor", "--json", code=1).stdout)["problems"]) >= 2
     assert file.read_bytes().endswith(b"torn"), "nothing is changed without --repair"
 

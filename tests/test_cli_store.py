@@ -17,6 +17,7 @@ from test_store import compact, ids, run_some
 from typer.testing import CliRunner
 
 from stageflow.cli.app import app
+from stageflow.journal import JournalReader
 from stageflow.render.answers import draw_rows, draw_stats
 
 
@@ -171,7 +172,7 @@ def test_volume_and_sampling_say_what_a_field_and_a_sampler_cost(journal: Path, 
     assert "there is no field 'one'" in wrong.stderr
 
 
-def test_totals_are_exact_and_a_span_may_be_a_number(journal: Path) -> None:
+def test_totals_are_exact(journal: Path) -> None:
     rows = [json.loads(line) for line in run(journal, "totals", "--json").splitlines()]
     assert {(row["pipeline"], row["status"]): row["count"] for row in rows} == {
         ("ask", "OK"): 4,
@@ -179,7 +180,61 @@ def test_totals_are_exact_and_a_span_may_be_a_number(journal: Path) -> None:
         ("child", "OK"): 6,
     }
     assert "notes" in run(journal, "totals", "--stages")
-    assert "█" in run(journal, "stats", "--every", "3600")
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        (["compact", "--max-age", "3"], "write --max-age 3d"),
+        (["compact", "--counts-max-age", "730"], "write --counts-max-age 730d"),
+        (["compact", "--keep", "0"], "write --keep 0m"),
+        (["compact", "--every", "2.5"], "write --every 2.5s"),
+        (["stats", "--every", " 10 "], "write --every 10m"),
+        (["alerts", "run", "--every", "60"], "write --every 60s"),
+        (["alerts", "silence", "rule", "--for", "2", "--reason", "known"], "write --for 2h"),
+    ],
+)
+def test_span_without_unit_is_an_error_that_states_what_to_write(
+    tmp_path: Path, command: list[str], remedy: str
+) -> None:
+    folder = tmp_path / "journal"
+    run_some(folder)
+    (tmp_path / "alerts.toml").write_text('[[rules]]\nkind = "no_runs"\nname = "rule"\n')
+    if command[0] == "alerts":
+        command = [*command, "--rules", str(tmp_path / "alerts.toml")]
+    before = {path.name: path.stat().st_size for path in folder.iterdir()}
+    refused = CliRunner().invoke(app, [*command, "--journal", str(folder)])
+    assert refused.exit_code == 2, refused.output
+    assert f"has no unit; {remedy} (units: s, m, h, d, w)" in refused.stderr
+    assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("span", ["soon", "-2h", "2 hours ago", "99999w", "", "1e3", "0s"])
+def test_span_that_cannot_be_used_is_an_error(journal: Path, span: str) -> None:
+    refused = CliRunner().invoke(app, ["stats", f"--every={span}", "--journal", str(journal)])
+    assert refused.exit_code == 2, refused.output
+    assert "Invalid value for '--every'" in refused.stderr
+
+
+@pytest.mark.parametrize("filters", [[], ["--type", "pipeline.wide"], ["--json"]])
+def test_tail_reports_events_that_are_in_the_archive_only(tmp_path: Path, filters: list[str]) -> None:
+    folder = tmp_path / "journal"
+    run_some(folder)
+    events = len(JournalReader(folder).read())
+    arguments = ["tail", "-n", "1000", *filters, "--journal", str(folder)]
+    assert CliRunner().invoke(app, arguments).stderr == ""
+    run(folder, "compact", "--keep", "0s")
+    # Retention removes archived segments when the next one is archived.
+    run(folder, "compact", "--keep", "0s")
+    removed = JournalReader(folder).removed_events
+    assert removed == events
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    query = f"`stageflow query 'from events order by ended_at desc' --journal {folder}`"
+    assert shown.stderr == f"{removed} older events are in the archive only; {query} shows archived events\n"
+    assert CliRunner().invoke(app, ["tail", "-n", "0", "--journal", str(folder)]).stderr == ""
+    answer = CliRunner().invoke(app, ["query", "from events order by ended_at desc", "--json", "--limit", "0",
+        "--journal", str(folder)])  # fmt: skip
+    assert answer.stdout.count("\n") == events
 
 
 def test_an_archive_alone_can_be_asked(journal: Path) -> None:

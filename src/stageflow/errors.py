@@ -2,6 +2,7 @@
 
 StageflowError
 ├── PipelineValidationError      a pipeline's description is wrong (also a ValueError)
+├── InvalidArgumentError         an argument has the wrong type, or is unknown (also a TypeError)
 ├── InputError                   a stage asked for an input it cannot have (also a LookupError)
 │   ├── UnknownInputError        the stage named is no ancestor of the one that asks
 │   └── MissingInputError        the ancestor was skipped, or has no such key
@@ -43,6 +44,7 @@ __all__ = [
     "DamagedFileError",
     "DeadlineExceededError",
     "InputError",
+    "InvalidArgumentError",
     "JournalNotFoundError",
     "LimitDeadlockError",
     "MissingExtraError",
@@ -157,6 +159,10 @@ class PipelineValidationError(StageflowError, ValueError):
         return self.message
 
 
+class InvalidArgumentError(StageflowError, TypeError):
+    """A function or class of the library was called with an argument of the wrong type, or an unknown one."""
+
+
 class InputError(StageflowError, LookupError):
     """A stage asked for an input it cannot have."""
 
@@ -170,7 +176,7 @@ class MissingInputError(InputError):
 
 
 class StageOutputError(StageflowError, TypeError):
-    """A stage returned something other than a `StageOutput`, a mapping or None."""
+    """A stage returned an invalid value, or called a function of `StageOutput` with an invalid argument."""
 
 
 class StageTimeoutError(StageflowError, TimeoutError):

@@ -40,8 +40,10 @@ class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"
     url_env: str = ""
 
     def __post_init__(self) -> None:
-        if bool(self.url) == bool(self.url_env):
-            raise WrongField(self.name, "url", "expected either url or url_env")
+        if not self.url and not self.url_env:
+            raise WrongField(self.name, "url", "one of the keys url and url_env is required")
+        if self.url and self.url_env:
+            raise WrongField(self.name, "url", "expected either url or url_env, got both")
 
     def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
         apprise = _apprise()

@@ -80,7 +80,7 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
             check_number(self.name, "slower_than", self.slower_than, above=0)
         check_number(self.name, "resolve_share", self.resolve_share, above=0)
         if not self.windows:
-            raise WrongField(self.name, "windows", "expected one pair or more, got none")
+            raise WrongField(self.name, "windows", "must not be empty; expected at least one pair")
         for number, pair in enumerate(self.windows):
             for name in ("long", "short", "above"):
                 check_number(self.name, f"windows[{number}].{name}", getattr(pair, name), above=0)

@@ -104,7 +104,7 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
             raise WrongField("rule", "name", f"expected text on one line, got {self.name!r}")
         for name in ("pipeline", "stage"):
             if getattr(self, name) == "":
-                raise WrongField(self.name, name, "it is empty; leave it out for all")
+                raise WrongField(self.name, name, "must not be empty; omit the key to select all")
         check_number(self.name, "window", self.window, above=0)
         check_number(self.name, "min_events", self.min_events, least=0)
         check_number(self.name, "for", self.for_, least=1)

@@ -43,7 +43,7 @@ _ONE = ""
 _WORDS = {
     "array": "a list",
     "bool": "true or false",
-    "datetime": "a moment (2026-11-25T08:00:00Z)",
+    "datetime": "a time (2026-11-25T08:00:00Z)",
     "float": "a number",
     "int": "a whole number",
     "object": "a table",
@@ -71,7 +71,7 @@ def read_rules(path: str | os.PathLike[str]) -> AlertRules:
     try:
         return parse_rules(content.decode(), file)
     except UnicodeDecodeError as error:
-        raise AlertRuleError(file, [f"at $: it is no UTF-8: {error.reason}"]) from None
+        raise AlertRuleError(file, [f"at $: invalid UTF-8: {error.reason}"]) from None
 
 
 def parse_rules(text: str, file: str = "alerts.toml") -> AlertRules:
@@ -97,17 +97,15 @@ def parse_rules(text: str, file: str = "alerts.toml") -> AlertRules:
     try:
         table = parse_toml(text)
     except ValueError as error:
-        raise AlertRuleError(file, [f"at $: it is no TOML: {error}"]) from None
+        raise AlertRuleError(file, [f"at $: invalid TOML: {error}"]) from None
     known: dict[str, Kinds] = {"rules": RULES, "receivers": RECEIVERS, "silences": {_ONE: Silence}}
-    problems = [
-        f"at $.{key}: there is no such key{did_you_mean(key, known)}" for key in sorted(table.keys() - known)
-    ]
+    problems = [f"at $.{key}: unknown key{did_you_mean(key, known)}" for key in sorted(table.keys() - known)]
     found: dict[str, tuple[Any, ...]] = {
         key: _list(table.get(key, []), kinds, f"$.{key}", problems) for key, kinds in known.items()
     }
     _look_at_names(table, problems)
     if not table.get("rules"):
-        problems.append("at $.rules: there is no rule; begin one with [[rules]]")
+        problems.append("at $.rules: at least one rule is required; add one with [[rules]]")
     if problems:
         raise AlertRuleError(file, problems)
     return AlertRules(**found)
@@ -120,20 +118,22 @@ def _look_at_names(table: Mapping[str, Any], problems: list[str]) -> None:
         for number, each in enumerate(_tables(table, key)):
             name = each.get("name")
             if isinstance(name, str) and first.setdefault(name, number) != number:
-                problems.append(f"at $.{key}[{number}].name: {name!r} is that of $.{key}[{first[name]}] too")
+                problems.append(
+                    f"at $.{key}[{number}].name: name {name!r} is already used at $.{key}[{first[name]}]"
+                )
     for number, rule in enumerate(_tables(table, "rules")):
         told = rule.get("receivers", [])
         for at, name in enumerate(told if isinstance(told, list) else []):
             if isinstance(name, str) and name not in names["receivers"]:
                 near = did_you_mean(name, names["receivers"])
-                problems.append(f"at $.rules[{number}].receivers[{at}]: there is no receiver {name!r}{near}")
+                problems.append(f"at $.rules[{number}].receivers[{at}]: unknown receiver {name!r}{near}")
     for number, silence in enumerate(_tables(table, "silences")):
         name = silence.get("rule")
         if not isinstance(name, str):
-            problems.append(f"at $.silences[{number}].rule: it is missing")
+            problems.append(f"at $.silences[{number}].rule: the key is required")
         elif name not in names["rules"]:
             near = did_you_mean(name, names["rules"])
-            problems.append(f"at $.silences[{number}].rule: there is no rule {name!r}{near}")
+            problems.append(f"at $.silences[{number}].rule: unknown rule {name!r}{near}")
 
 
 def _tables(table: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
@@ -160,8 +160,10 @@ def _make(table: Any, kinds: Kinds, at: str, problems: list[str]) -> Struct | No
         shape = kinds.get(kind) if isinstance(kind, str) else None
         if shape is None:
             near = did_you_mean(kind, kinds) if isinstance(kind, str) else ""
-            got = f", got {kind!r}" if "kind" in table else ""
-            problems.append(f"at {at}.kind: expected one of {', '.join(kinds)}{got}{near}")
+            problem = f"expected one of {', '.join(kinds)}, got {kind!r}{near}"
+            if "kind" not in table:
+                problem = f"the key is required; it is one of {', '.join(kinds)}"
+            problems.append(f"at {at}.kind: {problem}")
             return None
     before = len(problems)
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
@@ -169,13 +171,13 @@ def _make(table: Any, kinds: Kinds, at: str, problems: list[str]) -> Struct | No
     for key in table.keys() - fields.keys() - {"kind" if _ONE not in kinds else ""}:
         near = did_you_mean(key, fields)
         meant.add(near)
-        problems.append(f"at {at}.{key}: there is no such key{near}")
+        problems.append(f"at {at}.{key}: unknown key{near}")
     values = {}
     for name, field in fields.items():
         if name in table:
             values[field.name] = _value(table[name], field.type, f"{at}.{name}", problems)
         elif field.required and did_you_mean(name, [name]) not in meant:
-            problems.append(f"at {at}.{name}: it is missing")
+            problems.append(f"at {at}.{name}: the key is required")
     if len(problems) > before:
         return None
     try:

@@ -54,10 +54,10 @@ class AlertRules(Struct, frozen=True, kw_only=True):
         receivers = {receiver.name for receiver in self.receivers}
         for rule in self.rules:
             if unknown := set(rule.receivers) - receivers:
-                raise ValueError(f"rule {rule.name!r} tells {sorted(unknown)[0]!r}, which is no receiver")
+                raise ValueError(f"rule {rule.name!r} names an unknown receiver {sorted(unknown)[0]!r}")
         for silence in self.silences:
             if silence.rule not in {rule.name for rule in self.rules}:
-                raise ValueError(f"a silence is of {silence.rule!r}, which is no rule")
+                raise ValueError(f"a silence names an unknown rule {silence.rule!r}")
 
 
 class AlertRun(Struct, frozen=True, kw_only=True):

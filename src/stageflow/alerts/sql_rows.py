@@ -48,7 +48,7 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sql.strip():
-            raise WrongField(self.name, "sql", "expected a query, got nothing")
+            raise WrongField(self.name, "sql", "must not be empty; expected a query")
 
     def parameters(self, window: Window) -> Mapping[str, Any]:
         """Return those of `$since` and `$now` that the query asks for."""

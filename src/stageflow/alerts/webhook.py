@@ -57,12 +57,16 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
 
     def __post_init__(self) -> None:
         check_number(self.name, "timeout", self.timeout, above=0)
-        if bool(self.url) == bool(self.url_env):
-            raise WrongField(self.name, "url", "expected either url or url_env")
+        if not self.url and not self.url_env:
+            raise WrongField(self.name, "url", "one of the keys url and url_env is required")
+        if self.url and self.url_env:
+            raise WrongField(self.name, "url", "expected either url or url_env, got both")
         if self.url and _why_no_address(self.url):
             raise WrongField(self.name, "url", f"{_why_no_address(self.url)}, got {self.url!r}")
         if not self.secret_env:
-            raise WrongField(self.name, "secret_env", "expected the name of an environment variable")
+            raise WrongField(
+                self.name, "secret_env", "must not be empty; expected the name of an environment variable"
+            )
 
     def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
         url = self.url or of_environment(self.url_env)

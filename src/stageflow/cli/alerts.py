@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +17,10 @@ from ..alerts.silence import Silence, add_silence
 from ..alerts.standing import standing
 from ..errors import AlertRuleError, JournalNotFoundError, did_you_mean
 from ..render.alerts import draw_alert_list, draw_alert_run, draw_alert_tests
+from .choice import span_option
 from .endings import NOT_FOUND
 from .journal_option import JournalOption, find_journal
-from .moment import FORMS, moment, seconds_of
+from .moment import FORMS, moment
 from .store_option import ArchiveOption, VerifyOption, open_store
 from .terminal import open_terminal, print_json, print_page, print_text
 
@@ -55,12 +57,7 @@ def run(
     verify: VerifyOption = False,
     state: StateOption = None,
     every: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPAN",
-            show_default=False,
-            help="Go on, with so long between: 60, 90s, 5m. Default: once.",
-        ),
+        Any, span_option("--every", "s", says="Go on, with so long between: 90s, 5m. Default: once.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each evaluation.")] = False,
 ) -> None:
@@ -71,29 +68,30 @@ def run(
 
     - `stageflow alerts run`
 
-    - `stageflow alerts run --every 60`
+    - `stageflow alerts run --every 60s`
 
     - `stageflow alerts run --json | jq '.findings[] | select(.status == "firing")'`
     """
-    seconds = None if every is None else _span(every, "--every")
     known = _read(rules)
+    # What the log would state, the page states as well.
+    logging.getLogger("stageflow.alerts").addHandler(logging.NullHandler())
 
     def show(found: AlertRun) -> None:
         if as_json:
             print_json(msgspec.json.encode(found))
         else:
             # A blank line between one evaluation and the next.
-            after = [""] if seconds else []
+            after = [""] if every else []
             print_page(open_terminal(), draw_alert_run(msgspec.to_builtins(found)), *after)
 
     with open_store(journal, archive, verify=verify) as store:
-        if seconds is None:
+        if every is None:
             found = run_alerts(store, known, state=state)
             show(found)
             if not found.well:
                 raise typer.Exit(1)
         else:
-            AlertLoop(store, known, every=seconds, state=state, on_run=show).run()
+            AlertLoop(store, known, every=every, state=state, on_run=show).run()
 
 
 @alerts.command()
@@ -127,11 +125,10 @@ def check(
     if as_json:
         print_json(msgspec.json.encode({"problems": problems, "warnings": warnings}))
     else:
-        terminal = open_terminal()
         for line in problems:
-            terminal.print(f"{rules}: {line}", soft_wrap=True)
+            print_text(f"{rules}: {line}")
         for line in warnings:
-            terminal.print(f"{rules}: warning: {line}", soft_wrap=True)
+            print_text(f"{rules}: warning: {line}")
         if known is not None and not problems:
             print_text(f"{len(known.rules)} rules and {len(known.receivers)} receivers are right.")
     if problems:
@@ -176,9 +173,7 @@ def silence(
     rules: RulesOption = _RULES,
     journal: JournalOption = None,
     state: StateOption = None,
-    length: Annotated[
-        str | None, typer.Option("--for", metavar="SPAN", show_default=False, help="For so long: 2h, 1h30m.")
-    ] = None,
+    length: Annotated[Any, span_option("--for", "h", says="For so long: 2h, 1h30m.")] = None,
     until: Annotated[
         str | None, typer.Option(metavar="WHEN", show_default=False, help=f"Until then: {FORMS}.")
     ] = None,
@@ -204,7 +199,7 @@ def silence(
     now = present()
     end = now
     if length is not None:
-        end = now + timedelta(seconds=_span(length, "--for"))
+        end = now + timedelta(seconds=length)
     elif until is not None:
         try:
             end = msgspec.convert(moment(until, now), type(now))
@@ -254,14 +249,3 @@ def _journal_if_any(named: Path | None) -> Path | None:
     if named is not None:
         raise JournalNotFoundError(str(named))
     return None
-
-
-def _span(text: str, option: str) -> float:
-    """Return seconds, also where they are said as a number alone."""
-    try:
-        seconds = float(text) if text.replace(".", "", 1).isdecimal() else seconds_of(text)
-        if not 0 < seconds < float("inf"):
-            raise ValueError(f"{text!r} is no time at all")
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
-    return seconds

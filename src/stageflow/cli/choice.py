@@ -10,7 +10,7 @@ import typer
 
 from ..clock import get_clock
 from ..errors import did_you_mean
-from .moment import FORMS, moment
+from .moment import FORMS, moment, seconds_of
 
 __all__ = [
     "IdOption",
@@ -19,6 +19,7 @@ __all__ = [
     "StageOption",
     "UntilOption",
     "json_option",
+    "span_option",
     "stage_option",
     "status_option",
 ]
@@ -78,6 +79,33 @@ def stage_option(*known: str, says: str) -> Any:
     """Return `--stage`, which takes a name and, behind a colon, one of `known`."""
     check = _stage_and_one_of(*known)
     return typer.Option("--stage", metavar="NAME[:STATUS]", callback=check, show_default=False, help=says)
+
+
+def span_option(name: str, unit: str, *, says: str, from_zero: bool = False) -> Any:
+    """Return an option that takes a time span, such as `90d`; the command receives seconds.
+
+    Args:
+        name: Name of the option, such as "--max-age".
+        unit: Unit that the error about a missing unit suggests.
+        says: Description for the help.
+        from_zero: Whether `0s` is allowed.
+    """
+
+    def check(text: str | None) -> float | None:
+        if text is None:
+            return None
+        if text.strip().replace(".", "", 1).isdecimal():
+            suggested = f"{name} {text.strip()}{unit}"
+            raise typer.BadParameter(f"{text!r} has no unit; write {suggested} (units: s, m, h, d, w)")
+        try:
+            seconds = seconds_of(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if seconds == 0 and not from_zero:
+            raise typer.BadParameter(f"{text!r} is zero; expected a longer time span")
+        return seconds
+
+    return typer.Option(name, metavar="SPAN", callback=check, show_default=False, help=says)
 
 
 def json_option(says: str) -> Any:

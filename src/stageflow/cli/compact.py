@@ -4,45 +4,41 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from ..render.figures import count
+from .choice import span_option
 from .journal_option import JournalOption, find_journal
-from .moment import seconds_of
 from .store_option import ArchiveOption, as_sampler, show_progress
 from .terminal import print_json, print_text
 
 __all__ = ["compact"]
 
 
-def _seconds(text: str | None) -> float | None:
-    try:
-        return None if text is None else seconds_of(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def compact(
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     keep: Annotated[
-        str,
-        typer.Option(metavar="SPAN", help="How long a closed file stays in the journal, at least."),
+        Any,
+        span_option(
+            "--keep",
+            "m",
+            says="How long a closed file stays in the journal, at least; default 10m.",
+            from_zero=True,
+        ),
     ] = "10m",
     max_age: Annotated[
-        str | None,
-        typer.Option(metavar="SPAN", show_default=False, help="Drop days of events that are older: 90d."),
+        Any, span_option("--max-age", "d", says="Drop days of events that are older: 90d.")
     ] = None,
     max_bytes: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", show_default=False, help="Drop the oldest days beyond these bytes."),
     ] = None,
     counts_max_age: Annotated[
-        str | None,
-        typer.Option(metavar="SPAN", show_default=False, help="Drop exact counts that are older: 730d."),
+        Any, span_option("--counts-max-age", "d", says="Drop exact counts that are older: 730d.")
     ] = None,
     sampler: Annotated[
         Path | None,
@@ -56,8 +52,7 @@ def compact(
         typer.Option("--forget", help="Give up the archived events, and start a new archive at --archive."),
     ] = False,
     every: Annotated[
-        str | None,
-        typer.Option(metavar="SPAN", show_default=False, help="Go on, again each 30s, 5m, ... until Ctrl-C."),
+        Any, span_option("--every", "s", says="Go on, again each 30s, 5m, ... until Ctrl-C.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was done as one JSON object a time.")] = False,
 ) -> None:
@@ -76,16 +71,15 @@ def compact(
     from ..store import Compactor
     from ..store.address import read_address, same_address
 
-    pause = _seconds(every)
     path = find_journal(journal).path
     _change_archive(path, archive, move=move, forget=forget)
     compactor = Compactor(
         path,
         archive,
-        keep_seconds=_seconds(keep) or 0.0,
-        max_age=_seconds(max_age),
+        keep_seconds=keep,
+        max_age=max_age,
         max_bytes=max_bytes,
-        counts_max_age=_seconds(counts_max_age),
+        counts_max_age=counts_max_age,
         sampler=None if sampler is None else as_sampler(str(sampler)),
     )
     while True:
@@ -95,7 +89,7 @@ def compact(
             print_json(msgspec.json.encode(done))
         elif done.busy:
             print_text("Another process is compacting this journal.", err=True)
-        elif pause is None or done.segments:
+        elif every is None or done.segments:
             told = f"{done.rows:,} events of {done.segments:,} file{'s' * (done.segments != 1)} archived"
             if done.kept_rows < done.rows:
                 told += f", {done.kept_rows:,} of them kept"
@@ -110,9 +104,9 @@ def compact(
                     f" {compactor.archive.address} with the first commit.",
                     err=True,
                 )
-        if pause is None:
+        if every is None:
             return
-        threading.Event().wait(pause)
+        threading.Event().wait(every)
 
 
 def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bool) -> None:

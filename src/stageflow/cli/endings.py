@@ -12,7 +12,6 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import JournalNotFoundError, StageflowError
-from ..render.foreign import visible
 from .journal_option import forget_journal, hint_with_journal
 from .terminal import print_text
 
@@ -30,7 +29,7 @@ class Commands(TyperGroup):
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Parse the arguments."""
-        with _visible_errors():
+        with _plain_errors():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
@@ -38,7 +37,7 @@ class Commands(TyperGroup):
         forget_journal()
         try:
             try:
-                with _visible_errors():
+                with _plain_errors():
                     return super().invoke(ctx)
             finally:
                 sys.stdout.flush()
@@ -57,15 +56,19 @@ class Commands(TyperGroup):
 
 
 @contextlib.contextmanager
-def _visible_errors() -> Generator[None]:
-    """Escape the control characters of a wrong argument that the error message quotes."""
+def _plain_errors() -> Generator[None]:
+    """Print an error about an argument as text: typer would draw a box, which breaks paths and words."""
     try:
         yield
     except Exception as error:
         wrong: Any = error
-        if hasattr(error, "format_message"):  # an error of the parser, which typer vendors
-            wrong.message = visible(wrong.message)
-        raise
+        # Errors of the parser are those of a library that typer vendors. One of them only ends the help.
+        if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        if (context := getattr(wrong, "ctx", None)) is not None:
+            print_text(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
+        print_text(f"Error: {wrong.format_message()}", err=True)
+        raise typer.Exit(wrong.exit_code) from None
 
 
 def _forget_standard_output() -> None:

@@ -11,9 +11,8 @@ import typer
 from ..journal import RunFilter
 from ..render.answers import draw_comparisons, draw_errors, draw_slowest, draw_stats
 from .answer import CsvOption, JsonOption, NoFormulasOption, give
-from .choice import IdOption, PipelineOption, SinceOption, StageOption, UntilOption
+from .choice import IdOption, PipelineOption, SinceOption, StageOption, UntilOption, span_option
 from .journal_option import JournalOption
-from .moment import seconds_of
 from .side import as_predicate
 from .store_option import ArchiveOption, VerifyOption, WhereOption, open_store
 from .terminal import open_terminal
@@ -41,8 +40,7 @@ def stats(
     until: UntilOption = None,
     where: WhereOption = None,
     every: Annotated[
-        str | None,
-        typer.Option(metavar="SPAN", show_default=False, help="Over time, a value for each 10m, 1h, 1d, ..."),
+        Any, span_option("--every", "m", says="Over time, a value for each 10m, 1h, 1d, ...")
     ] = None,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
@@ -61,13 +59,9 @@ def stats(
 
     - `stageflow stats --where "service_version = '1.5'" --csv`
     """
-    try:
-        bucket = None if every is None else seconds_of(every)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--every") from None
     chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.stats("runs" if runs else "stages", chosen, where=where, bucket=bucket))
+        found = _plain(store.stats("runs" if runs else "stages", chosen, where=where, bucket=every))
     ascii_only = (open_terminal().encoding or "").lower() not in ("utf-8", "utf8")
     give(
         found,

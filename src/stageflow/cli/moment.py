@@ -15,6 +15,9 @@ FORMS = (
 """What `moment` reads, for people."""
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_LONGEST = 36500 * 86400
+"""Seconds of the longest time span: dates and timeouts that are calculated from it must not overflow."""
+
 _PART = re.compile(
     r"(\d+(?:\.\d+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)(?![a-z]) *",
     re.ASCII,
@@ -54,21 +57,22 @@ def moment(text: str, now: datetime, zone: tzinfo | None = None) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """Return a span of time in seconds; a number alone is one of seconds.
+    """Return a time span in seconds. A number without a unit is an error, because its unit is unclear.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a time span.
 
     Example:
         >>> seconds_of("1h30m"), seconds_of("90s")
         (5400.0, 90.0)
     """
     span = text.strip().lower()
-    if span.replace(".", "", 1).isdecimal():
-        return float(span)
     if not _SPAN.fullmatch(span) or span.endswith("ago"):
-        raise ValueError(f"{text!r} is no span of time; it may be 30s, 10m, 1h30m, 7d")
-    return sum(float(number) * _SECONDS[unit[0]] for number, unit in _PART.findall(span))
+        raise ValueError(f"cannot parse time span {text!r}; expected e.g. 30s, 10m, 1h30m, 7d")
+    seconds = sum(float(number) * _SECONDS[unit[0]] for number, unit in _PART.findall(span))
+    if seconds > _LONGEST:
+        raise ValueError(f"time span {text!r} is too long; the longest is 36500d")
+    return seconds
 
 
 def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:

@@ -11,7 +11,7 @@ from ..render import draw_run
 from .choice import json_option
 from .journal_option import JournalOption
 from .store_option import ArchiveOption, VerifyOption, open_records
-from .terminal import open_terminal, print_json, print_page
+from .terminal import is_interactive, open_terminal, print_json, print_page
 
 __all__ = ["show"]
 
@@ -57,6 +57,6 @@ def show(
         print_json(msgspec.json.encode(told))
         return
     terminal = open_terminal()
-    width = None if terminal.is_terminal else terminal.width
+    width = None if is_interactive(terminal) else terminal.width
     picture = draw_run(story.run, story.stages, events=story.events, children=story.children, width=width)
     print_page(terminal, picture)

@@ -11,14 +11,16 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ..journal import Entry, JournalReader
+from ..errors import DamagedFileError
+from ..journal import Entry, Journal, JournalReader
 from ..render.event_lines import EventLines
 from ..render.palette import OUTCOMES, STATUSES
+from ..store.address import has_archive
 from .choice import IdOption, PipelineOption, json_option, stage_option, status_option
 from .event_filter import EventFilter
-from .journal_option import JournalOption, find_journal
+from .journal_option import JournalOption, find_journal, hint_with_journal
 from .newest import newest_entries
-from .terminal import open_terminal, print_json, room
+from .terminal import open_terminal, print_json, print_text, room
 
 __all__ = ["tail"]
 
@@ -81,8 +83,29 @@ def tail(
     )
     write = _print_entries if as_json else _in_lines()
     write(newest)
+    if len(newest) < lines:
+        _report_removed(looked_into)
     if reader is not None:
         _follow(reader, where, write, {entry.json for entry in newest})
+
+
+def _report_removed(journal: Journal) -> None:
+    """Report the events that precede those of the journal: `tail` reads the journal only."""
+    with journal.reader() as reader:
+        removed = reader.removed_events
+    if not removed:
+        return
+    older = f"{removed:,} older event{'s' * (removed != 1)}"
+    are, were = ("is", "was") if removed == 1 else ("are", "were")
+    archived = True
+    with contextlib.suppress(DamagedFileError):
+        archived = has_archive(journal.path)
+    if archived:
+        query = "`stageflow query 'from events order by ended_at desc'`"
+        text = f"{older} {are} in the archive only; {query} shows archived events"
+        print_text(hint_with_journal(text), err=True)
+    else:
+        print_text(f"{older} {were} deleted to make room in the journal", err=True)
 
 
 def _follow(

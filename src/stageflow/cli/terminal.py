@@ -10,10 +10,12 @@ import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
+from rich.text import Text
 
 from ..render.foreign import visible
+from ..render.wrap import UncroppedConsole, wrap
 
-__all__ = ["open_terminal", "print_json", "print_page", "print_text", "room"]
+__all__ = ["is_interactive", "open_terminal", "print_json", "print_page", "print_text", "room"]
 
 _ANY_WIDTH = 10_000
 """In a pipe nothing is cut or folded: whoever reads it may look for any part of it."""
@@ -43,7 +45,7 @@ class _SpellOutControls(RenderHook):
         return [_Visible(picture) for picture in renderables]
 
 
-class _Terminal(Console):
+class _Terminal(UncroppedConsole):
     def on_broken_pipe(self) -> None:
         raise  # noqa: PLE0704 - rich calls it where the error is caught, and would exit with 1
 
@@ -62,19 +64,35 @@ def open_terminal(*, stderr: bool = False) -> Console:
 
 
 def print_text(text: str, *, err: bool = False) -> None:
-    """Print a sentence on standard output (or error), with its control characters spelled out."""
-    typer.echo(visible(text), err=err)
+    """Print a sentence on standard output (or error), with its control characters spelled out.
+
+    On a terminal it is wrapped at blanks; anywhere else it is not wrapped.
+    """
+    text = visible(text)
+    terminal = open_terminal(stderr=err)
+    if is_interactive(terminal):
+        text = "\n".join(line.plain for line in wrap(Text(text), terminal.width))
+    typer.echo(text, err=err)
+
+
+def is_interactive(terminal: Console) -> bool:
+    """Return whether a console writes to a terminal, also if `FORCE_COLOR` requests colours for a pipe."""
+    try:
+        return terminal.file.isatty()
+    except ValueError:  # the file is closed
+        return False
 
 
 def room(terminal: Console) -> int | None:
     """Return how many columns there are; None in a pipe, where there is room for everything."""
-    return terminal.width if terminal.is_terminal else None
+    return terminal.width if is_interactive(terminal) else None
 
 
 def print_page(terminal: Console, *pictures: RenderableType) -> None:
     """Print pictures to fit the terminal; in a pipe as wide as they are, and no blanks at line ends."""
-    if terminal.is_terminal:
-        terminal.print(*pictures, sep="\n")
+    if is_interactive(terminal):
+        # Not cropped: a path that is longer than a row continues on the next one.
+        terminal.print(*pictures, sep="\n", crop=False)
         return
     width, terminal.width = terminal.width, _ANY_WIDTH
     with terminal.capture() as printed:

@@ -9,7 +9,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Unpack
 
 from .._safe_log import log_safely
-from ..errors import describe
+from ..errors import InvalidArgumentError, describe, did_you_mean, type_name
 from ..interrupts import INTERRUPTS
 from ..stages import Artifact, StageKind, StageResult
 from .genai import Amount, EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
@@ -111,13 +111,13 @@ class StageContext:
             more: Names without.
 
         Raises:
-            TypeError: `fields` is no mapping.
+            InvalidArgumentError: `fields` is not a mapping.
 
         Example:
             ctx.annotate(cache_hit=True, rows=17)
         """
         if fields is not None:
-            more = _merged(fields, more)
+            more = self._merged("annotate", fields, more)
         if self._attributes is None:
             self._attributes = more
         else:
@@ -136,18 +136,26 @@ class StageContext:
             name: Of the number.
             by: What to add; default 1. A number of any type: also one of numpy, or a `Decimal`.
 
+        Raises:
+            InvalidArgumentError: `name` is not text.
+
         Example:
             ctx.count("cache.hit")
         """
+        self._must_be_name("count", name, 'count("cache.hit")')
         self._add({name: by})
 
     def timer(self, name: str) -> Timer:
         """Return a context manager that adds to `NAME_count` and `NAME_ms`, here and for the run.
 
+        Raises:
+            InvalidArgumentError: `name` is not text.
+
         Example:
             with ctx.timer("db"):
                 rows = await database.fetch(query)
         """
+        self._must_be_name("timer", name, 'timer("db")')
         return Timer(name, self._add)
 
     def annotate_run(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
@@ -160,12 +168,12 @@ class StageContext:
             more: Names without.
 
         Raises:
-            TypeError: `fields` is no mapping.
+            InvalidArgumentError: `fields` is not a mapping.
 
         Example:
             ctx.annotate_run(customer_tier="gold")
         """
-        self._recorder.annotate_run(more if fields is None else _merged(fields, more))
+        self._recorder.annotate_run(more if fields is None else self._merged("annotate_run", fields, more))
 
     def record_llm(self, model: str, **usage: Unpack[LlmCall]) -> None:
         """Record one call of a language model, under the OpenTelemetry names for generative AI.
@@ -179,11 +187,12 @@ class StageContext:
                 `reasoning_tokens`, `cost_usd`, `time_to_first_chunk` (seconds), `temperature`, `max_tokens`.
 
         Raises:
-            TypeError: For another keyword.
+            InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
 
         Example:
             ctx.record_llm("m-large", provider="acme", input_tokens=812, output_tokens=96, cost_usd=0.0031)
         """
+        self._must_be_known("record_llm", usage, LlmCall)
         self._take(*llm_fields(model, **usage))
 
     def record_embedding(self, model: str, **usage: Unpack[EmbeddingCall]) -> None:
@@ -194,8 +203,9 @@ class StageContext:
             usage: `provider`, `input_tokens`, `vectors`, `dimensions`, `cost_usd`.
 
         Raises:
-            TypeError: For another keyword.
+            InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
         """
+        self._must_be_known("record_embedding", usage, EmbeddingCall)
         self._take(*embedding_fields(model, **usage))
 
     def record_retrieval(self, source: str | None = None, **found: Unpack[Retrieval]) -> None:
@@ -206,9 +216,42 @@ class StageContext:
             found: `documents` (how many), `top_k`, `best_score`, `worst_score`.
 
         Raises:
-            TypeError: For another keyword.
+            InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
         """
+        self._must_be_known("record_retrieval", found, Retrieval)
         self._take(*retrieval_fields(source, **found))
+
+    def _merged(self, function: str, fields: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {**fields, **more}
+        except BaseException as error:
+            INTERRUPTS.contain(error)
+            if not isinstance(fields, Mapping):
+                raise self._invalid(
+                    f"{function}() takes a mapping, not {type_name(fields)}",
+                    f'write {function}(rows=17), or {function}({{"db.rows": 17}}) for names with dots',
+                ) from None
+            return {"fields": fields, **more}
+
+    def _must_be_name(self, function: str, name: str, example: str) -> None:
+        if not isinstance(name, str):
+            raise self._invalid(
+                f"{function}() takes a name as text, not {type_name(name)}", f"write {example}"
+            )
+
+    def _must_be_known(self, function: str, given: Mapping[str, Any], keywords: Any) -> None:
+        known: frozenset[str] = keywords.__optional_keys__
+        if not given.keys() <= known:
+            unknown = next(name for name in given if name not in known)
+            raise self._invalid(
+                f"{function}() has no argument {unknown!r}{did_you_mean(unknown, known)}",
+                f"its keyword arguments are {', '.join(keywords.__annotations__)}",
+            )
+
+    def _invalid(self, message: str, hint: str) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            message, stage=self.stage, run_id=str(self.run.pipeline_run_id), hint=hint
+        )
 
     def _take(self, fields: dict[str, Any], added: dict[str, Any]) -> None:
         self.annotate(fields)
@@ -267,7 +310,12 @@ class StageContext:
         return self._attributes.copy() if self._attributes else {}
 
     def add_artifact(self, type: str, payload: Any = None) -> None:
-        """Keep something beside the data; `artifacts_count` counts it, the result carries it."""
+        """Keep something beside the data; `artifacts_count` counts it, the result carries it.
+
+        Raises:
+            InvalidArgumentError: `type` is not text.
+        """
+        self._must_be_name("add_artifact", type, 'add_artifact("report", payload)')
         if self._artifacts is None:
             self._artifacts = []
         self._artifacts.append(Artifact(type, payload))
@@ -282,9 +330,11 @@ class StageContext:
             data: What to send. What is no mapping stands under `payload`.
 
         Raises:
+            InvalidArgumentError: The type is not text.
             ValueError: The type is empty, or one of the library's own.
         """
-        if not isinstance(type, str) or not type or type.startswith(("stage.wide", "pipeline.wide")):
+        self._must_be_name("emit_event", type, 'emit_event("chat.tokens", {"count": 3})')
+        if not type or type.startswith(("stage.wide", "pipeline.wide")):
             raise ValueError(
                 f"stage {self.stage!r}: emit_event({type!r}): give the event a name of your own, "
                 "such as 'chat.tokens'; 'stage.wide' and 'pipeline.wide' are the library's"
@@ -294,16 +344,6 @@ class StageContext:
 
     def __repr__(self) -> str:
         return f"<StageContext {self.stage!r}, attempt {self.attempt}, run {self.run.pipeline_run_id}>"
-
-
-def _merged(fields: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {**fields, **more}
-    except BaseException as error:
-        INTERRUPTS.contain(error)
-        if not isinstance(fields, Mapping):
-            raise
-        return {"fields": fields, **more}
 
 
 current_stage: ContextVar[StageContext | None] = ContextVar("stageflow_stage", default=None)

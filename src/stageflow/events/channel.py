@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .._safe_log import log_safely
-from ..errors import describe
+from ..errors import InvalidArgumentError, describe
 from ..interrupts import INTERRUPTS
 from .counters import SinkStats
 from .event import Event
@@ -217,7 +217,7 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
     """Return how to call a sink with an event, whether to do so in place, and the name of the method.
 
     Raises:
-        TypeError: It has no method that takes events.
+        InvalidArgumentError: It has no method that takes events.
     """
     kind = type(sink)
     implemented = [name for name in ("try_emit", "emit") if overrides(sink, name)]
@@ -228,27 +228,27 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
     if issubclass(kind, DirectSink) and (method == "take" or not implemented):
         return _TAKE, True, "take"
     if inspect.isclass(sink):
-        raise TypeError(f"{sink.__name__} is a class; give a sink: {sink.__name__}()")
+        raise InvalidArgumentError(f"{sink.__name__} is a class; give a sink: {sink.__name__}()")
     name = method or (implemented[0] if implemented else "emit")
     if name not in implemented:
-        raise TypeError(
-            f"{kind.__name__} is no event sink: it has neither an `emit` nor a `try_emit` of its own"
-            "\n  hint: class MySink(EventSink): async def emit(self, *, type, data): ..."
+        raise InvalidArgumentError(
+            f"{kind.__name__} is no event sink: it has neither an `emit` nor a `try_emit` of its own",
+            hint="class MySink(EventSink): async def emit(self, *, type, data): ...",
         )
     called = getattr(sink, name)
     try:
         inspect.signature(called).bind(type="stage.wide", data={})
     except TypeError as error:
-        raise TypeError(
-            f"{kind.__name__}.{name} cannot take an event ({error})"
-            f"\n  hint: define it as {name}(self, *, type, data)"
+        raise InvalidArgumentError(
+            f"{kind.__name__}.{name} cannot take an event ({error})",
+            hint=f"define it as {name}(self, *, type, data)",
         ) from None
     except ValueError:  # a signature that Python cannot tell
         pass
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
-        raise TypeError(
-            f"{kind.__name__}.{name} is a generator function, so calling it does not deliver the event"
-            f"\n  hint: remove `yield` from {name}"
+        raise InvalidArgumentError(
+            f"{kind.__name__}.{name} is a generator function, so calling it does not deliver the event",
+            hint=f"remove `yield` from {name}",
         )
     in_place = not inspect.iscoroutinefunction(called)
     return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place, name

@@ -217,7 +217,15 @@ class Journal:
                 f"journal {self.path!r} has events of run {known}, and neither its beginning nor its end",
                 hint="the rest may have been deleted to make room",
             )
-        return RunStory(picture, run.stages, run.events, run.children)
+        return RunStory(picture, run.stages, run.events, [*run.children, *self._open_children(run)])
+
+    def _open_children(self, run: Gathered) -> list[dict[str, Any]]:
+        if not (ids := run.children_without_end()):
+            return []
+        found = self._under_way(list_writers(self.path).values())
+        return sorted(
+            (child for child in found if child["event_id"] in ids), key=lambda child: str(child["started_at"])
+        )
 
     def _last(self) -> RunStory:
         error = RunNotFoundError(f"journal {self.path!r} contains no runs yet")

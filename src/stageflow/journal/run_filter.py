@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import force_setattr
 
+from .._value import ValueType
 from ..schema import CorrelationIds
 from ..timestamps import epoch_us, rfc3339
 from .line import decode
@@ -17,7 +18,7 @@ _STARTED_AT = b'"started_at":"'
 _NEAR_THE_FRONT = 200
 
 
-class RunFilter(Struct, frozen=True, kw_only=True):
+class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     """Which runs are wanted; what is None leaves the choice open.
 
     Attributes:

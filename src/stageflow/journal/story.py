@@ -24,10 +24,11 @@ class RunStory(Struct, frozen=True):
     Attributes:
         run: The data of its `pipeline.wide`; of a run that is under way, the same keys as far as
             they are known, with status "OPEN" and outcome "open", and `stages_running`: the attempts
-            that were running at the last heartbeat of its process.
+            that were running at the last heartbeat of its process, with their attributes so far.
         stages: The data of its `stage.wide` events, in order.
         events: Its stages' own events, type and data, in order.
-        children: The data of the `pipeline.wide` of each run that was started inside it.
+        children: The data of the `pipeline.wide` of each run that was started inside it; for one that is in
+            progress, what is known so far, as in `run`.
     """
 
     run: dict[str, Any]
@@ -47,6 +48,7 @@ class Gathered:
         self.stages: list[dict[str, Any]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.children: list[dict[str, Any]] = []
+        self.opened_children: list[str] = []
         self.amendments: list[dict[str, Any]] = []
         self.progress = Progress()
 
@@ -71,6 +73,10 @@ class Gathered:
         """Tell whether there is a terminal event for each stage that `pipeline.wide` counts."""
         ended = sum(stage.get("status") != "RETRY" for stage in self.stages)
         return self.whole is not None and ended >= self.whole.get("stages_total", 0)
+
+    def children_without_end(self) -> set[str]:
+        """Return the ids of the runs that were started inside it and have no `pipeline.wide`."""
+        return set(self.opened_children) - {str(child["event_id"]) for child in self.children}
 
     def picture(self) -> dict[str, Any] | None:
         """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
@@ -100,6 +106,8 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     if not isinstance(data, dict) or not isinstance(body, Raw) or not is_well_formed(line.type, body):
         return
     run_id = run_of(text)
+    if text.startswith(RUN_OPEN) and str(data.get("parent_run_id") or "").startswith(wanted):
+        gathered.setdefault(str(data["parent_run_id"]), Gathered()).opened_children.append(str(run_id))
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
         gathered.setdefault(str(data["parent_run_id"]), Gathered()).children.append(data)
     if not run_id or not run_id.startswith(wanted):

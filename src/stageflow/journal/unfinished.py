@@ -243,7 +243,8 @@ class UnfinishedRun:
         """Return the record of a run in progress: the keys of a `pipeline.wide`, as far as they are known.
 
         `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
-        `stages_running` lists the attempts that were running at the last heartbeat.
+        `stages_running` lists the attempts that were running at the last heartbeat, each with its start (null
+        if the heartbeat does not state it) and its attributes so far.
         """
         opened = self.opened
         picture: dict[str, Any] = msgspec.to_builtins(
@@ -254,7 +255,12 @@ class UnfinishedRun:
                 summary["status"] = "OPEN"
         picture.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
         picture["stages_running"] = [
-            {"stage_name": name, "attempt": running.attempt, "started_at": running.started_at}
+            {
+                "stage_name": name,
+                "attempt": running.attempt,
+                "started_at": running.started_at,
+                "attributes": self.progress.attributes.get((name, running.attempt), {}),
+            }
             for name, stage in self.stages.items()
             if stage.end is None and (running := self._running(stage)) is not None
         ]

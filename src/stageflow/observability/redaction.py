@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from msgspec import Struct
 
+from .._value import ValueType
+from ..errors import InvalidArgumentError
 from ..interrupts import INTERRUPTS
 from .detectors import DETECTORS, Detector
 from .secret_names import is_secret_name, is_secret_number
@@ -20,7 +22,7 @@ REDACTED = "[redacted]"
 REDACTION_FAILED = "[redaction failed]"
 
 
-class Redact(Struct, frozen=True, kw_only=True):
+class Redact(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     """What is taken out of events before any sink has them.
 
     Attributes:
@@ -34,6 +36,7 @@ class Redact(Struct, frozen=True, kw_only=True):
             None for all. `*` stands for anything.
 
     Raises:
+        InvalidArgumentError: An option has another type.
         ValueError: A detector has no such name, or a pattern is no regular expression.
 
     Example:
@@ -51,6 +54,18 @@ class Redact(Struct, frozen=True, kw_only=True):
             given = getattr(self, option)
             if isinstance(given, str):  # each of its letters would be one
                 raise ValueError(f"Redact({option}={given!r}); give a tuple: ({given!r},)")
+            if given is not None and not (
+                isinstance(given, Collection) and all(isinstance(name, str) for name in given)
+            ):
+                raise InvalidArgumentError(
+                    f"Redact({option}={given!r}) is not a tuple of texts",
+                    hint=f'write Redact({option}=("...",))',
+                )
+        if not isinstance(self.patterns, Mapping):
+            raise InvalidArgumentError(
+                f"Redact(patterns={self.patterns!r}) is not a mapping",
+                hint='write Redact(patterns={"order": r"ORD-[0-9]{6}"})',
+            )
         unknown = [name for name in self.detect if name not in DETECTORS]
         if unknown:
             raise ValueError(

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ..clock import get_clock
 from ..context import ContextOfRun, PipelineContext, StageContext, current_stage
-from ..errors import as_text
+from ..errors import InvalidArgumentError, as_text
 from ..events._delivery import home_loop
 from ..ids import parse_traceparent, random_bits, trace_flags, uuid7
 from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, RunIdentity, Trace, span_id
@@ -232,14 +232,16 @@ def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:
     """Return the `RunContext` of the run that `ctx` belongs to, or a new one for a context outside a run.
 
     Raises:
-        TypeError: `ctx` is not a context.
+        InvalidArgumentError: `ctx` is not a context.
     """
     context = ctx.run if isinstance(ctx, StageContext) else ctx
     known = _runs.get(id(context))
     if known is not None:
         return known.run
     if not isinstance(context, PipelineContext):
-        raise TypeError(f"wide events are emitted for a PipelineContext or a StageContext, not for {ctx!r}")
+        raise InvalidArgumentError(
+            f"wide events are emitted for a PipelineContext or a StageContext, not for {ctx!r}"
+        )
     return RunContext(context, _text(context.topology) or "pipeline")
 
 

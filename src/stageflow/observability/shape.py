@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from .._safe_log import log_safely
+from .._value import ValueType
 from ..errors import as_text, describe
 from ..interrupts import INTERRUPTS
 from .plain import SHOWN_CHARS, Cut, Plain, Shown, flat, items_of, text_key, unlike
@@ -39,7 +40,7 @@ _MARGIN = 1000
 """A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
 
 
-class EventLimits(Struct, frozen=True, kw_only=True):
+class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     """How large an event may grow. What is beyond is cut, the largest first, and named in `truncated`.
 
     Attributes:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, TypeVar, Unpack, overload
 
+from ..errors import InvalidArgumentError
 from .runner import class_of, has_attribute
 from .spec import StageDescription, options_of
 
@@ -37,7 +38,7 @@ def stage(runner: Any = None, /, **description: Any) -> Any:
     other callable.
 
     Raises:
-        TypeError: `with_stage` has no such option.
+        InvalidArgumentError: `with_stage` has no such option.
 
     Example:
         >>> @stage(timeout=5)
@@ -48,7 +49,9 @@ def stage(runner: Any = None, /, **description: Any) -> Any:
         <Pipeline 'ask': search, patient>
     """
     if runner is not None and not callable(runner):
-        raise TypeError(f"@stage({runner!r}): give the name as @stage(name={runner!r})")
+        raise InvalidArgumentError(
+            f"@stage({runner!r}): the name is a keyword argument", hint=f"write @stage(name={runner!r})"
+        )
     given = options_of(description, "@stage")
 
     def describe(runner: Any) -> Any:

@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterable, Iterable
 
 from ..context import PipelineContext, PipelineResults, StageContext
+from ..errors import InvalidArgumentError
 from ..render.graph import graph_as_text
 from ._scheduler import Scheduler
 from .many import Contexts, ManyRuns
@@ -48,9 +49,9 @@ class StageGraph:
         elif isinstance(ctx, StageContext):
             ctx = ctx.run
         elif not isinstance(ctx, PipelineContext):
-            raise TypeError(
-                f"pipeline {self.name!r}: run() takes a PipelineContext, not {type(ctx).__name__}"
-                "\n  hint: graph.run(PipelineContext(data={...}))"
+            raise InvalidArgumentError(
+                f"pipeline {self.name!r}: run() takes a PipelineContext, not {type(ctx).__name__}",
+                hint="graph.run(PipelineContext(data={...}))",
             )
         self._check(deadline)
         return await Scheduler(self._plan, ctx, deadline).complete()
@@ -103,7 +104,7 @@ class StageGraph:
             )
         self._check(deadline)
         if not isinstance(contexts, (Iterable, AsyncIterable)):
-            raise TypeError(
+            raise InvalidArgumentError(
                 f"pipeline {self.name!r}: run_many({contexts!r}); give an iterable of PipelineContext"
             )
         return ManyRuns(lambda ctx: self.run(ctx, deadline=deadline), contexts, concurrency)

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._safe_log import log_safely
 from ..context import PipelineContext, PipelineResults
-from ..errors import StageflowError, describe
+from ..errors import InvalidArgumentError, StageflowError, describe
 
 __all__ = ["Contexts", "ManyRuns"]
 
@@ -169,9 +169,10 @@ def _checked(context: Any, number: int) -> PipelineContext:
     if context is None:
         return PipelineContext()
     if not isinstance(context, PipelineContext):
-        raise TypeError(
+        raise InvalidArgumentError(
             f"item {number} of the contexts of run_many() has type {type(context).__name__}, "
-            "not PipelineContext\n  hint: PipelineContext(data={...})"
+            "not PipelineContext",
+            hint="PipelineContext(data={...})",
         )
     return context
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack
 
 from .._safe_log import log_safely
 from ..context import PipelineContext, PipelineResults
-from ..errors import PipelineValidationError
+from ..errors import InvalidArgumentError, PipelineValidationError
 from ..observability import WideEventEmitter
 from ..observability.defaults import defaults
 from ..render.graph import graph_as_dot, graph_as_mermaid
@@ -109,9 +109,9 @@ class Pipeline:
         for runner in runners:
             described = carried(runner)
             if "name" not in described:
-                raise TypeError(
-                    f"{runner!r} carries no name\n  hint: describe it with @stage, "
-                    "or use with_stage(name, runner)"
+                raise InvalidArgumentError(
+                    f"{runner!r} carries no name",
+                    hint="describe it with @stage, or use with_stage(name, runner)",
                 )
             pipeline = pipeline.with_stage(described["name"], runner)
         return pipeline
@@ -126,7 +126,7 @@ class Pipeline:
             TypeError: `other` is no pipeline.
         """
         if not isinstance(other, Pipeline):
-            raise TypeError(f"compose() takes a Pipeline, not {type(other).__name__}")
+            raise InvalidArgumentError(f"compose() takes a Pipeline, not {type(other).__name__}")
         ours = {id(spec) for spec in self.stages}
         theirs = (spec for spec in other.stages if id(spec) not in ours)
         return Pipeline(self.name, stages=(*self.stages, *theirs))

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from msgspec import Struct
 
 from ..context import StageContext
-from ..errors import did_you_mean
+from ..errors import InvalidArgumentError, did_you_mean
 from ..stages import Retry, StageKind
 from .interceptor import Interceptor
 
@@ -84,13 +84,13 @@ def options_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the options that are not None.
 
     Raises:
-        TypeError: An option does not exist; the message suggests the closest match.
+        InvalidArgumentError: An option does not exist; the message suggests the closest match.
     """
     known = StageDescription.__annotations__
     for name in given:
         if name not in known:
-            raise TypeError(
-                f"{where} has no option {name!r}{did_you_mean(name, known)}"
-                f"\n  hint: the options are {', '.join(known)}"
+            raise InvalidArgumentError(
+                f"{where} has no option {name!r}{did_you_mean(name, known)}",
+                hint=f"the options are {', '.join(known)}",
             )
     return {name: value for name, value in given.items() if value is not None}

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .figures import count
-from .foreign import on_one_line
+from .foreign import on_one_line, visible
 from .palette import BAD, QUIET
+from .wrap import Paragraph
 
 __all__ = ["draw_alert_list", "draw_alert_run", "draw_alert_tests"]
 
@@ -32,24 +33,14 @@ def draw_alert_run(run: Record) -> RenderableType:
     """
     if run["busy"]:
         return Text("Another evaluator is at work; nothing was done.")
-    parts: list[RenderableType] = [Text(f"evaluated {_second(run['at'])}", style=QUIET)]
-    parts.append(_rules(run["findings"]))
-    for sent in run["sent"]:
-        told = f"{_title(sent['notice'])} -> {on_one_line(sent['receiver'])}"
-        if sent["error"] is None:
-            parts.append(Text(f"sent    {told}"))
-        else:
-            why = f" (attempt {sent['attempt']}: {on_one_line(sent['error'])})"
-            parts.append(Text(f"failed  {told}{why}", style=BAD))
-    if run["receivers"]:
-        parts.append(_receivers(run["receivers"], run["waiting"]))
-    # A blank line before each table and before what was sent.
-    spaced: list[RenderableType] = []
-    for number, part in enumerate(parts):
-        if number and not (isinstance(part, Text) and isinstance(parts[number - 1], Text)):
-            spaced.append("")
-        spaced.append(part)
-    return Group(*spaced)
+    sections: list[Sequence[RenderableType]] = [
+        [Text(f"evaluated {_second(run['at'])}", style=QUIET)],
+        [_rules(run["findings"])],
+        _errors(run["findings"]),
+        [_sent(sent) for sent in run["sent"]],
+        [_receivers(run["receivers"], run["waiting"])] if run["receivers"] else [],
+    ]
+    return _spaced(sections)
 
 
 def draw_alert_list(standing: Record) -> RenderableType:
@@ -69,17 +60,17 @@ def draw_alert_list(standing: Record) -> RenderableType:
             _second(rule["began"]),
             _figure(rule),
         )
-    parts: list[RenderableType] = [table]
-    if silences:
-        quiet = _table("silenced", ("until", "reason"))
-        for silence in silences:
-            quiet.add_row(
-                on_one_line(silence["rule"]), _second(silence["until"]), on_one_line(silence["reason"])
-            )
-        parts += ["", quiet]
-    if standing["receivers"]:
-        parts += ["", _receivers(standing["receivers"], standing["waiting"])]
-    return Group(*parts)
+    quiet = _table("silenced", ("until", "reason"))
+    for silence in silences:
+        quiet.add_row(on_one_line(silence["rule"]), _second(silence["until"]), on_one_line(silence["reason"]))
+    return _spaced(
+        [
+            [table],
+            _errors(rules),
+            [quiet] if silences else [],
+            [_receivers(standing["receivers"], standing["waiting"])] if standing["receivers"] else [],
+        ]
+    )
 
 
 def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:
@@ -91,9 +82,10 @@ def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:
     table = _table("receiver", ("kind", "sample"))
     for test in tests:
         error = test["error"]
-        told = Text("sent", style="green") if error is None else Text(on_one_line(error), style=BAD)
+        told = Text("sent", style="green") if error is None else Text("failed", style=BAD)
         table.add_row(on_one_line(test["receiver"]), test["kind"], told)
-    return table
+    failed = [(test["receiver"], test["error"]) for test in tests if test["error"] is not None]
+    return _spaced([[table], _each_once(failed)])
 
 
 def _rules(findings: Iterable[Record]) -> Table:
@@ -111,7 +103,7 @@ def _rules(findings: Iterable[Record]) -> Table:
 
 def _figure(rule: Record) -> Text:
     if rule["error"] is not None:
-        return Text(on_one_line(rule["error"].partition("\n")[0]), style=BAD)
+        return Text("error, see below", style=BAD)
     figure = Text(on_one_line(rule["says"]))
     if silence := rule.get("silenced"):
         figure.append(f" (silenced until {_second(silence['until'])})", style=QUIET)
@@ -131,13 +123,45 @@ def _receivers(receivers: Record, waiting: Sequence[Record]) -> RenderableType:
             on_one_line(name),
             *(count(figure) or "0" for figure in (*figures, len(mine))),
         )
-    # Below it, where there is room for what a network has to say.
     errors = [
-        Text(f"last error of {on_one_line(name)}: {on_one_line(state['last_error'])}", style=BAD)
+        Paragraph(Text(f"last error of {on_one_line(name)}: {visible(state['last_error'])}", style=BAD))
         for name, state in receivers.items()
         if state["last_error"]
     ]
     return Group(table, *errors)
+
+
+def _sent(sent: Record) -> RenderableType:
+    told = f"{_title(sent['notice'])} -> {on_one_line(sent['receiver'])}"
+    if sent["error"] is None:
+        return Paragraph(Text(f"sent    {told}"))
+    why = f" (attempt {sent['attempt']}: {on_one_line(sent['error'])})"
+    return Paragraph(Text(f"failed  {told}{why}", style=BAD))
+
+
+def _errors(rules: Iterable[Record]) -> list[RenderableType]:
+    """Return why rules could not be evaluated: their tables have no room for it."""
+    return _each_once((rule["rule"], rule["error"]) for rule in rules if rule["error"] is not None)
+
+
+def _each_once(errors: Iterable[tuple[str, str]]) -> list[RenderableType]:
+    """Return each error once, with the names of all that have it."""
+    names: dict[str, list[str]] = {}
+    for name, error in errors:
+        names.setdefault(error, []).append(on_one_line(name))
+    return [
+        Paragraph(Text(f"error of {', '.join(those)}: {visible(error)}", style=BAD))
+        for error, those in names.items()
+    ]
+
+
+def _spaced(sections: Iterable[Sequence[RenderableType]]) -> RenderableType:
+    """Return the sections that are not empty, with a blank line between them."""
+    parts: list[RenderableType] = []
+    for section in sections:
+        if section:
+            parts += ["", *section] if parts else section
+    return Group(*parts)
 
 
 def _title(notice: Record) -> str:

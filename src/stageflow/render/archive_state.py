@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .figures import size
 from .foreign import on_one_line
+from .wrap import Paragraph
 
 __all__ = ["draw_archive_state", "draw_repaired_archive"]
 
@@ -41,7 +42,7 @@ def draw_archive_state(state: Record) -> RenderableType:
             f"; {rows:,} {_plural('row', rows)} of {len(lost):,} damaged or missing"
             f" {_plural('file', len(lost))} lost (_stageflow/lost.json)"
         )
-    return Text(line)
+    return Paragraph(Text(line))
 
 
 def draw_repaired_archive(repaired: Record) -> RenderableType:
@@ -59,7 +60,7 @@ def draw_repaired_archive(repaired: Record) -> RenderableType:
         f" the archive no longer has its {file['rows']:,} {_plural('row', file['rows'])}"
         for file in repaired["removed"]
     ]
-    return Text("\n".join(lines))
+    return Paragraph(Text("\n".join(lines)))
 
 
 def _plural(word: str, many: int) -> str:

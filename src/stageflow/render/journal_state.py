@@ -7,13 +7,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from .figures import count, size
 from .foreign import on_one_line, visible
 from .palette import BAD, QUIET
+from .wrap import Pairs, Paragraph
 
 __all__ = ["draw_journal_state", "draw_repaired"]
 
@@ -24,6 +25,9 @@ _MOST = 15
 
 _WIDE, _NARROW = 90, 72
 """Columns from which on there is room for all of a table, and below which for little."""
+
+_UNLIMITED = 10_000
+"""Columns at which a table has its natural width."""
 
 _STATES = {"live": "green", "dead": BAD, "completed": "yellow", "closed": QUIET}
 
@@ -87,7 +91,9 @@ def draw_repaired(repaired: Record) -> RenderableType:
         done.append(f"{runs} marked as closed, because the end is damaged or missing: {_some(ids)}")
     if removed := repaired["removed"]:
         done.append(f"{len(removed):,} left-over {_plural('file', len(removed))} removed")
-    return Text("\n".join(f"repaired: {visible(line)}" for line in done) or "There was nothing to repair.")
+    if not done:
+        return Text("There was nothing to repair.")
+    return Group(*(Paragraph(Text(f"repaired: {visible(line)}")) for line in done))
 
 
 def _totals(state: Record) -> RenderableType:
@@ -95,10 +101,7 @@ def _totals(state: Record) -> RenderableType:
     lines = sum(writer["lines"] for writer in writers)
     files = sum(writer["segments"] for writer in writers)
     under_way = sum(len(writer["open_runs"]) for writer in writers if writer["state"] == "live")
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style=QUIET)
-    grid.add_column(overflow="fold")
-    for label, value in (
+    rows = (
         ("journal", on_one_line(state["path"])),
         ("has", f"{lines:,} lines, {size(state['bytes'])} in {files:,} {_plural('file', files)}"),
         ("free", size(state["free_bytes"])),
@@ -106,10 +109,8 @@ def _totals(state: Record) -> RenderableType:
         ("runs completed after a crash", count(state["crashed"]) or "0"),
         ("removed when archived, or to make room", _deleted(deleted)),
         ("kept aside in broken/", count(state["kept_aside"])),
-    ):
-        if value:
-            grid.add_row(label, Text(value))
-    return grid
+    )
+    return Pairs([(label, Text(value)) for label, value in rows if value])
 
 
 def _deleted(deleted: Record) -> str:
@@ -119,18 +120,18 @@ def _deleted(deleted: Record) -> str:
     return f"{deleted['lines']:,} lines, {size(deleted['bytes'])}{unread}"
 
 
-def _writers(writers: Sequence[Record], width: int) -> Table | None:
+def _writers(writers: Sequence[Record], width: int) -> RenderableType | None:
     if not writers:
         return None
     # What a narrow terminal has no room for: the pid stands in the name as well.
     left_out = {"pid", "files"} if width < _WIDE else set()
     left_out |= {"size"} if width < _NARROW else set()
     headings = [name for name in ("state", "pid", "files", "size", "lines", "open") if name not in left_out]
-    table = _table("writer", headings, left={"state"})
+    table = _Listing(["writer", *headings], left={"state"})
     # Those that matter now, then the newest of the others.
     matter = [writer for writer in writers if writer["state"] in ("live", "dead")]
     ordered = [*matter[::-1], *(writer for writer in writers[::-1] if writer not in matter)]
-    for writer in ordered[:_MOST]:
+    for writer in ordered:
         cells: dict[str, str | Text] = {
             "state": Text(writer["state"], style=_STATES.get(writer["state"], "")),
             "pid": str(writer["pid"]),
@@ -139,56 +140,76 @@ def _writers(writers: Sequence[Record], width: int) -> Table | None:
             "lines": count(writer["lines"]),
             "open": count(len(writer["open_runs"])),
         }
-        table.add_row(on_one_line(writer["name"]), *(cells[heading] for heading in headings))
-    _and_more(table, ordered)
+        table.add(on_one_line(writer["name"]), *(cells[heading] for heading in headings))
     return table
 
 
-def _cursors(cursors: Sequence[Record]) -> Table | None:
+def _cursors(cursors: Sequence[Record]) -> RenderableType | None:
     if not cursors:
         return None
-    table = _table("reader", ("at work", "behind", "events", "broken", "torn", "files missed"))
-    for cursor in cursors[:_MOST]:
+    table = _Listing(["reader", "at work", "behind", "events", "broken", "torn", "files missed"])
+    for cursor in cursors:
         missed = Text(count(cursor["missed"]), style=BAD)
         figures = [count(cursor[key]) for key in ("events", "broken", "torn")]
         at_work = "yes" if cursor["at_work"] else "no"
-        table.add_row(on_one_line(cursor["name"]), at_work, size(cursor["behind_bytes"]), *figures, missed)
-    _and_more(table, cursors)
+        table.add(on_one_line(cursor["name"]), at_work, size(cursor["behind_bytes"]), *figures, missed)
     return table
 
 
-def _damages(state: Record) -> Table | None:
+def _damages(state: Record) -> RenderableType | None:
     damages = [(kind, damage) for kind in ("torn", "broken") for damage in state[kind]]
     if not damages:
         return None
-    table = _table("damaged", ("kind", "at byte", "bytes"), left={"kind"})
-    for kind, damage in damages[:_MOST]:
+    table = _Listing(["damaged", "kind", "at byte", "bytes"], left={"kind"})
+    for kind, damage in damages:
         name = on_one_line(damage["path"].rpartition("/")[2])
-        table.add_row(name, Text(kind, style=BAD), str(damage["offset"]), count(damage["bytes"]))
-    _and_more(table, damages)
+        table.add(name, Text(kind, style=BAD), str(damage["offset"]), count(damage["bytes"]))
     return table
 
 
 def _problems(problems: Sequence[str]) -> RenderableType:
     if not problems:
         return Text("All is well.", style="green")
-    grid = Table.grid()
-    for problem in problems:
-        grid.add_row(Text("- ", style=BAD), Text(visible(problem), style=BAD))
-    return Group(Text("To be seen to:", style=BAD), Padding(grid, (0, 0, 0, 2)))
+    return Group(
+        Text("Needs attention:", style=BAD),
+        *(Paragraph(Text(visible(problem), style=BAD), "  - ") for problem in problems),
+    )
 
 
-def _table(first: str, headings: Iterable[str], left: Iterable[str] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=QUIET)
-    table.add_column(first, no_wrap=True, overflow="ellipsis", min_width=10)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
-    return table
+class _Listing:
+    """A table whose first column is never cut: where it does not fit, names have lines of their own.
 
+    Args:
+        headings: Of all columns.
+        left: Headings of columns that are aligned to the left, in addition to the first one.
+    """
 
-def _and_more(table: Table, rows: Sequence[object]) -> None:
-    if (more := len(rows) - _MOST) > 0:
-        table.add_row(Text(f"and {more:,} more", style=QUIET))
+    def __init__(self, headings: Sequence[str], left: Iterable[str] = ()) -> None:
+        self._headings = headings
+        self._left = {headings[0], *left}
+        self._rows: list[Sequence[str | Text]] = []
+
+    def add(self, *cells: str | Text) -> None:
+        self._rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=QUIET)
+        for heading in self._headings:
+            table.add_column(heading, justify="left" if heading in self._left else "right", no_wrap=True)
+        shown, more = self._rows[:_MOST], len(self._rows) - _MOST
+        for row in shown:
+            table.add_row(*row)
+        if Measurement.get(console, options.update(max_width=_UNLIMITED), table).minimum <= options.max_width:
+            yield table
+        else:
+            yield Text(self._headings[0], style=QUIET)
+            for name, *cells in shown:
+                yield Paragraph(Text.assemble(name), "  ")
+                figures = zip(self._headings[1:], cells, strict=True)
+                parts = [Text.assemble((f"{heading} ", QUIET), cell) for heading, cell in figures if cell]
+                yield Paragraph(Text("   ").join(parts), "      ")
+        if more > 0:
+            yield Text(f"and {more:,} more", style=QUIET)
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -25,6 +25,9 @@ OUTCOMES = {
 STATUSES = {"OK": "green", "SKIP": QUIET, "RETRY": "yellow", "FAIL": BAD, "CANCEL": "magenta", "OPEN": "blue"}
 """The statuses of stages and runs."""
 
+_RUNNING = {"RUNNING": "blue"}
+"""How a stage that is running is shown: its record has the status OPEN until it ends."""
+
 
 def coloured(word: str) -> Text:
     """Return an outcome or a status in its colour.
@@ -33,4 +36,4 @@ def coloured(word: str) -> Text:
         >>> coloured("failed").style
         'red'
     """
-    return Text(word, style=OUTCOMES.get(word) or STATUSES.get(word) or "")
+    return Text(word, style=OUTCOMES.get(word) or STATUSES.get(word) or _RUNNING.get(word) or "")

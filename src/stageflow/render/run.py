@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from .exception import draw_exception
@@ -16,8 +15,9 @@ from .foreign import pairs, visible
 from .own_events import draw_own_events
 from .palette import BAD, QUIET, STATUSES, coloured
 from .runs import draw_runs
-from .timeline import RETRIED, RUNNING, WAITING
+from .timeline import RAN, RETRIED, RUNNING, WAITING
 from .waterfall import StageStory, draw_waterfall, stories_of
+from .wrap import Pairs, Paragraph
 
 __all__ = ["draw_run"]
 
@@ -81,7 +81,7 @@ class _Told:
         width = options.max_width if self.width is None else self.width
         yield from _header(self.run, options.ascii_only)
         yield ""
-        yield draw_waterfall(self.run, self.stages, width=width)
+        yield draw_waterfall(self.run, self.stages, width=width, whole_names=self.width is not None)
         yield _legend(self.run, options.ascii_only)
         yield from _notes(self.stages)
         yield from _exceptions(self.run, self.stages)
@@ -108,8 +108,7 @@ def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
     error, reason = run["error"], run.get("reason")
     root = run.get("root_run_id")
     resource = run.get("resource") or {}
-    grid = _two_columns()
-    for label, value in (
+    rows = (
         ("error", error),
         ("reason", reason if reason and reason not in (error or "") else None),
         ("run", ids["pipeline_run_id"]),
@@ -123,10 +122,13 @@ def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
         ("root", root if root not in (ids["pipeline_run_id"], run.get("parent_run_id")) else None),
         ("trace", (run.get("trace") or {}).get("trace_id")),
         ("attributes", pairs(run.get("attributes") or {})),
-    ):
-        if value:
-            grid.add_row(label, Text(visible(value), style=BAD if label == "error" else ""))
-    yield Padding(grid, (0, 0, 0, 2))
+    )
+    shown = [(label, visible(value)) for label, value in rows if value]
+    yield Pairs(
+        [(label, Text(value, style=BAD if label == "error" else "")) for label, value in shown],
+        indent=2,
+        widest=_LABEL,
+    )
 
 
 def _running(run: Record) -> str:
@@ -144,9 +146,11 @@ def _critical_path(run: Record, ascii_only: bool) -> str:
 
 
 def _legend(run: Record, ascii_only: bool) -> Text:
-    waiting, retried, running = (mark[ascii_only] for mark in (WAITING, RETRIED, RUNNING))
+    waiting, retried, ran, running = (mark[ascii_only] for mark in (WAITING, RETRIED, RAN, RUNNING))
     star = "* the run waited for it   " if run.get("critical_path") else ""
-    words = f"{star}{waiting} ready   {retried} retried   {running} ran"
+    words = f"{star}{waiting} ready   {retried} retried   {ran} ran"
+    if run["status"] == "OPEN" and run.get("stages_running"):
+        words += f"   {running} running until now"
     return Text(words, style=QUIET)
 
 
@@ -159,11 +163,9 @@ def _notes(stages: list[StageStory]) -> Iterator[RenderableType]:
         names.append(visible(stage.name))
     said.pop("", None)
     if said:
-        grid = _two_columns()
-        for names, notes in said.values():
-            grid.add_row(Text(", ".join(names)), notes)
         yield ""
-        yield Padding(grid, (0, 0, 0, 2))
+        rows = [(", ".join(names), notes) for names, notes in said.values()]
+        yield Pairs(rows, indent=2, widest=_LABEL)
 
 
 def _notes_of(stage: StageStory) -> Text:
@@ -192,11 +194,4 @@ def _exceptions(run: Record, stages: list[StageStory]) -> Iterator[RenderableTyp
             told.append(exception)
             yield ""
             yield Text.assemble(("exception in ", QUIET), visible(where))
-            yield Padding(draw_exception(exception), (0, 0, 0, 2))
-
-
-def _two_columns() -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style=QUIET, max_width=_LABEL, overflow="fold")
-    grid.add_column(overflow="fold")
-    return grid
+            yield Paragraph(draw_exception(exception), "  ")

@@ -10,11 +10,12 @@ from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import Style
 
-__all__ = ["RETRIED", "RUNNING", "WAITING", "Span", "Timeline"]
+__all__ = ["RAN", "RETRIED", "RUNNING", "WAITING", "Span", "Timeline"]
 
 WAITING = ("·", ".")
 RETRIED = ("░", "%")
-RUNNING = ("█", "#")
+RAN = ("█", "#")
+RUNNING = ("▓", "=")
 """The marks of a span: for terminals of today, and for those that take ASCII alone."""
 
 _NARROWEST = 8

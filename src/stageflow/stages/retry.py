@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from .._value import ValueType
 from ..errors import leaves_of
 from ..interrupts import is_a
 from .wait import Exponential, Wait, check_seconds
@@ -16,7 +17,7 @@ __all__ = ["Retry"]
 Covered = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
-class Retry(Struct, frozen=True):
+class Retry(Struct, metaclass=ValueType, frozen=True):
     """Try a stage again when it raises what `on` covers, or returns `StageOutput.retry`.
 
     Args:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from .._value import ValueType
+
 __all__ = ["Exponential", "Fixed", "Linear", "Wait", "check_seconds"]
 
 Wait = Callable[[int], float]
@@ -26,7 +28,7 @@ def _spread(seconds: float, jitter: float) -> float:
     return seconds * (1 - jitter * random.random()) if jitter else seconds
 
 
-class Fixed(Struct, frozen=True):
+class Fixed(Struct, metaclass=ValueType, frozen=True):
     """Wait the same time before each attempt.
 
     Args:
@@ -49,7 +51,7 @@ class Fixed(Struct, frozen=True):
         return _spread(self.seconds, self.jitter)
 
 
-class Linear(Struct, frozen=True):
+class Linear(Struct, metaclass=ValueType, frozen=True):
     """Wait longer by the same step each time, up to a bound.
 
     Args:
@@ -77,7 +79,7 @@ class Linear(Struct, frozen=True):
         return _spread(min(self.initial + step * (attempt - 1), self.maximum), self.jitter)
 
 
-class Exponential(Struct, frozen=True):
+class Exponential(Struct, metaclass=ValueType, frozen=True):
     """Wait longer by a factor each time, up to a bound, with jitter so that clients spread out.
 
     Args:

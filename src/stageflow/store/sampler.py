@@ -8,12 +8,13 @@ import msgspec
 from msgspec import Struct
 
 from .._toml import parse_toml
+from .._value import ValueType
 from ..errors import SettingsError, did_you_mean
 
 __all__ = ["SampleRule", "TailSampler", "read_sampler"]
 
 
-class SampleRule(Struct, frozen=True, kw_only=True):
+class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     """A rule: runs for which a condition holds are kept, one in so many.
 
     Attributes:
@@ -33,7 +34,7 @@ class SampleRule(Struct, frozen=True, kw_only=True):
         _must_be_at_least_one("SampleRule", self.one_in)
 
 
-class TailSampler(Struct, frozen=True, kw_only=True):
+class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     """Decides once for each run, and all runs that it started, when its record is complete.
 
     The first of these that fits decides: what failed or crashed, what was slow, and what is the first
@@ -92,7 +93,7 @@ def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
         try:
             table = parse_toml(file.read())
         except ValueError as error:
-            raise SettingsError(f"it is no TOML: {error}", origin) from None
+            raise SettingsError(f"invalid TOML: {error}", origin) from None
     rules = table.get("rules", [])
     for place, given, kind in [
         ("$", table, TailSampler),

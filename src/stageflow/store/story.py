@@ -33,13 +33,13 @@ def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
     for told in runs.values():
         ended = [data for type, data in told if type == "pipeline.wide"]
         if ended:
-            return RunStory(ended[-1], _stages(told), _own(told), _children(queries, ended[-1]))
+            return RunStory(ended[-1], _stages(told), _own(told), _children(queries, journal, ended[-1]))
     if journal is None:
         raise RunNotFoundError(f"there is no run {run_id!r}", hint="`stageflow runs` lists what there is")
     # It is under way, or unknown: its beginning is in the journal alone.
     story = Journal(journal).run(next(iter(runs), run_id))
     told = next(iter(runs.values()), [])
-    return RunStory(story.run, _stages(told), _own(told), story.children)
+    return RunStory(story.run, _stages(told), _own(told), _children(queries, journal, story.run))
 
 
 def _gather(queries: Queries, run_id: str) -> dict[str, list[_Told]]:
@@ -68,12 +68,28 @@ def _own(told: list[_Told]) -> list[_Told]:
     return [(type, data) for type, data in told if type not in ("stage.wide", "pipeline.wide")]
 
 
-def _children(queries: Queries, run: dict[str, Any]) -> list[dict[str, Any]]:
+def _children(queries: Queries, journal: str | None, run: dict[str, Any]) -> list[dict[str, Any]]:
+    ended = _ended_children(queries, run)
+    if journal is None:
+        return ended
+    known = {child["event_id"] for child in ended}
+    in_progress = [
+        child
+        for child in Journal(journal).under_way()
+        if child.get("parent_run_id") == run["event_id"] and child["event_id"] not in known
+    ]
+    return ended + sorted(in_progress, key=lambda child: str(child["started_at"]))
+
+
+def _ended_children(queries: Queries, run: dict[str, Any]) -> list[dict[str, Any]]:
     # They began while it was under way, or a little later, out of a stage that refused to end: with
     # that said, whole parts of files are passed over.
+    until = ""
+    if run["ended_at"] is not None:
+        until = f"and started_at <= {text(run['ended_at'])}::timestamptz + interval 1 hour"
     query = f"""select 'pipeline.wide' as type, * from runs
         where parent_run_id = {text(run["event_id"])}
             and started_at >= {text(run["started_at"])}::timestamptz
-            and started_at <= {text(run["ended_at"])}::timestamptz + interval 1 hour
+            {until}
         order by started_at"""
     return queries.ask(lambda cursor: [data for _, data in events_of(cursor.execute(query))], query)

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from msgspec.structs import replace
 
 from ..context import PipelineContext, StageContext
-from ..errors import did_you_mean
+from ..errors import InvalidArgumentError, did_you_mean
 from ..pipeline import Interceptor, Pipeline, Proceed, StageCall
 from ..pipeline.decorator import carried
 from ..pipeline.spec import StageSpec
@@ -64,7 +64,7 @@ async def run_stage(
     Raises:
         PipelineValidationError: It is no stage, or its description is wrong.
         ValueError: A dependency has no input, or there is no such attempt.
-        TypeError: An input is nothing that a stage can have given.
+        InvalidArgumentError: An input is nothing that a stage can have given.
 
     Example:
         >>> def answer(ctx, documents):
@@ -76,7 +76,7 @@ async def run_stage(
     """
     name = name or _name_of(stage)
     if inputs is not None and not isinstance(inputs, Mapping):
-        raise TypeError(f"inputs={inputs!r}; give what each stage before it gave, by their names")
+        raise InvalidArgumentError(f"inputs={inputs!r}; give what each stage before it gave, by their names")
     given = {before: _given(before, output) for before, output in (inputs or {}).items()}
     (described,) = Pipeline().with_stage(name, stage, retry=retry, timeout=timeout).stages
     described = _starting_at(attempt, replace(described, route=None, limit=None))
@@ -128,12 +128,12 @@ def _given(before: str, output: Any) -> StageOutput:
     if output is None or isinstance(output, Mapping):
         return StageOutput.ok(output or {})
     if not isinstance(output, StageOutput):
-        raise TypeError(
+        raise InvalidArgumentError(
             f"inputs[{before!r}] is {type(output).__name__} {output!r}; give a mapping, or a StageOutput"
             ' such as StageOutput.skip("...")'
         )
     if output.status in (StageStatus.CANCEL, StageStatus.RETRY):
-        raise TypeError(
+        raise InvalidArgumentError(
             f"inputs[{before!r}] is StageOutput.{output.status.lower()}(...), after which no stage starts; "
             "give ok, skip or fail"
         )

@@ -19,7 +19,7 @@ from ...events import EventSink, FanoutEventSink, stats
 from ...journal import JournalReader, JournalSink
 from ...observability import WideEventEmitter
 from ...pipeline import Limits
-from ..terminal import open_terminal
+from ..terminal import open_terminal, print_text
 from .acknowledge import Acknowledgements
 from .clients import ask_all
 from .desk import Desk
@@ -63,10 +63,10 @@ def demo(
     try:
         desk = Desk(journal)
     except ModuleNotFoundError as error:
-        terminal.print(f"This Python came without its language reference: {error}.")
+        print_text(f"This Python came without its language reference: {error}.")
         raise typer.Exit(1) from None
     except (OSError, sqlite3.OperationalError) as error:
-        terminal.print(f"The journal cannot be written to {journal}: {error}.")
+        print_text(f"The journal cannot be written to {journal}: {error}.")
         raise typer.Exit(1) from None
     asked = questions(runs) if question is None else [Question(question)]
     sink = JournalSink(journal)
@@ -77,7 +77,7 @@ def demo(
         with closing(desk.index):
             _run(desk, asked, batch, sink if ack_fd is None else _acknowledged(sink, ack_fd))
     except KeyboardInterrupt:
-        terminal.print(f"Interrupted. The journal in {journal} says how far each run had come.")
+        print_text(f"Interrupted. The journal in {journal} says how far each run had come.")
         raise typer.Exit(130) from None
     took = time.monotonic() - began
     record = read_record(reader, batch)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ...render import draw_run, draw_summary
 from ...render.foreign import visible
+from ..terminal import print_text
 from .law import Check
 from .record import Event, Record
 
@@ -68,7 +69,7 @@ def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
         run_id: A run to look at, if there is one.
     """
     _title(terminal, "The journal")
-    _inset(terminal, Text(f"{journal} has an event a line, as JSON. To look into it:"))
+    print_text(f"  {journal} has an event a line, as JSON. To look into it:")
     terminal.print()
     stageflow, where = _stageflow(), shlex.quote(str(journal))
     commands = [

@@ -222,7 +222,7 @@ class Journal:
     def _open_children(self, run: Gathered) -> list[dict[str, Any]]:
         if not (ids := run.children_without_end()):
             return []
-        found = self._under_way(list_writers(self.path).values())
+        found = self._in_progress(list_writers(self.path).values())
         return sorted(
             (child for child in found if child["event_id"] in ids), key=lambda child: str(child["started_at"])
         )

@@ -75,7 +75,7 @@ def _children(queries: Queries, journal: str | None, run: dict[str, Any]) -> lis
     known = {child["event_id"] for child in ended}
     in_progress = [
         child
-        for child in Journal(journal).under_way()
+        for child in Journal(journal).in_progress()
         if child.get("parent_run_id") == run["event_id"] and child["event_id"] not in known
     ]
     return ended + sorted(in_progress, key=lambda child: str(child["started_at"]))

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from stageflow import JournalSink, PipelineContext, StageKind, StageResult, StageStatus, WideEventEmitter
-from stageflow.observability.run_context import run_context_of, start_run
+from stageflow import JournalSink, PipelineContext, StageKind, StageResult, StageStatus
+from stageflow.observability import WideEventEmitter
+from stageflow.observability._run_context import run_context_of, start_run
 
 from .rounds import Contestant, measure
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import duckdb
 
-from stageflow import JournalSink, PipelineContext, StageResult, StageStatus, WideEventEmitter
-from stageflow.context import PipelineResults
+from stageflow import JournalSink, PipelineContext, StageResult, StageStatus
 from stageflow.journal import Journal, RunFilter
-from stageflow.observability.run_context import start_run
+from stageflow.observability import WideEventEmitter
+from stageflow.observability._run_context import start_run
+from stageflow.results import PipelineResults
 
 __all__ = ["bench_reading", "write_journal"]
 

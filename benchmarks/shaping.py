@@ -7,18 +7,11 @@ from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
-from stageflow import (
-    EventLimits,
-    PipelineContext,
-    Redact,
-    StageKind,
-    StageResult,
-    StageStatus,
-    WideEventEmitter,
-)
+from stageflow import PipelineContext, Redact, StageKind, StageResult, StageStatus
 from stageflow.events import DirectSink, Event
-from stageflow.observability.run_context import start_run
-from stageflow.observability.shape import Shape, use_shape
+from stageflow.observability import EventLimits, WideEventEmitter
+from stageflow.observability._run_context import start_run
+from stageflow.observability.sanitize._shape import Shape, use_shape
 
 from .rounds import Contestant, measure
 

@@ -6,7 +6,9 @@ import asyncio
 import time
 from typing import Any
 
-from stageflow import BackgroundEventSink, EventSink, WideEventEmitter
+from stageflow import EventSink
+from stageflow.events import BackgroundEventSink
+from stageflow.observability import WideEventEmitter
 
 from .graphs import build
 from .rounds import Contestant, measure

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stageflow import EventSink, JournalSink, WideEventEmitter
+from stageflow import EventSink, JournalSink
+from stageflow.observability import WideEventEmitter
 
 from .floor import run_floor
 from .graphs import build

@@ -24,7 +24,7 @@ def main() -> None:
             # An exception may be swallowed during an import, for example by a module that tries another one.
             signal.signal(signal.SIGINT, _exit)
         with contextlib.suppress(ImportError):  # `run` reports a package that is missing
-            importlib.import_module("stageflow.cli.app")
+            importlib.import_module("stageflow.cli._app")
         if is_default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         from stageflow.cli import main as run

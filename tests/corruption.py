@@ -30,16 +30,16 @@ from typing import Any, NamedTuple
 
 from typer.main import get_command
 
-from stageflow import JournalSink, Pipeline, PipelineContext, StageflowError, WideEventEmitter
+from stageflow import JournalSink, Pipeline, PipelineContext, StageflowError
 from stageflow.alerts import AlertRules, FailureRate, run_alerts
-from stageflow.alerts.silence import Silence, add_silence
-from stageflow.cli.app import app
+from stageflow.alerts._rule import Silence, add_silence
+from stageflow.cli._app import app
 from stageflow.journal import Journal, JournalReader
-from stageflow.journal.layout import list_writers
-from stageflow.journal.retention import Room
-from stageflow.journal.segment import find_lines
+from stageflow.journal._retention import Room
+from stageflow.journal._segments import find_lines, list_writers
+from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore
-from stageflow.store.address import remember_address
+from stageflow.store._address import remember_address
 
 RULES = """
 [[rules]]
@@ -51,7 +51,8 @@ window = 3600
 
 CRASHES = """
     import asyncio, os, sys
-    from stageflow import JournalSink, Pipeline, PipelineContext, WideEventEmitter
+    from stageflow import JournalSink, Pipeline, PipelineContext
+    from stageflow.observability import WideEventEmitter
 
     async def load(ctx): return {"rows": 3}
     async def die(ctx):

@@ -39,10 +39,11 @@ CALLS = (
 
 def work(folder: str) -> None:
     """Write, read and archive events, and change alerts; record each guarantee in the file `promised`."""
-    from stageflow import JournalSink, Pipeline, PipelineContext, WideEventEmitter
-    from stageflow.alerts.state import AlertState, ReceiverState, write_state
+    from stageflow import JournalSink, Pipeline, PipelineContext
+    from stageflow.alerts._state import AlertState, ReceiverState, write_state
     from stageflow.journal import JournalReader
-    from stageflow.store import Compactor, archive, delta_log, upkeep
+    from stageflow.observability import WideEventEmitter
+    from stageflow.store import Compactor, _archive as archive, _compactor as upkeep, _delta_log as delta_log
 
     # Compress months of operation into seconds: merges, checkpoints and log cleanup.
     archive._COMMITS_PER_CHECKPOINT = 4
@@ -407,7 +408,7 @@ def problems_of(state: State, folder: Path) -> list[str]:
 
 
 def _problems_of(state: State, folder: Path) -> Iterator[str]:
-    from stageflow.alerts.state import read_state
+    from stageflow.alerts._state import read_state
     from stageflow.journal import Journal, JournalReader
     from stageflow.store import Compactor, EventStore
 

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from stageflow import JournalSink, PipelineContext, StageResult, StageStatus, WideEventEmitter
-from stageflow.context import PipelineResults
+from stageflow import JournalSink, PipelineContext, StageResult, StageStatus
 from stageflow.events import Event
-from stageflow.observability.run_context import start_run
+from stageflow.observability import WideEventEmitter
+from stageflow.observability._run_context import start_run
+from stageflow.results import PipelineResults
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

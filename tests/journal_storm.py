@@ -21,8 +21,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stageflow import EventSink, FanoutEventSink, JournalSink, Pipeline, Retry, WideEventEmitter
+from stageflow import EventSink, JournalSink, Pipeline, Retry
+from stageflow.events import FanoutEventSink
 from stageflow.journal import Journal, JournalReader
+from stageflow.observability import WideEventEmitter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import hold_the_law

@@ -26,15 +26,15 @@ from webhook_receiver import AS_TEXT, Receiver
 EVALUATOR = r"""
 import json, os, random, signal, sys
 import duckdb, pytz, scipy.stats  # so that no child has to
-import stageflow.store.explanation.investigation
+import stageflow.store.explain._investigation
 import stageflow.alerts
 from stageflow.alerts import AlertRules, FailureRate, Webhook, run_alerts
-from stageflow.alerts.state import read_state
+from stageflow.alerts._state import read_state
 from stageflow.store import EventStore
 from incident import after
 
 journal, url, first, last = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-ours = (os.path.dirname(stageflow.alerts.__file__), "/journal/disk.py")
+ours = (os.path.dirname(stageflow.alerts.__file__), "/_files.py")
 MINUTES = (0, 5, 10, 30)
 
 

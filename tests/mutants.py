@@ -66,7 +66,7 @@ TESTS_OF = {
     "store": ("store", "explain", "sampling", "cli_store", "store_hostile", "alerts"),
     "testing": ("testing", "clock"),
     "errors.py": ("errors", "bad_input"),
-    "interrupts.py": ("interrupts",),
+    "_interrupts.py": ("interrupts",),
     "lifecycle.py": ("settings",),
     "settings.py": ("settings",),
 }

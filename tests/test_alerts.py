@@ -18,6 +18,7 @@ from kill_alerts import trials
 from typer.testing import CliRunner
 from webhook_receiver import AS_TEXT, Receiver
 
+from stageflow._files import only_one
 from stageflow.alerts import (
     AlertLoop,
     AlertRules,
@@ -46,12 +47,10 @@ from stageflow.alerts import (
     sample_notice,
     try_receivers,
 )
-from stageflow.alerts.silence import add_silence
-from stageflow.alerts.state import read_state
-from stageflow.alerts.window import Window
-from stageflow.cli.app import app
+from stageflow.alerts._rule import Window, add_silence
+from stageflow.alerts._state import read_state
+from stageflow.cli._app import app
 from stageflow.errors import AlertRuleError, DamagedFileError
-from stageflow.journal.disk import only_one
 from stageflow.store import Compactor, EventStore
 
 FAILS = FailureRate(name="checkout fails", pipeline="checkout", above=0.05, severity="critical")

@@ -17,19 +17,18 @@ from oracle import pipeline_wide, stage_wide
 import stageflow
 from stageflow import (
     JournalSink,
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
     Retry,
     StageContext,
     StageflowError,
     StageGraph,
-    WideEventEmitter,
-    stats,
 )
-from stageflow.context.genai import CONVENTION
+from stageflow._genai import CONVENTION
 from stageflow.errors import InvalidArgumentError
+from stageflow.events import MemoryEventSink, stats
 from stageflow.journal import Journal
+from stageflow.observability import WideEventEmitter
 from stageflow.testing import VirtualClock
 
 

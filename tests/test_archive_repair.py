@@ -18,7 +18,7 @@ from test_durability import commit_path, cut, data_files, empty, flip, write_bat
 from test_store_hostile import compact, run, run_ids, write
 from typer.testing import CliRunner
 
-from stageflow.cli.app import app
+from stageflow.cli._app import app
 from stageflow.errors import ArchiveDamagedError, QueryError
 from stageflow.store import Compactor, EventStore, check_archive, repair_archive
 
@@ -423,7 +423,7 @@ def test_nothing_waits_for_what_is_in_place_of_a_file(folder: Path, tmp_path: Pa
     script = """if True:
         import sys
         from typer.main import get_command
-        from stageflow.cli.app import app
+        from stageflow.cli._app import app
         query = ["query", "select count(*) from runs"]
         command = get_command(app)
         for journal in sys.argv[1:]:

@@ -39,10 +39,10 @@ from stageflow.alerts import (
     SqlRows,
     evaluate,
 )
-from stageflow.cli.app import app
+from stageflow.cli._app import app
 from stageflow.errors import ArchiveAddressError, ArchiveDamagedError, DamagedFileError
 from stageflow.journal import Journal, RunFilter
-from stageflow.store import Compactor, EventStore, forget_archive, move_archive, snapshot
+from stageflow.store import Compactor, EventStore, _snapshot as snapshot, forget_archive, move_archive
 
 NOW = datetime.now(UTC)
 OLD, RECENT = timedelta(days=40), timedelta(minutes=4)
@@ -308,7 +308,7 @@ def test_unreadable_archive_is_named_and_left_out(folder: Path, what: str) -> No
     script = """if True:
         import json, sys
         from typer.testing import CliRunner
-        from stageflow.cli.app import app
+        from stageflow.cli._app import app
         for command in json.loads(sys.argv[1]):
             done = CliRunner().invoke(app, command, catch_exceptions=False)
             print(json.dumps([done.exit_code, done.stdout, done.stderr]))
@@ -535,7 +535,7 @@ def test_moved_archive_has_everything_and_open_stores_follow(folder: Path, tmp_p
 
 
 def test_interrupted_move_is_completed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stageflow.store.archive_move as module
+    import stageflow.store._move as module
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt

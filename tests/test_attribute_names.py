@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_store_hostile import compact, run, with_attributes, write
 
 import stageflow
-from stageflow import EventLimits, JournalSink, Pipeline, PipelineContext, StageContext
+from stageflow import JournalSink, Pipeline, PipelineContext, StageContext
+from stageflow.observability import EventLimits
 from stageflow.store import Compactor, EventStore
 
 GROUPS = {
@@ -182,7 +182,7 @@ def test_the_store_archives_by_itself_whatever_the_names(tmp_path: Path) -> None
 
 
 def test_a_character_that_this_python_does_not_know_gets_no_column() -> None:
-    from stageflow.store.columns import is_column_name
+    from stageflow.store._columns import is_column_name
 
     unknown = next(chr(code) for code in range(0x378, sys.maxunicode) if not chr(code).isprintable())
     assert not is_column_name(f"a{unknown}")

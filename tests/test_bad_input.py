@@ -19,25 +19,26 @@ from oracle import hold_the_law, pipeline_wide, stage_wide
 
 import stageflow
 from stageflow import (
-    DeadlineExceededError,
-    InputError,
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
     PipelineResults,
-    PipelineValidationError,
     Retry,
     RunFailedError,
     StageContext,
     StageflowError,
     StageKind,
     StageOutput,
-    StageOutputError,
     StageStatus,
-    StageTimeoutError,
-    WideEventEmitter,
 )
-from stageflow.events import stats
+from stageflow.errors import (
+    DeadlineExceededError,
+    InputError,
+    PipelineValidationError,
+    StageOutputError,
+    StageTimeoutError,
+)
+from stageflow.events import MemoryEventSink, stats
+from stageflow.observability import WideEventEmitter
 from stageflow.testing import VirtualClock
 
 
@@ -379,13 +380,13 @@ async def test_a_deadline_that_is_none(deadline: Any) -> None:
         (functools.partial(Retry, attempts=0), "Retry(attempts=0): give a whole number, 1 or more"),
         (functools.partial(Retry, attempts=1.5), "Retry(attempts=1.5): give a whole number, 1 or more"),
         (functools.partial(Retry, wait=-1), "Retry(wait=-1): give a number, 0 or more"),
-        (functools.partial(stageflow.Fixed, -1), "Fixed(seconds=-1): give a number, 0 or more"),
+        (functools.partial(stageflow.retry.Fixed, -1), "Fixed(seconds=-1): give a number, 0 or more"),
         (
-            functools.partial(stageflow.Exponential, initial=math.inf),
+            functools.partial(stageflow.retry.Exponential, initial=math.inf),
             "Exponential(initial=inf): give a number, 0 or more",
         ),
         (
-            functools.partial(stageflow.Exponential, jitter=2),
+            functools.partial(stageflow.retry.Exponential, jitter=2),
             "Exponential(jitter=2): give a share from 0 to 1",
         ),
         (
@@ -409,7 +410,9 @@ async def test_a_wrong_name_in_results() -> None:
 
 def test_wide_events_are_emitted_for_a_context() -> None:
     with pytest.raises(TypeError) as caught:
-        stageflow.emit_stage_wide("a", stageflow.StageResult("a", StageStatus.OK), {}, MemoryEventSink())  # type: ignore[arg-type]
+        stageflow.observability.emit_stage_wide(
+            "a", stageflow.StageResult("a", StageStatus.OK), {}, MemoryEventSink()
+        )  # type: ignore[arg-type]
     assert str(caught.value) == "wide events are emitted for a PipelineContext or a StageContext, not for {}"
 
 
@@ -569,13 +572,16 @@ async def test_stage_output_refuses_missing_values_alike(sink: MemoryEventSink, 
         (lambda: stageflow.Redact("password"), "Redact(): "),
         (lambda: stageflow.Redact(names=3), "Redact(names=3) is not a tuple of texts"),
         (lambda: stageflow.Redact(patterns=["x"]), "Redact(patterns=['x']) is not a mapping"),
-        (lambda: stageflow.EventLimits(byte=3), "EventLimits() has no argument 'byte'"),
+        (lambda: stageflow.observability.EventLimits(byte=3), "EventLimits() has no argument 'byte'"),
         (lambda: stageflow.journal.RunFilter(pipelines="p"), "did you mean 'pipeline'?"),
         (lambda: stageflow.stage(nme="x"), "did you mean 'name'?"),
         (lambda: stageflow.set_event_sink(MemoryEventSink), "MemoryEventSink is a class"),
         (lambda: Pipeline("p").with_stage("s", quick, dependency="a"), "did you mean 'dependencies'?"),
         (lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})), "takes a PipelineContext"),
-        (lambda: stageflow.emit_pipeline_wide({}, {}), "wide events are emitted for a PipelineContext"),
+        (
+            lambda: stageflow.observability.emit_pipeline_wide({}, {}),
+            "wide events are emitted for a PipelineContext",
+        ),
     ],
 )
 def test_argument_errors_are_errors_of_the_library(make: Callable[[], object], message: str) -> None:

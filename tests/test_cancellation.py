@@ -17,7 +17,6 @@ from oracle import ends, hold_the_law, pipeline_wide, stage_wide
 
 from stageflow import (
     Limits,
-    MemoryEventSink,
     Pipeline,
     PipelineResults,
     Retry,
@@ -25,8 +24,9 @@ from stageflow import (
     StageGraph,
     StageOutput,
     StageStatus,
-    WideEventEmitter,
 )
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
 from stageflow.testing import VirtualClock
 
 Start = Callable[[str], Program]
@@ -925,7 +925,8 @@ def test_stage_that_uncancels_does_not_block_ctrl_c(program: Start, times: int) 
     running = program(
         """
         import asyncio, sys
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         async def uncancels(ctx):
             print("running", flush=True)
@@ -969,7 +970,8 @@ def test_system_exit_in_a_stage_passes_through_after_the_record_is_written(progr
     running = program(
         """
         import asyncio, sys
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         async def leave(ctx):
             await asyncio.sleep(0.01)
@@ -1035,7 +1037,8 @@ def test_ctrl_c_under_asyncio_run_passes_through_after_the_record_is_written(pro
     running = program(
         """
         import asyncio, sys
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         async def stage(ctx):
             print("running", flush=True)
@@ -1068,7 +1071,8 @@ def test_a_second_ctrl_c_during_the_clean_up_still_leaves_the_record(program: St
     running = program(
         """
         import asyncio, sys
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         async def stage(ctx):
             print("running", flush=True)
@@ -1101,7 +1105,8 @@ def test_a_stage_that_refuses_to_end_does_not_hold_up_the_exit(program: Start) -
     running = program(
         """
         import asyncio, sys
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         async def stubborn(ctx):
             while True:
@@ -1132,7 +1137,8 @@ def test_the_end_of_asyncio_run_waits_for_a_stage_that_refuses_to_end_for_grace_
     running = program(
         """
         import asyncio, sys
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         async def stubborn(ctx):
             print("running", flush=True)
@@ -1165,7 +1171,8 @@ def test_a_thread_that_hangs_holds_up_neither_the_run_nor_the_exit(program: Star
     running = program(
         """
         import asyncio, sys, threading
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         def hangs(ctx):
             threading.Event().wait()
@@ -1192,7 +1199,8 @@ def test_an_exit_in_the_middle_of_a_clean_up_keeps_what_was_emitted(program: Sta
     running = program(
         """
         import asyncio, os, signal, sys
-        from stageflow import JournalSink, Pipeline, WideEventEmitter
+        from stageflow import JournalSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         async def quick(ctx):
             return {"done": True}

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import stageflow
-from stageflow.cli.app import app
+from stageflow.cli._app import app
 
 SCHEMAS = Path(stageflow.__file__).parent / "schemas"
 

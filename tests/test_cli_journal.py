@@ -22,20 +22,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from stageflow import (
-    JournalSink,
-    Pipeline,
-    PipelineContext,
-    Retry,
-    StageOutput,
-    WideEventEmitter,
-)
-from stageflow.cli import newest
-from stageflow.cli.app import app
-from stageflow.cli.moment import FORMS, moment
-from stageflow.journal import Journal
+from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageOutput
+from stageflow._timeparse import FORMS, moment
+from stageflow.cli._app import app
+from stageflow.journal import Journal, _reader as newest
+from stageflow.observability import WideEventEmitter
 from stageflow.render import draw_run
-from stageflow.render.runs import draw_runs
+from stageflow.render._runs import draw_runs
 
 EVIL = "\x1b[2J\x1b]0;owned\x07"
 
@@ -48,7 +41,7 @@ LATER = 20
 """Seconds that anything may take: with more something hangs."""
 
 # `stageflow.cli` has the function under this name.
-tail_module = import_module("stageflow.cli.tail")
+tail_module = import_module("stageflow.cli._tail")
 
 
 # ------------------------------------------------------------ journals to look into
@@ -383,7 +376,8 @@ def test_a_record_cannot_give_orders_to_the_terminal(shop, command):
 
 UNENDING = f"""
 import asyncio, sys
-from stageflow import JournalSink, Pipeline, PipelineContext, Retry, WideEventEmitter
+from stageflow import JournalSink, Pipeline, PipelineContext, Retry
+from stageflow.observability import WideEventEmitter
 
 async def first(ctx):
     ctx.annotate(hits=3)
@@ -441,7 +435,8 @@ def test_a_run_is_open_while_it_lives_and_crashed_once_it_was_killed(program):
 
 IN_PROGRESS = f"""
 import asyncio, sys, time
-from stageflow import JournalSink, Pipeline, PipelineContext, Retry, WideEventEmitter
+from stageflow import JournalSink, Pipeline, PipelineContext, Retry
+from stageflow.observability import WideEventEmitter
 
 sink = JournalSink(sys.argv[1], segment_bytes=4096)
 

@@ -16,9 +16,9 @@ from test_sampling import write_runs
 from test_store import compact, ids, run_some
 from typer.testing import CliRunner
 
-from stageflow.cli.app import app
+from stageflow.cli._app import app
 from stageflow.journal import JournalReader
-from stageflow.render.answers import draw_rows, draw_stats
+from stageflow.render._statistics import draw_rows, draw_stats
 
 
 def run(journal: Path, *arguments: str, exit_code: int = 0) -> str:

@@ -9,17 +9,9 @@ from unittest.mock import AsyncMock, Mock, create_autospec
 
 import pytest
 
-from stageflow import (
-    MissingInputError,
-    Pipeline,
-    PipelineValidationError,
-    Retry,
-    StageKind,
-    StageOutput,
-    StageStatus,
-    stage,
-)
-from stageflow.pipeline.spec import StageDescription, StageSpec
+from stageflow import Pipeline, Retry, StageKind, StageOutput, StageStatus, stage
+from stageflow.errors import MissingInputError, PipelineValidationError
+from stageflow.pipeline._spec import StageDescription, StageSpec
 from stageflow.render import graph_as_text
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from stageflow import Pipeline, PipelineResults, Proceed, Retry, StageCall, StageContext, StageOutput
+from stageflow import Pipeline, PipelineResults, Retry, StageContext, StageOutput
+from stageflow.pipeline import Proceed, StageCall
 
 tenant: ContextVar[str] = ContextVar("tenant", default="none")
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from stageflow import CircuitBreaker, Limits, Pipeline, Retry
+from stageflow import Limits, Pipeline, Retry
+from stageflow.pipeline import CircuitBreaker
 
 
 async def stage(ctx: Any) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from conftest import Program
 
-from stageflow import BackgroundEventSink, EventSink, Pipeline, PipelineContext, WideEventEmitter, flush
-from stageflow.events import SinkStats, set_drain_timeout, stats
+from stageflow import EventSink, Pipeline, PipelineContext, flush
+from stageflow.events import BackgroundEventSink, SinkStats, set_drain_timeout, stats
 from stageflow.events._delivery import DELIVERY
+from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
 
@@ -170,7 +171,8 @@ def test_a_loop_that_ends_before_a_slow_sink_has_all() -> None:
 
 ENDS = """
     import asyncio, json, os, signal, sys, stageflow
-    from stageflow import EventSink, JournalSink, Pipeline, FanoutEventSink
+    from stageflow import EventSink, JournalSink, Pipeline
+    from stageflow.events import FanoutEventSink
 
     class Receiving(EventSink):
         ids = []
@@ -184,7 +186,7 @@ ENDS = """
     graph = Pipeline("p").with_stage("a", work).build()
 
     def tell(name):
-        found = stageflow.stats().of("Receiving")
+        found = stageflow.events.stats().of("Receiving")
         lost = [sum(found.rejected.values()), sum(found.dropped.values())]
         counted = [found.offered, found.accepted, found.delivered, found.pending, *lost, len(set(sink.ids))]
         print(json.dumps([name, *counted]), flush=True)

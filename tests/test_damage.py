@@ -14,15 +14,17 @@ import corruption
 import pytest
 from conftest import Program
 
-from stageflow import DamagedFileError, JournalSink, Pipeline, PipelineContext, StageGraph, WideEventEmitter
+from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.alerts import AlertRules, FailureRate, run_alerts
-from stageflow.alerts.silence import read_silences
-from stageflow.alerts.state import STATE_FILE, read_state
+from stageflow.alerts._rule import read_silences
+from stageflow.alerts._state import STATE_FILE, read_state
+from stageflow.errors import DamagedFileError
 from stageflow.journal import Journal, JournalReader, RunFilter
-from stageflow.journal.layout import list_writers
-from stageflow.journal.retention import Room, deleted_so_far
+from stageflow.journal._retention import Room, deleted_so_far
+from stageflow.journal._segments import list_writers
+from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore
-from stageflow.store.address import ADDRESS_FILE, read_address
+from stageflow.store._address import ADDRESS_FILE, read_address
 
 Start = Callable[[str], Program]
 
@@ -487,7 +489,7 @@ def test_segments_are_not_missing_if_retention_is_killed_or_its_counts_are_lost(
     killed = program(
         """
         import os, signal, sys
-        from stageflow.journal.retention import Room
+        from stageflow.journal._retention import Room
 
         calls = []
         def stopped():
@@ -701,6 +703,12 @@ def test_unreadable_file_hides_only_itself(program: Start) -> None:
         import atexit, os, shutil, stat, tempfile
         from pathlib import Path
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         async def nothing(ctx): ...
 

@@ -15,25 +15,27 @@ from typing import Any
 import pytest
 
 from stageflow import (
-    BackgroundEventSink,
     EventSink,
-    FanoutEventSink,
-    MemoryEventSink,
-    NoOpEventSink,
     Pipeline,
     PipelineContext,
     StageResult,
     StageStatus,
-    WideEventEmitter,
-    clear_event_sink,
-    emit_stage_wide,
     flush,
-    get_event_sink,
     set_event_sink,
 )
-from stageflow.events import SinkStats, stats
+from stageflow.events import (
+    BackgroundEventSink,
+    FanoutEventSink,
+    MemoryEventSink,
+    NoOpEventSink,
+    SinkStats,
+    clear_event_sink,
+    get_event_sink,
+    stats,
+)
+from stageflow.events._channel import CAPACITY
 from stageflow.events._delivery import DELIVERY
-from stageflow.events.outbox import CAPACITY
+from stageflow.observability import WideEventEmitter, emit_stage_wide
 
 RESULT = StageResult("s", StageStatus.OK)
 
@@ -281,7 +283,8 @@ async def test_delivery_leaves_no_task_and_no_outbox_behind() -> None:
 def test_what_was_accepted_arrives_when_asyncio_run_ends_without_a_flush() -> None:
     printed = run_script("""
         import asyncio
-        from stageflow import EventSink, PipelineContext, StageResult, StageStatus, emit_stage_wide
+        from stageflow import EventSink, PipelineContext, StageResult, StageStatus
+        from stageflow.observability import emit_stage_wide
         from stageflow.events import stats
 
         class Slow(EventSink):
@@ -305,7 +308,8 @@ def test_what_was_accepted_arrives_when_asyncio_run_ends_without_a_flush() -> No
 def test_what_was_accepted_outside_a_loop_arrives_before_the_exit(how: str) -> None:
     printed = run_script(f"""
         import asyncio, atexit, threading
-        from stageflow import EventSink, PipelineContext, StageResult, StageStatus, emit_stage_wide
+        from stageflow import EventSink, PipelineContext, StageResult, StageStatus
+        from stageflow.observability import emit_stage_wide
         from stageflow.events import stats
 
         class Slow(EventSink):
@@ -372,7 +376,8 @@ def test_what_the_queue_rejects_is_counted_exactly(where: str) -> None:
 def test_runs_that_the_end_of_asyncio_run_cancels_still_leave_their_record() -> None:
     printed = run_script("""
         import asyncio
-        from stageflow import EventSink, Pipeline, WideEventEmitter
+        from stageflow import EventSink, Pipeline
+        from stageflow.observability import WideEventEmitter
 
         class Slow(EventSink):
             seen = []
@@ -465,6 +470,12 @@ def test_a_hanging_sink_delays_the_exit_by_the_bound_once() -> None:
     printed = run_script("""
         import asyncio, atexit
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
         from stageflow.events import set_drain_timeout, stats
 
         class Hanging(EventSink):
@@ -496,7 +507,8 @@ def test_a_hanging_sink_delays_the_exit_by_the_bound_once() -> None:
 def test_a_sink_whose_connection_is_gone_loses_its_events_as_sink_closed() -> None:
     printed = run_script("""
         import asyncio
-        from stageflow import EventSink, PipelineContext, StageResult, StageStatus, emit_stage_wide
+        from stageflow import EventSink, PipelineContext, StageResult, StageStatus
+        from stageflow.observability import emit_stage_wide
         from stageflow.events import stats
 
         class Client(EventSink):
@@ -538,7 +550,8 @@ def test_a_loop_closed_without_a_drain_is_counted() -> None:
 def test_a_loop_left_open_is_drained_at_exit() -> None:
     printed = run_script("""
         import asyncio, atexit
-        from stageflow import EventSink, PipelineContext, StageResult, StageStatus, emit_stage_wide
+        from stageflow import EventSink, PipelineContext, StageResult, StageStatus
+        from stageflow.observability import emit_stage_wide
 
         class Sink(EventSink):
             seen = 0
@@ -623,7 +636,8 @@ async def test_delivery_to_a_sink_that_never_waits_yields_to_the_event_loop() ->
 def test_a_forked_child_delivers_none_of_its_parents_events() -> None:
     printed = run_script("""
         import asyncio, os, sys
-        from stageflow import EventSink, PipelineContext, StageResult, StageStatus, emit_stage_wide
+        from stageflow import EventSink, PipelineContext, StageResult, StageStatus
+        from stageflow.observability import emit_stage_wide
         from stageflow.events import stats
 
         class Telling(EventSink):

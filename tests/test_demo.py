@@ -15,10 +15,9 @@ import pytest
 from kill_demo import kill_after, moments
 from typer.testing import CliRunner
 
-from stageflow.cli.app import app
-from stageflow.cli.demo import index
-from stageflow.cli.demo.corpus import read_corpus
-from stageflow.cli.demo.index import PlainScan
+from stageflow.cli._app import app
+from stageflow.cli.demo import _corpus as index
+from stageflow.cli.demo._corpus import PlainScan, read_corpus
 
 RUNS = 40
 STAGES = 10

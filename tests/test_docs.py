@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stageflow import clear_event_sink
+from stageflow.events import clear_event_sink
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,9 +19,9 @@ from deltalake import DeltaTable
 from test_store_hostile import compact, run, run_ids, write
 from typer.testing import CliRunner
 
-from stageflow.cli.app import app
+from stageflow.cli._app import app
 from stageflow.errors import ArchiveDamagedError
-from stageflow.store import EventStore, archive, check_archive, repair_archive
+from stageflow.store import EventStore, _archive as archive, check_archive, repair_archive
 
 LOG = Path("archive") / "_delta_log"
 
@@ -309,7 +309,7 @@ def test_each_of_sixty_flipped_bits_is_found(tmp_path: Path) -> None:
 
 
 def test_each_file_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stageflow.store import parquet
+    from stageflow.store import _parquet as parquet
 
     folder = write_batches(tmp_path / "journal", range(1, 3))
     compact(folder)

@@ -10,20 +10,10 @@ from typing import Any
 import pytest
 from oracle import stage_wide
 
-from stageflow import (
-    CircuitBreaker,
-    MemoryEventSink,
-    Pipeline,
-    Proceed,
-    Retry,
-    StageCall,
-    StageContext,
-    StageKind,
-    StageOutput,
-    StageStatus,
-    configure,
-)
-from stageflow.render.exception import draw_exception
+from stageflow import Pipeline, Retry, StageContext, StageKind, StageOutput, StageStatus, configure
+from stageflow.events import MemoryEventSink
+from stageflow.pipeline import CircuitBreaker, Proceed, StageCall
+from stageflow.render._run import draw_exception
 from stageflow.testing import VirtualClock, capture_events, run_stage
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from stageflow import MissingExtraError, QueryError
+from stageflow.errors import MissingExtraError, QueryError
 from stageflow.render import draw_explanation
 from stageflow.store import Difference, Explanation, explain
 

@@ -19,16 +19,13 @@ from test_sampling import BEGAN, write_runs
 from typer.testing import CliRunner
 
 import stageflow
-from stageflow import (
-    LoggingEventSink,
-    Pipeline,
-    SettingsError,
-)
+from stageflow import Pipeline
 from stageflow.alerts import AlertState, BurnRate, FailureRate, evaluate
-from stageflow.cli.app import app
-from stageflow.errors import DamagedFileError
+from stageflow.cli._app import app
+from stageflow.errors import DamagedFileError, SettingsError
+from stageflow.events import LoggingEventSink
 from stageflow.journal import Journal
-from stageflow.journal.retention import Room
+from stageflow.journal._retention import Room
 from stageflow.store import Compactor, EventStore, TailSampler
 
 OUTCOMES = {

@@ -19,18 +19,11 @@ from conftest import Program
 from oracle import hold_the_law
 from typer.testing import CliRunner
 
-from stageflow import (
-    JournalSink,
-    Pipeline,
-    PipelineContext,
-    StageContext,
-    StageGraph,
-    WideEventEmitter,
-    active_runs,
-)
-from stageflow.cli.app import app
+from stageflow import JournalSink, Pipeline, PipelineContext, StageContext, StageGraph, active_runs
+from stageflow.cli._app import app
 from stageflow.events import stats
 from stageflow.journal import Journal, JournalReader
+from stageflow.observability import WideEventEmitter
 from stageflow.schema import Heartbeat, RunClosed, RunOpen
 
 Start = Callable[[str], Program]
@@ -39,6 +32,12 @@ Json = dict[str, Any]
 IN_PROGRESS = """
     import asyncio, os, signal, sys, time
     from stageflow import *
+    from stageflow.events import *
+    from stageflow.observability import *
+    from stageflow.pipeline import *
+    from stageflow.retry import *
+    from stageflow.errors import *
+    from stageflow.stages import *
 
     async def load(ctx): return {}
 
@@ -74,6 +73,12 @@ IN_PROGRESS = """
 BLOCKS_THE_LOOP = """
     import asyncio, sys, time
     from stageflow import *
+    from stageflow.events import *
+    from stageflow.observability import *
+    from stageflow.pipeline import *
+    from stageflow.retry import *
+    from stageflow.errors import *
+    from stageflow.stages import *
 
     async def blocks(ctx): time.sleep(3600)
 

@@ -14,23 +14,19 @@ from typing import Any
 import pytest
 
 from stageflow import (
-    BackgroundEventSink,
-    CircuitBreaker,
     EventSink,
-    FanoutEventSink,
     JournalSink,
     Limits,
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
     StageOutput,
     StageResult,
     StageStatus,
-    WideEventEmitter,
-    emit_stage_wide,
     flush,
-    stats,
 )
+from stageflow.events import BackgroundEventSink, FanoutEventSink, MemoryEventSink, stats
+from stageflow.observability import WideEventEmitter, emit_stage_wide
+from stageflow.pipeline import CircuitBreaker
 from stageflow.testing import VirtualClock
 
 
@@ -122,6 +118,12 @@ def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
     started = program("""
         import asyncio, signal, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         class Slow(EventSink):
             seen = 0
@@ -165,6 +167,12 @@ def test_a_child_forked_in_a_plain_stage_delivers_its_own_events_and_exits(
     started = program("""
         import asyncio, multiprocessing, sys, time
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         class Telling(EventSink):
             async def emit(self, *, type, data):

@@ -12,19 +12,18 @@ from oracle import hold_the_law
 
 from stageflow import (
     Limits,
-    MemoryEventSink,
     Pipeline,
     PipelineResults,
-    Proceed,
     Retry,
-    StageCall,
     StageContext,
     StageflowError,
     StageKind,
     StageOutput,
     StageStatus,
-    WideEventEmitter,
 )
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
+from stageflow.pipeline import Proceed, StageCall
 from stageflow.pipeline._run_state import RunState
 from stageflow.pipeline._scheduler import Scheduler
 

@@ -12,20 +12,10 @@ from typing import Any
 import pytest
 from oracle import hold_the_law, stage_wide
 
-from stageflow import (
-    InputError,
-    MemoryEventSink,
-    MissingInputError,
-    Pipeline,
-    PipelineContext,
-    PipelineResults,
-    PipelineValidationError,
-    StageContext,
-    StageOutput,
-    StageStatus,
-    UnknownInputError,
-    WideEventEmitter,
-)
+from stageflow import Pipeline, PipelineContext, PipelineResults, StageContext, StageOutput, StageStatus
+from stageflow.errors import InputError, MissingInputError, PipelineValidationError, UnknownInputError
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
 
 Read = Callable[[StageContext], Any]
 

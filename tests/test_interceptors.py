@@ -12,18 +12,16 @@ from typing import Any
 import pytest
 
 from stageflow import (
-    CircuitBreaker,
-    CircuitOpenError,
-    Log,
     Pipeline,
     PipelineContext,
     PipelineResults,
-    PipelineValidationError,
     Retry,
     StageLogFilter,
     StageOutput,
     StageStatus,
 )
+from stageflow.errors import CircuitOpenError, PipelineValidationError
+from stageflow.pipeline import CircuitBreaker, Log
 from stageflow.testing import VirtualClock, capture_events
 
 

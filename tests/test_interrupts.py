@@ -11,17 +11,9 @@ import pytest
 from conftest import Program
 from oracle import ends, hold_the_law, of_type, pipeline_wide, stage_wide
 
-from stageflow import (
-    EventSink,
-    MemoryEventSink,
-    Pipeline,
-    PipelineContext,
-    Retry,
-    StageKind,
-    StageOutput,
-    WideEventEmitter,
-    stats,
-)
+from stageflow import EventSink, Pipeline, PipelineContext, Retry, StageKind, StageOutput
+from stageflow.events import MemoryEventSink, stats
+from stageflow.observability import WideEventEmitter
 from stageflow.pipeline._run_state import RunState
 
 RAISED = [
@@ -364,6 +356,12 @@ def test_sink_interrupted_once_receives_each_event_once() -> None:
 SETUP = """
     import asyncio, functools, os, signal, sys
     from stageflow import *
+    from stageflow.events import *
+    from stageflow.observability import *
+    from stageflow.pipeline import *
+    from stageflow.retry import *
+    from stageflow.errors import *
+    from stageflow.stages import *
 
     class Slow:
         number = None
@@ -479,6 +477,12 @@ def test_ctrl_c_during_an_event_emitted_by_hand_is_raised_there(program: Callabl
         """
         import os, signal
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         class Row:
             def __repr__(self):

@@ -15,7 +15,8 @@ Start = Callable[[str], Program]
 PREAMBLE = """
 import fcntl, json, os, sys
 import stageflow
-from stageflow import Journal, JournalReader, JournalSink, MemoryEventSink, Pipeline
+from stageflow import Journal, JournalReader, JournalSink, Pipeline
+from stageflow.events import MemoryEventSink
 
 journal = sys.argv[1]
 folder = os.path.dirname(journal)
@@ -52,7 +53,7 @@ graph.run_sync()
 mine = reuse_descriptors()
 for _ in range(3):
     graph.run_sync()
-stats = [(s.offered, s.delivered, s.dropped) for s in stageflow.stats().sinks]
+stats = [(s.offered, s.delivered, s.dropped) for s in stageflow.events.stats().sinks]
 print(json.dumps([written(), len(Journal(journal).runs()), stats]))
 """)
     assert found == [{}, 4, [[8, 8, {}]]]

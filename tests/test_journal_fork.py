@@ -18,6 +18,12 @@ Start = Callable[[str], Program]
 SETUP = """
     import asyncio, multiprocessing, os, signal, sys, threading
     from stageflow import *
+    from stageflow.events import *
+    from stageflow.observability import *
+    from stageflow.pipeline import *
+    from stageflow.retry import *
+    from stageflow.errors import *
+    from stageflow.stages import *
 
     async def nothing(ctx): ...
 

@@ -15,10 +15,11 @@ import pytest
 from conftest import Program
 from oracle import hold_the_law
 
-from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph, WideEventEmitter
+from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal, JournalReader
-from stageflow.journal.retention import Room
+from stageflow.journal._retention import Room
+from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
 Events = list[tuple[str, dict[str, Any]]]
@@ -96,6 +97,12 @@ def test_room_is_not_made_of_runs_that_are_yet_to_be_told(
         """
         import asyncio, os, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         async def nothing(ctx): ...
         async def wait(ctx): await asyncio.sleep(3600)
@@ -122,7 +129,7 @@ def test_room_is_not_made_of_runs_that_are_yet_to_be_told(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("stageflow.journal.disk.sync", refuse)
+        patch.setattr("stageflow._files.sync", refuse)
         with pytest.raises(OSError, match="No space"):
             Room(max_bytes=40_000).make(str(one.journal))
     assert Journal(one.journal).recover() == ["long"]
@@ -164,6 +171,12 @@ def test_a_signal_handler_that_emits_loses_nothing(program: Start) -> None:
         """
         import asyncio, signal, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
         from stageflow.events import stats
 
         sink = JournalSink(sys.argv[1], segment_bytes=1)  # each line begins a segment
@@ -260,6 +273,12 @@ def test_a_signal_handler_that_exits_ends_the_process(program: Start) -> None:
         """
         import os, signal, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 
@@ -292,7 +311,7 @@ async def test_a_live_run_keeps_its_lock_through_a_failing_disk(
     async def look(ctx: Any) -> None:
         sink._writer._began = -1e9  # a segment that is old enough to be given up
         with monkeypatch.context() as patch:
-            patch.setattr("stageflow.journal.writer.os.write", fail)
+            patch.setattr("stageflow.journal._writer.os.write", fail)
             for _ in range(50):
                 ctx.emit_event("note")
         sink.tend()
@@ -338,7 +357,7 @@ async def test_an_error_while_reading_loses_nothing(tmp_path: Path, monkeypatch:
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("stageflow.journal.segment.os.pread", fail)
+        patch.setattr("stageflow.journal._segments.os.pread", fail)
         before = reader.read(1000)  # events found before the error are returned first
         with pytest.raises(OSError, match="Input/output"):
             reader.read(1000)
@@ -429,6 +448,12 @@ def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> No
         """
         import os, signal, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         async def nothing(ctx): ...
 
@@ -444,7 +469,7 @@ def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> No
             children.append(child)
         sink.close()
         before = sum(entry.stat().st_size for entry in os.scandir(sys.argv[1]) if entry.is_file())
-        from stageflow.journal.retention import Room
+        from stageflow.journal._retention import Room
         Room(max_bytes=1).make(sys.argv[1])
         after = sum(entry.stat().st_size for entry in os.scandir(sys.argv[1]) if entry.is_file())
         for child in children:
@@ -464,7 +489,13 @@ def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy
         # Registered first, so it runs first, like a child that was not scheduled yet.
         os.register_at_fork(after_in_child=lambda: waiting and signal.pause())
         from stageflow import *
-        from stageflow.journal.retention import Room
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
+        from stageflow.journal._retention import Room
 
         async def nothing(ctx): ...
 

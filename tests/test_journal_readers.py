@@ -13,21 +13,13 @@ from typing import Any
 import pytest
 from conftest import Program
 
-from stageflow import (
-    CursorInUseError,
-    JournalNotFoundError,
-    JournalSink,
-    Pipeline,
-    PipelineContext,
-    RunNotFoundError,
-    StageGraph,
-    WideEventEmitter,
-)
-from stageflow.errors import DamagedFileError
+from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
+from stageflow._files import only_one
+from stageflow.errors import CursorInUseError, DamagedFileError, JournalNotFoundError, RunNotFoundError
 from stageflow.events import Event
 from stageflow.journal import Journal, JournalReader, RunFilter
-from stageflow.journal.disk import only_one
-from stageflow.journal.retention import Room
+from stageflow.journal._retention import Room
+from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor
 
 Start = Callable[[str], Program]

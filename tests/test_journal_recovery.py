@@ -15,17 +15,10 @@ from conftest import Program
 from journal_storm import storm
 from oracle import hold_the_law, of_type, pipeline_wide, stage_wide
 
-from stageflow import (
-    FanoutEventSink,
-    JournalSink,
-    MemoryEventSink,
-    Pipeline,
-    PipelineContext,
-    WideEventEmitter,
-    clear_event_sink,
-    set_event_sink,
-)
+from stageflow import JournalSink, Pipeline, PipelineContext, set_event_sink
+from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
 from stageflow.journal import Journal, JournalReader
+from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
 Events = list[tuple[str, dict[str, Any]]]
@@ -33,6 +26,12 @@ Events = list[tuple[str, dict[str, Any]]]
 KILLED = """
     import asyncio, os, signal, sys
     from stageflow import *
+    from stageflow.events import *
+    from stageflow.observability import *
+    from stageflow.pipeline import *
+    from stageflow.retry import *
+    from stageflow.errors import *
+    from stageflow.stages import *
 
     async def load(ctx): return {"text": "hello"}
 
@@ -108,6 +107,12 @@ def test_a_stage_that_waited_for_another_attempt_keeps_the_attempts_it_had(progr
         """
         import asyncio, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         class Told:
             def try_emit(self, *, type, data):
@@ -168,6 +173,12 @@ def test_a_process_that_ends_as_it_should_leaves_nothing_to_complete(program: St
         """
         import asyncio, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         async def nothing(ctx): ...
 
@@ -191,6 +202,12 @@ def test_runs_that_ended_are_left_as_they_are(program: Start) -> None:
         """
         import asyncio, os, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         async def nothing(ctx): ...
         async def die(ctx): os._exit(3)
@@ -221,6 +238,12 @@ def test_a_run_inside_a_run_crashes_with_its_parent(program: Start) -> None:
         """
         import asyncio, os, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
 
         emitter = WideEventEmitter(JournalSink(sys.argv[1]))
         flags = dict(emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter)
@@ -337,7 +360,7 @@ def test_a_disk_that_is_full_leaves_it_for_later(program: Start, monkeypatch: py
         raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch:
-        patch.setattr("stageflow.journal.disk.sync", refuse)
+        patch.setattr("stageflow._files.sync", refuse)
         with pytest.raises(OSError, match="No space"):
             Journal(one.journal).recover()
         assert of_type(read(one.journal), "pipeline.wide") == []  # a reader goes on without
@@ -373,7 +396,8 @@ def test_a_storm_of_kills(tmp_path: Path) -> None:
 
 
 async def test_events_emitted_by_hand_are_no_run(tmp_path: Path) -> None:
-    from stageflow import StageResult, StageStatus, emit_stage_wide
+    from stageflow import StageResult, StageStatus
+    from stageflow.observability import emit_stage_wide
 
     sink = JournalSink(tmp_path)
     result = StageResult("s", StageStatus.OK)

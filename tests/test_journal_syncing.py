@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from conftest import Program
 
-from stageflow import JournalSink, Pipeline, StageGraph, WideEventEmitter
+from stageflow import JournalSink, Pipeline, StageGraph
+from stageflow._files import sync
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal
-from stageflow.journal.disk import sync
-from stageflow.journal.retention import Room
+from stageflow.journal._retention import Room
+from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
 
@@ -57,7 +58,7 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     # Real syncs take an unpredictable time; this test depends only on their order.
     found = Disk()
-    monkeypatch.setattr("stageflow.journal.sink.sync", found)
+    monkeypatch.setattr("stageflow.journal._sink.sync", found)
     return found
 
 

@@ -18,17 +18,11 @@ import pytest
 from conftest import Program
 from oracle import hold_the_law
 
-from stageflow import (
-    FanoutEventSink,
-    JournalSink,
-    MemoryEventSink,
-    Pipeline,
-    PipelineContext,
-    StageGraph,
-    WideEventEmitter,
-)
+from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
+from stageflow.events import FanoutEventSink, MemoryEventSink
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Deleted, Journal, JournalReader, RunFilter
+from stageflow.observability import WideEventEmitter
 from stageflow.testing import VirtualClock
 
 Start = Callable[[str], Program]
@@ -234,7 +228,7 @@ def full(monkeypatch: pytest.MonkeyPatch, room: int) -> Callable[[int], None]:
         nonlocal left
         left += more
 
-    monkeypatch.setattr("stageflow.journal.writer.os.write", write)
+    monkeypatch.setattr("stageflow.journal._writer.os.write", write)
     return give
 
 
@@ -294,6 +288,12 @@ def test_a_bound_of_the_system_on_the_size_of_files_is_a_full_disk(program: Star
         """
         import asyncio, resource, sys
         from stageflow import *
+        from stageflow.events import *
+        from stageflow.observability import *
+        from stageflow.pipeline import *
+        from stageflow.retry import *
+        from stageflow.errors import *
+        from stageflow.stages import *
         from stageflow.events import stats
 
         async def nothing(ctx): ...
@@ -362,7 +362,7 @@ async def test_files_that_cannot_be_opened_cost_events_and_are_tried_again(
         raise OSError(error, os.strerror(error))
 
     with monkeypatch.context() as patch:
-        patch.setattr("stageflow.journal.writer.os.open", refuse)
+        patch.setattr("stageflow.journal._writer.os.open", refuse)
         assert (await graph.run()).ok
     assert DELIVERY.channel_of(sink).stats().dropped == {"journal_unwritable": 3}
     assert (await graph.run()).ok
@@ -380,7 +380,7 @@ async def test_a_disk_that_fails_gets_no_second_line_behind_a_torn_one(
 
     with monkeypatch.context() as patch:
         full(patch, 2000)
-        patch.setattr("stageflow.journal.writer.os.ftruncate", refuse)
+        patch.setattr("stageflow.journal._writer.os.ftruncate", refuse)
         assert (await graph.run()).ok
     assert (await graph.run(PipelineContext(pipeline_run_id="after"))).ok
     first, second = segments(journal)

@@ -16,30 +16,25 @@ from typing import Any, TypeVar
 
 import jsonschema
 import pytest
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
+from hypothesis import event, given, settings, strategies as st
 from oracle import EPSILON, NS, Act, Broken, Entry, Model, Plan, Stage, hold_the_law, of_type
 
 from stageflow import (
     EventSink,
-    FanoutEventSink,
     Limits,
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
     PipelineResults,
     Retry,
     RunFailedError,
-    StageCall,
     StageContext,
     StageGraph,
     StageKind,
     StageOutput,
-    WideEventEmitter,
-    emit_pipeline_wide,
-    emit_stage_wide,
 )
-from stageflow.pipeline import Proceed
+from stageflow.events import FanoutEventSink, MemoryEventSink
+from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
+from stageflow.pipeline import Proceed, StageCall
 from stageflow.schema import json_schemas
 from stageflow.testing import VirtualClock
 

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 
 from stageflow import (
-    LimitDeadlockError,
     Limits,
     Pipeline,
     PipelineContext,
     PipelineResults,
-    PipelineValidationError,
     Retry,
     StageOutput,
     StageStatus,
     active_runs,
 )
+from stageflow.errors import LimitDeadlockError, PipelineValidationError
 from stageflow.testing import VirtualClock, capture_events
 
 

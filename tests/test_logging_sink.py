@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from stageflow import LoggingEventSink, Pipeline, WideEventEmitter
+from stageflow import Pipeline
+from stageflow.events import LoggingEventSink
+from stageflow.observability import WideEventEmitter
 
 
 async def fine(ctx: Any) -> dict[str, int]:

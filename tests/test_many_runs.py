@@ -11,15 +11,9 @@ from typing import Any
 
 import pytest
 
-from stageflow import (
-    MemoryEventSink,
-    Pipeline,
-    PipelineContext,
-    PipelineResults,
-    StageOutput,
-    WideEventEmitter,
-    active_runs,
-)
+from stageflow import Pipeline, PipelineContext, PipelineResults, StageOutput, active_runs
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
 from stageflow.testing import VirtualClock
 
 

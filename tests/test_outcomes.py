@@ -13,9 +13,6 @@ import pytest
 from oracle import ends, hold_the_law, of_type, pipeline_wide, stage_wide
 
 from stageflow import (
-    Exponential,
-    Fixed,
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
     PipelineResults,
@@ -25,15 +22,13 @@ from stageflow import (
     StageGraph,
     StageKind,
     StageOutput,
-    StageOutputError,
     StageStatus,
-    StageTimeoutError,
-    WideEventEmitter,
-    emit_pipeline_wide,
-    emit_stage_wide,
     set_event_sink,
 )
-from stageflow.events import stats
+from stageflow.errors import StageOutputError, StageTimeoutError
+from stageflow.events import MemoryEventSink, stats
+from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
+from stageflow.retry import Exponential, Fixed
 from stageflow.testing import VirtualClock
 
 OK, SKIP, RETRY = StageStatus.OK, StageStatus.SKIP, StageStatus.RETRY

@@ -22,19 +22,16 @@ import pytest
 import stageflow
 from stageflow import (
     EventSink,
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
     StageKind,
     StageOutput,
     StageResult,
     StageStatus,
-    clear_event_sink,
-    emit_pipeline_wide,
-    emit_stage_wide,
     set_event_sink,
 )
-from stageflow.observability import WideEventEmitter
+from stageflow.events import MemoryEventSink, clear_event_sink
+from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
 from stageflow.schema import json_schemas
 
 REFERENCE = Path(__file__).parents[1].parent / "shared" / "reference"

@@ -16,8 +16,8 @@ from conftest import Program
 import stageflow
 from stageflow import Journal, JournalReader, JournalSink, Pipeline, StageContext
 from stageflow.alerts import AlertLoop, AlertRules, FailureRate, run_alerts
-from stageflow.alerts.run_alerts import state_path
-from stageflow.alerts.silence import Silence, add_silence, read_silences
+from stageflow.alerts._rule import Silence, add_silence, read_silences
+from stageflow.alerts._run import state_path
 from stageflow.store import Compactor, EventStore
 
 Start = Callable[[str], Program]
@@ -103,7 +103,7 @@ def test_a_failed_change_of_the_journal_is_not_remembered(tmp_path: Path, other:
     (tmp_path / "file").touch()
     stageflow.configure(journal="journal")
     for _ in range(2):
-        with pytest.raises(stageflow.SettingsError):
+        with pytest.raises(stageflow.errors.SettingsError):
             stageflow.configure(journal="file")
     os.chdir(other)
     assert stageflow.configure(journal="journal").journal == str(tmp_path / "journal")
@@ -139,7 +139,7 @@ def test_readers_of_a_journal_stay_with_it_after_chdir(tmp_path: Path, other: Pa
     reader.commit()
     assert len(store.runs()) == 1
     stageflow.configure(journal=None)
-    stageflow.set_event_sink(stageflow.MemoryEventSink())
+    stageflow.set_event_sink(stageflow.events.MemoryEventSink())
     assert not compactor.compact().busy
     run_alerts(store, RULES)
     loop.start()

@@ -15,10 +15,10 @@ import pytest
 from test_store_hostile import compact, files_below, run, write
 from typer.testing import CliRunner
 
-from stageflow.cli.app import app
+from stageflow.cli._app import app
 from stageflow.errors import QueryError
 from stageflow.store import EventStore
-from stageflow.store.isolated import query_in_process
+from stageflow.store._query_process import query_in_process
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_a_query_stays_within_its_memory(folder: Path, query: str) -> None:
             """if True:
             import resource, sys
             from stageflow.errors import QueryError
-            from stageflow.store.isolated import query_in_process
+            from stageflow.store._query_process import query_in_process
             try:
                 query_in_process(sys.argv[1], None, sys.argv[2], limit=None, memory=300_000_000, timeout=20)
             except QueryError as error:
@@ -269,7 +269,7 @@ def test_a_killed_query_leaves_no_temporary_files(
 
 def test_a_long_statement_prints_no_progress(tmp_path: Path) -> None:
     program = """if True:
-        from stageflow.store.database import open_database
+        from stageflow.store._database import open_database
         with open_database() as database:
             database.execute("select sleep_ms(3000)").fetchall()  # DuckDB shows progress after two seconds
     """
@@ -332,7 +332,7 @@ def test_ctrl_c_that_the_shell_ignores_is_ignored_during_imports(tmp_path: Path)
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'stageflow.cli.app':\n"
+        "        if name == 'stageflow.cli._app':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "            print('interrupted')\n"
         "sys.meta_path.insert(0, Interrupt())\n"

@@ -22,13 +22,13 @@ import msgspec
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from oracle import pipeline_wide, stage_wide
 
-from stageflow import EventLimits, MemoryEventSink, Pipeline, StageContext, WideEventEmitter
-from stageflow.events import stats
-from stageflow.observability.shape import Shape, use_shape
+from stageflow import Pipeline, StageContext
+from stageflow.events import MemoryEventSink, stats
+from stageflow.observability import EventLimits, WideEventEmitter
+from stageflow.observability.sanitize._shape import Shape, use_shape
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,7 @@ import pytest
 from oracle import pipeline_wide, stage_wide
 
 from stageflow import (
-    EventLimits,
-    FanoutEventSink,
     JournalSink,
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
     Redact,
@@ -23,13 +20,13 @@ from stageflow import (
     StageOutput,
     StageResult,
     StageStatus,
-    WideEventEmitter,
-    emit_stage_wide,
 )
-from stageflow.observability import secret_names
-from stageflow.observability.detectors import DETECTORS
-from stageflow.observability.secret_names import is_secret_name
-from stageflow.observability.shape import Shape, use_shape
+from stageflow.events import FanoutEventSink, MemoryEventSink
+from stageflow.observability import EventLimits, WideEventEmitter, emit_stage_wide
+from stageflow.observability.sanitize import _secrets as secret_names
+from stageflow.observability.sanitize._detectors import DETECTORS
+from stageflow.observability.sanitize._secrets import is_secret_name
+from stageflow.observability.sanitize._shape import Shape, use_shape
 
 EVERYTHING = Redact(
     detect=("credentials", "email", "card", "iban", "ip", "jwt", "bearer"), patterns={"order": r"ORD-\d{6}"}
@@ -380,7 +377,9 @@ async def test_a_detector_that_fails_takes_the_whole_text(
         raise RecursionError("too deep")
 
     monkeypatch.setitem(
-        __import__("stageflow.observability.redaction", fromlist=["DETECTORS"]).DETECTORS, "email", broken
+        __import__("stageflow.observability.sanitize._redact", fromlist=["DETECTORS"]).DETECTORS,
+        "email",
+        broken,
     )
     use_shape(Shape(Redact(detect=("email",))))
     event = await annotated(sink, text="secret?", n=1)

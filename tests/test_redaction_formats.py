@@ -15,12 +15,13 @@ import attrs
 import jsonschema
 import pydantic
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from oracle import stage_wide
 
-from stageflow import MemoryEventSink, Pipeline, StageContext, WideEventEmitter
-from stageflow.observability.shape import Shape, use_shape
+from stageflow import Pipeline, StageContext
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
+from stageflow.observability.sanitize._shape import Shape, use_shape
 
 
 @pytest.fixture(autouse=True)

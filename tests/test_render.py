@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from stageflow.render import draw_run, draw_runs, draw_summary
-from stageflow.render.figures import percentile
+from stageflow.render._tables import percentile
 
 RUN_ID = "01a20968-4daf-7b4d-b7d6-fe34deaba3ae"
 IDS = {

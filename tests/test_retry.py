@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from stageflow import Exponential, Fixed, Linear, Pipeline, Retry, StageStatus
+from stageflow import Pipeline, Retry, StageStatus
+from stageflow.retry import Exponential, Fixed, Linear
 from stageflow.testing import CapturedEvents, VirtualClock, run_stage
 
 

@@ -19,16 +19,8 @@ from typing import Any
 
 import pytest
 
-from stageflow import (
-    LimitDeadlockError,
-    Limits,
-    Pipeline,
-    PipelineContext,
-    Retry,
-    StageContext,
-    StageKind,
-    StageOutput,
-)
+from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, StageKind, StageOutput
+from stageflow.errors import LimitDeadlockError
 from stageflow.pipeline import _run_state
 from stageflow.pipeline._run_state import PHASES, RunState
 

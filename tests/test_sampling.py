@@ -14,17 +14,11 @@ from typing import Any
 import pytest
 from test_store import compact, ids, run_some
 
-from stageflow import JournalSink, Pipeline, WideEventEmitter
+from stageflow import JournalSink, Pipeline
 from stageflow.errors import QueryError, SettingsError
-from stageflow.journal.layout import new_writer, segment_name
-from stageflow.store import (
-    BackgroundCompactor,
-    Compactor,
-    EventStore,
-    SampleRule,
-    TailSampler,
-    read_sampler,
-)
+from stageflow.journal._segments import new_writer, segment_name
+from stageflow.observability import WideEventEmitter
+from stageflow.store import BackgroundCompactor, Compactor, EventStore, SampleRule, TailSampler, read_sampler
 
 BEGAN = datetime(2026, 11, 1, tzinfo=UTC)
 

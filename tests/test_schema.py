@@ -9,9 +9,11 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from stageflow import MemoryEventSink, Pipeline, WideEventEmitter, _wide
+from stageflow import Pipeline, _wide
 from stageflow._wide import build_pipeline_wide, build_stage_wide
-from stageflow.journal.line import line_start
+from stageflow.events import MemoryEventSink
+from stageflow.journal._format import line_start
+from stageflow.observability import WideEventEmitter
 from stageflow.schema import (
     CUSTOM_EVENT_KEYS,
     CorrelationIds,

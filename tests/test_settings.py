@@ -17,22 +17,13 @@ from conftest import Program
 from oracle import of_type, pipeline_wide
 
 import stageflow
-from stageflow import (
-    EventLimits,
-    FanoutEventSink,
-    JournalSink,
-    MemoryEventSink,
-    Pipeline,
-    PipelineContext,
-    Redact,
-    SettingsError,
-    get_event_sink,
-    session,
-    set_event_sink,
-)
+from stageflow import JournalSink, Pipeline, PipelineContext, Redact, session, set_event_sink
+from stageflow.errors import SettingsError
+from stageflow.events import FanoutEventSink, MemoryEventSink, get_event_sink
 from stageflow.journal import Journal
-from stageflow.observability.detectors import DETECTORS
-from stageflow.observability.resource import resource, service_name
+from stageflow.observability import EventLimits
+from stageflow.observability._resource import resource, service_name
+from stageflow.observability.sanitize._detectors import DETECTORS
 from stageflow.settings import settings as in_force
 
 Start = Callable[[str], Program]

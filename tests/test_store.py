@@ -13,23 +13,14 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from store_storm import storm
 
-from stageflow import (
-    JournalSink,
-    Pipeline,
-    PipelineContext,
-    PipelineResults,
-    Retry,
-    StageOutput,
-    WideEventEmitter,
-)
+from stageflow import JournalSink, Pipeline, PipelineContext, PipelineResults, Retry, StageOutput
 from stageflow.errors import JournalNotFoundError, QueryError, RunNotFoundError
 from stageflow.journal import Journal, RunFilter
-from stageflow.store import Compactor, EventStore
-from stageflow.store import snapshot as snapshot_module
+from stageflow.observability import WideEventEmitter
+from stageflow.store import Compactor, EventStore, _snapshot as snapshot_module
 
 Graph = Callable[[JournalSink], Any]
 
@@ -231,13 +222,13 @@ def test_attributes_come_back_as_they_were_whatever_they_are(
 
 
 def _event(data: dict[str, Any]) -> Any:
-    from stageflow.events.event import Event
+    from stageflow.events._sink import Event
 
     return Event("stage.wide", data)
 
 
 def _attributes(cursor: Any) -> Any:
-    from stageflow.store.record import events_of
+    from stageflow.store._rows import events_of
 
     return {data["event_id"]: data["attributes"] for _, data in events_of(cursor)}
 
@@ -257,7 +248,7 @@ def test_a_key_that_a_newer_schema_has_is_kept(tmp_path: Path) -> None:
 
 def test_events_of_other_programs_are_kept_as_they_are(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path / "journal", fsync="never")
-    from stageflow.events.event import Event
+    from stageflow.events._sink import Event
 
     strange: list[tuple[str, Any]] = [
         ("stage.wide", {"not": "ours"}),

@@ -16,7 +16,7 @@ from test_sampling import lines_of
 
 from stageflow.errors import ArchiveDamagedError, DamagedFileError, QueryError, RunNotFoundError
 from stageflow.journal import Journal, RunFilter
-from stageflow.journal.layout import list_writers, new_writer, segment_name
+from stageflow.journal._segments import list_writers, new_writer, segment_name
 from stageflow.store import Compactor, EventStore, SampleRule, TailSampler, forget_archive
 
 CLOSED = b'{"type":"writer.closed","journal":{"adopted_by":null,"crashed":0}}\n'
@@ -108,7 +108,7 @@ def test_a_listing_leaves_out_no_segment_that_is_older_than_one_in_it(tmp_path: 
             "-c",
             f"""if True:
             import os
-            from stageflow.journal.layout import segment_name
+            from stageflow.journal._segments import segment_name
             for number in range(1, 20_000):
                 path = os.path.join({str(tmp_path)!r}, segment_name({writer!r}, number))
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY))

@@ -20,7 +20,7 @@ from test_store import as_sets, ids, run_some
 
 from stageflow.journal import Journal
 from stageflow.store import Compactor, EventStore
-from stageflow.store.archive import Archive, Conflict
+from stageflow.store._archive import Archive, Conflict
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,9 +18,9 @@ from rich.text import Text
 from test_store import compact, run_some
 
 from stageflow.journal import Journal, JournalReader
-from stageflow.render.alerts import draw_alert_list, draw_alert_run, draw_alert_tests
-from stageflow.render.journal_state import draw_journal_state
-from stageflow.render.wrap import Pairs, Paragraph, UncroppedConsole, wrap
+from stageflow.render._alerts import draw_alert_list, draw_alert_run, draw_alert_tests
+from stageflow.render._state import draw_journal_state
+from stageflow.render._style import Pairs, Paragraph, UncroppedConsole, wrap
 
 LATER = 30
 """Seconds that anything may take: with more something hangs."""

@@ -13,21 +13,20 @@ from typing import Any
 import pytest
 
 from stageflow import (
-    MemoryEventSink,
     Pipeline,
     PipelineContext,
-    PipelineValidationError,
     Retry,
     StageKind,
     StageOutput,
     StageStatus,
-    WideEventEmitter,
     configure,
-    get_event_sink,
     set_event_sink,
     stage,
 )
-from stageflow.observability.defaults import defaults
+from stageflow.errors import PipelineValidationError
+from stageflow.events import MemoryEventSink, get_event_sink
+from stageflow.observability import WideEventEmitter
+from stageflow.observability._defaults import defaults
 from stageflow.testing import CapturedEvents, VirtualClock, capture_events, run_stage, run_stage_sync
 
 pytest_plugins = ["pytester"]
@@ -525,7 +524,8 @@ def test_a_stage_alone_leaves_a_record_of_its_own(stageflow_events: CapturedEven
 
 A_TEST = """
     import asyncio
-    from stageflow import Pipeline, get_event_sink, NoOpEventSink
+    from stageflow import Pipeline
+    from stageflow.events import get_event_sink, NoOpEventSink
 
     async def slow(ctx):
         await asyncio.sleep(3600)

@@ -15,21 +15,19 @@ from oracle import ends, hold_the_law
 
 import stageflow
 from stageflow import (
-    CircuitBreaker,
     Limits,
-    MemoryEventSink,
     Pipeline,
     PipelineResults,
-    Proceed,
     Retry,
-    SettingsError,
-    StageCall,
     StageContext,
     StageGraph,
     StageOutput,
     StageStatus,
-    WideEventEmitter,
 )
+from stageflow.errors import SettingsError
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
+from stageflow.pipeline import CircuitBreaker, Proceed, StageCall
 
 pytestmark = pytest.mark.timeout(60)
 

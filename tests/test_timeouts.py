@@ -11,19 +11,11 @@ from typing import Any
 import pytest
 from oracle import hold_the_law, stage_wide
 
-from stageflow import (
-    MemoryEventSink,
-    Pipeline,
-    PipelineResults,
-    Proceed,
-    Retry,
-    StageCall,
-    StageContext,
-    StageOutput,
-    StageStatus,
-    StageTimeoutError,
-    WideEventEmitter,
-)
+from stageflow import Pipeline, PipelineResults, Retry, StageContext, StageOutput, StageStatus
+from stageflow.errors import StageTimeoutError
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
+from stageflow.pipeline import Proceed, StageCall
 from stageflow.testing import VirtualClock
 
 

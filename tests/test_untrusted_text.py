@@ -12,17 +12,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from test_cli_journal import on_a_terminal
 from typer.testing import CliRunner
 
 import stageflow
 from stageflow import JournalSink, Pipeline, PipelineContext, StageContext
 from stageflow.alerts import AlertRules, Apprise, Call, FailureRate, Notice, run_alerts
-from stageflow.alerts.notice import sample_notice
-from stageflow.alerts.run_alerts import present
-from stageflow.cli.app import app
+from stageflow.alerts._notice import sample_notice
+from stageflow.alerts._run import present
+from stageflow.cli._app import app
 from stageflow.settings import reset
 from stageflow.store import EventStore
 
@@ -154,8 +153,8 @@ def test_commands_print_only_through_functions_that_spell_out_control_characters
     folder = Path(stageflow.__file__).parent / "cli"
     printing = re.compile(r"(?<![\w.])print\(|\becho\(|stdout\.write|\bConsole\(")
     found = {path.name for path in folder.glob("*.py") if printing.search(path.read_text(encoding="utf-8"))}
-    # app.py prints the version, and schema.py a published schema.
-    assert found == {"app.py", "schema.py", "terminal.py"}
+    # _app.py prints the version, and _schema.py a published schema.
+    assert found == {"_app.py", "_schema.py", "_output.py"}
 
 
 # ------------------------------------------------------------ spreadsheets

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from stageflow import JournalSink, WideEventEmitter
+from stageflow import JournalSink
+from stageflow.observability import WideEventEmitter
 
 from ..graphs import build
 from ..shapes import Shape

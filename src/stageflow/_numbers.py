@@ -7,7 +7,7 @@ from math import isfinite
 from numbers import Complex, Integral, Number, Real
 from typing import Any
 
-from .interrupts import INTERRUPTS
+from ._interrupts import INTERRUPTS
 
 __all__ = ["as_number", "item_of"]
 

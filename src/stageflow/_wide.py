@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ._time import rfc3339
 from .schema import (
     SCHEMA_VERSION,
     ExceptionInfo,
@@ -24,7 +25,6 @@ from .schema import (
     event_id,
     span_id,
 )
-from .timestamps import rfc3339
 
 __all__ = ["GOOD_OUTCOMES", "build_pipeline_wide", "build_stage_wide"]
 

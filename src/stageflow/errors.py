@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .interrupts import INTERRUPTS, is_a
+from ._interrupts import INTERRUPTS, is_a
 
 __all__ = [
     "AlertRuleError",

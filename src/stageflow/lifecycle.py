@@ -13,11 +13,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Unpack
 
 from ._fork import FORKED, reset_in_child
-from ._safe_log import log_safely
+from ._log import log_safely
 from .errors import describe
-from .events import flush, get_event_sink
-from .events._delivery import DELIVERY
-from .observability.health import emit_health
+from .events import DELIVERY, flush, get_event_sink
+from .observability import emit_health
 from .pipeline import active_runs
 from .settings import Given, Settings, close_journal, configure, settings
 

@@ -14,16 +14,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ._failures import FailureOutcomes
+from ._files import absolute_path
 from ._fork import reset_in_child
 from ._toml import parse_toml
 from .errors import SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
-from .journal import JournalSink
-from .journal.disk import absolute_path
-from .journal.failure_file import write_failures
-from .observability.defaults import Defaults, use_defaults
-from .observability.redaction import Redact
-from .observability.shape import EventLimits, Shape, use_shape
+from .journal import JournalSink, write_failures
+from .observability import Defaults, EventLimits, Redact, Shape, use_defaults, use_shape
 
 __all__ = ["Given", "Settings", "close_journal", "configure", "reset", "settings"]
 

@@ -1,25 +1,34 @@
 """Alerts: rules over the store, evaluated against a state that survives, and told to receivers."""
 
-from .alert_loop import AlertLoop
-from .apprise import Apprise
-from .burn_rate import BurnRate, BurnWindows
-from .call import Call
-from .crashed_runs import CrashedRuns
-from .evaluation import Evaluation, Finding, evaluate
-from .events_dropped import EventsDropped
-from .failure_rate import FailureRate
-from .no_runs import NoRuns
-from .notice import Notice, sample_notice
-from .receiver import NotDelivered, Receiver
-from .rule import Measured, Rule
-from .rules_file import parse_rules, read_rules
-from .run_alerts import AlertRules, AlertRun, run_alerts
-from .silence import Silence
-from .slower_than import SlowerThan
-from .sql_rows import SqlRows
-from .state import AlertState
-from .trial import check_rules, try_receivers
-from .webhook import Webhook
+from ._evaluation import Evaluation, Finding, evaluate
+from ._loop import AlertLoop
+from ._notice import Notice, sample_notice
+from ._receivers import Apprise, Call, NotDelivered, Receiver, Webhook
+
+# For other packages of stageflow.
+from ._rule import SILENCES_FILE as SILENCES_FILE, Measured, Rule, Silence, add_silence as add_silence
+from ._rules import (
+    BurnRate,
+    BurnWindows,
+    CrashedRuns,
+    EventsDropped,
+    FailureRate,
+    NoRuns,
+    SlowerThan,
+    SqlRows,
+)
+from ._rules_file import parse_rules, read_rules
+from ._run import (
+    AlertRules,
+    AlertRun,
+    check_rules,
+    present as present,
+    run_alerts,
+    standing as standing,
+    state_path as state_path,
+    try_receivers,
+)
+from ._state import STATE_FILE as STATE_FILE, AlertState
 
 __all__ = [
     "AlertLoop",

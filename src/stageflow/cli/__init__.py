@@ -11,7 +11,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command that the arguments of the process name."""
     try:
-        from .app import app
+        from ._app import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "stageflow":
             raise

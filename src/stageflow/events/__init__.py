@@ -1,13 +1,22 @@
 """Sinks for events, and their delivery: in order, bounded, isolated, counted."""
 
-from ._delivery import clear_event_sink, flush, get_event_sink, set_drain_timeout, set_event_sink, stats
-from .background_sink import BackgroundEventSink
-from .counters import EventStats, SinkStats
-from .event import Event
-from .fanout_sink import FanoutEventSink
-from .logging_sink import LoggingEventSink
-from .memory_sink import MemoryEventSink
-from .sink import DirectSink, EventSink, NoOpEventSink
+from ._builtin import BackgroundEventSink, FanoutEventSink, LoggingEventSink, MemoryEventSink
+
+# For other packages of stageflow.
+from ._channel import TALLY as TALLY, EventStats, SinkStats
+from ._delivery import (
+    DELIVERY as DELIVERY,
+    clear_event_sink,
+    flush,
+    get_event_sink,
+    home_loop as home_loop,
+    offer as offer,
+    set_drain_timeout,
+    set_event_sink,
+    stats,
+    takes_marks as takes_marks,
+)
+from ._sink import DirectSink, Event, EventLost as EventLost, EventSink, NoOpEventSink
 
 __all__ = [
     "BackgroundEventSink",

@@ -26,12 +26,9 @@ from typing import Any, TypeGuard
 
 from .._cpython import register_before_threads_end, running_loop
 from .._fork import reset_in_child
-from ..interrupts import INTERRUPTS
-from .channel import Channel
-from .counters import TALLY, EventStats
-from .event import Event
-from .outbox import Outlet, delivering
-from .sink import DirectSink, EventSink, NoOpEventSink
+from .._interrupts import INTERRUPTS
+from ._channel import TALLY, Channel, EventStats, Outlet, delivering
+from ._sink import DirectSink, Event, EventSink, NoOpEventSink
 
 __all__ = [
     "DELIVERY",

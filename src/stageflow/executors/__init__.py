@@ -1,5 +1,5 @@
 """Where plain functions run."""
 
-from .threads import busy_threads, in_thread
+from ._threads import busy_threads, in_thread
 
 __all__ = ["busy_threads", "in_thread"]

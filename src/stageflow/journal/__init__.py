@@ -1,13 +1,23 @@
 """The record on disk: written before emission returns, completed after a crash, read by cursor."""
 
-from .check import CursorState, Damage, DamagedFile, JournalState, WriterState
-from .journal import Journal
-from .reader import Entry, JournalReader
-from .repair import Moved, Repaired
-from .retention import Deleted
-from .run_filter import RunFilter
-from .sink import JournalSink
-from .story import RunStory
+from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
+
+# For other packages of stageflow.
+from ._cursor import CursorFile as CursorFile, load_cursor as load_cursor, store_cursor as store_cursor
+from ._format import REQUIRED as REQUIRED, is_well_formed as is_well_formed
+from ._journal import Journal, RunFilter, RunStory, amend as amend
+from ._reader import Entry, JournalReader, newest_entries as newest_entries
+from ._recovery import writer_is_closed as writer_is_closed
+from ._repair import Moved, Repaired
+from ._retention import (
+    Deleted,
+    Room as Room,
+    holds_all_since as holds_all_since,
+    read_failures as read_failures,
+    write_failures as write_failures,
+)
+from ._segments import Segment as Segment, list_writers as list_writers
+from ._sink import JournalSink
 
 __all__ = [
     "CursorState",

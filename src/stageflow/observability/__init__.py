@@ -1,10 +1,21 @@
 """The bridge: turns what a run did into wide events."""
 
 from ..events import EventSink
-from .emitter import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
-from .picture import draw_results
-from .redaction import Redact
-from .shape import EventLimits
+
+# For other packages of stageflow.
+from ._defaults import (
+    Defaults as Defaults,
+    defaults as defaults,
+    on_change as on_change,
+    use_defaults as use_defaults,
+)
+from ._emitter import WideEventEmitter, draw_results, emit_pipeline_wide, emit_stage_wide
+from ._heartbeat import Heartbeats as Heartbeats, ObservedRun as ObservedRun
+from ._recorder import RunRecorder as RunRecorder
+from ._resource import emit_health as emit_health
+from ._run_context import deliver_on as deliver_on, start_run as start_run
+from .sanitize._redact import Redact
+from .sanitize._shape import EventLimits, Shape as Shape, use_shape as use_shape
 
 __all__ = [
     "EventLimits",

@@ -15,16 +15,15 @@ import msgspec
 from msgspec import Raw
 
 from .._fork import reset_in_child
-from .._safe_log import log_safely
-from ..clock import get_clock
+from .._log import log_safely
+from .._time import get_clock, rfc3339
 from ..context import StageContext
 from ..errors import describe
 from ..events import DirectSink
 from ..schema import AttributesSoFar, Heartbeat, RunInProgress, StageInProgress
-from ..timestamps import rfc3339
-from .process import sample
-from .recorder import RunRecorder
-from .shape import shaper
+from ._recorder import RunRecorder
+from ._resource import sample
+from .sanitize._shape import shaper
 
 __all__ = ["Heartbeats", "ObservedRun"]
 

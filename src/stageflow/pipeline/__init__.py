@@ -1,14 +1,14 @@
 """Describe a pipeline, check it, run it."""
 
-from .active import ActiveRun, active_runs
-from .circuit_breaker import CircuitBreaker
-from .decorator import stage
-from .graph import StageGraph
-from .interceptor import Interceptor, Proceed, StageCall
-from .limits import Limit, Limits
-from .log import Log
-from .many import ManyRuns
-from .pipeline import Pipeline
+from ._active import ActiveRun, active_runs
+
+# For other packages of stageflow.
+from ._decorator import carried as carried, stage
+from ._interceptors import CircuitBreaker, Interceptor, Log, Proceed, StageCall
+from ._limits import Limit, Limits
+from ._many import ManyRuns
+from ._pipeline import Pipeline, StageGraph
+from ._spec import StageSpec as StageSpec
 
 __all__ = [
     "ActiveRun",

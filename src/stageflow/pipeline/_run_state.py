@@ -39,14 +39,15 @@ from typing import Literal, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..context import PipelineContext, PipelineResults, StageContext
+from .._interrupts import INTERRUPTS, is_a
+from ..context import PipelineContext, StageContext
 from ..errors import DeadlineExceededError, LimitDeadlockError, StageflowError, describe, with_message
-from ..interrupts import INTERRUPTS, is_a
+from ..results import PipelineResults
+from ..retry import Retry
 from ..schema import Outcome
-from ..stages import Retry, StageOutput, StageResult, StageStatus
-from .node import Node
-from .outcome import timed_out
-from .plan import Plan
+from ..stages import StageOutput, StageResult, StageStatus
+from ._attempt import timed_out
+from ._plan import Node, Plan
 
 __all__ = [
     "BACKOFF",

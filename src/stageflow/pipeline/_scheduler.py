@@ -26,22 +26,18 @@ from typing import Any, Concatenate, ParamSpec, cast
 from weakref import getweakrefcount
 
 from .._drive import drive
-from .._safe_log import log_safely
-from ..clock import get_clock
-from ..context import PipelineContext, PipelineResults, StageContext
+from .._interrupts import INTERRUPTS, is_a
+from .._log import log_safely
+from .._time import get_clock
+from ..context import PipelineContext, StageContext
 from ..errors import LimitDeadlockError, with_message
-from ..interrupts import INTERRUPTS, is_a
-from ..observability.defaults import defaults
-from ..observability.recorder import RunRecorder
-from ..observability.run_context import deliver_on, start_run
+from ..observability import RunRecorder, defaults, deliver_on, start_run
+from ..results import PipelineResults
+from ._active import HEARTBEATS, add_active_run, remove_active_run
+from ._attempt import Attempt, StageScope, begin, failure, first_step, output_of
+from ._limits import THREADS, Permit, ThreadPermit, innermost_permit, thread_permit
+from ._plan import Node, Plan
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, Effect, RunState
-from ._thread_limit import THREADS, ThreadPermit, thread_permit
-from .active import HEARTBEATS, add_active_run, remove_active_run
-from .attempt import Attempt, StageScope, begin, first_step
-from .limits import Permit, innermost_permit
-from .node import Node
-from .outcome import failure, output_of
-from .plan import Plan
 
 __all__ = ["Scheduler"]
 

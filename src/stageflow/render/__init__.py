@@ -10,14 +10,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
-from .graph import graph_as_dot, graph_as_mermaid, graph_as_text
+from ._escape import on_one_line as on_one_line, visible as visible
+from ._graph import graph_as_dot, graph_as_mermaid, graph_as_text
 
 if TYPE_CHECKING:
-    from .explanation import draw_explanation
-    from .progress import track
-    from .run import draw_run
-    from .runs import draw_runs
-    from .summary import draw_summary
+    from ._alerts import (
+        draw_alert_list as draw_alert_list,
+        draw_alert_run as draw_alert_run,
+        draw_alert_tests as draw_alert_tests,
+    )
+    from ._events import EventLines as EventLines
+    from ._explanation import draw_explanation as draw_explanation
+    from ._run import draw_run as draw_run
+    from ._runs import draw_runs as draw_runs, draw_summary as draw_summary
+    from ._state import (
+        draw_archive_state as draw_archive_state,
+        draw_journal_state as draw_journal_state,
+        draw_repaired as draw_repaired,
+        draw_repaired_archive as draw_repaired_archive,
+    )
+    from ._statistics import (
+        draw_comparisons as draw_comparisons,
+        draw_errors as draw_errors,
+        draw_rows as draw_rows,
+        draw_sampled as draw_sampled,
+        draw_slowest as draw_slowest,
+        draw_stats as draw_stats,
+        draw_totals as draw_totals,
+        draw_volume as draw_volume,
+    )
+    from ._style import (
+        OUTCOMES as OUTCOMES,
+        STATUSES as STATUSES,
+        UncroppedConsole as UncroppedConsole,
+        track as track,
+        wrap as wrap,
+    )
+    from ._tables import count as count
 
 __all__ = [
     "draw_explanation",
@@ -31,11 +60,32 @@ __all__ = [
 ]
 
 _WITH_RICH = {
-    "draw_explanation": "explanation",
-    "draw_run": "run",
-    "draw_runs": "runs",
-    "draw_summary": "summary",
-    "track": "progress",
+    "EventLines": "_events",
+    "OUTCOMES": "_style",
+    "STATUSES": "_style",
+    "UncroppedConsole": "_style",
+    "count": "_tables",
+    "draw_alert_list": "_alerts",
+    "draw_alert_run": "_alerts",
+    "draw_alert_tests": "_alerts",
+    "draw_archive_state": "_state",
+    "draw_comparisons": "_statistics",
+    "draw_errors": "_statistics",
+    "draw_explanation": "_explanation",
+    "draw_journal_state": "_state",
+    "draw_repaired": "_state",
+    "draw_repaired_archive": "_state",
+    "draw_rows": "_statistics",
+    "draw_run": "_run",
+    "draw_runs": "_runs",
+    "draw_sampled": "_statistics",
+    "draw_slowest": "_statistics",
+    "draw_stats": "_statistics",
+    "draw_summary": "_runs",
+    "draw_totals": "_statistics",
+    "draw_volume": "_statistics",
+    "track": "_style",
+    "wrap": "_style",
 }
 
 

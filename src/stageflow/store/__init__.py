@@ -1,17 +1,28 @@
 """The store: events in columns that last, and the questions that can be asked of them."""
 
-from .archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
-from .archive_move import ForgottenArchive, MovedArchive, forget_archive, move_archive
-from .background import BackgroundCompactor
-from .compactor import Compacted, Compactor
-from .event_store import EventStore
-from .explanation import explain
-from .explanation.difference import Difference, Explanation, LeftOut, Part, Together
-from .lost_files import LostFile
-from .queries import Rows
-from .questions import Comparison, ErrorGroup, Share, Side, Slow, Stat, Total, Volume
-from .sampler import SampleRule, TailSampler, read_sampler
-from .sampling import Sampled
+# For other packages of stageflow.
+from ._address import (
+    ADDRESS_FILE as ADDRESS_FILE,
+    has_archive as has_archive,
+    read_address as read_address,
+    same_address as same_address,
+)
+from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
+from ._columns import FAILURE as FAILURE, text as text
+from ._compactor import BackgroundCompactor, Compacted, Compactor
+from ._comparison import Comparison, ErrorGroup, Side, Slow
+from ._event_store import EventStore
+from ._losses import LostFile
+from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
+from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
+from ._queries import Rows
+from ._query_process import query_in_process as query_in_process
+from ._sampling import Sampled, SampleRule, TailSampler, read_sampler
+from ._selection import Over as Over, as_predicate as as_predicate, condition as condition
+from ._snapshot import LONGEST_RUN as LONGEST_RUN
+from ._statistics import Share, Stat, Total, Volume
+from .explain import explain
+from .explain._difference import Difference, Explanation, LeftOut, Part, Together
 
 __all__ = [
     "ArchiveState",

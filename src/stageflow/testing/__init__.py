@@ -1,7 +1,7 @@
 """For tests of pipelines: their events, a clock that jumps, one stage alone, fixtures for pytest."""
 
-from .captured import CapturedEvents, capture_events
-from .one_stage import run_stage, run_stage_sync
-from .virtual_clock import VirtualClock
+from ._capture import CapturedEvents, capture_events
+from ._run_stage import run_stage, run_stage_sync
+from ._virtual_clock import VirtualClock
 
 __all__ = ["CapturedEvents", "VirtualClock", "capture_events", "run_stage", "run_stage_sync"]

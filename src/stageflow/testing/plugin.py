@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .captured import CapturedEvents, capture_events
-from .virtual_clock import VirtualClock
+from ._capture import CapturedEvents, capture_events
+from ._virtual_clock import VirtualClock
 
 __all__ = ["stageflow_events", "virtual_clock"]
 

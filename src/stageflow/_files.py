@@ -1,0 +1,371 @@
+"""What the journal asks of a disk: to sync, to replace a file at once, to lock one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+from .errors import DamagedFileError
+
+__all__ = [
+    "NO_ROOM",
+    "OwnedFile",
+    "absolute_path",
+    "is_locked",
+    "is_regular",
+    "is_symlink",
+    "make_private",
+    "make_private_below",
+    "network_file_system",
+    "only_one",
+    "open_owned",
+    "open_regular",
+    "replace_file",
+    "sync",
+    "sync_directory",
+]
+
+
+# macOS: fsync hands the data to the disk, which may keep it in a cache of its own.
+_FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+_NETWORK = frozenset(
+    {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "lustre", "nfs", "nfs4", "smb3", "smbfs"}
+)
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors that say that a disk, or the share of it that one may have, is full."""
+
+
+_REMEDY = "`stageflow doctor --repair` moves it to broken/"
+
+
+def absolute_path(path: str | bytes | os.PathLike[Any]) -> str:
+    """Return a path that stays the same when the working directory changes.
+
+    Every object that keeps a path calls this once, when it gets the path.
+
+    Raises:
+        FileNotFoundError: The path is relative, and the working directory was deleted.
+    """
+    return os.path.abspath(os.fsdecode(path))
+
+
+def sync(fd: int) -> None:
+    """Return when the data of a file is on the disk.
+
+    Raises:
+        OSError: The disk says that it is not.
+    """
+    if _FULL_SYNC is not None:
+        fcntl.fcntl(fd, _FULL_SYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Return when the names in a directory are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file; with `O_CREAT` in `flags`, create it private to its owner.
+
+    Symbolic links are never followed, and a FIFO never blocks: otherwise anyone who can write to the
+    directory could make the process truncate, lock or read any other file.
+
+    Raises:
+        DamagedFileError: A symbolic link, a directory or a device is in its place.
+        OSError: It cannot be opened.
+    """
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO) and not is_regular(path):
+            raise _not_regular(path) from None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise _not_regular(path)
+
+
+def _not_regular(path: str) -> DamagedFileError:
+    what = "a symbolic link is" if is_symlink(path) else "something other than a regular file is"
+    return DamagedFileError(path, f"{what} in its place", hint=_REMEDY)
+
+
+def is_regular(path: str) -> bool:
+    """Return whether a path is a regular file, without following symbolic links."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_symlink(path: str) -> bool:
+    """Return whether a path is a symbolic link."""
+    return os.path.islink(path)
+
+
+def make_private_below(path: str) -> None:
+    """Create a subdirectory of a journal, private to its owner; refuse a symbolic link.
+
+    Raises:
+        DamagedFileError: Something other than a directory is in its place.
+        OSError: It cannot be created.
+    """
+    if is_symlink(path):
+        raise _not_a_directory(path)
+    try:
+        make_private(path)
+    except FileExistsError:
+        raise _not_a_directory(path) from None
+
+
+def _not_a_directory(path: str) -> DamagedFileError:
+    what = "a symbolic link is" if is_symlink(path) else "a file is"
+    return DamagedFileError(path, f"{what} in place of this directory", hint=_REMEDY)
+
+
+def make_private(path: str) -> None:
+    """Create a directory that only its owner can enter, and its missing parents.
+
+    The parent of each new directory is synced: if a directory is lost, its synced files are lost too.
+    """
+    if os.path.isdir(path):
+        return
+    made = []
+    above = os.path.abspath(path)
+    while not os.path.isdir(above):
+        made.append(above)
+        above = os.path.dirname(above)
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    for folder in reversed(made):
+        sync_directory(os.path.dirname(folder))
+
+
+def replace_file(path: str, content: bytes) -> None:
+    """Write a file so that, whatever happens, either its old or its new content is there, whole.
+
+    A symbolic link at this path is replaced, not followed.
+
+    Raises:
+        DamagedFileError: A directory is in its place.
+        OSError: It could not be written; the old content stands.
+    """
+    directory = os.path.dirname(path)
+    fd, temporary = tempfile.mkstemp(prefix=".new-", dir=directory)
+    try:
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(content)
+            sync(fd)
+        finally:
+            os.close(fd)
+        try:
+            os.rename(temporary, path)
+        except IsADirectoryError:
+            raise _not_regular(path) from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_directory(directory)
+
+
+# A lock belongs to all who have the same open file: a forked child would hold its parent's as long
+# as it lives. So it closes every file that was open for a lock; and no fork comes between the
+# opening of such a file and its entry here.
+_owned: dict[int, OwnedFile] = {}
+_forking = threading.RLock()
+
+
+class OwnedFile:
+    """A file that this process keeps open, to lock it or to write to it, and that forked children close.
+
+    Other code of the process may close the descriptor (a daemon calls `os.closerange`), and the kernel may
+    then give the same number to another file. No method writes to, syncs, unlocks or closes such a file.
+
+    Attributes:
+        path: Where the file is.
+        fd: Its descriptor; -1 once it is closed.
+    """
+
+    __slots__ = ("_identity", "fd", "path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        status = os.fstat(fd)
+        self.path = path
+        self.fd = fd
+        self._identity = (status.st_dev, status.st_ino)
+
+    def is_intact(self) -> bool:
+        """Return whether the descriptor still refers to this file."""
+        try:
+            status = os.fstat(self.fd)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def is_at(self, offset: int) -> bool:
+        """Return whether the descriptor is at an offset, which takes a quarter of the time of `is_intact`.
+
+        Another file with this number is very unlikely to be at the same offset, unless it is 0.
+        """
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_CUR) == offset
+        except OSError:
+            return False
+
+    def is_removed(self) -> bool:
+        """Return whether the file has no name any more."""
+        try:
+            return not os.fstat(self.fd).st_nlink
+        except OSError:
+            return False
+
+    def lock(self) -> bool:
+        """Lock the file for this process alone; the kernel releases the lock when the process dies.
+
+        Returns:
+            False if another process holds the lock.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def sync(self, sync: Callable[[int], None]) -> None:
+        """Sync the file, unless it was deleted; open it again if other code closed its descriptor.
+
+        Raises:
+            OSError: It could not be synced.
+        """
+        if self.is_intact():
+            if not self.is_removed():
+                sync(self.fd)
+            return
+        try:
+            fd = open_regular(self.path)
+        except FileNotFoundError:
+            return
+        try:
+            sync(fd)
+        finally:
+            os.close(fd)
+
+    def release(self) -> None:
+        """Release the lock and close the file, unless other code closed the descriptor."""
+        with _forking:
+            if self.is_intact():
+                # A child forked just now may not have closed its copy yet, which would hold the lock.
+                # A child never releases a lock of its parent, because it has closed the file.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self.fd, fcntl.LOCK_UN)
+                with contextlib.suppress(OSError):
+                    os.close(self.fd)
+            _owned.pop(self.fd, None)
+            self.fd = -1
+
+    def close_in_child(self) -> None:
+        """Close the copy of a forked child. Never unlock it: that would unlock it for the parent."""
+        with contextlib.suppress(OSError):
+            if self.is_intact():
+                os.close(self.fd)
+        self.fd = -1
+
+
+def open_owned(path: str, flags: int) -> OwnedFile:
+    """Open a regular file, private to its owner, and close it in forked children.
+
+    Raises:
+        DamagedFileError: A symbolic link, a directory or a device is in its place.
+        OSError: It cannot be opened.
+    """
+    with _forking:
+        file = OwnedFile(path, open_regular(path, flags))
+        # Other code closed the descriptor of a file that had this number. It may be the same file again,
+        # for instance a lock, which its inode does not reveal.
+        if (closed := _owned.pop(file.fd, None)) is not None:
+            closed.fd = -1
+        _owned[file.fd] = file
+        return file
+
+
+def _forget_parent() -> None:
+    global _forking
+    _forking = threading.RLock()
+    for file in _owned.values():
+        file.close_in_child()
+    _owned.clear()
+
+
+os.register_at_fork(
+    before=lambda: _forking.acquire(),
+    after_in_parent=lambda: _forking.release(),
+    after_in_child=_forget_parent,
+)
+
+
+def is_locked(path: str) -> bool:
+    """Return whether a process holds the lock of a regular file.
+
+    Raises:
+        FileNotFoundError: There is no such file any more.
+        OSError: It is not a regular file, or cannot be opened.
+    """
+    # A child forked in the meantime must not keep the file open: it would share the lock.
+    file = open_owned(path, os.O_RDONLY)
+    try:
+        # Shared, so that two who ask at the same time do not take each other for the writer.
+        fcntl.flock(file.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        file.release()
+    return False
+
+
+@contextlib.contextmanager
+def only_one(path: str) -> Generator[bool]:
+    """Hold the lock on a file, made where there is none; give False where somebody else has it."""
+    file = open_owned(path, os.O_RDWR | os.O_CREAT)
+    try:
+        yield file.lock()
+    finally:
+        file.release()
+
+
+def network_file_system(path: str) -> str | None:
+    """Return the type of the network file system that `path` is on, or None for a local one.
+
+    It is known on Linux alone; elsewhere the answer is None.
+    """
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            lines = mounts.readlines()
+    except OSError:
+        return None
+    real = os.path.realpath(path)
+    nearest, kind = "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        mounted = before.split(" ")[4].encode().decode("unicode_escape")
+        inside = real == mounted or real.startswith(mounted.rstrip("/") + "/")
+        if inside and len(mounted) >= len(nearest):
+            nearest, kind = mounted, after.split(" ")[0]
+    return kind if kind in _NETWORK else None

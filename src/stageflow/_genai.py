@@ -1,0 +1,158 @@
+"""The names of fields about models, as the OpenTelemetry semantic conventions for generative AI have them.
+
+Convention: semantic-conventions-genai, schema `gen-ai/1.42.0`; every name in it has the status
+"development" and may still change. This is the one place that knows them. What the convention has
+no name for (calls, cost, how many documents) has one of ours, with its unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsFloat, SupportsIndex, TypedDict
+
+__all__ = [
+    "CONVENTION",
+    "Amount",
+    "EmbeddingCall",
+    "Fields",
+    "LlmCall",
+    "Retrieval",
+    "embedding_fields",
+    "llm_fields",
+    "retrieval_fields",
+]
+
+
+CONVENTION = "gen-ai/1.42.0"
+
+Amount = SupportsFloat | SupportsIndex
+"""A number of any type: of Python, of numpy, a `Decimal`, ..."""
+
+Fields = tuple[dict[str, Any], dict[str, Any]]
+"""What to set, and what to add up: over the calls of a stage, and over the stages of a run."""
+
+
+class LlmCall(TypedDict, total=False):
+    """What may be recorded of one call of a language model."""
+
+    provider: str | None
+    operation: str
+    response_model: str | None
+    response_id: str | None
+    finish_reason: str | Sequence[str] | None
+    input_tokens: Amount | None
+    output_tokens: Amount | None
+    cached_tokens: Amount | None
+    reasoning_tokens: Amount | None
+    cost_usd: Amount | None
+    time_to_first_chunk: Amount | None
+    temperature: Amount | None
+    max_tokens: Amount | None
+
+
+class EmbeddingCall(TypedDict, total=False):
+    """What may be recorded of one call that made embeddings."""
+
+    provider: str | None
+    input_tokens: Amount | None
+    vectors: Amount | None
+    dimensions: Amount | None
+    cost_usd: Amount | None
+
+
+class Retrieval(TypedDict, total=False):
+    """What may be recorded of one search for documents."""
+
+    documents: Amount | None
+    top_k: Amount | None
+    best_score: Amount | None
+    worst_score: Amount | None
+
+
+def llm_fields(
+    model: str,
+    *,
+    provider: str | None = None,
+    operation: str = "chat",
+    response_model: str | None = None,
+    response_id: str | None = None,
+    finish_reason: str | Sequence[str] | None = None,
+    input_tokens: Amount | None = None,
+    output_tokens: Amount | None = None,
+    cached_tokens: Amount | None = None,
+    reasoning_tokens: Amount | None = None,
+    cost_usd: Amount | None = None,
+    time_to_first_chunk: Amount | None = None,
+    temperature: Amount | None = None,
+    max_tokens: Amount | None = None,
+) -> Fields:
+    """Return the fields of one call of a language model; see `StageContext.record_llm`."""
+    reasons = list(finish_reason) if isinstance(finish_reason, (list, tuple)) else [finish_reason]
+    named = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": provider,
+        "gen_ai.request.model": model,
+        "gen_ai.request.temperature": temperature,
+        "gen_ai.request.max_tokens": max_tokens,
+        "gen_ai.response.model": response_model,
+        "gen_ai.response.id": response_id,
+        "gen_ai.response.finish_reasons": None if finish_reason is None else reasons,
+    }
+    added = {
+        "llm.calls": 1,
+        "gen_ai.usage.input_tokens": input_tokens,
+        "gen_ai.usage.output_tokens": output_tokens,
+        "gen_ai.usage.cache_read.input_tokens": cached_tokens,
+        "gen_ai.usage.reasoning.output_tokens": reasoning_tokens,
+        "gen_ai.response.time_to_first_chunk": time_to_first_chunk,
+        "llm.cost_usd": cost_usd,
+    }
+    return _given(named), _given(added)
+
+
+def embedding_fields(
+    model: str,
+    *,
+    provider: str | None = None,
+    input_tokens: Amount | None = None,
+    vectors: Amount | None = None,
+    dimensions: Amount | None = None,
+    cost_usd: Amount | None = None,
+) -> Fields:
+    """Return the fields of one call that made embeddings; see `StageContext.record_embedding`."""
+    named = {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": provider,
+        "gen_ai.request.model": model,
+        "gen_ai.embeddings.dimension.count": dimensions,
+    }
+    added = {
+        "embedding.calls": 1,
+        "embedding.vectors": vectors,
+        "gen_ai.usage.input_tokens": input_tokens,
+        "llm.cost_usd": cost_usd,
+    }
+    return _given(named), _given(added)
+
+
+def retrieval_fields(
+    source: str | None,
+    *,
+    documents: Amount | None = None,
+    top_k: Amount | None = None,
+    best_score: Amount | None = None,
+    worst_score: Amount | None = None,
+) -> Fields:
+    """Return the fields of one search for documents; see `StageContext.record_retrieval`."""
+    named = {
+        "gen_ai.operation.name": "retrieval",
+        "gen_ai.data_source.id": source,
+        "gen_ai.request.top_k": top_k,
+        "retrieval.best_score": best_score,
+        "retrieval.worst_score": worst_score,
+    }
+    return _given(named), _given({"retrieval.calls": 1, "retrieval.documents": documents})
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

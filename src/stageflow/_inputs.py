@@ -1,0 +1,129 @@
+"""What a stage may read of the stages before it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol
+
+from .errors import MissingInputError, UnknownInputError, did_you_mean
+from .stages import StageResult, StageStatus
+
+__all__ = ["StageInputs", "Upstream"]
+
+
+class Upstream(Protocol):
+    """The run, as far as inputs need it."""
+
+    @property
+    def pipeline_name(self) -> str: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    def ancestor(self, reader: int, stage: str) -> StageResult | None:
+        """Return the result of `stage` if it is an ancestor of stage number `reader`, else None."""
+        ...
+
+    def ancestors(self, reader: int) -> Collection[str]:
+        """Return the names of all ancestors of stage number `reader`."""
+        ...
+
+
+class StageInputs:
+    """Reads the outputs of a stage's ancestors: of its dependencies, theirs, and so on."""
+
+    __slots__ = ("_missing", "_reader", "_stage", "_upstream")
+
+    def __init__(self, upstream: Upstream, stage: str, reader: int) -> None:
+        self._upstream = upstream
+        self._stage = stage
+        self._reader = reader
+        # A dict, as an ordered set: a stage may have thousands of dependencies that all lack its parameter.
+        self._missing: dict[str, None] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """The keys that were requested and not found, as `stage.key`; recorded as `missing_inputs`."""
+        return list(self._missing)
+
+    def get_from(self, stage: str, key: str, default: Any = None) -> Any:
+        """Return `key` of what `stage` gave, or `default`, as `dict.get` would.
+
+        What was not found is named in the record (`missing_inputs`), so that a typo shows.
+
+        Raises:
+            UnknownInputError: `stage` is no ancestor of this one.
+        """
+        data = self._result(stage).data
+        if key in data:
+            return data[key]
+        self._note(stage, key)
+        return default
+
+    def require_from(self, stage: str, key: str) -> Any:
+        """Return `key` of what `stage` gave.
+
+        Raises:
+            UnknownInputError: `stage` is no ancestor of this one.
+            MissingInputError: `stage` was skipped, or gave no such key.
+        """
+        result = self._result(stage)
+        if result.status is StageStatus.OK and key in result.data:
+            return result.data[key]
+        self._note(stage, key)
+        if result.status is not StageStatus.OK:
+            why = result.error or result.reason
+            raise MissingInputError(
+                f"{stage!r} returned no {key!r}: it ended with {result.status} ({why})",
+                hint=f"use get_from({stage!r}, {key!r}, default) if a skip is fine, "
+                "or conditional=True to be skipped with it",
+                **self._where(),
+            )
+        keys = [str(known) for known in result.data]
+        raise MissingInputError(
+            f"{stage!r} returned no {key!r}{did_you_mean(str(key), keys)}",
+            hint=f"it returned {_listed(keys)}",
+            **self._where(),
+        )
+
+    def result_from(self, stage: str) -> StageResult:
+        """Return the whole result of an ancestor: its status, reason and data.
+
+        Raises:
+            UnknownInputError: `stage` is no ancestor of this one.
+        """
+        return self._result(stage)
+
+    def _result(self, stage: str) -> StageResult:
+        result = self._upstream.ancestor(self._reader, stage)
+        if result is not None:
+            return result
+        readable = sorted(self._upstream.ancestors(self._reader))
+        raise UnknownInputError(
+            f"{stage!r} is no ancestor of {self._stage!r}{did_you_mean(str(stage), readable)}",
+            hint=f"it may read {_listed(readable)}; add {stage!r} to its dependencies to read it",
+            **self._where(),
+        )
+
+    def note_missing(self, key: str, stages: Iterable[str]) -> None:
+        """Note that none of `stages` gave `key`, so that the record says it."""
+        for stage in stages:
+            self._note(stage, key)
+
+    def _note(self, stage: str, key: str) -> None:
+        self._missing[f"{stage}.{key}"] = None
+
+    def _where(self) -> dict[str, str]:
+        upstream = self._upstream
+        return {
+            "pipeline": upstream.pipeline_name,
+            "stage": self._stage,
+            "run_id": upstream.run_id,
+        }
+
+
+def _listed(names: list[str], at_most: int = 12) -> str:
+    if not names:
+        return "nothing"
+    shown = ", ".join(repr(name) for name in names[:at_most])
+    return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"

@@ -1,0 +1,156 @@
+"""The outbox: notices on their way, tried again until they arrive, and written down before each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ._evaluation import why
+from ._notice import Notice
+from ._receivers import NotDelivered, Receiver
+from ._state import AlertState, Delivery, ReceiverState
+
+__all__ = ["Sent", "backoff", "post", "send_due"]
+
+
+_FIRST_SECONDS = 5.0
+_LONGEST_SECONDS = 3600.0
+_GIVE_UP_AFTER = timedelta(days=3)
+_MOST = 1000
+
+
+class Sent(Struct, frozen=True, kw_only=True):
+    """What became of one attempt.
+
+    Attributes:
+        receiver: Name of the receiver.
+        notice: What it was told.
+        attempt: Which attempt it was, from 1.
+        error: Why it did not arrive; None where it did.
+    """
+
+    receiver: str
+    notice: Notice
+    attempt: int
+    error: str | None
+
+
+def backoff(failures: int) -> float:
+    """Return how many seconds to wait after so many failures in a row: 5, 10, 20, ... and never over an hour.
+
+    Example:
+        >>> [backoff(failures) for failures in (1, 2, 3, 99)]
+        [5.0, 10.0, 20.0, 3600.0]
+    """
+    return min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0 ** min(failures - 1, 20))
+
+
+def post(state: AlertState, notices: Iterable[Notice], receivers: Sequence[Receiver]) -> AlertState:
+    """Return the state with a delivery of each notice to each of its receivers in the outbox.
+
+    What is there for a receiver that is gone is taken out and counted, and so is the oldest of too much.
+    """
+    names = {receiver.name for receiver in receivers}
+    outbox = [
+        *state.outbox,
+        *(
+            Delivery(receiver=receiver.name, notice=notice)
+            for notice in notices
+            for receiver in receivers
+            if not notice.receivers or receiver.name in notice.receivers
+        ),
+    ]
+    counted = dict(state.receivers)
+    for name in {delivery.receiver for delivery in outbox}:
+        waiting = [delivery for delivery in outbox if delivery.receiver == name]
+        dropped = waiting if name not in names else waiting[: max(0, len(waiting) - _MOST)]
+        if dropped:
+            before = counted.get(name, ReceiverState())
+            counted[name] = replace(before, given_up=before.given_up + len(dropped))
+            outbox = [delivery for delivery in outbox if delivery not in dropped]
+    return replace(state, outbox=tuple(outbox), receivers=counted)
+
+
+def send_due(
+    state: AlertState, receivers: Iterable[Receiver], now: datetime, save: Callable[[AlertState], None]
+) -> tuple[AlertState, list[Sent]]:
+    """Send what is due, to each receiver in order, and return the state after it.
+
+    Before an attempt the state says that it is made, and after it what came of it. So what was cut off
+    by the death of the process is known to be in doubt, and is sent again with the same id.
+
+    Args:
+        state: With the outbox.
+        receivers: That there are.
+        now: The present.
+        save: Called with the state before and after each attempt.
+    """
+    sent: list[Sent] = []
+    for receiver in receivers:
+        for delivery in [each for each in state.outbox if each.receiver == receiver.name]:
+            if delivery.next_at is not None and delivery.next_at > now:
+                break  # those behind it wait as well: a resolve notice comes after what it resolves
+            count = state.receivers.get(receiver.name, ReceiverState())
+            trying = replace(
+                delivery,
+                attempts=delivery.attempts + 1,
+                sending=True,
+                in_doubt=delivery.in_doubt or delivery.sending,
+            )
+            count = replace(
+                count, attempts=count.attempts + 1, in_doubt=count.in_doubt + int(delivery.sending)
+            )
+            state = _put(state, delivery, trying, count)
+            save(state)
+            failure = _try(receiver, trying)
+            sent.append(
+                Sent(
+                    receiver=receiver.name,
+                    notice=trying.notice,
+                    attempt=trying.attempts,
+                    error=None if failure is None else failure.why,
+                )
+            )
+            state = _after(state, trying, count, failure, now)
+            save(state)
+            if failure is not None and not failure.final:
+                break
+    return state, sent
+
+
+def _try(receiver: Receiver, delivery: Delivery) -> NotDelivered | None:
+    try:
+        receiver.send(delivery.notice, in_doubt=delivery.in_doubt)
+    except NotDelivered as failure:
+        return failure
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a custom receiver may raise anything, and must not stop the others
+        return NotDelivered(why(error))
+    return None
+
+
+def _after(
+    state: AlertState, tried: Delivery, count: ReceiverState, failure: NotDelivered | None, now: datetime
+) -> AlertState:
+    if failure is None:
+        return _put(state, tried, None, replace(count, sent=count.sent + 1, last_error=None))
+    count = replace(count, failures=count.failures + 1, last_error=failure.why)
+    if failure.final or now - tried.notice.at > _GIVE_UP_AFTER:
+        return _put(state, tried, None, replace(count, given_up=count.given_up + 1))
+    wait = max(backoff(tried.attempts), min(failure.retry_after or 0.0, _LONGEST_SECONDS))
+    later = replace(tried, sending=False, next_at=now + timedelta(seconds=wait))
+    return _put(state, tried, later, count)
+
+
+def _put(state: AlertState, old: Delivery, new: Delivery | None, count: ReceiverState) -> AlertState:
+    """Return the state with one delivery in place of another, and the counters of its receiver."""
+    outbox = [new if each is old else each for each in state.outbox]
+    return replace(
+        state,
+        outbox=tuple(each for each in outbox if each is not None),
+        receivers={**state.receivers, old.receiver: count},
+    )

@@ -1,0 +1,318 @@
+"""`evaluate`: from rules and the state of before, the notices that are due and the state of now."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from .._interrupts import is_a
+from .._log import log_safely
+from ..errors import StageflowError, describe
+from ._notice import Notice
+from ._rule import Measured, Rule, Silence, how_many, is_silenced, percent, rfc3339_of
+from ._state import AlertState, Incident, RuleState
+
+if TYPE_CHECKING:
+    from ..store import Difference, EventStore
+
+__all__ = ["Evaluation", "Finding", "evaluate", "why"]
+
+
+log = logging.getLogger("stageflow.alerts")
+
+_MOST = 3
+"""Runs, and lines of an explanation, in one message."""
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """What became of one rule in an evaluation.
+
+    Attributes:
+        rule: Its name.
+        kind: Its kind.
+        severity: As the rule has it.
+        status: "inactive", "pending" or "firing", as it is now.
+        says: The figure in words.
+        threshold: What it is held against, in words.
+        events: How many events the figure is taken from, in words.
+        began: When it was first found bad; None where it is not.
+        silenced: The silence that holds it back; None where none does.
+        error: Why it could not be evaluated; None where it could.
+        archive_error: Why the archive, or a part of it, could not be read; the rule does not need it. None if
+            all of it was read.
+    """
+
+    rule: str
+    kind: str
+    severity: str
+    status: str
+    says: str
+    threshold: str
+    events: str
+    began: datetime | None
+    silenced: Silence | None
+    error: str | None
+    archive_error: str | None = None
+
+
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """What one evaluation came to.
+
+    Attributes:
+        state: What is known now; to be kept before a notice goes out.
+        notices: What is to be told.
+        findings: What became of each rule.
+    """
+
+    state: AlertState
+    notices: tuple[Notice, ...]
+    findings: tuple[Finding, ...]
+
+
+def evaluate(
+    store: EventStore,
+    rules: Sequence[Rule],
+    state: AlertState,
+    now: datetime,
+    silences: Iterable[Silence] = (),
+) -> Evaluation:
+    """Evaluate rules over a store: nothing is sent, and nothing is written.
+
+    A rule that cannot be evaluated keeps its status: if it raises an exception, of any class except
+    `KeyboardInterrupt` and `SystemExit`, the finding contains the error, the log states it when it changes,
+    and the other rules are evaluated. An alert whose rule is gone resolves.
+
+    Args:
+        store: That is asked.
+        rules: What to look for.
+        state: What the evaluation before came to; `AlertState()` for the first.
+        now: The present, with a zone; windows end there.
+        silences: Beside those of the rules.
+
+    Example:
+        evaluation = evaluate(store, rules, AlertState(), datetime.now(UTC))
+    """
+    silences = tuple(silences)
+    known: dict[str, RuleState] = {}
+    notices: list[Notice] = []
+    findings: list[Finding] = []
+    for rule in rules:
+        before = state.rules.get(rule.name, RuleState())
+        try:
+            after, notice, finding = _evaluate(store, rule, before, silences, now)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a custom rule may raise anything, and must not stop the others
+            after = replace(before, evaluated_at=now, error=why(error), errors=before.errors + 1)
+            notice = None
+            finding = _finding(rule, after, None, None)
+            if after.error != before.error:
+                log_safely(log, "alert rule %r could not be evaluated: %s", rule.name, after.error)
+        known[rule.name] = after
+        notices += [notice] if notice is not None else []
+        findings.append(finding)
+    notices += [
+        _farewell(name, gone, now)
+        for name, gone in state.rules.items()
+        if name not in known and gone.incident is not None and gone.incident.notices
+    ]
+    return Evaluation(state=replace(state, rules=known), notices=tuple(notices), findings=tuple(findings))
+
+
+def why(error: BaseException) -> str:
+    """Return an error as text that a file can store, with its remedy."""
+    text = describe(error)
+    if is_a(error, StageflowError) and isinstance(hint := getattr(error, "hint", None), str):
+        text += f"; {hint}"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _evaluate(
+    store: EventStore, rule: Rule, before: RuleState, silences: tuple[Silence, ...], now: datetime
+) -> tuple[RuleState, Notice | None, Finding]:
+    """Evaluate one rule; raise whatever it raises, or an error for a value that the state cannot store."""
+    silence = is_silenced(rule.name, (*rule.silences, *silences), now)
+    measured = rule.measure(store, now)
+    left_out = None if store.archive_error is None else why(store.archive_error)
+    after, kind = _step(rule, before, measured, now, quiet=silence is not None)
+    notice = None if kind is None else _notice(store, rule, before, after, measured, kind, now)
+    for value in filter(None, (after, notice)):
+        # A value that cannot be encoded and decoded would make the state of all rules unusable.
+        msgspec.json.decode(msgspec.json.encode(value), type=type(value))
+    return after, notice, _finding(rule, after, measured, silence, left_out)
+
+
+def _step(
+    rule: Rule, before: RuleState, measured: Measured, now: datetime, *, quiet: bool
+) -> tuple[RuleState, Literal["firing", "repeated", "resolved"] | None]:
+    """Return the state after a measurement, and the kind of notice that is due."""
+    seen = RuleState(evaluated_at=now, value=measured.value, says=measured.says, errors=before.errors)
+    incident = before.incident
+    if incident is None:
+        if not measured.bad:
+            return seen, None
+        bad, began = before.bad + 1, before.began or now
+        if bad < rule.for_:
+            return replace(seen, status="pending", bad=bad, began=began), None
+        incident = Incident(id=_id(rule.name, began), receivers=rule.receivers)
+        before = replace(before, bad=bad, began=began)
+    elif measured.good:
+        # A silence holds back noise. The end of what was told is none: somewhere a page is open.
+        return seen, "resolved" if incident.notices else None
+    kind: Literal["firing", "repeated"] | None = None
+    if not quiet:
+        if incident.told_at is None:
+            kind = "firing"
+        elif rule.repeat_every is not None and now >= incident.told_at + timedelta(seconds=rule.repeat_every):
+            kind = "repeated"
+    if kind is not None:
+        incident = replace(incident, told_at=now, notices=incident.notices + 1)
+    return replace(seen, status="firing", bad=before.bad, began=before.began, incident=incident), kind
+
+
+def _notice(
+    store: EventStore,
+    rule: Rule,
+    before: RuleState,
+    after: RuleState,
+    measured: Measured,
+    kind: Literal["firing", "repeated", "resolved"],
+    now: datetime,
+) -> Notice:
+    over = kind == "resolved"
+    incident = before.incident if over else after.incident
+    began = before.began if over else after.began
+    assert incident is not None and began is not None  # noqa: PT018 - one of them alone is never None
+    runs = () if over else measured.runs[:_MOST] or _runs(store, measured)
+    commands = _commands(rule, measured)
+    commands += [f"stageflow show {shlex.quote(run)}" for run in runs[:1]]
+    return Notice(
+        id=_notice_id(incident, kind),
+        kind=kind,
+        rule=rule.name,
+        rule_kind=rule.kind,
+        severity=rule.severity,
+        incident=incident.id,
+        at=now,
+        began=began,
+        says=measured.says,
+        value=measured.value,
+        threshold=measured.threshold,
+        window_since=measured.window.since,
+        window_until=measured.window.until,
+        events=how_many(measured.events, measured.rows, measured.noun),
+        pipeline=rule.pipeline,
+        stage=rule.stage,
+        notes=measured.notes,
+        explained=() if over else _explained(store, measured),
+        runs=runs,
+        commands=tuple(_in_journal(command, store.path) for command in commands),
+        receivers=incident.receivers,
+    )
+
+
+def _farewell(name: str, gone: RuleState, now: datetime) -> Notice:
+    """Return the resolve notice of an alert whose rule is gone."""
+    assert gone.incident is not None
+    return Notice(
+        id=_notice_id(gone.incident, "resolved"),
+        kind="resolved",
+        rule=name,
+        rule_kind="",
+        severity="info",
+        incident=gone.incident.id,
+        at=now,
+        began=gone.began or now,
+        says="its rule is gone; nobody looks any more",
+        receivers=gone.incident.receivers,
+    )
+
+
+def _finding(
+    rule: Rule,
+    after: RuleState,
+    measured: Measured | None,
+    silence: Silence | None,
+    archive_error: str | None = None,
+) -> Finding:
+    return Finding(
+        rule=rule.name,
+        kind=rule.kind,
+        severity=rule.severity,
+        status=after.status,
+        says=after.says if measured is None else measured.says,
+        threshold="" if measured is None else measured.threshold,
+        events="" if measured is None else how_many(measured.events, measured.rows, measured.noun),
+        began=after.began,
+        silenced=silence,
+        error=after.error,
+        archive_error=archive_error,
+    )
+
+
+def _commands(rule: Rule, measured: Measured) -> list[str]:
+    try:
+        return [str(command) for command in rule.commands(measured.window)]
+    except Exception as error:
+        log_safely(log, "alert rule %r has no commands: %s", rule.name, describe(error))
+        return []
+
+
+def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
+    """Return some of the runs that made it bad, the newest first."""
+    if measured.selection is None:
+        return ()
+    query = (
+        f"select pipeline_run_id from runs where {measured.selection} order by ended_at desc limit {_MOST}"
+    )
+    try:
+        return tuple(str(run) for (run,) in store.sql(query, since=measured.window.since).rows)
+    except Exception as error:
+        log_safely(log, "no runs could be named for an alert: %s", describe(error))
+        return ()
+
+
+def _explained(store: EventStore, measured: Measured) -> tuple[str, ...]:
+    """Return what is different about the runs that made it bad, as far as anything is."""
+    if measured.selection is None:
+        return ()
+    try:
+        found = store.explain(measured.selection, against=measured.rest, limit=_MOST)
+        return tuple(map(_said, found.differences))
+    except Exception as error:
+        # What is told is that something is wrong. Why is a courtesy.
+        log_safely(log, "an alert could not be explained: %s", describe(error))
+        return ()
+
+
+def _said(difference: Difference) -> str:
+    shares = f"{percent(difference.selection.share)} of these, {percent(difference.rest.share)} of the others"
+    return f"{difference} ({shares})"
+
+
+def _in_journal(command: str, journal: str | None) -> str:
+    if journal is None or os.path.normpath(journal) == "journal":  # where the commands look by themselves
+        return command
+    before, comment, after = command.partition("  # ")
+    return f"{before} --journal {shlex.quote(journal)}{comment}{after}"
+
+
+# Ids follow from what they name. So an evaluation that is cut off and done again gives the same.
+
+
+def _id(*parts: str | datetime | int) -> str:
+    told = "\n".join(rfc3339_of(part) if isinstance(part, datetime) else str(part) for part in parts)
+    return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+
+def _notice_id(incident: Incident, kind: str) -> str:
+    return f"msg_{_id(incident.id, kind, incident.notices)}"

@@ -1,0 +1,305 @@
+"""The receivers of notifications."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import IO, Any, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from .._time import get_clock
+from ..errors import MissingExtraError
+from ._notice import Notice
+from ._rule import WrongField, check_number
+
+__all__ = ["Apprise", "Call", "NotDelivered", "Receiver", "Webhook", "of_environment", "sign"]
+
+
+class NotDelivered(Exception):
+    """A receiver did not take a notice.
+
+    Attributes:
+        why: In one line, without any secret.
+        retry_after: Seconds that the receiver asks for before it is tried again; None where it does not.
+        final: True where it need not be tried again.
+    """
+
+    def __init__(self, why: str, *, retry_after: float | None = None, final: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.retry_after = retry_after
+        self.final = final
+
+
+class Receiver(Protocol):
+    """Takes notices, one at a time. `Webhook`, `Apprise` and `Call` are receivers."""
+
+    @property
+    def name(self) -> str:
+        """By which rules name it, and its counters are kept."""
+        ...
+
+    def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
+        """Return when the notice has arrived.
+
+        Args:
+            notice: What to tell.
+            in_doubt: True where it may have arrived before: the process that sent it died meanwhile.
+
+        Raises:
+            NotDelivered: It has not; any other exception counts as that too.
+        """
+        ...
+
+    def missing(self) -> Sequence[str]:
+        """Return what it lacks before it can send, a sentence each: a variable that is not set."""
+        ...
+
+
+def of_environment(name: str) -> str:
+    """Return the value of an environment variable.
+
+    Raises:
+        NotDelivered: It is not set, or empty.
+    """
+    if not (value := os.environ.get(name)):
+        raise NotDelivered(f"the environment variable {name} is not set")
+    return value
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """Calls a function with each notice. One that returns has taken it; one that raises is tried again.
+
+    Attributes:
+        name: By which rules name it.
+        function: Called with a `Notice`, in the thread that evaluates.
+
+    Example:
+        Call(name="log", function=lambda notice: log.warning("%s", notice.title))
+    """
+
+    name: str
+    function: Callable[[Notice], object]
+
+    def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
+        self.function(notice)
+
+    def missing(self) -> Sequence[str]:
+        return ()
+
+
+_TYPES = {"critical": "failure", "warning": "warning", "info": "info"}
+
+
+class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"):
+    """Sends a notice as text through Apprise: mail, chat, pagers. Needs `stageflow[alerts]`.
+
+    Most of these services do not know ids. A notice that may have arrived before says so in its title.
+
+    Attributes:
+        name: By which rules name it.
+        url: Where to, as Apprise takes it ("mailto://..."); "" where `url_env` says it.
+        url_env: The environment variable that holds the address, which is a secret for most services.
+
+    Raises:
+        ValueError: A field has a value that it may not have.
+
+    Example:
+        >>> Apprise(name="phone", url_env="PHONE_URL").missing()
+        ['the environment variable PHONE_URL is not set']
+    """
+
+    name: str
+    url: str = ""
+    url_env: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.url and not self.url_env:
+            raise WrongField(self.name, "url", "one of the keys url and url_env is required")
+        if self.url and self.url_env:
+            raise WrongField(self.name, "url", "expected either url or url_env, got both")
+
+    def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
+        apprise = _apprise()
+        service = apprise.Apprise()
+        if not service.add(self.url or of_environment(self.url_env)):
+            raise NotDelivered("Apprise knows no such address")
+        title = f"{notice.title} (may have been told before)" if in_doubt else notice.title
+        kind = "success" if notice.kind == "resolved" else _TYPES[notice.severity]
+        # Declared as plain text, so that it is escaped for a service whose messages are HTML.
+        text = apprise.NotifyFormat.TEXT
+        if not service.notify(
+            body=notice.text, title=title, notify_type=apprise.NotifyType(kind), body_format=text
+        ):
+            raise NotDelivered("the service did not take it; the log of `apprise` says why")
+
+    def missing(self) -> Sequence[str]:
+        try:
+            address = self.url or of_environment(self.url_env)
+            return [] if _apprise().Apprise().add(address) else ["Apprise knows no such address"]
+        except NotDelivered as error:
+            return [error.why]
+        except MissingExtraError as error:
+            return [str(error)]
+
+
+def _apprise() -> Any:
+    try:
+        import apprise
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("an Apprise receiver", "alerts") from error
+    return apprise
+
+
+_PREFIX = "whsec_"
+_SHORTEST = 24
+
+
+class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"):
+    """POSTs a notice as JSON, with the headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+
+    Taken is what is answered with 2xx; a redirect is not followed. The id is the same however often a
+    notice is tried: a receiver that keeps the ids it has seen gets each notice once.
+
+    Attributes:
+        name: By which rules name it.
+        url: Where to; "" where `url_env` says it.
+        url_env: The environment variable that holds the address, where that is a secret itself.
+        secret_env: The environment variable that holds the secret: base64 of 24 bytes or more, with
+            "whsec_" before it or without. Several, with blanks between, sign each: for a change of secrets.
+        timeout: Seconds for one attempt; default 15.
+
+    Raises:
+        ValueError: A field has a value that it may not have.
+
+    Example:
+        >>> Webhook(name="ops", url="https://ops.example/hook", secret_env="OPS_SECRET").timeout
+        15.0
+    """
+
+    name: str
+    secret_env: str
+    url: str = ""
+    url_env: str = ""
+    timeout: float = 15.0
+
+    def __post_init__(self) -> None:
+        check_number(self.name, "timeout", self.timeout, above=0)
+        if not self.url and not self.url_env:
+            raise WrongField(self.name, "url", "one of the keys url and url_env is required")
+        if self.url and self.url_env:
+            raise WrongField(self.name, "url", "expected either url or url_env, got both")
+        if self.url and _why_no_address(self.url):
+            raise WrongField(self.name, "url", f"{_why_no_address(self.url)}, got {self.url!r}")
+        if not self.secret_env:
+            raise WrongField(
+                self.name, "secret_env", "must not be empty; expected the name of an environment variable"
+            )
+
+    def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
+        url = self.url or of_environment(self.url_env)
+        if why := _why_no_address(url):
+            raise NotDelivered(f"{self.url_env}: {why}")
+        body = msgspec.json.encode(notice.payload())
+        # That of the attempt, which a receiver holds against its own clock.
+        stamp = str(get_clock().wall_ns() // 1_000_000_000)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "stageflow-alerts",
+            "webhook-id": notice.id,
+            "webhook-timestamp": stamp,
+            "webhook-signature": " ".join(sign(secret, notice.id, stamp, body) for secret in self._secrets()),
+        }
+        request = urllib.request.Request(url, data=body, headers=headers, method="POST")
+        try:
+            with _OPENER.open(request, timeout=self.timeout):
+                pass
+        except urllib.error.HTTPError as error:
+            with error:
+                after = error.headers.get("retry-after", "")
+                wait = float(after) if after.isascii() and after.isdigit() else None
+                final = error.code == http.client.GONE
+                raise NotDelivered(f"it answered {error.code}", retry_after=wait, final=final) from None
+        except urllib.error.URLError as error:
+            raise NotDelivered(f"no connection: {error.reason}") from None
+        except TimeoutError:
+            raise NotDelivered(f"no answer within {self.timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise NotDelivered(f"no answer: {type(error).__name__}") from None
+
+    def missing(self) -> Sequence[str]:
+        found = []
+        try:
+            if self.url_env and (why := _why_no_address(of_environment(self.url_env))):
+                found.append(f"{self.url_env}: {why}")
+        except NotDelivered as error:
+            found.append(error.why)
+        try:
+            self._secrets()
+        except NotDelivered as error:
+            found.append(error.why)
+        return found
+
+    def _secrets(self) -> list[bytes]:
+        secrets = []
+        for told in of_environment(self.secret_env).split():
+            try:
+                secret = base64.b64decode(told.removeprefix(_PREFIX), validate=True)
+            except (binascii.Error, ValueError):
+                secret = b""
+            if len(secret) < _SHORTEST:
+                raise NotDelivered(f"{self.secret_env} is not base64 of {_SHORTEST} bytes or more")
+            secrets.append(secret)
+        return secrets
+
+
+def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
+    """Return a signature as the header has it.
+
+    Args:
+        secret: The bytes of the secret.
+        message_id: Of the notice.
+        timestamp: Whole seconds since the Unix epoch.
+        body: What is sent, to the byte.
+
+    Example:
+        >>> sign(bytes(24), "msg_1", "1674087231", b"{}")[:10]
+        'v1,...'
+    """
+    signed = hmac.digest(secret, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
+    return f"v1,{base64.b64encode(signed).decode()}"
+
+
+def _why_no_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
+    except ValueError:
+        whole = False
+    return "" if whole else "expected an address that begins with https:// or http://"
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> None:
+        return None  # the address is to be mended; and what is signed goes nowhere else
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)

@@ -1,0 +1,584 @@
+"""The alert rules."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from .._state_file import decode_stored
+from ..journal import Journal, RunFilter
+from ..render import on_one_line
+from ..store import FAILURE, condition, count_if, percentiles, ranked, text
+from ._rule import (
+    HYSTERESIS,
+    Measured,
+    Rule,
+    Threshold,
+    Window,
+    WrongField,
+    check_number,
+    exactly,
+    in_shell,
+    percent,
+    rfc3339_of,
+    second_of,
+    span,
+)
+
+if TYPE_CHECKING:
+    from ..store import EventStore, Over
+
+__all__ = [
+    "COUNTED",
+    "FAILED",
+    "BurnRate",
+    "BurnWindows",
+    "CrashedRuns",
+    "EventsDropped",
+    "FailureRate",
+    "NoRuns",
+    "SlowerThan",
+    "SqlRows",
+    "failed_share",
+]
+
+
+FAILED = FAILURE
+COUNTED = f"{FAILURE} is not null"
+"""SQL: true for the runs and ends of stages that a failure rate counts."""
+
+
+class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
+    """Fires if the share of failures is above a threshold.
+
+    Runs whose outcome counts as a failure (by default `failed`, `timeout` and `crashed`) are divided by all
+    runs except those that were cancelled externally. For a stage, ends with status FAIL are divided by all
+    ends except cancelled ones.
+
+    Attributes:
+        above: A share: 0.05 is 5 %.
+        resolve_below: A share too.
+
+    Example:
+        >>> FailureRate(name="checkout fails", pipeline="checkout", above=0.05).kind
+        'failure_rate'
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.above >= 1:
+            raise WrongField(
+                self.name, "above", f"expected a share below 1 (0.05 is 5 %), got {self.above!r}"
+            )
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        window = Window.ending(now, self.window)
+        rows, events, share = failed_share(store, window, self.pipeline, self.stage)
+        bad, good = self.verdict(share, enough=rows >= self.min_events)
+        return Measured(
+            value=share,
+            says=f"failure rate {percent(share)}" if share is not None else "failure rate unknown",
+            threshold=f"above {percent(self.above)}, resolves below {percent(self.below)}",
+            bad=bad,
+            good=good,
+            rows=rows,
+            events=events,
+            noun=f"ends of stage {self.stage}" if self.stage else "runs",
+            window=window,
+            selection=window.runs(self.pipeline, self.stage, FAILED),
+            rest=window.runs(self.pipeline, self.stage, COUNTED),
+        )
+
+    def commands(self, window: Window) -> Sequence[str]:
+        these = window.options(self.pipeline, self.stage)
+        return [f"stageflow errors {these}", f"stageflow explain failed {these}"]
+
+
+def failed_share(
+    store: EventStore, window: Window, pipeline: str | None, stage: str | None, failed: str = FAILED
+) -> tuple[int, float, float | None]:
+    """Return how many ends were looked at, how many they stand for, and which share of them failed.
+
+    Args:
+        store: That is asked.
+        window: In which they ended.
+        pipeline: Only of this pipeline.
+        stage: Ends of this stage; None for runs.
+        failed: SQL that says what counts as failed.
+    """
+    over: Over = "stages" if stage else "runs"
+    ended = window.rows(over, pipeline, stage, COUNTED)
+    query = f"select count(*), {count_if()}, {count_if(failed)} from {over} where {ended}"
+    ((rows, events, bad),) = store.sql(query, since=window.since).rows
+    return rows, float(events), float(bad) / float(events) if rows else None
+
+
+_RAN = "status <> 'RETRY' and attempts > 0"
+
+
+class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
+    """Fires where a percentile of durations is above a threshold.
+
+    Of a stage its last attempts count, of those that ran.
+
+    Attributes:
+        above: Seconds.
+        resolve_below: Seconds; default 80 % of `above`.
+        quantile: "p50", "p90", "p95" (the default) or "p99".
+
+    Example:
+        >>> SlowerThan(name="search is slow", stage="search", quantile="p99", above=0.8).below
+        0.64
+    """
+
+    quantile: Literal["p50", "p90", "p95", "p99"] = "p95"
+
+    @property
+    def _slow(self) -> str:
+        return f"duration_ms > {self.above * 1000:.15g}"
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        window = Window.ending(now, self.window)
+        over: Literal["runs", "stages"] = "stages" if self.stage else "runs"
+        ran = _RAN if self.stage else ""
+        rows = window.rows(over, self.pipeline, self.stage, ran)
+        # Weighted also where nothing was sampled: of the rows of one window it costs little.
+        rank = int(self.quantile[1:]) / 100
+        source = ranked(f"select * from {over} where {rows}", "duration_ms", (), weighted=True)
+        query = f"select count(*), {count_if()}, {percentiles([rank], weighted=True)}[1] from {source}"
+        ((looked_at, events, value),) = store.sql(query, since=window.since).rows
+        seconds = None if value is None else value / 1000
+        bad, good = self.verdict(seconds, enough=looked_at >= self.min_events)
+        slow = self._slow
+        return Measured(
+            value=seconds,
+            says=f"{self.quantile} {value:,.0f} ms" if value is not None else f"{self.quantile} unknown",
+            threshold=f"above {self.above * 1000:,.0f} ms, resolves below {self.below * 1000:,.0f} ms",
+            bad=bad,
+            good=good,
+            rows=looked_at,
+            events=float(events),
+            noun=f"ends of stage {self.stage}" if self.stage else "runs",
+            window=window,
+            selection=window.runs(self.pipeline, self.stage, f"{ran} and {slow}" if ran else slow),
+            rest=window.runs(self.pipeline, self.stage, ran),
+        )
+
+    def commands(self, window: Window) -> Sequence[str]:
+        these = window.options(self.pipeline, self.stage)
+        slow = in_shell(self._slow)
+        stages = " --stages" if self.stage else ""
+        return [f"stageflow slowest{stages} {these}", f"stageflow explain {slow} {these}"]
+
+
+class BurnWindows(Struct, frozen=True, kw_only=True):
+    """Two windows, and a burn rate that must be exceeded in both.
+
+    The long one says that it matters, the short one that it still goes on.
+
+    Attributes:
+        long: Seconds.
+        short: Seconds.
+        above: How many times as fast as the budget allows.
+    """
+
+    long: float
+    short: float
+    above: float
+
+    def __str__(self) -> str:
+        return f"{self.above:g}x over {span(self.long)} and {span(self.short)}"
+
+
+class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
+    """Fires where errors use up the budget of an SLO too fast, in both windows of a pair.
+
+    A burn rate of 1 uses up the whole budget in just the period of the SLO. It resolves when the burn
+    rate of every short window is below 80 % of what it fires above. `min_events` counts in the long
+    window. `window` means nothing to it.
+
+    Attributes:
+        slo: The share that should be good: 0.999.
+        slower_than: Seconds; runs or stages that took longer also count as bad. Default None: only failures
+            do. Runs that were cancelled externally count neither as good nor as bad, as in `FailureRate`.
+        windows: The pairs; default 14.4x over 1 h and 5 min, and 6x over 6 h and 30 min, which use
+            2 % and 5 % of the budget of 30 days.
+        resolve_share: Of `above`, for the short windows; default 0.8.
+
+    Example:
+        >>> print(*BurnRate(name="budget", slo=0.999).windows, sep="; ")
+        14.4x over 1 h and 5 min; 6x over 6 h and 30 min
+    """
+
+    slo: float
+    slower_than: float | None = None
+    windows: tuple[BurnWindows, ...] = (
+        BurnWindows(long=3600, short=300, above=14.4),
+        BurnWindows(long=21600, short=1800, above=6.0),
+    )
+    resolve_share: float = HYSTERESIS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.name, "slo", self.slo, above=0)
+        if self.slo >= 1:
+            raise WrongField(self.name, "slo", f"expected a share below 1 (0.999), got {self.slo!r}")
+        if self.slower_than is not None:
+            check_number(self.name, "slower_than", self.slower_than, above=0)
+        check_number(self.name, "resolve_share", self.resolve_share, above=0)
+        if not self.windows:
+            raise WrongField(self.name, "windows", "must not be empty; expected at least one pair")
+        for number, pair in enumerate(self.windows):
+            for name in ("long", "short", "above"):
+                check_number(self.name, f"windows[{number}].{name}", getattr(pair, name), above=0)
+            if pair.short >= pair.long:
+                problem = f"expected less than long = {pair.long:g}, got {pair.short:g}"
+                raise WrongField(self.name, f"windows[{number}].short", problem)
+            if pair.above > 1 / (1 - self.slo):
+                # Not one request could be good, and still it would not fire.
+                problem = f"a burn rate cannot exceed {1 / (1 - self.slo):.4g} with slo = {self.slo:g}"
+                raise WrongField(self.name, f"windows[{number}].above", problem)
+
+    @property
+    def _failed(self) -> str:
+        if self.slower_than is None:
+            return FAILED
+        return f"({FAILED} or duration_ms > {self.slower_than * 1000:.15g})"
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        budget = 1 - self.slo
+        found = []
+        for pair in self.windows:
+            long = Window.ending(now, pair.long)
+            of_long = failed_share(store, long, self.pipeline, self.stage, self._failed)
+            short = Window.ending(now, pair.short)
+            of_short = failed_share(store, short, self.pipeline, self.stage, self._failed)
+            burns = tuple(None if share is None else share / budget for *_, share in (of_long, of_short))
+            found.append((pair, long, of_long, burns))
+
+        def exceeds(burns: tuple[float | None, ...], pair: BurnWindows, rows: int) -> bool:
+            return rows >= self.min_events and all(burn is not None and burn > pair.above for burn in burns)
+
+        bad = [one for one in found if exceeds(one[3], one[0], one[2][0])]
+        # Where a short window is empty nobody knows whether it still goes on.
+        good = not bad and all(
+            burns[1] is not None and burns[1] < pair.above * self.resolve_share for pair, _, _, burns in found
+        )
+        # Told is the pair that exceeds its threshold most.
+        pair, window, (rows, events, _), burns = max(
+            bad or found, key=lambda one: min(burn or 0.0 for burn in one[3]) / one[0].above
+        )
+        told = " and ".join("unknown" if burn is None else f"{burn:.1f}x" for burn in burns)
+        pairs = " or ".join(map(str, self.windows))
+        return Measured(
+            value=burns[0],
+            says=f"burn rate {told} over {span(pair.long)} and {span(pair.short)}",
+            threshold=f"above {pairs}, of the {percent(budget)} that SLO {100 * self.slo:g} % allows",
+            bad=bool(bad),
+            good=good,
+            rows=rows,
+            events=events,
+            noun=f"ends of stage {self.stage}" if self.stage else "runs",
+            window=window,
+            selection=window.runs(self.pipeline, self.stage, f"{COUNTED} and {self._failed}"),
+            rest=window.runs(self.pipeline, self.stage, COUNTED),
+        )
+
+    def commands(self, window: Window) -> Sequence[str]:
+        these = window.options(self.pipeline, self.stage)
+        which = "failed" if self.slower_than is None else in_shell(self._failed)
+        return [f"stageflow errors {these}", f"stageflow explain {which} {these}"]
+
+
+class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
+    """Fires where fewer runs than expected began or ended in the window; also where there never was one.
+
+    A run counts that is under way and began in the window. `min_events` means nothing to it.
+
+    Attributes:
+        fewer_than: How many runs are expected at least; default 1.
+
+    Example:
+        >>> NoRuns(name="the nightly import", pipeline="import", window=26 * 3600).fewer_than
+        1
+    """
+
+    fewer_than: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.name, "fewer_than", self.fewer_than, least=1)
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        window = Window.ending(now, self.window)
+        where = RunFilter(pipeline=self.pipeline, stage=self.stage)
+        # Who began in the window ended in it, or has not ended.
+        query = (
+            f"select count(*), {count_if()} from runs where {window.rows('runs', self.pipeline, self.stage)}"
+        )
+        ((rows, events),) = store.sql(query, since=window.since).rows
+        if events < self.fewer_than and store.path is not None:
+            since = RunFilter(pipeline=self.pipeline, stage=self.stage, since=rfc3339_of(window.since))
+            in_progress = len(Journal(store.path).in_progress(since))
+            rows, events = rows + in_progress, float(events) + in_progress
+        bad = events < self.fewer_than
+        notes = [self._last(store, condition("runs", where, f"ended_at <= '{exactly(now)}'"))] if bad else []
+        runs = f"{events:,.0f} runs in {span(self.window)}"
+        return Measured(
+            value=float(events),
+            says=runs if events else f"no runs in {span(self.window)}",
+            threshold=f"fewer than {self.fewer_than:,}",
+            bad=bad,
+            good=not bad,
+            rows=rows,
+            events=float(events),
+            noun="runs",
+            window=window,
+            notes=tuple(notes),
+        )
+
+    def _last(self, store: EventStore, before: str) -> str:
+        try:
+            ((last,),) = store.sql(f"select max(ended_at) from runs where {before}").rows
+        except OSError:  # unknown without the archive; the alert does not depend on it
+            return "the end of the last run is unknown: the archive cannot be read"
+        return f"the last run ended {second_of(last)}" if last else "no run has ended yet"
+
+    def commands(self, window: Window) -> Sequence[str]:
+        return [
+            f"stageflow runs --pipeline {shlex.quote(self.pipeline)}" if self.pipeline else "stageflow runs"
+        ]
+
+
+_CRASHED = "outcome = 'crashed'"
+
+
+class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
+    """Fires where more runs than so many crashed: their process died and left them without an end.
+
+    A crashed run ended when its process last wrote to the journal, so the window should be longer than
+    a process is ever silent. Default one hour.
+
+    Attributes:
+        above: A count; default 0, so that one is enough.
+        resolve_below: A count too. An alert resolves as well when there are none.
+        min_events: How many runs must have ended in the window; default 1.
+
+    Example:
+        >>> CrashedRuns(name="crashes", severity="critical").above
+        0.0
+    """
+
+    above: float = 0.0
+    window: float = 3600.0
+    min_events: int = 1
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        window = Window.ending(now, self.window)
+        ended = window.rows("runs", self.pipeline, self.stage)
+        query = f"select count(*), {count_if()}, {count_if(_CRASHED)} from runs where {ended}"
+        ((rows, events, crashed),) = store.sql(query, since=window.since).rows
+        bad, good = self.verdict(float(crashed), enough=rows >= self.min_events, exact=True)
+        crashes = window.rows("runs", self.pipeline, self.stage, _CRASHED)
+        return Measured(
+            value=float(crashed),
+            says=f"{crashed:,.0f} crashed runs",
+            threshold=f"above {self.above:g}",
+            bad=bad,
+            good=good,
+            rows=rows,
+            events=float(events),
+            noun="runs",
+            window=window,
+            selection=crashes,
+            rest=ended,
+        )
+
+    def commands(self, window: Window) -> Sequence[str]:
+        these = window.options(self.pipeline, None)
+        return [
+            f"stageflow runs --status crashed {these}",
+            f"stageflow explain {in_shell(_CRASHED)} {these}",
+        ]
+
+
+_LOOK_BACK = timedelta(days=1)
+_SAME_START = 5.0
+"""Seconds by which two readings of when a process began may differ."""
+
+
+class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
+    """Fires where sinks dropped or rejected more events than so many, as `stageflow.health` events say.
+
+    The counters of a process grow from its start on; what counts is by how much they grew in the
+    window. `pipeline` and `stage` mean nothing to it: an event that is lost has none.
+
+    Attributes:
+        above: A count; default 0, so that one is enough.
+        resolve_below: A count too. An alert resolves as well when there are none.
+        min_events: How many `stageflow.health` events must be in the window; default 1.
+
+    Example:
+        >>> EventsDropped(name="events are lost", window=900).min_events
+        1
+    """
+
+    above: float = 0.0
+    min_events: int = 1
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        window = Window.ending(now, self.window)
+        back = window.since - _LOOK_BACK
+        found = store.sql(
+            f"""select rest from events where type = 'stageflow.health'
+            and emitted_at > {text(rfc3339_of(back))}::timestamptz
+            and emitted_at <= {text(rfc3339_of(window.until))}::timestamptz order by emitted_at""",
+            limit=None,
+            since=back,
+        )
+        rows, lost = _growth((row[0] for row in found.rows), rfc3339_of(window.since), rfc3339_of(back))
+        whole = sum(lost.values())
+        bad, good = self.verdict(float(whole), enough=rows >= self.min_events, exact=True)
+        why = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
+        return Measured(
+            value=float(whole),
+            says=f"{whole:,} events lost",
+            threshold=f"above {self.above:g}",
+            bad=bad,
+            good=good,
+            rows=rows,
+            events=float(rows),
+            noun="health events",
+            window=window,
+            notes=tuple(f"{many:,} by {where}" for where, many in why[:3]),
+        )
+
+    def commands(self, window: Window) -> Sequence[str]:
+        return [f"stageflow tail --type stageflow.health -n 20  # since {second_of(window.since)}"]
+
+
+def _growth(lines: Iterable[str | None], since: str, back: str) -> tuple[int, dict[str, int]]:
+    """Return how many events there are from a moment on, and by how much each counter grew until the last."""
+    known: dict[tuple[Any, ...], tuple[str, dict[str, int]]] = {}
+    rows, lost = 0, dict[str, int]()
+    for line in lines:
+        try:
+            data = decode_stored((line or "").encode(), dict[str, Any])
+            where = (data["resource"]["host"], data["resource"]["pid"])
+            began = msgspec.convert(data["emitted_at"], datetime) - timedelta(
+                seconds=data["process"]["uptime_s"]
+            )
+            counters = _counters(data["sinks"])
+            emitted = str(data["emitted_at"])
+        except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            continue  # an application may emit what it likes under this name
+        # A pid may be given again: what began later is another process, and counted from nothing.
+        earlier = next(
+            (
+                (process, seen)
+                for process, seen in known.items()
+                if process[:2] == where and abs((process[2] - began).total_seconds()) < _SAME_START
+            ),
+            None,
+        )
+        process = earlier[0] if earlier else (*where, began)
+        if emitted > since:
+            rows += 1
+            # One that is older than what we looked at grew at some time that nobody knows.
+            before = earlier[1][1] if earlier else {} if rfc3339_of(began) > back else counters
+            for name, many in counters.items():
+                grown = many - before.get(name, 0)
+                if grown > 0:
+                    lost[name] = lost.get(name, 0) + grown
+        known[process] = (emitted, counters)
+    return rows, lost
+
+
+def _counters(sinks: Iterable[dict[str, Any]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for sink in sinks:
+        for reason, many in (*sink["dropped"].items(), *sink["rejected"].items()):
+            name = f"{sink['sink']}: {reason}"
+            found[name] = found.get(name, 0) + int(many)
+    return found
+
+
+_MOST = 1000
+_PARAMETER = re.compile(r"\$(since|now)\b")
+
+
+class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
+    """Fires where a query over `runs`, `stages` and `events` returns rows, more than so many.
+
+    `$now` and `$since` in it are the window. Its first rows are in the message; a column
+    `pipeline_run_id` names the runs. `pipeline` and `stage` mean nothing to it: the query chooses.
+
+    Attributes:
+        sql: The query, in DuckDB's SQL.
+        above: A count of rows; default 0, so that one is enough.
+        resolve_below: A count of rows too. An alert resolves as well when there are none.
+        min_events: Rows too; default 1.
+
+    Example:
+        >>> SqlRows(name="dear runs", sql="select * from runs where ended_at > $since").parameters(
+        ...     Window(datetime(2026, 11, 24), datetime(2026, 11, 25))
+        ... ).keys()
+        dict_keys(['since'])
+    """
+
+    sql: str
+    above: float = 0.0
+    min_events: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sql.strip():
+            raise WrongField(self.name, "sql", "must not be empty; expected a query")
+
+    def parameters(self, window: Window) -> Mapping[str, Any]:
+        """Return those of `$since` and `$now` that the query asks for."""
+        given = {"since": window.since, "now": window.until}
+        return {name: given[name] for name in sorted(set(_PARAMETER.findall(self.sql)))}
+
+    def measure(self, store: EventStore, now: datetime) -> Measured:
+        window = Window.ending(now, self.window)
+        found = store.sql(self.sql, self.parameters(window) or None, limit=_MOST)
+        many = len(found.rows)
+        bad, good = self.verdict(float(many), enough=many >= self.min_events, exact=True)
+        runs = [
+            str(row["pipeline_run_id"]) for row in found.dicts() if row.get("pipeline_run_id") is not None
+        ]
+        return Measured(
+            value=float(many),
+            says=f"{many:,} {'row' if many == 1 else 'rows'}{' and more' if found.more else ''}",
+            threshold=f"above {self.above:g}",
+            bad=bad,
+            good=good,
+            rows=many,
+            events=float(many),
+            noun="rows",
+            window=window,
+            runs=tuple(dict.fromkeys(runs)),
+            notes=tuple(_told(row) for row in found.dicts()[:3]),
+        )
+
+    def commands(self, window: Window) -> Sequence[str]:
+        query = self.sql
+        for name, moment in self.parameters(window).items():
+            query = re.sub(rf"\${name}\b", f"timestamptz '{exactly(moment)}'", query)
+        return [f"stageflow query {in_shell(query.strip())}"]
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    told = "  ".join(f"{name}={_short(value)}" for name, value in row.items() if value is not None)
+    return told if len(told) <= 200 else told[:199] + "…"
+
+
+def _short(value: Any) -> str:
+    return rfc3339_of(value) if isinstance(value, datetime) and value.tzinfo else on_one_line(value)

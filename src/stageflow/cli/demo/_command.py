@@ -1,0 +1,309 @@
+"""The command `demo`, and its report."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from secrets import token_hex
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from ...context import PipelineContext
+from ...events import EventSink, FanoutEventSink, stats
+from ...journal import JournalReader, JournalSink
+from ...observability import WideEventEmitter
+from ...pipeline import Limits, StageGraph
+from ...render import draw_run, draw_summary, visible
+from .._output import open_terminal, print_text
+from ._check import Check, Event, Record, check, read_record, run_id_of
+from ._corpus import Question, questions
+from ._pipeline import Desk, reference_desk
+
+__all__ = [
+    "Acknowledgements",
+    "ask",
+    "ask_all",
+    "demo",
+    "show_answer",
+    "show_check",
+    "show_journal",
+    "show_run",
+    "show_summary",
+]
+
+
+class Acknowledgements(EventSink):
+    """Writes the `event_id` of each event, a line each, to a file descriptor.
+
+    In a `FanoutEventSink` behind the journal it has an event when the journal is done with it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def try_emit(self, *, type: str, data: dict[str, Any] | None) -> None:
+        if data is not None:
+            os.write(self.descriptor, f"{data['event_id']}\n".encode())
+
+
+async def ask_all(
+    graph: StageGraph, desk: Desk, asked: Sequence[Question], batch: str, answered: Callable[[], None]
+) -> None:
+    """Ask all questions at once, and wait until the last of them has come to an end.
+
+    The desk is still learning its words when they come. Who writes to its tally then finds it locked.
+
+    Args:
+        graph: The pipeline.
+        desk: What its runs share.
+        asked: The questions.
+        batch: What the `request_id` of each run begins with.
+        answered: Called whenever one of them has.
+    """
+    async with asyncio.TaskGroup() as clients:
+        clients.create_task(asyncio.to_thread(desk.tally.learn, desk.passages))
+        for number, question in enumerate(asked):
+            client = clients.create_task(ask(graph, desk, question, f"{batch}-{number}"))
+            client.add_done_callback(lambda _: answered())
+
+
+async def ask(graph: StageGraph, desk: Desk, question: Question, request_id: str) -> None:
+    """Ask one question. What comes of it stands in the journal."""
+    user = question.user
+    context = PipelineContext(
+        request_id=request_id,
+        session_id=f"s-{user}-{len(question.text) % 3}",
+        user_id=f"u-{user}",
+        org_id=f"o-{user % 5}",
+        service="stageflow-demo",
+        execution_mode="expert" if question.text.startswith("fts:") else "plain",
+        data={"question": question.text},
+        resources={"desk": desk},
+    )
+    run = asyncio.ensure_future(graph.run(context, deadline=question.deadline))
+    # Not `asyncio.timeout` around the run: this client hangs up, and waits for nothing any more.
+    _, waiting = await asyncio.wait({run}, timeout=question.patience)
+    if waiting:
+        run.cancel()
+        await asyncio.wait({run})
+    if not run.cancelled():
+        run.result()  # raises only where the engine itself is at fault
+
+
+def show_answer(terminal: Console, answer: Event) -> None:
+    """Show a question and its answer."""
+    _title(terminal, "A question and its answer")
+    _inset(terminal, Text(visible(answer["question"]), style="bold"))
+    terminal.print()
+    _inset(terminal, Text(visible(answer["answer"])))
+    if answer["sources"]:
+        terminal.print()
+        _inset(terminal, Text("from " + ", ".join(answer["sources"]), style="dim"))
+
+
+def show_summary(terminal: Console, record: Record) -> None:
+    """Show what became of all runs."""
+    _title(terminal, "All runs, as the journal has them")
+    _inset(terminal, draw_summary(record.runs, record.stages))
+
+
+def show_run(terminal: Console, title: str, record: Record, run: Event) -> None:
+    """Show one run in full."""
+    _title(terminal, title)
+    _inset(terminal, draw_run(run, record.stages_of(run)))
+
+
+def show_check(terminal: Console, check: Check, lost: int) -> None:
+    """Show whether the journal has what the runs must have left."""
+    _title(terminal, "Is the record whole?")
+    held = not check.wrong and not lost
+    lines = [
+        f"pipeline.wide        {check.pipelines:>7,} of {check.runs:>7,}  one for each run",
+        f"terminal stage.wide  {check.terminals:>7,} of {check.due:>7,}  one for each stage of each run",
+        f"RETRY stage.wide     {check.retries:>7,}             one for each attempt that was retried",
+        f"the desk's own       {check.own:>7,}             one for each answer that was given",
+        f"lost on the way      {lost:>7,}             as the sinks counted",
+    ]
+    _inset(terminal, Text("\n".join(lines)))
+    _inset(terminal, Text("The record is whole." if held else "It is not:", style="green" if held else "red"))
+    for problem in check.wrong:
+        _inset(terminal, Text(f"- {visible(problem)}"))
+
+
+def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
+    """Show where the journal is, and commands that look into it.
+
+    Args:
+        terminal: Where to show it.
+        journal: The directory.
+        run_id: A run to look at, if there is one.
+    """
+    _title(terminal, "The journal")
+    print_text(f"  {journal} has an event a line, as JSON. To look into it:")
+    terminal.print()
+    stageflow, where = _stageflow(), shlex.quote(str(journal))
+    commands = [
+        f"{stageflow} runs --journal {where} --status FAIL",
+        f"{stageflow} show {run_id or 'last'} --journal {where}",
+        f"{stageflow} tail --journal {where} --status RETRY",
+        f"{stageflow} explain --journal {where}",
+        f"{stageflow} doctor --journal {where}",
+        f'grep -ho \'"outcome":"[a-z]*"\' {where}/*.ndjson | sort | uniq -c',
+    ]
+    if shutil.which("jq"):
+        failed = 'select(.data.stage_name and .data.status == "FAIL").data | [.stage_name, .error]'
+        commands.append(f"jq -c '{failed}' {where}/*.ndjson")
+    for command in commands:
+        # Never wrapped: a command is there to be copied.
+        terminal.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def _stageflow() -> str:
+    """Return how to call this program again: it need not be on the path."""
+    if shutil.which("stageflow"):
+        return "stageflow"
+    beside = Path(sys.executable).with_name("stageflow")
+    if not beside.exists():
+        return f"{shlex.quote(sys.executable)} -m stageflow"
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
+
+
+def _title(terminal: Console, title: str) -> None:
+    terminal.print()
+    terminal.rule(Text(title, style="bold"), align="left", style="dim")
+    terminal.print()
+
+
+def _inset(terminal: Console, picture: RenderableType) -> None:
+    terminal.print(Padding(picture, (0, 0, 0, 2)))
+
+
+def demo(
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="How many questions to ask.")] = 300,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            "--ask", metavar="QUESTION", help="Ask only this question, and show its run.", show_default=False
+        ),
+    ] = None,
+    journal: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory that the events are written to.")
+    ] = Path(".stageflow/demo"),
+    ack_fd: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="FD",
+            help="For tests that kill: write the id of each event to this file descriptor, once the"
+            " journal has the event.",
+            hidden=True,
+        ),
+    ] = None,
+) -> None:
+    """Answer questions about Python from its own language reference, and show the record of it.
+
+    Each question is one run of a pipeline of ten stages. Some runs fail, run out of time or are
+    cancelled, as runs do. Everything shown at the end is read back from the journal.
+    """
+    terminal = open_terminal()
+    try:
+        desk = Desk(journal)
+    except ModuleNotFoundError as error:
+        print_text(f"This Python came without its language reference: {error}.")
+        raise typer.Exit(1) from None
+    except (OSError, sqlite3.OperationalError) as error:
+        print_text(f"The journal cannot be written to {journal}: {error}.")
+        raise typer.Exit(1) from None
+    asked = questions(runs) if question is None else [Question(question)]
+    sink = JournalSink(journal)
+    reader, batch = JournalReader(journal, at_end=True), token_hex(4)
+    _introduce(terminal, desk, asked)
+    began = time.monotonic()
+    try:
+        with closing(desk.index):
+            _run(desk, asked, batch, sink if ack_fd is None else _acknowledged(sink, ack_fd))
+    except KeyboardInterrupt:
+        print_text(f"Interrupted. The journal in {journal} says how far each run had come.")
+        raise typer.Exit(130) from None
+    took = time.monotonic() - began
+    record = read_record(reader, batch)
+    if question is None:
+        terminal.print(f"{len(asked):,} runs took {took:.1f} s and left {len(record):,} events.")
+        told = _show_all(terminal, record)
+    else:
+        told = _show_one(terminal, record)
+    found = check(record, runs=len(asked), stages=len(reference_desk().stages))
+    counted = stats().of("JournalSink")
+    lost = sum(counted.rejected.values()) + sum(counted.dropped.values()) + counted.pending
+    show_check(terminal, found, lost)
+    show_journal(terminal, journal, run_id_of(told) if told else None)
+    if found.wrong or lost:
+        raise typer.Exit(1)
+
+
+def _introduce(terminal: Console, desk: Desk, asked: Sequence[Question]) -> None:
+    what = "one question" if len(asked) == 1 else f"{len(asked):,} questions at once"
+    terminal.print(
+        f"Asking {what} about Python. Its own language reference answers:"
+        f" {len(desk.passages):,} passages, found by {desk.index_name}."
+    )
+
+
+def _acknowledged(journal: EventSink, descriptor: int) -> EventSink:
+    return FanoutEventSink(journal, Acknowledgements(descriptor))
+
+
+def _run(desk: Desk, asked: Sequence[Question], batch: str, sink: EventSink) -> None:
+    graph = reference_desk().build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink),
+        limits=Limits(writers=8),
+    )
+    terminal = open_terminal(stderr=True)
+    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+        bar = progress.add_task("answering", total=len(asked))
+        asyncio.run(ask_all(graph, desk, asked, batch, lambda: progress.advance(bar)))
+
+
+def _show_all(terminal: Console, record: Record) -> Event | None:
+    """Show everything there is, and one failed run in full. Return that one, or the last."""
+    if record.answers:
+        show_answer(terminal, record.answers[0])
+    show_summary(terminal, record)
+    failed = [run for run in record.runs if run["outcome"] == "failed"]
+    if not failed:
+        return record.runs[-1] if record.runs else None
+    # The one with the most to tell: an exception, and stages that had begun.
+    telling = max(
+        failed,
+        key=lambda run: (
+            run["exception"] is not None,
+            sum(stage["attempts"] > 0 for stage in record.stages_of(run)),
+        ),
+    )
+    show_run(terminal, "One failed run, in full", record, telling)
+    return telling
+
+
+def _show_one(terminal: Console, record: Record) -> Event | None:
+    for answer in record.answers:
+        show_answer(terminal, answer)
+    for run in record.runs:
+        show_run(terminal, "Its run, in full", record, run)
+    return record.runs[0] if record.runs else None

@@ -1,0 +1,586 @@
+"""The channel between an emitter and one sink: order, bounds, isolation, counting."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import functools
+import inspect
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextvars import ContextVar
+from types import CoroutineType
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from .._cpython import exclude_from_all_tasks, forget_unfinished, running_loop
+from .._drive import drive
+from .._interrupts import INTERRUPTS
+from .._log import log_safely
+from ..errors import InvalidArgumentError, describe
+from ._sink import DirectSink, Event, EventLost, ForwardingSink, overrides
+
+__all__ = [
+    "CAPACITY",
+    "Channel",
+    "EventStats",
+    "Item",
+    "Loops",
+    "Outbox",
+    "Outlet",
+    "SinkStats",
+    "delivering",
+]
+
+
+class SinkStats(Struct, frozen=True):
+    """The counters of one sink, read at one moment.
+
+    `offered = accepted + rejected` and `accepted = delivered + dropped + pending` at every moment.
+
+    Attributes:
+        sink: Name of the sink's class.
+        offered: Events the library had for this sink.
+        accepted: Events it took on.
+        delivered: Events whose call of the sink returned.
+        pending: Events taken on and not yet delivered or dropped.
+        rejected: Events it did not take on, by reason: `queue_full`, `no_loop`.
+        dropped: Events taken on and lost, by reason: `sink_error`, `sink_closed` (an error while
+            the loop was ending), `drain_timeout`, `loop_closed`; by a journal also `disk_full`,
+            `journal_unwritable` and `line_too_long`.
+        blocked_ms: Milliseconds for which the sink blocked its caller or its loop, counted from
+            50 ms a call.
+        sync_failures: Number of failed syncs of a journal, which it retries.
+    """
+
+    sink: str
+    offered: int
+    accepted: int
+    delivered: int
+    pending: int
+    rejected: dict[str, int]
+    dropped: dict[str, int]
+    blocked_ms: float
+    sync_failures: int = 0
+
+
+class EventStats(Struct, frozen=True):
+    """The counters of every sink in use, and those of the bridge.
+
+    Attributes:
+        sinks: One `SinkStats` for each sink that was offered an event and still exists.
+        emitter_errors: How often an overriding `WideEventEmitter` raised.
+        coerced_values: Values that JSON cannot carry, recorded by their `repr`.
+    """
+
+    sinks: list[SinkStats]
+    emitter_errors: int
+    coerced_values: int
+
+    def __iter__(self) -> Iterator[SinkStats]:
+        return iter(self.sinks)
+
+    def of(self, name: str) -> SinkStats:
+        """Return the counters of the newest sink whose class is called `name`.
+
+        Raises:
+            KeyError: No such sink was offered an event yet.
+        """
+        for sink in reversed(self.sinks):
+            if sink.sink == name:
+                return sink
+        known = ", ".join(sorted({sink.sink for sink in self.sinks})) or "none"
+        raise KeyError(f"no sink {name!r} was offered an event; known: {known}")
+
+
+class Tally:
+    """Counts of the bridge that belong to no sink."""
+
+    __slots__ = ("coerced_values", "emitter_errors")
+
+    def __init__(self) -> None:
+        self.emitter_errors = 0
+        self.coerced_values = 0
+
+
+TALLY = Tally()
+
+
+CAPACITY = 4096
+"""Events that may wait in one outbox. At 1 ms an event, that many drain within the default bound."""
+
+Item = Event | Awaitable[Any]
+
+
+class Outlet(Protocol):
+    """Something with events waiting on a loop."""
+
+    @property
+    def stalled(self) -> bool:
+        """True for a sink that already outlasted a drain: it is not waited for again."""
+        ...
+
+    def drained(self) -> concurrent.futures.Future[None]:
+        """Return a future that is done when all currently pending events have been delivered or dropped."""
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """Drop all pending events and count them under `reason`."""
+        ...
+
+
+delivering: ContextVar[Outlet | None] = ContextVar("stageflow_delivering", default=None)
+"""The outbox that is delivering in the current context: a sink that flushes must not wait for itself."""
+
+
+class Loops(Protocol):
+    """The part of `Delivery` that an outbox uses."""
+
+    def enter(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+
+    def leave(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+
+    def watch_end(self) -> None: ...
+
+    def is_draining(self, loop: asyncio.AbstractEventLoop) -> bool: ...
+
+
+class Counter(Protocol):
+    """The counters of the sink that an outbox serves."""
+
+    stalled: bool
+
+    def delivered_one(self) -> None: ...
+
+    def dropped_some(self, reason: str, count: int) -> None: ...
+
+    def log_dropped(self, reason: str, count: int, error: BaseException | None) -> None: ...
+
+    def blocked_for(self, seconds: float) -> None: ...
+
+    def adopt(self, outbox: Outbox) -> None: ...
+
+    def forget(self, outbox: Outbox) -> None: ...
+
+
+class Outbox:
+    """Lives while something waits in it. The counters' lock guards all of its fields."""
+
+    def __init__(
+        self,
+        counter: Counter,
+        lock: Any,
+        deliver: Callable[[Event], Any],
+        loop: asyncio.AbstractEventLoop,
+        loops: Loops,
+    ) -> None:
+        self.loop = loop
+        self._loops = loops
+        self._counter = counter
+        self._lock = lock
+        self._deliver = deliver
+        self._queue: deque[Item] = deque()
+        self._in_flight = False
+        self._put = 0
+        self._taken_care_of = 0
+        self._waiters: list[tuple[int, concurrent.futures.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._given_up = False
+
+    @property
+    def pending(self) -> int:
+        """Events that wait, the one in flight included."""
+        return len(self._queue) + self._in_flight
+
+    @property
+    def full(self) -> bool:
+        """True when no further event fits."""
+        return len(self._queue) >= CAPACITY
+
+    @property
+    def stalled(self) -> bool:
+        return self._counter.stalled
+
+    def put(self, item: Item) -> None:
+        """Append an event. The caller holds the lock."""
+        self._put += 1
+        self._queue.append(item)
+
+    def open(self) -> None:
+        """Start delivery, from any thread."""
+        self._loops.enter(self.loop, self)
+        try:
+            if running_loop() is self.loop:
+                self._start()
+            else:
+                self.loop.call_soon_threadsafe(self._start)
+        except RuntimeError:  # the loop was closed in between
+            self.give_up("loop_closed")
+
+    def _start(self) -> None:
+        if self._given_up:
+            return
+        self._loops.watch_end()
+        # A context of its own: what the run that came first had set is no business of the sink.
+        self._task = asyncio.Task(
+            self._run(), loop=self.loop, name="stageflow-delivery", context=contextvars.Context()
+        )
+        self._task.add_done_callback(_looked_at)
+        # Not among `all_tasks()`: the end of `asyncio.run`, and whoever cancels everything, would
+        # take delivery down before the runs it cancels at the same moment have spoken.
+        exclude_from_all_tasks(self._task)
+
+    async def _run(self) -> None:
+        counter = self._counter
+        delivering.set(self)
+        turn = 0
+        while True:
+            with self._lock:
+                if self._given_up:
+                    return
+                if not self._queue:
+                    # Forgotten first: what a signal handler emits between these lines either finds
+                    # another outbox, or is found here.
+                    counter.forget(self)
+                    if not self._queue:
+                        break
+                    counter.adopt(self)
+                item = self._queue.popleft()
+                self._in_flight = True
+            error: BaseException | None = None
+            try:
+                # An awaitable is what a plain `try_emit` handed back: it only has to be awaited.
+                outcome = self._deliver(item) if isinstance(item, Event) else item
+                if outcome is not None:
+                    steps = outcome if type(outcome) is CoroutineType else _as_coroutine(outcome)
+                    await drive(steps, self._timed)
+            except KeyboardInterrupt as interrupt:
+                self._settle("sink_error", interrupt)
+                self.loop.call_soon(self._start)  # the rest goes on, in another task
+                raise
+            except BaseException as caught:
+                error = caught
+            self._settle("sink_closed" if self._ending() else "sink_error", error)
+            turn += 1
+            if turn % 64 == 0:  # a sink that never waits must not keep the loop to itself
+                await asyncio.sleep(0)
+        self._loops.leave(self.loop, self)
+        self._wake()
+
+    def _timed(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Run one step of a sink's coroutine, and count how long it blocked the loop."""
+        began = time.monotonic()
+        try:
+            return method(*args)
+        finally:
+            self._counter.blocked_for(time.monotonic() - began)
+
+    def _ending(self) -> bool:
+        return self._loops.is_draining(self.loop)
+
+    def _settle(self, reason: str, error: BaseException | None) -> None:
+        with self._lock:
+            if self._given_up:
+                return
+            self._in_flight = False
+            self._taken_care_of += 1
+            if error is None:
+                self._counter.delivered_one()
+            else:
+                self._counter.dropped_some(reason, 1)
+        if error is not None:
+            self._counter.log_dropped(reason, 1, error)
+        if self._waiters:
+            self._wake()
+
+    def _wake(self) -> None:
+        with self._lock:
+            due = [future for mark, future in self._waiters if mark <= self._taken_care_of]
+            self._waiters = [(mark, future) for mark, future in self._waiters if mark > self._taken_care_of]
+        for future in due:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+
+    def drained(self) -> concurrent.futures.Future[None]:
+        future: concurrent.futures.Future[None] = concurrent.futures.Future()
+        with self._lock:
+            # Without those that nobody waits for any more.
+            self._waiters = [waiter for waiter in self._waiters if not waiter[1].cancelled()]
+            self._waiters.append((self._put, future))
+        self._wake()
+        return future
+
+    def give_up(self, reason: str) -> None:
+        with self._lock:
+            if self._given_up:
+                return
+            self._given_up = True
+            lost = self.pending
+            self._taken_care_of += lost
+            for item in self._queue:
+                if isinstance(item, Coroutine):
+                    item.close()
+            self._queue.clear()
+            self._in_flight = False
+            if lost:
+                self._counter.dropped_some(reason, lost)
+                self._counter.stalled = reason == "drain_timeout"
+            self._counter.forget(self)
+        if lost:
+            self._counter.log_dropped(reason, lost, None)
+        self._loops.leave(self.loop, self)
+        task = self._task
+        if task is not None and not self.loop.is_closed():
+            # It may be destroyed with the loop while it still hangs: that is told in the counters.
+            forget_unfinished(task)
+            if running_loop() is self.loop:
+                task.cancel()
+        self._wake()
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    # Only an interrupt ends delivery, and that has been raised already: no need to report it again.
+    if not task.cancelled():
+        task.exception()
+
+
+async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+log = logging.getLogger("stageflow.events")
+
+SLOW_SECONDS = 0.05
+"""Seconds; a sink that blocks its caller or the loop for longer is logged, and the time is counted."""
+
+
+class Delivers(Loops, Protocol):
+    """The part of `Delivery` that a channel uses."""
+
+    def delivery_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that delivers an event emitted by the caller."""
+        ...
+
+
+class Channel:
+    """Counts and calls one sink. `offer` never raises and never waits for anything but the sink.
+
+    Args:
+        sink: The sink. The channel does not keep it alive; `offer` receives it again.
+        method: The method to call: "take", "emit" or "try_emit"; "" for the one that the sink implements.
+        delivery: Provides the event loops.
+    """
+
+    def __init__(self, sink: Any, method: str, delivery: Delivers) -> None:
+        self.name = type(sink).__name__
+        self.stalled = False
+        self._call, self._in_place, self.method = _how_to_call(sink, method)
+        self.direct = self._call is _TAKE
+        # Not for a direct sink: events of a journal on a separate thread would be lost on SIGKILL.
+        self._advice = "" if self.direct else "; BackgroundEventSink(sink) runs it on a separate thread"
+        self._forwards = isinstance(sink, ForwardingSink)
+        self._delivery = delivery
+        # Reentrant: a signal handler may emit while its thread is counting.
+        self._lock = threading.RLock()
+        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
+        self._offered = 0
+        self._accepted = 0
+        self._delivered = 0
+        self._in_call = 0
+        self._rejected: dict[str, int] = {}
+        self._dropped: dict[str, int] = {}
+        self._blocked = 0.0
+        self._sync_failures = 0
+        self._logged: set[str] = set()
+
+    def offer(self, sink: Any, event: Event) -> None:
+        """Hand an event to the sink, synchronously or through its queue."""
+        if not self._in_place:
+            self._enqueue(sink, event, counted=False)
+            return
+        error: BaseException | None = None
+        outcome = None
+        began = time.monotonic()
+        try:
+            outcome = sink.take(event) if self.direct else self._call(sink, event)
+        except BaseException as caught:
+            error = caught
+        blocked = time.monotonic() - began
+        if blocked > SLOW_SECONDS:
+            self.blocked_for(blocked)
+        if error is None and (outcome is None or not inspect.isawaitable(outcome)):
+            # Once, when the call is over: so the counters hold at every moment, for one lock an event.
+            with self._lock:
+                self._offered += 1
+                self._accepted += 1
+                self._delivered += 1
+            return
+        reason = error.reason if isinstance(error, EventLost) else "sink_error"
+        with self._lock:
+            self._offered += 1
+            self._accepted += 1
+            if error is not None:
+                self.dropped_some(reason, 1)
+            else:
+                self._in_call += 1
+        if error is None:
+            # A synchronous method that returns an awaitable: await it on the loop.
+            assert outcome is not None
+            self._enqueue(sink, outcome, counted=True)
+            return
+        self.log_dropped(reason, 1, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            INTERRUPTS.keep(error)  # most likely from a signal handler: it is for the application
+
+    def _enqueue(self, sink: Any, item: Item, *, counted: bool) -> None:
+        reason = None
+        try:
+            loop = sink.delivery_loop() if self._forwards else self._delivery.delivery_loop()
+        except RuntimeError:  # the interpreter is exiting: no thread can be started any more
+            reason, loop = "no_loop", None
+        opened: Outbox | None = None
+        with self._lock:
+            if counted:
+                self._in_call -= 1
+            else:
+                self._offered += 1
+            outbox = None if loop is None else self._outboxes.get(loop)
+            if outbox is not None and outbox.full:
+                reason = "queue_full"
+            if reason is not None or loop is None:
+                if counted:
+                    self.dropped_some(reason or "no_loop", 1)
+                else:
+                    self._rejected.setdefault(reason or "no_loop", 0)
+                    self._rejected[reason or "no_loop"] += 1
+            else:
+                if outbox is None:
+                    call = functools.partial(self._call, sink)
+                    outbox = opened = Outbox(self, self._lock, call, loop, self._delivery)
+                    self._outboxes[loop] = outbox
+                if not counted:
+                    self._accepted += 1
+                outbox.put(item)
+        if opened is not None:
+            opened.open()
+        elif reason is not None:
+            self._log_once(reason, f"an event was rejected ({reason})")
+
+    # What an outbox reports; it holds the lock for the first three.
+
+    def delivered_one(self) -> None:
+        self._delivered += 1
+        self.stalled = False
+
+    def dropped_some(self, reason: str, count: int) -> None:
+        # In two steps, between which nothing is called: a signal handler that counts as well, in this
+        # very thread, can only run where something is called.
+        self._dropped.setdefault(reason, 0)
+        self._dropped[reason] += count
+
+    def log_dropped(self, reason: str, count: int, error: BaseException | None) -> None:
+        # Without the lock: a logging handler may emit events, and wait for a thread that waits for the lock.
+        lost = f"{count} event{'s were' if count != 1 else ' was'} dropped ({reason})"
+        self._log_once(reason, lost + (f": {describe(error)}" if error is not None else ""))
+
+    def adopt(self, outbox: Outbox) -> None:
+        self._outboxes.setdefault(outbox.loop, outbox)
+
+    def forget(self, outbox: Outbox) -> None:
+        if self._outboxes.get(outbox.loop) is outbox:
+            del self._outboxes[outbox.loop]
+
+    def blocked_for(self, seconds: float) -> None:
+        if seconds > SLOW_SECONDS and not self._forwards:
+            with self._lock:
+                self._blocked += seconds
+            self._log_once("slow", f"it blocked its caller for {seconds * 1000:.0f} ms{self._advice}")
+
+    def _log_once(self, what: str, text: str) -> None:
+        """Warn once a sink and reason; the rest is in the counters."""
+        if what not in self._logged:
+            self._logged.add(what)
+            log_safely(
+                log,
+                "event sink %s: %s (logged once; see stageflow.events.stats())",
+                self.name,
+                text,
+            )
+
+    def count_sync_failure(self) -> None:
+        """Count a failed sync of the sink."""
+        with self._lock:
+            self._sync_failures += 1
+
+    def stats(self) -> SinkStats:
+        """Return the counters, as they stand at one moment."""
+        with self._lock:
+            return SinkStats(
+                sink=self.name,
+                offered=self._offered,
+                accepted=self._accepted,
+                delivered=self._delivered,
+                pending=self._in_call + sum(box.pending for box in self._outboxes.values()),
+                rejected=dict(self._rejected),
+                dropped=dict(self._dropped),
+                blocked_ms=round(self._blocked * 1000, 3),
+                sync_failures=self._sync_failures,
+            )
+
+
+def _take(sink: DirectSink, event: Event) -> None:
+    sink.take(event)
+
+
+_TAKE: Callable[[Any, Event], Any] = _take
+
+
+def _forward(sink: ForwardingSink, event: Event) -> Any:
+    call, _, _ = _how_to_call(sink.sink, "")
+    return call(sink.sink, event)
+
+
+def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], bool, str]:
+    """Return how to call a sink with an event, whether to do so in place, and the name of the method.
+
+    Raises:
+        InvalidArgumentError: It has no method that takes events.
+    """
+    kind = type(sink)
+    implemented = [name for name in ("try_emit", "emit") if overrides(sink, name)]
+    # Check the real class: a mock passes `isinstance`, but has neither the methods nor the state of a sink.
+    if issubclass(kind, ForwardingSink) and (method == "forward" or not implemented):
+        _how_to_call(sink.sink, "")
+        return _forward, False, "forward"
+    if issubclass(kind, DirectSink) and (method == "take" or not implemented):
+        return _TAKE, True, "take"
+    if inspect.isclass(sink):
+        raise InvalidArgumentError(f"{sink.__name__} is a class; give a sink: {sink.__name__}()")
+    name = method or (implemented[0] if implemented else "emit")
+    if name not in implemented:
+        raise InvalidArgumentError(
+            f"{kind.__name__} is no event sink: it has neither an `emit` nor a `try_emit` of its own",
+            hint="class MySink(EventSink): async def emit(self, *, type, data): ...",
+        )
+    called = getattr(sink, name)
+    try:
+        inspect.signature(called).bind(type="stage.wide", data={})
+    except TypeError as error:
+        raise InvalidArgumentError(
+            f"{kind.__name__}.{name} cannot take an event ({error})",
+            hint=f"define it as {name}(self, *, type, data)",
+        ) from None
+    except ValueError:  # a signature that Python cannot tell
+        pass
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
+        raise InvalidArgumentError(
+            f"{kind.__name__}.{name} is a generator function, so calling it does not deliver the event",
+            hint=f"remove `yield` from {name}",
+        )
+    in_place = not inspect.iscoroutinefunction(called)
+    return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place, name

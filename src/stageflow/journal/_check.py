@@ -1,0 +1,487 @@
+"""The state of a journal, looked at in full: who writes, what is open, torn, broken, kept, deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+from msgspec import Struct
+
+from .._files import is_locked, is_regular, network_file_system
+from .._state_file import StateFile, read_state
+from ..errors import DamagedFileError
+from ._cursor import CursorFile, cursor_names, cursor_state_file, load_cursor
+from ._format import decode
+from ._losses import MissingSegments, closed_by, missing_segments, runs_without_end
+from ._recovery import open_runs, writer_is_closed, writer_lives
+from ._retention import DELETED_FILE, FAILURES_FILE, Deleted, deleted_so_far, retention_began
+from ._segments import (
+    BROKEN,
+    CURSORS,
+    Segment,
+    Writers,
+    has_header,
+    is_temporary,
+    list_writers,
+    misplaced,
+    open_segment,
+)
+
+__all__ = [
+    "UNREADABLE",
+    "CursorState",
+    "Damage",
+    "DamagedFile",
+    "JournalState",
+    "Progress",
+    "WriterState",
+    "check",
+    "left_over",
+    "names_in",
+]
+
+
+_CHUNK = 4 << 20
+
+_MOST_IDS = 5
+"""How many ids of runs a problem names."""
+
+_MOVE = "`stageflow doctor --repair` moves it to broken/"
+_HEADLESS = "its first line, which has the original offset of its lines, is damaged"
+_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites that line"
+UNREADABLE = "grant this user read permission, or move the file away"
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that were looked at, and all there are."""
+
+
+class Damage(Struct, frozen=True):
+    """A range of bytes in a segment that is not a complete line of JSON.
+
+    Attributes:
+        path: Of the segment.
+        offset: Where it begins.
+        bytes: How long it is.
+    """
+
+    path: str
+    offset: int
+    bytes: int
+
+
+class WriterState(Struct, frozen=True):
+    """One writer: a sink in a process.
+
+    Attributes:
+        name: Its name.
+        pid: Process id.
+        state: "live", "closed" (it ended by itself), "completed" (it died, and a reader completed its
+            runs), "dead" (it died, and that is still to be done) or "unreadable".
+        segments: How many files it has here.
+        bytes: How large they are.
+        lines: How many lines they have.
+        open_runs: Ids of the runs that began and have not ended.
+    """
+
+    name: str
+    pid: int
+    state: str
+    segments: int
+    bytes: int
+    lines: int
+    open_runs: list[str]
+
+
+class CursorState(Struct, frozen=True):
+    """One named reader.
+
+    Attributes:
+        name: Its name.
+        at_work: True while a process reads under this name.
+        behind_bytes: How much it has not read.
+        events: How many events it has read.
+        broken: How many broken lines it came by.
+        torn: How many torn last lines.
+        missed: How many files were deleted before it had read them to their end.
+        removed_files: How many of these were deleted before it first started.
+        removed_events: How many events were removed from the journal before it first started.
+    """
+
+    name: str
+    at_work: bool
+    behind_bytes: int
+    events: int
+    broken: int
+    torn: int
+    missed: int
+    removed_files: int = 0
+    removed_events: int = 0
+
+
+class JournalState(Struct, frozen=True):
+    """What `Journal.check()` found.
+
+    Attributes:
+        path: Directory of the journal.
+        bytes: Size of all segments.
+        free_bytes: What its disk has left for this user.
+        writers: Everybody who has segments here, oldest first.
+        cursors: Everybody who reads under a name.
+        torn: Last lines that were cut off, of writers that no longer write there.
+        broken: Lines in the middle that are damaged: not UTF-8, or not JSON.
+        damaged: Files that cannot be used at all, such as a cursor or a symbolic link.
+        missing: Segments in the sequence of a writer that are gone, and that nothing removed.
+        without_end: Ids of the runs whose writer has ended and whose end is damaged or missing.
+        kept_aside: How many lines and files are in `broken/`.
+        crashed: How many runs of these writers were completed after a crash.
+        deleted: What was deleted to make room.
+        problems: What should be seen to, a sentence each.
+    """
+
+    path: str
+    bytes: int
+    free_bytes: int
+    writers: list[WriterState]
+    cursors: list[CursorState]
+    torn: list[Damage]
+    broken: list[Damage]
+    damaged: list[DamagedFile]
+    missing: list[MissingSegments]
+    without_end: list[str]
+    kept_aside: int
+    crashed: int
+    deleted: Deleted
+    problems: list[str]
+
+
+class DamagedFile(Struct, frozen=True):
+    """An unusable file.
+
+    Attributes:
+        path: Where it is.
+        why: Description of the damage.
+        remedy: How to fix it.
+    """
+
+    path: str
+    why: str
+    remedy: str
+
+
+def check(
+    directory: str, progress: Progress | None = None, state_files: Iterable[StateFile] = ()
+) -> JournalState:
+    """Check every line and every state file of a journal; see `Journal.check`."""
+    writers = list_writers(directory)
+    whole = sum(_size(segment) for segments in writers.values() for segment in segments)
+    states: list[WriterState] = []
+    torn: list[Damage] = []
+    broken: list[Damage] = []
+    damaged = list(_damaged_files(directory, state_files))
+    without_end: list[str] = []
+    looked_at = crashed = 0
+    for name, segments in writers.items():
+        lines = 0
+        state, open_ids, found_crashed, error = _state_of(segments)
+        errors = [(segments[-1].path, error)] if error is not None else []
+        without_end += _without_end(segments)
+        for segment in segments:
+            try:
+                found = _look(segment)
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except OSError as error:
+                errors.append((segment.path, error))
+                continue
+            lines += found.lines
+            broken += found.broken
+            if found.headless:
+                damaged.append(DamagedFile(segment.path, _HEADLESS, _REWRITE))
+            if found.torn is not None and not (state == "live" and segment is segments[-1]):
+                torn.append(found.torn)
+            looked_at += _size(segment)
+            if progress is not None:
+                progress(looked_at, whole)
+        damaged += (DamagedFile(path, _why(error), UNREADABLE) for path, error in dict(errors).items())
+        crashed += found_crashed
+        size = sum(map(_size, segments))
+        states.append(WriterState(name, segments[0].pid, state, len(segments), size, lines, open_ids))
+    disk = os.statvfs(directory)
+    cursors = [_cursor(directory, name, writers) for name in cursor_names(directory)]
+    deleted = _deleted(directory)
+    missing = missing_segments(directory, writers, deleted=retention_began(directory))
+    problems = [
+        *_problems(directory, states, cursors, torn, broken, damaged, left_over(directory)),
+        *_losses(missing, without_end),
+    ]
+    return JournalState(
+        path=directory,
+        bytes=whole,
+        free_bytes=disk.f_bavail * disk.f_frsize,
+        writers=states,
+        cursors=cursors,
+        torn=torn,
+        broken=broken,
+        damaged=damaged,
+        missing=missing,
+        without_end=without_end,
+        kept_aside=len(names_in(os.path.join(directory, BROKEN))),
+        crashed=crashed,
+        deleted=deleted,
+        problems=problems,
+    )
+
+
+def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator[DamagedFile]:
+    for path in misplaced(directory):
+        yield DamagedFile(path, _why_misplaced(directory, path), _MOVE)
+    known = {file.name: file for file in (DELETED_FILE, FAILURES_FILE, *state_files)}
+    for name in cursor_names(directory):
+        file = cursor_state_file(name)
+        known[file.name] = file
+    for name in names_in(directory):
+        if name.endswith(".json") and not name.startswith("."):
+            known.setdefault(name, StateFile(name, Any, _MOVE))
+    for file in known.values():
+        path = os.path.join(directory, file.name)
+        if not is_regular(path):
+            continue
+        try:
+            if file.kind is CursorFile:
+                load_cursor(directory, os.path.basename(path).removesuffix(".json"))
+            else:
+                read_state(path, file.kind, file.remedy)
+        except DamagedFileError as error:
+            yield DamagedFile(path, error.why, file.remedy)
+        except OSError as error:
+            yield DamagedFile(path, _why(error), UNREADABLE)
+
+
+def _why_misplaced(directory: str, path: str) -> str:
+    """Return what is in a place, and what should be there."""
+    expected = (
+        "directory" if path in (os.path.join(directory, each) for each in (CURSORS, BROKEN)) else "file"
+    )
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:  # removed meanwhile
+        mode = 0
+    found = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+    return f"{found} is in place of this {expected}"
+
+
+def _why(error: OSError) -> str:
+    return error.why if isinstance(error, DamagedFileError) else error.strerror or str(error)
+
+
+def _deleted(directory: str) -> Deleted:
+    try:
+        return deleted_so_far(directory)
+    except OSError:  # `damaged` names it
+        return Deleted()
+
+
+class _Found(Struct):
+    """What is in one segment."""
+
+    lines: int
+    broken: list[Damage]
+    torn: Damage | None
+    headless: bool
+
+
+def _look(segment: Segment) -> _Found:
+    """Check every line of a file by its offset in the file, also in a kept segment."""
+    found = _Found(0, [], None, False)
+    with open_segment(segment) as file:
+        kept = segment.kept or not is_regular(segment.path)
+        offset = 0
+        rest = b""
+        while data := file.read(_CHUNK):
+            *texts, rest = (rest + data).split(b"\n")
+            for text in texts:
+                is_header = kept and offset == 0
+                if text and not is_header:
+                    found.lines += 1
+                if decode(text) is None and text and not text.isspace():
+                    found.broken.append(Damage(segment.path, offset, len(text)))
+                offset += len(text) + 1
+    if rest:
+        found.torn = Damage(segment.path, offset, len(rest))
+    found.headless = kept and not has_header(segment)
+    return found
+
+
+def _state_of(segments: list[Segment]) -> tuple[str, list[str], int, OSError | None]:
+    """Return the state of a writer, its open runs, the number of completed runs, and a read error or None."""
+    try:
+        if writer_is_closed(segments):
+            closed = closed_by(segments[-1])
+            return "completed" if closed.adopted_by else "closed", [], closed.crashed, None
+        state = "live" if writer_lives(segments) else "dead"
+    except FileNotFoundError:  # deleted meanwhile
+        return "closed", [], 0, None
+    except OSError as error:
+        return "unreadable", [], 0, error
+    try:
+        return state, list(open_runs(segments)), 0, None
+    except OSError as error:
+        return state, [], 0, error
+
+
+def _without_end(segments: list[Segment]) -> list[str]:
+    try:
+        return [run_id for run_id, _ in runs_without_end(segments)]
+    except OSError:  # `damaged` names it, or it was deleted meanwhile
+        return []
+
+
+def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
+    try:
+        cursor = load_cursor(directory, name) or CursorFile()
+    except OSError:  # `damaged` names it
+        cursor = CursorFile()
+    behind = 0
+    for writer, segments in writers.items():
+        at, offset = cursor.positions.get(writer, (0, 0))
+        for segment in segments:
+            if segment.sequence >= at and not segment.kept:
+                behind += max(0, _size(segment) - (offset if segment.sequence == at else 0))
+    lock = os.path.join(directory, CURSORS, f"{name}.lock")
+    try:
+        at_work = is_locked(lock)
+    except OSError:
+        at_work = False
+    return CursorState(
+        name,
+        at_work,
+        behind,
+        cursor.events,
+        cursor.broken,
+        cursor.torn,
+        cursor.missed,
+        cursor.removed_files,
+        cursor.removed_events,
+    )
+
+
+def _problems(
+    directory: str,
+    writers: list[WriterState],
+    cursors: list[CursorState],
+    torn: list[Damage],
+    broken: list[Damage],
+    damaged: list[DamagedFile],
+    left_over: list[str],
+) -> Iterator[str]:
+    dead = [writer for writer in writers if writer.state == "dead"]
+    if dead:
+        runs = sum(len(writer.open_runs) for writer in dead)
+        yield (
+            f"{_count(dead, 'writer')} died and {runs:,} of {'its' if len(dead) == 1 else 'their'} runs"
+            f" {_were(runs)} not completed; a reader, or a repair, completes {_them(runs)}"
+        )
+    if torn:
+        many = len(torn)
+        yield (
+            f"{_count(torn, 'last line')} {_are(many)} torn;"
+            f" readers leave {_them(many)} out, a repair cuts {_them(many)} off"
+        )
+    if broken:
+        many = len(broken)
+        yield (
+            f"{_count(broken, 'line')} {_are(many)} damaged;"
+            f" readers leave {_them(many)} out, a repair takes {_them(many)} out"
+        )
+    for file in damaged:
+        yield f"{file.path} is damaged: {file.why}; {file.remedy}"
+    if left_over:
+        many = len(left_over)
+        yield f"{_count(left_over, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
+    for cursor in cursors:
+        # What was archived or deleted before its first start is not a loss of this reader.
+        if many := cursor.missed - cursor.removed_files:
+            files = f"{many:,} {'file' if many == 1 else 'files'}"
+            yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted unread"
+    if os.stat(directory).st_mode & 0o077:
+        yield f"others than its owner may enter {directory}; chmod 700 {directory}"
+    if (kind := network_file_system(directory)) is not None:
+        yield f"{directory} is on a network file system ({kind}), where a live writer may look dead"
+
+
+def _losses(missing: list[MissingSegments], without_end: list[str]) -> Iterator[str]:
+    for gap in missing:
+        many = gap.last - gap.first + 1
+        yield (
+            f"{gap} {_are(many)} missing; restore {_them(many)} from a backup, or"
+            " `stageflow doctor --repair` records the loss and reports it no more"
+        )
+    if without_end:
+        many = len(without_end)
+        ids = ", ".join(without_end[:_MOST_IDS]) + (", ..." if many > _MOST_IDS else "")
+        yield (
+            f"the end of {many:,} {'run' if many == 1 else 'runs'} is damaged or missing ({ids});"
+            " `stageflow doctor --repair` marks such runs as closed"
+        )
+
+
+def _count(found: Sized, noun: str) -> str:
+    return f"{len(found):,} {noun}{'' if len(found) == 1 else 's'}"
+
+
+def _are(many: int) -> str:
+    return "is" if many == 1 else "are"
+
+
+def _were(many: int) -> str:
+    return "was" if many == 1 else "were"
+
+
+def _them(many: int) -> str:
+    return "it" if many == 1 else "them"
+
+
+def left_over(directory: str) -> list[str]:
+    """Return the temporary files of processes that were killed while writing them."""
+    minute_ago = time.time() - 60
+    found = []
+    for folder in (directory, os.path.join(directory, CURSORS), os.path.join(directory, BROKEN)):
+        for name in names_in(folder):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                if is_temporary(name) and os.lstat(path).st_mtime < minute_ago and not is_locked(path):
+                    found.append(path)
+    for segments in list_writers(directory).values():
+        for segment in segments:
+            replaced = os.path.join(directory, segment.name)
+            with contextlib.suppress(OSError):
+                if segment.kept and is_regular(replaced) and has_header(segment):
+                    found.append(replaced)
+    return sorted(found)
+
+
+def names_in(folder: str) -> list[str]:
+    """Return the names in a directory, or an empty list if it does not exist."""
+    try:
+        return [] if os.path.islink(folder) else os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _size(segment: Segment) -> int:
+    try:
+        return os.path.getsize(segment.path)
+    except FileNotFoundError:
+        return 0

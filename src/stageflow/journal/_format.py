@@ -1,0 +1,382 @@
+"""The lines of a journal: encoding, decoding, and validation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from itertools import pairwise
+from types import GenericAlias, NoneType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from .._state_file import decode_stored, decoder, is_json
+from .._time import epoch_us
+from ..schema import (
+    CorrelationIds,
+    ExceptionInfo,
+    Heartbeat,
+    PipelineMetadata,
+    PipelineWide,
+    RunClosed,
+    RunOpen,
+    StageSummary,
+    StageWide,
+    WideAmend,
+)
+
+__all__ = [
+    "FAILED_RUN",
+    "HEARTBEAT",
+    "KEPT",
+    "PIPELINE_AMEND",
+    "PIPELINE_WIDE",
+    "REQUIRED",
+    "RUN_CLOSED",
+    "RUN_OPEN",
+    "STAGE_WIDE",
+    "WRITER_CLOSED",
+    "Kept",
+    "Line",
+    "Offset",
+    "WriterClosed",
+    "decode",
+    "decode_event",
+    "decode_heartbeat",
+    "decode_kept",
+    "decode_run_open",
+    "decode_writer_closed",
+    "encode_mark",
+    "is_event",
+    "is_timestamp",
+    "is_well_formed",
+    "is_whole_run",
+    "line_start",
+    "outcome_of",
+    "run_of",
+]
+
+
+def line_start(event_type: str, **first: str) -> bytes:
+    """Return the first bytes of each line of an event whose first fields have these values.
+
+    Raises:
+        ValueError: These are not the first fields of the event, in the order of its schema.
+
+    Example:
+        >>> line_start("pipeline.wide", status="FAIL")
+        b'{"type":"pipeline.wide","data":{"status":"FAIL"'
+    """
+    start = f'{{"type":"{event_type}","data":'
+    if first:
+        fields = {"stage.wide": StageWide, "pipeline.wide": PipelineWide}[event_type].__struct_fields__
+        if tuple(first) != fields[: len(first)]:
+            raise ValueError(
+                f"the first fields of {event_type} are {fields[: len(first)]}, not {tuple(first)}"
+            )
+        start += "{" + ",".join(f'"{name}":"{value}"' for name, value in first.items())
+    return start.encode()
+
+
+STAGE_WIDE = line_start("stage.wide")
+PIPELINE_WIDE = line_start("pipeline.wide")
+PIPELINE_AMEND = line_start("pipeline.wide.amend")
+FAILED_RUN = line_start("pipeline.wide", status="FAIL")
+RUN_OPEN = b'{"type":"run.open","journal":'
+RUN_CLOSED = b'{"type":"run.closed","journal":'
+HEARTBEAT = b'{"type":"heartbeat","journal":'
+WRITER_CLOSED = b'{"type":"writer.closed","journal":'
+"""How such lines begin: to find them costs a search for bytes, not the reading of every line."""
+
+
+KEPT = "journal.kept"
+"""The type of the first line of a kept segment."""
+
+Offset = Annotated[int, Meta(ge=0, le=(1 << 62))]
+"""An offset in a segment, in bytes; `pread` does not accept values outside these bounds."""
+
+
+class WriterClosed(Struct, frozen=True):
+    """The last line of a writer: nothing of it is open any more.
+
+    Attributes:
+        adopted_by: Pid of the process that completed the records of a writer that died, or None
+            for one that ended by itself.
+        crashed: How many runs that process found cut off.
+    """
+
+    adopted_by: int | None = None
+    crashed: Annotated[int, Meta(ge=0)] = 0
+
+
+class Kept(Struct, frozen=True):
+    """The first line of a segment of which only the records of failed runs are left.
+
+    Attributes:
+        size: Bytes that the segment had.
+        offsets: Where each of the lines that follow began in it.
+    """
+
+    size: Offset
+    offsets: list[Offset]
+
+
+class Line(Struct, frozen=True):
+    """A line as it is read: an event has `data`, a mark has `journal`."""
+
+    type: str
+    data: Raw | UnsetType = UNSET
+    journal: Raw | UnsetType = UNSET
+
+
+class _Mark(Struct, frozen=True):
+    type: str
+    journal: Struct
+
+
+_TYPES: dict[type[Struct], str] = {
+    RunOpen: "run.open",
+    RunClosed: "run.closed",
+    Heartbeat: "heartbeat",
+    WriterClosed: "writer.closed",
+    Kept: KEPT,
+}
+
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+def encode_mark(mark: Struct) -> bytes:
+    """Return the line of a mark, with its newline."""
+    # A list: msgspec 0.22.0 leaks the iterator that it creates for any other iterable (see pyproject.toml).
+    return _encode_lines([_Mark(_TYPES[type(mark)], mark)])
+
+
+_decode_line = decoder(Line)
+_decode_run_open = decoder(RunOpen)
+_decode_heartbeat = decoder(Heartbeat)
+_decode_kept = decoder(Kept)
+_decode_writer_closed = decoder(WriterClosed)
+
+
+def decode(text: bytes) -> Line | None:
+    """Return the decoded line, or None if it is damaged or was not written by a journal.
+
+    If the result is not None, the whole line can be decoded, including the parts that `Raw` skips.
+    """
+    line = _decode_line(text)
+    if line is None or (line.data is UNSET and line.journal is UNSET) or not is_json(text):
+        return None
+    return line
+
+
+def _body_of_mark(text: bytes) -> Raw | None:
+    line = decode(text)
+    return line.journal if line is not None and isinstance(line.journal, Raw) else None
+
+
+def decode_run_open(text: bytes) -> RunOpen | None:
+    """Return the mark of a run's start; None if a run cannot be completed from it."""
+    body = _body_of_mark(text)
+    opened = _decode_run_open(body) if body is not None else None
+    if opened is None or not isinstance(opened.stages, list) or not is_timestamp(opened.started_at):
+        return None
+    return opened
+
+
+def decode_heartbeat(text: bytes) -> Heartbeat | None:
+    """Return a heartbeat; None if it is damaged."""
+    body = _body_of_mark(text)
+    return _decode_heartbeat(body) if body is not None else None
+
+
+def decode_kept(text: bytes) -> Kept | None:
+    """Return the first line of a kept segment; None if it is damaged."""
+    body = _body_of_mark(text)
+    kept = _decode_kept(body) if body is not None else None
+    if kept is None or any(later <= at for at, later in pairwise([-1, *kept.offsets, kept.size])):
+        return None
+    return kept
+
+
+def decode_writer_closed(text: bytes) -> WriterClosed | None:
+    """Return the last line of a writer; None if it is damaged."""
+    body = _body_of_mark(text)
+    return _decode_writer_closed(body) if body is not None else None
+
+
+def is_timestamp(text: str) -> bool:
+    """Return whether a text is a valid time: "2026-02-31T00:00:00Z" matches the pattern, but is invalid."""
+    try:
+        epoch_us(text)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+class _Kind(Struct):
+    data: Raw | UnsetType = UNSET
+
+
+_decode_kind = decoder(_Kind)
+
+
+def is_event(text: bytes) -> bool:
+    """Return whether a line contains an event; a mark has no `data`.
+
+    Example:
+        >>> is_event(b'{"type": "run.closed", "journal": {"event_id": "r1"}}')
+        False
+    """
+    line = _decode_kind(text)
+    return line is not None and isinstance(line.data, Raw)
+
+
+class _Ended(Struct):
+    status: Any = None
+    outcome: Any = None
+
+
+class _Run(Struct):
+    data: _Ended | None = None
+
+
+_decode_run = decoder(_Run)
+
+
+def outcome_of(text: bytes) -> object:
+    """Return the outcome of a line with a `pipeline.wide` event; `failed` if it only has the status FAIL.
+
+    Example:
+        >>> outcome_of(b'{"type": "pipeline.wide", "data": {"status": "FAIL", "outcome": "timeout"}}')
+        'timeout'
+    """
+    run = _decode_run(text)
+    ended = (run.data if run is not None else None) or _Ended()
+    return ended.outcome or ("failed" if ended.status == "FAIL" else None)
+
+
+class _Body(Struct):
+    """The fields of an event or a mark that identify its run; custom events may contain any other fields."""
+
+    event_id: Any = None
+    correlation_ids: Any = None
+
+
+class _Head(Struct):
+    """The fields of a line that identify its run."""
+
+    data: _Body | None = None
+    journal: _Body | None = None
+
+
+_decode_head = decoder(_Head)
+
+
+def run_of(text: bytes) -> str:
+    """Return the id of the run that a line belongs to; empty if it is damaged or belongs to no run.
+
+    Example:
+        >>> run_of(b'{"type": "run.closed", "journal": {"event_id": "r1", "reason": "moved"}}')
+        'r1'
+    """
+    head = _decode_head(text)
+    if head is None:
+        return ""
+    body = head.journal or head.data or _Body()
+    ids = body.correlation_ids
+    run_id = (ids.get("pipeline_run_id") if isinstance(ids, dict) else None) or body.event_id
+    return run_id if isinstance(run_id, str) else ""
+
+
+REQUIRED = {
+    "stage.wide": ("stage_name", "status", "duration_ms", "started_at", "ended_at", "correlation_ids"),
+    "pipeline.wide": (
+        "status",
+        "duration_ms",
+        "started_at",
+        "ended_at",
+        "stage_summaries",
+        "correlation_ids",
+        "pipeline_metadata",
+        "event_id",
+    ),
+    "stage.wide.amend": ("event_id",),
+    "pipeline.wide.amend": ("event_id",),
+}
+"""The fields that readers of such an event require. The others may be missing."""
+
+_REQUIRED_INSIDE = {
+    CorrelationIds: ("pipeline_run_id",),
+    PipelineMetadata: ("topology",),
+    StageSummary: ("stage_name", "status", "duration_ms", "error"),
+}
+"""The required fields of nested objects."""
+
+_TIMES = ("started_at", "ended_at")
+
+
+def is_well_formed(type: str, content: Raw | bytes) -> bool:
+    """Return whether an event has the fields of its type, and each has the right JSON type.
+
+    Unknown statuses are accepted, because a later version may have written them. Events of other types are
+    accepted with any content.
+
+    Args:
+        type: Type of the event.
+        content: Its data, as JSON.
+    """
+    if type not in REQUIRED:
+        return True
+    event = _decoder(type)(content)
+    return event is not None and all(
+        is_timestamp(time) for name in _TIMES if isinstance(time := getattr(event, name, None), str)
+    )
+
+
+def decode_event(text: bytes) -> dict[str, Any] | None:
+    """Return the data of a line with a wide event; None if it is damaged."""
+    line = decode(text)
+    if line is None or not isinstance(line.data, Raw) or not is_well_formed(line.type, line.data):
+        return None
+    data: dict[str, Any] = decode_stored(line.data, dict[str, Any])
+    return data
+
+
+def is_whole_run(text: bytes) -> bool:
+    """Return whether a line contains a `pipeline.wide` event with all fields that readers require."""
+    line = decode(text)
+    return line is not None and isinstance(line.data, Raw) and is_well_formed(line.type, line.data)
+
+
+@functools.cache
+def _decoder(type: str) -> Callable[[bytes | Raw], Any]:
+    shapes: dict[str, Any] = {"stage.wide": StageWide, "pipeline.wide": PipelineWide}
+    return decoder(_relaxed(shapes.get(type, WideAmend), REQUIRED[type]))
+
+
+def _relaxed(shape: type[Struct], required: tuple[str, ...]) -> type[Struct]:
+    """Return a type like this one that accepts any string where the schema lists allowed values."""
+    fields: list[Any] = []
+    for name, annotation in get_type_hints(shape, include_extras=True).items():
+        relaxed = _without_literals(annotation)
+        # A missing field is null in a row of the archive.
+        fields.append((name, relaxed) if name in required else (name, relaxed | None, None))
+    return msgspec.defstruct(f"Any{shape.__name__}", fields, kw_only=True, gc=False)
+
+
+def _without_literals(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
+        # ExceptionInfo is recursive, and nothing depends on its literals.
+        inside = _REQUIRED_INSIDE.get(annotation, ())
+        return annotation if annotation is ExceptionInfo else _relaxed(annotation, inside)
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return str | None if None in inner else str
+    if origin is UnionType or str(origin) == "typing.Union":
+        parts = [_without_literals(each) for each in inner if each is not NoneType]
+        united = functools.reduce(lambda a, b: a | b, parts)
+        return united | None if NoneType in inner else united
+    if origin is list:
+        return GenericAlias(list, (_without_literals(inner[0]),))
+    return annotation

@@ -1,0 +1,175 @@
+"""Finds what a journal has lost without a trace in any line: segments of a writer, and the ends of runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from .._files import is_regular, replace_file
+from ..schema import RunClosed
+from ._format import (
+    FAILED_RUN,
+    PIPELINE_WIDE,
+    WRITER_CLOSED,
+    Kept,
+    WriterClosed,
+    decode_writer_closed,
+    encode_mark,
+)
+from ._recovery import open_runs, writer_is_closed
+from ._segments import BROKEN, Segment, Writers, find_lines, free_sequence, read_lines, segment_name
+
+__all__ = [
+    "MissingSegments",
+    "close_runs_without_end",
+    "closed_by",
+    "lacks_end",
+    "mark_missing",
+    "missing_segments",
+    "runs_without_end",
+]
+
+
+_NO_END = "the line with its end is damaged or missing; its writer has ended"
+_DIED = "process died before the run ended"
+
+
+class MissingSegments(Struct, frozen=True):
+    """Consecutive segments of a writer that are gone, although nothing in the journal removed them.
+
+    Attributes:
+        writer: Name of the writer.
+        first: Sequence number of the first of them.
+        last: Sequence number of the last of them.
+    """
+
+    writer: str
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        many = self.last - self.first + 1
+        numbers = f"number {self.first}" if many == 1 else f"numbers {self.first} to {self.last}"
+        return f"{many:,} {'segment' if many == 1 else 'segments'} of writer {self.writer} ({numbers})"
+
+
+def missing_segments(directory: str, writers: Writers, *, deleted: bool) -> list[MissingSegments]:
+    """Return the gaps in the sequence of each writer that nothing explains.
+
+    Retention removes the oldest segments of a writer, and reduces to the records of failed runs what it does
+    not remove. So it explains a gap only where nothing before the gap could have been removed first.
+
+    Args:
+        directory: Of the journal.
+        writers: All segments of the journal.
+        deleted: True if retention or archiving may have removed segments.
+    """
+    found = []
+    for writer, segments in writers.items():
+        before: Segment | None = None
+        for segment in segments:
+            first, last = (before.sequence + 1 if before else 1), segment.sequence - 1
+            while first <= last and _is_elsewhere(directory, segment_name(writer, first)):
+                first += 1
+            while first <= last and _is_elsewhere(directory, segment_name(writer, last)):
+                last -= 1
+            retained = deleted and (before is None or not _has_removable_run(before))
+            if first <= last and not retained and not _marks_missing(segment):
+                found.append(MissingSegments(writer, first, last))
+            before = segment
+    return found
+
+
+def _is_elsewhere(directory: str, name: str) -> bool:
+    """Return whether a writer skipped this name because something else had it, such as a symbolic link."""
+    if any(os.path.lexists(os.path.join(directory, taken)) for taken in (name, f".{name}")):
+        return True
+    # A repair moved it; copies of damaged lines, which are regular files, have similar names.
+    moved = os.path.join(directory, BROKEN, f"{name}-1")
+    return os.path.lexists(moved) and not is_regular(moved)
+
+
+def _has_removable_run(segment: Segment) -> bool:
+    if segment.kept:
+        return False
+    try:
+        return any(not text.startswith(FAILED_RUN) for text in find_lines(segment, PIPELINE_WIDE))
+    except OSError:  # `JournalState.damaged` has it
+        return False
+
+
+def _marks_missing(segment: Segment) -> bool:
+    try:
+        return segment.kept and not any(True for _ in read_lines(segment))
+    except OSError:
+        return False
+
+
+def mark_missing(directory: str, missing: MissingSegments) -> None:
+    """Record that segments are missing: a kept segment without lines in place of the last of them.
+
+    A reader that has not read that far counts it as missed.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    path = os.path.join(directory, segment_name(missing.writer, missing.last, kept=True))
+    replace_file(path, encode_mark(Kept(1, [])))
+
+
+# ------------------------------------------------------------ runs
+
+
+def lacks_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
+    """Yield the id of each run of a closed writer that has a beginning and no end, and why.
+
+    Raises:
+        OSError: A segment cannot be read.
+    """
+    if not writer_is_closed(segments):
+        return
+    died = closed_by(segments[-1]).adopted_by is not None
+    for run_id, run in open_runs(segments).items():
+        # If a run emits no `pipeline.wide`, no process writes an end when it completes the writer's record.
+        yield run_id, _DIED if died and not run.opened.emits_pipeline else _NO_END
+
+
+def runs_without_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
+    """Yield the id of each run of a closed writer whose end is damaged or missing, and why.
+
+    Raises:
+        OSError: A segment cannot be read.
+    """
+    return ((run_id, why) for run_id, why in lacks_end(segments) if why == _NO_END)
+
+
+def close_runs_without_end(directory: str, segments: list[Segment]) -> Iterator[str]:
+    """Write a further segment of a closed writer, which states that its runs without an end are over.
+
+    Yields:
+        The ids of those runs.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    runs = dict(runs_without_end(segments))
+    if runs:
+        last = segments[-1]
+        lines = [encode_mark(RunClosed(run_id, why)) for run_id, why in runs.items()]
+        lines.append(encode_mark(closed_by(last)))
+        sequence = free_sequence(directory, last.writer, last.sequence + 1, hidden=False)
+        name = segment_name(last.writer, sequence)
+        replace_file(os.path.join(directory, name), b"".join(lines))
+    yield from runs
+
+
+def closed_by(segment: Segment) -> WriterClosed:
+    """Return the last mark of a closed writer.
+
+    Raises:
+        OSError: The segment cannot be read.
+    """
+    closed = [decode_writer_closed(text) for text in find_lines(segment, WRITER_CLOSED)]
+    return next((each for each in reversed(closed) if each is not None), WriterClosed())

@@ -1,0 +1,434 @@
+"""Completes the record of runs whose process died."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from .._files import is_locked, is_regular, only_one, replace_file
+from .._state_file import decoder
+from .._time import epoch_us, rfc3339
+from .._wide import build_pipeline_wide, build_stage_wide
+from ..events import Event
+from ..schema import (
+    Heartbeat,
+    Milliseconds,
+    PipelineWide,
+    ProcessSample,
+    RunOpen,
+    StageInProgress,
+    StageOutline,
+    StageSummary,
+    StageWide,
+    Terminal,
+    TerminalOrRetry,
+    Timestamp,
+)
+from ._format import (
+    HEARTBEAT,
+    PIPELINE_WIDE,
+    RUN_CLOSED,
+    RUN_OPEN,
+    STAGE_WIDE,
+    WRITER_CLOSED,
+    WriterClosed,
+    decode,
+    decode_heartbeat,
+    decode_run_open,
+    encode_mark,
+    is_timestamp,
+    run_of,
+)
+from ._segments import LOCK, Segment, ends_with, find_lines, free_sequence, list_writers, segment_name
+
+__all__ = [
+    "KnownStage",
+    "RunProgress",
+    "UnfinishedRun",
+    "crashed_runs",
+    "open_runs",
+    "recover",
+    "update_progress",
+    "writer_is_closed",
+    "writer_lives",
+]
+
+
+class RunProgress(Struct):
+    """What heartbeats report about one run.
+
+    Attributes:
+        running: The attempts that were running at the last heartbeat, by stage.
+        attributes: The last known attributes of the run (None), and of attempts (stage and number).
+        process: The process sample of the last heartbeat.
+    """
+
+    running: dict[str, StageInProgress] = {}
+    attributes: dict[tuple[str, int] | None, dict[str, Any]] = {}
+    process: ProcessSample | None = None
+
+
+def update_progress(runs: Mapping[str, RunProgress], heartbeat: Heartbeat) -> None:
+    """Update the runs that a heartbeat reports about."""
+    if isinstance(heartbeat.runs, list):
+        for run in heartbeat.runs:
+            if (progress := runs.get(run.event_id)) is not None:
+                progress.running = {stage.stage_name: stage for stage in run.stages}
+                progress.process = heartbeat.process
+    if isinstance(heartbeat.attributes, list):
+        for known in heartbeat.attributes:
+            if (progress := runs.get(known.event_id)) is not None:
+                attempt = None if known.stage_name is None else (known.stage_name, known.attempt)
+                progress.attributes[attempt] = known.attributes
+
+
+class KnownStage(Struct):
+    """What the journal has of one stage of a run that did not end.
+
+    Attributes:
+        outline: What the run's beginning said of it.
+        retried: How many of its attempts were retried.
+        end: Its terminal event, or None.
+        last_ended_us: When its last attempt that is known ended, in microseconds since the epoch.
+    """
+
+    outline: StageOutline
+    retried: int = 0
+    end: _Ended | None = None
+    last_ended_us: int = 0
+
+
+class _Ended(Struct):
+    """As much of a `stage.wide` as the rest of the record depends on."""
+
+    stage_name: str
+    status: TerminalOrRetry
+    duration_ms: Milliseconds
+    ended_at: Timestamp
+    error: str | None
+
+
+_decode_end = decoder(_Ended)
+
+
+class UnfinishedRun:
+    """A run of which the beginning is known, and not the end.
+
+    Attributes:
+        opened: The mark of its beginning.
+        stages: What is known of each stage, by name, in the order of the pipeline.
+        progress: What heartbeats report about it.
+    """
+
+    def __init__(
+        self, opened: RunOpen, stage_events: Iterable[msgspec.Raw | bytes], progress: RunProgress
+    ) -> None:
+        self.opened = opened
+        self.progress = progress
+        outlines = cast("list[StageOutline]", opened.stages)
+        self.stages = {outline.name: KnownStage(outline) for outline in outlines}
+        for event in stage_events:
+            # An event that has this name but not its fields is a custom event, or is damaged.
+            end = _decode_end(event)
+            if end is not None and is_timestamp(end.ended_at):
+                self._take(end)
+
+    def _take(self, event: _Ended) -> None:
+        stage = self.stages.get(event.stage_name)
+        if stage is None:  # the mark was too long to name its stages
+            stage = self.stages[event.stage_name] = KnownStage(
+                StageOutline(event.stage_name, None, [], False)
+            )
+        stage.last_ended_us = epoch_us(event.ended_at)
+        if event.status == "RETRY":
+            stage.retried += 1
+        else:
+            stage.end = event
+
+    def last_known_us(self) -> int:
+        """Return when the last thing happened that is known, in microseconds since the epoch."""
+        ends = (stage.last_ended_us for stage in self.stages.values())
+        return max(epoch_us(self.opened.started_at), *ends, 0)
+
+    def complete(self, why: str, ended_us: int) -> Iterator[tuple[str, Struct]]:
+        """Return the events that the run did not live to emit, type and body, in order.
+
+        Args:
+            why: Why it ended, for people.
+            ended_us: When, in microseconds since the epoch; never before what is known to have happened.
+        """
+        opened = self.opened
+        started_us = epoch_us(opened.started_at)
+        ended_us = max(ended_us, self.last_known_us())
+        if opened.emits_stages:
+            for index, stage in enumerate(self.stages.values()):
+                if stage.end is None:
+                    yield "stage.wide", self._end_of(stage, index, started_us, ended_us)
+        if opened.emits_pipeline:
+            yield "pipeline.wide", self._end(why, started_us, ended_us)
+
+    def _end_of(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
+        opened, outline = self.opened, stage.outline
+        if (running := self._running(stage)) is not None:
+            return self._end_of_running(stage, index, running, started_us, ended_us)
+        ready_us, reason = self._how_far(stage, started_us, ended_us)
+        return build_stage_wide(
+            opened,
+            int(opened.trace.span_id, 16),
+            outline.name,
+            "CANCEL",
+            ended_us,
+            ended_us,
+            ready_us,
+            index,
+            # One that was tried before gets a number of its own: the last one belongs to its RETRY event.
+            stage.retried + 1 if stage.retried else 0,
+            stage.retried,
+            outline.kind,
+            outline.dependencies,
+            reason=reason,
+        )
+
+    def _running(self, stage: KnownStage) -> StageInProgress | None:
+        """Return the attempt of a stage that was running when the process died, if a heartbeat reports it."""
+        running = self.progress.running.get(stage.outline.name)
+        # An older heartbeat may report an attempt that was retried since then.
+        return running if running is not None and running.attempt > stage.retried else None
+
+    def _end_of_running(
+        self, stage: KnownStage, index: int, running: StageInProgress, started_us: int, ended_us: int
+    ) -> StageWide:
+        opened, outline = self.opened, stage.outline
+        ready_us, _ = self._how_far(stage, started_us, ended_us)
+        return build_stage_wide(
+            opened,
+            int(opened.trace.span_id, 16),
+            outline.name,
+            "CANCEL",
+            self._began_us(stage, running, started_us, ended_us),
+            ended_us,
+            ready_us,
+            index,
+            running.attempt,
+            running.attempt,
+            outline.kind,
+            outline.dependencies,
+            reason=f"process died during attempt {running.attempt}",
+            attributes=self.progress.attributes.get((outline.name, running.attempt), {}),
+        )
+
+    def _began_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
+        """Return when a running attempt started: when its stage was ready, if no heartbeat states it."""
+        ready_us, _ = self._how_far(stage, started_us, ended_us)
+        if running.started_at is None or not is_timestamp(running.started_at):
+            return ready_us
+        return min(max(epoch_us(running.started_at), ready_us), ended_us)
+
+    def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
+        """Return when a stage became ready, and the reason of its terminal event."""
+        if stage.retried:
+            return stage.last_ended_us, f"process died after attempt {stage.retried}"
+        before = [self.stages[name] for name in stage.outline.dependencies if name in self.stages]
+        waiting = [known.outline.name for known in before if known.end is None]
+        if waiting:
+            listed = ", ".join(map(repr, waiting))
+            return ended_us, f"never started: process died while the stage waited for {listed}"
+        ready_us = max((known.last_ended_us for known in before), default=started_us)
+        return ready_us, "process died while the stage was ready or running"
+
+    def _end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
+        summaries = []
+        failed = None
+        for stage in self.stages.values():
+            end = stage.end
+            status = cast("Terminal", end.status) if end else "CANCEL"
+            duration_ms = end.duration_ms if end else 0.0
+            if end is None and (running := self._running(stage)) is not None:
+                duration_ms = (ended_us - self._began_us(stage, running, started_us, ended_us)) / 1000
+            summaries.append(
+                StageSummary(stage.outline.name, status, duration_ms, end.error if end else None)
+            )
+            if status == "FAIL" and not stage.outline.optional:
+                failed = failed or stage.outline.name
+        return build_pipeline_wide(
+            self.opened,
+            "crashed",
+            started_us,
+            ended_us,
+            summaries,
+            error=why,
+            reason=why,
+            first_failed_stage=failed,
+            attributes=self.progress.attributes.get(None, {}),
+            process=self.progress.process,
+        )
+
+    def so_far(self, now_us: int) -> dict[str, Any]:
+        """Return the record of a run in progress: the keys of a `pipeline.wide`, as far as they are known.
+
+        `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
+        `stages_running` lists the attempts that were running at the last heartbeat, each with its start (null
+        if the heartbeat does not state it) and its attributes so far.
+        """
+        opened = self.opened
+        picture: dict[str, Any] = msgspec.to_builtins(
+            self._end("", epoch_us(opened.started_at), max(now_us, self.last_known_us()))
+        )
+        for summary in picture["stage_summaries"]:
+            if self.stages[summary["stage_name"]].end is None:
+                summary["status"] = "OPEN"
+        picture.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
+        picture["stages_running"] = [
+            {
+                "stage_name": name,
+                "attempt": running.attempt,
+                "started_at": running.started_at,
+                "attributes": self.progress.attributes.get((name, running.attempt), {}),
+            }
+            for name, stage in self.stages.items()
+            if stage.end is None and (running := self._running(stage)) is not None
+        ]
+        picture["stages_cancelled"] = sum(
+            summary["status"] == "CANCEL" for summary in picture["stage_summaries"]
+        )
+        return picture
+
+
+def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
+    """Complete the record of every run whose process died, and return the ids of those runs.
+
+    Args:
+        directory: Of the journal.
+        closed: Writers that are known to have ended; what is found is added.
+
+    Of several who try at the same time one does it. What it writes becomes the last segment of
+    the writer that died, and appears at once or not at all.
+
+    Raises:
+        OSError: The directory cannot be read or written.
+    """
+    closed = set() if closed is None else closed
+    if not any(_may_have_died(segments, closed) for segments in list_writers(directory).values()):
+        return []
+    crashed: list[str] = []
+    errors: list[OSError] = []
+    with only_one(os.path.join(directory, LOCK)) as alone:
+        if alone:
+            for segments in list_writers(directory).values():
+                try:
+                    if _died(segments, closed):
+                        crashed += _adopt(directory, segments)
+                except OSError as error:  # of this writer: those of others are completed all the same
+                    errors.append(error)
+    if errors and not crashed:
+        raise errors[0]
+    return crashed
+
+
+def writer_is_closed(segments: list[Segment]) -> bool:
+    """Tell whether a writer ended by itself, or was completed."""
+    return ends_with(segments[-1], WRITER_CLOSED)
+
+
+def writer_lives(segments: list[Segment]) -> bool:
+    """Tell whether the process of a writer holds its lock."""
+    return is_locked(segments[-1].path)
+
+
+def _may_have_died(segments: list[Segment], closed: set[str]) -> bool:
+    try:
+        return _died(segments, closed)
+    except PermissionError:
+        return True
+
+
+def _died(segments: list[Segment], closed: set[str]) -> bool:
+    writer = segments[-1].writer
+    if writer in closed:
+        return False
+    try:
+        if writer_is_closed(segments):
+            closed.add(writer)
+            return False
+        if writer_lives(segments):
+            return False
+    except FileNotFoundError:
+        return False  # deleted meanwhile
+    # It may have gone on in another segment since the directory was listed.
+    last = segments[-1]
+    directory = os.path.dirname(last.path)
+    free = free_sequence(directory, writer, last.sequence + 1)
+    later = (segment_name(writer, sequence) for sequence in range(last.sequence + 1, free))
+    return not any(is_regular(os.path.join(directory, name)) for name in later)
+
+
+def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
+    """Return the runs that began in the segments of a writer and did not end there, by id.
+
+    Raises:
+        OSError: A segment cannot be read.
+    """
+    segments = list(segments)
+    found: dict[str, RunOpen] = {}
+    first: dict[str, int] = {}
+    for number, segment in enumerate(segments):
+        for text in find_lines(segment, RUN_OPEN, RUN_CLOSED, PIPELINE_WIDE):
+            if not text.startswith(RUN_OPEN):
+                found.pop(run_of(text), None)
+            elif (opened := decode_run_open(text)) is not None:
+                found[opened.event_id] = opened
+                first[opened.event_id] = number
+    if not found:
+        return {}
+    stages: dict[str, list[msgspec.Raw]] = {run_id: [] for run_id in found}
+    progress: dict[str, RunProgress] = {run_id: RunProgress() for run_id in found}
+    for segment in segments[min(first[run_id] for run_id in found) :]:
+        for text in find_lines(segment, RUN_OPEN, STAGE_WIDE, HEARTBEAT):
+            if text.startswith(HEARTBEAT):
+                if (heartbeat := decode_heartbeat(text)) is not None:
+                    update_progress(progress, heartbeat)
+            elif text.startswith(RUN_OPEN):
+                if (run_id := run_of(text)) in stages:
+                    stages[run_id].clear()  # what came before was an earlier run of the same id
+                    progress[run_id] = RunProgress()
+            elif (known := stages.get(run_of(text))) is not None:
+                event = decode(text)
+                if event is not None and isinstance(event.data, msgspec.Raw):
+                    known.append(event.data)
+    return {
+        run_id: UnfinishedRun(opened, stages[run_id], progress[run_id]) for run_id, opened in found.items()
+    }
+
+
+def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.Struct]]]:
+    """Return the events that the open runs of a dead writer did not live to emit, by the id of the run.
+
+    Raises:
+        OSError: A segment cannot be read.
+    """
+    died_us = os.stat(segments[-1].path).st_mtime_ns // 1000
+    found = {}
+    for run_id, run in open_runs(segments).items():
+        resource = run.opened.resource
+        why = (
+            f"process died before the run ended (pid {resource.pid} on {resource.host},"
+            f" last write to the journal at {rfc3339(max(died_us, run.last_known_us()))})"
+        )
+        found[run_id] = list(run.complete(why, died_us))
+    return found
+
+
+def _adopt(directory: str, segments: list[Segment]) -> list[str]:
+    """Write the last segment of a writer that died: the ends of its open runs, and its own."""
+    last = segments[-1]
+    crashed = crashed_runs(segments)
+    lines = [Event(type, body).line() for events in crashed.values() for type, body in events]
+    lines.append(encode_mark(WriterClosed(adopted_by=os.getpid(), crashed=len(crashed))))
+    sequence = free_sequence(directory, last.writer, last.sequence + 1, hidden=False)
+    name = segment_name(last.writer, sequence)
+    replace_file(os.path.join(directory, name), b"".join(lines))
+    return list(crashed)

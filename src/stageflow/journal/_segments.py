@@ -1,0 +1,515 @@
+"""The files of a journal: their names, and how segments are read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from msgspec import Struct
+
+from .._files import make_private_below, open_regular, replace_file, sync_directory
+from .._log import log_safely
+from ._format import KEPT, Kept, decode, decode_kept
+
+__all__ = [
+    "BROKEN",
+    "CURSORS",
+    "DELETED",
+    "FAILURES",
+    "LOCK",
+    "TEMPORARY",
+    "LineAt",
+    "Piece",
+    "Segment",
+    "Writers",
+    "begins_line",
+    "ends_with",
+    "find_lines",
+    "free_sequence",
+    "has_header",
+    "is_temporary",
+    "kept_header",
+    "lines_with",
+    "list_writers",
+    "misplaced",
+    "new_writer",
+    "open_segment",
+    "quarantine_file",
+    "quarantine_line",
+    "read_lines",
+    "read_piece",
+    "readable",
+    "segment_name",
+    "size_when_whole",
+    "split_kept",
+    "why_not",
+]
+
+
+CURSORS = "cursors"
+BROKEN = "broken"
+DELETED = "deleted.json"
+FAILURES = "failures.json"
+LOCK = "lock"
+TEMPORARY = ".new-"
+"""Prefixes of temporary files, except for those of segments: `.` and the name of the segment."""
+
+_SEGMENT = re.compile(r"(\d{8}T\d{6}Z-p(\d{1,10})-[0-9a-f]{8})-(\d{6,12})(\.kept)?\.ndjson", re.ASCII)
+
+
+class Segment(Struct, frozen=True):
+    """One file of a writer.
+
+    Attributes:
+        path: Where it is.
+        writer: Name of the writer.
+        pid: Process id of the writer.
+        sequence: 1 for the first segment of a writer; events of a run stand in this order.
+        kept: True where only records of failed runs are left in it.
+    """
+
+    path: str
+    writer: str
+    pid: int
+    sequence: int
+    kept: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the file, as it was when it was written."""
+        return segment_name(self.writer, self.sequence)
+
+
+Writers = dict[str, list[Segment]]
+"""The segments of each writer, in order, oldest writer first."""
+
+
+def new_writer() -> str:
+    """Return the name of a new writer in this process."""
+    began = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return f"{began}-p{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
+    """Return the name of a segment's file.
+
+    Example:
+        >>> segment_name("20261123T160028Z-p4711-9f3a61c2", 2)
+        '20261123T160028Z-p4711-9f3a61c2-000002.ndjson'
+    """
+    return f"{writer}-{sequence:06d}{'.kept' if kept else ''}.ndjson"
+
+
+def free_sequence(directory: str, writer: str, sequence: int, *, hidden: bool = True) -> int:
+    """Return the first sequence from this one on whose name nothing in the directory has.
+
+    Another process that completed the record of this writer may have taken the next one, and so may an
+    attacker who placed a link there. A hidden file is incomplete: its writer is creating it, or died and
+    left it behind, and `hidden=False` takes its name, so that the sequence has no gap.
+    """
+    while True:
+        name = segment_name(writer, sequence)
+        kept = segment_name(writer, sequence, kept=True)
+        names = (name, f".{name}", kept) if hidden else (name, kept)
+        if not any(os.path.lexists(os.path.join(directory, taken)) for taken in names):
+            return sequence
+        sequence += 1
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether this is the name of a temporary file of a journal."""
+    return name.startswith(TEMPORARY) or (name.startswith(".") and _SEGMENT.fullmatch(name[1:]) is not None)
+
+
+def misplaced(directory: str) -> list[str]:
+    """Return entries that have the name of a journal's file or directory but another type, such as links.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    found = []
+    for folder in (directory, os.path.join(directory, CURSORS)):
+        if folder != directory and os.path.islink(folder):
+            continue  # `cursors` itself is misplaced; what it points to is not part of the journal
+        try:
+            entries = list(os.scandir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            if folder == directory and entry.name in (CURSORS, BROKEN):
+                if not entry.is_dir(follow_symlinks=False):
+                    found.append(entry.path)
+            elif folder == directory and not _is_name(entry.name):
+                continue
+            elif not entry.is_file(follow_symlinks=False):
+                found.append(entry.path)
+    return sorted(found)
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a journal, its archive or its alerts may use this file name here."""
+    return (
+        name == LOCK
+        or name.endswith((".json", ".lock"))
+        or is_temporary(name)
+        or _SEGMENT.fullmatch(name) is not None
+    )
+
+
+def list_writers(directory: str) -> Writers:
+    """Return every segment that a directory has now.
+
+    Symbolic links and directories with the name of a segment are excluded; `misplaced` finds them.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    found = _by_writer(directory, _files_in(directory))
+    if not any(len(segments) < segments[-1].sequence for segments in found.values()):
+        return found
+    # A file that is made while a directory is listed may be left out, and a later one be there. What
+    # came before a file that was seen is in a second listing, or is gone.
+    again = _by_writer(directory, _files_in(directory))
+    return {
+        writer: [segment for segment in again[writer] if segment.sequence <= segments[-1].sequence]
+        for writer, segments in found.items()
+        if writer in again and again[writer][0].sequence <= segments[-1].sequence
+    }
+
+
+def _files_in(directory: str) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name
+
+
+def _by_writer(directory: str, names: Iterable[str]) -> Writers:
+    found: dict[tuple[str, int], Segment] = {}
+    for name in names:
+        match = _SEGMENT.fullmatch(name)
+        if match is None:
+            continue
+        writer, pid, sequence, kept = match.groups()
+        segment = Segment(os.path.join(directory, name), writer, int(pid), int(sequence), bool(kept))
+        # Both are there for the moment between the making of the one and the removal of the other.
+        if segment.kept or (writer, segment.sequence) not in found:
+            found[writer, segment.sequence] = segment
+    writers: Writers = {}
+    for key in sorted(found):
+        writers.setdefault(key[0], []).append(found[key])
+    return writers
+
+
+def why_not(directory: str) -> str | None:
+    """Return why a path is no journal: empty where there is nothing, None where it is one, or may become one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return ""
+    except NotADirectoryError:
+        return "it is a file"
+    ours = {CURSORS, BROKEN, DELETED, FAILURES, LOCK}
+    if names and not any(name in ours or _SEGMENT.fullmatch(name.lstrip(".")) for name in names):
+        return "that directory has files, and none of a journal"
+    return None
+
+
+log = logging.getLogger("stageflow.journal")
+
+T = TypeVar("T")
+
+
+def readable(found: Iterable[T]) -> Iterator[T]:
+    """Yield items until the operating system reports an error, and log that error with the name of the file.
+
+    A file deleted in the meantime is not an error; it counts as empty.
+    """
+    try:
+        yield from found
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log_safely(log, "a part of the journal cannot be read, and is skipped: %s", error)
+
+
+def quarantine_line(directory: str, segment: str, offset: int, text: bytes) -> None:
+    """Copy a damaged line to `broken/`, unless it has already been copied.
+
+    Args:
+        directory: Of the journal.
+        segment: Name of the segment that contains it.
+        offset: Offset of the line in the segment.
+        text: The line, without its newline.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    folder = os.path.join(directory, BROKEN)
+    make_private_below(folder)
+    path = os.path.join(folder, f"{segment}-{offset}")
+    content = text + b"\n"
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_size == len(content):
+            return
+    replace_file(path, content)
+
+
+def quarantine_file(directory: str, path: str) -> str:
+    """Move a damaged file, directory or symbolic link to `broken/`, and return its new path.
+
+    Raises:
+        OSError: It could not be moved.
+    """
+    folder = os.path.join(directory, BROKEN)
+    if path == folder:  # a link or a file in place of `broken/` itself
+        target = _free(os.path.join(directory, "broken-"))
+    else:
+        make_private_below(folder)
+        name = os.path.relpath(path, directory).replace(os.sep, "-").lstrip(".")
+        target = _free(os.path.join(folder, f"{name}-"))
+    os.rename(path, target)
+    sync_directory(directory)
+    return target
+
+
+def _free(beginning: str) -> str:
+    number = 1
+    while os.path.lexists(f"{beginning}{number}"):
+        number += 1
+    return f"{beginning}{number}"
+
+
+_CHUNK = 4 << 20
+_TAIL = 4096
+
+_UNKNOWN = 1 << 40
+"""Assumed original offset of the lines of a kept segment with a damaged header: past any segment's end."""
+
+
+class LineAt(Struct, frozen=True, gc=False):
+    """One line, without its newline, and where it began."""
+
+    offset: int
+    text: bytes
+
+
+class Piece(Struct, frozen=True):
+    """What was read of a segment at once.
+
+    Attributes:
+        lines: Whole lines, in order.
+        end: Where the next piece begins.
+        torn: Bytes after the last newline of the file. Its writer may be about to write the rest,
+            or it died.
+    """
+
+    lines: list[LineAt]
+    end: int
+    torn: int
+
+
+def read_piece(segment: Segment, offset: int) -> Piece:
+    """Return whole lines from `offset` on: some megabytes, and at least one line where there is one.
+
+    Offsets are those of the segment as it was written, also where little of it was kept.
+
+    Raises:
+        FileNotFoundError: The segment was deleted.
+        OSError: It cannot be read.
+    """
+    fd = open_regular(segment.path)
+    try:
+        if segment.kept:
+            return _read_kept_piece(fd, offset)
+        most_bytes = _CHUNK
+        data = os.pread(fd, most_bytes, offset)
+        end = data.rfind(b"\n") + 1
+        while not end and len(data) >= most_bytes:  # a line that is longer than that
+            most_bytes *= 2
+            data = os.pread(fd, most_bytes, offset)
+            end = data.rfind(b"\n") + 1
+    finally:
+        os.close(fd)
+    torn = len(data) - end if len(data) < most_bytes else 0
+    return Piece(_split(data[:end], offset), offset + end, torn)
+
+
+def _split(data: bytes, offset: int) -> list[LineAt]:
+    lines = []
+    for text in data.split(b"\n"):
+        if text:
+            lines.append(LineAt(offset, text))
+        offset += len(text) + 1
+    return lines
+
+
+def _read_kept_piece(fd: int, offset: int) -> Piece:
+    with open(fd, "rb", closefd=False) as file:
+        content = file.read()
+    kept = kept_header(content)
+    *texts, torn = split_kept(content)[1].split(b"\n")
+    places = zip(kept.offsets, texts, strict=True)
+    return Piece([LineAt(at, text) for at, text in places if at >= offset and text], kept.size, len(torn))
+
+
+def split_kept(content: bytes) -> tuple[bytes, bytes]:
+    """Return the header of a kept segment, which may be damaged, and the lines after it.
+
+    An intact line of another type is not a header: the file was replaced by another one.
+    """
+    first, _, rest = content.partition(b"\n")
+    line = decode(first)
+    return (b"", content) if line is not None and line.type != KEPT else (first, rest)
+
+
+def kept_header(content: bytes) -> Kept:
+    """Return the header of a kept segment, or a substitute if it is damaged.
+
+    The original offset of the lines is unknown without the header. The substitute places them after every
+    position that a reader may have stored, so a reader that was in the middle of them reads some lines twice,
+    but misses none.
+    """
+    header, rest = split_kept(content)
+    texts = rest.split(b"\n")[:-1]
+    kept = decode_kept(header)
+    if kept is not None and len(kept.offsets) == len(texts):
+        return kept
+    offsets, at = [], _UNKNOWN
+    for text in texts:
+        offsets.append(at)
+        at += len(text) + 1
+    return Kept(at, offsets)
+
+
+def has_header(segment: Segment) -> bool:
+    """Return whether the header of a kept segment is intact: only then may the original be removed."""
+    with open_segment(segment) as file:
+        content = file.readall()
+    kept = decode_kept(content.partition(b"\n")[0])
+    return kept is not None and kept == kept_header(content)
+
+
+def size_when_whole(segment: Segment) -> int:
+    """Return the original size of a segment, even if only a part of it was kept.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    fd = open_regular(segment.path)
+    with open(fd, "rb") as file:
+        return kept_header(file.read()).size if segment.kept else os.fstat(fd).st_size
+
+
+def begins_line(segment: Segment, offset: int) -> bool:
+    """Return whether an offset is the beginning of a line or the end of the segment."""
+    if segment.kept or not offset:
+        return True
+    fd = open_regular(segment.path)
+    try:
+        return os.pread(fd, 1, offset - 1) == b"\n"
+    finally:
+        os.close(fd)
+
+
+def read_lines(segment: Segment) -> Iterator[LineAt]:
+    """Return every whole line of a segment."""
+    offset = 0
+    while True:
+        piece = read_piece(segment, offset)
+        if piece.end == offset:
+            return
+        yield from piece.lines
+        offset = piece.end
+
+
+def find_lines(segment: Segment, *beginnings: bytes) -> Iterator[bytes]:
+    """Return the whole lines that begin so, in the order of the file; the others are not looked at.
+
+    The file is searched as bytes, which costs a small part of going through it line by line.
+    """
+    wanted = [b"\n" + beginning for beginning in beginnings]
+    for data, end in _whole_lines(segment):
+        for at in sorted(at for beginning in wanted for at in _places(data, beginning, end)):
+            yield bytes(data[at + 1 : data.index(b"\n", at + 1)])
+
+
+def lines_with(segment: Segment, part: bytes) -> Iterator[bytes]:
+    """Return the whole lines in which these bytes stand, in the order of the file."""
+    for data, end in _whole_lines(segment):
+        after = 0
+        for at in _places(data, part, end):
+            if at >= after:
+                after = data.index(b"\n", at)
+                yield bytes(data[data.rindex(b"\n", 0, at) + 1 : after])
+
+
+def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
+    """Return a newline and as many whole lines as there is room for, and where they end, again and again.
+
+    One buffer serves for all of them: to have a new one each time would take as long as the search.
+    """
+    try:
+        file = open_segment(segment)
+    except FileNotFoundError:  # deleted since it was listed: then nothing is in it
+        return
+    with file:
+        buffer = bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 2))
+        buffer[0:1] = b"\n"
+        filled = 1
+        while True:
+            if filled == len(buffer):
+                buffer.extend(bytes(len(buffer)))  # a line that is longer than that, or a file that grew
+            with memoryview(buffer) as view:
+                read = file.readinto(view[filled:])
+            if not read:
+                return
+            last = buffer.rfind(b"\n", filled, filled + read)
+            filled += read
+            if last >= 0:
+                yield buffer, last + 1
+                rest = filled - last
+                buffer[:rest] = buffer[last:filled]
+                filled = rest
+
+
+def open_segment(segment: Segment) -> io.FileIO:
+    """Open a segment as it is now: of one that was reduced since it was listed, what was kept.
+
+    Raises:
+        FileNotFoundError: It was deleted.
+    """
+    try:
+        return io.FileIO(open_regular(segment.path))
+    except FileNotFoundError:
+        if segment.kept:
+            raise
+        return io.FileIO(open_regular(segment.path.removesuffix(".ndjson") + ".kept.ndjson"))
+
+
+def _places(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
+    at = data.find(wanted, 0, end)
+    while at >= 0:
+        yield at
+        at = data.find(wanted, at + 1, end)
+
+
+def ends_with(segment: Segment, beginning: bytes) -> bool:
+    """Tell whether the last line of a segment is whole and begins so."""
+    with open_segment(segment) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        tail = file.read()
+    if not tail.endswith(b"\n"):
+        return False
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :].startswith(beginning)

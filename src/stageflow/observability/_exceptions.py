@@ -1,0 +1,134 @@
+"""The record of an exception: type, message, notes, the relevant part of the stack, and the chain."""
+
+from __future__ import annotations
+
+from itertools import islice
+from types import TracebackType
+
+from .._interrupts import INTERRUPTS, is_a
+from ..errors import as_text, is_internal_code, leaves_of, type_name
+from ..schema import ExceptionInfo, Relation
+from .sanitize._shape import Shaper
+
+__all__ = ["exception_info"]
+
+
+_FRAMES = 20
+_LINKS = 8
+_LEAVES = 100
+_STACKS_OF_LEAVES = 8
+_NOTES = 10
+_LONGEST_MESSAGE = 2000
+
+
+def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:
+    """Return the record of `error`: its innermost 20 frames, its notes and its chain.
+
+    Frames of the engine are omitted.
+
+    The chain contains up to 8 causes and contexts, and up to 100 leaves of exception groups, the first 8 with
+    their stacks. Each is followed by its own causes. The field is noted as truncated if anything is omitted.
+    """
+    return _info(error, shaping, _chain(error, shaping))
+
+
+def _info(
+    error: BaseException,
+    shaping: Shaper,
+    chain: list[ExceptionInfo],
+    relation: Relation | None = None,
+    *,
+    with_stack: bool = True,
+) -> ExceptionInfo:
+    return ExceptionInfo(
+        type=_type(error),
+        message=_message(error, shaping),
+        stack=_stack(error, shaping) if with_stack else [],
+        chain=chain,
+        relation=relation,
+        notes=_notes(error, shaping),
+    )
+
+
+def _chain(error: BaseException, shaping: Shaper) -> list[ExceptionInfo]:
+    links: list[ExceptionInfo] = []
+    counts = {"group": 0, "other": 0}
+    seen = {id(error)}
+    following = _next(error)[::-1]
+    while following:
+        relation, link = following.pop()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        kind, most = ("group", _LEAVES) if relation == "group" else ("other", _LINKS)
+        if counts[kind] == most:
+            _note_truncated(shaping)
+            continue
+        counts[kind] += 1
+        following += _next(link)[::-1]
+        links.append(_info(link, shaping, [], relation, with_stack=counts["group"] <= _STACKS_OF_LEAVES))
+    return links
+
+
+def _note_truncated(shaping: Shaper) -> None:
+    if "exception" not in shaping.truncated:
+        shaping.truncated.append("exception")
+
+
+def _next(error: BaseException) -> list[tuple[Relation, BaseException]]:
+    """Return the leaves and the cause or context of an exception; ignore overrides that raise."""
+    following: list[tuple[Relation, BaseException]] = []
+    if is_a(error, BaseExceptionGroup):
+        following = [("group", leaf) for leaf in leaves_of(error)]
+    try:
+        if error.__cause__ is not None:
+            following.append(("cause", error.__cause__))
+        elif error.__context__ is not None and not error.__suppress_context__:
+            following.append(("context", error.__context__))
+    except BaseException as raised:
+        INTERRUPTS.contain(raised)
+    return following
+
+
+def _notes(error: BaseException, shaping: Shaper) -> list[str]:
+    """Return the notes of an exception (PEP 678)."""
+    try:
+        given = getattr(error, "__notes__", ())
+        # `add_note` creates a list, but the attribute may be set to anything.
+        notes = list(islice(given, _NOTES + 1)) if is_a(given, (list, tuple)) else [given]
+    except BaseException as raised:  # raised by a property of its class
+        INTERRUPTS.contain(raised)
+        return []
+    if len(notes) > _NOTES:
+        _note_truncated(shaping)
+    return [shaping.text(as_text(note), "exception", _LONGEST_MESSAGE) for note in notes[:_NOTES]]
+
+
+def _type(error: BaseException) -> str:
+    kind = type(error)
+    try:
+        module = kind.__module__
+        return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+    except BaseException as raised:  # raised by a metaclass
+        INTERRUPTS.contain(raised)
+        return type_name(error)
+
+
+def _message(error: BaseException, shaping: Shaper) -> str:
+    return shaping.text(as_text(error), "exception", _LONGEST_MESSAGE)
+
+
+def _stack(error: BaseException, shaping: Shaper) -> list[str]:
+    frames: list[str] = []
+    at: TracebackType | None
+    try:
+        at = error.__traceback__
+    except BaseException as raised:  # raised by a property of its class
+        INTERRUPTS.contain(raised)
+        return []
+    while at is not None:
+        code = at.tb_frame.f_code
+        if not is_internal_code(code.co_filename):
+            frames.append(f"{code.co_filename}:{at.tb_lineno} in {code.co_qualname}")
+        at = at.tb_next
+    return [shaping.text(frame, "exception") for frame in frames[-_FRAMES:]]

@@ -1,0 +1,241 @@
+"""The resource (OpenTelemetry), the active span, and the state of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from resource import RUSAGE_SELF, getrusage
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from .._fork import reset_in_child
+from .._ids import uuid7
+from .._time import get_clock, rfc3339
+from ..events import Event, NoOpEventSink, offer, stats
+from ..schema import SCHEMA_VERSION, ProcessSample, Resource
+from ._defaults import defaults, on_change
+from .sanitize._coerce import safe_text
+
+__all__ = [
+    "BEGAN_NS",
+    "HEALTH",
+    "active_span",
+    "emit_health",
+    "emit_health_if_due",
+    "resource",
+    "sample",
+    "service_name",
+]
+
+
+def active_span() -> tuple[str, str, str] | None:
+    """Return trace id, span id and flags of the active span, or None.
+
+    Looked up among what is imported already: an application that does not use OpenTelemetry does
+    not pay for it.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{int(context.trace_flags):02x}"
+
+
+BEGAN_NS = time.monotonic_ns()
+"""About when the process began: when the library was imported."""
+
+# Where platforms say it; the first that is set counts.
+_SERVICE = (
+    "OTEL_SERVICE_NAME",
+    "K_SERVICE",  # Cloud Run, Knative
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "HEROKU_APP_NAME",
+    "FLY_APP_NAME",
+    "RENDER_SERVICE_NAME",
+    "RAILWAY_SERVICE_NAME",
+    "WEBSITE_SITE_NAME",  # Azure App Service
+)
+_VERSION = ("K_REVISION", "AWS_LAMBDA_FUNCTION_VERSION", "HEROKU_RELEASE_VERSION", "FLY_IMAGE_REF")
+_ENVIRONMENT = ("ENVIRONMENT", "APP_ENV", "RAILWAY_ENVIRONMENT_NAME", "VERCEL_ENV")
+_COMMIT = (
+    "GIT_COMMIT",
+    "GITHUB_SHA",
+    "CI_COMMIT_SHA",
+    "SOURCE_VERSION",  # Heroku's build packs
+    "HEROKU_SLUG_COMMIT",
+    "RENDER_GIT_COMMIT",
+    "RAILWAY_GIT_COMMIT_SHA",
+    "VERCEL_GIT_COMMIT_SHA",
+)
+
+
+@functools.cache
+def resource() -> Resource:
+    """Return service, host, pid and runtime, looked up once a process."""
+    given = defaults()
+    named = _otel_attributes(os.environ)
+    return Resource(
+        service_version=_text(given.version or named.get("service.version") or _first(_VERSION)),
+        host=safe_text(os.uname().nodename),
+        pid=os.getpid(),
+        runtime=f"{platform.python_implementation().lower()} {platform.python_version()}",
+        environment=_text(
+            given.environment
+            or named.get("deployment.environment.name")
+            or named.get("deployment.environment")
+            or _first(_ENVIRONMENT)
+        ),
+        commit=_text(given.commit or named.get("vcs.ref.head.revision") or _first(_COMMIT)),
+    )
+
+
+@functools.cache
+def service_name() -> str | None:
+    """Return the name of the service, for runs that name none."""
+    name = defaults().service or os.environ.get("OTEL_SERVICE_NAME")
+    return _text(name or _otel_attributes(os.environ).get("service.name") or _first(_SERVICE))
+
+
+def _otel_attributes(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `OTEL_RESOURCE_ATTRIBUTES` as OpenTelemetry has it: key=value behind commas, percent-encoded."""
+    pairs = (pair.partition("=") for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
+    return {key.strip(): unquote(value.strip()) for key, equals, value in pairs if equals}
+
+
+def _first(names: tuple[str, ...]) -> str | None:
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def _text(value: str | None) -> str | None:
+    return None if value is None else safe_text(value)
+
+
+def _look_again() -> None:
+    resource.cache_clear()
+    service_name.cache_clear()
+
+
+on_change(_look_again)
+reset_in_child(_look_again)
+
+
+SAMPLE_EVERY_NS = 10_000_000_000
+"""No more than one sample in 10 s: events in between share the last one."""
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class _Sampler:
+    """The last sample of this process."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset the sample in a forked child, which is another process."""
+        self.last: ProcessSample | None = None
+        self.taken_ns = 0
+        self.cpu_ns = time.process_time_ns()
+        self.lag_ms: float | None = None
+        self.lag_asked_ns = 0
+
+    def sample(self) -> ProcessSample:
+        now = time.monotonic_ns()
+        if self.last is None or now - self.taken_ns >= SAMPLE_EVERY_NS:
+            cpu_ns = time.process_time_ns()
+            since = max(now - (self.taken_ns or BEGAN_NS), 1)
+            usage = getrusage(RUSAGE_SELF)
+            self.last = ProcessSample(
+                uptime_s=(now - BEGAN_NS) // 1_000_000 / 1000,
+                memory_peak_bytes=usage.ru_maxrss * _MAXRSS_UNIT,
+                cpu_percent=round(100 * (cpu_ns - self.cpu_ns) / since, 1),
+                loop_lag_ms=self.lag_ms,
+            )
+            self.taken_ns, self.cpu_ns = now, cpu_ns
+        # Separately: a thread without an event loop may have taken the sample.
+        if now - self.lag_asked_ns >= SAMPLE_EVERY_NS:
+            self._measure_lag(now)
+        return self.last
+
+    def _measure_lag(self, now: int) -> None:
+        """Find out how long the loop takes to come to what is ready now; the next sample has it."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self.lag_asked_ns = now
+
+        def came() -> None:
+            self.lag_ms = (time.monotonic_ns() - now) // 1000 / 1000
+
+        loop.call_soon(came)
+
+
+_sampler = _Sampler()
+
+
+def sample() -> ProcessSample:
+    """Return how the process was within the last 10 s."""
+    return _sampler.sample()
+
+
+reset_in_child(_sampler.reset)
+
+
+HEALTH = "stageflow.health"
+
+
+class _Last:
+    """When the event was last emitted."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Restart the interval: in a forked child, and after a change of settings."""
+        self.ns = time.monotonic_ns()
+
+
+_last = _Last()
+
+
+def emit_health_if_due(sink: Any) -> None:
+    """Emit the event where it is configured, and the last one is long enough ago; asked at each run's end."""
+    seconds = defaults().health_seconds
+    if seconds is not None and time.monotonic_ns() - _last.ns >= seconds * 1e9:
+        emit_health(sink)
+
+
+def emit_health(sink: Any) -> None:
+    """Emit the event now: the counters of every sink as they stand before it."""
+    _last.reset()
+    if type(sink) is NoOpEventSink:
+        return
+    counted = stats()
+    wall_ns = get_clock().wall_ns()
+    body = {
+        "event_id": uuid7(wall_ns),
+        "emitted_at": rfc3339(wall_ns // 1000),
+        "schema_version": SCHEMA_VERSION,
+        "service": service_name() or "unknown_service",
+        "resource": resource(),
+        "process": sample(),
+        "sinks": counted.sinks,
+        "emitter_errors": counted.emitter_errors,
+        "coerced_values": counted.coerced_values,
+    }
+    offer(sink, Event(HEALTH, msgspec.to_builtins(body)))
+
+
+on_change(_last.reset)
+reset_in_child(_last.reset)

@@ -1,0 +1,190 @@
+"""Builds wide events from the results of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._interrupts import INTERRUPTS
+from .._time import get_clock
+from .._wide import build_pipeline_wide, build_stage_wide
+from ..context import PipelineContext
+from ..errors import as_text, name_of_error
+from ..results import PipelineResults
+from ..schema import Outcome, PipelineWide, StageSummary, StageWide, TerminalOrRetry
+from ..stages import StageResult, StageStatus
+from ._exceptions import exception_info
+from ._resource import sample
+from ._run_context import RunContext
+from .sanitize._shape import shaper
+
+__all__ = ["critical_path", "pipeline_wide", "stage_wide"]
+
+
+def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]:
+    """Return the chain of stages with the largest sum of `total_ms`, first to last, and that sum.
+
+    A stage is ready the moment its last dependency has ended. So the chain is found backwards: from
+    the stage that ended last to the dependency that it waited for, and on to the start.
+    """
+    at: StageResult | None = None
+    for result in results.values():
+        if result.attempts and (at is None or result.ended_ns > at.ended_ns):
+            at = result
+    names: list[str] = []
+    total_us = 0
+    while at is not None:
+        # A skipped stage is on the chain in time, but nothing waited for it.
+        if at.attempts:
+            names.append(at.name)
+            total_us += at.ended_ns // 1000 - (at.ready_ns or at.started_ns) // 1000
+        before: StageResult | None = None
+        for name in at.dependencies:
+            result = results.get(name) or _NONE
+            if result.ended_ns and (before is None or result.ended_ns > before.ended_ns):
+                before = result
+        at = before
+    names.reverse()
+    return names, total_us / 1000
+
+
+_NONE = StageResult("", StageStatus.CANCEL)
+"""Substitute for a missing result: manually emitted results may be incomplete."""
+
+
+def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, run: RunContext) -> StageWide:
+    """Return the event for `result`, a terminal one or one with status RETRY."""
+    started, ended, ready = result.started_ns // 1000, result.ended_ns // 1000, result.ready_ns // 1000
+    if not ended:  # a result made by hand, without times
+        ended = started = get_clock().wall_ns() // 1000
+    error, reason, exception, kind = result.error, result.reason, result.exception, result.kind
+    attributes, data, missing = result.attributes, result.data, result.missing_inputs
+    identity = run.identity(context)
+    # `_value_` avoids the descriptor of `value`: this is the hot path.
+    status: TerminalOrRetry = result.status._value_
+    label = None if kind is None else kind._value_
+    error_text = reason_text = error_type = info = None
+    data_keys: list[str] = []
+    missing_names: list[str] = []
+    attribute_values: dict[str, Any] = {}
+    redacted = 0
+    truncated: list[str] = []
+    # Most events contain no application data, and need no sanitizing.
+    if attributes or data or missing or error is not None or reason is not None or exception is not None:
+        shaping = shaper()
+        with INTERRUPTS:
+            if error is not None:
+                error_text = shaping.text(error, "error")
+            if reason is not None:
+                reason_text = shaping.text(reason, "reason")
+            if exception is not None:
+                error_type, info = name_of_error(exception), exception_info(exception, shaping)
+            data_keys = shaping.names(data, "data_keys") if data else []
+            missing_names = shaping.names(missing, "missing_inputs") if missing else []
+            attribute_values = shaping.attributes(attributes) if attributes else {}
+        redacted, truncated = shaping.redacted, shaping.truncated
+    return build_stage_wide(
+        identity,
+        run.span_base,
+        stage_name,
+        status,
+        started,
+        ended,
+        ready or started,
+        result.sequence,
+        result.attempt,
+        result.attempts,
+        label,
+        result.dependencies,
+        error_text,
+        reason_text,
+        error_type,
+        info,
+        data_keys,
+        len(result.artifacts),
+        result.events_count,
+        missing_names,
+        None if result.retry_after is None else result.retry_after * 1000,
+        result.abandoned,
+        result.outcome_by,
+        attribute_values,
+        redacted,
+        truncated,
+        result.loop_blocked_ms,
+    )
+
+
+def pipeline_wide(
+    results: Mapping[str, StageResult], context: PipelineContext, run: RunContext
+) -> PipelineWide:
+    """Return the event for the results of a run, or for a dict of stage results made by hand."""
+    whole = results if isinstance(results, PipelineResults) else _from_stages(results, context, run)
+    path, path_ms = critical_path(whole)
+    run.process = run.process or sample()
+    exception = whole.exception
+    shaping = shaper()
+    attributes = shaping.attributes(run.attributes) if run.attributes else {}
+    error = None if whole.error is None else shaping.text(whole.error, "error")
+    # The results of a run are terminal, never RETRY, which the type of `status` allows.
+    summaries = [
+        StageSummary(
+            name,
+            result.status._value_,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            (result.ended_ns // 1000 - result.started_ns // 1000) / 1000,
+            None if result.error is None else shaping.text(result.error, "stage_summaries"),
+        )
+        for name, result in whole.items()
+    ]
+    reason = None if whole.reason is None else shaping.text(whole.reason, "reason")
+    return build_pipeline_wide(
+        run.identity(context),
+        whole.outcome,
+        whole.started_ns // 1000,
+        whole.ended_ns // 1000,
+        summaries,
+        error=error,
+        reason=reason,
+        error_type=None if exception is None else name_of_error(exception),
+        exception=None if exception is None else exception_info(exception, shaping),
+        first_failed_stage=whole.first_failed_stage,
+        critical_path=path,
+        critical_path_ms=path_ms,
+        stages_abandoned=len(whole.abandoned),
+        attributes=attributes,
+        redacted=shaping.redacted,
+        truncated=shaping.truncated,
+        process=run.process,
+    )
+
+
+def _from_stages(
+    results: Mapping[str, StageResult], context: PipelineContext, run: RunContext
+) -> PipelineResults:
+    """Return the results of a run of which only the stages are known."""
+    failed = [result for result in results.values() if result.status is StageStatus.FAIL]
+    grave = min(
+        (result for result in failed if not result.optional),
+        key=lambda result: result.ended_ns,
+        default=None,
+    )
+    cancelled = any(result.status is StageStatus.CANCEL for result in results.values())
+    outcome: Outcome
+    if grave is not None:
+        outcome = "failed"
+    elif cancelled:
+        outcome = "stopped"
+    else:
+        outcome = "degraded" if failed else "ok"
+    timed = [result for result in results.values() if result.ended_ns]
+    now = get_clock().wall_ns()
+    return PipelineResults(
+        results,
+        pipeline_name=run.pipeline_name,
+        context=context,
+        outcome=outcome,
+        error=None if grave is None else f"stage {grave.name!r} failed: {as_text(grave.error)}",
+        exception=None if grave is None else grave.exception,
+        first_failed_stage=None if grave is None else grave.name,
+        started_ns=min((result.started_ns for result in timed), default=now),
+        ended_ns=max((result.ended_ns for result in timed), default=now),
+    )

@@ -1,0 +1,1 @@
+"""Coerces, redacts and truncates values, so that they can be recorded."""

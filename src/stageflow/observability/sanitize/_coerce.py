@@ -1,0 +1,379 @@
+"""Coerces any value to one that JSON can represent."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from collections import deque
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time, timedelta
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from itertools import islice
+from math import isfinite
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
+
+from ..._interrupts import INTERRUPTS, is_a
+from ..._numbers import as_number, item_of
+from ...errors import as_text, type_name
+from ...events import TALLY
+
+__all__ = [
+    "SHOWN_CHARS",
+    "Cut",
+    "Plain",
+    "Shown",
+    "fields_of",
+    "flat",
+    "is_mapping",
+    "items_of",
+    "safe_text",
+    "short_repr",
+    "simplified",
+    "text_key",
+    "unlike",
+]
+
+
+_PARTS = 200
+"""Parts that are looked at, over all levels."""
+
+_CHARS = 2_000
+"""Characters that are returned at most: more than are shown, so that what is redacted is seen whole."""
+
+
+class _Bounded(reprlib.Repr):
+    """`reprlib` with one bound on everything, and no cut in the middle, where it would halve a secret."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 6
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = _PARTS
+        self.maxdeque = self.maxarray = self.maxlong = _PARTS
+        self._left = _PARTS
+
+    def repr1(self, x: Any, level: int) -> str:
+        self._left -= 1
+        return super().repr1(x, level) if self._left > 0 else "..."
+
+    def repr_set(self, x: Iterable[Any], level: int) -> str:
+        return super().repr_set(set(islice(x, _PARTS + 1)), level)  # it sorts all that it is given
+
+    def repr_frozenset(self, x: Iterable[Any], level: int) -> str:
+        return super().repr_frozenset(frozenset(islice(x, _PARTS + 1)), level)
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(dict(islice(x.items(), _PARTS + 1)), level)
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[:_CHARS])
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[:_CHARS])
+
+    repr_bytearray = repr_bytes
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x)  # one of too many digits raises
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        return repr(x)
+
+
+def short_repr(value: Any) -> str:
+    """Return the beginning of the `repr` of a value, also of one whose `__repr__` raises; and count it."""
+    TALLY.coerced_values += 1
+    try:
+        return safe_text(str.__str__(_Bounded().repr(value))[:_CHARS])
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
+
+
+def safe_text(text: str) -> str:
+    """Return `text` without what UTF-8 cannot carry (lone surrogates become `?`)."""
+    if text.isascii():
+        return str(text)
+    return text.encode("utf-8", "replace").decode()
+
+
+_MISSING = object()
+_REPR_OF_STRUCT: Any = Struct.__repr__
+
+
+def fields_of(value: Any, most: int) -> list[tuple[str, Any]] | None:
+    """Return the first fields of a value with their names, or None if its type declares no fields.
+
+    Raises:
+        Exception: Whatever the type raises.
+    """
+    kind = type(value)
+    if is_a(value, Struct):
+        return _values(value, value.__struct_fields__, most) if kind.__repr__ is _REPR_OF_STRUCT else None
+    if hasattr(kind, "__dataclass_fields__"):
+        # The decorator wraps the `__repr__` that it generates.
+        if not hasattr(kind.__repr__, "__wrapped__"):
+            return None
+        import dataclasses  # already imported by the module that declares the dataclass
+
+        return _values(value, (field.name for field in dataclasses.fields(kind) if field.repr), most)
+    if (attributes := getattr(kind, "__attrs_attrs__", None)) is not None:
+        code = getattr(kind.__repr__, "__code__", None)
+        if code is None or not code.co_filename.startswith("<attrs generated"):
+            return None
+        return _values(value, (each.name for each in attributes if each.repr is True), most)
+    if hasattr(kind, "__repr_args__") and kind.__repr__.__module__.startswith("pydantic"):
+        return _of_model(value, most)
+    return None
+
+
+def _of_model(value: Any, most: int) -> list[tuple[str, Any]] | None:
+    declared = getattr(type(value), "__pydantic_fields__", None) or {}
+    found = []
+    for name, item in islice(value.__repr_args__(), most):
+        if name is None:  # not a model: an address, a color, ...
+            return None
+        if not getattr(declared.get(name), "exclude", None):
+            found.append((name, item))
+    return found
+
+
+def _values(value: Any, names: Iterable[str], most: int) -> list[tuple[str, Any]]:
+    found = []
+    for name in islice(names, most):
+        item = getattr(value, name, _MISSING)
+        if item is not _MISSING:  # deleted, or never set
+            found.append((name, item))
+    return found
+
+
+SHOWN_CHARS = 200
+"""Characters that are shown of a `repr`."""
+
+_MOST_WORK = 50_000
+"""What one event may cost: 1 for each number and container, 5 for each text and name."""
+
+_OF_TEXT = 5
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+_SETS = (set, frozenset)
+_SHOWN_BY_STR = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+
+
+class Cut(str):
+    """Says what stood here and was too much."""
+
+    __slots__ = ()
+
+
+class Shown(str):
+    """The `repr` of what JSON cannot carry, longer than it will be shown."""
+
+    __slots__ = ()
+
+
+def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> dict[str, Any] | None:
+    """Return a copy of fields that are few, flat and short, which is the common case; else None."""
+    if type(fields) is not dict or len(fields) > most:
+        return None
+    copy = fields.copy()
+    for key, item in copy.items():
+        kind = type(item)
+        if type(key) is not str or not key.isascii() or len(key) > name_chars:
+            return None
+        if kind is str:
+            chars -= len(item)
+            if chars < 0 or not item.isascii():
+                return None
+        elif kind is int:
+            if not _INT_MIN <= item <= _INT_MAX:
+                return None
+        elif kind is float:
+            if not isfinite(item):
+                return None
+        elif kind is not bool and item is not None:
+            return None
+    return copy
+
+
+class Plain:
+    """Copies the values of one event as str, int, float, bool, None, list or dict.
+
+    Numbers of any type become numbers; dates, times, paths and UUIDs become text; members of an `Enum` become
+    their values, sets become lists, and dataclasses and models become objects; see `docs/wide-events.md`.
+    What JSON cannot represent (NaN, an integer over 64 bits, a container that contains itself) becomes the
+    beginning of its `repr`, as `Shown`; what is nested too deeply or exceeds the size limit becomes a `Cut`.
+    Both are counted in `stats().coerced_values`. Text of any length is not changed.
+
+    Args:
+        depth: Levels that are copied.
+        text_chars: Characters that will be left of a text.
+
+    Attributes:
+        size: Bytes that the last copy takes as JSON, at least.
+    """
+
+    def __init__(self, depth: int, text_chars: int) -> None:
+        self._depth = depth
+        self._text_chars = text_chars
+        self._left = _MOST_WORK
+        self.size = 0
+
+    def copy(self, value: Any) -> Any:
+        """Return a copy of the value of one field."""
+        self.size = 0
+        return self._copy(value, ())
+
+    def _copy(self, value: Any, inside: tuple[int, ...]) -> Any:
+        """`inside` holds the ids of what contains the value."""
+        self._left -= 1
+        self.size += 1
+        if value is None or value is True or value is False:
+            return value
+        # Use the real types and their own methods: a subclass may override any method called here.
+        if is_a(value, str):
+            text = str.__str__(value)
+            self._left -= _OF_TEXT
+            self.size += min(len(text), self._text_chars) + 2
+            return text
+        if is_a(value, int) and _INT_MIN <= (number := int.__int__(value)) <= _INT_MAX:
+            return number
+        if is_a(value, float):
+            value = float.__float__(value)
+            if isfinite(value):
+                return value
+        try:
+            simple = simplified(value)
+            if simple is not value and (simple is None or is_a(simple, (str, int, float))):
+                return self._copy(simple, inside)
+            if id(simple) not in inside and (parts := self._parts(simple)) is not None:
+                if len(inside) >= self._depth:
+                    return self._cut(f"deeper than {self._depth} levels")
+                copied = self._container(parts, (*inside, id(simple)))
+                if copied is not None:
+                    return copied
+        except BaseException as error:
+            INTERRUPTS.contain(error)
+        self._left -= _OF_TEXT
+        shown = Shown(short_repr(value))
+        self.size += min(len(shown), SHOWN_CHARS)
+        return shown
+
+    def _parts(self, value: Any) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...] | None:
+        """Return a container as a mapping, a list or a tuple; None for anything else."""
+        if isinstance(value, tuple) and isinstance(names := getattr(type(value), "_fields", None), tuple):
+            return dict(zip(names, value, strict=False))  # a row: redaction needs the names
+        if isinstance(value, (Mapping, list, tuple)):
+            return value
+        room = max(self._left, 0)
+        if is_a(value, (*_SETS, deque)):
+            parts = list(islice(value, room + 1))
+            return _sorted(parts) if is_a(value, _SETS) else parts
+        fields = fields_of(value, room // _OF_TEXT + 1)
+        return None if fields is None else dict(fields)
+
+    def _container(self, value: Any, within: tuple[int, ...]) -> Any:
+        """Return the copy of what holds others, or None where it cannot be read."""
+        room = max(self._left, 0)
+        if isinstance(value, Mapping):
+            items = items_of(value, room // _OF_TEXT + 1)
+            if items is None:
+                return None
+            if len(items) * _OF_TEXT > room:
+                return self._cut("too many parts")
+            self._left -= len(items) * _OF_TEXT
+            copied: dict[str, Any] = {}
+            for key, item in items:
+                name = text_key(key)
+                self.size += len(name) + 4
+                copied[unlike(name, copied)] = self._copy(item, within)
+            return copied
+        parts = list(islice(value, room + 1))
+        if len(parts) > room:
+            return self._cut("too many parts")
+        return [self._copy(item, within) for item in parts]
+
+    def _cut(self, why: str) -> Cut:
+        TALLY.coerced_values += 1
+        return Cut(f"[cut: {why}]")
+
+
+def simplified(value: Any) -> Any:
+    """Return the number, text or other simple value that represents a value in JSON, or the value itself.
+
+    Raises:
+        Exception: Whatever the type raises.
+    """
+    kind = type(value)
+    if hasattr(kind, "item"):
+        value = item_of(value)
+        kind = type(value)
+    if (number := as_number(value)) is not None:
+        return value if kind is int else number  # an integer over 64 bits is a number already
+    if issubclass(kind, Enum):
+        carried = value.value
+        return carried if type(carried) in (str, int, float, bool) else value.name
+    if issubclass(kind, (datetime, date, time)):
+        moment = value.isoformat()
+        return moment.removesuffix("+00:00") + "Z" if moment.endswith("+00:00") else moment
+    if issubclass(kind, timedelta):
+        return timedelta.total_seconds(value)
+    if issubclass(kind, _SHOWN_BY_STR):
+        return str(value)
+    if hasattr(kind, "__fspath__"):
+        return os.fsdecode(value)
+    return value
+
+
+def _sorted(parts: list[Any]) -> list[Any]:
+    """Return the members of a set, sorted if all are text or numbers of one type."""
+    kinds = {type(part) for part in parts}
+    return sorted(parts) if len(kinds) == 1 and kinds <= {str, int, float} else parts
+
+
+def is_mapping(value: Any) -> bool:
+    """Return whether a value is a mapping; False if its `__class__` raises."""
+    try:
+        return isinstance(value, Mapping)
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        return False
+
+
+def items_of(fields: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]] | None:
+    """Return the first items of a mapping, or None for one of the application's that cannot be read."""
+    try:
+        return list(islice(fields.items(), most))
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        return None
+
+
+def text_key(key: Any) -> str:
+    """Return the key of a mapping as text, whatever it is."""
+    if is_a(key, str):
+        return str.__str__(key)
+    try:
+        simple = simplified(key)
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        simple = key
+    if is_a(simple, str):
+        return str.__str__(simple)
+    if is_a(simple, int) and not is_a(simple, bool):
+        number = int.__int__(simple)
+        return str(number) if _INT_MIN <= number <= _INT_MAX else short_repr(key)
+    return as_text(simple) if simple is None or is_a(simple, (float, bool)) else short_repr(key)
+
+
+def unlike(name: str, names: Mapping[str, Any]) -> str:
+    """Return a name that is none of `names`: with its number behind it, where it would be."""
+    number = len(names)
+    shown = name
+    while shown in names:
+        number += 1
+        shown = f"{name} ({number})"
+    return shown

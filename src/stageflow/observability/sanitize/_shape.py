@@ -1,0 +1,380 @@
+"""Shapes what the application says, before any sink has it: plain values, no secrets, bounded size."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ..._interrupts import INTERRUPTS
+from ..._log import log_safely
+from ..._value import ValueType
+from ...errors import as_text, describe
+from ._coerce import SHOWN_CHARS, Cut, Plain, Shown, flat, items_of, safe_text, short_repr, text_key, unlike
+from ._redact import REDACTED, REDACTION_FAILED, Redact, Redactor
+
+__all__ = ["EventLimits", "Shape", "Shaper", "shaper", "use_shape"]
+
+
+log = logging.getLogger("stageflow.observability")
+
+OTHER = "other"
+"""The attribute that takes fields whose names came after too many others."""
+
+_LONG_NUMBER = 10**11
+
+_DASHED = re.compile(r"-|b['\"]-")
+"""The beginning of an option, also in the `repr` of bytes."""
+
+_NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
+"""Keys of an object that holds the name of a setting, a header, and its value."""
+
+_LONGEST_NAME = 256
+"""Characters of a text that may be the name of what stands beside it."""
+
+_MARGIN = 1000
+"""A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
+
+
+class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
+    """How large an event may grow. What is beyond is cut, the largest first, and named in `truncated`.
+
+    Attributes:
+        fields: Attributes of one event; default 256.
+        depth: Levels of a nested value; default 8. What lies deeper is left out.
+        text_chars: Characters of one text; default 16,384.
+        name_chars: Characters of the name of a field; default 256.
+        event_bytes: Bytes of all attributes, or of a payload, together; default 256 KiB.
+        names: Different names of attributes in one process; default 2,000. Fields with later
+            names go together into one attribute, `other`, so that nobody's columns grow without end.
+
+    Raises:
+        ValueError: A limit is no positive whole number.
+    """
+
+    fields: int = 256
+    depth: int = 8
+    text_chars: int = 16_384
+    name_chars: int = 256
+    event_bytes: int = 256 << 10
+    names: int = 2_000
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"EventLimits({name}={value!r}); give a whole number, 1 or more")
+
+
+class Shape(Struct, frozen=True):
+    """The rules in force: what is taken out, and how large an event may grow."""
+
+    redact: Redact | None = Redact()
+    limits: EventLimits = EventLimits()
+
+
+class Rules:
+    """A `Shape`, ready to be applied. Made once a process, or when the rules change."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.limits = shape.limits
+        self.redactor = None if shape.redact is None else Redactor(shape.redact)
+        self.names: set[str] = set()
+        self.logged: set[str] = set()
+
+
+class Shaper:
+    """Shapes the parts of one event, and notes what was done.
+
+    Attributes:
+        redacted: How many secrets were taken out.
+        truncated: Names of what was cut.
+    """
+
+    __slots__ = ("_rules", "redacted", "truncated")
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self.redacted = 0
+        self.truncated: list[str] = []
+
+    def text(self, text: str, name: str, most: int | None = None) -> str:
+        """Return a text that may be stored.
+
+        Args:
+            text: Of any length.
+            name: Of its field, to be noted where the text is cut.
+            most: Characters, for one with a limit of its own.
+        """
+        if type(text) is not str:  # a manually constructed result may contain any value
+            text = as_text(text)
+        shown, cut = self._shown(text, most or self._rules.limits.text_chars)
+        if cut:
+            self._note(name)
+        return shown
+
+    def name(self, name: str) -> str:
+        """Return the name of a field or an input as it may be stored."""
+        shown, cut = self._named(name)
+        if cut:
+            self._note(shown)
+        return shown
+
+    def names(self, names: Iterable[Any], within: str) -> list[str]:
+        """Return names of any type as they may be stored, and no more of them than an event has fields."""
+        most = self._rules.limits.fields
+        shown: list[str] = []
+        for name in names:
+            if len(shown) == most:
+                self._note(within)
+                break
+            clean, cut = self._named(name if type(name) is str else text_key(name))
+            shown.append(clean)
+            if cut:
+                self._note(within)
+        return shown
+
+    def _named(self, name: str) -> tuple[str, bool]:
+        redactor, most = self._rules.redactor, self._rules.limits.name_chars
+        if redactor is not None and name in redactor.clean and len(name) <= most:
+            return name, False
+        return self._shown(name, most)
+
+    def _shown(self, text: str, most: int) -> tuple[str, bool]:
+        """Return a text without secrets, at most so long, and whether it was cut."""
+        if self._rules.redactor is None and len(text) <= most:
+            return safe_text(text), False
+        seen = text[: most + _MARGIN]
+        clean = self._clean(safe_text(seen))
+        whole = len(seen) == len(text)
+        if whole and len(clean) <= most:
+            return clean, False
+        # What ends where nobody looked on may be one half of a secret, unless it was found.
+        end = len(clean) if whole or clean.endswith(REDACTED) else max(len(clean) - _MARGIN, 0)
+        return clean[: min(end, most - 1)] + "…", True
+
+    def _note(self, name: str) -> None:
+        """Note the name of what was cut, once."""
+        if len(self.truncated) < self._rules.limits.fields and name not in self.truncated:
+            self.truncated.append(name)
+
+    def _clean(self, text: str) -> str:
+        redactor = self._rules.redactor
+        if redactor is None:
+            return text
+        try:
+            clean, found = redactor.text(text)
+        except BaseException as error:
+            INTERRUPTS.contain(error)
+            # Closed: nobody knows what is in it.
+            self._tell(error)
+            clean, found = REDACTION_FAILED, 1
+        self.redacted += found
+        return clean
+
+    def _tell(self, error: BaseException) -> None:
+        if type(error).__name__ not in self._rules.logged:
+            self._rules.logged.add(type(error).__name__)
+            log_safely(
+                log,
+                "a text could not be redacted, and is omitted: %s (further occurrences are not logged)",
+                describe(error),
+            )
+
+    def attributes(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return attributes that may be stored; those with names beyond the limit stand under one name."""
+        return self._guarded(self.fields(fields, "attributes"))
+
+    def fields(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
+        """Return fields that may be stored, a copy down to the last level.
+
+        What is too much is cut before anything is looked at: the work is bounded, whatever comes.
+        """
+        redactor, limits = self._rules.redactor, self._rules.limits
+        shaped = flat(fields, limits.fields, limits.name_chars, limits.event_bytes)
+        renamed = shaped is None
+        if shaped is None:
+            shaped = self._copied(fields, within)
+        known = {} if redactor is None else redactor.known
+        chars = 0
+        for name, value in shaped.items():
+            kind = type(value)
+            if redactor is not None:
+                withheld = known.get(name)
+                if withheld is None:
+                    withheld = redactor.withholds(name)
+                    renamed = renamed or name not in known
+                if value is None or kind is bool:
+                    continue
+                if withheld and not redactor.is_measure(name, value):
+                    self.redacted += 1
+                    shaped[name] = REDACTED
+                    continue
+            if kind is str:
+                # The length first: to look a long one up would be to hash all of it.
+                if redactor is None or len(value) > limits.text_chars or value not in redactor.clean:
+                    value, cut = self._shown(value, limits.text_chars)
+                    shaped[name] = value
+                    if cut:
+                        self._note(f"{within}.{self.name(name)}")
+                chars += len(value)
+            elif kind is int:
+                if abs(value) >= _LONG_NUMBER:
+                    shaped[name] = self._number(value)
+            elif kind is not float and kind is not bool and value is not None:
+                shaped[name] = self._nested(value, f"{within}.{self.name(name)}")
+                chars += limits.event_bytes  # not worth a guess: it is measured below
+        if renamed:
+            shaped = self._renamed(shaped)
+        if chars * 6 > limits.event_bytes:
+            sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in shaped.items()}
+            self._cut_largest(shaped, sizes, within)
+            # Texts, as all else is by now: of a `Cut` no encoder knows anything.
+            shaped = {name: str(value) if type(value) is Cut else value for name, value in shaped.items()}
+        return shaped
+
+    def _copied(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
+        """Return a copy of any fields, of bounded size and not yet looked at."""
+        limits = self._rules.limits
+        items = items_of(fields, limits.fields + 1)
+        if items is None:
+            items = [(within, fields)]  # a mapping of the application's that cannot be read: its repr
+        if len(items) > limits.fields:
+            self._note(within)
+            items.pop()
+        plain = Plain(limits.depth, limits.text_chars)
+        copied: dict[str, Any] = {}
+        sizes: dict[str, int] = {}
+        for key, value in items:
+            name = unlike(text_key(key), copied)
+            try:
+                copied[name] = plain.copy(value)
+            except BaseException as error:  # raised by a value that fakes its type
+                INTERRUPTS.contain(error)
+                copied[name] = Shown(short_repr(value))
+            sizes[name] = plain.size + min(len(name), limits.name_chars) + 4
+        self._cut_largest(copied, sizes, within)
+        return copied
+
+    def _renamed(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Give fields the names that may be stored."""
+        named: dict[str, Any] = {}
+        for name, value in fields.items():
+            named[unlike(self.name(name), named)] = value
+        return named
+
+    def _nested(self, value: Any, path: str) -> Any:
+        redactor = self._rules.redactor
+        kind = type(value)
+        if kind is Cut:
+            self._note(path)
+            return str(value)
+        if kind is Shown:
+            return self._shown(value, SHOWN_CHARS)[0]
+        if isinstance(value, str):
+            return self.text(value, path)
+        if kind is list:
+            return self._listed(value, path)
+        if kind is dict:
+            nested: dict[str, Any] = {}
+            told: Any = next((value[key] for key in _NAMES if key in value), None)
+            for key, item in value.items():
+                name = unlike(self.name(key), nested)
+                if redactor is None:
+                    nested[name] = self._nested(item, f"{path}.{name}")
+                else:
+                    told_by = told if key in _VALUES and self._names_a_secret(told) else key
+                    nested[name] = self._withheld(told_by, item, f"{path}.{name}")
+            return nested
+        return self._number(value) if kind is int and abs(value) >= _LONG_NUMBER else value
+
+    def _listed(self, items: list[Any], path: str) -> list[Any]:
+        """Look at what stands beside a name, too: in pairs, as headers come, and behind an option."""
+        listed: list[Any] = []
+        option: str | None = None
+        for item in items:
+            if type(item) is list and len(item) == 2 and self._names_a_secret(item[0]):
+                listed.append([self._nested(item[0], path), self._withheld(str(item[0]), item[1], path)])
+            elif option is not None:
+                listed.append(self._withheld(option, item, path))
+            else:
+                listed.append(self._nested(item, path))
+            is_option = isinstance(item, str) and _DASHED.match(item) is not None
+            option = str(item) if is_option and self._names_a_secret(item) else None
+        return listed
+
+    def _withheld(self, name: str, value: Any, path: str) -> Any:
+        """Return what may be stored of a value that stands under a name, or beside one."""
+        redactor = self._rules.redactor
+        if value is None or type(value) is bool or redactor is None or not redactor.is_secret(name):
+            return self._nested(value, path)
+        if redactor.is_measure(name, value):
+            return value
+        self.redacted += 1
+        return REDACTED
+
+    def _names_a_secret(self, name: Any) -> bool:
+        """Tell whether a value is the name of a secret, and no sentence that ends in one."""
+        redactor = self._rules.redactor
+        return (
+            redactor is not None
+            and isinstance(name, str)
+            and len(name) <= _LONGEST_NAME
+            and not any(blank in name for blank in " =\n")
+            and redactor.is_secret(name)
+        )
+
+    def _number(self, number: int) -> int | str:
+        """Look at a number as the text it may have been: that of a card, say."""
+        text = str(number)
+        clean = self._clean(text)
+        return number if clean == text else clean
+
+    def _guarded(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        names = self._rules.names
+        if attributes.keys() <= names:
+            return attributes
+        for name in list(attributes):
+            if name in names:
+                continue
+            if len(names) < self._rules.limits.names:
+                names.add(name)
+            elif name != OTHER:
+                other = attributes.setdefault(OTHER, {})
+                if not isinstance(other, dict):
+                    other = attributes[OTHER] = {OTHER: other}
+                other[name] = attributes.pop(name)
+        return attributes
+
+    def _cut_largest(self, fields: dict[str, Any], sizes: dict[str, int], within: str) -> None:
+        """Cut the largest fields, until the rest fits."""
+        whole, most = sum(sizes.values()), self._rules.limits.event_bytes
+        if whole <= most:
+            return
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            if whole <= most:
+                return
+            fields[name] = instead = Cut(f"[cut: {sizes[name]:,} bytes]")
+            whole -= sizes[name] - len(name) - len(instead) - 6
+            self._note(f"{within}.{self.name(name)}")
+
+
+_rules = Rules(Shape())
+
+
+def shaper() -> Shaper:
+    """Return what shapes one event, by the rules in force."""
+    return Shaper(_rules)
+
+
+def use_shape(shape: Shape) -> Shape:
+    """Put rules in force for every event from now on, and return those they replace."""
+    global _rules
+    before = _rules.shape
+    _rules = Rules(shape)
+    return before

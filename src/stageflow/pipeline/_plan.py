@@ -1,0 +1,248 @@
+"""The compiled form of a pipeline: nodes, edges, and which stage may read from which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from ..observability import WideEventEmitter
+from ..schema import StageOutline
+from ..stages import StageKind
+from ._interceptors import Interceptor
+from ._limits import Limit
+from ._spec import Parameter, StageSpec, entry_of, gives_coroutine, parameters_of
+
+__all__ = ["Ancestry", "Around", "Node", "Plan", "compile_nodes"]
+
+
+class Ancestry:
+    """Answers whether one stage is an ancestor of another.
+
+    A depth-first traversal along the edges numbers the stages in the order in which it leaves them. The
+    stages that it visits from one stage have consecutive numbers, up to that of the stage itself: two numbers
+    per stage are enough to recognise them as its descendants. A third number, the lowest among all
+    descendants of a stage, excludes most other stages. Only what both leave undecided is searched.
+    """
+
+    __slots__ = ("_last", "_lowest", "_nodes", "_places", "_visited_from")
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._places = {node.name: node.index for node in nodes}
+        self._last = [0] * len(nodes)
+        self._visited_from = [-1] * len(nodes)
+        self._lowest = [0] * len(nodes)
+        left = 0
+        for root in nodes:
+            if root.dependencies:
+                continue
+            self._visited_from[root.index] = left
+            path = [(root.index, iter(root.dependents))]
+            while path:
+                index, dependents = path[-1]
+                for after in dependents:
+                    if self._visited_from[after] < 0:
+                        self._visited_from[after] = left
+                        path.append((after, iter(nodes[after].dependents)))
+                        break
+                else:
+                    path.pop()
+                    self._last[index] = left
+                    self._lowest[index] = min(
+                        (self._lowest[after] for after in nodes[index].dependents),
+                        default=left,
+                    )
+                    left += 1
+
+    def contains(self, index: int, ancestor: int) -> bool:
+        """Return whether stage number `ancestor` must have ended before stage number `index` starts."""
+        first, last, lowest = self._visited_from[ancestor], self._last[ancestor], self._lowest[ancestor]
+        if index == ancestor:
+            return False
+        seen = {index}
+        following = [index]
+        while following:
+            at = following.pop()
+            if first <= self._last[at] <= last:
+                return True
+            if not lowest <= self._last[at] < last:
+                continue
+            for name in self._nodes[at].dependencies:
+                before = self._places[name]
+                if before not in seen:
+                    seen.add(before)
+                    following.append(before)
+        return False
+
+    def names(self, index: int) -> set[str]:
+        """Return the names of all ancestors of stage number `index`."""
+        found: set[str] = set()
+        following = [index]
+        while following:
+            for name in self._nodes[following.pop()].dependencies:
+                if name not in found:
+                    found.add(name)
+                    following.append(self._places[name])
+        return found
+
+
+class Around(Struct, frozen=True):
+    """What `build()` puts around every stage: interceptors, and the limits that stages name."""
+
+    interceptors: tuple[Interceptor, ...] = ()
+    limits: Mapping[str, Limit] = {}
+
+
+class Node(StageSpec, frozen=True, eq=False, kw_only=True):
+    """One stage: its description, and values derived from it and from the graph.
+
+    Attributes:
+        index: Position in the pipeline, starting at 0.
+        pipeline: Name of the pipeline.
+        make: The class if the stage is a class, which is instantiated per run.
+        call: The callable to call with the context if the stage is not a class.
+        direct: True if `call` returns a coroutine that needs no wrapper.
+        plain: True if `call` is a synchronous function, which runs in a thread.
+        first_attempt: 1, or 0 if `when=` is evaluated before the first attempt.
+        gated: True if the outcomes of its dependencies can skip it.
+        shared_limit: The limit from which each attempt acquires a permit, or None.
+        parameters: What it takes by name.
+        dependents: Positions of the stages that depend on this one.
+        dependency_set: Names of its dependencies.
+        route_labels: Route labels of its dependents, for a stage of kind ROUTE.
+    """
+
+    index: int
+    pipeline: str
+    make: Any
+    call: Any
+    direct: bool
+    plain: bool
+    first_attempt: int
+    gated: bool
+    shared_limit: Limit | None
+    parameters: tuple[Parameter, ...]
+    dependents: tuple[int, ...]
+    dependency_set: frozenset[str]
+    route_labels: tuple[str, ...]
+
+
+def compile_nodes(specs: Sequence[StageSpec], pipeline: str, around: Around) -> tuple[Node, ...]:
+    """Return the nodes of a validated description, in the same order."""
+    places = {spec.name: index for index, spec in enumerate(specs)}
+    dependents: list[list[int]] = [[] for _ in specs]
+    labels: list[list[str]] = [[] for _ in specs]
+    for index, spec in enumerate(specs):
+        for name in spec.dependencies:
+            before = places[name]
+            dependents[before].append(index)
+            if spec.route is not None and specs[before].kind is StageKind.ROUTE:
+                labels[before].append(spec.route)
+    return tuple(
+        _compile(spec, index, pipeline, around, tuple(dependents[index]), tuple(dict.fromkeys(labels[index])))
+        for index, spec in enumerate(specs)
+    )
+
+
+def _compile(
+    spec: StageSpec,
+    index: int,
+    pipeline: str,
+    around: Around,
+    dependents: tuple[int, ...],
+    route_labels: tuple[str, ...],
+) -> Node:
+    entry = entry_of(spec.runner)
+    assert entry is not None, "validated"
+    make, called = entry.make, entry.called
+    call = called if make is None else None
+    interceptors = (*around.interceptors, *spec.interceptors)
+    parameters = parameters_of(called, entry.context_at)
+    plain = not gives_coroutine(called)
+    return Node(
+        **{**asdict(spec), "interceptors": interceptors},
+        index=index,
+        pipeline=pipeline,
+        make=make,
+        call=call,
+        direct=not (plain or spec.when or make or interceptors or parameters),
+        plain=plain,
+        first_attempt=1 if spec.when is None else 0,
+        gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None),
+        shared_limit=around.limits[spec.limit] if spec.limit is not None else None,
+        parameters=parameters,
+        dependents=dependents,
+        dependency_set=frozenset(spec.dependencies),
+        route_labels=route_labels,
+    )
+
+
+class Plan:
+    """Nodes, their order, and how runs go.
+
+    Attributes:
+        name: Name of the pipeline.
+        specs: The description it was made from.
+        nodes: The stages, in the order of the description; a stage's number is its place here.
+        index: From the name of a stage to its number.
+        waiting: How many dependencies each stage has.
+        roots: Numbers of the stages that have none.
+        emitter: What emits.
+        emits_stages: Emit `stage.wide`; None where `stageflow.configure` decides.
+        emits_pipeline: Emit `pipeline.wide`; None likewise.
+        fail_fast: True where a failure ends the run.
+        max_concurrency: How many stages of a run may be under way at once; None for no limit.
+        grace: Seconds that a cancelled stage has to end.
+        limited: True where a stage takes places at a shared limit.
+        outline: The stages as a mark of a run's beginning has them, in JSON.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        specs: Sequence[StageSpec],
+        *,
+        emitter: WideEventEmitter,
+        emits_stages: bool | None,
+        emits_pipeline: bool | None,
+        fail_fast: bool,
+        max_concurrency: int | None,
+        grace: float,
+        around: Around,
+    ) -> None:
+        self.name = name
+        self.specs = tuple(specs)
+        self.nodes: tuple[Node, ...] = compile_nodes(specs, name, around)
+        self.index = {node.name: node.index for node in self.nodes}
+        self.waiting = [len(node.dependencies) for node in self.nodes]
+        self.roots = tuple(node.index for node in self.nodes if not node.dependencies)
+        self.emitter = emitter
+        self.emits_stages = emits_stages
+        self.emits_pipeline = emits_pipeline
+        self.fail_fast = fail_fast
+        self.max_concurrency = max_concurrency
+        self.grace = grace
+        self.limited = any(node.shared_limit is not None for node in self.nodes)
+        self.outline = msgspec.Raw(
+            msgspec.json.encode(
+                [
+                    StageOutline(
+                        node.name,
+                        node.kind.value if node.kind else None,
+                        list(node.dependencies),
+                        node.optional,
+                    )
+                    for node in self.nodes
+                ]
+            )
+        )
+
+    @cached_property
+    def ancestry(self) -> Ancestry:
+        """Which stage may read from which. Built on first use: few stages read beyond their dependencies."""
+        return Ancestry(self.nodes)

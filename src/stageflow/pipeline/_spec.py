@@ -1,0 +1,237 @@
+"""The description of a stage."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypedDict
+
+from msgspec import Struct
+
+from ..context import StageContext
+from ..errors import InvalidArgumentError, MissingInputError, did_you_mean
+from ..retry import Retry
+from ..stages import StageKind
+from ._interceptors import Interceptor
+
+__all__ = [
+    "Condition",
+    "Entry",
+    "Parameter",
+    "StageDescription",
+    "StageOptions",
+    "StageSpec",
+    "arguments",
+    "class_of",
+    "entry_of",
+    "gives_coroutine",
+    "has_attribute",
+    "options_of",
+    "parameters_of",
+]
+
+
+class Entry(Struct, frozen=True):
+    """The callable of a runner.
+
+    Attributes:
+        make: The class to instantiate per run, or None.
+        called: What to call with the context; for a class, the method `execute` of the class itself.
+        context_at: Position of the parameter for the context: 1 for a method that is not bound, otherwise 0.
+    """
+
+    make: Any
+    called: Any
+    context_at: int = 0
+
+
+def class_of(runner: Any) -> type | None:
+    """Return the class that a runner is, also for a generic alias such as `Load[int]`; otherwise None."""
+    if inspect.isclass(runner):
+        return runner
+    origin = typing.get_origin(runner)
+    return origin if inspect.isclass(origin) else None
+
+
+def entry_of(runner: Any) -> Entry | None:
+    """Return the entry of a runner, or None if it has nothing to call."""
+    cls = class_of(runner)
+    if cls is not None:
+        execute = getattr(cls, "execute", None)
+        if not callable(execute):
+            return None
+        bound = isinstance(inspect.getattr_static(cls, "execute"), (staticmethod, classmethod))
+        return Entry(runner, execute, 0 if bound else 1)
+    if not callable(runner) or has_attribute(runner, "execute"):
+        execute = getattr(runner, "execute", None)
+        if callable(execute):
+            return Entry(None, execute)
+    return Entry(None, runner) if callable(runner) else None
+
+
+def has_attribute(value: Any, name: str) -> bool:
+    """Return whether a value declares an attribute; a mock returns one for every name."""
+    return hasattr(value, name) if inspect.isroutine(value) else name in dir(value)
+
+
+def gives_coroutine(called: Any) -> bool:
+    """Return whether a call returns a coroutine."""
+    while isinstance(called, functools.partial):
+        called = called.func
+    return inspect.iscoroutinefunction(called) or (
+        not inspect.isroutine(called) and inspect.iscoroutinefunction(getattr(called, "__call__", None))  # noqa: B004
+    )
+
+
+Parameter = tuple[str, bool, Any]
+"""Name, whether it has a default, and the default."""
+
+
+def parameters_of(called: Any, context_at: int = 0) -> tuple[Parameter, ...]:
+    """Return the parameters after the context, which are taken by name.
+
+    Parameters that a `functools.partial` binds keep their values, and so do those with a default whose name
+    begins with an underscore: `lambda ctx, _n=n: ...`.
+    """
+    try:
+        parameters = list(inspect.signature(called).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    bound: set[str] = set()
+    while isinstance(called, functools.partial):
+        bound.update(called.keywords)
+        called = called.func
+    return tuple(
+        (parameter.name, has_default, parameter.default)
+        for parameter in parameters[context_at + 1 :]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in bound
+        and not ((has_default := parameter.default is not parameter.empty) and parameter.name[0] == "_")
+    )
+
+
+def arguments(
+    ctx: StageContext, parameters: tuple[Parameter, ...], stages: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return a value for each parameter: the key of that name in what one of `stages` gave.
+
+    Raises:
+        MissingInputError: None of them has it and it has no default, or several have it.
+    """
+    values: dict[str, Any] = {}
+    given = {stage: ctx.inputs.result_from(stage).data for stage in stages}
+    for name, has_default, default in parameters:
+        holders = [stage for stage, data in given.items() if name in data]
+        if len(holders) == 1:
+            values[name] = given[holders[0]][name]
+        elif not holders and has_default:
+            values[name] = default
+            ctx.inputs.note_missing(name, stages)
+        else:
+            ctx.inputs.note_missing(name, stages)
+            raise _missing(ctx, name, holders, given)
+    return values
+
+
+def _missing(ctx: StageContext, name: str, holders: list[str], given: dict[str, Any]) -> MissingInputError:
+    where = {"stage": ctx.stage, "run_id": str(ctx.run.pipeline_run_id)}
+    if holders:
+        stages = " and ".join(repr(stage) for stage in holders)
+        return MissingInputError(
+            f"several dependencies have a value for parameter {name!r}: {stages}",
+            hint=f"read one of them with ctx.inputs.get_from(stage, {name!r})",
+            **where,
+        )
+    keys = [str(key) for data in given.values() for key in data]
+    listed = ", ".join(
+        f"{stage!r} returned {sorted(map(str, data)) or 'nothing'}" for stage, data in given.items()
+    )
+    return MissingInputError(
+        f"no dependency has a value for parameter {name!r}{did_you_mean(name, keys)}",
+        hint=listed or "the stage has no dependencies; pass them to with_stage",
+        **where,
+    )
+
+
+Condition = Callable[[StageContext], bool | Awaitable[bool]]
+
+
+class StageOptions(TypedDict, total=False):
+    """The options of a stage, as accepted by `with_stage` and `@stage`; None means the default.
+
+    Add a new option here and to `StageSpec`; everything else is derived from these two classes.
+    """
+
+    conditional: bool | None
+    optional: bool | None
+    when: Condition | None
+    route: str | None
+    timeout: float | None
+    retry: Retry | None
+    limit: str | None
+    interceptors: Iterable[Interceptor] | None
+
+
+class StageDescription(StageOptions, total=False):
+    """The arguments of `@stage`, including those that `with_stage` accepts by position."""
+
+    name: str | None
+    kind: StageKind | None
+    dependencies: Iterable[str] | None
+
+
+class StageSpec(Struct, frozen=True, eq=False):
+    """The arguments of `with_stage`, with defaults filled in. `build()` validates them."""
+
+    name: str
+    runner: Any
+    kind: StageKind = StageKind.TRANSFORM
+    dependencies: tuple[str, ...] = ()
+    conditional: bool = False
+    optional: bool = False
+    when: Condition | None = None
+    route: str | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    limit: str | None = None
+    interceptors: tuple[Interceptor, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return the description as plain values, for a picture of it."""
+        policies = {
+            "route": self.route,
+            "when": None if self.when is None else getattr(self.when, "__name__", "when"),
+            "conditional": "" if self.conditional else None,
+            "optional": "" if self.optional else None,
+            "timeout": None if self.timeout is None else f"{self.timeout:g}s",
+            "retry": None if self.retry is None else str(self.retry.attempts),
+            "limit": self.limit,
+            "interceptors": ",".join(
+                getattr(around, "__name__", None) or type(around).__name__ for around in self.interceptors
+            )
+            or None,
+        }
+        return {
+            "name": self.name,
+            "kind": str(self.kind),
+            "dependencies": self.dependencies,
+            "policies": {name: text for name, text in policies.items() if text is not None},
+        }
+
+
+def options_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the options that are not None.
+
+    Raises:
+        InvalidArgumentError: An option does not exist; the message suggests the closest match.
+    """
+    known = StageDescription.__annotations__
+    for name in given:
+        if name not in known:
+            raise InvalidArgumentError(
+                f"{where} has no option {name!r}{did_you_mean(name, known)}",
+                hint=f"the options are {', '.join(known)}",
+            )
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,185 @@
+"""What an evaluation of alerts did, and what rules there are, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ._escape import on_one_line, visible
+from ._style import BAD, QUIET, Paragraph
+from ._tables import count
+
+__all__ = ["draw_alert_list", "draw_alert_run", "draw_alert_tests"]
+
+
+Record = dict[str, Any]
+
+_STATES = {"firing": f"bold {BAD}", "pending": "yellow", "inactive": "green"}
+
+
+def draw_alert_run(run: Record) -> RenderableType:
+    """Return the state of each rule, what was sent, and how receivers fare.
+
+    Args:
+        run: An `AlertRun`, as plain values.
+
+    Example:
+        Console().print(draw_alert_run(msgspec.to_builtins(run_alerts(store, rules))))
+    """
+    if run["busy"]:
+        return Text("Another evaluator is at work; nothing was done.")
+    sections: list[Sequence[RenderableType]] = [
+        [Text(f"evaluated {_second(run['at'])}", style=QUIET)],
+        [_rules(run["findings"])],
+        _errors(run["findings"]),
+        [_sent(sent) for sent in run["sent"]],
+        [_receivers(run["receivers"], run["waiting"])] if run["receivers"] else [],
+    ]
+    return _spaced(sections)
+
+
+def draw_alert_list(standing: Record) -> RenderableType:
+    """Return rules with what is known of them, silences and receivers.
+
+    Args:
+        standing: A `Standing`, as plain values.
+    """
+    rules, silences = standing["rules"], standing["silences"]
+    table = _table("rule", ("kind", "severity", "state", "since", "figure"))
+    for rule in rules:
+        table.add_row(
+            on_one_line(rule["rule"]),
+            rule["kind"],
+            rule["severity"],
+            _status(rule["status"]),
+            _second(rule["began"]),
+            _figure(rule),
+        )
+    quiet = _table("silenced", ("until", "reason"))
+    for silence in silences:
+        quiet.add_row(on_one_line(silence["rule"]), _second(silence["until"]), on_one_line(silence["reason"]))
+    return _spaced(
+        [
+            [table],
+            _errors(rules),
+            [quiet] if silences else [],
+            [_receivers(standing["receivers"], standing["waiting"])] if standing["receivers"] else [],
+        ]
+    )
+
+
+def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:
+    """Return whether each receiver took a sample.
+
+    Args:
+        tests: `receiver`, `kind` and `error` of each.
+    """
+    table = _table("receiver", ("kind", "sample"))
+    for test in tests:
+        error = test["error"]
+        told = Text("sent", style="green") if error is None else Text("failed", style=BAD)
+        table.add_row(on_one_line(test["receiver"]), test["kind"], told)
+    failed = [(test["receiver"], test["error"]) for test in tests if test["error"] is not None]
+    return _spaced([[table], _each_once(failed)])
+
+
+def _rules(findings: Iterable[Record]) -> Table:
+    table = _table("rule", ("state", "since", "figure", "of"))
+    for finding in findings:
+        table.add_row(
+            on_one_line(finding["rule"]),
+            _status(finding["status"]),
+            _second(finding["began"]),
+            _figure(finding),
+            on_one_line(finding["events"]),
+        )
+    return table
+
+
+def _figure(rule: Record) -> Text:
+    if rule["error"] is not None:
+        return Text("error, see below", style=BAD)
+    figure = Text(on_one_line(rule["says"]))
+    if silence := rule.get("silenced"):
+        figure.append(f" (silenced until {_second(silence['until'])})", style=QUIET)
+    return figure
+
+
+def _receivers(receivers: Record, waiting: Sequence[Record]) -> RenderableType:
+    figures_of = ("sent", "attempts", "failures", "in_doubt", "given_up")
+    headings = (*(key.replace("_", " ") for key in figures_of), "waiting")
+    table = _table("receiver", headings)
+    for column in table.columns[1:7]:
+        column.justify = "right"
+    for name, state in receivers.items():
+        mine = [delivery for delivery in waiting if delivery["receiver"] == name]
+        figures = [state[key] for key in figures_of]
+        table.add_row(
+            on_one_line(name),
+            *(count(figure) or "0" for figure in (*figures, len(mine))),
+        )
+    errors = [
+        Paragraph(Text(f"last error of {on_one_line(name)}: {visible(state['last_error'])}", style=BAD))
+        for name, state in receivers.items()
+        if state["last_error"]
+    ]
+    return Group(table, *errors)
+
+
+def _sent(sent: Record) -> RenderableType:
+    told = f"{_title(sent['notice'])} -> {on_one_line(sent['receiver'])}"
+    if sent["error"] is None:
+        return Paragraph(Text(f"sent    {told}"))
+    why = f" (attempt {sent['attempt']}: {on_one_line(sent['error'])})"
+    return Paragraph(Text(f"failed  {told}{why}", style=BAD))
+
+
+def _errors(rules: Iterable[Record]) -> list[RenderableType]:
+    """Return why rules could not be evaluated: their tables have no room for it."""
+    return _each_once((rule["rule"], rule["error"]) for rule in rules if rule["error"] is not None)
+
+
+def _each_once(errors: Iterable[tuple[str, str]]) -> list[RenderableType]:
+    """Return each error once, with the names of all that have it."""
+    names: dict[str, list[str]] = {}
+    for name, error in errors:
+        names.setdefault(error, []).append(on_one_line(name))
+    return [
+        Paragraph(Text(f"error of {', '.join(those)}: {visible(error)}", style=BAD))
+        for error, those in names.items()
+    ]
+
+
+def _spaced(sections: Iterable[Sequence[RenderableType]]) -> RenderableType:
+    """Return the sections that are not empty, with a blank line between them."""
+    parts: list[RenderableType] = []
+    for section in sections:
+        if section:
+            parts += ["", *section] if parts else section
+    return Group(*parts)
+
+
+def _title(notice: Record) -> str:
+    word = "STILL FIRING" if notice["kind"] == "repeated" else notice["kind"].upper()
+    return on_one_line(f"[{word}] {notice['rule']}: {notice['says']}")
+
+
+def _status(status: str) -> Text:
+    return Text(status, style=_STATES.get(status, ""))
+
+
+def _second(moment: str | None) -> str:
+    return "" if moment is None else f"{moment[:19].replace('T', ' ')}Z"
+
+
+def _table(first: str, headings: Iterable[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=QUIET)
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table

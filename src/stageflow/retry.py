@@ -1,0 +1,198 @@
+"""Retry policies: which failures are retried, how often, and after how long."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from ._interrupts import is_a
+from ._value import ValueType
+from .errors import leaves_of
+
+__all__ = ["Exponential", "Fixed", "Linear", "Retry", "Wait", "check_seconds"]
+
+
+Wait = Callable[[int], float]
+"""From the number of the attempt that failed (1 or more) to the seconds until the next."""
+
+
+def check_seconds(policy: str, **seconds: float | None) -> None:
+    """Raise a ValueError for a number of seconds that is negative, infinite or no number."""
+    for name, value in seconds.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{policy}({name}={value!r}): give a number, 0 or more")
+
+
+def _spread(seconds: float, jitter: float) -> float:
+    # Jitter spreads load; it guards nothing, so the cheap generator will do.
+    return seconds * (1 - jitter * random.random()) if jitter else seconds
+
+
+class Fixed(Struct, metaclass=ValueType, frozen=True):
+    """Wait the same time before each attempt.
+
+    Args:
+        seconds: 0 or more.
+        jitter: The share of a wait that is random: 0 none, 1 anything between nothing and all.
+
+    Example:
+        >>> Fixed(0.5)(3)
+        0.5
+    """
+
+    seconds: float
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_seconds("Fixed", seconds=self.seconds)
+        _check_share("Fixed", self.jitter)
+
+    def __call__(self, attempt: int) -> float:
+        return _spread(self.seconds, self.jitter)
+
+
+class Linear(Struct, metaclass=ValueType, frozen=True):
+    """Wait longer by the same step each time, up to a bound.
+
+    Args:
+        initial: Seconds before the second attempt.
+        step: By how many seconds each wait exceeds the one before it; default `initial`.
+        maximum: No wait is longer than this many seconds.
+        jitter: The share of a wait that is random: 0 none, 1 anything between nothing and all.
+
+    Example:
+        >>> [Linear(1, maximum=2.5)(attempt) for attempt in (1, 2, 3)]
+        [1, 2, 2.5]
+    """
+
+    initial: float
+    step: float | None = None
+    maximum: float = 30.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_seconds("Linear", initial=self.initial, step=self.step or 0, maximum=self.maximum)
+        _check_share("Linear", self.jitter)
+
+    def __call__(self, attempt: int) -> float:
+        step = self.initial if self.step is None else self.step
+        return _spread(min(self.initial + step * (attempt - 1), self.maximum), self.jitter)
+
+
+class Exponential(Struct, metaclass=ValueType, frozen=True):
+    """Wait longer by a factor each time, up to a bound, with jitter so that clients spread out.
+
+    Args:
+        initial: Seconds before the second attempt.
+        factor: By how much each wait exceeds the one before it.
+        maximum: No wait is longer than this many seconds.
+        jitter: The share of a wait that is random: 0 none, 1 anything between nothing and all.
+
+    Example:
+        >>> [Exponential(0.1, jitter=0)(attempt) for attempt in (1, 2, 3)]
+        [0.1, 0.2, 0.4]
+    """
+
+    initial: float = 0.1
+    factor: float = 2.0
+    maximum: float = 30.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_seconds("Exponential", initial=self.initial, factor=self.factor, maximum=self.maximum)
+        _check_share("Exponential", self.jitter)
+
+    def __call__(self, attempt: int) -> float:
+        try:
+            wait = min(self.initial * self.factor ** (attempt - 1), self.maximum)
+        except OverflowError:
+            wait = self.maximum
+        return _spread(wait, self.jitter)
+
+
+def _check_share(policy: str, jitter: float) -> None:
+    if not isinstance(jitter, (int, float)) or not 0 <= jitter <= 1:
+        raise ValueError(f"{policy}(jitter={jitter!r}): give a share from 0 to 1")
+
+
+Covered = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+
+
+class Retry(Struct, metaclass=ValueType, frozen=True):
+    """Try a stage again when it raises what `on` covers, or returns `StageOutput.retry`.
+
+    Args:
+        attempts: How many attempts in all, the first included; 1 or more.
+        wait: Seconds between attempts, or a function of the number of the attempt that failed:
+            `Fixed`, `Linear`, `Exponential`, or one of your own.
+        on: The exceptions worth another attempt: a class, a tuple of classes, or a function
+            from the exception to a bool. `()` retries only what returns `StageOutput.retry`. An exception
+            group is retried if every leaf is.
+        deadline: Seconds from the start of the first attempt, after which no further one starts;
+            default no limit. A wait that would go beyond it is not begun.
+
+    Raises:
+        ValueError: For attempts under 1, a negative wait or deadline, or an `on` of another kind.
+
+    Example:
+        >>> Retry(attempts=3, on=ConnectionError).covers(ConnectionResetError())
+        True
+    """
+
+    attempts: int = 3
+    wait: float | Wait = Exponential()
+    on: Covered = Exception
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attempts, int) or self.attempts < 1:
+            raise ValueError(f"Retry(attempts={self.attempts!r}): give a whole number, 1 or more")
+        if not callable(self.wait):
+            check_seconds("Retry", wait=self.wait)
+        if self.deadline is not None:
+            check_seconds("Retry", deadline=self.deadline)
+        classes = self.on if isinstance(self.on, tuple) else (self.on,)
+        for covered in classes:
+            is_class = isinstance(covered, type) and issubclass(covered, BaseException)
+            if not is_class and (isinstance(self.on, (tuple, type)) or not callable(covered)):
+                raise ValueError(
+                    f"Retry(on={self.on!r}): give an exception class, a tuple of them, "
+                    "or a function of the exception"
+                )
+
+    def covers(self, error: BaseException) -> bool:
+        """Return whether the policy allows another attempt after `error`.
+
+        It covers an exception group if it covers every leaf, or if `on` names a class of groups. It never
+        covers `SystemExit`, `KeyboardInterrupt` and `GeneratorExit`.
+
+        Example:
+            >>> Retry(on=OSError).covers(ExceptionGroup("two", [TimeoutError(), ConnectionError()]))
+            True
+            >>> Retry(on=OSError).covers(ExceptionGroup("two", [TimeoutError(), ValueError()]))
+            False
+        """
+        leaves = leaves_of(error)
+        if any(is_a(leaf, (SystemExit, KeyboardInterrupt, GeneratorExit)) for leaf in leaves):
+            return False
+        if isinstance(self.on, (type, tuple)):
+            classes = self.on if isinstance(self.on, tuple) else (self.on,)
+            groups = tuple(each for each in classes if issubclass(each, BaseExceptionGroup))
+            return is_a(error, groups) or all(is_a(leaf, classes) for leaf in leaves)
+        # Not a generator expression, which would replace a StopIteration that `on` raises.
+        verdicts = [bool(self.on(leaf)) for leaf in leaves]
+        return all(verdicts)
+
+    def seconds_after(self, attempt: int) -> float:
+        """Return how long to wait after attempt number `attempt`, in seconds, never less than 0.
+
+        Raises:
+            ValueError: The wait function returned no finite number.
+        """
+        wait = float(self.wait(attempt) if callable(self.wait) else self.wait)
+        if not math.isfinite(wait):
+            raise ValueError(f"the wait after attempt {attempt} is {wait} s")
+        return max(0.0, wait)

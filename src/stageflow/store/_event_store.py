@@ -1,0 +1,566 @@
+"""`EventStore` answers queries about all runs of a journal and its archive."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from .._failures import FailureOutcomes
+from .._files import absolute_path
+from ..errors import (
+    ArchiveDamagedError,
+    DamagedFileError,
+    JournalNotFoundError,
+    RunNotFoundError,
+    SettingsError,
+)
+from ..journal import Journal, RunFilter, RunStory, read_failures
+from ._address import absolute_address, default_address, read_address, same_address
+from ._archive import Archive
+from ._columns import FAILURE, text
+from ._compactor import Compactor, Progress, closed_segments, must_be_there
+from ._comparison import Comparison, ErrorGroup, Slow, compare, errors, slowest
+from ._merge import NO_KINDS, percentiles, ranked
+from ._queries import Queries, Rows, tell_story
+from ._rows import events_of
+from ._sampling import Sampled, TailSampler, decide, report
+from ._selection import Over, condition, parenthesised
+from ._snapshot import Scope
+from ._statistics import Stat, Total, Volume, stats, totals
+from .explain import explain
+from .explain._difference import Explanation
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["EventStore"]
+
+
+class EventStore:
+    """Queries a journal and its archive, while other processes write to both.
+
+    Each event occurs exactly once in a result, with its later amendments. Counts, rates and percentiles are
+    weighted by `sample_rate`. All methods block, as those of DuckDB do: call them with `asyncio.to_thread`
+    from asynchronous code. Threads can share a store; it executes one query at a time.
+
+    Args:
+        journal: Directory of the journal; None to query an archive without its journal.
+        archive: Address of the archive: a directory, or "s3://bucket/events"; default the one that
+            the journal has.
+        storage_options: Options for object storage, as `deltalake` accepts them (`AWS_REGION`,
+            `AWS_ENDPOINT_URL`, ...); missing options are read from the environment. `max_retries` is the
+            number of retries of a failed request; default 4, about one second.
+        memory: Memory limit of DuckDB; default "2GB". DuckDB spills larger data to a temporary directory.
+        disk: Size limit of that directory; default "10GB".
+        timeout: Seconds for one query; default 60.
+        compact_beyond: Size of the closed segments in bytes from which on a query archives them first;
+            default 256 MiB, None for never.
+        progress: Called with the number of bytes archived so far and in total, while a query archives
+            segments.
+        verify: Verify the checksum of each archive file once, before reading it for the first time; default
+            False. Files written by older versions have no checksum.
+        failure_outcomes: The outcomes of runs that count as failures; default those that the journal states
+            (see `stageflow.configure`), or `failed`, `timeout` and `crashed`.
+
+    Raises:
+        ArchiveDamagedError: A file of the archive is damaged or missing; queries raise it too.
+        JournalNotFoundError: The directory does not exist.
+        MissingExtraError: The packages of `stageflow[store]` are not installed.
+
+    Example:
+        with EventStore("journal") as store:
+            print(store.sql("select status, count(*) from runs group by 1").rows)
+    """
+
+    def __init__(
+        self,
+        journal: str | os.PathLike[str] | None = None,
+        archive: str | os.PathLike[str] | None = None,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        memory: str = "2GB",
+        disk: str = "10GB",
+        timeout: float = 60.0,
+        compact_beyond: int | None = 256 << 20,
+        progress: Progress | None = None,
+        verify: bool = False,
+        failure_outcomes: Sequence[str] | None = None,
+    ) -> None:
+        self.path = absolute_path(journal) if journal is not None else None
+        if self.path is not None and not os.path.isdir(self.path):
+            raise JournalNotFoundError(self.path)
+        if self.path is None and archive is None:
+            raise ValueError("EventStore() requires a journal or an archive")
+        self._given = absolute_address(archive) if archive is not None else None
+        self._failures = None if failure_outcomes is None else FailureOutcomes.of(failure_outcomes)
+        self._storage_options = storage_options
+        self._compact_beyond = compact_beyond
+        self._progress = progress
+        self._opening = threading.RLock()
+        self._open_queries = functools.partial(
+            Queries, self.path, memory=memory, disk=disk, timeout=timeout, verify=verify
+        )
+        self._use(self._address())
+
+    def _use(self, address: str) -> None:
+        self.archive = Archive(address, self._storage_options)
+        self._current = self._open_queries(
+            self.archive, before=self.maintain, failures=self._failure_outcomes
+        )
+
+    @property
+    def _queries(self) -> Queries:
+        """The queries over the archive that the journal has now: another process may have moved it."""
+        with self._opening:
+            if not self._current.is_closed:
+                address = self._address()
+                if not same_address(address, self.archive.address):
+                    self._use(address)
+            return self._current
+
+    def _address(self) -> str:
+        if self._given is not None:
+            return self._given
+        try:
+            return read_address(self.path or "")
+        except DamagedFileError:  # each query reports it, unless the journal alone has the result
+            return default_address(self.path or "")
+
+    def _failure_outcomes(self) -> FailureOutcomes:
+        return self._failures or read_failures(self.path)
+
+    # ------------------------------------------------------------ SQL
+
+    def sql(
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        limit: int | None = 10_000,
+        timeout: float | None = None,
+        since: datetime | None = None,
+    ) -> Rows:
+        """Execute one query over the views `runs`, `stages` and `events`.
+
+        The query can read only these views: no files, settings or network. The column `failure` is true for
+        runs and stages that count as failures, null for those that failure rates exclude, otherwise false.
+
+        Args:
+            query: A SELECT statement of DuckDB's SQL.
+            parameters: Values for `?` or `$name` in the query.
+            limit: Maximum number of rows; None for all.
+            timeout: Seconds; default that of the store.
+            since: With a time zone; the query needs only rows that ended then or later, and that began at
+                most seven days earlier. It is then also executed while other parts of the archive cannot be
+                read: see `archive_error`. It does not filter rows. Default None: it needs all rows.
+
+        Raises:
+            ArchiveDamagedError: A file of the archive that it needs is damaged or missing.
+            QueryError: The query is invalid, takes too long or needs too much memory.
+        """
+        return self._queries.sql(query, parameters, limit, timeout, since)
+
+    @property
+    def archive_error(self) -> OSError | None:
+        """The reason why the last query did not read the archive, or a part of it; None if it read all of it.
+
+        An archive that is damaged or cannot be reached is left out only if the result is complete without it:
+        the journal, or intact files of the archive, have all events since the time that the query states.
+        """
+        return self._queries.left_out
+
+    # ------------------------------------------------------------ current state
+
+    def refresh(self) -> None:
+        """Read the current state of the journal and the archive; each query does this.
+
+        Raises:
+            ArchiveDamagedError: Files of events in the archive are damaged or missing, and the journal no
+                longer has these events.
+            OSError: The journal or the archive cannot be read.
+        """
+        self._queries.refresh(Scope(counts=False))
+
+    def maintain(self) -> None:
+        """Recover the archive after a crash of the machine, and archive a backlog; each query does this.
+
+        Raises:
+            ArchiveDamagedError: A file of the archive is damaged.
+            SettingsError: There is no journal, and no archive at this address.
+            OSError: The journal or the archive cannot be read or written.
+        """
+        if self.path is None:
+            self.archive.refresh()
+            if self.archive.version < 0:
+                raise SettingsError(
+                    f"there is no archive at {self.archive.address}", "the address of the archive"
+                )
+            return
+        is_own = same_address(read_address(self.path), self.archive.address)
+        may_write = is_own and os.access(self.path, os.W_OK)
+        try:
+            self.archive.refresh()
+        except ArchiveDamagedError:
+            # Any process with write access recovers the archive after a crash of the machine.
+            if not may_write or not Compactor(self.path, storage_options=self._storage_options).recover():
+                raise
+            self.archive.refresh()
+        must_be_there(self.archive, self.path)
+        if self._given is not None and self.archive.version < 0:
+            raise ArchiveDamagedError(
+                f"there is no archive at {self.archive.address}",
+                files=[self.archive.address],
+                hint="correct the address; `stageflow compact` creates an archive",
+            )
+        if may_write:
+            self._compact_if_much(self.path)
+
+    def _compact_if_much(self, journal: str) -> None:
+        if self._compact_beyond is None:
+            return
+        size = 0
+        for segment in closed_segments(journal, self.archive):
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(segment.path).st_size
+        if size > self._compact_beyond:
+            Compactor(journal, storage_options=self._storage_options).compact(self._progress)
+
+    # ------------------------------------------------------------ runs
+
+    def runs(
+        self,
+        filter: RunFilter | None = None,
+        *,
+        where: str | None = None,
+        limit: int | None = 20,
+        before: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return runs, newest first, including runs in progress.
+
+        Args:
+            filter: The runs to return; default all.
+            where: SQL predicate over the columns of `runs`, in addition to the filter. Runs in progress
+                are then excluded.
+            limit: Maximum number of runs; None for all.
+            before: The last run of the previous page; default None, for the first page.
+
+        Returns:
+            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunStory.run`.
+
+        Raises:
+            QueryError: The predicate is invalid.
+            ValueError: `limit` is not a positive integer.
+        """
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"runs(limit={limit!r}): expected an integer of 1 or more, or None for all")
+        condition_ = condition("runs", filter, where)
+        if before is not None:
+            last = text(before["started_at"], before["event_id"])
+            condition_ += f" and (started_at, event_id) < ({last.replace(',', '::timestamptz,', 1)})"
+        query = f"""select 'pipeline.wide' as type, * from runs where {condition_}
+            order by started_at desc, event_id desc {f"limit {limit}" if limit is not None else ""}"""
+        ended = self._queries.ask(
+            lambda cursor: _data(cursor.execute(query)), query, predicates=[where], scope=_scope(filter)
+        )
+        in_progress = []
+        if self.path is not None and where is None:
+            known = {run["event_id"] for run in ended}
+            in_progress = [
+                run
+                for run in Journal(self.path).in_progress(filter)
+                if run["event_id"] not in known and (before is None or _sort_key(run) < _sort_key(before))
+            ]
+        return sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
+
+    def run(self, run_id: str = "last") -> RunStory:
+        """Return everything that is known about one run.
+
+        Args:
+            run_id: Its `pipeline_run_id`, or a prefix that no other run shares; "last" for the newest run.
+
+        Raises:
+            RunNotFoundError: No run, or more than one, has this id.
+        """
+        if run_id != "last":
+            return tell_story(self._queries, self.path, run_id)
+        error = RunNotFoundError("there are no runs yet")
+        for run in self.runs(limit=20):
+            try:
+                return tell_story(self._queries, self.path, str(run["event_id"]))
+            except RunNotFoundError as not_found:  # its id is damaged in one of its events
+                error = not_found
+        raise error
+
+    # ------------------------------------------------------------ statistics
+
+    def stats(
+        self,
+        over: Over = "stages",
+        filter: RunFilter | None = None,
+        *,
+        where: str | None = None,
+        bucket: float | None = None,
+    ) -> list[Stat]:
+        """Return counts, rates and percentiles of durations, for each stage or each pipeline.
+
+        Args:
+            over: "stages", or "runs" for pipelines.
+            filter: The stages or runs to include; default all.
+            where: SQL predicate over the columns of the view, in addition to the filter.
+            bucket: Length of a time bucket in seconds; there is then one row per bucket. Default None.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        selected, queries = condition(over, filter, where), self._queries
+        return queries.ask(
+            lambda cursor: stats(cursor, selected, over, bucket_s=bucket, weighted=queries.weighted),
+            selected,
+            predicates=[where],
+            scope=_scope(filter),
+        )
+
+    def totals(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        pipeline: str | None = None,
+        stage: str | None = None,
+    ) -> list[Total]:
+        """Return exact numbers of runs and stages by outcome, even if events were sampled or dropped.
+
+        Args:
+            since: RFC 3339; rounded down to the hour. Default None, for all.
+            until: RFC 3339; hours that began earlier are included.
+            pipeline: Only this pipeline.
+            stage: Only this stage.
+
+        Raises:
+            QueryError: A time is invalid.
+        """
+        return self._queries.ask(
+            lambda cursor: totals(cursor, since=since, until=until, pipeline=pipeline, stage=stage),
+            f"totals since {since} until {until}",
+            scope=Scope.began_since(since and f"{since[:13]}:00:00.000000Z", counts=True),
+        )
+
+    def volume(self) -> Volume:
+        """Return the number and size of stored events by day, type and field."""
+        return self._queries.volume()
+
+    def dry_run(self, sampler: TailSampler, filter: RunFilter | None = None) -> list[Sampled]:
+        """Return which stored runs a sampler would have kept. Nothing is changed.
+
+        Args:
+            sampler: The sampler.
+            filter: The runs to include; default all. Runs that were sampled before keep their weights.
+
+        Raises:
+            QueryError: A rule of the sampler, or its key, is invalid.
+        """
+        runs = f"select * from runs where {condition('runs', filter, None)}"
+
+        def apply(cursor: DuckDBPyConnection) -> list[Sampled]:
+            decide(cursor, "decided", sampler, runs, NO_KINDS)
+            return report(cursor, "decided", runs)
+
+        return self._queries.ask(apply, runs, scope=_scope(filter))
+
+    def errors(
+        self, filter: RunFilter | None = None, *, where: str | None = None, limit: int = 20
+    ) -> list[ErrorGroup]:
+        """Return groups of similar failures, most frequent first.
+
+        Args:
+            filter: The stages and runs to include; default all.
+            where: SQL predicate in addition to the filter, over columns that `stages` and `runs` both have.
+            limit: Maximum number of groups.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        of_stages, of_runs = (condition(over, filter, where) for over in ("stages", "runs"))
+        return self._queries.ask(
+            lambda cursor: errors(cursor, of_stages, of_runs, limit=limit),
+            of_stages,
+            predicates=[where],
+            scope=_scope(filter),
+        )
+
+    def slowest(
+        self,
+        over: Over = "runs",
+        filter: RunFilter | None = None,
+        *,
+        where: str | None = None,
+        limit: int = 20,
+    ) -> list[Slow]:
+        """Return the runs, or stages, with the longest durations.
+
+        Args:
+            over: "runs" or "stages".
+            filter: The runs or stages to include; default all.
+            where: SQL predicate over the columns of the view, in addition to the filter.
+            limit: Maximum number of runs or stages.
+
+        Raises:
+            QueryError: The predicate is invalid.
+        """
+        selected = condition(over, filter, where)
+        return self._queries.ask(
+            lambda cursor: slowest(cursor, selected, over, limit=limit),
+            selected,
+            predicates=[where],
+            scope=_scope(filter),
+        )
+
+    def compare(
+        self,
+        before: str,
+        after: str,
+        over: Over = "stages",
+        filter: RunFilter | None = None,
+    ) -> list[Comparison]:
+        """Compare each stage, or pipeline, between two selections; most significant changes first.
+
+        Args:
+            before: SQL predicate of one selection: "service_version = '1.4'".
+            after: SQL predicate of the other.
+            over: "stages" or "runs".
+            filter: Restricts both selections; default None.
+
+        Raises:
+            QueryError: A predicate is invalid.
+
+        Example:
+            store.compare("started_at < '2026-11-24 12:00'", "started_at >= '2026-11-24 12:00'")
+        """
+        one, other = (condition(over, filter, where) for where in (before, after))
+        queries = self._queries
+        return queries.ask(
+            lambda cursor: compare(cursor, one, other, over, weighted=queries.weighted),
+            f"{before} / {after}",
+            predicates=[before, after],
+            scope=_scope(filter),
+        )
+
+    # ------------------------------------------------------------ explanations
+
+    def explain(
+        self,
+        where: str | None = None,
+        *,
+        against: str | None = None,
+        over: Over = "runs",
+        filter: RunFilter | None = None,
+        limit: int = 20,
+        alpha: float = 0.05,
+    ) -> Explanation:
+        """Return how selected runs, or stages, differ from the others; see `stageflow.store.explain`.
+
+        Args:
+            where: SQL predicate of the selection; default the failures, compared with the runs or stages that
+                are neither failures nor cancelled.
+            against: SQL predicate of the rows to compare with; default all other rows.
+            over: "runs" or "stages".
+            filter: Restricts both sides, for example to a pipeline or a time window; default None.
+            limit: Maximum number of differences.
+            alpha: Maximum q-value of a difference.
+
+        Raises:
+            QueryError: A predicate is invalid, or names an unknown field.
+
+        Example:
+            print(store.explain("duration_ms > 2000").differences)
+        """
+        if where is None:
+            where, against = FAILURE, against if against is not None else f"not {FAILURE}"
+        selected, rest = _within(filter, over, where, against)
+        return self._queries.ask(
+            lambda cursor: explain(cursor, selected, against=rest, over=over, limit=limit, alpha=alpha),
+            selected,
+            predicates=[where, against],
+            scope=_scope(filter),
+        )
+
+    def explain_slow(
+        self,
+        over: Over = "runs",
+        filter: RunFilter | None = None,
+        *,
+        slowest: float = 0.05,
+        limit: int = 20,
+    ) -> Explanation:
+        """Return how the slowest runs, or stages, differ from the others.
+
+        Args:
+            over: "runs" or "stages".
+            filter: The runs or stages to compare; default all. Select one pipeline or stage if they differ in
+                kind.
+            slowest: The share that counts as slow; default 0.05, the slowest 5 %.
+            limit: Maximum number of differences.
+
+        Raises:
+            ValueError: `slowest` is not between 0 and 1.
+        """
+        if not 0 < slowest < 1:
+            raise ValueError(f"explain_slow(slowest={slowest!r}): expected a share between 0 and 1")
+        rows, queries = f"select * from {over} where {condition(over, filter, None)}", self._queries
+
+        def find_and_explain(cursor: DuckDBPyConnection) -> Explanation:
+            weighted = queries.weighted
+            found = cursor.execute(
+                f"select {percentiles((1 - slowest,), weighted=weighted)}[1]"
+                f" from {ranked(rows, 'duration_ms', (), weighted=weighted)}"
+            ).fetchone()
+            threshold_ms = float(found[0]) if found and found[0] is not None else 0.0  # no rows
+            where, against = _within(filter, over, f"duration_ms > {threshold_ms!r}", None)
+            return explain(cursor, where, against=against, over=over, limit=limit)
+
+        return queries.ask(find_and_explain, rows, scope=_scope(filter))
+
+    # ------------------------------------------------------------ closing
+
+    def close(self) -> None:
+        """Close the database, and release its memory."""
+        with self._opening:
+            self._current.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<EventStore {self.path or self.archive.address!r}>"
+
+
+def _data(cursor: DuckDBPyConnection) -> list[dict[str, Any]]:
+    return [data for _, data in events_of(cursor)]
+
+
+def _scope(filter: RunFilter | None) -> Scope:
+    return Scope.began_since(filter.since if filter is not None else None)
+
+
+def _within(filter: RunFilter | None, over: Over, where: str, against: str | None) -> tuple[str, str | None]:
+    """Return the predicates of both sides, restricted to the rows of a filter."""
+    if filter is None or filter == RunFilter():
+        return where, against
+    common = condition(over, filter, None)
+    rest = common if against is None else f"{parenthesised(against)} and {common}"
+    return f"{parenthesised(where)} and {common}", rest
+
+
+def _sort_key(run: Mapping[str, Any]) -> tuple[str, str]:
+    return run["started_at"], run["event_id"]

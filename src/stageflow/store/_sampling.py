@@ -1,0 +1,291 @@
+"""Tail sampling: which runs the archive keeps."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from .._failures import FailureOutcomes
+from .._toml import parse_toml
+from .._value import ValueType
+from ..errors import QueryError, SettingsError, did_you_mean
+from ._columns import AMENDMENTS, FAILURE, quoted, text
+from ._merge import failure_of
+from ._selection import must_be_predicate, parenthesised
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["SampleRule", "Sampled", "TailSampler", "decide", "read_sampler", "report", "sample"]
+
+
+class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
+    """A rule: runs for which a condition holds are kept, one in so many.
+
+    Attributes:
+        where: SQL over the columns of `runs`: "user_id = 'u1'".
+        one_in: How many runs one that is kept stands for, 1 or more; default 1, to keep all.
+        reason: What `sample_reason` says of them; default the condition.
+
+    Raises:
+        ValueError: `one_in` is less than 1.
+    """
+
+    where: str
+    one_in: float = 1.0
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        _must_be_at_least_one("SampleRule", self.one_in)
+
+
+class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
+    """Decides once for each run, and all runs that it started, when its record is complete.
+
+    The first of these that fits decides: what failed or crashed, what was slow, and what is the first
+    of its kind (pipeline, outcome and version) is kept; then the rules, in their order; then a rate
+    for each key, minute by minute, or one in so many.
+
+    Attributes:
+        keep_failures: Keep every run that counts as a failure (see `failure_outcomes` in `Settings`), or has
+            such a run or a failed stage in it; default True. A run that was cancelled externally is sampled
+            like one that succeeded.
+        slower_than: Seconds; runs that took longer are kept. Default None, for none.
+        first_of_a_kind: Keep the first run of each pipeline, outcome and version; default True.
+        rules: Rules for all others; the first that fits decides.
+        per_key: Column of `runs` for whose values a target is set; default "topology".
+        target_per_minute: How many runs of each key are kept a minute, about; default None, for no target.
+        one_in: How many runs one that is kept stands for, where there is no target; default 1, to keep all.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    Example:
+        >>> TailSampler(slower_than=2.0, per_key="topology", target_per_minute=10).keep_failures
+        True
+    """
+
+    keep_failures: bool = True
+    slower_than: float | None = None
+    first_of_a_kind: bool = True
+    rules: tuple[SampleRule, ...] = ()
+    per_key: str = "topology"
+    target_per_minute: float | None = None
+    one_in: float = 1.0
+
+    def __post_init__(self) -> None:
+        _must_be_at_least_one("TailSampler", self.one_in)
+        for name in ("slower_than", "target_per_minute"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"TailSampler({name}={value!r}); give a number, more than 0, or None")
+
+
+def _must_be_at_least_one(what: str, one_in: object) -> None:
+    if not (isinstance(one_in, int | float) and one_in >= 1):
+        raise ValueError(f"{what}(one_in={one_in!r}); give a number, 1 or more")
+
+
+def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
+    """Return the sampler that a TOML file describes: the fields of `TailSampler`, and `[[rules]]`.
+
+    Raises:
+        SettingsError: A field is unknown or has a wrong value, or the file is no TOML.
+        OSError: The file cannot be read.
+    """
+    origin = os.fspath(path)
+    with open(path, "rb") as file:
+        try:
+            table = parse_toml(file.read())
+        except ValueError as error:
+            raise SettingsError(f"invalid TOML: {error}", origin) from None
+    rules = table.get("rules", [])
+    for place, given, kind in [
+        ("$", table, TailSampler),
+        *((f"$.rules[{n}]", rule, SampleRule) for n, rule in enumerate(rules) if isinstance(rule, dict)),
+    ]:
+        for name in given:
+            if name not in kind.__struct_fields__:
+                near = did_you_mean(name, kind.__struct_fields__)
+                raise SettingsError(f"there is no field {name!r} at {place}{near}", origin)
+    try:
+        return msgspec.convert(table, TailSampler)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SettingsError(str(error), origin) from None
+
+
+_ROOT = "coalesce(root_run_id, pipeline_run_id)"
+_WHERE_IT_FALLS = "(md5_number_lower(root)::double / 18446744073709551616)"
+"""From 0 to 1, the same for a root on every machine."""
+
+
+class Sampled(Struct, frozen=True):
+    """What a sampler makes of the runs of one key that it kept, or dropped, for one reason.
+
+    Attributes:
+        key: Value of `per_key`.
+        reason: Why: "failed", "slow", "first of its kind", a rule, "target" or "one in N".
+        runs: How many runs there are.
+        kept: How many of them are kept.
+        events: How many wide events the runs have.
+        kept_events: How many of them are kept.
+    """
+
+    key: str
+    reason: str
+    runs: int
+    kept: int
+    events: int
+    kept_events: int
+
+
+def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, runs: str, kinds: str) -> None:
+    """Create a table of root runs with their rate, the reason, and whether the run is kept.
+
+    Args:
+        connection: Where it is made.
+        decided: Name of the table to create.
+        sampler: What decides.
+        runs: SQL that selects runs: the columns of `runs`.
+        kinds: SQL that selects the kinds of runs (pipeline, outcome, version) that are known.
+
+    Raises:
+        QueryError: A rule, or the key, is none.
+    """
+    import duckdb
+
+    always = ["when not has_root then 'incomplete'"]
+    if sampler.keep_failures:
+        always.append("when failed then 'failed'")
+    if sampler.slower_than is not None:
+        always.append(f"when slowest_ms > {sampler.slower_than * 1000!r} then 'slow'")
+    if sampler.first_of_a_kind:
+        always.append("when is_first then 'first of its kind'")
+    for rule in sampler.rules:
+        must_be_predicate(connection, rule.where)
+    rules = [f"when {parenthesised(rule.where)} then {n}" for n, rule in enumerate(sampler.rules)]
+    rates = [f"when {n} then {float(rule.one_in)!r}" for n, rule in enumerate(sampler.rules)]
+    reasons = [f"when {n} then {text(rule.reason or rule.where)}" for n, rule in enumerate(sampler.rules)]
+    if sampler.target_per_minute is not None:
+        together = "count(*) over (partition by always, rule, key, minute)"
+        rest = f"greatest(1.0, {together} / {float(sampler.target_per_minute)!r})"
+        why = "target"
+    else:
+        rest, why = f"{float(sampler.one_in)!r}", f"one in {sampler.one_in:g}"
+    key = quoted(sampler.per_key)
+    try:
+        connection.execute(f"""
+            create or replace temp table {decided} as
+            with trees as (
+                select {_ROOT} as root, bool_or(pipeline_run_id = {_ROOT}) as has_root,
+                    bool_or({FAILURE} or coalesce(stages_failed, 0) > 0) as failed,
+                    max(duration_ms) as slowest_ms
+                from ({runs}) group by 1
+            ), roots as (
+                select *, pipeline_run_id as root, date_trunc('minute', started_at) as minute,
+                    {key}::varchar as key, case {" ".join(rules) or "when false then 0"} end as rule,
+                    row_number() over (partition by pipeline_name, outcome, service_version
+                        order by started_at, pipeline_run_id) = 1
+                    and (coalesce(pipeline_name, ''), coalesce(outcome, ''), coalesce(service_version, ''))
+                        not in ({kinds}) as is_first
+                from ({runs}) where pipeline_run_id = {_ROOT}
+                qualify row_number() over (partition by pipeline_run_id order by started_at desc) = 1
+            ), judged as (
+                select root, coalesce(key, '') as key, minute, rule, case {" ".join(always)} end as always
+                from trees left join roots using (root)
+            ), rated as (
+                select *, case when always is not null then 1.0
+                    else coalesce(case rule {" ".join(rates) or "when 0 then 1"} end, {rest}) end as rate
+                from judged
+            )
+            select root, key, rate, {_WHERE_IT_FALLS} < 1 / rate as kept,
+                coalesce(always, case rule {" ".join(reasons) or "when 0 then ''"} end, {text(why)}) as reason
+            from rated
+        """)
+    except duckdb.Error as error:
+        raise QueryError(
+            f"a rule of the sampler, or its key {sampler.per_key!r}, is none: {error}",
+            sql="; ".join(rule.where for rule in sampler.rules),
+            hint="rules are SQL over the columns of `runs`; the key is one of them",
+        ) from None
+
+
+def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[Sampled]:
+    """Return the sampling decisions for these runs, most events first; `decided` is the table of `decide`."""
+    found = connection.execute(f"""
+        select key, reason, count(*), count(*) filter (kept),
+            sum(coalesce(stages_total, 0) + 1)::bigint as events,
+            coalesce(sum(coalesce(stages_total, 0) + 1) filter (kept), 0)::bigint
+        from (select {_ROOT} as root, stages_total from ({runs})) join {decided} using (root)
+        group by key, reason order by events desc, key, reason
+    """).fetchall()
+    return [Sampled(*row) for row in found]
+
+
+def sample(
+    connection: DuckDBPyConnection,
+    sampler: TailSampler,
+    table: str,
+    archived: str | None,
+    kinds: str,
+    failures: FailureOutcomes,
+) -> None:
+    """Leave in a table of new rows those that are kept, and write down what each stands for, and why.
+
+    A run of which a part is in the archive already is kept, as that part was; so is one whose end is not
+    among the rows. Events of no run are kept.
+
+    Args:
+        connection: That has the table.
+        sampler: What decides.
+        table: Of new rows.
+        archived: SQL that selects the rows of the archive that may belong to them; None for none.
+        kinds: See `decide`.
+        failures: The outcomes of runs that count as failures.
+
+    Raises:
+        QueryError: A rule, or the key, is none.
+    """
+    decided, known, begun, fates = (f"{table}_{name}" for name in ("decided", "known", "begun", "fates"))
+    ended = f"(select *, {failure_of(failures)} as {FAILURE} from {table} where type = 'pipeline.wide')"
+    some = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
+    connection.execute(f"""
+        create or replace temp table {known} as
+        select id, max(rate) as rate
+        from (select unnest([pipeline_run_id, root_run_id]) as id, sample_rate as rate {some})
+        where id is not null group by 1
+    """)
+    connection.execute(f"""
+        create or replace temp table {begun} as
+        select {_ROOT} as root, max(known.rate) as rate
+        from {ended} join {known} known on id in (pipeline_run_id, root_run_id) group by 1
+    """)
+    new = f"select * from {ended} where {_ROOT} not in (select root from {begun})"
+    decide(connection, decided, sampler, new, kinds)
+    connection.execute(f"""
+        create or replace temp table {fates} as
+        select run, coalesce(decided.rate, begun.rate, known.rate, 1.0) as rate,
+            coalesce(decided.kept, true) as kept, coalesce(decided.reason, 'incomplete') as why,
+            begun.root is not null or known.id is not null as is_known
+        from (
+            select pipeline_run_id as run, coalesce(max(root_run_id), pipeline_run_id) as root
+            from {table} where pipeline_run_id is not null group by pipeline_run_id
+        )
+        left join {decided} decided using (root) left join {begun} begun using (root)
+        left join {known} known on known.id = run
+    """)
+    connection.execute(f"""
+        delete from {table} where pipeline_run_id in (select run from {fates} where not kept)
+            -- What amends an event of a run that was dropped has nothing to amend.
+            or (type in ({text(*AMENDMENTS)}) and pipeline_run_id not in (select id from {known}))
+    """)
+    connection.execute(f"""
+        update {table} set
+            sample_rate = case when is_known then greatest(coalesce(sample_rate, 1), rate)
+                else coalesce(sample_rate, 1) * rate end,
+            sample_reason = coalesce(sample_reason, why)
+        from {fates} where run = pipeline_run_id
+    """)

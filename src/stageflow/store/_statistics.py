@@ -1,0 +1,317 @@
+"""Built-in queries for statistics: groups, totals, volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from ._archive import ArchiveFile
+from ._columns import FAILURE, quoted, text
+from ._merge import FEWEST, FEWEST_ABOVE, Z, count_if, percentiles, ranked
+from ._rows import as_pattern
+from ._selection import Over
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["Interval", "Share", "Stat", "Total", "Volume", "stats", "totals", "volume"]
+
+
+_RANKS = (0.5, 0.9, 0.95, 0.99)
+
+Interval = tuple[float, float]
+"""Between these two the number is that all events would have given, in 95 of 100 cases."""
+
+
+class Stat(Struct, frozen=True):
+    """What is known of one stage, or of one pipeline, as a whole or in one stretch of time.
+
+    Counts are of runs, or of ends of a stage, each as often as its `sample_rate` says.
+
+    Attributes:
+        pipeline: Name of the pipeline; of a stage the topology that it ran in.
+        stage: Name of the stage; None for whole runs.
+        since: When the stretch of time begins; None for all of it.
+        rows: How many events were looked at.
+        count: How many ends there were.
+        ok: How many of them were OK and did not count as failures.
+        failed: How many stages had status FAIL, or how many runs had an outcome that counts as a failure:
+            by default `failed`, `timeout` and `crashed`.
+        skipped: How many stages were skipped; 0 for runs.
+        cancelled: How many stages were cancelled, or how many runs were cancelled externally.
+        retried: How many attempts were tried again; 0 for runs.
+        failure_rate: `failed`, divided by the number of ends without those that were cancelled (and
+            suspended runs); None if there are none.
+        p50_ms: Median duration in milliseconds: of runs, or of stages that ran. None where none did.
+        p90_ms: 90 % took no longer.
+        p95_ms: 95 % took no longer.
+        p99_ms: 99 % took no longer.
+        estimated: True where a row stands for more than one: then the numbers are estimates.
+        count_interval: The 95 % interval of `count`; None where nothing was sampled, or too little.
+        failure_rate_interval: That of `failure_rate`.
+        p95_interval: That of `p95_ms`.
+    """
+
+    pipeline: str
+    stage: str | None
+    since: datetime | None
+    rows: int
+    count: float
+    ok: float
+    failed: float
+    skipped: float
+    cancelled: float
+    retried: float
+    failure_rate: float | None
+    p50_ms: float | None
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    estimated: bool = False
+    count_interval: Interval | None = None
+    failure_rate_interval: Interval | None = None
+    p95_interval: Interval | None = None
+
+
+def stats(
+    connection: DuckDBPyConnection, condition: str, over: Over, *, bucket_s: float | None, weighted: bool
+) -> list[Stat]:
+    """Return the figures of each stage, or pipeline, those with most ends first, and in the order of time."""
+    of_stages = over == "stages"
+    name = "topology" if of_stages else "pipeline_name"
+    stage = "stage_name" if of_stages else "null::varchar"
+    ended = "status <> 'RETRY'" if of_stages else "true"
+    ran = f"case when {'attempts > 0 and ' if of_stages else ''}{ended} then duration_ms end"
+    since = (
+        "null::timestamptz"
+        if bucket_s is None
+        else f"time_bucket(to_seconds({float(bucket_s)!r}), started_at)"
+    )
+
+    def of_stage(status: str) -> str:
+        return count_if(f"status = '{status}'") if of_stages else "0"
+
+    cancelled = "status = 'CANCEL'" if of_stages else "outcome = 'cancelled'"
+
+    rows = f"select *, {name} as pipeline, {stage} as stage, {since} as since from {over} where {condition}"
+    ordered = ranked(rows, ran, ("pipeline", "stage", "since"), weighted=weighted)
+    figures = f"""
+        select pipeline, stage, since,
+            count(*), {count_if(ended)} as ended,
+            {count_if(f"status = 'OK' and {FAILURE} is not true")}, {count_if(FAILURE)} as failed,
+            {of_stage("SKIP")}, {count_if(cancelled)}, {of_stage("RETRY")},
+            failed / nullif({count_if(f"{FAILURE} is not null")}, 0) as failure_rate,
+            {percentiles(_RANKS, weighted=weighted)} as ranks
+        from ordered group by pipeline, stage, since"""
+    intervals = _intervals(ended) if weighted else "select * from figures"
+    found = connection.execute(f"""
+        with ordered as {"materialized" if weighted else "not materialized"} (from {ordered}),
+            figures as ({figures})
+        {intervals} order by since nulls first, ended desc, pipeline, stage
+    """).fetchall()
+    if not weighted:
+        return [Stat(pipeline or "", *rest, *(ranks or (None,) * 4)) for pipeline, *rest, ranks in found]
+    figured = []
+    for pipeline, *rest, ranks, sampled, intervals in found:
+        told: list[Any] = [*rest, *(ranks or (None,) * 4), sampled > 0, *_told(sampled, intervals)]
+        figured.append(Stat(pipeline or "", *told))
+    return figured
+
+
+def _told(sampled: int, intervals: list[list[float | None]]) -> Iterator[Interval | None]:
+    for low, high in intervals:
+        yield None if sampled < FEWEST or low is None or high is None else (low, high)
+
+
+def _intervals(ended: str) -> str:
+    """Return SQL that gives, beside the figures, how many rows were sampled, and the three intervals."""
+    same = "pipeline is not distinct from f.pipeline and stage is not distinct from f.stage"
+    same += " and since is not distinct from f.since"
+    extra = "sample_rate * (sample_rate - 1)"  # what a row that was sampled adds to a variance
+    # What nothing was kept of at all may still have been there: the low end is what was seen.
+    return f"""
+        , errors as (
+            select f.pipeline, f.stage, f.since,
+                count(*) filter (sample_rate > 1) as sampled,
+                count(*) filter (sample_rate > 1 and value > f.ranks[3]) as above,
+                count(*) filter ({ended}) as seen,
+                any_value(f.ended) as ended, any_value(f.failure_rate) as rate,
+                {count_if(f"{FAILURE} is not null")} as rated,
+                sqrt(coalesce(sum({extra}) filter ({ended}), 0)) as of_count,
+                sqrt(coalesce(sum({extra} * power({FAILURE}::int - f.failure_rate, 2))
+                    filter ({FAILURE} is not null), 0)) / nullif(rated, 0) as of_rate,
+                sqrt(coalesce(sum({extra} * power((value <= f.ranks[3])::int - 0.95, 2))
+                    filter (value is not null), 0)) / nullif(max(whole), 0) as of_p95
+            from figures f join ordered o on o.{same.replace(" and ", " and o.")}
+            group by f.pipeline, f.stage, f.since
+        ), ends as (
+            select o.pipeline, o.stage, o.since,
+                {percentiles(("least(0.95 + " + str(Z) + " * of_p95, 1)",), weighted=True)}[1] as high,
+                {percentiles(("greatest(0.95 - " + str(Z) + " * of_p95, 0)",), weighted=True)}[1] as low
+            from errors f join ordered o on o.{same.replace(" and ", " and o.")}
+            group by o.pipeline, o.stage, o.since
+        )
+        select f.*, sampled,
+            [[greatest(f.ended - {Z} * of_count, seen), f.ended + {Z} * of_count],
+            [greatest(rate - {Z} * of_rate, 0), least(rate + {Z} * of_rate, 1)],
+            case when above >= {FEWEST_ABOVE} then [low, high] else [null, null] end]
+        from figures f
+            join errors e on e.{same.replace(" and ", " and e.")}
+            join ends x on x.{same.replace(" and ", " and x.")}
+        """
+
+
+class Total(Struct, frozen=True):
+    """How often a pipeline, or a stage, ended so, counted before anything was sampled.
+
+    Attributes:
+        pipeline: Name of the pipeline; of a stage the topology that it ran in.
+        stage: Name of the stage; None for whole runs.
+        status: OK, FAIL, SKIP, CANCEL, RETRY.
+        outcome: Of runs: ok, degraded, failed, ...; None for stages.
+        count: How often.
+        failure: Whether it counts as a failure: True or False; None if failure rates leave it out, because
+            it was cancelled, suspended or retried.
+    """
+
+    pipeline: str
+    stage: str | None
+    status: str
+    outcome: str | None
+    count: float
+    failure: bool | None = None
+
+
+def totals(
+    connection: DuckDBPyConnection,
+    *,
+    since: str | None,
+    until: str | None,
+    pipeline: str | None,
+    stage: str | None,
+) -> list[Total]:
+    """Return totals of whole hours, those of runs first."""
+    conditions = [
+        *([f"hour >= date_trunc('hour', {text(since)}::timestamptz)"] if since else []),
+        *([f"hour < {text(until)}::timestamptz"] if until else []),
+        *([f"coalesce(pipeline_name, topology) = {text(pipeline)}"] if pipeline else []),
+        *([f"stage_name = {text(stage)}"] if stage else []),
+    ]
+    found = connection.execute(f"""
+        select coalesce(pipeline_name, topology, '') as pipeline, stage_name as stage, status, outcome,
+            sum(count) as ended, any_value({FAILURE})
+        from counts where {" and ".join(conditions) or "true"}
+        group by 1, 2, 3, 4 order by stage nulls first, pipeline, ended desc, status, outcome
+    """).fetchall()
+    return [Total(*row) for row in found]
+
+
+class Share(Struct, frozen=True):
+    """What a day, a type of events or a field takes of an archive.
+
+    Attributes:
+        name: The day, the type or the column.
+        events: How many rows there are; of a field, in how many of them it has a value.
+        happened: How many wide events there were before sampling; None where that is not counted.
+        bytes: Compressed, on the disk. Of a type: what its values take of each column, shared out by
+            their number.
+    """
+
+    name: str
+    events: int
+    happened: float | None
+    bytes: int
+
+
+class Volume(Struct, frozen=True):
+    """What an archive holds; of the journal what is not archived yet, in bytes.
+
+    Attributes:
+        events: Rows of the archive.
+        bytes: Of their files.
+        count_bytes: Of the files of exact counts.
+        journal_bytes: Of segments that are not in the archive, as lines of JSON.
+        days: By day, the newest first.
+        types: By type, the largest first.
+        fields: By column, the largest first.
+    """
+
+    events: int
+    bytes: int
+    count_bytes: int
+    journal_bytes: int
+    days: list[Share]
+    types: list[Share]
+    fields: list[Share]
+
+
+def volume(
+    connection: DuckDBPyConnection, files: Sequence[ArchiveFile], paths: Sequence[str], journal_bytes: int
+) -> Volume:
+    """Return what these files hold.
+
+    Args:
+        connection: That has the views.
+        files: All files of the archive.
+        paths: Where those of them are that have events.
+        journal_bytes: See `Volume`.
+    """
+    held = [file for file in files if file.has_events]
+    happened = {
+        str(day): count
+        for day, count in connection.execute("select day, sum(count) from counts group by 1").fetchall()
+    }
+    days: dict[str, tuple[int, int]] = {}
+    for file in held:
+        rows, size = days.get(file.day, (0, 0))
+        days[file.day] = (rows + file.rows, size + file.size)
+    fields = _bytes_of_columns(connection, paths) if paths else {}
+    by_type = _values_by_type(connection, paths, list(fields)) if paths else {}
+    values = {name: sum(counts[name] for counts in by_type.values()) for name in fields}
+    return Volume(
+        sum(file.rows for file in held),
+        sum(file.size for file in held),
+        sum(file.size for file in files if not file.has_events),
+        journal_bytes,
+        [
+            Share(day, rows, happened.get(day), size)
+            for day, (rows, size) in sorted(days.items(), reverse=True)
+        ],
+        sorted(
+            (
+                Share(
+                    type,
+                    counts[""],
+                    None,
+                    round(sum(fields[name] * counts[name] / values[name] for name in fields if values[name])),
+                )
+                for type, counts in by_type.items()
+            ),
+            key=lambda share: -share.bytes,
+        ),
+        sorted(
+            (Share(name, values[name], None, size) for name, size in fields.items()),
+            key=lambda share: -share.bytes,
+        ),
+    )
+
+
+def _bytes_of_columns(connection: DuckDBPyConnection, paths: Sequence[str]) -> dict[str, int]:
+    found = connection.execute(f"""
+        select split_part(path_in_schema, ', ', 1) as name, sum(total_compressed_size)::bigint
+        from parquet_metadata([{text(*map(as_pattern, paths))}]) group by 1
+    """).fetchall()
+    return dict(found)
+
+
+def _values_by_type(
+    connection: DuckDBPyConnection, paths: Sequence[str], columns: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Return, for each type, how many rows there are (under ""), and how many values in each column."""
+    counted = ", ".join(f"count({quoted(name)})" for name in columns)
+    rows = f"read_parquet([{text(*map(as_pattern, paths))}], union_by_name = true, hive_partitioning = false)"
+    found = connection.execute(f"select type, count(*), {counted} from {rows} group by 1").fetchall()
+    return {type: dict(zip(["", *columns], counts, strict=True)) for type, *counts in found}

@@ -282,7 +282,7 @@ def test_output_of_a_stage_has_exact_types() -> None:
 ENGINE = [
     *(
         (RunState, name)
-        for name in ("take", "attempt_ended", "_settle", "_result", "permit_granted", "retry_due")
+        for name in ("take", "attempt_ended", "_apply_result", "_result", "permit_granted", "retry_due")
     ),
     *((RunState, name) for name in ("attempt_timed_out", "_release_dependents", "attempt_number")),
     *((Scheduler, name) for name in ("_execute", "_acquire_permits", "_start_worker", "_emit")),

@@ -438,7 +438,7 @@ def test_signal_during_the_record_ends_the_process_after_it(
 
 
 @pytest.mark.parametrize(
-    "method", ["take", "_outcome", "_result", "_settle", "_release_dependents", "_finish"]
+    "method", ["take", "_outcome", "_result", "_apply_result", "_release_dependents", "_finish"]
 )
 @pytest.mark.parametrize("failing", [False, True])
 def test_interrupt_inside_the_engine_ends_the_run_with_a_complete_record(

@@ -328,7 +328,7 @@ class RunRecorder:
         if sealed and self._pipeline:
             self._amend("pipeline.wide.amend", run.run_id, None, totals)
 
-    def no_amount(self, stage: str, name: str, value: Any) -> None:
+    def non_numeric_amount(self, stage: str, name: str, value: Any) -> None:
         shaping = shaper()
         shown, name = shaping.text(short_repr(value), name, SHOWN_CHARS), shaping.name(as_text(name))
         if name not in _told and len(_told) < _MOST_TOLD:

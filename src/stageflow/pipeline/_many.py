@@ -16,7 +16,6 @@ from ..results import PipelineResults
 
 __all__ = ["Contexts", "ManyRuns"]
 
-
 log = logging.getLogger("stageflow.pipeline")
 
 _END: Any = object()
@@ -127,7 +126,7 @@ class ManyRuns:
             )
 
     async def _feed(self) -> None:
-        """Start a run for each context, as long as there is room."""
+        """Start a run for each context, within the limit on concurrency."""
         try:
             async with aclosing(_iterate(self._contexts)) as source:
                 number = 0

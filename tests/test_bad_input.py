@@ -74,39 +74,39 @@ def problem(pipeline: Pipeline, **options: Any) -> str:
 
 
 def test_an_empty_pipeline() -> None:
-    assert problem(Pipeline("p")) == "it has no stages; add one with .with_stage(name, runner)"
+    assert problem(Pipeline("p")) == "the pipeline has no stages; add one with .with_stage(name, runner)"
 
 
 def test_a_duplicate_name() -> None:
     pipeline = Pipeline("p").with_stage("a", quick).with_stage("a", quick).with_stage("a", quick)
-    assert problem(pipeline) == "stage 'a' is described 3 times; names must differ: rename all but one"
+    assert problem(pipeline) == "stage 'a' is defined 3 times; stage names must be unique: rename all but one"
 
 
 def test_an_unknown_dependency() -> None:
     pipeline = Pipeline("p").with_stage("search", quick).with_stage("b", quick, dependencies=("serch",))
     assert problem(pipeline) == (
-        "stage 'b': it depends on 'serch', which is no stage; did you mean 'search'?"
+        "stage 'b': unknown dependency 'serch'; did you mean 'search'?"
     )
 
 
 def test_an_unknown_dependency_with_no_near_name() -> None:
     pipeline = Pipeline("p").with_stage("search", quick).with_stage("b", quick, dependencies=("xyz",))
-    assert problem(pipeline) == "stage 'b': it depends on 'xyz', which is no stage"
+    assert problem(pipeline) == "stage 'b': unknown dependency 'xyz'"
 
 
 def test_a_dependency_named_twice() -> None:
     pipeline = Pipeline("p").with_stage("a", quick).with_stage("b", quick, dependencies=("a", "a"))
-    assert problem(pipeline) == "stage 'b': it names the dependency 'a' 2 times"
+    assert problem(pipeline) == "stage 'b': it lists the dependency 'a' 2 times"
 
 
 def test_a_stage_given_for_its_name() -> None:
     pipeline = Pipeline("p").with_stage("a", Fine).with_stage("b", Fine, dependencies=(3,))  # type: ignore[arg-type]
-    assert problem(pipeline) == "stage 'b': its dependency 3 is no text; give the name of a stage"
+    assert problem(pipeline) == "stage 'b': dependencies must be stage names (str), got 3"
 
 
 def test_dependencies_that_cannot_be_hashed() -> None:
     pipeline = Pipeline("p").with_stage("a", quick, dependencies=(["b"],))  # type: ignore[arg-type]
-    assert problem(pipeline) == "stage 'a': its dependency ['b'] is no text; give the name of a stage"
+    assert problem(pipeline) == "stage 'a': dependencies must be stage names (str), got ['b']"
 
 
 def test_one_dependency_may_be_given_as_text() -> None:
@@ -123,7 +123,7 @@ def test_a_cycle_is_drawn() -> None:
         .with_stage("end", quick, dependencies=("c",))
     )
     assert problem(pipeline) in {
-        f"stages depend on each other in a circle: {drawn}; remove one of these edges"
+        f"dependency cycle: {drawn}; remove one of these edges"
         for drawn in (
             "'a' -> 'b' -> 'c' -> 'a'",
             "'b' -> 'c' -> 'a' -> 'b'",
@@ -134,14 +134,14 @@ def test_a_cycle_is_drawn() -> None:
 
 def test_a_cycle_of_one() -> None:
     pipeline = Pipeline("p").with_stage("a", quick, dependencies=("a",))
-    assert problem(pipeline) == "stage 'a': it depends on itself; remove that dependency"
+    assert problem(pipeline) == "stage 'a': it depends on itself; remove this dependency"
 
 
 def test_a_long_cycle_is_no_deep_recursion() -> None:
     pipeline = Pipeline("p")
     for number in range(2000):
         pipeline = pipeline.with_stage(f"s{number}", quick, dependencies=(f"s{(number + 1) % 2000}",))
-    assert problem(pipeline).startswith("stages depend on each other in a circle: ")
+    assert problem(pipeline).startswith("dependency cycle: ")
 
 
 class NoExecute:
@@ -210,7 +210,7 @@ def test_execute_that_takes_no_context() -> None:
     shown = f"{Forgot.__qualname__}.execute"
     wrong = (
         "cannot be called with the context as its only positional argument; "
-        "write `execute(self, ctx)`, or a function of `ctx` (further parameters are taken by name)"
+        "write `execute(self, ctx)`, or a function of `ctx` (further parameters are passed by name)"
     )
     assert problem(Pipeline("p").with_stage("a", Forgot)) == f"stage 'a': {shown} {wrong}"
     assert problem(Pipeline("p").with_stage("a", Forgot())) == f"stage 'a': {shown} {wrong}"
@@ -228,7 +228,7 @@ def generator(ctx: StageContext) -> Iterator[int]:
 @pytest.mark.parametrize("runner", [agenerator, generator])
 def test_a_generator(runner: Any) -> None:
     assert problem(Pipeline("p").with_stage("a", runner)) == (
-        f"stage 'a': {runner.__name__} is a generator; a stage returns one value"
+        f"stage 'a': {runner.__name__} is a generator function; a stage must return a single value"
     )
 
 
@@ -266,18 +266,18 @@ def test_a_kind_that_is_none() -> None:
 @pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan, "5", True])
 def test_a_timeout_that_is_none(timeout: Any) -> None:
     assert problem(Pipeline("p").with_stage("a", quick, timeout=timeout)) == (
-        f"stage 'a': timeout={timeout!r}; give seconds, more than 0"
+        f"stage 'a': timeout={timeout!r}: expected more than 0 seconds"
     )
 
 
 def test_a_retry_that_is_no_policy() -> None:
     pipeline = Pipeline("p").with_stage("a", quick, retry=3)  # type: ignore[arg-type]
-    assert problem(pipeline) == "stage 'a': retry=3; give a policy such as Retry(attempts=3)"
+    assert problem(pipeline) == "stage 'a': retry=3: expected a policy such as Retry(attempts=3)"
 
 
 def test_a_condition_that_cannot_be_called() -> None:
     pipeline = Pipeline("p").with_stage("a", quick, when=True)  # type: ignore[arg-type]
-    assert problem(pipeline) == "stage 'a': when=True; give a function of the stage's context"
+    assert problem(pipeline) == "stage 'a': when=True: expected a function of the stage's context"
 
 
 def test_a_route_without_a_router() -> None:
@@ -303,19 +303,19 @@ def test_every_mistake_is_found_at_once() -> None:
     missing = "(missing a required argument: 'client'); pass an instance"
     assert found == (
         f"the pipeline's name 'my/pipeline' holds a '/', {separates}",
-        "stage 'twice' is described 2 times; names must differ: rename all but one",
+        "stage 'twice' is defined 2 times; stage names must be unique: rename all but one",
         "stage '': its name is empty",
-        "stage 'lost': it depends on 'twise', which is no stage; did you mean 'twice'?",
+        "stage 'lost': unknown dependency 'twise'; did you mean 'twice'?",
         f"stage 'none': None is not a function and has no method `execute(ctx)`; {fit}",
         f"stage 'client': class NeedsClient cannot be instantiated without arguments {missing}",
         found[6],
-        "wide_event_emitter=<built-in function print>; give a WideEventEmitter or a subclass of it",
-        'on_failure=\'stop\'; give "cancel" or "continue"',
-        "max_concurrency=0; give a whole number, 1 or more",
-        "grace=-1; give seconds, 0 or more",
+        "wide_event_emitter=<built-in function print>: expected an instance of WideEventEmitter",
+        'on_failure=\'stop\': expected "cancel" or "continue"',
+        "max_concurrency=0: expected an integer of 1 or more",
+        "grace=-1: expected 0 or more seconds",
     )
     assert found[6] in {
-        f"stages depend on each other in a circle: {drawn}; remove one of these edges"
+        f"dependency cycle: {drawn}; remove one of these edges"
         for drawn in ("'x' -> 'y' -> 'x'", "'y' -> 'x' -> 'y'")
     }
 
@@ -361,7 +361,7 @@ async def test_run_takes_a_pipeline_context() -> None:
     with pytest.raises(TypeError) as caught:
         await graph.run({"user_id": "u"})  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "pipeline 'p': run() takes a PipelineContext, not dict\n"
+        "pipeline 'p': run() expects a PipelineContext, not dict\n"
         "  hint: graph.run(PipelineContext(data={...}))"
     )
 
@@ -371,27 +371,27 @@ async def test_a_deadline_that_is_none(deadline: Any) -> None:
     graph = Pipeline("p").with_stage("a", quick).build()
     with pytest.raises(ValueError) as caught:
         await graph.run(deadline=deadline)
-    assert str(caught.value) == f"pipeline 'p': run(deadline={deadline!r}); give seconds, more than 0"
+    assert str(caught.value) == f"pipeline 'p': run(deadline={deadline!r}): expected more than 0 seconds"
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (functools.partial(Retry, attempts=0), "Retry(attempts=0): give a whole number, 1 or more"),
-        (functools.partial(Retry, attempts=1.5), "Retry(attempts=1.5): give a whole number, 1 or more"),
-        (functools.partial(Retry, wait=-1), "Retry(wait=-1): give a number, 0 or more"),
-        (functools.partial(stageflow.retry.Fixed, -1), "Fixed(seconds=-1): give a number, 0 or more"),
+        (functools.partial(Retry, attempts=0), "Retry(attempts=0): expected an integer of 1 or more"),
+        (functools.partial(Retry, attempts=1.5), "Retry(attempts=1.5): expected an integer of 1 or more"),
+        (functools.partial(Retry, wait=-1), "Retry(wait=-1): expected 0 or more seconds"),
+        (functools.partial(stageflow.retry.Fixed, -1), "Fixed(seconds=-1): expected 0 or more seconds"),
         (
             functools.partial(stageflow.retry.Exponential, initial=math.inf),
-            "Exponential(initial=inf): give a number, 0 or more",
+            "Exponential(initial=inf): expected 0 or more seconds",
         ),
         (
             functools.partial(stageflow.retry.Exponential, jitter=2),
-            "Exponential(jitter=2): give a share from 0 to 1",
+            "Exponential(jitter=2): expected a number from 0 to 1",
         ),
         (
             functools.partial(StageOutput.retry, "e", after=-1),
-            "StageOutput.retry(after=-1): give seconds, 0 or more",
+            "StageOutput.retry(after=-1): expected 0 or more seconds",
         ),
     ],
 )
@@ -531,15 +531,15 @@ async def test_an_error_may_be_anything(sink: MemoryEventSink, error: Any) -> No
 
 
 MISSING_VALUES: dict[str, tuple[Callable[[], StageOutput], str]] = {
-    "ok": (lambda: StageOutput.ok(None), "StageOutput.ok() takes a mapping, not NoneType"),  # type: ignore[arg-type]
-    "fail": (lambda: StageOutput.fail(None), "StageOutput.fail() takes an error, not None"),  # type: ignore[arg-type]
-    "retry": (lambda: StageOutput.retry(None), "StageOutput.retry() takes an error, not None"),  # type: ignore[arg-type]
-    "skip": (lambda: StageOutput.skip(None), "StageOutput.skip() takes a reason, not None"),
-    "cancel": (lambda: StageOutput.cancel(None), "StageOutput.cancel() takes a reason, not None"),
-    "route": (lambda: StageOutput.route(None), "StageOutput.route() takes labels as text, not NoneType"),  # type: ignore[arg-type]
+    "ok": (lambda: StageOutput.ok(None), "StageOutput.ok() expects a mapping, not NoneType"),  # type: ignore[arg-type]
+    "fail": (lambda: StageOutput.fail(None), "StageOutput.fail() expects an error, not None"),  # type: ignore[arg-type]
+    "retry": (lambda: StageOutput.retry(None), "StageOutput.retry() expects an error, not None"),  # type: ignore[arg-type]
+    "skip": (lambda: StageOutput.skip(None), "StageOutput.skip() expects a reason, not None"),
+    "cancel": (lambda: StageOutput.cancel(None), "StageOutput.cancel() expects a reason, not None"),
+    "route": (lambda: StageOutput.route(None), "StageOutput.route() expects labels as strings, not NoneType"),  # type: ignore[arg-type]
     "after": (
         lambda: StageOutput.retry("down", after="soon"),  # type: ignore[arg-type]
-        "StageOutput.retry(after=...) takes a number of seconds, not str",
+        "StageOutput.retry(after=...) expects a number of seconds, not str",
     ),
     "exception class": (
         lambda: StageOutput.fail(UnicodeDecodeError),  # type: ignore[arg-type]
@@ -577,7 +577,7 @@ async def test_stage_output_refuses_missing_values_alike(sink: MemoryEventSink, 
         (lambda: stageflow.stage(nme="x"), "did you mean 'name'?"),
         (lambda: stageflow.set_event_sink(MemoryEventSink), "MemoryEventSink is a class"),
         (lambda: Pipeline("p").with_stage("s", quick, dependency="a"), "did you mean 'dependencies'?"),
-        (lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})), "takes a PipelineContext"),
+        (lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})), "expects a PipelineContext"),
         (
             lambda: stageflow.observability.emit_pipeline_wide({}, {}),
             "wide events are emitted for a PipelineContext",

@@ -43,7 +43,7 @@ def test_two_different_stages_of_one_name_are_a_mistake() -> None:
     whole = Pipeline("p").with_stage("a", nothing).compose(Pipeline("q").with_stage("a", nothing))
     with pytest.raises(PipelineValidationError) as caught:
         whole.build()
-    assert caught.value.problems == ("stage 'a' is described 2 times; names must differ: rename all but one",)
+    assert caught.value.problems == ("stage 'a' is defined 2 times; stage names must be unique: rename all but one",)
 
 
 # ------------------------------------------------------------ @stage
@@ -90,7 +90,7 @@ def test_unknown_option_or_missing_name_raises_at_once() -> None:
     with pytest.raises(TypeError) as caught:
         stage(retires=3)  # type: ignore[call-overload]
     assert str(caught.value) == (
-        "@stage has no option 'retires'; did you mean 'retry'?"
+        "@stage: unknown option 'retires'; did you mean 'retry'?"
         "\n  hint: the options are conditional, optional, when, route, timeout, retry, limit, interceptors,"
         " name, kind, dependencies"
     )
@@ -123,7 +123,7 @@ async def test_a_parameter_that_nothing_gave_fails_the_stage_with_the_nearest_ma
     pipeline = Pipeline("p").with_stage("load", load).with_stage("takes", takes, dependencies=("load",))
     error = (await pipeline.run())["takes"].exception
     assert isinstance(error, MissingInputError)
-    assert error.message == "no dependency has a value for parameter 'documnets'; did you mean 'documents'?"
+    assert error.message == "no dependency returned a value for parameter 'documnets'; did you mean 'documents'?"
     assert error.hint == "'load' returned ['documents', 'source']"
 
 
@@ -137,7 +137,7 @@ async def test_a_parameter_that_several_gave_fails_the_stage_and_names_them() ->
     results = await pipeline.with_stage("takes", takes, dependencies=("a", "b")).run()
     error = results["takes"].exception
     assert isinstance(error, MissingInputError)
-    assert error.message == "several dependencies have a value for parameter 'n': 'a' and 'b'"
+    assert error.message == "several dependencies returned a value for parameter 'n': 'a' and 'b'"
 
 
 # ------------------------------------------------------------ several descriptions

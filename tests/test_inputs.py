@@ -141,9 +141,9 @@ async def test_a_stage_that_does_not_exist_raises_with_a_hint() -> None:
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from("serch", "hits"))
     assert type(error) is UnknownInputError
     assert str(error) == (
-        "'serch' is no ancestor of 'reader'; did you mean 'search'? "
+        "'serch' is not an ancestor of 'reader'; did you mean 'search'? "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
-        "  hint: it may read 'failing', 'rank', 'search', 'skipped'; "
+        "  hint: it can read 'failing', 'rank', 'search', 'skipped'; "
         "add 'serch' to its dependencies to read it"
     )
 
@@ -154,8 +154,8 @@ async def test_a_stage_that_is_no_ancestor_raises_with_a_hint(stage: str) -> Non
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from(stage, "hits", "default"))
     assert type(error) is UnknownInputError
     assert str(error) == (
-        f"{stage!r} is no ancestor of 'reader' [stage 'reader', pipeline 'ask', run {run_id}]\n"
-        "  hint: it may read 'failing', 'rank', 'search', 'skipped'; "
+        f"{stage!r} is not an ancestor of 'reader' [stage 'reader', pipeline 'ask', run {run_id}]\n"
+        "  hint: it can read 'failing', 'rank', 'search', 'skipped'; "
         f"add {stage!r} to its dependencies to read it"
     )
     assert (error.pipeline, error.stage, error.run_id) == ("ask", "reader", run_id)
@@ -177,9 +177,9 @@ async def test_a_first_stage_may_read_nothing() -> None:
 
     results = await Pipeline("p").with_stage("first", first).with_stage("second", search).build().run()
     assert str(results["first"].exception) == (
-        "'second' is no ancestor of 'first' "
+        "'second' is not an ancestor of 'first' "
         f"[stage 'first', pipeline 'p', run {results.context.pipeline_run_id}]\n"
-        "  hint: it may read nothing; add 'second' to its dependencies to read it"
+        "  hint: it can read nothing; add 'second' to its dependencies to read it"
     )
 
 
@@ -195,7 +195,7 @@ async def test_of_many_ancestors_the_first_are_named() -> None:
     results = await pipeline.with_stage("reader", reader, dependencies=names).build().run()
     shown = ", ".join(repr(name) for name in names[:12])
     assert str(results["reader"].exception).splitlines()[1] == (
-        f"  hint: it may read {shown} and 8 more; add 'zzz' to its dependencies to read it"
+        f"  hint: it can read {shown} and 8 more; add 'zzz' to its dependencies to read it"
     )
 
 
@@ -214,7 +214,7 @@ async def test_require_from_raises_for_an_absent_key_with_what_there_is_and_the_
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
     assert type(error) is MissingInputError
     assert str(error) == (
-        "'search' returned no 'hit'; did you mean 'hits'? "
+        "'search' did not return 'hit'; did you mean 'hits'? "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
         "  hint: it returned 'hits', 'query', 'nothing'"
     )
@@ -226,7 +226,7 @@ async def test_require_from_raises_for_a_skipped_stage() -> None:
     assert str(error) == (
         "'skipped' returned no 'hits': it ended with SKIP (nobody asked) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
-        "  hint: use get_from('skipped', 'hits', default) if a skip is fine, "
+        "  hint: use get_from('skipped', 'hits', default) to run without it, "
         "or conditional=True to be skipped with it"
     )
 

@@ -179,10 +179,10 @@ def test_a_limit_that_build_does_not_know_is_a_mistake() -> None:
         pipeline.build(limits=Limits(openai=8))
     assert str(caught.value) == (
         "pipeline 'p' cannot be built: 1 problem\n"
-        "  1. stage 's': limit='opnai' is not among the limits of build(), which has 'openai'"
+        "  1. stage 's': unknown limit 'opnai'; build() has 'openai'"
         "; did you mean 'openai'?"
     )
-    with pytest.raises(ValueError, match=r"^Limits\(openai=0\): give a whole number, 1 or more$"):
+    with pytest.raises(ValueError, match=r"^Limits\(openai=0\): expected an integer of 1 or more$"):
         Limits(openai=0)
 
 

@@ -400,7 +400,7 @@ async def test_it_is_a_context_manager_and_says_so() -> None:
         async for _ in GRAPH.run_many(contexts(0)):
             pass
     assert "hint: async with graph.run_many(contexts) as runs" in str(caught.value)
-    with pytest.raises(ValueError, match=r"^pipeline 'p': run_many\(concurrency=0\); give a whole"):
+    with pytest.raises(ValueError, match=r"^pipeline 'p': run_many\(concurrency=0\): expected an integer"):
         GRAPH.run_many(contexts(0), concurrency=0)
 
 
@@ -481,8 +481,8 @@ def test_run_sync_is_for_code_without_a_loop() -> None:
     with pytest.raises(RuntimeError) as caught:
         asyncio.run(main())
     assert str(caught.value) == (
-        "pipeline 'p': run_sync() would block the event loop that runs in this thread"
-        "\n  hint: await graph.run(ctx)"
+        "pipeline 'p': run_sync() would block the event loop of this thread"
+        "\n  hint: use `await graph.run(ctx)`"
     )
 
 

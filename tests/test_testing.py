@@ -200,7 +200,7 @@ def test_no_run_or_several(stageflow_events: CapturedEvents) -> None:
         "\n  hint: what a graph built with emit_...=False, or with an emitter that has a sink of its own,"
         " emits is not captured\n"
     )
-    assert complaint(stageflow_events.run) == f"\nno run has ended: there is no pipeline.wide{hint}"
+    assert complaint(stageflow_events.run) == f"\nno run has ended: no pipeline.wide event was captured{hint}"
     assert complaint(stageflow_events.stage, "load") == (
         f"\nno stage 'load' has ended\n  there is nothing{hint}"
     )
@@ -221,7 +221,7 @@ def test_no_run_or_several(stageflow_events: CapturedEvents) -> None:
 def test_no_such_stage(events: CapturedEvents) -> None:
     expected = """
 no stage 'anwser' has ended; did you mean 'answer'?
-  there is load, answer
+  ended stages: load, answer
 """
     assert complaint(events.stage, "anwser") == expected
     assert complaint(events.retries, "anwser") == expected
@@ -257,7 +257,7 @@ the stages did not end as expected
 
 def test_a_status_that_no_stage_ends_with(events: CapturedEvents) -> None:
     with pytest.raises(
-        ValueError, match=r"^load='Ok': a stage ends with OK, SKIP, FAIL, CANCEL; did you .* 'OK'"
+        ValueError, match=r"^load='Ok': expected one of OK, SKIP, FAIL, CANCEL; did you .* 'OK'"
     ):
         events.assert_stages(load="Ok")
 
@@ -284,8 +284,8 @@ the attributes of stage 'answer' are not as expected
                         expected  actual
 > gen_ai.request.model  'n'       'm'
   hits                  2         2
-> hit                   2         -       not there; did you mean 'hits'?
-> x                     1         -       not there; there is gen_ai.request.model, hits
+> hit                   2         -       missing; did you mean 'hits'?
+> x                     1         -       missing; the stage has gen_ai.request.model, hits
 """
     )
 
@@ -295,7 +295,7 @@ def test_an_event_that_should_not_be(events: CapturedEvents) -> None:
     assert (
         complaint(events.assert_no_event, "cache.miss")
         == """
-there should be no cache.miss, and there is 1 event
+expected no cache.miss event, but 1 was emitted
   {'key': 'u1', 'stage_name': 'load'}
 """
     )
@@ -391,13 +391,13 @@ async def test_a_stage_before_it_may_be_skipped_or_have_failed() -> None:
         (
             ["a"],
             (
-                "inputs['load'] is list ['a']; give a mapping, or a StageOutput such as "
+                "inputs['load'] must be a mapping, or a StageOutput such as "
                 'StageOutput.skip("...")'
             ),
         ),
         (
             StageOutput.cancel("no"),
-            "inputs['load'] is StageOutput.cancel(...), after which no stage starts; give ok, skip or fail",
+            "inputs['load'] is StageOutput.cancel(...), after which no stage starts; use ok, skip or fail",
         ),
     ],
 )
@@ -435,7 +435,7 @@ def test_a_dependency_that_has_no_input() -> None:
     with pytest.raises(ValueError) as caught:
         run_stage_sync(rank, {"serach": {"documents": []}})
     assert str(caught.value) == (
-        "stage 'rank' depends on 'search', and inputs has nothing of it; did you mean 'serach'?"
+        "stage 'rank' depends on 'search', but inputs does not contain its output; did you mean 'serach'?"
         "\n  hint: inputs={'search': {...}}"
     )
 
@@ -446,14 +446,14 @@ def test_a_stage_begins_with_the_attempt_that_was_asked_for(stageflow_events: Ca
     assert (result.status, result.attempt, result.attempts) == (OK, 3, 3)
     assert result.outcome_by is None
     assert [event["retry_after_ms"] for event in stageflow_events.retries("rank")] == [0, 0]
-    assert stageflow_events.retries("rank")[0]["error"] == "not made: the test begins with attempt 3"
+    assert stageflow_events.retries("rank")[0]["error"] == "skipped: the test starts with attempt 3"
     # The last attempt, of a policy that it was given instead.
     last = run_stage_sync(rank, given, attempt=2, retry=Retry(2, on=ConnectionError))
     assert (last.status, last.reason) == (FAIL, "no attempts left (2 of 2)")
     # Without a policy: as many as it takes.
     assert run_stage_sync(lambda ctx: {"n": ctx.attempt}, attempt=7).data == {"n": 7}
     for wrong in (0, "2"):
-        with pytest.raises(ValueError, match=r"^attempt=.*; give a whole number, 1 or more$"):
+        with pytest.raises(ValueError, match=r"^attempt=.*: expected an integer of 1 or more$"):
             run_stage_sync(load, attempt=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^attempt=4, but the retry policy of stage 'rank' gives 3$"):
         run_stage_sync(rank, given, attempt=4)
@@ -469,7 +469,7 @@ def test_a_timeout_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
 
 def test_time_does_not_go_back(virtual_clock: VirtualClock) -> None:
     for wrong in (-1, math.nan):
-        with pytest.raises(ValueError, match="give seconds, 0 or more"):
+        with pytest.raises(ValueError, match="expected 0 or more seconds"):
             virtual_clock.advance(wrong)
 
 

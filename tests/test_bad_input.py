@@ -29,6 +29,7 @@ from stageflow import (
     StageKind,
     StageOutput,
     StageStatus,
+    errors,
 )
 from stageflow.errors import (
     DeadlineExceededError,
@@ -79,14 +80,12 @@ def test_an_empty_pipeline() -> None:
 
 def test_a_duplicate_name() -> None:
     pipeline = Pipeline("p").with_stage("a", quick).with_stage("a", quick).with_stage("a", quick)
-    assert problem(pipeline) == "stage 'a' is defined 3 times; stage names must be unique: rename all but one"
+    assert problem(pipeline) == "stage 'a' is defined 3 times; names must be unique: rename all but one"
 
 
 def test_an_unknown_dependency() -> None:
     pipeline = Pipeline("p").with_stage("search", quick).with_stage("b", quick, dependencies=("serch",))
-    assert problem(pipeline) == (
-        "stage 'b': unknown dependency 'serch'; did you mean 'search'?"
-    )
+    assert problem(pipeline) == ("stage 'b': unknown dependency 'serch'; did you mean 'search'?")
 
 
 def test_an_unknown_dependency_with_no_near_name() -> None:
@@ -303,7 +302,7 @@ def test_every_mistake_is_found_at_once() -> None:
     missing = "(missing a required argument: 'client'); pass an instance"
     assert found == (
         f"the pipeline's name 'my/pipeline' holds a '/', {separates}",
-        "stage 'twice' is defined 2 times; stage names must be unique: rename all but one",
+        "stage 'twice' is defined 2 times; names must be unique: rename all but one",
         "stage '': its name is empty",
         "stage 'lost': unknown dependency 'twise'; did you mean 'twice'?",
         f"stage 'none': None is not a function and has no method `execute(ctx)`; {fit}",
@@ -577,7 +576,10 @@ async def test_stage_output_refuses_missing_values_alike(sink: MemoryEventSink, 
         (lambda: stageflow.stage(nme="x"), "did you mean 'name'?"),
         (lambda: stageflow.set_event_sink(MemoryEventSink), "MemoryEventSink is a class"),
         (lambda: Pipeline("p").with_stage("s", quick, dependency="a"), "did you mean 'dependencies'?"),
-        (lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})), "expects a PipelineContext"),
+        (
+            lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})),
+            "expects a PipelineContext",
+        ),
         (
             lambda: stageflow.observability.emit_pipeline_wide({}, {}),
             "wide events are emitted for a PipelineContext",
@@ -828,7 +830,7 @@ async def test_ids_of_any_kind_are_text_in_the_record(sink: MemoryEventSink) -> 
 
 
 def test_every_error_class_is_a_stageflow_error() -> None:
-    classes = [getattr(stageflow, name) for name in stageflow.__all__ if name.endswith("Error")]
+    classes = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
     assert len(classes) >= 10
     for error in classes:
         assert issubclass(error, StageflowError)

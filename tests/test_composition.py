@@ -43,7 +43,9 @@ def test_two_different_stages_of_one_name_are_a_mistake() -> None:
     whole = Pipeline("p").with_stage("a", nothing).compose(Pipeline("q").with_stage("a", nothing))
     with pytest.raises(PipelineValidationError) as caught:
         whole.build()
-    assert caught.value.problems == ("stage 'a' is defined 2 times; stage names must be unique: rename all but one",)
+    assert caught.value.problems == (
+        "stage 'a' is defined 2 times; names must be unique: rename all but one",
+    )
 
 
 # ------------------------------------------------------------ @stage
@@ -123,7 +125,9 @@ async def test_a_parameter_that_nothing_gave_fails_the_stage_with_the_nearest_ma
     pipeline = Pipeline("p").with_stage("load", load).with_stage("takes", takes, dependencies=("load",))
     error = (await pipeline.run())["takes"].exception
     assert isinstance(error, MissingInputError)
-    assert error.message == "no dependency returned a value for parameter 'documnets'; did you mean 'documents'?"
+    assert (
+        error.message == "no dependency returned a value for parameter 'documnets'; did you mean 'documents'?"
+    )
     assert error.hint == "'load' returned ['documents', 'source']"
 
 

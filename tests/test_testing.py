@@ -390,10 +390,7 @@ async def test_a_stage_before_it_may_be_skipped_or_have_failed() -> None:
     [
         (
             ["a"],
-            (
-                "inputs['load'] must be a mapping, or a StageOutput such as "
-                'StageOutput.skip("...")'
-            ),
+            ("inputs['load'] must be a mapping, or a StageOutput such as StageOutput.skip(\"...\")"),
         ),
         (
             StageOutput.cancel("no"),

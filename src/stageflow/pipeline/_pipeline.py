@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Any, Literal, Unpack
 
 from .._log import log_safely
-from ..context import PipelineContext, StageContext
+from ..context import PipelineContext, StageContext, StageRunner
 from ..errors import InvalidArgumentError, PipelineValidationError
 from ..observability import WideEventEmitter, defaults
 from ..render import graph_as_dot, graph_as_mermaid, graph_as_text
@@ -170,7 +170,7 @@ class Pipeline:
     def with_stage(
         self,
         name: str,
-        runner: Any,
+        runner: StageRunner,
         kind: StageKind | None = None,
         dependencies: Iterable[str] | None = None,
         **options: Unpack[StageOptions],
@@ -208,7 +208,7 @@ class Pipeline:
         spec = StageSpec(runner=without_description(runner), **merged)
         return Pipeline(self.name, stages=(*self.stages, spec))
 
-    def with_stages(self, *runners: Any) -> Pipeline:
+    def with_stages(self, *runners: StageRunner) -> Pipeline:
         """Return this pipeline with further stages that are described by `@stage`.
 
         Raises:

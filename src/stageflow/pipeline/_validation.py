@@ -32,7 +32,7 @@ def problems_of(name: Any, specs: Sequence[StageSpec], options: GraphOptions) ->
     for stage, count in Counter(known).items():
         if count > 1:
             problems.append(
-                f"stage {stage!r} is defined {count} times; stage names must be unique: rename all but one"
+                f"stage {stage!r} is defined {count} times; names must be unique: rename all but one"
             )
     routers = {spec.name for spec in specs if spec.kind == StageKind.ROUTE and isinstance(spec.name, str)}
     names = set(known)

@@ -92,7 +92,9 @@ async def cancel_after(graph: StageGraph, *moments: float) -> asyncio.Task[Pipel
 # ---------------------------------------------------------------- cancelled externally
 
 
-def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(sink: MemoryEventSink) -> None:
+def test_cancelled_run_cancels_and_awaits_its_stages_and_propagates_the_cancellation(
+    sink: MemoryEventSink,
+) -> None:
     log: list[str] = []
     pipeline = (
         Pipeline("p")
@@ -122,7 +124,7 @@ def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(s
     assert after["reason"] == "never started: cancelled externally"
 
 
-def test_the_record_is_whole_before_cancelled_error_reaches_the_caller(sink: MemoryEventSink) -> None:
+def test_record_is_complete_before_the_caller_receives_cancelled_error(sink: MemoryEventSink) -> None:
     async def main() -> None:
         graph = recorded(Pipeline("p").with_stage("s", endless), sink)
 
@@ -143,7 +145,7 @@ def test_the_record_is_whole_before_cancelled_error_reaches_the_caller(sink: Mem
 
 
 @pytest.mark.parametrize("times", [2, 3, 10])
-def test_a_second_cancel_changes_nothing(sink: MemoryEventSink, times: int) -> None:
+def test_second_cancellation_has_no_effect(sink: MemoryEventSink, times: int) -> None:
     log: list[str] = []
 
     async def main() -> None:
@@ -159,7 +161,7 @@ def test_a_second_cancel_changes_nothing(sink: MemoryEventSink, times: int) -> N
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 0)
 
 
-def test_a_cancel_during_the_clean_up_of_a_failed_run_goes_on_after_it(sink: MemoryEventSink) -> None:
+def test_cancellation_during_the_cleanup_of_a_failed_run_propagates_after_it(sink: MemoryEventSink) -> None:
     log: list[str] = []
 
     async def boom(ctx: StageContext) -> None:
@@ -179,7 +181,7 @@ def test_a_cancel_during_the_clean_up_of_a_failed_run_goes_on_after_it(sink: Mem
     assert event["first_failed_stage"] == "boom"
 
 
-def test_a_run_that_is_cancelled_before_its_first_step_never_started(sink: MemoryEventSink) -> None:
+def test_run_cancelled_before_its_first_step_never_starts(sink: MemoryEventSink) -> None:
     async def main() -> None:
         run = asyncio.create_task(recorded(Pipeline("p").with_stage("s", quick), sink).run())
         run.cancel()
@@ -191,7 +193,9 @@ def test_a_run_that_is_cancelled_before_its_first_step_never_started(sink: Memor
 
 
 @pytest.mark.parametrize("turns", range(8))
-def test_a_cancel_at_any_turn_of_the_loop_leaves_one_whole_record(sink: MemoryEventSink, turns: int) -> None:
+def test_cancellation_in_any_loop_iteration_leaves_one_complete_record(
+    sink: MemoryEventSink, turns: int
+) -> None:
     async def two_turns(ctx: StageContext) -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -216,7 +220,7 @@ def test_a_cancel_at_any_turn_of_the_loop_leaves_one_whole_record(sink: MemoryEv
     hold_the_law(sink.events, ["a", "b", "c"])
 
 
-def test_a_stage_that_waits_for_its_next_attempt_is_not_tried_again(sink: MemoryEventSink) -> None:
+def test_stage_waiting_for_a_retry_is_not_retried_after_cancellation(sink: MemoryEventSink) -> None:
     async def later(ctx: StageContext) -> StageOutput:
         return StageOutput.retry("not yet", after=60)
 
@@ -233,7 +237,7 @@ def test_a_stage_that_waits_for_its_next_attempt_is_not_tried_again(sink: Memory
     assert event["error"] == "not yet"
 
 
-def test_a_stage_that_waits_for_a_place_never_starts(sink: MemoryEventSink) -> None:
+def test_stage_waiting_for_a_permit_never_starts_after_cancellation(sink: MemoryEventSink) -> None:
     async def main() -> None:
         pipeline = Pipeline("p").with_stage("first", endless).with_stage("second", quick)
         await cancel_after(recorded(pipeline, sink, max_concurrency=1), 5)
@@ -243,7 +247,7 @@ def test_a_stage_that_waits_for_a_place_never_starts(sink: MemoryEventSink) -> N
     assert stage_wide(sink.events, "second")["attempts"] == 0
 
 
-def test_what_a_cancelled_stage_still_returns_counts(sink: MemoryEventSink) -> None:
+def test_return_value_of_a_cancelled_stage_counts(sink: MemoryEventSink) -> None:
     async def saves_what_it_has(ctx: StageContext) -> dict[str, Any]:
         try:
             await asyncio.Event().wait()
@@ -264,7 +268,7 @@ def test_what_a_cancelled_stage_still_returns_counts(sink: MemoryEventSink) -> N
     assert stage_wide(sink.events, "s")["data_keys"] == ["half"]
 
 
-def test_a_stage_that_raises_while_it_cleans_up_is_not_to_blame(sink: MemoryEventSink) -> None:
+def test_exception_during_cleanup_does_not_fail_a_cancelled_stage(sink: MemoryEventSink) -> None:
     async def fragile(ctx: StageContext) -> None:
         try:
             await asyncio.Event().wait()
@@ -282,7 +286,7 @@ def test_a_stage_that_raises_while_it_cleans_up_is_not_to_blame(sink: MemoryEven
     assert (stage["status"], stage["error"]) == ("CANCEL", "ConnectionError: already closed")
 
 
-def test_a_cancelled_stage_is_not_tried_again(sink: MemoryEventSink) -> None:
+def test_cancelled_stage_is_not_retried(sink: MemoryEventSink) -> None:
     calls: list[int] = []
 
     async def raises_what_is_covered(ctx: StageContext) -> None:
@@ -328,7 +332,7 @@ def test_wait_for_around_a_run(sink: MemoryEventSink) -> None:
     assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
 
 
-def test_a_run_in_a_task_group_whose_other_task_fails(sink: MemoryEventSink) -> None:
+def test_run_in_a_task_group_is_cancelled_if_another_task_fails(sink: MemoryEventSink) -> None:
     async def main() -> None:
         graph = recorded(Pipeline("p").with_stage("s", endless), sink)
 
@@ -346,7 +350,7 @@ def test_a_run_in_a_task_group_whose_other_task_fails(sink: MemoryEventSink) -> 
     assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
 
 
-def test_somebody_cancels_every_task_there_is(sink: MemoryEventSink) -> None:
+def test_cancelling_all_tasks_leaves_a_complete_record(sink: MemoryEventSink) -> None:
     async def main() -> None:
         pipeline = Pipeline("p").with_stage("a", endless).with_stage("b", endless)
         run = asyncio.create_task(recorded(pipeline, sink).run())
@@ -363,7 +367,7 @@ def test_somebody_cancels_every_task_there_is(sink: MemoryEventSink) -> None:
     assert event["stages_cancelled"] == 2
 
 
-def test_a_cancel_reaches_a_run_inside_a_run(sink: MemoryEventSink) -> None:
+def test_cancellation_reaches_a_nested_run(sink: MemoryEventSink) -> None:
     log: list[str] = []
     of_inner = MemoryEventSink()
     inner = recorded(Pipeline("inner").with_stage("s", cleaning_up(1, log)), of_inner)
@@ -384,7 +388,7 @@ def test_a_cancel_reaches_a_run_inside_a_run(sink: MemoryEventSink) -> None:
     assert (outer["outcome"], outer["stages_abandoned"]) == ("cancelled", 0)
 
 
-def test_a_run_inside_a_run_whose_stage_refuses_to_end_leaves_its_record_too(sink: MemoryEventSink) -> None:
+def test_nested_run_with_a_stage_that_ignores_cancellation_is_recorded(sink: MemoryEventSink) -> None:
     of_inner = MemoryEventSink()
     inner = recorded(Pipeline("inner").with_stage("s", stubborn), of_inner)
 
@@ -403,7 +407,7 @@ def test_a_run_inside_a_run_whose_stage_refuses_to_end_leaves_its_record_too(sin
     assert hold_the_law(sink.events, ["nest"])["outcome"] == "cancelled"
 
 
-def test_a_cancelled_thread_ends_when_its_function_returns(sink: MemoryEventSink) -> None:
+def test_cancelled_synchronous_stage_ends_when_its_function_returns(sink: MemoryEventSink) -> None:
     began = threading.Event()
 
     def looks_now_and_then(ctx: StageContext) -> dict[str, Any]:
@@ -428,7 +432,7 @@ def test_a_cancelled_thread_ends_when_its_function_returns(sink: MemoryEventSink
 # ---------------------------------------------------------------- not cancelled externally
 
 
-def test_what_a_stage_awaits_is_cancelled_and_that_is_the_failure_of_the_stage(sink: MemoryEventSink) -> None:
+def test_stage_fails_if_something_that_it_awaits_is_cancelled(sink: MemoryEventSink) -> None:
     async def awaits_a_cancelled_task(ctx: StageContext) -> None:
         task = asyncio.create_task(asyncio.sleep(60))
         await asyncio.sleep(1)
@@ -466,7 +470,7 @@ async def groups_tasks(ctx: StageContext) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scoped", [times_out_inside, groups_tasks])
-def test_cancel_scopes_of_a_stage_work_also_after_a_stage_that_was_timed_out(
+def test_cancel_scopes_work_in_a_stage_after_one_that_timed_out(
     sink: MemoryEventSink, scoped: Callable[[StageContext], Coroutine[Any, Any, dict[str, Any]]]
 ) -> None:
     # Stages may share a task: what one was cancelled with is no business of the next.
@@ -484,7 +488,7 @@ def test_cancel_scopes_of_a_stage_work_also_after_a_stage_that_was_timed_out(
     assert [result.status for result in results.values()] == ["FAIL", "OK", "OK"]
 
 
-def test_a_stage_that_cancels_its_own_task_harms_no_other_stage(sink: MemoryEventSink) -> None:
+def test_stage_that_cancels_its_task_does_not_affect_other_stages(sink: MemoryEventSink) -> None:
     async def cancels_itself(ctx: StageContext) -> dict[str, Any]:
         task = asyncio.current_task()
         assert task is not None
@@ -510,7 +514,7 @@ def test_a_stage_that_cancels_its_own_task_harms_no_other_stage(sink: MemoryEven
 # ---------------------------------------------------------------- the deadline of the run
 
 
-def test_the_deadline_of_the_run(sink: MemoryEventSink) -> None:
+def test_run_past_its_deadline_is_cancelled(sink: MemoryEventSink) -> None:
     log: list[str] = []
 
     async def main() -> PipelineResults:
@@ -533,7 +537,7 @@ def test_the_deadline_of_the_run(sink: MemoryEventSink) -> None:
     assert ends(sink.events) == {"s": "CANCEL", "after": "CANCEL"}
 
 
-def test_a_run_that_ends_in_time_has_no_use_for_its_deadline(sink: MemoryEventSink) -> None:
+def test_deadline_has_no_effect_on_a_run_that_ends_in_time(sink: MemoryEventSink) -> None:
     async def main() -> PipelineResults:
         results = await recorded(Pipeline("p").with_stage("s", quick), sink).run(deadline=5)
         await asyncio.sleep(60)
@@ -546,7 +550,7 @@ def test_a_run_that_ends_in_time_has_no_use_for_its_deadline(sink: MemoryEventSi
 # ---------------------------------------------------------------- a stage that refuses to end
 
 
-def test_a_stage_that_refuses_to_end_is_abandoned_after_grace(sink: MemoryEventSink) -> None:
+def test_stage_that_ignores_cancellation_is_abandoned_after_the_grace_period(sink: MemoryEventSink) -> None:
     async def boom(ctx: StageContext) -> None:
         await asyncio.sleep(1)
         raise ValueError("boom")
@@ -569,7 +573,7 @@ def test_a_stage_that_refuses_to_end_is_abandoned_after_grace(sink: MemoryEventS
 
 
 @pytest.mark.parametrize("grace", [0, 0.5, 10])
-def test_grace_is_kept_whatever_ends_the_run(sink: MemoryEventSink, grace: float) -> None:
+def test_grace_period_applies_to_every_end_of_a_run(sink: MemoryEventSink, grace: float) -> None:
     async def main() -> None:
         graph = recorded(Pipeline("p").with_stage("s", stubborn), sink, grace=grace)
         results = await graph.run(deadline=5)
@@ -587,7 +591,7 @@ def test_grace_is_kept_whatever_ends_the_run(sink: MemoryEventSink, grace: float
     assert hold_the_law(sink.events[first:second], ["s"])["outcome"] == "cancelled"
 
 
-def test_without_grace_a_stage_that_ends_at_once_still_ends_well(sink: MemoryEventSink) -> None:
+def test_stage_that_ends_at_once_is_not_abandoned_without_grace(sink: MemoryEventSink) -> None:
     async def main() -> None:
         await cancel_after(recorded(Pipeline("p").with_stage("s", endless), sink, grace=0), 5)
         assert left_over() == []
@@ -596,7 +600,7 @@ def test_without_grace_a_stage_that_ends_at_once_still_ends_well(sink: MemoryEve
     assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 0
 
 
-def test_what_an_abandoned_stage_does_later_changes_nothing(sink: MemoryEventSink) -> None:
+def test_abandoned_stage_cannot_change_its_result(sink: MemoryEventSink) -> None:
     async def late(ctx: StageContext) -> dict[str, Any]:
         ctx.annotate(when="in time")
         with pytest.raises(asyncio.CancelledError):
@@ -620,7 +624,7 @@ def test_what_an_abandoned_stage_does_later_changes_nothing(sink: MemoryEventSin
     assert results["s"].attributes == stage_wide(sink.events, "s")["attributes"] == {"when": "in time"}
 
 
-def test_a_stage_that_outlasts_its_time_out_and_its_grace_fails_and_the_run_goes_on(
+def test_run_continues_after_a_stage_that_outlasts_its_timeout_and_grace(
     sink: MemoryEventSink,
 ) -> None:
     async def main() -> PipelineResults:
@@ -640,7 +644,7 @@ def test_a_stage_that_outlasts_its_time_out_and_its_grace_fails_and_the_run_goes
     assert results.abandoned == ("stubborn",)
 
 
-def test_an_abandoned_stage_gives_its_place_to_the_next(sink: MemoryEventSink) -> None:
+def test_abandoned_stage_releases_its_slot_to_the_next_stage(sink: MemoryEventSink) -> None:
     async def main() -> PipelineResults:
         pipeline = (
             Pipeline("p").with_stage("stubborn", stubborn, timeout=3, optional=True).with_stage("next", quick)
@@ -652,7 +656,7 @@ def test_an_abandoned_stage_gives_its_place_to_the_next(sink: MemoryEventSink) -
     assert results["next"].queue_ms == 5000
 
 
-def test_a_stage_that_timed_out_before_the_run_ended_has_failed(sink: MemoryEventSink) -> None:
+def test_stage_that_timed_out_before_the_end_of_the_run_fails(sink: MemoryEventSink) -> None:
     log: list[str] = []
 
     async def boom(ctx: StageContext) -> None:
@@ -673,7 +677,7 @@ def test_a_stage_that_timed_out_before_the_run_ended_has_failed(sink: MemoryEven
 # ---------------------------------------------------------------- the coroutine is closed, the loop goes away
 
 
-def test_the_coroutine_of_a_run_is_closed(sink: MemoryEventSink) -> None:
+def test_closed_coroutine_of_a_run_is_recorded(sink: MemoryEventSink) -> None:
     ended: list[str] = []
 
     async def stage(ctx: StageContext) -> None:
@@ -706,7 +710,7 @@ def test_the_coroutine_of_a_run_is_closed(sink: MemoryEventSink) -> None:
     assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "after": "CANCEL"}
 
 
-def test_the_coroutine_of_a_run_is_closed_before_its_first_step(sink: MemoryEventSink) -> None:
+def test_coroutine_closed_before_its_first_step_has_no_record(sink: MemoryEventSink) -> None:
     async def main() -> None:
         recorded(Pipeline("p").with_stage("s", quick), sink).run().close()
 
@@ -715,7 +719,7 @@ def test_the_coroutine_of_a_run_is_closed_before_its_first_step(sink: MemoryEven
 
 
 @pytest.mark.parametrize("way", ["holds and waits", "waits for another run", "waits for a retry"])
-def test_a_closed_run_keeps_no_place_of_a_limit(sink: MemoryEventSink, way: str) -> None:
+def test_closed_run_releases_its_permits(sink: MemoryEventSink, way: str) -> None:
     limits = Limits(place=1)
 
     async def again(ctx: StageContext) -> StageOutput:
@@ -746,7 +750,7 @@ def test_a_closed_run_keeps_no_place_of_a_limit(sink: MemoryEventSink, way: str)
     VirtualClock().run(main())
 
 
-def test_a_run_that_is_closed_while_a_stage_waits_for_its_retry_starts_nothing(sink: MemoryEventSink) -> None:
+def test_run_closed_during_the_wait_for_a_retry_starts_nothing(sink: MemoryEventSink) -> None:
     calls: list[int] = []
 
     async def again(ctx: StageContext) -> StageOutput:
@@ -766,7 +770,7 @@ def test_a_run_that_is_closed_while_a_stage_waits_for_its_retry_starts_nothing(s
     assert calls == [1]
 
 
-def test_the_loop_is_closed_with_a_run_in_flight(
+def test_closing_the_loop_of_an_active_run_is_recorded(
     sink: MemoryEventSink, caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = recorded(Pipeline("p").with_stage("a", endless).with_stage("b", stubborn), sink)
@@ -784,7 +788,7 @@ def test_the_loop_is_closed_with_a_run_in_flight(
 
 
 @pytest.mark.parametrize("run", [asyncio.run, lambda main: VirtualClock().run(main)])
-def test_asyncio_run_ends_with_a_run_in_a_background_task(
+def test_end_of_asyncio_run_records_a_run_in_a_background_task(
     sink: MemoryEventSink, run: Callable[[Coroutine[Any, Any, None]], None]
 ) -> None:
     log: list[str] = []
@@ -813,7 +817,7 @@ def test_asyncio_run_ends_with_a_run_in_a_background_task(
     assert kept[0].cancelled()
 
 
-def test_asyncio_run_ends_with_a_run_whose_thread_hangs(sink: MemoryEventSink) -> None:
+def test_end_of_asyncio_run_records_a_run_whose_thread_hangs(sink: MemoryEventSink) -> None:
     began, let_go = threading.Event(), threading.Event()
 
     def hangs(ctx: StageContext) -> None:
@@ -869,7 +873,7 @@ async def counts_cancellations(ctx: StageContext) -> None:
 
 @pytest.mark.parametrize("stage", [stubborn, uncancels, uncancels_after_timeouts, counts_cancellations])
 @pytest.mark.parametrize("before", ["nothing", "timed out", "run failed", "abandoned"])
-def test_stage_that_refuses_to_end_never_blocks_the_end_of_asyncio_run(
+def test_stage_that_ignores_cancellation_never_blocks_the_end_of_asyncio_run(
     sink: MemoryEventSink, stage: Any, before: str
 ) -> None:
     kept: list[Any] = []
@@ -966,7 +970,7 @@ def test_stage_that_uncancels_does_not_block_ctrl_c(program: Start, times: int) 
 # ---------------------------------------------------------------- the process ends
 
 
-def test_system_exit_in_a_stage_passes_through_after_the_record_is_written(program: Start) -> None:
+def test_system_exit_in_a_stage_propagates_after_the_record_is_written(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1003,7 +1007,7 @@ def test_system_exit_in_a_stage_passes_through_after_the_record_is_written(progr
 
 @pytest.mark.parametrize("how", ["at once", "after a wait", "in a thread"])
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-def test_an_end_of_the_process_is_never_kept_in_a_result(
+def test_interrupt_in_a_stage_is_never_stored_in_a_result(
     sink: MemoryEventSink, how: str, error: BaseException
 ) -> None:
     async def at_once(ctx: StageContext) -> None:
@@ -1033,7 +1037,7 @@ def test_an_end_of_the_process_is_never_kept_in_a_result(
     assert ends(sink.events) == {"s": "FAIL", "other": "CANCEL"}
 
 
-def test_ctrl_c_under_asyncio_run_passes_through_after_the_record_is_written(program: Start) -> None:
+def test_ctrl_c_in_asyncio_run_propagates_after_the_record_is_written(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1067,7 +1071,7 @@ def test_ctrl_c_under_asyncio_run_passes_through_after_the_record_is_written(pro
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
 
 
-def test_a_second_ctrl_c_during_the_clean_up_still_leaves_the_record(program: Start) -> None:
+def test_second_ctrl_c_during_the_cleanup_leaves_the_record(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1101,7 +1105,7 @@ def test_a_second_ctrl_c_during_the_clean_up_still_leaves_the_record(program: St
     hold_the_law(running.events(), ["s"])
 
 
-def test_a_stage_that_refuses_to_end_does_not_hold_up_the_exit(program: Start) -> None:
+def test_stage_that_ignores_cancellation_does_not_delay_the_exit(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1133,7 +1137,7 @@ def test_a_stage_that_refuses_to_end_does_not_hold_up_the_exit(program: Start) -
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 
 
-def test_the_end_of_asyncio_run_waits_for_a_stage_that_refuses_to_end_for_grace_only(program: Start) -> None:
+def test_end_of_asyncio_run_waits_only_for_the_grace_period(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1167,7 +1171,7 @@ def test_the_end_of_asyncio_run_waits_for_a_stage_that_refuses_to_end_for_grace_
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
 
 
-def test_a_thread_that_hangs_holds_up_neither_the_run_nor_the_exit(program: Start) -> None:
+def test_hanging_thread_delays_neither_the_run_nor_the_exit(program: Start) -> None:
     running = program(
         """
         import asyncio, sys, threading
@@ -1195,7 +1199,7 @@ def test_a_thread_that_hangs_holds_up_neither_the_run_nor_the_exit(program: Star
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 
 
-def test_an_exit_in_the_middle_of_a_clean_up_keeps_what_was_emitted(program: Start) -> None:
+def test_exit_during_a_cleanup_keeps_the_emitted_events(program: Start) -> None:
     running = program(
         """
         import asyncio, os, signal, sys
@@ -1226,7 +1230,7 @@ def test_an_exit_in_the_middle_of_a_clean_up_keeps_what_was_emitted(program: Sta
     assert ends(running.events()) == {"quick": "OK"}
 
 
-def test_pipeline_wide_is_one_also_where_two_ends_come_at_the_same_moment(sink: MemoryEventSink) -> None:
+def test_pipeline_wide_is_emitted_once_if_two_causes_end_the_run_at_once(sink: MemoryEventSink) -> None:
     async def boom(ctx: StageContext) -> None:
         await asyncio.sleep(5)
         raise ValueError("boom")

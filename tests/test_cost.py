@@ -98,7 +98,7 @@ def _the_collector_has_little_to_walk() -> Iterator[None]:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_a_feature_that_a_stage_does_not_use_adds_no_call_and_no_allocation(
+def test_unused_feature_adds_no_call_and_no_allocation(
     options: dict[str, Any],
 ) -> None:
     plain, special = chain().build(), chain(**options).build()
@@ -109,7 +109,7 @@ def test_a_feature_that_a_stage_does_not_use_adds_no_call_and_no_allocation(
     assert blocks_of(special) - blocks_of(plain) < STAGES // 2
 
 
-def test_a_shared_limit_costs_the_stages_without_one_a_look_and_no_more() -> None:
+def test_shared_limit_costs_other_stages_one_attribute_lookup() -> None:
     plain = calls_before_the_last_stage(chain().build())
     limited = calls_before_the_last_stage(chain(limit="api").build(limits=Limits(api=1)))
     added = limited - plain

@@ -94,7 +94,7 @@ async def test_get_from_reads_any_ancestor() -> None:
     assert await what_is_read(lambda ctx: ctx.inputs.get_from("search", "hits")) == 3
 
 
-async def test_get_from_is_as_dict_get_would_be() -> None:
+async def test_get_from_behaves_like_dict_get() -> None:
     def read(ctx: StageContext) -> list[Any]:
         return [
             ctx.inputs.get_from("search", "absent"),
@@ -106,18 +106,18 @@ async def test_get_from_is_as_dict_get_would_be() -> None:
     assert await what_is_read(read) == [None, 7, 8, None]
 
 
-async def test_get_from_gives_the_default_for_a_stage_that_was_skipped_or_failed() -> None:
+async def test_get_from_returns_the_default_for_a_skipped_or_failed_stage() -> None:
     def read(ctx: StageContext) -> list[Any]:
         return [ctx.inputs.get_from("skipped", "hits", 1), ctx.inputs.get_from("failing", "hits", 2)]
 
     assert await what_is_read(read) == [1, 2]
 
 
-async def test_the_input_of_the_run_is_read_as_run_data() -> None:
+async def test_input_of_the_run_is_run_data() -> None:
     assert await what_is_read(lambda ctx: ctx.run.data["question"]) == "why?"
 
 
-async def test_result_from_gives_the_whole_result_of_an_ancestor() -> None:
+async def test_result_from_returns_the_complete_result_of_an_ancestor() -> None:
     def read(ctx: StageContext) -> list[Any]:
         result = ctx.inputs.result_from("skipped")
         return [result.status, result.reason, ctx.inputs.result_from("failing").error]
@@ -137,7 +137,7 @@ async def test_inputs_can_be_read_in_a_thread() -> None:
 # ---------------------------------------------------------------- a stage that is no ancestor
 
 
-async def test_a_stage_that_does_not_exist_raises_with_a_hint() -> None:
+async def test_reading_an_unknown_stage_raises_with_a_hint() -> None:
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from("serch", "hits"))
     assert type(error) is UnknownInputError
     assert str(error) == (
@@ -149,7 +149,7 @@ async def test_a_stage_that_does_not_exist_raises_with_a_hint() -> None:
 
 
 @pytest.mark.parametrize("stage", ["aside", "later", "reader"])
-async def test_a_stage_that_is_no_ancestor_raises_with_a_hint(stage: str) -> None:
+async def test_reading_a_stage_that_is_not_an_ancestor_raises_with_a_hint(stage: str) -> None:
     # It may not have run yet: also where it happens to have, this is a mistake.
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from(stage, "hits", "default"))
     assert type(error) is UnknownInputError
@@ -162,7 +162,7 @@ async def test_a_stage_that_is_no_ancestor_raises_with_a_hint(stage: str) -> Non
 
 
 @pytest.mark.parametrize("how", ["get_from", "require_from", "result_from"])
-async def test_every_way_to_read_refuses_a_stage_that_is_no_ancestor(how: str) -> None:
+async def test_every_read_method_rejects_a_stage_that_is_not_an_ancestor(how: str) -> None:
     def read(ctx: StageContext) -> Any:
         arguments = ("aside",) if how == "result_from" else ("aside", "hits")
         return getattr(ctx.inputs, how)(*arguments)
@@ -171,7 +171,7 @@ async def test_every_way_to_read_refuses_a_stage_that_is_no_ancestor(how: str) -
     assert type(error) is UnknownInputError
 
 
-async def test_a_first_stage_may_read_nothing() -> None:
+async def test_stage_without_dependencies_can_read_nothing() -> None:
     async def first(ctx: StageContext) -> None:
         ctx.inputs.get_from("second", "key")
 
@@ -183,7 +183,7 @@ async def test_a_first_stage_may_read_nothing() -> None:
     )
 
 
-async def test_of_many_ancestors_the_first_are_named() -> None:
+async def test_error_lists_the_first_of_many_ancestors() -> None:
     pipeline = Pipeline("p")
     names = [f"s{number:02}" for number in range(20)]
     for name in names:
@@ -206,11 +206,11 @@ async def test_require_from_reads_any_ancestor() -> None:
     assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "hits")) == 3
 
 
-async def test_require_from_takes_a_value_of_none() -> None:
+async def test_require_from_accepts_the_value_none() -> None:
     assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "nothing")) is None
 
 
-async def test_require_from_raises_for_an_absent_key_with_what_there_is_and_the_nearest_match() -> None:
+async def test_require_from_raises_for_a_missing_key_with_known_keys_and_the_closest_match() -> None:
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
     assert type(error) is MissingInputError
     assert str(error) == (
@@ -224,14 +224,14 @@ async def test_require_from_raises_for_a_skipped_stage() -> None:
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "hits"))
     assert type(error) is MissingInputError
     assert str(error) == (
-        "'skipped' returned no 'hits': it ended with SKIP (nobody asked) "
+        "'skipped' did not return 'hits': it ended with SKIP (nobody asked) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
         "  hint: use get_from('skipped', 'hits', default) to run without it, "
         "or conditional=True to be skipped with it"
     )
 
 
-async def test_require_from_raises_for_a_skipped_stage_also_for_a_key_that_it_gave() -> None:
+async def test_require_from_raises_for_a_skipped_stage_even_if_it_returned_the_key() -> None:
     error, _ = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "partial"))
     assert type(error) is MissingInputError
 
@@ -239,7 +239,7 @@ async def test_require_from_raises_for_a_skipped_stage_also_for_a_key_that_it_ga
 async def test_require_from_raises_for_an_optional_stage_that_failed() -> None:
     error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("failing", "hits"))
     assert str(error).splitlines()[0] == (
-        "'failing' returned no 'hits': it ended with FAIL (ConnectionError: search is down) "
+        "'failing' did not return 'hits': it ended with FAIL (ConnectionError: search is down) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]"
     )
 
@@ -247,7 +247,7 @@ async def test_require_from_raises_for_an_optional_stage_that_failed() -> None:
 # ---------------------------------------------------------------- the record
 
 
-async def test_what_was_not_found_is_named_in_the_record(sink: MemoryEventSink) -> None:
+async def test_missing_keys_are_recorded(sink: MemoryEventSink) -> None:
     def read(ctx: StageContext) -> None:
         ctx.inputs.get_from("search", "hits")
         ctx.inputs.get_from("search", "hist")
@@ -261,13 +261,13 @@ async def test_what_was_not_found_is_named_in_the_record(sink: MemoryEventSink) 
     assert stage_wide(sink.events, "rank")["missing_inputs"] == []
 
 
-async def test_what_was_required_and_not_found_is_named_in_the_record(sink: MemoryEventSink) -> None:
+async def test_missing_required_keys_are_recorded(sink: MemoryEventSink) -> None:
     results = await run(lambda ctx: ctx.inputs.require_from("search", "hist"), sink)
     hold_the_law(sink.events, results)
     assert stage_wide(sink.events, "reader")["missing_inputs"] == ["search.hist"]
 
 
-async def test_each_attempt_names_what_it_did_not_find(sink: MemoryEventSink) -> None:
+async def test_each_attempt_records_its_missing_keys(sink: MemoryEventSink) -> None:
     async def reader(ctx: StageContext) -> StageOutput | None:
         ctx.inputs.get_from("search", f"key{ctx.attempt}")
         return StageOutput.retry("once more", after=0) if ctx.attempt == 1 else None
@@ -287,7 +287,7 @@ async def test_each_attempt_names_what_it_did_not_find(sink: MemoryEventSink) ->
 # ---------------------------------------------------------------- large graphs
 
 
-async def test_reading_from_far_up_a_long_chain_is_no_deep_recursion() -> None:
+async def test_reading_a_distant_ancestor_in_a_long_chain_does_not_recurse() -> None:
     async def last(ctx: StageContext) -> dict[str, Any]:
         return {"first": ctx.inputs.get_from("s0", "hits")}
 
@@ -299,7 +299,7 @@ async def test_reading_from_far_up_a_long_chain_is_no_deep_recursion() -> None:
     assert results.data("last") == {"first": 3}
 
 
-async def test_reading_a_dependency_of_a_wide_graph_stays_quick() -> None:
+async def test_reading_a_dependency_in_a_wide_graph_is_fast() -> None:
     # A dependency is known at once; nobody walks a thousand ancestors to read one key.
     async def last(ctx: StageContext) -> None:
         began = time.perf_counter()
@@ -357,7 +357,7 @@ def test_reading_a_distant_ancestor_needs_memory_linear_in_the_graph(distance: C
     assert peak_bytes(graph) < reads_nothing + 1000 * size
 
 
-def test_a_stage_reads_exactly_its_ancestors_in_random_graphs() -> None:
+def test_stage_can_read_exactly_its_ancestors_in_random_graphs() -> None:
     rng = random.Random(4)
     for _ in range(60):
         size = rng.randrange(2, 16)
@@ -415,7 +415,7 @@ def test_the_error_for_a_cycle_of_many_stages_shows_its_ends() -> None:
         .with_stage(f"s{number}", search, dependencies=(f"s{(number + 1) % size}",))
         .stages
     ]
-    with pytest.raises(PipelineValidationError, match=r"circle: .* -> … 2990 more … -> .*; remove"):
+    with pytest.raises(PipelineValidationError, match=r"cycle: .* -> … 2990 more … -> .*; remove"):
         Pipeline("p", stages=stages).build()
 
 

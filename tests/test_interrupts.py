@@ -467,7 +467,7 @@ def test_interrupt_inside_the_engine_ends_the_run_with_a_complete_record(
     hold_the_law(sink.events, STAGE_NAMES)
 
 
-def test_ctrl_c_during_an_event_emitted_by_hand_is_raised_there(program: Callable[[str], Program]) -> None:
+def test_ctrl_c_during_a_manual_emit_is_raised_there(program: Callable[[str], Program]) -> None:
     ended = program(
         """
         import os, signal

@@ -671,14 +671,14 @@ def holds_for_any_run(plans: st.SearchStrategy[Plan], examples: int = EXAMPLES) 
 
 
 @pytest.mark.parametrize("temper", TEMPERS)
-def test_the_law_and_the_table_of_outcomes_hold_for_any_run(temper: str) -> None:
+def test_record_invariants_and_outcomes_hold_for_any_run(temper: str) -> None:
     holds_for_any_run(plans(temper))
 
 
-def test_the_law_and_the_table_of_outcomes_hold_for_any_run_with_threads() -> None:
+def test_record_invariants_and_outcomes_hold_for_any_run_with_threads() -> None:
     holds_for_any_run(plans("mixed", threads=True))
 
 
-def test_the_law_and_the_table_of_outcomes_hold_for_large_graphs() -> None:
+def test_record_invariants_and_outcomes_hold_for_large_graphs() -> None:
     least, most = LARGE
     holds_for_any_run(plans("mixed", least=least, most=most), LARGE_EXAMPLES)

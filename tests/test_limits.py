@@ -56,7 +56,7 @@ def test_max_concurrency_bounds_the_stages_of_one_run() -> None:
     assert results.duration_ms == 4000
 
 
-def test_a_named_limit_is_shared_by_all_runs_of_all_graphs_first_come_first_served() -> None:
+def test_named_limit_is_shared_by_all_graphs_in_order_of_requests() -> None:
     limits, stage = Limits(openai=2), Counting()
     graphs = [
         Pipeline(name).with_stage(name, stage, limit="openai").build(limits=limits) for name in ("a", "b")
@@ -73,7 +73,7 @@ def test_a_named_limit_is_shared_by_all_runs_of_all_graphs_first_come_first_serv
     assert (limits["openai"].taken, limits["openai"].waiting) == (0, 0)
 
 
-def test_a_limit_holds_across_loops_in_several_threads() -> None:
+def test_limit_applies_across_loops_in_several_threads() -> None:
     limits = Limits(gpu=1)
     inside = threading.Lock()
     clashes = []
@@ -105,7 +105,7 @@ def test_a_limit_holds_across_loops_in_several_threads() -> None:
     assert limits["gpu"].taken == 0
 
 
-def test_no_place_is_held_during_the_wait_before_a_retry() -> None:
+def test_no_permit_is_held_during_the_wait_before_a_retry() -> None:
     limits = Limits(api=1)
 
     async def flaky(ctx: Any) -> StageOutput:
@@ -119,7 +119,7 @@ def test_no_place_is_held_during_the_wait_before_a_retry() -> None:
     assert limits["api"].taken == 0
 
 
-def test_a_stage_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
+def test_cancelled_stage_leaves_the_queue_of_its_limit() -> None:
     limits, stage = Limits(api=1), Counting(10)
     graph = Pipeline("p").with_stage("s", stage, limit="api").build(limits=limits)
 
@@ -147,7 +147,7 @@ def test_a_stage_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
     assert active_runs() == []
 
 
-def test_an_abandoned_stage_gives_its_place_back() -> None:
+def test_abandoned_stage_releases_its_permit() -> None:
     limits = Limits(api=1)
     let_go = asyncio.Event()
 
@@ -171,7 +171,7 @@ def test_an_abandoned_stage_gives_its_place_back() -> None:
     assert limits["api"].taken == 0
 
 
-def test_a_limit_that_build_does_not_know_is_a_mistake() -> None:
+def test_unknown_limit_is_a_validation_error() -> None:
     async def stage(ctx: Any) -> None: ...
 
     pipeline = Pipeline("p").with_stage("s", stage, limit="opnai")
@@ -352,7 +352,7 @@ def test_nested_run_waits_for_a_stage_whose_own_nested_run_waits_for_another_lim
     assert [(child.outcome, child["works"].queue_ms) for child in children] == [("ok", 9000), ("ok", 10_000)]
 
 
-def test_nested_run_that_continues_after_its_parent_stage_has_ended_is_no_deadlock() -> None:
+def test_nested_run_that_continues_after_its_parent_stage_is_not_a_deadlock() -> None:
     limits = Limits(gpu=1)
     child = leaf(limits, "gpu")
     tasks = []
@@ -392,7 +392,7 @@ def test_deadlock_is_not_retried_and_an_optional_stage_degrades_the_run(
     assert (child.outcome, child["works"].attempts, results.duration_ms) == (outcome, 0, 1000)
 
 
-def test_deadlock_of_a_later_attempt_has_an_event_of_its_own() -> None:
+def test_deadlock_of_a_later_attempt_has_a_separate_event() -> None:
     limits = Limits(llm=2)
     asked: list[int] = []
 
@@ -429,7 +429,7 @@ def test_deadlock_of_a_later_attempt_has_an_event_of_its_own() -> None:
 # ------------------------------------------------------------ limits and max_concurrency
 
 
-def test_a_stage_keeps_its_place_in_the_queue_while_other_stages_of_its_run_run() -> None:
+def test_stage_keeps_its_place_in_the_queue_while_other_stages_run() -> None:
     limits = Limits(gpu=1)
     began: dict[str, float] = {}
 
@@ -467,7 +467,7 @@ def test_a_stage_keeps_its_place_in_the_queue_while_other_stages_of_its_run_run(
     assert began["x1"] == 13
 
 
-def test_a_permit_is_never_idle_while_its_stage_waits_for_a_slot_of_max_concurrency() -> None:
+def test_permit_is_never_idle_while_its_stage_waits_for_a_slot_of_max_concurrency() -> None:
     limits, rival_stage = Limits(gpu=1), Counting(1)
     pipeline = Pipeline("p").with_stage("needs", no_op, limit="gpu").with_stage("long", Counting(100))
     graph = pipeline.build(limits=limits, max_concurrency=1)

@@ -33,7 +33,7 @@ def plain(ctx: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", [holds, plain], ids=lambda stage: stage.__name__)
-async def test_results_that_are_let_go_are_freed_at_once_without_the_collector(stage: Any) -> None:
+async def test_dropped_results_are_freed_without_the_garbage_collector(stage: Any) -> None:
     graph = Pipeline("p").with_stage("s", stage).build()
 
     async def one() -> weakref.ref[Payload]:

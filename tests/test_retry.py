@@ -15,7 +15,7 @@ async def down(ctx: Any) -> None:
     raise ConnectionError("down")
 
 
-def test_what_was_tried_and_how_long_it_waited_stands_in_the_record(
+def test_attempts_and_waits_are_recorded(
     stageflow_events: CapturedEvents, virtual_clock: VirtualClock
 ) -> None:
     policy = Retry(attempts=3, wait=Linear(1, maximum=10), on=ConnectionError)
@@ -40,7 +40,7 @@ def test_no_attempt_starts_past_the_deadline_of_the_policy(virtual_clock: Virtua
     )
 
 
-def test_waits_are_values() -> None:
+def test_wait_policies_are_validated_values() -> None:
     assert [Fixed(2)(n) for n in (1, 2, 3)] == [2, 2, 2]
     assert [Linear(1, step=2, maximum=4)(n) for n in (1, 2, 3)] == [1, 3, 4]
     assert [Exponential(1, maximum=5, jitter=0)(n) for n in (1, 2, 3, 4)] == [1, 2, 4, 5]

@@ -114,7 +114,7 @@ async def by_task_group(call: StageCall, proceed: Proceed) -> StageOutput:
 
 
 @pytest.mark.parametrize("interceptor", [by_timeout, by_wait_for, by_cancelling_a_task, by_task_group])
-async def test_interceptor_that_cancels_a_synchronous_stage_goes_on_at_once(
+async def test_interceptor_that_cancels_a_synchronous_stage_continues_at_once(
     gate: Gate, sink: MemoryEventSink, interceptor: Any
 ) -> None:
     graph = recorded(Pipeline("p").with_stage("s", gate, interceptors=(interceptor,)), sink, grace=30)
@@ -130,7 +130,7 @@ async def test_interceptor_that_cancels_a_synchronous_stage_goes_on_at_once(
     assert dict(results.data("s")) == {"fallback": True}
 
 
-async def test_timeout_of_an_interceptor_is_the_failure_of_the_stage_and_may_be_retried(gate: Gate) -> None:
+async def test_timeout_of_an_interceptor_fails_the_stage_and_can_be_retried(gate: Gate) -> None:
     async def bounded(call: StageCall, proceed: Proceed) -> StageOutput:
         async with asyncio.timeout(0.01):
             return await proceed()
@@ -426,7 +426,7 @@ def test_number_of_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", ["call", "variables", "scope", "function", "is_intercepted", "method"])
-async def test_parameter_of_a_synchronous_stage_may_have_any_name(name: str) -> None:
+async def test_parameter_of_a_synchronous_stage_can_have_any_name(name: str) -> None:
     async def gives(ctx: StageContext) -> dict[str, Any]:
         return {name: 3}
 

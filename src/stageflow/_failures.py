@@ -41,11 +41,11 @@ class FailureOutcomes(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.outcomes:
-            raise ValueError('failure_outcomes is empty: expected outcomes such as ["failed", "timeout"]')
+            raise ValueError('failure_outcomes must not be empty; use for example ["failed", "timeout"]')
         for outcome in self.outcomes:
             if outcome not in _POSSIBLE:
                 raise ValueError(
-                    f"failure_outcomes: {outcome!r} is not one of {', '.join(_POSSIBLE)}"
+                    f"failure_outcomes must be of {', '.join(_POSSIBLE)}, got {outcome!r}"
                     + did_you_mean(str(outcome), _POSSIBLE)
                 )
 
@@ -53,9 +53,7 @@ class FailureOutcomes(Struct, frozen=True):
     def of(cls, outcomes: Iterable[str]) -> FailureOutcomes:
         """Return the definition with these outcomes, in canonical order."""
         if isinstance(outcomes, str):
-            raise TypeError(
-                f"failure_outcomes={outcomes!r}: expected a list of outcomes such as [{outcomes!r}]"
-            )
+            raise TypeError(f"failure_outcomes must be a list such as [{outcomes!r}], got {outcomes!r}")
         given = list(outcomes)
         known = [outcome for outcome in _POSSIBLE if outcome in given]
         return cls((*known, *(outcome for outcome in given if outcome not in _POSSIBLE)))

@@ -287,16 +287,16 @@ def _convert(name: str, value: Any, kind: type[Struct], origin: str) -> Struct:
 def _validate(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     for name in _STRINGS:
         if not isinstance(values.get(name), str | None):
-            raise SettingsError(f"{name}={values[name]!r}: expected a string", origins[name])
+            raise SettingsError(f"{name} must be a string, got {values[name]!r}", origins[name])
     for name, kinds in (("redact", Redact | None), ("limits", EventLimits), ("journal_options", Mapping)):
         if name in values and not isinstance(values[name], kinds):
-            raise SettingsError(f"{name}={values[name]!r}: expected {_expected(name)}", origins[name])
+            raise SettingsError(f"{name} must be {_expected(name)}, got {values[name]!r}", origins[name])
     if (outcomes := values.get("failure_outcomes")) is not None:
         try:
             values["failure_outcomes"] = FailureOutcomes.of(outcomes).outcomes
         except TypeError:
             raise SettingsError(
-                f'failure_outcomes={outcomes!r}: expected a list of outcomes such as ["failed", "timeout"]',
+                f'failure_outcomes must be a list such as ["failed", "timeout"], got {outcomes!r}',
                 origins["failure_outcomes"],
             ) from None
         except ValueError as error:
@@ -305,12 +305,12 @@ def _validate(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and seconds > 0):
         raise SettingsError(
-            f"health_seconds={seconds!r}: expected more than 0 seconds, or none", origins["health_seconds"]
+            f"health_seconds must be more than 0 seconds, or None, got {seconds!r}", origins["health_seconds"]
         )
     threads = values.get("max_threads", 1)
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise SettingsError(
-            f"max_threads={threads!r}: expected an integer of 1 or more", origins["max_threads"]
+            f"max_threads must be an integer of 1 or more, got {threads!r}", origins["max_threads"]
         )
     return Settings(**values, origins=origins)
 

@@ -272,7 +272,7 @@ class Pipeline:
         options = GraphOptions(_as_tuple(interceptors), limits if isinstance(limits, Limits) else {})
         problems = problems_of(self.name, self.stages, options)
         if limits is not None and not isinstance(limits, Limits):
-            problems.append(f"limits={limits!r}: expected Limits(name=permits)")
+            problems.append(f"limits must be Limits(name=permits), got {limits!r}")
         if wide_event_emitter is not None:
             if emit_stage_wide_events is None and emit_pipeline_wide_event is None and not defaults().emits:
                 log_safely(
@@ -283,11 +283,11 @@ class Pipeline:
                 )
             problems += _emitter_problems(wide_event_emitter)
         if on_failure not in ("cancel", "continue"):
-            problems.append(f'on_failure={on_failure!r}: expected "cancel" or "continue"')
+            problems.append(f'on_failure must be "cancel" or "continue", got {on_failure!r}')
         if max_concurrency is not None and (not isinstance(max_concurrency, int) or max_concurrency < 1):
-            problems.append(f"max_concurrency={max_concurrency!r}: expected an integer of 1 or more")
+            problems.append(f"max_concurrency must be an integer of 1 or more, got {max_concurrency!r}")
         if not isinstance(grace, (int, float)) or not 0 <= grace < math.inf:
-            problems.append(f"grace={grace!r}: expected 0 or more seconds")
+            problems.append(f"grace must be 0 or more seconds, got {grace!r}")
         if problems:
             raise PipelineValidationError(str(self.name), problems)
         return StageGraph(
@@ -344,7 +344,7 @@ def _as_tuple(given: Any) -> tuple[Any, ...]:
 
 def _emitter_problems(emitter: Any) -> list[str]:
     if not isinstance(emitter, WideEventEmitter):
-        return [f"wide_event_emitter={emitter!r}: expected an instance of WideEventEmitter"]
+        return [f"wide_event_emitter must be an instance of WideEventEmitter, got {emitter!r}"]
     return [
         f"{type(emitter).__name__}.{name} is a coroutine function, but the engine does not await it; "
         "define it with `def`"

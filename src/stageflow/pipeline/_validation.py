@@ -76,11 +76,11 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         problems.append(f"{stage}: {runner_problem}")
     timeout = spec.timeout
     if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
-        problems.append(f"{stage}: timeout={timeout!r}: expected more than 0 seconds")
+        problems.append(f"{stage}: timeout must be more than 0 seconds, got {timeout!r}")
     if spec.retry is not None and not isinstance(spec.retry, Retry):
-        problems.append(f"{stage}: retry={spec.retry!r}: expected a policy such as Retry(attempts=3)")
+        problems.append(f"{stage}: retry must be a policy such as Retry(attempts=3), got {spec.retry!r}")
     if spec.when is not None and not _accepts(spec.when, 1):
-        problems.append(f"{stage}: when={_name_of(spec.when)}: expected a function of the stage's context")
+        problems.append(f"{stage}: when must be a function of the stage's context, got {_name_of(spec.when)}")
     if not dependencies:
         problems += [
             f"{stage}: parameter {name!r} is passed from a dependency, but the stage has none"
@@ -118,9 +118,9 @@ def _name_problem(name: Any) -> str:
     if len(name) > _MAX_NAME_LENGTH:
         return f"has {len(name)} characters; the maximum is {_MAX_NAME_LENGTH}"
     if "/" in name:
-        return f"{name!r} contains a '/', which separates the parts of an event id; use '.' or '_'"
+        return "contains a '/', which separates the parts of an event id; use '.' or '_'"
     if not name.isprintable():
-        return f"{name!r} contains a character that is not printable"
+        return "contains a character that is not printable"
     return ""
 
 

@@ -76,7 +76,7 @@ async def run_stage(
     name = name or _name_of(stage)
     if inputs is not None and not isinstance(inputs, Mapping):
         raise InvalidArgumentError(
-            f"inputs={inputs!r}: expected a mapping from the name of each dependency to its output"
+            f"inputs must be a mapping from the name of each dependency to its output, got {inputs!r}"
         )
     outputs = {dependency: _as_output(dependency, output) for dependency, output in (inputs or {}).items()}
     (spec,) = Pipeline().with_stage(name, stage, retry=retry, timeout=timeout).stages
@@ -174,7 +174,7 @@ def _starting_at(attempt: int, spec: StageSpec) -> StageSpec:
     if attempt == 1:
         return spec
     if not isinstance(attempt, int) or attempt < 1:
-        raise ValueError(f"attempt={attempt!r}: expected an integer of 1 or more")
+        raise ValueError(f"attempt must be an integer of 1 or more, got {attempt!r}")
     policy = spec.retry or Retry(attempts=max(3, attempt), on=())
     if attempt > policy.attempts:
         raise ValueError(

@@ -390,8 +390,10 @@ async def test_inputs_can_be_skipped_or_failed_outputs() -> None:
     [
         (
             ["a"],
-            "inputs['load'] must be a mapping, or a StageOutput such as StageOutput.skip(\"...\"), "
-            "got list ['a']",
+            (
+                "inputs['load'] must be a mapping, or a StageOutput such as StageOutput.skip(\"...\"), "
+                "got list ['a']"
+            ),
         ),
         (
             StageOutput.cancel("no"),

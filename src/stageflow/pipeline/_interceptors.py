@@ -124,7 +124,7 @@ class CircuitBreaker:
 
         def evaluate(result: StageResult) -> None:
             cancelled = result.status is StageStatus.CANCEL or (ctx.cancelled and not ctx.timed_out)
-            # Without an outcome of its own, the attempt was cancelled: with its run, or by a timeout.
+            # Without an outcome, the attempt was cancelled: with its run, or by a timeout.
             outcome = failed if failed is not None or cancelled else True
             self._evaluate(circuit, period, tried_ns, outcome)
 

@@ -76,7 +76,7 @@ class ManyRuns:
             try:
                 await asyncio.wait(pending)
             except asyncio.CancelledError as cancellation:
-                # The runs end within their grace period; the clean-up of the source has no time limit.
+                # The runs end within their grace period; the cleanup of the source has no time limit.
                 cancelled = cancellation
                 self._feeder.cancel()
         for task in self._ended:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from oracle import hold_the_law, pipeline_wide, stage_wide
+from oracle import check_record, pipeline_wide, stage_wide
 
 import stageflow
 from stageflow import (
@@ -427,7 +427,7 @@ async def run(sink: MemoryEventSink, stage: Any, kind: StageKind = StageKind.WOR
         wide_event_emitter=WideEventEmitter(sink),
     )
     results = await graph.run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     return results
 
 
@@ -685,7 +685,7 @@ async def test_policy_that_raises_fails_the_stage_and_is_recorded(sink: MemoryEv
         wide_event_emitter=WideEventEmitter(sink),
     )
     await graph.run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     event = stage_wide(sink.events, "s")
     assert (event["status"], event["error"]) == ("FAIL", "ValueError: the stage")
     assert event["reason"] == "its retry policy raised RuntimeError: the policy"
@@ -708,7 +708,7 @@ async def test_condition_that_raises_fails_the_stage_before_it_starts(sink: Memo
         wide_event_emitter=WideEventEmitter(sink),
     )
     results = await graph.run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert set(calls) == {0}
     assert (results["s"].status, results["s"].error) == ("FAIL", "RuntimeError: the condition")
     assert results["s"].attempts == 0
@@ -821,7 +821,7 @@ async def test_ids_of_any_type_are_recorded_as_strings(sink: MemoryEventSink) ->
         )
     )
     await graph.run(PipelineContext(user_id=7, org_id="\ud800", session_id=Unreadable()))  # type: ignore[arg-type]
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     ids = pipeline_wide(sink.events)["correlation_ids"]
     assert (ids["user_id"], ids["org_id"], ids["request_id"]) == ("7", "?", None)
     assert isinstance(ids["session_id"], str)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import ends, hold_the_law, pipeline_wide, stage_wide
+from oracle import check_record, ends, pipeline_wide, stage_wide
 
 from stageflow import (
     Limits,
@@ -111,7 +111,7 @@ def test_cancelled_run_cancels_and_awaits_its_stages_and_propagates_the_cancella
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["before", "running", "after"])
+    event = check_record(sink.events, ["before", "running", "after"])
     assert ends(sink.events) == {"before": "OK", "running": "CANCEL", "after": "CANCEL"}
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
     assert event["duration_ms"] == 6000
@@ -132,7 +132,7 @@ def test_record_is_complete_before_the_caller_receives_cancelled_error(sink: Mem
             try:
                 await graph.run()
             except asyncio.CancelledError:
-                hold_the_law(sink.events, ["s"])
+                check_record(sink.events, ["s"])
                 raise
 
         task = asyncio.create_task(caller())
@@ -157,7 +157,7 @@ def test_second_cancellation_has_no_effect(sink: MemoryEventSink, times: int) ->
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 0)
 
 
@@ -176,7 +176,7 @@ def test_cancellation_during_the_cleanup_of_a_failed_run_propagates_after_it(sin
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["boom", "other"])
+    event = check_record(sink.events, ["boom", "other"])
     assert event["outcome"] == "failed"  # the first cause counts
     assert event["first_failed_stage"] == "boom"
 
@@ -217,7 +217,7 @@ def test_cancellation_in_any_loop_iteration_leaves_one_complete_record(
         assert left_over() == []
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["a", "b", "c"])
+    check_record(sink.events, ["a", "b", "c"])
 
 
 def test_stage_waiting_for_a_retry_is_not_retried_after_cancellation(sink: MemoryEventSink) -> None:
@@ -230,7 +230,7 @@ def test_stage_waiting_for_a_retry_is_not_retried_after_cancellation(sink: Memor
         assert seconds() == 5
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     event = stage_wide(sink.events, "s")
     assert (event["status"], event["attempts"]) == ("CANCEL", 1)
     assert event["reason"] == "not tried again: cancelled externally"
@@ -243,7 +243,7 @@ def test_stage_waiting_for_a_permit_never_starts_after_cancellation(sink: Memory
         await cancel_after(recorded(pipeline, sink, max_concurrency=1), 5)
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["first", "second"])
+    check_record(sink.events, ["first", "second"])
     assert stage_wide(sink.events, "second")["attempts"] == 0
 
 
@@ -263,7 +263,7 @@ def test_return_value_of_a_cancelled_stage_counts(sink: MemoryEventSink) -> None
         assert run.cancelled()
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s", "after"])
+    check_record(sink.events, ["s", "after"])
     assert ends(sink.events) == {"s": "OK", "after": "CANCEL"}
     assert stage_wide(sink.events, "s")["data_keys"] == ["half"]
 
@@ -280,7 +280,7 @@ def test_exception_during_cleanup_does_not_fail_a_cancelled_stage(sink: MemoryEv
         assert run.cancelled()
 
     VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["first_failed_stage"]) == ("cancelled", None)
     stage = stage_wide(sink.events, "s")
     assert (stage["status"], stage["error"]) == ("CANCEL", "ConnectionError: already closed")
@@ -301,7 +301,7 @@ def test_cancelled_stage_is_not_retried(sink: MemoryEventSink) -> None:
         await cancel_after(recorded(pipeline, sink), 5)
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert calls == [1]
     assert ends(sink.events) == {"s": "CANCEL"}
 
@@ -319,7 +319,7 @@ def test_asyncio_timeout_around_a_run(sink: MemoryEventSink) -> None:
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
 
 
 def test_wait_for_around_a_run(sink: MemoryEventSink) -> None:
@@ -329,7 +329,7 @@ def test_wait_for_around_a_run(sink: MemoryEventSink) -> None:
         assert left_over() == []
 
     VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
 
 
 def test_run_in_a_task_group_is_cancelled_if_another_task_fails(sink: MemoryEventSink) -> None:
@@ -347,7 +347,7 @@ def test_run_in_a_task_group_is_cancelled_if_another_task_fails(sink: MemoryEven
         assert left_over() == []
 
     VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
 
 
 def test_cancelling_all_tasks_leaves_a_complete_record(sink: MemoryEventSink) -> None:
@@ -362,7 +362,7 @@ def test_cancelling_all_tasks_leaves_a_complete_record(sink: MemoryEventSink) ->
         assert left_over() == []
 
     VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["a", "b"])
+    event = check_record(sink.events, ["a", "b"])
     assert event["outcome"] == "cancelled"
     assert event["stages_cancelled"] == 2
 
@@ -383,8 +383,8 @@ def test_cancellation_reaches_a_nested_run(sink: MemoryEventSink) -> None:
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    assert hold_the_law(of_inner.events, ["s"])["outcome"] == "cancelled"
-    outer = hold_the_law(sink.events, ["nest"])
+    assert check_record(of_inner.events, ["s"])["outcome"] == "cancelled"
+    outer = check_record(sink.events, ["nest"])
     assert (outer["outcome"], outer["stages_abandoned"]) == ("cancelled", 0)
 
 
@@ -403,8 +403,8 @@ def test_nested_run_with_a_stage_that_ignores_cancellation_is_recorded(sink: Mem
         assert len(left_over()) == 1  # the stubborn stage itself
 
     VirtualClock().run(main())
-    assert hold_the_law(of_inner.events, ["s"])["stages_abandoned"] == 1
-    assert hold_the_law(sink.events, ["nest"])["outcome"] == "cancelled"
+    assert check_record(of_inner.events, ["s"])["stages_abandoned"] == 1
+    assert check_record(sink.events, ["nest"])["outcome"] == "cancelled"
 
 
 def test_cancelled_synchronous_stage_ends_when_its_function_returns(sink: MemoryEventSink) -> None:
@@ -424,7 +424,7 @@ def test_cancelled_synchronous_stage_ends_when_its_function_returns(sink: Memory
         assert run.cancelled()
 
     asyncio.run(main())
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 0)
     assert stage_wide(sink.events, "s")["data_keys"] == ["saw"]
 
@@ -445,7 +445,7 @@ def test_stage_fails_if_something_that_it_awaits_is_cancelled(sink: MemoryEventS
     results = VirtualClock().run(main())
     assert results["s"].status is StageStatus.FAIL
     assert isinstance(results["s"].exception, asyncio.CancelledError)
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["first_failed_stage"]) == ("failed", "s")
 
 
@@ -484,7 +484,7 @@ def test_cancel_scopes_work_in_a_stage_after_one_that_timed_out(
         return await recorded(pipeline, sink).run()
 
     results = VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["late", "scoped", "again"])["outcome"] == "degraded"
+    assert check_record(sink.events, ["late", "scoped", "again"])["outcome"] == "degraded"
     assert [result.status for result in results.values()] == ["FAIL", "OK", "OK"]
 
 
@@ -507,7 +507,7 @@ def test_stage_that_cancels_its_task_does_not_affect_other_stages(sink: MemoryEv
         return await recorded(pipeline, sink).run()
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["odd", "next"])
+    check_record(sink.events, ["odd", "next"])
     assert results["next"].status is StageStatus.OK
 
 
@@ -528,7 +528,7 @@ def test_run_past_its_deadline_is_cancelled(sink: MemoryEventSink) -> None:
 
     results = VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["s", "after"])
+    event = check_record(sink.events, ["s", "after"])
     assert (event["status"], event["outcome"]) == ("FAIL", "timeout")
     assert event["error"] == "DeadlineExceededError: the run took longer than its deadline of 5 s"
     assert event["error_type"] == "DeadlineExceededError"
@@ -544,7 +544,7 @@ def test_deadline_has_no_effect_on_a_run_that_ends_in_time(sink: MemoryEventSink
         return results
 
     assert VirtualClock().run(main()).ok
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "ok"
+    assert check_record(sink.events, ["s"])["outcome"] == "ok"
 
 
 # ---------------------------------------------------------------- a stage that refuses to end
@@ -563,7 +563,7 @@ def test_stage_that_ignores_cancellation_is_abandoned_after_the_grace_period(sin
         return results
 
     results = VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["stubborn", "boom"])
+    event = check_record(sink.events, ["stubborn", "boom"])
     assert (event["outcome"], event["stages_abandoned"], event["duration_ms"]) == ("failed", 1, 3000)
     assert results.abandoned == ("stubborn",)
     assert results["stubborn"].status is StageStatus.CANCEL
@@ -587,8 +587,8 @@ def test_grace_period_applies_to_every_end_of_a_run(sink: MemoryEventSink, grace
 
     VirtualClock().run(main())
     first, second = (index + 1 for index, (type, _) in enumerate(sink.events) if type == "pipeline.wide")
-    assert hold_the_law(sink.events[:first], ["s"])["outcome"] == "timeout"
-    assert hold_the_law(sink.events[first:second], ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events[:first], ["s"])["outcome"] == "timeout"
+    assert check_record(sink.events[first:second], ["s"])["outcome"] == "cancelled"
 
 
 def test_stage_that_ends_at_once_is_not_abandoned_without_grace(sink: MemoryEventSink) -> None:
@@ -597,7 +597,7 @@ def test_stage_that_ends_at_once_is_not_abandoned_without_grace(sink: MemoryEven
         assert left_over() == []
 
     VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 0
+    assert check_record(sink.events, ["s"])["stages_abandoned"] == 0
 
 
 def test_abandoned_stage_cannot_change_its_result(sink: MemoryEventSink) -> None:
@@ -618,7 +618,7 @@ def test_abandoned_stage_cannot_change_its_result(sink: MemoryEventSink) -> None
         return results
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert results["s"].status is StageStatus.CANCEL
     assert dict(results["s"].data) == {}
     assert results["s"].attributes == stage_wide(sink.events, "s")["attributes"] == {"when": "in time"}
@@ -638,7 +638,7 @@ def test_run_continues_after_a_stage_that_outlasts_its_timeout_and_grace(
         return results
 
     results = VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["stubborn", "after"])
+    event = check_record(sink.events, ["stubborn", "after"])
     assert (event["outcome"], event["stages_abandoned"]) == ("degraded", 1)
     assert ends(sink.events) == {"stubborn": "FAIL", "after": "OK"}
     assert results.abandoned == ("stubborn",)
@@ -652,7 +652,7 @@ def test_abandoned_stage_releases_its_slot_to_the_next_stage(sink: MemoryEventSi
         return await recorded(pipeline, sink, max_concurrency=1).run()
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["stubborn", "next"])
+    check_record(sink.events, ["stubborn", "next"])
     assert results["next"].queue_ms == 5000
 
 
@@ -668,7 +668,7 @@ def test_stage_that_timed_out_before_the_end_of_the_run_fails(sink: MemoryEventS
         return await recorded(pipeline, sink).run()
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["late", "boom"])
+    check_record(sink.events, ["late", "boom"])
     assert log == ["clean-up began", "clean-up ended"]
     assert results["late"].status is StageStatus.FAIL
     assert isinstance(results["late"].exception, TimeoutError)
@@ -697,14 +697,14 @@ def test_closed_coroutine_of_a_run_is_recorded(sink: MemoryEventSink) -> None:
         run.send(None)
         await asyncio.sleep(1)
         run.close()
-        hold_the_law(sink.events, ["a", "b", "after"])  # at once: there was no await
+        check_record(sink.events, ["a", "b", "after"])  # at once: there was no await
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert left_over() == []
 
     VirtualClock().run(main())
     assert sorted(ended) == ["a", "b"]
-    event = hold_the_law(sink.events, ["a", "b", "after"])
+    event = check_record(sink.events, ["a", "b", "after"])
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
     assert event["reason"] == "the coroutine of run() was closed"
     assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "after": "CANCEL"}
@@ -766,7 +766,7 @@ def test_run_closed_during_the_wait_for_a_retry_starts_nothing(sink: MemoryEvent
         assert left_over() == []
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert calls == [1]
 
 
@@ -782,7 +782,7 @@ def test_closing_the_loop_of_an_active_run_is_recorded(
     assert sink.events == []
     del run
     gc.collect()
-    event = hold_the_law(sink.events, ["a", "b"])
+    event = check_record(sink.events, ["a", "b"])
     assert event["outcome"] == "cancelled"
     assert all("Task was destroyed but it is pending" in record.message for record in caplog.records)
 
@@ -811,7 +811,7 @@ def test_end_of_asyncio_run_records_a_run_in_a_background_task(
         await started.wait()
 
     run(main())
-    event = hold_the_law(sink.events, ["a", "b", "c"])
+    event = check_record(sink.events, ["a", "b", "c"])
     assert event["outcome"] == "cancelled"
     assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "c": "CANCEL"}
     assert kept[0].cancelled()
@@ -833,7 +833,7 @@ def test_end_of_asyncio_run_records_a_run_whose_thread_hangs(sink: MemoryEventSi
 
     try:
         asyncio.run(main())
-        event = hold_the_law(sink.events, ["s"])
+        event = check_record(sink.events, ["s"])
     finally:
         let_go.set()
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
@@ -892,7 +892,7 @@ def test_stage_that_ignores_cancellation_never_blocks_the_end_of_asyncio_run(
         await asyncio.sleep(5)
 
     VirtualClock().run(main())  # which ends as `asyncio.run` does
-    event = hold_the_law(sink.events, ["s", "f"])
+    event = check_record(sink.events, ["s", "f"])
     assert event["stages_abandoned"] == 1
     assert event["outcome"] == ("failed" if before == "run failed" else "cancelled")
     assert kept[0].cancelled()
@@ -921,7 +921,7 @@ def test_only_the_end_of_the_loop_closes_an_abandoned_stage_that_its_run_has_can
 
     VirtualClock().run(main())
     assert finished == ["commit"]
-    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 1
+    assert check_record(sink.events, ["s"])["stages_abandoned"] == 1
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -964,7 +964,7 @@ def test_stage_that_uncancels_does_not_block_ctrl_c(program: Start, times: int) 
     status, _, err = running.ended(within=20)
     assert status == -signal.SIGINT
     assert "KeyboardInterrupt" in err
-    hold_the_law(running.events(), ["s"])
+    check_record(running.events(), ["s"])
 
 
 # ---------------------------------------------------------------- the process ends
@@ -999,7 +999,7 @@ def test_system_exit_in_a_stage_propagates_after_the_record_is_written(program: 
         """
     )
     assert running.ended() == (3, "cleaned up\n", "")
-    event = hold_the_law(running.events(), ["leave", "other"])
+    event = check_record(running.events(), ["leave", "other"])
     assert (event["status"], event["outcome"], event["first_failed_stage"]) == ("FAIL", "failed", "leave")
     assert ends(running.events()) == {"leave": "FAIL", "other": "CANCEL"}
     assert stage_wide(running.events(), "leave")["error_type"] == "SystemExit"
@@ -1032,7 +1032,7 @@ def test_interrupt_in_a_stage_is_never_stored_in_a_result(
 
     with pytest.raises(type(error)):
         VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["s", "other"])
+    event = check_record(sink.events, ["s", "other"])
     assert (event["outcome"], event["first_failed_stage"]) == ("failed", "s")
     assert ends(sink.events) == {"s": "FAIL", "other": "CANCEL"}
 
@@ -1067,7 +1067,7 @@ def test_ctrl_c_in_asyncio_run_propagates_after_the_record_is_written(program: S
     assert status == -signal.SIGINT
     assert out == "cleaned up\n"
     assert err.endswith("KeyboardInterrupt\n")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
 
 
@@ -1102,7 +1102,7 @@ def test_second_ctrl_c_during_the_cleanup_leaves_the_record(program: Start) -> N
     status, _, err = running.ended()
     assert status == -signal.SIGINT
     assert "KeyboardInterrupt" in err
-    hold_the_law(running.events(), ["s"])
+    check_record(running.events(), ["s"])
 
 
 def test_stage_that_ignores_cancellation_does_not_delay_the_exit(program: Start) -> None:
@@ -1133,7 +1133,7 @@ def test_stage_that_ignores_cancellation_does_not_delay_the_exit(program: Start)
         """
     )
     assert running.ended(within=20) == (0, "('s',)\n", "")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 
 
@@ -1167,7 +1167,7 @@ def test_end_of_asyncio_run_waits_only_for_the_grace_period(program: Start) -> N
         """
     )
     assert running.ended(within=20) == (0, "running\nended\n", "")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
 
 
@@ -1195,7 +1195,7 @@ def test_hanging_thread_delays_neither_the_run_nor_the_exit(program: Start) -> N
         """
     )
     assert running.ended(within=20) == (0, "('s',)\n", "")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 
 
@@ -1250,5 +1250,5 @@ def test_pipeline_wide_is_emitted_once_if_two_causes_end_the_run_at_once(sink: M
         assert left_over() == []
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["boom", "stop", "s"])
+    check_record(sink.events, ["boom", "stop", "s"])
     assert pipeline_wide(sink.events)["duration_ms"] == 5000

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from oracle import hold_the_law, stage_wide
+from oracle import check_record, stage_wide
 
 from stageflow import Pipeline, PipelineContext, PipelineResults, StageContext, StageOutput, StageStatus
 from stageflow.errors import InputError, MissingInputError, PipelineValidationError, UnknownInputError
@@ -255,7 +255,7 @@ async def test_missing_keys_are_recorded(sink: MemoryEventSink) -> None:
         ctx.inputs.get_from("search", "hist")  # once is enough
 
     results = await run(read, sink)
-    hold_the_law(sink.events, results)
+    check_record(sink.events, results)
     assert stage_wide(sink.events, "reader")["missing_inputs"] == ["search.hist", "rank.worst"]
     assert results["reader"].missing_inputs == ("search.hist", "rank.worst")
     assert stage_wide(sink.events, "rank")["missing_inputs"] == []
@@ -263,7 +263,7 @@ async def test_missing_keys_are_recorded(sink: MemoryEventSink) -> None:
 
 async def test_missing_required_keys_are_recorded(sink: MemoryEventSink) -> None:
     results = await run(lambda ctx: ctx.inputs.require_from("search", "hist"), sink)
-    hold_the_law(sink.events, results)
+    check_record(sink.events, results)
     assert stage_wide(sink.events, "reader")["missing_inputs"] == ["search.hist"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events._delivery import DELIVERY
@@ -86,7 +86,7 @@ async def test_a_failed_run_is_kept_whole_however_long_it_took(tmp_path: Path) -
     size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
     Room(max_bytes=size // 2).make(str(tmp_path))
     events = read(tmp_path)
-    hold_the_law(of_run(events, "long"), "ab")
+    check_record(of_run(events, "long"), "ab")
     assert {writer.state for writer in Journal(tmp_path).check().writers} == {"closed"}
 
 
@@ -129,7 +129,7 @@ def test_room_is_not_made_of_runs_that_are_yet_to_be_told(
         with pytest.raises(OSError, match="No space"):
             Room(max_bytes=40_000).make(str(one.journal))
     assert Journal(one.journal).recover() == ["long"]
-    hold_the_law(of_run(read(one.journal), "long"), "ab")
+    check_record(of_run(read(one.journal), "long"), "ab")
 
 
 async def test_what_a_killed_process_had_replaced_is_removed_and_counted(tmp_path: Path) -> None:

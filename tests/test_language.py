@@ -52,7 +52,7 @@ AVOID = {
     r"\bdependants?\b": "dependent",
     r"\b(colou|behaviou|neighbou|honou)r": "American spelling",
     r"\b(serial|recogn|organ|normal|initial|optim|summar)is(e|ed|es|ing|ation)\b": "American spelling",
-    r"(^|[.:] )(What|Who) (is|was|has|had|cannot|can|came|comes|does|did|wants|sets)\b[^.?]*\.": "the subject",
+    r"(^|[.:] )(What|Who) (is|was|has|had|cannot|can|came|does|did|wants|sets)\b[^.?]*\.": "the subject",
 }
 """For each pattern, what to write instead."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from oracle import ends, hold_the_law, of_type, pipeline_wide, stage_wide
+from oracle import check_record, ends, of_type, pipeline_wide, stage_wide
 
 from stageflow import (
     Pipeline,
@@ -59,7 +59,7 @@ def run(
     results = VirtualClock().run(main())
     names = [spec.name for spec in pipeline.stages]
     assert list(results) == names  # one entry for every stage, in the order of the pipeline
-    event = hold_the_law(sink.events, names)
+    event = check_record(sink.events, names)
     assert event["outcome"] == results.outcome
     assert event["status"] == results.status
     assert ends(sink.events) == {name: result.status for name, result in results.items()}
@@ -723,7 +723,7 @@ async def test_concurrent_runs_share_one_context(sink: MemoryEventSink) -> None:
     assert context.data == {"question": "why?"}
     for run_id in ids:
         of_run = [event for event in sink.events if (event[1] or {})["event_id"].startswith(run_id)]
-        hold_the_law(of_run, ["s"], run_id)
+        check_record(of_run, ["s"], run_id)
 
 
 async def test_context_of_a_run_can_start_another_run(sink: MemoryEventSink) -> None:
@@ -806,7 +806,7 @@ async def test_synchronous_function_supports_every_outcome(
     sink: MemoryEventSink, returned: Any, status: StageStatus
 ) -> None:
     results = await recorded(Pipeline("p").with_stage("s", lambda ctx: returned), sink).run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert results["s"].status is status
 
 
@@ -818,7 +818,7 @@ async def test_synchronous_function_is_retried(sink: MemoryEventSink) -> None:
 
     pipeline = Pipeline("p").with_stage("s", flaky, retry=Retry(3, wait=0, on=ConnectionError))
     results = await recorded(pipeline, sink).run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert results.data("s") == {"attempt": 3}
 
 
@@ -959,7 +959,7 @@ async def test_nested_run_records_its_parent_and_root(how: str) -> None:
     outer = recorded(Pipeline("outer").with_stage("s", nests), sinks["outer"])
     (await outer.run(PipelineContext(user_id="u"))).raise_on_failure()
 
-    events = {name: hold_the_law(sink.events, ["s"]) for name, sink in sinks.items()}
+    events = {name: check_record(sink.events, ["s"]) for name, sink in sinks.items()}
     ids = {name: event["event_id"] for name, event in events.items()}
     lineage = {name: (event["parent_run_id"], event["root_run_id"]) for name, event in events.items()}
     assert lineage == {
@@ -1232,7 +1232,7 @@ async def test_annotations_artifacts_and_events_of_a_stage_are_recorded(sink: Me
         return {"a": 1, "b": 2}
 
     results = await recorded(Pipeline("p").with_stage("s", stage), sink).run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     event = stage_wide(sink.events, "s")
     assert event["attributes"] == {"cache_hit": False, "rows": 17, "gen_ai.usage.input_tokens": 5}
     assert (event["data_keys"], event["artifacts_count"], event["events_count"]) == (["a", "b"], 1, 2)
@@ -1265,7 +1265,7 @@ def test_steps_of_the_wall_clock_do_not_affect_durations(sink: MemoryEventSink) 
 
     graph = recorded(Pipeline("p").with_stage("a", stage).with_stage("b", stage, dependencies=("a",)), sink)
     clock.run(graph.run())
-    event = hold_the_law(sink.events, ["a", "b"])
+    event = check_record(sink.events, ["a", "b"])
     assert event["started_at"] == "2023-11-14T22:13:20.000000Z"
     assert event["ended_at"] == "2023-11-14T22:13:24.000000Z"
     assert stage_wide(sink.events, "b")["started_at"] == "2023-11-14T22:13:22.000000Z"
@@ -1370,7 +1370,7 @@ def test_interrupt_in_an_emitter_propagates_after_the_record_is_written(
     )
     with pytest.raises(type(error)):
         VirtualClock().run(graph.run())
-    hold_the_law(sink.events, ["a", "b"])
+    check_record(sink.events, ["a", "b"])
 
 
 async def test_override_is_called_even_without_a_sink() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from oracle import ends, hold_the_law
+from oracle import check_record, ends
 
 import stageflow
 from stageflow import (
@@ -126,7 +126,7 @@ async def test_interceptor_that_cancels_a_synchronous_stage_continues_at_once(
     gate.released.set()
     await gate.has_returned()
     await asyncio.sleep(0)
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert dict(results.data("s")) == {"fallback": True}
 
 
@@ -188,7 +188,7 @@ async def test_timeout_of_the_stage_still_waits_for_its_thread_under_an_intercep
     results = await recorded(pipeline, sink, grace=30).run()
     assert (results["s"].status, results["s"].abandoned) == (StageStatus.FAIL, False)
     assert seen == ["StageTimeoutError"]
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
 
 
 @pytest.mark.parametrize("kind", ["waits", "never waits", "thread", "returns when cancelled"])
@@ -240,7 +240,7 @@ def test_end_of_asyncio_run_waits_for_a_thread_under_an_interceptor_and_counts_i
         await asyncio.to_thread(began.wait)
 
     asyncio.run(main())
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
     assert ends(sink.events) == {"s": "OK"}
 
 
@@ -261,7 +261,7 @@ def test_no_task_waits_for_the_thread_of_an_abandoned_stage(
 
     results = asyncio.run(main())
     assert results.abandoned == ("s",)
-    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 1
+    assert check_record(sink.events, ["s"])["stages_abandoned"] == 1
 
 
 # ---------------------------------------------------------------- how many run at once

@@ -1,6 +1,6 @@
-"""Mistakes in a description, found by `build()`, all at once; and values that no record can carry.
+"""Invalid descriptions, which `build()` reports all at once, and values that JSON cannot represent.
 
-Each `type: ignore` here stands on input that is wrong on purpose: a type checker refuses it, and so must we.
+Each `type: ignore` is for input that is invalid on purpose: a type checker and the library both reject it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Fine:
 
 
 def problems(pipeline: Pipeline, **options: Any) -> tuple[str, ...]:
-    """Return what `build()` finds, and check the message around it."""
+    """Return the problems that `build()` reports, and check the complete message."""
     with pytest.raises(PipelineValidationError) as caught:
         pipeline.build(**options)
     error = caught.value
@@ -71,7 +71,7 @@ def problem(pipeline: Pipeline, **options: Any) -> str:
     return one
 
 
-# ---------------------------------------------------------------- mistakes in a description
+# ---------------------------------------------------------------- invalid descriptions
 
 
 def test_empty_pipeline_is_reported() -> None:
@@ -342,7 +342,7 @@ def test_emitter_with_coroutine_functions_is_reported() -> None:
             return None
 
     assert problem(Pipeline("p").with_stage("a", quick), wide_event_emitter=Waits()) == (
-        "Waits.emit_stage_wide is a coroutine function; the engine calls it plainly: make it a plain `def`"
+        "Waits.emit_stage_wide is a coroutine function, but the engine does not await it; define it with `def`"
     )
 
 
@@ -353,7 +353,7 @@ def test_pipeline_is_immutable() -> None:
     assert [spec.name for spec in two.stages] == ["a", "b"]
 
 
-# ---------------------------------------------------------------- mistakes in a call
+# ---------------------------------------------------------------- invalid arguments
 
 
 async def test_run_rejects_other_types_of_context() -> None:
@@ -416,7 +416,7 @@ def test_wide_events_are_emitted_for_a_context() -> None:
     assert str(caught.value) == "wide events are emitted for a PipelineContext or a StageContext, not for {}"
 
 
-# ---------------------------------------------------------------- what a stage returns
+# ---------------------------------------------------------------- invalid return values
 
 
 async def run(sink: MemoryEventSink, stage: Any, kind: StageKind = StageKind.WORK) -> PipelineResults:
@@ -472,7 +472,7 @@ async def test_invalid_return_value_fails_the_stage_with_a_hint(
 
 
 class Broken(Mapping[str, Any]):
-    """A mapping that cannot be read."""
+    """A mapping that raises when it is read."""
 
     def __getitem__(self, key: str) -> Any:
         raise RuntimeError("the cursor is closed")
@@ -492,7 +492,7 @@ async def test_mapping_that_raises_fails_its_stage(sink: MemoryEventSink, wait: 
 
 
 class Unreadable:
-    """Cannot be shown: its `repr`, its `str` and its comparison raise."""
+    """An object whose `repr`, `str` and comparison raise."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
@@ -501,7 +501,7 @@ class Unreadable:
         raise RuntimeError("no eq")
 
     def __hash__(self) -> int:
-        return 987_654_321  # as no other key: nobody compares it
+        return 987_654_321  # without another key, it is never compared
 
 
 async def test_invalid_return_value_without_a_repr_fails_the_stage(sink: MemoryEventSink) -> None:
@@ -714,7 +714,7 @@ async def test_condition_that_raises_fails_the_stage_before_it_starts(sink: Memo
     assert results["s"].attempts == 0
 
 
-# ---------------------------------------------------------------- what JSON cannot carry
+# ---------------------------------------------------------------- values that JSON cannot represent
 
 
 def cyclic() -> list[Any]:
@@ -921,7 +921,7 @@ async def test_context_with_other_data_keeps_everything_else() -> None:
     context = PipelineContext(user_id="u1", data={"n": 1})
     assert (await graph.run(context.with_data({"n": 2}))).data("s")["seen"] == ("u1", {"n": 2})
     assert context.data == {"n": 1}
-    # Also from the context of a run: its id stays with that run.
+    # Also from the context of a run, whose id is not inherited.
     first = await graph.run(context)
     second = await graph.run(first.context.with_data({"n": 3}))
     assert second.data("s")["seen"] == ("u1", {"n": 3})

@@ -1,4 +1,4 @@
-"""How a run ends that does not end by itself: its record is whole, and nothing of it is left behind."""
+"""Runs that are cancelled, closed or interrupted: the record is complete, and no task is left."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def seconds() -> float:
     return asyncio.get_running_loop().time()
 
 
-def left_over() -> list[asyncio.Task[Any]]:
+def remaining_tasks() -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
@@ -58,7 +58,7 @@ async def endless(ctx: StageContext) -> None:
 
 
 async def stubborn(ctx: StageContext) -> None:
-    """Refuse to end, however often it is cancelled."""
+    """Ignore every cancellation."""
     while True:
         try:
             await asyncio.sleep(3600)
@@ -67,7 +67,7 @@ async def stubborn(ctx: StageContext) -> None:
 
 
 def cleaning_up(took: float, log: list[str]) -> Callable[[StageContext], Coroutine[Any, Any, None]]:
-    """Return a stage that waits for ever, and takes so many seconds to clean up once cancelled."""
+    """Return a stage that waits indefinitely, and takes this number of seconds to clean up when cancelled."""
 
     async def stage(ctx: StageContext) -> None:
         try:
@@ -81,7 +81,7 @@ def cleaning_up(took: float, log: list[str]) -> Callable[[StageContext], Corouti
 
 
 async def cancel_after(graph: StageGraph, *moments: float) -> asyncio.Task[PipelineResults]:
-    """Run `graph`, cancel it at each of these moments, wait for its end, and return its task."""
+    """Run `graph`, cancel it at each of these times, wait for its end, and return its task."""
     run = asyncio.create_task(graph.run())
     for moment in moments:
         asyncio.get_running_loop().call_at(moment, run.cancel)
@@ -106,8 +106,8 @@ def test_cancelled_run_cancels_and_awaits_its_stages_and_propagates_the_cancella
     async def main() -> None:
         run = await cancel_after(recorded(pipeline, sink), 5)
         assert run.cancelled()
-        assert seconds() == 6  # the clean-up was waited for
-        assert left_over() == []
+        assert seconds() == 6  # the run waited for the cleanup
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
@@ -153,7 +153,7 @@ def test_second_cancellation_has_no_effect(sink: MemoryEventSink, times: int) ->
         run = await cancel_after(graph, *(5 + number / 20 for number in range(times)))
         assert run.cancelled()
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
@@ -214,7 +214,7 @@ def test_cancellation_in_any_loop_iteration_leaves_one_complete_record(
             await asyncio.sleep(0)
         run.cancel()
         await asyncio.wait([run])
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     check_record(sink.events, ["a", "b", "c"])
@@ -315,7 +315,7 @@ def test_asyncio_timeout_around_a_run(sink: MemoryEventSink) -> None:
             async with asyncio.timeout(5):
                 await graph.run()
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
@@ -326,7 +326,7 @@ def test_wait_for_around_a_run(sink: MemoryEventSink) -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(recorded(Pipeline("p").with_stage("s", endless), sink).run(), 5)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
@@ -344,7 +344,7 @@ def test_run_in_a_task_group_is_cancelled_if_another_task_fails(sink: MemoryEven
 
         with pytest.raises(ExceptionGroup, match="unhandled errors"):
             await group_of_two()
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
@@ -355,11 +355,11 @@ def test_cancelling_all_tasks_leaves_a_complete_record(sink: MemoryEventSink) ->
         pipeline = Pipeline("p").with_stage("a", endless).with_stage("b", endless)
         run = asyncio.create_task(recorded(pipeline, sink).run())
         await asyncio.sleep(1)
-        for task in left_over():
+        for task in remaining_tasks():
             task.cancel()
         await asyncio.wait([run])
         assert run.cancelled()
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     event = check_record(sink.events, ["a", "b"])
@@ -379,7 +379,7 @@ def test_cancellation_reaches_a_nested_run(sink: MemoryEventSink) -> None:
         run = await cancel_after(recorded(Pipeline("outer").with_stage("nest", nest), sink), 5)
         assert run.cancelled()
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
@@ -400,7 +400,7 @@ def test_nested_run_with_a_stage_that_ignores_cancellation_is_recorded(sink: Mem
         assert run.cancelled()
         assert seconds() == 7
         await asyncio.sleep(0)
-        assert len(left_over()) == 1  # the stubborn stage itself
+        assert len(remaining_tasks()) == 1  # the stubborn stage itself
 
     VirtualClock().run(main())
     assert check_record(of_inner.events, ["s"])["stages_abandoned"] == 1
@@ -473,7 +473,7 @@ async def groups_tasks(ctx: StageContext) -> dict[str, Any]:
 def test_cancel_scopes_work_in_a_stage_after_one_that_timed_out(
     sink: MemoryEventSink, scoped: Callable[[StageContext], Coroutine[Any, Any, dict[str, Any]]]
 ) -> None:
-    # Stages may share a task: what one was cancelled with is no business of the next.
+    # Stages can share a task: the cancellation of one must not affect the next.
     async def main() -> PipelineResults:
         pipeline = (
             Pipeline("p")
@@ -523,7 +523,7 @@ def test_run_past_its_deadline_is_cancelled(sink: MemoryEventSink) -> None:
         )
         results = await recorded(pipeline, sink).run(deadline=5)
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
         return results
 
     results = VirtualClock().run(main())
@@ -547,7 +547,7 @@ def test_deadline_has_no_effect_on_a_run_that_ends_in_time(sink: MemoryEventSink
     assert check_record(sink.events, ["s"])["outcome"] == "ok"
 
 
-# ---------------------------------------------------------------- a stage that refuses to end
+# ---------------------------------------------------------------- stages that ignore cancellation
 
 
 def test_stage_that_ignores_cancellation_is_abandoned_after_the_grace_period(sink: MemoryEventSink) -> None:
@@ -559,7 +559,7 @@ def test_stage_that_ignores_cancellation_is_abandoned_after_the_grace_period(sin
         pipeline = Pipeline("p").with_stage("stubborn", stubborn).with_stage("boom", boom)
         results = await recorded(pipeline, sink, grace=2.0).run()
         assert seconds() == 3
-        assert len(left_over()) == 1  # the only task that may outlive run()
+        assert len(remaining_tasks()) == 1  # the only task that can outlive run()
         return results
 
     results = VirtualClock().run(main())
@@ -594,7 +594,7 @@ def test_grace_period_applies_to_every_end_of_a_run(sink: MemoryEventSink, grace
 def test_stage_that_ends_at_once_is_not_abandoned_without_grace(sink: MemoryEventSink) -> None:
     async def main() -> None:
         await cancel_after(recorded(Pipeline("p").with_stage("s", endless), sink, grace=0), 5)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert check_record(sink.events, ["s"])["stages_abandoned"] == 0
@@ -614,7 +614,7 @@ def test_abandoned_stage_cannot_change_its_result(sink: MemoryEventSink) -> None
     async def main() -> PipelineResults:
         results = await recorded(Pipeline("p").with_stage("s", late), sink).run(deadline=5)
         await asyncio.sleep(60)
-        assert left_over() == []
+        assert remaining_tasks() == []
         return results
 
     results = VirtualClock().run(main())
@@ -674,7 +674,7 @@ def test_stage_that_timed_out_before_the_end_of_the_run_fails(sink: MemoryEventS
     assert isinstance(results["late"].exception, TimeoutError)
 
 
-# ---------------------------------------------------------------- the coroutine is closed, the loop goes away
+# ---------------------------------------------------------------- closed coroutines and loops
 
 
 def test_closed_coroutine_of_a_run_is_recorded(sink: MemoryEventSink) -> None:
@@ -700,7 +700,7 @@ def test_closed_coroutine_of_a_run_is_recorded(sink: MemoryEventSink) -> None:
         check_record(sink.events, ["a", "b", "after"])  # at once: there was no await
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert sorted(ended) == ["a", "b"]
@@ -745,7 +745,7 @@ def test_closed_run_releases_its_permits(sink: MemoryEventSink, way: str) -> Non
         await asyncio.sleep(1)
         assert (limits["place"].taken, limits["place"].waiting) == (0, 0)
         assert (await limited(quick, "s").run()).ok
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
 
@@ -763,7 +763,7 @@ def test_run_closed_during_the_wait_for_a_retry_starts_nothing(sink: MemoryEvent
         await asyncio.sleep(1)
         run.close()
         await asyncio.sleep(600)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     check_record(sink.events, ["s"])
@@ -840,7 +840,7 @@ def test_end_of_asyncio_run_records_a_run_whose_thread_hangs(sink: MemoryEventSi
 
 
 async def uncancels(ctx: StageContext) -> None:
-    """Refuse to end, and withdraw each request to cancel its task."""
+    """Ignore every cancellation, and call `uncancel()` for each."""
     while True:
         try:
             await asyncio.sleep(3600)
@@ -859,7 +859,7 @@ async def uncancels_after_timeouts(ctx: StageContext) -> None:
 
 
 async def counts_cancellations(ctx: StageContext) -> None:
-    """Refuse to end, and withdraw only every second request."""
+    """Ignore every cancellation, and call `uncancel()` for every second one."""
     while True:
         for withdraws in (False, True):
             try:
@@ -901,7 +901,7 @@ def test_stage_that_ignores_cancellation_never_blocks_the_end_of_asyncio_run(
 def test_only_the_end_of_the_loop_closes_an_abandoned_stage_that_its_run_has_cancelled(
     sink: MemoryEventSink,
 ) -> None:
-    """A stage that needs longer than the grace period may finish what it has begun, as documented."""
+    """A stage that needs longer than the grace period can continue in the background, as documented."""
     finished: list[str] = []
 
     async def commits(ctx: StageContext) -> None:
@@ -967,7 +967,7 @@ def test_stage_that_uncancels_does_not_block_ctrl_c(program: Start, times: int) 
     check_record(running.events(), ["s"])
 
 
-# ---------------------------------------------------------------- the process ends
+# ---------------------------------------------------------------- the end of the process
 
 
 def test_system_exit_in_a_stage_propagates_after_the_record_is_written(program: Start) -> None:
@@ -1247,7 +1247,7 @@ def test_pipeline_wide_is_emitted_once_if_two_causes_end_the_run_at_once(sink: M
         run = asyncio.create_task(graph.run(deadline=5))
         asyncio.get_running_loop().call_at(5, run.cancel)
         await asyncio.wait([run])
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     check_record(sink.events, ["boom", "stop", "s"])

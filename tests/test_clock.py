@@ -1,4 +1,4 @@
-"""One reading of the wall clock a run: no step of the clock shows in its record."""
+"""The wall clock is read once per run, so a step of the clock does not affect the record."""
 
 from __future__ import annotations
 

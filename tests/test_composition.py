@@ -1,4 +1,4 @@
-"""Composition: `compose`, `@stage`, parameters by name; and pictures of what was composed."""
+"""Composition: `compose`, `@stage`, parameters by name, and diagrams of pipelines."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ async def nothing(ctx: Any) -> None: ...
 async def test_compose_returns_the_stages_of_both_with_the_first_name() -> None:
     first = Pipeline("first").with_stage("a", nothing)
     second = Pipeline("second").with_stage("b", nothing, dependencies=("a",))
-    whole = first.compose(second)
-    assert repr(whole) == "<Pipeline 'first': a, b>"
+    composed = first.compose(second)
+    assert repr(composed) == "<Pipeline 'first': a, b>"
     assert (repr(first), repr(second)) == ("<Pipeline 'first': a>", "<Pipeline 'second': b>")
-    assert (await whole.run()).ok
+    assert (await composed.run()).ok
 
 
 def test_compose_includes_a_stage_of_a_common_pipeline_once() -> None:
@@ -40,9 +40,9 @@ def test_compose_includes_a_stage_of_a_common_pipeline_once() -> None:
 
 
 def test_compose_of_different_stages_with_one_name_is_a_validation_error() -> None:
-    whole = Pipeline("p").with_stage("a", nothing).compose(Pipeline("q").with_stage("a", nothing))
+    composed = Pipeline("p").with_stage("a", nothing).compose(Pipeline("q").with_stage("a", nothing))
     with pytest.raises(PipelineValidationError) as caught:
-        whole.build()
+        composed.build()
     assert caught.value.problems == (
         "stage 'a' is defined 2 times; names must be unique: rename all but one",
     )
@@ -250,7 +250,7 @@ async def test_class_decorated_twice_is_two_stages() -> None:
     assert (await pipeline.run()).data("second") == {"by": "Load"}
 
 
-# ------------------------------------------------------------ every callable takes parameters by name
+# ------------------------------------------------------------ parameters of every kind of callable
 
 
 async def gives_documents(ctx: Any) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def test_generic_alias_without_execute_is_a_validation_error() -> None:
         Pipeline("p").with_stage("a", list[int]).build()
 
 
-# ------------------------------------------------------------ pictures
+# ------------------------------------------------------------ diagrams
 
 
 def routed() -> Pipeline:

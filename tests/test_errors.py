@@ -1,4 +1,4 @@
-"""Every error class has its section in docs/errors.md, says where it happened, and travels whole."""
+"""Every error class is documented in docs/errors.md, includes its location, and can be pickled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ctx.inputs`: what a stage may read of the stages before it, and what it hears of a typo."""
+"""`ctx.inputs`: the data that a stage can read from its ancestors, and the errors for typos."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ async def failing(ctx: StageContext) -> None:
 
 
 def reading(read: Read) -> Pipeline:
-    """Return a pipeline whose stage `reader` reads; `search` and `skipped` come before it, `aside` does not.
+    """Return a pipeline with a stage `reader` that reads from its ancestors; `aside` is not an ancestor.
 
     search -> rank -> reader
     skipped --------> reader
-    failing --------> reader      aside, later: no ancestors of it
+    failing --------> reader      aside, later: not ancestors
     """
 
     async def reader(ctx: StageContext) -> dict[str, Any]:
@@ -67,14 +67,14 @@ async def run(read: Read, sink: MemoryEventSink | None = None) -> PipelineResult
     return await graph.run(PipelineContext(data={"question": "why?"}))
 
 
-async def what_is_read(read: Read) -> Any:
+async def value_read(read: Read) -> Any:
     results = await run(read)
     results.raise_on_failure()
     return results.data("reader")["read"]
 
 
-async def what_is_raised(read: Read) -> tuple[InputError, str]:
-    """Return the error of the stage that read, and the id of the run."""
+async def error_raised(read: Read) -> tuple[InputError, str]:
+    """Return the error of the stage that reads, and the id of the run."""
     results = await run(read)
     assert results["reader"].status is StageStatus.FAIL
     error = results["reader"].exception
@@ -87,11 +87,11 @@ async def what_is_raised(read: Read) -> tuple[InputError, str]:
 
 
 async def test_get_from_reads_a_dependency() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.get_from("rank", "best")) == "a"
+    assert await value_read(lambda ctx: ctx.inputs.get_from("rank", "best")) == "a"
 
 
 async def test_get_from_reads_any_ancestor() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.get_from("search", "hits")) == 3
+    assert await value_read(lambda ctx: ctx.inputs.get_from("search", "hits")) == 3
 
 
 async def test_get_from_behaves_like_dict_get() -> None:
@@ -100,21 +100,21 @@ async def test_get_from_behaves_like_dict_get() -> None:
             ctx.inputs.get_from("search", "absent"),
             ctx.inputs.get_from("search", "absent", 7),
             ctx.inputs.get_from("search", "absent", default=8),
-            ctx.inputs.get_from("search", "nothing", 9),  # it is there, and None
+            ctx.inputs.get_from("search", "nothing", 9),  # the key exists, and its value is None
         ]
 
-    assert await what_is_read(read) == [None, 7, 8, None]
+    assert await value_read(read) == [None, 7, 8, None]
 
 
 async def test_get_from_returns_the_default_for_a_skipped_or_failed_stage() -> None:
     def read(ctx: StageContext) -> list[Any]:
         return [ctx.inputs.get_from("skipped", "hits", 1), ctx.inputs.get_from("failing", "hits", 2)]
 
-    assert await what_is_read(read) == [1, 2]
+    assert await value_read(read) == [1, 2]
 
 
 async def test_input_of_the_run_is_run_data() -> None:
-    assert await what_is_read(lambda ctx: ctx.run.data["question"]) == "why?"
+    assert await value_read(lambda ctx: ctx.run.data["question"]) == "why?"
 
 
 async def test_result_from_returns_the_complete_result_of_an_ancestor() -> None:
@@ -122,7 +122,7 @@ async def test_result_from_returns_the_complete_result_of_an_ancestor() -> None:
         result = ctx.inputs.result_from("skipped")
         return [result.status, result.reason, ctx.inputs.result_from("failing").error]
 
-    assert await what_is_read(read) == ["SKIP", "nobody asked", "ConnectionError: search is down"]
+    assert await value_read(read) == ["SKIP", "nobody asked", "ConnectionError: search is down"]
 
 
 async def test_inputs_can_be_read_in_a_thread() -> None:
@@ -134,11 +134,11 @@ async def test_inputs_can_be_read_in_a_thread() -> None:
     assert results.data("plain") == {"hits": 3}
 
 
-# ---------------------------------------------------------------- a stage that is no ancestor
+# ---------------------------------------------------------------- stages that are not ancestors
 
 
 async def test_reading_an_unknown_stage_raises_with_a_hint() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from("serch", "hits"))
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.get_from("serch", "hits"))
     assert type(error) is UnknownInputError
     assert str(error) == (
         "'serch' is not an ancestor of 'reader'; did you mean 'search'? "
@@ -150,8 +150,8 @@ async def test_reading_an_unknown_stage_raises_with_a_hint() -> None:
 
 @pytest.mark.parametrize("stage", ["aside", "later", "reader"])
 async def test_reading_a_stage_that_is_not_an_ancestor_raises_with_a_hint(stage: str) -> None:
-    # It may not have run yet: also where it happens to have, this is a mistake.
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from(stage, "hits", "default"))
+    # Even if the stage has ended, this is an error: it may not have run yet.
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.get_from(stage, "hits", "default"))
     assert type(error) is UnknownInputError
     assert str(error) == (
         f"{stage!r} is not an ancestor of 'reader' [stage 'reader', pipeline 'ask', run {run_id}]\n"
@@ -167,7 +167,7 @@ async def test_every_read_method_rejects_a_stage_that_is_not_an_ancestor(how: st
         arguments = ("aside",) if how == "result_from" else ("aside", "hits")
         return getattr(ctx.inputs, how)(*arguments)
 
-    error, _ = await what_is_raised(read)
+    error, _ = await error_raised(read)
     assert type(error) is UnknownInputError
 
 
@@ -203,15 +203,15 @@ async def test_error_lists_the_first_of_many_ancestors() -> None:
 
 
 async def test_require_from_reads_any_ancestor() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "hits")) == 3
+    assert await value_read(lambda ctx: ctx.inputs.require_from("search", "hits")) == 3
 
 
 async def test_require_from_accepts_the_value_none() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "nothing")) is None
+    assert await value_read(lambda ctx: ctx.inputs.require_from("search", "nothing")) is None
 
 
 async def test_require_from_raises_for_a_missing_key_with_known_keys_and_the_closest_match() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
     assert type(error) is MissingInputError
     assert str(error) == (
         "'search' did not return 'hit'; did you mean 'hits'? "
@@ -221,7 +221,7 @@ async def test_require_from_raises_for_a_missing_key_with_known_keys_and_the_clo
 
 
 async def test_require_from_raises_for_a_skipped_stage() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "hits"))
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.require_from("skipped", "hits"))
     assert type(error) is MissingInputError
     assert str(error) == (
         "'skipped' did not return 'hits': it ended with SKIP (nobody asked) "
@@ -232,12 +232,12 @@ async def test_require_from_raises_for_a_skipped_stage() -> None:
 
 
 async def test_require_from_raises_for_a_skipped_stage_even_if_it_returned_the_key() -> None:
-    error, _ = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "partial"))
+    error, _ = await error_raised(lambda ctx: ctx.inputs.require_from("skipped", "partial"))
     assert type(error) is MissingInputError
 
 
 async def test_require_from_raises_for_an_optional_stage_that_failed() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("failing", "hits"))
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.require_from("failing", "hits"))
     assert str(error).splitlines()[0] == (
         "'failing' did not return 'hits': it ended with FAIL (ConnectionError: search is down) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]"
@@ -252,7 +252,7 @@ async def test_missing_keys_are_recorded(sink: MemoryEventSink) -> None:
         ctx.inputs.get_from("search", "hits")
         ctx.inputs.get_from("search", "hist")
         ctx.inputs.get_from("rank", "worst", "default")
-        ctx.inputs.get_from("search", "hist")  # once is enough
+        ctx.inputs.get_from("search", "hist")  # listed once
 
     results = await run(read, sink)
     check_record(sink.events, results)
@@ -300,7 +300,7 @@ async def test_reading_a_distant_ancestor_in_a_long_chain_does_not_recurse() -> 
 
 
 async def test_reading_a_dependency_in_a_wide_graph_is_fast() -> None:
-    # A dependency is known at once; nobody walks a thousand ancestors to read one key.
+    # Reading from a dependency does not traverse the thousand ancestors.
     async def last(ctx: StageContext) -> None:
         began = time.perf_counter()
         for _ in range(1000):
@@ -317,7 +317,7 @@ async def test_reading_a_dependency_in_a_wide_graph_is_fast() -> None:
 
 
 def peak_bytes(graph: Any) -> int:
-    """Return the peak of the memory that one run allocates."""
+    """Return the peak memory that one run allocates."""
     tracemalloc.start()
     try:
         asyncio.run(graph.run()).raise_on_failure()

@@ -1,4 +1,4 @@
-"""Interceptors: around an attempt, outermost first, named in the record when they make the outcome."""
+"""Interceptors: they wrap attempts, outermost first, and are recorded if they determine the outcome."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_invalid_interceptor_is_a_validation_error() -> None:
     assert two == expected + "CircuitBreaker"
 
 
-# ------------------------------------------------------------ the built-in ones
+# ------------------------------------------------------------ built-in interceptors
 
 
 def test_open_circuit_fails_attempts_with_circuit_open_error() -> None:
@@ -218,7 +218,7 @@ def test_open_circuit_fails_attempts_with_circuit_open_error() -> None:
         assert spared.outcome_by == "CircuitBreaker"
         assert len(calls) == 2
 
-        await asyncio.sleep(30)  # one is let through, and it fails: open for as long again
+        await asyncio.sleep(30)  # a trial is allowed and fails: the circuit stays open for another period
         assert (await graph.run())["search"].error == "ConnectionError: down"
         assert isinstance((await graph.run())["search"].exception, CircuitOpenError)
         assert len(calls) == 3
@@ -426,7 +426,7 @@ def test_results_of_attempts_that_started_before_the_circuit_changed_are_ignored
         # The trial is due 10 s after the first failure: the failure at 8 s does not postpone it.
         assert (await run(0, False)).ok
         await asyncio.wait(slow)
-        assert breaker.state("p", "s") == "closed"  # the failure at 11.5 s belongs to the past
+        assert breaker.state("p", "s") == "closed"  # the failure at 11.5 s is not counted
 
     VirtualClock().run(main())
 

@@ -24,7 +24,7 @@ from stageflow.testing import VirtualClock, capture_events
 
 
 class Counting:
-    """A stage that counts how many of its attempts are under way at once."""
+    """A stage that counts how many of its attempts are running at once."""
 
     def __init__(self, seconds: float = 1.0) -> None:
         self.seconds = seconds
@@ -211,7 +211,7 @@ def test_queued_run_of_a_closed_loop_releases_no_permit_when_it_is_collected() -
     waits = waiter.run_until_complete(start())
     waits._log_destroy_pending = False  # type: ignore[attr-defined]
     waiter.close()
-    holder.run_until_complete(holds)  # hands the permit to the run of the closed loop, and takes it back
+    holder.run_until_complete(holds)  # grants the permit to the run of the closed loop, and reclaims it
     holder.close()
     del waits
     gc.collect()
@@ -280,7 +280,7 @@ def test_nested_runs_of_many_parents_that_hold_all_permits_never_hang(parents: i
 
     runs = VirtualClock().run(asyncio.wait_for(main(), 1000))
     outcomes = [run.data("runs")["child"].outcome for run in runs]
-    # Each time that four parents hold all permits, the child that asks last gives way.
+    # Whenever four parents hold all permits, the request of the last child is refused.
     assert (outcomes.count("failed"), outcomes.count("ok")) == (failed, parents - failed)
     assert (limits["llm"].taken, limits["llm"].waiting) == (0, 0)
 
@@ -394,10 +394,10 @@ def test_deadlock_is_not_retried_and_an_optional_stage_degrades_the_run(
 
 def test_deadlock_of_a_later_attempt_has_a_separate_event() -> None:
     limits = Limits(llm=2)
-    asked: list[int] = []
+    attempts: list[int] = []
 
     async def flaky(ctx: Any) -> None:
-        asked.append(ctx.attempt)
+        attempts.append(ctx.attempt)
         raise ConnectionError("again")
 
     child = (
@@ -410,7 +410,7 @@ def test_deadlock_of_a_later_attempt_has_a_separate_event() -> None:
     async def main() -> PipelineResults:
         first = asyncio.create_task(parent.run())
         await asyncio.sleep(3)
-        # It takes the second permit while the first child waits for its next attempt, and runs a child, too.
+        # It acquires the second permit while the first child waits for a retry, and also runs a child.
         second = asyncio.create_task(nesting(limits, "second", "llm", leaf(limits, "llm", 100)).run())
         await asyncio.wait([first, second])
         return first.result()
@@ -418,7 +418,7 @@ def test_deadlock_of_a_later_attempt_has_a_separate_event() -> None:
     with capture_events() as events:
         results = VirtualClock().run(asyncio.wait_for(main(), 1000))
     child_results = results.data("runs")["child"]
-    assert asked == [1]
+    assert attempts == [1]
     assert isinstance(child_results["works"].exception, LimitDeadlockError)
     assert child_results["works"].attempts == 1
     assert child_results["works"].reason == "attempt 2 did not start: its limit would never become available"
@@ -462,7 +462,7 @@ def test_stage_keeps_its_place_in_the_queue_while_other_stages_run() -> None:
         await asyncio.gather(*rivals)
 
     VirtualClock().run(main())
-    # Its turn comes while `x0` uses the only slot, until 10; a rival has the permit until 12.
+    # It is next in the queue while `x0` uses the only slot until 10; a rival holds the permit until 12.
     assert began["needs"] == 12
     assert began["x1"] == 13
 
@@ -506,7 +506,7 @@ def test_deferred_stages_get_their_permits_in_the_order_of_their_requests() -> N
     async def main() -> None:
         runs = [asyncio.create_task(holder.run())]
         await asyncio.sleep(0.1)
-        # The slots of both are free again at the same moment, while `late` holds the permit.
+        # The slots of both are free again at the same time, while `late` holds the permit.
         for name in ("a", "b"):
             runs.append(asyncio.create_task(busy(4).run(PipelineContext(user_id=name))))
             await asyncio.sleep(0)
@@ -565,7 +565,7 @@ def test_permits_of_runs_on_a_closed_loop_are_available_at_once() -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     holder.close()
     assert limits["gpu"].taken == 1
-    gc.disable()  # the run is kept: nobody collects it
+    gc.disable()  # the reference prevents the garbage collection of the run
     try:
         assert leaf(limits, "gpu", 0).run_sync(deadline=5).ok
     finally:

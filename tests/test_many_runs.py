@@ -1,4 +1,4 @@
-"""Many runs: in order of completion, bounded, nothing left behind, no leak from one to another."""
+"""`run_many`: order of completion, limited concurrency, cleanup, and isolation between runs."""
 
 from __future__ import annotations
 
@@ -405,7 +405,7 @@ async def test_iterating_run_many_without_a_block_raises_with_a_hint() -> None:
 async def mixed(ctx: Any) -> Any:
     number = ctx.run.data["n"]
     ctx.annotate(n=number, by=ctx.stage)
-    # Never two stages of a run at the same moment: their order would be left to the loop.
+    # Two stages of a run never end at the same time, because their order would be arbitrary.
     await asyncio.sleep(number % 7 + {"left": 0.1, "right": 0.2, "last": 0.3}[ctx.stage])
     kind = number % 6
     if kind == 1:
@@ -433,7 +433,7 @@ def test_1000_concurrent_runs_have_the_same_results_as_single_runs() -> None:
         .build()
     )
 
-    def told(results: PipelineResults) -> Any:
+    def summary(results: PipelineResults) -> Any:
         return (
             results.outcome,
             results.error,
@@ -460,11 +460,11 @@ def test_1000_concurrent_runs_have_the_same_results_as_single_runs() -> None:
     together = VirtualClock().run(all_at_once())
     assert len({results.context.pipeline_run_id for results in together}) == 1000
     for number, results in enumerate(together):
-        # What a run comes to depends on these alone; each kind of run is run alone once.
+        # Only these determine the results of a run; each combination is run once on its own.
         if number >= 210:
             break
         alone = VirtualClock().run(graph.run(PipelineContext(data={"n": number})))
-        assert told(results) == told(alone)
+        assert summary(results) == summary(alone)
     for number, results in enumerate(together):
         assert results["first"].data == {"n": number}
 

@@ -1,6 +1,7 @@
-"""What a run leaves behind in memory, once its results are let go: nothing.
+"""Memory: a run is freed completely once its results are dropped.
 
-A failed one is left to the collector: its live exception holds the frame of the stage, and that its context.
+A failed run is freed by the garbage collector: its exception refers to the frame of the stage, and the frame
+to the context.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stageflow import Pipeline, PipelineContext, PipelineResults
 
 
 class Payload:
-    """Something that can be watched."""
+    """An object that supports weak references."""
 
 
 async def holds(ctx: Any) -> dict[str, Any]:
@@ -47,7 +48,7 @@ async def test_dropped_results_are_freed_without_the_garbage_collector(stage: An
     gc.disable()
     try:
         watched = await one()
-        for _ in range(10):  # tasks and threads of the run end within a few turns
+        for _ in range(10):  # tasks and threads of the run end within a few loop iterations
             await asyncio.sleep(0.001)
             if watched() is None:
                 break

@@ -1,4 +1,4 @@
-"""The table of outcomes row by row, and what a run is: each in the words of the promise."""
+"""The outcomes of stages and runs, row by row as documented, and the properties of a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(
     deadline: float | None = None,
     **options: Any,
 ) -> PipelineResults:
-    """Run on a virtual clock, and hold the results and the record to the law."""
+    """Run on a virtual clock, and check the results and the record guarantees."""
     graph = recorded(pipeline, sink, **options)
 
     async def main() -> PipelineResults:
@@ -112,7 +112,7 @@ def test_ok_is_returned_as_stage_output_mapping_or_none(
     results = run(pipeline, sink)
     assert results["s"].status is OK
     assert results.data("s") == data
-    assert results["after"].status is OK  # what its dependants do: run
+    assert results["after"].status is OK  # its dependents run
     assert (results.outcome, results.status, results.ok, results.error) == ("ok", OK, True, None)
     assert results.raise_on_failure() is results
     assert stage_wide(sink.events, "s")["data_keys"] == list(data)
@@ -168,20 +168,20 @@ def test_when_is_evaluated_just_before_the_stage_starts_and_can_read_its_inputs(
 
 
 def test_when_is_evaluated_once_even_if_the_stage_is_retried(sink: MemoryEventSink) -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     def yes(ctx: StageContext) -> bool:
-        asked.append(1)
+        calls.append(1)
         return True
 
     pipeline = Pipeline("p").with_stage("s", returning(StageOutput.retry("again", after=1)), when=yes)
     results = run(pipeline, sink)
     assert results["s"].attempts == 3
-    assert asked == [1]
+    assert calls == [1]
 
 
 def routing(*labels: str) -> Pipeline:
-    """Return a pipeline whose `router` takes these of its routes `left` and `right`."""
+    """Return a pipeline whose `router` chooses these of its routes `left` and `right`."""
     return (
         Pipeline("p")
         .with_stage("router", returning(StageOutput.route(*labels)), StageKind.ROUTE)
@@ -207,9 +207,9 @@ def test_stage_is_skipped_if_its_route_is_not_chosen(
 ) -> None:
     results = run(routing(*labels), sink)
     assert (results["left"].status, results["right"].status) == (left, right)
-    assert results["any"].status is OK  # it takes no route
-    assert results["join"].status is OK  # a skip lets its dependants run
-    assert results["after_left"].status is left  # but for one that is conditional
+    assert results["any"].status is OK  # without a route
+    assert results["join"].status is OK  # dependents of a skipped stage run
+    assert results["after_left"].status is left  # except for a conditional one
     assert results.outcome == "ok"
 
 
@@ -293,7 +293,7 @@ def test_returned_retry_without_a_policy_makes_three_attempts(sink: MemoryEventS
     results = run(pipeline, sink)
     assert began == [(1, 0), (2, 10), (3, 20)]
     assert (results["s"].status, results["s"].attempts, results.data("s")) == (OK, 3, {"tries": 3})
-    assert results["after"].queue_ms == 0  # its dependants wait
+    assert results["after"].queue_ms == 0  # its dependents wait
     assert results["after"].started_ns >= results["s"].ended_ns
     events = [data for data in sink.of_type("stage.wide") if data["stage_name"] == "s"]
     assert [(data["status"], data["attempt"], data["retry_after_ms"]) for data in events] == [
@@ -302,7 +302,7 @@ def test_returned_retry_without_a_policy_makes_three_attempts(sink: MemoryEventS
         ("OK", 3, None),
     ]
     assert events[0]["error"] == "not yet"
-    # `duration_ms` is of the last attempt; `total_ms` spans from ready to ended, waits included.
+    # `duration_ms` is that of the last attempt; `total_ms` is the time from ready to ended, including waits.
     assert (events[2]["duration_ms"], events[2]["queue_ms"], events[2]["total_ms"]) == (0, 20_000, 20_000)
 
 
@@ -425,7 +425,7 @@ def test_wait_before_a_retry_does_not_block_other_stages(sink: MemoryEventSink) 
         (raising(ValueError("boom")), "ValueError: boom"),
         (raising(ValueError("boom"), after=1), "ValueError: boom"),
         (raising(ValueError()), "ValueError"),
-        (returning(StageOutput.fail("says so")), "says so"),
+        (returning(StageOutput.fail("failed")), "failed"),
         (returning(StageOutput.fail(KeyError("k"))), "KeyError: 'k'"),
     ],
 )
@@ -467,7 +467,7 @@ def test_result_contains_the_exception_and_the_record_its_type_message_stack_and
     event = stage_wide(sink.events, "s")
     assert (event["error_type"], event["error"]) == ("ValueError", "ValueError: the answer")
     assert (event["exception"]["type"], event["exception"]["message"]) == ("ValueError", "the answer")
-    assert "in test_a_result_keeps" in event["exception"]["stack"][-1]
+    assert "in test_result_contains_the_exception" in event["exception"]["stack"][-1]
     (link,) = event["exception"]["chain"]
     assert (link["type"], link["message"], link["relation"]) == ("ConnectionError", "the socket", "cause")
 
@@ -745,7 +745,7 @@ async def test_stage_reads_the_input_and_the_resources_of_the_run(sink: MemoryEv
     results = await recorded(Pipeline("p").with_stage("s", stage), sink).run(context)
     assert results.data("s") == {"question": "why?"}
     assert "client" not in str(sink.events)  # resources are never recorded
-    assert "why?" not in str(sink.events)  # nor is what a stage gave: its keys are
+    assert "why?" not in str(sink.events)  # nor are the outputs of stages; their keys are
 
 
 async def test_stage_class_is_instantiated_per_run(sink: MemoryEventSink) -> None:
@@ -828,7 +828,9 @@ async def test_synchronous_function_can_return_a_coroutine(sink: MemoryEventSink
 
 
 async def test_threads_of_synchronous_stages_are_reused(sink: MemoryEventSink) -> None:
-    threads: list[threading.Thread] = []  # kept, or a new thread could have the identity of an old one
+    threads: list[
+        threading.Thread
+    ] = []  # keep references, because a new thread could have the identity of an old one
 
     def stage(ctx: StageContext) -> None:
         threads.append(threading.current_thread())
@@ -838,7 +840,7 @@ async def test_threads_of_synchronous_stages_are_reused(sink: MemoryEventSink) -
         pipeline = pipeline.with_stage(f"s{number}", stage, dependencies=(f"s{number - 1}",))
     assert (await pipeline.run()).ok
     assert len(threads) == 100
-    assert len(set(threads)) <= 10  # one, and a few more if a stage started before a thread was idle again
+    assert len(set(threads)) <= 10  # one, and a few if a stage started before a thread was idle again
 
 
 async def test_synchronous_stages_run_concurrently(sink: MemoryEventSink) -> None:
@@ -876,7 +878,7 @@ async def test_each_stage_sees_the_context_variables_at_the_start_of_the_run(
     pipeline = (
         Pipeline("p")
         .with_stage("a", sets)
-        .with_stage("b", sets, dependencies=("a",))  # shares the task of a, or not
+        .with_stage("b", sets, dependencies=("a",))  # may share the task of a
         .with_stage("c", sets_in_a_thread, dependencies=("b",))
         .with_stage("d", sets, dependencies=("c",))
         .with_stage("e", sets, dependencies=("a",))
@@ -933,7 +935,7 @@ async def test_task_started_by_a_stage_keeps_the_context_variables_of_the_stage(
     assert results.data("s") == {"seen": "of the stage"}
 
 
-# ---------------------------------------------------------------- a run inside a run
+# ---------------------------------------------------------------- nested runs
 
 
 @pytest.mark.parametrize("how", ["awaited", "in a task", "in a thread"])
@@ -1219,7 +1221,7 @@ def test_graph_runs_on_several_loops_at_once() -> None:
     assert failures == []
 
 
-# ---------------------------------------------------------------- what a stage says
+# ---------------------------------------------------------------- annotations, artifacts and custom events
 
 
 async def test_annotations_artifacts_and_events_of_a_stage_are_recorded(sink: MemoryEventSink) -> None:
@@ -1276,7 +1278,7 @@ def test_steps_of_the_wall_clock_do_not_affect_durations(sink: MemoryEventSink) 
 
 @pytest.mark.parametrize("ending", ["ok", "failed", "stopped", "retried"])
 def test_manual_emit_with_results_matches_the_automatic_events(sink: MemoryEventSink, ending: str) -> None:
-    async def says_something(ctx: StageContext) -> dict[str, Any]:
+    async def annotates(ctx: StageContext) -> dict[str, Any]:
         ctx.annotate(rows=3)
         ctx.add_artifact("text", "x")
         ctx.emit_event("note", None)
@@ -1290,7 +1292,7 @@ def test_manual_emit_with_results_matches_the_automatic_events(sink: MemoryEvent
     }[ending]
     pipeline = (
         Pipeline("p")
-        .with_stage("first", says_something)
+        .with_stage("first", annotates)
         .with_stage("skipped", quick, when=lambda ctx: False)
         .with_stage("last", last, dependencies=("first",))
         .with_stage("never", quick, dependencies=("last",))
@@ -1412,16 +1414,18 @@ async def test_event_emitted_twice_has_the_same_id(sink: MemoryEventSink) -> Non
 
 
 @pytest.mark.parametrize("stages", [False, True])
-@pytest.mark.parametrize("whole", [False, True])
-async def test_flag_disables_only_its_event_type(sink: MemoryEventSink, stages: bool, whole: bool) -> None:
+@pytest.mark.parametrize("pipelines", [False, True])
+async def test_flag_disables_only_its_event_type(
+    sink: MemoryEventSink, stages: bool, pipelines: bool
+) -> None:
     set_event_sink(sink)
     graph = (
         Pipeline("p")
         .with_stage("s", quick)
-        .build(emit_stage_wide_events=stages, emit_pipeline_wide_event=whole)
+        .build(emit_stage_wide_events=stages, emit_pipeline_wide_event=pipelines)
     )
     await graph.run()
-    assert [type for type, _ in sink.events] == ["stage.wide"] * stages + ["pipeline.wide"] * whole
+    assert [type for type, _ in sink.events] == ["stage.wide"] * stages + ["pipeline.wide"] * pipelines
 
 
 async def test_graph_without_flags_emits_no_events(sink: MemoryEventSink) -> None:

@@ -1,4 +1,4 @@
-"""Retry in full: attempts, waits as values, a deadline; and all of it readable from the record."""
+"""Retry policies: attempts, waits, the deadline, and their record."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def test_attempts_and_waits_are_recorded(
 ) -> None:
     policy = Retry(attempts=3, wait=Linear(1, maximum=10), on=ConnectionError)
     virtual_clock.run(Pipeline("p").with_stage("s", down, retry=policy).run())
-    told = [
+    values = [
         (event["status"], event["attempt"], event["retry_after_ms"], event["reason"])
         for event in [*stageflow_events.retries("s"), stageflow_events.stage("s")]
     ]
-    assert told == [
+    assert values == [
         ("RETRY", 1, 1000, "attempt 1 of 3 failed, the next one in 1 s"),
         ("RETRY", 2, 2000, "attempt 2 of 3 failed, the next one in 2 s"),
         ("FAIL", 3, None, "no attempts left (3 of 3)"),

@@ -1,4 +1,4 @@
-"""`configure` and `session`: where settings come from, what they put in force, and how a process ends."""
+"""`configure` and `session`: the sources of settings, their effects, and the shutdown of a process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service_name.cache_clear()
 
 
-# ------------------------------------------------------------ what is put in force
+# ------------------------------------------------------------ effects of settings
 
 
 async def test_graphs_emit_after_configure_even_if_built_before(sink: MemoryEventSink) -> None:
@@ -92,7 +92,7 @@ def test_configuring_the_same_settings_again_has_no_effect() -> None:
     assert stageflow.configure(journal="journal", service="shop") == first
     assert get_event_sink() is journal
     stageflow.configure(journal="journal", service="other")
-    assert get_event_sink() is journal  # only what changed is made anew
+    assert get_event_sink() is journal  # only changed settings are applied again
     stageflow.configure(journal="elsewhere")
     assert get_event_sink() is not journal
 
@@ -112,7 +112,7 @@ async def test_redaction_and_limits_apply(sink: MemoryEventSink) -> None:
     assert of_type(sink.events, "stage.wide")[0]["attributes"]["mail"] == "a@example.com"
 
 
-# ------------------------------------------------------------ where they come from
+# ------------------------------------------------------------ sources of settings
 
 
 def test_arguments_override_the_environment_which_overrides_the_file(
@@ -224,7 +224,7 @@ def test_invalid_sink_changes_no_settings(sink: MemoryEventSink, tmp_path: Path)
     assert not (tmp_path / "journal").exists()
 
 
-# ------------------------------------------------------------ health, and the end of a process
+# ------------------------------------------------------------ health events, and the shutdown of a process
 
 
 async def test_health_event_contains_the_delivery_counters(sink: MemoryEventSink) -> None:
@@ -416,7 +416,7 @@ async def test_session_waits_for_runs_only_until_its_timeout(sink: MemoryEventSi
 
 
 def test_sigterm_to_a_forked_child_ends_only_the_child(program: Start) -> None:
-    """A loop hears of signals by a socket that the child shares: the parent ended by the child's SIGTERM."""
+    """A loop is notified of signals through a socket that a forked child shares with its parent."""
     one = program(
         """
         import asyncio, os, signal, sys, stageflow

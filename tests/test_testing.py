@@ -1,4 +1,4 @@
-"""What the library gives for tests: events captured, one stage alone, and the fixtures that pytest finds."""
+"""The tools for tests: captured events, running a single stage, and the fixtures for pytest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def answer(ctx: Any, words: list[str]) -> None:
     raise ValueError("no such model")
 
 
-asked = (
+graph = (
     Pipeline("ask")
     .with_stage("load", load)
     .with_stage("answer", answer, dependencies=("load",), retry=Retry(2, wait=60, on=ConnectionError))
@@ -57,11 +57,11 @@ quick = Pipeline("quick").with_stage("load", load)
 @pytest.fixture
 def events(stageflow_events: CapturedEvents, virtual_clock: VirtualClock) -> CapturedEvents:
     """The events of one run of a pipeline whose second stage is retried, and fails."""
-    virtual_clock.run(asked.run())
+    virtual_clock.run(graph.run())
     return stageflow_events
 
 
-def complaint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+def failure_message(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(AssertionError) as caught:
         call(*args, **kwargs)
     return "\n" + str(caught.value) + "\n"
@@ -132,7 +132,7 @@ def test_flags_of_a_graph_apply_inside_a_capture(stageflow_events: CapturedEvent
     assert len(stageflow_events.runs) == len(sink.of_type("pipeline.wide")) == 1
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- queries
 
 
 def test_runs_stages_and_retries_are_the_data_of_their_events(events: CapturedEvents) -> None:
@@ -161,7 +161,7 @@ def test_amendments_are_merged_into_the_attributes(stageflow_events: CapturedEve
     kept[0].annotate_run(tier="gold")
     stageflow_events.assert_attributes("s", rows=2, early=True)
     assert stageflow_events.run()["attributes"]["tier"] == "gold"
-    # As they were emitted, they stand in `events`.
+    # `events` contains them as they were emitted.
     assert stageflow_events.of_type("stage.wide")[0]["attributes"] == {"rows": 1, "early": True}
     assert stageflow_events.of_type("stage.wide.amend")[0]["attributes"] == {"rows": 2}
 
@@ -192,7 +192,7 @@ def test_of_run_selects_a_run_by_results_or_id(stageflow_events: CapturedEvents)
     of_first.assert_outcome("ok")
 
 
-# ---------------------------------------------------------------- the text of the complaints
+# ---------------------------------------------------------------- failure messages
 
 
 def test_run_fails_without_a_run_or_with_several(stageflow_events: CapturedEvents) -> None:
@@ -200,21 +200,26 @@ def test_run_fails_without_a_run_or_with_several(stageflow_events: CapturedEvent
         "\n  hint: a graph that was built with emit_...=False, or with an emitter that has a separate sink,"
         " is not captured\n"
     )
-    assert complaint(stageflow_events.run) == f"\nno run has ended: no pipeline.wide event was captured{hint}"
-    assert complaint(stageflow_events.stage, "load") == (
-        f"\nno stage 'load' has ended\n  there is nothing{hint}"
+    assert (
+        failure_message(stageflow_events.run)
+        == f"\nno run has ended: no pipeline.wide event was captured{hint}"
+    )
+    assert failure_message(stageflow_events.stage, "load") == (
+        f"\nno stage 'load' has ended\n  ended stages: nothing{hint}"
     )
     for run_id in ("r1", "r2"):
         quick.build().run_sync(PipelineContext(pipeline_run_id=run_id))
     runs = """
   r1  quick  ok  load=OK
   r2  quick  ok  load=OK
-  hint: take one of them by of_run(results)
+  hint: select one of them with of_run(results)
 """
-    assert complaint(stageflow_events.run) == "\n2 runs have ended, not one" + runs
-    assert complaint(stageflow_events.stage, "load") == "\nstage 'load' has ended in 2 runs, not one" + runs
-    assert complaint(stageflow_events.assert_stages, load="OK") == (
-        "\nthese are the stages of several runs, not of one" + runs
+    assert failure_message(stageflow_events.run) == "\nexpected one run, but 2 have ended" + runs
+    assert failure_message(stageflow_events.stage, "load") == (
+        "\nexpected one run with stage 'load', but it has ended in 2 runs" + runs
+    )
+    assert failure_message(stageflow_events.assert_stages, load="OK") == (
+        "\nexpected the stages of one run, but several have ended" + runs
     )
 
 
@@ -223,15 +228,15 @@ def test_stage_fails_for_an_unknown_stage(events: CapturedEvents) -> None:
 no stage 'anwser' has ended; did you mean 'answer'?
   ended stages: load, answer
 """
-    assert complaint(events.stage, "anwser") == expected
-    assert complaint(events.retries, "anwser") == expected
-    assert complaint(events.assert_attributes, "anwser", hits=2) == expected
+    assert failure_message(events.stage, "anwser") == expected
+    assert failure_message(events.retries, "anwser") == expected
+    assert failure_message(events.assert_attributes, "anwser", hits=2) == expected
 
 
 def test_assert_stages_reports_other_statuses(events: CapturedEvents) -> None:
     events.assert_stages(answer=FAIL, load="OK")
     assert (
-        complaint(events.assert_stages, load="OK", answer="OK")
+        failure_message(events.assert_stages, load="OK", answer="OK")
         == """
 the stages did not end as expected
           expected  actual
@@ -243,7 +248,7 @@ the stages did not end as expected
 
 def test_assert_stages_reports_missing_and_unexpected_stages(events: CapturedEvents) -> None:
     assert (
-        complaint(events.assert_stages, anwser="FAIL", rank="SKIP")
+        failure_message(events.assert_stages, anwser="FAIL", rank="SKIP")
         == """
 the stages did not end as expected
           expected  actual
@@ -265,7 +270,7 @@ def test_assert_stages_rejects_an_invalid_status(events: CapturedEvents) -> None
 def test_assert_outcome_reports_another_outcome(events: CapturedEvents) -> None:
     events.assert_outcome("failed")
     assert (
-        complaint(events.assert_outcome, "degraded")
+        failure_message(events.assert_outcome, "degraded")
         == """
 the run did not end as expected
        expected  actual
@@ -278,7 +283,7 @@ def test_assert_attributes_reports_other_attributes(events: CapturedEvents) -> N
     events.assert_attributes("answer", hits=2)
     events.assert_attributes("answer", {"gen_ai.request.model": "m"}, hits=pytest.approx(2))
     assert (
-        complaint(events.assert_attributes, "answer", {"gen_ai.request.model": "n"}, hits=2, hit=2, x=1)
+        failure_message(events.assert_attributes, "answer", {"gen_ai.request.model": "n"}, hits=2, hit=2, x=1)
         == """
 the attributes of stage 'answer' are not as expected
                         expected  actual
@@ -293,14 +298,14 @@ the attributes of stage 'answer' are not as expected
 def test_assert_no_event_reports_the_events(events: CapturedEvents) -> None:
     events.assert_no_event("cache.hit")
     assert (
-        complaint(events.assert_no_event, "cache.miss")
+        failure_message(events.assert_no_event, "cache.miss")
         == """
 expected no cache.miss event, but 1 was emitted
   {'key': 'u1', 'stage_name': 'load'}
 """
     )
     assert (
-        complaint(events.assert_no_event, "stage.wide")
+        failure_message(events.assert_no_event, "stage.wide")
         == """
 expected no stage.wide event, but 3 were emitted
   load OK
@@ -311,18 +316,18 @@ expected no stage.wide event, but 3 were emitted
 
 
 def test_assert_no_event_reports_the_first_of_many_events(stageflow_events: CapturedEvents) -> None:
-    async def says(ctx: Any) -> None:
+    async def emits(ctx: Any) -> None:
         for n in range(7):
             ctx.emit_event("note", {"n": n, "text": "x" * 200})
 
-    run_stage_sync(says)
-    told = complaint(stageflow_events.assert_no_event, "note").splitlines()
-    assert len(told) == 8
-    assert all(len(line) <= 102 for line in told)
-    assert told[-1] == "  and 2 more"
+    run_stage_sync(emits)
+    lines = failure_message(stageflow_events.assert_no_event, "note").splitlines()
+    assert len(lines) == 8
+    assert all(len(line) <= 102 for line in lines)
+    assert lines[-1] == "  and 2 more"
 
 
-# ---------------------------------------------------------------- one stage alone
+# ---------------------------------------------------------------- running a single stage
 
 
 class Counts:
@@ -386,7 +391,7 @@ async def test_inputs_can_be_skipped_or_failed_outputs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (
             ["a"],
@@ -401,10 +406,10 @@ async def test_inputs_can_be_skipped_or_failed_outputs() -> None:
         ),
     ],
 )
-async def test_invalid_inputs_are_rejected(given: Any, told: str) -> None:
+async def test_invalid_inputs_are_rejected(given: Any, message: str) -> None:
     with pytest.raises(TypeError) as caught:
         await run_stage(Counts, {"load": given})
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 @stage(
@@ -447,10 +452,10 @@ def test_run_stage_starts_with_the_requested_attempt(stageflow_events: CapturedE
     assert result.outcome_by is None
     assert [event["retry_after_ms"] for event in stageflow_events.retries("rank")] == [0, 0]
     assert stageflow_events.retries("rank")[0]["error"] == "skipped: the test starts with attempt 3"
-    # The last attempt, of a policy that it was given instead.
+    # The last attempt of a policy that overrides the one of the stage.
     last = run_stage_sync(rank, given, attempt=2, retry=Retry(2, on=ConnectionError))
     assert (last.status, last.reason) == (FAIL, "no attempts left (2 of 2)")
-    # Without a policy: as many as it takes.
+    # Without a policy, there are as many attempts as necessary.
     assert run_stage_sync(lambda ctx: {"n": ctx.attempt}, attempt=7).data == {"n": 7}
     for wrong in (0, "2"):
         with pytest.raises(ValueError, match=r"^attempt must be an integer of 1 or more, got "):
@@ -552,7 +557,7 @@ def test_pytest_loads_the_fixtures_automatically(pytester: pytest.Pytester) -> N
     pytester.makepyfile(A_TEST)
     done = pytester.runpytest_subprocess("-W", "error", "-p", "no:asyncio")
     done.assert_outcomes(passed=2, failed=1)
-    # It points at the line of the test, not at one of ours.
+    # The failure refers to the line of the test, not to a line of the library.
     done.stdout.fnmatch_lines(
         [
             '>*stageflow_events.assert_outcome("ok")',

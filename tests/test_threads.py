@@ -1,4 +1,4 @@
-"""Synchronous stages: how many run at once, how an interceptor cancels one, and what a late value means."""
+"""Synchronous stages: the limit on threads, cancellation by interceptors, and late return values."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_no_task_waits_for_the_thread_of_an_abandoned_stage(
     assert check_record(sink.events, ["s"])["stages_abandoned"] == 1
 
 
-# ---------------------------------------------------------------- how many run at once
+# ---------------------------------------------------------------- the limit on threads
 
 
 async def test_number_of_threads_is_limited_and_queue_ms_contains_the_wait(sink: MemoryEventSink) -> None:

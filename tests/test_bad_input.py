@@ -342,7 +342,8 @@ def test_emitter_with_coroutine_functions_is_reported() -> None:
             return None
 
     assert problem(Pipeline("p").with_stage("a", quick), wide_event_emitter=Waits()) == (
-        "Waits.emit_stage_wide is a coroutine function, but the engine does not await it; define it with `def`"
+        "Waits.emit_stage_wide is a coroutine function, but the engine does not await it; "
+        "define it with `def`"
     )
 
 

@@ -72,8 +72,7 @@ __all__ = [
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _ENGINE = tuple(
-    os.path.join(_PACKAGE, name, "")
-    for name in ("pipeline", "context", "executors", "observability", "testing")
+    os.path.join(_PACKAGE, name, "") for name in ("pipeline", "executors", "observability", "testing")
 )
 
 # The descriptors of the built-in classes: a subclass or a metaclass can override the attributes.

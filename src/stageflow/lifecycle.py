@@ -34,7 +34,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
     On exit, a session waits for the runs in progress, emits a last `stageflow.health` event, flushes every
     sink, and syncs and closes the journal. Further cancellations do not interrupt this; each wait has a
     timeout. On SIGTERM, the session cancels its body, so that every run writes its record, and the process
-    exits with status 143. If the application has its own handler for SIGTERM (uvicorn, gunicorn, Celery),
+    exits with status 143. If the application has a handler for SIGTERM (uvicorn, gunicorn, Celery),
     the session does not replace it. A forked child that leaves the session closes its own journal and does
     not wait.
 

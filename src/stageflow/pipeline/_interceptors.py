@@ -133,7 +133,7 @@ class CircuitBreaker:
         try:
             output = await proceed()
         except BaseException as error:
-            # What an attempt raises while it is cancelled with its run results from the cancellation.
+            # An exception of an attempt that is cancelled with its run is a result of the cancellation.
             if not is_a(error, asyncio.CancelledError) and (ctx.timed_out or not ctx.cancelled):
                 failed = True  # also if `on` raises
                 failed = ctx.timed_out or self._counts(error)

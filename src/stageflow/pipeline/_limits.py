@@ -272,7 +272,7 @@ def _is_deadlock(permit: Permit) -> bool:
     A stage that holds a permit is blocked if a run that was started in it waits for a permit that is never
     granted. A permit is never granted if all stages that hold one of its limit are blocked. The search starts
     from all waiting permits and removes those for which a stage may still release one, until no more can be
-    removed: what is left waits for itself.
+    removed: the remaining permits wait for each other.
     """
     if not all(held.nested_waiting for held in permit.limit.held()):
         return False  # the common case

@@ -332,7 +332,7 @@ class RunState:
         """The engine was interrupted, or failed, while it processed the end of an attempt.
 
         The attempt fails with that error, `output`, if it has no result yet; the run ends in any case if the
-        error is an interrupt of the process, or if what follows from the result is unknown.
+        error is an interrupt of the process, or if the consequences of the result are unknown.
         """
         if is_a(output.exception, (SystemExit, KeyboardInterrupt)):
             self._interrupted_by(output.exception)

@@ -20,7 +20,7 @@ from stageflow.alerts._rule import read_silences
 from stageflow.alerts._state import STATE_FILE, read_state
 from stageflow.errors import DamagedFileError
 from stageflow.journal import Journal, JournalReader, RunFilter
-from stageflow.journal._retention import Room, deleted_so_far
+from stageflow.journal._retention import RetentionPolicy, read_deletion_counts
 from stageflow.journal._segments import list_writers
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore
@@ -187,7 +187,7 @@ def test_a_kept_segment_without_its_first_line_is_read_again(journal: Path, head
     assert kept.read_bytes().splitlines(keepends=True)[1:] == lines[1:]
     with JournalReader(journal) as fresh:
         assert len(list(fresh)) == once
-    assert Room(max_bytes=1).make(str(journal)).lines > 0
+    assert RetentionPolicy(max_bytes=1).apply(str(journal)).lines > 0
 
 
 def test_a_whole_segment_in_place_of_a_kept_one_loses_no_line(journal: Path) -> None:
@@ -231,7 +231,7 @@ def test_repair_blanks_the_damaged_line_of_a_kept_segment_and_no_other(journal: 
 
 STATE = {
     "cursors/warehouse.json": lambda path: JournalReader(path, "warehouse").close(),
-    "deleted.json": lambda path: deleted_so_far(str(path)),
+    "deleted.json": lambda path: read_deletion_counts(str(path)),
     "archive.json": lambda path: read_address(str(path)),
     "alerts.json": lambda path: read_state(str(path / "alerts.json")),
     "alerts.silences.json": lambda path: read_silences(str(path / "alerts.json")),
@@ -337,8 +337,8 @@ def test_reader_starts_from_the_beginning_if_its_position_is_inside_a_line(journ
 
 def test_retention_continues_with_a_damaged_count(journal: Path) -> None:
     (journal / "deleted.json").write_bytes(b"\xe6")
-    assert Room(max_bytes=1).make(str(journal)).lines > 0
-    assert deleted_so_far(str(journal)).lines > 0
+    assert RetentionPolicy(max_bytes=1).apply(str(journal)).lines > 0
+    assert read_deletion_counts(str(journal)).lines > 0
     assert [path.read_bytes() for path in (journal / "broken").glob("deleted.json-*")] == [b"\xe6"]
 
 
@@ -463,19 +463,21 @@ def test_missing_segments_are_reported_until_repair_records_them(
         assert reader.read(1000)
         assert reader.missed > 0
     # What the repair wrote does not stop retention, which removes everything.
-    Room(max_bytes=1).make(str(journal))
+    RetentionPolicy(max_bytes=1).apply(str(journal))
     assert Journal(journal).check().problems == []
 
 
-@pytest.mark.parametrize("room", [Room(max_bytes=1), Room(max_bytes=9_000), Room(max_age=0.0)])
-def test_segments_that_retention_removed_are_not_missing(tmp_path: Path, room: Room) -> None:
+@pytest.mark.parametrize(
+    "room", [RetentionPolicy(max_bytes=1), RetentionPolicy(max_bytes=9_000), RetentionPolicy(max_age=0.0)]
+)
+def test_segments_that_retention_removed_are_not_missing(tmp_path: Path, room: RetentionPolicy) -> None:
     journal = tmp_path / "journal"
     sink = JournalSink(journal, segment_bytes=1)
     for outcome in ("fails", "works", "fails", "works", "works"):
         corruption.graph_on(sink, outcome).run_sync(PipelineContext(user_id="u1"))
         failing(sink, outcome == "fails").run_sync()
     before = len(list(journal.glob("*.ndjson")))
-    room.make(str(journal))
+    room.apply(str(journal))
     assert len(list(journal.glob("*.ndjson"))) < before
     assert Journal(journal).check().missing == []
     sink.close()
@@ -489,7 +491,7 @@ def test_segments_are_not_missing_if_retention_is_killed_or_its_counts_are_lost(
     killed = program(
         """
         import os, signal, sys
-        from stageflow.journal._retention import Room
+        from stageflow.journal._retention import RetentionPolicy
 
         calls = []
         def stopped():
@@ -498,7 +500,7 @@ def test_segments_are_not_missing_if_retention_is_killed_or_its_counts_are_lost(
                 os.kill(os.getpid(), signal.SIGKILL)
             return False
 
-        Room(max_bytes=1).make(sys.argv[1], stopped)
+        RetentionPolicy(max_bytes=1).apply(sys.argv[1], stopped)
         """
     )
     assert killed.ended()[0] == -9
@@ -532,7 +534,7 @@ def test_a_segment_removed_from_a_journal_with_retention_is_missing(tmp_path: Pa
     segments = in_segments(journal)
     for segment in segments[:2]:
         os.utime(segment, (1, 1))
-    Room(max_age=1000.0).make(str(journal))
+    RetentionPolicy(max_age=1000.0).apply(str(journal))
     assert not segments[0].exists()
     assert Journal(journal).check().problems == []
     ends = [path for path in segments if path.exists() and b'"pipeline.wide"' in path.read_bytes()]
@@ -630,13 +632,13 @@ def test_journal_never_follows_symbolic_links(journal: Path, name: str, target: 
 
     graph = corruption.graph_on(sink := JournalSink(journal, max_bytes=100_000, segment_bytes=5_000), "more")
     graph.run_sync()
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     for reads in (
         lambda: list(JournalReader(journal, "warehouse")),
         lambda: list(JournalReader(journal, "new")),
         lambda: Compactor(journal, keep_seconds=0).compact(),
-        lambda: Room(max_bytes=1).make(str(journal)),
+        lambda: RetentionPolicy(max_bytes=1).apply(str(journal)),
     ):
         with contextlib.suppress(DamagedFileError):
             reads()

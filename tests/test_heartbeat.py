@@ -359,11 +359,11 @@ def test_heartbeat_is_no_event_and_ends_with_the_last_run(tmp_path: Path) -> Non
 @pytest.mark.timeout(60)
 def test_heartbeat_that_comes_after_the_end_of_all_runs_opens_no_segment(tmp_path: Path) -> None:
     class Late(JournalSink):
-        def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+        def accept_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
             if isinstance(mark, Heartbeat):
                 late.append(mark)
             else:
-                super().take_mark(mark)
+                super().accept_mark(mark)
 
     late: list[Heartbeat] = []
     sink = Late(tmp_path)
@@ -373,9 +373,9 @@ def test_heartbeat_that_comes_after_the_end_of_all_runs_opens_no_segment(tmp_pat
             await asyncio.sleep(0.05)
 
     asyncio.run(graph_of(works, sink).run())
-    JournalSink.take_mark(sink, late[0])
+    JournalSink.accept_mark(sink, late[0])
     sink.close()
-    JournalSink.take_mark(sink, late[0])
+    JournalSink.accept_mark(sink, late[0])
     assert len(list(tmp_path.glob("*.ndjson"))) == 1
     assert heartbeats(tmp_path) == []
 

@@ -108,7 +108,7 @@ for _ in range(5):
     graph.run_sync()
 mine = reuse_descriptors()
 graph.run_sync()
-sink.tend()
+sink.run_maintenance()
 sink.close()
 for file in mine:
     file.write("intact")

@@ -18,7 +18,7 @@ from oracle import hold_the_law
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal, JournalReader
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
@@ -69,7 +69,7 @@ async def test_a_run_whose_end_was_deleted_is_neither_open_nor_crashed(tmp_path:
     await beside(sink, nothing, 60)
     for _ in range(60):
         await graph_on(sink).run()
-        sink.tend()
+        sink.run_maintenance()
     assert "long" not in [run["event_id"] for run in Journal(tmp_path).runs(limit=None)]
     sink.close()
     assert Journal(tmp_path).recover() == []
@@ -84,7 +84,7 @@ async def test_a_failed_run_is_kept_whole_however_long_it_took(tmp_path: Path) -
     await beside(sink, fail, 40)
     sink.close()
     size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
-    Room(max_bytes=size // 2).make(str(tmp_path))
+    RetentionPolicy(max_bytes=size // 2).apply(str(tmp_path))
     events = read(tmp_path)
     hold_the_law(of_run(events, "long"), "ab")
     assert {writer.state for writer in Journal(tmp_path).check().writers} == {"closed"}
@@ -131,7 +131,7 @@ def test_room_is_not_made_of_runs_that_are_yet_to_be_told(
     with monkeypatch.context() as patch:
         patch.setattr("stageflow._files.sync", refuse)
         with pytest.raises(OSError, match="No space"):
-            Room(max_bytes=40_000).make(str(one.journal))
+            RetentionPolicy(max_bytes=40_000).apply(str(one.journal))
     assert Journal(one.journal).recover() == ["long"]
     hold_the_law(of_run(read(one.journal), "long"), "ab")
 
@@ -146,7 +146,7 @@ async def test_what_a_killed_process_had_replaced_is_removed_and_counted(tmp_pat
     kept = {"type": "journal.kept", "journal": {"size": first.stat().st_size, "offsets": [0]}}
     first.with_suffix(".kept.ndjson").write_bytes(json.dumps(kept).encode() + b"\n" + lines[0])
     assert "1 file was left incomplete" in Journal(tmp_path).check().problems[0]
-    Room(max_bytes=1 << 30).make(str(tmp_path))
+    RetentionPolicy(max_bytes=1 << 30).apply(str(tmp_path))
     assert not first.exists()
     state = Journal(tmp_path).check()
     assert state.problems == []
@@ -160,7 +160,7 @@ async def test_a_cursor_that_cannot_be_read_stops_nothing(tmp_path: Path) -> Non
     sink.close()
     (tmp_path / "cursors").mkdir()
     (tmp_path / "cursors" / "bad.json").write_text("")
-    assert Room(max_bytes=20_000).make(str(tmp_path)).bytes > 0
+    assert RetentionPolicy(max_bytes=20_000).apply(str(tmp_path)).bytes > 0
 
 
 # ------------------------------------------------------------ writing
@@ -314,13 +314,13 @@ async def test_a_live_run_keeps_its_lock_through_a_failing_disk(
             patch.setattr("stageflow.journal._writer.os.write", fail)
             for _ in range(50):
                 ctx.emit_event("note")
-        sink.tend()
+        sink.run_maintenance()
         assert Journal(tmp_path).recover() == []
 
     await graph_on(sink, look).run(PipelineContext(pipeline_run_id="live"))
     assert DELIVERY.channel_of(sink).stats().dropped == {"journal_unwritable": 50}
     assert len(sink._writer.retired) <= 2
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     assert [run["outcome"] for run in Journal(tmp_path).runs()] == ["ok"]
 
@@ -469,8 +469,8 @@ def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> No
             children.append(child)
         sink.close()
         before = sum(entry.stat().st_size for entry in os.scandir(sys.argv[1]) if entry.is_file())
-        from stageflow.journal._retention import Room
-        Room(max_bytes=1).make(sys.argv[1])
+        from stageflow.journal._retention import RetentionPolicy
+        RetentionPolicy(max_bytes=1).apply(sys.argv[1])
         after = sum(entry.stat().st_size for entry in os.scandir(sys.argv[1]) if entry.is_file())
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -495,7 +495,7 @@ def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy
         from stageflow.retry import *
         from stageflow.errors import *
         from stageflow.stages import *
-        from stageflow.journal._retention import Room
+        from stageflow.journal._retention import RetentionPolicy
 
         async def nothing(ctx): ...
 
@@ -511,7 +511,7 @@ def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy
             sink.close()
             reader.close()
             JournalReader(sys.argv[1], "me").close()
-            Room(max_bytes=1).make(sys.argv[1])
+            RetentionPolicy(max_bytes=1).apply(sys.argv[1])
             print([name for name in os.listdir(sys.argv[1]) if name.endswith(".ndjson")])
         finally:
             os.kill(child, signal.SIGKILL)

@@ -18,7 +18,7 @@ from stageflow._files import only_one
 from stageflow.errors import CursorInUseError, DamagedFileError, JournalNotFoundError, RunNotFoundError
 from stageflow.events import Event
 from stageflow.journal import Journal, JournalReader, RunFilter
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor
 
@@ -215,7 +215,7 @@ async def test_of_a_segment_that_was_reduced_the_rest_is_read_once(tmp_path: Pat
     while not [*tmp_path.glob("*.kept.ndjson")]:
         number += 1
         await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
-        sink.tend()
+        sink.run_maintenance()
     seen += ids(reader)
     assert seen[:3] == ["bad/a/1", "bad/b/0", "bad"]
     assert seen[-1] == f"r{number}"
@@ -272,11 +272,11 @@ async def test_new_reader_counts_what_retention_removed_also_from_reduced_files(
     graph, sink = graph_on(tmp_path, segment_bytes=12_000, fsync_interval=3600)
     for number in range(60):
         await graph.run(PipelineContext(pipeline_run_id=f"r{number}", data={"fail": number % 10 == 0}))
-    Room(max_bytes=40_000).make(str(tmp_path))
+    RetentionPolicy(max_bytes=40_000).apply(str(tmp_path))
     assert [*tmp_path.glob("*.kept.ndjson")]
     reader = JournalReader(tmp_path, "me")
     assert len(list(reader)) + reader.removed_events == 180
-    Room(max_bytes=10_000).make(str(tmp_path))
+    RetentionPolicy(max_bytes=10_000).apply(str(tmp_path))
     again = JournalReader(tmp_path, "other")
     assert len(list(again)) + again.removed_events == 180
     sink.close()
@@ -289,7 +289,7 @@ async def test_custom_events_and_not_marks_are_counted_as_removed(tmp_path: Path
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     sink.close()
     lines = sum(len(path.read_bytes().splitlines()) for path in tmp_path.glob("*.ndjson"))
-    Room(max_age=0).make(str(tmp_path))
+    RetentionPolicy(max_age=0).apply(str(tmp_path))
     reader = JournalReader(tmp_path, "me")
     assert reader.removed_events == 8 < lines
     assert reader.read() == []

@@ -18,7 +18,7 @@ from stageflow import JournalSink, Pipeline, StageGraph
 from stageflow._files import sync
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
@@ -90,11 +90,11 @@ async def test_syncing_does_not_wait_for_retention(
 ) -> None:
     began, end = threading.Event(), threading.Event()
 
-    def make(room: Room, directory: str, stopped: Any) -> None:
+    def make(room: RetentionPolicy, directory: str, should_stop: Any) -> None:
         began.set()
         assert end.wait(LATER)
 
-    monkeypatch.setattr(Room, "make", make)
+    monkeypatch.setattr(RetentionPolicy, "apply", make)
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.01, segment_bytes=3_000))
     graph = graph_on(sink)
     await graph.run()
@@ -137,9 +137,9 @@ async def test_segments_that_are_full_while_syncs_fail_are_synced_later_and_then
     disk.wait(lambda: set(disk.failed) == inodes)
     disk.failing = False
     disk.wait(lambda: set(disk.synced) == inodes)
-    sink.tend()
+    sink.run_maintenance()
     assert len(os.listdir("/dev/fd")) <= open_before + 2, "what was synced is closed"
-    assert sink._syncing.given_up == 0
+    assert sink._syncing.abandoned == 0
 
 
 async def test_a_segment_without_a_successor_is_synced_and_stays_locked(
@@ -149,7 +149,7 @@ async def test_a_segment_without_a_successor_is_synced_and_stays_locked(
     await graph_on(sink).run()
     with sink._lock:
         sink._writer.retire()  # as after a disk error
-    sink.tend()
+    sink.run_maintenance()
     (inode,) = {path.stat().st_ino for path in tmp_path.glob("*-000001.ndjson")}
     assert inode in disk.synced
     assert Journal(tmp_path).check().writers[0].state == "live"
@@ -161,7 +161,7 @@ async def test_a_segment_that_retention_deleted_needs_no_sync(
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=3600, segment_bytes=1))
     disk.failing = True
     await graph_on(sink).run()
-    sink.tend()
+    sink.run_maintenance()
     for path in tmp_path.glob("*.ndjson"):
         path.unlink()
     disk.failed.clear()

@@ -447,7 +447,7 @@ async def test_room_is_made_oldest_first_and_failed_runs_last(journal: Path) -> 
             context = PipelineContext(pipeline_run_id=f"r{number:05}", data={"fail": number % 50 == 0})
             if not (await graph.run(context)).ok:
                 failed.append(f"r{number:05}")
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     found = runs_in(journal)
     assert "r00001" not in found
@@ -478,7 +478,7 @@ async def test_age_waits_for_readers_and_the_bound_does_not(journal: Path) -> No
     reader.commit()
     aging = open_journal(journal, max_age=3600.0, max_bytes=None, fsync_interval=0.01)
     await graph_on(aging).run(PipelineContext(pipeline_run_id="new"))
-    aging.tend()
+    aging.run_maintenance()
     assert {"old-0", "new"} <= set(runs_in(journal))
 
     assert len([*reader]) == 15
@@ -487,6 +487,6 @@ async def test_age_waits_for_readers_and_the_bound_does_not(journal: Path) -> No
     aging.close()
     again = open_journal(journal, max_age=3600.0, max_bytes=None, fsync_interval=0.01)
     await graph_on(again).run(PipelineContext(pipeline_run_id="newer"))
-    again.tend()
+    again.run_maintenance()
     assert set(runs_in(journal)) == {"new", "newer"}
     assert Journal(journal).check().deleted.unread == 0

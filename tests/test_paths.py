@@ -51,7 +51,7 @@ def test_a_journal_stays_where_it_is_through_rotation_after_chdir(tmp_path: Path
     os.chdir(other)
     for _ in range(3):
         GRAPH.run_sync()
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     assert runs_of(tmp_path / "journal") == 4
     assert os.listdir(other) == []

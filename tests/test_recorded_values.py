@@ -28,14 +28,14 @@ from oracle import pipeline_wide, stage_wide
 from stageflow import Pipeline, StageContext
 from stageflow.events import MemoryEventSink, stats
 from stageflow.observability import EventLimits, WideEventEmitter
-from stageflow.observability.sanitize._shape import Shape, use_shape
+from stageflow.observability.sanitize._sanitizer import SanitizeRules, use_sanitize_rules
 
 
 @pytest.fixture(autouse=True)
 def _default_rules() -> Iterator[None]:
-    before = use_shape(Shape())
+    before = use_sanitize_rules(SanitizeRules())
     yield
-    use_shape(before)
+    use_sanitize_rules(before)
 
 
 def build(sink: MemoryEventSink, stage: Any) -> Any:
@@ -393,5 +393,5 @@ def test_every_finite_number_is_recorded_as_a_number_of_nearly_the_same_value(nu
 
 
 def test_limits_apply_to_converted_values() -> None:
-    use_shape(Shape(limits=EventLimits(text_chars=10)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(text_chars=10)))
     assert len(recorded(Path("x" * 50))) == 10

@@ -25,8 +25,8 @@ from stageflow.events import FanoutEventSink, MemoryEventSink
 from stageflow.observability import EventLimits, WideEventEmitter, emit_stage_wide
 from stageflow.observability.sanitize import _secrets as secret_names
 from stageflow.observability.sanitize._detectors import DETECTORS
+from stageflow.observability.sanitize._sanitizer import SanitizeRules, use_sanitize_rules
 from stageflow.observability.sanitize._secrets import is_secret_name
-from stageflow.observability.sanitize._shape import Shape, use_shape
 
 EVERYTHING = Redact(
     detect=("credentials", "email", "card", "iban", "ip", "jwt", "bearer"), patterns={"order": r"ORD-\d{6}"}
@@ -35,9 +35,9 @@ EVERYTHING = Redact(
 
 @pytest.fixture(autouse=True)
 def _rules_are_put_back() -> Any:
-    before = use_shape(Shape())
+    before = use_sanitize_rules(SanitizeRules())
     yield
-    use_shape(before)
+    use_sanitize_rules(before)
 
 
 def build(sink: Any, *stages: Any) -> Any:
@@ -65,7 +65,7 @@ async def annotated(sink: MemoryEventSink, **fields: Any) -> dict[str, Any]:
 async def test_secrets_in_twenty_places_reach_no_sink_and_no_journal(
     sink: MemoryEventSink, tmp_path: Path
 ) -> None:
-    use_shape(Shape(EVERYTHING))
+    use_sanitize_rules(SanitizeRules(EVERYTHING))
     secrets = [f"s3cr3t{number:02}x" for number in range(24)]
     left: list[StageContext] = []
 
@@ -136,7 +136,7 @@ class Unprintable:
 
 
 async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> None:
-    use_shape(Shape(EVERYTHING))
+    use_sanitize_rules(SanitizeRules(EVERYTHING))
     harmless: dict[str, Any] = {
         "gen_ai.usage.input_tokens": 812,
         "max_tokens": 100,
@@ -254,7 +254,7 @@ async def test_twenty_harmless_look_alikes_survive(sink: MemoryEventSink) -> Non
     ],
 )
 async def test_each_detector_finds_its_kind(sink: MemoryEventSink, text: str, clean: str) -> None:
-    use_shape(Shape(EVERYTHING))
+    use_sanitize_rules(SanitizeRules(EVERYTHING))
     assert (await annotated(sink, text=text))["attributes"] == {"text": clean}
 
 
@@ -268,12 +268,12 @@ async def test_a_number_may_be_a_secret(sink: MemoryEventSink, word: str) -> Non
 def test_the_docs_list_every_word() -> None:
     page = (Path(__file__).parent.parent / "docs/redaction.md").read_text(encoding="utf-8")
     listed = {word for word in re.findall(r"`(\w+)`", page) if is_secret_name(word)}
-    assert listed >= secret_names._NUMBERS | secret_names._TEXTS
-    assert all(f"`{word}`" in page for word in secret_names._KEYS)
+    assert listed >= secret_names._SECRET_NUMBER_WORDS | secret_names._SECRET_WORDS
+    assert all(f"`{word}`" in page for word in secret_names._KEY_PREFIXES)
 
 
 async def test_a_card_is_found_as_a_number_too(sink: MemoryEventSink) -> None:
-    use_shape(Shape(EVERYTHING))
+    use_sanitize_rules(SanitizeRules(EVERYTHING))
     assert (await annotated(sink, n=4111111111111111))["attributes"] == {"n": "[redacted:card]"}
 
 
@@ -349,23 +349,23 @@ async def test_the_type_of_an_own_event_is_bounded_and_clean(sink: MemoryEventSi
         ctx.emit_event("said password=s3cr3t", {})
         ctx.emit_event("x" * 5_000, {})
 
-    use_shape(Shape(limits=EventLimits(name_chars=1)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(name_chars=1)))
     await build(sink, work).run()
     assert [type for type, _ in sink.events[:2]] == ["said password=[redacted]", "x" * 255 + "…"]
     assert sink.events[1][1]["truncated"] == ["type"]
 
 
 async def test_an_allow_list_keeps_nothing_else(sink: MemoryEventSink) -> None:
-    use_shape(Shape(Redact(allow=("hits", "gen_ai.*"))))
+    use_sanitize_rules(SanitizeRules(Redact(allow=("hits", "gen_ai.*"))))
     event = await annotated(sink, hits=1, other=2, **{"gen_ai.request.model": "m"})
     assert event["attributes"] == {"hits": 1, "other": "[redacted]", "gen_ai.request.model": "m"}
     assert event["redacted"] == 1
 
 
 async def test_names_of_your_own_and_none_at_all(sink: MemoryEventSink) -> None:
-    use_shape(Shape(Redact(names=("customer_*",))))
+    use_sanitize_rules(SanitizeRules(Redact(names=("customer_*",))))
     assert (await annotated(sink, customer_name="Ada", password="x"))["redacted"] == 2
-    use_shape(Shape(None))
+    use_sanitize_rules(SanitizeRules(None))
     event = await annotated(sink, customer_name="Ada", password="x")
     assert event["attributes"] == {"customer_name": "Ada", "password": "x"}
 
@@ -381,7 +381,7 @@ async def test_a_detector_that_fails_takes_the_whole_text(
         "email",
         broken,
     )
-    use_shape(Shape(Redact(detect=("email",))))
+    use_sanitize_rules(SanitizeRules(Redact(detect=("email",))))
     event = await annotated(sink, text="secret?", n=1)
     failed = "[redaction failed]"
     assert event["attributes"] == {failed: "[redacted]", f"{failed} (2)": "[redacted]"}
@@ -414,7 +414,7 @@ def test_wrong_rules_are_refused(options: Any, message: str) -> None:
 
 
 async def test_a_text_that_is_too_long_is_cut_and_named(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(text_chars=10)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(text_chars=10)))
     event = await annotated(sink, text="x" * 100, short="y")
     assert event["attributes"] == {"text": "x" * 9 + "…", "short": "y"}
     assert event["truncated"] == ["attributes.text"]
@@ -430,7 +430,7 @@ async def test_no_half_of_a_secret_is_left_where_a_text_is_cut(
     sink: MemoryEventSink, before: str, secret: str
 ) -> None:
     """What stands before may shrink: then the edge of what was looked at moves into what is shown."""
-    use_shape(Shape(limits=EventLimits(text_chars=1_000)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(text_chars=1_000)))
     filler = "word " * 1_000
     # The edges: of a repr, of what is shown of a text, of what is looked at.
     events = []
@@ -445,7 +445,7 @@ async def test_no_half_of_a_secret_is_left_where_a_text_is_cut(
 
 
 async def test_a_cut_is_named_also_where_the_rest_shrank(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(text_chars=1_000)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(text_chars=1_000)))
     event = await annotated(
         sink, text="password=" + "x" * 1_500 + " end" * 1_000, whole="token=" + "x" * 1_500
     )
@@ -455,7 +455,7 @@ async def test_a_cut_is_named_also_where_the_rest_shrank(sink: MemoryEventSink) 
 
 
 async def test_the_largest_field_is_cut_first(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(event_bytes=2_000)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(event_bytes=2_000)))
     event = await annotated(sink, small="x" * 500, large=["y" * 100] * 50, middle="z" * 1_000)
     assert event["attributes"]["small"] == "x" * 500
     assert event["attributes"]["middle"] == "z" * 1_000
@@ -500,13 +500,13 @@ async def test_names_that_no_encoding_takes_cost_no_event(sink: MemoryEventSink,
 
 
 async def test_a_name_beside_a_value_is_known_whole(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(name_chars=5, text_chars=7)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(name_chars=5, text_chars=7)))
     event = await annotated(sink, argv=["--password", "s3cr3t"], pairs=[("authorization", "s3cr3t")])
     assert "s3cr3t" not in repr(event)
 
 
 async def test_what_lies_too_deep_is_left_out(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(depth=2)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(depth=2)))
     event = await annotated(sink, a={"b": {"c": {"d": 1}}, "e": [[1], 2]}, f=[1])
     deep = "[cut: deeper than 2 levels]"
     assert event["attributes"] == {"a": {"b": {"c": deep}, "e": [deep, 2]}, "f": [1]}
@@ -514,14 +514,14 @@ async def test_what_lies_too_deep_is_left_out(sink: MemoryEventSink) -> None:
 
 
 async def test_fields_beyond_the_limit_are_left_out(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(fields=3)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(fields=3)))
     event = await annotated(sink, a=1, b=2, c=3, d=4)
     assert event["attributes"] == {"a": 1, "b": 2, "c": 3}
     assert event["truncated"] == ["attributes"]
 
 
 async def test_names_are_cut_and_judged_by_both_ends(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(name_chars=20)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(name_chars=20)))
     long = "n" * 50
     event = await annotated(sink, **{long: 1, f"{long}_password": "s3cr3tAb", "nested": {long: 1}})
     cut = "n" * 19 + "…"
@@ -571,7 +571,7 @@ async def test_names_of_what_a_stage_gives_are_bounded(sink: MemoryEventSink) ->
 )
 @pytest.mark.timeout(20)
 async def test_what_will_be_cut_is_not_looked_at(sink: MemoryEventSink, value: Any) -> None:
-    use_shape(Shape(EVERYTHING))
+    use_sanitize_rules(SanitizeRules(EVERYTHING))
     for _ in range(20):
         event = await annotated(sink, value=value, beside=1)
         assert event["attributes"]["beside"] == 1
@@ -579,7 +579,7 @@ async def test_what_will_be_cut_is_not_looked_at(sink: MemoryEventSink, value: A
 
 
 async def test_names_without_end_share_one_attribute(sink: MemoryEventSink) -> None:
-    use_shape(Shape(limits=EventLimits(names=3)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(names=3)))
     assert (await annotated(sink, a=1, b=2))["attributes"] == {"a": 1, "b": 2}
     event = await annotated(sink, a=1, user_1=2, user_2=3, user_3=4)
     assert event["attributes"] == {"a": 1, "user_1": 2, "other": {"user_2": 3, "user_3": 4}}
@@ -649,7 +649,7 @@ async def test_a_name_that_holds_a_secret_is_nowhere(sink: MemoryEventSink) -> N
     for value in (True, None, 1, "x" * 20_000, {"deep": "y" * 20_000}):
         assert "s3cr3tAa" not in repr(await annotated(sink, **{name: value}))
     assert "s3cr3tAa" not in repr(await annotated(sink, outer={name: "x" * 20_000}))
-    use_shape(Shape())
+    use_sanitize_rules(SanitizeRules())
     await annotated(sink, **{f"n{number}": 1 for number in range(10_500)})
     assert "s3cr3tAa" not in repr(await annotated(sink, **{name: 1}))
 

@@ -21,14 +21,14 @@ from oracle import stage_wide
 from stageflow import Pipeline, StageContext
 from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
-from stageflow.observability.sanitize._shape import Shape, use_shape
+from stageflow.observability.sanitize._sanitizer import SanitizeRules, use_sanitize_rules
 
 
 @pytest.fixture(autouse=True)
 def _default_rules() -> Iterator[None]:
-    before = use_shape(Shape())
+    before = use_sanitize_rules(SanitizeRules())
     yield
-    use_shape(before)
+    use_sanitize_rules(before)
 
 
 def recorded(stage: Callable[[StageContext], Any]) -> dict[str, Any]:

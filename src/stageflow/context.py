@@ -61,7 +61,7 @@ class Recorder(Protocol):
         """Add to numbers of the run; after its end, amend its event."""
         ...
 
-    def no_amount(self, stage: str, name: str, value: Any) -> None:
+    def non_numeric_amount(self, stage: str, name: str, value: Any) -> None:
         """Note that something was to be added up that is no number."""
         ...
 
@@ -472,7 +472,7 @@ class StageContext:
         for name, value in amounts.items():
             number = value if type(value) is int else as_amount(value)
             if number is None:
-                self._recorder.no_amount(self.stage, name, value)
+                self._recorder.non_numeric_amount(self.stage, name, value)
             else:
                 numbers[name] = number
         return numbers

@@ -12,7 +12,7 @@ from typing import Any
 from .._failures import FailureOutcomes
 from .._fork import reset_in_child
 from ..schema import Heartbeat, RunClosed, RunOpen
-from ._delivery import DELIVERY, BackgroundLoop, offer, takes_marks
+from ._delivery import DELIVERY, BackgroundLoop, accepts_marks, offer
 from ._sink import DirectSink, Event, EventSink, ForwardingSink
 
 __all__ = ["BackgroundEventSink", "FanoutEventSink", "LoggingEventSink", "MemoryEventSink"]
@@ -67,15 +67,15 @@ class FanoutEventSink(DirectSink):
             offer(sink, event)
 
     @property
-    def takes_marks(self) -> bool:
+    def accepts_marks(self) -> bool:
         """Whether any of the sinks accepts marks."""
-        return any(takes_marks(sink) for sink in self.sinks)
+        return any(accepts_marks(sink) for sink in self.sinks)
 
-    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+    def accept_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
         """Hand a mark to each sink that accepts marks."""
         for sink in self.sinks:
-            if takes_marks(sink):
-                sink.take_mark(mark)
+            if accepts_marks(sink):
+                sink.accept_mark(mark)
 
 
 class BackgroundEventSink(ForwardingSink):
@@ -156,7 +156,7 @@ class LoggingEventSink(DirectSink):
         )
         level = logging.ERROR if failed and self._level < logging.ERROR else self._level
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s %s", _headline(event), event.json().decode())
+            self._logger.log(level, "%s %s", _log_summary(event), event.json().decode())
 
 
 def level_number(level: int | str) -> int:
@@ -171,7 +171,7 @@ def level_number(level: int | str) -> int:
     return number
 
 
-def _headline(event: Event) -> str:
+def _log_summary(event: Event) -> str:
     body = event.body
     words = [event.type]
     for name in ("stage_name", "pipeline_name"):

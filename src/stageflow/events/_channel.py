@@ -28,11 +28,11 @@ from ._sink import DirectSink, Event, EventLost, ForwardingSink, overrides
 __all__ = [
     "CAPACITY",
     "Channel",
+    "Drainable",
     "EventStats",
     "Item",
-    "Loops",
+    "LoopRegistry",
     "Outbox",
-    "Outlet",
     "SinkStats",
     "delivering",
 ]
@@ -98,7 +98,7 @@ class EventStats(Struct, frozen=True):
         raise KeyError(f"no sink {name!r} was offered an event; known: {known}")
 
 
-class Tally:
+class GlobalCounters:
     """Counts of the bridge that belong to no sink."""
 
     __slots__ = ("coerced_values", "emitter_errors")
@@ -108,7 +108,7 @@ class Tally:
         self.coerced_values = 0
 
 
-TALLY = Tally()
+GLOBAL_COUNTERS = GlobalCounters()
 
 
 CAPACITY = 4096
@@ -117,7 +117,7 @@ CAPACITY = 4096
 Item = Event | Awaitable[Any]
 
 
-class Outlet(Protocol):
+class Drainable(Protocol):
     """Something with events waiting on a loop."""
 
     @property
@@ -129,43 +129,43 @@ class Outlet(Protocol):
         """Return a future that is done when all currently pending events have been delivered or dropped."""
         ...
 
-    def give_up(self, reason: str) -> None:
+    def abandon(self, reason: str) -> None:
         """Drop all pending events and count them under `reason`."""
         ...
 
 
-delivering: ContextVar[Outlet | None] = ContextVar("stageflow_delivering", default=None)
+delivering: ContextVar[Drainable | None] = ContextVar("stageflow_delivering", default=None)
 """The outbox that is delivering in the current context: a sink that flushes must not wait for itself."""
 
 
-class Loops(Protocol):
+class LoopRegistry(Protocol):
     """The part of `Delivery` that an outbox uses."""
 
-    def enter(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+    def register(self, loop: asyncio.AbstractEventLoop, outbox: Drainable) -> None: ...
 
-    def leave(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+    def unregister(self, loop: asyncio.AbstractEventLoop, outbox: Drainable) -> None: ...
 
-    def watch_end(self) -> None: ...
+    def watch_shutdown(self) -> None: ...
 
     def is_draining(self, loop: asyncio.AbstractEventLoop) -> bool: ...
 
 
-class Counter(Protocol):
+class SinkCounters(Protocol):
     """The counters of the sink that an outbox serves."""
 
     stalled: bool
 
-    def delivered_one(self) -> None: ...
+    def count_delivered(self) -> None: ...
 
-    def dropped_some(self, reason: str, count: int) -> None: ...
+    def count_dropped(self, reason: str, count: int) -> None: ...
 
     def log_dropped(self, reason: str, count: int, error: BaseException | None) -> None: ...
 
-    def blocked_for(self, seconds: float) -> None: ...
+    def count_blocked(self, seconds: float) -> None: ...
 
-    def adopt(self, outbox: Outbox) -> None: ...
+    def add_outbox(self, outbox: Outbox) -> None: ...
 
-    def forget(self, outbox: Outbox) -> None: ...
+    def remove_outbox(self, outbox: Outbox) -> None: ...
 
 
 class Outbox:
@@ -173,11 +173,11 @@ class Outbox:
 
     def __init__(
         self,
-        counter: Counter,
+        counter: SinkCounters,
         lock: Any,
         deliver: Callable[[Event], Any],
         loop: asyncio.AbstractEventLoop,
-        loops: Loops,
+        loops: LoopRegistry,
     ) -> None:
         self.loop = loop
         self._loops = loops
@@ -186,11 +186,11 @@ class Outbox:
         self._deliver = deliver
         self._queue: deque[Item] = deque()
         self._in_flight = False
-        self._put = 0
-        self._taken_care_of = 0
+        self._enqueued = 0
+        self._finished = 0
         self._waiters: list[tuple[int, concurrent.futures.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._given_up = False
+        self._abandoned = False
 
     @property
     def pending(self) -> int:
@@ -208,29 +208,29 @@ class Outbox:
 
     def put(self, item: Item) -> None:
         """Append an event. The caller holds the lock."""
-        self._put += 1
+        self._enqueued += 1
         self._queue.append(item)
 
     def open(self) -> None:
         """Start delivery, from any thread."""
-        self._loops.enter(self.loop, self)
+        self._loops.register(self.loop, self)
         try:
             if running_loop() is self.loop:
                 self._start()
             else:
                 self.loop.call_soon_threadsafe(self._start)
         except RuntimeError:  # the loop was closed in between
-            self.give_up("loop_closed")
+            self.abandon("loop_closed")
 
     def _start(self) -> None:
-        if self._given_up:
+        if self._abandoned:
             return
-        self._loops.watch_end()
+        self._loops.watch_shutdown()
         # A context of its own: what the run that came first had set is no business of the sink.
         self._task = asyncio.Task(
             self._run(), loop=self.loop, name="stageflow-delivery", context=contextvars.Context()
         )
-        self._task.add_done_callback(_looked_at)
+        self._task.add_done_callback(_retrieve_exception)
         # Not among `all_tasks()`: the end of `asyncio.run`, and whoever cancels everything, would
         # take delivery down before the runs it cancels at the same moment have spoken.
         exclude_from_all_tasks(self._task)
@@ -241,15 +241,15 @@ class Outbox:
         turn = 0
         while True:
             with self._lock:
-                if self._given_up:
+                if self._abandoned:
                     return
                 if not self._queue:
                     # Forgotten first: what a signal handler emits between these lines either finds
                     # another outbox, or is found here.
-                    counter.forget(self)
+                    counter.remove_outbox(self)
                     if not self._queue:
                         break
-                    counter.adopt(self)
+                    counter.add_outbox(self)
                 item = self._queue.popleft()
                 self._in_flight = True
             error: BaseException | None = None
@@ -260,17 +260,17 @@ class Outbox:
                     steps = outcome if type(outcome) is CoroutineType else _as_coroutine(outcome)
                     await drive(steps, self._timed)
             except KeyboardInterrupt as interrupt:
-                self._settle("sink_error", interrupt)
+                self._finish_item("sink_error", interrupt)
                 self.loop.call_soon(self._start)  # the rest goes on, in another task
                 raise
             except BaseException as caught:
                 error = caught
-            self._settle("sink_closed" if self._ending() else "sink_error", error)
+            self._finish_item("sink_closed" if self._is_draining() else "sink_error", error)
             turn += 1
             if turn % 64 == 0:  # a sink that never waits must not keep the loop to itself
                 await asyncio.sleep(0)
-        self._loops.leave(self.loop, self)
-        self._wake()
+        self._loops.unregister(self.loop, self)
+        self._notify_waiters()
 
     def _timed(self, method: Callable[..., Any], *args: Any) -> Any:
         """Run one step of a sink's coroutine, and count how long it blocked the loop."""
@@ -278,30 +278,30 @@ class Outbox:
         try:
             return method(*args)
         finally:
-            self._counter.blocked_for(time.monotonic() - began)
+            self._counter.count_blocked(time.monotonic() - began)
 
-    def _ending(self) -> bool:
+    def _is_draining(self) -> bool:
         return self._loops.is_draining(self.loop)
 
-    def _settle(self, reason: str, error: BaseException | None) -> None:
+    def _finish_item(self, reason: str, error: BaseException | None) -> None:
         with self._lock:
-            if self._given_up:
+            if self._abandoned:
                 return
             self._in_flight = False
-            self._taken_care_of += 1
+            self._finished += 1
             if error is None:
-                self._counter.delivered_one()
+                self._counter.count_delivered()
             else:
-                self._counter.dropped_some(reason, 1)
+                self._counter.count_dropped(reason, 1)
         if error is not None:
             self._counter.log_dropped(reason, 1, error)
         if self._waiters:
-            self._wake()
+            self._notify_waiters()
 
-    def _wake(self) -> None:
+    def _notify_waiters(self) -> None:
         with self._lock:
-            due = [future for mark, future in self._waiters if mark <= self._taken_care_of]
-            self._waiters = [(mark, future) for mark, future in self._waiters if mark > self._taken_care_of]
+            due = [future for mark, future in self._waiters if mark <= self._finished]
+            self._waiters = [(mark, future) for mark, future in self._waiters if mark > self._finished]
         for future in due:
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
@@ -311,39 +311,39 @@ class Outbox:
         with self._lock:
             # Without those that nobody waits for any more.
             self._waiters = [waiter for waiter in self._waiters if not waiter[1].cancelled()]
-            self._waiters.append((self._put, future))
-        self._wake()
+            self._waiters.append((self._enqueued, future))
+        self._notify_waiters()
         return future
 
-    def give_up(self, reason: str) -> None:
+    def abandon(self, reason: str) -> None:
         with self._lock:
-            if self._given_up:
+            if self._abandoned:
                 return
-            self._given_up = True
+            self._abandoned = True
             lost = self.pending
-            self._taken_care_of += lost
+            self._finished += lost
             for item in self._queue:
                 if isinstance(item, Coroutine):
                     item.close()
             self._queue.clear()
             self._in_flight = False
             if lost:
-                self._counter.dropped_some(reason, lost)
+                self._counter.count_dropped(reason, lost)
                 self._counter.stalled = reason == "drain_timeout"
-            self._counter.forget(self)
+            self._counter.remove_outbox(self)
         if lost:
             self._counter.log_dropped(reason, lost, None)
-        self._loops.leave(self.loop, self)
+        self._loops.unregister(self.loop, self)
         task = self._task
         if task is not None and not self.loop.is_closed():
             # It may be destroyed with the loop while it still hangs: that is told in the counters.
             forget_unfinished(task)
             if running_loop() is self.loop:
                 task.cancel()
-        self._wake()
+        self._notify_waiters()
 
 
-def _looked_at(task: asyncio.Task[None]) -> None:
+def _retrieve_exception(task: asyncio.Task[None]) -> None:
     # Only an interrupt ends delivery, and that has been raised already: no need to report it again.
     if not task.cancelled():
         task.exception()
@@ -359,7 +359,7 @@ SLOW_SECONDS = 0.05
 """Seconds; a sink that blocks its caller or the loop for longer is logged, and the time is counted."""
 
 
-class Delivers(Loops, Protocol):
+class LoopProvider(LoopRegistry, Protocol):
     """The part of `Delivery` that a channel uses."""
 
     def delivery_loop(self) -> asyncio.AbstractEventLoop:
@@ -376,13 +376,13 @@ class Channel:
         delivery: Provides the event loops.
     """
 
-    def __init__(self, sink: Any, method: str, delivery: Delivers) -> None:
+    def __init__(self, sink: Any, method: str, delivery: LoopProvider) -> None:
         self.name = type(sink).__name__
         self.stalled = False
         self._call, self._in_place, self.method = _how_to_call(sink, method)
         self.direct = self._call is _TAKE
         # Not for a direct sink: events of a journal on a separate thread would be lost on SIGKILL.
-        self._advice = "" if self.direct else "; BackgroundEventSink(sink) runs it on a separate thread"
+        self._hint = "" if self.direct else "; BackgroundEventSink(sink) runs it on a separate thread"
         self._forwards = isinstance(sink, ForwardingSink)
         self._delivery = delivery
         # Reentrant: a signal handler may emit while its thread is counting.
@@ -412,7 +412,7 @@ class Channel:
             error = caught
         blocked = time.monotonic() - began
         if blocked > SLOW_SECONDS:
-            self.blocked_for(blocked)
+            self.count_blocked(blocked)
         if error is None and (outcome is None or not inspect.isawaitable(outcome)):
             # Once, when the call is over: so the counters hold at every moment, for one lock an event.
             with self._lock:
@@ -425,7 +425,7 @@ class Channel:
             self._offered += 1
             self._accepted += 1
             if error is not None:
-                self.dropped_some(reason, 1)
+                self.count_dropped(reason, 1)
             else:
                 self._in_call += 1
         if error is None:
@@ -454,7 +454,7 @@ class Channel:
                 reason = "queue_full"
             if reason is not None or loop is None:
                 if counted:
-                    self.dropped_some(reason or "no_loop", 1)
+                    self.count_dropped(reason or "no_loop", 1)
                 else:
                     self._rejected.setdefault(reason or "no_loop", 0)
                     self._rejected[reason or "no_loop"] += 1
@@ -473,11 +473,11 @@ class Channel:
 
     # What an outbox reports; it holds the lock for the first three.
 
-    def delivered_one(self) -> None:
+    def count_delivered(self) -> None:
         self._delivered += 1
         self.stalled = False
 
-    def dropped_some(self, reason: str, count: int) -> None:
+    def count_dropped(self, reason: str, count: int) -> None:
         # In two steps, between which nothing is called: a signal handler that counts as well, in this
         # very thread, can only run where something is called.
         self._dropped.setdefault(reason, 0)
@@ -488,18 +488,18 @@ class Channel:
         lost = f"{count} event{'s were' if count != 1 else ' was'} dropped ({reason})"
         self._log_once(reason, lost + (f": {describe(error)}" if error is not None else ""))
 
-    def adopt(self, outbox: Outbox) -> None:
+    def add_outbox(self, outbox: Outbox) -> None:
         self._outboxes.setdefault(outbox.loop, outbox)
 
-    def forget(self, outbox: Outbox) -> None:
+    def remove_outbox(self, outbox: Outbox) -> None:
         if self._outboxes.get(outbox.loop) is outbox:
             del self._outboxes[outbox.loop]
 
-    def blocked_for(self, seconds: float) -> None:
+    def count_blocked(self, seconds: float) -> None:
         if seconds > SLOW_SECONDS and not self._forwards:
             with self._lock:
                 self._blocked += seconds
-            self._log_once("slow", f"it blocked its caller for {seconds * 1000:.0f} ms{self._advice}")
+            self._log_once("slow", f"it blocked its caller for {seconds * 1000:.0f} ms{self._hint}")
 
     def _log_once(self, what: str, text: str) -> None:
         """Warn once a sink and reason; the rest is in the counters."""

@@ -27,13 +27,14 @@ from typing import Any, TypeGuard
 from .._cpython import register_before_threads_end, running_loop
 from .._fork import reset_in_child
 from .._interrupts import INTERRUPTS
-from ._channel import TALLY, Channel, EventStats, Outlet, delivering
+from ._channel import GLOBAL_COUNTERS, Channel, Drainable, EventStats, delivering
 from ._sink import DirectSink, Event, EventSink, NoOpEventSink
 
 __all__ = [
     "DELIVERY",
     "BackgroundLoop",
     "Delivery",
+    "accepts_marks",
     "clear_event_sink",
     "flush",
     "get_event_sink",
@@ -42,7 +43,6 @@ __all__ = [
     "set_drain_timeout",
     "set_event_sink",
     "stats",
-    "takes_marks",
 ]
 
 Loop = asyncio.AbstractEventLoop
@@ -81,19 +81,19 @@ class Delivery:
     def __init__(self) -> None:
         self.sink: EventSink | Any = NoOpEventSink()
         self.drain_timeout = 5.0
-        self._hooked = False
+        self._exit_hooks_registered = False
         self.reset()
 
     def reset(self) -> None:
         """Reset the state in a forked child: it has no threads, and must not deliver events of its parent."""
         self._lock = threading.RLock()
         self._channels: dict[int | tuple[int, str], tuple[Any, Channel]] = {}
-        self._outlets: dict[Loop, set[Outlet]] = {}
-        self._end_watchers: dict[Loop, AsyncGenerator[None, None]] = {}
+        self._open_outboxes: dict[Loop, set[Drainable]] = {}
+        self._shutdown_watchers: dict[Loop, AsyncGenerator[None, None]] = {}
         self._ended: set[Loop] = set()
         self._draining: set[Loop] = set()
         self._background: BackgroundLoop | None = None
-        self._spent = 0.0
+        self._drain_seconds_spent = 0.0
 
     # ------------------------------------------------------------ sinks
 
@@ -156,38 +156,38 @@ class Delivery:
                 self._background = BackgroundLoop("stageflow-delivery")
             return self._background.loop
 
-    def enter(self, loop: Loop, outlet: Outlet) -> None:
-        """Note that `outlet` has events waiting on `loop`."""
+    def register(self, loop: Loop, outbox: Drainable) -> None:
+        """Note that `outbox` has events waiting on `loop`."""
         with self._lock:
-            if not self._hooked:
-                self._hooked = True
+            if not self._exit_hooks_registered:
+                self._exit_hooks_registered = True
                 with contextlib.suppress(RuntimeError):  # threads are being shut down already
                     register_before_threads_end(self._drain_at_exit)
                 # And once more for what the application's own exit handlers emit: they run before this.
                 with contextlib.suppress(RuntimeError):
                     atexit.register(self._drain_at_exit)
-            self._outlets.setdefault(loop, set()).add(outlet)
+            self._open_outboxes.setdefault(loop, set()).add(outbox)
 
-    def leave(self, loop: Loop, outlet: Outlet) -> None:
-        """Note that `outlet` has nothing waiting any more."""
+    def unregister(self, loop: Loop, outbox: Drainable) -> None:
+        """Note that `outbox` has nothing waiting any more."""
         with self._lock:
-            outlets = self._outlets.get(loop)
-            if outlets is not None:
-                outlets.discard(outlet)
-                if not outlets:
-                    del self._outlets[loop]
+            outboxes = self._open_outboxes.get(loop)
+            if outboxes is not None:
+                outboxes.discard(outbox)
+                if not outboxes:
+                    del self._open_outboxes[loop]
 
-    def watch_end(self) -> None:
+    def watch_shutdown(self) -> None:
         """Drain the running loop when it ends. To be called on that loop."""
         loop = asyncio.get_running_loop()
-        if loop in self._end_watchers:
+        if loop in self._shutdown_watchers:
             return
-        self.sweep()
+        self.drop_closed_loops()
         watcher = self._drain_when_closed(loop)
         with contextlib.suppress(StopIteration):
             # The first step registers the generator with the loop and suspends it.
             watcher.__anext__().send(None)
-        self._end_watchers[loop] = watcher
+        self._shutdown_watchers[loop] = watcher
 
     async def _drain_when_closed(self, loop: Loop) -> AsyncGenerator[None, None]:
         try:
@@ -199,58 +199,58 @@ class Delivery:
                 self._draining.discard(loop)
                 # What is emitted between now and the loop's close goes to the library's own loop.
                 self._ended.add(loop)
-                self._end_watchers.pop(loop, None)
+                self._shutdown_watchers.pop(loop, None)
 
     async def _drain(self, loop: Loop, timeout: float) -> None:
         began = time.monotonic()
-        while waiting := [outlet for outlet in self._outlets.get(loop, ()) if not outlet.stalled]:
+        while waiting := [outbox for outbox in self._open_outboxes.get(loop, ()) if not outbox.stalled]:
             left = timeout - (time.monotonic() - began)
             if left <= 0:
                 break
-            futures = [asyncio.wrap_future(outlet.drained()) for outlet in waiting]
+            futures = [asyncio.wrap_future(outbox.drained()) for outbox in waiting]
             _done, late = await asyncio.wait(futures, timeout=max(0.0, left))
             if late:
-                self._spent += time.monotonic() - began
+                self._drain_seconds_spent += time.monotonic() - began
                 for future in late:
                     future.cancel()
                 break
-        for outlet in list(self._outlets.get(loop, ())):
-            outlet.give_up("drain_timeout")
+        for outbox in list(self._open_outboxes.get(loop, ())):
+            outbox.abandon("drain_timeout")
         # One more iteration, so that abandoned tasks process their cancellation before the loop closes.
         await asyncio.sleep(0)
 
     def _drain_at_exit(self) -> None:
-        self.sweep()
-        deadline = time.monotonic() + max(0.0, self.drain_timeout - self._spent)
-        for loop in list(self._outlets):
+        self.drop_closed_loops()
+        deadline = time.monotonic() + max(0.0, self.drain_timeout - self._drain_seconds_spent)
+        for loop in list(self._open_outboxes):
             if not loop.is_running() and not loop.is_closed():
                 with contextlib.suppress(Exception):
                     loop.run_until_complete(self._drain(loop, max(0.0, deadline - time.monotonic())))
-        futures = [outlet.drained() for outlet in self.open_outlets() if not outlet.stalled]
+        futures = [outbox.drained() for outbox in self.open_outboxes() if not outbox.stalled]
         if futures:
             concurrent.futures.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
-        for outlet in self.open_outlets():
-            outlet.give_up("drain_timeout")
+        for outbox in self.open_outboxes():
+            outbox.abandon("drain_timeout")
 
     def is_draining(self, loop: Loop) -> bool:
         """Return whether `loop` is shutting down, which may be the cause of an error in a sink."""
         return loop in self._draining
 
-    def open_outlets(self) -> list[Outlet]:
+    def open_outboxes(self) -> list[Drainable]:
         """Return everything that has events waiting, on any loop."""
         with self._lock:
-            return [outlet for outlets in self._outlets.values() for outlet in outlets]
+            return [outbox for outboxes in self._open_outboxes.values() for outbox in outboxes]
 
-    def sweep(self) -> None:
+    def drop_closed_loops(self) -> None:
         """Drop and count the events still pending on closed loops."""
         with self._lock:
-            closed = [loop for loop in self._outlets if loop.is_closed()]
-            gone = [outlet for loop in closed for outlet in self._outlets[loop]]
-            for loop in [loop for loop in (*self._end_watchers, *self._ended) if loop.is_closed()]:
-                self._end_watchers.pop(loop, None)
+            closed = [loop for loop in self._open_outboxes if loop.is_closed()]
+            gone = [outbox for loop in closed for outbox in self._open_outboxes[loop]]
+            for loop in [loop for loop in (*self._shutdown_watchers, *self._ended) if loop.is_closed()]:
+                self._shutdown_watchers.pop(loop, None)
                 self._ended.discard(loop)
-        for outlet in gone:
-            outlet.give_up("loop_closed")
+        for outbox in gone:
+            outbox.abandon("loop_closed")
 
 
 DELIVERY = Delivery()
@@ -263,9 +263,9 @@ def offer(sink: Any, event: Event) -> None:
     DELIVERY.channel_of(sink).offer(sink, event)
 
 
-def takes_marks(sink: Any) -> TypeGuard[DirectSink]:
+def accepts_marks(sink: Any) -> TypeGuard[DirectSink]:
     """Return whether a sink is notified when a run starts."""
-    return issubclass(type(sink), DirectSink) and sink.takes_marks
+    return issubclass(type(sink), DirectSink) and sink.accepts_marks
 
 
 # ------------------------------------------------------------ the global sink
@@ -311,10 +311,10 @@ async def flush(timeout: float | None = None) -> bool:
     Returns:
         True if all events were delivered or dropped in time.
     """
-    DELIVERY.sweep()
+    DELIVERY.drop_closed_loops()
     own = delivering.get()
     futures = [
-        asyncio.wrap_future(outlet.drained()) for outlet in DELIVERY.open_outlets() if outlet is not own
+        asyncio.wrap_future(outbox.drained()) for outbox in DELIVERY.open_outboxes() if outbox is not own
     ]
     if not futures:
         return True
@@ -332,11 +332,11 @@ def stats() -> EventStats:
         >>> stats().emitter_errors >= 0
         True
     """
-    DELIVERY.sweep()
+    DELIVERY.drop_closed_loops()
     return EventStats(
         sinks=[channel.stats() for channel in DELIVERY.channels()],
-        emitter_errors=TALLY.emitter_errors,
-        coerced_values=TALLY.coerced_values,
+        emitter_errors=GLOBAL_COUNTERS.emitter_errors,
+        coerced_values=GLOBAL_COUNTERS.coerced_values,
     )
 
 

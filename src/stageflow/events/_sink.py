@@ -122,11 +122,11 @@ class DirectSink(EventSink, ABC):
         """
 
     @property
-    def takes_marks(self) -> bool:
+    def accepts_marks(self) -> bool:
         """Whether the sink is notified of the start of each run, and of its end without `pipeline.wide`."""
         return False
 
-    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+    def accept_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
         """Receive the mark of the start or the end of a run, or a heartbeat.
 
         It never raises. Marks are not counted.

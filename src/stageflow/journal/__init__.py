@@ -11,8 +11,8 @@ from ._recovery import writer_is_closed as writer_is_closed
 from ._repair import Moved, Repaired
 from ._retention import (
     Deleted,
-    Room as Room,
-    holds_all_since as holds_all_since,
+    RetentionPolicy as RetentionPolicy,
+    is_complete_since as is_complete_since,
     read_failures as read_failures,
     write_failures as write_failures,
 )

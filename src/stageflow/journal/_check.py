@@ -18,13 +18,13 @@ from ._cursor import CursorFile, cursor_names, cursor_state_file, load_cursor
 from ._format import decode
 from ._losses import MissingSegments, closed_by, missing_segments, runs_without_end
 from ._recovery import open_runs, writer_is_closed, writer_lives
-from ._retention import DELETED_FILE, FAILURES_FILE, Deleted, deleted_so_far, retention_began
+from ._retention import DELETED_FILE, FAILURES_FILE, Deleted, read_deletion_counts, retention_has_run
 from ._segments import (
     BROKEN,
     CURSORS,
     Segment,
     Writers,
-    has_header,
+    has_intact_header,
     is_temporary,
     list_writers,
     misplaced,
@@ -40,18 +40,18 @@ __all__ = [
     "Progress",
     "WriterState",
     "check",
-    "left_over",
-    "names_in",
+    "entry_names",
+    "leftover_files",
 ]
 
 
 _CHUNK = 4 << 20
 
-_MOST_IDS = 5
+_MAX_IDS = 5
 """How many ids of runs a problem names."""
 
 _MOVE = "`stageflow doctor --repair` moves it to broken/"
-_HEADLESS = "its first line, which has the original offset of its lines, is damaged"
+_HEADER_DAMAGED = "its first line, which has the original offset of its lines, is damaged"
 _REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites that line"
 UNREADABLE = "grant this user read permission, or move the file away"
 
@@ -185,13 +185,13 @@ def check(
 ) -> JournalState:
     """Check every line and every state file of a journal; see `Journal.check`."""
     writers = list_writers(directory)
-    whole = sum(_size(segment) for segments in writers.values() for segment in segments)
+    total_bytes = sum(_size(segment) for segments in writers.values() for segment in segments)
     states: list[WriterState] = []
     torn: list[Damage] = []
     broken: list[Damage] = []
     damaged = list(_damaged_files(directory, state_files))
     without_end: list[str] = []
-    looked_at = crashed = 0
+    checked_bytes = crashed = 0
     for name, segments in writers.items():
         lines = 0
         state, open_ids, found_crashed, error = _state_of(segments)
@@ -199,7 +199,7 @@ def check(
         without_end += _without_end(segments)
         for segment in segments:
             try:
-                found = _look(segment)
+                found = _scan_segment(segment)
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except OSError as error:
@@ -207,28 +207,28 @@ def check(
                 continue
             lines += found.lines
             broken += found.broken
-            if found.headless:
-                damaged.append(DamagedFile(segment.path, _HEADLESS, _REWRITE))
+            if found.header_damaged:
+                damaged.append(DamagedFile(segment.path, _HEADER_DAMAGED, _REWRITE))
             if found.torn is not None and not (state == "live" and segment is segments[-1]):
                 torn.append(found.torn)
-            looked_at += _size(segment)
+            checked_bytes += _size(segment)
             if progress is not None:
-                progress(looked_at, whole)
-        damaged += (DamagedFile(path, _why(error), UNREADABLE) for path, error in dict(errors).items())
+                progress(checked_bytes, total_bytes)
+        damaged += (DamagedFile(path, _reason(error), UNREADABLE) for path, error in dict(errors).items())
         crashed += found_crashed
         size = sum(map(_size, segments))
         states.append(WriterState(name, segments[0].pid, state, len(segments), size, lines, open_ids))
     disk = os.statvfs(directory)
     cursors = [_cursor(directory, name, writers) for name in cursor_names(directory)]
-    deleted = _deleted(directory)
-    missing = missing_segments(directory, writers, deleted=retention_began(directory))
+    deleted = _deletion_counts(directory)
+    missing = missing_segments(directory, writers, deleted=retention_has_run(directory))
     problems = [
-        *_problems(directory, states, cursors, torn, broken, damaged, left_over(directory)),
+        *_problems(directory, states, cursors, torn, broken, damaged, leftover_files(directory)),
         *_losses(missing, without_end),
     ]
     return JournalState(
         path=directory,
-        bytes=whole,
+        bytes=total_bytes,
         free_bytes=disk.f_bavail * disk.f_frsize,
         writers=states,
         cursors=cursors,
@@ -237,7 +237,7 @@ def check(
         damaged=damaged,
         missing=missing,
         without_end=without_end,
-        kept_aside=len(names_in(os.path.join(directory, BROKEN))),
+        kept_aside=len(entry_names(os.path.join(directory, BROKEN))),
         crashed=crashed,
         deleted=deleted,
         problems=problems,
@@ -246,12 +246,12 @@ def check(
 
 def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator[DamagedFile]:
     for path in misplaced(directory):
-        yield DamagedFile(path, _why_misplaced(directory, path), _MOVE)
+        yield DamagedFile(path, _describe_misplaced(directory, path), _MOVE)
     known = {file.name: file for file in (DELETED_FILE, FAILURES_FILE, *state_files)}
     for name in cursor_names(directory):
         file = cursor_state_file(name)
         known[file.name] = file
-    for name in names_in(directory):
+    for name in entry_names(directory):
         if name.endswith(".json") and not name.startswith("."):
             known.setdefault(name, StateFile(name, Any, _MOVE))
     for file in known.values():
@@ -266,10 +266,10 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
         except DamagedFileError as error:
             yield DamagedFile(path, error.why, file.remedy)
         except OSError as error:
-            yield DamagedFile(path, _why(error), UNREADABLE)
+            yield DamagedFile(path, _reason(error), UNREADABLE)
 
 
-def _why_misplaced(directory: str, path: str) -> str:
+def _describe_misplaced(directory: str, path: str) -> str:
     """Return what is in a place, and what should be there."""
     expected = (
         "directory" if path in (os.path.join(directory, each) for each in (CURSORS, BROKEN)) else "file"
@@ -282,31 +282,31 @@ def _why_misplaced(directory: str, path: str) -> str:
     return f"{found} is in place of this {expected}"
 
 
-def _why(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return error.why if isinstance(error, DamagedFileError) else error.strerror or str(error)
 
 
-def _deleted(directory: str) -> Deleted:
+def _deletion_counts(directory: str) -> Deleted:
     try:
-        return deleted_so_far(directory)
+        return read_deletion_counts(directory)
     except OSError:  # `damaged` names it
         return Deleted()
 
 
-class _Found(Struct):
+class _SegmentScan(Struct):
     """What is in one segment."""
 
     lines: int
     broken: list[Damage]
     torn: Damage | None
-    headless: bool
+    header_damaged: bool
 
 
-def _look(segment: Segment) -> _Found:
+def _scan_segment(segment: Segment) -> _SegmentScan:
     """Check every line of a file by its offset in the file, also in a kept segment."""
-    found = _Found(0, [], None, False)
+    found = _SegmentScan(0, [], None, False)
     with open_segment(segment) as file:
-        kept = segment.kept or not is_regular(segment.path)
+        kept = segment.pruned or not is_regular(segment.path)
         offset = 0
         rest = b""
         while data := file.read(_CHUNK):
@@ -320,7 +320,7 @@ def _look(segment: Segment) -> _Found:
                 offset += len(text) + 1
     if rest:
         found.torn = Damage(segment.path, offset, len(rest))
-    found.headless = kept and not has_header(segment)
+    found.header_damaged = kept and not has_intact_header(segment)
     return found
 
 
@@ -357,7 +357,7 @@ def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
     for writer, segments in writers.items():
         at, offset = cursor.positions.get(writer, (0, 0))
         for segment in segments:
-            if segment.sequence >= at and not segment.kept:
+            if segment.sequence >= at and not segment.pruned:
                 behind += max(0, _size(segment) - (offset if segment.sequence == at else 0))
     lock = os.path.join(directory, CURSORS, f"{name}.lock")
     try:
@@ -384,7 +384,7 @@ def _problems(
     torn: list[Damage],
     broken: list[Damage],
     damaged: list[DamagedFile],
-    left_over: list[str],
+    leftover_files: list[str],
 ) -> Iterator[str]:
     dead = [writer for writer in writers if writer.state == "dead"]
     if dead:
@@ -407,9 +407,9 @@ def _problems(
         )
     for file in damaged:
         yield f"{file.path} is damaged: {file.why}; {file.remedy}"
-    if left_over:
-        many = len(left_over)
-        yield f"{_count(left_over, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
+    if leftover_files:
+        many = len(leftover_files)
+        yield f"{_count(leftover_files, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
     for cursor in cursors:
         # What was archived or deleted before its first start is not a loss of this reader.
         if many := cursor.missed - cursor.removed_files:
@@ -430,7 +430,7 @@ def _losses(missing: list[MissingSegments], without_end: list[str]) -> Iterator[
         )
     if without_end:
         many = len(without_end)
-        ids = ", ".join(without_end[:_MOST_IDS]) + (", ..." if many > _MOST_IDS else "")
+        ids = ", ".join(without_end[:_MAX_IDS]) + (", ..." if many > _MAX_IDS else "")
         yield (
             f"the end of {many:,} {'run' if many == 1 else 'runs'} is damaged or missing ({ids});"
             " `stageflow doctor --repair` marks such runs as closed"
@@ -453,12 +453,12 @@ def _them(many: int) -> str:
     return "it" if many == 1 else "them"
 
 
-def left_over(directory: str) -> list[str]:
+def leftover_files(directory: str) -> list[str]:
     """Return the temporary files of processes that were killed while writing them."""
     minute_ago = time.time() - 60
     found = []
     for folder in (directory, os.path.join(directory, CURSORS), os.path.join(directory, BROKEN)):
-        for name in names_in(folder):
+        for name in entry_names(folder):
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
                 if is_temporary(name) and os.lstat(path).st_mtime < minute_ago and not is_locked(path):
@@ -467,12 +467,12 @@ def left_over(directory: str) -> list[str]:
         for segment in segments:
             replaced = os.path.join(directory, segment.name)
             with contextlib.suppress(OSError):
-                if segment.kept and is_regular(replaced) and has_header(segment):
+                if segment.pruned and is_regular(replaced) and has_intact_header(segment):
                     found.append(replaced)
     return sorted(found)
 
 
-def names_in(folder: str) -> list[str]:
+def entry_names(folder: str) -> list[str]:
     """Return the names in a directory, or an empty list if it does not exist."""
     try:
         return [] if os.path.islink(folder) else os.listdir(folder)

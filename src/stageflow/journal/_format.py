@@ -29,29 +29,29 @@ from ..schema import (
 __all__ = [
     "FAILED_RUN",
     "HEARTBEAT",
-    "KEPT",
     "PIPELINE_AMEND",
     "PIPELINE_WIDE",
+    "PRUNED",
     "REQUIRED",
     "RUN_CLOSED",
     "RUN_OPEN",
     "STAGE_WIDE",
     "WRITER_CLOSED",
-    "Kept",
     "Line",
     "Offset",
+    "PrunedHeader",
     "WriterClosed",
     "decode",
     "decode_event",
     "decode_heartbeat",
-    "decode_kept",
+    "decode_pruned_header",
     "decode_run_open",
     "decode_writer_closed",
     "encode_mark",
+    "is_complete_run",
     "is_event",
     "is_timestamp",
     "is_well_formed",
-    "is_whole_run",
     "line_start",
     "outcome_of",
     "run_of",
@@ -90,7 +90,7 @@ WRITER_CLOSED = b'{"type":"writer.closed","journal":'
 """How such lines begin: to find them costs a search for bytes, not the reading of every line."""
 
 
-KEPT = "journal.kept"
+PRUNED = "journal.kept"
 """The type of the first line of a kept segment."""
 
 Offset = Annotated[int, Meta(ge=0, le=(1 << 62))]
@@ -110,7 +110,7 @@ class WriterClosed(Struct, frozen=True):
     crashed: Annotated[int, Meta(ge=0)] = 0
 
 
-class Kept(Struct, frozen=True):
+class PrunedHeader(Struct, frozen=True):
     """The first line of a segment of which only the records of failed runs are left.
 
     Attributes:
@@ -140,7 +140,7 @@ _TYPES: dict[type[Struct], str] = {
     RunClosed: "run.closed",
     Heartbeat: "heartbeat",
     WriterClosed: "writer.closed",
-    Kept: KEPT,
+    PrunedHeader: PRUNED,
 }
 
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -155,7 +155,7 @@ def encode_mark(mark: Struct) -> bytes:
 _decode_line = decoder(Line)
 _decode_run_open = decoder(RunOpen)
 _decode_heartbeat = decoder(Heartbeat)
-_decode_kept = decoder(Kept)
+_decode_pruned_header = decoder(PrunedHeader)
 _decode_writer_closed = decoder(WriterClosed)
 
 
@@ -190,10 +190,10 @@ def decode_heartbeat(text: bytes) -> Heartbeat | None:
     return _decode_heartbeat(body) if body is not None else None
 
 
-def decode_kept(text: bytes) -> Kept | None:
+def decode_pruned_header(text: bytes) -> PrunedHeader | None:
     """Return the first line of a kept segment; None if it is damaged."""
     body = _body_of_mark(text)
-    kept = _decode_kept(body) if body is not None else None
+    kept = _decode_pruned_header(body) if body is not None else None
     if kept is None or any(later <= at for at, later in pairwise([-1, *kept.offsets, kept.size])):
         return None
     return kept
@@ -343,7 +343,7 @@ def decode_event(text: bytes) -> dict[str, Any] | None:
     return data
 
 
-def is_whole_run(text: bytes) -> bool:
+def is_complete_run(text: bytes) -> bool:
     """Return whether a line contains a `pipeline.wide` event with all fields that readers require."""
     line = decode(text)
     return line is not None and isinstance(line.data, Raw) and is_well_formed(line.type, line.data)

@@ -30,11 +30,11 @@ from ._format import (
     decode_event,
     decode_heartbeat,
     decode_run_open,
+    is_complete_run,
     is_well_formed,
-    is_whole_run,
     run_of,
 )
-from ._losses import lacks_end
+from ._losses import open_runs_of_closed_writer
 from ._reader import JournalReader
 from ._recovery import (
     RunProgress,
@@ -47,23 +47,31 @@ from ._recovery import (
     writer_lives,
 )
 from ._repair import Repaired, repair
-from ._segments import Segment, Writers, find_lines, lines_with, list_writers, readable, why_not
+from ._segments import (
+    Segment,
+    Writers,
+    find_lines,
+    lines_containing,
+    list_writers,
+    readable,
+    reason_not_journal,
+)
 
 __all__ = [
-    "Gathered",
-    "Headline",
+    "CollectedRun",
     "Journal",
     "RunFilter",
+    "RunHeader",
     "RunStory",
     "amend",
-    "as_json",
-    "gather",
-    "headline",
+    "collect_line",
+    "decode_run_header",
+    "json_content",
 ]
 
 
 _STARTED_AT = b'"started_at":"'
-_NEAR_THE_FRONT = 200
+_STARTED_AT_LIMIT = 200
 
 
 class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
@@ -108,12 +116,12 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
                         f"RunFilter({name}={moment!r}); give RFC 3339: '2026-11-23T16:00:00Z'"
                     ) from None
 
-    def parts(self) -> list[bytes]:
+    def required_bytes(self) -> list[bytes]:
         """Return what must stand in the line of a run that is wanted: most others need not be decoded."""
         stage = self.stage.partition(":")[0] if self.stage else None
-        return [as_json(text) for text in (self.pipeline, self.id, stage) if text]
+        return [json_content(text) for text in (self.pipeline, self.id, stage) if text]
 
-    def takes(self, run: Headline) -> bool:
+    def matches(self, run: RunHeader) -> bool:
         """Tell whether a run is wanted."""
         return (
             (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
@@ -121,8 +129,8 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             and (self.slower_than is None or run.duration_ms > self.slower_than * 1000)
             and (self.since is None or run.started_at >= self.since)
             and (self.until is None or run.started_at < self.until)
-            and (self.id is None or run.has_id(self.id))
-            and (self.stage is None or run.has_stage(self.stage))
+            and (self.id is None or run.matches_id(self.id))
+            and (self.stage is None or run.matches_stage(self.stage))
             and (not self.roots or run.parent_run_id is None)
         )
 
@@ -132,8 +140,8 @@ class _Summary(Struct, frozen=True, gc=False):
     status: str
 
 
-class Headline(Struct, frozen=True):
-    """As much of a `pipeline.wide` as runs are chosen by."""
+class RunHeader(Struct, frozen=True):
+    """As much of a `pipeline.wide` as runs are selected by."""
 
     status: str = ""
     outcome: str = ""
@@ -145,7 +153,7 @@ class Headline(Struct, frozen=True):
     correlation_ids: CorrelationIds = CorrelationIds()
     stage_summaries: list[_Summary] = []
 
-    def has_id(self, wanted: str) -> bool:
+    def matches_id(self, wanted: str) -> bool:
         ids = self.correlation_ids
         return self.event_id.startswith(wanted) or wanted in (
             ids.request_id,
@@ -154,7 +162,7 @@ class Headline(Struct, frozen=True):
             ids.org_id,
         )
 
-    def has_stage(self, wanted: str) -> bool:
+    def matches_stage(self, wanted: str) -> bool:
         name, _, status = wanted.partition(":")
         return any(
             summary.stage_name == name and status.upper() in ("", summary.status)
@@ -162,23 +170,23 @@ class Headline(Struct, frozen=True):
         )
 
 
-_decode_headline = decoder(Headline)
+_decode_header = decoder(RunHeader)
 
 
-def headline(text: bytes, floor: str) -> Headline | None:
-    """Return the headline of a run; None for one that began before `floor`, and for a broken line."""
-    if floor:
+def decode_run_header(text: bytes, cutoff: str) -> RunHeader | None:
+    """Return the decode_run_header of a run; None for one that began before `cutoff`, and for a broken line."""
+    if cutoff:
         # It stands near the front; most lines need not be decoded to see that they are too old.
-        at = text.find(_STARTED_AT, 0, _NEAR_THE_FRONT) + len(_STARTED_AT)
-        if len(_STARTED_AT) <= at and text[at : at + len(floor)] < floor.encode():
+        at = text.find(_STARTED_AT, 0, _STARTED_AT_LIMIT) + len(_STARTED_AT)
+        if len(_STARTED_AT) <= at and text[at : at + len(cutoff)] < cutoff.encode():
             return None
     line = decode(text)
-    head = _decode_headline(line.data) if line is not None and isinstance(line.data, Raw) else None
+    head = _decode_header(line.data) if line is not None and isinstance(line.data, Raw) else None
     # A custom event that has this name but not the fields of a wide event is not a run.
     return head if head and head.event_id and head.started_at and head.status else None
 
 
-def as_json(text: str) -> bytes:
+def json_content(text: str) -> bytes:
     """Return text as it stands in a line."""
     return msgspec.json.encode(text)[1:-1]
 
@@ -202,14 +210,14 @@ class RunStory(Struct, frozen=True):
     children: list[dict[str, Any]]
 
 
-class Gathered:
+class CollectedRun:
     """What was found of one run."""
 
     def __init__(self) -> None:
         self.is_run = False
         self.opened: RunOpen | None = None
         self.closed: str | None = None
-        self.whole: dict[str, Any] | None = None
+        self.pipeline_wide: dict[str, Any] | None = None
         self.stages: list[dict[str, Any]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.children: list[dict[str, Any]] = []
@@ -217,51 +225,51 @@ class Gathered:
         self.amendments: list[dict[str, Any]] = []
         self.progress = RunProgress()
 
-    def take_crash(self, events: Iterable[tuple[str, Struct]]) -> None:
+    def add_crash_events(self, events: Iterable[tuple[str, Struct]]) -> None:
         """Take in the events that tell of its crash, as if they had been written."""
         for type, body in events:
             data = msgspec.to_builtins(body)
             if type == "pipeline.wide":
-                self.whole = data
+                self.pipeline_wide = data
             else:
                 self.stages.append(data)
 
     def apply_amendments(self) -> None:
         """Give each event the fields that came after it had gone out."""
         events = {event["event_id"]: event for event in self.stages if "event_id" in event}
-        if self.whole is not None:
-            events[self.whole["event_id"]] = self.whole
+        if self.pipeline_wide is not None:
+            events[self.pipeline_wide["event_id"]] = self.pipeline_wide
         for amendment in self.amendments:
             amend(events, amendment)
 
     def is_complete(self) -> bool:
         """Tell whether there is a terminal event for each stage that `pipeline.wide` counts."""
         ended = sum(stage.get("status") != "RETRY" for stage in self.stages)
-        return self.whole is not None and ended >= self.whole.get("stages_total", 0)
+        return self.pipeline_wide is not None and ended >= self.pipeline_wide.get("stages_total", 0)
 
     def children_without_end(self) -> set[str]:
         """Return the ids of the runs that were started inside it and have no `pipeline.wide`."""
         return set(self.opened_children) - {str(child["event_id"]) for child in self.children}
 
-    def picture(self) -> dict[str, Any] | None:
+    def partial_record(self) -> dict[str, Any] | None:
         """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
         if self.opened is None:
             return None
         run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages), self.progress)
         if self.closed is None:
-            return run.so_far(get_clock().wall_ns() // 1000)
-        return run.so_far(run.last_known_us()) | {
+            return run.partial_record(get_clock().wall_ns() // 1000)
+        return run.partial_record(run.last_known_us()) | {
             "status": "CLOSED",
             "outcome": "closed",
             "reason": self.closed,
         }
 
 
-def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
+def collect_line(collected: dict[str, CollectedRun], text: bytes, wanted: str) -> None:
     """Take in a line, if it belongs to a run whose id begins as `wanted`, or to one inside it."""
     if text.startswith(HEARTBEAT):
         if (heartbeat := decode_heartbeat(text)) is not None:
-            update_progress({run_id: run.progress for run_id, run in gathered.items()}, heartbeat)
+            update_progress({run_id: run.progress for run_id, run in collected.items()}, heartbeat)
         return
     line = decode(text)
     if line is None:
@@ -272,16 +280,16 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
         return
     run_id = run_of(text)
     if text.startswith(RUN_OPEN) and str(data.get("parent_run_id") or "").startswith(wanted):
-        gathered.setdefault(str(data["parent_run_id"]), Gathered()).opened_children.append(str(run_id))
+        collected.setdefault(str(data["parent_run_id"]), CollectedRun()).opened_children.append(str(run_id))
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
-        gathered.setdefault(str(data["parent_run_id"]), Gathered()).children.append(data)
+        collected.setdefault(str(data["parent_run_id"]), CollectedRun()).children.append(data)
     if not run_id or not run_id.startswith(wanted):
         return
-    run = gathered.setdefault(run_id, Gathered())
+    run = collected.setdefault(run_id, CollectedRun())
     if text.startswith(RUN_OPEN):
         if (opened := decode_run_open(text)) is not None:
             # What came before was an earlier run of the same id.
-            gathered[run_id] = run = Gathered()
+            collected[run_id] = run = CollectedRun()
             run.is_run = True
             run.opened = opened
     elif text.startswith(RUN_CLOSED):
@@ -289,7 +297,7 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     elif line.journal is not UNSET:
         pass
     elif line.type == "pipeline.wide":
-        run.whole, run.is_run = data, True
+        run.pipeline_wide, run.is_run = data, True
     elif line.type == "stage.wide":
         run.stages.append(data)
         run.is_run = True
@@ -308,7 +316,7 @@ def amend(events: Mapping[str, dict[str, Any]], amendment: Mapping[str, Any]) ->
         event["truncated"] = [*(event.get("truncated") or []), *(amendment.get("truncated") or [])]
 
 
-_SEVERAL = 100
+_MAX_CANDIDATES = 100
 
 
 class Journal:
@@ -326,7 +334,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = absolute_path(path)
-        if (why := why_not(self.path)) is not None:
+        if (why := reason_not_journal(self.path)) is not None:
             raise JournalNotFoundError(self.path, why)
 
     def reader(self, name: str | None = None, *, at_end: bool = False) -> JournalReader:
@@ -386,45 +394,45 @@ class Journal:
             raise ValueError(f"runs(limit={limit!r}); give a whole number, 1 or more, or None for all")
         self._complete_crashed()
         filter = filter or RunFilter()
-        must_have = filter.parts()
+        required = filter.required_bytes()
         found: dict[str, tuple[str, bytes | dict[str, Any]]] = {}
-        floor = ""
+        cutoff = ""
         visited: dict[str, list[Segment]] = {}
         writers = list_writers(self.path)
         for segment in _newest_first(writers):
-            written = _written_at(segment)
+            written = _last_write(segment)
             # Whatever a segment has of a run was written after that run began.
-            if written < floor or (filter.since is not None and written < filter.since):
+            if written < cutoff or (filter.since is not None and written < filter.since):
                 break
             visited.setdefault(segment.writer, []).append(segment)
             for text in readable(find_lines(segment, PIPELINE_WIDE)):
-                if not all(map(text.__contains__, must_have)):
+                if not all(map(text.__contains__, required)):
                     continue
-                head = headline(text, floor)
-                if head is not None and filter.takes(head) and is_whole_run(text):
+                head = decode_run_header(text, cutoff)
+                if head is not None and filter.matches(head) and is_complete_run(text):
                     known = found.get(head.event_id)
                     # Of runs that share an id, the last: as everywhere else.
                     if known is None or known[0] <= head.started_at:
                         found[head.event_id] = (head.started_at, text)
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
-                floor = min(began for began, _ in found.values())
+                cutoff = min(began for began, _ in found.values())
         # In the order of writing: the modification time of a file is meaningless once it has been edited.
         for writer, segments in visited.items():
             first = min(segment.sequence for segment in segments)
             visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
         for run in self._in_progress(visited.values()):
-            if filter.takes(msgspec.convert(run, Headline)):
+            if filter.matches(msgspec.convert(run, RunHeader)):
                 found[run["event_id"]] = (run["started_at"], run)
-        chosen = {
+        selected = {
             run_id: run if isinstance(run, dict) else decode_event(run) or {}
             for run_id, (_, run) in _newest(found, len(found) if limit is None else limit)
         }
         for segment in (segment for segments in visited.values() for segment in segments):
             for text in readable(find_lines(segment, PIPELINE_AMEND)):
                 if (amendment := decode_event(text)) is not None:
-                    amend(chosen, amendment)
-        return list(chosen.values())
+                    amend(selected, amendment)
+        return list(selected.values())
 
     def in_progress(self, filter: RunFilter | None = None) -> list[dict[str, Any]]:
         """Return the runs that have not ended, in no order; see `RunStory.run` for what is known of each.
@@ -437,7 +445,7 @@ class Journal:
         filter = filter or RunFilter()
         self._complete_crashed()
         found = self._in_progress(list_writers(self.path).values())
-        return [run for run in found if filter.takes(msgspec.convert(run, Headline))]
+        return [run for run in found if filter.matches(msgspec.convert(run, RunHeader))]
 
     def _in_progress(self, writers: Iterable[list[Segment]]) -> Iterator[dict[str, Any]]:
         now_us = get_clock().wall_ns() // 1000
@@ -468,33 +476,33 @@ class Journal:
         try:
             run_id.encode()
         except UnicodeEncodeError:
-            raise self._not_one(run_id, []) from None
+            raise self._not_found(run_id, []) from None
         if not run_id:
-            raise self._not_one(run_id, [])
-        began = _moment_of(run_id)
-        found = self._gather(run_id, began) if began else {}
+            raise self._not_found(run_id, [])
+        began = _started_before(run_id)
+        found = self._collect(run_id, began) if began else {}
         # Its id may be that of a clock that went ahead of ours.
         if run_id not in found or not found[run_id].is_complete():
-            found = self._gather(run_id, "")
+            found = self._collect(run_id, "")
         if run_id in found:
             found = {run_id: found[run_id]}
         if len(found) != 1:
-            raise self._not_one(run_id, sorted(found))
+            raise self._not_found(run_id, sorted(found))
         ((known, run),) = found.items()
-        if run.whole is None and run.opened is not None and run.closed is None:
-            run.take_crash(self._crash_of(known))
-            if run.whole is None:
+        if run.pipeline_wide is None and run.opened is not None and run.closed is None:
+            run.add_crash_events(self._crash_events(known))
+            if run.pipeline_wide is None:
                 run.closed = self._why_without_end(known)
         run.apply_amendments()
-        picture = run.whole or run.picture()
-        if picture is None:
+        partial_record = run.pipeline_wide or run.partial_record()
+        if partial_record is None:
             raise RunNotFoundError(
                 f"journal {self.path!r} has events of run {known}, and neither its beginning nor its end",
                 hint="the rest may have been deleted to make room",
             )
-        return RunStory(picture, run.stages, run.events, [*run.children, *self._open_children(run)])
+        return RunStory(partial_record, run.stages, run.events, [*run.children, *self._open_children(run)])
 
-    def _open_children(self, run: Gathered) -> list[dict[str, Any]]:
+    def _open_children(self, run: CollectedRun) -> list[dict[str, Any]]:
         if not (ids := run.children_without_end()):
             return []
         found = self._in_progress(list_writers(self.path).values())
@@ -511,27 +519,27 @@ class Journal:
                 error = not_found
         raise error
 
-    def _gather(self, run_id: str, began: str) -> dict[str, Gathered]:
+    def _collect(self, run_id: str, began: str) -> dict[str, CollectedRun]:
         """Return what there is of the runs whose id begins so.
 
         With the moment at which the one run began: only as much as it takes to have that one whole.
         """
-        gathered: dict[str, Gathered] = {}
-        exactly = (as_json(run_id) + b'"', as_json(run_id) + b"/")
+        collected: dict[str, CollectedRun] = {}
+        exactly = (json_content(run_id) + b'"', json_content(run_id) + b"/")
         for segments in list_writers(self.path).values():
             for segment in segments:
-                if _written_at(segment) < began:
+                if _last_write(segment) < began:
                     continue  # it was finished before the run began
-                for text in readable(lines_with(segment, as_json(run_id))):
+                for text in readable(lines_containing(segment, json_content(run_id))):
                     # No need to know all runs that begin so, to say that there are several.
-                    if len(gathered) <= _SEVERAL or any(part in text for part in exactly):
-                        gather(gathered, text, run_id)
+                    if len(collected) <= _MAX_CANDIDATES or any(part in text for part in exactly):
+                        collect_line(collected, text, run_id)
             # What amends it comes later, and from the same writer.
-            if began and run_id in gathered and gathered[run_id].whole:
-                return gathered
-        return {known: run for known, run in gathered.items() if run.is_run}
+            if began and run_id in collected and collected[run_id].pipeline_wide:
+                return collected
+        return {known: run for known, run in collected.items() if run.is_run}
 
-    def _crash_of(self, run_id: str) -> list[tuple[str, Struct]]:
+    def _crash_events(self, run_id: str) -> list[tuple[str, Struct]]:
         """Return the end of a run that died with its process, where nobody could write it down."""
         for segments in list_writers(self.path).values():
             for crashed in readable(_crashed_in(segments)):
@@ -542,18 +550,18 @@ class Journal:
     def _why_without_end(self, run_id: str) -> str | None:
         """Return why a run of a writer that has ended has no end; None if the run may be open."""
         for segments in list_writers(self.path).values():
-            for run, why in readable(lacks_end(segments)):
+            for run, why in readable(open_runs_of_closed_writer(segments)):
                 if run == run_id:
                     return why
         return None
 
-    def _not_one(self, run_id: str, found: list[str]) -> RunNotFoundError:
+    def _not_found(self, run_id: str, found: list[str]) -> RunNotFoundError:
         if not found:
             return RunNotFoundError(
                 f"journal {self.path!r} has no run {run_id!r}",
                 hint="`stageflow runs` lists what there is; it takes other ids by `--id`",
             )
-        many = f"more than {_SEVERAL}" if len(found) > _SEVERAL else len(found)
+        many = f"more than {_MAX_CANDIDATES}" if len(found) > _MAX_CANDIDATES else len(found)
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         return RunNotFoundError(
             f"journal {self.path!r} has {many} runs that begin with {run_id!r}: {some}",
@@ -563,13 +571,13 @@ class Journal:
 
 def _newest_first(writers: Writers) -> list[Segment]:
     segments = [segment for segments in writers.values() for segment in segments]
-    return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)
+    return sorted(segments, key=lambda segment: (_last_write(segment), segment.sequence), reverse=True)
 
 
 def _in_progress_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, Any]]:
     if writer_lives(segments):
         for run in open_runs(segments).values():
-            yield run.so_far(now_us)
+            yield run.partial_record(now_us)
         return
     # It died, and nobody could write down what became of its runs.
     for crashed in _crashed_in(segments):
@@ -582,7 +590,7 @@ def _crashed_in(segments: list[Segment]) -> Iterator[dict[str, list[tuple[str, S
         yield crashed_runs(segments)
 
 
-def _moment_of(run_id: str) -> str:
+def _started_before(run_id: str) -> str:
     """Return a moment shortly before a run began, from its id; empty where that does not tell it.
 
     A UUIDv7 (RFC 9562) begins with milliseconds since the epoch. Three seconds before: the times
@@ -601,7 +609,7 @@ def _newest(
     return heapq.nlargest(limit, found.items(), key=lambda item: item[1][0])
 
 
-def _written_at(segment: Segment) -> str:
+def _last_write(segment: Segment) -> str:
     """Return a moment after which nothing was written to a segment; now, for one that is gone.
 
     A second later than the file says: the clock of file systems is coarser than that of events.

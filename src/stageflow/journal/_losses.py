@@ -13,7 +13,7 @@ from ._format import (
     FAILED_RUN,
     PIPELINE_WIDE,
     WRITER_CLOSED,
-    Kept,
+    PrunedHeader,
     WriterClosed,
     decode_writer_closed,
     encode_mark,
@@ -25,9 +25,9 @@ __all__ = [
     "MissingSegments",
     "close_runs_without_end",
     "closed_by",
-    "lacks_end",
     "mark_missing",
     "missing_segments",
+    "open_runs_of_closed_writer",
     "runs_without_end",
 ]
 
@@ -92,7 +92,7 @@ def _is_elsewhere(directory: str, name: str) -> bool:
 
 
 def _has_removable_run(segment: Segment) -> bool:
-    if segment.kept:
+    if segment.pruned:
         return False
     try:
         return any(not text.startswith(FAILED_RUN) for text in find_lines(segment, PIPELINE_WIDE))
@@ -102,7 +102,7 @@ def _has_removable_run(segment: Segment) -> bool:
 
 def _marks_missing(segment: Segment) -> bool:
     try:
-        return segment.kept and not any(True for _ in read_lines(segment))
+        return segment.pruned and not any(True for _ in read_lines(segment))
     except OSError:
         return False
 
@@ -115,14 +115,14 @@ def mark_missing(directory: str, missing: MissingSegments) -> None:
     Raises:
         OSError: It could not be written.
     """
-    path = os.path.join(directory, segment_name(missing.writer, missing.last, kept=True))
-    replace_file(path, encode_mark(Kept(1, [])))
+    path = os.path.join(directory, segment_name(missing.writer, missing.last, pruned=True))
+    replace_file(path, encode_mark(PrunedHeader(1, [])))
 
 
 # ------------------------------------------------------------ runs
 
 
-def lacks_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
+def open_runs_of_closed_writer(segments: list[Segment]) -> Iterator[tuple[str, str]]:
     """Yield the id of each run of a closed writer that has a beginning and no end, and why.
 
     Raises:
@@ -142,7 +142,7 @@ def runs_without_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
     Raises:
         OSError: A segment cannot be read.
     """
-    return ((run_id, why) for run_id, why in lacks_end(segments) if why == _NO_END)
+    return ((run_id, why) for run_id, why in open_runs_of_closed_writer(segments) if why == _NO_END)
 
 
 def close_runs_without_end(directory: str, segments: list[Segment]) -> Iterator[str]:

@@ -23,19 +23,19 @@ from ..errors import CursorInUseError, DamagedFileError, JournalNotFoundError
 from ._cursor import CursorFile, Position, check_cursor_name, load_cursor, store_cursor
 from ._format import decode, is_timestamp
 from ._recovery import recover
-from ._retention import Deleted, deleted_so_far
+from ._retention import Deleted, read_deletion_counts
 from ._segments import (
     CURSORS,
     LOCK,
     LineAt,
     Segment,
-    begins_line,
+    is_line_start,
     list_writers,
     open_segment,
+    original_size,
     quarantine_line,
+    read_chunk,
     read_lines,
-    read_piece,
-    size_when_whole,
 )
 
 __all__ = ["Entry", "JournalReader", "newest_entries"]
@@ -43,7 +43,7 @@ __all__ = ["Entry", "JournalReader", "newest_entries"]
 
 log = logging.getLogger("stageflow.journal")
 
-_LOOK_EVERY_SECONDS = 1.0
+_RECOVERY_INTERVAL_SECONDS = 1.0
 """How often a reader looks for writers that died."""
 
 _RETRIES = 10
@@ -140,7 +140,7 @@ class JournalReader:
         if not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if name is not None:
-            self._lock = self._claim(check_cursor_name(name))
+            self._lock = self._acquire(check_cursor_name(name))
         try:
             cursor = self._load(at_end)
         except BaseException:
@@ -154,13 +154,13 @@ class JournalReader:
         self._removed_files = cursor.removed_files
         self._positions: dict[str, Position] = dict(cursor.positions)
         self._closed: set[str] = set()
-        self._reduced: set[str] = set()
+        self._pruned: set[str] = set()
         self._resumed: set[str] = set()
-        self._looked = -_LOOK_EVERY_SECONDS
-        self._ahead: Iterator[_Step] | None = None
+        self._last_recovery = -_RECOVERY_INTERVAL_SECONDS
+        self._pending_steps: Iterator[_Step] | None = None
         _readers.add(self)
 
-    def _claim(self, name: str) -> OwnedFile:
+    def _acquire(self, name: str) -> OwnedFile:
         make_private_below(os.path.join(self.path, CURSORS))
         path = os.path.join(self.path, CURSORS, f"{name}.lock")
         lock = open_owned(path, os.O_RDWR | os.O_CREAT)
@@ -183,7 +183,7 @@ class JournalReader:
                 gone = Deleted()
                 if not at_end:
                     with contextlib.suppress(DamagedFileError):  # the counts are lost
-                        gone = deleted_so_far(self.path)
+                        gone = read_deletion_counts(self.path)
                 positions = {
                     writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()
                 }
@@ -220,7 +220,7 @@ class JournalReader:
             ValueError: `most` or `timeout` is out of range, or the reader is closed.
             OSError: The journal cannot be read.
         """
-        self._must_be_open()
+        self._check_open()
         if not isinstance(most, int) or most < 1:
             raise ValueError(f"read({most!r}); give a whole number of events, 1 or more")
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
@@ -228,10 +228,10 @@ class JournalReader:
         deadline = time.monotonic() + timeout
         while True:
             # The remainder of an earlier scan does not include files opened since then.
-            is_new = self._ahead is None
-            steps = self._look(most)
+            is_new = self._pending_steps is None
+            steps = self._next_steps(most)
             for step in steps:
-                self._go(step)
+                self._apply(step)
             found = [step.entry for step in steps if step.entry is not None]
             left = deadline - time.monotonic()
             if found or (is_new and not steps and left <= 0):
@@ -241,38 +241,38 @@ class JournalReader:
 
     def __iter__(self) -> Iterator[Entry]:
         """Return every event that there is now; `commit()` in between stores what was handed out."""
-        self._must_be_open()
+        self._check_open()
         try:
-            while steps := self._look(1000):
+            while steps := self._next_steps(1000):
                 for step in steps:
-                    self._go(step)
+                    self._apply(step)
                     if step.entry is not None:
                         yield step.entry
         finally:
-            self._ahead = None  # what was looked at and not handed out comes again
+            self._pending_steps = None  # what was looked at and not handed out comes again
 
-    def _go(self, step: _Step) -> None:
+    def _apply(self, step: _Step) -> None:
         self._positions[step.writer] = step.position
         self.events += step.entry is not None
         self.broken += step.broken
         self.torn += step.torn
         self.missed += step.missed
 
-    def _look(self, most: int) -> list[_Step]:
+    def _next_steps(self, most: int) -> list[_Step]:
         """Return the next steps, up to so many events. Nobody has gone them yet: an error loses none."""
         for _ in range(_RETRIES):
-            if self._ahead is None:
+            if self._pending_steps is None:
                 self._complete_crashed()
-                self._ahead = self._steps()
+                self._pending_steps = self._steps()
             found: list[_Step] = []
             events = 0
-            ahead, self._ahead = self._ahead, None
+            steps, self._pending_steps = self._pending_steps, None
             try:
-                for step in ahead:
+                for step in steps:
                     found.append(step)
                     events += step.entry is not None
                     if events >= most:
-                        self._ahead = ahead
+                        self._pending_steps = steps
                         break
             except FileNotFoundError:
                 if not found:
@@ -285,8 +285,8 @@ class JournalReader:
 
     def _complete_crashed(self) -> None:
         now = time.monotonic()
-        if now - self._looked >= _LOOK_EVERY_SECONDS:
-            self._looked = now
+        if now - self._last_recovery >= _RECOVERY_INTERVAL_SECONDS:
+            self._last_recovery = now
             # Who may read a journal but not write it reads it as it stands.
             with contextlib.suppress(OSError):
                 recover(self.path, closed=self._closed)
@@ -315,7 +315,7 @@ class JournalReader:
             if segment.sequence > at:
                 yield _Step(writer, (segment.sequence, 0), missed=segment.sequence - at)
                 offset = 0
-            elif writer not in self._resumed and not begins_line(segment, offset):
+            elif writer not in self._resumed and not is_line_start(segment, offset):
                 # This is not the file that was read before: it was restored or replaced.
                 offset = 0
             self._resumed.add(writer)
@@ -327,28 +327,28 @@ class JournalReader:
 
     def _steps_in(self, segment: Segment, offset: int, complete: bool) -> Iterator[_Step]:
         writer, sequence = segment.writer, segment.sequence
-        if segment.kept and offset < size_when_whole(segment) and segment.path not in self._reduced:
-            self._reduced.add(segment.path)
+        if segment.pruned and offset < original_size(segment) and segment.path not in self._pruned:
+            self._pruned.add(segment.path)
             yield _Step(writer, (sequence, offset), missed=1)  # but for what was kept of it
         while True:
-            piece = read_piece(segment, offset)
-            for line in piece.lines:
+            chunk = read_chunk(segment, offset)
+            for line in chunk.lines:
                 position = (sequence, line.offset + len(line.text) + 1)
                 found = decode(line.text)
                 if found is not None and isinstance(found.data, Raw):
                     yield _Step(writer, position, Entry(found.type, bytes(found.data), writer))
                 # A line of blanks is where a repair took a broken one out.
                 elif found is None and not line.text.isspace():
-                    self._keep_aside(segment, line)
+                    self._quarantine(segment, line)
                     yield _Step(writer, position, broken=1)
-            if piece.end == offset:
-                if complete and piece.torn:
+            if chunk.end == offset:
+                if complete and chunk.torn:
                     yield _Step(writer, (sequence, offset), torn=1)
                 return
-            offset = piece.end
+            offset = chunk.end
             yield _Step(writer, (sequence, offset))
 
-    def _keep_aside(self, segment: Segment, line: LineAt) -> None:
+    def _quarantine(self, segment: Segment, line: LineAt) -> None:
         with contextlib.suppress(OSError):  # a reader without write permission cannot copy them
             quarantine_line(self.path, segment.name, line.offset, line.text)
 
@@ -365,10 +365,10 @@ class JournalReader:
         """
         if self.name is None:
             raise ValueError('a reader without a name has no position to store; JournalReader(path, "name")')
-        self._must_be_open()
+        self._check_open()
         if self._lock is not None and not self._lock.is_intact():
             self._lock.release()
-            self._lock = self._claim(self.name)
+            self._lock = self._acquire(self.name)
         store_cursor(
             self.path,
             self.name,
@@ -383,7 +383,7 @@ class JournalReader:
             ),
         )
 
-    def _must_be_open(self) -> None:
+    def _check_open(self) -> None:
         if self.name is not None and self._lock is None:
             raise ValueError(
                 f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it for the child)"
@@ -431,7 +431,7 @@ def _start(segments: list[Segment], at_end: bool) -> Position:
         return (segments[0].sequence, 0)
     last = segments[-1]
     try:
-        return (last.sequence, size_when_whole(last))
+        return (last.sequence, original_size(last))
     except FileNotFoundError:  # deleted just now
         return (last.sequence + 1, 0)
 
@@ -439,19 +439,19 @@ def _start(segments: list[Segment], at_end: bool) -> Position:
 _readers: weakref.WeakSet[JournalReader] = weakref.WeakSet()
 
 
-def _forget_parent() -> None:
+def _reset_after_fork() -> None:
     # The name is the parent's; its lock was closed with all others.
     for reader in list(_readers):
         reader._lock = None
 
 
-os.register_at_fork(after_in_child=_forget_parent)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 _CHUNK = 256 << 10
 """Bytes that are read at once, from the end of a file backwards."""
 
-_TICK_US = 50_000
+_MTIME_GRANULARITY_US = 50_000
 """The clock of a file system ticks in milliseconds: a file may look that much older than its last event."""
 
 
@@ -464,33 +464,33 @@ _decode_times = decoder(_Times)
 
 
 def newest_entries(
-    directory: str, most: int, fits: Callable[[Entry], bool], may_fit: Callable[[bytes], bool]
+    directory: str, most: int, matches: Callable[[Entry], bool], may_match: Callable[[bytes], bool]
 ) -> list[Entry]:
     """Return the last events that fit, the newest last.
 
-    Files are read from their ends backwards, a piece at a time, newest first, until there are enough.
+    Files are read from their ends backwards, a chunk at a time, newest first, until there are enough.
     Those of one process come in the order of its journal.
 
     Args:
         directory: Of the journal.
         most: How many at most.
-        fits: Tells whether an event is wanted.
-        may_fit: Tells of a line, unread, whether it may be one.
+        matches: Tells whether an event is wanted.
+        may_match: Tells of a line, unread, whether it may be one.
 
     Raises:
         OSError: The directory cannot be read.
     """
     found: list[Entry] = []
     if most > 0:
-        for entry in _backwards(directory, may_fit):
-            if fits(entry):
+        for entry in _entries_backwards(directory, may_match):
+            if matches(entry):
                 found.append(entry)
                 if len(found) == most:
                     break
     return found[::-1]
 
 
-def _backwards(directory: str, may_fit: Callable[[bytes], bool]) -> Iterator[Entry]:
+def _entries_backwards(directory: str, may_match: Callable[[bytes], bool]) -> Iterator[Entry]:
     """Return the events of all writers, newest first.
 
     A file waits under the time of its last write, and is opened when nothing newer is left.
@@ -498,19 +498,21 @@ def _backwards(directory: str, may_fit: Callable[[bytes], bool]) -> Iterator[Ent
     heap: list[tuple[int, int, Entry | None, Iterator[Entry]]] = []
     for number, segments in enumerate(list_writers(directory).values()):
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-            written_us = os.stat(segments[-1].path).st_mtime_ns // 1000 + _TICK_US
-            heapq.heappush(heap, (-written_us, number, None, _of_writer(segments, may_fit)))
+            written_us = os.stat(segments[-1].path).st_mtime_ns // 1000 + _MTIME_GRANULARITY_US
+            heapq.heappush(heap, (-written_us, number, None, _writer_entries(segments, may_match)))
     while heap:
         later, number, entry, older = heapq.heappop(heap)
         if entry is not None:
             yield entry
         if (following := next(older, None)) is not None:
-            happened_us = _happened_us(following)
+            event_time_us = _event_time_us(following)
             # What names no time stands beside its neighbour.
-            heapq.heappush(heap, (later if happened_us is None else -happened_us, number, following, older))
+            heapq.heappush(
+                heap, (later if event_time_us is None else -event_time_us, number, following, older)
+            )
 
 
-def _happened_us(entry: Entry) -> int | None:
+def _event_time_us(entry: Entry) -> int | None:
     if (times := _decode_times(entry.json)) is not None:
         for at in (times.ended_at, times.emitted_at):
             if isinstance(at, str) and is_timestamp(at):
@@ -518,10 +520,10 @@ def _happened_us(entry: Entry) -> int | None:
     return None
 
 
-def _of_writer(segments: list[Segment], may_fit: Callable[[bytes], bool]) -> Iterator[Entry]:
+def _writer_entries(segments: list[Segment], may_match: Callable[[bytes], bool]) -> Iterator[Entry]:
     for segment in reversed(segments):
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-            for text in filter(may_fit, _lines_backwards(segment)):
+            for text in filter(may_match, _lines_backwards(segment)):
                 line = decode(text)
                 if line is not None and isinstance(line.data, Raw):
                     yield Entry(line.type, bytes(line.data), segment.writer)
@@ -529,7 +531,7 @@ def _of_writer(segments: list[Segment], may_fit: Callable[[bytes], bool]) -> Ite
 
 def _lines_backwards(segment: Segment) -> Iterator[bytes]:
     """Return the whole lines of a segment, the last one first."""
-    if segment.kept:  # of which little was kept
+    if segment.pruned:  # of which little was kept
         yield from [line.text for line in read_lines(segment)][::-1]
         return
     with open_segment(segment) as file:

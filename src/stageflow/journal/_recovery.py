@@ -43,7 +43,15 @@ from ._format import (
     is_timestamp,
     run_of,
 )
-from ._segments import LOCK, Segment, ends_with, find_lines, free_sequence, list_writers, segment_name
+from ._segments import (
+    LOCK,
+    Segment,
+    find_lines,
+    free_sequence,
+    last_line_starts_with,
+    list_writers,
+    segment_name,
+)
 
 __all__ = [
     "KnownStage",
@@ -98,11 +106,11 @@ class KnownStage(Struct):
 
     outline: StageOutline
     retried: int = 0
-    end: _Ended | None = None
+    end: _StageEnd | None = None
     last_ended_us: int = 0
 
 
-class _Ended(Struct):
+class _StageEnd(Struct):
     """As much of a `stage.wide` as the rest of the record depends on."""
 
     stage_name: str
@@ -112,7 +120,7 @@ class _Ended(Struct):
     error: str | None
 
 
-_decode_end = decoder(_Ended)
+_decode_end = decoder(_StageEnd)
 
 
 class UnfinishedRun:
@@ -135,9 +143,9 @@ class UnfinishedRun:
             # An event that has this name but not its fields is a custom event, or is damaged.
             end = _decode_end(event)
             if end is not None and is_timestamp(end.ended_at):
-                self._take(end)
+                self._add_stage_event(end)
 
-    def _take(self, event: _Ended) -> None:
+    def _add_stage_event(self, event: _StageEnd) -> None:
         stage = self.stages.get(event.stage_name)
         if stage is None:  # the mark was too long to name its stages
             stage = self.stages[event.stage_name] = KnownStage(
@@ -167,15 +175,15 @@ class UnfinishedRun:
         if opened.emits_stages:
             for index, stage in enumerate(self.stages.values()):
                 if stage.end is None:
-                    yield "stage.wide", self._end_of(stage, index, started_us, ended_us)
+                    yield "stage.wide", self._stage_end(stage, index, started_us, ended_us)
         if opened.emits_pipeline:
-            yield "pipeline.wide", self._end(why, started_us, ended_us)
+            yield "pipeline.wide", self._pipeline_end(why, started_us, ended_us)
 
-    def _end_of(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
+    def _stage_end(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
         opened, outline = self.opened, stage.outline
         if (running := self._running(stage)) is not None:
-            return self._end_of_running(stage, index, running, started_us, ended_us)
-        ready_us, reason = self._how_far(stage, started_us, ended_us)
+            return self._running_stage_end(stage, index, running, started_us, ended_us)
+        ready_us, reason = self._ready_time_and_reason(stage, started_us, ended_us)
         return build_stage_wide(
             opened,
             int(opened.trace.span_id, 16),
@@ -199,17 +207,17 @@ class UnfinishedRun:
         # An older heartbeat may report an attempt that was retried since then.
         return running if running is not None and running.attempt > stage.retried else None
 
-    def _end_of_running(
+    def _running_stage_end(
         self, stage: KnownStage, index: int, running: StageInProgress, started_us: int, ended_us: int
     ) -> StageWide:
         opened, outline = self.opened, stage.outline
-        ready_us, _ = self._how_far(stage, started_us, ended_us)
+        ready_us, _ = self._ready_time_and_reason(stage, started_us, ended_us)
         return build_stage_wide(
             opened,
             int(opened.trace.span_id, 16),
             outline.name,
             "CANCEL",
-            self._began_us(stage, running, started_us, ended_us),
+            self._started_us(stage, running, started_us, ended_us),
             ended_us,
             ready_us,
             index,
@@ -221,14 +229,14 @@ class UnfinishedRun:
             attributes=self.progress.attributes.get((outline.name, running.attempt), {}),
         )
 
-    def _began_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
+    def _started_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
         """Return when a running attempt started: when its stage was ready, if no heartbeat states it."""
-        ready_us, _ = self._how_far(stage, started_us, ended_us)
+        ready_us, _ = self._ready_time_and_reason(stage, started_us, ended_us)
         if running.started_at is None or not is_timestamp(running.started_at):
             return ready_us
         return min(max(epoch_us(running.started_at), ready_us), ended_us)
 
-    def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
+    def _ready_time_and_reason(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
         """Return when a stage became ready, and the reason of its terminal event."""
         if stage.retried:
             return stage.last_ended_us, f"process died after attempt {stage.retried}"
@@ -240,7 +248,7 @@ class UnfinishedRun:
         ready_us = max((known.last_ended_us for known in before), default=started_us)
         return ready_us, "process died while the stage was ready or running"
 
-    def _end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
+    def _pipeline_end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
         summaries = []
         failed = None
         for stage in self.stages.values():
@@ -248,7 +256,7 @@ class UnfinishedRun:
             status = cast("Terminal", end.status) if end else "CANCEL"
             duration_ms = end.duration_ms if end else 0.0
             if end is None and (running := self._running(stage)) is not None:
-                duration_ms = (ended_us - self._began_us(stage, running, started_us, ended_us)) / 1000
+                duration_ms = (ended_us - self._started_us(stage, running, started_us, ended_us)) / 1000
             summaries.append(
                 StageSummary(stage.outline.name, status, duration_ms, end.error if end else None)
             )
@@ -267,7 +275,7 @@ class UnfinishedRun:
             process=self.progress.process,
         )
 
-    def so_far(self, now_us: int) -> dict[str, Any]:
+    def partial_record(self, now_us: int) -> dict[str, Any]:
         """Return the record of a run in progress: the keys of a `pipeline.wide`, as far as they are known.
 
         `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
@@ -275,14 +283,14 @@ class UnfinishedRun:
         if the heartbeat does not state it) and its attributes so far.
         """
         opened = self.opened
-        picture: dict[str, Any] = msgspec.to_builtins(
-            self._end("", epoch_us(opened.started_at), max(now_us, self.last_known_us()))
+        record: dict[str, Any] = msgspec.to_builtins(
+            self._pipeline_end("", epoch_us(opened.started_at), max(now_us, self.last_known_us()))
         )
-        for summary in picture["stage_summaries"]:
+        for summary in record["stage_summaries"]:
             if self.stages[summary["stage_name"]].end is None:
                 summary["status"] = "OPEN"
-        picture.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
-        picture["stages_running"] = [
+        record.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
+        record["stages_running"] = [
             {
                 "stage_name": name,
                 "attempt": running.attempt,
@@ -292,10 +300,10 @@ class UnfinishedRun:
             for name, stage in self.stages.items()
             if stage.end is None and (running := self._running(stage)) is not None
         ]
-        picture["stages_cancelled"] = sum(
-            summary["status"] == "CANCEL" for summary in picture["stage_summaries"]
+        record["stages_cancelled"] = sum(
+            summary["status"] == "CANCEL" for summary in record["stage_summaries"]
         )
-        return picture
+        return record
 
 
 def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
@@ -320,8 +328,8 @@ def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
         if alone:
             for segments in list_writers(directory).values():
                 try:
-                    if _died(segments, closed):
-                        crashed += _adopt(directory, segments)
+                    if _has_died(segments, closed):
+                        crashed += _complete_writer(directory, segments)
                 except OSError as error:  # of this writer: those of others are completed all the same
                     errors.append(error)
     if errors and not crashed:
@@ -331,7 +339,7 @@ def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
 
 def writer_is_closed(segments: list[Segment]) -> bool:
     """Tell whether a writer ended by itself, or was completed."""
-    return ends_with(segments[-1], WRITER_CLOSED)
+    return last_line_starts_with(segments[-1], WRITER_CLOSED)
 
 
 def writer_lives(segments: list[Segment]) -> bool:
@@ -341,12 +349,12 @@ def writer_lives(segments: list[Segment]) -> bool:
 
 def _may_have_died(segments: list[Segment], closed: set[str]) -> bool:
     try:
-        return _died(segments, closed)
+        return _has_died(segments, closed)
     except PermissionError:
         return True
 
 
-def _died(segments: list[Segment], closed: set[str]) -> bool:
+def _has_died(segments: list[Segment], closed: set[str]) -> bool:
     writer = segments[-1].writer
     if writer in closed:
         return False
@@ -422,7 +430,7 @@ def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.S
     return found
 
 
-def _adopt(directory: str, segments: list[Segment]) -> list[str]:
+def _complete_writer(directory: str, segments: list[Segment]) -> list[str]:
     """Write the last segment of a writer that died: the ends of its open runs, and its own."""
     last = segments[-1]
     crashed = crashed_runs(segments)

@@ -10,25 +10,25 @@ from msgspec import Struct
 
 from .._files import only_one, open_regular, replace_file
 from .._state_file import StateFile
-from ._check import UNREADABLE, Damage, Progress, check, left_over
+from ._check import UNREADABLE, Damage, Progress, check, leftover_files
 from ._cursor import reset_cursor
 from ._format import encode_mark
 from ._losses import MissingSegments, close_runs_without_end, mark_missing, missing_segments
 from ._recovery import recover
-from ._retention import FAILURES_FILE, retention_began
+from ._retention import FAILURES_FILE, retention_has_run
 from ._segments import (
     BROKEN,
     CURSORS,
     LOCK,
     Segment,
-    has_header,
-    kept_header,
+    has_intact_header,
     list_writers,
     misplaced,
+    pruned_header,
     quarantine_file,
     quarantine_line,
     readable,
-    split_kept,
+    split_pruned,
 )
 
 __all__ = ["Moved", "Repaired", "repair"]
@@ -89,14 +89,14 @@ def repair(
         damaged = {file.path for file in found.damaged}
         for segments in list_writers(directory).values():
             for segment in segments:
-                if segment.kept and (segment.path in damaged or not has_header(segment)):
+                if segment.pruned and (segment.path in damaged or not has_intact_header(segment)):
                     _write_header(directory, segment)
         moved += [
             _move_state(directory, file.path, state_files)
             for file in found.damaged
             if file.path.endswith(".json") and file.remedy != UNREADABLE
         ]
-        removed = left_over(directory)
+        removed = leftover_files(directory)
         for path in removed:
             os.unlink(path)
     # A writer whose last line was damaged now counts as dead.
@@ -108,7 +108,7 @@ def repair(
 
 def _record_losses(directory: str) -> tuple[list[MissingSegments], list[str]]:
     writers = list_writers(directory)
-    missing = missing_segments(directory, writers, deleted=retention_began(directory))
+    missing = missing_segments(directory, writers, deleted=retention_has_run(directory))
     for gap in missing:
         mark_missing(directory, gap)
     without_end: list[str] = []
@@ -137,13 +137,13 @@ def _take_out(directory: str, damage: Damage) -> None:
 
 
 def _write_header(directory: str, segment: Segment) -> None:
-    """Rewrite the first line of a kept segment; see `kept_header`."""
+    """Rewrite the first line of a kept segment; see `pruned_header`."""
     with open(open_regular(segment.path), "rb") as file:
         content, status = file.read(), os.fstat(file.fileno())
-    header, rest = split_kept(content)
+    header, rest = split_pruned(content)
     if header.strip():
         quarantine_line(directory, segment.name, 0, header)
-    replace_file(segment.path, encode_mark(kept_header(content)) + rest)
+    replace_file(segment.path, encode_mark(pruned_header(content)) + rest)
     os.utime(segment.path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

@@ -21,7 +21,7 @@ from ._format import (
     RUN_CLOSED,
     RUN_OPEN,
     WRITER_CLOSED,
-    Kept,
+    PrunedHeader,
     encode_mark,
     is_event,
     outcome_of,
@@ -35,25 +35,25 @@ from ._segments import (
     LOCK,
     LineAt,
     Segment,
-    ends_with,
     find_lines,
-    has_header,
+    has_intact_header,
+    last_line_starts_with,
     list_writers,
+    original_size,
     quarantine_file,
     read_lines,
     segment_name,
-    size_when_whole,
 )
 
 __all__ = [
     "DELETED_FILE",
     "FAILURES_FILE",
     "Deleted",
-    "Room",
-    "deleted_so_far",
-    "holds_all_since",
+    "RetentionPolicy",
+    "is_complete_since",
+    "read_deletion_counts",
     "read_failures",
-    "retention_began",
+    "retention_has_run",
     "write_failures",
 ]
 
@@ -126,7 +126,7 @@ class Deleted(Struct, frozen=True):
         )
 
 
-class Room(Struct, frozen=True):
+class RetentionPolicy(Struct, frozen=True):
     """How much of a journal may stay, and for how long.
 
     Attributes:
@@ -137,14 +137,14 @@ class Room(Struct, frozen=True):
     max_bytes: int | None = None
     max_age: float | None = None
 
-    def make(self, directory: str, stopped: Callable[[], bool] = lambda: False) -> Deleted:
+    def apply(self, directory: str, should_stop: Callable[[], bool] = lambda: False) -> Deleted:
         """Delete what is too old and has been read, and then, oldest first, what is too much.
 
         Segments that are being written to stay. It does nothing while another process does the same.
 
         Args:
             directory: Of the journal.
-            stopped: Asked now and then; True to leave the rest for another time.
+            should_stop: Asked now and then; True to leave the rest for another time.
 
         Raises:
             OSError: The directory cannot be read or written.
@@ -159,24 +159,24 @@ class Room(Struct, frozen=True):
             if not alone:
                 return Deleted()
             _mark_retention(directory)
-            cleaning = _Cleaning(directory, stopped)
-            cleaning.remove_superseded()
-            deleted = cleaning.clean(self)
+            retention = _RetentionPass(directory, should_stop)
+            retention.remove_superseded()
+            deleted = retention.apply(self)
             if deleted != Deleted():
                 _count_deleted(directory, deleted)
-            if cleaning.errors and deleted == Deleted():
-                raise cleaning.errors[0]
+            if retention.errors and deleted == Deleted():
+                raise retention.errors[0]
             return deleted
 
     def _is_due(self, directory: str) -> bool:
         """Tell whether anything is too old or too much, without a look into any file."""
         segments = [segment for segments in list_writers(directory).values() for segment in segments]
-        if any(segment.kept and is_regular(os.path.join(directory, segment.name)) for segment in segments):
+        if any(segment.pruned and is_regular(os.path.join(directory, segment.name)) for segment in segments):
             return True
         if self.max_bytes is not None and sum(map(_size, segments)) > self.max_bytes:
             return True
         return self.max_age is not None and any(
-            time.time() - _age(segment)[0] > self.max_age for segment in segments
+            time.time() - _age_key(segment)[0] > self.max_age for segment in segments
         )
 
 
@@ -187,7 +187,7 @@ DELETED_FILE = StateFile(
 )
 
 
-def deleted_so_far(directory: str) -> Deleted:
+def read_deletion_counts(directory: str) -> Deleted:
     """Return a journal's counts of deleted events.
 
     Raises:
@@ -197,23 +197,23 @@ def deleted_so_far(directory: str) -> Deleted:
     return read_state(path, Deleted, DELETED_FILE.remedy) or Deleted()
 
 
-def retention_began(directory: str) -> bool:
+def retention_has_run(directory: str) -> bool:
     """Return whether retention or archiving may have removed something, counted or not."""
     moved = os.path.join(directory, BROKEN, f"{DELETED}-1")
     return any(os.path.lexists(path) for path in (os.path.join(directory, DELETED), moved))
 
 
-def holds_all_since(directory: str, since: str) -> bool:
+def is_complete_since(directory: str, since: str) -> bool:
     """Return whether a journal has every event that was written at or after a moment.
 
     Args:
         directory: Directory of the journal.
         since: RFC 3339, in UTC with six decimal places of the second.
     """
-    if not retention_began(directory):
+    if not retention_has_run(directory):
         return True
     try:
-        until = deleted_so_far(directory).until
+        until = read_deletion_counts(directory).until
     except OSError:
         return False
     return until is not None and since > until
@@ -221,7 +221,7 @@ def holds_all_since(directory: str, since: str) -> bool:
 
 def _mark_retention(directory: str) -> None:
     """Write the counts before the first removal: a process that is killed after it has counted nothing."""
-    if not retention_began(directory):
+    if not retention_has_run(directory):
         with contextlib.suppress(OSError):  # on a full disk, making room is what matters
             replace_file(os.path.join(directory, DELETED), encode_state(Deleted()))
 
@@ -229,18 +229,18 @@ def _mark_retention(directory: str) -> None:
 def _count_deleted(directory: str, deleted: Deleted) -> None:
     path = os.path.join(directory, DELETED)
     try:
-        before = deleted_so_far(directory)
+        before = read_deletion_counts(directory)
     except DamagedFileError:  # earlier counts are lost; counting restarts here
         quarantine_file(directory, path)
-        before = Deleted(until=_moment(time.time()))
+        before = Deleted(until=_latest_write(time.time()))
     replace_file(path, encode_state(before + deleted))
 
 
-class _Cleaning:
+class _RetentionPass:
     """One time that room is made."""
 
-    def __init__(self, directory: str, stopped: Callable[[], bool]) -> None:
-        self.stopped = stopped
+    def __init__(self, directory: str, should_stop: Callable[[], bool]) -> None:
+        self.should_stop = should_stop
         self.directory = directory
         self.writers = list_writers(directory)
         self.read = positions_of_all(directory)
@@ -248,49 +248,55 @@ class _Cleaning:
         self.until: str | None = None
         self.errors: list[OSError] = []
         # What has no end in one of these may be open still, or is yet to be told as crashed.
-        self.unfinished = {writer for writer, segments in self.writers.items() if not self._ended(segments)}
+        self.unfinished = {
+            writer for writer, segments in self.writers.items() if not self._is_closed(segments)
+        }
         self.live: set[str] = set()
         self._ends_in: dict[str, dict[str, bool]] = {}
         self.deleted = Deleted()
         self.size = sum(_size(segment) for segments in self.writers.values() for segment in segments)
 
-    def clean(self, room: Room) -> Deleted:
+    def apply(self, policy: RetentionPolicy) -> Deleted:
         """Delete what is due, and return what it was."""
-        closed = sorted(self._closed(), key=_age)
-        if room.max_age is not None:
-            oldest = time.time() - room.max_age
-            old = [segment for segment in closed if _age(segment)[0] < oldest and self._may_go(segment)]
+        closed = sorted(self._segments_not_in_use(), key=_age_key)
+        if policy.max_age is not None:
+            oldest = time.time() - policy.max_age
+            old = [
+                segment
+                for segment in closed
+                if _age_key(segment)[0] < oldest and self._may_be_deleted(segment)
+            ]
             if old:
-                self._record_until(max(old, key=_age))
+                self._record_until(max(old, key=_age_key))
             for segment in old:
-                if self.stopped():
+                if self.should_stop():
                     return self.deleted
                 left = self._reduce(segment, failed=False)
                 closed[closed.index(segment) : closed.index(segment) + 1] = [left] if left else []
-        if room.max_bytes is not None:
+        if policy.max_bytes is not None:
             # First everything but the records of failed runs, oldest first; then those as well.
-            kept = [segment for segment in closed if segment.kept]
+            kept = [segment for segment in closed if segment.pruned]
             for segment in closed:
-                if self.size > room.max_bytes and not segment.kept and not self.stopped():
+                if self.size > policy.max_bytes and not segment.pruned and not self.should_stop():
                     kept += filter(None, [self._reduce(segment)])
-            yet_to_be_told = self.unfinished - self.live
-            for segment in sorted(kept, key=_age):
-                if segment.writer in yet_to_be_told:
+            dead = self.unfinished - self.live
+            for segment in sorted(kept, key=_age_key):
+                if segment.writer in dead:
                     continue
-                if self.size > room.max_bytes and not self.stopped():
+                if self.size > policy.max_bytes and not self.should_stop():
                     try:
                         self._delete(segment, [*read_lines(segment)])
                     except OSError as error:
                         self.errors.append(error)
         return self.deleted
 
-    def _ended(self, segments: list[Segment]) -> bool:
+    def _is_closed(self, segments: list[Segment]) -> bool:
         try:
-            return ends_with(segments[-1], WRITER_CLOSED)
+            return last_line_starts_with(segments[-1], WRITER_CLOSED)
         except OSError:
             return False
 
-    def _closed(self) -> Iterator[Segment]:
+    def _segments_not_in_use(self) -> Iterator[Segment]:
         """Return the segments that nobody writes to."""
         for segments in self.writers.values():
             try:
@@ -308,10 +314,10 @@ class _Cleaning:
     def _was_read(self, segment: Segment) -> bool:
         if not self.read:
             return True
-        end = (segment.sequence, size_when_whole(segment))
+        end = (segment.sequence, original_size(segment))
         return all(end <= positions.get(segment.writer, (0, 0)) for positions in self.read)
 
-    def _may_go(self, segment: Segment) -> bool:
+    def _may_be_deleted(self, segment: Segment) -> bool:
         try:
             return self._was_read(segment)
         except OSError as error:
@@ -330,7 +336,7 @@ class _Cleaning:
 
     def _reduce_readable(self, segment: Segment, failed: bool) -> Segment | None:
         lines = [(line, run_of(line.text)) for line in read_lines(segment)]
-        keep = self._worth_keeping(segment, {run for _, run in lines if run}, failed)
+        keep = self._runs_to_keep(segment, {run for _, run in lines if run}, failed)
         began = {run for line, run in lines if line.text.startswith(RUN_OPEN)}
         of_writer = self.writers[segment.writer]
         is_first, is_last = segment == of_writer[0], segment == of_writer[-1]
@@ -353,9 +359,9 @@ class _Cleaning:
         return self._replace(segment, left, [line for line, _ in lines])
 
     def _replace(self, segment: Segment, left: list[LineAt], lines: list[LineAt]) -> Segment | None:
-        size, (written, _) = _size(segment), _age(segment)
-        header = encode_mark(Kept(size_when_whole(segment), [line.offset for line in left]))
-        name = segment_name(segment.writer, segment.sequence, kept=True)
+        size, (written, _) = _size(segment), _age_key(segment)
+        header = encode_mark(PrunedHeader(original_size(segment), [line.offset for line in left]))
+        name = segment_name(segment.writer, segment.sequence, pruned=True)
         path = os.path.join(self.directory, name)
         reduced = Segment(path, segment.writer, segment.pid, segment.sequence, True)
         unread = not self._was_read(segment)
@@ -371,7 +377,7 @@ class _Cleaning:
             self._delete(segment, lines)
             return None
         os.utime(path, (written, written))
-        if not segment.kept:
+        if not segment.pruned:
             os.unlink(segment.path)
         self.size += _size(reduced) - size
         # The dropped lines may be shorter than the new header.
@@ -383,19 +389,19 @@ class _Cleaning:
         segments[segments.index(segment)] = reduced
         return reduced
 
-    def _worth_keeping(self, segment: Segment, runs: set[str], failed: bool) -> set[str]:
+    def _runs_to_keep(self, segment: Segment, runs: set[str], failed: bool) -> set[str]:
         unknown, worth = set(runs), set()
         for place in self.writers[segment.writer]:
             if not unknown:
                 break
             if place.sequence >= segment.sequence:
-                ends = self._ends(place)
+                ends = self._run_ends(place)
                 worth |= {run for run in unknown if failed and ends.get(run)}
                 unknown -= ends.keys()
         # What has no end in a writer that has ended was no run: events that were emitted by hand.
         return worth | unknown if segment.writer in self.unfinished else worth
 
-    def _ends(self, segment: Segment) -> dict[str, bool]:
+    def _run_ends(self, segment: Segment) -> dict[str, bool]:
         """Return the runs that ended in a segment, and whether each counts as a failure."""
         known = self._ends_in.get(segment.name)
         if known is None:
@@ -415,7 +421,7 @@ class _Cleaning:
 
     def _record_until(self, segment: Segment) -> None:
         """Store the modification time of a segment before a part of it is deleted; see `Deleted.until`."""
-        until = _moment(_age(segment)[0])
+        until = _latest_write(_age_key(segment)[0])
         if self.until is None or until > self.until:
             with contextlib.suppress(OSError):  # on a full disk, making room is what matters
                 _count_deleted(self.directory, Deleted(until=until))
@@ -427,10 +433,10 @@ class _Cleaning:
         for segments in self.writers.values():
             for kept in segments:
                 path = os.path.join(self.directory, kept.name)
-                if kept.kept and is_regular(path) and has_header(kept):
+                if kept.pruned and is_regular(path) and has_intact_header(kept):
                     whole = Segment(path, kept.writer, kept.pid, kept.sequence, False)
                     try:
-                        lines, size = _count(whole) - _count(kept), _size(whole)
+                        lines, size = _line_count(whole) - _line_count(kept), _size(whole)
                         os.unlink(path)
                     except OSError as error:
                         self.errors.append(error)
@@ -445,7 +451,7 @@ def _failures(directory: str) -> FailureOutcomes:
         return FailureOutcomes()
 
 
-def _count(segment: Segment) -> int:
+def _line_count(segment: Segment) -> int:
     return sum(1 for _ in read_lines(segment))
 
 
@@ -460,12 +466,12 @@ def _events_in(lines: list[LineAt]) -> int:
     return sum(is_event(line.text) for line in lines)
 
 
-def _moment(seconds: float) -> str:
+def _latest_write(seconds: float) -> str:
     """Return a moment up to which events in a file may have been written: file systems have coarse clocks."""
     return rfc3339(int(seconds * 1_000_000) + 1_000_000)
 
 
-def _age(segment: Segment) -> tuple[float, str]:
+def _age_key(segment: Segment) -> tuple[float, str]:
     """Return when a segment was last written to, and its path, to be sorted by."""
     try:
         return os.stat(segment.path).st_mtime, segment.path

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from .._files import make_private_below, open_regular, replace_file, sync_directory
 from .._log import log_safely
-from ._format import KEPT, Kept, decode, decode_kept
+from ._format import PRUNED, PrunedHeader, decode, decode_pruned_header
 
 __all__ = [
     "BROKEN",
@@ -24,31 +24,31 @@ __all__ = [
     "FAILURES",
     "LOCK",
     "TEMPORARY",
+    "Chunk",
     "LineAt",
-    "Piece",
     "Segment",
     "Writers",
-    "begins_line",
-    "ends_with",
     "find_lines",
     "free_sequence",
-    "has_header",
+    "has_intact_header",
+    "is_line_start",
     "is_temporary",
-    "kept_header",
-    "lines_with",
+    "last_line_starts_with",
+    "lines_containing",
     "list_writers",
     "misplaced",
     "new_writer",
     "open_segment",
+    "original_size",
+    "pruned_header",
     "quarantine_file",
     "quarantine_line",
+    "read_chunk",
     "read_lines",
-    "read_piece",
     "readable",
+    "reason_not_journal",
     "segment_name",
-    "size_when_whole",
-    "split_kept",
-    "why_not",
+    "split_pruned",
 ]
 
 
@@ -71,14 +71,14 @@ class Segment(Struct, frozen=True):
         writer: Name of the writer.
         pid: Process id of the writer.
         sequence: 1 for the first segment of a writer; events of a run stand in this order.
-        kept: True where only records of failed runs are left in it.
+        pruned: True where only records of failed runs are left in it.
     """
 
     path: str
     writer: str
     pid: int
     sequence: int
-    kept: bool
+    pruned: bool
 
     @property
     def name(self) -> str:
@@ -96,14 +96,14 @@ def new_writer() -> str:
     return f"{began}-p{os.getpid()}-{os.urandom(4).hex()}"
 
 
-def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
+def segment_name(writer: str, sequence: int, *, pruned: bool = False) -> str:
     """Return the name of a segment's file.
 
     Example:
         >>> segment_name("20261123T160028Z-p4711-9f3a61c2", 2)
         '20261123T160028Z-p4711-9f3a61c2-000002.ndjson'
     """
-    return f"{writer}-{sequence:06d}{'.kept' if kept else ''}.ndjson"
+    return f"{writer}-{sequence:06d}{'.kept' if pruned else ''}.ndjson"
 
 
 def free_sequence(directory: str, writer: str, sequence: int, *, hidden: bool = True) -> int:
@@ -115,7 +115,7 @@ def free_sequence(directory: str, writer: str, sequence: int, *, hidden: bool = 
     """
     while True:
         name = segment_name(writer, sequence)
-        kept = segment_name(writer, sequence, kept=True)
+        kept = segment_name(writer, sequence, pruned=True)
         names = (name, f".{name}", kept) if hidden else (name, kept)
         if not any(os.path.lexists(os.path.join(directory, taken)) for taken in names):
             return sequence
@@ -199,7 +199,7 @@ def _by_writer(directory: str, names: Iterable[str]) -> Writers:
         writer, pid, sequence, kept = match.groups()
         segment = Segment(os.path.join(directory, name), writer, int(pid), int(sequence), bool(kept))
         # Both are there for the moment between the making of the one and the removal of the other.
-        if segment.kept or (writer, segment.sequence) not in found:
+        if segment.pruned or (writer, segment.sequence) not in found:
             found[writer, segment.sequence] = segment
     writers: Writers = {}
     for key in sorted(found):
@@ -207,7 +207,7 @@ def _by_writer(directory: str, names: Iterable[str]) -> Writers:
     return writers
 
 
-def why_not(directory: str) -> str | None:
+def reason_not_journal(directory: str) -> str | None:
     """Return why a path is no journal: empty where there is nothing, None where it is one, or may become one.
 
     Raises:
@@ -273,17 +273,17 @@ def quarantine_file(directory: str, path: str) -> str:
     """
     folder = os.path.join(directory, BROKEN)
     if path == folder:  # a link or a file in place of `broken/` itself
-        target = _free(os.path.join(directory, "broken-"))
+        target = _unused_path(os.path.join(directory, "broken-"))
     else:
         make_private_below(folder)
         name = os.path.relpath(path, directory).replace(os.sep, "-").lstrip(".")
-        target = _free(os.path.join(folder, f"{name}-"))
+        target = _unused_path(os.path.join(folder, f"{name}-"))
     os.rename(path, target)
     sync_directory(directory)
     return target
 
 
-def _free(beginning: str) -> str:
+def _unused_path(beginning: str) -> str:
     number = 1
     while os.path.lexists(f"{beginning}{number}"):
         number += 1
@@ -293,7 +293,7 @@ def _free(beginning: str) -> str:
 _CHUNK = 4 << 20
 _TAIL = 4096
 
-_UNKNOWN = 1 << 40
+_UNKNOWN_OFFSET = 1 << 40
 """Assumed original offset of the lines of a kept segment with a damaged header: past any segment's end."""
 
 
@@ -304,12 +304,12 @@ class LineAt(Struct, frozen=True, gc=False):
     text: bytes
 
 
-class Piece(Struct, frozen=True):
+class Chunk(Struct, frozen=True):
     """What was read of a segment at once.
 
     Attributes:
         lines: Whole lines, in order.
-        end: Where the next piece begins.
+        end: Where the next chunk begins.
         torn: Bytes after the last newline of the file. Its writer may be about to write the rest,
             or it died.
     """
@@ -319,7 +319,7 @@ class Piece(Struct, frozen=True):
     torn: int
 
 
-def read_piece(segment: Segment, offset: int) -> Piece:
+def read_chunk(segment: Segment, offset: int) -> Chunk:
     """Return whole lines from `offset` on: some megabytes, and at least one line where there is one.
 
     Offsets are those of the segment as it was written, also where little of it was kept.
@@ -330,8 +330,8 @@ def read_piece(segment: Segment, offset: int) -> Piece:
     """
     fd = open_regular(segment.path)
     try:
-        if segment.kept:
-            return _read_kept_piece(fd, offset)
+        if segment.pruned:
+            return _read_pruned_chunk(fd, offset)
         most_bytes = _CHUNK
         data = os.pread(fd, most_bytes, offset)
         end = data.rfind(b"\n") + 1
@@ -342,7 +342,7 @@ def read_piece(segment: Segment, offset: int) -> Piece:
     finally:
         os.close(fd)
     torn = len(data) - end if len(data) < most_bytes else 0
-    return Piece(_split(data[:end], offset), offset + end, torn)
+    return Chunk(_split(data[:end], offset), offset + end, torn)
 
 
 def _split(data: bytes, offset: int) -> list[LineAt]:
@@ -354,53 +354,53 @@ def _split(data: bytes, offset: int) -> list[LineAt]:
     return lines
 
 
-def _read_kept_piece(fd: int, offset: int) -> Piece:
+def _read_pruned_chunk(fd: int, offset: int) -> Chunk:
     with open(fd, "rb", closefd=False) as file:
         content = file.read()
-    kept = kept_header(content)
-    *texts, torn = split_kept(content)[1].split(b"\n")
+    kept = pruned_header(content)
+    *texts, torn = split_pruned(content)[1].split(b"\n")
     places = zip(kept.offsets, texts, strict=True)
-    return Piece([LineAt(at, text) for at, text in places if at >= offset and text], kept.size, len(torn))
+    return Chunk([LineAt(at, text) for at, text in places if at >= offset and text], kept.size, len(torn))
 
 
-def split_kept(content: bytes) -> tuple[bytes, bytes]:
+def split_pruned(content: bytes) -> tuple[bytes, bytes]:
     """Return the header of a kept segment, which may be damaged, and the lines after it.
 
     An intact line of another type is not a header: the file was replaced by another one.
     """
     first, _, rest = content.partition(b"\n")
     line = decode(first)
-    return (b"", content) if line is not None and line.type != KEPT else (first, rest)
+    return (b"", content) if line is not None and line.type != PRUNED else (first, rest)
 
 
-def kept_header(content: bytes) -> Kept:
+def pruned_header(content: bytes) -> PrunedHeader:
     """Return the header of a kept segment, or a substitute if it is damaged.
 
     The original offset of the lines is unknown without the header. The substitute places them after every
     position that a reader may have stored, so a reader that was in the middle of them reads some lines twice,
     but misses none.
     """
-    header, rest = split_kept(content)
+    header, rest = split_pruned(content)
     texts = rest.split(b"\n")[:-1]
-    kept = decode_kept(header)
+    kept = decode_pruned_header(header)
     if kept is not None and len(kept.offsets) == len(texts):
         return kept
-    offsets, at = [], _UNKNOWN
+    offsets, at = [], _UNKNOWN_OFFSET
     for text in texts:
         offsets.append(at)
         at += len(text) + 1
-    return Kept(at, offsets)
+    return PrunedHeader(at, offsets)
 
 
-def has_header(segment: Segment) -> bool:
+def has_intact_header(segment: Segment) -> bool:
     """Return whether the header of a kept segment is intact: only then may the original be removed."""
     with open_segment(segment) as file:
         content = file.readall()
-    kept = decode_kept(content.partition(b"\n")[0])
-    return kept is not None and kept == kept_header(content)
+    kept = decode_pruned_header(content.partition(b"\n")[0])
+    return kept is not None and kept == pruned_header(content)
 
 
-def size_when_whole(segment: Segment) -> int:
+def original_size(segment: Segment) -> int:
     """Return the original size of a segment, even if only a part of it was kept.
 
     Raises:
@@ -408,12 +408,12 @@ def size_when_whole(segment: Segment) -> int:
     """
     fd = open_regular(segment.path)
     with open(fd, "rb") as file:
-        return kept_header(file.read()).size if segment.kept else os.fstat(fd).st_size
+        return pruned_header(file.read()).size if segment.pruned else os.fstat(fd).st_size
 
 
-def begins_line(segment: Segment, offset: int) -> bool:
+def is_line_start(segment: Segment, offset: int) -> bool:
     """Return whether an offset is the beginning of a line or the end of the segment."""
-    if segment.kept or not offset:
+    if segment.pruned or not offset:
         return True
     fd = open_regular(segment.path)
     try:
@@ -426,11 +426,11 @@ def read_lines(segment: Segment) -> Iterator[LineAt]:
     """Return every whole line of a segment."""
     offset = 0
     while True:
-        piece = read_piece(segment, offset)
-        if piece.end == offset:
+        chunk = read_chunk(segment, offset)
+        if chunk.end == offset:
             return
-        yield from piece.lines
-        offset = piece.end
+        yield from chunk.lines
+        offset = chunk.end
 
 
 def find_lines(segment: Segment, *beginnings: bytes) -> Iterator[bytes]:
@@ -439,22 +439,22 @@ def find_lines(segment: Segment, *beginnings: bytes) -> Iterator[bytes]:
     The file is searched as bytes, which costs a small part of going through it line by line.
     """
     wanted = [b"\n" + beginning for beginning in beginnings]
-    for data, end in _whole_lines(segment):
-        for at in sorted(at for beginning in wanted for at in _places(data, beginning, end)):
+    for data, end in _line_buffers(segment):
+        for at in sorted(at for beginning in wanted for at in _find_all(data, beginning, end)):
             yield bytes(data[at + 1 : data.index(b"\n", at + 1)])
 
 
-def lines_with(segment: Segment, part: bytes) -> Iterator[bytes]:
+def lines_containing(segment: Segment, part: bytes) -> Iterator[bytes]:
     """Return the whole lines in which these bytes stand, in the order of the file."""
-    for data, end in _whole_lines(segment):
+    for data, end in _line_buffers(segment):
         after = 0
-        for at in _places(data, part, end):
+        for at in _find_all(data, part, end):
             if at >= after:
                 after = data.index(b"\n", at)
                 yield bytes(data[data.rindex(b"\n", 0, at) + 1 : after])
 
 
-def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
+def _line_buffers(segment: Segment) -> Iterator[tuple[bytearray, int]]:
     """Return a newline and as many whole lines as there is room for, and where they end, again and again.
 
     One buffer serves for all of them: to have a new one each time would take as long as the search.
@@ -492,19 +492,19 @@ def open_segment(segment: Segment) -> io.FileIO:
     try:
         return io.FileIO(open_regular(segment.path))
     except FileNotFoundError:
-        if segment.kept:
+        if segment.pruned:
             raise
         return io.FileIO(open_regular(segment.path.removesuffix(".ndjson") + ".kept.ndjson"))
 
 
-def _places(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
+def _find_all(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
     at = data.find(wanted, 0, end)
     while at >= 0:
         yield at
         at = data.find(wanted, at + 1, end)
 
 
-def ends_with(segment: Segment, beginning: bytes) -> bool:
+def last_line_starts_with(segment: Segment, beginning: bytes) -> bool:
     """Tell whether the last line of a segment is whole and begins so."""
     with open_segment(segment) as file:
         size = file.seek(0, os.SEEK_END)

@@ -14,25 +14,25 @@ from typing import Protocol
 from .._files import NO_ROOM, OwnedFile, make_private, open_owned, sync, sync_directory
 from ._segments import free_sequence, new_writer, segment_name
 
-__all__ = ["Keeper", "SegmentWriter", "Syncing"]
+__all__ = ["SegmentSyncer", "SegmentWriter", "SyncThread"]
 
 
-class Kept(Protocol):
+class SyncTarget(Protocol):
     """A journal, as far as its keeper needs it."""
 
-    def keep_synced(self) -> None:
+    def sync_if_due(self) -> None:
         """Sync written events if a sync is due. Never raises."""
         ...
 
 
-class Keeper:
-    """Calls `keep_synced` of a journal at an interval, in a daemon thread, while the journal exists.
+class SyncThread:
+    """Calls `sync_if_due` of a journal at an interval, in a daemon thread, while the journal exists.
 
     Raises:
         RuntimeError: No thread can be started.
     """
 
-    def __init__(self, journal: Kept, seconds: float) -> None:
+    def __init__(self, journal: SyncTarget, seconds: float) -> None:
         self._stopped = threading.Event()
         # Weakly: a journal that nobody has any more is closed, and its thread ends.
         self._journal = weakref.ref(journal)
@@ -44,7 +44,7 @@ class Keeper:
             journal = self._journal()
             if journal is None:
                 return
-            journal.keep_synced()
+            journal.sync_if_due()
             del journal
 
     @property
@@ -57,11 +57,11 @@ class Keeper:
         self._stopped.set()
 
 
-_MOST_UNSYNCED = 100
+_MAX_UNSYNCED = 100
 """Maximum number of full segments kept open while their syncs fail; each uses a file descriptor."""
 
 
-class Syncing:
+class SegmentSyncer:
     """The segments of a writer that are not synced yet.
 
     Code that needs both locks acquires `lock` before the lock of the writer.
@@ -73,14 +73,14 @@ class Syncing:
 
     Attributes:
         lock: Held while syncing or closing a segment, so that no segment is closed while it is being synced.
-        given_up: Number of segments that were closed although their sync had failed.
+        abandoned: Number of segments that were closed although their sync had failed.
     """
 
     def __init__(
         self, writer: SegmentWriter, writing: threading.RLock, sync: Callable[[int], None] | None
     ) -> None:
         self.lock = threading.RLock()
-        self.given_up = 0
+        self.abandoned = 0
         self._writer = writer
         self._writing = writing
         self._sync = sync
@@ -134,10 +134,10 @@ class Syncing:
         done = [file for file, synced in self._full.items() if synced]
         if self._writer.file is None and not self._writer.retired and done and done[-1] == [*self._full][-1]:
             done.pop()
-        surplus = len(self._full) - len(done) - _MOST_UNSYNCED
+        surplus = len(self._full) - len(done) - _MAX_UNSYNCED
         if surplus > 0:
             done += [file for file, synced in self._full.items() if not synced][:surplus]
-            self.given_up += surplus
+            self.abandoned += surplus
         for file in done:
             file.release()
             del self._full[file]
@@ -158,7 +158,7 @@ class Syncing:
                 self._writer.close()
 
 
-_LOOK_EVERY_SECONDS = 0.1
+_CHECK_INTERVAL_SECONDS = 0.1
 """How often the writer looks whether its file is still there, and whether it is old."""
 
 
@@ -172,7 +172,7 @@ class SegmentWriter:
         unsynced: True when something was written since it was last synced.
         retired: Segments that are full, for somebody to sync and close.
         unsynced_names: True if a segment was created since the directory was last synced.
-        began_segment: True when a segment was made since this was last set to False.
+        started_segment: True when a segment was made since this was last set to False.
         closed_by_others: Number of segments whose descriptor other code of the process closed.
     """
 
@@ -184,7 +184,7 @@ class SegmentWriter:
         self.file: OwnedFile | None = None
         self.unsynced = False
         self.unsynced_names = False
-        self.began_segment = False
+        self.started_segment = False
         self.closed_by_others = 0
         self.retired: list[OwnedFile] = []
         self._segment_bytes = segment_bytes
@@ -192,12 +192,12 @@ class SegmentWriter:
         self._sync_each = sync_each
         self._sequence = 0
         self._end = 0
-        self._began = 0.0
-        self._look_at = 0.0
-        self._blank = False  # whether the last retired segment received no line
+        self._started = 0.0
+        self._next_check = 0.0
+        self._last_retired_is_empty = False  # whether the last retired segment received no line
         self._busy = False
         self._switching = False
-        self._late: list[bytes] = []
+        self._deferred: list[bytes] = []
 
     def append(self, line: bytes) -> None:
         """Write one line, whole.
@@ -210,25 +210,25 @@ class SegmentWriter:
         """
         if self._busy:
             if self._switching or not self._is_open():
-                self._late.append(line)
+                self._deferred.append(line)
             else:
                 self._write(line)
             return
         self._busy = True
         try:
             now = time.monotonic()
-            if now >= self._look_at:
-                self._look(now)
+            if now >= self._next_check:
+                self._check_file(now)
             if not self._is_open() or (self._end and self._end + len(line) > self._segment_bytes):
-                self._begin_segment(now)
-            while self._late:
-                self._write(self._late[0])
-                del self._late[0]
+                self._start_segment(now)
+            while self._deferred:
+                self._write(self._deferred[0])
+                del self._deferred[0]
             self._write(line)
         finally:
             self._busy = False
 
-    def look_for_lost_descriptor(self) -> None:
+    def check_descriptor(self) -> None:
         """Begin another segment if other code closed the descriptor of this one, and with it its lock.
 
         A writer without a lock counts as dead: its runs in progress would be recorded as crashed.
@@ -237,7 +237,7 @@ class SegmentWriter:
             OSError: No segment could be made.
         """
         if self.file is not None and not self._busy and not self._is_open():
-            self._begin_segment(time.monotonic())
+            self._start_segment(time.monotonic())
 
     def _is_open(self) -> bool:
         """Return whether there is a segment to write to; give up one whose descriptor other code closed."""
@@ -247,10 +247,10 @@ class SegmentWriter:
         # The offset is the end of what was written. It may be more: a signal handler may have written since.
         if (self._end and file.is_at(self._end)) or file.is_intact():
             return True
-        self._give_up()
+        self._abandon()
         return False
 
-    def _give_up(self) -> None:
+    def _abandon(self) -> None:
         self.closed_by_others += 1
         self.retire()
 
@@ -268,13 +268,13 @@ class SegmentWriter:
                 return
         except OSError as error:
             # Whatever is wrong with this file, the next line gets another: but not each line one.
-            if error.errno not in NO_ROOM and time.monotonic() - self._began > _LOOK_EVERY_SECONDS:
+            if error.errno not in NO_ROOM and time.monotonic() - self._started > _CHECK_INTERVAL_SECONDS:
                 self.retire()
             raise
-        self._take_back(file.fd, written)
+        self._truncate_partial_line(file.fd, written)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
 
-    def _take_back(self, fd: int, written: int) -> None:
+    def _truncate_partial_line(self, fd: int, written: int) -> None:
         """Cut off the part of a line that still had room, so that the segment stays whole lines."""
         try:
             # From where the file ends, not from what was counted: a signal may have come in between.
@@ -282,18 +282,18 @@ class SegmentWriter:
         except OSError:
             self.retire()  # nothing may ever follow a torn line
 
-    def _look(self, now: float) -> None:
-        self._look_at = now + _LOOK_EVERY_SECONDS
+    def _check_file(self, now: float) -> None:
+        self._next_check = now + _CHECK_INTERVAL_SECONDS
         if self.file is None:
             return
         if not self.file.is_intact():
-            self._give_up()
+            self._abandon()
         elif self.file.is_removed():
             self.retire()  # somebody removed the file: what went into it would be lost
-        elif self._end and now - self._began >= self._segment_seconds:
-            self._begin_segment(now)
+        elif self._end and now - self._started >= self._segment_seconds:
+            self._start_segment(now)
 
-    def _begin_segment(self, now: float) -> None:
+    def _start_segment(self, now: float) -> None:
         """Go on in a new segment; or in the old one, where a new one cannot be made."""
         self._switching = True
         try:
@@ -301,7 +301,7 @@ class SegmentWriter:
         except OSError:
             if self.file is None:
                 raise
-            self._began = now  # try again when another such time has passed
+            self._started = now  # try again when another such time has passed
         finally:
             self._switching = False
 
@@ -337,15 +337,15 @@ class SegmentWriter:
         self.file = file
         self._sequence = sequence
         self._end = 0
-        self._began = now
-        self.began_segment = self.unsynced_names = True
+        self._started = now
+        self.started_segment = self.unsynced_names = True
 
     def retire(self) -> None:
         """Write to this segment no more. It stays locked until there is another: its writer lives."""
         if self.file is not None:
-            if self._blank and self.retired and not self._end:
+            if self._last_retired_is_empty and self.retired and not self._end:
                 self.retired.pop().release()  # of those that never took a line, one is enough
-            self._blank = not self._end
+            self._last_retired_is_empty = not self._end
             self.retired.append(self.file)
             self.file = None
             self.unsynced = False  # retired segments will be synced

@@ -23,7 +23,7 @@ from ..events import DirectSink
 from ..schema import AttributesSoFar, Heartbeat, RunInProgress, StageInProgress
 from ._recorder import RunRecorder
 from ._resource import sample
-from .sanitize._shape import shaper
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["Heartbeats", "ObservedRun"]
 
@@ -31,25 +31,25 @@ log = logging.getLogger("stageflow.observability")
 
 _EVERY_SECONDS = 1.0
 
-_MOST_BYTES = 64 << 10
+_MAX_BYTES = 64 << 10
 """Maximum size of a line."""
 
-_LEAST_BYTES = 64
+_MIN_ENTRY_BYTES = 64
 """Hardly any entry fits in less."""
 
-_MOST_MISSES = 8
+_MAX_MISSES = 8
 """Number of entries that did not fit, after which no others are tried: to encode them is in vain."""
 
-_MOST_DEPTH = 8
+_MAX_DEPTH = 8
 """Maximum nesting of an attribute value."""
 
-_MOST_WORK = _MOST_BYTES
+_MAX_WORK = _MAX_BYTES
 """Number of values and characters of the attributes of one attempt: no more than that fits in a line."""
 
-_MOST_WORK_PER_LINE = 8 * _MOST_WORK
+_MAX_WORK_PER_LINE = 8 * _MAX_WORK
 
-_MOST_CHARS = 4096
-"""Number of characters of one text that count as work: the shaper cuts long texts."""
+_MAX_CHARS = 4096
+"""Number of characters of one text that count as work: the new_sanitizer cuts long texts."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -85,7 +85,7 @@ class _Line:
     @property
     def is_full(self) -> bool:
         """True if no other entry is worth encoding."""
-        return self.room <= _LEAST_BYTES or self._misses == _MOST_MISSES
+        return self.room <= _MIN_ENTRY_BYTES or self._misses == _MAX_MISSES
 
     def add(self, key: Any, entry: bytes) -> None:
         """Add an entry if there is room."""
@@ -161,14 +161,14 @@ class Heartbeats:
                 by_sink.setdefault(id(sink), (sink, []))[1].append(run)
         for sink, runs in by_sink.values():
             try:
-                sink.take_mark(self._heartbeat(runs))
+                sink.accept_mark(self._heartbeat(runs))
             except Exception as error:
                 log_safely(log, "a heartbeat could not be written: %s", describe(error))
         return bool(by_sink)
 
     def _heartbeat(self, runs: list[ObservedRun]) -> Heartbeat:
         empty = Heartbeat(rfc3339(get_clock().wall_ns() // 1000), sample(), [], [], 0, 0)
-        line = _Line(_MOST_BYTES - len(_encode(empty)) - 100)  # room for the counts and the type of the line
+        line = _Line(_MAX_BYTES - len(_encode(empty)) - 100)  # room for the counts and the type of the line
         attributes: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
         by_id = {run.recorder.run_id: run for run in runs}
         for run_id in _from(sorted(by_id), self._next_run):
@@ -183,16 +183,16 @@ class Heartbeats:
                     attributes[run_id, name] = attempt, fields
             if fields := run.recorder.attributes_so_far():
                 attributes[run_id, ""] = 0, fields
-        rest, plain = _Line(line.room), _Plain()
+        rest, plain = _Line(line.room), _JsonCopier()
         for run_id, name in _from(sorted(attributes), self._next_attributes):
             attempt, fields = attributes[run_id, name]
             if rest.is_full or plain.is_exhausted:
                 rest.omit((run_id, name))
                 continue
             if fields := plain.copy(fields):
-                known = AttributesSoFar(run_id, name or None, attempt, shaper().attributes(fields))
+                known = AttributesSoFar(run_id, name or None, attempt, new_sanitizer().attributes(fields))
                 rest.add((run_id, name), _encode(known))
-            if plain.is_cut:
+            if plain.is_truncated:
                 rest.omit((run_id, name), fits_in_another=False)
         self._next_run = line.first_omitted or ""
         self._next_attributes = rest.first_omitted or ("", "")
@@ -220,19 +220,19 @@ def _from(ordered: list[Any], first: Any) -> Iterator[Any]:
 _OMITTED = object()
 
 
-class _Plain:
+class _JsonCopier:
     """Copies the attributes whose values are plain JSON, at bounded cost: a nested value may have no end.
 
     Values that are not plain JSON are left out.
 
     Attributes:
-        is_cut: True if something that would not fit in a line was left out of the last copy.
+        is_truncated: True if something that would not fit in a line was left out of the last copy.
     """
 
     def __init__(self) -> None:
-        self._left_for_line = _MOST_WORK_PER_LINE
+        self._left_for_line = _MAX_WORK_PER_LINE
         self._left = 0
-        self.is_cut = False
+        self.is_truncated = False
 
     @property
     def is_exhausted(self) -> bool:
@@ -241,28 +241,28 @@ class _Plain:
 
     def copy(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of the attributes of one attempt or run."""
-        self._left, self.is_cut = _MOST_WORK, False
+        self._left, self.is_truncated = _MAX_WORK, False
         copied: dict[str, Any] = {}
         for name, value in fields.items():
-            if type(name) is str and (copy := self._copy(value, _MOST_DEPTH)) is not _OMITTED:
+            if type(name) is str and (copy := self._copy(value, _MAX_DEPTH)) is not _OMITTED:
                 copied[name] = copy
             if self._left < 0:
                 break
-        self._left_for_line -= _MOST_WORK - self._left
+        self._left_for_line -= _MAX_WORK - self._left
         return copied
 
     def _copy(self, value: Any, depth: int) -> Any:
         kind = type(value)
-        self._left -= 1 + min(len(value), _MOST_CHARS) if kind is str else 1
+        self._left -= 1 + min(len(value), _MAX_CHARS) if kind is str else 1
         if self._left < 0:
-            self.is_cut = True
+            self.is_truncated = True
             return _OMITTED
         if kind in (str, int, float, bool, type(None)):
             return value
         if not depth or kind not in (dict, list, tuple):
             return _OMITTED
         if len(value) > self._left:
-            self.is_cut = True
+            self.is_truncated = True
             return _OMITTED
         if kind is dict:
             named: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from .._log import log_safely
 from .._time import get_clock, rfc3339
 from ..context import PipelineContext, added
 from ..errors import as_text, describe, type_name
-from ..events import TALLY, DirectSink, Event, NoOpEventSink, offer, takes_marks
+from ..events import GLOBAL_COUNTERS, DirectSink, Event, NoOpEventSink, accepts_marks, offer
 from ..results import PipelineResults
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
 from ..stages import StageResult
@@ -24,8 +24,8 @@ from ._emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from ._resource import emit_health_if_due
 from ._run_context import RunContext
 from ._wide_events import stage_wide
-from .sanitize._coerce import SHOWN_CHARS, is_mapping, short_repr
-from .sanitize._shape import shaper
+from .sanitize._coerce import REPR_CHARS, is_mapping, safe_repr
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["RunRecorder"]
 
@@ -33,12 +33,12 @@ __all__ = ["RunRecorder"]
 log = logging.getLogger("stageflow.observability")
 
 # One for all runs: it is held for some additions. Reentrant: a signal handler may say something, too.
-_saying = threading.RLock()
+_lock = threading.RLock()
 
-_told: set[str] = set()
+_warned: set[str] = set()
 """Names of the numbers that something else was added to."""
 
-_MOST_TOLD = 1_000
+_MAX_WARNED = 1_000
 
 _TYPE_CHARS = 256
 """Characters of the type of an own event, whatever names of fields may have: readers look for it."""
@@ -62,7 +62,7 @@ class RunRecorder:
         "_pipeline",
         "_plain",
         "_run",
-        "disowned",
+        "detached",
         "interrupt",
         "stages",
     )
@@ -82,7 +82,7 @@ class RunRecorder:
         self.stages = stages
         self._pipeline = pipeline
         self._marked: DirectSink | None = None
-        self.disowned = False
+        self.detached = False
         self.interrupt: BaseException | None = None
         """A `KeyboardInterrupt` or `SystemExit` out of an emitter, for the run to pass on."""
         self._plain = type(emitter) is WideEventEmitter
@@ -100,7 +100,7 @@ class RunRecorder:
             return
         try:
             sink = self._emitter.event_sink
-            if not takes_marks(sink):
+            if not accepts_marks(sink):
                 return
             identity = self._run.identity(self._context)
             opened = RunOpen(
@@ -118,7 +118,7 @@ class RunRecorder:
                 stages,
             )
             self._marked = sink
-            sink.take_mark(opened)
+            sink.accept_mark(opened)
         except BaseException as error:
             INTERRUPTS.postpone(error)
             log_safely(
@@ -144,9 +144,9 @@ class RunRecorder:
         """Return a copy of the attributes of the run."""
         return self._run.attributes.copy() if self._run.attributes else {}
 
-    def disown(self) -> None:
+    def detach_after_fork(self) -> None:
         """Write no record: this is a forked child, and the run is its parent's."""
-        self.disowned = True
+        self.detached = True
         self.stages = self._pipeline = False
         self._marked = None
 
@@ -163,11 +163,13 @@ class RunRecorder:
                 return
             event = Event("stage.wide", stage_wide(result.name, result, context, run))
         except BaseException as error:
-            self._missed(
+            self._emit_missed(
                 error,
                 event_id(run.run_id, result.name, result.attempt),
                 lambda: offer_stage_wide(emitter.event_sink, result.name, result, context, run),
-                lambda: offer_stage_wide(emitter.event_sink, result.name, _bare(result), context, run),
+                lambda: offer_stage_wide(
+                    emitter.event_sink, result.name, _without_application_data(result), context, run
+                ),
             )
             return
         try:
@@ -209,7 +211,7 @@ class RunRecorder:
             reason = "its emitter kept pipeline.wide back"
         else:
             return
-        sink.take_mark(RunClosed(run_id, reason))
+        sink.accept_mark(RunClosed(run_id, reason))
 
     def _emit_pipeline(self, results: PipelineResults) -> None:
         emitter, context, run = self._emitter, self._context, self._run
@@ -220,16 +222,18 @@ class RunRecorder:
                     return
                 emitter.emit_pipeline_wide(results, context)
         except BaseException as error:
-            self._missed(
+            self._emit_missed(
                 error,
                 run.run_id,
                 lambda: offer_pipeline_wide(emitter.event_sink, results, context, run),
-                lambda: offer_pipeline_wide(emitter.event_sink, _bare_all(results), context, run),
+                lambda: offer_pipeline_wide(
+                    emitter.event_sink, _all_without_application_data(results), context, run
+                ),
             )
 
-    def _missed(self, error: BaseException, missed_id: str, *ways: Callable[[], None]) -> None:
+    def _emit_missed(self, error: BaseException, missed_id: str, *ways: Callable[[], None]) -> None:
         """Emit what an emitter that raised has not: whole, or else without what could not be built."""
-        TALLY.emitter_errors += 1
+        GLOBAL_COUNTERS.emitter_errors += 1
         self._interrupted_by(error)
         log_safely(
             log,
@@ -279,7 +283,7 @@ class RunRecorder:
             return
         run = self._run
         # A forked child counts on from where its parent stood: its events need ids of their own.
-        place = f"{os.getpid()}.{number}" if self.disowned else str(number)
+        place = f"{os.getpid()}.{number}" if self.detached else str(number)
         identity = run.identity(self._context)
         now = run.origin_ns + get_clock().monotonic_ns()
         ours: dict[str, Any] = {
@@ -290,14 +294,14 @@ class RunRecorder:
             "correlation_ids": identity.correlation_ids,
             "pipeline_metadata": identity.pipeline_metadata,
         }
-        shaping = shaper()
+        sanitizer = new_sanitizer()
         whole = {} if data is None else data if is_mapping(data) else {"payload": data}
-        own = shaping.fields(whole, "payload")
-        kind = shaping.text(type, "type", _TYPE_CHARS)
-        if shaping.redacted:
-            ours["redacted"] = shaping.redacted
-        if shaping.truncated:
-            ours["truncated"] = shaping.truncated
+        own = sanitizer.fields(whole, "payload")
+        kind = sanitizer.text(type, "type", _TYPE_CHARS)
+        if sanitizer.redacted:
+            ours["redacted"] = sanitizer.redacted
+        if sanitizer.truncated:
+            ours["truncated"] = sanitizer.truncated
         clash = own.keys() & ours.keys()
         if clash:
             ours["payload"] = {key: own[key] for key in clash}
@@ -310,7 +314,7 @@ class RunRecorder:
 
     def annotate_run(self, fields: Mapping[str, Any]) -> None:
         run = self._run
-        with _saying:
+        with _lock:
             if run.attributes is None:
                 run.attributes = {}
             run.attributes.update(fields)
@@ -320,7 +324,7 @@ class RunRecorder:
 
     def add_to_run(self, amounts: Mapping[str, float]) -> None:
         run = self._run
-        with _saying:
+        with _lock:
             if run.attributes is None:
                 run.attributes = {}
             totals = added(run.attributes, amounts)
@@ -328,11 +332,11 @@ class RunRecorder:
         if sealed and self._pipeline:
             self._amend("pipeline.wide.amend", run.run_id, None, totals)
 
-    def no_amount(self, stage: str, name: str, value: Any) -> None:
-        shaping = shaper()
-        shown, name = shaping.text(short_repr(value), name, SHOWN_CHARS), shaping.name(as_text(name))
-        if name not in _told and len(_told) < _MOST_TOLD:
-            _told.add(name)
+    def non_numeric_amount(self, stage: str, name: str, value: Any) -> None:
+        sanitizer = new_sanitizer()
+        shown, name = sanitizer.text(safe_repr(value), name, REPR_CHARS), sanitizer.name(as_text(name))
+        if name not in _warned and len(_warned) < _MAX_WARNED:
+            _warned.add(name)
             log_safely(
                 log,
                 "stage %r: %r is unchanged, because %s is not a number (further occurrences are not logged)",
@@ -355,17 +359,17 @@ class RunRecorder:
         self, type: str, amended_id: str, stage: str | None, fields: Mapping[str, Any]
     ) -> None:
         sink = self._emitter.event_sink
-        if builtins.type(sink) is NoOpEventSink or self.disowned:
+        if builtins.type(sink) is NoOpEventSink or self.detached:
             return
         run = self._run
         identity = run.identity(self._context)
-        shaping = shaper()
+        sanitizer = new_sanitizer()
         amendment = WideAmend(
             event_id=amended_id,
             amended_at=rfc3339((run.origin_ns + get_clock().monotonic_ns()) // 1000),
-            attributes=shaping.attributes(fields),
-            redacted=shaping.redacted,
-            truncated=shaping.truncated,
+            attributes=sanitizer.attributes(fields),
+            redacted=sanitizer.redacted,
+            truncated=sanitizer.truncated,
             stage_name=stage,
             correlation_ids=identity.correlation_ids,
             pipeline_metadata=identity.pipeline_metadata,
@@ -374,7 +378,7 @@ class RunRecorder:
         offer(sink, Event(type, amendment))
 
 
-def _bare(result: StageResult) -> StageResult:
+def _without_application_data(result: StageResult) -> StageResult:
     """Return a result without anything of the application's own."""
     return StageResult(
         result.name,
@@ -393,9 +397,9 @@ def _bare(result: StageResult) -> StageResult:
     )
 
 
-def _bare_all(results: PipelineResults) -> PipelineResults:
+def _all_without_application_data(results: PipelineResults) -> PipelineResults:
     return PipelineResults(
-        ((name, _bare(result)) for name, result in results.items()),
+        ((name, _without_application_data(result)) for name, result in results.items()),
         pipeline_name=results.pipeline_name,
         context=results.context,
         outcome=results.outcome,

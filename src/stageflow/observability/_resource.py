@@ -84,7 +84,7 @@ def resource() -> Resource:
     given = defaults()
     named = _otel_attributes(os.environ)
     return Resource(
-        service_version=_text(given.version or named.get("service.version") or _first(_VERSION)),
+        service_version=_text(given.version or named.get("service.version") or _first_set(_VERSION)),
         host=safe_text(os.uname().nodename),
         pid=os.getpid(),
         runtime=f"{platform.python_implementation().lower()} {platform.python_version()}",
@@ -92,9 +92,9 @@ def resource() -> Resource:
             given.environment
             or named.get("deployment.environment.name")
             or named.get("deployment.environment")
-            or _first(_ENVIRONMENT)
+            or _first_set(_ENVIRONMENT)
         ),
-        commit=_text(given.commit or named.get("vcs.ref.head.revision") or _first(_COMMIT)),
+        commit=_text(given.commit or named.get("vcs.ref.head.revision") or _first_set(_COMMIT)),
     )
 
 
@@ -102,7 +102,7 @@ def resource() -> Resource:
 def service_name() -> str | None:
     """Return the name of the service, for runs that name none."""
     name = defaults().service or os.environ.get("OTEL_SERVICE_NAME")
-    return _text(name or _otel_attributes(os.environ).get("service.name") or _first(_SERVICE))
+    return _text(name or _otel_attributes(os.environ).get("service.name") or _first_set(_SERVICE))
 
 
 def _otel_attributes(environ: Mapping[str, str]) -> dict[str, str]:
@@ -111,7 +111,7 @@ def _otel_attributes(environ: Mapping[str, str]) -> dict[str, str]:
     return {key.strip(): unquote(value.strip()) for key, equals, value in pairs if equals}
 
 
-def _first(names: tuple[str, ...]) -> str | None:
+def _first_set(names: tuple[str, ...]) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
@@ -119,13 +119,13 @@ def _text(value: str | None) -> str | None:
     return None if value is None else safe_text(value)
 
 
-def _look_again() -> None:
+def _reset_cache() -> None:
     resource.cache_clear()
     service_name.cache_clear()
 
 
-on_change(_look_again)
-reset_in_child(_look_again)
+on_change(_reset_cache)
+reset_in_child(_reset_cache)
 
 
 SAMPLE_EVERY_NS = 10_000_000_000
@@ -194,7 +194,7 @@ reset_in_child(_sampler.reset)
 HEALTH = "stageflow.health"
 
 
-class _Last:
+class _HealthInterval:
     """When the event was last emitted."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class _Last:
         self.ns = time.monotonic_ns()
 
 
-_last = _Last()
+_last = _HealthInterval()
 
 
 def emit_health_if_due(sink: Any) -> None:

@@ -17,7 +17,7 @@ from ..events import home_loop
 from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, RunIdentity, Trace, span_id
 from ._resource import active_span, resource, service_name
 from .sanitize._coerce import safe_text
-from .sanitize._shape import shaper
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["RunContext", "deliver_on", "run_context_of", "start_run"]
 
@@ -87,10 +87,10 @@ class RunContext:
         object up by the context, for as long as the context exists.
         """
         if self._identity is None:
-            shaping = shaper()
+            sanitizer = new_sanitizer()
 
             def shaped(value: Any, name: str) -> str | None:
-                return None if value is None else shaping.text(as_text(value), name)
+                return None if value is None else sanitizer.text(as_text(value), name)
 
             self._identity = RunIdentity(
                 event_id=self.run_id,

@@ -16,7 +16,7 @@ from ..stages import StageResult, StageStatus
 from ._exceptions import exception_info
 from ._resource import sample
 from ._run_context import RunContext
-from .sanitize._shape import shaper
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["critical_path", "pipeline_wide", "stage_wide"]
 
@@ -71,18 +71,18 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     truncated: list[str] = []
     # Most events contain no application data, and need no sanitizing.
     if attributes or data or missing or error is not None or reason is not None or exception is not None:
-        shaping = shaper()
+        sanitizer = new_sanitizer()
         with INTERRUPTS:
             if error is not None:
-                error_text = shaping.text(error, "error")
+                error_text = sanitizer.text(error, "error")
             if reason is not None:
-                reason_text = shaping.text(reason, "reason")
+                reason_text = sanitizer.text(reason, "reason")
             if exception is not None:
-                error_type, info = name_of_error(exception), exception_info(exception, shaping)
-            data_keys = shaping.names(data, "data_keys") if data else []
-            missing_names = shaping.names(missing, "missing_inputs") if missing else []
-            attribute_values = shaping.attributes(attributes) if attributes else {}
-        redacted, truncated = shaping.redacted, shaping.truncated
+                error_type, info = name_of_error(exception), exception_info(exception, sanitizer)
+            data_keys = sanitizer.names(data, "data_keys") if data else []
+            missing_names = sanitizer.names(missing, "missing_inputs") if missing else []
+            attribute_values = sanitizer.attributes(attributes) if attributes else {}
+        redacted, truncated = sanitizer.redacted, sanitizer.truncated
     return build_stage_wide(
         identity,
         run.span_base,
@@ -122,20 +122,20 @@ def pipeline_wide(
     path, path_ms = critical_path(whole)
     run.process = run.process or sample()
     exception = whole.exception
-    shaping = shaper()
-    attributes = shaping.attributes(run.attributes) if run.attributes else {}
-    error = None if whole.error is None else shaping.text(whole.error, "error")
+    sanitizer = new_sanitizer()
+    attributes = sanitizer.attributes(run.attributes) if run.attributes else {}
+    error = None if whole.error is None else sanitizer.text(whole.error, "error")
     # The results of a run are terminal, never RETRY, which the type of `status` allows.
     summaries = [
         StageSummary(
             name,
             result.status._value_,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
             (result.ended_ns // 1000 - result.started_ns // 1000) / 1000,
-            None if result.error is None else shaping.text(result.error, "stage_summaries"),
+            None if result.error is None else sanitizer.text(result.error, "stage_summaries"),
         )
         for name, result in whole.items()
     ]
-    reason = None if whole.reason is None else shaping.text(whole.reason, "reason")
+    reason = None if whole.reason is None else sanitizer.text(whole.reason, "reason")
     return build_pipeline_wide(
         run.identity(context),
         whole.outcome,
@@ -145,14 +145,14 @@ def pipeline_wide(
         error=error,
         reason=reason,
         error_type=None if exception is None else name_of_error(exception),
-        exception=None if exception is None else exception_info(exception, shaping),
+        exception=None if exception is None else exception_info(exception, sanitizer),
         first_failed_stage=whole.first_failed_stage,
         critical_path=path,
         critical_path_ms=path_ms,
         stages_abandoned=len(whole.abandoned),
         attributes=attributes,
-        redacted=shaping.redacted,
-        truncated=shaping.truncated,
+        redacted=sanitizer.redacted,
+        truncated=sanitizer.truncated,
         process=run.process,
     )
 

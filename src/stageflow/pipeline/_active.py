@@ -38,7 +38,7 @@ class Running(ObservedRun, Protocol):
 
     def stages_under_way(self) -> tuple[str, ...]: ...
 
-    def disown(self) -> None: ...
+    def detach_after_fork(self) -> None: ...
 
 
 # Weakly: a run whose coroutine is dropped with its loop must still be collected, and so end.
@@ -88,7 +88,7 @@ def active_runs() -> list[ActiveRun]:
 def _disown_parents() -> None:
     # A forked child may go on in the middle of a run. The record of it is its parent's to write.
     for run in _runs():
-        run.disown()
+        run.detach_after_fork()
     _running.clear()
 
 

@@ -19,60 +19,60 @@ from msgspec import Struct
 from ..._interrupts import INTERRUPTS, is_a
 from ..._numbers import as_number, item_of
 from ...errors import as_text, type_name
-from ...events import TALLY
+from ...events import GLOBAL_COUNTERS
 
 __all__ = [
-    "SHOWN_CHARS",
-    "Cut",
-    "Plain",
-    "Shown",
+    "REPR_CHARS",
+    "Coercer",
+    "ReprText",
+    "Truncated",
+    "copy_if_simple",
     "fields_of",
-    "flat",
     "is_mapping",
     "items_of",
+    "safe_repr",
     "safe_text",
-    "short_repr",
-    "simplified",
     "text_key",
-    "unlike",
+    "to_simple",
+    "unique_key",
 ]
 
 
-_PARTS = 200
+_MAX_PARTS = 200
 """Parts that are looked at, over all levels."""
 
-_CHARS = 2_000
+_MAX_CHARS = 2_000
 """Characters that are returned at most: more than are shown, so that what is redacted is seen whole."""
 
 
-class _Bounded(reprlib.Repr):
+class _BoundedRepr(reprlib.Repr):
     """`reprlib` with one bound on everything, and no cut in the middle, where it would halve a secret."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 6
-        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = _PARTS
-        self.maxdeque = self.maxarray = self.maxlong = _PARTS
-        self._left = _PARTS
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = _MAX_PARTS
+        self.maxdeque = self.maxarray = self.maxlong = _MAX_PARTS
+        self._left = _MAX_PARTS
 
     def repr1(self, x: Any, level: int) -> str:
         self._left -= 1
         return super().repr1(x, level) if self._left > 0 else "..."
 
     def repr_set(self, x: Iterable[Any], level: int) -> str:
-        return super().repr_set(set(islice(x, _PARTS + 1)), level)  # it sorts all that it is given
+        return super().repr_set(set(islice(x, _MAX_PARTS + 1)), level)  # it sorts all that it is given
 
     def repr_frozenset(self, x: Iterable[Any], level: int) -> str:
-        return super().repr_frozenset(frozenset(islice(x, _PARTS + 1)), level)
+        return super().repr_frozenset(frozenset(islice(x, _MAX_PARTS + 1)), level)
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        return super().repr_dict(dict(islice(x.items(), _PARTS + 1)), level)
+        return super().repr_dict(dict(islice(x.items(), _MAX_PARTS + 1)), level)
 
     def repr_str(self, x: str, level: int) -> str:
-        return repr(x[:_CHARS])
+        return repr(x[:_MAX_CHARS])
 
     def repr_bytes(self, x: bytes, level: int) -> str:
-        return repr(x[:_CHARS])
+        return repr(x[:_MAX_CHARS])
 
     repr_bytearray = repr_bytes
 
@@ -83,11 +83,11 @@ class _Bounded(reprlib.Repr):
         return repr(x)
 
 
-def short_repr(value: Any) -> str:
+def safe_repr(value: Any) -> str:
     """Return the beginning of the `repr` of a value, also of one whose `__repr__` raises; and count it."""
-    TALLY.coerced_values += 1
+    GLOBAL_COUNTERS.coerced_values += 1
     try:
-        return safe_text(str.__str__(_Bounded().repr(value))[:_CHARS])
+        return safe_text(str.__str__(_BoundedRepr().repr(value))[:_MAX_CHARS])
     except BaseException as error:
         INTERRUPTS.contain(error)
         return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
@@ -150,32 +150,34 @@ def _values(value: Any, names: Iterable[str], most: int) -> list[tuple[str, Any]
     return found
 
 
-SHOWN_CHARS = 200
+REPR_CHARS = 200
 """Characters that are shown of a `repr`."""
 
-_MOST_WORK = 50_000
+_MAX_WORK = 50_000
 """What one event may cost: 1 for each number and container, 5 for each text and name."""
 
-_OF_TEXT = 5
+_TEXT_COST = 5
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 _SETS = (set, frozenset)
-_SHOWN_BY_STR = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+_STR_TYPES = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
 
 
-class Cut(str):
+class Truncated(str):
     """Says what stood here and was too much."""
 
     __slots__ = ()
 
 
-class Shown(str):
+class ReprText(str):
     """The `repr` of what JSON cannot carry, longer than it will be shown."""
 
     __slots__ = ()
 
 
-def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> dict[str, Any] | None:
+def copy_if_simple(
+    fields: Mapping[str, Any], most: int, name_chars: int, chars: int
+) -> dict[str, Any] | None:
     """Return a copy of fields that are few, flat and short, which is the common case; else None."""
     if type(fields) is not dict or len(fields) > most:
         return None
@@ -199,13 +201,13 @@ def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> d
     return copy
 
 
-class Plain:
+class Coercer:
     """Copies the values of one event as str, int, float, bool, None, list or dict.
 
     Numbers of any type become numbers; dates, times, paths and UUIDs become text; members of an `Enum` become
     their values, sets become lists, and dataclasses and models become objects; see `docs/wide-events.md`.
     What JSON cannot represent (NaN, an integer over 64 bits, a container that contains itself) becomes the
-    beginning of its `repr`, as `Shown`; what is nested too deeply or exceeds the size limit becomes a `Cut`.
+    beginning of its `repr`, as `ReprText`; what is nested too deeply or exceeds the size limit becomes a `Truncated`.
     Both are counted in `stats().coerced_values`. Text of any length is not changed.
 
     Args:
@@ -219,7 +221,7 @@ class Plain:
     def __init__(self, depth: int, text_chars: int) -> None:
         self._depth = depth
         self._text_chars = text_chars
-        self._left = _MOST_WORK
+        self._left = _MAX_WORK
         self.size = 0
 
     def copy(self, value: Any) -> Any:
@@ -236,7 +238,7 @@ class Plain:
         # Use the real types and their own methods: a subclass may override any method called here.
         if is_a(value, str):
             text = str.__str__(value)
-            self._left -= _OF_TEXT
+            self._left -= _TEXT_COST
             self.size += min(len(text), self._text_chars) + 2
             return text
         if is_a(value, int) and _INT_MIN <= (number := int.__int__(value)) <= _INT_MAX:
@@ -246,7 +248,7 @@ class Plain:
             if isfinite(value):
                 return value
         try:
-            simple = simplified(value)
+            simple = to_simple(value)
             if simple is not value and (simple is None or is_a(simple, (str, int, float))):
                 return self._copy(simple, inside)
             if id(simple) not in inside and (parts := self._parts(simple)) is not None:
@@ -257,9 +259,9 @@ class Plain:
                     return copied
         except BaseException as error:
             INTERRUPTS.contain(error)
-        self._left -= _OF_TEXT
-        shown = Shown(short_repr(value))
-        self.size += min(len(shown), SHOWN_CHARS)
+        self._left -= _TEXT_COST
+        shown = ReprText(safe_repr(value))
+        self.size += min(len(shown), REPR_CHARS)
         return shown
 
     def _parts(self, value: Any) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...] | None:
@@ -272,36 +274,36 @@ class Plain:
         if is_a(value, (*_SETS, deque)):
             parts = list(islice(value, room + 1))
             return _sorted(parts) if is_a(value, _SETS) else parts
-        fields = fields_of(value, room // _OF_TEXT + 1)
+        fields = fields_of(value, room // _TEXT_COST + 1)
         return None if fields is None else dict(fields)
 
     def _container(self, value: Any, within: tuple[int, ...]) -> Any:
         """Return the copy of what holds others, or None where it cannot be read."""
         room = max(self._left, 0)
         if isinstance(value, Mapping):
-            items = items_of(value, room // _OF_TEXT + 1)
+            items = items_of(value, room // _TEXT_COST + 1)
             if items is None:
                 return None
-            if len(items) * _OF_TEXT > room:
+            if len(items) * _TEXT_COST > room:
                 return self._cut("too many parts")
-            self._left -= len(items) * _OF_TEXT
+            self._left -= len(items) * _TEXT_COST
             copied: dict[str, Any] = {}
             for key, item in items:
                 name = text_key(key)
                 self.size += len(name) + 4
-                copied[unlike(name, copied)] = self._copy(item, within)
+                copied[unique_key(name, copied)] = self._copy(item, within)
             return copied
         parts = list(islice(value, room + 1))
         if len(parts) > room:
             return self._cut("too many parts")
         return [self._copy(item, within) for item in parts]
 
-    def _cut(self, why: str) -> Cut:
-        TALLY.coerced_values += 1
-        return Cut(f"[cut: {why}]")
+    def _cut(self, why: str) -> Truncated:
+        GLOBAL_COUNTERS.coerced_values += 1
+        return Truncated(f"[cut: {why}]")
 
 
-def simplified(value: Any) -> Any:
+def to_simple(value: Any) -> Any:
     """Return the number, text or other simple value that represents a value in JSON, or the value itself.
 
     Raises:
@@ -321,7 +323,7 @@ def simplified(value: Any) -> Any:
         return moment.removesuffix("+00:00") + "Z" if moment.endswith("+00:00") else moment
     if issubclass(kind, timedelta):
         return timedelta.total_seconds(value)
-    if issubclass(kind, _SHOWN_BY_STR):
+    if issubclass(kind, _STR_TYPES):
         return str(value)
     if hasattr(kind, "__fspath__"):
         return os.fsdecode(value)
@@ -357,7 +359,7 @@ def text_key(key: Any) -> str:
     if is_a(key, str):
         return str.__str__(key)
     try:
-        simple = simplified(key)
+        simple = to_simple(key)
     except BaseException as error:
         INTERRUPTS.contain(error)
         simple = key
@@ -365,11 +367,11 @@ def text_key(key: Any) -> str:
         return str.__str__(simple)
     if is_a(simple, int) and not is_a(simple, bool):
         number = int.__int__(simple)
-        return str(number) if _INT_MIN <= number <= _INT_MAX else short_repr(key)
-    return as_text(simple) if simple is None or is_a(simple, (float, bool)) else short_repr(key)
+        return str(number) if _INT_MIN <= number <= _INT_MAX else safe_repr(key)
+    return as_text(simple) if simple is None or is_a(simple, (float, bool)) else safe_repr(key)
 
 
-def unlike(name: str, names: Mapping[str, Any]) -> str:
+def unique_key(name: str, names: Mapping[str, Any]) -> str:
     """Return a name that is none of `names`: with its number behind it, where it would be."""
     number = len(names)
     shown = name

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from ._secrets import (
     VALUE,
     Detector,
-    beside,
-    closing,
+    closing_bracket,
     is_empty,
     is_long,
     is_measure,
     is_secret_name,
     is_secret_number,
+    named_value_detector,
     value_at,
 )
 
@@ -72,17 +72,17 @@ _ATTRS = re.compile(
     rf"{_QUOTE}(?P<name>\w++){_QUOTE} must [^\n]{{1,300}}? \((?:got )?(?P<value>)(?=b?{_QUOTE}|\d)"
 )
 
-_MOST_ECHOES = 8
+_MAX_REPEATED_VALUES = 8
 """Maximum number of different values that are also redacted elsewhere in their text."""
 
 
-def _echoed(pattern: re.Pattern[str]) -> Detector:
+def _repeated_value_detector(pattern: re.Pattern[str]) -> Detector:
     """Return a detector for a value that the message repeats elsewhere without its name."""
 
     def detect(text: str) -> tuple[str, int]:
         values: dict[str, None] = {}
         for match in pattern.finditer(text):
-            if len(values) == _MOST_ECHOES:
+            if len(values) == _MAX_REPEATED_VALUES:
                 break
             if _has_secret_part(match["name"]):
                 start, end = value_at(text, match.end())
@@ -124,7 +124,7 @@ def _positional(text: str) -> tuple[str, int]:
         named = named or any(map(is_secret_name, set(_IDENTIFIER.findall(text, looked, match.start()))))
         looked = start
         while named and start < len(text) and text[start] in "([":
-            end = closing(text, start)
+            end = closing_bracket(text, start)
             if _PLACEHOLDERS.sub("", text[start:end]) and "[redacted" not in text[start:end]:
                 parts += (text[at:start], "[redacted]")
                 at = end
@@ -182,27 +182,29 @@ _ENCODED = re.compile(
 )
 """JSON in a query string, encoded once or several times."""
 
-_items = beside(_ITEMS)
-_sql_word = beside(_SQL_WORD, lambda name: is_secret_name(name) or name[:10].lower() == "identified")
+_items = named_value_detector(_ITEMS)
+_sql_word = named_value_detector(
+    _SQL_WORD, lambda name: is_secret_name(name) or name[:10].lower() == "identified"
+)
 
 FORMATS: tuple[tuple[str, Detector], ...] = (
-    ("<", beside(_ELEMENT)),
-    ("<![cdata[", beside(_CDATA)),
-    ("value=", beside(_NAMED_VALUE)),
-    ("value=", beside(_VALUE_NAMED)),
-    ("content=", beside(_NAMED_VALUE)),
-    ("content=", beside(_VALUE_NAMED)),
-    ("</", beside(_NAMED_ELEMENT)),
-    ("form-data;", beside(_MULTIPART)),
-    ("22%", beside(_ENCODED)),
-    ("-", beside(_OPTION)),
+    ("<", named_value_detector(_ELEMENT)),
+    ("<![cdata[", named_value_detector(_CDATA)),
+    ("value=", named_value_detector(_NAMED_VALUE)),
+    ("value=", named_value_detector(_VALUE_NAMED)),
+    ("content=", named_value_detector(_NAMED_VALUE)),
+    ("content=", named_value_detector(_VALUE_NAMED)),
+    ("</", named_value_detector(_NAMED_ELEMENT)),
+    ("form-data;", named_value_detector(_MULTIPART)),
+    ("22%", named_value_detector(_ENCODED)),
+    ("-", named_value_detector(_OPTION)),
     ("'-", _items),
     ('"-', _items),
-    ("argument ", beside(_ARGUMENT, _has_secret_part)),
-    ("input_value=", beside(_PYDANTIC, _has_secret_part)),
-    ("instead of value", beside(_DACITE)),
-    ("on instance", _echoed(_JSONSCHEMA)),
-    (" must ", _echoed(_ATTRS)),
+    ("argument ", named_value_detector(_ARGUMENT, _has_secret_part)),
+    ("input_value=", named_value_detector(_PYDANTIC, _has_secret_part)),
+    ("instead of value", named_value_detector(_DACITE)),
+    ("on instance", _repeated_value_detector(_JSONSCHEMA)),
+    (" must ", _repeated_value_detector(_ATTRS)),
     ("insert into", _positional),
     ("parameters: ", _positional),
     ("args=", _positional),
@@ -276,7 +278,7 @@ _LINE = re.compile(r"(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\"'\r\n\\])*")
 def _credentials(text: str) -> tuple[str, int]:
     found = 0
     lower = text.lower()
-    for mark, detect in _EACH:
+    for mark, detect in _MARKED_DETECTORS:
         if mark in lower:
             text, more = detect(text)
             found += more
@@ -326,7 +328,7 @@ def _value(text: str, named: re.Match[str]) -> tuple[int, int]:
         # In a sentence, brackets may be anything.
         start = value.start("open")
         given = named["close"] or named["sign"] != ":" or text[start + 1 : start + 2] in _QUOTES
-        return (start, closing(text, start)) if given else (at, at)
+        return (start, closing_bracket(text, start)) if given else (at, at)
     if not _is_value(named, value):
         return at, at
     return value.span("bare" if value["quoted"] is None else "quoted")
@@ -351,11 +353,11 @@ def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
     return is_long(bare)
 
 
-def _substituted(pattern: re.Pattern[str], instead: str) -> Detector:
+def _substitution_detector(pattern: re.Pattern[str], instead: str) -> Detector:
     return lambda text: pattern.subn(instead, text)
 
 
-def _checked(pattern: re.Pattern[str], instead: str, is_one: Callable[[str], bool]) -> Detector:
+def _checked_detector(pattern: re.Pattern[str], instead: str, is_one: Callable[[str], bool]) -> Detector:
     """Return a detector for what matches a pattern, and then a check that no pattern can make.
 
     A pattern with groups has two: what stays, and what is checked.
@@ -394,24 +396,24 @@ def _is_key(word: str) -> bool:
     )
 
 
-_key = _checked(_KEY, "[redacted]", _is_key)
-_pair = beside(_PAIR)
-_EACH: tuple[tuple[str, Detector], ...] = (
-    ("-----begin", _substituted(_PEM, "[redacted]")),
-    ("eyj", _substituted(_JWT, "[redacted]")),
-    ("bearer", _substituted(_BEARER, r"\1[redacted]")),
-    ("basic", _checked(_BASIC, "[redacted]", _is_basic)),
+_key = _checked_detector(_KEY, "[redacted]", _is_key)
+_pair = named_value_detector(_PAIR)
+_MARKED_DETECTORS: tuple[tuple[str, Detector], ...] = (
+    ("-----begin", _substitution_detector(_PEM, "[redacted]")),
+    ("eyj", _substitution_detector(_JWT, "[redacted]")),
+    ("bearer", _substitution_detector(_BEARER, r"\1[redacted]")),
+    ("basic", _checked_detector(_BASIC, "[redacted]", _is_basic)),
     ("k-", _key),
     ("k_", _key),
-    ("://", _substituted(_ADDRESS, r"\1[redacted]")),
-    ("://", _substituted(_SLASHED, r"\1[redacted]")),
-    ("://", _checked(_TOKEN_IN_ADDRESS, "[redacted]", _is_key)),
-    ("sig", _substituted(_SIGNED, r"\1[redacted]")),
-    ("hooks.slack", _substituted(_HOOK, r"\1[redacted]")),
-    ("<cookie", _substituted(_JAR, r"\1[redacted]")),
+    ("://", _substitution_detector(_ADDRESS, r"\1[redacted]")),
+    ("://", _substitution_detector(_SLASHED, r"\1[redacted]")),
+    ("://", _checked_detector(_TOKEN_IN_ADDRESS, "[redacted]", _is_key)),
+    ("sig", _substitution_detector(_SIGNED, r"\1[redacted]")),
+    ("hooks.slack", _substitution_detector(_HOOK, r"\1[redacted]")),
+    ("<cookie", _substitution_detector(_JAR, r"\1[redacted]")),
     ("'", _pair),
     ('"', _pair),
-    ("value", beside(_SETTING)),
+    ("value", named_value_detector(_SETTING)),
 )
 """What to look for in a text that holds a mark: most texts hold none, and are done with in a microsecond."""
 
@@ -420,7 +422,7 @@ def _jwt(text: str) -> tuple[str, int]:
     return _JWT.subn("[redacted:jwt]", text) if "eyJ" in text else (text, 0)
 
 
-_basic = _checked(_BASIC, "[redacted:bearer]", _is_basic)
+_basic = _checked_detector(_BASIC, "[redacted:bearer]", _is_basic)
 
 
 def _bearer(text: str) -> tuple[str, int]:
@@ -466,7 +468,10 @@ def _is_ip(text: str) -> bool:
     return True
 
 
-_ip4, _ip6 = _checked(_IP4, "[redacted:ip]", _is_ip), _checked(_IP6, "[redacted:ip]", _is_ip)
+_ip4, _ip6 = (
+    _checked_detector(_IP4, "[redacted:ip]", _is_ip),
+    _checked_detector(_IP6, "[redacted:ip]", _is_ip),
+)
 
 
 def _ip(text: str) -> tuple[str, int]:
@@ -480,8 +485,8 @@ def _ip(text: str) -> tuple[str, int]:
 DETECTORS: dict[str, Detector] = {
     "credentials": _credentials,
     "email": _email,
-    "card": _checked(_CARD, "[redacted:card]", _is_card),
-    "iban": _checked(_IBAN, "[redacted:iban]", _is_iban),
+    "card": _checked_detector(_CARD, "[redacted:card]", _is_card),
+    "iban": _checked_detector(_IBAN, "[redacted:iban]", _is_iban),
     "ip": _ip,
     "jwt": _jwt,
     "bearer": _bearer,

@@ -86,7 +86,7 @@ class Redactor:
 
     Attributes:
         clean: Short texts in which there was nothing to take out.
-        known: What `withholds` has said of names that may themselves be shown.
+        known: What `is_withheld` has said of names that may themselves be shown.
     """
 
     def __init__(self, rules: Redact) -> None:
@@ -98,29 +98,29 @@ class Redactor:
             _by_pattern(name, re.compile(pattern)) for name, pattern in rules.patterns.items()
         ]
 
-    def withholds(self, name: str) -> bool:
+    def is_withheld(self, name: str) -> bool:
         """Tell whether the value of a top-level field of this name is not for keeping."""
         withheld = not self._allows(name) or self.is_secret(name)
         try:
             # What is remembered as clean is shown as it is: so it is asked for as it may be shown.
-            _, found = self.text(safe_text(name[:_LONGEST]))
+            _, found = self.text(safe_text(name[:_MAX_NAME_CHARS]))
         except BaseException as error:
             INTERRUPTS.contain(error)
             return True  # closed: whatever this field is, it is not for keeping
-        if not found and name in self.clean and len(self.known) < _REMEMBERED:
+        if not found and name in self.clean and len(self.known) < _MAX_CACHED:
             self.known[name] = withheld
         return withheld
 
     def _allows(self, name: str) -> bool:
         allow = self._rules.allow
-        return allow is None or any(fnmatchcase(name[:_LONGEST], pattern) for pattern in allow)
+        return allow is None or any(fnmatchcase(name[:_MAX_NAME_CHARS], pattern) for pattern in allow)
 
     def is_secret(self, name: str) -> bool:
         """Tell whether a field of this name holds a secret, wherever it stands."""
         return is_secret_name(name) or self._is_named(name)
 
     def _is_named(self, name: str) -> bool:
-        return any(fnmatchcase(name[:_LONGEST], pattern) for pattern in self._rules.names)
+        return any(fnmatchcase(name[:_MAX_NAME_CHARS], pattern) for pattern in self._rules.names)
 
     def is_measure(self, name: str, value: Any) -> bool:
         """Tell whether what is withheld for the words of its name is only a number: `ms_per_token`."""
@@ -141,16 +141,16 @@ class Redactor:
         for detector in self._detectors:
             clean, count = detector(clean)
             found += count
-        if not found and len(text) <= _SHORT and len(self.clean) < _REMEMBERED:
+        if not found and len(text) <= _SHORT and len(self.clean) < _MAX_CACHED:
             self.clean[text] = None
         return clean, found
 
 
-_REMEMBERED = 10_000
+_MAX_CACHED = 10_000
 _SHORT = 100
 """Characters of a text or a name that is remembered at most."""
 
-_LONGEST = 256
+_MAX_NAME_CHARS = 256
 """Characters at the beginning of a name that patterns are compared with."""
 
 

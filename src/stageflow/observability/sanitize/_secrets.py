@@ -10,52 +10,54 @@ from collections.abc import Callable
 __all__ = [
     "VALUE",
     "Detector",
-    "beside",
-    "closing",
+    "closing_bracket",
     "is_empty",
     "is_long",
     "is_measure",
     "is_secret_name",
     "is_secret_number",
+    "named_value_detector",
     "value_at",
 ]
 
 
-_NUMBERS = frozenset(
+_SECRET_NUMBER_WORDS = frozenset(
     {"cvc", "cvv", "otp", "passcode", "passphrase", "passwd", "password", "passwords", "pin", "pwd", "ssn"}
 )
 """A name whose last word is one of these holds a secret, which may be a number of any length."""
 
-_TEXTS = frozenset(
+_SECRET_WORDS = frozenset(
     {"auth", "authorization", "bearer", "cookie", "cookies", "credential", "credentials", "jwt"}
     | {"csrf", "pass", "pw", "secret", "secrets", "token", "xsrf"}
     | {"accesskey", "accesstoken", "apikey", "authtoken", "privatekey", "refreshtoken", "secretkey"}
 )
 """So does one that ends in these; a short number behind them is a measure: `time_to_first_token`."""
 
-_KEYS = frozenset(
+_KEY_PREFIXES = frozenset(
     {"access", "account", "api", "app", "auth", "client", "encryption", "license", "master", "private"}
     | {"secret", "signing", "ssh", "subscription"}
 )
 """So does one that ends in "key" or "keys" after one of these."""
 
-_TOKENS = frozenset({"access", "api", "auth", "bearer", "csrf", "id", "refresh", "session"})
+_TOKEN_PREFIXES = frozenset({"access", "api", "auth", "bearer", "csrf", "id", "refresh", "session"})
 """So does one that ends in "tokens" after one of these; other tokens are counted, or are words."""
 
-_OF_MODELS = frozenset({"bos", "cls", "end", "eos", "mask", "pad", "sep", "special", "start", "stop", "unk"})
+_MODEL_TOKEN_PREFIXES = frozenset(
+    {"bos", "cls", "end", "eos", "mask", "pad", "sep", "special", "start", "stop", "unk"}
+)
 """But a "token" after one of these is a piece of text that a language model knows: `stop_token`."""
 
-_OF_PAGES = frozenset({"continuation", "cursor", "next", "page", "pagination", "resume", "sync"})
+_PAGE_TOKEN_PREFIXES = frozenset({"continuation", "cursor", "next", "page", "pagination", "resume", "sync"})
 """After one of these, a `token` is a position in a list: `nextPageToken`."""
 
-_ENDINGS = (
+_SECRET_SUFFIXES = (
     "accesskey", "apikey", "cookie", "cookies", "credential", "credentials", "passcode", "passphrase",
     "passwd", "password", "passwords", "privatekey", "privkey", "pwd", "secret", "secretkey",
     "secrets", "token",
 )  # fmt: skip
 """A word that ends in one of these is that one: `dbpassword`, `CLIENTSECRET`."""
 
-_SAME_THING = frozenset(
+_NEUTRAL_SUFFIXES = frozenset(
     {"b64", "base64", "code", "confirm", "confirmation", "encoded", "hash", "header", "plain", "raw"}
     | {"string", "text", "value"}
 )
@@ -63,7 +65,7 @@ _SAME_THING = frozenset(
 
 _LONG_NUMBER = 10**9
 
-_LONGEST_NAME = 256
+_MAX_NAME_CHARS = 256
 """Characters at the end of a name that are looked at."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -76,8 +78,8 @@ def is_secret_name(name: str) -> bool:
         >>> [is_secret_name(name) for name in ("db.password", "apiKey", "input_tokens", "token_count")]
         [True, True, False, False]
     """
-    last = _last_word(name[-_LONGEST_NAME:])
-    return last in _NUMBERS or last in _TEXTS
+    last = _last_word(name[-_MAX_NAME_CHARS:])
+    return last in _SECRET_NUMBER_WORDS or last in _SECRET_WORDS
 
 
 def is_secret_number(name: str, number: float) -> bool:
@@ -89,7 +91,7 @@ def is_secret_number(name: str, number: float) -> bool:
         >>> is_secret_number("pin", 12)
         True
     """
-    if _last_word(name[-_LONGEST_NAME:]) in _NUMBERS:
+    if _last_word(name[-_MAX_NAME_CHARS:]) in _SECRET_NUMBER_WORDS:
         return True
     return isinstance(number, int) and abs(number) >= _LONG_NUMBER
 
@@ -98,32 +100,32 @@ def is_secret_number(name: str, number: float) -> bool:
 def _last_word(name: str) -> str:
     """Return the word that says what a name stands for; "secretkey" for a key that is secret."""
     words = [word.lower() for word in _WORD.findall(name if name.isascii() else _in_latin(name))]
-    while words and (words[-1] in _SAME_THING or words[-1].isdigit()):
+    while words and (words[-1] in _NEUTRAL_SUFFIXES or words[-1].isdigit()):
         words.pop()
     if not words:
         return ""
     last: str = words[-1]
     before: str = "".join(words[-2:-1])
     if last in ("key", "keys"):
-        return "secretkey" if before in _KEYS else "key"
+        return "secretkey" if before in _KEY_PREFIXES else "key"
     if last == "tokens":
-        return "token" if before in _TOKENS else last
-    if last == "token" and (before in _OF_MODELS or before in _OF_PAGES):
+        return "token" if before in _TOKEN_PREFIXES else last
+    if last == "token" and (before in _MODEL_TOKEN_PREFIXES or before in _PAGE_TOKEN_PREFIXES):
         return "tokens"
-    if last in _NUMBERS or last in _TEXTS:
+    if last in _SECRET_NUMBER_WORDS or last in _SECRET_WORDS:
         return last
-    if before == "pass" and before + last in _NUMBERS:  # "pass_phrase", "PassWord"
+    if before == "pass" and before + last in _SECRET_NUMBER_WORDS:  # "pass_phrase", "PassWord"
         return before + last
-    return next((ending for ending in _ENDINGS if last.endswith(ending)), last)
+    return next((ending for ending in _SECRET_SUFFIXES if last.endswith(ending)), last)
 
 
-_LIKE_LATIN = str.maketrans("авсеорхуѕіјкАВСЕНІКМОРЅТХУ", "abceopxysijkABCEHIKMOPSTXY")
+_CYRILLIC_TO_LATIN = str.maketrans("авсеорхуѕіјкАВСЕНІКМОРЅТХУ", "abceopxysijkABCEHIKMOPSTXY")
 """Cyrillic letters that nobody can tell from Latin ones, not even who typed them."""
 
 
 def _in_latin(name: str) -> str:
     """Return a name as who reads it sees it: without accents, wide letters and what has no width."""
-    letters = unicodedata.normalize("NFKD", name.translate(_LIKE_LATIN))
+    letters = unicodedata.normalize("NFKD", name.translate(_CYRILLIC_TO_LATIN))
     return "".join(letter for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf"))
 
 
@@ -151,7 +153,7 @@ _MEASURE = re.compile(
 )
 
 
-def closing(text: str, start: int) -> int:
+def closing_bracket(text: str, start: int) -> int:
     """Return where the list or the object that begins at `start` ends; the same for one that is empty."""
     level = 0
     for bracket in _BRACKET.finditer(text, start):
@@ -189,11 +191,13 @@ def value_at(text: str, start: int) -> tuple[int, int]:
     if value is None:
         return start, start
     if value["open"]:
-        return value.start("open"), closing(text, value.start("open"))
+        return value.start("open"), closing_bracket(text, value.start("open"))
     return value.span("bare" if value["quoted"] is None else "quoted")
 
 
-def beside(pattern: re.Pattern[str], is_secret: Callable[[str], bool] = is_secret_name) -> Detector:
+def named_value_detector(
+    pattern: re.Pattern[str], is_secret: Callable[[str], bool] = is_secret_name
+) -> Detector:
     """Return a detector for values that a pattern matches together with their names.
 
     Args:

@@ -14,10 +14,21 @@ from ..._interrupts import INTERRUPTS
 from ..._log import log_safely
 from ..._value import ValueType
 from ...errors import as_text, describe
-from ._coerce import SHOWN_CHARS, Cut, Plain, Shown, flat, items_of, safe_text, short_repr, text_key, unlike
+from ._coerce import (
+    REPR_CHARS,
+    Coercer,
+    ReprText,
+    Truncated,
+    copy_if_simple,
+    items_of,
+    safe_repr,
+    safe_text,
+    text_key,
+    unique_key,
+)
 from ._redact import REDACTED, REDACTION_FAILED, Redact, Redactor
 
-__all__ = ["EventLimits", "Shape", "Shaper", "shaper", "use_shape"]
+__all__ = ["EventLimits", "SanitizeRules", "Sanitizer", "new_sanitizer", "use_sanitize_rules"]
 
 
 log = logging.getLogger("stageflow.observability")
@@ -27,16 +38,16 @@ OTHER = "other"
 
 _LONG_NUMBER = 10**11
 
-_DASHED = re.compile(r"-|b['\"]-")
+_OPTION_START = re.compile(r"-|b['\"]-")
 """The beginning of an option, also in the `repr` of bytes."""
 
 _NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
 """Keys of an object that holds the name of a setting, a header, and its value."""
 
-_LONGEST_NAME = 256
+_MAX_NAME_CHARS = 256
 """Characters of a text that may be the name of what stands beside it."""
 
-_MARGIN = 1000
+_LOOKAHEAD_CHARS = 1000
 """A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
 
 
@@ -70,25 +81,25 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
                 raise ValueError(f"EventLimits({name}={value!r}); give a whole number, 1 or more")
 
 
-class Shape(Struct, frozen=True):
+class SanitizeRules(Struct, frozen=True):
     """The rules in force: what is taken out, and how large an event may grow."""
 
     redact: Redact | None = Redact()
     limits: EventLimits = EventLimits()
 
 
-class Rules:
-    """A `Shape`, ready to be applied. Made once a process, or when the rules change."""
+class _CompiledRules:
+    """A `SanitizeRules`, ready to be applied. Made once a process, or when the rules change."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        self.limits = shape.limits
-        self.redactor = None if shape.redact is None else Redactor(shape.redact)
+    def __init__(self, rules: SanitizeRules) -> None:
+        self.source = rules
+        self.limits = rules.limits
+        self.redactor = None if rules.redact is None else Redactor(rules.redact)
         self.names: set[str] = set()
         self.logged: set[str] = set()
 
 
-class Shaper:
+class Sanitizer:
     """Shapes the parts of one event, and notes what was done.
 
     Attributes:
@@ -98,7 +109,7 @@ class Shaper:
 
     __slots__ = ("_rules", "redacted", "truncated")
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: _CompiledRules) -> None:
         self._rules = rules
         self.redacted = 0
         self.truncated: list[str] = []
@@ -113,16 +124,16 @@ class Shaper:
         """
         if type(text) is not str:  # a manually constructed result may contain any value
             text = as_text(text)
-        shown, cut = self._shown(text, most or self._rules.limits.text_chars)
+        shown, cut = self._sanitize(text, most or self._rules.limits.text_chars)
         if cut:
-            self._note(name)
+            self._note_truncated(name)
         return shown
 
     def name(self, name: str) -> str:
         """Return the name of a field or an input as it may be stored."""
-        shown, cut = self._named(name)
+        shown, cut = self._sanitize_name(name)
         if cut:
-            self._note(shown)
+            self._note_truncated(shown)
         return shown
 
     def names(self, names: Iterable[Any], within: str) -> list[str]:
@@ -131,34 +142,34 @@ class Shaper:
         shown: list[str] = []
         for name in names:
             if len(shown) == most:
-                self._note(within)
+                self._note_truncated(within)
                 break
-            clean, cut = self._named(name if type(name) is str else text_key(name))
+            clean, cut = self._sanitize_name(name if type(name) is str else text_key(name))
             shown.append(clean)
             if cut:
-                self._note(within)
+                self._note_truncated(within)
         return shown
 
-    def _named(self, name: str) -> tuple[str, bool]:
+    def _sanitize_name(self, name: str) -> tuple[str, bool]:
         redactor, most = self._rules.redactor, self._rules.limits.name_chars
         if redactor is not None and name in redactor.clean and len(name) <= most:
             return name, False
-        return self._shown(name, most)
+        return self._sanitize(name, most)
 
-    def _shown(self, text: str, most: int) -> tuple[str, bool]:
+    def _sanitize(self, text: str, most: int) -> tuple[str, bool]:
         """Return a text without secrets, at most so long, and whether it was cut."""
         if self._rules.redactor is None and len(text) <= most:
             return safe_text(text), False
-        seen = text[: most + _MARGIN]
+        seen = text[: most + _LOOKAHEAD_CHARS]
         clean = self._clean(safe_text(seen))
         whole = len(seen) == len(text)
         if whole and len(clean) <= most:
             return clean, False
         # What ends where nobody looked on may be one half of a secret, unless it was found.
-        end = len(clean) if whole or clean.endswith(REDACTED) else max(len(clean) - _MARGIN, 0)
+        end = len(clean) if whole or clean.endswith(REDACTED) else max(len(clean) - _LOOKAHEAD_CHARS, 0)
         return clean[: min(end, most - 1)] + "…", True
 
-    def _note(self, name: str) -> None:
+    def _note_truncated(self, name: str) -> None:
         """Note the name of what was cut, once."""
         if len(self.truncated) < self._rules.limits.fields and name not in self.truncated:
             self.truncated.append(name)
@@ -172,12 +183,12 @@ class Shaper:
         except BaseException as error:
             INTERRUPTS.contain(error)
             # Closed: nobody knows what is in it.
-            self._tell(error)
+            self._warn_once(error)
             clean, found = REDACTION_FAILED, 1
         self.redacted += found
         return clean
 
-    def _tell(self, error: BaseException) -> None:
+    def _warn_once(self, error: BaseException) -> None:
         if type(error).__name__ not in self._rules.logged:
             self._rules.logged.add(type(error).__name__)
             log_safely(
@@ -188,7 +199,7 @@ class Shaper:
 
     def attributes(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return attributes that may be stored; those with names beyond the limit stand under one name."""
-        return self._guarded(self.fields(fields, "attributes"))
+        return self._limit_names(self.fields(fields, "attributes"))
 
     def fields(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
         """Return fields that may be stored, a copy down to the last level.
@@ -196,7 +207,7 @@ class Shaper:
         What is too much is cut before anything is looked at: the work is bounded, whatever comes.
         """
         redactor, limits = self._rules.redactor, self._rules.limits
-        shaped = flat(fields, limits.fields, limits.name_chars, limits.event_bytes)
+        shaped = copy_if_simple(fields, limits.fields, limits.name_chars, limits.event_bytes)
         renamed = shaped is None
         if shaped is None:
             shaped = self._copied(fields, within)
@@ -207,7 +218,7 @@ class Shaper:
             if redactor is not None:
                 withheld = known.get(name)
                 if withheld is None:
-                    withheld = redactor.withholds(name)
+                    withheld = redactor.is_withheld(name)
                     renamed = renamed or name not in known
                 if value is None or kind is bool:
                     continue
@@ -218,10 +229,10 @@ class Shaper:
             if kind is str:
                 # The length first: to look a long one up would be to hash all of it.
                 if redactor is None or len(value) > limits.text_chars or value not in redactor.clean:
-                    value, cut = self._shown(value, limits.text_chars)
+                    value, cut = self._sanitize(value, limits.text_chars)
                     shaped[name] = value
                     if cut:
-                        self._note(f"{within}.{self.name(name)}")
+                        self._note_truncated(f"{within}.{self.name(name)}")
                 chars += len(value)
             elif kind is int:
                 if abs(value) >= _LONG_NUMBER:
@@ -234,8 +245,10 @@ class Shaper:
         if chars * 6 > limits.event_bytes:
             sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in shaped.items()}
             self._cut_largest(shaped, sizes, within)
-            # Texts, as all else is by now: of a `Cut` no encoder knows anything.
-            shaped = {name: str(value) if type(value) is Cut else value for name, value in shaped.items()}
+            # Texts, as all else is by now: of a `Truncated` no encoder knows anything.
+            shaped = {
+                name: str(value) if type(value) is Truncated else value for name, value in shaped.items()
+            }
         return shaped
 
     def _copied(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
@@ -245,18 +258,18 @@ class Shaper:
         if items is None:
             items = [(within, fields)]  # a mapping of the application's that cannot be read: its repr
         if len(items) > limits.fields:
-            self._note(within)
+            self._note_truncated(within)
             items.pop()
-        plain = Plain(limits.depth, limits.text_chars)
+        plain = Coercer(limits.depth, limits.text_chars)
         copied: dict[str, Any] = {}
         sizes: dict[str, int] = {}
         for key, value in items:
-            name = unlike(text_key(key), copied)
+            name = unique_key(text_key(key), copied)
             try:
                 copied[name] = plain.copy(value)
             except BaseException as error:  # raised by a value that fakes its type
                 INTERRUPTS.contain(error)
-                copied[name] = Shown(short_repr(value))
+                copied[name] = ReprText(safe_repr(value))
             sizes[name] = plain.size + min(len(name), limits.name_chars) + 4
         self._cut_largest(copied, sizes, within)
         return copied
@@ -265,17 +278,17 @@ class Shaper:
         """Give fields the names that may be stored."""
         named: dict[str, Any] = {}
         for name, value in fields.items():
-            named[unlike(self.name(name), named)] = value
+            named[unique_key(self.name(name), named)] = value
         return named
 
     def _nested(self, value: Any, path: str) -> Any:
         redactor = self._rules.redactor
         kind = type(value)
-        if kind is Cut:
-            self._note(path)
+        if kind is Truncated:
+            self._note_truncated(path)
             return str(value)
-        if kind is Shown:
-            return self._shown(value, SHOWN_CHARS)[0]
+        if kind is ReprText:
+            return self._sanitize(value, REPR_CHARS)[0]
         if isinstance(value, str):
             return self.text(value, path)
         if kind is list:
@@ -284,7 +297,7 @@ class Shaper:
             nested: dict[str, Any] = {}
             told: Any = next((value[key] for key in _NAMES if key in value), None)
             for key, item in value.items():
-                name = unlike(self.name(key), nested)
+                name = unique_key(self.name(key), nested)
                 if redactor is None:
                     nested[name] = self._nested(item, f"{path}.{name}")
                 else:
@@ -304,7 +317,7 @@ class Shaper:
                 listed.append(self._withheld(option, item, path))
             else:
                 listed.append(self._nested(item, path))
-            is_option = isinstance(item, str) and _DASHED.match(item) is not None
+            is_option = isinstance(item, str) and _OPTION_START.match(item) is not None
             option = str(item) if is_option and self._names_a_secret(item) else None
         return listed
 
@@ -324,7 +337,7 @@ class Shaper:
         return (
             redactor is not None
             and isinstance(name, str)
-            and len(name) <= _LONGEST_NAME
+            and len(name) <= _MAX_NAME_CHARS
             and not any(blank in name for blank in " =\n")
             and redactor.is_secret(name)
         )
@@ -335,7 +348,7 @@ class Shaper:
         clean = self._clean(text)
         return number if clean == text else clean
 
-    def _guarded(self, attributes: dict[str, Any]) -> dict[str, Any]:
+    def _limit_names(self, attributes: dict[str, Any]) -> dict[str, Any]:
         names = self._rules.names
         if attributes.keys() <= names:
             return attributes
@@ -359,22 +372,22 @@ class Shaper:
         for name in sorted(sizes, key=lambda name: -sizes[name]):
             if whole <= most:
                 return
-            fields[name] = instead = Cut(f"[cut: {sizes[name]:,} bytes]")
+            fields[name] = instead = Truncated(f"[cut: {sizes[name]:,} bytes]")
             whole -= sizes[name] - len(name) - len(instead) - 6
-            self._note(f"{within}.{self.name(name)}")
+            self._note_truncated(f"{within}.{self.name(name)}")
 
 
-_rules = Rules(Shape())
+_rules = _CompiledRules(SanitizeRules())
 
 
-def shaper() -> Shaper:
+def new_sanitizer() -> Sanitizer:
     """Return what shapes one event, by the rules in force."""
-    return Shaper(_rules)
+    return Sanitizer(_rules)
 
 
-def use_shape(shape: Shape) -> Shape:
+def use_sanitize_rules(rules: SanitizeRules) -> SanitizeRules:
     """Put rules in force for every event from now on, and return those they replace."""
     global _rules
-    before = _rules.shape
-    _rules = Rules(shape)
+    before = _rules.source
+    _rules = _CompiledRules(rules)
     return before

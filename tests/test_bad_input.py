@@ -29,6 +29,7 @@ from stageflow import (
     StageKind,
     StageOutput,
     StageStatus,
+    errors,
 )
 from stageflow.errors import (
     DeadlineExceededError,
@@ -828,7 +829,7 @@ async def test_ids_of_any_kind_are_text_in_the_record(sink: MemoryEventSink) -> 
 
 
 def test_every_error_class_is_a_stageflow_error() -> None:
-    classes = [getattr(stageflow, name) for name in stageflow.__all__ if name.endswith("Error")]
+    classes = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
     assert len(classes) >= 10
     for error in classes:
         assert issubclass(error, StageflowError)

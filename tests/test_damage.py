@@ -705,12 +705,7 @@ def test_unreadable_file_hides_only_itself(program: Start) -> None:
         import atexit, os, shutil, stat, tempfile
         from pathlib import Path
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.observability import WideEventEmitter
 
         async def nothing(ctx): ...
 

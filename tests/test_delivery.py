@@ -470,12 +470,8 @@ def test_a_hanging_sink_delays_the_exit_by_the_bound_once() -> None:
     printed = run_script("""
         import asyncio, atexit
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import BackgroundEventSink, Event, FanoutEventSink, MemoryEventSink
+        from stageflow.observability import WideEventEmitter, emit_stage_wide
         from stageflow.events import set_drain_timeout, stats
 
         class Hanging(EventSink):

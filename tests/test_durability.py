@@ -48,8 +48,8 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_batches(tmp_path_factory.mktemp("crashed") / "journal", range(1, 6))
     program = """if True:
         import os, sys
-        from stageflow.store import Compactor, archive
-        archive.Archive.sync = lambda self: os._exit(9)
+        from stageflow.store import Compactor, _archive
+        _archive.Archive.sync = lambda self: os._exit(9)
         Compactor(sys.argv[1], keep_seconds=0, batch_bytes=1).compact()
     """
     died = subprocess.run([sys.executable, "-c", program, str(folder)], timeout=60)

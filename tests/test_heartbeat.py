@@ -32,12 +32,7 @@ Json = dict[str, Any]
 IN_PROGRESS = """
     import asyncio, os, signal, sys, time
     from stageflow import *
-    from stageflow.events import *
-    from stageflow.observability import *
-    from stageflow.pipeline import *
-    from stageflow.retry import *
-    from stageflow.errors import *
-    from stageflow.stages import *
+    from stageflow.observability import WideEventEmitter
 
     async def load(ctx): return {}
 
@@ -73,12 +68,8 @@ IN_PROGRESS = """
 BLOCKS_THE_LOOP = """
     import asyncio, sys, time
     from stageflow import *
-    from stageflow.events import *
-    from stageflow.observability import *
-    from stageflow.pipeline import *
-    from stageflow.retry import *
-    from stageflow.errors import *
-    from stageflow.stages import *
+    from stageflow.events import Event, stats
+    from stageflow.observability import WideEventEmitter
 
     async def blocks(ctx): time.sleep(3600)
 

@@ -118,12 +118,8 @@ def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
     started = program("""
         import asyncio, signal, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import FanoutEventSink, stats
+        from stageflow.observability import emit_stage_wide
 
         class Slow(EventSink):
             seen = 0
@@ -167,12 +163,9 @@ def test_a_child_forked_in_a_plain_stage_delivers_its_own_events_and_exits(
     started = program("""
         import asyncio, multiprocessing, sys, time
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import BackgroundEventSink, Event, MemoryEventSink, stats
+        from stageflow.observability import WideEventEmitter, emit_stage_wide
+        from stageflow.pipeline import CircuitBreaker
 
         class Telling(EventSink):
             async def emit(self, *, type, data):

@@ -356,12 +356,7 @@ def test_sink_interrupted_once_receives_each_event_once() -> None:
 SETUP = """
     import asyncio, functools, os, signal, sys
     from stageflow import *
-    from stageflow.events import *
-    from stageflow.observability import *
-    from stageflow.pipeline import *
-    from stageflow.retry import *
-    from stageflow.errors import *
-    from stageflow.stages import *
+    from stageflow.observability import WideEventEmitter
 
     class Slow:
         number = None
@@ -477,12 +472,8 @@ def test_ctrl_c_during_an_event_emitted_by_hand_is_raised_there(program: Callabl
         """
         import os, signal
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import MemoryEventSink
+        from stageflow.observability import emit_pipeline_wide, emit_stage_wide
 
         class Row:
             def __repr__(self):

@@ -18,12 +18,8 @@ Start = Callable[[str], Program]
 SETUP = """
     import asyncio, multiprocessing, os, signal, sys, threading
     from stageflow import *
-    from stageflow.events import *
-    from stageflow.observability import *
-    from stageflow.pipeline import *
-    from stageflow.retry import *
-    from stageflow.errors import *
-    from stageflow.stages import *
+    from stageflow.events import Event
+    from stageflow.observability import WideEventEmitter
 
     async def nothing(ctx): ...
 
@@ -182,6 +178,7 @@ def test_multiprocessing(program: Start, method: str, tmp_path) -> None:
     module = tmp_path / "workers.py"
     module.write_text(
         "from stageflow import *\n"
+        "from stageflow.observability import WideEventEmitter\n"
         "async def nothing(ctx): ...\n"
         "def work(sink):\n"
         "    pipeline = Pipeline('p').with_stage('a', nothing)\n"

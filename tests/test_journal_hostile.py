@@ -97,12 +97,8 @@ def test_room_is_not_made_of_runs_that_are_yet_to_be_told(
         """
         import asyncio, os, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import stats
+        from stageflow.observability import WideEventEmitter, emit_stage_wide
 
         async def nothing(ctx): ...
         async def wait(ctx): await asyncio.sleep(3600)
@@ -171,12 +167,8 @@ def test_a_signal_handler_that_emits_loses_nothing(program: Start) -> None:
         """
         import asyncio, signal, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import stats
+        from stageflow.observability import WideEventEmitter, emit_stage_wide
         from stageflow.events import stats
 
         sink = JournalSink(sys.argv[1], segment_bytes=1)  # each line begins a segment
@@ -273,12 +265,8 @@ def test_a_signal_handler_that_exits_ends_the_process(program: Start) -> None:
         """
         import os, signal, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import stats
+        from stageflow.observability import WideEventEmitter
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 
@@ -309,7 +297,7 @@ async def test_a_live_run_keeps_its_lock_through_a_failing_disk(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async def look(ctx: Any) -> None:
-        sink._writer._began = -1e9  # a segment that is old enough to be given up
+        sink._writer._started = -1e9  # a segment that is old enough to be given up
         with monkeypatch.context() as patch:
             patch.setattr("stageflow.journal._writer.os.write", fail)
             for _ in range(50):
@@ -448,12 +436,7 @@ def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> No
         """
         import os, signal, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.observability import WideEventEmitter
 
         async def nothing(ctx): ...
 
@@ -489,12 +472,7 @@ def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy
         # Registered first, so it runs first, like a child that was not scheduled yet.
         os.register_at_fork(after_in_child=lambda: waiting and signal.pause())
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.observability import WideEventEmitter
         from stageflow.journal._retention import RetentionPolicy
 
         async def nothing(ctx): ...

@@ -26,12 +26,8 @@ Events = list[tuple[str, dict[str, Any]]]
 KILLED = """
     import asyncio, os, signal, sys
     from stageflow import *
-    from stageflow.events import *
-    from stageflow.observability import *
-    from stageflow.pipeline import *
-    from stageflow.retry import *
-    from stageflow.errors import *
-    from stageflow.stages import *
+    from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
+    from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
 
     async def load(ctx): return {"text": "hello"}
 
@@ -107,12 +103,8 @@ def test_a_stage_that_waited_for_another_attempt_keeps_the_attempts_it_had(progr
         """
         import asyncio, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
+        from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
 
         class Told:
             def try_emit(self, *, type, data):
@@ -173,12 +165,8 @@ def test_a_process_that_ends_as_it_should_leaves_nothing_to_complete(program: St
         """
         import asyncio, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
+        from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
 
         async def nothing(ctx): ...
 
@@ -202,12 +190,8 @@ def test_runs_that_ended_are_left_as_they_are(program: Start) -> None:
         """
         import asyncio, os, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
+        from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
 
         async def nothing(ctx): ...
         async def die(ctx): os._exit(3)
@@ -238,12 +222,8 @@ def test_a_run_inside_a_run_crashes_with_its_parent(program: Start) -> None:
         """
         import asyncio, os, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
+        from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
 
         emitter = WideEventEmitter(JournalSink(sys.argv[1]))
         flags = dict(emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter)

@@ -139,7 +139,7 @@ async def test_segments_that_are_full_while_syncs_fail_are_synced_later_and_then
     disk.wait(lambda: set(disk.synced) == inodes)
     sink.run_maintenance()
     assert len(os.listdir("/dev/fd")) <= open_before + 2, "what was synced is closed"
-    assert sink._syncing.abandoned == 0
+    assert sink._syncer.abandoned == 0
 
 
 async def test_a_segment_without_a_successor_is_synced_and_stays_locked(
@@ -165,7 +165,7 @@ async def test_a_segment_that_retention_deleted_needs_no_sync(
     for path in tmp_path.glob("*.ndjson"):
         path.unlink()
     disk.failed.clear()
-    sink._syncing.sync()
+    sink._syncer.sync()
     assert disk.failed == []
 
 
@@ -191,13 +191,13 @@ async def test_without_a_thread_callers_sync(
         while len(disk.synced) < 3:
             await graph.run()
             assert time.monotonic() < deadline
-        assert sink._keeper is None
+        assert sink._sync_thread is None
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [text for text in told if "no thread can be started (can't start new thread)" in text] == told
     assert len(told) == 1
     # Once a thread can be started, callers no longer wait.
     deadline = time.monotonic() + LATER
-    while sink._keeper is None:
+    while sink._sync_thread is None:
         await graph.run()
         assert time.monotonic() < deadline
     before = len(disk.synced)

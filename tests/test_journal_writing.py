@@ -288,12 +288,8 @@ def test_a_bound_of_the_system_on_the_size_of_files_is_a_full_disk(program: Star
         """
         import asyncio, resource, sys
         from stageflow import *
-        from stageflow.events import *
-        from stageflow.observability import *
-        from stageflow.pipeline import *
-        from stageflow.retry import *
-        from stageflow.errors import *
-        from stageflow.stages import *
+        from stageflow.events import stats
+        from stageflow.observability import WideEventEmitter
         from stageflow.events import stats
 
         async def nothing(ctx): ...

@@ -356,7 +356,7 @@ def test_recording_imports_no_library_of_the_value() -> None:
 
     script = (
         "import asyncio, sys, decimal, stageflow\n"
-        "from stageflow import MemoryEventSink, Pipeline\n"
+        "from stageflow import Pipeline\nfrom stageflow.events import MemoryEventSink\n"
         "stageflow.configure(sink=MemoryEventSink())\n"
         "async def work(ctx): ctx.annotate(**ctx.run.data)\n"
         "graph = Pipeline('p').with_stage('s', work).build()\n"

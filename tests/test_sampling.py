@@ -360,7 +360,7 @@ def test_a_sampler_is_read_from_a_file(tmp_path: Path) -> None:
         ("slower_than = 'long'", "$.slower_than"),
         ("target_per_minute = -1", "target_per_minute=-1"),
         ("[[rules]]\none_in = 2", "where"),
-        ("nonsense", "no TOML"),
+        ("nonsense", "invalid TOML"),
         ("a = " + "[" * 10_000, "nested too deeply"),
     ],
 )

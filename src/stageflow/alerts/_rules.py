@@ -133,8 +133,8 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
         quantile: "p50", "p90", "p95" (the default) or "p99".
 
     Example:
-        >>> SlowerThan(name="search is slow", stage="search", quantile="p99", above=0.8).below
-        0.64
+        >>> SlowerThan(name="search is slow", stage="search", quantile="p99", above=0.5).below
+        0.4
     """
 
     quantile: Literal["p50", "p90", "p95", "p99"] = "p95"

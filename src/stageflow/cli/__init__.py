@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import sys
 
+from ..errors import MissingExtraError
+
 __all__ = ["main"]
 
 
@@ -12,8 +14,9 @@ def main() -> None:
     """Run the command that the arguments of the process name."""
     try:
         from ._app import app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "stageflow":
+    except ImportError as error:
+        missing = error.__cause__ if isinstance(error, MissingExtraError) else error
+        if not isinstance(missing, ModuleNotFoundError) or (missing.name or "").startswith("stageflow"):
             raise
         sys.exit('the command line needs typer and rich: pip install "stageflow[cli]"')
     for stream in (sys.stdout, sys.stderr):

@@ -141,7 +141,7 @@ async def test_what_a_killed_process_had_replaced_is_removed_and_counted(tmp_pat
     lines = first.read_bytes().splitlines(keepends=True)
     kept = {"type": "journal.kept", "journal": {"size": first.stat().st_size, "offsets": [0]}}
     first.with_suffix(".kept.ndjson").write_bytes(json.dumps(kept).encode() + b"\n" + lines[0])
-    assert "1 file was left incomplete" in Journal(tmp_path).check().problems[0]
+    assert "1 file was left behind by a killed process" in Journal(tmp_path).check().problems[0]
     RetentionPolicy(max_bytes=1 << 30).apply(str(tmp_path))
     assert not first.exists()
     state = Journal(tmp_path).check()
@@ -409,10 +409,10 @@ async def test_a_full_id_is_found_among_many_that_begin_so(tmp_path: Path) -> No
         story = Journal(tmp_path).run(run)
         assert story.run["event_id"] == run
         assert len(story.stages) == 2
-    with pytest.raises(LookupError, match="more than 100 runs that begin with 'job-'"):
+    with pytest.raises(LookupError, match="more than 100 runs whose id starts with 'job-'"):
         Journal(tmp_path).run("job-")
     for none in ("", "\ud800"):
-        with pytest.raises(LookupError, match="has no run"):
+        with pytest.raises(LookupError, match="contains no run"):
             Journal(tmp_path).run(none)
     sink.close()
 

@@ -193,7 +193,7 @@ async def test_without_a_thread_callers_sync(
             assert time.monotonic() < deadline
         assert sink._sync_thread is None
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [text for text in told if "no thread can be started (can't start new thread)" in text] == told
+    assert [text for text in told if "cannot start a thread (can't start new thread)" in text] == told
     assert len(told) == 1
     # Once a thread can be started, callers no longer wait.
     deadline = time.monotonic() + LATER

@@ -177,10 +177,10 @@ async def test_each_way_of_syncing_writes_the_same(journal: Path, fsync: Any) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fsync": "often"}, "JournalSink(fsync='often'); give 'never', 'interval' or 'always'"),
-        ({"segment_bytes": 0}, "JournalSink(segment_bytes=0); give a number, more than 0"),
-        ({"max_bytes": "1 GB"}, "JournalSink(max_bytes='1 GB'); give a number, more than 0"),
-        ({"fsync_interval": -1}, "JournalSink(fsync_interval=-1); give a number, more than 0"),
+        ({"fsync": "often"}, "JournalSink: fsync must be 'never', 'interval' or 'always', got 'often'"),
+        ({"segment_bytes": 0}, "JournalSink: segment_bytes must be a number greater than 0, got 0"),
+        ({"max_bytes": "1 GB"}, "JournalSink: max_bytes must be a number greater than 0, got '1 GB'"),
+        ({"fsync_interval": -1}, "JournalSink: fsync_interval must be a number greater than 0, got -1"),
     ],
 )
 def test_a_bad_bound_is_refused(journal: Path, options: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The record on disk: written before emission returns, completed after a crash, read by cursor."""
+"""The event journal on disk: append, recover after a crash, read by cursor, prune and repair."""
 
 from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
 

@@ -1,4 +1,4 @@
-"""The state of a journal, looked at in full: who writes, what is open, torn, broken, kept, deleted."""
+"""Checks every line and state file of a journal, and reports its writers, readers and damage."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ __all__ = [
 _CHUNK = 4 << 20
 
 _MAX_IDS = 5
-"""How many ids of runs a problem names."""
+"""Maximum number of run ids that a problem lists."""
 
 _MOVE = "`stageflow doctor --repair` moves it to broken/"
-_HEADER_DAMAGED = "its first line, which has the original offset of its lines, is damaged"
-_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites that line"
+_HEADER_DAMAGED = "its first line, which contains the original offsets of the other lines, is damaged"
+_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites the first line"
 UNREADABLE = "grant this user read permission, or move the file away"
 
 _KINDS = (
@@ -64,16 +64,16 @@ _KINDS = (
 )
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that were looked at, and all there are."""
+"""Called with the number of bytes checked so far and the total number of bytes."""
 
 
 class Damage(Struct, frozen=True):
     """A range of bytes in a segment that is not a complete line of JSON.
 
     Attributes:
-        path: Of the segment.
-        offset: Where it begins.
-        bytes: How long it is.
+        path: Path of the segment.
+        offset: Start of the range, in bytes.
+        bytes: Length of the range.
     """
 
     path: str
@@ -82,17 +82,17 @@ class Damage(Struct, frozen=True):
 
 
 class WriterState(Struct, frozen=True):
-    """One writer: a sink in a process.
+    """The state of one writer, which is one sink in one process.
 
     Attributes:
-        name: Its name.
-        pid: Process id.
-        state: "live", "closed" (it ended by itself), "completed" (it died, and a reader completed its
-            runs), "dead" (it died, and that is still to be done) or "unreadable".
-        segments: How many files it has here.
-        bytes: How large they are.
-        lines: How many lines they have.
-        open_runs: Ids of the runs that began and have not ended.
+        name: Name of the writer.
+        pid: Process id of the writer.
+        state: "live", "closed" (it closed its record), "completed" (it died, and a reader completed its
+            runs), "dead" (it died, and its runs are not completed yet) or "unreadable".
+        segments: Number of its segments.
+        bytes: Total size of its segments.
+        lines: Number of lines in its segments.
+        open_runs: Ids of the runs that started and have not ended.
     """
 
     name: str
@@ -105,18 +105,18 @@ class WriterState(Struct, frozen=True):
 
 
 class CursorState(Struct, frozen=True):
-    """One named reader.
+    """The state of one named reader.
 
     Attributes:
-        name: Its name.
-        at_work: True while a process reads under this name.
-        behind_bytes: How much it has not read.
-        events: How many events it has read.
-        broken: How many broken lines it came by.
-        torn: How many torn last lines.
-        missed: How many files were deleted before it had read them to their end.
-        removed_files: How many of these were deleted before it first started.
-        removed_events: How many events were removed from the journal before it first started.
+        name: Name of the reader.
+        at_work: True while a process uses this name.
+        behind_bytes: Number of bytes that it has not read yet.
+        events: Number of events that it has read.
+        broken: Number of damaged lines that it skipped.
+        torn: Number of torn last lines that it skipped.
+        missed: Number of segments that were deleted before it had read all of their lines.
+        removed_files: How many of these were deleted before the reader first started.
+        removed_events: Number of events that were removed from the journal before the reader first started.
     """
 
     name: str
@@ -131,23 +131,23 @@ class CursorState(Struct, frozen=True):
 
 
 class JournalState(Struct, frozen=True):
-    """What `Journal.check()` found.
+    """The result of `Journal.check()`.
 
     Attributes:
         path: Directory of the journal.
-        bytes: Size of all segments.
-        free_bytes: What its disk has left for this user.
-        writers: Everybody who has segments here, oldest first.
-        cursors: Everybody who reads under a name.
-        torn: Last lines that were cut off, of writers that no longer write there.
-        broken: Lines in the middle that are damaged: not UTF-8, or not JSON.
-        damaged: Files that cannot be used at all, such as a cursor or a symbolic link.
-        missing: Segments in the sequence of a writer that are gone, and that nothing removed.
-        without_end: Ids of the runs whose writer has ended and whose end is damaged or missing.
-        kept_aside: How many lines and files are in `broken/`.
-        crashed: How many runs of these writers were completed after a crash.
-        deleted: What was deleted to make room.
-        problems: What should be seen to, a sentence each.
+        bytes: Total size of all segments.
+        free_bytes: Free disk space that is available to this user.
+        writers: The state of every writer with segments in the journal, oldest first.
+        cursors: The state of every named reader.
+        torn: Incomplete last lines of segments that are no longer written to.
+        broken: Damaged lines (not UTF-8, or not JSON) that are not the last line of their segment.
+        damaged: Files that cannot be used at all, such as a damaged cursor or a symbolic link.
+        missing: Gaps in the segment sequence of a writer that retention or archiving do not explain.
+        without_end: Ids of the runs whose writer has closed and whose end is damaged or missing.
+        kept_aside: Number of lines and files in `broken/`.
+        crashed: Number of runs that were completed after a crash.
+        deleted: Counts of what retention and archiving deleted.
+        problems: Descriptions of what needs attention, one sentence each.
     """
 
     path: str
@@ -170,7 +170,7 @@ class DamagedFile(Struct, frozen=True):
     """An unusable file.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         why: Description of the damage.
         remedy: How to fix it.
     """
@@ -270,7 +270,7 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
 
 
 def _describe_misplaced(directory: str, path: str) -> str:
-    """Return what is in a place, and what should be there."""
+    """Describe which type of entry is in the place of a file or directory of the journal."""
     expected = (
         "directory" if path in (os.path.join(directory, each) for each in (CURSORS, BROKEN)) else "file"
     )
@@ -294,7 +294,7 @@ def _deletion_counts(directory: str) -> Deleted:
 
 
 class _SegmentScan(Struct):
-    """What is in one segment."""
+    """The lines and the damage found in one segment."""
 
     lines: int
     broken: list[Damage]
@@ -303,16 +303,16 @@ class _SegmentScan(Struct):
 
 
 def _scan_segment(segment: Segment) -> _SegmentScan:
-    """Check every line of a file by its offset in the file, also in a kept segment."""
+    """Check every line of a segment. Offsets are those in the file, also for a pruned segment."""
     found = _SegmentScan(0, [], None, False)
     with open_segment(segment) as file:
-        kept = segment.pruned or not is_regular(segment.path)
+        pruned = segment.pruned or not is_regular(segment.path)
         offset = 0
         rest = b""
         while data := file.read(_CHUNK):
             *texts, rest = (rest + data).split(b"\n")
             for text in texts:
-                is_header = kept and offset == 0
+                is_header = pruned and offset == 0
                 if text and not is_header:
                     found.lines += 1
                 if decode(text) is None and text and not text.isspace():
@@ -320,7 +320,7 @@ def _scan_segment(segment: Segment) -> _SegmentScan:
                 offset += len(text) + 1
     if rest:
         found.torn = Damage(segment.path, offset, len(rest))
-    found.header_damaged = kept and not has_intact_header(segment)
+    found.header_damaged = pruned and not has_intact_header(segment)
     return found
 
 
@@ -391,42 +391,49 @@ def _problems(
         runs = sum(len(writer.open_runs) for writer in dead)
         yield (
             f"{_count(dead, 'writer')} died and {runs:,} of {'its' if len(dead) == 1 else 'their'} runs"
-            f" {_were(runs)} not completed; a reader, or a repair, completes {_them(runs)}"
+            f" {_were(runs)} not completed; the next reader, or `stageflow doctor --repair`,"
+            f" completes {_them(runs)}"
         )
     if torn:
         many = len(torn)
         yield (
             f"{_count(torn, 'last line')} {_are(many)} torn;"
-            f" readers leave {_them(many)} out, a repair cuts {_them(many)} off"
+            f" readers skip {_them(many)}, and `stageflow doctor --repair` removes {_them(many)}"
         )
     if broken:
         many = len(broken)
         yield (
             f"{_count(broken, 'line')} {_are(many)} damaged;"
-            f" readers leave {_them(many)} out, a repair takes {_them(many)} out"
+            f" readers skip {_them(many)}, and `stageflow doctor --repair` removes {_them(many)}"
         )
     for file in damaged:
         yield f"{file.path} is damaged: {file.why}; {file.remedy}"
     if leftover_files:
         many = len(leftover_files)
-        yield f"{_count(leftover_files, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
+        yield (
+            f"{_count(leftover_files, 'file')} {_were(many)} left behind by a killed process;"
+            f" `stageflow doctor --repair` removes {_them(many)}"
+        )
     for cursor in cursors:
-        # What was archived or deleted before its first start is not a loss of this reader.
+        # Files that were archived or deleted before the reader first started are not counted as its loss.
         if many := cursor.missed - cursor.removed_files:
             files = f"{many:,} {'file' if many == 1 else 'files'}"
-            yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted unread"
+            yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted before it read them"
     if os.stat(directory).st_mode & 0o077:
-        yield f"others than its owner may enter {directory}; chmod 700 {directory}"
+        yield f"users other than its owner can access {directory}; run chmod 700 {directory}"
     if (kind := network_file_system(directory)) is not None:
-        yield f"{directory} is on a network file system ({kind}), where a live writer may look dead"
+        yield (
+            f"{directory} is on a network file system ({kind}), where a live writer may be taken for dead;"
+            " move the journal to a local disk"
+        )
 
 
 def _losses(missing: list[MissingSegments], without_end: list[str]) -> Iterator[str]:
     for gap in missing:
         many = gap.last - gap.first + 1
         yield (
-            f"{gap} {_are(many)} missing; restore {_them(many)} from a backup, or"
-            " `stageflow doctor --repair` records the loss and reports it no more"
+            f"{gap} {_are(many)} missing; restore {_them(many)} from a backup, or run"
+            " `stageflow doctor --repair`, which records the loss so that it is no longer reported"
         )
     if without_end:
         many = len(without_end)

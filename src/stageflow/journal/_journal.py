@@ -1,4 +1,4 @@
-"""Queries the runs of a journal."""
+"""`Journal`: queries, checks and repairs a journal; `RunFilter` and `RunStory`."""
 
 from __future__ import annotations
 
@@ -72,23 +72,27 @@ __all__ = [
 
 _STARTED_AT = b'"started_at":"'
 _STARTED_AT_LIMIT = 200
+"""Maximum offset of `started_at` in a line that is searched without decoding it."""
+
+_MAX_CANDIDATES = 100
+"""Maximum number of runs that are collected for an ambiguous id prefix."""
 
 
 class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
-    """Which runs are wanted; what is None leaves the choice open.
+    """Selects runs. A run must satisfy all fields that are not None.
 
     Attributes:
-        status: A status ("OK", "FAIL", "OPEN") or an outcome ("failed", "crashed", ...), in any case.
+        status: A status ("OK", "FAIL", "OPEN") or an outcome ("failed", "crashed", ...); case-insensitive.
         pipeline: Name of the pipeline.
-        stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
-        id: One of the five ids, or the beginning of a run's.
-        slower_than: Seconds; runs that took longer.
-        since: RFC 3339: runs that began then or later.
-        until: RFC 3339: runs that began before.
-        roots: If True, only root runs: those that were not started inside a stage of another run.
+        stage: Name of a stage, optionally with its status ("search:FAIL").
+        id: One of the five correlation ids, or a prefix of the run id.
+        slower_than: Minimum duration of the run, in seconds (exclusive).
+        since: RFC 3339 time; selects runs that started at this time or later.
+        until: RFC 3339 time; selects runs that started earlier.
+        roots: If True, select only root runs, which were not started inside a stage of another run.
 
     Raises:
-        ValueError: A moment is none, or a name or id is empty.
+        ValueError: A time is invalid, or a name or id is empty.
     """
 
     status: str | None = None
@@ -102,27 +106,27 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in ("status", "pipeline", "stage", "id"):
-            # An empty one is a variable that was not set: it must not stand for everybody.
+            # An empty string is usually an unset variable. It must not select all runs.
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
-                raise ValueError(f"RunFilter({name}={value!r}); give text, or leave it out")
-        # Six digits, as events have them: then the order of the texts is that of the moments.
+                raise ValueError(f"RunFilter: {name} must be a non-empty str or None, got {value!r}")
+        # Normalize to six decimal places, like the times of events, so that they can be compared as strings.
         for name in ("since", "until"):
-            if (moment := getattr(self, name)) is not None:
+            if (time := getattr(self, name)) is not None:
                 try:
-                    force_setattr(self, name, rfc3339(epoch_us(moment)))
+                    force_setattr(self, name, rfc3339(epoch_us(time)))
                 except (TypeError, ValueError):
                     raise ValueError(
-                        f"RunFilter({name}={moment!r}); give RFC 3339: '2026-11-23T16:00:00Z'"
+                        f"RunFilter: {name} must be an RFC 3339 time ('2026-11-23T16:00:00Z'), got {time!r}"
                     ) from None
 
     def required_bytes(self) -> list[bytes]:
-        """Return what must stand in the line of a run that is wanted: most others need not be decoded."""
+        """Return byte strings that the line of every selected run contains, to skip other lines undecoded."""
         stage = self.stage.partition(":")[0] if self.stage else None
         return [json_content(text) for text in (self.pipeline, self.id, stage) if text]
 
     def matches(self, run: RunHeader) -> bool:
-        """Tell whether a run is wanted."""
+        """Return whether the filter selects a run."""
         return (
             (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
             and (self.pipeline is None or self.pipeline == run.pipeline_name)
@@ -141,7 +145,7 @@ class _Summary(Struct, frozen=True, gc=False):
 
 
 class RunHeader(Struct, frozen=True):
-    """As much of a `pipeline.wide` as runs are selected by."""
+    """The fields of a `pipeline.wide` event that filters use."""
 
     status: str = ""
     outcome: str = ""
@@ -174,34 +178,34 @@ _decode_header = decoder(RunHeader)
 
 
 def decode_run_header(text: bytes, cutoff: str) -> RunHeader | None:
-    """Return the decode_run_header of a run; None for one that began before `cutoff`, and for a broken line."""
+    """Decode the header of a run; return None if the run started before `cutoff` or the line is damaged."""
     if cutoff:
-        # It stands near the front; most lines need not be decoded to see that they are too old.
+        # `started_at` is near the start of the line, so most old lines are skipped without decoding them.
         at = text.find(_STARTED_AT, 0, _STARTED_AT_LIMIT) + len(_STARTED_AT)
         if len(_STARTED_AT) <= at and text[at : at + len(cutoff)] < cutoff.encode():
             return None
     line = decode(text)
     head = _decode_header(line.data) if line is not None and isinstance(line.data, Raw) else None
-    # A custom event that has this name but not the fields of a wide event is not a run.
+    # A custom event with this type but without the fields of a wide event is not a run.
     return head if head and head.event_id and head.started_at and head.status else None
 
 
 def json_content(text: str) -> bytes:
-    """Return text as it stands in a line."""
+    """Return text as JSON without the quotes, as a line contains it."""
     return msgspec.json.encode(text)[1:-1]
 
 
 class RunStory(Struct, frozen=True):
-    """Everything that a journal has of one run.
+    """The complete record of one run.
 
     Attributes:
-        run: The data of its `pipeline.wide`; of a run that is under way, the same keys as far as
-            they are known, with status "OPEN" and outcome "open", and `stages_running`: the attempts
-            that were running at the last heartbeat of its process, with their attributes so far.
+        run: The data of its `pipeline.wide` event. For a run in progress, the same keys as far as they are
+            known, with status "OPEN", outcome "open" and `stages_running`: the attempts that were running at
+            the last heartbeat of the process, with their attributes so far.
         stages: The data of its `stage.wide` events, in order.
-        events: Its stages' own events, type and data, in order.
-        children: The data of the `pipeline.wide` of each run that was started inside it; for one that is in
-            progress, what is known so far, as in `run`.
+        events: The custom events of its stages, as pairs of type and data, in order.
+        children: The data of the `pipeline.wide` event of each run that was started inside this run; for a
+            child in progress, the known fields, as in `run`.
     """
 
     run: dict[str, Any]
@@ -211,7 +215,7 @@ class RunStory(Struct, frozen=True):
 
 
 class CollectedRun:
-    """What was found of one run."""
+    """The lines collected for one run."""
 
     def __init__(self) -> None:
         self.is_run = False
@@ -226,7 +230,7 @@ class CollectedRun:
         self.progress = RunProgress()
 
     def add_crash_events(self, events: Iterable[tuple[str, Struct]]) -> None:
-        """Take in the events that tell of its crash, as if they had been written."""
+        """Add the events that complete a crashed run, as if they had been written."""
         for type, body in events:
             data = msgspec.to_builtins(body)
             if type == "pipeline.wide":
@@ -235,7 +239,7 @@ class CollectedRun:
                 self.stages.append(data)
 
     def apply_amendments(self) -> None:
-        """Give each event the fields that came after it had gone out."""
+        """Apply the collected amendments to the events that they belong to."""
         events = {event["event_id"]: event for event in self.stages if "event_id" in event}
         if self.pipeline_wide is not None:
             events[self.pipeline_wide["event_id"]] = self.pipeline_wide
@@ -243,16 +247,16 @@ class CollectedRun:
             amend(events, amendment)
 
     def is_complete(self) -> bool:
-        """Tell whether there is a terminal event for each stage that `pipeline.wide` counts."""
+        """Return whether there is a terminal event for each stage that `pipeline.wide` counts."""
         ended = sum(stage.get("status") != "RETRY" for stage in self.stages)
         return self.pipeline_wide is not None and ended >= self.pipeline_wide.get("stages_total", 0)
 
     def children_without_end(self) -> set[str]:
-        """Return the ids of the runs that were started inside it and have no `pipeline.wide`."""
+        """Return the ids of the runs that were started inside this run and have no `pipeline.wide`."""
         return set(self.opened_children) - {str(child["event_id"]) for child in self.children}
 
     def partial_record(self) -> dict[str, Any] | None:
-        """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
+        """Return the known fields of a run without a `pipeline.wide`, or None if its start is unknown."""
         if self.opened is None:
             return None
         run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages), self.progress)
@@ -266,7 +270,7 @@ class CollectedRun:
 
 
 def collect_line(collected: dict[str, CollectedRun], text: bytes, wanted: str) -> None:
-    """Take in a line, if it belongs to a run whose id begins as `wanted`, or to one inside it."""
+    """Collect a line if it belongs to a run whose id starts with `wanted`, or to a child of such a run."""
     if text.startswith(HEARTBEAT):
         if (heartbeat := decode_heartbeat(text)) is not None:
             update_progress({run_id: run.progress for run_id, run in collected.items()}, heartbeat)
@@ -288,7 +292,7 @@ def collect_line(collected: dict[str, CollectedRun], text: bytes, wanted: str) -
     run = collected.setdefault(run_id, CollectedRun())
     if text.startswith(RUN_OPEN):
         if (opened := decode_run_open(text)) is not None:
-            # What came before was an earlier run of the same id.
+            # Earlier lines belong to an earlier run with the same id.
             collected[run_id] = run = CollectedRun()
             run.is_run = True
             run.opened = opened
@@ -308,7 +312,7 @@ def collect_line(collected: dict[str, CollectedRun], text: bytes, wanted: str) -
 
 
 def amend(events: Mapping[str, dict[str, Any]], amendment: Mapping[str, Any]) -> None:
-    """Put the fields of an amendment into the event that it belongs to, if that is there."""
+    """Apply an amendment to the event that it belongs to, if `events` contains it."""
     event = events.get(str(amendment.get("event_id")))
     if event is not None:
         event["attributes"] = {**(event.get("attributes") or {}), **(amendment.get("attributes") or {})}
@@ -316,16 +320,16 @@ def amend(events: Mapping[str, dict[str, Any]], amendment: Mapping[str, Any]) ->
         event["truncated"] = [*(event.get("truncated") or []), *(amendment.get("truncated") or [])]
 
 
-_MAX_CANDIDATES = 100
-
-
 class Journal:
-    """Looks into the directory that a `JournalSink` writes, while it does or afterwards.
+    """Queries the directory that a `JournalSink` writes to, also while it is being written.
 
-    Each look completes first the records of runs whose process died.
+    Each query first completes the records of runs whose process died.
+
+    Args:
+        path: Directory of the journal.
 
     Raises:
-        JournalNotFoundError: There is no such directory.
+        JournalNotFoundError: The directory does not exist, or contains other files.
 
     Example:
         for run in Journal("journal").runs(RunFilter(status="FAIL")):
@@ -355,8 +359,9 @@ class Journal:
         """Check every line and every state file, and return the state of the journal. Changes nothing.
 
         Args:
-            progress: Called now and then with the bytes that were looked at, and all there are.
-            state_files: State files of other components in this directory, whose content to check as well.
+            progress: Called after each segment with the number of bytes checked and the total number of
+                bytes.
+            state_files: State files of other components in this directory that are checked too.
 
         Raises:
             OSError: The directory cannot be read.
@@ -374,24 +379,24 @@ class Journal:
         """
         return repair(self.path, progress, state_files)
 
-    # ------------------------------------------------------------ many runs
+    # ------------------------------------------------------------ queries
 
     def runs(self, filter: RunFilter | None = None, *, limit: int | None = 20) -> list[dict[str, Any]]:
-        """Return runs, those that began last first.
+        """Return runs, newest first.
 
         Args:
-            filter: The runs to return; default all.
-            limit: How many at most; None for all.
+            filter: Selects the runs; default all.
+            limit: Maximum number of runs; default 20, None for all.
 
         Returns:
-            The data of a `pipeline.wide` for each; for one under way what `RunStory.run` says.
+            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunStory.run`.
 
         Raises:
-            ValueError: `limit` is no whole number, 1 or more.
+            ValueError: `limit` is not a positive integer.
             OSError: The journal cannot be read.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"runs(limit={limit!r}); give a whole number, 1 or more, or None for all")
+            raise ValueError(f"runs(): limit must be a positive integer or None, got {limit!r}")
         self._complete_crashed()
         filter = filter or RunFilter()
         required = filter.required_bytes()
@@ -401,7 +406,7 @@ class Journal:
         writers = list_writers(self.path)
         for segment in _newest_first(writers):
             written = _last_write(segment)
-            # Whatever a segment has of a run was written after that run began.
+            # All lines of a run are written after the run started.
             if written < cutoff or (filter.since is not None and written < filter.since):
                 break
             visited.setdefault(segment.writer, []).append(segment)
@@ -411,13 +416,13 @@ class Journal:
                 head = decode_run_header(text, cutoff)
                 if head is not None and filter.matches(head) and is_complete_run(text):
                     known = found.get(head.event_id)
-                    # Of runs that share an id, the last: as everywhere else.
+                    # Of runs that share an id, the last one wins, as elsewhere.
                     if known is None or known[0] <= head.started_at:
                         found[head.event_id] = (head.started_at, text)
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
                 cutoff = min(began for began, _ in found.values())
-        # In the order of writing: the modification time of a file is meaningless once it has been edited.
+        # Use the order of writing, because modification times are wrong after a file was edited.
         for writer, segments in visited.items():
             first = min(segment.sequence for segment in segments)
             visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
@@ -435,9 +440,9 @@ class Journal:
         return list(selected.values())
 
     def in_progress(self, filter: RunFilter | None = None) -> list[dict[str, Any]]:
-        """Return the runs that have not ended, in no order; see `RunStory.run` for what is known of each.
+        """Return the runs that have not ended, in no particular order; see `RunStory.run` for their fields.
 
-        Also those whose process died, where nobody can write down what became of them.
+        If the journal is not writable, this includes runs whose process died.
 
         Raises:
             OSError: The journal cannot be read.
@@ -453,21 +458,18 @@ class Journal:
             yield from readable(_in_progress_in(segments, now_us))
 
     def _complete_crashed(self) -> None:
-        # Who may read a journal but not write it sees it as it stands.
+        # Without write permission, query the journal without completing crashed runs.
         with contextlib.suppress(OSError):
             recover(self.path)
 
-    # ------------------------------------------------------------ one run
-
     def run(self, run_id: str) -> RunStory:
-        """Return the story of one run.
+        """Return the complete record of one run.
 
         Args:
-            run_id: Its `pipeline_run_id`, or a beginning of it that no other run shares; "last" for the
-                run that began last.
+            run_id: The `pipeline_run_id`, a unique prefix of it, or "last" for the newest run.
 
         Raises:
-            RunNotFoundError: There is no such run, or there are several.
+            RunNotFoundError: No run, or more than one run, has this id or prefix.
             OSError: The journal cannot be read.
         """
         if run_id == "last":
@@ -481,7 +483,7 @@ class Journal:
             raise self._not_found(run_id, [])
         began = _started_before(run_id)
         found = self._collect(run_id, began) if began else {}
-        # Its id may be that of a clock that went ahead of ours.
+        # The id may come from a clock that is ahead of this one.
         if run_id not in found or not found[run_id].is_complete():
             found = self._collect(run_id, "")
         if run_id in found:
@@ -497,8 +499,8 @@ class Journal:
         partial_record = run.pipeline_wide or run.partial_record()
         if partial_record is None:
             raise RunNotFoundError(
-                f"journal {self.path!r} has events of run {known}, and neither its beginning nor its end",
-                hint="the rest may have been deleted to make room",
+                f"journal {self.path!r} contains events of run {known}, but neither its start nor its end",
+                hint="they may have been deleted by retention",
             )
         return RunStory(partial_record, run.stages, run.events, [*run.children, *self._open_children(run)])
 
@@ -515,32 +517,32 @@ class Journal:
         for run in self.runs(limit=20):
             try:
                 return self.run(run["event_id"])
-            except RunNotFoundError as not_found:  # its id is damaged in one of its lines
+            except RunNotFoundError as not_found:  # the id is damaged in one of the run's lines
                 error = not_found
         raise error
 
     def _collect(self, run_id: str, began: str) -> dict[str, CollectedRun]:
-        """Return what there is of the runs whose id begins so.
+        """Return what the journal contains of the runs whose id starts with `run_id`.
 
-        With the moment at which the one run began: only as much as it takes to have that one whole.
+        If `began` (the start of the run, from its id) is given, stop as soon as that run is complete.
         """
         collected: dict[str, CollectedRun] = {}
         exactly = (json_content(run_id) + b'"', json_content(run_id) + b"/")
         for segments in list_writers(self.path).values():
             for segment in segments:
                 if _last_write(segment) < began:
-                    continue  # it was finished before the run began
+                    continue  # last written before the run started
                 for text in readable(lines_containing(segment, json_content(run_id))):
-                    # No need to know all runs that begin so, to say that there are several.
+                    # Collect only a limited number of runs, because an ambiguous prefix is an error anyway.
                     if len(collected) <= _MAX_CANDIDATES or any(part in text for part in exactly):
                         collect_line(collected, text, run_id)
-            # What amends it comes later, and from the same writer.
+            # Amendments are written later, but by the same writer.
             if began and run_id in collected and collected[run_id].pipeline_wide:
                 return collected
         return {known: run for known, run in collected.items() if run.is_run}
 
     def _crash_events(self, run_id: str) -> list[tuple[str, Struct]]:
-        """Return the end of a run that died with its process, where nobody could write it down."""
+        """Return the events that complete a crashed run in a journal that is not writable."""
         for segments in list_writers(self.path).values():
             for crashed in readable(_crashed_in(segments)):
                 if run_id in crashed:
@@ -548,7 +550,7 @@ class Journal:
         return []
 
     def _why_without_end(self, run_id: str) -> str | None:
-        """Return why a run of a writer that has ended has no end; None if the run may be open."""
+        """Return why a run of a closed writer has no end; None if the run may be open."""
         for segments in list_writers(self.path).values():
             for run, why in readable(open_runs_of_closed_writer(segments)):
                 if run == run_id:
@@ -558,14 +560,14 @@ class Journal:
     def _not_found(self, run_id: str, found: list[str]) -> RunNotFoundError:
         if not found:
             return RunNotFoundError(
-                f"journal {self.path!r} has no run {run_id!r}",
-                hint="`stageflow runs` lists what there is; it takes other ids by `--id`",
+                f"journal {self.path!r} contains no run {run_id!r}",
+                hint="`stageflow runs` lists the runs; `stageflow runs --id` finds runs by their other ids",
             )
         many = f"more than {_MAX_CANDIDATES}" if len(found) > _MAX_CANDIDATES else len(found)
-        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        examples = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         return RunNotFoundError(
-            f"journal {self.path!r} has {many} runs that begin with {run_id!r}: {some}",
-            hint="give more of the id",
+            f"journal {self.path!r} contains {many} runs whose id starts with {run_id!r}: {examples}",
+            hint="use a longer prefix",
         )
 
 
@@ -579,7 +581,7 @@ def _in_progress_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, 
         for run in open_runs(segments).values():
             yield run.partial_record(now_us)
         return
-    # It died, and nobody could write down what became of its runs.
+    # The process died, and the journal is not writable, so the runs could not be completed.
     for crashed in _crashed_in(segments):
         for events in crashed.values():
             yield from (msgspec.to_builtins(body) for _, body in events if isinstance(body, PipelineWide))
@@ -591,10 +593,10 @@ def _crashed_in(segments: list[Segment]) -> Iterator[dict[str, list[tuple[str, S
 
 
 def _started_before(run_id: str) -> str:
-    """Return a moment shortly before a run began, from its id; empty where that does not tell it.
+    """Return a time shortly before a run started, from its id, or "" if the id is not a UUIDv7.
 
-    A UUIDv7 (RFC 9562) begins with milliseconds since the epoch. Three seconds before: the times
-    of files are coarser than that of a clock.
+    A UUIDv7 (RFC 9562) starts with milliseconds since the epoch. Three seconds are subtracted, because file
+    systems have coarse clocks.
     """
     try:
         known = uuid.UUID(run_id)
@@ -610,9 +612,9 @@ def _newest(
 
 
 def _last_write(segment: Segment) -> str:
-    """Return a moment after which nothing was written to a segment; now, for one that is gone.
+    """Return a time after which nothing was written to a segment, or the current time if it was deleted.
 
-    A second later than the file says: the clock of file systems is coarser than that of events.
+    A second is added to the modification time, because file systems have coarse clocks.
     """
     try:
         return rfc3339(os.stat(segment.path).st_mtime_ns // 1000 + 1_000_000)

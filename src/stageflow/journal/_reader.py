@@ -1,4 +1,4 @@
-"""Reads a journal: from a cursor, or its newest events."""
+"""Reads a journal from a cursor, or backwards from its newest events."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ __all__ = ["Entry", "JournalReader", "newest_entries"]
 log = logging.getLogger("stageflow.journal")
 
 _RECOVERY_INTERVAL_SECONDS = 1.0
-"""How often a reader looks for writers that died."""
+"""Interval at which a reader checks for writers that died."""
 
-_RETRIES = 10
-"""How often a reader looks again when what it had listed is gone."""
+_MAX_ATTEMPTS = 10
+"""Number of times that a reader lists the directory if a listed file was deleted before it was read."""
 
 _PAUSE_SECONDS = 2.0
-"""How long a new reader waits for retention to end."""
+"""Maximum time that a new reader waits for retention to finish."""
 
 _POLL_SECONDS = 0.05
-"""How often a reader that waits looks for something new."""
+"""Interval at which a waiting reader checks for new events."""
 
 
 class Entry(Struct, frozen=True):
-    """One event, as the journal has it.
+    """One event in the journal.
 
     Attributes:
-        type: "stage.wide", "pipeline.wide", or that of an event of the application's own.
-        json: The event's data, as JSON.
-        writer: Which writer wrote it.
+        type: "stage.wide", "pipeline.wide", or the type of a custom event.
+        json: The data of the event, as JSON.
+        writer: Name of the writer that wrote it.
     """
 
     type: str
@@ -70,17 +70,18 @@ class Entry(Struct, frozen=True):
     writer: str
 
     def data(self) -> dict[str, Any] | None:
-        """Return the event's data.
+        """Return the data of the event.
 
         Raises:
-            ValueError: An application wrote something other than an object, by a sink that it handed JSON.
+            ValueError: The data is not a JSON object. Only code that calls a sink directly can write such
+                data.
         """
         data: dict[str, Any] | None = decode_stored(self.json, dict[str, Any] | None)
         return data
 
 
 class _Step(Struct, frozen=True):
-    """One step through the journal: an event, or something else that was come by, and where it leads."""
+    """One read step: an event or a skipped range, and the position after it."""
 
     writer: str
     position: Position
@@ -91,38 +92,37 @@ class _Step(Struct, frozen=True):
 
 
 class JournalReader:
-    """Reads the events of every writer of a journal, also of those that go on writing.
+    """Reads the events of all writers of a journal, including those that are still writing.
 
-    Events of one run come in the order of their emission; runs of different processes in none. A
-    run whose process died is completed on the way: `outcome: crashed`.
+    The events of one run are returned in the order in which they were emitted. There is no order between runs
+    of different processes. The reader completes runs whose process died, with `outcome: crashed`.
 
-    A reader that starts after events were archived or deleted does not get them: `removed_events` is their
-    number. `EventStore` still has the archived ones.
+    A reader that starts after events were archived or deleted does not receive them; `removed_events` is
+    their number. `EventStore` can still query the archived ones.
 
-    A reader with a name resumes where `commit()` was last called: what it had read since then, it
-    reads again. It holds no writer up; only the deletion of old files waits for it, and that not
-    beyond the journal's `max_bytes`.
+    A reader with a name resumes at its last `commit()`, and reads later events again. Readers never block a
+    writer. Segments older than `max_age` are deleted only after every named reader has read them, but a
+    journal that exceeds its `max_bytes` deletes segments that were not read.
 
     Args:
         path: Directory of the journal.
-        name: Under which positions are stored; default None, for a reader that begins afresh.
-        at_end: Begin behind what is there now, where the reader has no position yet.
+        name: Name under which the position is stored; default None, for a reader without a stored position.
+        at_end: Start after the events that exist now, unless the reader has a stored position.
 
     Attributes:
-        events: How many events it has read; with a name, since the name was first used.
-        broken: Number of damaged lines that it skipped. It copies each of them to `broken/`.
-        torn: How many last lines it left out because their writer died while it wrote them.
-        missed: How many files were deleted before it had read them to their end, including those that were
-            deleted before it first started, unless it started `at_end`.
-        removed_events: How many events were removed from the journal, because they were archived or to make
-            room, before it first started.
+        events: Number of events read; for a named reader, since the name was first used.
+        broken: Number of damaged lines that were skipped. Each of them is copied to `broken/`.
+        torn: Number of incomplete last lines that were skipped because their writer died while writing them.
+        missed: Number of segments that were deleted before the reader had read all of their lines. Unless it
+            started with `at_end`, this includes those that were deleted before it first started.
+        removed_events: Number of events that were archived or deleted before the reader first started.
 
     Raises:
-        JournalNotFoundError: There is no such directory.
-        CursorInUseError: Another reader of this name is at work.
-        DamagedFileError: The stored positions cannot be read, or the cursor or its lock is not a regular
-            file.
-        ValueError: The name contains characters other than letters, digits, ".", "_" and "-".
+        JournalNotFoundError: The directory does not exist.
+        CursorInUseError: Another reader is using this name.
+        DamagedFileError: The stored position cannot be read, or the cursor or its lock is not a regular file.
+        ValueError: The name is empty, longer than 100 characters, or contains characters other than letters,
+            digits, ".", "_" and "-".
 
     Example:
         with JournalReader("journal", "warehouse") as reader:
@@ -171,14 +171,14 @@ class JournalReader:
         pid = os.read(lock.fd, 20).decode("ascii", "replace") or "?"
         lock.release()
         raise CursorInUseError(
-            f"reader {name!r} of journal {self.path!r} is at work in process {pid}",
-            hint="a name serves one reader at a time; give this one another name",
+            f"cursor {name!r} of journal {self.path!r} is in use by process {pid}",
+            hint="a name can be used by one reader at a time; use another name",
         )
 
     def _load(self, at_end: bool) -> CursorFile:
         cursor = load_cursor(self.path, self.name) if self.name is not None else None
         if cursor is None:
-            # Where it begins is part of its position: what is deleted from now on, it has missed.
+            # Store the start position: the reader counts segments that are deleted from now on as missed.
             with _retention_paused(self.path):
                 gone = Deleted()
                 if not at_end:
@@ -195,8 +195,8 @@ class JournalReader:
                 if gone.events:
                     log_safely(
                         log,
-                        "reader %r of journal %s starts after %d events were removed from the journal, and"
-                        " does not receive them; `EventStore` has those that were archived",
+                        "reader %r of journal %s does not receive %d events that were removed before it"
+                        " started; use `EventStore` to query those that were archived",
                         self.name,
                         self.path,
                         gone.events,
@@ -206,15 +206,12 @@ class JournalReader:
     # ------------------------------------------------------------ reading
 
     def read(self, most: int = 1000, *, timeout: float = 0.0) -> list[Entry]:
-        """Return the next events, as soon as there are any.
+        """Return the next events, or an empty list if there are none yet.
 
         Args:
-            most: How many at most.
-            timeout: Seconds to wait for the first; default 0. It blocks: call it in a thread of
-                its own from asynchronous code.
-
-        Returns:
-            No events when there are no more for now.
+            most: Maximum number of events; default 1000.
+            timeout: Maximum time to wait for the first event, in seconds; default 0. The call blocks, so
+                asynchronous code must call it in a separate thread.
 
         Raises:
             ValueError: `most` or `timeout` is out of range, or the reader is closed.
@@ -222,9 +219,9 @@ class JournalReader:
         """
         self._check_open()
         if not isinstance(most, int) or most < 1:
-            raise ValueError(f"read({most!r}); give a whole number of events, 1 or more")
+            raise ValueError(f"read(): most must be a positive integer, got {most!r}")
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
-            raise ValueError(f"read(timeout={timeout!r}); give seconds, 0 or more")
+            raise ValueError(f"read(): timeout must be a number of seconds, 0 or more, got {timeout!r}")
         deadline = time.monotonic() + timeout
         while True:
             # The remainder of an earlier scan does not include files opened since then.
@@ -240,7 +237,7 @@ class JournalReader:
                 time.sleep(min(_POLL_SECONDS, left))
 
     def __iter__(self) -> Iterator[Entry]:
-        """Return every event that there is now; `commit()` in between stores what was handed out."""
+        """Yield all events that exist now. `commit()` in between covers the events yielded so far."""
         self._check_open()
         try:
             while steps := self._next_steps(1000):
@@ -249,7 +246,7 @@ class JournalReader:
                     if step.entry is not None:
                         yield step.entry
         finally:
-            self._pending_steps = None  # what was looked at and not handed out comes again
+            self._pending_steps = None  # read the steps that were not yielded again
 
     def _apply(self, step: _Step) -> None:
         self._positions[step.writer] = step.position
@@ -259,8 +256,8 @@ class JournalReader:
         self.missed += step.missed
 
     def _next_steps(self, most: int) -> list[_Step]:
-        """Return the next steps, up to so many events. Nobody has gone them yet: an error loses none."""
-        for _ in range(_RETRIES):
+        """Return the next steps, with up to `most` events. Nothing is applied yet, so an error loses none."""
+        for _ in range(_MAX_ATTEMPTS):
             if self._pending_steps is None:
                 self._complete_crashed()
                 self._pending_steps = self._steps()
@@ -276,7 +273,7 @@ class JournalReader:
                         break
             except FileNotFoundError:
                 if not found:
-                    continue  # a file was deleted under way: look again what there is
+                    continue  # a file was deleted in the meantime: list the directory again
             except OSError:
                 if not found:
                     raise  # otherwise return the events found so far; the next read raises
@@ -287,12 +284,12 @@ class JournalReader:
         now = time.monotonic()
         if now - self._last_recovery >= _RECOVERY_INTERVAL_SECONDS:
             self._last_recovery = now
-            # Who may read a journal but not write it reads it as it stands.
+            # A reader without write permission reads the journal without completing crashed runs.
             with contextlib.suppress(OSError):
                 recover(self.path, closed=self._closed)
 
     def _steps(self) -> Iterator[_Step]:
-        # Listed before anything is read: a segment that has a successor by now is complete.
+        # List the segments before reading any: a segment with a successor in the list is complete.
         writers = list_writers(self.path)
         for gone in self._positions.keys() - writers.keys():
             del self._positions[gone]
@@ -302,7 +299,7 @@ class JournalReader:
                 yield from self._steps_of(writer, segments)
             except FileNotFoundError:
                 raise
-            except OSError as error:  # only this writer is affected: read the segments of the others
+            except OSError as error:  # only this writer is affected; read the segments of the others
                 errors.append(error)
         if errors:
             raise errors[0]
@@ -316,7 +313,7 @@ class JournalReader:
                 yield _Step(writer, (segment.sequence, 0), missed=segment.sequence - at)
                 offset = 0
             elif writer not in self._resumed and not is_line_start(segment, offset):
-                # This is not the file that was read before: it was restored or replaced.
+                # This is not the file that was read before; it was restored or replaced.
                 offset = 0
             self._resumed.add(writer)
             complete = segment is not segments[-1]
@@ -329,7 +326,7 @@ class JournalReader:
         writer, sequence = segment.writer, segment.sequence
         if segment.pruned and offset < original_size(segment) and segment.path not in self._pruned:
             self._pruned.add(segment.path)
-            yield _Step(writer, (sequence, offset), missed=1)  # but for what was kept of it
+            yield _Step(writer, (sequence, offset), missed=1)  # the remaining lines are still read
         while True:
             chunk = read_chunk(segment, offset)
             for line in chunk.lines:
@@ -337,7 +334,7 @@ class JournalReader:
                 found = decode(line.text)
                 if found is not None and isinstance(found.data, Raw):
                     yield _Step(writer, position, Entry(found.type, bytes(found.data), writer))
-                # A line of blanks is where a repair took a broken one out.
+                # A repair replaces a damaged line with blanks.
                 elif found is None and not line.text.isspace():
                     self._quarantine(segment, line)
                     yield _Step(writer, position, broken=1)
@@ -349,22 +346,24 @@ class JournalReader:
             yield _Step(writer, (sequence, offset))
 
     def _quarantine(self, segment: Segment, line: LineAt) -> None:
-        with contextlib.suppress(OSError):  # a reader without write permission cannot copy them
+        with contextlib.suppress(OSError):  # a reader without write permission cannot copy the line
             quarantine_line(self.path, segment.name, line.offset, line.text)
 
-    # ------------------------------------------------------------ the position
+    # ------------------------------------------------------------ position
 
     def commit(self) -> None:
-        """Store that all that was read so far is done with. It is safe against a crash of the machine.
+        """Store the current position, so that the events read so far are not read again.
+
+        The position is synced to disk, so it survives a crash of the machine.
 
         Raises:
             ValueError: The reader has no name, or is closed.
             CursorInUseError: Other code in this process closed the reader's lock file, and another reader
-                took the name.
-            OSError: It could not be written; what was stored before stands.
+                acquired the name.
+            OSError: The position could not be written; the previously stored position is unchanged.
         """
         if self.name is None:
-            raise ValueError('a reader without a name has no position to store; JournalReader(path, "name")')
+            raise ValueError('commit() requires a named reader: JournalReader(path, "name")')
         self._check_open()
         if self._lock is not None and not self._lock.is_intact():
             self._lock.release()
@@ -386,12 +385,12 @@ class JournalReader:
     def _check_open(self) -> None:
         if self.name is not None and self._lock is None:
             raise ValueError(
-                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it for the child)"
-                "\n  hint: make another JournalReader"
+                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it in the child)"
+                "\n  hint: create a new JournalReader"
             )
 
     def close(self) -> None:
-        """Let another reader have the name. What was not committed will be read again."""
+        """Release the name. Events that were not committed will be read again."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -414,7 +413,10 @@ class JournalReader:
 
 @contextlib.contextmanager
 def _retention_paused(directory: str) -> Generator[None]:
-    """Keep retention from deleting segments that it has not counted yet, unless it takes too long to end."""
+    """Wait for retention to finish, and block it, so that all deleted segments are counted.
+
+    After `_PAUSE_SECONDS`, continue without blocking it.
+    """
     deadline = time.monotonic() + _PAUSE_SECONDS
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a reader without write permission cannot pause it
@@ -432,7 +434,7 @@ def _start(segments: list[Segment], at_end: bool) -> Position:
     last = segments[-1]
     try:
         return (last.sequence, original_size(last))
-    except FileNotFoundError:  # deleted just now
+    except FileNotFoundError:  # deleted in the meantime
         return (last.sequence + 1, 0)
 
 
@@ -440,7 +442,7 @@ _readers: weakref.WeakSet[JournalReader] = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:
-    # The name is the parent's; its lock was closed with all others.
+    # The name belongs to the parent. Its lock was closed with all other inherited locks.
     for reader in list(_readers):
         reader._lock = None
 
@@ -449,10 +451,10 @@ os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 _CHUNK = 256 << 10
-"""Bytes that are read at once, from the end of a file backwards."""
+"""Number of bytes read at once when reading a file backwards."""
 
 _MTIME_GRANULARITY_US = 50_000
-"""The clock of a file system ticks in milliseconds: a file may look that much older than its last event."""
+"""File systems have coarse clocks: a file can appear this much older than its last event."""
 
 
 class _Times(msgspec.Struct):
@@ -466,16 +468,16 @@ _decode_times = decoder(_Times)
 def newest_entries(
     directory: str, most: int, matches: Callable[[Entry], bool], may_match: Callable[[bytes], bool]
 ) -> list[Entry]:
-    """Return the last events that fit, the newest last.
+    """Return the newest events that match, oldest first.
 
-    Files are read from their ends backwards, a chunk at a time, newest first, until there are enough.
-    Those of one process come in the order of its journal.
+    Files are read backwards, newest first, until enough events were found. The events of one process are in
+    the order of its journal.
 
     Args:
-        directory: Of the journal.
-        most: How many at most.
-        matches: Tells whether an event is wanted.
-        may_match: Tells of a line, unread, whether it may be one.
+        directory: Directory of the journal.
+        most: Maximum number of events.
+        matches: Returns whether to include an event.
+        may_match: Returns whether an undecoded line can contain a matching event.
 
     Raises:
         OSError: The directory cannot be read.
@@ -491,9 +493,10 @@ def newest_entries(
 
 
 def _entries_backwards(directory: str, may_match: Callable[[bytes], bool]) -> Iterator[Entry]:
-    """Return the events of all writers, newest first.
+    """Yield the events of all writers, newest first.
 
-    A file waits under the time of its last write, and is opened when nothing newer is left.
+    A writer is queued by the time of its last write, and its files are opened only when no other writer has
+    newer events.
     """
     heap: list[tuple[int, int, Entry | None, Iterator[Entry]]] = []
     for number, segments in enumerate(list_writers(directory).values()):
@@ -506,7 +509,7 @@ def _entries_backwards(directory: str, may_match: Callable[[bytes], bool]) -> It
             yield entry
         if (following := next(older, None)) is not None:
             event_time_us = _event_time_us(following)
-            # What names no time stands beside its neighbour.
+            # An event without a time keeps the time of its neighbor.
             heapq.heappush(
                 heap, (later if event_time_us is None else -event_time_us, number, following, older)
             )
@@ -530,13 +533,13 @@ def _writer_entries(segments: list[Segment], may_match: Callable[[bytes], bool])
 
 
 def _lines_backwards(segment: Segment) -> Iterator[bytes]:
-    """Return the whole lines of a segment, the last one first."""
-    if segment.pruned:  # of which little was kept
+    """Yield the complete lines of a segment, last one first."""
+    if segment.pruned:  # a pruned segment is small
         yield from [line.text for line in read_lines(segment)][::-1]
         return
     with open_segment(segment) as file:
         end = file.seek(0, os.SEEK_END)
-        rest: bytes | None = None  # what stands before the first newline of what was read so far
+        rest: bytes | None = None  # the bytes before the first newline in the part read so far
         while end > 0:
             start = max(0, end - _CHUNK)
             data = os.pread(file.fileno(), end - start, start)
@@ -546,7 +549,7 @@ def _lines_backwards(segment: Segment) -> Iterator[bytes]:
                 rest = first + (rest or b"") if rest is not None else None
                 continue
             last = lines.pop()
-            if rest is not None:  # else it is the end of the file, empty or torn
+            if rest is not None:  # otherwise `last` is the end of the file, empty or torn
                 lines.append(last + rest)
             rest = first
             yield from filter(None, reversed(lines))

@@ -1,4 +1,4 @@
-"""Appends lines to the open segment of a process, and syncs them."""
+"""Appends lines to the segments of one process, and syncs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SegmentSyncer", "SegmentWriter", "SyncThread"]
 
 
 class SyncTarget(Protocol):
-    """A journal, as far as its keeper needs it."""
+    """The part of a journal sink that the sync thread uses."""
 
     def sync_if_due(self) -> None:
         """Sync written events if a sync is due. Never raises."""
@@ -26,7 +26,11 @@ class SyncTarget(Protocol):
 
 
 class SyncThread:
-    """Calls `sync_if_due` of a journal at an interval, in a daemon thread, while the journal exists.
+    """A daemon thread that calls `sync_if_due` of a journal sink at an interval while the sink exists.
+
+    Args:
+        journal: The sink; the thread does not keep it alive.
+        seconds: The interval.
 
     Raises:
         RuntimeError: No thread can be started.
@@ -34,7 +38,7 @@ class SyncThread:
 
     def __init__(self, journal: SyncTarget, seconds: float) -> None:
         self._stopped = threading.Event()
-        # Weakly: a journal that nobody has any more is closed, and its thread ends.
+        # A weak reference: a sink that is no longer referenced is closed, and its thread ends.
         self._journal = weakref.ref(journal)
         self._seconds = seconds
         threading.Thread(target=self._run, name="stageflow-journal", daemon=True).start()
@@ -53,7 +57,7 @@ class SyncThread:
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """Let the thread end; what it is doing it does to its end."""
+        """Stop the thread after the current call of `sync_if_due`. Does not wait for it."""
         self._stopped.set()
 
 
@@ -62,9 +66,9 @@ _MAX_UNSYNCED = 100
 
 
 class SegmentSyncer:
-    """The segments of a writer that are not synced yet.
+    """Syncs and closes the segments of a writer.
 
-    Code that needs both locks acquires `lock` before the lock of the writer.
+    Code that needs both locks must acquire `lock` before the lock of the writer.
 
     Args:
         writer: The writer whose segments are synced.
@@ -73,7 +77,7 @@ class SegmentSyncer:
 
     Attributes:
         lock: Held while syncing or closing a segment, so that no segment is closed while it is being synced.
-        abandoned: Number of segments that were closed although their sync had failed.
+        abandoned: Number of segments that were closed without a successful sync.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ class SegmentSyncer:
         return True
 
     def _close_full(self) -> None:
-        """Close synced segments, except the newest while it has no successor: it holds the lock."""
+        """Close synced segments, except the newest one while it has no successor: it carries the lock."""
         done = [file for file, synced in self._full.items() if synced]
         if self._writer.file is None and not self._writer.retired and done and done[-1] == [*self._full][-1]:
             done.pop()
@@ -159,21 +163,21 @@ class SegmentSyncer:
 
 
 _CHECK_INTERVAL_SECONDS = 0.1
-"""How often the writer looks whether its file is still there, and whether it is old."""
+"""Interval at which the writer checks whether its file was removed or is too old."""
 
 
 class SegmentWriter:
-    """One writer of a journal. Whoever owns it calls it from one thread at a time.
+    """One writer of a journal. It is not thread-safe; its owner serializes the calls.
 
     Attributes:
         directory: The directory of the journal.
         name: Name of the writer.
         file: The segment that is written to, or None.
-        unsynced: True when something was written since it was last synced.
-        retired: Segments that are full, for somebody to sync and close.
+        unsynced: True if something was written since the last sync.
+        retired: Full segments that are to be synced and closed by the owner.
         unsynced_names: True if a segment was created since the directory was last synced.
-        started_segment: True when a segment was made since this was last set to False.
-        closed_by_others: Number of segments whose descriptor other code of the process closed.
+        started_segment: True if a segment was created since the owner last set this to False.
+        closed_by_others: Number of segments whose descriptor was closed by other code of the process.
     """
 
     def __init__(
@@ -200,13 +204,14 @@ class SegmentWriter:
         self._deferred: list[bytes] = []
 
     def append(self, line: bytes) -> None:
-        """Write one line, whole.
+        """Write one complete line.
 
-        A signal handler may call it during another call in the same thread. It then never creates a segment:
-        its line is written to the open one, or by the interrupted call to the segment that it creates.
+        A signal handler may call this method during another call in the same thread. The nested call never
+        creates a segment: it writes to the open one, or leaves the line to the interrupted call, which writes
+        it to the segment that it creates.
 
         Raises:
-            OSError: It could not be written; the segment holds whole lines all the same.
+            OSError: The line could not be written. The segment still contains only complete lines.
         """
         if self._busy:
             if self._switching or not self._is_open():
@@ -229,22 +234,23 @@ class SegmentWriter:
             self._busy = False
 
     def check_descriptor(self) -> None:
-        """Begin another segment if other code closed the descriptor of this one, and with it its lock.
+        """Start a new segment if other code closed the descriptor of this one, which also releases its lock.
 
-        A writer without a lock counts as dead: its runs in progress would be recorded as crashed.
+        A writer without a lock counts as dead, and its runs in progress would be recorded as crashed.
 
         Raises:
-            OSError: No segment could be made.
+            OSError: No segment could be created.
         """
         if self.file is not None and not self._busy and not self._is_open():
             self._start_segment(time.monotonic())
 
     def _is_open(self) -> bool:
-        """Return whether there is a segment to write to; give up one whose descriptor other code closed."""
+        """Return whether there is a segment to write to; retire one whose descriptor other code closed."""
         file = self.file
         if file is None:
             return False
-        # The offset is the end of what was written. It may be more: a signal handler may have written since.
+        # The offset of the file is at least the end of what was written: a signal handler may have written
+        # too.
         if (self._end and file.is_at(self._end)) or file.is_intact():
             return True
         self._abandon()
@@ -267,7 +273,8 @@ class SegmentWriter:
                     self.unsynced = False
                 return
         except OSError as error:
-            # Whatever is wrong with this file, the next line gets another: but not each line one.
+            # The file may be unusable, so write the next line to another one. The delay avoids a new segment
+            # for every line.
             if error.errno not in NO_ROOM and time.monotonic() - self._started > _CHECK_INTERVAL_SECONDS:
                 self.retire()
             raise
@@ -275,12 +282,13 @@ class SegmentWriter:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
 
     def _truncate_partial_line(self, fd: int, written: int) -> None:
-        """Cut off the part of a line that still had room, so that the segment stays whole lines."""
+        """Remove a partially written line, so that the segment contains only complete lines."""
         try:
-            # From where the file ends, not from what was counted: a signal may have come in between.
+            # Use the end of the file instead of the counted size: a signal handler may have written in
+            # between.
             os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR) - written)
         except OSError:
-            self.retire()  # nothing may ever follow a torn line
+            self.retire()  # nothing must be written after a torn line
 
     def _check_file(self, now: float) -> None:
         self._next_check = now + _CHECK_INTERVAL_SECONDS
@@ -289,19 +297,19 @@ class SegmentWriter:
         if not self.file.is_intact():
             self._abandon()
         elif self.file.is_removed():
-            self.retire()  # somebody removed the file: what went into it would be lost
+            self.retire()  # the file was removed, so events written to it would be lost
         elif self._end and now - self._started >= self._segment_seconds:
             self._start_segment(now)
 
     def _start_segment(self, now: float) -> None:
-        """Go on in a new segment; or in the old one, where a new one cannot be made."""
+        """Continue in a new segment, or in the current one if a new one cannot be created."""
         self._switching = True
         try:
             self._switch_to_new(now)
         except OSError:
             if self.file is None:
                 raise
-            self._started = now  # try again when another such time has passed
+            self._started = now  # try again after the maximum age of a segment
         finally:
             self._switching = False
 
@@ -312,7 +320,8 @@ class SegmentWriter:
         hidden = os.path.join(self.directory, f".{name}")
         file = open_owned(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         try:
-            # Locked before anybody can see it: one that is seen unlocked has lost its writer.
+            # Lock the file before it becomes visible: readers take an unlocked segment for that of a dead
+            # writer.
             if not file.lock():
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), hidden)
             file.path = os.path.join(self.directory, name)
@@ -321,8 +330,8 @@ class SegmentWriter:
             if self._sync_each:
                 sync_directory(self.directory)
         except BaseException:
-            # A signal handler may raise anywhere. Once its successor can be seen, nothing may be
-            # written to the old segment: whoever reads takes it for complete.
+            # A signal handler can raise anywhere. Once the new segment is visible, readers take the old one
+            # for complete, so nothing must be written to it.
             if os.path.exists(hidden):
                 with contextlib.suppress(OSError):
                     os.unlink(hidden)
@@ -341,17 +350,17 @@ class SegmentWriter:
         self.started_segment = self.unsynced_names = True
 
     def retire(self) -> None:
-        """Write to this segment no more. It stays locked until there is another: its writer lives."""
+        """Stop writing to the current segment. It stays locked until it has a successor."""
         if self.file is not None:
             if self._last_retired_is_empty and self.retired and not self._end:
-                self.retired.pop().release()  # of those that never took a line, one is enough
+                self.retired.pop().release()  # keep only one of the segments without a line
             self._last_retired_is_empty = not self._end
             self.retired.append(self.file)
             self.file = None
             self.unsynced = False  # retired segments will be synced
 
     def close(self) -> None:
-        """Close every segment. The writer is dead then, for all who look."""
+        """Close every segment. Readers take the writer for dead from now on."""
         self.retire()
         while self.retired:
             self.retired.pop().release()

@@ -207,7 +207,8 @@ class Coercer:
     Numbers of any type become numbers; dates, times, paths and UUIDs become text; members of an `Enum` become
     their values, sets become lists, and dataclasses and models become objects; see `docs/wide-events.md`.
     What JSON cannot represent (NaN, an integer over 64 bits, a container that contains itself) becomes the
-    beginning of its `repr`, as `ReprText`; what is nested too deeply or exceeds the size limit becomes a `Truncated`.
+    beginning of its `repr`, as `ReprText`; what is nested too deeply or exceeds the size limit becomes a
+    `Truncated`.
     Both are counted in `stats().coerced_values`. Text of any length is not changed.
 
     Args:

@@ -576,7 +576,7 @@ async def test_stage_output_refuses_missing_values_alike(sink: MemoryEventSink, 
         (lambda: stageflow.observability.EventLimits(byte=3), "EventLimits() has no argument 'byte'"),
         (lambda: stageflow.journal.RunFilter(pipelines="p"), "did you mean 'pipeline'?"),
         (lambda: stageflow.stage(nme="x"), "did you mean 'name'?"),
-        (lambda: stageflow.set_event_sink(MemoryEventSink), "MemoryEventSink is a class"),
+        (lambda: stageflow.set_event_sink(MemoryEventSink), "got the class MemoryEventSink"),
         (lambda: Pipeline("p").with_stage("s", quick, dependency="a"), "did you mean 'dependencies'?"),
         (lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})), "takes a PipelineContext"),
         (

@@ -198,7 +198,7 @@ def test_what_is_no_sink_is_refused_with_the_way_out(use: Any) -> None:
     with pytest.raises(TypeError) as caught:
         use(object())
     assert str(caught.value) == (
-        "object is no event sink: it has neither an `emit` nor a `try_emit` of its own"
+        "object is not an event sink: it implements neither `emit` nor `try_emit`"
         "\n  hint: class MySink(EventSink): async def emit(self, *, type, data): ..."
     )
 
@@ -427,7 +427,8 @@ async def test_a_sink_that_raises_loses_its_events_counted(
         assert [record.getMessage() for record in caplog.records] == [
             (
                 f"event sink {type(sink).__name__}: 1 event was dropped (sink_error): "
-                "ConnectionError: no route to host (logged once; see stageflow.events.stats())"
+                "ConnectionError: no route to host (further occurrences are not logged;"
+                " see stageflow.events.stats())"
             )
         ]
 
@@ -584,7 +585,7 @@ async def test_a_blocking_sink_is_named_once_and_its_time_is_counted(
     assert await flush()
     assert counters(sink).blocked_ms >= 120
     (record,) = [record for record in caplog.records if "blocked its caller" in record.getMessage()]
-    assert record.getMessage().startswith("event sink Blocking: it blocked its caller for ")
+    assert record.getMessage().startswith("event sink Blocking: blocked its caller for ")
 
 
 async def test_a_background_sink_may_block_without_the_loop_noticing() -> None:

@@ -171,7 +171,10 @@ async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: py
         ),
         ({"health_seconds": True}, "health_seconds=True; give seconds, more than 0, or none"),
         ({"journal": "/dev/null"}, "journal: [Errno 17] File exists: '/dev/null'"),
-        ({"sink": MemoryEventSink}, "sink: MemoryEventSink is a class; give a sink: MemoryEventSink()"),
+        (
+            {"sink": MemoryEventSink},
+            "sink: event sink must be an instance, got the class MemoryEventSink; use MemoryEventSink()",
+        ),
         (
             {"redact": {"names": ["x"], "detect": ["mail"]}},
             f"redact: Redact(detect=...): there is no detector 'mail'; there are {', '.join(DETECTORS)}",
@@ -208,7 +211,7 @@ def test_a_wrong_setting_outside_of_the_program_too(tmp_path: Path, monkeypatch:
         ):
             stageflow.configure()
     (tmp_path / "pyproject.toml").write_text("[tool.stageflow]\nsink = 'x'")
-    with pytest.raises(SettingsError, match=r"(?s)sink: str is no event sink.*\(from: .*pyproject.toml"):
+    with pytest.raises(SettingsError, match=r"(?s)sink: str is not an event sink.*\(from: .*pyproject.toml"):
         stageflow.configure()
 
 

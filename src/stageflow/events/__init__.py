@@ -1,4 +1,4 @@
-"""Sinks for events, and their delivery: in order, bounded, isolated, counted."""
+"""Event sinks, and the ordered, bounded, isolated and counted delivery of events to them."""
 
 from ._builtin import BackgroundEventSink, FanoutEventSink, LoggingEventSink, MemoryEventSink
 

@@ -101,9 +101,9 @@ class Delivery:
         """Return the channel of a sink; create it on first use.
 
         Raises:
-            TypeError: It has no method that takes events.
+            TypeError: The sink has no method that accepts events.
         """
-        # The identity alone is the key in the common case: a tuple costs more than the look-up.
+        # In the common case, the key is only the identity: creating a tuple costs more than the lookup.
         key: int | tuple[int, str] = (id(sink), method) if method else id(sink)
         found = self._channels.get(key)
         if found is not None:
@@ -121,7 +121,7 @@ class Delivery:
             return channel
 
     def offer_through(self, sink: Any, method: str, event: Event) -> None:
-        """Offer an event to a sink by a specific method of the sink."""
+        """Offer an event to a sink through a specific method of the sink."""
         channel = self.channel_of(sink)
         # An unmodified sink has one channel, whichever method offers the event.
         if method and method != channel.method:
@@ -133,7 +133,7 @@ class Delivery:
         """Return the channels of all sinks that exist, oldest first."""
         return [channel for _, channel in list(self._channels.values())]
 
-    # ------------------------------------------------------------ loops
+    # ------------------------------------------------------------ event loops
 
     def delivery_loop(self) -> Loop:
         """Return the loop that delivers an event emitted by the caller.
@@ -157,19 +157,19 @@ class Delivery:
             return self._background.loop
 
     def register(self, loop: Loop, outbox: Drainable) -> None:
-        """Note that `outbox` has events waiting on `loop`."""
+        """Register an outbox that has pending events on `loop`."""
         with self._lock:
             if not self._exit_hooks_registered:
                 self._exit_hooks_registered = True
-                with contextlib.suppress(RuntimeError):  # threads are being shut down already
+                with contextlib.suppress(RuntimeError):  # threads are already being shut down
                     register_before_threads_end(self._drain_at_exit)
-                # And once more for what the application's own exit handlers emit: they run before this.
+                # Drain again after the exit handlers of the application, which may emit events.
                 with contextlib.suppress(RuntimeError):
                     atexit.register(self._drain_at_exit)
             self._open_outboxes.setdefault(loop, set()).add(outbox)
 
     def unregister(self, loop: Loop, outbox: Drainable) -> None:
-        """Note that `outbox` has nothing waiting any more."""
+        """Unregister an outbox without pending events."""
         with self._lock:
             outboxes = self._open_outboxes.get(loop)
             if outboxes is not None:
@@ -178,7 +178,7 @@ class Delivery:
                     del self._open_outboxes[loop]
 
     def watch_shutdown(self) -> None:
-        """Drain the running loop when it ends. To be called on that loop."""
+        """Drain the running event loop when it shuts down. Must be called on that loop."""
         loop = asyncio.get_running_loop()
         if loop in self._shutdown_watchers:
             return
@@ -197,7 +197,7 @@ class Delivery:
             await self._drain(loop, self.drain_timeout)
             with self._lock:
                 self._draining.discard(loop)
-                # What is emitted between now and the loop's close goes to the library's own loop.
+                # Events emitted between now and the close of this loop are delivered by the background loop.
                 self._ended.add(loop)
                 self._shutdown_watchers.pop(loop, None)
 
@@ -216,7 +216,7 @@ class Delivery:
                 break
         for outbox in list(self._open_outboxes.get(loop, ())):
             outbox.abandon("drain_timeout")
-        # One more iteration, so that abandoned tasks process their cancellation before the loop closes.
+        # Run another iteration, so that abandoned tasks process their cancellation before the loop closes.
         await asyncio.sleep(0)
 
     def _drain_at_exit(self) -> None:
@@ -237,12 +237,12 @@ class Delivery:
         return loop in self._draining
 
     def open_outboxes(self) -> list[Drainable]:
-        """Return everything that has events waiting, on any loop."""
+        """Return all outboxes with pending events, on any event loop."""
         with self._lock:
             return [outbox for outboxes in self._open_outboxes.values() for outbox in outboxes]
 
     def drop_closed_loops(self) -> None:
-        """Drop and count the events still pending on closed loops."""
+        """Drop and count the events that are pending on closed event loops."""
         with self._lock:
             closed = [loop for loop in self._open_outboxes if loop.is_closed()]
             gone = [outbox for loop in closed for outbox in self._open_outboxes[loop]]
@@ -264,7 +264,7 @@ def offer(sink: Any, event: Event) -> None:
 
 
 def accepts_marks(sink: Any) -> TypeGuard[DirectSink]:
-    """Return whether a sink is notified when a run starts."""
+    """Return whether a sink accepts marks."""
     return issubclass(type(sink), DirectSink) and sink.accepts_marks
 
 
@@ -274,9 +274,9 @@ _NO_OP = DELIVERY.sink
 
 
 def set_event_sink(sink: EventSink | Any) -> None:
-    """Make `sink` the one that receives the events of every emitter without a sink of its own.
+    """Set the global sink, which receives the events of every emitter without its own sink.
 
-    The change takes effect with the next event, also for existing graphs and running runs.
+    The change takes effect with the next event, also for existing graphs and runs in progress.
 
     Raises:
         TypeError: The object has neither `emit` nor `try_emit`.
@@ -286,13 +286,13 @@ def set_event_sink(sink: EventSink | Any) -> None:
 
 
 def get_event_sink() -> EventSink:
-    """Return the global sink; a `NoOpEventSink` if none was set."""
+    """Return the global sink, or a `NoOpEventSink` if none was set."""
     sink: EventSink = DELIVERY.sink
     return sink
 
 
 def clear_event_sink() -> None:
-    """Reset the global sink: events of emitters without their own sink are discarded again."""
+    """Reset the global sink, so that events of emitters without their own sink are discarded."""
     DELIVERY.sink = _NO_OP
 
 
@@ -300,13 +300,13 @@ def clear_event_sink() -> None:
 
 
 async def flush(timeout: float | None = None) -> bool:
-    """Wait until every event accepted so far has been delivered or dropped, by any sink, on any loop.
+    """Wait until every event accepted so far was delivered or dropped, by any sink, on any event loop.
 
-    Call it before you close what a sink needs: a connection pool, a client.
+    Call it before closing a resource that a sink needs, such as a connection pool or an HTTP client.
 
     Args:
-        timeout: Maximum wait in seconds; defaults to that of `set_drain_timeout`, 5 s. `flush` never waits
-            longer, whatever the sinks do. Events not delivered in time stay pending and are not lost.
+        timeout: Maximum time to wait, in seconds; default: the drain timeout (5 s, see `set_drain_timeout`).
+            Events that were not delivered in time stay pending and are not lost.
 
     Returns:
         True if all events were delivered or dropped in time.
@@ -326,7 +326,7 @@ async def flush(timeout: float | None = None) -> bool:
 
 
 def stats() -> EventStats:
-    """Return the counters of every sink that was offered an event, as they stand now.
+    """Return the current counters of every sink that was offered an event.
 
     Example:
         >>> stats().emitter_errors >= 0
@@ -341,14 +341,14 @@ def stats() -> EventStats:
 
 
 def set_drain_timeout(seconds: float) -> None:
-    """Set for how long the end of a loop, the exit of the process and `flush()` wait for sinks.
+    """Set how long the shutdown of an event loop, the exit of the process and `flush()` wait for sinks.
 
     Args:
-        seconds: The limit for the whole process; default 5.
+        seconds: The timeout in seconds, for all sinks together; default 5.
 
     Raises:
-        ValueError: For a negative or infinite number.
+        ValueError: The timeout is negative or not finite.
     """
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"set_drain_timeout({seconds!r}): give seconds, 0 or more")
+        raise ValueError(f"set_drain_timeout(): seconds must be a finite number, 0 or more, got {seconds!r}")
     DELIVERY.drain_timeout = float(seconds)

@@ -414,7 +414,7 @@ def test_wide_events_are_emitted_for_a_context() -> None:
         stageflow.observability.emit_stage_wide(
             "a", stageflow.StageResult("a", StageStatus.OK), {}, MemoryEventSink()
         )  # type: ignore[arg-type]
-    assert str(caught.value) == "wide events are emitted for a PipelineContext or a StageContext, not for {}"
+    assert str(caught.value) == "ctx must be a PipelineContext or a StageContext, got {}"
 
 
 # ---------------------------------------------------------------- what a stage returns
@@ -581,7 +581,7 @@ async def test_stage_output_refuses_missing_values_alike(sink: MemoryEventSink, 
         (lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})), "takes a PipelineContext"),
         (
             lambda: stageflow.observability.emit_pipeline_wide({}, {}),
-            "wide events are emitted for a PipelineContext",
+            "ctx must be a PipelineContext",
         ),
     ],
 )

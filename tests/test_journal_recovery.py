@@ -287,7 +287,7 @@ async def test_an_emitter_that_keeps_an_event_back_leaves_no_open_run(tmp_path: 
     sink.close()
     story = Journal(tmp_path).run("r")
     assert story.run["outcome"] == "closed"
-    assert story.run["reason"] == "its emitter kept pipeline.wide back"
+    assert story.run["reason"] == "pipeline.wide was not emitted by the emitter of the graph"
     assert Journal(tmp_path).runs() == []
 
 

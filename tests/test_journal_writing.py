@@ -280,7 +280,7 @@ async def test_a_run_whose_end_did_not_fit_is_not_taken_for_crashed(
     assert [run["event_id"] for run in Journal(journal).runs()] == ["after"]
     story = Journal(journal).run("lost")
     assert story.run["outcome"] == "closed"
-    assert story.run["reason"].startswith("its pipeline.wide was lost")
+    assert story.run["reason"].startswith("pipeline.wide was lost")
 
 
 def test_a_bound_of_the_system_on_the_size_of_files_is_a_full_disk(program: Start) -> None:

@@ -96,7 +96,7 @@ async def _wind_up(seconds: float) -> asyncio.CancelledError | None:
         try:
             emit_health(get_event_sink())
         except Exception as error:
-            log_safely(log, "the health of this process could not be reported: %s", describe(error))
+            log_safely(log, "could not emit stageflow.health: %s", describe(error))
         second = await _in_spite_of_cancels(flush, seconds)
         return first or second
     finally:  # also at a Ctrl-C in the middle of it

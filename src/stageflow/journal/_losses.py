@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-_NO_END = "the line with its end is damaged or missing; its writer has ended"
+_NO_END = "the line with the end of the run is damaged or missing"
 _DIED = "process died before the run ended"
 
 

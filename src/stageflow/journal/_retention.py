@@ -353,7 +353,7 @@ class _RetentionPass:
             elif line.text.startswith((PIPELINE_WIDE, RUN_CLOSED)) and run not in started and not is_first:
                 # The run started in an earlier segment, which may still contain its start. Without an end,
                 # the run would be taken for open, and then for crashed.
-                end = encode_mark(RunClosed(run, "its record was deleted to make room")).rstrip()
+                end = encode_mark(RunClosed(run, "its record was deleted by retention")).rstrip()
                 remaining.append(LineAt(line.offset, end))
             elif line.text.startswith(WRITER_CLOSED) and is_last and (remaining or not is_first):
                 remaining.append(line)  # otherwise the writer would be taken for dead, and completed again

@@ -255,7 +255,7 @@ class JournalSink(DirectSink):
         # Without an end mark, a run whose `pipeline.wide` was lost would be recorded as crashed.
         with self._lock:
             if len(self._lost_ends) < _MAX_LOST_ENDS:
-                self._lost_ends[run_id] = f"its pipeline.wide was lost: {why}"
+                self._lost_ends[run_id] = f"pipeline.wide was lost: {why}"
 
     # ------------------------------------------------------------ periodic work
 

@@ -1,4 +1,4 @@
-"""The bridge: turns what a run did into wide events."""
+"""Instrumentation: builds wide events from runs, and emits them."""
 
 from ..events import EventSink
 

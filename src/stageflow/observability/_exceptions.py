@@ -22,12 +22,11 @@ _MAX_MESSAGE_CHARS = 2000
 
 
 def exception_info(error: BaseException, sanitizer: Sanitizer) -> ExceptionInfo:
-    """Return the record of `error`: its innermost 20 frames, its notes and its chain.
+    """Return the record of an exception: its innermost 20 frames, its notes and its chain.
 
-    Frames of the engine are omitted.
-
-    The chain contains up to 8 causes and contexts, and up to 100 leaves of exception groups, the first 8 with
-    their stacks. Each is followed by its own causes. The field is noted as truncated if anything is omitted.
+    Frames of the engine are omitted. The chain contains up to 8 causes and contexts, and up to 100 leaves of
+    exception groups, the first 8 of them with their stacks. Each entry is followed by its own causes. If
+    anything is omitted, the field `exception` is listed as truncated.
     """
     return _info(error, sanitizer, _chain(error, sanitizer))
 
@@ -60,8 +59,8 @@ def _chain(error: BaseException, sanitizer: Sanitizer) -> list[ExceptionInfo]:
         if id(link) in seen:
             continue
         seen.add(id(link))
-        kind, most = ("group", _MAX_LEAVES) if relation == "group" else ("other", _MAX_LINKS)
-        if counts[kind] == most:
+        kind, limit = ("group", _MAX_LEAVES) if relation == "group" else ("other", _MAX_LINKS)
+        if counts[kind] == limit:
             _note_truncated(sanitizer)
             continue
         counts[kind] += 1

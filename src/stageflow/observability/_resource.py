@@ -1,4 +1,4 @@
-"""The resource (OpenTelemetry), the active span, and the state of the process."""
+"""The OpenTelemetry resource, the active span, the process sample and the health event."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ __all__ = [
 def active_span() -> tuple[str, str, str] | None:
     """Return trace id, span id and flags of the active span, or None.
 
-    Looked up among what is imported already: an application that does not use OpenTelemetry does
-    not pay for it.
+    OpenTelemetry is used only if the application has imported it.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
@@ -51,9 +50,9 @@ def active_span() -> tuple[str, str, str] | None:
 
 
 BEGAN_NS = time.monotonic_ns()
-"""About when the process began: when the library was imported."""
+"""Approximate start of the process: the time at which the library was imported."""
 
-# Where platforms say it; the first that is set counts.
+# The environment variables of common platforms. The first one that is set is used.
 _SERVICE = (
     "OTEL_SERVICE_NAME",
     "K_SERVICE",  # Cloud Run, Knative
@@ -80,7 +79,7 @@ _COMMIT = (
 
 @functools.cache
 def resource() -> Resource:
-    """Return service, host, pid and runtime, looked up once a process."""
+    """Return the resource of this process: version, host, pid, runtime, environment and commit."""
     given = defaults()
     named = _otel_attributes(os.environ)
     return Resource(
@@ -100,13 +99,13 @@ def resource() -> Resource:
 
 @functools.cache
 def service_name() -> str | None:
-    """Return the name of the service, for runs that name none."""
+    """Return the name of the service for runs that do not set one, or None if it is unknown."""
     name = defaults().service or os.environ.get("OTEL_SERVICE_NAME")
     return _text(name or _otel_attributes(os.environ).get("service.name") or _first_set(_SERVICE))
 
 
 def _otel_attributes(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `OTEL_RESOURCE_ATTRIBUTES` as OpenTelemetry has it: key=value behind commas, percent-encoded."""
+    """Parse `OTEL_RESOURCE_ATTRIBUTES`: comma-separated `key=value` pairs with percent-encoded values."""
     pairs = (pair.partition("=") for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
     return {key.strip(): unquote(value.strip()) for key, equals, value in pairs if equals}
 
@@ -129,13 +128,13 @@ reset_in_child(_reset_cache)
 
 
 SAMPLE_EVERY_NS = 10_000_000_000
-"""No more than one sample in 10 s: events in between share the last one."""
+"""Minimum interval between two samples. Events in between share the last one."""
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class _Sampler:
-    """The last sample of this process."""
+    """Samples the state of this process, and caches the last sample."""
 
     def __init__(self) -> None:
         self.reset()
@@ -161,30 +160,30 @@ class _Sampler:
                 loop_lag_ms=self.lag_ms,
             )
             self.taken_ns, self.cpu_ns = now, cpu_ns
-        # Separately: a thread without an event loop may have taken the sample.
+        # Measured separately, because a thread without an event loop may have taken the sample.
         if now - self.lag_asked_ns >= SAMPLE_EVERY_NS:
             self._measure_lag(now)
         return self.last
 
     def _measure_lag(self, now: int) -> None:
-        """Find out how long the loop takes to come to what is ready now; the next sample has it."""
+        """Measure how long the event loop takes to run a callback; the next sample contains the result."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
         self.lag_asked_ns = now
 
-        def came() -> None:
+        def store_lag() -> None:
             self.lag_ms = (time.monotonic_ns() - now) // 1000 / 1000
 
-        loop.call_soon(came)
+        loop.call_soon(store_lag)
 
 
 _sampler = _Sampler()
 
 
 def sample() -> ProcessSample:
-    """Return how the process was within the last 10 s."""
+    """Return the state of the process, at most 10 s old."""
     return _sampler.sample()
 
 
@@ -195,14 +194,14 @@ HEALTH = "stageflow.health"
 
 
 class _HealthInterval:
-    """When the event was last emitted."""
+    """The time of the last health event."""
 
     def __init__(self) -> None:
         self.ns = 0
         self.reset()
 
     def reset(self) -> None:
-        """Restart the interval: in a forked child, and after a change of settings."""
+        """Restart the interval in a forked child, after a change of settings, and after an event."""
         self.ns = time.monotonic_ns()
 
 
@@ -210,14 +209,14 @@ _last = _HealthInterval()
 
 
 def emit_health_if_due(sink: Any) -> None:
-    """Emit the event where it is configured, and the last one is long enough ago; asked at each run's end."""
+    """Emit `stageflow.health` if it is configured and its interval has passed. Called when a run ends."""
     seconds = defaults().health_seconds
     if seconds is not None and time.monotonic_ns() - _last.ns >= seconds * 1e9:
         emit_health(sink)
 
 
 def emit_health(sink: Any) -> None:
-    """Emit the event now: the counters of every sink as they stand before it."""
+    """Emit `stageflow.health` with the current counters of every sink."""
     _last.reset()
     if type(sink) is NoOpEventSink:
         return

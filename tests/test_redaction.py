@@ -392,17 +392,17 @@ async def test_a_detector_that_fails_takes_the_whole_text(
 
     await build(sink, fail).run()
     assert stage_wide(sink.events, "fail")["error"] == "[redaction failed]"
-    assert "could not be redacted" in caplog.text
+    assert "could not redact a text" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"detect": ("mail",)}, "there is no detector 'mail'"),
+        ({"detect": ("mail",)}, "unknown detector 'mail'"),
         ({"patterns": {"x": "("}}, "no regular expression"),
-        ({"names": "customer_*"}, r"Redact\(names='customer_\*'\); give a tuple"),
-        ({"detect": "email"}, "give a tuple"),
-        ({"allow": "hits"}, "give a tuple"),
+        ({"names": "customer_*"}, r"names must be a tuple, got 'customer_\*'"),
+        ({"detect": "email"}, "detect must be a tuple, got"),
+        ({"allow": "hits"}, "allow must be a tuple, got"),
     ],
 )
 def test_wrong_rules_are_refused(options: Any, message: str) -> None:
@@ -587,7 +587,7 @@ async def test_names_without_end_share_one_attribute(sink: MemoryEventSink) -> N
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, math.inf, "many"])
 def test_a_limit_is_a_whole_number(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="give a whole number, 1 or more"):
+    with pytest.raises(ValueError, match="must be a positive integer, got"):
         EventLimits(fields=wrong)
 
 

@@ -167,7 +167,7 @@ async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: py
         ),
         (
             {"limits": {"fields": 0}},
-            "limits: EventLimits(fields=0); give a whole number, 1 or more",
+            "limits: EventLimits: fields must be a positive integer, got 0",
         ),
         ({"health_seconds": True}, "health_seconds=True; give seconds, more than 0, or none"),
         ({"journal": "/dev/null"}, "journal: [Errno 17] File exists: '/dev/null'"),
@@ -177,7 +177,7 @@ async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: py
         ),
         (
             {"redact": {"names": ["x"], "detect": ["mail"]}},
-            f"redact: Redact(detect=...): there is no detector 'mail'; there are {', '.join(DETECTORS)}",
+            f"redact: Redact: unknown detector 'mail'; known detectors: {', '.join(DETECTORS)}",
         ),
     ],
 )

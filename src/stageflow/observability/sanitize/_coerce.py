@@ -1,4 +1,4 @@
-"""Coerces any value to one that JSON can represent."""
+"""Coerces any value to a value that JSON can represent."""
 
 from __future__ import annotations
 
@@ -39,14 +39,30 @@ __all__ = [
 
 
 _MAX_PARTS = 200
-"""Parts that are looked at, over all levels."""
+"""Maximum number of nested values in a `repr`, over all levels."""
 
 _MAX_CHARS = 2_000
-"""Characters that are returned at most: more than are shown, so that what is redacted is seen whole."""
+"""Maximum length of a `repr`. It exceeds the recorded length, so that redaction sees complete secrets."""
+
+_MISSING = object()
+_REPR_OF_STRUCT: Any = Struct.__repr__
+
+REPR_CHARS = 200
+"""Number of characters of a `repr` that are recorded."""
+
+_MAX_WORK = 50_000
+"""Maximum cost of one event: 1 for each number and container, 5 for each string and name."""
+
+_TEXT_COST = 5
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+_SETS = (set, frozenset)
+_STR_TYPES = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+"""Types that are recorded as their `str`."""
 
 
 class _BoundedRepr(reprlib.Repr):
-    """`reprlib` with one bound on everything, and no cut in the middle, where it would halve a secret."""
+    """A `reprlib.Repr` with a total bound. It does not truncate in the middle, which could split a secret."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +76,7 @@ class _BoundedRepr(reprlib.Repr):
         return super().repr1(x, level) if self._left > 0 else "..."
 
     def repr_set(self, x: Iterable[Any], level: int) -> str:
-        return super().repr_set(set(islice(x, _MAX_PARTS + 1)), level)  # it sorts all that it is given
+        return super().repr_set(set(islice(x, _MAX_PARTS + 1)), level)  # `reprlib` sorts all members
 
     def repr_frozenset(self, x: Iterable[Any], level: int) -> str:
         return super().repr_frozenset(frozenset(islice(x, _MAX_PARTS + 1)), level)
@@ -77,14 +93,14 @@ class _BoundedRepr(reprlib.Repr):
     repr_bytearray = repr_bytes
 
     def repr_int(self, x: int, level: int) -> str:
-        return repr(x)  # one of too many digits raises
+        return repr(x)  # raises for too many digits
 
     def repr_instance(self, x: Any, level: int) -> str:
         return repr(x)
 
 
 def safe_repr(value: Any) -> str:
-    """Return the beginning of the `repr` of a value, also of one whose `__repr__` raises; and count it."""
+    """Return the start of the `repr` of a value, even if its `__repr__` raises, and count the value."""
     GLOBAL_COUNTERS.coerced_values += 1
     try:
         return safe_text(str.__str__(_BoundedRepr().repr(value))[:_MAX_CHARS])
@@ -94,14 +110,10 @@ def safe_repr(value: Any) -> str:
 
 
 def safe_text(text: str) -> str:
-    """Return `text` without what UTF-8 cannot carry (lone surrogates become `?`)."""
+    """Return `text` with lone surrogates, which UTF-8 cannot encode, replaced by `?`."""
     if text.isascii():
         return str(text)
     return text.encode("utf-8", "replace").decode()
-
-
-_MISSING = object()
-_REPR_OF_STRUCT: Any = Struct.__repr__
 
 
 def fields_of(value: Any, most: int) -> list[tuple[str, Any]] | None:
@@ -150,27 +162,14 @@ def _values(value: Any, names: Iterable[str], most: int) -> list[tuple[str, Any]
     return found
 
 
-REPR_CHARS = 200
-"""Characters that are shown of a `repr`."""
-
-_MAX_WORK = 50_000
-"""What one event may cost: 1 for each number and container, 5 for each text and name."""
-
-_TEXT_COST = 5
-_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
-
-_SETS = (set, frozenset)
-_STR_TYPES = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
-
-
 class Truncated(str):
-    """Says what stood here and was too much."""
+    """The substitute for a value that exceeded a limit, with the reason."""
 
     __slots__ = ()
 
 
 class ReprText(str):
-    """The `repr` of what JSON cannot carry, longer than it will be shown."""
+    """The `repr` of a value that JSON cannot represent, before it is truncated to `REPR_CHARS`."""
 
     __slots__ = ()
 
@@ -178,7 +177,14 @@ class ReprText(str):
 def copy_if_simple(
     fields: Mapping[str, Any], most: int, name_chars: int, chars: int
 ) -> dict[str, Any] | None:
-    """Return a copy of fields that are few, flat and short, which is the common case; else None."""
+    """Return a copy of fields that are few, flat and short, which is the common case, or else None.
+
+    Args:
+        fields: The fields.
+        most: Maximum number of fields.
+        name_chars: Maximum length of a name.
+        chars: Maximum total length of all strings.
+    """
     if type(fields) is not dict or len(fields) > most:
         return None
     copy = fields.copy()
@@ -212,11 +218,11 @@ class Coercer:
     Both are counted in `stats().coerced_values`. Text of any length is not changed.
 
     Args:
-        depth: Levels that are copied.
-        text_chars: Characters that will be left of a text.
+        depth: Maximum nesting level.
+        text_chars: Number of characters to which strings will be truncated later.
 
     Attributes:
-        size: Bytes that the last copy takes as JSON, at least.
+        size: Minimum size of the last copy as JSON, in bytes.
     """
 
     def __init__(self, depth: int, text_chars: int) -> None:
@@ -231,12 +237,13 @@ class Coercer:
         return self._copy(value, ())
 
     def _copy(self, value: Any, inside: tuple[int, ...]) -> Any:
-        """`inside` holds the ids of what contains the value."""
+        """Copy a value. `inside` contains the ids of the containers of the value."""
         self._left -= 1
         self.size += 1
         if value is None or value is True or value is False:
             return value
-        # Use the real types and their own methods: a subclass may override any method called here.
+        # Use the real types and their methods, because a subclass may override any method that is called
+        # here.
         if is_a(value, str):
             text = str.__str__(value)
             self._left -= _TEXT_COST
@@ -261,31 +268,31 @@ class Coercer:
         except BaseException as error:
             INTERRUPTS.contain(error)
         self._left -= _TEXT_COST
-        shown = ReprText(safe_repr(value))
-        self.size += min(len(shown), REPR_CHARS)
-        return shown
+        text = ReprText(safe_repr(value))
+        self.size += min(len(text), REPR_CHARS)
+        return text
 
     def _parts(self, value: Any) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...] | None:
         """Return a container as a mapping, a list or a tuple; None for anything else."""
         if isinstance(value, tuple) and isinstance(names := getattr(type(value), "_fields", None), tuple):
-            return dict(zip(names, value, strict=False))  # a row: redaction needs the names
+            return dict(zip(names, value, strict=False))  # a named tuple: redaction needs the names
         if isinstance(value, (Mapping, list, tuple)):
             return value
-        room = max(self._left, 0)
+        left = max(self._left, 0)
         if is_a(value, (*_SETS, deque)):
-            parts = list(islice(value, room + 1))
+            parts = list(islice(value, left + 1))
             return _sorted(parts) if is_a(value, _SETS) else parts
-        fields = fields_of(value, room // _TEXT_COST + 1)
+        fields = fields_of(value, left // _TEXT_COST + 1)
         return None if fields is None else dict(fields)
 
     def _container(self, value: Any, within: tuple[int, ...]) -> Any:
-        """Return the copy of what holds others, or None where it cannot be read."""
-        room = max(self._left, 0)
+        """Return a copy of a container, or None if it cannot be read."""
+        left = max(self._left, 0)
         if isinstance(value, Mapping):
-            items = items_of(value, room // _TEXT_COST + 1)
+            items = items_of(value, left // _TEXT_COST + 1)
             if items is None:
                 return None
-            if len(items) * _TEXT_COST > room:
+            if len(items) * _TEXT_COST > left:
                 return self._cut("too many parts")
             self._left -= len(items) * _TEXT_COST
             copied: dict[str, Any] = {}
@@ -294,8 +301,8 @@ class Coercer:
                 self.size += len(name) + 4
                 copied[unique_key(name, copied)] = self._copy(item, within)
             return copied
-        parts = list(islice(value, room + 1))
-        if len(parts) > room:
+        parts = list(islice(value, left + 1))
+        if len(parts) > left:
             return self._cut("too many parts")
         return [self._copy(item, within) for item in parts]
 
@@ -315,13 +322,13 @@ def to_simple(value: Any) -> Any:
         value = item_of(value)
         kind = type(value)
     if (number := as_number(value)) is not None:
-        return value if kind is int else number  # an integer over 64 bits is a number already
+        return value if kind is int else number  # an `int` over 64 bits needs no conversion
     if issubclass(kind, Enum):
-        carried = value.value
-        return carried if type(carried) in (str, int, float, bool) else value.name
+        enum_value = value.value
+        return enum_value if type(enum_value) in (str, int, float, bool) else value.name
     if issubclass(kind, (datetime, date, time)):
-        moment = value.isoformat()
-        return moment.removesuffix("+00:00") + "Z" if moment.endswith("+00:00") else moment
+        text = value.isoformat()
+        return text.removesuffix("+00:00") + "Z" if text.endswith("+00:00") else text
     if issubclass(kind, timedelta):
         return timedelta.total_seconds(value)
     if issubclass(kind, _STR_TYPES):
@@ -332,7 +339,7 @@ def to_simple(value: Any) -> Any:
 
 
 def _sorted(parts: list[Any]) -> list[Any]:
-    """Return the members of a set, sorted if all are text or numbers of one type."""
+    """Return the members of a set, sorted if all are strings or numbers of one type."""
     kinds = {type(part) for part in parts}
     return sorted(parts) if len(kinds) == 1 and kinds <= {str, int, float} else parts
 
@@ -347,7 +354,7 @@ def is_mapping(value: Any) -> bool:
 
 
 def items_of(fields: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]] | None:
-    """Return the first items of a mapping, or None for one of the application's that cannot be read."""
+    """Return the first items of a mapping, or None for a custom mapping that cannot be read."""
     try:
         return list(islice(fields.items(), most))
     except BaseException as error:
@@ -356,7 +363,7 @@ def items_of(fields: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]] | No
 
 
 def text_key(key: Any) -> str:
-    """Return the key of a mapping as text, whatever it is."""
+    """Return the key of a mapping as a string, whatever its type."""
     if is_a(key, str):
         return str.__str__(key)
     try:
@@ -373,10 +380,10 @@ def text_key(key: Any) -> str:
 
 
 def unique_key(name: str, names: Mapping[str, Any]) -> str:
-    """Return a name that is none of `names`: with its number behind it, where it would be."""
+    """Return `name`, with a number appended if `names` already contains it."""
     number = len(names)
-    shown = name
-    while shown in names:
+    key = name
+    while key in names:
         number += 1
-        shown = f"{name} ({number})"
-    return shown
+        key = f"{name} ({number})"
+    return key

@@ -24,14 +24,14 @@ __all__ = ["DETECTORS", "FORMATS", "Detector"]
 
 
 _LINE_END = r"(?:\r?\n|\\r\\n|\\n)"
-"""Also as the `repr` of a text shows it."""
+"""A line end, also in the `repr` of a text."""
 
 _QUOTE = r"\\*[\"']"
-"""Also of JSON inside JSON."""
+"""A quote, also of JSON inside JSON."""
 
 
 def _has_secret_part(path: str) -> bool:
-    """Return whether a part of a path is the name of a secret: `db.password.int`, `['tokens']['api'][0]`."""
+    """Return whether a part of a path names a secret: `db.password.int`, `['tokens']['api'][0]`."""
     return any(map(is_secret_name, re.split(r"[^\w-]+", path[-1_000:])))
 
 
@@ -47,7 +47,7 @@ _ITEMS = re.compile(
     rf"(?P<quote>{_QUOTE})--?(?P<name>\w[\w.-]*+)(?P=quote)\s{{0,100}}(?:,\s{{0,100}})?"
     rf"(?P<value>)(?=b?{_QUOTE}(?!--?[A-Za-z][A-Za-z-]*+{_QUOTE})|\d{{4}})"
 )
-"""An option and its value as items of a list or a tuple, as Python, JSON or a shell shows them."""
+"""An option and its value as items of a list or a tuple, formatted by Python, JSON or a shell."""
 
 _ARGUMENT = re.compile(
     rf"\bargument (?P<name>[\w/, -]{{1,200}}+): [^\n:\"']{{1,100}}: (?P<value>)(?={_QUOTE})"
@@ -62,7 +62,7 @@ _PYDANTIC = re.compile(
     r"[^\n]{0,1000}?\binput_value=(?P<value>)",
     re.MULTILINE,
 )
-"""The location on one line, and the value on the next."""
+"""pydantic: the location on one line, and the value on the next."""
 
 _DACITE = re.compile(
     rf"\bfield {_QUOTE}(?P<name>[\w.-]++){_QUOTE} - should be [^\n]{{0,300}}? instead of value (?P<value>)"
@@ -73,7 +73,7 @@ _ATTRS = re.compile(
 )
 
 _MAX_REPEATED_VALUES = 8
-"""Maximum number of different values that are also redacted elsewhere in their text."""
+"""Maximum number of different values whose repetitions are redacted too."""
 
 
 def _repeated_value_detector(pattern: re.Pattern[str]) -> Detector:
@@ -111,7 +111,7 @@ _PLACEHOLDERS = re.compile(r"%\(\w{1,100}\)s|%s|[$:@]\w{1,100}|[?,\s()\[\]]")
 
 
 def _positional(text: str) -> tuple[str, int]:
-    """Redact all values of a statement that names a secret: which one belongs to the name is not certain."""
+    """Redact all values of a statement that names a secret: the position of the secret is uncertain."""
     if _COLUMNS.search(text) is None:
         return text, 0
     parts: list[str] = []
@@ -221,13 +221,13 @@ FORMATS: tuple[tuple[str, Detector], ...] = (
 
 # ------------------------------------------------------------ credentials
 
-# With a digit, an inner capital or the length of no word: "bearer of bad news" holds no token.
+# A token has a digit, an inner capital or an unusual length: "bearer of bad news" contains no token.
 _BEARER = re.compile(
     r"\b([Bb][Ee][Aa][Rr][Ee][Rr]\s+)"
     r"(?:(?=[^\s]*[0-9=]|[^\s]*[a-z][A-Z])[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9_~+/]{24,}[A-Za-z0-9._~+/=-]*)"
 )
 _BASIC = re.compile(r"\b(basic\s+)([A-Za-z0-9+/]{4,}={0,2})", re.IGNORECASE)
-# It begins where a word does: with a beginning in each, a word of many "eyJ-" took the square of its length.
+# The match must start at a word boundary. Otherwise a word of many "eyJ-" would take quadratic time.
 _JWT = re.compile(
     r"(?:(?<![\w-])|(?<=%[0-9A-F]{2}))"
     r"eyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?|(?:\.[A-Za-z0-9_-]*){4})"
@@ -245,9 +245,10 @@ _ISSUED = re.compile(
 _MAY_BE_ISSUED = re.compile(r"[_.:-]|A(?:KIA|SIA|Iza|TATT)|dapi")
 _MAY_BE_FORMATTED = re.compile(r"['\"<(\n\0%-]")
 _KEY = re.compile(r"\b[spr]k[-_][A-Za-z0-9_-]{16,}")
-# To the last "@" before the path: a password may hold one.
+# Up to the last "@" before the path, because a password may contain an "@".
 _ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:\[]*:)[^\s/\"']+(?=@)", re.IGNORECASE)
-# Or to the first behind a slash, which no address may have there, and passwords have. A port has one, too.
+# Or up to the first "@" after a slash, which is invalid in a URL, but occurs in passwords. Ports are
+# excluded.
 _SLASHED = re.compile(
     r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:\[@]*:)(?!\d{1,5}/|\[redacted)[^\s/\"'@][^\s\"'@]{0,200}+(?=@)",
     re.IGNORECASE,
@@ -258,7 +259,7 @@ _HOOK = re.compile(r"(\bhooks\.slack\.com/services/\w+/\w+/)\w+")
 _NAMED = re.compile(
     r"(?<![\w.-])(?P<name>[\w.-]++)(?P<close>\\*+[\"']?)\]?(?:\[\d{0,3}\])?\\*+[\"']?\s{0,9}(?P<sign>=>|:=|=|%3[Dd]|:(?!:))\s{0,9}"
 )
-# A pair, as a list of headers shows it.
+# A pair of name and value, as in a list of headers.
 _PAIR = re.compile(
     r"(?:\(|\[\[|\], ?\[)b?(?P<quote>[\"'])(?P<name>[\w.-]++)(?P=quote), ?(?P<value>)(?=b?[\"'])"
 )
@@ -272,7 +273,7 @@ _HEADER = re.compile(
     r"(?P<first>(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\s\"'\\])+)"
 )
 _LINE = re.compile(r"(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\"'\r\n\\])*")
-"""What stands behind `Cookie:` and `Authorization:` to the end of the line: in one header are many values."""
+"""The rest of the line after `Cookie:` and `Authorization:`, because a header can contain several values."""
 
 
 def _credentials(text: str) -> tuple[str, int]:
@@ -297,7 +298,7 @@ def _credentials(text: str) -> tuple[str, int]:
 
 
 def _assigned(text: str) -> tuple[str, int]:
-    """Take out what is assigned to a name that holds a secret: by the same words as that of a field."""
+    """Redact values that are assigned to the name of a secret; see `is_secret_name`."""
     parts: list[str] = []
     at = 0
     for named in _NAMED.finditer(text):
@@ -311,7 +312,7 @@ def _assigned(text: str) -> tuple[str, int]:
 
 
 def _value(text: str, named: re.Match[str]) -> tuple[int, int]:
-    """Return where the secret begins and ends that is assigned to a name; the same twice for none."""
+    """Return the start and the end of the secret assigned to a name, which are equal if there is none."""
     at = named.end()
     header = named["name"][-13:].lower()
     if header.endswith(("cookie", "cookies", "authorization")) and (begins := _HEADER.match(text, at)):
@@ -325,7 +326,7 @@ def _value(text: str, named: re.Match[str]) -> tuple[int, int]:
     if value is None:
         return at, at
     if value["open"]:
-        # In a sentence, brackets may be anything.
+        # After a colon in a sentence, brackets are not a value.
         start = value.start("open")
         given = named["close"] or named["sign"] != ":" or text[start + 1 : start + 2] in _QUOTES
         return (start, closing_bracket(text, start)) if given else (at, at)
@@ -338,7 +339,7 @@ _QUOTES = ("'", '"')
 
 
 def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
-    """Tell a secret from a word of the sentence that goes on behind a colon."""
+    """Return whether a value is a secret, and not the next word of a sentence."""
     bare = value["bare"]
     if is_empty(bare or value["quoted"]):
         return False
@@ -348,7 +349,7 @@ def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
         return False
     if named["sign"] != ":":
         return len(bare) >= 3
-    if bare.isdecimal():  # "pin: 1234", and not "pin: 3", nor the port in "auth:8080"
+    if bare.isdecimal():  # "pin: 1234", but neither "pin: 3" nor the port in "auth:8080"
         return len(bare) >= 3 and is_secret_number(named["name"], int(bare[:20]))
     return is_long(bare)
 
@@ -358,9 +359,9 @@ def _substitution_detector(pattern: re.Pattern[str], instead: str) -> Detector:
 
 
 def _checked_detector(pattern: re.Pattern[str], instead: str, is_one: Callable[[str], bool]) -> Detector:
-    """Return a detector for what matches a pattern, and then a check that no pattern can make.
+    """Return a detector for matches of a pattern that also pass a check.
 
-    A pattern with groups has two: what stays, and what is checked.
+    A pattern with groups has two: the part that is not redacted, and the part that is checked.
     """
 
     def detect(text: str) -> tuple[str, int]:
@@ -380,7 +381,7 @@ def _checked_detector(pattern: re.Pattern[str], instead: str, is_one: Callable[[
 
 
 def _is_basic(word: str) -> bool:
-    """Tell whether it is "user:password" in base64, as RFC 7617 has it, and no word of a sentence."""
+    """Return whether a word is "user:password" in base64 (RFC 7617)."""
     try:
         decoded = base64.b64decode(word + "=" * (-len(word) % 4), validate=True).decode()
     except ValueError:
@@ -389,7 +390,7 @@ def _is_basic(word: str) -> bool:
 
 
 def _is_key(word: str) -> bool:
-    """Tell a key from a name of many words: one part of it is long, and mixes letters and digits."""
+    """Return whether a word is a key: one of its parts is long, and mixes letters and digits."""
     return any(
         len(part) >= 10 and any(map(str.isdecimal, part)) and any(map(str.isalpha, part))
         for part in re.split("[-_]", word)
@@ -415,7 +416,7 @@ _MARKED_DETECTORS: tuple[tuple[str, Detector], ...] = (
     ('"', _pair),
     ("value", named_value_detector(_SETTING)),
 )
-"""What to look for in a text that holds a mark: most texts hold none, and are done with in a microsecond."""
+"""The detectors for a text that contains a marker. Most texts contain none, so the check is fast."""
 
 
 def _jwt(text: str) -> tuple[str, int]:
@@ -445,14 +446,14 @@ def _email(text: str) -> tuple[str, int]:
 
 
 def _is_card(text: str) -> bool:
-    """Check the digit that Luhn's rule (ISO/IEC 7812-1) puts at the end of a card's number."""
+    """Return whether the check digit of a card number is valid (Luhn algorithm, ISO/IEC 7812-1)."""
     digits = [int(char) for char in text if char.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
 def _is_iban(text: str) -> bool:
-    """Check the two digits of ISO 13616 behind the country: the whole is 1 modulo 97."""
+    """Return whether the check digits of an IBAN are valid (ISO 13616: the number is 1 modulo 97)."""
     plain = text.replace(" ", "")
     return (
         15 <= len(plain) <= 34
@@ -491,4 +492,4 @@ DETECTORS: dict[str, Detector] = {
     "jwt": _jwt,
     "bearer": _bearer,
 }
-"""By the names that `Redact(detect=...)` takes."""
+"""The detectors, by their names in `Redact(detect=...)`."""

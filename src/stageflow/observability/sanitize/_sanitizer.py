@@ -1,4 +1,4 @@
-"""Shapes what the application says, before any sink has it: plain values, no secrets, bounded size."""
+"""`Sanitizer`: makes application values plain, free of secrets and bounded, before any sink receives them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["EventLimits", "SanitizeRules", "Sanitizer", "new_sanitizer", "use_sa
 log = logging.getLogger("stageflow.observability")
 
 OTHER = "other"
-"""The attribute that takes fields whose names came after too many others."""
+"""The attribute that contains the fields whose names exceed `EventLimits.names`."""
 
 _LONG_NUMBER = 10**11
 
@@ -42,29 +42,29 @@ _OPTION_START = re.compile(r"-|b['\"]-")
 """The beginning of an option, also in the `repr` of bytes."""
 
 _NAMES, _VALUES = ("name", "Name", "key", "Key"), ("value", "Value")
-"""Keys of an object that holds the name of a setting, a header, and its value."""
+"""Keys of an object that contains the name and the value of a setting or a header."""
 
 _MAX_NAME_CHARS = 256
-"""Characters of a text that may be the name of what stands beside it."""
+"""Maximum length of a string that can be the name of an adjacent value."""
 
 _LOOKAHEAD_CHARS = 1000
-"""A text is looked through so far behind what is shown of it: a secret on the edge is not seen whole."""
+"""Number of characters after the recorded part that are searched too, to find secrets that cross its end."""
 
 
 class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
-    """How large an event may grow. What is beyond is cut, the largest first, and named in `truncated`.
+    """Size limits of an event. Values beyond a limit are truncated, largest first, and listed in `truncated`.
 
     Attributes:
-        fields: Attributes of one event; default 256.
-        depth: Levels of a nested value; default 8. What lies deeper is left out.
-        text_chars: Characters of one text; default 16,384.
-        name_chars: Characters of the name of a field; default 256.
-        event_bytes: Bytes of all attributes, or of a payload, together; default 256 KiB.
-        names: Different names of attributes in one process; default 2,000. Fields with later
-            names go together into one attribute, `other`, so that nobody's columns grow without end.
+        fields: Maximum number of attributes of one event; default 256.
+        depth: Maximum nesting level of a value; default 8. Deeper values are replaced.
+        text_chars: Maximum length of a string, in characters; default 16,384.
+        name_chars: Maximum length of the name of a field, in characters; default 256.
+        event_bytes: Maximum total size of all attributes, or of a payload, in bytes; default 256 KiB.
+        names: Maximum number of different attribute names in one process; default 2,000. Fields with further
+            names are stored in one attribute, `other`, so that the number of columns is bounded.
 
     Raises:
-        ValueError: A limit is no positive whole number.
+        ValueError: A limit is not a positive integer.
     """
 
     fields: int = 256
@@ -78,18 +78,18 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"EventLimits({name}={value!r}); give a whole number, 1 or more")
+                raise ValueError(f"EventLimits: {name} must be a positive integer, got {value!r}")
 
 
 class SanitizeRules(Struct, frozen=True):
-    """The rules in force: what is taken out, and how large an event may grow."""
+    """The current settings: what is redacted, and the size limits of an event."""
 
     redact: Redact | None = Redact()
     limits: EventLimits = EventLimits()
 
 
 class _CompiledRules:
-    """A `SanitizeRules`, ready to be applied. Made once a process, or when the rules change."""
+    """`SanitizeRules` with a redactor and caches. Created once per process, and when the rules change."""
 
     def __init__(self, rules: SanitizeRules) -> None:
         self.source = rules
@@ -100,11 +100,11 @@ class _CompiledRules:
 
 
 class Sanitizer:
-    """Shapes the parts of one event, and notes what was done.
+    """Sanitizes the parts of one event, and records what was redacted and truncated.
 
     Attributes:
-        redacted: How many secrets were taken out.
-        truncated: Names of what was cut.
+        redacted: Number of redacted secrets.
+        truncated: Names of the truncated fields.
     """
 
     __slots__ = ("_rules", "redacted", "truncated")
@@ -115,14 +115,14 @@ class Sanitizer:
         self.truncated: list[str] = []
 
     def text(self, text: str, name: str, most: int | None = None) -> str:
-        """Return a text that may be stored.
+        """Return a sanitized text.
 
         Args:
-            text: Of any length.
-            name: Of its field, to be noted where the text is cut.
-            most: Characters, for one with a limit of its own.
+            text: Text of any length.
+            name: Name of its field, which is recorded in `truncated` if the text is truncated.
+            most: Maximum length; default `EventLimits.text_chars`.
         """
-        if type(text) is not str:  # a manually constructed result may contain any value
+        if type(text) is not str:  # a manually created result may contain any value
             text = as_text(text)
         shown, cut = self._sanitize(text, most or self._rules.limits.text_chars)
         if cut:
@@ -130,14 +130,14 @@ class Sanitizer:
         return shown
 
     def name(self, name: str) -> str:
-        """Return the name of a field or an input as it may be stored."""
+        """Return the sanitized name of a field or an input."""
         shown, cut = self._sanitize_name(name)
         if cut:
             self._note_truncated(shown)
         return shown
 
     def names(self, names: Iterable[Any], within: str) -> list[str]:
-        """Return names of any type as they may be stored, and no more of them than an event has fields."""
+        """Return the sanitized names of fields or inputs, at most `EventLimits.fields` of them."""
         most = self._rules.limits.fields
         shown: list[str] = []
         for name in names:
@@ -157,7 +157,7 @@ class Sanitizer:
         return self._sanitize(name, most)
 
     def _sanitize(self, text: str, most: int) -> tuple[str, bool]:
-        """Return a text without secrets, at most so long, and whether it was cut."""
+        """Return a text without secrets, with at most `most` characters, and whether it was truncated."""
         if self._rules.redactor is None and len(text) <= most:
             return safe_text(text), False
         seen = text[: most + _LOOKAHEAD_CHARS]
@@ -165,12 +165,12 @@ class Sanitizer:
         whole = len(seen) == len(text)
         if whole and len(clean) <= most:
             return clean, False
-        # What ends where nobody looked on may be one half of a secret, unless it was found.
+        # The end of the searched part may be the first half of a secret, so drop it, unless it was redacted.
         end = len(clean) if whole or clean.endswith(REDACTED) else max(len(clean) - _LOOKAHEAD_CHARS, 0)
         return clean[: min(end, most - 1)] + "…", True
 
     def _note_truncated(self, name: str) -> None:
-        """Note the name of what was cut, once."""
+        """Record the name of a truncated field, once."""
         if len(self.truncated) < self._rules.limits.fields and name not in self.truncated:
             self.truncated.append(name)
 
@@ -182,7 +182,7 @@ class Sanitizer:
             clean, found = redactor.text(text)
         except BaseException as error:
             INTERRUPTS.contain(error)
-            # Closed: nobody knows what is in it.
+            # Fail closed: the text may contain a secret.
             self._warn_once(error)
             clean, found = REDACTION_FAILED, 1
         self.redacted += found
@@ -193,18 +193,18 @@ class Sanitizer:
             self._rules.logged.add(type(error).__name__)
             log_safely(
                 log,
-                "a text could not be redacted, and is omitted: %s (further occurrences are not logged)",
+                "could not redact a text, which is omitted: %s (further occurrences are not logged)",
                 describe(error),
             )
 
     def attributes(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return attributes that may be stored; those with names beyond the limit stand under one name."""
+        """Return sanitized attributes. Those whose names exceed the limit are stored under `other`."""
         return self._limit_names(self.fields(fields, "attributes"))
 
     def fields(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
-        """Return fields that may be stored, a copy down to the last level.
+        """Return a sanitized deep copy of fields.
 
-        What is too much is cut before anything is looked at: the work is bounded, whatever comes.
+        Large values are truncated before they are searched for secrets, so the work is bounded.
         """
         redactor, limits = self._rules.redactor, self._rules.limits
         shaped = copy_if_simple(fields, limits.fields, limits.name_chars, limits.event_bytes)
@@ -227,7 +227,7 @@ class Sanitizer:
                     shaped[name] = REDACTED
                     continue
             if kind is str:
-                # The length first: to look a long one up would be to hash all of it.
+                # Check the length first, because a lookup hashes the whole text.
                 if redactor is None or len(value) > limits.text_chars or value not in redactor.clean:
                     value, cut = self._sanitize(value, limits.text_chars)
                     shaped[name] = value
@@ -239,24 +239,24 @@ class Sanitizer:
                     shaped[name] = self._number(value)
             elif kind is not float and kind is not bool and value is not None:
                 shaped[name] = self._nested(value, f"{within}.{self.name(name)}")
-                chars += limits.event_bytes  # not worth a guess: it is measured below
+                chars += limits.event_bytes  # the size is unknown, so it is measured below
         if renamed:
             shaped = self._renamed(shaped)
         if chars * 6 > limits.event_bytes:
             sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in shaped.items()}
             self._cut_largest(shaped, sizes, within)
-            # Texts, as all else is by now: of a `Truncated` no encoder knows anything.
+            # Convert `Truncated` to `str`, because msgspec does not encode subclasses of `str`.
             shaped = {
                 name: str(value) if type(value) is Truncated else value for name, value in shaped.items()
             }
         return shaped
 
     def _copied(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
-        """Return a copy of any fields, of bounded size and not yet looked at."""
+        """Return a copy of fields of any type, with bounded size but not yet redacted."""
         limits = self._rules.limits
         items = items_of(fields, limits.fields + 1)
         if items is None:
-            items = [(within, fields)]  # a mapping of the application's that cannot be read: its repr
+            items = [(within, fields)]  # a custom mapping that cannot be read is recorded by its `repr`
         if len(items) > limits.fields:
             self._note_truncated(within)
             items.pop()
@@ -275,7 +275,7 @@ class Sanitizer:
         return copied
 
     def _renamed(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Give fields the names that may be stored."""
+        """Return fields with sanitized names."""
         named: dict[str, Any] = {}
         for name, value in fields.items():
             named[unique_key(self.name(name), named)] = value
@@ -295,19 +295,19 @@ class Sanitizer:
             return self._listed(value, path)
         if kind is dict:
             nested: dict[str, Any] = {}
-            told: Any = next((value[key] for key in _NAMES if key in value), None)
+            setting: Any = next((value[key] for key in _NAMES if key in value), None)
             for key, item in value.items():
                 name = unique_key(self.name(key), nested)
                 if redactor is None:
                     nested[name] = self._nested(item, f"{path}.{name}")
                 else:
-                    told_by = told if key in _VALUES and self._names_a_secret(told) else key
-                    nested[name] = self._withheld(told_by, item, f"{path}.{name}")
+                    named_by = setting if key in _VALUES and self._names_a_secret(setting) else key
+                    nested[name] = self._withheld(named_by, item, f"{path}.{name}")
             return nested
         return self._number(value) if kind is int and abs(value) >= _LONG_NUMBER else value
 
     def _listed(self, items: list[Any], path: str) -> list[Any]:
-        """Look at what stands beside a name, too: in pairs, as headers come, and behind an option."""
+        """Sanitize a list, including pairs of name and value (headers), and values that follow an option."""
         listed: list[Any] = []
         option: str | None = None
         for item in items:
@@ -322,7 +322,7 @@ class Sanitizer:
         return listed
 
     def _withheld(self, name: str, value: Any, path: str) -> Any:
-        """Return what may be stored of a value that stands under a name, or beside one."""
+        """Return the sanitized value of a nested field, or of an item that follows a name."""
         redactor = self._rules.redactor
         if value is None or type(value) is bool or redactor is None or not redactor.is_secret(name):
             return self._nested(value, path)
@@ -332,7 +332,7 @@ class Sanitizer:
         return REDACTED
 
     def _names_a_secret(self, name: Any) -> bool:
-        """Tell whether a value is the name of a secret, and no sentence that ends in one."""
+        """Return whether a value is the name of a secret, rather than a sentence that ends with one."""
         redactor = self._rules.redactor
         return (
             redactor is not None
@@ -343,7 +343,7 @@ class Sanitizer:
         )
 
     def _number(self, number: int) -> int | str:
-        """Look at a number as the text it may have been: that of a card, say."""
+        """Sanitize a long number, which may be a secret such as a card number."""
         text = str(number)
         clean = self._clean(text)
         return number if clean == text else clean
@@ -365,7 +365,7 @@ class Sanitizer:
         return attributes
 
     def _cut_largest(self, fields: dict[str, Any], sizes: dict[str, int], within: str) -> None:
-        """Cut the largest fields, until the rest fits."""
+        """Truncate the largest fields until the rest fits."""
         whole, most = sum(sizes.values()), self._rules.limits.event_bytes
         if whole <= most:
             return
@@ -381,12 +381,12 @@ _rules = _CompiledRules(SanitizeRules())
 
 
 def new_sanitizer() -> Sanitizer:
-    """Return what shapes one event, by the rules in force."""
+    """Return a sanitizer for one event, with the current rules."""
     return Sanitizer(_rules)
 
 
 def use_sanitize_rules(rules: SanitizeRules) -> SanitizeRules:
-    """Put rules in force for every event from now on, and return those they replace."""
+    """Set the rules for all future events, and return the previous ones."""
     global _rules
     before = _rules.source
     _rules = _CompiledRules(rules)

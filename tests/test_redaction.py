@@ -399,7 +399,7 @@ async def test_a_detector_that_fails_takes_the_whole_text(
     ("options", "message"),
     [
         ({"detect": ("mail",)}, "unknown detector 'mail'"),
-        ({"patterns": {"x": "("}}, "no regular expression"),
+        ({"patterns": {"x": "("}}, "not a valid regular expression"),
         ({"names": "customer_*"}, r"names must be a tuple, got 'customer_\*'"),
         ({"detect": "email"}, "detect must be a tuple, got"),
         ({"allow": "hits"}, "allow must be a tuple, got"),

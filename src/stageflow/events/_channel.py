@@ -38,6 +38,17 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("stageflow.events")
+
+CAPACITY = 4096
+"""Maximum number of events in one outbox. At 1 ms per event, they drain within the default drain timeout."""
+
+SLOW_SECONDS = 0.05
+"""Blocking time in seconds above which a call of a sink is logged and counted."""
+
+Item = Event | Awaitable[Any]
+
+
 class SinkStats(Struct, frozen=True):
     """A consistent snapshot of the counters of one sink.
 
@@ -109,12 +120,6 @@ class GlobalCounters:
 
 
 GLOBAL_COUNTERS = GlobalCounters()
-
-
-CAPACITY = 4096
-"""Maximum number of events in one outbox. At 1 ms per event, they drain within the default drain timeout."""
-
-Item = Event | Awaitable[Any]
 
 
 class Drainable(Protocol):
@@ -277,11 +282,11 @@ class Outbox:
 
     def _timed(self, method: Callable[..., Any], *args: Any) -> Any:
         """Run one step of a sink's coroutine, and count how long it blocked the event loop."""
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             return method(*args)
         finally:
-            self._counter.count_blocked(time.monotonic() - began)
+            self._counter.count_blocked(time.monotonic() - start)
 
     def _is_draining(self) -> bool:
         return self._loops.is_draining(self.loop)
@@ -356,12 +361,6 @@ async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-log = logging.getLogger("stageflow.events")
-
-SLOW_SECONDS = 0.05
-"""Blocking time in seconds above which a call of a sink is logged and counted."""
-
-
 class LoopProvider(LoopRegistry, Protocol):
     """The part of `Delivery` that a channel uses."""
 
@@ -408,12 +407,12 @@ class Channel:
             return
         error: BaseException | None = None
         outcome = None
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             outcome = sink.take(event) if self.direct else self._call(sink, event)
         except BaseException as caught:
             error = caught
-        blocked = time.monotonic() - began
+        blocked = time.monotonic() - start
         if blocked > SLOW_SECONDS:
             self.count_blocked(blocked)
         if error is None and (outcome is None or not inspect.isawaitable(outcome)):

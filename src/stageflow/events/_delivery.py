@@ -202,15 +202,15 @@ class Delivery:
                 self._shutdown_watchers.pop(loop, None)
 
     async def _drain(self, loop: Loop, timeout: float) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         while waiting := [outbox for outbox in self._open_outboxes.get(loop, ()) if not outbox.stalled]:
-            left = timeout - (time.monotonic() - began)
+            left = timeout - (time.monotonic() - start)
             if left <= 0:
                 break
             futures = [asyncio.wrap_future(outbox.drained()) for outbox in waiting]
             _done, late = await asyncio.wait(futures, timeout=max(0.0, left))
             if late:
-                self._drain_seconds_spent += time.monotonic() - began
+                self._drain_seconds_spent += time.monotonic() - start
                 for future in late:
                     future.cancel()
                 break

@@ -421,7 +421,7 @@ class Journal:
                         found[head.event_id] = (head.started_at, text)
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
-                cutoff = min(began for began, _ in found.values())
+                cutoff = min(started_at for started_at, _ in found.values())
         # Use the order of writing, because modification times are wrong after a file was edited.
         for writer, segments in visited.items():
             first = min(segment.sequence for segment in segments)
@@ -481,8 +481,8 @@ class Journal:
             raise self._not_found(run_id, []) from None
         if not run_id:
             raise self._not_found(run_id, [])
-        began = _started_before(run_id)
-        found = self._collect(run_id, began) if began else {}
+        started_at = _started_before(run_id)
+        found = self._collect(run_id, started_at) if started_at else {}
         # The id may come from a clock that is ahead of this one.
         if run_id not in found or not found[run_id].is_complete():
             found = self._collect(run_id, "")
@@ -521,23 +521,23 @@ class Journal:
                 error = not_found
         raise error
 
-    def _collect(self, run_id: str, began: str) -> dict[str, CollectedRun]:
+    def _collect(self, run_id: str, started_at: str) -> dict[str, CollectedRun]:
         """Return what the journal contains of the runs whose id starts with `run_id`.
 
-        If `began` (the start of the run, from its id) is given, stop as soon as that run is complete.
+        If `started_at` (the start of the run, from its id) is given, stop as soon as that run is complete.
         """
         collected: dict[str, CollectedRun] = {}
         exactly = (json_content(run_id) + b'"', json_content(run_id) + b"/")
         for segments in list_writers(self.path).values():
             for segment in segments:
-                if _last_write(segment) < began:
+                if _last_write(segment) < started_at:
                     continue  # last written before the run started
                 for text in readable(lines_containing(segment, json_content(run_id))):
                     # Collect only a limited number of runs, because an ambiguous prefix is an error anyway.
                     if len(collected) <= _MAX_CANDIDATES or any(part in text for part in exactly):
                         collect_line(collected, text, run_id)
             # Amendments are written later, but by the same writer.
-            if began and run_id in collected and collected[run_id].pipeline_wide:
+            if started_at and run_id in collected and collected[run_id].pipeline_wide:
                 return collected
         return {known: run for known, run in collected.items() if run.is_run}
 

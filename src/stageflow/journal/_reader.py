@@ -56,6 +56,13 @@ _POLL_SECONDS = 0.05
 """Interval at which a waiting reader checks for new events."""
 
 
+_CHUNK = 256 << 10
+"""Number of bytes read at once when reading a file backwards."""
+
+_MTIME_GRANULARITY_US = 50_000
+"""File systems have coarse clocks: a file can appear this much older than its last event."""
+
+
 class Entry(Struct, frozen=True):
     """One event in the journal.
 
@@ -448,13 +455,6 @@ def _reset_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)
-
-
-_CHUNK = 256 << 10
-"""Number of bytes read at once when reading a file backwards."""
-
-_MTIME_GRANULARITY_US = 50_000
-"""File systems have coarse clocks: a file can appear this much older than its last event."""
 
 
 class _Times(msgspec.Struct):

@@ -52,13 +52,25 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("stageflow.journal")
+
+T = TypeVar("T")
+
+
 CURSORS = "cursors"
 BROKEN = "broken"
 DELETED = "deleted.json"
 FAILURES = "failures.json"
 LOCK = "lock"
 TEMPORARY = ".new-"
-"""Prefixes of temporary files, except for those of segments: `.` and the name of the segment."""
+"""Prefix of temporary files. A temporary segment is named `.` and the name of the segment instead."""
+
+_CHUNK = 4 << 20
+_TAIL = 4096
+
+_UNKNOWN_OFFSET = 1 << 40
+"""Assumed original offset of the lines of a pruned segment with a damaged header: after any segment's end."""
+
 
 _SEGMENT = re.compile(r"(\d{8}T\d{6}Z-p(\d{1,10})-[0-9a-f]{8})-(\d{6,12})(\.kept)?\.ndjson", re.ASCII)
 
@@ -92,8 +104,8 @@ Writers = dict[str, list[Segment]]
 
 def new_writer() -> str:
     """Return the name of a new writer in this process."""
-    began = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    return f"{began}-p{os.getpid()}-{os.urandom(4).hex()}"
+    started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return f"{started}-p{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def segment_name(writer: str, sequence: int, *, pruned: bool = False) -> str:
@@ -225,11 +237,6 @@ def reason_not_journal(directory: str) -> str | None:
     return None
 
 
-log = logging.getLogger("stageflow.journal")
-
-T = TypeVar("T")
-
-
 def readable(found: Iterable[T]) -> Iterator[T]:
     """Yield items until an `OSError` occurs, and log that error with the name of the file.
 
@@ -288,13 +295,6 @@ def _unused_path(prefix: str) -> str:
     while os.path.lexists(f"{prefix}{number}"):
         number += 1
     return f"{prefix}{number}"
-
-
-_CHUNK = 4 << 20
-_TAIL = 4096
-
-_UNKNOWN_OFFSET = 1 << 40
-"""Assumed original offset of the lines of a pruned segment with a damaged header: after any segment's end."""
 
 
 class LineAt(Struct, frozen=True, gc=False):

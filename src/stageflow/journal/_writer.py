@@ -17,6 +17,13 @@ from ._segments import free_sequence, new_writer, segment_name
 __all__ = ["SegmentSyncer", "SegmentWriter", "SyncThread"]
 
 
+_MAX_UNSYNCED = 100
+"""Maximum number of full segments kept open while their syncs fail; each uses a file descriptor."""
+
+_CHECK_INTERVAL_SECONDS = 0.1
+"""Interval at which the writer checks whether its file was removed or is too old."""
+
+
 class SyncTarget(Protocol):
     """The part of a journal sink that the sync thread uses."""
 
@@ -59,10 +66,6 @@ class SyncThread:
     def stop(self) -> None:
         """Stop the thread after the current call of `sync_if_due`. Does not wait for it."""
         self._stopped.set()
-
-
-_MAX_UNSYNCED = 100
-"""Maximum number of full segments kept open while their syncs fail; each uses a file descriptor."""
 
 
 class SegmentSyncer:
@@ -160,10 +163,6 @@ class SegmentSyncer:
                     file.release()
                 self._full.clear()
                 self._writer.close()
-
-
-_CHECK_INTERVAL_SECONDS = 0.1
-"""Interval at which the writer checks whether its file was removed or is too old."""
 
 
 class SegmentWriter:

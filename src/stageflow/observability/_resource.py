@@ -35,19 +35,12 @@ __all__ = [
 ]
 
 
-def active_span() -> tuple[str, str, str] | None:
-    """Return trace id, span id and flags of the active span, or None.
+HEALTH = "stageflow.health"
 
-    OpenTelemetry is used only if the application has imported it.
-    """
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        return None
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return None
-    return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{int(context.trace_flags):02x}"
+SAMPLE_EVERY_NS = 10_000_000_000
+"""Minimum interval between two samples. Events in between share the last one."""
 
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 BEGAN_NS = time.monotonic_ns()
 """Approximate start of the process: the time at which the library was imported."""
@@ -75,6 +68,20 @@ _COMMIT = (
     "RAILWAY_GIT_COMMIT_SHA",
     "VERCEL_GIT_COMMIT_SHA",
 )
+
+
+def active_span() -> tuple[str, str, str] | None:
+    """Return trace id, span id and flags of the active span, or None.
+
+    OpenTelemetry is used only if the application has imported it.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{int(context.trace_flags):02x}"
 
 
 @functools.cache
@@ -125,12 +132,6 @@ def _reset_cache() -> None:
 
 on_change(_reset_cache)
 reset_in_child(_reset_cache)
-
-
-SAMPLE_EVERY_NS = 10_000_000_000
-"""Minimum interval between two samples. Events in between share the last one."""
-
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class _Sampler:
@@ -188,9 +189,6 @@ def sample() -> ProcessSample:
 
 
 reset_in_child(_sampler.reset)
-
-
-HEALTH = "stageflow.health"
 
 
 class _HealthInterval:

@@ -90,7 +90,7 @@ class RunContext:
         if self._identity is None:
             sanitizer = new_sanitizer()
 
-            def shaped(value: Any, name: str) -> str | None:
+            def sanitized(value: Any, name: str) -> str | None:
                 return None if value is None else sanitizer.text(as_text(value), name)
 
             self._identity = RunIdentity(
@@ -99,15 +99,15 @@ class RunContext:
                 correlation_ids=CorrelationIds(
                     # Never redacted, because readers find all events of the run by it.
                     pipeline_run_id=_text(context.pipeline_run_id),
-                    request_id=shaped(context.request_id, "request_id"),
-                    session_id=shaped(context.session_id, "session_id"),
-                    user_id=shaped(context.user_id, "user_id"),
-                    org_id=shaped(context.org_id, "org_id"),
+                    request_id=sanitized(context.request_id, "request_id"),
+                    session_id=sanitized(context.session_id, "session_id"),
+                    user_id=sanitized(context.user_id, "user_id"),
+                    org_id=sanitized(context.org_id, "org_id"),
                 ),
                 pipeline_metadata=PipelineMetadata(
-                    service=shaped(context.service, "service") or "unknown_service",
-                    topology=shaped(context.topology, "topology") or self.pipeline_name,
-                    execution_mode=shaped(context.execution_mode, "execution_mode") or "default",
+                    service=sanitized(context.service, "service") or "unknown_service",
+                    topology=sanitized(context.topology, "topology") or self.pipeline_name,
+                    execution_mode=sanitized(context.execution_mode, "execution_mode") or "default",
                 ),
                 parent_run_id=self.parent_run_id,
                 root_run_id=self.root_run_id,

@@ -118,13 +118,13 @@ def pipeline_wide(
     results: Mapping[str, StageResult], context: PipelineContext, run: RunContext
 ) -> PipelineWide:
     """Build the event for the results of a run, or for a manually created dict of stage results."""
-    whole = results if isinstance(results, PipelineResults) else _from_stages(results, context, run)
-    path, path_ms = critical_path(whole)
+    run_results = results if isinstance(results, PipelineResults) else _from_stages(results, context, run)
+    path, path_ms = critical_path(run_results)
     run.process = run.process or sample()
-    exception = whole.exception
+    exception = run_results.exception
     sanitizer = new_sanitizer()
     attributes = sanitizer.attributes(run.attributes) if run.attributes else {}
-    error = None if whole.error is None else sanitizer.text(whole.error, "error")
+    error = None if run_results.error is None else sanitizer.text(run_results.error, "error")
     # The results of a run are terminal, never RETRY, which the type of `status` allows.
     summaries = [
         StageSummary(
@@ -133,23 +133,23 @@ def pipeline_wide(
             (result.ended_ns // 1000 - result.started_ns // 1000) / 1000,
             None if result.error is None else sanitizer.text(result.error, "stage_summaries"),
         )
-        for name, result in whole.items()
+        for name, result in run_results.items()
     ]
-    reason = None if whole.reason is None else sanitizer.text(whole.reason, "reason")
+    reason = None if run_results.reason is None else sanitizer.text(run_results.reason, "reason")
     return build_pipeline_wide(
         run.identity(context),
-        whole.outcome,
-        whole.started_ns // 1000,
-        whole.ended_ns // 1000,
+        run_results.outcome,
+        run_results.started_ns // 1000,
+        run_results.ended_ns // 1000,
         summaries,
         error=error,
         reason=reason,
         error_type=None if exception is None else name_of_error(exception),
         exception=None if exception is None else exception_info(exception, sanitizer),
-        first_failed_stage=whole.first_failed_stage,
+        first_failed_stage=run_results.first_failed_stage,
         critical_path=path,
         critical_path_ms=path_ms,
-        stages_abandoned=len(whole.abandoned),
+        stages_abandoned=len(run_results.abandoned),
         attributes=attributes,
         redacted=sanitizer.redacted,
         truncated=sanitizer.truncated,

@@ -354,11 +354,11 @@ def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
     return is_long(bare)
 
 
-def _substitution_detector(pattern: re.Pattern[str], instead: str) -> Detector:
-    return lambda text: pattern.subn(instead, text)
+def _substitution_detector(pattern: re.Pattern[str], replacement: str) -> Detector:
+    return lambda text: pattern.subn(replacement, text)
 
 
-def _checked_detector(pattern: re.Pattern[str], instead: str, is_one: Callable[[str], bool]) -> Detector:
+def _checked_detector(pattern: re.Pattern[str], replacement: str, is_one: Callable[[str], bool]) -> Detector:
     """Return a detector for matches of a pattern that also pass a check.
 
     A pattern with groups has two: the part that is not redacted, and the part that is checked.
@@ -373,7 +373,7 @@ def _checked_detector(pattern: re.Pattern[str], instead: str, is_one: Callable[[
             if not is_one(what):
                 return match[0]
             found += 1
-            return before + instead
+            return before + replacement
 
         return pattern.sub(replaced, text), found
 

@@ -160,13 +160,13 @@ class Sanitizer:
         """Return a text without secrets, with at most `most` characters, and whether it was truncated."""
         if self._rules.redactor is None and len(text) <= most:
             return safe_text(text), False
-        seen = text[: most + _LOOKAHEAD_CHARS]
-        clean = self._clean(safe_text(seen))
-        whole = len(seen) == len(text)
-        if whole and len(clean) <= most:
+        searched = text[: most + _LOOKAHEAD_CHARS]
+        clean = self._redact(safe_text(searched))
+        is_complete = len(searched) == len(text)
+        if is_complete and len(clean) <= most:
             return clean, False
         # The end of the searched part may be the first half of a secret, so drop it, unless it was redacted.
-        end = len(clean) if whole or clean.endswith(REDACTED) else max(len(clean) - _LOOKAHEAD_CHARS, 0)
+        end = len(clean) if is_complete or clean.endswith(REDACTED) else max(len(clean) - _LOOKAHEAD_CHARS, 0)
         return clean[: min(end, most - 1)] + "…", True
 
     def _note_truncated(self, name: str) -> None:
@@ -174,7 +174,7 @@ class Sanitizer:
         if len(self.truncated) < self._rules.limits.fields and name not in self.truncated:
             self.truncated.append(name)
 
-    def _clean(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         redactor = self._rules.redactor
         if redactor is None:
             return text
@@ -207,13 +207,13 @@ class Sanitizer:
         Large values are truncated before they are searched for secrets, so the work is bounded.
         """
         redactor, limits = self._rules.redactor, self._rules.limits
-        shaped = copy_if_simple(fields, limits.fields, limits.name_chars, limits.event_bytes)
-        renamed = shaped is None
-        if shaped is None:
-            shaped = self._copied(fields, within)
+        sanitized = copy_if_simple(fields, limits.fields, limits.name_chars, limits.event_bytes)
+        renamed = sanitized is None
+        if sanitized is None:
+            sanitized = self._coerced(fields, within)
         known = {} if redactor is None else redactor.known
         chars = 0
-        for name, value in shaped.items():
+        for name, value in sanitized.items():
             kind = type(value)
             if redactor is not None:
                 withheld = known.get(name)
@@ -224,34 +224,36 @@ class Sanitizer:
                     continue
                 if withheld and not redactor.is_measure(name, value):
                     self.redacted += 1
-                    shaped[name] = REDACTED
+                    sanitized[name] = REDACTED
                     continue
             if kind is str:
-                # Check the length first, because a lookup hashes the whole text.
+                # Check the length first, because a lookup hashes the is_complete text.
                 if redactor is None or len(value) > limits.text_chars or value not in redactor.clean:
                     value, cut = self._sanitize(value, limits.text_chars)
-                    shaped[name] = value
+                    sanitized[name] = value
                     if cut:
                         self._note_truncated(f"{within}.{self.name(name)}")
                 chars += len(value)
             elif kind is int:
                 if abs(value) >= _LONG_NUMBER:
-                    shaped[name] = self._number(value)
+                    sanitized[name] = self._sanitize_number(value)
             elif kind is not float and kind is not bool and value is not None:
-                shaped[name] = self._nested(value, f"{within}.{self.name(name)}")
+                sanitized[name] = self._sanitize_nested(value, f"{within}.{self.name(name)}")
                 chars += limits.event_bytes  # the size is unknown, so it is measured below
         if renamed:
-            shaped = self._renamed(shaped)
+            sanitized = self._with_sanitized_names(sanitized)
         if chars * 6 > limits.event_bytes:
-            sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in shaped.items()}
-            self._cut_largest(shaped, sizes, within)
-            # Convert `Truncated` to `str`, because msgspec does not encode subclasses of `str`.
-            shaped = {
-                name: str(value) if type(value) is Truncated else value for name, value in shaped.items()
+            sizes = {
+                name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in sanitized.items()
             }
-        return shaped
+            self._cut_largest(sanitized, sizes, within)
+            # Convert `Truncated` to `str`, because msgspec does not encode subclasses of `str`.
+            sanitized = {
+                name: str(value) if type(value) is Truncated else value for name, value in sanitized.items()
+            }
+        return sanitized
 
-    def _copied(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
+    def _coerced(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
         """Return a copy of fields of any type, with bounded size but not yet redacted."""
         limits = self._rules.limits
         items = items_of(fields, limits.fields + 1)
@@ -274,14 +276,14 @@ class Sanitizer:
         self._cut_largest(copied, sizes, within)
         return copied
 
-    def _renamed(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def _with_sanitized_names(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return fields with sanitized names."""
         named: dict[str, Any] = {}
         for name, value in fields.items():
             named[unique_key(self.name(name), named)] = value
         return named
 
-    def _nested(self, value: Any, path: str) -> Any:
+    def _sanitize_nested(self, value: Any, path: str) -> Any:
         redactor = self._rules.redactor
         kind = type(value)
         if kind is Truncated:
@@ -292,31 +294,33 @@ class Sanitizer:
         if isinstance(value, str):
             return self.text(value, path)
         if kind is list:
-            return self._listed(value, path)
+            return self._sanitize_list(value, path)
         if kind is dict:
             nested: dict[str, Any] = {}
             setting: Any = next((value[key] for key in _NAMES if key in value), None)
             for key, item in value.items():
                 name = unique_key(self.name(key), nested)
                 if redactor is None:
-                    nested[name] = self._nested(item, f"{path}.{name}")
+                    nested[name] = self._sanitize_nested(item, f"{path}.{name}")
                 else:
                     named_by = setting if key in _VALUES and self._names_a_secret(setting) else key
                     nested[name] = self._withheld(named_by, item, f"{path}.{name}")
             return nested
-        return self._number(value) if kind is int and abs(value) >= _LONG_NUMBER else value
+        return self._sanitize_number(value) if kind is int and abs(value) >= _LONG_NUMBER else value
 
-    def _listed(self, items: list[Any], path: str) -> list[Any]:
+    def _sanitize_list(self, items: list[Any], path: str) -> list[Any]:
         """Sanitize a list, including pairs of name and value (headers), and values that follow an option."""
         listed: list[Any] = []
         option: str | None = None
         for item in items:
             if type(item) is list and len(item) == 2 and self._names_a_secret(item[0]):
-                listed.append([self._nested(item[0], path), self._withheld(str(item[0]), item[1], path)])
+                listed.append(
+                    [self._sanitize_nested(item[0], path), self._withheld(str(item[0]), item[1], path)]
+                )
             elif option is not None:
                 listed.append(self._withheld(option, item, path))
             else:
-                listed.append(self._nested(item, path))
+                listed.append(self._sanitize_nested(item, path))
             is_option = isinstance(item, str) and _OPTION_START.match(item) is not None
             option = str(item) if is_option and self._names_a_secret(item) else None
         return listed
@@ -325,7 +329,7 @@ class Sanitizer:
         """Return the sanitized value of a nested field, or of an item that follows a name."""
         redactor = self._rules.redactor
         if value is None or type(value) is bool or redactor is None or not redactor.is_secret(name):
-            return self._nested(value, path)
+            return self._sanitize_nested(value, path)
         if redactor.is_measure(name, value):
             return value
         self.redacted += 1
@@ -342,10 +346,10 @@ class Sanitizer:
             and redactor.is_secret(name)
         )
 
-    def _number(self, number: int) -> int | str:
+    def _sanitize_number(self, number: int) -> int | str:
         """Sanitize a long number, which may be a secret such as a card number."""
         text = str(number)
-        clean = self._clean(text)
+        clean = self._redact(text)
         return number if clean == text else clean
 
     def _limit_names(self, attributes: dict[str, Any]) -> dict[str, Any]:
@@ -366,14 +370,14 @@ class Sanitizer:
 
     def _cut_largest(self, fields: dict[str, Any], sizes: dict[str, int], within: str) -> None:
         """Truncate the largest fields until the rest fits."""
-        whole, most = sum(sizes.values()), self._rules.limits.event_bytes
-        if whole <= most:
+        total, most = sum(sizes.values()), self._rules.limits.event_bytes
+        if total <= most:
             return
         for name in sorted(sizes, key=lambda name: -sizes[name]):
-            if whole <= most:
+            if total <= most:
                 return
-            fields[name] = instead = Truncated(f"[cut: {sizes[name]:,} bytes]")
-            whole -= sizes[name] - len(name) - len(instead) - 6
+            fields[name] = replacement = Truncated(f"[cut: {sizes[name]:,} bytes]")
+            total -= sizes[name] - len(name) - len(replacement) - 6
             self._note_truncated(f"{within}.{self.name(name)}")
 
 

@@ -71,6 +71,31 @@ _MAX_NAME_CHARS = 256
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
+Detector = Callable[[str], tuple[str, int]]
+"""Returns a text with its secrets redacted, and their number."""
+
+VALUE = re.compile(
+    r"(?P<scheme>(?:(?:bearer|basic|token|digest|apikey)\s+)?)(?!\[redacted)"
+    # A list, an object or the arguments of a call. `closing_bracket` finds their end.
+    r"(?:(?:[A-Za-z_][\w.]{0,60}(?=\())?(?P<open>[\[{(])|(?:[bruf]{1,2}(?=\\*[\"'])|)"
+    # A quoted value ends with the same quotes (\" for JSON in JSON), or with the text.
+    r"(?:(?P<quote>\\*(?:\"\"\"|'''|[\"']))(?P<quoted>(?:(?!(?P=quote))(?:\\+[\"']?|[^\\])|(?P=quote){2})+)"
+    # Any other value ends with the first blank, or with a delimiter that is not followed by more of the
+    # value.
+    r"|(?P<bare>(?:[^\s\"'&,;)}\]\\]|[,;&](?![\s\"']|\Z|[\w.\[\]-]++[=:])|[)}\]\"'](?=\w)|\\(?=\w)(?![nrt]))+)))",
+    re.IGNORECASE | re.DOTALL,
+)
+_EMPTY = frozenset({"true", "false", "null", "none", "undefined", "..."})
+
+_BRACKET = re.compile(r"[\[\]{}()]|\"(?:\\.|[^\"\\])*+\"|'(?:\\.|[^'\\])*+'", re.DOTALL)
+"""A bracket, or a quoted string, whose brackets are ignored."""
+
+_MEASURE = re.compile(
+    r"[-+]?\d{1,9}(?:[.,]\d{1,9})?(?:[numµμ]?s|sec|secs|min|mins|hr?|hrs|days?|d|%|x|[kKMGT]?i?[bB](?:/s)?|[kKMG]?Hz|/\d{1,9})[.!?]*"
+    r"|[-+]?\d{1,9}\.\d{1,9}[.!?]*"
+)
+
+
 def is_secret_name(name: str) -> bool:
     """Return whether a field with this name contains a secret, according to the words of the name.
 
@@ -127,31 +152,6 @@ def _in_latin(name: str) -> str:
     """Return a name without accents, wide letters and zero-width characters, as a person reads it."""
     letters = unicodedata.normalize("NFKD", name.translate(_CYRILLIC_TO_LATIN))
     return "".join(letter for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf"))
-
-
-Detector = Callable[[str], tuple[str, int]]
-"""Returns a text with its secrets redacted, and their number."""
-
-VALUE = re.compile(
-    r"(?P<scheme>(?:(?:bearer|basic|token|digest|apikey)\s+)?)(?!\[redacted)"
-    # A list, an object or the arguments of a call. `closing_bracket` finds their end.
-    r"(?:(?:[A-Za-z_][\w.]{0,60}(?=\())?(?P<open>[\[{(])|(?:[bruf]{1,2}(?=\\*[\"'])|)"
-    # A quoted value ends with the same quotes (\" for JSON in JSON), or with the text.
-    r"(?:(?P<quote>\\*(?:\"\"\"|'''|[\"']))(?P<quoted>(?:(?!(?P=quote))(?:\\+[\"']?|[^\\])|(?P=quote){2})+)"
-    # Any other value ends with the first blank, or with a delimiter that is not followed by more of the
-    # value.
-    r"|(?P<bare>(?:[^\s\"'&,;)}\]\\]|[,;&](?![\s\"']|\Z|[\w.\[\]-]++[=:])|[)}\]\"'](?=\w)|\\(?=\w)(?![nrt]))+)))",
-    re.IGNORECASE | re.DOTALL,
-)
-_EMPTY = frozenset({"true", "false", "null", "none", "undefined", "..."})
-
-_BRACKET = re.compile(r"[\[\]{}()]|\"(?:\\.|[^\"\\])*+\"|'(?:\\.|[^'\\])*+'", re.DOTALL)
-"""A bracket, or a quoted string, whose brackets are ignored."""
-
-_MEASURE = re.compile(
-    r"[-+]?\d{1,9}(?:[.,]\d{1,9})?(?:[numµμ]?s|sec|secs|min|mins|hr?|hrs|days?|d|%|x|[kKMGT]?i?[bB](?:/s)?|[kKMG]?Hz|/\d{1,9})[.!?]*"
-    r"|[-+]?\d{1,9}\.\d{1,9}[.!?]*"
-)
 
 
 def closing_bracket(text: str, start: int) -> int:

@@ -91,7 +91,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_a_damaged_line_hides_only_itself(journal: Path, kind: str) -> None:
+def test_damaged_line_hides_only_itself(journal: Path, kind: str) -> None:
     before = runs_of(journal)
     (path,) = [path for path in journal.glob("*-000001.ndjson") if b'"live-0"' in path.read_bytes()]
     lines = path.read_bytes().splitlines(keepends=True)
@@ -170,7 +170,7 @@ def test_fields_of_wrong_types_do_not_break_readers(whole: Path, tmp_path: Path,
     "header",
     [b"", b"\x00" * 40, b'{"type":"journal.kept","journal":{"size":-5,"offsets":[0]}}', b"\xe6" * 30],
 )
-def test_a_kept_segment_without_its_first_line_is_read_again(journal: Path, header: bytes) -> None:
+def test_pruned_segment_without_its_header_is_read_again(journal: Path, header: bytes) -> None:
     before = runs_of(journal)
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     lines = kept.read_bytes().splitlines(keepends=True)
@@ -190,7 +190,7 @@ def test_a_kept_segment_without_its_first_line_is_read_again(journal: Path, head
     assert RetentionPolicy(max_bytes=1).apply(str(journal)).lines > 0
 
 
-def test_a_whole_segment_in_place_of_a_kept_one_loses_no_line(journal: Path) -> None:
+def test_original_segment_in_place_of_a_pruned_one_loses_no_line(journal: Path) -> None:
     before = runs_of(journal)
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     other = next(path for path in sorted(journal.glob("*.ndjson")) if b'"closed-6"' in path.read_bytes())
@@ -206,7 +206,7 @@ def test_a_whole_segment_in_place_of_a_kept_one_loses_no_line(journal: Path) -> 
     assert runs_of(journal) == before
 
 
-def test_the_last_run_whose_id_was_damaged_does_not_hide_the_one_before(journal: Path) -> None:
+def test_last_run_with_a_damaged_id_does_not_hide_the_previous_one(journal: Path) -> None:
     (path,) = [path for path in journal.glob("*-000001.ndjson") if b'"live-0"' in path.read_bytes()]
     head, _, tail = path.read_bytes().rpartition(b'"event_id":"live-4"')
     path.write_bytes(head + b'"event_id":"live-Z"' + tail)
@@ -216,7 +216,7 @@ def test_the_last_run_whose_id_was_damaged_does_not_hide_the_one_before(journal:
         assert store.run("last").run["event_id"] == "live-3"
 
 
-def test_repair_blanks_the_damaged_line_of_a_kept_segment_and_no_other(journal: Path) -> None:
+def test_repair_blanks_only_the_damaged_line_of_a_pruned_segment(journal: Path) -> None:
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     lines = kept.read_bytes().splitlines(keepends=True)
     lines[2] = b"\xe6" * (len(lines[2]) - 1) + b"\n"
@@ -268,7 +268,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("name", "damage"), KINDS)
-def test_damaged_state_file_is_reported_found_and_moved_away(journal: Path, name: str, damage: str) -> None:
+def test_damaged_state_file_is_reported_and_moved_to_broken(journal: Path, name: str, damage: str) -> None:
     file = journal / name
     if not file.exists():
         file.write_bytes(b"{}")
@@ -305,14 +305,14 @@ def test_damaged_state_file_is_reported_found_and_moved_away(journal: Path, name
     assert outside.read_bytes() == b"private"
 
 
-def test_the_cursor_of_another_reader_is_refused(journal: Path) -> None:
+def test_cursor_of_another_reader_is_rejected(journal: Path) -> None:
     cursors = journal / "cursors"
     (cursors / "lake.json").write_bytes((cursors / "warehouse.json").read_bytes())
     with pytest.raises(DamagedFileError, match="it is the cursor of reader 'warehouse'"):
         JournalReader(journal, "lake")
 
 
-def test_a_reader_whose_cursor_was_repaired_reads_everything_even_at_the_end(journal: Path) -> None:
+def test_reader_with_a_repaired_cursor_reads_everything_even_at_end(journal: Path) -> None:
     with JournalReader(journal) as reader:
         everything = len(list(reader))
     (journal / "cursors" / "warehouse.json").write_bytes(b"{")
@@ -372,7 +372,7 @@ def test_damaged_address_does_not_create_a_new_archive(journal: Path) -> None:
         ("broken", "link", "a symbolic link is in place of this directory"),
     ],
 )
-def test_what_is_misplaced_is_named(journal: Path, name: str, found: str, why: str) -> None:
+def test_misplaced_entry_is_reported(journal: Path, name: str, found: str, why: str) -> None:
     path = journal / name
     if path.is_dir():
         shutil.rmtree(path)
@@ -529,7 +529,7 @@ def failing(sink: JournalSink, fails: bool) -> StageGraph:
     )
 
 
-def test_a_segment_removed_from_a_journal_with_retention_is_missing(tmp_path: Path) -> None:
+def test_removed_segment_is_missing_in_a_journal_with_retention(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     segments = in_segments(journal)
     for segment in segments[:2]:
@@ -551,7 +551,7 @@ LOST_ENDS = {
 
 
 @pytest.mark.parametrize("damage", LOST_ENDS)
-def test_a_run_whose_end_is_damaged_is_not_open(tmp_path: Path, damage: str) -> None:
+def test_run_with_a_damaged_end_is_not_open(tmp_path: Path, damage: str) -> None:
     journal = tmp_path / "journal"
     segments = in_segments(journal, 3)
     (path,) = [
@@ -579,7 +579,7 @@ def test_a_run_whose_end_is_damaged_is_not_open(tmp_path: Path, damage: str) -> 
     assert Journal(journal).run("run-2").run["outcome"] == "ok"
 
 
-def test_a_run_that_is_under_way_stays_open(tmp_path: Path) -> None:
+def test_run_in_progress_stays_open(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     sink = JournalSink(journal)
 
@@ -657,7 +657,7 @@ def test_journal_never_follows_symbolic_links(journal: Path, name: str, target: 
 
 @pytest.mark.parametrize("place", ["broken", "cursors", "broken and cursors"])
 @pytest.mark.parametrize("what", ["a symbolic link", "a file"])
-def test_repair_moves_everything_that_is_misplaced_at_once(journal: Path, place: str, what: str) -> None:
+def test_repair_moves_all_misplaced_entries(journal: Path, place: str, what: str) -> None:
     outside = journal.parent / "outside"
     outside.mkdir()
     (outside / "link.json").symlink_to("nowhere")
@@ -678,7 +678,7 @@ def test_repair_moves_everything_that_is_misplaced_at_once(journal: Path, place:
     assert {path.name for path in outside.iterdir()} == {"link.json", "folder.json"}
 
 
-async def test_links_in_the_place_of_the_next_segments_are_passed_by(tmp_path: Path) -> None:
+async def test_links_with_the_names_of_the_next_segments_are_skipped(tmp_path: Path) -> None:
     journal, outside = tmp_path / "journal", tmp_path / "outside"
     outside.write_bytes(b"private")
     sink = JournalSink(journal, segment_bytes=1)

@@ -107,7 +107,7 @@ async def test_syncing_does_not_wait_for_retention(
     end.set()
 
 
-async def test_a_failed_sync_is_counted_and_tried_again(
+async def test_failed_sync_is_counted_and_retried(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink], caplog: pytest.LogCaptureFixture
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.01))
@@ -124,7 +124,7 @@ async def test_a_failed_sync_is_counted_and_tried_again(
     assert Journal(tmp_path).check().problems == []
 
 
-async def test_segments_that_are_full_while_syncs_fail_are_synced_later_and_then_closed(
+async def test_full_segments_are_synced_after_failures_and_then_closed(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink]
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.01, segment_bytes=1, max_bytes=None))
@@ -142,7 +142,7 @@ async def test_segments_that_are_full_while_syncs_fail_are_synced_later_and_then
     assert sink._syncer.abandoned == 0
 
 
-async def test_a_segment_without_a_successor_is_synced_and_stays_locked(
+async def test_segment_without_a_successor_is_synced_and_stays_locked(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink]
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=3600))
@@ -155,7 +155,7 @@ async def test_a_segment_without_a_successor_is_synced_and_stays_locked(
     assert Journal(tmp_path).check().writers[0].state == "live"
 
 
-async def test_a_segment_that_retention_deleted_needs_no_sync(
+async def test_segment_deleted_by_retention_needs_no_sync(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink]
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=3600, segment_bytes=1))
@@ -169,7 +169,7 @@ async def test_a_segment_that_retention_deleted_needs_no_sync(
     assert disk.failed == []
 
 
-async def test_without_a_thread_callers_sync(
+async def test_callers_sync_if_no_thread_can_be_started(
     tmp_path: Path,
     disk: Disk,
     sinks: list[JournalSink],
@@ -205,7 +205,7 @@ async def test_without_a_thread_callers_sync(
     disk.wait(lambda: len(disk.synced) > before)
 
 
-async def test_a_sync_that_fails_inline_is_counted_and_loses_no_event(
+async def test_failed_inline_sync_is_counted_and_loses_no_event(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:

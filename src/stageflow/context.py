@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol, TypeAlias, Unpack
 from uuid import UUID
 
 from msgspec import Struct, field
@@ -22,7 +22,7 @@ from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
 from .errors import InvalidArgumentError, describe, did_you_mean, type_name
-from .stages import Artifact, StageKind, StageResult
+from .stages import Artifact, StageKind, StageOutput, StageResult
 
 __all__ = [
     "ContextOfRun",
@@ -32,6 +32,8 @@ __all__ = [
     "StageContext",
     "StageInputs",
     "StageLogFilter",
+    "StageReturn",
+    "StageRunner",
     "Timer",
     "added",
     "annotate",
@@ -549,15 +551,27 @@ current_stage: ContextVar[StageContext | None] = ContextVar("stageflow_stage", d
 """The attempt in which the code at hand runs."""
 
 
-class Stage(Protocol):
-    """A unit of work: `execute` returns a `StageOutput`, a mapping or None, or a coroutine of one.
+StageReturn: TypeAlias = StageOutput | Mapping[str, Any] | None
+"""The values that a stage can return. A mapping is the data of an output with status OK; None has no data."""
 
-    `name` and `kind` on the class are welcome and not needed: `with_stage` names both.
+
+class Stage(Protocol):
+    """The interface of a stage that is a class or an instance.
+
+    The class can define `name` and `kind`; arguments of `with_stage` override them.
     """
 
-    def execute(self, ctx: StageContext) -> Any:
-        """Do the work. A coroutine runs on the loop, a plain method in a thread."""
+    def execute(self, *arguments: Any, **inputs: Any) -> StageReturn | Awaitable[StageReturn]:
+        """Execute the stage. A coroutine runs on the event loop, a synchronous method in a thread.
+
+        The only positional argument is the `StageContext`. Other parameters receive the values of the same
+        name that dependencies return.
+        """
         ...
+
+
+StageRunner: TypeAlias = Stage | type[Stage] | Callable[..., StageReturn | Awaitable[StageReturn]]
+"""The types of stages that `with_stage` accepts: a class, an instance, or a function."""
 
 
 def annotate(fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:

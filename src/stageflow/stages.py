@@ -17,7 +17,18 @@ __all__ = ["Artifact", "StageKind", "StageOutput", "StageResult", "StageStatus"]
 
 
 class StageKind(StrEnum):
-    """What a stage is for. Only ROUTE changes how it runs: it may return `StageOutput.route`."""
+    """The purpose of a stage: a label in its events, by which runs can be grouped and filtered.
+
+    Only ROUTE changes how a stage runs: a ROUTE stage can return `StageOutput.route`.
+
+    Attributes:
+        TRANSFORM: Computes its output from its inputs; the default.
+        ENRICH: Adds data from another source, such as a database or a search index.
+        ROUTE: Selects which of the stages that depend on it run.
+        GUARD: Checks its input, and stops or fails the run if the input is not acceptable.
+        WORK: Has an effect outside the run, such as a write or a request to another service.
+        AGENT: Calls a model that selects its own steps.
+    """
 
     TRANSFORM = "transform"
     ENRICH = "enrich"

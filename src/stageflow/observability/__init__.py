@@ -9,7 +9,14 @@ from ._defaults import (
     on_change as on_change,
     use_defaults as use_defaults,
 )
-from ._emitter import WideEventEmitter, draw_results, emit_pipeline_wide, emit_stage_wide
+from ._emitter import (
+    WideEventEmitter,
+    draw_results,
+    emit_pipeline_wide,
+    emit_pipeline_wide_event,
+    emit_stage_wide,
+    emit_stage_wide_event,
+)
 from ._heartbeat import Heartbeats as Heartbeats, ObservedRun as ObservedRun
 from ._recorder import RunRecorder as RunRecorder
 from ._resource import emit_health as emit_health
@@ -28,5 +35,7 @@ __all__ = [
     "WideEventEmitter",
     "draw_results",
     "emit_pipeline_wide",
+    "emit_pipeline_wide_event",
     "emit_stage_wide",
+    "emit_stage_wide_event",
 ]

@@ -23,7 +23,9 @@ __all__ = [
     "WideEventEmitter",
     "draw_results",
     "emit_pipeline_wide",
+    "emit_pipeline_wide_event",
     "emit_stage_wide",
+    "emit_stage_wide_event",
     "offer_pipeline_wide",
     "offer_stage_wide",
 ]
@@ -89,6 +91,16 @@ class WideEventEmitter:
         offer_pipeline_wide(self.event_sink, results, ctx, run)
         INTERRUPTS.raise_held()
 
+    def emit_stage_event(self, *, ctx: PipelineContext | StageContext, result: StageResult) -> None:
+        """Call `emit_stage_wide`; the name and arguments are those of stageflow-core."""
+        self.emit_stage_wide(result.name, result, _context_of(ctx))
+
+    def emit_pipeline_event(
+        self, *, ctx: PipelineContext | StageContext, stage_results: Mapping[str, StageResult]
+    ) -> None:
+        """Call `emit_pipeline_wide`; the name and arguments are those of stageflow-core."""
+        self.emit_pipeline_wide(stage_results, _context_of(ctx))
+
 
 def offer_stage_wide(
     sink: EventSink | Any, stage_name: str, result: StageResult, ctx: PipelineContext, run: RunContext
@@ -125,6 +137,23 @@ def emit_pipeline_wide(
 ) -> None:
     """Emit a single `pipeline.wide` event manually; see `WideEventEmitter.emit_pipeline_wide`."""
     WideEventEmitter(event_sink).emit_pipeline_wide(results, _context_of(ctx))
+
+
+def emit_stage_wide_event(
+    *, ctx: PipelineContext | StageContext, result: StageResult, emitter: WideEventEmitter | None = None
+) -> None:
+    """Call `emit_stage_wide`; the name and arguments are those of stageflow-core."""
+    (emitter or WideEventEmitter()).emit_stage_event(ctx=ctx, result=result)
+
+
+def emit_pipeline_wide_event(
+    *,
+    ctx: PipelineContext | StageContext,
+    stage_results: Mapping[str, StageResult],
+    emitter: WideEventEmitter | None = None,
+) -> None:
+    """Call `emit_pipeline_wide`; the name and arguments are those of stageflow-core."""
+    (emitter or WideEventEmitter()).emit_pipeline_event(ctx=ctx, stage_results=stage_results)
 
 
 def _context_of(ctx: PipelineContext | StageContext) -> PipelineContext:

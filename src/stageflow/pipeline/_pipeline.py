@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Any, Literal, Unpack
 
 from .._log import log_safely
-from ..context import PipelineContext, StageContext
+from ..context import PipelineContext, StageContext, StageRunner
 from ..errors import InvalidArgumentError, PipelineValidationError
 from ..observability import WideEventEmitter, defaults
 from ..render import graph_as_dot, graph_as_mermaid, graph_as_text
@@ -169,7 +169,7 @@ class Pipeline:
     def with_stage(
         self,
         name: str,
-        runner: Any,
+        runner: StageRunner,
         kind: StageKind | None = None,
         dependencies: Iterable[str] | None = None,
         **options: Unpack[StageOptions],
@@ -209,7 +209,7 @@ class Pipeline:
             merged[several] = _several(merged.get(several))
         return Pipeline(self.name, stages=(*self.stages, StageSpec(runner=undescribed(runner), **merged)))
 
-    def with_stages(self, *runners: Any) -> Pipeline:
+    def with_stages(self, *runners: StageRunner) -> Pipeline:
         """Return this pipeline with stages that carry their descriptions by `@stage`.
 
         Raises:

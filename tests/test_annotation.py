@@ -253,7 +253,7 @@ async def test_what_is_no_number_adds_nothing_and_fails_nothing(
     assert found["gen_ai.usage.output_tokens"] == 3
     assert found["gen_ai.response.finish_reasons"] == [7]
     assert stats().coerced_values - before >= 5
-    assert "'rows' is unchanged, because 'x' is not a number (further" in caplog.text
+    assert "count('rows') ignored the amount 'x', which is not a number (further" in caplog.text
     assert "s3cr3tAb" not in caplog.text
 
 

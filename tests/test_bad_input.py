@@ -414,7 +414,7 @@ def test_wide_events_are_emitted_for_a_context() -> None:
         stageflow.observability.emit_stage_wide(
             "a", stageflow.StageResult("a", StageStatus.OK), {}, MemoryEventSink()
         )  # type: ignore[arg-type]
-    assert str(caught.value) == "wide events are emitted for a PipelineContext or a StageContext, not for {}"
+    assert str(caught.value) == "ctx must be a PipelineContext or a StageContext, got {}"
 
 
 # ---------------------------------------------------------------- invalid return values
@@ -571,12 +571,12 @@ async def test_stage_output_rejects_missing_values(sink: MemoryEventSink, functi
         (lambda: PipelineContext(user="u"), "did you mean 'user_id'?"),
         (lambda: Retry(attemps=3), "did you mean 'attempts'?"),
         (lambda: stageflow.Redact("password"), "Redact(): "),
-        (lambda: stageflow.Redact(names=3), "Redact(names=3) is not a tuple of texts"),
-        (lambda: stageflow.Redact(patterns=["x"]), "Redact(patterns=['x']) is not a mapping"),
+        (lambda: stageflow.Redact(names=3), "Redact: names must be a tuple of str, got 3"),
+        (lambda: stageflow.Redact(patterns=["x"]), "Redact: patterns must be a mapping, got ['x']"),
         (lambda: stageflow.observability.EventLimits(byte=3), "EventLimits() has no argument 'byte'"),
         (lambda: stageflow.journal.RunFilter(pipelines="p"), "did you mean 'pipeline'?"),
         (lambda: stageflow.stage(nme="x"), "did you mean 'name'?"),
-        (lambda: stageflow.set_event_sink(MemoryEventSink), "MemoryEventSink is a class"),
+        (lambda: stageflow.set_event_sink(MemoryEventSink), "got the class MemoryEventSink"),
         (lambda: Pipeline("p").with_stage("s", quick, dependency="a"), "did you mean 'dependencies'?"),
         (
             lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})),
@@ -584,7 +584,7 @@ async def test_stage_output_rejects_missing_values(sink: MemoryEventSink, functi
         ),
         (
             lambda: stageflow.observability.emit_pipeline_wide({}, {}),
-            "wide events are emitted for a PipelineContext",
+            "ctx must be a PipelineContext",
         ),
     ],
 )

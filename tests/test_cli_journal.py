@@ -351,7 +351,9 @@ def test_json_has_all_of_a_story(shop):
     assert len(told["children"]) == 1
 
 
-@pytest.mark.parametrize(("run", "said"), [("nix", "has no run 'nix'"), ("01", "has 7 runs that begin with")])
+@pytest.mark.parametrize(
+    ("run", "said"), [("nix", "contains no run 'nix'"), ("01", "contains 7 runs whose id starts with")]
+)
 def test_a_run_that_cannot_be_told_is_said_so(shop, run, said):
     done = stageflow("show", run, "--journal", shop, code=1)
     assert done.stdout == ""
@@ -788,12 +790,14 @@ def test_doctor_counts_in_correct_grammar(tmp_path, many):
     problems = Journal(tmp_path / "journal").check().problems
     if many == 1:
         assert problems[0].startswith("1 writer died and ")
-        assert problems[1] == "1 last line is torn; readers leave it out, a repair cuts it off"
-        assert problems[2] == "1 line is damaged; readers leave it out, a repair takes it out"
+        skipped = "readers skip it, and `stageflow doctor --repair` removes it"
+        assert problems[1] == f"1 last line is torn; {skipped}"
+        assert problems[2] == f"1 line is damaged; {skipped}"
     else:
         assert problems[0].startswith("2 writers died and ")
-        assert problems[1] == "2 last lines are torn; readers leave them out, a repair cuts them off"
-        assert problems[2] == "2 lines are damaged; readers leave them out, a repair takes them out"
+        skipped = "readers skip them, and `stageflow doctor --repair` removes them"
+        assert problems[1] == f"2 last lines are torn; {skipped}"
+        assert problems[2] == f"2 lines are damaged; {skipped}"
 
 
 def test_the_problems_in_json_name_the_journal_of_the_command(tmp_path):
@@ -907,4 +911,4 @@ def test_any_directory_is_no_journal(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for command in ("runs", "doctor", "show"):
         done = stageflow(command, "--journal", tmp_path, code=2)
-        assert "that directory has files, and none of a journal" in done.stderr
+        assert "the directory contains files, but no files of a journal" in done.stderr

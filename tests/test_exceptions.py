@@ -330,7 +330,7 @@ async def chooses_nothing(ctx: Any) -> StageOutput:
         (chooses_nothing, {}, "chose no route"),
     ],
 )
-async def test_reason_of_a_routed_stage_states_what_became_of_the_router(
+async def test_reason_of_a_routed_stage_states_the_outcome_of_the_router(
     router: Any, options: dict[str, Any], choice: str, sink: MemoryEventSink
 ) -> None:
     configure(sink=sink)

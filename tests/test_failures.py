@@ -25,7 +25,7 @@ from stageflow.cli._app import app
 from stageflow.errors import DamagedFileError, SettingsError
 from stageflow.events import LoggingEventSink
 from stageflow.journal import Journal
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.store import Compactor, EventStore, TailSampler
 
 OUTCOMES = {
@@ -244,7 +244,7 @@ def test_damaged_definition_is_an_error_and_can_be_repaired(folder: Path) -> Non
         with pytest.raises(DamagedFileError, match="set `failure_outcomes` again"):
             store.stats("runs")
         assert [file.path for file in Journal(folder).check().damaged] == [str(folder / "failures.json")]
-        Room(max_age=0).make(str(folder))  # it must not keep retention from working
+        RetentionPolicy(max_age=0).apply(str(folder))  # it must not keep retention from working
         Journal(folder).repair()
         assert Journal(folder).check().damaged == []
         store.stats("runs")
@@ -287,7 +287,7 @@ def test_retention_keeps_failures_longest(tmp_path: Path, outcomes: list[str] | 
     write_runs(folder, runs({"ok": 100, "failed": 2, "cancelled": 2}))
     for file in folder.glob("*.ndjson"):
         os.utime(file, (time.time() - 60,) * 2)
-    Room(max_bytes=10_000).make(str(folder))
+    RetentionPolicy(max_bytes=10_000).apply(str(folder))
     assert {run["outcome"] for run in Journal(folder).runs(limit=None)} == kept
 
 

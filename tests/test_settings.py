@@ -169,14 +169,17 @@ async def test_missing_settings_are_detected_from_the_platform(
         ),
         (
             {"limits": {"fields": 0}},
-            "limits: EventLimits(fields=0); give a whole number, 1 or more",
+            "limits: EventLimits: fields must be a positive integer, got 0",
         ),
         ({"health_seconds": True}, "health_seconds must be more than 0 seconds, or None, got True"),
         ({"journal": "/dev/null"}, "journal: [Errno 17] File exists: '/dev/null'"),
-        ({"sink": MemoryEventSink}, "sink: MemoryEventSink is a class; give a sink: MemoryEventSink()"),
+        (
+            {"sink": MemoryEventSink},
+            "sink: event sink must be an instance, got the class MemoryEventSink; use MemoryEventSink()",
+        ),
         (
             {"redact": {"names": ["x"], "detect": ["mail"]}},
-            f"redact: Redact(detect=...): there is no detector 'mail'; there are {', '.join(DETECTORS)}",
+            f"redact: Redact: unknown detector 'mail'; known detectors: {', '.join(DETECTORS)}",
         ),
     ],
 )
@@ -212,7 +215,7 @@ def test_invalid_setting_in_environment_or_file_is_reported_with_its_origin(
         ):
             stageflow.configure()
     (tmp_path / "pyproject.toml").write_text("[tool.stageflow]\nsink = 'x'")
-    with pytest.raises(SettingsError, match=r"(?s)sink: str is no event sink.*\(from: .*pyproject.toml"):
+    with pytest.raises(SettingsError, match=r"(?s)sink: str is not an event sink.*\(from: .*pyproject.toml"):
         stageflow.configure()
 
 

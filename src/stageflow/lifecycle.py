@@ -96,7 +96,7 @@ async def _shut_down(seconds: float) -> asyncio.CancelledError | None:
         try:
             emit_health(get_event_sink())
         except Exception as error:
-            log_safely(log, "cannot emit stageflow.health: %s", describe(error))
+            log_safely(log, "could not emit stageflow.health: %s", describe(error))
         second = await _wait_despite_cancellation(flush, seconds)
         return first or second
     finally:  # also after a Ctrl-C

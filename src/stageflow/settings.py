@@ -20,7 +20,7 @@ from ._toml import parse_toml
 from .errors import SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink, write_failures
-from .observability import Defaults, EventLimits, Redact, Shape, use_defaults, use_shape
+from .observability import Defaults, EventLimits, Redact, SanitizeRules, use_defaults, use_sanitize_rules
 
 __all__ = ["Given", "Settings", "close_journal", "configure", "reset", "settings"]
 
@@ -174,7 +174,7 @@ def reset() -> None:
             clear_event_sink()
             _journal = None
             use_defaults(Defaults())
-            use_shape(Shape())
+            use_sanitize_rules(SanitizeRules())
             _settings = None
 
 
@@ -206,7 +206,7 @@ def _apply(new: Settings, old: Settings | None) -> None:
             write_failures(new.journal, FailureOutcomes(new.failure_outcomes))
         except OSError as error:
             raise SettingsError(f"failure_outcomes: {error}", _origin(new, "failure_outcomes")) from None
-    use_shape(Shape(new.redact, new.limits))
+    use_sanitize_rules(SanitizeRules(new.redact, new.limits))
     use_defaults(
         Defaults(
             emits=True,

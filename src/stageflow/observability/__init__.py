@@ -1,4 +1,4 @@
-"""The bridge: turns what a run did into wide events."""
+"""Instrumentation: builds wide events from runs, and emits them."""
 
 from ..events import EventSink
 
@@ -22,7 +22,11 @@ from ._recorder import RunRecorder as RunRecorder
 from ._resource import emit_health as emit_health
 from ._run_context import deliver_on as deliver_on, start_run as start_run
 from .sanitize._redact import Redact
-from .sanitize._shape import EventLimits, Shape as Shape, use_shape as use_shape
+from .sanitize._sanitizer import (
+    EventLimits,
+    SanitizeRules as SanitizeRules,
+    use_sanitize_rules as use_sanitize_rules,
+)
 
 __all__ = [
     "EventLimits",

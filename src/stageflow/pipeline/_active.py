@@ -38,7 +38,7 @@ class Running(ObservedRun, Protocol):
 
     def suspended_stages(self) -> tuple[str, ...]: ...
 
-    def disown(self) -> None: ...
+    def detach_after_fork(self) -> None: ...
 
 
 # Weak references: a run whose coroutine is dropped with its loop ends when it is garbage-collected.
@@ -88,7 +88,7 @@ def active_runs() -> list[ActiveRun]:
 def _disown_runs() -> None:
     # A forked child may continue in the middle of a run, whose record only the parent must write.
     for run in _runs():
-        run.disown()
+        run.detach_after_fork()
     _running.clear()
 
 

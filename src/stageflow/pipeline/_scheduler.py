@@ -187,9 +187,9 @@ class Scheduler:
         self.state.engine_failed(error, self.now())
         self._apply()
 
-    def disown(self) -> None:
-        """See `Running.disown`."""
-        self.recorder.disown()
+    def detach_after_fork(self) -> None:
+        """See `Running.detach_after_fork`."""
+        self.recorder.detach_after_fork()
 
     def suspended_stages(self) -> tuple[str, ...]:
         """See `ActiveRun.stages`."""

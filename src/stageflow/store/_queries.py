@@ -341,13 +341,15 @@ def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
         runs = {run_id: runs[run_id]}
     if len(runs) > 1:
         some = ", ".join(sorted(runs)[:5]) + (", ..." if len(runs) > 5 else "")
-        raise RunNotFoundError(f"{len(runs)} runs begin with {run_id!r}: {some}", hint="give more of the id")
+        raise RunNotFoundError(
+            f"{len(runs)} runs have an id that starts with {run_id!r}: {some}", hint="use a longer prefix"
+        )
     for told in runs.values():
         ended = [data for type, data in told if type == "pipeline.wide"]
         if ended:
             return RunStory(ended[-1], _stages(told), _own(told), _children(queries, journal, ended[-1]))
     if journal is None:
-        raise RunNotFoundError(f"there is no run {run_id!r}", hint="`stageflow runs` lists what there is")
+        raise RunNotFoundError(f"there is no run {run_id!r}", hint="`stageflow runs` lists the runs")
     # It is under way, or unknown: its beginning is in the journal alone.
     story = Journal(journal).run(next(iter(runs), run_id))
     told = next(iter(runs.values()), [])

@@ -1,4 +1,4 @@
-"""What the application does while the record is written: raise, log, signal, fork. The law stands."""
+"""Tests that the guarantees hold while the application raises, logs, handles signals or forks."""
 
 from __future__ import annotations
 

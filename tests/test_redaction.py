@@ -1,4 +1,4 @@
-"""What must not be stored reaches no sink; what only looks like it stays."""
+"""Tests that secrets reach no sink, and that harmless values are not redacted."""
 
 from __future__ import annotations
 

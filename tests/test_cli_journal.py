@@ -23,7 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageOutput
-from stageflow._timeparse import FORMS, moment
+from stageflow._timeparse import TIME_FORMATS, parse_time
 from stageflow.cli._app import app
 from stageflow.journal import Journal, _reader as newest
 from stageflow.observability import WideEventEmitter
@@ -869,17 +869,17 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
     ],
 )
 def test_times_are_read_as_people_say_them(text, expected):
-    assert moment(text, NOON, UTC) == expected + ".000000Z"
+    assert parse_time(text, NOON, UTC) == expected + ".000000Z"
 
 
 def test_a_time_of_an_event_is_read_as_it_stands():
-    assert moment("2026-11-23T20:57:00.769094Z", NOON) == "2026-11-23T20:57:00.769094Z"
+    assert parse_time("2026-11-23T20:57:00.769094Z", NOON) == "2026-11-23T20:57:00.769094Z"
 
 
 def test_a_time_without_a_zone_is_one_of_this_zone():
     east = timezone(timedelta(hours=13))
-    assert moment("today", NOON, east) == "2026-11-23T11:00:00.000000Z"
-    assert moment("2026-11-23T10:00", NOON, east) == "2026-11-22T21:00:00.000000Z"
+    assert parse_time("today", NOON, east) == "2026-11-23T11:00:00.000000Z"
+    assert parse_time("2026-11-23T10:00", NOON, east) == "2026-11-22T21:00:00.000000Z"
 
 
 @pytest.mark.parametrize(
@@ -891,8 +891,8 @@ def test_a_time_without_a_zone_is_one_of_this_zone():
 )
 def test_what_is_no_time_is_refused_with_the_forms(text):
     with pytest.raises(ValueError) as refused:
-        moment(text, NOON, timezone(timedelta(hours=2)))
-    assert FORMS in str(refused.value)
+        parse_time(text, NOON, timezone(timedelta(hours=2)))
+    assert TIME_FORMATS in str(refused.value)
 
 
 def test_slow_runs_can_be_chosen(shop):

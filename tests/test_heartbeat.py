@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 from typer.testing import CliRunner
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageContext, StageGraph, active_runs
@@ -128,7 +128,7 @@ def test_crashed_run_names_its_running_stages_and_their_attributes(program: Star
     kill(one)
     with JournalReader(one.journal) as reader:
         events = [(entry.type, entry.data() or {}) for entry in reader]
-    run = hold_the_law(events, ["load", "flaky", "asks", "in_thread", "sends"])
+    run = check_record(events, ["load", "flaky", "asks", "in_thread", "sends"])
     stages = {data["stage_name"]: data for type, data in events if type == "stage.wide"}
     assert run["outcome"] == "crashed"
     assert run["attributes"] == {"tenant": "acme", "tokens": 7}

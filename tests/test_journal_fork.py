@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow.journal import Journal, JournalReader
 
@@ -38,7 +38,7 @@ def check(one: Program, outcomes: list[str]) -> None:
     for type, data in events:
         runs.setdefault(data["correlation_ids"]["pipeline_run_id"], []).append((type, data))
     assert max(Counter(data["event_id"] for _, data in events).values()) == 1
-    found = [hold_the_law(of_run, "ab")["outcome"] for of_run in runs.values()]
+    found = [check_record(of_run, "ab")["outcome"] for of_run in runs.values()]
     assert sorted(found) == sorted(outcomes)
     assert {writer.state for writer in Journal(one.journal).check().writers} <= {"closed", "completed"}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events._delivery import DELIVERY
@@ -86,7 +86,7 @@ async def test_retention_keeps_all_lines_of_a_long_failed_run(tmp_path: Path) ->
     size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
     RetentionPolicy(max_bytes=size // 2).apply(str(tmp_path))
     events = read(tmp_path)
-    hold_the_law(of_run(events, "long"), "ab")
+    check_record(of_run(events, "long"), "ab")
     assert {writer.state for writer in Journal(tmp_path).check().writers} == {"closed"}
 
 
@@ -129,7 +129,7 @@ def test_retention_keeps_runs_that_are_not_recorded_as_crashed_yet(
         with pytest.raises(OSError, match="No space"):
             RetentionPolicy(max_bytes=40_000).apply(str(one.journal))
     assert Journal(one.journal).recover() == ["long"]
-    hold_the_law(of_run(read(one.journal), "long"), "ab")
+    check_record(of_run(read(one.journal), "long"), "ab")
 
 
 async def test_segment_superseded_by_a_killed_process_is_removed_and_counted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import Program
 from journal_storm import storm
-from oracle import hold_the_law, of_type, pipeline_wide, stage_wide
+from oracle import check_record, of_type, pipeline_wide, stage_wide
 
 from stageflow import JournalSink, Pipeline, PipelineContext, set_event_sink
 from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
@@ -70,7 +70,7 @@ def test_killed_run_is_recorded_as_crashed_and_the_guarantees_hold(program: Star
     one.wait_for("ready")
     kill(one)
     events = read(one.journal)
-    run = hold_the_law(events, ["load", "flaky", "answer", "send"])
+    run = check_record(events, ["load", "flaky", "answer", "send"])
     assert (run["status"], run["outcome"]) == ("FAIL", "crashed")
     assert run["error"].startswith(f"process died before the run ended (pid {one.process.pid} on ")
     assert run["pipeline_name"] == "killed"
@@ -94,7 +94,7 @@ def test_run_of_a_journal_inside_a_fanout_is_completed_too(program: Start) -> No
     one = program(KILLED.replace("JournalSink(sys.argv[1])", inside))
     one.wait_for("ready")
     kill(one)
-    run = hold_the_law(read(one.journal), ["load", "flaky", "answer", "send"])
+    run = check_record(read(one.journal), ["load", "flaky", "answer", "send"])
     assert (run["outcome"], run["pipeline_name"]) == ("crashed", "killed")
 
 
@@ -122,7 +122,7 @@ def test_crashed_stage_keeps_the_number_of_its_retried_attempts(program: Start) 
     one.wait_for("RETRY")
     kill(one)
     events = read(one.journal)
-    hold_the_law(events, ["a"])
+    check_record(events, ["a"])
     end = stage_wide(events, "a")
     assert (end["status"], end["attempt"], end["attempts"]) == ("CANCEL", 2, 1)
 
@@ -214,7 +214,7 @@ def test_recovery_does_not_change_runs_that_ended(program: Start) -> None:
     runs = Journal(one.journal).runs()
     assert [run["outcome"] for run in runs] == ["crashed", *["ok"] * 10]
     events = [event for event in read(one.journal) if event[1]["correlation_ids"]["pipeline_run_id"] == "bad"]
-    hold_the_law(events, "ab")
+    check_record(events, "ab")
 
 
 def test_nested_run_crashes_with_its_parent(program: Start) -> None:
@@ -359,7 +359,7 @@ def test_torn_last_line_is_skipped_and_counted(program: Start) -> None:
         events = [(entry.type, entry.data() or {}) for entry in reader]
         assert (reader.torn, reader.broken) == (1, 0)
         reader.commit()
-    hold_the_law(events, ["load", "flaky", "answer", "send"])
+    check_record(events, ["load", "flaky", "answer", "send"])
     assert len(Journal(one.journal).check().torn) == 1
     assert Journal(one.journal).repair().torn == 1
     state = Journal(one.journal).check()

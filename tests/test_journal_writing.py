@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events import FanoutEventSink, MemoryEventSink
@@ -138,7 +138,7 @@ async def test_full_segment_is_followed_by_another(journal: Path) -> None:
     runs = runs_in(journal)
     assert list(runs) == [f"r{number}" for number in range(20)]
     for events in runs.values():
-        hold_the_law(events, "ab")
+        check_record(events, "ab")
 
 
 async def test_old_segment_is_followed_by_another(journal: Path) -> None:
@@ -146,7 +146,7 @@ async def test_old_segment_is_followed_by_another(journal: Path) -> None:
     while len(segments(journal)) < 3:
         await graph.run()
     for events in runs_in(journal).values():
-        hold_the_law(events, "ab")
+        check_record(events, "ab")
 
 
 async def test_threads_write_complete_lines(journal: Path) -> None:
@@ -162,7 +162,7 @@ async def test_threads_write_complete_lines(journal: Path) -> None:
         emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter
     ).run()
     events = events_in(journal)
-    hold_the_law(events, "abcdefgh")
+    check_record(events, "abcdefgh")
     notes = Counter((data["stage_name"], data["n"]) for type, data in events if type == "note")
     assert len(notes) == 400
     assert set(notes.values()) == {1}
@@ -171,7 +171,7 @@ async def test_threads_write_complete_lines(journal: Path) -> None:
 @pytest.mark.parametrize("fsync", ["never", "interval", "always"])
 async def test_all_fsync_modes_write_the_same_events(journal: Path, fsync: Any) -> None:
     await graph_on(open_journal(journal, fsync=fsync)).run()
-    hold_the_law(events_in(journal), "ab")
+    check_record(events_in(journal), "ab")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ async def test_events_lost_on_a_full_disk_are_counted(
     give(1 << 30)  # somebody made room
     assert (await graph.run(PipelineContext(pipeline_run_id="after"))).ok
     assert DELIVERY.channel_of(sink).stats().delivered == kept + 3
-    hold_the_law(runs_in(journal)["after"], "ab")
+    check_record(runs_in(journal)["after"], "ab")
 
 
 async def test_run_whose_end_did_not_fit_on_the_disk_is_not_crashed(
@@ -327,7 +327,7 @@ async def test_removed_directory_is_created_again(journal: Path) -> None:
         while not journal.is_dir():  # it is noticed within 100 ms
             assert (await graph.run()).ok
     await graph.run(PipelineContext(pipeline_run_id="after"))
-    hold_the_law(runs_in(journal)["after"], "ab")
+    check_record(runs_in(journal)["after"], "ab")
     assert DELIVERY.channel_of(sink).stats().dropped == {}
 
 
@@ -344,7 +344,7 @@ async def test_events_lost_because_of_a_replaced_directory_are_counted(
     journal.unlink()
     assert (await graph.run()).ok
     assert DELIVERY.channel_of(sink).stats().delivered == 3
-    hold_the_law(events_in(journal), "ab")
+    check_record(events_in(journal), "ab")
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.EMFILE])
@@ -403,7 +403,7 @@ async def test_too_long_line_is_dropped_and_counted(journal: Path) -> None:
         .run()
     )
     assert DELIVERY.channel_of(sink).stats().dropped == {"line_too_long": 1}
-    hold_the_law(events_in(journal), "a")
+    check_record(events_in(journal), "a")
 
 
 def test_order_is_independent_of_the_wall_clock(journal: Path) -> None:
@@ -420,7 +420,7 @@ def test_order_is_independent_of_the_wall_clock(journal: Path) -> None:
     runs = runs_in(journal)
     assert list(runs) == [f"r{number}" for number in range(10)]
     for events in runs.values():
-        hold_the_law(events, "ab")
+        check_record(events, "ab")
 
 
 # ------------------------------------------------------------ the bound on the directory
@@ -448,7 +448,7 @@ async def test_retention_deletes_oldest_runs_first_and_failed_runs_last(journal:
     assert f"r{number:05}" in found
     assert failed[0] in found
     for run in failed:
-        hold_the_law(found[run], "ab")
+        check_record(found[run], "ab")
     deleted = Journal(journal).check().deleted
     assert isinstance(deleted, Deleted)
     assert deleted.lines > 0

@@ -33,7 +33,8 @@ def other_distributions() -> list[str]:
     ]
 
 
-def _must_be_alone() -> None:
+def _check_installation() -> None:
+    """Raise an ImportError if the directory of this package contains modules of another distribution."""
     folder = os.path.dirname(os.path.abspath(__file__))
     if any(os.path.exists(os.path.join(folder, name)) for name in _FOREIGN_MODULES):
         leftover = (
@@ -44,4 +45,4 @@ def _must_be_alone() -> None:
 
 
 # Before any other module of the package is imported: a package of the other distribution may replace it.
-_must_be_alone()
+_check_installation()

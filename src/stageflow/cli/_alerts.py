@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from .._timeparse import FORMS, moment
+from .._timeparse import TIME_FORMATS, parse_time
 from ..alerts import (
     AlertLoop,
     AlertRules,
@@ -184,7 +184,7 @@ def silence(
     state: StateOption = None,
     length: Annotated[Any, span_option("--for", "h", says="For so long: 2h, 1h30m.")] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="WHEN", show_default=False, help=f"Until then: {FORMS}.")
+        str | None, typer.Option(metavar="WHEN", show_default=False, help=f"Until then: {TIME_FORMATS}.")
     ] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; `alerts list` shows it.")] = "",
     lift: Annotated[bool, typer.Option("--lift", help="End the silence of this rule.")] = False,
@@ -211,7 +211,7 @@ def silence(
         end = now + timedelta(seconds=length)
     elif until is not None:
         try:
-            end = msgspec.convert(moment(until, now), type(now))
+            end = msgspec.convert(parse_time(until, now), type(now))
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--until") from None
         if end <= now:

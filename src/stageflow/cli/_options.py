@@ -17,7 +17,7 @@ from msgspec import Struct
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .._time import get_clock
-from .._timeparse import FORMS, moment, seconds_of
+from .._timeparse import TIME_FORMATS, parse_duration, parse_time
 from ..errors import DamagedFileError, SettingsError, did_you_mean
 from ..journal import Journal
 from ._output import open_terminal, print_text
@@ -92,7 +92,7 @@ def _as_moment(text: str | None) -> str | None:
     if text is None:
         return None
     try:
-        return moment(text, datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC))
+        return parse_time(text, datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -125,7 +125,7 @@ def span_option(name: str, unit: str, *, says: str, from_zero: bool = False) -> 
             suggested = f"{name} {text.strip()}{unit}"
             raise typer.BadParameter(f"{text!r} has no unit; write {suggested} (units: s, m, h, d, w)")
         try:
-            seconds = seconds_of(text)
+            seconds = parse_duration(text)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         if seconds == 0 and not from_zero:
@@ -160,7 +160,7 @@ SinceOption = Annotated[
         metavar="WHEN",
         callback=_as_moment,
         show_default=False,
-        help=f"Only what began then or later: {FORMS}. Without a zone it is the time of this machine.",
+        help=f"Only what began then or later: {TIME_FORMATS}. Without a zone it is the time of this machine.",
     ),
 ]
 UntilOption = Annotated[

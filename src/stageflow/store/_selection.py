@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from .._time import get_clock
-from .._timeparse import moment
+from .._timeparse import parse_time
 from ..errors import QueryError, did_you_mean
 from ..journal import RunFilter
 from ._columns import text
@@ -198,7 +198,7 @@ def as_predicate(text: str) -> str:
         return text
     now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
     try:
-        window = moment(since, now), moment(until, now)
+        window = parse_time(since, now), parse_time(until, now)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return "started_at >= '{}'::timestamptz and started_at < '{}'::timestamptz".format(*window)

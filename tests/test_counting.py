@@ -1,4 +1,4 @@
-"""What the counters say, beside the ids that sinks received: whatever a sink does, whatever ends it."""
+"""Tests that the counters match the ids that sinks received, however a sink behaves and a process ends."""
 
 from __future__ import annotations
 

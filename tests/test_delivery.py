@@ -1,4 +1,4 @@
-"""Sinks and their delivery: what is accepted arrives, what is lost is counted, nothing reaches a run."""
+"""Tests delivery: accepted events arrive, lost events are counted, and sink errors do not reach a run."""
 
 from __future__ import annotations
 

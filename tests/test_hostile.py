@@ -1,4 +1,4 @@
-"""What the application does while the record is written: raise, log, signal, fork. The law stands."""
+"""Tests that the guarantees hold while the application raises, logs, handles signals or forks."""
 
 from __future__ import annotations
 
@@ -401,7 +401,7 @@ async def test_stage_that_damages_its_context_affects_neither_record_nor_run() -
     assert len(sink.of_type("pipeline.wide")) == 1
 
 
-async def test_events_of_a_context_without_an_id_share_one_id() -> None:
+async def test_run_id_with_the_text_none_is_recorded_unchanged() -> None:
     sink = MemoryEventSink()
     await recorded(sink).run(PipelineContext(pipeline_run_id="None"))
     assert [event["event_id"] for _, event in sink.events] == ["None/a/1", "None/b/1", "None"]

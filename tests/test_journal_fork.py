@@ -1,4 +1,4 @@
-"""A forked child has segments of its own, no lock of its parent's, and never writes its parent's record."""
+"""Tests that a forked child writes its own segments, inherits no lock, and records no run of its parent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETUP = """
 
 
 def check(one: Program, outcomes: list[str]) -> None:
-    """Every run has its record once, by the law, and no lock is left held."""
+    """Check that every run is recorded once, that the guarantees hold, and that no lock is left held."""
     with JournalReader(one.journal) as reader:
         events = [(entry.type, entry.data() or {}) for entry in reader]
     runs: dict[str, list] = {}

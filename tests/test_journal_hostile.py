@@ -1,4 +1,4 @@
-"""What an adversary did to the journal: signals and forks at the worst moments, files of strangers, races."""
+"""Tests the journal under adverse conditions: signals, forks, failing disks, invalid files and races."""
 
 from __future__ import annotations
 

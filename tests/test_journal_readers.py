@@ -1,4 +1,4 @@
-"""Reading the journal: by cursor, at least once, in the order of each run; and looking into it."""
+"""Tests that readers return every event at least once, in the order of each run; and queries of a journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After a SIGKILL: the next reader completes the record of each run that never ended, once."""
+"""Tests crash recovery: the next reader completes the record of each run of a killed process, once."""
 
 from __future__ import annotations
 

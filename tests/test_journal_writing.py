@@ -1,4 +1,4 @@
-"""Writing the journal: one write an event, segments, bounds, and disks that fail."""
+"""Tests writing to the journal: one write per event, segments, limits, and failing disks."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ async def test_closed_journal_reopens_for_the_next_event(journal: Path) -> None:
 
 
 def full(monkeypatch: pytest.MonkeyPatch, room: int) -> Callable[[int], None]:
-    """Have a disk with so many bytes of room, that writes what fits and then raises ENOSPC."""
+    """Simulate a disk with `room` free bytes, which writes what fits and then raises ENOSPC."""
     left = room
     real = os.write
 

@@ -53,7 +53,7 @@ class Receiver(Protocol):
         """Return when the notice has arrived.
 
         Args:
-            notice: What to tell.
+            notice: The notification to send.
             in_doubt: True where it may have arrived before: the process that sent it died meanwhile.
 
         Raises:

@@ -82,7 +82,7 @@ def open_terminal(*, stderr: bool = False) -> Console:
 def print_text(text: str, *, err: bool = False) -> None:
     """Print a sentence on standard output (or error), with its control characters spelled out.
 
-    On a terminal it is wrapped at blanks; anywhere else it is not wrapped.
+    On a terminal it is wrapped at spaces; elsewhere it is not wrapped.
     """
     text = visible(text)
     terminal = open_terminal(stderr=err)

@@ -224,6 +224,41 @@ def test_queued_run_of_a_closed_loop_releases_no_permit_when_it_is_collected() -
     assert most == 1
 
 
+@pytest.mark.parametrize("collects", range(8))
+@pytest.mark.parametrize("threshold", [5, 50, 700])
+def test_collecting_a_queued_run_reports_no_error_in_any_order(threshold: int, collects: int) -> None:
+    limits = Limits(gpu=1)
+
+    async def hold(ctx: Any) -> None:
+        await asyncio.sleep(0.001)
+
+    graph = Pipeline("p").with_stage("s", hold, limit="gpu").build(limits=limits)
+
+    async def start() -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(graph.run())
+        for iteration in range(3):
+            await asyncio.sleep(0)
+            if collects >> iteration & 1:
+                gc.collect(0)  # objects that survive are collected in another order later
+        return task
+
+    usual = gc.get_threshold()
+    gc.set_threshold(threshold)
+    try:
+        holder, waiter = asyncio.new_event_loop(), asyncio.new_event_loop()
+        holds = holder.run_until_complete(start())
+        waits = waiter.run_until_complete(start())
+        waits._log_destroy_pending = False  # type: ignore[attr-defined]
+        waiter.close()
+        holder.run_until_complete(holds)
+        holder.close()
+        del waits
+        gc.collect()  # pytest fails the test for an exception in a finalizer
+    finally:
+        gc.set_threshold(*usual)
+    assert limits["gpu"].taken == 0
+
+
 # ------------------------------------------------------------ nested runs that wait for their own ancestors
 
 

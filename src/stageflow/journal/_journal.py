@@ -6,7 +6,7 @@ import contextlib
 import heapq
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from .._files import absolute_path
 from .._state_file import StateFile, decode_stored, decoder
 from .._time import epoch_us, get_clock, rfc3339
 from .._value import ValueType
-from ..errors import JournalNotFoundError, RunNotFoundError
+from ..errors import JournalNotFoundError, RunNotFoundError, did_you_mean
 from ..schema import CorrelationIds, PipelineWide, RunOpen
 from ._check import JournalState, Progress, check
 from ._format import (
@@ -50,20 +50,29 @@ from ._repair import Repaired, repair
 from ._segments import Segment, Writers, find_lines, lines_with, list_writers, readable, why_not
 
 __all__ = [
+    "OTHER_IDS",
     "Gathered",
     "Headline",
     "Journal",
+    "Names",
     "RunFilter",
     "RunStory",
     "amend",
     "as_json",
+    "find_run",
     "gather",
     "headline",
+    "no_run",
+    "several_runs",
 ]
 
 
 _STARTED_AT = b'"started_at":"'
 _NEAR_THE_FRONT = 200
+
+
+OTHER_IDS = ("request", "session", "user", "org")
+"""The ids of a run in addition to its own: fields of `RunFilter`, and with `_id` fields of a record."""
 
 
 class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
@@ -74,26 +83,36 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         pipeline: Name of the pipeline.
         stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
         id: One of the five ids, or the beginning of a run's.
+        id_prefix: The beginning of one of the five ids.
+        request: `request_id`.
+        session: `session_id`.
+        user: `user_id`.
+        org: `org_id`.
         slower_than: Seconds; runs that took longer.
         since: RFC 3339: runs that began then or later.
         until: RFC 3339: runs that began before.
         roots: If True, only root runs: those that were not started inside a stage of another run.
 
     Raises:
-        ValueError: A moment is none, or a name or id is empty.
+        ValueError: A time is invalid, `until` is not later than `since`, or a name or id is empty.
     """
 
     status: str | None = None
     pipeline: str | None = None
     stage: str | None = None
     id: str | None = None
+    id_prefix: str | None = None
+    request: str | None = None
+    session: str | None = None
+    user: str | None = None
+    org: str | None = None
     slower_than: float | None = None
     since: str | None = None
     until: str | None = None
     roots: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("status", "pipeline", "stage", "id"):
+        for name in ("status", "pipeline", "stage", "id", "id_prefix", *OTHER_IDS):
             # An empty one is a variable that was not set: it must not stand for everybody.
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
@@ -107,11 +126,16 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
                     raise ValueError(
                         f"RunFilter({name}={moment!r}); give RFC 3339: '2026-11-23T16:00:00Z'"
                     ) from None
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise ValueError(
+                f"RunFilter(since={self.since!r}, until={self.until!r}): until must be later than since"
+            )
 
     def parts(self) -> list[bytes]:
         """Return what must stand in the line of a run that is wanted: most others need not be decoded."""
         stage = self.stage.partition(":")[0] if self.stage else None
-        return [as_json(text) for text in (self.pipeline, self.id, stage) if text]
+        ids = (self.id, self.id_prefix, self.request, self.session, self.user, self.org)
+        return [as_json(text) for text in (self.pipeline, *ids, stage) if text]
 
     def takes(self, run: Headline) -> bool:
         """Tell whether a run is wanted."""
@@ -122,6 +146,11 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             and (self.since is None or run.started_at >= self.since)
             and (self.until is None or run.started_at < self.until)
             and (self.id is None or run.has_id(self.id))
+            and (self.id_prefix is None or run.has_id_prefix(self.id_prefix))
+            and all(
+                (value := getattr(self, name)) is None or value == getattr(run.correlation_ids, f"{name}_id")
+                for name in OTHER_IDS
+            )
             and (self.stage is None or run.has_stage(self.stage))
             and (not self.roots or run.parent_run_id is None)
         )
@@ -154,6 +183,13 @@ class Headline(Struct, frozen=True):
             ids.org_id,
         )
 
+    def has_id_prefix(self, prefix: str) -> bool:
+        ids = self.correlation_ids
+        return any(
+            known is not None and known.startswith(prefix)
+            for known in (self.event_id, ids.request_id, ids.session_id, ids.user_id, ids.org_id)
+        )
+
     def has_stage(self, wanted: str) -> bool:
         name, _, status = wanted.partition(":")
         return any(
@@ -181,6 +217,34 @@ def headline(text: bytes, floor: str) -> Headline | None:
 def as_json(text: str) -> bytes:
     """Return text as it stands in a line."""
     return msgspec.json.encode(text)[1:-1]
+
+
+class Names(Struct, frozen=True):
+    """The names of pipelines and stages that occur in records.
+
+    Attributes:
+        pipelines: Names of pipelines, including the topologies of stages.
+        stages: Names of stages.
+    """
+
+    pipelines: frozenset[str]
+    stages: frozenset[str]
+
+    def unknown(self, filter: RunFilter) -> str | None:
+        """Return which pipeline or stage of a filter does not occur, with the closest name; None if all do.
+
+        Example:
+            >>> Names(frozenset({"chat"}), frozenset({"search"})).unknown(RunFilter(pipeline="chatt"))
+            "no pipeline 'chatt'; did you mean 'chat'?"
+        """
+        stage = filter.stage.partition(":")[0] if filter.stage else None
+        for kind, name, known in (
+            ("pipeline", filter.pipeline, self.pipelines),
+            ("stage", stage, self.stages),
+        ):
+            if name is not None and name not in known:
+                return f"no {kind} {name!r}{did_you_mean(name, known)}"
+        return None
 
 
 class RunStory(Struct, frozen=True):
@@ -439,6 +503,26 @@ class Journal:
         found = self._in_progress(list_writers(self.path).values())
         return [run for run in found if filter.takes(msgspec.convert(run, Headline))]
 
+    def names(self) -> Names:
+        """Return the names of all pipelines and stages of the runs in the journal; reads the whole journal.
+
+        Raises:
+            OSError: The journal cannot be read.
+        """
+        pipelines, stages = set[str](), set[str]()
+        writers = list_writers(self.path)
+        for segments in writers.values():
+            for segment in segments:
+                for text in readable(find_lines(segment, PIPELINE_WIDE)):
+                    if (run := headline(text, "")) is not None:
+                        pipelines.add(run.pipeline_name)
+                        stages.update(summary.stage_name for summary in run.stage_summaries)
+        for data in self._in_progress(writers.values()):
+            run = msgspec.convert(data, Headline)
+            pipelines.add(run.pipeline_name)
+            stages.update(summary.stage_name for summary in run.stage_summaries)
+        return Names(frozenset(pipelines), frozenset(stages))
+
     def _in_progress(self, writers: Iterable[list[Segment]]) -> Iterator[dict[str, Any]]:
         now_us = get_clock().wall_ns() // 1000
         for segments in writers:
@@ -455,8 +539,8 @@ class Journal:
         """Return the story of one run.
 
         Args:
-            run_id: Its `pipeline_run_id`, or a beginning of it that no other run shares; "last" for the
-                run that began last.
+            run_id: Its `pipeline_run_id`; a request, session, user or org id that belongs to one root run;
+                a prefix of one of these that no other run shares; or "last" for the newest run.
 
         Raises:
             RunNotFoundError: There is no such run, or there are several.
@@ -478,7 +562,12 @@ class Journal:
             found = self._gather(run_id, "")
         if run_id in found:
             found = {run_id: found[run_id]}
-        if len(found) != 1:
+        if not found:
+            known = find_run(self.runs, run_id, f"journal {self.path!r}")
+            if known in (None, run_id):  # a run whose id is damaged in one of its lines has only a headline
+                raise self._not_one(run_id, [])
+            return self.run(known)
+        if len(found) > 1:
             raise self._not_one(run_id, sorted(found))
         ((known, run),) = found.items()
         if run.whole is None and run.opened is not None and run.closed is None:
@@ -548,17 +637,50 @@ class Journal:
         return None
 
     def _not_one(self, run_id: str, found: list[str]) -> RunNotFoundError:
-        if not found:
-            return RunNotFoundError(
-                f"journal {self.path!r} has no run {run_id!r}",
-                hint="`stageflow runs` lists what there is; it takes other ids by `--id`",
-            )
-        many = f"more than {_SEVERAL}" if len(found) > _SEVERAL else len(found)
-        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        return RunNotFoundError(
-            f"journal {self.path!r} has {many} runs that begin with {run_id!r}: {some}",
-            hint="give more of the id",
-        )
+        where = f"journal {self.path!r}"
+        return several_runs(where, run_id, found) if found else no_run(where, run_id)
+
+
+def find_run(runs: Callable[..., list[dict[str, Any]]], wanted: str, where: str) -> str | None:
+    """Return the id of the run that has an id of any kind, or a prefix of it; None if there is no such run.
+
+    Runs that were started inside another one inherit its ids, so root runs take precedence.
+
+    Args:
+        runs: `Journal.runs` or `EventStore.runs`.
+        wanted: The id or the prefix.
+        where: A description of the journal or archive for errors.
+
+    Raises:
+        RunNotFoundError: There are several.
+    """
+    for filter in (
+        RunFilter(id=wanted, roots=True),
+        RunFilter(id=wanted),
+        RunFilter(id_prefix=wanted, roots=True),
+        RunFilter(id_prefix=wanted),
+    ):
+        found = [str(run["event_id"]) for run in runs(filter, limit=_SEVERAL + 1)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise several_runs(where, wanted, found)
+    return None
+
+
+def no_run(where: str, wanted: str) -> RunNotFoundError:
+    """Return the error about an id that no run has."""
+    return RunNotFoundError(f"{where} has no run {wanted!r}", hint="`stageflow runs` lists the runs")
+
+
+def several_runs(where: str, wanted: str, found: Sequence[str]) -> RunNotFoundError:
+    """Return the error about an id or a prefix that several runs share."""
+    many = f"more than {_SEVERAL}" if len(found) > _SEVERAL else len(found)
+    listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    return RunNotFoundError(
+        f"{where} has {many} runs that match {wanted!r}: {listed}",
+        hint="use a longer prefix, or the id of one run",
+    )
 
 
 def _newest_first(writers: Writers) -> list[Segment]:

@@ -250,7 +250,7 @@ def test_an_alert_whose_rule_is_gone_resolves(incident: EventStore) -> None:
     state = evaluate(incident, [FAILS], AlertState(), after(10)).state
     evaluation = evaluate(incident, [SLOW], state, after(11))
     gone = [notice for notice in evaluation.notices if notice.rule == FAILS.name]
-    assert [(notice.kind, notice.says) for notice in gone] == [
+    assert [(notice.kind, notice.summary) for notice in gone] == [
         ("resolved", "its rule is gone; nobody looks any more")
     ]
     assert FAILS.name not in evaluation.state.rules
@@ -302,8 +302,8 @@ def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
     assert after(24) <= resolved.at <= after(26)
     assert resolved.value is not None
     assert resolved.value > 6
-    assert fired.says.startswith("burn rate 6.")
-    assert fired.says.endswith("over 1 h and 5 min")
+    assert fired.summary.startswith("burn rate 6.")
+    assert fired.summary.endswith("over 1 h and 5 min")
     assert kinds(told(incident, [BurnRate(name="usual", slo=0.999)], range(-20, 60, 4))) == [
         "firing",
         "resolved",
@@ -322,7 +322,7 @@ def test_percentiles_of_stages_and_of_runs(incident: EventStore) -> None:
         fired, resolved = told(incident, [rule], range(0, 40, 2))
         assert fired.value == 0.9
         assert resolved.value == 0.02
-        assert fired.says.endswith(" 900 ms")
+        assert fired.summary.endswith(" 900 ms")
 
 
 def test_no_runs(past: Past) -> None:
@@ -333,7 +333,7 @@ def test_no_runs(past: Past) -> None:
     with EventStore(past.path) as store:
         fired, resolved = told(store, [rule], range(-20, 70))
         assert (fired.at, resolved.at) == (after(30), after(61))
-        assert fired.says == "no runs in 30 min"
+        assert fired.summary == "no runs in 30 min"
         assert fired.notes == ("the last run ended 2026-11-24T11:59:57Z",)
         (never,) = told(store, [NoRuns(name="n", pipeline="never")], [0])
         assert never.notes == ("no run has ended yet",)
@@ -365,7 +365,7 @@ def test_a_run_under_way_is_a_run(program: Any) -> None:
         # The run crashed, and that is told as well.
         crashes = CrashedRuns(name="crashes", pipeline="long")
         (fired,) = evaluate(store, [crashes], AlertState(), datetime.now(NOON.tzinfo)).notices
-        assert fired.says == "1 crashed runs"
+        assert fired.summary == "1 crashed runs"
         assert len(fired.runs) == 1
 
 
@@ -398,10 +398,10 @@ def test_rows_of_a_query(incident: EventStore) -> None:
         where ended_at > $since and ended_at <= $now and duration_ms > 800"""
     rule = SqlRows(name="dear", sql=query, window=120)
     fired, resolved = told(incident, [rule], range(40))
-    assert fired.says == "12 rows"
+    assert fired.summary == "12 rows"
     assert fired.notes[0] == f"pipeline_run_id={fired.runs[0]}  stage_name=pay"
     assert "ended_at > timestamptz '2026-11-24T11:59:00Z'" in fired.commands[0]
-    assert resolved.says == "0 rows"
+    assert resolved.summary == "0 rows"
 
 
 def test_the_rules_of_the_guide(incident: EventStore) -> None:
@@ -1022,7 +1022,14 @@ class Custom(Rule, frozen=True, kw_only=True):
         return found if isinstance(found, Measured) else self.measured(now, **found)
 
     def measured(self, now: datetime, **more: Any) -> Measured:
-        fields = {"value": 1.0, "says": "it is bad", "threshold": "", "bad": True, "good": False, "rows": 1}
+        fields = {
+            "value": 1.0,
+            "summary": "it is bad",
+            "threshold": "",
+            "bad": True,
+            "good": False,
+            "rows": 1,
+        }
         window = Window.ending(now, 60)
         return Measured(**{**fields, "events": 1.0, "noun": "runs", "window": window, **more})
 
@@ -1047,8 +1054,8 @@ MISBEHAVES: dict[str, Callable[[], Any]] = {
     "half a surrogate": raises(ValueError("\udc80")),
     "recursion": raises(RecursionError()),
     "no measurement": lambda: {"rows": None},
-    "a wrong type": lambda: {"says": 5},
-    "text that cannot be stored": lambda: {"says": "\udc80"},
+    "a wrong type": lambda: {"summary": 5},
+    "text that cannot be stored": lambda: {"summary": "\udc80"},
     "a wrong selection": lambda: {"notes": (object(),)},
 }
 

@@ -1,4 +1,4 @@
-"""Times as people say them: `2h`, `yesterday`, `14:30`, `2026-11-23T10:00`."""
+"""Parses times and time spans such as `2h`, `yesterday`, `14:30` and `2026-11-23T10:00`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 from ._time import rfc3339
 
-__all__ = ["FORMS", "moment", "seconds_of"]
+__all__ = ["TIME_FORMATS", "parse_span", "parse_time"]
 
 
-FORMS = (
+TIME_FORMATS = (
     "2h, 1h30m, 90s, 7d, 2 hours ago, now, today, yesterday, 14:30, 2026-11-23, 2026-11-23T10:00, ...T10:00Z"
 )
-"""What `moment` reads, for people."""
+"""Examples of the formats that `parse_time` accepts."""
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_LONGEST = 36500 * 86400
-"""Seconds of the longest time span: dates and timeouts that are calculated from it must not overflow."""
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MAX_SECONDS = 36500 * 86400
+"""Length of the longest time span: dates and timeouts calculated from it must not overflow."""
 
 _PART = re.compile(
-    r"(\d+(?:\.\d+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)(?![a-z]) *",
+    r"(\d+(?:\.\d+)?) *(ms|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)(?![a-z]) *",
     re.ASCII,
 )
 _SPAN = re.compile(rf"(?:{_PART.pattern})+(?:ago)?", re.ASCII)
@@ -28,59 +28,61 @@ _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?", re.ASCII)
 _DAY = {"today": 0, "yesterday": 1}
 
 
-def moment(text: str, now: datetime, zone: tzinfo | None = None) -> str:
-    """Return a time as events have it: RFC 3339, UTC, six digits of a second.
+def parse_time(text: str, now: datetime, zone: tzinfo | None = None) -> str:
+    """Return a time in the format of events: RFC 3339, UTC, microseconds.
 
-    A time of day alone is the last one that was: "14:30" said in the morning is yesterday's.
+    A time of day without a date is its last occurrence: in the morning, "14:30" is yesterday's.
 
     Args:
-        text: The time, in one of the forms that `FORMS` lists.
-        now: The present, with a zone.
-        zone: The zone of what names none; default that of this machine.
+        text: The time, in one of the formats that `TIME_FORMATS` lists.
+        now: The current time, with a time zone.
+        zone: The time zone of times without one; default local time.
 
     Raises:
-        ValueError: It is none of the forms.
+        ValueError: The text has none of these formats.
 
     Example:
         >>> noon = datetime(2026, 11, 23, 12, tzinfo=UTC)
-        >>> moment("1h30m", noon), moment("2 hours ago", noon)
+        >>> parse_time("1h30m", noon), parse_time("2 hours ago", noon)
         ('2026-11-23T10:30:00.000000Z', '2026-11-23T10:00:00.000000Z')
-        >>> moment("yesterday", noon, UTC), moment("14:30", noon, UTC)
+        >>> parse_time("yesterday", noon, UTC), parse_time("14:30", noon, UTC)
         ('2026-11-22T00:00:00.000000Z', '2026-11-22T14:30:00.000000Z')
-        >>> moment("2026-11-23T10:00+02:00", noon)
+        >>> parse_time("2026-11-23T10:00+02:00", noon)
         '2026-11-23T08:00:00.000000Z'
     """
     try:
-        found = _moment(text.strip().lower(), now, zone).astimezone(UTC)
+        found = _parse(text.strip().lower(), now, zone).astimezone(UTC)
         return rfc3339((found - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
     except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no time; it may be {FORMS}") from None
+        raise ValueError(f"cannot parse time {text!r}; expected e.g. {TIME_FORMATS}") from None
 
 
-def seconds_of(text: str) -> float:
+def parse_span(text: str) -> float:
     """Return a time span in seconds. A number without a unit is an error, because its unit is unclear.
 
     Raises:
         ValueError: The text is not a time span.
 
     Example:
-        >>> seconds_of("1h30m"), seconds_of("90s")
-        (5400.0, 90.0)
+        >>> parse_span("1h30m"), parse_span("500ms")
+        (5400.0, 0.5)
     """
     span = text.strip().lower()
     if not _SPAN.fullmatch(span) or span.endswith("ago"):
-        raise ValueError(f"cannot parse time span {text!r}; expected e.g. 30s, 10m, 1h30m, 7d")
-    seconds = sum(float(number) * _SECONDS[unit[0]] for number, unit in _PART.findall(span))
-    if seconds > _LONGEST:
+        raise ValueError(f"cannot parse time span {text!r}; expected e.g. 500ms, 30s, 10m, 1h30m, 7d")
+    seconds = sum(
+        float(number) * _SECONDS["ms" if unit == "ms" else unit[0]] for number, unit in _PART.findall(span)
+    )
+    if seconds > _MAX_SECONDS:
         raise ValueError(f"time span {text!r} is too long; the longest is 36500d")
     return seconds
 
 
-def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
+def _parse(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     if text == "now":
         return now
     if _SPAN.fullmatch(text):
-        return now - timedelta(seconds=seconds_of(text.removesuffix("ago")))
+        return now - timedelta(seconds=parse_span(text.removesuffix("ago")))
     today = now.astimezone(zone).date()
     if _CLOCK.fullmatch(text):
         found = _at(today, text, zone)
@@ -89,7 +91,7 @@ def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     if day in _DAY:
         return _at(today - timedelta(days=_DAY[day]), clock.strip() or "00:00", zone)
     if "-" not in text:
-        raise ValueError(text)  # "20261123" might be a count of something
+        raise ValueError(text)  # "20261123" could be any number
     found = datetime.fromisoformat(text.upper())
     return found if found.tzinfo else _in_zone(found, zone)
 
@@ -99,5 +101,5 @@ def _at(day: date, clock: str, zone: tzinfo | None) -> datetime:
 
 
 def _in_zone(naive: datetime, zone: tzinfo | None) -> datetime:
-    # Without a zone `astimezone` asks the machine, which knows its summer time of that day.
+    # Without a zone, `astimezone` uses local time, including the daylight saving time of that day.
     return naive.replace(tzinfo=zone) if zone else naive.astimezone()

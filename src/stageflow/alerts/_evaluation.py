@@ -41,7 +41,7 @@ class Finding(Struct, frozen=True, kw_only=True):
         kind: Its kind.
         severity: As the rule has it.
         status: "inactive", "pending" or "firing", as it is now.
-        says: The figure in words.
+        summary: The measured value as text.
         threshold: What it is held against, in words.
         events: How many events the figure is taken from, in words.
         began: When it was first found bad; None where it is not.
@@ -55,7 +55,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     kind: str
     severity: str
     status: str
-    says: str
+    summary: str
     threshold: str
     events: str
     began: datetime | None
@@ -155,7 +155,7 @@ def _step(
     rule: Rule, before: RuleState, measured: Measured, now: datetime, *, quiet: bool
 ) -> tuple[RuleState, Literal["firing", "repeated", "resolved"] | None]:
     """Return the state after a measurement, and the kind of notice that is due."""
-    seen = RuleState(evaluated_at=now, value=measured.value, says=measured.says, errors=before.errors)
+    seen = RuleState(evaluated_at=now, value=measured.value, summary=measured.summary, errors=before.errors)
     incident = before.incident
     if incident is None:
         if not measured.bad:
@@ -170,12 +170,14 @@ def _step(
         return seen, "resolved" if incident.notices else None
     kind: Literal["firing", "repeated"] | None = None
     if not quiet:
-        if incident.told_at is None:
+        if incident.notified_at is None:
             kind = "firing"
-        elif rule.repeat_every is not None and now >= incident.told_at + timedelta(seconds=rule.repeat_every):
+        elif rule.repeat_every is not None and now >= incident.notified_at + timedelta(
+            seconds=rule.repeat_every
+        ):
             kind = "repeated"
     if kind is not None:
-        incident = replace(incident, told_at=now, notices=incident.notices + 1)
+        incident = replace(incident, notified_at=now, notices=incident.notices + 1)
     return replace(seen, status="firing", bad=before.bad, began=before.began, incident=incident), kind
 
 
@@ -204,7 +206,7 @@ def _notice(
         incident=incident.id,
         at=now,
         began=began,
-        says=measured.says,
+        summary=measured.summary,
         value=measured.value,
         threshold=measured.threshold,
         window_since=measured.window.since,
@@ -232,7 +234,7 @@ def _farewell(name: str, gone: RuleState, now: datetime) -> Notice:
         incident=gone.incident.id,
         at=now,
         began=gone.began or now,
-        says="its rule is gone; nobody looks any more",
+        summary="its rule is gone; nobody looks any more",
         receivers=gone.incident.receivers,
     )
 
@@ -249,7 +251,7 @@ def _finding(
         kind=rule.kind,
         severity=rule.severity,
         status=after.status,
-        says=after.says if measured is None else measured.says,
+        summary=after.summary if measured is None else measured.summary,
         threshold="" if measured is None else measured.threshold,
         events="" if measured is None else how_many(measured.events, measured.rows, measured.noun),
         began=after.began,

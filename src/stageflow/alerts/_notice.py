@@ -58,7 +58,7 @@ class Notice(Struct, frozen=True, kw_only=True):
         incident: What a firing notice, its repetitions and its resolve notice have in common.
         at: When it was decided.
         began: When the rule was first found bad.
-        says: The figure in words.
+        summary: The measured value as text.
         value: The figure; null where there is none.
         threshold: What it is held against, in words.
         window_since: When the window began that was looked at.
@@ -81,7 +81,7 @@ class Notice(Struct, frozen=True, kw_only=True):
     incident: str
     at: datetime
     began: datetime
-    says: str
+    summary: str
     value: float | None = None
     threshold: str = ""
     window_since: datetime | None = None
@@ -99,7 +99,7 @@ class Notice(Struct, frozen=True, kw_only=True):
     def title(self) -> str:
         """The notice in one line."""
         word = "STILL FIRING" if self.kind == "repeated" else self.kind.upper()
-        return f"[{word}] {on_one_line(self.rule)}: {without_mentions(self.says)}"
+        return f"[{word}] {on_one_line(self.rule)}: {without_mentions(self.summary)}"
 
     @property
     def text(self) -> str:
@@ -129,7 +129,7 @@ class Notice(Struct, frozen=True, kw_only=True):
         """Return the body of a webhook: `type`, `timestamp` and `data`, whose texts contain no mentions."""
         data = msgspec.to_builtins(self)
         del data["receivers"]
-        data["says"] = without_mentions(self.says)
+        data["summary"] = without_mentions(self.summary)
         for lines in ("notes", "explained"):
             data[lines] = list(map(without_mentions, data[lines]))
         return {"type": f"stageflow.alert.{self.kind}", "timestamp": data["at"], "data": data}
@@ -153,7 +153,7 @@ def sample_notice(now: datetime) -> Notice:
         incident=f"test{stamp}",
         at=now,
         began=now,
-        says="failure rate 41.2 %",
+        summary="failure rate 41.2 %",
         value=0.412,
         threshold="above 5.0 %, resolves below 4.0 %",
         events="85 runs",

@@ -308,7 +308,7 @@ class Measured(Struct, frozen=True, kw_only=True):
 
     Attributes:
         value: The figure; None where there is nothing to take it from.
-        says: The figure in words: "failure rate 41.2 %".
+        summary: The measured value as text: "failure rate 41.2 %".
         threshold: What it is held against, in words: "above 5.0 %, resolves below 4.0 %".
         bad: True where the rule would fire.
         good: True where an alert that fires would resolve. Neither is true where there is too little to say.
@@ -323,7 +323,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     """
 
     value: float | None
-    says: str
+    summary: str
     threshold: str
     bad: bool
     good: bool

@@ -83,7 +83,7 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
         bad, good = self.verdict(share, enough=rows >= self.min_events)
         return Measured(
             value=share,
-            says=f"failure rate {percent(share)}" if share is not None else "failure rate unknown",
+            summary=f"failure rate {percent(share)}" if share is not None else "failure rate unknown",
             threshold=f"above {percent(self.above)}, resolves below {percent(self.below)}",
             bad=bad,
             good=good,
@@ -158,7 +158,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
         slow = self._slow
         return Measured(
             value=seconds,
-            says=f"{self.quantile} {value:,.0f} ms" if value is not None else f"{self.quantile} unknown",
+            summary=f"{self.quantile} {value:,.0f} ms" if value is not None else f"{self.quantile} unknown",
             threshold=f"above {self.above * 1000:,.0f} ms, resolves below {self.below * 1000:,.0f} ms",
             bad=bad,
             good=good,
@@ -173,7 +173,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
     def commands(self, window: Window) -> Sequence[str]:
         these = window.options(self.pipeline, self.stage)
         slow = in_shell(self._slow)
-        stages = " --stages" if self.stage else ""
+        stages = " --over stages" if self.stage else ""
         return [f"stageflow slowest{stages} {these}", f"stageflow explain {slow} {these}"]
 
 
@@ -278,7 +278,7 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
         pairs = " or ".join(map(str, self.windows))
         return Measured(
             value=burns[0],
-            says=f"burn rate {told} over {span(pair.long)} and {span(pair.short)}",
+            summary=f"burn rate {told} over {span(pair.long)} and {span(pair.short)}",
             threshold=f"above {pairs}, of the {percent(budget)} that SLO {100 * self.slo:g} % allows",
             bad=bool(bad),
             good=good,
@@ -332,7 +332,7 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         runs = f"{events:,.0f} runs in {span(self.window)}"
         return Measured(
             value=float(events),
-            says=runs if events else f"no runs in {span(self.window)}",
+            summary=runs if events else f"no runs in {span(self.window)}",
             threshold=f"fewer than {self.fewer_than:,}",
             bad=bad,
             good=not bad,
@@ -388,7 +388,7 @@ class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
         crashes = window.rows("runs", self.pipeline, self.stage, _CRASHED)
         return Measured(
             value=float(crashed),
-            says=f"{crashed:,.0f} crashed runs",
+            summary=f"{crashed:,.0f} crashed runs",
             threshold=f"above {self.above:g}",
             bad=bad,
             good=good,
@@ -448,7 +448,7 @@ class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
         why = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
         return Measured(
             value=float(whole),
-            says=f"{whole:,} events lost",
+            summary=f"{whole:,} events lost",
             threshold=f"above {self.above:g}",
             bad=bad,
             good=good,
@@ -556,7 +556,7 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
         ]
         return Measured(
             value=float(many),
-            says=f"{many:,} {'row' if many == 1 else 'rows'}{' and more' if found.more else ''}",
+            summary=f"{many:,} {'row' if many == 1 else 'rows'}{' and more' if found.more else ''}",
             threshold=f"above {self.above:g}",
             bad=bad,
             good=good,

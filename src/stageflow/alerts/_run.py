@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = [
     "AlertRules",
     "AlertRun",
-    "Standing",
-    "StandingRule",
+    "AlertStatus",
+    "RuleStatus",
+    "alert_status",
     "check_rules",
     "present",
     "run_alerts",
-    "standing",
     "state_path",
     "try_receivers",
 ]
@@ -217,7 +217,7 @@ def check_rules(store: EventStore, rules: AlertRules) -> Sequence[str]:
     return found
 
 
-class StandingRule(Struct, frozen=True, kw_only=True):
+class RuleStatus(Struct, frozen=True, kw_only=True):
     """A rule, and what is known of it.
 
     Attributes:
@@ -227,7 +227,7 @@ class StandingRule(Struct, frozen=True, kw_only=True):
         status: "inactive", "pending" or "firing", as of the last evaluation.
         evaluated_at: When that was; None before the first.
         began: When it was first found bad; None where it is not.
-        says: The figure in words.
+        summary: The measured value as text.
         silenced: The silence that holds it back; None where none does.
         error: Why it could not be evaluated; None where it could.
     """
@@ -238,12 +238,12 @@ class StandingRule(Struct, frozen=True, kw_only=True):
     status: str
     evaluated_at: datetime | None
     began: datetime | None
-    says: str
+    summary: str
     silenced: Silence | None
     error: str | None
 
 
-class Standing(Struct, frozen=True, kw_only=True):
+class AlertStatus(Struct, frozen=True, kw_only=True):
     """All of them.
 
     Attributes:
@@ -253,13 +253,13 @@ class Standing(Struct, frozen=True, kw_only=True):
         waiting: Notices that still have to go out.
     """
 
-    rules: tuple[StandingRule, ...]
+    rules: tuple[RuleStatus, ...]
     silences: tuple[Silence, ...]
     receivers: dict[str, ReceiverState]
     waiting: tuple[Delivery, ...]
 
 
-def standing(rules: AlertRules, state: str, now: datetime) -> Standing:
+def alert_status(rules: AlertRules, state: str, now: datetime) -> AlertStatus:
     """Return rules beside what is known of them.
 
     Args:
@@ -284,20 +284,20 @@ def standing(rules: AlertRules, state: str, now: datetime) -> Standing:
     for rule in rules.rules:
         last = known.rules.get(rule.name, RuleState())
         found.append(
-            StandingRule(
+            RuleStatus(
                 rule=rule.name,
                 kind=rule.kind,
                 severity=rule.severity,
                 status=last.status,
                 evaluated_at=last.evaluated_at,
                 began=last.began,
-                says=last.says,
+                summary=last.summary,
                 silenced=is_silenced(rule.name, silences, now),
                 error=last.error,
             )
         )
     counters = {one.name: known.receivers.get(one.name, ReceiverState()) for one in rules.receivers}
-    return Standing(
+    return AlertStatus(
         rules=tuple(found),
         silences=tuple(silence for silence in silences if now < aware(silence.until)),
         receivers=counters,

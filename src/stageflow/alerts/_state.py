@@ -32,13 +32,13 @@ class Incident(Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: What all its notices have in common.
-        told_at: When it was last told; None where a silence held that back.
+        notified_at: When it was last told; None where a silence held that back.
         notices: How many notices there were.
         receivers: Names of those that are told; none for all.
     """
 
     id: str
-    told_at: datetime | None = None
+    notified_at: datetime | None = None
     notices: int = 0
     receivers: tuple[str, ...] = ()
 
@@ -53,7 +53,7 @@ class RuleState(Struct, frozen=True, kw_only=True):
         began: When the first of these was; None where it is inactive.
         incident: What fires; None where nothing does.
         value: The figure of the last evaluation.
-        says: The same in words.
+        summary: The measured value as text.
         error: Why it could not be evaluated; None where it could.
         errors: How often it could not.
     """
@@ -64,7 +64,7 @@ class RuleState(Struct, frozen=True, kw_only=True):
     began: datetime | None = None
     incident: Incident | None = None
     value: float | None = None
-    says: str = ""
+    summary: str = ""
     error: str | None = None
     errors: int = 0
 

@@ -47,7 +47,7 @@ def draw_alert_list(standing: Record) -> RenderableType:
     """Return rules with what is known of them, silences and receivers.
 
     Args:
-        standing: A `Standing`, as plain values.
+        standing: A `AlertStatus`, as plain values.
     """
     rules, silences = standing["rules"], standing["silences"]
     table = _table("rule", ("kind", "severity", "state", "since", "figure"))
@@ -104,7 +104,7 @@ def _rules(findings: Iterable[Record]) -> Table:
 def _figure(rule: Record) -> Text:
     if rule["error"] is not None:
         return Text("error, see below", style=BAD)
-    figure = Text(on_one_line(rule["says"]))
+    figure = Text(on_one_line(rule["summary"]))
     if silence := rule.get("silenced"):
         figure.append(f" (silenced until {_second(silence['until'])})", style=QUIET)
     return figure

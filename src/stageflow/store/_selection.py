@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from .._time import get_clock
-from .._timeparse import moment
+from .._timeparse import parse_time
 from ..errors import QueryError, did_you_mean
 from ..journal import OTHER_IDS, RunFilter
 from ._columns import FAILURE, text
@@ -318,7 +318,7 @@ def as_predicate(text: str) -> str:
         return text
     now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
     try:
-        begin, end = moment(since, now), moment(until, now)
+        begin, end = parse_time(since, now), parse_time(until, now)
     except ValueError as error:
         raise QueryError(f"window {text!r}: {error}", sql=text) from None
     if end <= begin:

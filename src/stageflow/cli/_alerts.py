@@ -28,7 +28,7 @@ from ..alerts import (
 )
 from ..errors import AlertRuleError, JournalNotFoundError, did_you_mean
 from ..render import draw_alert_list, draw_alert_run, draw_alert_tests
-from ._errors import NOT_FOUND, Command
+from ._errors import NOT_FOUND, Command, CommandGroup
 from ._options import (
     ArchiveOption,
     JournalOption,
@@ -45,6 +45,7 @@ __all__ = ["alerts"]
 
 alerts = typer.Typer(
     name="alerts",
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Evaluate alert rules over a journal, and notify receivers.",

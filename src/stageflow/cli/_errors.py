@@ -15,7 +15,7 @@ from ..errors import JournalNotFoundError, StageflowError
 from ._options import forget_journal, hint_with_journal
 from ._output import print_text
 
-__all__ = ["NOT_FOUND", "Command", "Commands"]
+__all__ = ["NOT_FOUND", "Command", "CommandGroup", "Commands"]
 
 
 NOT_FOUND = 2
@@ -33,12 +33,16 @@ class Command(TyperCommand):
         return _without_types(super().get_params(ctx))
 
 
-class Commands(TyperGroup):
-    """All commands: errors about a journal are printed without a traceback."""
+class CommandGroup(TyperGroup):
+    """A group of commands whose help omits the types of flags."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters."""
         return _without_types(super().get_params(ctx))
+
+
+class Commands(CommandGroup):
+    """All commands: errors about a journal are printed without a traceback."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Parse the arguments."""

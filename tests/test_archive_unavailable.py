@@ -362,7 +362,7 @@ def test_loop_reports_once_that_it_does_without_the_archive(
     assert sent == ["[FIRING] no runs: no runs in 10 min"]
     assert loop.failures == 0
     warnings = [each.message for each in caplog.records if each.levelno == logging.WARNING]
-    assert len([each for each in warnings if "alert rule 'any query' could not be evaluated" in each]) == 1
+    assert len([each for each in warnings if "cannot evaluate alert rule 'any query'" in each]) == 1
     assert len([each for each in warnings if "a part of the archive that no alert rule needs" in each]) == 1
 
 

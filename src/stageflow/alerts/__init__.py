@@ -1,4 +1,4 @@
-"""Alerts: rules over the store, evaluated against a state that survives, and told to receivers."""
+"""Alerts: rules evaluated over the store, with a persistent state and notifications to receivers."""
 
 from ._evaluation import Evaluation, Finding, evaluate
 from ._loop import AlertLoop

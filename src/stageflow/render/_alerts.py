@@ -168,7 +168,7 @@ def _spaced(sections: Iterable[Sequence[RenderableType]]) -> RenderableType:
 
 def _title(notice: Record) -> str:
     word = "STILL FIRING" if notice["kind"] == "repeated" else notice["kind"].upper()
-    return on_one_line(f"[{word}] {notice['rule']}: {notice['says']}")
+    return on_one_line(f"[{word}] {notice['rule']}: {notice['summary']}")
 
 
 def _status(status: str) -> Text:

@@ -11,7 +11,7 @@ from stageflow import PipelineContext, Redact, StageKind, StageResult, StageStat
 from stageflow.events import DirectSink, Event
 from stageflow.observability import EventLimits, WideEventEmitter
 from stageflow.observability._run_context import start_run
-from stageflow.observability.sanitize._shape import Shape, use_shape
+from stageflow.observability.sanitize._sanitizer import SanitizeRules, use_sanitize_rules
 
 from .rounds import Contestant, measure
 
@@ -50,9 +50,9 @@ async def bench_shaping(rounds: int) -> None:
     tracer = TracerProvider().get_tracer("bench")
     texts = iter(range(1 << 60))
 
-    def ours(shape: Shape, *, new_text: bool = False) -> Contestant:
+    def ours(shape: SanitizeRules, *, new_text: bool = False) -> Contestant:
         async def emit() -> None:
-            before = use_shape(shape)
+            before = use_sanitize_rules(shape)
             for _ in range(_EVENTS):
                 # A text that nobody has seen before is looked through; one that was seen is known.
                 more = {"question": f"how do I cancel my order {next(texts)}?"} if new_text else {}
@@ -68,7 +68,7 @@ async def bench_shaping(rounds: int) -> None:
                     attributes={**ATTRIBUTES, **more},
                 )
                 emitter.emit_stage_wide("answer", result, context)
-            use_shape(before)
+            use_sanitize_rules(before)
 
         return emit
 
@@ -78,13 +78,15 @@ async def bench_shaping(rounds: int) -> None:
                 span.set_attributes(ATTRIBUTES)
 
     # Rules are made once a process; here they are made once a round.
-    bare = Shape(None, EventLimits(fields=10_000, text_chars=1 << 30, event_bytes=1 << 40, names=1 << 30))
+    bare = SanitizeRules(
+        None, EventLimits(fields=10_000, text_chars=1 << 30, event_bytes=1 << 40, names=1 << 30)
+    )
     found = await measure(
         {
             "no rules": ours(bare),
-            "as it comes": ours(Shape()),
-            "as it comes, new texts": ours(Shape(), new_text=True),
-            "every detector, new texts": ours(Shape(EVERY_DETECTOR), new_text=True),
+            "as it comes": ours(SanitizeRules()),
+            "as it comes, new texts": ours(SanitizeRules(), new_text=True),
+            "every detector, new texts": ours(SanitizeRules(EVERY_DETECTOR), new_text=True),
             "an OpenTelemetry span": spans,
         },
         rounds,

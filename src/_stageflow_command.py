@@ -5,6 +5,7 @@ It is not part of the package `stageflow`, because the import of that package ta
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -27,11 +28,24 @@ def main() -> None:
             importlib.import_module("stageflow.cli._app")
         if is_default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not _is_installed():
+            sys.exit(
+                "another distribution replaced the package `stageflow`, for example stageflow-core or"
+                " stageflow-framework: uninstall it, then run"
+                " `pip install --force-reinstall --no-deps stageflow`"
+            )
         from stageflow.cli import main as run
 
         run()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+
+
+def _is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("stageflow.cli._app") is not None
+    except ImportError as error:
+        sys.exit(str(error))
 
 
 def _exit(*_: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What tests share: one fixed set of random examples, no global sink left behind, programs of their own."""
+"""Shared setup of the tests: fixed random examples, reset of global state, test programs in subprocesses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ import stageflow
 from stageflow.events import MemoryEventSink, clear_event_sink
 from stageflow.settings import reset
 
-# The same examples on every machine and every day; nothing is read from or kept on the disk.
-# `--hypothesis-profile long` checks more of them.
+# The same examples in every test run; none are stored on disk. `--hypothesis-profile long` checks more.
 for profile, examples in (("short", 30), ("long", 200)):
     settings.register_profile(
         profile,
@@ -47,18 +46,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 OURS = str(Path(stageflow.__file__).parent)
 STDLIB = (sysconfig.get_paths()["stdlib"], "<frozen")
 
-
 JOURNAL = OURS + "/journal/"
 FILES = {OURS + "/_files.py", OURS + "/_state_file.py"}
 MAY_WRITE = {"append", "_write", "_take_back", "_look", "_switch_to_new", "__init__", "close"}
-"""The journal writes before emission returns: its one call that blocks, with what it takes to open a file."""
+"""The functions of the journal that can block: it writes, and opens files, before emission returns."""
 
 
 def called_by_us() -> bool:
-    """Tell whether the nearest caller outside of the standard library is a file of the library.
+    """Return whether the nearest caller outside the standard library is a module of stageflow.
 
-    Not those of the journal that read: they are plain functions, as their users are told, and the
-    tests call them as they please. The house holds that nothing of a run calls them.
+    Modules of the journal that read are excluded: their functions are documented as blocking, and tests call
+    them on the loop. The architecture tests check that a run does not call them.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -70,7 +68,7 @@ def called_by_us() -> bool:
             if name.startswith(JOURNAL):
                 writes = name.endswith(("/_writer.py", "/_sink.py"))
                 return writes and frame.f_code.co_name not in MAY_WRITE
-            # `configure` reads a file, once, before there is anything to hold up.
+            # `configure` reads a file once, before any run starts.
             return name.startswith(OURS) and not name.endswith(("/settings.py", "/lifecycle.py"))
         frame = frame.f_back
     return False
@@ -78,7 +76,7 @@ def called_by_us() -> bool:
 
 @pytest.fixture(autouse=True)
 def _nothing_of_ours_blocks_the_loop() -> Iterator[None]:
-    """A call of ours that blocks a running event loop raises, but for the journal's write."""
+    """Raise an error if stageflow blocks a running event loop, except for the write of the journal."""
     buster = BlockBuster(scanned_modules=["stageflow"])
     for function in buster.functions.values():
         allowed = function.can_block_predicate
@@ -99,16 +97,16 @@ def _no_setting_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def sink() -> MemoryEventSink:
-    """Keeps the events of a test in a list."""
+    """A sink that stores the events of the test in a list."""
     return MemoryEventSink()
 
 
 class Program:
-    """A Python program in a process of its own."""
+    """A Python program in a separate process."""
 
     def __init__(self, script: str, journal: Path) -> None:
         self.journal = journal
-        # Some programs fork while threads run, to test the behaviour of the child.
+        # Some programs fork while threads are running, to test the behavior of the child.
         warnings = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
         self.process = subprocess.Popen(
             [sys.executable, *warnings, "-c", textwrap.dedent(script), str(journal)],
@@ -124,7 +122,7 @@ class Program:
         assert self.process.stdout.readline() == line + "\n", self.ended()
 
     def ended(self, within: float = 30) -> tuple[int, str, str]:
-        """Wait for its end; return its exit status and what it printed."""
+        """Wait for the end of the program; return its exit status, stdout and stderr."""
         try:
             out, err = self.process.communicate(timeout=within)
         except subprocess.TimeoutExpired:
@@ -134,19 +132,19 @@ class Program:
         return self.process.returncode, out, err
 
     def events(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what its journal holds."""
+        """Return the events in its journal."""
         lines = [
             json.loads(line)
             for path in sorted(self.journal.rglob("*.ndjson"))
             for line in path.read_bytes().splitlines()
         ]
-        # The journal's own marks have no data.
+        # The lifecycle marks of the journal have no data.
         return [(line["type"], line["data"]) for line in lines if "data" in line]
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Callable[[str], Program]]:
-    """Start a script in a process of its own; the path of its journal is `sys.argv[1]`."""
+    """Start a script in a separate process; the path of its journal is `sys.argv[1]`."""
     started: list[Program] = []
 
     def start(script: str) -> Program:

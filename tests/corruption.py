@@ -35,7 +35,7 @@ from stageflow.alerts import AlertRules, FailureRate, run_alerts
 from stageflow.alerts._rule import Silence, add_silence
 from stageflow.cli._app import app
 from stageflow.journal import Journal, JournalReader
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.journal._segments import find_lines, list_writers
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore
@@ -147,7 +147,7 @@ def build(journal: Path) -> str:
     Compactor(journal, journal / "archive", keep_seconds=0).compact()
     write_runs(journal, "kept", 30, segment_bytes=12_000).close()
     size = sum(path.stat().st_size for path in journal.glob("*.ndjson"))
-    Room(max_bytes=size // 2).make(str(journal))
+    RetentionPolicy(max_bytes=size // 2).apply(str(journal))
     readers = [JournalReader(journal, name, at_end=True) for name in ("warehouse", "lake")]
     write_runs(journal, "closed", 12, segment_bytes=16_000).close()
     for reader in readers:

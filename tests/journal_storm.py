@@ -27,7 +27,7 @@ from stageflow.journal import Journal, JournalReader
 from stageflow.observability import WideEventEmitter
 
 sys.path.insert(0, str(Path(__file__).parent))
-from oracle import hold_the_law
+from oracle import check_record
 
 WRITERS = 4
 READERS = ("first", "second")
@@ -259,7 +259,7 @@ def judge(name: str, events: list[Any], acknowledged: list[str]) -> tuple[dict[s
     outcomes = {}
     for run, of_run in runs.items():
         try:
-            hold_the_law(of_run, "abcde")
+            check_record(of_run, "abcde")
             (outcomes[run],) = [data["outcome"] for type, data in of_run if type == "pipeline.wide"]
         except (AssertionError, ValueError) as error:
             problems.append(f"{name}: the law does not hold for run {run}: {error!r}")

@@ -1,4 +1,4 @@
-"""The law of the record as a check over events, and the table of outcomes as a small model."""
+"""A check of the record guarantees for the events of a run, and a model of the outcomes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = [
     "Plan",
     "Stage",
     "Verdict",
+    "check_record",
     "ends",
-    "hold_the_law",
     "pipeline_wide",
     "stage_wide",
 ]
@@ -58,11 +58,11 @@ def ends(events: Events) -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------- the law of the record
+# ---------------------------------------------------------------- the record guarantees
 
 
-def hold_the_law(events: Events, stages: Iterable[str], run_id: str | None = None) -> dict[str, Any]:
-    """Assert points 1 to 5 of the law of the record for the events of one run; return its `pipeline.wide`."""
+def check_record(events: Events, stages: Iterable[str], run_id: str | None = None) -> dict[str, Any]:
+    """Assert the record guarantees 1 to 5 for the events of one run; return its `pipeline.wide`."""
     stages = list(stages)
     stage_events = of_type(events, "stage.wide")
     terminal = [event for event in stage_events if event["status"] != "RETRY"]
@@ -77,8 +77,8 @@ def hold_the_law(events: Events, stages: Iterable[str], run_id: str | None = Non
     assert {event["status"] for event in terminal} <= {"OK", "SKIP", "FAIL", "CANCEL"}
     for event in terminal:
         if not event["attempts"]:
-            # One that never started: its duration is 0, and its `reason` says why. (Its `error`
-            # does where the condition itself failed.)
+            # The stage never started: its duration is 0, and its `reason` is set, or its `error` if the
+            # condition failed.
             assert event["duration_ms"] == 0
             assert event["reason"] if event["status"] in ("SKIP", "CANCEL") else event["error"]
 
@@ -87,7 +87,7 @@ def hold_the_law(events: Events, stages: Iterable[str], run_id: str | None = Non
         name, attempts = event["stage_name"], event["attempts"]
         retried = [other["attempts"] for other in retries if other["stage_name"] == name]
         assert retried == list(range(1, len(retried) + 1))
-        # The last attempt is the terminal one, but where the run ended before it could begin.
+        # The last attempt is the terminal one, unless the run ended before it started.
         assert attempts in (len(retried), len(retried) + 1)
 
     # 4. the counts
@@ -131,13 +131,13 @@ def hold_the_law(events: Events, stages: Iterable[str], run_id: str | None = Non
 
     for type, data in wide:
         assert json.loads(json.dumps(data, allow_nan=False)) == data
-        holds_its_times(type, data)
+        check_times(type, data)
         assert data["correlation_ids"] == run["correlation_ids"]
         assert data["pipeline_metadata"] == run["pipeline_metadata"]
     return run
 
 
-def holds_its_times(type: str, data: dict[str, Any]) -> None:
+def check_times(type: str, data: dict[str, Any]) -> None:
     """Assert `ended_at = started_at + duration`, to the microsecond."""
     started, ended = moment(data["started_at"]), moment(data["ended_at"])
     assert ended - started == milliseconds(data["duration_ms"])
@@ -156,19 +156,19 @@ def milliseconds(number: float) -> timedelta:
     return timedelta(microseconds=round(number * 1000))
 
 
-# ---------------------------------------------------------------- a description, and what really happened
+# ---------------------------------------------------------------- a description, and a log of a run
 
 NS = 1_000_000_000
 EPSILON = 1_000
-"""Nanoseconds by which a timer of the loop may miss its moment, for the rounding of floats."""
+"""Nanoseconds by which a timer of the loop can be early or late, because floats are rounded."""
 
 
 @dataclass(frozen=True)
 class Act:
-    """What one attempt does.
+    """The behavior of one attempt.
 
-    `takes` seconds (None: it ends in its first step, 0: after one turn of the loop), then ends as
-    `end` says. Cancelled, it takes `clean_up` seconds more, and ends as `cancelled` says.
+    It takes `takes` seconds (None: it ends in its first step, 0: after one iteration of the loop) and ends
+    with `end`. If it is cancelled, it takes another `clean_up` seconds and ends with `cancelled`.
     """
 
     takes: float | None = None
@@ -181,7 +181,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage, as it is described. `covers` are the ends that its retry policy covers."""
+    """The description of a stage. `covers` are the ends that its retry policy covers."""
 
     name: str
     needs: tuple[str, ...] = ()
@@ -204,7 +204,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A pipeline, and what is done to its run."""
+    """A pipeline, and the external events during its run."""
 
     stages: tuple[Stage, ...]
     on_failure: str = "cancel"
@@ -225,9 +225,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that a stage did: it `asked` its condition, had an `answer`, did `start` or `end`.
+    """An action of a stage: `asked` and `answer` of its condition, `start` and `end` of an attempt.
 
-    `seen` tells how many events there were by then.
+    `seen` is the number of events that were emitted before.
     """
 
     what: str
@@ -238,12 +238,12 @@ class Entry:
     how: str = ""
 
 
-# ---------------------------------------------------------------- the table of outcomes
+# ---------------------------------------------------------------- the model of outcomes
 
 
 @dataclass
 class Attempt:
-    """An attempt, as the log tells of it; number 0 is a condition that was asked and gave no yes."""
+    """An attempt in the log; number 0 is a condition that has not returned true."""
 
     stage: Stage
     number: int
@@ -254,7 +254,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the table says of a stage."""
+    """The outcome of a stage according to the model."""
 
     status: str
     attempts: int
@@ -262,15 +262,15 @@ class Verdict:
 
 
 class Broken(AssertionError):
-    """What happened cannot have happened in a run that keeps to the table."""
+    """The log contradicts the model."""
 
 
 @dataclass
 class Model:
-    """Tells from the description and the log what every stage and the run must have come to.
+    """Derives the outcomes of all stages and of the run from the description and the log.
 
-    `cuts` are the ends of the run that come from outside it: the moment, the place in the log
-    before which it took effect, and the outcome.
+    `cuts` are the external ends of the run: the time, the position in the log before which it took effect,
+    and the outcome.
     """
 
     plan: Plan
@@ -290,33 +290,33 @@ class Model:
         self.stages = {stage.name: stage for stage in self.plan.stages}
         self.grace = round(self.plan.grace * NS)
 
-    # Going through the log.
+    # Replay of the log.
 
-    def go(self, began: int) -> Model:
-        """Go through the whole log; raise `Broken` at what must not have happened."""
+    def replay(self, began: int) -> Model:
+        """Replay the log; raise `Broken` for the first entry that contradicts the model."""
         for stage in self.plan.stages:
             if not stage.needs:
                 self.ready[stage.name] = began
         cuts = sorted(self.cuts, key=lambda cut: (cut[1], cut[0]))
         for index, entry in enumerate(self.log):
             while cuts and cuts[0][1] <= index:
-                self.passes(cuts[0][0])
+                self.advance(cuts[0][0])
                 self.cut(*cuts.pop(0))
-            self.passes(entry.at)
+            self.advance(entry.at)
             if self.over_at is not None:
                 break
             self.take(entry)
         for cut in cuts:
             if self.over_at is None:
-                self.passes(cut[0])
+                self.advance(cut[0])
                 self.cut(*cut)
-        self.passes(None)
+        self.advance(None)
         if self.over_at is None:
             raise Broken(f"the run never ended: {sorted(self.stages.keys() - self.verdicts.keys())}")
         return self
 
-    def passes(self, now: int | None) -> None:
-        """Let time pass: attempts that outlast their grace are abandoned on the way."""
+    def advance(self, now: int | None) -> None:
+        """Advance the time, and abandon the attempts whose grace period ends by then."""
         while self.over_at is None:
             due = [
                 (limit, name)
@@ -328,8 +328,8 @@ class Model:
             limit, name = min(due)
             self.abandon(self.attempts.pop(name), limit)
 
-    def told_at(self, attempt: Attempt) -> tuple[int, str] | None:
-        """Return when and why a running attempt is told to end, as far as that is known by now."""
+    def cancelled_at(self, attempt: Attempt) -> tuple[int, str] | None:
+        """Return when and why a running attempt is cancelled, or None if no cancellation is known yet."""
         reasons = []
         if attempt.stage.timeout is not None:
             reasons.append((attempt.began + round(attempt.stage.timeout * NS), "timeout"))
@@ -338,8 +338,8 @@ class Model:
         return min(reasons, default=None)
 
     def limit(self, attempt: Attempt) -> int | None:
-        told = self.told_at(attempt)
-        return None if told is None else told[0] + self.grace
+        cancelled = self.cancelled_at(attempt)
+        return None if cancelled is None else cancelled[0] + self.grace
 
     def cut(self, at: int, _: int, outcome: str) -> None:
         if self.ending is None and self.over_at is None:
@@ -348,59 +348,59 @@ class Model:
     def take(self, entry: Entry) -> None:
         stage = self.stages[entry.stage]
         if stage.name in self.verdicts and self.verdicts[stage.name].abandoned and entry.what != "start":
-            return  # nobody waits for it any more
+            return  # the run no longer waits for it
         attempt = self.attempts.get(stage.name)
         if entry.what in ("asked", "start"):
             if entry.what == "start" and entry.attempt == 1 and stage.when is not None:
                 if attempt is None or attempt.how not in ("yes", "async yes"):
-                    raise Broken(f"{stage.name} began although its condition did not say yes")
+                    raise Broken(f"{stage.name} started although its condition did not return true")
                 return
-            self.may_begin(stage, entry)
+            self.check_start(stage, entry)
             number = entry.attempt if entry.what == "start" else 0
             self.attempts[stage.name] = Attempt(stage, number, entry.at)
         elif attempt is None:
-            raise Broken(f"{stage.name} did something though it is not running: {entry}")
+            raise Broken(f"{stage.name} logged an action although it is not running: {entry}")
         elif entry.what == "answer":
             attempt.how = entry.how
             if entry.how in ("yes", "async yes"):
-                attempt.number = 1  # its time-out covers the condition too
+                attempt.number = 1  # its timeout includes the condition
             else:
-                self.came_to_an_end(self.attempts.pop(stage.name), entry)
+                self.attempt_ended(self.attempts.pop(stage.name), entry)
         else:
             if attempt.number != entry.attempt:
-                raise Broken(f"{stage.name} ended an attempt that is not the one that runs: {entry}")
+                raise Broken(f"{stage.name} ended an attempt that is not the running one: {entry}")
             attempt.how = entry.how
-            self.came_to_an_end(self.attempts.pop(stage.name), entry)
+            self.attempt_ended(self.attempts.pop(stage.name), entry)
 
-    def may_begin(self, stage: Stage, entry: Entry) -> None:
+    def check_start(self, stage: Stage, entry: Entry) -> None:
         name = stage.name
         if name in self.attempts or name in self.verdicts:
-            raise Broken(f"{name} began again: {entry}")
+            raise Broken(f"{name} started again: {entry}")
         if name not in self.ready:
-            raise Broken(f"{name} began before all of its dependencies had ended")
+            raise Broken(f"{name} started before all of its dependencies ended")
         if self.ending is not None:
-            raise Broken(f"{name} began after the run had ended ({self.ending})")
+            raise Broken(f"{name} started after the run ended ({self.ending})")
         if entry.what == "start" and entry.attempt != self.retried[name] + 1:
-            raise Broken(f"{name}: attempt {entry.attempt} came after {self.retried[name]} others")
+            raise Broken(f"{name}: attempt {entry.attempt} started after {self.retried[name]} others")
         limit = self.plan.max_concurrency
         if limit is not None and len(self.attempts) >= limit:
-            raise Broken(f"{name} began as number {len(self.attempts) + 1} at once; {limit} are allowed")
+            raise Broken(f"{name} started as number {len(self.attempts) + 1} at once; {limit} are allowed")
         limited = sum(attempt.stage.limited for attempt in self.attempts.values())
         if stage.limited and limited >= self.plan.places:
-            raise Broken(f"{name} began without a place: {limited} of {self.plan.places} are taken")
-        if not self.may_wait(stage) and abs(entry.at - self.ready[name]) > EPSILON:
-            raise Broken(f"{name} was ready at {self.ready[name]} and began only at {entry.at}")
+            raise Broken(f"{name} started without a permit: {limited} of {self.plan.places} are taken")
+        if not self.can_wait(stage) and abs(entry.at - self.ready[name]) > EPSILON:
+            raise Broken(f"{name} was ready at {self.ready[name]} but started at {entry.at}")
 
-    def may_wait(self, stage: Stage) -> bool:
-        """Tell whether a stage that is ready may have to wait for a place (or for real time)."""
+    def can_wait(self, stage: Stage) -> bool:
+        """Return whether a ready stage may have to wait for a permit or slot, or for a thread."""
         return self.plan.max_concurrency is not None or stage.limited or self.plan.has_threads
 
-    # What an attempt came to.
+    # The end of an attempt.
 
-    def came_to_an_end(self, attempt: Attempt, entry: Entry) -> None:
+    def attempt_ended(self, attempt: Attempt, entry: Entry) -> None:
         stage, how, number = attempt.stage, attempt.how, attempt.number
-        told = self.told_at(attempt)
-        late = told is not None and told[1] == "timeout" and told[0] <= entry.at + EPSILON
+        cancelled = self.cancelled_at(attempt)
+        late = cancelled is not None and cancelled[1] == "timeout" and cancelled[0] <= entry.at + EPSILON
         if late:
             how = "timed out"
         status = self.status_of(stage, how)
@@ -426,7 +426,7 @@ class Model:
         if how.startswith("route"):
             return "OK" if stage.routes else "FAIL"
         if how in ("ok", "mapping", "none") and stage.routes:
-            # A router whose dependants take routes has to choose one, or none of them.
+            # A router whose dependents have routes must choose one, or none of them explicitly.
             taken = any(other.route for other in self.plan.stages if stage.name in other.needs)
             return "FAIL" if taken else "OK"
         return {
@@ -439,7 +439,7 @@ class Model:
             "fail": "FAIL",
             "boom": "FAIL",
             "flaky": "FAIL",
-            "cancelled": "FAIL",  # something it awaited was, not the stage itself
+            "cancelled": "FAIL",  # something it awaited was cancelled, not the stage itself
             "nonsense": "FAIL",
             "retry": "FAIL",
             "timed out": "FAIL",
@@ -447,9 +447,9 @@ class Model:
         }[how]
 
     def abandon(self, attempt: Attempt, at: int) -> None:
-        told = self.told_at(attempt)
-        assert told is not None
-        status = "FAIL" if told[1] == "timeout" else "CANCEL"
+        cancelled = self.cancelled_at(attempt)
+        assert cancelled is not None
+        status = "FAIL" if cancelled[1] == "timeout" else "CANCEL"
         if attempt.stage.routes:
             self.routed[attempt.stage.name] = ()
         self.settle(attempt.stage, Verdict(status, attempt.number, abandoned=True), at)
@@ -467,13 +467,13 @@ class Model:
                     self.cancel_downstream(stage.name)
             else:
                 self.release(at)
-        self.over(at)
+        self.finish(at)
 
     def release(self, at: int) -> None:
-        """Make ready, or skip, what has no dependency left to wait for."""
-        again = True
-        while again:
-            again = False
+        """Make stages ready, or skip them, whose dependencies have all ended."""
+        changed = True
+        while changed:
+            changed = False
             for stage in self.plan.stages:
                 if stage.name in self.ready or stage.name in self.verdicts:
                     continue
@@ -487,7 +487,7 @@ class Model:
                     continue
                 if self.skips(stage):
                     self.verdicts[stage.name] = Verdict("SKIP", 0)
-                    again = True
+                    changed = True
                 else:
                     self.ready[stage.name] = at
 
@@ -497,7 +497,7 @@ class Model:
             if stage.route not in labels:
                 return True
         if stage.conditional and stage.needs:
-            # The failure of an optional stage is to its dependants what a skip is.
+            # For its dependents, a failed optional stage is the same as a skipped one.
             return all(self.verdicts[name].status in ("SKIP", "FAIL") for name in stage.needs)
         return False
 
@@ -510,15 +510,15 @@ class Model:
     # The end of the run.
 
     def end(self, outcome: str, at: int) -> None:
-        """Start nothing more. Whoever could have begun earlier must have."""
+        """End the run. Check that every stage that could have started earlier has done so."""
         for name, ready in self.ready.items():
             waiting = name not in self.verdicts and name not in self.attempts
-            if waiting and ready < at - EPSILON and not self.may_wait(self.stages[name]):
-                raise Broken(f"{name} was ready at {ready}, and had not begun when the run ended at {at}")
+            if waiting and ready < at - EPSILON and not self.can_wait(self.stages[name]):
+                raise Broken(f"{name} was ready at {ready}, but had not started when the run ended at {at}")
         self.ending, self.ended_at = outcome, at
-        self.over(at)
+        self.finish(at)
 
-    def over(self, at: int) -> None:
+    def finish(self, at: int) -> None:
         if self.over_at is not None or self.attempts:
             return
         if self.ending is not None:

@@ -253,16 +253,16 @@ async def test_what_is_no_number_adds_nothing_and_fails_nothing(
     assert found["gen_ai.usage.output_tokens"] == 3
     assert found["gen_ai.response.finish_reasons"] == [7]
     assert stats().coerced_values - before >= 5
-    assert "'rows' is unchanged, because 'x' is not a number (further" in caplog.text
+    assert "count('rows') ignored the amount 'x', which is not a number (further" in caplog.text
     assert "s3cr3tAb" not in caplog.text
 
 
 async def test_what_is_no_mapping_is_refused_at_once(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         for wrong in (5, "text", [1]):
-            with pytest.raises(InvalidArgumentError, match="takes a mapping, not"):
+            with pytest.raises(InvalidArgumentError, match="expects a mapping, not"):
                 ctx.annotate(wrong)  # type: ignore[arg-type]
-            with pytest.raises(InvalidArgumentError, match="takes a mapping, not"):
+            with pytest.raises(InvalidArgumentError, match="expects a mapping, not"):
                 ctx.annotate_run(wrong)  # type: ignore[arg-type]
 
     assert (await graph_of(sink, work).run()).ok

@@ -18,6 +18,7 @@ import pytest
 # From the bottom up: each of these may import those before it. Every other package may import all of them.
 FOUNDATION = (
     "_interrupts",
+    "_installation",
     "_cpython",
     "_fork",
     "_numbers",
@@ -27,6 +28,7 @@ FOUNDATION = (
     "_value",
     "_log",
     "_time",
+    "_timeparse",
     "_ids",
     "schema",
     "_wide",

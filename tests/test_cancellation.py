@@ -1,4 +1,4 @@
-"""How a run ends that does not end by itself: its record is whole, and nothing of it is left behind."""
+"""Runs that are cancelled, closed or interrupted: the record is complete, and no task is left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import ends, hold_the_law, pipeline_wide, stage_wide
+from oracle import check_record, ends, pipeline_wide, stage_wide
 
 from stageflow import (
     Limits,
@@ -45,7 +45,7 @@ def seconds() -> float:
     return asyncio.get_running_loop().time()
 
 
-def left_over() -> list[asyncio.Task[Any]]:
+def remaining_tasks() -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
@@ -58,7 +58,7 @@ async def endless(ctx: StageContext) -> None:
 
 
 async def stubborn(ctx: StageContext) -> None:
-    """Refuse to end, however often it is cancelled."""
+    """Ignore every cancellation."""
     while True:
         try:
             await asyncio.sleep(3600)
@@ -67,7 +67,7 @@ async def stubborn(ctx: StageContext) -> None:
 
 
 def cleaning_up(took: float, log: list[str]) -> Callable[[StageContext], Coroutine[Any, Any, None]]:
-    """Return a stage that waits for ever, and takes so many seconds to clean up once cancelled."""
+    """Return a stage that waits indefinitely, and takes this number of seconds to clean up when cancelled."""
 
     async def stage(ctx: StageContext) -> None:
         try:
@@ -81,7 +81,7 @@ def cleaning_up(took: float, log: list[str]) -> Callable[[StageContext], Corouti
 
 
 async def cancel_after(graph: StageGraph, *moments: float) -> asyncio.Task[PipelineResults]:
-    """Run `graph`, cancel it at each of these moments, wait for its end, and return its task."""
+    """Run `graph`, cancel it at each of these times, wait for its end, and return its task."""
     run = asyncio.create_task(graph.run())
     for moment in moments:
         asyncio.get_running_loop().call_at(moment, run.cancel)
@@ -92,7 +92,9 @@ async def cancel_after(graph: StageGraph, *moments: float) -> asyncio.Task[Pipel
 # ---------------------------------------------------------------- cancelled externally
 
 
-def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(sink: MemoryEventSink) -> None:
+def test_cancelled_run_cancels_and_awaits_its_stages_and_propagates_the_cancellation(
+    sink: MemoryEventSink,
+) -> None:
     log: list[str] = []
     pipeline = (
         Pipeline("p")
@@ -104,12 +106,12 @@ def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(s
     async def main() -> None:
         run = await cancel_after(recorded(pipeline, sink), 5)
         assert run.cancelled()
-        assert seconds() == 6  # the clean-up was waited for
-        assert left_over() == []
+        assert seconds() == 6  # the run waited for the cleanup
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["before", "running", "after"])
+    event = check_record(sink.events, ["before", "running", "after"])
     assert ends(sink.events) == {"before": "OK", "running": "CANCEL", "after": "CANCEL"}
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
     assert event["duration_ms"] == 6000
@@ -122,7 +124,7 @@ def test_running_stages_are_cancelled_and_awaited_then_cancelled_error_goes_on(s
     assert after["reason"] == "never started: cancelled externally"
 
 
-def test_the_record_is_whole_before_cancelled_error_reaches_the_caller(sink: MemoryEventSink) -> None:
+def test_record_is_complete_before_the_caller_receives_cancelled_error(sink: MemoryEventSink) -> None:
     async def main() -> None:
         graph = recorded(Pipeline("p").with_stage("s", endless), sink)
 
@@ -130,7 +132,7 @@ def test_the_record_is_whole_before_cancelled_error_reaches_the_caller(sink: Mem
             try:
                 await graph.run()
             except asyncio.CancelledError:
-                hold_the_law(sink.events, ["s"])
+                check_record(sink.events, ["s"])
                 raise
 
         task = asyncio.create_task(caller())
@@ -143,7 +145,7 @@ def test_the_record_is_whole_before_cancelled_error_reaches_the_caller(sink: Mem
 
 
 @pytest.mark.parametrize("times", [2, 3, 10])
-def test_a_second_cancel_changes_nothing(sink: MemoryEventSink, times: int) -> None:
+def test_second_cancellation_has_no_effect(sink: MemoryEventSink, times: int) -> None:
     log: list[str] = []
 
     async def main() -> None:
@@ -151,15 +153,15 @@ def test_a_second_cancel_changes_nothing(sink: MemoryEventSink, times: int) -> N
         run = await cancel_after(graph, *(5 + number / 20 for number in range(times)))
         assert run.cancelled()
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 0)
 
 
-def test_a_cancel_during_the_clean_up_of_a_failed_run_goes_on_after_it(sink: MemoryEventSink) -> None:
+def test_cancellation_during_the_cleanup_of_a_failed_run_propagates_after_it(sink: MemoryEventSink) -> None:
     log: list[str] = []
 
     async def boom(ctx: StageContext) -> None:
@@ -174,12 +176,12 @@ def test_a_cancel_during_the_clean_up_of_a_failed_run_goes_on_after_it(sink: Mem
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["boom", "other"])
+    event = check_record(sink.events, ["boom", "other"])
     assert event["outcome"] == "failed"  # the first cause counts
     assert event["first_failed_stage"] == "boom"
 
 
-def test_a_run_that_is_cancelled_before_its_first_step_never_started(sink: MemoryEventSink) -> None:
+def test_run_cancelled_before_its_first_step_never_starts(sink: MemoryEventSink) -> None:
     async def main() -> None:
         run = asyncio.create_task(recorded(Pipeline("p").with_stage("s", quick), sink).run())
         run.cancel()
@@ -191,7 +193,9 @@ def test_a_run_that_is_cancelled_before_its_first_step_never_started(sink: Memor
 
 
 @pytest.mark.parametrize("turns", range(8))
-def test_a_cancel_at_any_turn_of_the_loop_leaves_one_whole_record(sink: MemoryEventSink, turns: int) -> None:
+def test_cancellation_in_any_loop_iteration_leaves_one_complete_record(
+    sink: MemoryEventSink, turns: int
+) -> None:
     async def two_turns(ctx: StageContext) -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -210,13 +214,13 @@ def test_a_cancel_at_any_turn_of_the_loop_leaves_one_whole_record(sink: MemoryEv
             await asyncio.sleep(0)
         run.cancel()
         await asyncio.wait([run])
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["a", "b", "c"])
+    check_record(sink.events, ["a", "b", "c"])
 
 
-def test_a_stage_that_waits_for_its_next_attempt_is_not_tried_again(sink: MemoryEventSink) -> None:
+def test_stage_waiting_for_a_retry_is_not_retried_after_cancellation(sink: MemoryEventSink) -> None:
     async def later(ctx: StageContext) -> StageOutput:
         return StageOutput.retry("not yet", after=60)
 
@@ -226,24 +230,24 @@ def test_a_stage_that_waits_for_its_next_attempt_is_not_tried_again(sink: Memory
         assert seconds() == 5
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     event = stage_wide(sink.events, "s")
     assert (event["status"], event["attempts"]) == ("CANCEL", 1)
     assert event["reason"] == "not tried again: cancelled externally"
     assert event["error"] == "not yet"
 
 
-def test_a_stage_that_waits_for_a_place_never_starts(sink: MemoryEventSink) -> None:
+def test_stage_waiting_for_a_permit_never_starts_after_cancellation(sink: MemoryEventSink) -> None:
     async def main() -> None:
         pipeline = Pipeline("p").with_stage("first", endless).with_stage("second", quick)
         await cancel_after(recorded(pipeline, sink, max_concurrency=1), 5)
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["first", "second"])
+    check_record(sink.events, ["first", "second"])
     assert stage_wide(sink.events, "second")["attempts"] == 0
 
 
-def test_what_a_cancelled_stage_still_returns_counts(sink: MemoryEventSink) -> None:
+def test_return_value_of_a_cancelled_stage_counts(sink: MemoryEventSink) -> None:
     async def saves_what_it_has(ctx: StageContext) -> dict[str, Any]:
         try:
             await asyncio.Event().wait()
@@ -259,12 +263,12 @@ def test_what_a_cancelled_stage_still_returns_counts(sink: MemoryEventSink) -> N
         assert run.cancelled()
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s", "after"])
+    check_record(sink.events, ["s", "after"])
     assert ends(sink.events) == {"s": "OK", "after": "CANCEL"}
     assert stage_wide(sink.events, "s")["data_keys"] == ["half"]
 
 
-def test_a_stage_that_raises_while_it_cleans_up_is_not_to_blame(sink: MemoryEventSink) -> None:
+def test_exception_during_cleanup_does_not_fail_a_cancelled_stage(sink: MemoryEventSink) -> None:
     async def fragile(ctx: StageContext) -> None:
         try:
             await asyncio.Event().wait()
@@ -276,13 +280,13 @@ def test_a_stage_that_raises_while_it_cleans_up_is_not_to_blame(sink: MemoryEven
         assert run.cancelled()
 
     VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["first_failed_stage"]) == ("cancelled", None)
     stage = stage_wide(sink.events, "s")
     assert (stage["status"], stage["error"]) == ("CANCEL", "ConnectionError: already closed")
 
 
-def test_a_cancelled_stage_is_not_tried_again(sink: MemoryEventSink) -> None:
+def test_cancelled_stage_is_not_retried(sink: MemoryEventSink) -> None:
     calls: list[int] = []
 
     async def raises_what_is_covered(ctx: StageContext) -> None:
@@ -297,7 +301,7 @@ def test_a_cancelled_stage_is_not_tried_again(sink: MemoryEventSink) -> None:
         await cancel_after(recorded(pipeline, sink), 5)
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert calls == [1]
     assert ends(sink.events) == {"s": "CANCEL"}
 
@@ -311,24 +315,24 @@ def test_asyncio_timeout_around_a_run(sink: MemoryEventSink) -> None:
             async with asyncio.timeout(5):
                 await graph.run()
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
 
 
 def test_wait_for_around_a_run(sink: MemoryEventSink) -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(recorded(Pipeline("p").with_stage("s", endless), sink).run(), 5)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
 
 
-def test_a_run_in_a_task_group_whose_other_task_fails(sink: MemoryEventSink) -> None:
+def test_run_in_a_task_group_is_cancelled_if_another_task_fails(sink: MemoryEventSink) -> None:
     async def main() -> None:
         graph = recorded(Pipeline("p").with_stage("s", endless), sink)
 
@@ -340,30 +344,30 @@ def test_a_run_in_a_task_group_whose_other_task_fails(sink: MemoryEventSink) -> 
 
         with pytest.raises(ExceptionGroup, match="unhandled errors"):
             await group_of_two()
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
 
 
-def test_somebody_cancels_every_task_there_is(sink: MemoryEventSink) -> None:
+def test_cancelling_all_tasks_leaves_a_complete_record(sink: MemoryEventSink) -> None:
     async def main() -> None:
         pipeline = Pipeline("p").with_stage("a", endless).with_stage("b", endless)
         run = asyncio.create_task(recorded(pipeline, sink).run())
         await asyncio.sleep(1)
-        for task in left_over():
+        for task in remaining_tasks():
             task.cancel()
         await asyncio.wait([run])
         assert run.cancelled()
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["a", "b"])
+    event = check_record(sink.events, ["a", "b"])
     assert event["outcome"] == "cancelled"
     assert event["stages_cancelled"] == 2
 
 
-def test_a_cancel_reaches_a_run_inside_a_run(sink: MemoryEventSink) -> None:
+def test_cancellation_reaches_a_nested_run(sink: MemoryEventSink) -> None:
     log: list[str] = []
     of_inner = MemoryEventSink()
     inner = recorded(Pipeline("inner").with_stage("s", cleaning_up(1, log)), of_inner)
@@ -375,16 +379,16 @@ def test_a_cancel_reaches_a_run_inside_a_run(sink: MemoryEventSink) -> None:
         run = await cancel_after(recorded(Pipeline("outer").with_stage("nest", nest), sink), 5)
         assert run.cancelled()
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    assert hold_the_law(of_inner.events, ["s"])["outcome"] == "cancelled"
-    outer = hold_the_law(sink.events, ["nest"])
+    assert check_record(of_inner.events, ["s"])["outcome"] == "cancelled"
+    outer = check_record(sink.events, ["nest"])
     assert (outer["outcome"], outer["stages_abandoned"]) == ("cancelled", 0)
 
 
-def test_a_run_inside_a_run_whose_stage_refuses_to_end_leaves_its_record_too(sink: MemoryEventSink) -> None:
+def test_nested_run_with_a_stage_that_ignores_cancellation_is_recorded(sink: MemoryEventSink) -> None:
     of_inner = MemoryEventSink()
     inner = recorded(Pipeline("inner").with_stage("s", stubborn), of_inner)
 
@@ -396,14 +400,14 @@ def test_a_run_inside_a_run_whose_stage_refuses_to_end_leaves_its_record_too(sin
         assert run.cancelled()
         assert seconds() == 7
         await asyncio.sleep(0)
-        assert len(left_over()) == 1  # the stubborn stage itself
+        assert len(remaining_tasks()) == 1  # the stubborn stage itself
 
     VirtualClock().run(main())
-    assert hold_the_law(of_inner.events, ["s"])["stages_abandoned"] == 1
-    assert hold_the_law(sink.events, ["nest"])["outcome"] == "cancelled"
+    assert check_record(of_inner.events, ["s"])["stages_abandoned"] == 1
+    assert check_record(sink.events, ["nest"])["outcome"] == "cancelled"
 
 
-def test_a_cancelled_thread_ends_when_its_function_returns(sink: MemoryEventSink) -> None:
+def test_cancelled_synchronous_stage_ends_when_its_function_returns(sink: MemoryEventSink) -> None:
     began = threading.Event()
 
     def looks_now_and_then(ctx: StageContext) -> dict[str, Any]:
@@ -420,7 +424,7 @@ def test_a_cancelled_thread_ends_when_its_function_returns(sink: MemoryEventSink
         assert run.cancelled()
 
     asyncio.run(main())
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 0)
     assert stage_wide(sink.events, "s")["data_keys"] == ["saw"]
 
@@ -428,7 +432,7 @@ def test_a_cancelled_thread_ends_when_its_function_returns(sink: MemoryEventSink
 # ---------------------------------------------------------------- not cancelled externally
 
 
-def test_what_a_stage_awaits_is_cancelled_and_that_is_the_failure_of_the_stage(sink: MemoryEventSink) -> None:
+def test_stage_fails_if_something_that_it_awaits_is_cancelled(sink: MemoryEventSink) -> None:
     async def awaits_a_cancelled_task(ctx: StageContext) -> None:
         task = asyncio.create_task(asyncio.sleep(60))
         await asyncio.sleep(1)
@@ -441,7 +445,7 @@ def test_what_a_stage_awaits_is_cancelled_and_that_is_the_failure_of_the_stage(s
     results = VirtualClock().run(main())
     assert results["s"].status is StageStatus.FAIL
     assert isinstance(results["s"].exception, asyncio.CancelledError)
-    event = hold_the_law(sink.events, ["s"])
+    event = check_record(sink.events, ["s"])
     assert (event["outcome"], event["first_failed_stage"]) == ("failed", "s")
 
 
@@ -466,10 +470,10 @@ async def groups_tasks(ctx: StageContext) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("scoped", [times_out_inside, groups_tasks])
-def test_cancel_scopes_of_a_stage_work_also_after_a_stage_that_was_timed_out(
+def test_cancel_scopes_work_in_a_stage_after_one_that_timed_out(
     sink: MemoryEventSink, scoped: Callable[[StageContext], Coroutine[Any, Any, dict[str, Any]]]
 ) -> None:
-    # Stages may share a task: what one was cancelled with is no business of the next.
+    # Stages can share a task: the cancellation of one must not affect the next.
     async def main() -> PipelineResults:
         pipeline = (
             Pipeline("p")
@@ -480,11 +484,11 @@ def test_cancel_scopes_of_a_stage_work_also_after_a_stage_that_was_timed_out(
         return await recorded(pipeline, sink).run()
 
     results = VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["late", "scoped", "again"])["outcome"] == "degraded"
+    assert check_record(sink.events, ["late", "scoped", "again"])["outcome"] == "degraded"
     assert [result.status for result in results.values()] == ["FAIL", "OK", "OK"]
 
 
-def test_a_stage_that_cancels_its_own_task_harms_no_other_stage(sink: MemoryEventSink) -> None:
+def test_stage_that_cancels_its_task_does_not_affect_other_stages(sink: MemoryEventSink) -> None:
     async def cancels_itself(ctx: StageContext) -> dict[str, Any]:
         task = asyncio.current_task()
         assert task is not None
@@ -503,14 +507,14 @@ def test_a_stage_that_cancels_its_own_task_harms_no_other_stage(sink: MemoryEven
         return await recorded(pipeline, sink).run()
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["odd", "next"])
+    check_record(sink.events, ["odd", "next"])
     assert results["next"].status is StageStatus.OK
 
 
 # ---------------------------------------------------------------- the deadline of the run
 
 
-def test_the_deadline_of_the_run(sink: MemoryEventSink) -> None:
+def test_run_past_its_deadline_is_cancelled(sink: MemoryEventSink) -> None:
     log: list[str] = []
 
     async def main() -> PipelineResults:
@@ -519,12 +523,12 @@ def test_the_deadline_of_the_run(sink: MemoryEventSink) -> None:
         )
         results = await recorded(pipeline, sink).run(deadline=5)
         assert seconds() == 6
-        assert left_over() == []
+        assert remaining_tasks() == []
         return results
 
     results = VirtualClock().run(main())
     assert log == ["clean-up began", "clean-up ended"]
-    event = hold_the_law(sink.events, ["s", "after"])
+    event = check_record(sink.events, ["s", "after"])
     assert (event["status"], event["outcome"]) == ("FAIL", "timeout")
     assert event["error"] == "DeadlineExceededError: the run took longer than its deadline of 5 s"
     assert event["error_type"] == "DeadlineExceededError"
@@ -533,20 +537,20 @@ def test_the_deadline_of_the_run(sink: MemoryEventSink) -> None:
     assert ends(sink.events) == {"s": "CANCEL", "after": "CANCEL"}
 
 
-def test_a_run_that_ends_in_time_has_no_use_for_its_deadline(sink: MemoryEventSink) -> None:
+def test_deadline_has_no_effect_on_a_run_that_ends_in_time(sink: MemoryEventSink) -> None:
     async def main() -> PipelineResults:
         results = await recorded(Pipeline("p").with_stage("s", quick), sink).run(deadline=5)
         await asyncio.sleep(60)
         return results
 
     assert VirtualClock().run(main()).ok
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "ok"
+    assert check_record(sink.events, ["s"])["outcome"] == "ok"
 
 
-# ---------------------------------------------------------------- a stage that refuses to end
+# ---------------------------------------------------------------- stages that ignore cancellation
 
 
-def test_a_stage_that_refuses_to_end_is_abandoned_after_grace(sink: MemoryEventSink) -> None:
+def test_stage_that_ignores_cancellation_is_abandoned_after_the_grace_period(sink: MemoryEventSink) -> None:
     async def boom(ctx: StageContext) -> None:
         await asyncio.sleep(1)
         raise ValueError("boom")
@@ -555,11 +559,11 @@ def test_a_stage_that_refuses_to_end_is_abandoned_after_grace(sink: MemoryEventS
         pipeline = Pipeline("p").with_stage("stubborn", stubborn).with_stage("boom", boom)
         results = await recorded(pipeline, sink, grace=2.0).run()
         assert seconds() == 3
-        assert len(left_over()) == 1  # the only task that may outlive run()
+        assert len(remaining_tasks()) == 1  # the only task that can outlive run()
         return results
 
     results = VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["stubborn", "boom"])
+    event = check_record(sink.events, ["stubborn", "boom"])
     assert (event["outcome"], event["stages_abandoned"], event["duration_ms"]) == ("failed", 1, 3000)
     assert results.abandoned == ("stubborn",)
     assert results["stubborn"].status is StageStatus.CANCEL
@@ -569,7 +573,7 @@ def test_a_stage_that_refuses_to_end_is_abandoned_after_grace(sink: MemoryEventS
 
 
 @pytest.mark.parametrize("grace", [0, 0.5, 10])
-def test_grace_is_kept_whatever_ends_the_run(sink: MemoryEventSink, grace: float) -> None:
+def test_grace_period_applies_to_every_end_of_a_run(sink: MemoryEventSink, grace: float) -> None:
     async def main() -> None:
         graph = recorded(Pipeline("p").with_stage("s", stubborn), sink, grace=grace)
         results = await graph.run(deadline=5)
@@ -583,20 +587,20 @@ def test_grace_is_kept_whatever_ends_the_run(sink: MemoryEventSink, grace: float
 
     VirtualClock().run(main())
     first, second = (index + 1 for index, (type, _) in enumerate(sink.events) if type == "pipeline.wide")
-    assert hold_the_law(sink.events[:first], ["s"])["outcome"] == "timeout"
-    assert hold_the_law(sink.events[first:second], ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events[:first], ["s"])["outcome"] == "timeout"
+    assert check_record(sink.events[first:second], ["s"])["outcome"] == "cancelled"
 
 
-def test_without_grace_a_stage_that_ends_at_once_still_ends_well(sink: MemoryEventSink) -> None:
+def test_stage_that_ends_at_once_is_not_abandoned_without_grace(sink: MemoryEventSink) -> None:
     async def main() -> None:
         await cancel_after(recorded(Pipeline("p").with_stage("s", endless), sink, grace=0), 5)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
-    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 0
+    assert check_record(sink.events, ["s"])["stages_abandoned"] == 0
 
 
-def test_what_an_abandoned_stage_does_later_changes_nothing(sink: MemoryEventSink) -> None:
+def test_abandoned_stage_cannot_change_its_result(sink: MemoryEventSink) -> None:
     async def late(ctx: StageContext) -> dict[str, Any]:
         ctx.annotate(when="in time")
         with pytest.raises(asyncio.CancelledError):
@@ -610,17 +614,17 @@ def test_what_an_abandoned_stage_does_later_changes_nothing(sink: MemoryEventSin
     async def main() -> PipelineResults:
         results = await recorded(Pipeline("p").with_stage("s", late), sink).run(deadline=5)
         await asyncio.sleep(60)
-        assert left_over() == []
+        assert remaining_tasks() == []
         return results
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert results["s"].status is StageStatus.CANCEL
     assert dict(results["s"].data) == {}
     assert results["s"].attributes == stage_wide(sink.events, "s")["attributes"] == {"when": "in time"}
 
 
-def test_a_stage_that_outlasts_its_time_out_and_its_grace_fails_and_the_run_goes_on(
+def test_run_continues_after_a_stage_that_outlasts_its_timeout_and_grace(
     sink: MemoryEventSink,
 ) -> None:
     async def main() -> PipelineResults:
@@ -634,13 +638,13 @@ def test_a_stage_that_outlasts_its_time_out_and_its_grace_fails_and_the_run_goes
         return results
 
     results = VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["stubborn", "after"])
+    event = check_record(sink.events, ["stubborn", "after"])
     assert (event["outcome"], event["stages_abandoned"]) == ("degraded", 1)
     assert ends(sink.events) == {"stubborn": "FAIL", "after": "OK"}
     assert results.abandoned == ("stubborn",)
 
 
-def test_an_abandoned_stage_gives_its_place_to_the_next(sink: MemoryEventSink) -> None:
+def test_abandoned_stage_releases_its_slot_to_the_next_stage(sink: MemoryEventSink) -> None:
     async def main() -> PipelineResults:
         pipeline = (
             Pipeline("p").with_stage("stubborn", stubborn, timeout=3, optional=True).with_stage("next", quick)
@@ -648,11 +652,11 @@ def test_an_abandoned_stage_gives_its_place_to_the_next(sink: MemoryEventSink) -
         return await recorded(pipeline, sink, max_concurrency=1).run()
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["stubborn", "next"])
+    check_record(sink.events, ["stubborn", "next"])
     assert results["next"].queue_ms == 5000
 
 
-def test_a_stage_that_timed_out_before_the_run_ended_has_failed(sink: MemoryEventSink) -> None:
+def test_stage_that_timed_out_before_the_end_of_the_run_fails(sink: MemoryEventSink) -> None:
     log: list[str] = []
 
     async def boom(ctx: StageContext) -> None:
@@ -664,16 +668,16 @@ def test_a_stage_that_timed_out_before_the_run_ended_has_failed(sink: MemoryEven
         return await recorded(pipeline, sink).run()
 
     results = VirtualClock().run(main())
-    hold_the_law(sink.events, ["late", "boom"])
+    check_record(sink.events, ["late", "boom"])
     assert log == ["clean-up began", "clean-up ended"]
     assert results["late"].status is StageStatus.FAIL
     assert isinstance(results["late"].exception, TimeoutError)
 
 
-# ---------------------------------------------------------------- the coroutine is closed, the loop goes away
+# ---------------------------------------------------------------- closed coroutines and loops
 
 
-def test_the_coroutine_of_a_run_is_closed(sink: MemoryEventSink) -> None:
+def test_closed_coroutine_of_a_run_is_recorded(sink: MemoryEventSink) -> None:
     ended: list[str] = []
 
     async def stage(ctx: StageContext) -> None:
@@ -693,20 +697,20 @@ def test_the_coroutine_of_a_run_is_closed(sink: MemoryEventSink) -> None:
         run.send(None)
         await asyncio.sleep(1)
         run.close()
-        hold_the_law(sink.events, ["a", "b", "after"])  # at once: there was no await
+        check_record(sink.events, ["a", "b", "after"])  # at once: there was no await
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
     assert sorted(ended) == ["a", "b"]
-    event = hold_the_law(sink.events, ["a", "b", "after"])
+    event = check_record(sink.events, ["a", "b", "after"])
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
     assert event["reason"] == "the coroutine of run() was closed"
     assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "after": "CANCEL"}
 
 
-def test_the_coroutine_of_a_run_is_closed_before_its_first_step(sink: MemoryEventSink) -> None:
+def test_coroutine_closed_before_its_first_step_has_no_record(sink: MemoryEventSink) -> None:
     async def main() -> None:
         recorded(Pipeline("p").with_stage("s", quick), sink).run().close()
 
@@ -715,7 +719,7 @@ def test_the_coroutine_of_a_run_is_closed_before_its_first_step(sink: MemoryEven
 
 
 @pytest.mark.parametrize("way", ["holds and waits", "waits for another run", "waits for a retry"])
-def test_a_closed_run_keeps_no_place_of_a_limit(sink: MemoryEventSink, way: str) -> None:
+def test_closed_run_releases_its_permits(sink: MemoryEventSink, way: str) -> None:
     limits = Limits(place=1)
 
     async def again(ctx: StageContext) -> StageOutput:
@@ -741,12 +745,12 @@ def test_a_closed_run_keeps_no_place_of_a_limit(sink: MemoryEventSink, way: str)
         await asyncio.sleep(1)
         assert (limits["place"].taken, limits["place"].waiting) == (0, 0)
         assert (await limited(quick, "s").run()).ok
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
 
 
-def test_a_run_that_is_closed_while_a_stage_waits_for_its_retry_starts_nothing(sink: MemoryEventSink) -> None:
+def test_run_closed_during_the_wait_for_a_retry_starts_nothing(sink: MemoryEventSink) -> None:
     calls: list[int] = []
 
     async def again(ctx: StageContext) -> StageOutput:
@@ -759,14 +763,14 @@ def test_a_run_that_is_closed_while_a_stage_waits_for_its_retry_starts_nothing(s
         await asyncio.sleep(1)
         run.close()
         await asyncio.sleep(600)
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert calls == [1]
 
 
-def test_the_loop_is_closed_with_a_run_in_flight(
+def test_closing_the_loop_of_an_active_run_is_recorded(
     sink: MemoryEventSink, caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = recorded(Pipeline("p").with_stage("a", endless).with_stage("b", stubborn), sink)
@@ -778,13 +782,13 @@ def test_the_loop_is_closed_with_a_run_in_flight(
     assert sink.events == []
     del run
     gc.collect()
-    event = hold_the_law(sink.events, ["a", "b"])
+    event = check_record(sink.events, ["a", "b"])
     assert event["outcome"] == "cancelled"
     assert all("Task was destroyed but it is pending" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize("run", [asyncio.run, lambda main: VirtualClock().run(main)])
-def test_asyncio_run_ends_with_a_run_in_a_background_task(
+def test_end_of_asyncio_run_records_a_run_in_a_background_task(
     sink: MemoryEventSink, run: Callable[[Coroutine[Any, Any, None]], None]
 ) -> None:
     log: list[str] = []
@@ -807,13 +811,13 @@ def test_asyncio_run_ends_with_a_run_in_a_background_task(
         await started.wait()
 
     run(main())
-    event = hold_the_law(sink.events, ["a", "b", "c"])
+    event = check_record(sink.events, ["a", "b", "c"])
     assert event["outcome"] == "cancelled"
     assert ends(sink.events) == {"a": "CANCEL", "b": "CANCEL", "c": "CANCEL"}
     assert kept[0].cancelled()
 
 
-def test_asyncio_run_ends_with_a_run_whose_thread_hangs(sink: MemoryEventSink) -> None:
+def test_end_of_asyncio_run_records_a_run_whose_thread_hangs(sink: MemoryEventSink) -> None:
     began, let_go = threading.Event(), threading.Event()
 
     def hangs(ctx: StageContext) -> None:
@@ -829,14 +833,14 @@ def test_asyncio_run_ends_with_a_run_whose_thread_hangs(sink: MemoryEventSink) -
 
     try:
         asyncio.run(main())
-        event = hold_the_law(sink.events, ["s"])
+        event = check_record(sink.events, ["s"])
     finally:
         let_go.set()
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
 
 
 async def uncancels(ctx: StageContext) -> None:
-    """Refuse to end, and withdraw each request to cancel its task."""
+    """Ignore every cancellation, and call `uncancel()` for each."""
     while True:
         try:
             await asyncio.sleep(3600)
@@ -855,7 +859,7 @@ async def uncancels_after_timeouts(ctx: StageContext) -> None:
 
 
 async def counts_cancellations(ctx: StageContext) -> None:
-    """Refuse to end, and withdraw only every second request."""
+    """Ignore every cancellation, and call `uncancel()` for every second one."""
     while True:
         for withdraws in (False, True):
             try:
@@ -869,7 +873,7 @@ async def counts_cancellations(ctx: StageContext) -> None:
 
 @pytest.mark.parametrize("stage", [stubborn, uncancels, uncancels_after_timeouts, counts_cancellations])
 @pytest.mark.parametrize("before", ["nothing", "timed out", "run failed", "abandoned"])
-def test_stage_that_refuses_to_end_never_blocks_the_end_of_asyncio_run(
+def test_stage_that_ignores_cancellation_never_blocks_the_end_of_asyncio_run(
     sink: MemoryEventSink, stage: Any, before: str
 ) -> None:
     kept: list[Any] = []
@@ -888,7 +892,7 @@ def test_stage_that_refuses_to_end_never_blocks_the_end_of_asyncio_run(
         await asyncio.sleep(5)
 
     VirtualClock().run(main())  # which ends as `asyncio.run` does
-    event = hold_the_law(sink.events, ["s", "f"])
+    event = check_record(sink.events, ["s", "f"])
     assert event["stages_abandoned"] == 1
     assert event["outcome"] == ("failed" if before == "run failed" else "cancelled")
     assert kept[0].cancelled()
@@ -897,7 +901,7 @@ def test_stage_that_refuses_to_end_never_blocks_the_end_of_asyncio_run(
 def test_only_the_end_of_the_loop_closes_an_abandoned_stage_that_its_run_has_cancelled(
     sink: MemoryEventSink,
 ) -> None:
-    """A stage that needs longer than the grace period may finish what it has begun, as documented."""
+    """A stage that needs longer than the grace period can continue in the background, as documented."""
     finished: list[str] = []
 
     async def commits(ctx: StageContext) -> None:
@@ -917,7 +921,7 @@ def test_only_the_end_of_the_loop_closes_an_abandoned_stage_that_its_run_has_can
 
     VirtualClock().run(main())
     assert finished == ["commit"]
-    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 1
+    assert check_record(sink.events, ["s"])["stages_abandoned"] == 1
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -960,13 +964,13 @@ def test_stage_that_uncancels_does_not_block_ctrl_c(program: Start, times: int) 
     status, _, err = running.ended(within=20)
     assert status == -signal.SIGINT
     assert "KeyboardInterrupt" in err
-    hold_the_law(running.events(), ["s"])
+    check_record(running.events(), ["s"])
 
 
-# ---------------------------------------------------------------- the process ends
+# ---------------------------------------------------------------- the end of the process
 
 
-def test_system_exit_in_a_stage_passes_through_after_the_record_is_written(program: Start) -> None:
+def test_system_exit_in_a_stage_propagates_after_the_record_is_written(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -995,7 +999,7 @@ def test_system_exit_in_a_stage_passes_through_after_the_record_is_written(progr
         """
     )
     assert running.ended() == (3, "cleaned up\n", "")
-    event = hold_the_law(running.events(), ["leave", "other"])
+    event = check_record(running.events(), ["leave", "other"])
     assert (event["status"], event["outcome"], event["first_failed_stage"]) == ("FAIL", "failed", "leave")
     assert ends(running.events()) == {"leave": "FAIL", "other": "CANCEL"}
     assert stage_wide(running.events(), "leave")["error_type"] == "SystemExit"
@@ -1003,7 +1007,7 @@ def test_system_exit_in_a_stage_passes_through_after_the_record_is_written(progr
 
 @pytest.mark.parametrize("how", ["at once", "after a wait", "in a thread"])
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-def test_an_end_of_the_process_is_never_kept_in_a_result(
+def test_interrupt_in_a_stage_is_never_stored_in_a_result(
     sink: MemoryEventSink, how: str, error: BaseException
 ) -> None:
     async def at_once(ctx: StageContext) -> None:
@@ -1028,12 +1032,12 @@ def test_an_end_of_the_process_is_never_kept_in_a_result(
 
     with pytest.raises(type(error)):
         VirtualClock().run(main())
-    event = hold_the_law(sink.events, ["s", "other"])
+    event = check_record(sink.events, ["s", "other"])
     assert (event["outcome"], event["first_failed_stage"]) == ("failed", "s")
     assert ends(sink.events) == {"s": "FAIL", "other": "CANCEL"}
 
 
-def test_ctrl_c_under_asyncio_run_passes_through_after_the_record_is_written(program: Start) -> None:
+def test_ctrl_c_in_asyncio_run_propagates_after_the_record_is_written(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1063,11 +1067,11 @@ def test_ctrl_c_under_asyncio_run_passes_through_after_the_record_is_written(pro
     assert status == -signal.SIGINT
     assert out == "cleaned up\n"
     assert err.endswith("KeyboardInterrupt\n")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["status"], event["outcome"]) == ("FAIL", "cancelled")
 
 
-def test_a_second_ctrl_c_during_the_clean_up_still_leaves_the_record(program: Start) -> None:
+def test_second_ctrl_c_during_the_cleanup_leaves_the_record(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1098,10 +1102,10 @@ def test_a_second_ctrl_c_during_the_clean_up_still_leaves_the_record(program: St
     status, _, err = running.ended()
     assert status == -signal.SIGINT
     assert "KeyboardInterrupt" in err
-    hold_the_law(running.events(), ["s"])
+    check_record(running.events(), ["s"])
 
 
-def test_a_stage_that_refuses_to_end_does_not_hold_up_the_exit(program: Start) -> None:
+def test_stage_that_ignores_cancellation_does_not_delay_the_exit(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1129,11 +1133,11 @@ def test_a_stage_that_refuses_to_end_does_not_hold_up_the_exit(program: Start) -
         """
     )
     assert running.ended(within=20) == (0, "('s',)\n", "")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 
 
-def test_the_end_of_asyncio_run_waits_for_a_stage_that_refuses_to_end_for_grace_only(program: Start) -> None:
+def test_end_of_asyncio_run_waits_only_for_the_grace_period(program: Start) -> None:
     running = program(
         """
         import asyncio, sys
@@ -1163,11 +1167,11 @@ def test_the_end_of_asyncio_run_waits_for_a_stage_that_refuses_to_end_for_grace_
         """
     )
     assert running.ended(within=20) == (0, "running\nended\n", "")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
 
 
-def test_a_thread_that_hangs_holds_up_neither_the_run_nor_the_exit(program: Start) -> None:
+def test_hanging_thread_delays_neither_the_run_nor_the_exit(program: Start) -> None:
     running = program(
         """
         import asyncio, sys, threading
@@ -1191,11 +1195,11 @@ def test_a_thread_that_hangs_holds_up_neither_the_run_nor_the_exit(program: Star
         """
     )
     assert running.ended(within=20) == (0, "('s',)\n", "")
-    event = hold_the_law(running.events(), ["s"])
+    event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 
 
-def test_an_exit_in_the_middle_of_a_clean_up_keeps_what_was_emitted(program: Start) -> None:
+def test_exit_during_a_cleanup_keeps_the_emitted_events(program: Start) -> None:
     running = program(
         """
         import asyncio, os, signal, sys
@@ -1226,7 +1230,7 @@ def test_an_exit_in_the_middle_of_a_clean_up_keeps_what_was_emitted(program: Sta
     assert ends(running.events()) == {"quick": "OK"}
 
 
-def test_pipeline_wide_is_one_also_where_two_ends_come_at_the_same_moment(sink: MemoryEventSink) -> None:
+def test_pipeline_wide_is_emitted_once_if_two_causes_end_the_run_at_once(sink: MemoryEventSink) -> None:
     async def boom(ctx: StageContext) -> None:
         await asyncio.sleep(5)
         raise ValueError("boom")
@@ -1243,8 +1247,8 @@ def test_pipeline_wide_is_one_also_where_two_ends_come_at_the_same_moment(sink: 
         run = asyncio.create_task(graph.run(deadline=5))
         asyncio.get_running_loop().call_at(5, run.cancel)
         await asyncio.wait([run])
-        assert left_over() == []
+        assert remaining_tasks() == []
 
     VirtualClock().run(main())
-    hold_the_law(sink.events, ["boom", "stop", "s"])
+    check_record(sink.events, ["boom", "stop", "s"])
     assert pipeline_wide(sink.events)["duration_ms"] == 5000

@@ -23,7 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageOutput
-from stageflow._timeparse import TIME_FORMATS, parse_span, parse_time
+from stageflow._timeparse import TIME_FORMATS, parse_duration, parse_time
 from stageflow.cli._app import app
 from stageflow.errors import RunNotFoundError
 from stageflow.journal import Journal, RunFilter, _reader as newest
@@ -356,7 +356,9 @@ def test_json_has_all_of_a_story(shop):
     assert len(told["children"]) == 1
 
 
-@pytest.mark.parametrize(("run", "said"), [("nix", "has no run 'nix'"), ("01", "has 7 runs that match")])
+@pytest.mark.parametrize(
+    ("run", "said"), [("nix", "contains no run 'nix'"), ("01", "contains 7 runs that match")]
+)
 def test_a_run_that_cannot_be_told_is_said_so(shop, run, said):
     done = stageflow("show", run, "--journal", shop, code=1)
     assert done.stdout == ""
@@ -793,12 +795,14 @@ def test_doctor_counts_in_correct_grammar(tmp_path, many):
     problems = Journal(tmp_path / "journal").check().problems
     if many == 1:
         assert problems[0].startswith("1 writer died and ")
-        assert problems[1] == "1 last line is torn; readers leave it out, a repair cuts it off"
-        assert problems[2] == "1 line is damaged; readers leave it out, a repair takes it out"
+        skipped = "readers skip it, and `stageflow doctor --repair` removes it"
+        assert problems[1] == f"1 last line is torn; {skipped}"
+        assert problems[2] == f"1 line is damaged; {skipped}"
     else:
         assert problems[0].startswith("2 writers died and ")
-        assert problems[1] == "2 last lines are torn; readers leave them out, a repair cuts them off"
-        assert problems[2] == "2 lines are damaged; readers leave them out, a repair takes them out"
+        skipped = "readers skip them, and `stageflow doctor --repair` removes them"
+        assert problems[1] == f"2 last lines are torn; {skipped}"
+        assert problems[2] == f"2 lines are damaged; {skipped}"
 
 
 def test_the_problems_in_json_name_the_journal_of_the_command(tmp_path):
@@ -932,8 +936,11 @@ def test_show_accepts_every_kind_of_id_and_prefixes(shop, known, request_id):
 @pytest.mark.parametrize(("known", "number"), [("u-1", 2), ("s", 5), ("u-", 5)])
 def test_show_lists_the_runs_that_share_an_id(shop, known, number):
     done = stageflow("show", known, "--journal", shop, code=1)
-    assert f"has {number} runs that match {known!r}: 01" in done.stderr
-    with EventStore(shop) as store, pytest.raises(RunNotFoundError, match=f"has {number} runs that match"):
+    assert f"contains {number} runs that match {known!r}: 01" in done.stderr
+    with (
+        EventStore(shop) as store,
+        pytest.raises(RunNotFoundError, match=f"contains {number} runs that match"),
+    ):
         store.run(known)
 
 
@@ -1056,7 +1063,7 @@ def test_selected_window_that_ends_before_it_begins_is_an_error(shop, command):
     [("500ms", 0.5), ("2s", 2), ("1m", 60), ("1s500ms", 1.5), ("0.5 ms", 0.0005), ("3 mins", 180)],
 )
 def test_time_spans_have_units_down_to_milliseconds(span, seconds):
-    assert parse_span(span) == seconds
+    assert parse_duration(span) == seconds
 
 
 @pytest.mark.parametrize("value", ["500", "2.5"])

@@ -1,4 +1,4 @@
-"""One reading of the wall clock a run: no step of the clock shows in its record."""
+"""The wall clock is read once per run, so a step of the clock does not affect the record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stageflow.testing import CapturedEvents, VirtualClock
 
 
 @pytest.mark.parametrize("step", [-3600, 3600], ids=["an hour back", "an hour on"])
-def test_a_step_of_the_wall_clock_during_a_run_does_not_show(
+def test_step_of_the_wall_clock_during_a_run_does_not_affect_durations(
     step: float, stageflow_events: CapturedEvents, virtual_clock: VirtualClock
 ) -> None:
     async def steps(ctx: Any) -> None:

@@ -1,4 +1,4 @@
-"""Composition: `compose`, `@stage`, parameters by name; and pictures of what was composed."""
+"""Composition: `compose`, `@stage`, parameters by name, and diagrams of pipelines."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ async def nothing(ctx: Any) -> None: ...
 # ------------------------------------------------------------ compose
 
 
-async def test_compose_puts_the_stages_of_both_under_the_first_name() -> None:
+async def test_compose_returns_the_stages_of_both_with_the_first_name() -> None:
     first = Pipeline("first").with_stage("a", nothing)
     second = Pipeline("second").with_stage("b", nothing, dependencies=("a",))
-    whole = first.compose(second)
-    assert repr(whole) == "<Pipeline 'first': a, b>"
+    composed = first.compose(second)
+    assert repr(composed) == "<Pipeline 'first': a, b>"
     assert (repr(first), repr(second)) == ("<Pipeline 'first': a>", "<Pipeline 'second': b>")
-    assert (await whole.run()).ok
+    assert (await composed.run()).ok
 
 
-def test_a_stage_from_a_common_pipeline_stands_once() -> None:
+def test_compose_includes_a_stage_of_a_common_pipeline_once() -> None:
     common = Pipeline("common").with_stage("load", nothing)
     left = common.with_stage("left", nothing, dependencies=("load",))
     right = common.with_stage("right", nothing, dependencies=("load",))
     assert repr(left.compose(right)) == "<Pipeline 'common': load, left, right>"
 
 
-def test_two_different_stages_of_one_name_are_a_mistake() -> None:
-    whole = Pipeline("p").with_stage("a", nothing).compose(Pipeline("q").with_stage("a", nothing))
+def test_compose_of_different_stages_with_one_name_is_a_validation_error() -> None:
+    composed = Pipeline("p").with_stage("a", nothing).compose(Pipeline("q").with_stage("a", nothing))
     with pytest.raises(PipelineValidationError) as caught:
-        whole.build()
-    assert caught.value.problems == ("stage 'a' is described 2 times; names must differ: rename all but one",)
+        composed.build()
+    assert caught.value.problems == (
+        "stage 'a' is defined 2 times; names must be unique: rename all but one",
+    )
 
 
 # ------------------------------------------------------------ @stage
@@ -61,23 +63,23 @@ def rank(ctx: Any, documents: list[str], *, top: int = 1) -> dict[str, Any]:
     return {"best": documents[:top]}
 
 
-async def test_a_decorated_function_carries_name_kind_and_policies() -> None:
+async def test_decorated_function_has_name_kind_and_policies() -> None:
     graph = Pipeline("p").with_stages(load, rank).build()
     results = await graph.run()
     assert results.data("rank_them") == {"best": ["a"]}
     assert (results["load"].kind, results["load"].attempts) == (StageKind.ENRICH, 2)
 
 
-async def test_what_with_stage_is_told_goes_before_what_is_carried() -> None:
+async def test_options_of_with_stage_override_those_of_the_decorator() -> None:
     results = await Pipeline("p").with_stage("other", load, StageKind.AGENT, retry=Retry(1)).run()
     assert (results["other"].kind, results["other"].status) == (StageKind.AGENT, StageStatus.FAIL)
 
 
-def test_the_decorated_function_stays_as_it_is() -> None:
+def test_decorator_does_not_modify_the_function() -> None:
     assert rank(None, ["x", "y"], top=2) == {"best": ["x", "y"]}
 
 
-def test_a_class_carries_its_kind() -> None:
+def test_kind_of_a_class_is_used() -> None:
     class Guard:
         kind = StageKind.GUARD
 
@@ -90,22 +92,22 @@ def test_unknown_option_or_missing_name_raises_at_once() -> None:
     with pytest.raises(TypeError) as caught:
         stage(retires=3)  # type: ignore[call-overload]
     assert str(caught.value) == (
-        "@stage has no option 'retires'; did you mean 'retry'?"
+        "@stage: unknown option 'retires'; did you mean 'retry'?"
         "\n  hint: the options are conditional, optional, when, route, timeout, retry, limit, interceptors,"
         " name, kind, dependencies"
     )
     with pytest.raises(
-        TypeError, match="stage 'a': with_stage\\(\\) has no option 'timout'; did you mean 'timeout'"
+        TypeError, match="stage 'a': with_stage\\(\\): unknown option 'timout'; did you mean 'timeout'"
     ):
         Pipeline("p").with_stage("a", nothing, timout=3)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="carries no name"):
+    with pytest.raises(TypeError, match="has no name"):
         Pipeline("p").with_stages(nothing)
 
 
 # ------------------------------------------------------------ parameters by name
 
 
-async def test_parameters_are_taken_from_the_dependencies_by_name() -> None:
+async def test_parameters_are_passed_from_the_dependencies_by_name() -> None:
     async def gives(ctx: Any) -> dict[str, int]:
         return {f"from_{ctx.stage}": 1}
 
@@ -117,17 +119,19 @@ async def test_parameters_are_taken_from_the_dependencies_by_name() -> None:
     assert results.data("takes") == {"took": (1, 1, "default")}
 
 
-async def test_a_parameter_that_nothing_gave_fails_the_stage_with_the_nearest_match() -> None:
+async def test_parameter_without_a_value_fails_the_stage_with_the_closest_match() -> None:
     async def takes(ctx: Any, documnets: list[str]) -> None: ...
 
     pipeline = Pipeline("p").with_stage("load", load).with_stage("takes", takes, dependencies=("load",))
     error = (await pipeline.run())["takes"].exception
     assert isinstance(error, MissingInputError)
-    assert error.message == "no dependency has a value for parameter 'documnets'; did you mean 'documents'?"
+    assert (
+        error.message == "no dependency returned a value for parameter 'documnets'; did you mean 'documents'?"
+    )
     assert error.hint == "'load' returned ['documents', 'source']"
 
 
-async def test_a_parameter_that_several_gave_fails_the_stage_and_names_them() -> None:
+async def test_parameter_with_several_values_fails_the_stage_and_names_their_stages() -> None:
     async def gives(ctx: Any) -> dict[str, int]:
         return {"n": 1}
 
@@ -137,7 +141,7 @@ async def test_a_parameter_that_several_gave_fails_the_stage_and_names_them() ->
     results = await pipeline.with_stage("takes", takes, dependencies=("a", "b")).run()
     error = results["takes"].exception
     assert isinstance(error, MissingInputError)
-    assert error.message == "several dependencies have a value for parameter 'n': 'a' and 'b'"
+    assert error.message == "several dependencies returned a value for parameter 'n': 'a' and 'b'"
 
 
 # ------------------------------------------------------------ several descriptions
@@ -148,7 +152,7 @@ async def call(ctx: Any) -> dict[str, str]:
     return {"stage": ctx.stage}
 
 
-async def test_one_function_described_twice_gives_two_stages() -> None:
+async def test_function_decorated_twice_is_two_stages() -> None:
     fast = stage(name="fast", timeout=1, optional=True)(call)
     slow = stage(name="slow", timeout=60)(call)
     first, second, third = Pipeline("p").with_stages(fast, slow).with_stage("plain", call).stages
@@ -165,7 +169,7 @@ async def test_one_function_described_twice_gives_two_stages() -> None:
     assert results.data("slow") == {"stage": "slow"}
 
 
-async def test_a_described_function_described_again_keeps_nothing_of_the_first_description() -> None:
+async def test_second_decorator_replaces_the_first_description() -> None:
     again = stage(name="again")(stage(name="first", timeout=5, optional=True)(call))
     (described,) = Pipeline("p").with_stages(again).stages
     assert (described.name, described.timeout, described.optional) == ("again", None, False)
@@ -182,7 +186,7 @@ class Service:
         return {"called": self.name}
 
 
-async def test_callables_that_cannot_be_copied_are_described_any_number_of_times() -> None:
+async def test_callables_that_cannot_be_copied_can_be_decorated_repeatedly() -> None:
     a, b = Service("a"), Service("b")
     stages = [
         stage(name="one")(a.work),
@@ -223,7 +227,7 @@ class LoadAll(Guard):
     kind = StageKind.AGENT
 
 
-async def test_a_subclass_inherits_the_options_of_a_described_class_but_not_its_name() -> None:
+async def test_subclass_inherits_the_options_of_a_decorated_class_but_not_its_name() -> None:
     pipeline = Pipeline("p").with_stages(Load, LoadFast, Guard, LoadAll, LoadFast())
     assert [(spec.name, spec.timeout, spec.kind) for spec in pipeline.stages] == [
         ("Load", 5, StageKind.ENRICH),
@@ -236,7 +240,7 @@ async def test_a_subclass_inherits_the_options_of_a_described_class_but_not_its_
     assert results.data("LoadFast") == {"by": "LoadFast"}
 
 
-async def test_one_class_described_twice_gives_two_stages() -> None:
+async def test_class_decorated_twice_is_two_stages() -> None:
     second = stage(name="second", optional=True)(Load)
     pipeline = Pipeline("p").with_stages(Load, second)
     assert [(spec.name, spec.timeout, spec.optional) for spec in pipeline.stages] == [
@@ -246,7 +250,7 @@ async def test_one_class_described_twice_gives_two_stages() -> None:
     assert (await pipeline.run()).data("second") == {"by": "Load"}
 
 
-# ------------------------------------------------------------ every callable takes parameters by name
+# ------------------------------------------------------------ parameters of every kind of callable
 
 
 async def gives_documents(ctx: Any) -> dict[str, Any]:
@@ -294,7 +298,7 @@ class RanksStatically:
         (Mock(spec=Ranks(), execute=AsyncMock(return_value={"took": 4})), 4),
     ],
 )
-async def test_every_kind_of_runner_takes_parameters_by_name(runner: Any, took: Any) -> None:
+async def test_every_kind_of_runner_accepts_parameters_by_name(runner: Any, took: Any) -> None:
     pipeline = Pipeline("p").with_stage("gives", gives_documents)
     results = await pipeline.with_stage("takes", runner, dependencies=("gives",)).run()
     assert results["takes"].error is None
@@ -308,7 +312,7 @@ async def test_mock_is_called_with_the_context_of_the_stage() -> None:
     assert ctx.stage == "a"
 
 
-async def test_a_value_bound_to_a_function_is_not_replaced_by_an_input() -> None:
+async def test_value_bound_to_a_function_is_not_replaced_by_an_input() -> None:
     def bound(n: int) -> Any:
         async def takes(ctx: Any, n: int) -> dict[str, int]:
             return {"took": n}
@@ -335,7 +339,7 @@ async def test_a_value_bound_to_a_function_is_not_replaced_by_an_input() -> None
     assert results["lambda0"].missing_inputs == ()
 
 
-def test_a_partial_that_leaves_no_place_for_the_context_is_a_mistake_with_a_remedy() -> None:
+def test_partial_without_a_parameter_for_the_context_is_a_validation_error() -> None:
     runner = functools.partial(rank_with, index="index")
     with pytest.raises(PipelineValidationError) as caught:
         Pipeline("p").with_stage("a", runner, dependencies=("b",)).with_stage("b", nothing).build()
@@ -343,12 +347,12 @@ def test_a_partial_that_leaves_no_place_for_the_context_is_a_mistake_with_a_reme
     assert problem.endswith("bind the parameters before the context by position: functools.partial(f, value)")
 
 
-def test_a_generic_alias_without_execute_is_a_mistake() -> None:
+def test_generic_alias_without_execute_is_a_validation_error() -> None:
     with pytest.raises(PipelineValidationError, match=r"class list has no method `execute\(ctx\)`"):
         Pipeline("p").with_stage("a", list[int]).build()
 
 
-# ------------------------------------------------------------ pictures
+# ------------------------------------------------------------ diagrams
 
 
 def routed() -> Pipeline:
@@ -363,7 +367,7 @@ def routed() -> Pipeline:
     )
 
 
-def test_a_pipeline_as_mermaid() -> None:
+def test_pipeline_as_mermaid() -> None:
     assert routed().to_mermaid().splitlines() == [
         "flowchart LR",
         '    s0{{"r"}}',
@@ -374,7 +378,7 @@ def test_a_pipeline_as_mermaid() -> None:
     ]
 
 
-def test_a_pipeline_as_dot() -> None:
+def test_pipeline_as_dot() -> None:
     assert routed().to_dot().splitlines() == [
         'digraph "the \\"p\\"" {',
         "    rankdir=LR;",
@@ -388,7 +392,7 @@ def test_a_pipeline_as_dot() -> None:
     ]
 
 
-def test_a_graph_described_in_a_terminal() -> None:
+def test_describe_returns_a_table_of_the_stages() -> None:
     assert routed().build().describe().splitlines() == [
         "level  stage  kind       after  policies",
         "1      r      route      -      -",
@@ -397,7 +401,7 @@ def test_a_graph_described_in_a_terminal() -> None:
     ]
 
 
-def test_a_picture_of_a_long_chain_needs_no_recursion() -> None:
+def test_diagram_of_a_long_chain_does_not_recurse() -> None:
     pipeline = Pipeline("long", stages=[])
     for number in reversed(range(3000)):
         needs = (f"s{number - 1}",) if number else ()

@@ -1,4 +1,4 @@
-"""The context variables that a stage sees, whoever has set them, and which of its own others see."""
+"""Context variables: those that a stage sees, and those that interceptors and other stages see from it."""
 
 from __future__ import annotations
 

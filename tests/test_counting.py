@@ -1,4 +1,4 @@
-"""What the counters say, beside the ids that sinks received: whatever a sink does, whatever ends it."""
+"""Tests that the counters match the ids that sinks received, however a sink behaves and a process ends."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def many_runs(sink: Any, runs: int) -> None:
 
 @pytest.mark.parametrize("kind", [Receiving, Slow, Raising, Down, Hanging, InPlace])
 @pytest.mark.parametrize("background", [False, True])
-async def test_counters_are_those_of_the_ids_that_arrived(kind: type[Receiving], background: bool) -> None:
+async def test_counters_match_the_delivered_event_ids(kind: type[Receiving], background: bool) -> None:
     sink = kind()
     outer: Any = BackgroundEventSink(sink) if background else sink
     await many_runs(outer, 500)
@@ -129,7 +129,7 @@ async def test_counters_are_those_of_the_ids_that_arrived(kind: type[Receiving],
 
 
 @pytest.mark.parametrize("kind", [Receiving, InPlace])
-async def test_ten_thousand_runs_at_once(kind: type[Receiving]) -> None:
+async def test_counters_are_exact_for_ten_thousand_concurrent_runs(kind: type[Receiving]) -> None:
     sink = kind()
     await many_runs(sink, 10_000)
     found = await settle(sink)
@@ -142,7 +142,7 @@ async def test_ten_thousand_runs_at_once(kind: type[Receiving]) -> None:
         assert found.dropped == {}
 
 
-def test_a_loop_that_is_closed_under_its_sink() -> None:
+def test_counters_are_exact_after_a_loop_is_closed_early() -> None:
     sink = Slow()
     loop = asyncio.new_event_loop()
     loop.run_until_complete(many_runs(sink, 200))
@@ -154,7 +154,7 @@ def test_a_loop_that_is_closed_under_its_sink() -> None:
     assert set(found.dropped) <= {"loop_closed"}
 
 
-def test_a_loop_that_ends_before_a_slow_sink_has_all() -> None:
+def test_counters_are_exact_if_a_loop_ends_before_a_slow_sink_finishes() -> None:
     class Slower(Receiving):
         async def behave(self) -> None:
             await asyncio.sleep(0.02)
@@ -206,7 +206,7 @@ def adds_up(counted: list[int]) -> None:
     assert delivered == ids
 
 
-def test_sigterm_under_a_session(program: Start) -> None:
+def test_counters_are_exact_after_sigterm_in_a_session(program: Start) -> None:
     one = program(
         ENDS
         + """
@@ -230,7 +230,7 @@ def test_sigterm_under_a_session(program: Start) -> None:
     assert len(one.events()) == 101
 
 
-def test_a_fork_starts_its_counts_anew(program: Start) -> None:
+def test_forked_child_starts_with_zero_counters(program: Start) -> None:
     one = program(
         ENDS
         + """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -89,4 +90,8 @@ def test_hook_before_threads_end_can_still_start_a_thread(program: Callable[[str
         _cpython.register_before_threads_end(print_in_thread)
         """
     ).ended()
-    assert ended == (0, "from a thread\n", "")
+    if (3, 12) <= sys.version_info < (3, 12, 2):  # these releases start no thread at exit: CPython gh-113964
+        assert ended[:2] == (0, "")
+        assert "can't create new thread at interpreter shutdown" in ended[2]
+    else:
+        assert ended == (0, "from a thread\n", "")

@@ -20,7 +20,7 @@ from stageflow.alerts._rule import read_silences
 from stageflow.alerts._state import STATE_FILE, read_state
 from stageflow.errors import DamagedFileError
 from stageflow.journal import Journal, JournalReader, RunFilter
-from stageflow.journal._retention import Room, deleted_so_far
+from stageflow.journal._retention import RetentionPolicy, read_deletion_counts
 from stageflow.journal._segments import list_writers
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore
@@ -91,7 +91,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_a_damaged_line_hides_only_itself(journal: Path, kind: str) -> None:
+def test_damaged_line_hides_only_itself(journal: Path, kind: str) -> None:
     before = runs_of(journal)
     (path,) = [path for path in journal.glob("*-000001.ndjson") if b'"live-0"' in path.read_bytes()]
     lines = path.read_bytes().splitlines(keepends=True)
@@ -170,7 +170,7 @@ def test_fields_of_wrong_types_do_not_break_readers(whole: Path, tmp_path: Path,
     "header",
     [b"", b"\x00" * 40, b'{"type":"journal.kept","journal":{"size":-5,"offsets":[0]}}', b"\xe6" * 30],
 )
-def test_a_kept_segment_without_its_first_line_is_read_again(journal: Path, header: bytes) -> None:
+def test_pruned_segment_without_its_header_is_read_again(journal: Path, header: bytes) -> None:
     before = runs_of(journal)
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     lines = kept.read_bytes().splitlines(keepends=True)
@@ -187,10 +187,10 @@ def test_a_kept_segment_without_its_first_line_is_read_again(journal: Path, head
     assert kept.read_bytes().splitlines(keepends=True)[1:] == lines[1:]
     with JournalReader(journal) as fresh:
         assert len(list(fresh)) == once
-    assert Room(max_bytes=1).make(str(journal)).lines > 0
+    assert RetentionPolicy(max_bytes=1).apply(str(journal)).lines > 0
 
 
-def test_a_whole_segment_in_place_of_a_kept_one_loses_no_line(journal: Path) -> None:
+def test_original_segment_in_place_of_a_pruned_one_loses_no_line(journal: Path) -> None:
     before = runs_of(journal)
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     other = next(path for path in sorted(journal.glob("*.ndjson")) if b'"closed-6"' in path.read_bytes())
@@ -206,7 +206,7 @@ def test_a_whole_segment_in_place_of_a_kept_one_loses_no_line(journal: Path) -> 
     assert runs_of(journal) == before
 
 
-def test_the_last_run_whose_id_was_damaged_does_not_hide_the_one_before(journal: Path) -> None:
+def test_last_run_with_a_damaged_id_does_not_hide_the_previous_one(journal: Path) -> None:
     (path,) = [path for path in journal.glob("*-000001.ndjson") if b'"live-0"' in path.read_bytes()]
     head, _, tail = path.read_bytes().rpartition(b'"event_id":"live-4"')
     path.write_bytes(head + b'"event_id":"live-Z"' + tail)
@@ -216,7 +216,7 @@ def test_the_last_run_whose_id_was_damaged_does_not_hide_the_one_before(journal:
         assert store.run("last").run["event_id"] == "live-3"
 
 
-def test_repair_blanks_the_damaged_line_of_a_kept_segment_and_no_other(journal: Path) -> None:
+def test_repair_blanks_only_the_damaged_line_of_a_pruned_segment(journal: Path) -> None:
     kept = max(journal.glob("*.kept.ndjson"), key=lambda path: path.stat().st_size)
     lines = kept.read_bytes().splitlines(keepends=True)
     lines[2] = b"\xe6" * (len(lines[2]) - 1) + b"\n"
@@ -231,7 +231,7 @@ def test_repair_blanks_the_damaged_line_of_a_kept_segment_and_no_other(journal: 
 
 STATE = {
     "cursors/warehouse.json": lambda path: JournalReader(path, "warehouse").close(),
-    "deleted.json": lambda path: deleted_so_far(str(path)),
+    "deleted.json": lambda path: read_deletion_counts(str(path)),
     "archive.json": lambda path: read_address(str(path)),
     "alerts.json": lambda path: read_state(str(path / "alerts.json")),
     "alerts.silences.json": lambda path: read_silences(str(path / "alerts.json")),
@@ -268,7 +268,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("name", "damage"), KINDS)
-def test_damaged_state_file_is_reported_found_and_moved_away(journal: Path, name: str, damage: str) -> None:
+def test_damaged_state_file_is_reported_and_moved_to_broken(journal: Path, name: str, damage: str) -> None:
     file = journal / name
     if not file.exists():
         file.write_bytes(b"{}")
@@ -305,14 +305,14 @@ def test_damaged_state_file_is_reported_found_and_moved_away(journal: Path, name
     assert outside.read_bytes() == b"private"
 
 
-def test_the_cursor_of_another_reader_is_refused(journal: Path) -> None:
+def test_cursor_of_another_reader_is_rejected(journal: Path) -> None:
     cursors = journal / "cursors"
     (cursors / "lake.json").write_bytes((cursors / "warehouse.json").read_bytes())
     with pytest.raises(DamagedFileError, match="it is the cursor of reader 'warehouse'"):
         JournalReader(journal, "lake")
 
 
-def test_a_reader_whose_cursor_was_repaired_reads_everything_even_at_the_end(journal: Path) -> None:
+def test_reader_with_a_repaired_cursor_reads_everything_even_at_end(journal: Path) -> None:
     with JournalReader(journal) as reader:
         everything = len(list(reader))
     (journal / "cursors" / "warehouse.json").write_bytes(b"{")
@@ -337,8 +337,8 @@ def test_reader_starts_from_the_beginning_if_its_position_is_inside_a_line(journ
 
 def test_retention_continues_with_a_damaged_count(journal: Path) -> None:
     (journal / "deleted.json").write_bytes(b"\xe6")
-    assert Room(max_bytes=1).make(str(journal)).lines > 0
-    assert deleted_so_far(str(journal)).lines > 0
+    assert RetentionPolicy(max_bytes=1).apply(str(journal)).lines > 0
+    assert read_deletion_counts(str(journal)).lines > 0
     assert [path.read_bytes() for path in (journal / "broken").glob("deleted.json-*")] == [b"\xe6"]
 
 
@@ -372,7 +372,7 @@ def test_damaged_address_does_not_create_a_new_archive(journal: Path) -> None:
         ("broken", "link", "a symbolic link is in place of this directory"),
     ],
 )
-def test_what_is_misplaced_is_named(journal: Path, name: str, found: str, why: str) -> None:
+def test_misplaced_entry_is_reported(journal: Path, name: str, found: str, why: str) -> None:
     path = journal / name
     if path.is_dir():
         shutil.rmtree(path)
@@ -463,19 +463,21 @@ def test_missing_segments_are_reported_until_repair_records_them(
         assert reader.read(1000)
         assert reader.missed > 0
     # What the repair wrote does not stop retention, which removes everything.
-    Room(max_bytes=1).make(str(journal))
+    RetentionPolicy(max_bytes=1).apply(str(journal))
     assert Journal(journal).check().problems == []
 
 
-@pytest.mark.parametrize("room", [Room(max_bytes=1), Room(max_bytes=9_000), Room(max_age=0.0)])
-def test_segments_that_retention_removed_are_not_missing(tmp_path: Path, room: Room) -> None:
+@pytest.mark.parametrize(
+    "room", [RetentionPolicy(max_bytes=1), RetentionPolicy(max_bytes=9_000), RetentionPolicy(max_age=0.0)]
+)
+def test_segments_that_retention_removed_are_not_missing(tmp_path: Path, room: RetentionPolicy) -> None:
     journal = tmp_path / "journal"
     sink = JournalSink(journal, segment_bytes=1)
     for outcome in ("fails", "works", "fails", "works", "works"):
         corruption.graph_on(sink, outcome).run_sync(PipelineContext(user_id="u1"))
         failing(sink, outcome == "fails").run_sync()
     before = len(list(journal.glob("*.ndjson")))
-    room.make(str(journal))
+    room.apply(str(journal))
     assert len(list(journal.glob("*.ndjson"))) < before
     assert Journal(journal).check().missing == []
     sink.close()
@@ -489,7 +491,7 @@ def test_segments_are_not_missing_if_retention_is_killed_or_its_counts_are_lost(
     killed = program(
         """
         import os, signal, sys
-        from stageflow.journal._retention import Room
+        from stageflow.journal._retention import RetentionPolicy
 
         calls = []
         def stopped():
@@ -498,7 +500,7 @@ def test_segments_are_not_missing_if_retention_is_killed_or_its_counts_are_lost(
                 os.kill(os.getpid(), signal.SIGKILL)
             return False
 
-        Room(max_bytes=1).make(sys.argv[1], stopped)
+        RetentionPolicy(max_bytes=1).apply(sys.argv[1], stopped)
         """
     )
     assert killed.ended()[0] == -9
@@ -527,12 +529,12 @@ def failing(sink: JournalSink, fails: bool) -> StageGraph:
     )
 
 
-def test_a_segment_removed_from_a_journal_with_retention_is_missing(tmp_path: Path) -> None:
+def test_removed_segment_is_missing_in_a_journal_with_retention(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     segments = in_segments(journal)
     for segment in segments[:2]:
         os.utime(segment, (1, 1))
-    Room(max_age=1000.0).make(str(journal))
+    RetentionPolicy(max_age=1000.0).apply(str(journal))
     assert not segments[0].exists()
     assert Journal(journal).check().problems == []
     ends = [path for path in segments if path.exists() and b'"pipeline.wide"' in path.read_bytes()]
@@ -549,7 +551,7 @@ LOST_ENDS = {
 
 
 @pytest.mark.parametrize("damage", LOST_ENDS)
-def test_a_run_whose_end_is_damaged_is_not_open(tmp_path: Path, damage: str) -> None:
+def test_run_with_a_damaged_end_is_not_open(tmp_path: Path, damage: str) -> None:
     journal = tmp_path / "journal"
     segments = in_segments(journal, 3)
     (path,) = [
@@ -577,7 +579,7 @@ def test_a_run_whose_end_is_damaged_is_not_open(tmp_path: Path, damage: str) -> 
     assert Journal(journal).run("run-2").run["outcome"] == "ok"
 
 
-def test_a_run_that_is_under_way_stays_open(tmp_path: Path) -> None:
+def test_run_in_progress_stays_open(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     sink = JournalSink(journal)
 
@@ -630,13 +632,13 @@ def test_journal_never_follows_symbolic_links(journal: Path, name: str, target: 
 
     graph = corruption.graph_on(sink := JournalSink(journal, max_bytes=100_000, segment_bytes=5_000), "more")
     graph.run_sync()
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     for reads in (
         lambda: list(JournalReader(journal, "warehouse")),
         lambda: list(JournalReader(journal, "new")),
         lambda: Compactor(journal, keep_seconds=0).compact(),
-        lambda: Room(max_bytes=1).make(str(journal)),
+        lambda: RetentionPolicy(max_bytes=1).apply(str(journal)),
     ):
         with contextlib.suppress(DamagedFileError):
             reads()
@@ -655,7 +657,7 @@ def test_journal_never_follows_symbolic_links(journal: Path, name: str, target: 
 
 @pytest.mark.parametrize("place", ["broken", "cursors", "broken and cursors"])
 @pytest.mark.parametrize("what", ["a symbolic link", "a file"])
-def test_repair_moves_everything_that_is_misplaced_at_once(journal: Path, place: str, what: str) -> None:
+def test_repair_moves_all_misplaced_entries(journal: Path, place: str, what: str) -> None:
     outside = journal.parent / "outside"
     outside.mkdir()
     (outside / "link.json").symlink_to("nowhere")
@@ -676,7 +678,7 @@ def test_repair_moves_everything_that_is_misplaced_at_once(journal: Path, place:
     assert {path.name for path in outside.iterdir()} == {"link.json", "folder.json"}
 
 
-async def test_links_in_the_place_of_the_next_segments_are_passed_by(tmp_path: Path) -> None:
+async def test_links_with_the_names_of_the_next_segments_are_skipped(tmp_path: Path) -> None:
     journal, outside = tmp_path / "journal", tmp_path / "outside"
     outside.write_bytes(b"private")
     sink = JournalSink(journal, segment_bytes=1)
@@ -743,4 +745,4 @@ def test_unreadable_file_hides_only_itself(program: Start) -> None:
     )
     status, out, err = one.ended()
     assert (status, out) == (0, "done\n"), err
-    assert "cannot be read, and is skipped" in err
+    assert "skipping a part of the journal that cannot be read" in err

@@ -1,4 +1,4 @@
-"""Sinks and their delivery: what is accepted arrives, what is lost is counted, nothing reaches a run."""
+"""Tests delivery: accepted events arrive, lost events are counted, and sink errors do not reach a run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Collecting(EventSink):
 # ------------------------------------------------------------ the forms a sink may have
 
 
-async def test_a_sink_with_only_emit_receives_every_event_in_order() -> None:
+async def test_sink_with_emit_receives_every_event_in_order() -> None:
     sink = Collecting()
     emit(sink, 4)
     assert await flush()
@@ -90,7 +90,7 @@ async def test_a_sink_with_only_emit_receives_every_event_in_order() -> None:
     assert counters(sink).delivered == 4
 
 
-async def test_an_async_try_emit_receives_every_event() -> None:
+async def test_async_try_emit_receives_every_event() -> None:
     class Sink(EventSink):
         seen = 0
 
@@ -106,7 +106,7 @@ async def test_an_async_try_emit_receives_every_event() -> None:
     assert sink.seen == 4
 
 
-def test_a_plain_try_emit_is_called_in_place() -> None:
+def test_synchronous_try_emit_is_called_directly() -> None:
     class Sink(EventSink):
         def __init__(self) -> None:
             self.threads: list[int] = []
@@ -119,7 +119,7 @@ def test_a_plain_try_emit_is_called_in_place() -> None:
     assert sink.threads == [threading.get_ident()] * 4
 
 
-async def test_an_override_that_calls_its_parent_asks_for_delivery() -> None:
+async def test_override_that_calls_its_parent_delivers_the_event() -> None:
     class Sink(Collecting):
         offered = 0
 
@@ -133,7 +133,7 @@ async def test_an_override_that_calls_its_parent_asks_for_delivery() -> None:
     assert (sink.offered, len(sink.names)) == (3, 3)
 
 
-async def test_an_override_of_a_sink_of_ours_may_call_its_parent() -> None:
+async def test_override_of_a_built_in_sink_can_call_its_parent() -> None:
     class Plain(MemoryEventSink):
         def try_emit(self, *, type: str, data: Any) -> Any:
             return super().try_emit(type=type.upper(), data=data)
@@ -148,7 +148,7 @@ async def test_an_override_of_a_sink_of_ours_may_call_its_parent() -> None:
         assert [type for type, _ in sink.events] == ["STAGE.WIDE"] * 2
 
 
-async def test_an_object_of_no_base_class_with_either_method_works() -> None:
+async def test_object_without_a_base_class_works_with_either_method() -> None:
     class OnlyEmit:
         __slots__ = ("seen",)
 
@@ -171,7 +171,7 @@ async def test_an_object_of_no_base_class_with_either_method_works() -> None:
         assert sink.seen == ["stage.wide"]
 
 
-async def test_a_plain_method_may_hand_back_an_awaitable() -> None:
+async def test_synchronous_method_can_return_an_awaitable() -> None:
     class Sink:
         seen = 0
 
@@ -194,11 +194,11 @@ async def test_a_plain_method_may_hand_back_an_awaitable() -> None:
     [set_event_sink, WideEventEmitter, FanoutEventSink, BackgroundEventSink],
     ids=lambda use: use.__name__,
 )
-def test_what_is_no_sink_is_refused_with_the_way_out(use: Any) -> None:
+def test_invalid_sink_is_rejected_with_a_hint(use: Any) -> None:
     with pytest.raises(TypeError) as caught:
         use(object())
     assert str(caught.value) == (
-        "object is no event sink: it has neither an `emit` nor a `try_emit` of its own"
+        "object is not an event sink: it implements neither `emit` nor `try_emit`"
         "\n  hint: class MySink(EventSink): async def emit(self, *, type, data): ..."
     )
 
@@ -217,7 +217,7 @@ async def test_sink_method_with_yield_is_rejected() -> None:
             set_event_sink(sink)
 
 
-def test_the_global_sink_is_read_at_the_moment_of_emission() -> None:
+def test_global_sink_is_looked_up_at_emission() -> None:
     emitter = WideEventEmitter()
     assert type(get_event_sink()) is NoOpEventSink
     sink = MemoryEventSink()
@@ -231,7 +231,7 @@ def test_the_global_sink_is_read_at_the_moment_of_emission() -> None:
     assert [event["stage_name"] for event in sink.of_type("stage.wide")] == ["late"]
 
 
-def test_each_sink_of_a_fanout_has_a_copy_of_its_own() -> None:
+def test_each_sink_of_a_fanout_receives_its_own_copy() -> None:
     class Spoiling(EventSink):
         def try_emit(self, *, type: str, data: Any) -> None:
             data["correlation_ids"].clear()
@@ -259,7 +259,7 @@ async def test_events_from_threads_of_a_run_are_delivered_on_the_loop_of_the_run
     assert sink.loops == {asyncio.get_running_loop()}
 
 
-def test_with_no_loop_events_are_delivered_on_one_loop_of_the_library() -> None:
+def test_events_without_a_loop_are_delivered_on_the_background_loop() -> None:
     sink = Collecting()
     emit(sink, 10)
     assert asyncio.run(flush())
@@ -280,7 +280,7 @@ async def test_delivery_leaves_no_task_and_no_outbox_behind() -> None:
 # ------------------------------------------------------------ all of it arrives
 
 
-def test_what_was_accepted_arrives_when_asyncio_run_ends_without_a_flush() -> None:
+def test_accepted_events_are_delivered_when_asyncio_run_ends_without_a_flush() -> None:
     printed = run_script("""
         import asyncio
         from stageflow import EventSink, PipelineContext, StageResult, StageStatus
@@ -305,7 +305,7 @@ def test_what_was_accepted_arrives_when_asyncio_run_ends_without_a_flush() -> No
 
 
 @pytest.mark.parametrize("how", ["threads", "no loop"])
-def test_what_was_accepted_outside_a_loop_arrives_before_the_exit(how: str) -> None:
+def test_events_accepted_outside_a_loop_are_delivered_before_exit(how: str) -> None:
     printed = run_script(f"""
         import asyncio, atexit, threading
         from stageflow import EventSink, PipelineContext, StageResult, StageStatus
@@ -336,7 +336,7 @@ def test_what_was_accepted_outside_a_loop_arrives_before_the_exit(how: str) -> N
 
 
 @pytest.mark.parametrize("where", ["loop", "threads", "no loop"])
-def test_what_the_queue_rejects_is_counted_exactly(where: str) -> None:
+def test_rejected_events_are_counted_exactly(where: str) -> None:
     class Gated(EventSink):
         """Takes nothing until it is let."""
 
@@ -373,7 +373,7 @@ def test_what_the_queue_rejects_is_counted_exactly(where: str) -> None:
     assert sink.seen == seen.delivered == seen.accepted
 
 
-def test_runs_that_the_end_of_asyncio_run_cancels_still_leave_their_record() -> None:
+def test_runs_cancelled_by_the_end_of_asyncio_run_are_recorded() -> None:
     printed = run_script("""
         import asyncio
         from stageflow import EventSink, Pipeline
@@ -408,7 +408,7 @@ def test_runs_that_the_end_of_asyncio_run_cancels_still_leave_their_record() -> 
 # ------------------------------------------------------------ what is lost is counted
 
 
-async def test_a_sink_that_raises_loses_its_events_counted(
+async def test_events_lost_by_a_raising_sink_are_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Raising(EventSink):
@@ -427,7 +427,8 @@ async def test_a_sink_that_raises_loses_its_events_counted(
         assert [record.getMessage() for record in caplog.records] == [
             (
                 f"event sink {type(sink).__name__}: 1 event was dropped (sink_error): "
-                "ConnectionError: no route to host (logged once; see stageflow.events.stats())"
+                "ConnectionError: no route to host (further occurrences are not logged;"
+                " see stageflow.events.stats())"
             )
         ]
 
@@ -446,7 +447,7 @@ async def test_flush_waits_for_a_slow_sink_within_its_timeout() -> None:
     assert sink.seen == 1
 
 
-async def test_flush_keeps_its_time_out_and_loses_nothing() -> None:
+async def test_flush_respects_its_timeout_and_loses_no_event() -> None:
     class Hanging(EventSink):
         def __init__(self) -> None:
             self.let_go = asyncio.Event()
@@ -465,7 +466,7 @@ async def test_flush_keeps_its_time_out_and_loses_nothing() -> None:
     assert sink.seen == 3
 
 
-def test_a_hanging_sink_delays_the_exit_by_the_bound_once() -> None:
+def test_hanging_sink_delays_the_exit_by_one_drain_timeout() -> None:
     began = time.monotonic()
     printed = run_script("""
         import asyncio, atexit
@@ -500,7 +501,7 @@ def test_a_hanging_sink_delays_the_exit_by_the_bound_once() -> None:
     assert took < 10
 
 
-def test_a_sink_whose_connection_is_gone_loses_its_events_as_sink_closed() -> None:
+def test_errors_during_shutdown_are_counted_as_sink_closed() -> None:
     printed = run_script("""
         import asyncio
         from stageflow import EventSink, PipelineContext, StageResult, StageStatus
@@ -527,7 +528,7 @@ def test_a_sink_whose_connection_is_gone_loses_its_events_as_sink_closed() -> No
     assert printed == "{'sink_closed': 1}\n"
 
 
-def test_a_loop_closed_without_a_drain_is_counted() -> None:
+def test_events_on_a_loop_closed_without_a_drain_are_counted() -> None:
     sink = Collecting()
     loop = asyncio.new_event_loop()
 
@@ -543,7 +544,7 @@ def test_a_loop_closed_without_a_drain_is_counted() -> None:
     assert found.dropped == {"loop_closed": 3 - found.delivered}
 
 
-def test_a_loop_left_open_is_drained_at_exit() -> None:
+def test_open_loop_is_drained_at_exit() -> None:
     printed = run_script("""
         import asyncio, atexit
         from stageflow import EventSink, PipelineContext, StageResult, StageStatus
@@ -570,7 +571,7 @@ def test_a_loop_left_open_is_drained_at_exit() -> None:
 # ------------------------------------------------------------ what a sink costs a run
 
 
-async def test_a_blocking_sink_is_named_once_and_its_time_is_counted(
+async def test_blocking_sink_is_logged_once_and_its_time_is_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     released = threading.Event()
@@ -584,10 +585,10 @@ async def test_a_blocking_sink_is_named_once_and_its_time_is_counted(
     assert await flush()
     assert counters(sink).blocked_ms >= 120
     (record,) = [record for record in caplog.records if "blocked its caller" in record.getMessage()]
-    assert record.getMessage().startswith("event sink Blocking: it blocked its caller for ")
+    assert record.getMessage().startswith("event sink Blocking: blocked its caller for ")
 
 
-async def test_a_background_sink_may_block_without_the_loop_noticing() -> None:
+async def test_background_sink_does_not_block_the_event_loop() -> None:
     inside = threading.Event()
     let_go = threading.Event()
 
@@ -629,7 +630,7 @@ async def test_delivery_to_a_sink_that_never_waits_yields_to_the_event_loop() ->
     assert at_once <= 100
 
 
-def test_a_forked_child_delivers_none_of_its_parents_events() -> None:
+def test_forked_child_delivers_no_events_of_its_parent() -> None:
     printed = run_script("""
         import asyncio, os, sys
         from stageflow import EventSink, PipelineContext, StageResult, StageStatus
@@ -664,7 +665,7 @@ def test_a_forked_child_delivers_none_of_its_parents_events() -> None:
     assert sorted(printed.splitlines()) == ["before by parent", "in child by child"]
 
 
-def test_counters_hold_at_every_moment_under_threads() -> None:
+def test_counters_are_consistent_under_threads() -> None:
     sink = Collecting()
     fanout = FanoutEventSink(sink, MemoryEventSink())
     stop = threading.Event()
@@ -687,7 +688,7 @@ def test_counters_hold_at_every_moment_under_threads() -> None:
     assert counters(fanout).delivered == counters(sink).offered == 2000
 
 
-def test_the_journal_belongs_to_the_process_that_opened_it(tmp_path: Any) -> None:
+def test_journal_belongs_to_the_process_that_opened_it(tmp_path: Any) -> None:
     from stageflow import JournalSink
 
     journal = JournalSink(tmp_path / "journal")
@@ -704,7 +705,7 @@ def test_the_journal_belongs_to_the_process_that_opened_it(tmp_path: Any) -> Non
     assert lines == {f"p{os.getpid()}": 2, f"p{child}": 2}
 
 
-async def test_background_sink_forwards_what_is_emitted_by_hand_either_way() -> None:
+async def test_background_sink_forwards_manually_emitted_events() -> None:
     inner = MemoryEventSink()
     sink = BackgroundEventSink(inner)
     sink.try_emit(type="a", data=None)

@@ -79,7 +79,7 @@ def cut_at_a_line(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [empty, cut, zero, cut_at_a_line, Path.unlink])
 @pytest.mark.parametrize("version", [0, 3, 5])
-def test_a_commit_that_a_power_failure_damaged_is_archived_again(
+def test_commit_damaged_by_a_power_failure_is_archived_again(
     crashed: Path, tmp_path: Path, version: int, damage: Callable[[Path], Any]
 ) -> None:
     folder = shutil.copytree(crashed, tmp_path / "journal")
@@ -122,7 +122,7 @@ def test_error_without_write_access_explains_how_to_recover_the_archive(
 
 
 @pytest.mark.parametrize("damage", [empty, cut_at_a_line, Path.unlink])
-def test_a_durable_commit_is_never_set_aside(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_durable_commit_is_never_discarded(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     folder = write_batches(tmp_path / "journal", range(1, 4))
     compact(folder, batch_bytes=1)
     write(folder, run(4))
@@ -199,7 +199,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("damage", [empty, cut, zero, Path.unlink])
-def test_an_archive_can_be_read_after_its_newest_checkpoint_is_damaged(
+def test_archive_is_readable_after_its_newest_checkpoint_was_damaged(
     checkpointed: Path, tmp_path: Path, damage: Callable[[Path], Any]
 ) -> None:
     folder = shutil.copytree(checkpointed, tmp_path / "journal")
@@ -262,7 +262,7 @@ def test_commits_are_kept_until_two_checkpoints_are_durable(
         assert sum(int(one[:20]) > int(name[:20]) for one in durable) >= 2
 
 
-def test_delta_writes_no_checkpoint_of_its_own_and_deletes_nothing(tmp_path: Path) -> None:
+def test_delta_library_writes_no_checkpoint_and_deletes_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     write_batches(folder, range(1, 4))
     compact(folder)
@@ -334,7 +334,7 @@ def test_checksums_survive_merges_and_checkpoints(checkpointed: Path, tmp_path: 
     assert len(check_archive(folder).damaged) == 1
 
 
-def test_a_merge_does_not_hide_a_damaged_file(tmp_path: Path) -> None:
+def test_merge_does_not_hide_a_damaged_file(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     for number in range(1, 10):
         write(folder, run(number))
@@ -361,7 +361,7 @@ def as_older_version(folder: Path) -> None:
         path.write_text(re.sub(r"\.crc32-[0-9a-f]{8}", "", text))
 
 
-def test_an_archive_of_an_older_version_has_no_checksums_and_no_problems(tmp_path: Path) -> None:
+def test_archive_of_an_older_version_has_no_checksums_and_no_problems(tmp_path: Path) -> None:
     folder = write_batches(tmp_path / "journal", range(1, 4))
     compact(folder, batch_bytes=1)
     as_older_version(folder)
@@ -444,7 +444,7 @@ def test_archive_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     assert not check_archive(folder).problems
 
 
-def test_an_archive_is_shared_with_the_group_of_a_setgid_directory(tmp_path: Path) -> None:
+def test_archive_is_shared_with_the_group_of_a_setgid_directory(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     folder.mkdir()
     (folder / "archive").mkdir()

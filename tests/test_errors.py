@@ -1,4 +1,4 @@
-"""Every error class has its section in docs/errors.md, says where it happened, and travels whole."""
+"""Every error class is documented in docs/errors.md, includes its location, and can be pickled."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
-def test_an_error_class_has_a_section_in_the_reference(error: type) -> None:
+def test_error_class_has_a_section_in_the_reference(error: type) -> None:
     page = (Path(__file__).parents[1] / "docs" / "errors.md").read_text()
     (section,) = re.findall(rf"^## {error.__name__}\n\n(\S.*)", page, re.MULTILINE)
     assert section
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
-def test_an_error_class_stands_in_the_tree_at_the_top_of_its_file(error: type) -> None:
+def test_error_class_is_in_the_hierarchy_of_the_module_docstring(error: type) -> None:
     assert errors.__doc__ is not None
     assert error.__name__ in errors.__doc__
 
 
-def test_an_error_says_what_where_and_the_way_out() -> None:
+def test_error_message_contains_location_and_hint() -> None:
     error = StageflowError("it broke", pipeline="p", stage="s", run_id="r1", hint="mend it")
     assert str(error) == "it broke [stage 's', pipeline 'p', run r1]\n  hint: mend it"
 

@@ -330,7 +330,7 @@ async def chooses_nothing(ctx: Any) -> StageOutput:
         (chooses_nothing, {}, "chose no route"),
     ],
 )
-async def test_reason_of_a_routed_stage_states_what_became_of_the_router(
+async def test_reason_of_a_routed_stage_states_the_outcome_of_the_router(
     router: Any, options: dict[str, Any], choice: str, sink: MemoryEventSink
 ) -> None:
     configure(sink=sink)
@@ -356,7 +356,7 @@ async def test_ok_rejects_every_value_that_is_not_a_mapping(value: Any) -> None:
 
     result = await run_stage(gives)
     assert result.status is StageStatus.FAIL
-    assert result.error == f"StageOutputError: StageOutput.ok() takes a mapping, not {type(value).__name__}"
+    assert result.error == f"StageOutputError: StageOutput.ok() expects a mapping, not {type(value).__name__}"
     assert "pass the value under a name, as in StageOutput.ok(items=[...])" in str(result.exception)
 
 

@@ -25,7 +25,7 @@ from stageflow.cli._app import app
 from stageflow.errors import DamagedFileError, SettingsError
 from stageflow.events import LoggingEventSink
 from stageflow.journal import Journal
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.store import Compactor, EventStore, TailSampler
 
 OUTCOMES = {
@@ -247,7 +247,7 @@ def test_damaged_definition_is_an_error_and_can_be_repaired(folder: Path) -> Non
         with pytest.raises(DamagedFileError, match="set `failure_outcomes` again"):
             store.stats("runs")
         assert [file.path for file in Journal(folder).check().damaged] == [str(folder / "failures.json")]
-        Room(max_age=0).make(str(folder))  # it must not keep retention from working
+        RetentionPolicy(max_age=0).apply(str(folder))  # it must not keep retention from working
         Journal(folder).repair()
         assert Journal(folder).check().damaged == []
         store.stats("runs")
@@ -259,7 +259,7 @@ def test_damaged_definition_is_an_error_and_can_be_repaired(folder: Path) -> Non
 def test_sampling_keeps_failures_and_not_cancelled_runs(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     write_runs(folder, runs({"ok": 300, "failed": 5, "cancelled": 300}))
-    Compactor(folder, keep_seconds=0, sampler=TailSampler(one_in=10, first_of_a_kind=False)).compact()
+    Compactor(folder, keep_seconds=0, sampler=TailSampler(once_in=10, first_of_a_kind=False)).compact()
     with EventStore(folder) as store:
         kept = dict(store.sql("select outcome, count(*) from runs group by 1").rows)
         reasons = dict(store.sql("select sample_reason, count(*) from runs group by 1").rows)
@@ -271,7 +271,7 @@ def test_sampling_uses_the_definition_of_the_journal(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     stageflow.configure(journal=folder, failure_outcomes=["cancelled"])
     write_runs(folder, runs({"ok": 100, "failed": 100, "cancelled": 100}))
-    sampler = TailSampler(one_in=10, first_of_a_kind=False)
+    sampler = TailSampler(once_in=10, first_of_a_kind=False)
     with EventStore(folder) as store:
         planned = {one.reason: one.kept for one in store.dry_run(sampler)}
     Compactor(folder, keep_seconds=0, sampler=sampler).compact()
@@ -290,7 +290,7 @@ def test_retention_keeps_failures_longest(tmp_path: Path, outcomes: list[str] | 
     write_runs(folder, runs({"ok": 100, "failed": 2, "cancelled": 2}))
     for file in folder.glob("*.ndjson"):
         os.utime(file, (time.time() - 60,) * 2)
-    Room(max_bytes=10_000).make(str(folder))
+    RetentionPolicy(max_bytes=10_000).apply(str(folder))
     assert {run["outcome"] for run in Journal(folder).runs(limit=None)} == kept
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 from typer.testing import CliRunner
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageContext, StageGraph, active_runs
@@ -128,7 +128,7 @@ def test_crashed_run_names_its_running_stages_and_their_attributes(program: Star
     kill(one)
     with JournalReader(one.journal) as reader:
         events = [(entry.type, entry.data() or {}) for entry in reader]
-    run = hold_the_law(events, ["load", "flaky", "asks", "in_thread", "sends"])
+    run = check_record(events, ["load", "flaky", "asks", "in_thread", "sends"])
     stages = {data["stage_name"]: data for type, data in events if type == "stage.wide"}
     assert run["outcome"] == "crashed"
     assert run["attributes"] == {"tenant": "acme", "tokens": 7}
@@ -300,7 +300,7 @@ def test_attribute_that_fits_in_no_line_costs_little_and_is_counted(tmp_path: Pa
 
 
 @pytest.mark.timeout(60)
-def test_attributes_that_fit_in_no_line_keep_no_others_out(tmp_path: Path) -> None:
+def test_too_large_attributes_do_not_displace_others(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path)
     release = asyncio.Event()
     large = [f"a{number:02d}" for number in range(40)]
@@ -330,7 +330,7 @@ def test_attributes_that_fit_in_no_line_keep_no_others_out(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(60)
-def test_heartbeat_is_no_event_and_ends_with_the_last_run(tmp_path: Path) -> None:
+def test_heartbeat_is_not_an_event_and_stops_with_the_last_run(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path)
 
     async def works(ctx: StageContext) -> None:
@@ -348,13 +348,13 @@ def test_heartbeat_is_no_event_and_ends_with_the_last_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.timeout(60)
-def test_heartbeat_that_comes_after_the_end_of_all_runs_opens_no_segment(tmp_path: Path) -> None:
+def test_heartbeat_after_the_end_of_all_runs_opens_no_segment(tmp_path: Path) -> None:
     class Late(JournalSink):
-        def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+        def accept_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
             if isinstance(mark, Heartbeat):
                 late.append(mark)
             else:
-                super().take_mark(mark)
+                super().accept_mark(mark)
 
     late: list[Heartbeat] = []
     sink = Late(tmp_path)
@@ -364,9 +364,9 @@ def test_heartbeat_that_comes_after_the_end_of_all_runs_opens_no_segment(tmp_pat
             await asyncio.sleep(0.05)
 
     asyncio.run(graph_of(works, sink).run())
-    JournalSink.take_mark(sink, late[0])
+    JournalSink.accept_mark(sink, late[0])
     sink.close()
-    JournalSink.take_mark(sink, late[0])
+    JournalSink.accept_mark(sink, late[0])
     assert len(list(tmp_path.glob("*.ndjson"))) == 1
     assert heartbeats(tmp_path) == []
 

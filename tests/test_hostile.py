@@ -1,4 +1,4 @@
-"""What the application does while the record is written: raise, log, signal, fork. The law stands."""
+"""Tests that the guarantees hold while the application raises, logs, handles signals or forks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def recorded(sink: Any, **options: Any) -> Any:
     )
 
 
-async def test_a_sink_whose_error_has_no_text_costs_only_its_own_events() -> None:
+async def test_sink_error_without_text_affects_only_its_own_events() -> None:
     class InPlace(EventSink):
         calls = 0
 
@@ -93,7 +93,7 @@ def logging_that_raises() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("logging_that_raises")
-async def test_a_log_that_raises_neither_hangs_a_run_nor_loses_its_record() -> None:
+async def test_raising_log_handler_neither_blocks_a_run_nor_loses_its_record() -> None:
     class Raises(WideEventEmitter):
         def emit_stage_wide(self, stage_name: str, result: Any, ctx: Any) -> None:
             raise ValueError("before")
@@ -112,7 +112,7 @@ async def test_a_log_that_raises_neither_hangs_a_run_nor_loses_its_record() -> N
     assert [type for type, _ in sink.events] == ["stage.wide", "pipeline.wide"]
 
 
-def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
+def test_signal_handler_can_emit_while_its_thread_is_emitting(
     program: Callable[[str], Any],
 ) -> None:
     started = program("""
@@ -157,7 +157,7 @@ def test_a_signal_handler_may_emit_while_its_thread_is_emitting(
     assert len(started.events()) == int(out.split()[1])
 
 
-def test_a_child_forked_in_a_plain_stage_delivers_its_own_events_and_exits(
+def test_child_forked_in_a_synchronous_stage_delivers_its_own_events_and_exits(
     program: Callable[[str], Any],
 ) -> None:
     started = program("""
@@ -193,7 +193,7 @@ def test_a_child_forked_in_a_plain_stage_delivers_its_own_events_and_exits(
     assert out == "note child\nnote parent\n"
 
 
-def test_what_an_emitter_or_a_sink_sets_in_context_variables_no_stage_sees() -> None:
+def test_context_variables_set_by_an_emitter_or_a_sink_are_invisible_to_stages() -> None:
     seen: list[str] = []
     who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
@@ -212,7 +212,7 @@ def test_what_an_emitter_or_a_sink_sets_in_context_variables_no_stage_sees() -> 
     assert seen == ["nobody"] * 4
 
 
-def test_a_stage_that_cannot_start_keeps_no_place_of_a_limit_from_others() -> None:
+def test_stage_that_cannot_start_releases_its_permit() -> None:
     limits = Limits(db=1)
 
     async def reads(ctx: Any) -> None:
@@ -239,7 +239,7 @@ def test_a_stage_that_cannot_start_keeps_no_place_of_a_limit_from_others() -> No
     assert limits["db"].taken == 0
 
 
-def test_time_outs_open_a_circuit_and_a_trial_that_times_out_keeps_it_open() -> None:
+def test_timeouts_open_a_circuit_and_a_trial_that_times_out_keeps_it_open() -> None:
     breaker, calls = CircuitBreaker(failures=2, reset_after=10), 0
 
     async def hangs(ctx: Any) -> None:
@@ -261,7 +261,7 @@ def test_time_outs_open_a_circuit_and_a_trial_that_times_out_keeps_it_open() -> 
     VirtualClock().run(main())
 
 
-async def test_two_consumers_of_many_runs_are_both_served_and_none_is_a_context() -> None:
+async def test_two_consumers_of_run_many_share_its_results() -> None:
     graph = Pipeline("p").with_stage("a", works).build()
     contexts: list[Any] = [PipelineContext(), None, PipelineContext(), PipelineContext()]
     async with graph.run_many(contexts, concurrency=2) as runs:
@@ -273,7 +273,7 @@ async def test_two_consumers_of_many_runs_are_both_served_and_none_is_a_context(
     assert sum(counts) == 4
 
 
-async def test_what_contains_itself_is_cut_where_it_does() -> None:
+async def test_value_that_contains_itself_is_truncated() -> None:
     sink = MemoryEventSink()
     rounds: dict[str, Any] = {"name": "root"}
     rounds["children"] = [{"parent": rounds, "n": n} for n in range(50)]
@@ -294,7 +294,7 @@ async def test_what_contains_itself_is_cut_where_it_does() -> None:
     assert all(isinstance(child["parent"], str) for child in tree["children"])
 
 
-def test_stages_that_come_due_at_the_same_moment_get_a_task_each_and_no_more() -> None:
+def test_stages_due_at_the_same_time_get_one_task_each() -> None:
     most = 0
 
     async def flaky(ctx: Any) -> StageOutput:
@@ -312,7 +312,7 @@ def test_stages_that_come_due_at_the_same_moment_get_a_task_each_and_no_more() -
     assert most <= 1002  # one for each, the caller's, and the one that is about to end
 
 
-def test_a_background_sink_is_called_by_one_thread_whoever_emits_first() -> None:
+def test_background_sink_is_called_by_one_thread() -> None:
     class Watching(EventSink):
         def __init__(self) -> None:
             self.threads: set[int] = set()
@@ -338,7 +338,7 @@ def test_a_background_sink_is_called_by_one_thread_whoever_emits_first() -> None
         assert len(inner.threads) == 1
 
 
-def test_a_keyboard_interrupt_in_a_sink_costs_that_event_and_no_other() -> None:
+def test_keyboard_interrupt_in_a_sink_loses_only_that_event() -> None:
     class Interrupted(EventSink):
         seen = 0
 
@@ -363,7 +363,7 @@ def test_a_keyboard_interrupt_in_a_sink_costs_that_event_and_no_other() -> None:
     assert (found.delivered, found.dropped, sink.seen) == (7, {"sink_error": 1}, 8)
 
 
-async def test_a_sink_that_flushes_does_not_wait_for_itself() -> None:
+async def test_sink_that_flushes_does_not_wait_for_itself() -> None:
     class Flushing(EventSink):
         answers: list[bool]
 
@@ -377,7 +377,7 @@ async def test_a_sink_that_flushes_does_not_wait_for_itself() -> None:
     assert sink.answers == [True, True, True]
 
 
-async def test_a_stage_that_spoils_its_context_harms_neither_record_nor_run() -> None:
+async def test_stage_that_damages_its_context_affects_neither_record_nor_run() -> None:
     async def spoils(ctx: Any) -> dict[str, int]:
         for name in ("_attributes", "_artifacts", "_events_count", "outcome_by", "cancelled"):
             setattr(ctx, name, object())
@@ -401,13 +401,13 @@ async def test_a_stage_that_spoils_its_context_harms_neither_record_nor_run() ->
     assert len(sink.of_type("pipeline.wide")) == 1
 
 
-async def test_a_run_whose_id_reads_none_has_that_one_id() -> None:
+async def test_run_id_with_the_text_none_is_recorded_unchanged() -> None:
     sink = MemoryEventSink()
     await recorded(sink).run(PipelineContext(pipeline_run_id="None"))
     assert [event["event_id"] for _, event in sink.events] == ["None/a/1", "None/b/1", "None"]
 
 
-def test_a_journal_whose_directory_is_removed_makes_it_again(tmp_path: Any) -> None:
+def test_journal_creates_its_removed_directory_again(tmp_path: Any) -> None:
     folder = tmp_path / "journal"
     sink = JournalSink(folder)
     result = StageResult("s", StageStatus.OK)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow import (
     Limits,
@@ -175,7 +175,7 @@ async def run_beside(sink: MemoryEventSink, stage: Any, on_failure: Any, **optio
     )
     results = await graph.run()
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    hold_the_law(sink.events, ["beside", "bad", "after"])
+    check_record(sink.events, ["beside", "bad", "after"])
     started = [name for name in ("beside", "after") if results[name].attempts]
     assert len(ended) == len(started)  # none was left running
     return results
@@ -282,7 +282,7 @@ def test_output_of_a_stage_has_exact_types() -> None:
 ENGINE = [
     *(
         (RunState, name)
-        for name in ("take", "attempt_ended", "_settle", "_result", "permit_granted", "retry_due")
+        for name in ("take", "attempt_ended", "_apply_result", "_result", "permit_granted", "retry_due")
     ),
     *((RunState, name) for name in ("attempt_timed_out", "_release_dependents", "attempt_number")),
     *((Scheduler, name) for name in ("_execute", "_acquire_permits", "_start_worker", "_emit")),
@@ -340,7 +340,7 @@ async def test_error_of_the_engine_leaves_no_stage_running_and_no_permit_held(
     async with asyncio.timeout(30):
         results = await graph.run()
     await asyncio.sleep(0)  # a worker that was created, and finds nothing to run
-    hold_the_law(sink.events, list(results))
+    check_record(sink.events, list(results))
     assert running == set()
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert (limits["place"].taken, limits["place"].waiting) == (0, 0)

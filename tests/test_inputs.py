@@ -1,4 +1,4 @@
-"""`ctx.inputs`: what a stage may read of the stages before it, and what it hears of a typo."""
+"""`ctx.inputs`: the data that a stage can read from its ancestors, and the errors for typos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from oracle import hold_the_law, stage_wide
+from oracle import check_record, stage_wide
 
 from stageflow import Pipeline, PipelineContext, PipelineResults, StageContext, StageOutput, StageStatus
 from stageflow.errors import InputError, MissingInputError, PipelineValidationError, UnknownInputError
@@ -33,11 +33,11 @@ async def failing(ctx: StageContext) -> None:
 
 
 def reading(read: Read) -> Pipeline:
-    """Return a pipeline whose stage `reader` reads; `search` and `skipped` come before it, `aside` does not.
+    """Return a pipeline with a stage `reader` that reads from its ancestors; `aside` is not an ancestor.
 
     search -> rank -> reader
     skipped --------> reader
-    failing --------> reader      aside, later: no ancestors of it
+    failing --------> reader      aside, later: not ancestors
     """
 
     async def reader(ctx: StageContext) -> dict[str, Any]:
@@ -67,14 +67,14 @@ async def run(read: Read, sink: MemoryEventSink | None = None) -> PipelineResult
     return await graph.run(PipelineContext(data={"question": "why?"}))
 
 
-async def what_is_read(read: Read) -> Any:
+async def value_read(read: Read) -> Any:
     results = await run(read)
     results.raise_on_failure()
     return results.data("reader")["read"]
 
 
-async def what_is_raised(read: Read) -> tuple[InputError, str]:
-    """Return the error of the stage that read, and the id of the run."""
+async def error_raised(read: Read) -> tuple[InputError, str]:
+    """Return the error of the stage that reads, and the id of the run."""
     results = await run(read)
     assert results["reader"].status is StageStatus.FAIL
     error = results["reader"].exception
@@ -87,42 +87,42 @@ async def what_is_raised(read: Read) -> tuple[InputError, str]:
 
 
 async def test_get_from_reads_a_dependency() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.get_from("rank", "best")) == "a"
+    assert await value_read(lambda ctx: ctx.inputs.get_from("rank", "best")) == "a"
 
 
 async def test_get_from_reads_any_ancestor() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.get_from("search", "hits")) == 3
+    assert await value_read(lambda ctx: ctx.inputs.get_from("search", "hits")) == 3
 
 
-async def test_get_from_is_as_dict_get_would_be() -> None:
+async def test_get_from_behaves_like_dict_get() -> None:
     def read(ctx: StageContext) -> list[Any]:
         return [
             ctx.inputs.get_from("search", "absent"),
             ctx.inputs.get_from("search", "absent", 7),
             ctx.inputs.get_from("search", "absent", default=8),
-            ctx.inputs.get_from("search", "nothing", 9),  # it is there, and None
+            ctx.inputs.get_from("search", "nothing", 9),  # the key exists, and its value is None
         ]
 
-    assert await what_is_read(read) == [None, 7, 8, None]
+    assert await value_read(read) == [None, 7, 8, None]
 
 
-async def test_get_from_gives_the_default_for_a_stage_that_was_skipped_or_failed() -> None:
+async def test_get_from_returns_the_default_for_a_skipped_or_failed_stage() -> None:
     def read(ctx: StageContext) -> list[Any]:
         return [ctx.inputs.get_from("skipped", "hits", 1), ctx.inputs.get_from("failing", "hits", 2)]
 
-    assert await what_is_read(read) == [1, 2]
+    assert await value_read(read) == [1, 2]
 
 
-async def test_the_input_of_the_run_is_read_as_run_data() -> None:
-    assert await what_is_read(lambda ctx: ctx.run.data["question"]) == "why?"
+async def test_input_of_the_run_is_run_data() -> None:
+    assert await value_read(lambda ctx: ctx.run.data["question"]) == "why?"
 
 
-async def test_result_from_gives_the_whole_result_of_an_ancestor() -> None:
+async def test_result_from_returns_the_complete_result_of_an_ancestor() -> None:
     def read(ctx: StageContext) -> list[Any]:
         result = ctx.inputs.result_from("skipped")
         return [result.status, result.reason, ctx.inputs.result_from("failing").error]
 
-    assert await what_is_read(read) == ["SKIP", "nobody asked", "ConnectionError: search is down"]
+    assert await value_read(read) == ["SKIP", "nobody asked", "ConnectionError: search is down"]
 
 
 async def test_inputs_can_be_read_in_a_thread() -> None:
@@ -134,56 +134,56 @@ async def test_inputs_can_be_read_in_a_thread() -> None:
     assert results.data("plain") == {"hits": 3}
 
 
-# ---------------------------------------------------------------- a stage that is no ancestor
+# ---------------------------------------------------------------- stages that are not ancestors
 
 
-async def test_a_stage_that_does_not_exist_raises_with_a_hint() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from("serch", "hits"))
+async def test_reading_an_unknown_stage_raises_with_a_hint() -> None:
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.get_from("serch", "hits"))
     assert type(error) is UnknownInputError
     assert str(error) == (
-        "'serch' is no ancestor of 'reader'; did you mean 'search'? "
+        "'serch' is not an ancestor of 'reader'; did you mean 'search'? "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
-        "  hint: it may read 'failing', 'rank', 'search', 'skipped'; "
+        "  hint: it can read 'failing', 'rank', 'search', 'skipped'; "
         "add 'serch' to its dependencies to read it"
     )
 
 
 @pytest.mark.parametrize("stage", ["aside", "later", "reader"])
-async def test_a_stage_that_is_no_ancestor_raises_with_a_hint(stage: str) -> None:
-    # It may not have run yet: also where it happens to have, this is a mistake.
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.get_from(stage, "hits", "default"))
+async def test_reading_a_stage_that_is_not_an_ancestor_raises_with_a_hint(stage: str) -> None:
+    # Even if the stage has ended, this is an error: it may not have run yet.
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.get_from(stage, "hits", "default"))
     assert type(error) is UnknownInputError
     assert str(error) == (
-        f"{stage!r} is no ancestor of 'reader' [stage 'reader', pipeline 'ask', run {run_id}]\n"
-        "  hint: it may read 'failing', 'rank', 'search', 'skipped'; "
+        f"{stage!r} is not an ancestor of 'reader' [stage 'reader', pipeline 'ask', run {run_id}]\n"
+        "  hint: it can read 'failing', 'rank', 'search', 'skipped'; "
         f"add {stage!r} to its dependencies to read it"
     )
     assert (error.pipeline, error.stage, error.run_id) == ("ask", "reader", run_id)
 
 
 @pytest.mark.parametrize("how", ["get_from", "require_from", "result_from"])
-async def test_every_way_to_read_refuses_a_stage_that_is_no_ancestor(how: str) -> None:
+async def test_every_read_method_rejects_a_stage_that_is_not_an_ancestor(how: str) -> None:
     def read(ctx: StageContext) -> Any:
         arguments = ("aside",) if how == "result_from" else ("aside", "hits")
         return getattr(ctx.inputs, how)(*arguments)
 
-    error, _ = await what_is_raised(read)
+    error, _ = await error_raised(read)
     assert type(error) is UnknownInputError
 
 
-async def test_a_first_stage_may_read_nothing() -> None:
+async def test_stage_without_dependencies_can_read_nothing() -> None:
     async def first(ctx: StageContext) -> None:
         ctx.inputs.get_from("second", "key")
 
     results = await Pipeline("p").with_stage("first", first).with_stage("second", search).build().run()
     assert str(results["first"].exception) == (
-        "'second' is no ancestor of 'first' "
+        "'second' is not an ancestor of 'first' "
         f"[stage 'first', pipeline 'p', run {results.context.pipeline_run_id}]\n"
-        "  hint: it may read nothing; add 'second' to its dependencies to read it"
+        "  hint: it can read nothing; add 'second' to its dependencies to read it"
     )
 
 
-async def test_of_many_ancestors_the_first_are_named() -> None:
+async def test_error_lists_the_first_of_many_ancestors() -> None:
     pipeline = Pipeline("p")
     names = [f"s{number:02}" for number in range(20)]
     for name in names:
@@ -195,7 +195,7 @@ async def test_of_many_ancestors_the_first_are_named() -> None:
     results = await pipeline.with_stage("reader", reader, dependencies=names).build().run()
     shown = ", ".join(repr(name) for name in names[:12])
     assert str(results["reader"].exception).splitlines()[1] == (
-        f"  hint: it may read {shown} and 8 more; add 'zzz' to its dependencies to read it"
+        f"  hint: it can read {shown} and 8 more; add 'zzz' to its dependencies to read it"
     )
 
 
@@ -203,43 +203,43 @@ async def test_of_many_ancestors_the_first_are_named() -> None:
 
 
 async def test_require_from_reads_any_ancestor() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "hits")) == 3
+    assert await value_read(lambda ctx: ctx.inputs.require_from("search", "hits")) == 3
 
 
-async def test_require_from_takes_a_value_of_none() -> None:
-    assert await what_is_read(lambda ctx: ctx.inputs.require_from("search", "nothing")) is None
+async def test_require_from_accepts_the_value_none() -> None:
+    assert await value_read(lambda ctx: ctx.inputs.require_from("search", "nothing")) is None
 
 
-async def test_require_from_raises_for_an_absent_key_with_what_there_is_and_the_nearest_match() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
+async def test_require_from_raises_for_a_missing_key_with_known_keys_and_the_closest_match() -> None:
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.require_from("search", "hit"))
     assert type(error) is MissingInputError
     assert str(error) == (
-        "'search' returned no 'hit'; did you mean 'hits'? "
+        "'search' did not return 'hit'; did you mean 'hits'? "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
         "  hint: it returned 'hits', 'query', 'nothing'"
     )
 
 
 async def test_require_from_raises_for_a_skipped_stage() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "hits"))
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.require_from("skipped", "hits"))
     assert type(error) is MissingInputError
     assert str(error) == (
-        "'skipped' returned no 'hits': it ended with SKIP (nobody asked) "
+        "'skipped' did not return 'hits': it ended with SKIP (nobody asked) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
-        "  hint: use get_from('skipped', 'hits', default) if a skip is fine, "
+        "  hint: use get_from('skipped', 'hits', default) to run without it, "
         "or conditional=True to be skipped with it"
     )
 
 
-async def test_require_from_raises_for_a_skipped_stage_also_for_a_key_that_it_gave() -> None:
-    error, _ = await what_is_raised(lambda ctx: ctx.inputs.require_from("skipped", "partial"))
+async def test_require_from_raises_for_a_skipped_stage_even_if_it_returned_the_key() -> None:
+    error, _ = await error_raised(lambda ctx: ctx.inputs.require_from("skipped", "partial"))
     assert type(error) is MissingInputError
 
 
 async def test_require_from_raises_for_an_optional_stage_that_failed() -> None:
-    error, run_id = await what_is_raised(lambda ctx: ctx.inputs.require_from("failing", "hits"))
+    error, run_id = await error_raised(lambda ctx: ctx.inputs.require_from("failing", "hits"))
     assert str(error).splitlines()[0] == (
-        "'failing' returned no 'hits': it ended with FAIL (ConnectionError: search is down) "
+        "'failing' did not return 'hits': it ended with FAIL (ConnectionError: search is down) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]"
     )
 
@@ -247,27 +247,27 @@ async def test_require_from_raises_for_an_optional_stage_that_failed() -> None:
 # ---------------------------------------------------------------- the record
 
 
-async def test_what_was_not_found_is_named_in_the_record(sink: MemoryEventSink) -> None:
+async def test_missing_keys_are_recorded(sink: MemoryEventSink) -> None:
     def read(ctx: StageContext) -> None:
         ctx.inputs.get_from("search", "hits")
         ctx.inputs.get_from("search", "hist")
         ctx.inputs.get_from("rank", "worst", "default")
-        ctx.inputs.get_from("search", "hist")  # once is enough
+        ctx.inputs.get_from("search", "hist")  # listed once
 
     results = await run(read, sink)
-    hold_the_law(sink.events, results)
+    check_record(sink.events, results)
     assert stage_wide(sink.events, "reader")["missing_inputs"] == ["search.hist", "rank.worst"]
     assert results["reader"].missing_inputs == ("search.hist", "rank.worst")
     assert stage_wide(sink.events, "rank")["missing_inputs"] == []
 
 
-async def test_what_was_required_and_not_found_is_named_in_the_record(sink: MemoryEventSink) -> None:
+async def test_missing_required_keys_are_recorded(sink: MemoryEventSink) -> None:
     results = await run(lambda ctx: ctx.inputs.require_from("search", "hist"), sink)
-    hold_the_law(sink.events, results)
+    check_record(sink.events, results)
     assert stage_wide(sink.events, "reader")["missing_inputs"] == ["search.hist"]
 
 
-async def test_each_attempt_names_what_it_did_not_find(sink: MemoryEventSink) -> None:
+async def test_each_attempt_records_its_missing_keys(sink: MemoryEventSink) -> None:
     async def reader(ctx: StageContext) -> StageOutput | None:
         ctx.inputs.get_from("search", f"key{ctx.attempt}")
         return StageOutput.retry("once more", after=0) if ctx.attempt == 1 else None
@@ -287,7 +287,7 @@ async def test_each_attempt_names_what_it_did_not_find(sink: MemoryEventSink) ->
 # ---------------------------------------------------------------- large graphs
 
 
-async def test_reading_from_far_up_a_long_chain_is_no_deep_recursion() -> None:
+async def test_reading_a_distant_ancestor_in_a_long_chain_does_not_recurse() -> None:
     async def last(ctx: StageContext) -> dict[str, Any]:
         return {"first": ctx.inputs.get_from("s0", "hits")}
 
@@ -299,8 +299,8 @@ async def test_reading_from_far_up_a_long_chain_is_no_deep_recursion() -> None:
     assert results.data("last") == {"first": 3}
 
 
-async def test_reading_a_dependency_of_a_wide_graph_stays_quick() -> None:
-    # A dependency is known at once; nobody walks a thousand ancestors to read one key.
+async def test_reading_a_dependency_in_a_wide_graph_is_fast() -> None:
+    # Reading from a dependency does not traverse the thousand ancestors.
     async def last(ctx: StageContext) -> None:
         began = time.perf_counter()
         for _ in range(1000):
@@ -317,7 +317,7 @@ async def test_reading_a_dependency_of_a_wide_graph_stays_quick() -> None:
 
 
 def peak_bytes(graph: Any) -> int:
-    """Return the peak of the memory that one run allocates."""
+    """Return the peak memory that one run allocates."""
     tracemalloc.start()
     try:
         asyncio.run(graph.run()).raise_on_failure()
@@ -357,7 +357,7 @@ def test_reading_a_distant_ancestor_needs_memory_linear_in_the_graph(distance: C
     assert peak_bytes(graph) < reads_nothing + 1000 * size
 
 
-def test_a_stage_reads_exactly_its_ancestors_in_random_graphs() -> None:
+def test_stage_can_read_exactly_its_ancestors_in_random_graphs() -> None:
     rng = random.Random(4)
     for _ in range(60):
         size = rng.randrange(2, 16)
@@ -415,7 +415,7 @@ def test_the_error_for_a_cycle_of_many_stages_shows_its_ends() -> None:
         .with_stage(f"s{number}", search, dependencies=(f"s{(number + 1) % size}",))
         .stages
     ]
-    with pytest.raises(PipelineValidationError, match=r"circle: .* -> … 2990 more … -> .*; remove"):
+    with pytest.raises(PipelineValidationError, match=r"cycle: .* -> … 2990 more … -> .*; remove"):
         Pipeline("p", stages=stages).build()
 
 

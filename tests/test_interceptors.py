@@ -1,4 +1,4 @@
-"""Interceptors: around an attempt, outermost first, named in the record when they make the outcome."""
+"""Interceptors: they wrap attempts, outermost first, and are recorded if they determine the outcome."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def noting(name: str, notes: list[str]) -> Any:
     return interceptor
 
 
-async def test_they_are_nested_outermost_first_those_of_build_outside() -> None:
+async def test_interceptors_are_nested_outermost_first_with_those_of_build_outside() -> None:
     notes: list[str] = []
     graph = (
         Pipeline("p")
@@ -65,7 +65,7 @@ async def recorded(interceptor: Any, stage: Any = says_hello, **options: Any) ->
     return events.stage("s")
 
 
-async def test_one_that_replaces_the_outcome_is_named_in_the_record() -> None:
+async def test_interceptor_that_replaces_the_outcome_is_recorded() -> None:
     async def cached(call: Any, proceed: Any) -> Any:
         return {"text": "from the cache"}
 
@@ -73,7 +73,7 @@ async def test_one_that_replaces_the_outcome_is_named_in_the_record() -> None:
     assert (event["status"], event["outcome_by"]) == ("OK", "cached")
 
 
-async def test_one_that_rescues_a_failure_is_named_in_the_record() -> None:
+async def test_interceptor_that_handles_a_failure_is_recorded() -> None:
     async def fallback(call: Any, proceed: Any) -> Any:
         try:
             return await proceed()
@@ -88,7 +88,7 @@ async def test_one_that_rescues_a_failure_is_named_in_the_record() -> None:
     )
 
 
-async def test_one_that_raises_is_the_stages_failure_and_named() -> None:
+async def test_interceptor_that_raises_fails_the_stage_and_is_recorded() -> None:
     class Checks:
         async def __call__(self, call: Any, proceed: Any) -> Any:
             raise PermissionError("not today")
@@ -98,7 +98,7 @@ async def test_one_that_raises_is_the_stages_failure_and_named() -> None:
     assert event["outcome_by"] == "Checks"
 
 
-async def test_what_the_stage_raised_is_the_stages_own() -> None:
+async def test_exception_of_the_stage_is_not_attributed_to_an_interceptor() -> None:
     async def passes(call: Any, proceed: Any) -> Any:
         return await proceed()
 
@@ -110,7 +110,7 @@ async def test_what_the_stage_raised_is_the_stages_own() -> None:
     )
 
 
-async def test_a_forgotten_return_fails_the_stage_and_says_so() -> None:
+async def test_interceptor_without_return_fails_the_stage_with_a_hint() -> None:
     async def forgetful(call: Any, proceed: Any) -> Any:
         await proceed()
 
@@ -120,7 +120,7 @@ async def test_a_forgotten_return_fails_the_stage_and_says_so() -> None:
     assert event["outcome_by"] == "forgetful"
 
 
-async def test_a_forgotten_await_of_proceed_fails_the_stage_and_says_so() -> None:
+async def test_interceptor_that_does_not_await_proceed_fails_the_stage_with_a_hint() -> None:
     async def no_await(call: Any, proceed: Any) -> Any:
         return proceed()
 
@@ -135,7 +135,7 @@ async def test_a_forgotten_await_of_proceed_fails_the_stage_and_says_so() -> Non
         )
 
 
-async def test_what_no_stage_may_return_is_the_interceptors_mistake() -> None:
+async def test_invalid_return_value_of_an_interceptor_fails_the_stage() -> None:
     async def nonsense(call: Any, proceed: Any) -> Any:
         return 42
 
@@ -143,7 +143,7 @@ async def test_what_no_stage_may_return_is_the_interceptors_mistake() -> None:
     assert event["error"] == "StageOutputError: interceptor nonsense returned int"
 
 
-async def test_proceed_may_be_awaited_once() -> None:
+async def test_proceed_can_be_awaited_once() -> None:
     async def twice(call: Any, proceed: Any) -> Any:
         await proceed()
         return await proceed()
@@ -153,7 +153,7 @@ async def test_proceed_may_be_awaited_once() -> None:
     assert "interceptor twice awaited proceed() twice" in event["error"]
 
 
-async def test_plain_functions_in_threads_are_intercepted_too() -> None:
+async def test_synchronous_functions_are_intercepted() -> None:
     def plain(ctx: Any) -> dict[str, int]:
         return {"n": 1}
 
@@ -165,7 +165,7 @@ async def test_plain_functions_in_threads_are_intercepted_too() -> None:
     assert (await graph.run()).data("s") == {"n": 2}
 
 
-def test_a_retry_goes_through_them_again_and_the_time_out_covers_them() -> None:
+def test_interceptors_wrap_each_attempt_and_count_towards_its_timeout() -> None:
     async def slow(call: Any, proceed: Any) -> Any:
         await asyncio.sleep(10)
         return await proceed()
@@ -180,22 +180,22 @@ def test_a_retry_goes_through_them_again_and_the_time_out_covers_them() -> None:
     assert results.duration_ms == 2000
 
 
-def test_what_is_no_interceptor_is_a_mistake() -> None:
+def test_invalid_interceptor_is_a_validation_error() -> None:
     def plain(call: Any, proceed: Any) -> Any: ...
 
     pipeline = Pipeline("p").with_stage("s", says_hello, interceptors=(plain, CircuitBreaker))
     with pytest.raises(PipelineValidationError) as caught:
         pipeline.build()
     one, two = caught.value.problems
-    assert one.startswith("stage 's': ")
-    assert one.endswith("plain is no interceptor; give an async callable of (call, proceed)")
-    assert two == "stage 's': CircuitBreaker is no interceptor; give an async callable of (call, proceed)"
+    expected = "stage 's': an interceptor must be an async callable (call, proceed), got "
+    assert one == expected + plain.__qualname__
+    assert two == expected + "CircuitBreaker"
 
 
-# ------------------------------------------------------------ the built-in ones
+# ------------------------------------------------------------ built-in interceptors
 
 
-def test_an_open_circuit_is_a_failure_with_its_own_error_never_ok() -> None:
+def test_open_circuit_fails_attempts_with_circuit_open_error() -> None:
     breaker = CircuitBreaker(failures=2, reset_after=30)
     calls = []
     healthy = False
@@ -218,7 +218,7 @@ def test_an_open_circuit_is_a_failure_with_its_own_error_never_ok() -> None:
         assert spared.outcome_by == "CircuitBreaker"
         assert len(calls) == 2
 
-        await asyncio.sleep(30)  # one is let through, and it fails: open for as long again
+        await asyncio.sleep(30)  # a trial is allowed and fails: the circuit stays open for another period
         assert (await graph.run())["search"].error == "ConnectionError: down"
         assert isinstance((await graph.run())["search"].exception, CircuitOpenError)
         assert len(calls) == 3
@@ -254,7 +254,7 @@ def test_failed_trial_restarts_the_cooldown_at_the_time_of_the_failure() -> None
     assert [round(after - before) for before, after in itertools.pairwise(calls)] == [50, 50, 50]
 
 
-def test_a_trial_that_is_cancelled_leaves_the_circuit_to_the_next_one() -> None:
+def test_cancelled_trial_is_followed_by_another_trial() -> None:
     breaker = CircuitBreaker(failures=1, reset_after=1)
     hangs = False
 
@@ -364,7 +364,7 @@ async def test_each_attempt_of_a_retried_stage_counts() -> None:
     assert breaker.state("p", "s") == "open"
 
 
-def test_a_success_between_failures_starts_the_count_anew() -> None:
+def test_success_between_failures_resets_the_count() -> None:
     breaker = CircuitBreaker(failures=2)
 
     async def search(ctx: Any) -> None:
@@ -384,7 +384,7 @@ def test_a_success_between_failures_starts_the_count_anew() -> None:
 
 
 @pytest.mark.parametrize("stage", [hangs_in_a_coroutine, raises_when_it_is_cancelled, never_ends])
-def test_attempts_that_are_cancelled_with_their_run_count_neither_way(stage: Any) -> None:
+def test_attempts_cancelled_with_their_run_are_not_counted(stage: Any) -> None:
     breaker = CircuitBreaker(failures=1, reset_after=5)
     cancelled = Pipeline("p").with_stage("s", stage, interceptors=(breaker,)).build(grace=0.5)
     fails = Pipeline("p").with_stage("s", breaks, interceptors=(breaker,)).build()
@@ -426,12 +426,12 @@ def test_results_of_attempts_that_started_before_the_circuit_changed_are_ignored
         # The trial is due 10 s after the first failure: the failure at 8 s does not postpone it.
         assert (await run(0, False)).ok
         await asyncio.wait(slow)
-        assert breaker.state("p", "s") == "closed"  # the failure at 11.5 s belongs to the past
+        assert breaker.state("p", "s") == "closed"  # the failure at 11.5 s is not counted
 
     VirtualClock().run(main())
 
 
-def test_a_timeout_of_an_outer_interceptor_counts() -> None:
+def test_timeout_of_an_outer_interceptor_counts_as_failure() -> None:
     breaker = CircuitBreaker(failures=1)
 
     async def falls_back(call: Any, proceed: Any) -> Any:
@@ -463,7 +463,7 @@ async def test_log_reports_every_attempt(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("stage", FAILING)
-async def test_log_and_done_callbacks_report_what_is_recorded(
+async def test_log_and_done_callbacks_report_the_recorded_result(
     stage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "stageflow")
@@ -490,7 +490,7 @@ async def test_log_and_done_callbacks_report_what_is_recorded(
     assert {vars(record)["stage"] for record in ended} == {"s"}
 
 
-async def test_done_callback_gets_the_outcome_of_the_outermost_interceptor() -> None:
+async def test_done_callback_receives_the_outcome_of_the_outermost_interceptor() -> None:
     seen: list[StageStatus] = []
 
     async def rescues(call: Any, proceed: Any) -> Any:
@@ -528,7 +528,7 @@ async def test_done_callback_that_raises_is_logged_and_changes_nothing(
     assert "stage 's': a callback of an interceptor raised RuntimeError: of the callback" in caplog.text
 
 
-async def test_the_filter_puts_run_and_stage_on_lines_below_a_stage(
+async def test_log_filter_adds_run_and_stage_to_records_inside_a_stage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.handler.addFilter(StageLogFilter())

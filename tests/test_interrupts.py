@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import ends, hold_the_law, of_type, pipeline_wide, stage_wide
+from oracle import check_record, ends, of_type, pipeline_wide, stage_wide
 
 from stageflow import EventSink, Pipeline, PipelineContext, Retry, StageKind, StageOutput
 from stageflow.events import MemoryEventSink, stats
@@ -170,7 +170,7 @@ def test_record_is_complete_whatever_a_recorded_value_raises(
 ) -> None:
     stage_of, status = STAGES[case]
     results = asyncio.run(graph_of(stage_of(Hostile(kind)), sink).run(deadline=10))
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
     assert ends(sink.events)["s"] == results["s"].status == status
     event = stage_wide(sink.events, "s")
     if case.startswith("annotate"):
@@ -204,7 +204,7 @@ def test_retry_policy_that_raises_fails_its_stage(
         retry = Retry(attempts=3, wait=0, on=hostile.covers)
     stage = raising(lambda hostile: ValueError("no"))(hostile)
     asyncio.run(graph_of(stage, sink, retry=retry).run(deadline=10))
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
     assert f"policy raised {kind.__name__}" in stage_wide(sink.events, "s")["reason"]
 
 
@@ -220,7 +220,7 @@ def test_retry_event_is_emitted_whatever_its_error_raises(
         return StageOutput.ok()
 
     results = asyncio.run(graph_of(stage, sink).run(deadline=10))
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
     assert (results["s"].status, results["s"].attempts) == ("OK", 2)
 
 
@@ -240,7 +240,7 @@ def test_ids_and_route_labels_that_raise_are_replaced(
         topology=hostile.Value(),
     )
     asyncio.run(graph_of(routes, sink, kind=StageKind.ROUTE).run(context, deadline=10))
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
     assert stage_wide(sink.events, "s")["status"] == "FAIL"
     ids = pipeline_wide(sink.events)["correlation_ids"]
     assert ids["request_id"] == f"<str() of Value failed: {kind.__name__}>"
@@ -260,7 +260,7 @@ def test_custom_events_and_amendments_are_sent_whatever_they_contain(
         late.append(ctx)
 
     asyncio.run(graph_of(stage, sink).run(deadline=10))
-    hold_the_law([event for event in sink.events if event[0] != "note"], STAGE_NAMES)
+    check_record([event for event in sink.events if event[0] != "note"], STAGE_NAMES)
     assert ends(sink.events)["s"] == "OK"
     assert [event["name"] for event in of_type(sink.events, "note")[:-1]] == list(VALUES)
     late[0].annotate(v=hostile.Value())
@@ -291,7 +291,7 @@ def test_log_handler_that_raises_does_not_lose_events(
         asyncio.run(graph_of(stage, sink, Raises(sink)).run(deadline=10))
     finally:
         log.removeFilter(refuses)
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
 
 
 # ---------------------------------------------------------------- interrupts that reach the application
@@ -308,7 +308,7 @@ def test_keyboard_interrupt_propagates_after_the_record(sink: MemoryEventSink, c
     else:
         with pytest.raises(KeyboardInterrupt):
             asyncio.run(graph.run())
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
 
 
 def test_keyboard_interrupt_in_a_thread_is_not_treated_as_an_interrupt(sink: MemoryEventSink) -> None:
@@ -330,7 +330,7 @@ def test_interrupt_during_a_retry_ends_the_run(sink: MemoryEventSink) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(graph_of(stage, sink).run())
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
     assert ends(sink.events) == {"before": "OK", "s": "CANCEL", "after": "CANCEL"}
 
 
@@ -349,7 +349,7 @@ def test_sink_interrupted_once_receives_each_event_once() -> None:
     sink = Interrupted()
     with pytest.raises(SystemExit):
         asyncio.run(graph_of(stage, sink).run())
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
     assert stats().of("Interrupted").dropped == {"sink_error": 2}
 
 
@@ -420,7 +420,7 @@ def test_signal_during_the_record_ends_the_process_after_it(
     status, _, err = started.ended()
     assert status == 7, err
     events = started.events()
-    hold_the_law(events, STAGE_NAMES)
+    check_record(events, STAGE_NAMES)
     event = stage_wide(events, "s")
     assert event["attributes"] == {
         "kept": 1,
@@ -433,7 +433,7 @@ def test_signal_during_the_record_ends_the_process_after_it(
 
 
 @pytest.mark.parametrize(
-    "method", ["take", "_outcome", "_result", "_settle", "_release_dependents", "_finish"]
+    "method", ["take", "_outcome", "_result", "_apply_result", "_release_dependents", "_finish"]
 )
 @pytest.mark.parametrize("failing", [False, True])
 def test_interrupt_inside_the_engine_ends_the_run_with_a_complete_record(
@@ -464,10 +464,10 @@ def test_interrupt_inside_the_engine_ends_the_run_with_a_complete_record(
     else:
         with pytest.raises(SystemExit):
             asyncio.run(main())
-    hold_the_law(sink.events, STAGE_NAMES)
+    check_record(sink.events, STAGE_NAMES)
 
 
-def test_ctrl_c_during_an_event_emitted_by_hand_is_raised_there(program: Callable[[str], Program]) -> None:
+def test_ctrl_c_during_a_manual_emit_is_raised_there(program: Callable[[str], Program]) -> None:
     ended = program(
         """
         import os, signal

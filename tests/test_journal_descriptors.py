@@ -59,7 +59,7 @@ print(json.dumps([written(), len(Journal(journal).runs()), stats]))
     assert found == [{}, 4, [[8, 8, {}]]]
 
 
-def test_a_closed_descriptor_that_nothing_reuses_loses_no_event(run: Callable[[str], Any]) -> None:
+def test_closing_an_unused_descriptor_loses_no_event(run: Callable[[str], Any]) -> None:
     found = run("""
 stageflow.configure(journal=journal, health_seconds=None)
 graph = Pipeline("p").with_stage("w", work).build()
@@ -108,7 +108,7 @@ for _ in range(5):
     graph.run_sync()
 mine = reuse_descriptors()
 graph.run_sync()
-sink.tend()
+sink.run_maintenance()
 sink.close()
 for file in mine:
     file.write("intact")
@@ -118,7 +118,7 @@ print(json.dumps([set(written().values()) == {6}, len(Journal(journal).runs())])
     assert found == [True, 6]
 
 
-def test_a_forked_child_closes_no_file_of_the_application(run: Callable[[str], Any]) -> None:
+def test_forked_child_closes_no_file_of_the_application(run: Callable[[str], Any]) -> None:
     found = run("""
 stageflow.configure(journal=journal, health_seconds=None)
 graph = Pipeline("p").with_stage("w", work).build()
@@ -137,7 +137,7 @@ print(json.dumps([status, set(written().values()) == {6}, len(Journal(journal).r
     assert found == [0, True, 2]
 
 
-def test_a_run_in_progress_is_not_recorded_as_crashed_after_its_lock_was_closed(
+def test_run_in_progress_is_not_recorded_as_crashed_after_its_lock_was_closed(
     run: Callable[[str], Any],
 ) -> None:
     found = run("""
@@ -168,7 +168,7 @@ print(json.dumps([results.data("w")["seen"], len(segments()), outcomes]))
     assert found == [["open"], 2, ["ok"]]
 
 
-def test_a_reader_whose_lock_was_closed_keeps_its_name_or_reports_who_has_it(
+def test_reader_whose_lock_was_closed_keeps_its_name_or_reports_the_new_owner(
     run: Callable[[str], Any],
 ) -> None:
     found = run("""
@@ -197,7 +197,7 @@ print(json.dumps([read, claimed, refused, set(written().values()) == {6}]))
     assert found == [2, True, True, True]
 
 
-def test_the_closed_descriptor_is_reported_once(program: Start, tmp_path: Path) -> None:
+def test_closed_descriptor_is_logged_once(program: Start, tmp_path: Path) -> None:
     status, _, err = program(
         PREAMBLE
         + """

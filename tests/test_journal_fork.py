@@ -1,4 +1,4 @@
-"""A forked child has segments of its own, no lock of its parent's, and never writes its parent's record."""
+"""Tests that a forked child writes its own segments, inherits no lock, and records no run of its parent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow.journal import Journal, JournalReader
 
@@ -31,20 +31,20 @@ SETUP = """
 
 
 def check(one: Program, outcomes: list[str]) -> None:
-    """Every run has its record once, by the law, and no lock is left held."""
+    """Check that every run is recorded once, that the guarantees hold, and that no lock is left held."""
     with JournalReader(one.journal) as reader:
         events = [(entry.type, entry.data() or {}) for entry in reader]
     runs: dict[str, list] = {}
     for type, data in events:
         runs.setdefault(data["correlation_ids"]["pipeline_run_id"], []).append((type, data))
     assert max(Counter(data["event_id"] for _, data in events).values()) == 1
-    found = [hold_the_law(of_run, "ab")["outcome"] for of_run in runs.values()]
+    found = [check_record(of_run, "ab")["outcome"] for of_run in runs.values()]
     assert sorted(found) == sorted(outcomes)
     assert {writer.state for writer in Journal(one.journal).check().writers} <= {"closed", "completed"}
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "pass", "raise ValueError('in the child')"])
-def test_a_fork_in_a_stage(program: Start, end: str) -> None:
+def test_fork_in_a_stage_leaves_one_record_of_the_parent(program: Start, end: str) -> None:
     """However the child leaves the stage, the record of the run is its parent's alone."""
     one = program(
         SETUP
@@ -101,7 +101,7 @@ def test_custom_events_of_forked_children_have_their_own_ids(program: Start) -> 
 
 
 @pytest.mark.parametrize("end", ["sys.exit(0)", "return"])
-def test_a_child_forked_in_a_plain_stage_ends_at_once(program: Start, end: str) -> None:
+def test_child_forked_in_a_synchronous_stage_exits_immediately(program: Start, end: str) -> None:
     one = program(
         SETUP
         + f"""
@@ -148,7 +148,7 @@ def test_forked_child_can_run_its_own_loop_before_it_returns_from_the_stage(prog
     check(one, ["ok", "ok"])
 
 
-def test_a_child_runs_pipelines_of_its_own(program: Start) -> None:
+def test_forked_child_runs_its_own_pipelines(program: Start) -> None:
     one = program(
         SETUP
         + """
@@ -174,7 +174,7 @@ def test_a_child_runs_pipelines_of_its_own(program: Start) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_multiprocessing(program: Start, method: str, tmp_path) -> None:
+def test_multiprocessing_workers_write_their_own_segments(program: Start, method: str, tmp_path) -> None:
     module = tmp_path / "workers.py"
     module.write_text(
         "from stageflow import *\n"
@@ -212,7 +212,7 @@ def test_multiprocessing(program: Start, method: str, tmp_path) -> None:
     check(one, ["ok"] * 12)
 
 
-def test_a_child_does_not_keep_its_dead_parent_alive(program: Start) -> None:
+def test_forked_child_does_not_keep_the_lock_of_its_dead_parent(program: Start) -> None:
     """The kernel frees a lock when the last who holds it is gone: a child must not hold it."""
     one = program(
         SETUP
@@ -238,7 +238,7 @@ def test_a_child_does_not_keep_its_dead_parent_alive(program: Start) -> None:
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_fork_while_threads_write(program: Start) -> None:
+def test_fork_while_threads_write_loses_no_event(program: Start) -> None:
     """A lock that a thread held when the process was forked must not hang the child."""
     one = program(
         SETUP

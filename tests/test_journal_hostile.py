@@ -1,4 +1,4 @@
-"""What an adversary did to the journal: signals and forks at the worst moments, files of strangers, races."""
+"""Tests the journal under adverse conditions: signals, forks, failing disks, invalid files and races."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal, JournalReader
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
@@ -64,19 +64,19 @@ async def beside(sink: JournalSink, last: Any, many: int, run: str = "long") -> 
 # ------------------------------------------------------------ making room
 
 
-async def test_a_run_whose_end_was_deleted_is_neither_open_nor_crashed(tmp_path: Path) -> None:
+async def test_run_whose_end_was_deleted_is_neither_open_nor_crashed(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path, segment_bytes=8_000, max_bytes=80_000, fsync_interval=3600)
     await beside(sink, nothing, 60)
     for _ in range(60):
         await graph_on(sink).run()
-        sink.tend()
+        sink.run_maintenance()
     assert "long" not in [run["event_id"] for run in Journal(tmp_path).runs(limit=None)]
     sink.close()
     assert Journal(tmp_path).recover() == []
     assert [data for _, data in of_run(read(tmp_path), "long") if data.get("outcome") == "crashed"] == []
 
 
-async def test_a_failed_run_is_kept_whole_however_long_it_took(tmp_path: Path) -> None:
+async def test_retention_keeps_all_lines_of_a_long_failed_run(tmp_path: Path) -> None:
     async def fail(ctx: Any) -> None:
         raise ValueError("late")
 
@@ -84,13 +84,13 @@ async def test_a_failed_run_is_kept_whole_however_long_it_took(tmp_path: Path) -
     await beside(sink, fail, 40)
     sink.close()
     size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
-    Room(max_bytes=size // 2).make(str(tmp_path))
+    RetentionPolicy(max_bytes=size // 2).apply(str(tmp_path))
     events = read(tmp_path)
-    hold_the_law(of_run(events, "long"), "ab")
+    check_record(of_run(events, "long"), "ab")
     assert {writer.state for writer in Journal(tmp_path).check().writers} == {"closed"}
 
 
-def test_room_is_not_made_of_runs_that_are_yet_to_be_told(
+def test_retention_keeps_runs_that_are_not_recorded_as_crashed_yet(
     program: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = program(
@@ -127,12 +127,12 @@ def test_room_is_not_made_of_runs_that_are_yet_to_be_told(
     with monkeypatch.context() as patch:
         patch.setattr("stageflow._files.sync", refuse)
         with pytest.raises(OSError, match="No space"):
-            Room(max_bytes=40_000).make(str(one.journal))
+            RetentionPolicy(max_bytes=40_000).apply(str(one.journal))
     assert Journal(one.journal).recover() == ["long"]
-    hold_the_law(of_run(read(one.journal), "long"), "ab")
+    check_record(of_run(read(one.journal), "long"), "ab")
 
 
-async def test_what_a_killed_process_had_replaced_is_removed_and_counted(tmp_path: Path) -> None:
+async def test_segment_superseded_by_a_killed_process_is_removed_and_counted(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path, segment_bytes=4_000)
     for _ in range(10):
         await graph_on(sink).run()
@@ -141,28 +141,28 @@ async def test_what_a_killed_process_had_replaced_is_removed_and_counted(tmp_pat
     lines = first.read_bytes().splitlines(keepends=True)
     kept = {"type": "journal.kept", "journal": {"size": first.stat().st_size, "offsets": [0]}}
     first.with_suffix(".kept.ndjson").write_bytes(json.dumps(kept).encode() + b"\n" + lines[0])
-    assert "1 file was left incomplete" in Journal(tmp_path).check().problems[0]
-    Room(max_bytes=1 << 30).make(str(tmp_path))
+    assert "1 file was left behind by a killed process" in Journal(tmp_path).check().problems[0]
+    RetentionPolicy(max_bytes=1 << 30).apply(str(tmp_path))
     assert not first.exists()
     state = Journal(tmp_path).check()
     assert state.problems == []
     assert state.deleted.lines == len(lines) - 1
 
 
-async def test_a_cursor_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
+async def test_unreadable_cursor_does_not_stop_readers_or_retention(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path, segment_bytes=4_000)
     for _ in range(20):
         await graph_on(sink).run()
     sink.close()
     (tmp_path / "cursors").mkdir()
     (tmp_path / "cursors" / "bad.json").write_text("")
-    assert Room(max_bytes=20_000).make(str(tmp_path)).bytes > 0
+    assert RetentionPolicy(max_bytes=20_000).apply(str(tmp_path)).bytes > 0
 
 
 # ------------------------------------------------------------ writing
 
 
-def test_a_signal_handler_that_emits_loses_nothing(program: Start) -> None:
+def test_signal_handler_that_emits_loses_no_event(program: Start) -> None:
     one = program(
         """
         import asyncio, signal, sys
@@ -201,7 +201,7 @@ def test_a_signal_handler_that_emits_loses_nothing(program: Start) -> None:
 
 
 @pytest.mark.parametrize("moment", ["first event", "new segment", "close"])
-def test_a_signal_at_any_line_of_an_emission_loses_nothing(program: Start, moment: str) -> None:
+def test_signal_at_any_line_of_an_emission_loses_no_event(program: Start, moment: str) -> None:
     one = program(
         """
 import os, signal, sys, tempfile
@@ -260,7 +260,7 @@ print(line)
     assert int(out) > 50
 
 
-def test_a_signal_handler_that_exits_ends_the_process(program: Start) -> None:
+def test_signal_handler_that_exits_ends_the_process(program: Start) -> None:
     one = program(
         """
         import os, signal, sys
@@ -288,7 +288,7 @@ def test_a_signal_handler_that_exits_ends_the_process(program: Start) -> None:
     assert (status, out) == (7, "")
 
 
-async def test_a_live_run_keeps_its_lock_through_a_failing_disk(
+async def test_live_run_keeps_its_lock_while_the_disk_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = JournalSink(tmp_path, fsync_interval=0.01)
@@ -297,23 +297,23 @@ async def test_a_live_run_keeps_its_lock_through_a_failing_disk(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async def look(ctx: Any) -> None:
-        sink._writer._began = -1e9  # a segment that is old enough to be given up
+        sink._writer._started = -1e9  # a segment that is old enough to be given up
         with monkeypatch.context() as patch:
             patch.setattr("stageflow.journal._writer.os.write", fail)
             for _ in range(50):
                 ctx.emit_event("note")
-        sink.tend()
+        sink.run_maintenance()
         assert Journal(tmp_path).recover() == []
 
     await graph_on(sink, look).run(PipelineContext(pipeline_run_id="live"))
     assert DELIVERY.channel_of(sink).stats().dropped == {"journal_unwritable": 50}
     assert len(sink._writer.retired) <= 2
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     assert [run["outcome"] for run in Journal(tmp_path).runs()] == ["ok"]
 
 
-async def test_closing_beside_threads_that_emit_loses_nothing(tmp_path: Path) -> None:
+async def test_close_while_threads_emit_loses_no_event(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path, fsync="never")
     threads = [
         threading.Thread(target=lambda: [graph_on(sink).run_sync() for _ in range(40)]) for _ in range(4)
@@ -331,7 +331,7 @@ async def test_closing_beside_threads_that_emit_loses_nothing(tmp_path: Path) ->
 # ------------------------------------------------------------ reading
 
 
-async def test_an_error_while_reading_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_read_error_loses_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = JournalSink(tmp_path, segment_bytes=4_000)
     for _ in range(10):
         await graph_on(sink).run()
@@ -354,7 +354,7 @@ async def test_an_error_while_reading_loses_nothing(tmp_path: Path, monkeypatch:
     assert len(before) + len(reader.read(1000)) == 30
 
 
-async def test_what_was_handed_out_one_by_one_is_committed_one_by_one(tmp_path: Path) -> None:
+async def test_iterated_events_are_committed_one_by_one(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path)
     for _ in range(10):
         await graph_on(sink).run()
@@ -367,7 +367,7 @@ async def test_what_was_handed_out_one_by_one_is_committed_one_by_one(tmp_path: 
     assert len(read(tmp_path, "me")) == 29
 
 
-async def test_a_directory_that_goes_away_under_a_reader_hangs_nothing(tmp_path: Path) -> None:
+async def test_removed_directory_does_not_block_a_reader(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     sink = JournalSink(path)
     await graph_on(sink).run()
@@ -383,7 +383,7 @@ async def test_a_directory_that_goes_away_under_a_reader_hangs_nothing(tmp_path:
     assert reader.read(timeout=0.05) == []
 
 
-async def test_events_of_our_names_and_somebody_elses_fields_stop_nobody(tmp_path: Path) -> None:
+async def test_custom_events_with_names_of_wide_events_do_not_break_readers(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path)
     await graph_on(sink).run(PipelineContext(pipeline_run_id="ours"))
     for data in (None, {}, {"correlation_ids": "odd"}, {"event_id": 7, "status": []}):
@@ -400,7 +400,7 @@ async def test_events_of_our_names_and_somebody_elses_fields_stop_nobody(tmp_pat
     sink.close()
 
 
-async def test_a_full_id_is_found_among_many_that_begin_so(tmp_path: Path) -> None:
+async def test_complete_id_is_found_among_many_with_the_same_prefix(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path, fsync="never")
     ids = [*(f"job-{number}" for number in range(1000, 1120)), "job-1", "a\nb", "x\u00a0y", 'quo"te/']
     for run in ids:
@@ -409,15 +409,15 @@ async def test_a_full_id_is_found_among_many_that_begin_so(tmp_path: Path) -> No
         story = Journal(tmp_path).run(run)
         assert story.run["event_id"] == run
         assert len(story.stages) == 2
-    with pytest.raises(LookupError, match="more than 100 runs that begin with 'job-'"):
+    with pytest.raises(LookupError, match="more than 100 runs that match 'job-'"):
         Journal(tmp_path).run("job-")
     for none in ("", "\ud800"):
-        with pytest.raises(LookupError, match="has no run"):
+        with pytest.raises(LookupError, match="contains no run"):
             Journal(tmp_path).run(none)
     sink.close()
 
 
-def test_a_reader_is_closed_for_a_forked_child(tmp_path: Path) -> None:
+def test_reader_is_closed_in_a_forked_child(tmp_path: Path) -> None:
     reader = JournalReader(tmp_path, "me")
     pid = os.fork()
     if not pid:
@@ -431,7 +431,7 @@ def test_a_reader_is_closed_for_a_forked_child(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> None:
+def test_forked_child_does_not_keep_the_retention_lock_of_its_parent(program: Start) -> None:
     one = program(
         """
         import os, signal, sys
@@ -452,8 +452,8 @@ def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> No
             children.append(child)
         sink.close()
         before = sum(entry.stat().st_size for entry in os.scandir(sys.argv[1]) if entry.is_file())
-        from stageflow.journal._retention import Room
-        Room(max_bytes=1).make(sys.argv[1])
+        from stageflow.journal._retention import RetentionPolicy
+        RetentionPolicy(max_bytes=1).apply(sys.argv[1])
         after = sum(entry.stat().st_size for entry in os.scandir(sys.argv[1]) if entry.is_file())
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -464,7 +464,7 @@ def test_a_child_holds_no_lock_of_a_parent_that_makes_room(program: Start) -> No
     assert (status, out) == (0, "True\n"), err
 
 
-def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy(program: Start) -> None:
+def test_released_lock_is_free_before_a_forked_child_closes_its_copy(program: Start) -> None:
     one = program(
         """
         import os, signal, sys
@@ -473,7 +473,7 @@ def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy
         os.register_at_fork(after_in_child=lambda: waiting and signal.pause())
         from stageflow import *
         from stageflow.observability import WideEventEmitter
-        from stageflow.journal._retention import Room
+        from stageflow.journal._retention import RetentionPolicy
 
         async def nothing(ctx): ...
 
@@ -489,7 +489,7 @@ def test_a_lock_that_was_released_is_free_before_a_new_child_has_closed_its_copy
             sink.close()
             reader.close()
             JournalReader(sys.argv[1], "me").close()
-            Room(max_bytes=1).make(sys.argv[1])
+            RetentionPolicy(max_bytes=1).apply(sys.argv[1])
             print([name for name in os.listdir(sys.argv[1]) if name.endswith(".ndjson")])
         finally:
             os.kill(child, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Reading the journal: by cursor, at least once, in the order of each run; and looking into it."""
+"""Tests that readers return every event at least once, in the order of each run; and queries of a journal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stageflow._files import only_one
 from stageflow.errors import CursorInUseError, DamagedFileError, JournalNotFoundError, RunNotFoundError
 from stageflow.events import Event
 from stageflow.journal import Journal, JournalReader, RunFilter
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor
 
@@ -51,7 +51,7 @@ def wanted(*runs: str) -> list[str]:
 # ------------------------------------------------------------ cursors
 
 
-async def test_a_named_reader_resumes_where_it_stopped(tmp_path: Path) -> None:
+async def test_named_reader_resumes_at_its_position(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     with JournalReader(tmp_path, "me") as reader:
@@ -68,7 +68,7 @@ async def test_a_named_reader_resumes_where_it_stopped(tmp_path: Path) -> None:
         assert reader.read() == []
 
 
-async def test_what_was_not_committed_is_read_again(tmp_path: Path) -> None:
+async def test_uncommitted_events_are_read_again(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     for _ in range(2):
@@ -92,7 +92,7 @@ async def test_read_returns_events_of_a_writer_started_after_the_last_read(tmp_p
     other.close()
 
 
-async def test_readers_of_different_names_do_not_touch_each_other(tmp_path: Path) -> None:
+async def test_readers_with_different_names_are_independent(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     with JournalReader(tmp_path, "one") as one, JournalReader(tmp_path, "two") as two:
@@ -102,16 +102,16 @@ async def test_readers_of_different_names_do_not_touch_each_other(tmp_path: Path
     sink.close()
 
 
-def test_a_name_serves_one_reader_at_a_time(tmp_path: Path) -> None:
+def test_name_is_used_by_one_reader_at_a_time(tmp_path: Path) -> None:
     with (
         JournalReader(tmp_path, "me"),
-        pytest.raises(CursorInUseError, match=f"at work in process {os.getpid()}"),
+        pytest.raises(CursorInUseError, match=f"in use by process {os.getpid()}"),
     ):
         JournalReader(tmp_path, "me")
     JournalReader(tmp_path, "me").close()
 
 
-def test_a_reader_that_was_killed_leaves_its_name(tmp_path: Path, program: Start) -> None:
+def test_killed_reader_releases_its_name(tmp_path: Path, program: Start) -> None:
     one = program(
         """
         import sys, time
@@ -131,26 +131,26 @@ def test_a_reader_that_was_killed_leaves_its_name(tmp_path: Path, program: Start
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 101])
-def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="cannot be the name of a reader"):
+def test_invalid_reader_name_is_rejected(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="invalid reader name"):
         JournalReader(tmp_path, name)
 
 
-def test_positions_that_cannot_be_read_say_the_way_out(tmp_path: Path) -> None:
+def test_damaged_cursor_raises_an_error_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "cursors").mkdir()
     (tmp_path / "cursors" / "me.json").write_text("{")
     with pytest.raises(DamagedFileError, match=r"me\.json is damaged: .*\n  hint: .*doctor --repair"):
         JournalReader(tmp_path, "me")
 
 
-def test_there_has_to_be_a_journal(tmp_path: Path) -> None:
+def test_reading_a_missing_journal_raises(tmp_path: Path) -> None:
     with pytest.raises(JournalNotFoundError, match="there is no journal at"):
         JournalReader(tmp_path / "none")
     with pytest.raises(JournalNotFoundError, match="there is no journal at"):
         Journal(tmp_path / "none")
 
 
-async def test_a_reader_at_the_end_sees_only_what_comes(tmp_path: Path) -> None:
+async def test_reader_at_end_returns_only_later_events(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     reader = JournalReader(tmp_path, at_end=True)
@@ -160,7 +160,7 @@ async def test_a_reader_at_the_end_sees_only_what_comes(tmp_path: Path) -> None:
     sink.close()
 
 
-async def test_a_reader_that_waits_hears_of_an_event(tmp_path: Path) -> None:
+async def test_waiting_reader_returns_a_new_event(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     found: list[str] = []
     reader = JournalReader(tmp_path)
@@ -172,12 +172,12 @@ async def test_a_reader_that_waits_hears_of_an_event(tmp_path: Path) -> None:
     sink.close()
 
 
-async def test_a_reader_without_a_name_has_nothing_to_commit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a reader without a name has no position"):
+async def test_commit_requires_a_named_reader(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"commit\(\) requires a named reader"):
         JournalReader(tmp_path).commit()
 
 
-async def test_events_are_read_while_segments_come_and_go(tmp_path: Path) -> None:
+async def test_events_are_read_while_segments_are_created_and_deleted(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path, segment_bytes=4_000)
     reader = JournalReader(tmp_path, "me")
     found: list[str] = []
@@ -190,7 +190,7 @@ async def test_events_are_read_while_segments_come_and_go(tmp_path: Path) -> Non
     sink.close()
 
 
-async def test_what_was_deleted_before_it_was_read_is_counted(tmp_path: Path) -> None:
+async def test_segments_deleted_before_they_were_read_are_counted(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path, segment_bytes=4_000)
     reader = JournalReader(tmp_path, "me")
     await graph.run(PipelineContext(pipeline_run_id="r0"))
@@ -206,7 +206,7 @@ async def test_what_was_deleted_before_it_was_read_is_counted(tmp_path: Path) ->
     sink.close()
 
 
-async def test_of_a_segment_that_was_reduced_the_rest_is_read_once(tmp_path: Path) -> None:
+async def test_remaining_lines_of_a_pruned_segment_are_read_once(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path, segment_bytes=12_000, max_bytes=100_000, fsync_interval=3600)
     reader = JournalReader(tmp_path, "me")
     await graph.run(PipelineContext(pipeline_run_id="bad", data={"fail": True}))
@@ -215,7 +215,7 @@ async def test_of_a_segment_that_was_reduced_the_rest_is_read_once(tmp_path: Pat
     while not [*tmp_path.glob("*.kept.ndjson")]:
         number += 1
         await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
-        sink.tend()
+        sink.run_maintenance()
     seen += ids(reader)
     assert seen[:3] == ["bad/a/1", "bad/b/0", "bad"]
     assert seen[-1] == f"r{number}"
@@ -228,7 +228,7 @@ async def test_of_a_segment_that_was_reduced_the_rest_is_read_once(tmp_path: Pat
 # ------------------------------------------------------------ lines that are none
 
 
-async def test_new_reader_reports_what_was_archived_before_it_started(
+async def test_new_reader_logs_events_archived_before_it_started(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with JournalReader(journal_in(tmp_path), "before") as before:
@@ -251,7 +251,10 @@ async def test_new_reader_reports_what_was_archived_before_it_started(
         assert late.missed == files - left
         late.commit()
     (logged,) = (each.message for each in caplog.records if "'late'" in each.message)
-    assert f"reader 'late' of journal {tmp_path} starts after {27 - found} events were removed" in logged
+    text = (
+        f"reader 'late' of journal {tmp_path} does not receive {27 - found} events that were removed before"
+    )
+    assert text in logged
     await graph.run(PipelineContext(pipeline_run_id="r9"))
     with JournalReader(tmp_path, "late") as late:
         assert ids(late) == wanted("r9")
@@ -268,28 +271,28 @@ async def test_new_reader_reports_what_was_archived_before_it_started(
     assert (cursors["before"].removed_events, cursors["before"].missed) == (0, 0)
 
 
-async def test_new_reader_counts_what_retention_removed_also_from_reduced_files(tmp_path: Path) -> None:
+async def test_new_reader_counts_events_that_retention_removed(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path, segment_bytes=12_000, fsync_interval=3600)
     for number in range(60):
         await graph.run(PipelineContext(pipeline_run_id=f"r{number}", data={"fail": number % 10 == 0}))
-    Room(max_bytes=40_000).make(str(tmp_path))
+    RetentionPolicy(max_bytes=40_000).apply(str(tmp_path))
     assert [*tmp_path.glob("*.kept.ndjson")]
     reader = JournalReader(tmp_path, "me")
     assert len(list(reader)) + reader.removed_events == 180
-    Room(max_bytes=10_000).make(str(tmp_path))
+    RetentionPolicy(max_bytes=10_000).apply(str(tmp_path))
     again = JournalReader(tmp_path, "other")
     assert len(list(again)) + again.removed_events == 180
     sink.close()
 
 
-async def test_custom_events_and_not_marks_are_counted_as_removed(tmp_path: Path) -> None:
+async def test_custom_events_but_not_marks_are_counted_as_removed(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     for number in range(5):
         sink.take(Event("order.placed", {"number": number}))
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     sink.close()
     lines = sum(len(path.read_bytes().splitlines()) for path in tmp_path.glob("*.ndjson"))
-    Room(max_age=0).make(str(tmp_path))
+    RetentionPolicy(max_age=0).apply(str(tmp_path))
     reader = JournalReader(tmp_path, "me")
     assert reader.removed_events == 8 < lines
     assert reader.read() == []
@@ -318,7 +321,7 @@ async def test_new_reader_waits_for_retention_to_count(tmp_path: Path) -> None:
     assert (found[0].removed_events, found[0].missed) == (3, 1)
 
 
-def test_damaged_counts_do_not_keep_a_new_reader_from_starting(tmp_path: Path) -> None:
+def test_new_reader_starts_with_damaged_counts(tmp_path: Path) -> None:
     JournalSink(journal_in(tmp_path)).close()
     (tmp_path / "deleted.json").write_bytes(b"\xe6")
     reader = JournalReader(tmp_path, "me")
@@ -331,7 +334,7 @@ def journal_in(path: Path) -> Path:
     return path
 
 
-async def test_a_broken_line_in_the_middle_is_left_out_counted_and_kept(tmp_path: Path) -> None:
+async def test_damaged_line_is_skipped_counted_and_quarantined(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     await graph.run(PipelineContext(pipeline_run_id="r2"))
@@ -365,7 +368,7 @@ async def test_a_broken_line_in_the_middle_is_left_out_counted_and_kept(tmp_path
 # ------------------------------------------------------------ looking into it
 
 
-async def test_runs_come_newest_first_and_can_be_chosen(tmp_path: Path) -> None:
+async def test_runs_are_returned_newest_first_and_filtered(tmp_path: Path) -> None:
     shop, sink = graph_on(tmp_path, "shop", segment_bytes=5_000)
     desk, other = graph_on(tmp_path, "desk")
     for number in range(10):
@@ -397,7 +400,7 @@ async def test_runs_come_newest_first_and_can_be_chosen(tmp_path: Path) -> None:
     other.close()
 
 
-async def test_roots_are_the_runs_that_no_stage_started_also_while_they_run(tmp_path: Path) -> None:
+async def test_roots_filter_selects_runs_not_started_by_a_stage(tmp_path: Path) -> None:
     inner, sink = graph_on(tmp_path, "inner")
     journal = Journal(tmp_path)
     seen: list[set[str]] = []
@@ -428,7 +431,7 @@ async def test_roots_are_the_runs_that_no_stage_started_also_while_they_run(tmp_
     sink.close()
 
 
-async def test_one_run_is_told_in_full(tmp_path: Path) -> None:
+async def test_run_returns_the_complete_record_of_a_run(tmp_path: Path) -> None:
     async def noted(ctx: Any) -> None:
         ctx.emit_event("note", {"text": "hello"})
 
@@ -452,27 +455,27 @@ async def test_one_run_is_told_in_full(tmp_path: Path) -> None:
     assert [(type, data["text"]) for type, data in story.events] == [("note", "hello")]
     assert journal.run("last").run["event_id"] == "xyz"
     assert journal.run("abc-1").run["event_id"] == "abc-1"
-    with pytest.raises(RunNotFoundError, match="2 runs that begin with 'abc': abc-1, abc-2"):
+    with pytest.raises(RunNotFoundError, match="2 runs that match 'abc': abc-1, abc-2"):
         journal.run("abc")
-    with pytest.raises(RunNotFoundError, match="has no run 'nope'"):
+    with pytest.raises(RunNotFoundError, match="contains no run 'nope'"):
         journal.run("nope")
     sink.close()
 
 
-async def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
+async def test_invalid_arguments_are_rejected(tmp_path: Path) -> None:
     journal, reader = Journal(tmp_path), JournalReader(tmp_path)
     for wrong in (0, -1, "5"):
-        with pytest.raises(ValueError, match="give a whole number, 1 or more"):
+        with pytest.raises(ValueError, match=r"limit must be a positive integer or None, got"):
             journal.runs(limit=wrong)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="give a whole number of events"):
+        with pytest.raises(ValueError, match="most must be a positive integer, got"):
             reader.read(wrong)  # type: ignore[arg-type]
     for wrong in (float("nan"), -1, "x"):
-        with pytest.raises(ValueError, match="give seconds, 0 or more"):
+        with pytest.raises(ValueError, match="timeout must be a number of seconds, 0 or more, got"):
             reader.read(timeout=wrong)  # type: ignore[arg-type]
     for where in ({"since": "1h"}, {"until": 5}, {"status": ""}, {"id": 7}):
         with pytest.raises(ValueError, match="RunFilter"):
             RunFilter(**where)
     (tmp_path / "file").write_text("")
     for path in ("", tmp_path / "file"):
-        with pytest.raises(ValueError, match="give a directory"):
+        with pytest.raises(ValueError, match="path must be a directory, got"):
             JournalSink(path)

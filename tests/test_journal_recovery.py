@@ -1,4 +1,4 @@
-"""After a SIGKILL: the next reader completes the record of each run that never ended, once."""
+"""Tests crash recovery: the next reader completes the record of each run of a killed process, once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import Program
 from journal_storm import storm
-from oracle import hold_the_law, of_type, pipeline_wide, stage_wide
+from oracle import check_record, of_type, pipeline_wide, stage_wide
 
 from stageflow import JournalSink, Pipeline, PipelineContext, set_event_sink
 from stageflow.events import FanoutEventSink, MemoryEventSink, clear_event_sink
@@ -65,12 +65,12 @@ def kill(one: Program) -> None:
 # ------------------------------------------------------------ a run that was cut off
 
 
-def test_a_run_that_was_killed_is_told_as_crashed_and_the_law_holds(program: Start) -> None:
+def test_killed_run_is_recorded_as_crashed_and_the_guarantees_hold(program: Start) -> None:
     one = program(KILLED)
     one.wait_for("ready")
     kill(one)
     events = read(one.journal)
-    run = hold_the_law(events, ["load", "flaky", "answer", "send"])
+    run = check_record(events, ["load", "flaky", "answer", "send"])
     assert (run["status"], run["outcome"]) == ("FAIL", "crashed")
     assert run["error"].startswith(f"process died before the run ended (pid {one.process.pid} on ")
     assert run["pipeline_name"] == "killed"
@@ -94,11 +94,11 @@ def test_run_of_a_journal_inside_a_fanout_is_completed_too(program: Start) -> No
     one = program(KILLED.replace("JournalSink(sys.argv[1])", inside))
     one.wait_for("ready")
     kill(one)
-    run = hold_the_law(read(one.journal), ["load", "flaky", "answer", "send"])
+    run = check_record(read(one.journal), ["load", "flaky", "answer", "send"])
     assert (run["outcome"], run["pipeline_name"]) == ("crashed", "killed")
 
 
-def test_a_stage_that_waited_for_another_attempt_keeps_the_attempts_it_had(program: Start) -> None:
+def test_crashed_stage_keeps_the_number_of_its_retried_attempts(program: Start) -> None:
     one = program(
         """
         import asyncio, sys
@@ -122,12 +122,12 @@ def test_a_stage_that_waited_for_another_attempt_keeps_the_attempts_it_had(progr
     one.wait_for("RETRY")
     kill(one)
     events = read(one.journal)
-    hold_the_law(events, ["a"])
+    check_record(events, ["a"])
     end = stage_wide(events, "a")
     assert (end["status"], end["attempt"], end["attempts"]) == ("CANCEL", 2, 1)
 
 
-def test_a_run_under_way_in_a_live_process_is_not_crashed(program: Start) -> None:
+def test_run_in_progress_in_a_live_process_is_not_crashed(program: Start) -> None:
     one = program(KILLED)
     one.wait_for("ready")
     (run,) = Journal(one.journal).runs()
@@ -142,7 +142,7 @@ def test_a_run_under_way_in_a_live_process_is_not_crashed(program: Start) -> Non
     assert run["outcome"] == "crashed"
 
 
-def test_a_process_that_stands_still_is_alive(program: Start) -> None:
+def test_stopped_process_counts_as_alive(program: Start) -> None:
     one = program(KILLED)
     one.wait_for("ready")
     one.process.send_signal(signal.SIGSTOP)
@@ -160,7 +160,7 @@ def test_os_exit_and_sigterm_are_crashes(program: Start) -> None:
     assert pipeline_wide(read(one.journal))["outcome"] == "crashed"
 
 
-def test_a_process_that_ends_as_it_should_leaves_nothing_to_complete(program: Start) -> None:
+def test_process_that_exits_normally_needs_no_recovery(program: Start) -> None:
     one = program(
         """
         import asyncio, sys
@@ -185,7 +185,7 @@ def test_a_process_that_ends_as_it_should_leaves_nothing_to_complete(program: St
     assert [*one.journal.glob("*.ndjson")] == [file]
 
 
-def test_runs_that_ended_are_left_as_they_are(program: Start) -> None:
+def test_recovery_does_not_change_runs_that_ended(program: Start) -> None:
     one = program(
         """
         import asyncio, os, sys
@@ -214,10 +214,10 @@ def test_runs_that_ended_are_left_as_they_are(program: Start) -> None:
     runs = Journal(one.journal).runs()
     assert [run["outcome"] for run in runs] == ["crashed", *["ok"] * 10]
     events = [event for event in read(one.journal) if event[1]["correlation_ids"]["pipeline_run_id"] == "bad"]
-    hold_the_law(events, "ab")
+    check_record(events, "ab")
 
 
-def test_a_run_inside_a_run_crashes_with_its_parent(program: Start) -> None:
+def test_nested_run_crashes_with_its_parent(program: Start) -> None:
     one = program(
         """
         import asyncio, os, sys
@@ -248,7 +248,7 @@ def test_a_run_inside_a_run_crashes_with_its_parent(program: Start) -> None:
 # ------------------------------------------------------------ whose record it is
 
 
-def test_a_graph_without_pipeline_wide_gets_none_from_a_crash(program: Start) -> None:
+def test_recovery_adds_no_pipeline_wide_to_a_graph_without_it(program: Start) -> None:
     one = program(KILLED.replace("emit_pipeline_wide_event=True", "emit_pipeline_wide_event=False"))
     one.wait_for("ready")
     kill(one)
@@ -258,7 +258,7 @@ def test_a_graph_without_pipeline_wide_gets_none_from_a_crash(program: Start) ->
 
 
 @pytest.mark.parametrize("flag", ["emit_stage_wide_events", "emit_pipeline_wide_event"])
-async def test_a_run_without_pipeline_wide_ends_for_the_journal_too(tmp_path: Path, flag: str) -> None:
+async def test_run_without_pipeline_wide_is_closed_in_the_journal(tmp_path: Path, flag: str) -> None:
     sink = JournalSink(tmp_path)
 
     async def nothing(ctx: Any) -> None: ...
@@ -271,7 +271,7 @@ async def test_a_run_without_pipeline_wide_ends_for_the_journal_too(tmp_path: Pa
     assert Journal(tmp_path).check().writers[0].state == "closed"
 
 
-async def test_an_emitter_that_keeps_an_event_back_leaves_no_open_run(tmp_path: Path) -> None:
+async def test_run_whose_emitter_does_not_emit_is_closed(tmp_path: Path) -> None:
     class Silent(WideEventEmitter):
         def emit_pipeline_wide(self, results: Any, ctx: Any) -> None: ...
 
@@ -287,11 +287,11 @@ async def test_an_emitter_that_keeps_an_event_back_leaves_no_open_run(tmp_path: 
     sink.close()
     story = Journal(tmp_path).run("r")
     assert story.run["outcome"] == "closed"
-    assert story.run["reason"] == "its emitter kept pipeline.wide back"
+    assert story.run["reason"] == "pipeline.wide was not emitted by the emitter of the graph"
     assert Journal(tmp_path).runs() == []
 
 
-async def test_a_run_whose_events_went_elsewhere_leaves_no_open_run(tmp_path: Path) -> None:
+async def test_run_whose_events_went_to_another_sink_is_closed(tmp_path: Path) -> None:
     sink, other = JournalSink(tmp_path), MemoryEventSink()
 
     async def move(ctx: Any) -> None:
@@ -312,7 +312,7 @@ async def test_a_run_whose_events_went_elsewhere_leaves_no_open_run(tmp_path: Pa
 # ------------------------------------------------------------ once, however many look
 
 
-def test_of_many_that_look_at_once_one_completes_it(program: Start) -> None:
+def test_crashed_run_is_completed_by_one_of_many_readers(program: Start) -> None:
     one = program(KILLED)
     one.wait_for("ready")
     kill(one)
@@ -331,7 +331,7 @@ def test_of_many_that_look_at_once_one_completes_it(program: Start) -> None:
     assert len(of_type(read(one.journal), "pipeline.wide")) == 1
 
 
-def test_a_disk_that_is_full_leaves_it_for_later(program: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recovery_is_retried_after_the_disk_was_full(program: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     one = program(KILLED)
     one.wait_for("ready")
     kill(one)
@@ -348,7 +348,7 @@ def test_a_disk_that_is_full_leaves_it_for_later(program: Start, monkeypatch: py
     assert Journal(one.journal).recover() == ["the-run"]
 
 
-def test_a_torn_last_line_is_left_out_and_counted(program: Start) -> None:
+def test_torn_last_line_is_skipped_and_counted(program: Start) -> None:
     one = program(KILLED)
     one.wait_for("ready")
     kill(one)
@@ -359,7 +359,7 @@ def test_a_torn_last_line_is_left_out_and_counted(program: Start) -> None:
         events = [(entry.type, entry.data() or {}) for entry in reader]
         assert (reader.torn, reader.broken) == (1, 0)
         reader.commit()
-    hold_the_law(events, ["load", "flaky", "answer", "send"])
+    check_record(events, ["load", "flaky", "answer", "send"])
     assert len(Journal(one.journal).check().torn) == 1
     assert Journal(one.journal).repair().torn == 1
     state = Journal(one.journal).check()
@@ -367,7 +367,7 @@ def test_a_torn_last_line_is_left_out_and_counted(program: Start) -> None:
 
 
 @pytest.mark.timeout(180)  # on a loaded machine
-def test_a_storm_of_kills(tmp_path: Path) -> None:
+def test_guarantees_hold_after_many_kills(tmp_path: Path) -> None:
     """For a longer one: `python -m tests.journal_storm 60`."""
     found = storm(2, tmp_path)
     assert found.problems == []
@@ -375,7 +375,7 @@ def test_a_storm_of_kills(tmp_path: Path) -> None:
     assert found.crashed > 0
 
 
-async def test_events_emitted_by_hand_are_no_run(tmp_path: Path) -> None:
+async def test_manually_emitted_events_are_not_a_run(tmp_path: Path) -> None:
     from stageflow import StageResult, StageStatus
     from stageflow.observability import emit_stage_wide
 

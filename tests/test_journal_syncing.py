@@ -18,7 +18,7 @@ from stageflow import JournalSink, Pipeline, StageGraph
 from stageflow._files import sync
 from stageflow.events._delivery import DELIVERY
 from stageflow.journal import Journal
-from stageflow.journal._retention import Room
+from stageflow.journal._retention import RetentionPolicy
 from stageflow.observability import WideEventEmitter
 
 Start = Callable[[str], Program]
@@ -90,11 +90,11 @@ async def test_syncing_does_not_wait_for_retention(
 ) -> None:
     began, end = threading.Event(), threading.Event()
 
-    def make(room: Room, directory: str, stopped: Any) -> None:
+    def make(room: RetentionPolicy, directory: str, should_stop: Any) -> None:
         began.set()
         assert end.wait(LATER)
 
-    monkeypatch.setattr(Room, "make", make)
+    monkeypatch.setattr(RetentionPolicy, "apply", make)
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.01, segment_bytes=3_000))
     graph = graph_on(sink)
     await graph.run()
@@ -107,7 +107,7 @@ async def test_syncing_does_not_wait_for_retention(
     end.set()
 
 
-async def test_a_failed_sync_is_counted_and_tried_again(
+async def test_failed_sync_is_counted_and_retried(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink], caplog: pytest.LogCaptureFixture
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.01))
@@ -124,7 +124,7 @@ async def test_a_failed_sync_is_counted_and_tried_again(
     assert Journal(tmp_path).check().problems == []
 
 
-async def test_segments_that_are_full_while_syncs_fail_are_synced_later_and_then_closed(
+async def test_full_segments_are_synced_after_failures_and_then_closed(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink]
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=0.01, segment_bytes=1, max_bytes=None))
@@ -137,39 +137,39 @@ async def test_segments_that_are_full_while_syncs_fail_are_synced_later_and_then
     disk.wait(lambda: set(disk.failed) == inodes)
     disk.failing = False
     disk.wait(lambda: set(disk.synced) == inodes)
-    sink.tend()
+    sink.run_maintenance()
     assert len(os.listdir("/dev/fd")) <= open_before + 2, "what was synced is closed"
-    assert sink._syncing.given_up == 0
+    assert sink._syncer.abandoned == 0
 
 
-async def test_a_segment_without_a_successor_is_synced_and_stays_locked(
+async def test_segment_without_a_successor_is_synced_and_stays_locked(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink]
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=3600))
     await graph_on(sink).run()
     with sink._lock:
         sink._writer.retire()  # as after a disk error
-    sink.tend()
+    sink.run_maintenance()
     (inode,) = {path.stat().st_ino for path in tmp_path.glob("*-000001.ndjson")}
     assert inode in disk.synced
     assert Journal(tmp_path).check().writers[0].state == "live"
 
 
-async def test_a_segment_that_retention_deleted_needs_no_sync(
+async def test_segment_deleted_by_retention_needs_no_sync(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink]
 ) -> None:
     sinks.append(sink := JournalSink(tmp_path, fsync_interval=3600, segment_bytes=1))
     disk.failing = True
     await graph_on(sink).run()
-    sink.tend()
+    sink.run_maintenance()
     for path in tmp_path.glob("*.ndjson"):
         path.unlink()
     disk.failed.clear()
-    sink._syncing.sync()
+    sink._syncer.sync()
     assert disk.failed == []
 
 
-async def test_without_a_thread_callers_sync(
+async def test_callers_sync_if_no_thread_can_be_started(
     tmp_path: Path,
     disk: Disk,
     sinks: list[JournalSink],
@@ -191,13 +191,13 @@ async def test_without_a_thread_callers_sync(
         while len(disk.synced) < 3:
             await graph.run()
             assert time.monotonic() < deadline
-        assert sink._keeper is None
+        assert sink._sync_thread is None
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [text for text in told if "no thread can be started (can't start new thread)" in text] == told
+    assert [text for text in told if "cannot start a thread (can't start new thread)" in text] == told
     assert len(told) == 1
     # Once a thread can be started, callers no longer wait.
     deadline = time.monotonic() + LATER
-    while sink._keeper is None:
+    while sink._sync_thread is None:
         await graph.run()
         assert time.monotonic() < deadline
     before = len(disk.synced)
@@ -205,7 +205,7 @@ async def test_without_a_thread_callers_sync(
     disk.wait(lambda: len(disk.synced) > before)
 
 
-async def test_a_sync_that_fails_inline_is_counted_and_loses_no_event(
+async def test_failed_inline_sync_is_counted_and_loses_no_event(
     tmp_path: Path, disk: Disk, sinks: list[JournalSink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""Writing the journal: one write an event, segments, bounds, and disks that fail."""
+"""Tests writing to the journal: one write per event, segments, limits, and failing disks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import hold_the_law
+from oracle import check_record
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
 from stageflow.events import FanoutEventSink, MemoryEventSink
@@ -80,7 +80,7 @@ def open_journal(path: Path, **options: Any) -> JournalSink:
 # ------------------------------------------------------------ lines and files
 
 
-async def test_an_event_is_in_the_file_when_its_emission_has_returned(journal: Path) -> None:
+async def test_event_is_in_the_file_when_its_emission_returns(journal: Path) -> None:
     sink = open_journal(journal)
     looked: list[list[str]] = []
 
@@ -105,7 +105,7 @@ async def test_marks_of_the_journal_reach_no_other_sink(journal: Path) -> None:
     assert [type for type, _ in events_in(journal)] == ["stage.wide", "stage.wide", "pipeline.wide"]
 
 
-async def test_an_event_of_the_application_may_be_called_as_a_mark_is(journal: Path) -> None:
+async def test_custom_event_can_have_the_type_of_a_mark(journal: Path) -> None:
     async def stage(ctx: Any) -> None:
         ctx.emit_event("run.open", {"mine": True})
 
@@ -129,7 +129,7 @@ async def test_files_are_private_to_their_owner(journal: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
-async def test_a_segment_that_is_full_is_followed_by_another(journal: Path) -> None:
+async def test_full_segment_is_followed_by_another(journal: Path) -> None:
     graph = graph_on(open_journal(journal, segment_bytes=10_000))
     for number in range(20):
         await graph.run(PipelineContext(pipeline_run_id=f"r{number}"))
@@ -138,18 +138,18 @@ async def test_a_segment_that_is_full_is_followed_by_another(journal: Path) -> N
     runs = runs_in(journal)
     assert list(runs) == [f"r{number}" for number in range(20)]
     for events in runs.values():
-        hold_the_law(events, "ab")
+        check_record(events, "ab")
 
 
-async def test_a_segment_that_is_old_is_followed_by_another(journal: Path) -> None:
+async def test_old_segment_is_followed_by_another(journal: Path) -> None:
     graph = graph_on(open_journal(journal, segment_seconds=0.05))
     while len(segments(journal)) < 3:
         await graph.run()
     for events in runs_in(journal).values():
-        hold_the_law(events, "ab")
+        check_record(events, "ab")
 
 
-async def test_many_threads_write_whole_lines(journal: Path) -> None:
+async def test_threads_write_complete_lines(journal: Path) -> None:
     def note(ctx: Any) -> None:
         for number in range(50):
             ctx.emit_event("note", {"n": number, "text": "x" * 5000})
@@ -162,34 +162,34 @@ async def test_many_threads_write_whole_lines(journal: Path) -> None:
         emit_stage_wide_events=True, emit_pipeline_wide_event=True, wide_event_emitter=emitter
     ).run()
     events = events_in(journal)
-    hold_the_law(events, "abcdefgh")
+    check_record(events, "abcdefgh")
     notes = Counter((data["stage_name"], data["n"]) for type, data in events if type == "note")
     assert len(notes) == 400
     assert set(notes.values()) == {1}
 
 
 @pytest.mark.parametrize("fsync", ["never", "interval", "always"])
-async def test_each_way_of_syncing_writes_the_same(journal: Path, fsync: Any) -> None:
+async def test_all_fsync_modes_write_the_same_events(journal: Path, fsync: Any) -> None:
     await graph_on(open_journal(journal, fsync=fsync)).run()
-    hold_the_law(events_in(journal), "ab")
+    check_record(events_in(journal), "ab")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fsync": "often"}, "JournalSink(fsync='often'); give 'never', 'interval' or 'always'"),
-        ({"segment_bytes": 0}, "JournalSink(segment_bytes=0); give a number, more than 0"),
-        ({"max_bytes": "1 GB"}, "JournalSink(max_bytes='1 GB'); give a number, more than 0"),
-        ({"fsync_interval": -1}, "JournalSink(fsync_interval=-1); give a number, more than 0"),
+        ({"fsync": "often"}, "JournalSink: fsync must be 'never', 'interval' or 'always', got 'often'"),
+        ({"segment_bytes": 0}, "JournalSink: segment_bytes must be a number greater than 0, got 0"),
+        ({"max_bytes": "1 GB"}, "JournalSink: max_bytes must be a number greater than 0, got '1 GB'"),
+        ({"fsync_interval": -1}, "JournalSink: fsync_interval must be a number greater than 0, got -1"),
     ],
 )
-def test_a_bad_bound_is_refused(journal: Path, options: Any, message: str) -> None:
+def test_invalid_option_is_rejected(journal: Path, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match="JournalSink") as caught:
         JournalSink(journal, **options)
     assert str(caught.value) == message
 
 
-async def test_a_sink_that_was_pickled_writes_to_the_same_directory(journal: Path) -> None:
+async def test_pickled_sink_writes_to_the_same_directory(journal: Path) -> None:
     sink = open_journal(journal, fsync="never")
     again = pickle.loads(pickle.dumps(sink))
     await graph_on(sink).run()
@@ -199,7 +199,7 @@ async def test_a_sink_that_was_pickled_writes_to_the_same_directory(journal: Pat
     assert len(runs_in(journal)) == 2
 
 
-async def test_a_journal_that_was_closed_goes_on_when_it_is_needed(journal: Path) -> None:
+async def test_closed_journal_reopens_for_the_next_event(journal: Path) -> None:
     sink = open_journal(journal)
     graph = graph_on(sink)
     await graph.run()
@@ -212,7 +212,7 @@ async def test_a_journal_that_was_closed_goes_on_when_it_is_needed(journal: Path
 
 
 def full(monkeypatch: pytest.MonkeyPatch, room: int) -> Callable[[int], None]:
-    """Have a disk with so many bytes of room, that writes what fits and then raises ENOSPC."""
+    """Simulate a disk with `room` free bytes, which writes what fits and then raises ENOSPC."""
     left = room
     real = os.write
 
@@ -232,7 +232,7 @@ def full(monkeypatch: pytest.MonkeyPatch, room: int) -> Callable[[int], None]:
     return give
 
 
-async def test_a_full_disk_costs_events_and_counts_them(
+async def test_events_lost_on_a_full_disk_are_counted(
     journal: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = open_journal(journal)
@@ -254,10 +254,10 @@ async def test_a_full_disk_costs_events_and_counts_them(
     give(1 << 30)  # somebody made room
     assert (await graph.run(PipelineContext(pipeline_run_id="after"))).ok
     assert DELIVERY.channel_of(sink).stats().delivered == kept + 3
-    hold_the_law(runs_in(journal)["after"], "ab")
+    check_record(runs_in(journal)["after"], "ab")
 
 
-async def test_a_run_whose_end_did_not_fit_is_not_taken_for_crashed(
+async def test_run_whose_end_did_not_fit_on_the_disk_is_not_crashed(
     journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = open_journal(journal)
@@ -280,10 +280,10 @@ async def test_a_run_whose_end_did_not_fit_is_not_taken_for_crashed(
     assert [run["event_id"] for run in Journal(journal).runs()] == ["after"]
     story = Journal(journal).run("lost")
     assert story.run["outcome"] == "closed"
-    assert story.run["reason"].startswith("its pipeline.wide was lost")
+    assert story.run["reason"].startswith("pipeline.wide was lost")
 
 
-def test_a_bound_of_the_system_on_the_size_of_files_is_a_full_disk(program: Start) -> None:
+def test_file_size_limit_counts_as_a_full_disk(program: Start) -> None:
     one = program(
         """
         import asyncio, resource, sys
@@ -318,7 +318,7 @@ def test_a_bound_of_the_system_on_the_size_of_files_is_a_full_disk(program: Star
     assert delivered == len(one.events()) > 0
 
 
-async def test_a_directory_that_was_removed_is_made_again(journal: Path) -> None:
+async def test_removed_directory_is_created_again(journal: Path) -> None:
     sink = open_journal(journal)
     graph = graph_on(sink)
     await graph.run(PipelineContext(pipeline_run_id="before"))
@@ -327,11 +327,11 @@ async def test_a_directory_that_was_removed_is_made_again(journal: Path) -> None
         while not journal.is_dir():  # it is noticed within 100 ms
             assert (await graph.run()).ok
     await graph.run(PipelineContext(pipeline_run_id="after"))
-    hold_the_law(runs_in(journal)["after"], "ab")
+    check_record(runs_in(journal)["after"], "ab")
     assert DELIVERY.channel_of(sink).stats().dropped == {}
 
 
-async def test_what_takes_the_place_of_the_directory_costs_events_and_counts_them(
+async def test_events_lost_because_of_a_replaced_directory_are_counted(
     journal: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = open_journal(journal)
@@ -344,11 +344,11 @@ async def test_what_takes_the_place_of_the_directory_costs_events_and_counts_the
     journal.unlink()
     assert (await graph.run()).ok
     assert DELIVERY.channel_of(sink).stats().delivered == 3
-    hold_the_law(events_in(journal), "ab")
+    check_record(events_in(journal), "ab")
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.EMFILE])
-async def test_files_that_cannot_be_opened_cost_events_and_are_tried_again(
+async def test_events_lost_without_file_descriptors_are_counted_and_writing_resumes(
     journal: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     sink = open_journal(journal)
@@ -365,9 +365,7 @@ async def test_files_that_cannot_be_opened_cost_events_and_are_tried_again(
     assert DELIVERY.channel_of(sink).stats().delivered == 3
 
 
-async def test_a_disk_that_fails_gets_no_second_line_behind_a_torn_one(
-    journal: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_line_is_written_after_a_torn_line(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = open_journal(journal)
     graph = graph_on(sink)
 
@@ -389,7 +387,7 @@ async def test_a_disk_that_fails_gets_no_second_line_behind_a_torn_one(
     assert [data["event_id"] for data in found][-3:] == ["after/a/1", "after/b/1", "after"]
 
 
-async def test_a_line_that_is_too_long_is_counted_and_costs_nothing_else(journal: Path) -> None:
+async def test_too_long_line_is_dropped_and_counted(journal: Path) -> None:
     async def long(ctx: Any) -> None:
         ctx.emit_event("note", {"text": "x" * 20_000})
 
@@ -405,10 +403,10 @@ async def test_a_line_that_is_too_long_is_counted_and_costs_nothing_else(journal
         .run()
     )
     assert DELIVERY.channel_of(sink).stats().dropped == {"line_too_long": 1}
-    hold_the_law(events_in(journal), "a")
+    check_record(events_in(journal), "a")
 
 
-def test_a_wall_clock_that_steps_back_changes_no_order(journal: Path) -> None:
+def test_order_is_independent_of_the_wall_clock(journal: Path) -> None:
     clock = VirtualClock()
     graph = graph_on(open_journal(journal, segment_bytes=5_000))
 
@@ -422,13 +420,13 @@ def test_a_wall_clock_that_steps_back_changes_no_order(journal: Path) -> None:
     runs = runs_in(journal)
     assert list(runs) == [f"r{number}" for number in range(10)]
     for events in runs.values():
-        hold_the_law(events, "ab")
+        check_record(events, "ab")
 
 
 # ------------------------------------------------------------ the bound on the directory
 
 
-async def test_room_is_made_oldest_first_and_failed_runs_last(journal: Path) -> None:
+async def test_retention_deletes_oldest_runs_first_and_failed_runs_last(journal: Path) -> None:
     sink = open_journal(journal, max_bytes=200_000, fsync_interval=0.01)
     graph = graph_on(sink)
     failed = []
@@ -443,14 +441,14 @@ async def test_room_is_made_oldest_first_and_failed_runs_last(journal: Path) -> 
             context = PipelineContext(pipeline_run_id=f"r{number:05}", data={"fail": number % 50 == 0})
             if not (await graph.run(context)).ok:
                 failed.append(f"r{number:05}")
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     found = runs_in(journal)
     assert "r00001" not in found
     assert f"r{number:05}" in found
     assert failed[0] in found
     for run in failed:
-        hold_the_law(found[run], "ab")
+        check_record(found[run], "ab")
     deleted = Journal(journal).check().deleted
     assert isinstance(deleted, Deleted)
     assert deleted.lines > 0
@@ -461,7 +459,7 @@ async def test_room_is_made_oldest_first_and_failed_runs_last(journal: Path) -> 
     ] == failed
 
 
-async def test_age_waits_for_readers_and_the_bound_does_not(journal: Path) -> None:
+async def test_max_age_waits_for_readers_but_max_bytes_does_not(journal: Path) -> None:
     old = JournalSink(journal, segment_bytes=3_000)
     graph = graph_on(old)
     for number in range(4):
@@ -474,7 +472,7 @@ async def test_age_waits_for_readers_and_the_bound_does_not(journal: Path) -> No
     reader.commit()
     aging = open_journal(journal, max_age=3600.0, max_bytes=None, fsync_interval=0.01)
     await graph_on(aging).run(PipelineContext(pipeline_run_id="new"))
-    aging.tend()
+    aging.run_maintenance()
     assert {"old-0", "new"} <= set(runs_in(journal))
 
     assert len([*reader]) == 15
@@ -483,6 +481,6 @@ async def test_age_waits_for_readers_and_the_bound_does_not(journal: Path) -> No
     aging.close()
     again = open_journal(journal, max_age=3600.0, max_bytes=None, fsync_interval=0.01)
     await graph_on(again).run(PipelineContext(pipeline_run_id="newer"))
-    again.tend()
+    again.run_maintenance()
     assert set(runs_in(journal)) == {"new", "newer"}
     assert Journal(journal).check().deleted.unread == 0

@@ -24,7 +24,7 @@ from stageflow.testing import VirtualClock, capture_events
 
 
 class Counting:
-    """A stage that counts how many of its attempts are under way at once."""
+    """A stage that counts how many of its attempts are running at once."""
 
     def __init__(self, seconds: float = 1.0) -> None:
         self.seconds = seconds
@@ -56,7 +56,7 @@ def test_max_concurrency_bounds_the_stages_of_one_run() -> None:
     assert results.duration_ms == 4000
 
 
-def test_a_named_limit_is_shared_by_all_runs_of_all_graphs_first_come_first_served() -> None:
+def test_named_limit_is_shared_by_all_graphs_in_order_of_requests() -> None:
     limits, stage = Limits(openai=2), Counting()
     graphs = [
         Pipeline(name).with_stage(name, stage, limit="openai").build(limits=limits) for name in ("a", "b")
@@ -73,7 +73,7 @@ def test_a_named_limit_is_shared_by_all_runs_of_all_graphs_first_come_first_serv
     assert (limits["openai"].taken, limits["openai"].waiting) == (0, 0)
 
 
-def test_a_limit_holds_across_loops_in_several_threads() -> None:
+def test_limit_applies_across_loops_in_several_threads() -> None:
     limits = Limits(gpu=1)
     inside = threading.Lock()
     clashes = []
@@ -105,7 +105,7 @@ def test_a_limit_holds_across_loops_in_several_threads() -> None:
     assert limits["gpu"].taken == 0
 
 
-def test_no_place_is_held_during_the_wait_before_a_retry() -> None:
+def test_no_permit_is_held_during_the_wait_before_a_retry() -> None:
     limits = Limits(api=1)
 
     async def flaky(ctx: Any) -> StageOutput:
@@ -119,7 +119,7 @@ def test_no_place_is_held_during_the_wait_before_a_retry() -> None:
     assert limits["api"].taken == 0
 
 
-def test_a_stage_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
+def test_cancelled_stage_leaves_the_queue_of_its_limit() -> None:
     limits, stage = Limits(api=1), Counting(10)
     graph = Pipeline("p").with_stage("s", stage, limit="api").build(limits=limits)
 
@@ -147,7 +147,7 @@ def test_a_stage_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
     assert active_runs() == []
 
 
-def test_an_abandoned_stage_gives_its_place_back() -> None:
+def test_abandoned_stage_releases_its_permit() -> None:
     limits = Limits(api=1)
     let_go = asyncio.Event()
 
@@ -171,7 +171,7 @@ def test_an_abandoned_stage_gives_its_place_back() -> None:
     assert limits["api"].taken == 0
 
 
-def test_a_limit_that_build_does_not_know_is_a_mistake() -> None:
+def test_unknown_limit_is_a_validation_error() -> None:
     async def stage(ctx: Any) -> None: ...
 
     pipeline = Pipeline("p").with_stage("s", stage, limit="opnai")
@@ -179,10 +179,10 @@ def test_a_limit_that_build_does_not_know_is_a_mistake() -> None:
         pipeline.build(limits=Limits(openai=8))
     assert str(caught.value) == (
         "pipeline 'p' cannot be built: 1 problem\n"
-        "  1. stage 's': limit='opnai' is not among the limits of build(), which has 'openai'"
+        "  1. stage 's': unknown limit 'opnai'; build() has 'openai'"
         "; did you mean 'openai'?"
     )
-    with pytest.raises(ValueError, match=r"^Limits\(openai=0\): give a whole number, 1 or more$"):
+    with pytest.raises(ValueError, match=r"^Limits\(openai=0\): expected an integer of 1 or more$"):
         Limits(openai=0)
 
 
@@ -211,7 +211,7 @@ def test_queued_run_of_a_closed_loop_releases_no_permit_when_it_is_collected() -
     waits = waiter.run_until_complete(start())
     waits._log_destroy_pending = False  # type: ignore[attr-defined]
     waiter.close()
-    holder.run_until_complete(holds)  # hands the permit to the run of the closed loop, and takes it back
+    holder.run_until_complete(holds)  # grants the permit to the run of the closed loop, and reclaims it
     holder.close()
     del waits
     gc.collect()
@@ -280,7 +280,7 @@ def test_nested_runs_of_many_parents_that_hold_all_permits_never_hang(parents: i
 
     runs = VirtualClock().run(asyncio.wait_for(main(), 1000))
     outcomes = [run.data("runs")["child"].outcome for run in runs]
-    # Each time that four parents hold all permits, the child that asks last gives way.
+    # Whenever four parents hold all permits, the request of the last child is refused.
     assert (outcomes.count("failed"), outcomes.count("ok")) == (failed, parents - failed)
     assert (limits["llm"].taken, limits["llm"].waiting) == (0, 0)
 
@@ -352,7 +352,7 @@ def test_nested_run_waits_for_a_stage_whose_own_nested_run_waits_for_another_lim
     assert [(child.outcome, child["works"].queue_ms) for child in children] == [("ok", 9000), ("ok", 10_000)]
 
 
-def test_nested_run_that_continues_after_its_parent_stage_has_ended_is_no_deadlock() -> None:
+def test_nested_run_that_continues_after_its_parent_stage_is_not_a_deadlock() -> None:
     limits = Limits(gpu=1)
     child = leaf(limits, "gpu")
     tasks = []
@@ -392,12 +392,12 @@ def test_deadlock_is_not_retried_and_an_optional_stage_degrades_the_run(
     assert (child.outcome, child["works"].attempts, results.duration_ms) == (outcome, 0, 1000)
 
 
-def test_deadlock_of_a_later_attempt_has_an_event_of_its_own() -> None:
+def test_deadlock_of_a_later_attempt_has_a_separate_event() -> None:
     limits = Limits(llm=2)
-    asked: list[int] = []
+    attempts: list[int] = []
 
     async def flaky(ctx: Any) -> None:
-        asked.append(ctx.attempt)
+        attempts.append(ctx.attempt)
         raise ConnectionError("again")
 
     child = (
@@ -410,7 +410,7 @@ def test_deadlock_of_a_later_attempt_has_an_event_of_its_own() -> None:
     async def main() -> PipelineResults:
         first = asyncio.create_task(parent.run())
         await asyncio.sleep(3)
-        # It takes the second permit while the first child waits for its next attempt, and runs a child, too.
+        # It acquires the second permit while the first child waits for a retry, and also runs a child.
         second = asyncio.create_task(nesting(limits, "second", "llm", leaf(limits, "llm", 100)).run())
         await asyncio.wait([first, second])
         return first.result()
@@ -418,7 +418,7 @@ def test_deadlock_of_a_later_attempt_has_an_event_of_its_own() -> None:
     with capture_events() as events:
         results = VirtualClock().run(asyncio.wait_for(main(), 1000))
     child_results = results.data("runs")["child"]
-    assert asked == [1]
+    assert attempts == [1]
     assert isinstance(child_results["works"].exception, LimitDeadlockError)
     assert child_results["works"].attempts == 1
     assert child_results["works"].reason == "attempt 2 did not start: its limit would never become available"
@@ -429,7 +429,7 @@ def test_deadlock_of_a_later_attempt_has_an_event_of_its_own() -> None:
 # ------------------------------------------------------------ limits and max_concurrency
 
 
-def test_a_stage_keeps_its_place_in_the_queue_while_other_stages_of_its_run_run() -> None:
+def test_stage_keeps_its_place_in_the_queue_while_other_stages_run() -> None:
     limits = Limits(gpu=1)
     began: dict[str, float] = {}
 
@@ -462,12 +462,12 @@ def test_a_stage_keeps_its_place_in_the_queue_while_other_stages_of_its_run_run(
         await asyncio.gather(*rivals)
 
     VirtualClock().run(main())
-    # Its turn comes while `x0` uses the only slot, until 10; a rival has the permit until 12.
+    # It is next in the queue while `x0` uses the only slot until 10; a rival holds the permit until 12.
     assert began["needs"] == 12
     assert began["x1"] == 13
 
 
-def test_a_permit_is_never_idle_while_its_stage_waits_for_a_slot_of_max_concurrency() -> None:
+def test_permit_is_never_idle_while_its_stage_waits_for_a_slot_of_max_concurrency() -> None:
     limits, rival_stage = Limits(gpu=1), Counting(1)
     pipeline = Pipeline("p").with_stage("needs", no_op, limit="gpu").with_stage("long", Counting(100))
     graph = pipeline.build(limits=limits, max_concurrency=1)
@@ -506,7 +506,7 @@ def test_deferred_stages_get_their_permits_in_the_order_of_their_requests() -> N
     async def main() -> None:
         runs = [asyncio.create_task(holder.run())]
         await asyncio.sleep(0.1)
-        # The slots of both are free again at the same moment, while `late` holds the permit.
+        # The slots of both are free again at the same time, while `late` holds the permit.
         for name in ("a", "b"):
             runs.append(asyncio.create_task(busy(4).run(PipelineContext(user_id=name))))
             await asyncio.sleep(0)
@@ -565,7 +565,7 @@ def test_permits_of_runs_on_a_closed_loop_are_available_at_once() -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     holder.close()
     assert limits["gpu"].taken == 1
-    gc.disable()  # the run is kept: nobody collects it
+    gc.disable()  # the reference prevents the garbage collection of the run
     try:
         assert leaf(limits, "gpu", 0).run_sync(deadline=5).ok
     finally:

@@ -1,4 +1,4 @@
-"""Many runs: in order of completion, bounded, nothing left behind, no leak from one to another."""
+"""`run_many`: order of completion, limited concurrency, cleanup, and isolation between runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_results_come_in_order_of_completion() -> None:
     assert VirtualClock().run(main()) == [1, 2, 3]
 
 
-def test_no_more_runs_are_started_than_concurrency_allows() -> None:
+def test_concurrency_limits_the_started_runs() -> None:
     most = 0
     taken = 0
 
@@ -60,7 +60,7 @@ def test_no_more_runs_are_started_than_concurrency_allows() -> None:
     assert most == 4
 
 
-def test_contexts_may_be_an_asynchronous_stream() -> None:
+def test_contexts_can_be_an_asynchronous_iterable() -> None:
     closed = False
 
     async def stream() -> AsyncIterator[PipelineContext]:
@@ -85,7 +85,7 @@ def test_contexts_may_be_an_asynchronous_stream() -> None:
 
 
 @pytest.mark.parametrize("how", ["break", "raise", "cancel"])
-def test_nothing_is_left_behind_when_it_is_left_early(how: str) -> None:
+def test_leaving_the_block_early_cancels_the_source_and_all_runs(how: str) -> None:
     sink = MemoryEventSink()
     graph = (
         Pipeline("p")
@@ -130,7 +130,7 @@ async def echo(ctx: Any) -> dict[str, Any]:
 ECHO = Pipeline("p").with_stage("s", echo).build()
 
 
-def test_a_result_is_available_while_the_source_waits() -> None:
+def test_result_is_available_while_the_source_waits() -> None:
     async def source() -> AsyncIterator[PipelineContext]:
         for context in numbered(1, 2):
             yield context
@@ -146,7 +146,7 @@ def test_a_result_is_available_while_the_source_waits() -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 64])
-def test_a_source_can_be_fed_by_the_results(concurrency: int) -> None:
+def test_source_can_depend_on_earlier_results(concurrency: int) -> None:
     async def main() -> list[int]:
         queue: asyncio.Queue[int | None] = asyncio.Queue()
         queue.put_nowait(1)
@@ -166,7 +166,7 @@ def test_a_source_can_be_fed_by_the_results(concurrency: int) -> None:
     assert VirtualClock().run(asyncio.wait_for(main(), 10)) == list(range(1, 21))
 
 
-def test_a_timeout_around_anext_loses_nothing() -> None:
+def test_timeout_around_anext_loses_no_result() -> None:
     async def source() -> AsyncIterator[PipelineContext]:
         for number in range(5):
             await asyncio.sleep(1)
@@ -209,9 +209,7 @@ def test_several_readers_share_the_results() -> None:
 
 
 @pytest.mark.parametrize("waiting_in", ["source", "run"])
-def test_the_exception_of_the_block_is_never_masked(
-    waiting_in: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_exception_of_the_block_is_never_masked(waiting_in: str, caplog: pytest.LogCaptureFixture) -> None:
     events: list[str] = []
 
     async def source() -> AsyncIterator[PipelineContext]:
@@ -251,7 +249,7 @@ def test_the_exception_of_the_block_is_never_masked(
     assert "closing the contexts of run_many() failed: ValueError: of the source" in caplog.text
 
 
-def test_an_error_while_the_source_is_closed_is_raised_if_the_block_raised_none() -> None:
+def test_error_while_closing_the_source_is_raised_if_the_block_raised_none() -> None:
     async def source() -> AsyncIterator[PipelineContext]:
         try:
             for context in numbered(1, 2):
@@ -269,7 +267,7 @@ def test_an_error_while_the_source_is_closed_is_raised_if_the_block_raised_none(
 
 
 @pytest.mark.parametrize("fails_with", [OSError("source"), asyncio.CancelledError("pool closed")])
-def test_an_error_of_the_source_is_raised_after_the_results_of_earlier_runs(
+def test_error_of_the_source_is_raised_after_the_results_of_earlier_runs(
     fails_with: BaseException,
 ) -> None:
     async def source() -> AsyncIterator[PipelineContext]:
@@ -291,7 +289,7 @@ def test_an_error_of_the_source_is_raised_after_the_results_of_earlier_runs(
     assert VirtualClock().run(main()) == [1, 3, str(fails_with)]
 
 
-def test_a_cancellation_while_the_block_is_left_interrupts_a_source_that_does_not_close() -> None:
+def test_cancellation_on_exit_interrupts_a_source_that_does_not_close() -> None:
     async def source() -> AsyncIterator[PipelineContext]:
         try:
             await asyncio.Event().wait()
@@ -320,7 +318,7 @@ def test_a_cancellation_while_the_block_is_left_interrupts_a_source_that_does_no
     VirtualClock().run(main())
 
 
-def test_a_cancel_scope_in_the_source_cancels_nothing_else() -> None:
+def test_cancel_scope_in_the_source_cancels_nothing_else() -> None:
     async def source() -> AsyncIterator[PipelineContext]:
         async with asyncio.timeout(2), asyncio.TaskGroup() as group:
             group.create_task(asyncio.sleep(1))
@@ -342,7 +340,7 @@ def test_a_cancel_scope_in_the_source_cancels_nothing_else() -> None:
 
 
 @pytest.mark.timeout(20)
-async def test_an_endless_plain_iterable_does_not_block_the_event_loop() -> None:
+async def test_endless_synchronous_iterable_does_not_block_the_event_loop() -> None:
     def endless() -> Iterator[PipelineContext]:
         while True:
             yield PipelineContext(data={"n": 1})
@@ -384,7 +382,7 @@ async def test_source_and_runs_see_the_context_variables_of_the_block() -> None:
     assert tenant.get() == "acme"
 
 
-async def test_a_block_cannot_be_entered_twice_and_has_no_results_once_it_was_left() -> None:
+async def test_block_cannot_be_entered_twice_and_has_no_results_after_exit() -> None:
     runs = ECHO.run_many(numbered(1, 2))
     async with runs:
         await anext(runs)
@@ -395,19 +393,19 @@ async def test_a_block_cannot_be_entered_twice_and_has_no_results_once_it_was_le
             pass
 
 
-async def test_it_is_a_context_manager_and_says_so() -> None:
+async def test_iterating_run_many_without_a_block_raises_with_a_hint() -> None:
     with pytest.raises(RuntimeError) as caught:
         async for _ in GRAPH.run_many(contexts(0)):
             pass
     assert "hint: async with graph.run_many(contexts) as runs" in str(caught.value)
-    with pytest.raises(ValueError, match=r"^pipeline 'p': run_many\(concurrency=0\); give a whole"):
+    with pytest.raises(ValueError, match=r"^pipeline 'p': run_many\(concurrency=0\): expected an integer"):
         GRAPH.run_many(contexts(0), concurrency=0)
 
 
 async def mixed(ctx: Any) -> Any:
     number = ctx.run.data["n"]
     ctx.annotate(n=number, by=ctx.stage)
-    # Never two stages of a run at the same moment: their order would be left to the loop.
+    # Two stages of a run never end at the same time, because their order would be arbitrary.
     await asyncio.sleep(number % 7 + {"left": 0.1, "right": 0.2, "last": 0.3}[ctx.stage])
     kind = number % 6
     if kind == 1:
@@ -421,7 +419,7 @@ async def mixed(ctx: Any) -> Any:
     return {"n": number, "seen": ctx.inputs.get_from("first", "n")}
 
 
-def test_1000_runs_at_once_come_to_what_each_comes_to_alone() -> None:
+def test_1000_concurrent_runs_have_the_same_results_as_single_runs() -> None:
     async def first(ctx: Any) -> dict[str, int]:
         await asyncio.sleep(ctx.run.data["n"] % 3)
         return {"n": ctx.run.data["n"]}
@@ -435,7 +433,7 @@ def test_1000_runs_at_once_come_to_what_each_comes_to_alone() -> None:
         .build()
     )
 
-    def told(results: PipelineResults) -> Any:
+    def summary(results: PipelineResults) -> Any:
         return (
             results.outcome,
             results.error,
@@ -462,16 +460,16 @@ def test_1000_runs_at_once_come_to_what_each_comes_to_alone() -> None:
     together = VirtualClock().run(all_at_once())
     assert len({results.context.pipeline_run_id for results in together}) == 1000
     for number, results in enumerate(together):
-        # What a run comes to depends on these alone; each kind of run is run alone once.
+        # Only these determine the results of a run; each combination is run once on its own.
         if number >= 210:
             break
         alone = VirtualClock().run(graph.run(PipelineContext(data={"n": number})))
-        assert told(results) == told(alone)
+        assert summary(results) == summary(alone)
     for number, results in enumerate(together):
         assert results["first"].data == {"n": number}
 
 
-def test_run_sync_is_for_code_without_a_loop() -> None:
+def test_run_sync_requires_a_thread_without_a_loop() -> None:
     results = GRAPH.run_sync(PipelineContext(data={"seconds": 0}))
     assert results.ok
 
@@ -481,12 +479,12 @@ def test_run_sync_is_for_code_without_a_loop() -> None:
     with pytest.raises(RuntimeError) as caught:
         asyncio.run(main())
     assert str(caught.value) == (
-        "pipeline 'p': run_sync() would block the event loop that runs in this thread"
-        "\n  hint: await graph.run(ctx)"
+        "pipeline 'p': run_sync() would block the event loop of this thread"
+        "\n  hint: use `await graph.run(ctx)`"
     )
 
 
-async def test_a_plain_stage_may_run_another_pipeline_with_run_sync() -> None:
+async def test_synchronous_stage_can_run_another_pipeline_with_run_sync() -> None:
     sink = MemoryEventSink()
 
     async def waits(ctx: Any) -> None:
@@ -506,7 +504,7 @@ async def test_a_plain_stage_may_run_another_pipeline_with_run_sync() -> None:
     assert event["parent_run_id"] == results.context.pipeline_run_id
 
 
-async def test_active_runs_tells_pipeline_run_and_stages() -> None:
+async def test_active_runs_lists_pipeline_run_and_stages() -> None:
     inside, held = asyncio.Event(), asyncio.Event()
 
     async def waits(ctx: Any) -> None:
@@ -523,7 +521,7 @@ async def test_active_runs_tells_pipeline_run_and_stages() -> None:
     assert active_runs() == []
 
 
-def test_the_progress_bar_stays_out_of_a_pipe() -> None:
+def test_progress_bar_is_not_written_to_a_pipe() -> None:
     script = """
 import asyncio
 from stageflow import Pipeline, PipelineContext

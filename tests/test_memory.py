@@ -1,6 +1,7 @@
-"""What a run leaves behind in memory, once its results are let go: nothing.
+"""Memory: a run is freed completely once its results are dropped.
 
-A failed one is left to the collector: its live exception holds the frame of the stage, and that its context.
+A failed run is freed by the garbage collector: its exception refers to the frame of the stage, and the frame
+to the context.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stageflow import Pipeline, PipelineContext, PipelineResults
 
 
 class Payload:
-    """Something that can be watched."""
+    """An object that supports weak references."""
 
 
 async def holds(ctx: Any) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def plain(ctx: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", [holds, plain], ids=lambda stage: stage.__name__)
-async def test_results_that_are_let_go_are_freed_at_once_without_the_collector(stage: Any) -> None:
+async def test_dropped_results_are_freed_without_the_garbage_collector(stage: Any) -> None:
     graph = Pipeline("p").with_stage("s", stage).build()
 
     async def one() -> weakref.ref[Payload]:
@@ -47,7 +48,7 @@ async def test_results_that_are_let_go_are_freed_at_once_without_the_collector(s
     gc.disable()
     try:
         watched = await one()
-        for _ in range(10):  # tasks and threads of the run end within a few turns
+        for _ in range(10):  # tasks and threads of the run end within a few loop iterations
             await asyncio.sleep(0.001)
             if watched() is None:
                 break

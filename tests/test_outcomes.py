@@ -1,4 +1,4 @@
-"""The table of outcomes row by row, and what a run is: each in the words of the promise."""
+"""The outcomes of stages and runs, row by row as documented, and the properties of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from oracle import ends, hold_the_law, of_type, pipeline_wide, stage_wide
+from oracle import check_record, ends, of_type, pipeline_wide, stage_wide
 
 from stageflow import (
     Pipeline,
@@ -48,7 +48,7 @@ def run(
     deadline: float | None = None,
     **options: Any,
 ) -> PipelineResults:
-    """Run on a virtual clock, and hold the results and the record to the law."""
+    """Run on a virtual clock, and check the results and the record guarantees."""
     graph = recorded(pipeline, sink, **options)
 
     async def main() -> PipelineResults:
@@ -59,7 +59,7 @@ def run(
     results = VirtualClock().run(main())
     names = [spec.name for spec in pipeline.stages]
     assert list(results) == names  # one entry for every stage, in the order of the pipeline
-    event = hold_the_law(sink.events, names)
+    event = check_record(sink.events, names)
     assert event["outcome"] == results.outcome
     assert event["status"] == results.status
     assert ends(sink.events) == {name: result.status for name, result in results.items()}
@@ -103,7 +103,7 @@ endless = returning(None, after=10_000_000)
     ],
 )
 @pytest.mark.parametrize("after", [None, 1])
-def test_ok_is_a_stage_output_a_mapping_or_none(
+def test_ok_is_returned_as_stage_output_mapping_or_none(
     sink: MemoryEventSink, value: Any, data: dict[str, Any], after: float | None
 ) -> None:
     pipeline = (
@@ -112,7 +112,7 @@ def test_ok_is_a_stage_output_a_mapping_or_none(
     results = run(pipeline, sink)
     assert results["s"].status is OK
     assert results.data("s") == data
-    assert results["after"].status is OK  # what its dependants do: run
+    assert results["after"].status is OK  # its dependents run
     assert (results.outcome, results.status, results.ok, results.error) == ("ok", OK, True, None)
     assert results.raise_on_failure() is results
     assert stage_wide(sink.events, "s")["data_keys"] == list(data)
@@ -121,7 +121,7 @@ def test_ok_is_a_stage_output_a_mapping_or_none(
 # ---------------------------------------------------------------- SKIP
 
 
-def test_skip_is_returned_and_its_dependants_run(sink: MemoryEventSink) -> None:
+def test_dependents_of_a_skipped_stage_run(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("s", returning(StageOutput.skip("nothing to do")))
@@ -134,7 +134,7 @@ def test_skip_is_returned_and_its_dependants_run(sink: MemoryEventSink) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_skip_is_what_a_stage_is_whose_when_said_no(sink: MemoryEventSink, waits: bool) -> None:
+def test_stage_is_skipped_if_when_returns_false(sink: MemoryEventSink, waits: bool) -> None:
     async def no(ctx: StageContext) -> bool:
         await asyncio.sleep(1)
         return False
@@ -151,7 +151,9 @@ def test_skip_is_what_a_stage_is_whose_when_said_no(sink: MemoryEventSink, waits
     assert results["after"].status is OK
 
 
-def test_when_is_asked_right_before_the_stage_would_start_and_sees_its_inputs(sink: MemoryEventSink) -> None:
+def test_when_is_evaluated_just_before_the_stage_starts_and_can_read_its_inputs(
+    sink: MemoryEventSink,
+) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("search", returning({"hits": 0}))
@@ -165,21 +167,21 @@ def test_when_is_asked_right_before_the_stage_would_start_and_sees_its_inputs(si
     assert run(pipeline, sink)["answer"].status is SKIP
 
 
-def test_when_is_asked_once_however_often_the_stage_is_tried(sink: MemoryEventSink) -> None:
-    asked: list[int] = []
+def test_when_is_evaluated_once_even_if_the_stage_is_retried(sink: MemoryEventSink) -> None:
+    calls: list[int] = []
 
     def yes(ctx: StageContext) -> bool:
-        asked.append(1)
+        calls.append(1)
         return True
 
     pipeline = Pipeline("p").with_stage("s", returning(StageOutput.retry("again", after=1)), when=yes)
     results = run(pipeline, sink)
     assert results["s"].attempts == 3
-    assert asked == [1]
+    assert calls == [1]
 
 
 def routing(*labels: str) -> Pipeline:
-    """Return a pipeline whose `router` takes these of its routes `left` and `right`."""
+    """Return a pipeline whose `router` chooses these of its routes `left` and `right`."""
     return (
         Pipeline("p")
         .with_stage("router", returning(StageOutput.route(*labels)), StageKind.ROUTE)
@@ -200,19 +202,19 @@ def routing(*labels: str) -> Pipeline:
         ((), SKIP, SKIP),
     ],
 )
-def test_skip_is_what_a_stage_is_whose_route_went_elsewhere(
+def test_stage_is_skipped_if_its_route_is_not_chosen(
     sink: MemoryEventSink, labels: tuple[str, ...], left: StageStatus, right: StageStatus
 ) -> None:
     results = run(routing(*labels), sink)
     assert (results["left"].status, results["right"].status) == (left, right)
-    assert results["any"].status is OK  # it takes no route
-    assert results["join"].status is OK  # a skip lets its dependants run
-    assert results["after_left"].status is left  # but for one that is conditional
+    assert results["any"].status is OK  # without a route
+    assert results["join"].status is OK  # dependents of a skipped stage run
+    assert results["after_left"].status is left  # except for a conditional one
     assert results.outcome == "ok"
 
 
 @pytest.mark.parametrize("output", [StageOutput.ok(a=1), {"a": 1}, None])
-def test_a_router_that_forgets_to_choose_a_route_fails(sink: MemoryEventSink, output: Any) -> None:
+def test_router_that_chooses_no_route_fails(sink: MemoryEventSink, output: Any) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("router", returning(output), StageKind.ROUTE)
@@ -224,7 +226,7 @@ def test_a_router_that_forgets_to_choose_a_route_fails(sink: MemoryEventSink, ou
     assert "chose no route" in (results["router"].error or "")
 
 
-def test_a_router_that_is_skipped_skips_every_route(sink: MemoryEventSink) -> None:
+def test_skipped_router_skips_every_route(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("router", quick, StageKind.ROUTE, when=lambda ctx: False)
@@ -235,7 +237,7 @@ def test_a_router_that_is_skipped_skips_every_route(sink: MemoryEventSink) -> No
     assert (results["left"].status, results["any"].status) == (SKIP, OK)
 
 
-def test_a_router_whose_dependants_take_no_route_need_not_choose(sink: MemoryEventSink) -> None:
+def test_router_without_routed_dependents_need_not_choose(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("router", quick, StageKind.ROUTE)
@@ -253,7 +255,7 @@ def test_a_router_whose_dependants_take_no_route_need_not_choose(sink: MemoryEve
         (OK, OK, OK),
     ],
 )
-def test_skip_is_what_a_conditional_stage_is_whose_every_dependency_was_skipped(
+def test_conditional_stage_is_skipped_if_all_dependencies_were_skipped(
     sink: MemoryEventSink, first: StageStatus, second: StageStatus, third: StageStatus
 ) -> None:
     output = {OK: StageOutput.ok(), SKIP: StageOutput.skip()}
@@ -271,14 +273,14 @@ def test_skip_is_what_a_conditional_stage_is_whose_every_dependency_was_skipped(
     assert results["fifth"].status is OK
 
 
-def test_a_conditional_stage_without_dependencies_runs(sink: MemoryEventSink) -> None:
+def test_conditional_stage_without_dependencies_runs(sink: MemoryEventSink) -> None:
     assert run(Pipeline("p").with_stage("s", quick, conditional=True), sink)["s"].status is OK
 
 
 # ---------------------------------------------------------------- RETRY
 
 
-def test_retry_is_real_also_without_a_policy_three_attempts_in_all(sink: MemoryEventSink) -> None:
+def test_returned_retry_without_a_policy_makes_three_attempts(sink: MemoryEventSink) -> None:
     began: list[tuple[int, float]] = []
 
     async def flaky(ctx: StageContext) -> StageOutput:
@@ -291,7 +293,7 @@ def test_retry_is_real_also_without_a_policy_three_attempts_in_all(sink: MemoryE
     results = run(pipeline, sink)
     assert began == [(1, 0), (2, 10), (3, 20)]
     assert (results["s"].status, results["s"].attempts, results.data("s")) == (OK, 3, {"tries": 3})
-    assert results["after"].queue_ms == 0  # its dependants wait
+    assert results["after"].queue_ms == 0  # its dependents wait
     assert results["after"].started_ns >= results["s"].ended_ns
     events = [data for data in sink.of_type("stage.wide") if data["stage_name"] == "s"]
     assert [(data["status"], data["attempt"], data["retry_after_ms"]) for data in events] == [
@@ -300,11 +302,11 @@ def test_retry_is_real_also_without_a_policy_three_attempts_in_all(sink: MemoryE
         ("OK", 3, None),
     ]
     assert events[0]["error"] == "not yet"
-    # `duration_ms` is of the last attempt; `total_ms` spans from ready to ended, waits included.
+    # `duration_ms` is that of the last attempt; `total_ms` is the time from ready to ended, including waits.
     assert (events[2]["duration_ms"], events[2]["queue_ms"], events[2]["total_ms"]) == (0, 20_000, 20_000)
 
 
-def test_a_stage_that_runs_out_of_attempts_fails_with_its_last_error(sink: MemoryEventSink) -> None:
+def test_stage_without_attempts_left_fails_with_its_last_error(sink: MemoryEventSink) -> None:
     async def never(ctx: StageContext) -> StageOutput:
         return StageOutput.retry(f"no {ctx.attempt}", after=1)
 
@@ -327,9 +329,7 @@ def test_a_stage_that_runs_out_of_attempts_fails_with_its_last_error(sink: Memor
         ((), 1),
     ],
 )
-def test_retry_is_what_its_policy_covers_with_attempts_left(
-    sink: MemoryEventSink, on: Any, attempts: int
-) -> None:
+def test_exception_covered_by_the_policy_is_retried(sink: MemoryEventSink, on: Any, attempts: int) -> None:
     pipeline = Pipeline("p").with_stage(
         "s", raising(ConnectionError("down")), retry=Retry(attempts=4, wait=1, on=on)
     )
@@ -339,16 +339,16 @@ def test_retry_is_what_its_policy_covers_with_attempts_left(
     assert len(of_type(sink.events, "stage.wide")) == attempts
 
 
-def test_an_exception_is_not_tried_again_without_a_policy(sink: MemoryEventSink) -> None:
+def test_exception_is_not_retried_without_a_policy(sink: MemoryEventSink) -> None:
     assert run(Pipeline("p").with_stage("s", raising(ValueError())), sink)["s"].attempts == 1
 
 
-def test_a_returned_failure_is_not_tried_again(sink: MemoryEventSink) -> None:
+def test_returned_failure_is_not_retried(sink: MemoryEventSink) -> None:
     pipeline = Pipeline("p").with_stage("s", returning(StageOutput.fail("no use")), retry=Retry(5, wait=0))
     assert run(pipeline, sink)["s"].attempts == 1
 
 
-def test_a_time_out_is_tried_again_where_the_policy_covers_it(sink: MemoryEventSink) -> None:
+def test_timeout_is_retried_if_the_policy_covers_it(sink: MemoryEventSink) -> None:
     async def slow_at_first(ctx: StageContext) -> dict[str, Any]:
         await asyncio.sleep(60 if ctx.attempt == 1 else 1)
         return {"attempt": ctx.attempt}
@@ -372,7 +372,7 @@ def test_a_time_out_is_tried_again_where_the_policy_covers_it(sink: MemoryEventS
         (0, [0, 0, 0, 0]),
     ],
 )
-def test_the_wait_between_attempts_is_the_policys(
+def test_policy_determines_the_wait_between_attempts(
     sink: MemoryEventSink, wait: Any, moments: list[float]
 ) -> None:
     began: list[float] = []
@@ -385,7 +385,7 @@ def test_the_wait_between_attempts_is_the_policys(
     assert began == pytest.approx(moments)
 
 
-def test_after_goes_before_the_wait_of_the_policy(sink: MemoryEventSink) -> None:
+def test_after_overrides_the_wait_of_the_policy(sink: MemoryEventSink) -> None:
     began: list[float] = []
 
     async def stage(ctx: StageContext) -> StageOutput:
@@ -396,12 +396,12 @@ def test_after_goes_before_the_wait_of_the_policy(sink: MemoryEventSink) -> None
     assert began == [0, 7]
 
 
-def test_jitter_stays_within_its_share() -> None:
+def test_jitter_stays_within_its_bounds() -> None:
     policy = Exponential(initial=10, factor=1, jitter=0.5)
     assert all(5 <= policy(1) <= 10 for _ in range(200))
 
 
-def test_an_attempt_that_is_retried_is_in_the_way_of_nobody_else(sink: MemoryEventSink) -> None:
+def test_wait_before_a_retry_does_not_block_other_stages(sink: MemoryEventSink) -> None:
     order: list[str] = []
 
     async def flaky(ctx: StageContext) -> StageOutput | None:
@@ -425,11 +425,11 @@ def test_an_attempt_that_is_retried_is_in_the_way_of_nobody_else(sink: MemoryEve
         (raising(ValueError("boom")), "ValueError: boom"),
         (raising(ValueError("boom"), after=1), "ValueError: boom"),
         (raising(ValueError()), "ValueError"),
-        (returning(StageOutput.fail("says so")), "says so"),
+        (returning(StageOutput.fail("failed")), "failed"),
         (returning(StageOutput.fail(KeyError("k"))), "KeyError: 'k'"),
     ],
 )
-def test_fail_is_raised_or_returned_and_the_run_returns_all_the_same(
+def test_run_returns_results_if_a_stage_raises_or_returns_a_failure(
     sink: MemoryEventSink, stage: Any, error: str
 ) -> None:
     pipeline = (
@@ -451,7 +451,7 @@ def test_fail_is_raised_or_returned_and_the_run_returns_all_the_same(
     assert caught.value.results is results
 
 
-def test_a_result_keeps_the_live_exception_and_the_record_its_type_message_stack_and_chain(
+def test_result_contains_the_exception_and_the_record_its_type_message_stack_and_chain(
     sink: MemoryEventSink,
 ) -> None:
     async def stage(ctx: StageContext) -> None:
@@ -467,19 +467,19 @@ def test_a_result_keeps_the_live_exception_and_the_record_its_type_message_stack
     event = stage_wide(sink.events, "s")
     assert (event["error_type"], event["error"]) == ("ValueError", "ValueError: the answer")
     assert (event["exception"]["type"], event["exception"]["message"]) == ("ValueError", "the answer")
-    assert "in test_a_result_keeps" in event["exception"]["stack"][-1]
+    assert "in test_result_contains_the_exception" in event["exception"]["stack"][-1]
     (link,) = event["exception"]["chain"]
     assert (link["type"], link["message"], link["relation"]) == ("ConnectionError", "the socket", "cause")
 
 
-def test_fail_is_timed_out(sink: MemoryEventSink) -> None:
+def test_stage_that_times_out_fails(sink: MemoryEventSink) -> None:
     results = run(Pipeline("p").with_stage("s", endless, timeout=5), sink)
     assert isinstance(results["s"].exception, StageTimeoutError)
     assert results["s"].status is FAIL
     assert results["s"].duration_ms == 5000
 
 
-def test_a_stage_that_returns_all_the_same_after_its_time_out_has_failed(sink: MemoryEventSink) -> None:
+def test_stage_that_returns_after_its_timeout_fails(sink: MemoryEventSink) -> None:
     async def swallows(ctx: StageContext) -> dict[str, Any]:
         try:
             await asyncio.sleep(60)
@@ -491,7 +491,7 @@ def test_a_stage_that_returns_all_the_same_after_its_time_out_has_failed(sink: M
     assert (results["s"].status, dict(results["s"].data)) == (FAIL, {})
 
 
-def test_on_failure_cancel_running_stages_are_cancelled_and_awaited_the_rest_never_start(
+def test_on_failure_cancel_cancels_running_stages_and_starts_no_others(
     sink: MemoryEventSink,
 ) -> None:
     cleaned: list[float] = []
@@ -518,7 +518,7 @@ def test_on_failure_cancel_running_stages_are_cancelled_and_awaited_the_rest_nev
     assert pipeline_wide(sink.events)["duration_ms"] == 6000
 
 
-def test_on_failure_continue_everything_not_downstream_still_runs(sink: MemoryEventSink) -> None:
+def test_on_failure_continue_runs_all_stages_that_are_not_downstream(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("boom", raising(ValueError("boom"), after=1))
@@ -540,7 +540,7 @@ def test_on_failure_continue_everything_not_downstream_still_runs(sink: MemoryEv
     assert results["after_slow"].ok
 
 
-def test_the_first_of_several_failures_is_named(sink: MemoryEventSink) -> None:
+def test_first_failed_stage_is_the_first_of_several_failures(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("second", raising(ValueError("2"), after=2))
@@ -551,7 +551,7 @@ def test_the_first_of_several_failures_is_named(sink: MemoryEventSink) -> None:
     assert results.error == "stage 'first' failed: ValueError: 1"
 
 
-def test_an_optional_stages_failure_stops_nothing(sink: MemoryEventSink) -> None:
+def test_failure_of_an_optional_stage_does_not_stop_the_run(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("extra", raising(ValueError("boom")), optional=True)
@@ -574,7 +574,7 @@ def test_an_optional_stages_failure_stops_nothing(sink: MemoryEventSink) -> None
 # ---------------------------------------------------------------- CANCEL
 
 
-def test_a_graceful_cancel_ends_the_run_with_status_ok(sink: MemoryEventSink) -> None:
+def test_graceful_cancel_ends_the_run_with_status_ok(sink: MemoryEventSink) -> None:
     cleaned: list[str] = []
 
     async def running(ctx: StageContext) -> None:
@@ -602,7 +602,7 @@ def test_a_graceful_cancel_ends_the_run_with_status_ok(sink: MemoryEventSink) ->
     assert pipeline_wide(sink.events)["reason"] == "stage 'guard': blocked"
 
 
-def test_a_graceful_cancel_does_not_hide_an_earlier_failure(sink: MemoryEventSink) -> None:
+def test_graceful_cancel_does_not_hide_an_earlier_failure(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("boom", raising(ValueError("boom")))
@@ -621,7 +621,7 @@ def test_a_graceful_cancel_does_not_hide_an_earlier_failure(sink: MemoryEventSin
         (StageOutput.retry("never", after=0), "stages_failed"),
     ],
 )
-def test_skip_cancel_and_retry_never_read_as_completed(
+def test_skip_cancel_and_retry_do_not_count_as_completed(
     sink: MemoryEventSink, output: StageOutput, count: str
 ) -> None:
     run(Pipeline("p").with_stage("s", returning(output)), sink)
@@ -643,7 +643,7 @@ def test_skip_cancel_and_retry_never_read_as_completed(
         ("timeout", "FAIL", endless, 5),
     ],
 )
-def test_outcome_tells_how_the_run_ended_and_status_is_ok_or_fail(
+def test_each_outcome_of_a_run_has_status_ok_or_fail(
     sink: MemoryEventSink, outcome: str, status: str, stage: Any, deadline: float | None
 ) -> None:
     pipeline = Pipeline("p").with_stage("s", stage, optional=outcome == "degraded")
@@ -656,7 +656,7 @@ def test_outcome_tells_how_the_run_ended_and_status_is_ok_or_fail(
 # ---------------------------------------------------------------- a run
 
 
-async def test_a_context_needs_no_field_and_is_never_changed(sink: MemoryEventSink) -> None:
+async def test_context_needs_no_fields_and_is_not_modified(sink: MemoryEventSink) -> None:
     context = PipelineContext()
     graph = recorded(Pipeline("p").with_stage("s", quick), sink)
     results = await graph.run(context)
@@ -672,12 +672,12 @@ async def test_a_context_needs_no_field_and_is_never_changed(sink: MemoryEventSi
     }
 
 
-async def test_without_a_context_there_is_one(sink: MemoryEventSink) -> None:
+async def test_run_without_a_context_uses_an_empty_one(sink: MemoryEventSink) -> None:
     results = await recorded(Pipeline("p").with_stage("s", quick), sink).run()
     assert results.context.pipeline_run_id is not None
 
 
-async def test_the_ids_are_text_or_uuids_and_stand_in_every_event(sink: MemoryEventSink) -> None:
+async def test_ids_are_strings_or_uuids_and_included_in_every_event(sink: MemoryEventSink) -> None:
     run_id, user = uuid.uuid4(), uuid.uuid4()
     context = PipelineContext(
         pipeline_run_id=run_id,
@@ -708,7 +708,7 @@ async def test_the_ids_are_text_or_uuids_and_stand_in_every_event(sink: MemoryEv
     assert [(data or {})["event_id"] for _, data in sink.events] == [f"{run_id}/s/1", str(run_id)]
 
 
-async def test_one_context_serves_many_runs_at_once(sink: MemoryEventSink) -> None:
+async def test_concurrent_runs_share_one_context(sink: MemoryEventSink) -> None:
     async def stage(ctx: StageContext) -> dict[str, Any]:
         ctx.run.data["mine"] = str(ctx.run.pipeline_run_id)
         await asyncio.sleep(0)
@@ -723,10 +723,10 @@ async def test_one_context_serves_many_runs_at_once(sink: MemoryEventSink) -> No
     assert context.data == {"question": "why?"}
     for run_id in ids:
         of_run = [event for event in sink.events if (event[1] or {})["event_id"].startswith(run_id)]
-        hold_the_law(of_run, ["s"], run_id)
+        check_record(of_run, ["s"], run_id)
 
 
-async def test_the_context_of_one_run_may_begin_another(sink: MemoryEventSink) -> None:
+async def test_context_of_a_run_can_start_another_run(sink: MemoryEventSink) -> None:
     graph = recorded(Pipeline("p").with_stage("s", quick), sink)
     first = await graph.run(PipelineContext(user_id="u"))
     second = await graph.run(first.context)
@@ -734,7 +734,7 @@ async def test_the_context_of_one_run_may_begin_another(sink: MemoryEventSink) -
     assert second.context.pipeline_run_id != first.context.pipeline_run_id
 
 
-async def test_a_stage_reads_the_input_of_the_run_and_its_resources(sink: MemoryEventSink) -> None:
+async def test_stage_reads_the_input_and_the_resources_of_the_run(sink: MemoryEventSink) -> None:
     client = object()
 
     async def stage(ctx: StageContext) -> dict[str, Any]:
@@ -745,10 +745,10 @@ async def test_a_stage_reads_the_input_of_the_run_and_its_resources(sink: Memory
     results = await recorded(Pipeline("p").with_stage("s", stage), sink).run(context)
     assert results.data("s") == {"question": "why?"}
     assert "client" not in str(sink.events)  # resources are never recorded
-    assert "why?" not in str(sink.events)  # nor is what a stage gave: its keys are
+    assert "why?" not in str(sink.events)  # nor are the outputs of stages; their keys are
 
 
-async def test_a_stage_class_is_made_anew_for_each_run(sink: MemoryEventSink) -> None:
+async def test_stage_class_is_instantiated_per_run(sink: MemoryEventSink) -> None:
     class Counts:
         def __init__(self) -> None:
             self.calls = 0
@@ -764,7 +764,7 @@ async def test_a_stage_class_is_made_anew_for_each_run(sink: MemoryEventSink) ->
     assert first.data("s") == second.data("s") == {"calls": 2}  # both attempts of a run have one instance
 
 
-async def test_an_instance_is_shared_by_all_runs(sink: MemoryEventSink) -> None:
+async def test_stage_instance_is_shared_by_all_runs(sink: MemoryEventSink) -> None:
     class Counts:
         calls = 0
 
@@ -778,7 +778,7 @@ async def test_an_instance_is_shared_by_all_runs(sink: MemoryEventSink) -> None:
 
 
 @pytest.mark.parametrize("as_class", [False, True])
-async def test_what_is_plain_runs_in_a_daemon_thread(sink: MemoryEventSink, as_class: bool) -> None:
+async def test_synchronous_stage_runs_in_a_daemon_thread(sink: MemoryEventSink, as_class: bool) -> None:
     def plain(ctx: StageContext) -> dict[str, Any]:
         thread = threading.current_thread()
         return {"daemon": thread.daemon, "main": thread is threading.main_thread()}
@@ -802,15 +802,15 @@ async def test_what_is_plain_runs_in_a_daemon_thread(sink: MemoryEventSink, as_c
         (42, FAIL),
     ],
 )
-async def test_a_plain_function_has_every_outcome_that_a_coroutine_has(
+async def test_synchronous_function_supports_every_outcome(
     sink: MemoryEventSink, returned: Any, status: StageStatus
 ) -> None:
     results = await recorded(Pipeline("p").with_stage("s", lambda ctx: returned), sink).run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert results["s"].status is status
 
 
-async def test_a_plain_function_is_tried_again(sink: MemoryEventSink) -> None:
+async def test_synchronous_function_is_retried(sink: MemoryEventSink) -> None:
     def flaky(ctx: StageContext) -> dict[str, Any]:
         if ctx.attempt < 3:
             raise ConnectionError
@@ -818,17 +818,19 @@ async def test_a_plain_function_is_tried_again(sink: MemoryEventSink) -> None:
 
     pipeline = Pipeline("p").with_stage("s", flaky, retry=Retry(3, wait=0, on=ConnectionError))
     results = await recorded(pipeline, sink).run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert results.data("s") == {"attempt": 3}
 
 
-async def test_a_plain_function_may_hand_back_a_coroutine(sink: MemoryEventSink) -> None:
+async def test_synchronous_function_can_return_a_coroutine(sink: MemoryEventSink) -> None:
     results = await recorded(Pipeline("p").with_stage("s", lambda ctx: quick(ctx)), sink).run()
     assert results.data("s") == {"done": True}
 
 
-async def test_threads_of_plain_stages_are_reused(sink: MemoryEventSink) -> None:
-    threads: list[threading.Thread] = []  # kept, or a new thread could have the identity of an old one
+async def test_threads_of_synchronous_stages_are_reused(sink: MemoryEventSink) -> None:
+    threads: list[
+        threading.Thread
+    ] = []  # keep references, because a new thread could have the identity of an old one
 
     def stage(ctx: StageContext) -> None:
         threads.append(threading.current_thread())
@@ -838,10 +840,10 @@ async def test_threads_of_plain_stages_are_reused(sink: MemoryEventSink) -> None
         pipeline = pipeline.with_stage(f"s{number}", stage, dependencies=(f"s{number - 1}",))
     assert (await pipeline.run()).ok
     assert len(threads) == 100
-    assert len(set(threads)) <= 10  # one, and a few more if a stage started before a thread was idle again
+    assert len(set(threads)) <= 10  # one, and a few if a stage started before a thread was idle again
 
 
-async def test_threads_do_not_wait_for_each_other(sink: MemoryEventSink) -> None:
+async def test_synchronous_stages_run_concurrently(sink: MemoryEventSink) -> None:
     together = threading.Barrier(8)
 
     def plain(ctx: StageContext) -> None:
@@ -859,7 +861,7 @@ async def test_threads_do_not_wait_for_each_other(sink: MemoryEventSink) -> None
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
-async def test_each_stage_sees_the_context_variables_as_they_were_when_the_run_began(
+async def test_each_stage_sees_the_context_variables_at_the_start_of_the_run(
     sink: MemoryEventSink,
 ) -> None:
     async def sets(ctx: StageContext) -> dict[str, Any]:
@@ -876,7 +878,7 @@ async def test_each_stage_sees_the_context_variables_as_they_were_when_the_run_b
     pipeline = (
         Pipeline("p")
         .with_stage("a", sets)
-        .with_stage("b", sets, dependencies=("a",))  # shares the task of a, or not
+        .with_stage("b", sets, dependencies=("a",))  # may share the task of a
         .with_stage("c", sets_in_a_thread, dependencies=("b",))
         .with_stage("d", sets, dependencies=("c",))
         .with_stage("e", sets, dependencies=("a",))
@@ -891,7 +893,7 @@ async def test_each_stage_sees_the_context_variables_as_they_were_when_the_run_b
     assert variable.get() == "set by the caller, too late"
 
 
-async def test_each_attempt_sees_them_too(sink: MemoryEventSink) -> None:
+async def test_each_attempt_sees_the_context_variables_at_the_start_of_the_run(sink: MemoryEventSink) -> None:
     seen: list[str] = []
 
     async def stage(ctx: StageContext) -> StageOutput:
@@ -904,7 +906,7 @@ async def test_each_attempt_sees_them_too(sink: MemoryEventSink) -> None:
     assert seen == ["as the run began"] * 3
 
 
-async def test_a_condition_and_its_stage_share_theirs(sink: MemoryEventSink) -> None:
+async def test_condition_and_its_stage_share_context_variables(sink: MemoryEventSink) -> None:
     def when(ctx: StageContext) -> bool:
         variable.set("set by the condition")
         return True
@@ -916,7 +918,9 @@ async def test_a_condition_and_its_stage_share_theirs(sink: MemoryEventSink) -> 
     assert results.data("s") == {"seen": "set by the condition"}
 
 
-async def test_what_a_stage_starts_keeps_the_variables_of_the_stage(sink: MemoryEventSink) -> None:
+async def test_task_started_by_a_stage_keeps_the_context_variables_of_the_stage(
+    sink: MemoryEventSink,
+) -> None:
     async def child() -> str:
         await asyncio.sleep(0)
         return variable.get()
@@ -931,11 +935,11 @@ async def test_what_a_stage_starts_keeps_the_variables_of_the_stage(sink: Memory
     assert results.data("s") == {"seen": "of the stage"}
 
 
-# ---------------------------------------------------------------- a run inside a run
+# ---------------------------------------------------------------- nested runs
 
 
 @pytest.mark.parametrize("how", ["awaited", "in a task", "in a thread"])
-async def test_a_run_inside_a_run_names_its_parent_and_its_root(how: str) -> None:
+async def test_nested_run_records_its_parent_and_root(how: str) -> None:
     sinks = {name: MemoryEventSink() for name in ("outer", "middle", "inner")}
     inner = recorded(Pipeline("inner").with_stage("s", quick), sinks["inner"])
 
@@ -957,7 +961,7 @@ async def test_a_run_inside_a_run_names_its_parent_and_its_root(how: str) -> Non
     outer = recorded(Pipeline("outer").with_stage("s", nests), sinks["outer"])
     (await outer.run(PipelineContext(user_id="u"))).raise_on_failure()
 
-    events = {name: hold_the_law(sink.events, ["s"]) for name, sink in sinks.items()}
+    events = {name: check_record(sink.events, ["s"]) for name, sink in sinks.items()}
     ids = {name: event["event_id"] for name, event in events.items()}
     lineage = {name: (event["parent_run_id"], event["root_run_id"]) for name, event in events.items()}
     assert lineage == {
@@ -978,7 +982,7 @@ def labels_of(event: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", ["awaited", "in a task", "in a thread", "by run_sync", "by run_many"])
-async def test_a_run_inside_a_run_inherits_ids_and_labels(how: str, sink: MemoryEventSink) -> None:
+async def test_nested_run_inherits_ids_and_labels(how: str, sink: MemoryEventSink) -> None:
     inner = recorded(Pipeline("inner").with_stage("s", quick), sink)
 
     async def awaits(ctx: StageContext) -> None:
@@ -1013,7 +1017,7 @@ async def test_a_run_inside_a_run_inherits_ids_and_labels(how: str, sink: Memory
     assert event["pipeline_metadata"]["topology"] == "inner"
 
 
-async def test_a_run_inside_a_run_keeps_what_its_own_context_sets(sink: MemoryEventSink) -> None:
+async def test_context_of_a_nested_run_overrides_inherited_values(sink: MemoryEventSink) -> None:
     seen: list[PipelineContext] = []
 
     async def looks(ctx: StageContext) -> None:
@@ -1040,7 +1044,7 @@ async def test_a_run_inside_a_run_keeps_what_its_own_context_sets(sink: MemoryEv
     assert [ctx.data for ctx in seen] == [{}, 1, {}, "of the parent"]
 
 
-async def test_ids_are_inherited_from_the_innermost_run_and_never_by_a_run_that_starts_later(
+async def test_ids_are_inherited_only_from_the_innermost_enclosing_run(
     sink: MemoryEventSink,
 ) -> None:
     inner = recorded(Pipeline("inner").with_stage("s", quick), sink)
@@ -1059,14 +1063,14 @@ async def test_ids_are_inherited_from_the_innermost_run_and_never_by_a_run_that_
     assert [(each["user_id"], each["org_id"]) for each in ids] == [("of the middle", "o"), (None, None)]
 
 
-async def test_a_run_after_a_run_has_no_parent(sink: MemoryEventSink) -> None:
+async def test_subsequent_run_has_no_parent(sink: MemoryEventSink) -> None:
     graph = recorded(Pipeline("p").with_stage("s", quick), sink)
     await graph.run()
     await graph.run()
     assert [data["parent_run_id"] for data in sink.of_type("pipeline.wide")] == [None, None]
 
 
-async def test_the_trace_of_the_caller_is_continued(sink: MemoryEventSink) -> None:
+async def test_run_continues_the_trace_of_the_caller(sink: MemoryEventSink) -> None:
     trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     context = PipelineContext(traceparent=f"00-{trace_id}-{span_id}-01")
     await recorded(Pipeline("p").with_stage("s", quick), sink).run(context)
@@ -1078,7 +1082,7 @@ async def test_the_trace_of_the_caller_is_continued(sink: MemoryEventSink) -> No
 # ---------------------------------------------------------------- scheduling
 
 
-def test_concurrency_is_real(sink: MemoryEventSink) -> None:
+def test_independent_stages_run_concurrently(sink: MemoryEventSink) -> None:
     pipeline = Pipeline("p")
     for number in range(100):
         pipeline = pipeline.with_stage(f"s{number}", returning(None, after=60))
@@ -1086,7 +1090,7 @@ def test_concurrency_is_real(sink: MemoryEventSink) -> None:
     assert pipeline_wide(sink.events)["duration_ms"] == 60_000
 
 
-def test_a_stage_starts_when_its_last_dependency_has_ended_and_not_before(sink: MemoryEventSink) -> None:
+def test_stage_starts_when_its_last_dependency_ends(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("quick", returning(None, after=1))
@@ -1104,7 +1108,7 @@ def test_a_stage_starts_when_its_last_dependency_has_ended_and_not_before(sink: 
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
-def test_max_concurrency_holds_and_is_used(sink: MemoryEventSink, limit: int) -> None:
+def test_max_concurrency_is_respected_and_fully_used(sink: MemoryEventSink, limit: int) -> None:
     running = 0
     most = 0
 
@@ -1123,7 +1127,7 @@ def test_max_concurrency_holds_and_is_used(sink: MemoryEventSink, limit: int) ->
     assert pipeline_wide(sink.events)["duration_ms"] == 14 / limit * 1000
 
 
-def test_a_failure_under_max_concurrency_starts_nothing_more(sink: MemoryEventSink) -> None:
+def test_no_stage_starts_after_a_failure_under_max_concurrency(sink: MemoryEventSink) -> None:
     pipeline = Pipeline("p").with_stage("boom", raising(ValueError(), after=1))
     for number in range(5):
         pipeline = pipeline.with_stage(f"s{number}", quick)
@@ -1132,7 +1136,7 @@ def test_a_failure_under_max_concurrency_starts_nothing_more(sink: MemoryEventSi
 
 
 @pytest.mark.parametrize("length", [1200, 5000])
-def test_a_long_chain_declared_backwards_builds_and_runs(sink: MemoryEventSink, length: int) -> None:
+def test_long_chain_declared_in_reverse_builds_and_runs(sink: MemoryEventSink, length: int) -> None:
     ran: list[int] = []
 
     async def stage(ctx: StageContext) -> None:
@@ -1146,7 +1150,7 @@ def test_a_long_chain_declared_backwards_builds_and_runs(sink: MemoryEventSink, 
     assert ran == list(range(length))
 
 
-def test_no_task_outlives_a_run_however_long_its_chain() -> None:
+def test_no_task_outlives_a_run_with_a_long_chain() -> None:
     async def main() -> None:
         pipeline = Pipeline("p").with_stage("0", quick)
         for number in range(1, 70):
@@ -1158,7 +1162,7 @@ def test_no_task_outlives_a_run_however_long_its_chain() -> None:
     VirtualClock().run(main())
 
 
-def test_a_long_chain_is_skipped_or_cancelled_as_well(sink: MemoryEventSink) -> None:
+def test_long_chain_is_skipped_or_cancelled(sink: MemoryEventSink) -> None:
     def chain(first: Any, **options: Any) -> Pipeline:
         pipeline = Pipeline("p").with_stage("0", first)
         for number in range(1, 2000):
@@ -1172,7 +1176,7 @@ def test_a_long_chain_is_skipped_or_cancelled_as_well(sink: MemoryEventSink) -> 
     assert [result.status for result in failed.values()] == [FAIL] + [CANCEL] * 1999
 
 
-async def test_a_long_chain_that_never_waits_leaves_the_loop_to_others(sink: MemoryEventSink) -> None:
+async def test_long_chain_that_never_waits_yields_to_other_tasks(sink: MemoryEventSink) -> None:
     pipeline = Pipeline("p").with_stage("0", quick)
     for number in range(1, 1000):
         pipeline = pipeline.with_stage(str(number), quick, dependencies=(str(number - 1),))
@@ -1190,7 +1194,7 @@ async def test_a_long_chain_that_never_waits_leaves_the_loop_to_others(sink: Mem
     assert turns > 10
 
 
-def test_a_graph_runs_on_any_loop_also_on_several_at_once() -> None:
+def test_graph_runs_on_several_loops_at_once() -> None:
     graph = (
         Pipeline("p")
         .with_stage("a", returning({"a": 1}, after=0))
@@ -1217,10 +1221,10 @@ def test_a_graph_runs_on_any_loop_also_on_several_at_once() -> None:
     assert failures == []
 
 
-# ---------------------------------------------------------------- what a stage says
+# ---------------------------------------------------------------- annotations, artifacts and custom events
 
 
-async def test_what_a_stage_says_is_in_the_record(sink: MemoryEventSink) -> None:
+async def test_annotations_artifacts_and_events_of_a_stage_are_recorded(sink: MemoryEventSink) -> None:
     async def stage(ctx: StageContext) -> dict[str, Any]:
         ctx.annotate(cache_hit=False, rows=1)
         ctx.annotate(**{"rows": 17, "gen_ai.usage.input_tokens": 5})
@@ -1230,7 +1234,7 @@ async def test_what_a_stage_says_is_in_the_record(sink: MemoryEventSink) -> None
         return {"a": 1, "b": 2}
 
     results = await recorded(Pipeline("p").with_stage("s", stage), sink).run()
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     event = stage_wide(sink.events, "s")
     assert event["attributes"] == {"cache_hit": False, "rows": 17, "gen_ai.usage.input_tokens": 5}
     assert (event["data_keys"], event["artifacts_count"], event["events_count"]) == (["a", "b"], 1, 2)
@@ -1243,7 +1247,7 @@ async def test_what_a_stage_says_is_in_the_record(sink: MemoryEventSink) -> None
     assert [type for type, _ in sink.events] == ["progress", "progress", "stage.wide", "pipeline.wide"]
 
 
-async def test_a_key_of_a_stages_own_event_takes_nothing_from_its_correlation(sink: MemoryEventSink) -> None:
+async def test_key_of_a_custom_event_does_not_replace_its_correlation_ids(sink: MemoryEventSink) -> None:
     async def stage(ctx: StageContext) -> None:
         ctx.emit_event("note", {"stage_name": "mine", "event_id": "mine", "other": 1})
 
@@ -1253,7 +1257,7 @@ async def test_a_key_of_a_stages_own_event_takes_nothing_from_its_correlation(si
     assert note["payload"] == {"stage_name": "mine", "event_id": "mine"}
 
 
-def test_no_step_of_the_wall_clock_shows(sink: MemoryEventSink) -> None:
+def test_steps_of_the_wall_clock_do_not_affect_durations(sink: MemoryEventSink) -> None:
     clock = VirtualClock(wall_ns=1_700_000_000_000_000_000)
 
     async def stage(ctx: StageContext) -> None:
@@ -1263,7 +1267,7 @@ def test_no_step_of_the_wall_clock_shows(sink: MemoryEventSink) -> None:
 
     graph = recorded(Pipeline("p").with_stage("a", stage).with_stage("b", stage, dependencies=("a",)), sink)
     clock.run(graph.run())
-    event = hold_the_law(sink.events, ["a", "b"])
+    event = check_record(sink.events, ["a", "b"])
     assert event["started_at"] == "2023-11-14T22:13:20.000000Z"
     assert event["ended_at"] == "2023-11-14T22:13:24.000000Z"
     assert stage_wide(sink.events, "b")["started_at"] == "2023-11-14T22:13:22.000000Z"
@@ -1273,10 +1277,8 @@ def test_no_step_of_the_wall_clock_shows(sink: MemoryEventSink) -> None:
 
 
 @pytest.mark.parametrize("ending", ["ok", "failed", "stopped", "retried"])
-def test_emit_by_hand_with_results_agrees_with_the_runs_own_events(
-    sink: MemoryEventSink, ending: str
-) -> None:
-    async def says_something(ctx: StageContext) -> dict[str, Any]:
+def test_manual_emit_with_results_matches_the_automatic_events(sink: MemoryEventSink, ending: str) -> None:
+    async def annotates(ctx: StageContext) -> dict[str, Any]:
         ctx.annotate(rows=3)
         ctx.add_artifact("text", "x")
         ctx.emit_event("note", None)
@@ -1290,7 +1292,7 @@ def test_emit_by_hand_with_results_agrees_with_the_runs_own_events(
     }[ending]
     pipeline = (
         Pipeline("p")
-        .with_stage("first", says_something)
+        .with_stage("first", annotates)
         .with_stage("skipped", quick, when=lambda ctx: False)
         .with_stage("last", last, dependencies=("first",))
         .with_stage("never", quick, dependencies=("last",))
@@ -1306,7 +1308,7 @@ def test_emit_by_hand_with_results_agrees_with_the_runs_own_events(
     assert by_hand.of_type("pipeline.wide") == sink.of_type("pipeline.wide")
 
 
-async def test_emit_by_hand_inside_a_stage_takes_a_stage_context(sink: MemoryEventSink) -> None:
+async def test_manual_emit_inside_a_stage_accepts_a_stage_context(sink: MemoryEventSink) -> None:
     async def stage(ctx: StageContext) -> None:
         emit_stage_wide("s", ctx.inputs.result_from("before"), ctx, by_hand)
 
@@ -1342,7 +1344,7 @@ class Loud(WideEventEmitter):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("error", [RuntimeError("the emitter"), asyncio.CancelledError(), GeneratorExit()])
-def test_an_emitter_that_raises_leaves_the_law_standing_and_is_counted(
+def test_record_is_complete_if_an_emitter_raises_and_the_error_is_counted(
     sink: MemoryEventSink, when: str, error: BaseException
 ) -> None:
     emitter = Loud(sink)
@@ -1360,7 +1362,7 @@ def test_an_emitter_that_raises_leaves_the_law_standing_and_is_counted(
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-def test_an_end_of_the_process_passes_through_an_emitter_after_the_record_is_written(
+def test_interrupt_in_an_emitter_propagates_after_the_record_is_written(
     sink: MemoryEventSink, error: BaseException
 ) -> None:
     emitter = Loud(sink)
@@ -1370,10 +1372,10 @@ def test_an_end_of_the_process_passes_through_an_emitter_after_the_record_is_wri
     )
     with pytest.raises(type(error)):
         VirtualClock().run(graph.run())
-    hold_the_law(sink.events, ["a", "b"])
+    check_record(sink.events, ["a", "b"])
 
 
-async def test_an_override_is_always_called_also_with_no_sink_at_all() -> None:
+async def test_override_is_called_even_without_a_sink() -> None:
     called: list[str] = []
 
     class Custom(WideEventEmitter):
@@ -1392,7 +1394,7 @@ async def test_an_override_is_always_called_also_with_no_sink_at_all() -> None:
     assert sorted(called) == ["a", "b", "the run"]
 
 
-async def test_an_override_that_calls_no_parent_keeps_the_event_to_itself(sink: MemoryEventSink) -> None:
+async def test_override_that_does_not_call_its_parent_suppresses_the_event(sink: MemoryEventSink) -> None:
     emitter = Loud(sink)
     emitter.when = "instead"
     results = await recorded(Pipeline("p").with_stage("s", quick), sink, wide_event_emitter=emitter).run()
@@ -1400,7 +1402,7 @@ async def test_an_override_that_calls_no_parent_keeps_the_event_to_itself(sink: 
     assert [type for type, _ in sink.events] == ["pipeline.wide"]
 
 
-async def test_an_event_emitted_twice_has_the_same_id(sink: MemoryEventSink) -> None:
+async def test_event_emitted_twice_has_the_same_id(sink: MemoryEventSink) -> None:
     class Twice(WideEventEmitter):
         def emit_stage_wide(self, stage_name: str, result: Any, ctx: Any) -> None:
             super().emit_stage_wide(stage_name, result, ctx)
@@ -1412,27 +1414,27 @@ async def test_an_event_emitted_twice_has_the_same_id(sink: MemoryEventSink) -> 
 
 
 @pytest.mark.parametrize("stages", [False, True])
-@pytest.mark.parametrize("whole", [False, True])
-async def test_a_flag_that_is_off_suspends_the_law_for_that_event_type_alone(
-    sink: MemoryEventSink, stages: bool, whole: bool
+@pytest.mark.parametrize("pipelines", [False, True])
+async def test_flag_disables_only_its_event_type(
+    sink: MemoryEventSink, stages: bool, pipelines: bool
 ) -> None:
     set_event_sink(sink)
     graph = (
         Pipeline("p")
         .with_stage("s", quick)
-        .build(emit_stage_wide_events=stages, emit_pipeline_wide_event=whole)
+        .build(emit_stage_wide_events=stages, emit_pipeline_wide_event=pipelines)
     )
     await graph.run()
-    assert [type for type, _ in sink.events] == ["stage.wide"] * stages + ["pipeline.wide"] * whole
+    assert [type for type, _ in sink.events] == ["stage.wide"] * stages + ["pipeline.wide"] * pipelines
 
 
-async def test_without_a_flag_nothing_is_emitted(sink: MemoryEventSink) -> None:
+async def test_graph_without_flags_emits_no_events(sink: MemoryEventSink) -> None:
     set_event_sink(sink)
     await Pipeline("p").with_stage("s", quick).build().run()
     assert sink.events == []
 
 
-def test_events_stand_in_the_order_in_which_things_ended(sink: MemoryEventSink) -> None:
+def test_events_are_emitted_in_order_of_completion(sink: MemoryEventSink) -> None:
     pipeline = (
         Pipeline("p")
         .with_stage("slow", returning(None, after=2))

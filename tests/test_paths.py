@@ -51,7 +51,7 @@ def test_a_journal_stays_where_it_is_through_rotation_after_chdir(tmp_path: Path
     os.chdir(other)
     for _ in range(3):
         GRAPH.run_sync()
-    sink.tend()
+    sink.run_maintenance()
     sink.close()
     assert runs_of(tmp_path / "journal") == 4
     assert os.listdir(other) == []
@@ -175,7 +175,7 @@ def test_a_relative_address_in_archive_json_is_relative_to_the_journal(tmp_path:
 
 def test_a_path_may_be_bytes_and_an_empty_one_is_refused(tmp_path: Path) -> None:
     assert JournalSink(os.fsencode("journal")).path == str(tmp_path / "journal")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"JournalSink\(''\); give a directory"):
+    with pytest.raises(ValueError, match=r"path must be a directory, got ''"):
         JournalSink("")
 
 

@@ -28,14 +28,14 @@ from oracle import pipeline_wide, stage_wide
 from stageflow import Pipeline, StageContext
 from stageflow.events import MemoryEventSink, stats
 from stageflow.observability import EventLimits, WideEventEmitter
-from stageflow.observability.sanitize._shape import Shape, use_shape
+from stageflow.observability.sanitize._sanitizer import SanitizeRules, use_sanitize_rules
 
 
 @pytest.fixture(autouse=True)
 def _default_rules() -> Iterator[None]:
-    before = use_shape(Shape())
+    before = use_sanitize_rules(SanitizeRules())
     yield
-    use_shape(before)
+    use_sanitize_rules(before)
 
 
 def build(sink: MemoryEventSink, stage: Any) -> Any:
@@ -222,7 +222,7 @@ def test_fields_of_dataclasses_and_models_are_recorded_and_redacted() -> None:
     assert recorded(Message("a", "hunter2")) == {"name": "a", "password": "[redacted]"}
 
 
-def test_what_a_class_hides_from_its_repr_is_not_recorded() -> None:
+def test_fields_hidden_from_the_repr_are_not_recorded() -> None:
     assert recorded(Reticent("private")) == "<Reticent>"
     assert recorded(ReticentModel(note="private")) == "<ReticentModel>"
     assert recorded(pydantic.SecretStr("s3cr3t")) == "SecretStr('**********')"
@@ -235,7 +235,7 @@ def test_what_a_class_hides_from_its_repr_is_not_recorded() -> None:
         assert not any(secret in text for secret in ("4111", "h1dd3n", "3xclud3d"))
 
 
-def test_a_dataclass_under_a_secret_name_is_redacted_whole() -> None:
+def test_dataclass_under_a_secret_name_is_redacted() -> None:
     assert recorded(Card("ann", Decimal(1)), "credentials") == "[redacted]"
     assert recorded(uuid.UUID(int=1), "session_token") == "[redacted]"
 
@@ -279,7 +279,7 @@ class Lazy:
         return "<Lazy>"
 
 
-def test_an_array_that_is_not_computed_yet_is_not_computed() -> None:
+def test_lazy_array_is_not_computed() -> None:
     assert recorded(Lazy()) == "<Lazy>"
     assert not Lazy.computed
 
@@ -311,7 +311,7 @@ def _raising(*bases: type, **methods: str) -> Any:
     ],
     ids=lambda value: type(value).__mro__[1].__name__,
 )
-def test_a_value_that_raises_is_recorded_all_the_same(value: Any) -> None:
+def test_raising_value_is_recorded(value: Any) -> None:
     assert isinstance(recorded([value]), list)
 
 
@@ -393,5 +393,5 @@ def test_every_finite_number_is_recorded_as_a_number_of_nearly_the_same_value(nu
 
 
 def test_limits_apply_to_converted_values() -> None:
-    use_shape(Shape(limits=EventLimits(text_chars=10)))
+    use_sanitize_rules(SanitizeRules(limits=EventLimits(text_chars=10)))
     assert len(recorded(Path("x" * 50))) == 10

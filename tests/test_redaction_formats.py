@@ -21,14 +21,14 @@ from oracle import stage_wide
 from stageflow import Pipeline, StageContext
 from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
-from stageflow.observability.sanitize._shape import Shape, use_shape
+from stageflow.observability.sanitize._sanitizer import SanitizeRules, use_sanitize_rules
 
 
 @pytest.fixture(autouse=True)
 def _default_rules() -> Iterator[None]:
-    before = use_shape(Shape())
+    before = use_sanitize_rules(SanitizeRules())
     yield
-    use_shape(before)
+    use_sanitize_rules(before)
 
 
 def recorded(stage: Callable[[StageContext], Any]) -> dict[str, Any]:
@@ -190,14 +190,14 @@ def test_no_secret_survives_in_any_format(name: str, secret: str) -> None:
 
 @pytest.mark.parametrize("name", WORDS)
 @given(secret=WORD)
-def test_no_word_survives_behind_an_option(name: str, secret: str) -> None:
+def test_every_value_after_a_secret_option_is_redacted(name: str, secret: str) -> None:
     found, count = clean(WORDS[name](secret))
     assert secret not in found
     assert count >= 1
 
 
 @given(secret=st.one_of(WORD, PUNCTUATED, st.binary(min_size=9, max_size=20).map(lambda b: "1" + repr(b))))
-def test_no_secret_survives_in_an_argv_that_is_a_value(secret: str) -> None:
+def test_secrets_in_an_argv_attribute_are_redacted(secret: str) -> None:
     argv = ["mysql", "--password", secret, "-h", "db"]
     for value in (argv, tuple(argv), {"argv": argv}, [argv], [item.encode() for item in argv]):
         event = recorded(lambda ctx, value=value: ctx.annotate(argv=value))  # type: ignore[misc]
@@ -206,7 +206,7 @@ def test_no_secret_survives_in_an_argv_that_is_a_value(secret: str) -> None:
         assert event["redacted"] == 1
 
 
-def test_the_password_of_a_failed_command_is_redacted_and_counted() -> None:
+def test_password_of_a_failed_command_is_redacted_and_counted() -> None:
     def dump(ctx: StageContext) -> None:
         subprocess.run(["false", "--password", "Zq7Xk2Lm9Pw4"], check=True)
 
@@ -249,5 +249,5 @@ def test_text_without_a_secret_is_not_changed(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "redacted"), [("pin: 1234", 1), ("password=200ms", 1), ("token: a200ms", 1)]
 )
-def test_measures_are_told_from_secrets(text: str, redacted: int) -> None:
+def test_measurements_are_not_redacted(text: str, redacted: int) -> None:
     assert clean(text)[1] == redacted

@@ -1,4 +1,4 @@
-"""Retry in full: attempts, waits as values, a deadline; and all of it readable from the record."""
+"""Retry policies: attempts, waits, the deadline, and their record."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ async def down(ctx: Any) -> None:
     raise ConnectionError("down")
 
 
-def test_what_was_tried_and_how_long_it_waited_stands_in_the_record(
+def test_attempts_and_waits_are_recorded(
     stageflow_events: CapturedEvents, virtual_clock: VirtualClock
 ) -> None:
     policy = Retry(attempts=3, wait=Linear(1, maximum=10), on=ConnectionError)
     virtual_clock.run(Pipeline("p").with_stage("s", down, retry=policy).run())
-    told = [
+    values = [
         (event["status"], event["attempt"], event["retry_after_ms"], event["reason"])
         for event in [*stageflow_events.retries("s"), stageflow_events.stage("s")]
     ]
-    assert told == [
+    assert values == [
         ("RETRY", 1, 1000, "attempt 1 of 3 failed, the next one in 1 s"),
         ("RETRY", 2, 2000, "attempt 2 of 3 failed, the next one in 2 s"),
         ("FAIL", 3, None, "no attempts left (3 of 3)"),
@@ -40,12 +40,12 @@ def test_no_attempt_starts_past_the_deadline_of_the_policy(virtual_clock: Virtua
     )
 
 
-def test_waits_are_values() -> None:
+def test_wait_policies_are_validated_values() -> None:
     assert [Fixed(2)(n) for n in (1, 2, 3)] == [2, 2, 2]
     assert [Linear(1, step=2, maximum=4)(n) for n in (1, 2, 3)] == [1, 3, 4]
     assert [Exponential(1, maximum=5, jitter=0)(n) for n in (1, 2, 3, 4)] == [1, 2, 4, 5]
     assert all(0.5 <= Exponential(1, jitter=0.5)(1) <= 1 for _ in range(100))
-    with pytest.raises(ValueError, match=r"^Retry\(attempts=0\): give a whole number, 1 or more$"):
+    with pytest.raises(ValueError, match=r"^Retry\(attempts=0\): expected an integer of 1 or more$"):
         Retry(attempts=0)
-    with pytest.raises(ValueError, match=r"^Retry\(deadline=-1\): give a number, 0 or more$"):
+    with pytest.raises(ValueError, match=r"^Retry\(deadline=-1\): expected 0 or more seconds$"):
         Retry(deadline=-1)

@@ -1,8 +1,8 @@
 """Explores every reachable state of `RunState`, and compares each step with a model written for clarity.
 
 The state machine has no loop and no clock, so a run is a sequence of events, and every state that any
-sequence can reach is visited once: two sequences that lead to the same state, with the same events emitted
-so far, continue alike.
+sequence can reach is visited once: two sequences that lead to the same state, with the same emitted events,
+continue in the same way.
 """
 
 from __future__ import annotations
@@ -445,7 +445,7 @@ class World:
             assert may_start == model.may_start()
         assert len(self.held) <= case.permits
         if state.ending is None and case.max_concurrency is not None:
-            # A permit is held only by a stage that runs, or that starts next.
+            # Only a stage that is running or starts next holds a permit.
             assert len({*running, *self.held}) <= case.max_concurrency
         if state.done:
             assert not self.held

@@ -170,7 +170,7 @@ def test_each_field_of_a_pipeline_event_gets_its_own_value() -> None:
     }
 
 
-def test_mark_of_a_start_begins_with_the_identity_of_the_run() -> None:
+def test_start_mark_begins_with_the_identity_of_the_run() -> None:
     identity, mark = RunIdentity.__struct_fields__, RunOpen.__struct_fields__
     assert mark == (*identity, "started_at", "emits_stages", "emits_pipeline", "stages")
 
@@ -194,7 +194,7 @@ def test_counts_of_a_pipeline_event_are_those_of_its_summaries() -> None:
     assert set(_wide.GOOD_OUTCOMES) == {"ok", "degraded", "stopped"}
 
 
-def test_failed_run_is_recognised_by_the_first_fields_of_its_line() -> None:
+def test_failed_run_is_recognized_by_the_prefix_of_its_line() -> None:
     assert PipelineWide.__struct_fields__[:3] == ("status", "duration_ms", "started_at")
 
 
@@ -209,7 +209,7 @@ def test_line_start_accepts_only_the_first_fields_of_an_event() -> None:
         line_start("pipeline.wide", outcome="failed")
 
 
-def test_custom_event_has_the_keys_that_readers_tell_from_its_payload() -> None:
+def test_custom_event_has_the_keys_that_readers_separate_from_its_payload() -> None:
     async def stage(ctx: Any) -> None:
         ctx.emit_event("note", {"n": 1})
 

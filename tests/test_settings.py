@@ -1,4 +1,4 @@
-"""`configure` and `session`: where settings come from, what they put in force, and how a process ends."""
+"""`configure` and `session`: the sources of settings, their effects, and the shutdown of a process."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def _an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service_name.cache_clear()
 
 
-# ------------------------------------------------------------ what is put in force
+# ------------------------------------------------------------ effects of settings
 
 
-async def test_graphs_emit_from_then_on_also_those_built_before(sink: MemoryEventSink) -> None:
+async def test_graphs_emit_after_configure_even_if_built_before(sink: MemoryEventSink) -> None:
     before, off = PIPELINE.build(), PIPELINE.build(emit_stage_wide_events=False)
     set_event_sink(sink)
     await before.run()
@@ -77,7 +77,7 @@ async def test_events_name_service_version_and_environment(sink: MemoryEventSink
     assert pipeline_wide(sink.events)["pipeline_metadata"]["service"] == "another"
 
 
-async def test_a_journal_and_a_sink_get_every_event(sink: MemoryEventSink) -> None:
+async def test_journal_and_sink_receive_every_event(sink: MemoryEventSink) -> None:
     stageflow.configure(journal="journal", sink=sink, journal_options={"fsync": "never"})
     assert isinstance(get_event_sink(), FanoutEventSink)
     await PIPELINE.run()
@@ -85,19 +85,19 @@ async def test_a_journal_and_a_sink_get_every_event(sink: MemoryEventSink) -> No
     assert len(Journal("journal").runs()) == 1
 
 
-def test_the_same_again_changes_nothing() -> None:
+def test_configuring_the_same_settings_again_has_no_effect() -> None:
     first = stageflow.configure(journal="journal", service="shop")
     journal = get_event_sink()
     assert isinstance(journal, JournalSink)
     assert stageflow.configure(journal="journal", service="shop") == first
     assert get_event_sink() is journal
     stageflow.configure(journal="journal", service="other")
-    assert get_event_sink() is journal  # only what changed is made anew
+    assert get_event_sink() is journal  # only changed settings are applied again
     stageflow.configure(journal="elsewhere")
     assert get_event_sink() is not journal
 
 
-async def test_redaction_and_limits_hold(sink: MemoryEventSink) -> None:
+async def test_redaction_and_limits_apply(sink: MemoryEventSink) -> None:
     async def work(ctx: Any) -> None:
         ctx.annotate(mail="a@example.com", text="x" * 100)
 
@@ -112,10 +112,10 @@ async def test_redaction_and_limits_hold(sink: MemoryEventSink) -> None:
     assert of_type(sink.events, "stage.wide")[0]["attributes"]["mail"] == "a@example.com"
 
 
-# ------------------------------------------------------------ where they come from
+# ------------------------------------------------------------ sources of settings
 
 
-def test_arguments_come_before_the_environment_and_that_before_the_file(
+def test_arguments_override_the_environment_which_overrides_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pyproject.toml").write_text(
@@ -139,7 +139,9 @@ def test_arguments_come_before_the_environment_and_that_before_the_file(
     assert found.origins["environment"] == "argument"
 
 
-async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_settings_are_detected_from_the_platform(
+    sink: MemoryEventSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "from-otel")
     monkeypatch.setenv(
         "OTEL_RESOURCE_ATTRIBUTES", "service.version=2.0,deployment.environment.name=blue%2Fgreen"
@@ -157,35 +159,40 @@ async def test_the_platform_says_the_rest(sink: MemoryEventSink, monkeypatch: py
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"jornal": "x"}, "there is no setting 'jornal'; did you mean 'journal'?"),
-        ({"service": 7}, "service=7; give text"),
-        ({"redact": "all"}, "redact='all'; give Redact(...), or False"),
-        ({"health_seconds": 0}, "health_seconds=0; give seconds, more than 0, or none"),
+        ({"jornal": "x"}, "unknown setting 'jornal'; did you mean 'journal'?"),
+        ({"service": 7}, "service must be a string, got 7"),
+        ({"redact": "all"}, "redact must be Redact(...) or False, got 'all'"),
+        ({"health_seconds": 0}, "health_seconds must be more than 0 seconds, or None, got 0"),
         (
             {"journal": "j", "journal_options": {"fsink": "never"}},
-            "journal_options: JournalSink has no option 'fsink'; did you mean 'fsync'?",
+            "journal_options: unknown option 'fsink' of JournalSink; did you mean 'fsync'?",
         ),
         (
             {"limits": {"fields": 0}},
-            "limits: EventLimits(fields=0); give a whole number, 1 or more",
+            "limits: EventLimits: fields must be a positive integer, got 0",
         ),
-        ({"health_seconds": True}, "health_seconds=True; give seconds, more than 0, or none"),
+        ({"health_seconds": True}, "health_seconds must be more than 0 seconds, or None, got True"),
         ({"journal": "/dev/null"}, "journal: [Errno 17] File exists: '/dev/null'"),
-        ({"sink": MemoryEventSink}, "sink: MemoryEventSink is a class; give a sink: MemoryEventSink()"),
+        (
+            {"sink": MemoryEventSink},
+            "sink: event sink must be an instance, got the class MemoryEventSink; use MemoryEventSink()",
+        ),
         (
             {"redact": {"names": ["x"], "detect": ["mail"]}},
-            f"redact: Redact(detect=...): there is no detector 'mail'; there are {', '.join(DETECTORS)}",
+            f"redact: Redact: unknown detector 'mail'; known detectors: {', '.join(DETECTORS)}",
         ),
     ],
 )
-def test_a_wrong_setting_says_where_it_stands(given: Any, message: str) -> None:
+def test_invalid_setting_is_reported_with_its_origin(given: Any, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         stageflow.configure(**given)
     assert str(caught.value).removesuffix(" (from: argument)") == message
     assert caught.value.origin == "argument"
 
 
-def test_a_wrong_setting_outside_of_the_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_in_environment_or_file_is_reported_with_its_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STAGEFLOW_LIMITS", "{")
     with pytest.raises(SettingsError, match=r"limits: '\{' is invalid JSON .*\(from: STAGEFLOW_LIMITS\)"):
         stageflow.configure()
@@ -199,20 +206,20 @@ def test_a_wrong_setting_outside_of_the_program_too(tmp_path: Path, monkeypatch:
         stageflow.configure()
     for text in ("[tool", "a = " + "[" * 10_000):
         (tmp_path / "pyproject.toml").write_text(text)
-        with pytest.raises(SettingsError, match=r"it cannot be read: .*\(from: .*pyproject.toml\)"):
+        with pytest.raises(SettingsError, match=r"cannot read the file: .*\(from: .*pyproject.toml\)"):
             stageflow.configure()
     for text in ("tool = 5", "[tool]\nstageflow = 5", "[[tool.stageflow]]\nservice = 'x'"):
         (tmp_path / "pyproject.toml").write_text(text)
         with pytest.raises(
-            SettingsError, match=r"is no table; write \[tool.stageflow\] \(from: .*pyproject.toml"
+            SettingsError, match=r"must be a table: write \[tool.stageflow\] \(from: .*pyproject.toml"
         ):
             stageflow.configure()
     (tmp_path / "pyproject.toml").write_text("[tool.stageflow]\nsink = 'x'")
-    with pytest.raises(SettingsError, match=r"(?s)sink: str is no event sink.*\(from: .*pyproject.toml"):
+    with pytest.raises(SettingsError, match=r"(?s)sink: str is not an event sink.*\(from: .*pyproject.toml"):
         stageflow.configure()
 
 
-def test_a_wrong_sink_leaves_all_as_it_was(sink: MemoryEventSink, tmp_path: Path) -> None:
+def test_invalid_sink_changes_no_settings(sink: MemoryEventSink, tmp_path: Path) -> None:
     before = stageflow.configure(sink=sink)
     with pytest.raises(SettingsError):
         stageflow.configure(sink=5, journal=tmp_path / "journal")
@@ -220,10 +227,10 @@ def test_a_wrong_sink_leaves_all_as_it_was(sink: MemoryEventSink, tmp_path: Path
     assert not (tmp_path / "journal").exists()
 
 
-# ------------------------------------------------------------ health, and the end of a process
+# ------------------------------------------------------------ health events, and the shutdown of a process
 
 
-async def test_health_tells_what_became_of_the_events(sink: MemoryEventSink) -> None:
+async def test_health_event_contains_the_delivery_counters(sink: MemoryEventSink) -> None:
     async with session(sink=sink, health_seconds=1e-9):
         await PIPELINE.run()
     first, last = of_type(sink.events, "stageflow.health")
@@ -235,13 +242,13 @@ async def test_health_tells_what_became_of_the_events(sink: MemoryEventSink) -> 
     assert first["process"]["cpu_percent"] >= 0
 
 
-async def test_without_a_word_there_is_no_health_event(sink: MemoryEventSink) -> None:
+async def test_health_event_is_not_emitted_without_configure(sink: MemoryEventSink) -> None:
     stageflow.configure(sink=sink, health_seconds=None)
     await PIPELINE.run()
     assert of_type(sink.events, "stageflow.health") == []
 
 
-async def test_a_session_flushes_and_closes_the_journal(tmp_path: Path) -> None:
+async def test_session_flushes_and_closes_the_journal(tmp_path: Path) -> None:
     async with session(journal=tmp_path / "journal") as found:
         assert found.journal == str(tmp_path / "journal")
         await PIPELINE.run()
@@ -273,7 +280,7 @@ def test_sigterm_lets_every_run_write_its_record(program: Start) -> None:
     assert Journal(one.journal).check().writers[0].state == "closed"
 
 
-def test_a_handler_of_the_application_stays(program: Start) -> None:
+def test_session_keeps_a_sigterm_handler_of_the_application(program: Start) -> None:
     one = program(
         """
         import asyncio, os, signal, sys, stageflow
@@ -320,7 +327,7 @@ REFUSING = """
 
 
 @pytest.mark.parametrize("work", ["refusing", "stubborn"])
-def test_sigterm_ends_a_process_whose_stage_refuses_to_end(program: Start, work: str) -> None:
+def test_sigterm_ends_a_process_whose_stage_ignores_cancellation(program: Start, work: str) -> None:
     one = program(REFUSING + f"\n    asyncio.run(main({work}))")
     one.wait_for("ready")
     one.process.send_signal(signal.SIGTERM)
@@ -330,7 +337,7 @@ def test_sigterm_ends_a_process_whose_stage_refuses_to_end(program: Start, work:
     assert Journal(one.journal).check().writers[0].state == "closed"
 
 
-def test_a_second_sigterm_does_not_cut_the_way_out_short(program: Start) -> None:
+def test_second_sigterm_does_not_interrupt_the_shutdown(program: Start) -> None:
     one = program(
         """
         import asyncio, sys, stageflow
@@ -368,7 +375,7 @@ def test_a_second_sigterm_does_not_cut_the_way_out_short(program: Start) -> None
     assert Journal(one.journal).check().writers[0].state == "closed"
 
 
-async def test_a_session_that_is_cancelled_on_its_way_out_leaves_nothing_undone(tmp_path: Path) -> None:
+async def test_cancellation_does_not_interrupt_the_shutdown_of_a_session(tmp_path: Path) -> None:
     may_end, runs = asyncio.Event(), asyncio.Event()
 
     async def wait(ctx: Any) -> None:
@@ -396,7 +403,7 @@ async def test_a_session_that_is_cancelled_on_its_way_out_leaves_nothing_undone(
     assert [entry["outcome"] for entry in Journal(tmp_path / "journal").runs()] == ["ok"]
 
 
-async def test_runs_that_do_not_end_hold_a_session_up_for_its_bound_alone(sink: MemoryEventSink) -> None:
+async def test_session_waits_for_runs_only_until_its_timeout(sink: MemoryEventSink) -> None:
     forever, runs = asyncio.Event(), asyncio.Event()
 
     async def wait(ctx: Any) -> None:
@@ -411,8 +418,8 @@ async def test_runs_that_do_not_end_hold_a_session_up_for_its_bound_alone(sink: 
     assert (await running).ok
 
 
-def test_a_forked_child_of_a_session_is_ended_alone(program: Start) -> None:
-    """A loop hears of signals by a socket that the child shares: the parent ended by the child's SIGTERM."""
+def test_sigterm_to_a_forked_child_ends_only_the_child(program: Start) -> None:
+    """A loop is notified of signals through a socket that a forked child shares with its parent."""
     one = program(
         """
         import asyncio, os, signal, sys, stageflow
@@ -445,7 +452,7 @@ def test_a_forked_child_of_a_session_is_ended_alone(program: Start) -> None:
     assert pipeline_wide(one.events())["outcome"] == "ok"
 
 
-def test_a_forked_child_may_leave_the_session_too(program: Start) -> None:
+def test_forked_child_can_leave_the_session(program: Start) -> None:
     one = program(
         """
         import asyncio, os, sys, stageflow
@@ -480,7 +487,7 @@ def test_a_forked_child_may_leave_the_session_too(program: Start) -> None:
     assert {writer.state for writer in Journal(one.journal).check().writers} == {"closed"}
 
 
-def test_configuring_from_threads_at_once_opens_one_journal(tmp_path: Path) -> None:
+def test_configuring_from_several_threads_opens_one_journal(tmp_path: Path) -> None:
     at_once, found = threading.Barrier(8), []
     before = sys.getswitchinterval()
 
@@ -505,9 +512,7 @@ def test_configuring_from_threads_at_once_opens_one_journal(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("wrong", ["x", -1, math.nan])
-async def test_a_wrong_time_for_the_way_out_is_refused_on_the_way_in(
-    wrong: Any, sink: MemoryEventSink
-) -> None:
-    with pytest.raises(ValueError, match="give seconds, 0 or more"):
+async def test_invalid_flush_timeout_is_rejected_on_entry(wrong: Any, sink: MemoryEventSink) -> None:
+    with pytest.raises(ValueError, match="expected 0 or more seconds"):
         async with stageflow.session(sink=sink, flush_timeout=wrong):
             pytest.fail("the session began")

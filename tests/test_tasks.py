@@ -156,7 +156,7 @@ def test_stages_that_neither_wait_nor_keep_their_task_share_one() -> None:
     assert len(set(tasks)) == 1
 
 
-def test_a_stage_that_has_waited_shares_its_task_with_no_later_stage() -> None:
+def test_stage_that_has_waited_does_not_share_its_task_with_later_stages() -> None:
     kept: list[asyncio.Task[Any]] = []
 
     async def waits(ctx: StageContext) -> None:

@@ -1,4 +1,4 @@
-"""What the library gives for tests: events captured, one stage alone, and the fixtures that pytest finds."""
+"""The tools for tests: captured events, running a single stage, and the fixtures for pytest."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def answer(ctx: Any, words: list[str]) -> None:
     raise ValueError("no such model")
 
 
-asked = (
+graph = (
     Pipeline("ask")
     .with_stage("load", load)
     .with_stage("answer", answer, dependencies=("load",), retry=Retry(2, wait=60, on=ConnectionError))
@@ -57,11 +57,11 @@ quick = Pipeline("quick").with_stage("load", load)
 @pytest.fixture
 def events(stageflow_events: CapturedEvents, virtual_clock: VirtualClock) -> CapturedEvents:
     """The events of one run of a pipeline whose second stage is retried, and fails."""
-    virtual_clock.run(asked.run())
+    virtual_clock.run(graph.run())
     return stageflow_events
 
 
-def complaint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+def failure_message(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(AssertionError) as caught:
         call(*args, **kwargs)
     return "\n" + str(caught.value) + "\n"
@@ -70,7 +70,7 @@ def complaint(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
 # ---------------------------------------------------------------- capturing
 
 
-def test_events_are_captured_in_the_block_and_nowhere_else() -> None:
+def test_events_are_captured_only_in_the_block() -> None:
     before = get_event_sink(), defaults()
     with capture_events() as events:
         assert quick.build().run_sync().ok
@@ -81,7 +81,7 @@ def test_events_are_captured_in_the_block_and_nowhere_else() -> None:
     assert len(events.events) == 3
 
 
-def test_what_was_there_is_there_again_also_after_an_exception() -> None:
+def test_previous_sink_is_restored_after_the_block() -> None:
     sink = MemoryEventSink()
     set_event_sink(sink)
     with pytest.raises(ZeroDivisionError), capture_events():
@@ -91,7 +91,7 @@ def test_what_was_there_is_there_again_also_after_an_exception() -> None:
     assert not defaults().emits
 
 
-def test_what_is_configured_has_its_events_again_afterwards(sink: MemoryEventSink) -> None:
+def test_configured_sink_receives_events_again_after_the_block(sink: MemoryEventSink) -> None:
     configure(sink=sink, service="shop")
     settings = defaults()
     with capture_events() as events:
@@ -106,7 +106,7 @@ def test_what_is_configured_has_its_events_again_afterwards(sink: MemoryEventSin
     assert len(sink.of_type("pipeline.wide")) == 1
 
 
-def test_who_sets_a_sink_or_configures_inside_keeps_it(sink: MemoryEventSink) -> None:
+def test_sink_or_settings_of_the_block_remain_in_effect_after_it(sink: MemoryEventSink) -> None:
     with capture_events() as events:
         configure(sink=sink, service="shop")
         quick.build().run_sync()
@@ -115,7 +115,7 @@ def test_who_sets_a_sink_or_configures_inside_keeps_it(sink: MemoryEventSink) ->
     assert defaults().service == "shop"
 
 
-def test_one_capture_inside_another_takes_the_events() -> None:
+def test_inner_capture_receives_the_events() -> None:
     with capture_events() as outer:
         quick.build().run_sync()
         with capture_events() as inner:
@@ -124,7 +124,7 @@ def test_one_capture_inside_another_takes_the_events() -> None:
     assert (len(outer.runs), len(inner.runs)) == (2, 1)
 
 
-def test_a_graph_that_says_otherwise_has_its_way(stageflow_events: CapturedEvents) -> None:
+def test_flags_of_a_graph_apply_inside_a_capture(stageflow_events: CapturedEvents) -> None:
     quick.build(emit_stage_wide_events=False).run_sync()
     assert [type for type, _ in stageflow_events.events] == ["cache.miss", "pipeline.wide"]
     sink = MemoryEventSink()
@@ -132,7 +132,7 @@ def test_a_graph_that_says_otherwise_has_its_way(stageflow_events: CapturedEvent
     assert len(stageflow_events.runs) == len(sink.of_type("pipeline.wide")) == 1
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- queries
 
 
 def test_runs_stages_and_retries_are_the_data_of_their_events(events: CapturedEvents) -> None:
@@ -149,7 +149,7 @@ def test_runs_stages_and_retries_are_the_data_of_their_events(events: CapturedEv
     assert events.of_type("cache.miss")[0]["key"] == "u1"
 
 
-def test_what_came_late_is_in_the_attributes(stageflow_events: CapturedEvents) -> None:
+def test_amendments_are_merged_into_the_attributes(stageflow_events: CapturedEvents) -> None:
     kept: list[Any] = []
 
     async def leaves(ctx: Any) -> None:
@@ -161,12 +161,12 @@ def test_what_came_late_is_in_the_attributes(stageflow_events: CapturedEvents) -
     kept[0].annotate_run(tier="gold")
     stageflow_events.assert_attributes("s", rows=2, early=True)
     assert stageflow_events.run()["attributes"]["tier"] == "gold"
-    # As they were emitted, they stand in `events`.
+    # `events` contains them as they were emitted.
     assert stageflow_events.of_type("stage.wide")[0]["attributes"] == {"rows": 1, "early": True}
     assert stageflow_events.of_type("stage.wide.amend")[0]["attributes"] == {"rows": 2}
 
 
-def test_an_event_that_was_emitted_twice_counts_once(stageflow_events: CapturedEvents) -> None:
+def test_event_emitted_twice_is_deduplicated(stageflow_events: CapturedEvents) -> None:
     class Twice(WideEventEmitter):
         def emit_pipeline_wide(self, results: Any, ctx: PipelineContext) -> None:
             super().emit_pipeline_wide(results, ctx)
@@ -177,7 +177,7 @@ def test_an_event_that_was_emitted_twice_counts_once(stageflow_events: CapturedE
     assert stageflow_events.run()["outcome"] == "ok"
 
 
-def test_one_run_of_several_by_its_results_or_its_id(stageflow_events: CapturedEvents) -> None:
+def test_of_run_selects_a_run_by_results_or_id(stageflow_events: CapturedEvents) -> None:
     graph = quick.build()
     first = graph.run_sync()
     graph.run_sync()
@@ -192,46 +192,51 @@ def test_one_run_of_several_by_its_results_or_its_id(stageflow_events: CapturedE
     of_first.assert_outcome("ok")
 
 
-# ---------------------------------------------------------------- the text of the complaints
+# ---------------------------------------------------------------- failure messages
 
 
-def test_no_run_or_several(stageflow_events: CapturedEvents) -> None:
+def test_run_fails_without_a_run_or_with_several(stageflow_events: CapturedEvents) -> None:
     hint = (
-        "\n  hint: what a graph built with emit_...=False, or with an emitter that has a sink of its own,"
-        " emits is not captured\n"
+        "\n  hint: a graph that was built with emit_...=False, or with an emitter that has a separate sink,"
+        " is not captured\n"
     )
-    assert complaint(stageflow_events.run) == f"\nno run has ended: there is no pipeline.wide{hint}"
-    assert complaint(stageflow_events.stage, "load") == (
-        f"\nno stage 'load' has ended\n  there is nothing{hint}"
+    assert (
+        failure_message(stageflow_events.run)
+        == f"\nno run has ended: no pipeline.wide event was captured{hint}"
+    )
+    assert failure_message(stageflow_events.stage, "load") == (
+        f"\nno stage 'load' has ended\n  ended stages: nothing{hint}"
     )
     for run_id in ("r1", "r2"):
         quick.build().run_sync(PipelineContext(pipeline_run_id=run_id))
     runs = """
   r1  quick  ok  load=OK
   r2  quick  ok  load=OK
-  hint: take one of them by of_run(results)
+  hint: select one of them with of_run(results)
 """
-    assert complaint(stageflow_events.run) == "\n2 runs have ended, not one" + runs
-    assert complaint(stageflow_events.stage, "load") == "\nstage 'load' has ended in 2 runs, not one" + runs
-    assert complaint(stageflow_events.assert_stages, load="OK") == (
-        "\nthese are the stages of several runs, not of one" + runs
+    assert failure_message(stageflow_events.run) == "\nexpected one run, but 2 have ended" + runs
+    assert failure_message(stageflow_events.stage, "load") == (
+        "\nexpected one run with stage 'load', but it has ended in 2 runs" + runs
+    )
+    assert failure_message(stageflow_events.assert_stages, load="OK") == (
+        "\nexpected the stages of one run, but several have ended" + runs
     )
 
 
-def test_no_such_stage(events: CapturedEvents) -> None:
+def test_stage_fails_for_an_unknown_stage(events: CapturedEvents) -> None:
     expected = """
 no stage 'anwser' has ended; did you mean 'answer'?
-  there is load, answer
+  ended stages: load, answer
 """
-    assert complaint(events.stage, "anwser") == expected
-    assert complaint(events.retries, "anwser") == expected
-    assert complaint(events.assert_attributes, "anwser", hits=2) == expected
+    assert failure_message(events.stage, "anwser") == expected
+    assert failure_message(events.retries, "anwser") == expected
+    assert failure_message(events.assert_attributes, "anwser", hits=2) == expected
 
 
-def test_stages_that_ended_otherwise(events: CapturedEvents) -> None:
+def test_assert_stages_reports_other_statuses(events: CapturedEvents) -> None:
     events.assert_stages(answer=FAIL, load="OK")
     assert (
-        complaint(events.assert_stages, load="OK", answer="OK")
+        failure_message(events.assert_stages, load="OK", answer="OK")
         == """
 the stages did not end as expected
           expected  actual
@@ -241,9 +246,9 @@ the stages did not end as expected
     )
 
 
-def test_stages_that_are_missing_or_too_many(events: CapturedEvents) -> None:
+def test_assert_stages_reports_missing_and_unexpected_stages(events: CapturedEvents) -> None:
     assert (
-        complaint(events.assert_stages, anwser="FAIL", rank="SKIP")
+        failure_message(events.assert_stages, anwser="FAIL", rank="SKIP")
         == """
 the stages did not end as expected
           expected  actual
@@ -255,17 +260,17 @@ the stages did not end as expected
     )
 
 
-def test_a_status_that_no_stage_ends_with(events: CapturedEvents) -> None:
+def test_assert_stages_rejects_an_invalid_status(events: CapturedEvents) -> None:
     with pytest.raises(
-        ValueError, match=r"^load='Ok': a stage ends with OK, SKIP, FAIL, CANCEL; did you .* 'OK'"
+        ValueError, match=r"^load='Ok': expected one of OK, SKIP, FAIL, CANCEL; did you .* 'OK'"
     ):
         events.assert_stages(load="Ok")
 
 
-def test_another_outcome(events: CapturedEvents) -> None:
+def test_assert_outcome_reports_another_outcome(events: CapturedEvents) -> None:
     events.assert_outcome("failed")
     assert (
-        complaint(events.assert_outcome, "degraded")
+        failure_message(events.assert_outcome, "degraded")
         == """
 the run did not end as expected
        expected  actual
@@ -274,35 +279,35 @@ the run did not end as expected
     )
 
 
-def test_other_attributes(events: CapturedEvents) -> None:
+def test_assert_attributes_reports_other_attributes(events: CapturedEvents) -> None:
     events.assert_attributes("answer", hits=2)
     events.assert_attributes("answer", {"gen_ai.request.model": "m"}, hits=pytest.approx(2))
     assert (
-        complaint(events.assert_attributes, "answer", {"gen_ai.request.model": "n"}, hits=2, hit=2, x=1)
+        failure_message(events.assert_attributes, "answer", {"gen_ai.request.model": "n"}, hits=2, hit=2, x=1)
         == """
 the attributes of stage 'answer' are not as expected
                         expected  actual
 > gen_ai.request.model  'n'       'm'
   hits                  2         2
-> hit                   2         -       not there; did you mean 'hits'?
-> x                     1         -       not there; there is gen_ai.request.model, hits
+> hit                   2         -       missing; did you mean 'hits'?
+> x                     1         -       missing; the stage has gen_ai.request.model, hits
 """
     )
 
 
-def test_an_event_that_should_not_be(events: CapturedEvents) -> None:
+def test_assert_no_event_reports_the_events(events: CapturedEvents) -> None:
     events.assert_no_event("cache.hit")
     assert (
-        complaint(events.assert_no_event, "cache.miss")
+        failure_message(events.assert_no_event, "cache.miss")
         == """
-there should be no cache.miss, and there is 1 event
+expected no cache.miss event, but 1 was emitted
   {'key': 'u1', 'stage_name': 'load'}
 """
     )
     assert (
-        complaint(events.assert_no_event, "stage.wide")
+        failure_message(events.assert_no_event, "stage.wide")
         == """
-there should be no stage.wide, and there are 3 events
+expected no stage.wide event, but 3 were emitted
   load OK
   answer RETRY: ConnectionError: down
   answer FAIL: ValueError: no such model
@@ -310,19 +315,19 @@ there should be no stage.wide, and there are 3 events
     )
 
 
-def test_many_events_that_should_not_be_are_cut(stageflow_events: CapturedEvents) -> None:
-    async def says(ctx: Any) -> None:
+def test_assert_no_event_reports_the_first_of_many_events(stageflow_events: CapturedEvents) -> None:
+    async def emits(ctx: Any) -> None:
         for n in range(7):
             ctx.emit_event("note", {"n": n, "text": "x" * 200})
 
-    run_stage_sync(says)
-    told = complaint(stageflow_events.assert_no_event, "note").splitlines()
-    assert len(told) == 8
-    assert all(len(line) <= 102 for line in told)
-    assert told[-1] == "  and 2 more"
+    run_stage_sync(emits)
+    lines = failure_message(stageflow_events.assert_no_event, "note").splitlines()
+    assert len(lines) == 8
+    assert all(len(line) <= 102 for line in lines)
+    assert lines[-1] == "  and 2 more"
 
 
-# ---------------------------------------------------------------- one stage alone
+# ---------------------------------------------------------------- running a single stage
 
 
 class Counts:
@@ -338,14 +343,14 @@ class Counts:
 @pytest.mark.parametrize(
     ("runner", "name"), [(Counts, "Counts"), (Counts(), "Counts"), (Counts().execute, "execute")]
 )
-async def test_a_class_an_instance_or_a_method(runner: Any, name: str) -> None:
+async def test_run_stage_accepts_a_class_an_instance_or_a_method(runner: Any, name: str) -> None:
     result = await run_stage(runner, {"load": {"words": ["to", "be"]}})
     assert (result.name, result.status, result.data) == (name, OK, {"count": 2})
     assert result.attributes == {"calls": 1}
     assert result.dependencies == ("load",)
 
 
-async def test_a_function_with_parameters_by_name() -> None:
+async def test_run_stage_passes_parameters_by_name() -> None:
     def joins(ctx: Any, words: list[str], end: str = ".") -> dict[str, Any]:
         return {"text": " ".join(words) + end + ctx.run.data["tail"]}
 
@@ -355,7 +360,7 @@ async def test_a_function_with_parameters_by_name() -> None:
     assert (await run_stage(lambda ctx: {"who": ctx.stage}, name="other")).data == {"who": "other"}
 
 
-async def test_a_failure_keeps_its_exception() -> None:
+async def test_run_stage_returns_the_exception_of_a_failure() -> None:
     error = ValueError("boom")
 
     async def breaks(ctx: Any) -> None:
@@ -366,13 +371,13 @@ async def test_a_failure_keeps_its_exception() -> None:
     assert result.exception is error
 
 
-async def test_an_input_that_is_missing_tells_what_there_is() -> None:
+async def test_missing_input_is_reported_with_the_available_ones() -> None:
     result = await run_stage(Counts, {"load": {"wrds": []}})
     assert result.missing_inputs == ("load.words",)
     assert "did you mean 'wrds'?" in str(result.error)
 
 
-async def test_a_stage_before_it_may_be_skipped_or_have_failed() -> None:
+async def test_inputs_can_be_skipped_or_failed_outputs() -> None:
     async def reads(ctx: Any) -> dict[str, Any]:
         return {name: str(ctx.inputs.result_from(name).status) for name in ("a", "b", "c")}
 
@@ -386,25 +391,25 @@ async def test_a_stage_before_it_may_be_skipped_or_have_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (
             ["a"],
             (
-                "inputs['load'] is list ['a']; give a mapping, or a StageOutput such as "
-                'StageOutput.skip("...")'
+                "inputs['load'] must be a mapping, or a StageOutput such as StageOutput.skip(\"...\"), "
+                "got list ['a']"
             ),
         ),
         (
             StageOutput.cancel("no"),
-            "inputs['load'] is StageOutput.cancel(...), after which no stage starts; give ok, skip or fail",
+            "inputs['load'] is StageOutput.cancel(...), after which no stage starts; use ok, skip or fail",
         ),
     ],
 )
-async def test_what_no_stage_before_it_can_have_given(given: Any, told: str) -> None:
+async def test_invalid_inputs_are_rejected(given: Any, message: str) -> None:
     with pytest.raises(TypeError) as caught:
         await run_stage(Counts, {"load": given})
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 @stage(
@@ -422,7 +427,7 @@ async def rank(ctx: Any, documents: list[str]) -> dict[str, Any]:
     return {"best": documents[0], "attempt": ctx.attempt, "lang": ctx.inputs.get_from("load", "lang")}
 
 
-def test_what_a_stage_carries_holds(virtual_clock: VirtualClock) -> None:
+def test_options_of_the_decorator_apply_to_run_stage(virtual_clock: VirtualClock) -> None:
     given = {"search": {"documents": ["a"]}, "load": {"lang": "en"}}
     result = virtual_clock.run(run_stage(rank, given))
     assert (result.name, result.kind, result.dependencies) == ("rank", StageKind.WORK, ("search",))
@@ -431,35 +436,35 @@ def test_what_a_stage_carries_holds(virtual_clock: VirtualClock) -> None:
     assert run_stage_sync(rank, given, data={"rank": False}).status is SKIP
 
 
-def test_a_dependency_that_has_no_input() -> None:
+def test_dependency_without_an_input_is_rejected() -> None:
     with pytest.raises(ValueError) as caught:
         run_stage_sync(rank, {"serach": {"documents": []}})
     assert str(caught.value) == (
-        "stage 'rank' depends on 'search', and inputs has nothing of it; did you mean 'serach'?"
+        "stage 'rank' depends on 'search', but inputs does not contain its output; did you mean 'serach'?"
         "\n  hint: inputs={'search': {...}}"
     )
 
 
-def test_a_stage_begins_with_the_attempt_that_was_asked_for(stageflow_events: CapturedEvents) -> None:
+def test_run_stage_starts_with_the_requested_attempt(stageflow_events: CapturedEvents) -> None:
     given = {"search": {"documents": ["a"]}, "load": {}}
     result = run_stage_sync(rank, given, attempt=3)
     assert (result.status, result.attempt, result.attempts) == (OK, 3, 3)
     assert result.outcome_by is None
     assert [event["retry_after_ms"] for event in stageflow_events.retries("rank")] == [0, 0]
-    assert stageflow_events.retries("rank")[0]["error"] == "not made: the test begins with attempt 3"
-    # The last attempt, of a policy that it was given instead.
+    assert stageflow_events.retries("rank")[0]["error"] == "skipped: the test starts with attempt 3"
+    # The last attempt of a policy that overrides the one of the stage.
     last = run_stage_sync(rank, given, attempt=2, retry=Retry(2, on=ConnectionError))
     assert (last.status, last.reason) == (FAIL, "no attempts left (2 of 2)")
-    # Without a policy: as many as it takes.
+    # Without a policy, there are as many attempts as necessary.
     assert run_stage_sync(lambda ctx: {"n": ctx.attempt}, attempt=7).data == {"n": 7}
     for wrong in (0, "2"):
-        with pytest.raises(ValueError, match=r"^attempt=.*; give a whole number, 1 or more$"):
+        with pytest.raises(ValueError, match=r"^attempt must be an integer of 1 or more, got "):
             run_stage_sync(load, attempt=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^attempt=4, but the retry policy of stage 'rank' gives 3$"):
+    with pytest.raises(ValueError, match=r"^attempt=4, but the retry policy of stage 'rank' has 3 attempts$"):
         run_stage_sync(rank, given, attempt=4)
 
 
-def test_a_timeout_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
+def test_timeout_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
     async def slow(ctx: Any) -> None:
         await asyncio.sleep(3600)
 
@@ -467,22 +472,24 @@ def test_a_timeout_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
     assert (result.status, result.duration_ms) == (FAIL, 60_000)
 
 
-def test_time_does_not_go_back(virtual_clock: VirtualClock) -> None:
+def test_virtual_clock_cannot_go_back(virtual_clock: VirtualClock) -> None:
     for wrong in (-1, math.nan):
-        with pytest.raises(ValueError, match="give seconds, 0 or more"):
+        with pytest.raises(ValueError, match="expected 0 or more seconds"):
             virtual_clock.advance(wrong)
 
 
-async def test_inputs_without_names_are_refused() -> None:
+async def test_inputs_without_names_are_rejected() -> None:
     wrong: Any = [{"documents": []}]
-    with pytest.raises(TypeError, match="give what each stage before it gave, by their names"):
+    with pytest.raises(
+        TypeError, match="inputs must be a mapping from the name of each dependency to its output"
+    ):
         await run_stage(nothing_given, wrong)
 
 
 async def nothing_given(ctx: Any) -> None: ...
 
 
-async def test_the_context_of_a_stage() -> None:
+async def test_run_stage_passes_the_context() -> None:
     async def who(ctx: Any) -> dict[str, Any]:
         return {"user": ctx.run.user_id, "data": ctx.run.data, "client": ctx.run.resources["client"]}
 
@@ -493,7 +500,7 @@ async def test_the_context_of_a_stage() -> None:
     assert context.data == {"a": 1}
 
 
-def test_a_router_and_what_it_chose() -> None:
+def test_run_stage_reports_the_routes_that_a_router_chose() -> None:
     @stage(kind=StageKind.ROUTE)
     def classify(ctx: Any) -> StageOutput:
         return StageOutput.route(ctx.run.data, sure=True)
@@ -501,10 +508,10 @@ def test_a_router_and_what_it_chose() -> None:
     result = run_stage_sync(classify, data="refund", routes=("refund", "question"))
     assert (result.status, result.data, result.attributes["routes"]) == (OK, {"sure": True}, ["refund"])
     result = run_stage_sync(classify, data="refnd", routes="refund")
-    assert "'refnd', which no dependant takes; did you mean 'refund'?" in str(result.error)
+    assert "no dependent has the route 'refnd'; did you mean 'refund'?" in str(result.error)
 
 
-def test_what_is_no_stage() -> None:
+def test_run_stage_rejects_an_invalid_stage() -> None:
     with pytest.raises(PipelineValidationError, match="has no method `execute"):
         run_stage_sync(object())
 
@@ -514,7 +521,7 @@ async def test_run_stage_sync_does_not_block_a_loop() -> None:
         run_stage_sync(load)
 
 
-def test_a_stage_alone_leaves_a_record_of_its_own(stageflow_events: CapturedEvents) -> None:
+def test_run_stage_emits_a_complete_record(stageflow_events: CapturedEvents) -> None:
     run_stage_sync(Counts, {"load": {"words": []}}, name="count")
     stageflow_events.assert_stages(load="OK", count="OK")
     assert stageflow_events.run()["pipeline_name"] == "count"
@@ -546,23 +553,23 @@ A_TEST = """
 """
 
 
-def test_pytest_finds_the_fixtures_by_itself(pytester: pytest.Pytester) -> None:
+def test_pytest_loads_the_fixtures_automatically(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(A_TEST)
     done = pytester.runpytest_subprocess("-W", "error", "-p", "no:asyncio")
     done.assert_outcomes(passed=2, failed=1)
-    # It points at the line of the test, not at one of ours.
+    # The failure refers to the line of the test, not to a line of the library.
     done.stdout.fnmatch_lines(
         [
             '>*stageflow_events.assert_outcome("ok")',
             "E *AssertionError: the run did not end as expected",
             "E *     expected  actual",
             "E * > p  ok        failed  stage 'slow' failed: StageTimeoutError*",
-            "test_pytest_finds_the_fixtures_by_itself.py:*: AssertionError",
+            "test_pytest_loads_the_fixtures_automatically.py:*: AssertionError",
         ]
     )
 
 
-def test_the_test_in_the_docs_is_one(pytester: pytest.Pytester) -> None:
+def test_example_test_in_the_docs_passes(pytester: pytest.Pytester) -> None:
     page = (Path(__file__).parents[1] / "docs" / "testing.md").read_text(encoding="utf-8")
     first = page.split("```python\n", 1)[1].split("```", 1)[0]
     tests = [block.split("```", 1)[0] for block in page.split("```py\n")[1:]]
@@ -570,13 +577,13 @@ def test_the_test_in_the_docs_is_one(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess("-W", "error", "-p", "no:asyncio").assert_outcomes(passed=1)
 
 
-def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
+def test_plugin_can_be_disabled(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(A_TEST)
     done = pytester.runpytest_subprocess("-p", "no:stageflow")
     done.assert_outcomes(passed=1, errors=2)
 
 
-def test_nothing_but_the_plugin_needs_pytest() -> None:
+def test_only_the_plugin_imports_pytest() -> None:
     script = "import sys; sys.modules['pytest'] = None; import stageflow.testing; print('fine')"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("fine\n", "")

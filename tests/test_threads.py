@@ -1,4 +1,4 @@
-"""Synchronous stages: how many run at once, how an interceptor cancels one, and what a late value means."""
+"""Synchronous stages: the limit on threads, cancellation by interceptors, and late return values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from oracle import ends, hold_the_law
+from oracle import check_record, ends
 
 import stageflow
 from stageflow import (
@@ -114,7 +114,7 @@ async def by_task_group(call: StageCall, proceed: Proceed) -> StageOutput:
 
 
 @pytest.mark.parametrize("interceptor", [by_timeout, by_wait_for, by_cancelling_a_task, by_task_group])
-async def test_interceptor_that_cancels_a_synchronous_stage_goes_on_at_once(
+async def test_interceptor_that_cancels_a_synchronous_stage_continues_at_once(
     gate: Gate, sink: MemoryEventSink, interceptor: Any
 ) -> None:
     graph = recorded(Pipeline("p").with_stage("s", gate, interceptors=(interceptor,)), sink, grace=30)
@@ -126,11 +126,11 @@ async def test_interceptor_that_cancels_a_synchronous_stage_goes_on_at_once(
     gate.released.set()
     await gate.has_returned()
     await asyncio.sleep(0)
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     assert dict(results.data("s")) == {"fallback": True}
 
 
-async def test_timeout_of_an_interceptor_is_the_failure_of_the_stage_and_may_be_retried(gate: Gate) -> None:
+async def test_timeout_of_an_interceptor_fails_the_stage_and_can_be_retried(gate: Gate) -> None:
     async def bounded(call: StageCall, proceed: Proceed) -> StageOutput:
         async with asyncio.timeout(0.01):
             return await proceed()
@@ -188,7 +188,7 @@ async def test_timeout_of_the_stage_still_waits_for_its_thread_under_an_intercep
     results = await recorded(pipeline, sink, grace=30).run()
     assert (results["s"].status, results["s"].abandoned) == (StageStatus.FAIL, False)
     assert seen == ["StageTimeoutError"]
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
 
 
 @pytest.mark.parametrize("kind", ["waits", "never waits", "thread", "returns when cancelled"])
@@ -240,7 +240,7 @@ def test_end_of_asyncio_run_waits_for_a_thread_under_an_interceptor_and_counts_i
         await asyncio.to_thread(began.wait)
 
     asyncio.run(main())
-    assert hold_the_law(sink.events, ["s"])["outcome"] == "cancelled"
+    assert check_record(sink.events, ["s"])["outcome"] == "cancelled"
     assert ends(sink.events) == {"s": "OK"}
 
 
@@ -261,10 +261,10 @@ def test_no_task_waits_for_the_thread_of_an_abandoned_stage(
 
     results = asyncio.run(main())
     assert results.abandoned == ("s",)
-    assert hold_the_law(sink.events, ["s"])["stages_abandoned"] == 1
+    assert check_record(sink.events, ["s"])["stages_abandoned"] == 1
 
 
-# ---------------------------------------------------------------- how many run at once
+# ---------------------------------------------------------------- the limit on threads
 
 
 async def test_number_of_threads_is_limited_and_queue_ms_contains_the_wait(sink: MemoryEventSink) -> None:
@@ -426,7 +426,7 @@ def test_number_of_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", ["call", "variables", "scope", "function", "is_intercepted", "method"])
-async def test_parameter_of_a_synchronous_stage_may_have_any_name(name: str) -> None:
+async def test_parameter_of_a_synchronous_stage_can_have_any_name(name: str) -> None:
     async def gives(ctx: StageContext) -> dict[str, Any]:
         return {name: 3}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from oracle import hold_the_law, stage_wide
+from oracle import check_record, stage_wide
 
 from stageflow import Pipeline, PipelineResults, Retry, StageContext, StageOutput, StageStatus
 from stageflow.errors import StageTimeoutError
@@ -45,7 +45,7 @@ def run_one(
         return results
 
     results = clock.run(main())
-    hold_the_law(sink.events, ["s"])
+    check_record(sink.events, ["s"])
     return results
 
 

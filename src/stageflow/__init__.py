@@ -1,5 +1,6 @@
-"""Pipelines of stages inside a backend, and one complete record of every run."""
+"""Run pipelines of stages inside a backend, and record every run completely."""
 
+from . import _installation as _installation  # first: it checks that the package is complete
 from .context import (
     PipelineContext,
     StageContext,

@@ -29,8 +29,8 @@ class FailureOutcomes(Struct, frozen=True):
             failure.
 
     Raises:
-        TypeError: The outcomes are text instead of a list.
-        ValueError: There is no outcome, or one that is unknown or `ok`.
+        TypeError: The outcomes are a string instead of a list.
+        ValueError: There are no outcomes, or one of them is unknown or `ok`.
 
     Example:
         >>> FailureOutcomes().is_failure("cancelled"), FailureOutcomes().not_counted
@@ -41,28 +41,26 @@ class FailureOutcomes(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.outcomes:
-            raise ValueError('failure_outcomes is empty; expected outcomes such as ["failed", "timeout"]')
+            raise ValueError('failure_outcomes must not be empty; use for example ["failed", "timeout"]')
         for outcome in self.outcomes:
             if outcome not in _POSSIBLE:
                 raise ValueError(
-                    f"failure_outcomes: {outcome!r} is not one of {', '.join(_POSSIBLE)}"
+                    f"failure_outcomes must be of {', '.join(_POSSIBLE)}, got {outcome!r}"
                     + did_you_mean(str(outcome), _POSSIBLE)
                 )
 
     @classmethod
     def of(cls, outcomes: Iterable[str]) -> FailureOutcomes:
-        """Return the definition with these outcomes, in one order, so that equal definitions are equal."""
+        """Return the definition with these outcomes, in canonical order."""
         if isinstance(outcomes, str):
-            raise TypeError(
-                f"failure_outcomes={outcomes!r}; expected a list of outcomes such as [{outcomes!r}]"
-            )
+            raise TypeError(f"failure_outcomes must be a list such as [{outcomes!r}], got {outcomes!r}")
         given = list(outcomes)
         known = [outcome for outcome in _POSSIBLE if outcome in given]
         return cls((*known, *(outcome for outcome in given if outcome not in _POSSIBLE)))
 
     @property
     def not_counted(self) -> tuple[str, ...]:
-        """The outcomes of the runs that a failure rate leaves out."""
+        """The outcomes of the runs that a failure rate excludes."""
         return tuple(outcome for outcome in _NOT_COUNTED if outcome not in self.outcomes)
 
     def is_failure(self, outcome: object) -> bool:

@@ -1,4 +1,4 @@
-"""What the journal asks of a disk: to sync, to replace a file at once, to lock one."""
+"""Private, locked and durable files: open, sync, lock, and replace atomically."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# macOS: fsync hands the data to the disk, which may keep it in a cache of its own.
+# On macOS, `fsync` passes the data to the disk, which may keep it in its cache.
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
 _NETWORK = frozenset(
@@ -42,7 +42,7 @@ _NETWORK = frozenset(
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The errors that say that a disk, or the share of it that one may have, is full."""
+"""The errors for a disk, quota or file that is full."""
 
 
 _REMEDY = "`stageflow doctor --repair` moves it to broken/"
@@ -60,10 +60,10 @@ def absolute_path(path: str | bytes | os.PathLike[Any]) -> str:
 
 
 def sync(fd: int) -> None:
-    """Return when the data of a file is on the disk.
+    """Write the data of a file to the disk.
 
     Raises:
-        OSError: The disk says that it is not.
+        OSError: The disk reports a failure.
     """
     if _FULL_SYNC is not None:
         fcntl.fcntl(fd, _FULL_SYNC)
@@ -72,7 +72,7 @@ def sync(fd: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Return when the names in a directory are on the disk."""
+    """Write the entries of a directory to the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -103,8 +103,8 @@ def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def _not_regular(path: str) -> DamagedFileError:
-    what = "a symbolic link is" if is_symlink(path) else "something other than a regular file is"
-    return DamagedFileError(path, f"{what} in its place", hint=_REMEDY)
+    found = "a symbolic link is" if is_symlink(path) else "something other than a regular file is"
+    return DamagedFileError(path, f"{found} in its place", hint=_REMEDY)
 
 
 def is_regular(path: str) -> bool:
@@ -136,8 +136,8 @@ def make_private_below(path: str) -> None:
 
 
 def _not_a_directory(path: str) -> DamagedFileError:
-    what = "a symbolic link is" if is_symlink(path) else "a file is"
-    return DamagedFileError(path, f"{what} in place of this directory", hint=_REMEDY)
+    found = "a symbolic link is" if is_symlink(path) else "a file is"
+    return DamagedFileError(path, f"{found} in place of this directory", hint=_REMEDY)
 
 
 def make_private(path: str) -> None:
@@ -147,24 +147,24 @@ def make_private(path: str) -> None:
     """
     if os.path.isdir(path):
         return
-    made = []
-    above = os.path.abspath(path)
-    while not os.path.isdir(above):
-        made.append(above)
-        above = os.path.dirname(above)
+    missing = []
+    directory = os.path.abspath(path)
+    while not os.path.isdir(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
     os.makedirs(path, mode=0o700, exist_ok=True)
-    for folder in reversed(made):
-        sync_directory(os.path.dirname(folder))
+    for directory in reversed(missing):
+        sync_directory(os.path.dirname(directory))
 
 
 def replace_file(path: str, content: bytes) -> None:
-    """Write a file so that, whatever happens, either its old or its new content is there, whole.
+    """Replace the content of a file atomically: after a crash, it has either the old or the new content.
 
     A symbolic link at this path is replaced, not followed.
 
     Raises:
         DamagedFileError: A directory is in its place.
-        OSError: It could not be written; the old content stands.
+        OSError: It could not be written; the old content remains.
     """
     directory = os.path.dirname(path)
     fd, temporary = tempfile.mkstemp(prefix=".new-", dir=directory)
@@ -186,9 +186,9 @@ def replace_file(path: str, content: bytes) -> None:
     sync_directory(directory)
 
 
-# A lock belongs to all who have the same open file: a forked child would hold its parent's as long
-# as it lives. So it closes every file that was open for a lock; and no fork comes between the
-# opening of such a file and its entry here.
+# A forked child shares the open files of its parent, and with them the locks, which it would hold as long as
+# it runs. So it closes every file in this dict. The lock `_forking` prevents a fork between the opening of a
+# file and its entry here.
 _owned: dict[int, OwnedFile] = {}
 _forking = threading.RLock()
 
@@ -200,7 +200,7 @@ class OwnedFile:
     then give the same number to another file. No method writes to, syncs, unlocks or closes such a file.
 
     Attributes:
-        path: Where the file is.
+        path: Path of the file.
         fd: Its descriptor; -1 once it is closed.
     """
 
@@ -231,7 +231,7 @@ class OwnedFile:
             return False
 
     def is_removed(self) -> bool:
-        """Return whether the file has no name any more."""
+        """Return whether the file was deleted."""
         try:
             return not os.fstat(self.fd).st_nlink
         except OSError:
@@ -331,7 +331,7 @@ def is_locked(path: str) -> bool:
     # A child forked in the meantime must not keep the file open: it would share the lock.
     file = open_owned(path, os.O_RDONLY)
     try:
-        # Shared, so that two who ask at the same time do not take each other for the writer.
+        # A shared lock, so that two concurrent calls do not mistake each other for the writer.
         fcntl.flock(file.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -342,7 +342,7 @@ def is_locked(path: str) -> bool:
 
 @contextlib.contextmanager
 def only_one(path: str) -> Generator[bool]:
-    """Hold the lock on a file, made where there is none; give False where somebody else has it."""
+    """Try to lock a file, which is created if necessary; yield whether this process holds the lock."""
     file = open_owned(path, os.O_RDWR | os.O_CREAT)
     try:
         yield file.lock()
@@ -351,9 +351,9 @@ def only_one(path: str) -> Generator[bool]:
 
 
 def network_file_system(path: str) -> str | None:
-    """Return the type of the network file system that `path` is on, or None for a local one.
+    """Return the type of the network file system that contains `path`, or None for a local one.
 
-    It is known on Linux alone; elsewhere the answer is None.
+    The type is known only on Linux; on other systems, the result is None.
     """
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
@@ -361,11 +361,11 @@ def network_file_system(path: str) -> str | None:
     except OSError:
         return None
     real = os.path.realpath(path)
-    nearest, kind = "", ""
+    innermost, kind = "", ""
     for line in lines:
         before, _, after = line.partition(" - ")
-        mounted = before.split(" ")[4].encode().decode("unicode_escape")
-        inside = real == mounted or real.startswith(mounted.rstrip("/") + "/")
-        if inside and len(mounted) >= len(nearest):
-            nearest, kind = mounted, after.split(" ")[0]
+        mount_point = before.split(" ")[4].encode().decode("unicode_escape")
+        inside = real == mount_point or real.startswith(mount_point.rstrip("/") + "/")
+        if inside and len(mount_point) >= len(innermost):
+            innermost, kind = mount_point, after.split(" ")[0]
     return kind if kind in _NETWORK else None

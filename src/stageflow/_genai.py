@@ -1,8 +1,8 @@
-"""The names of fields about models, as the OpenTelemetry semantic conventions for generative AI have them.
+"""Attributes for generative AI, with the names of the OpenTelemetry semantic conventions.
 
-Convention: semantic-conventions-genai, schema `gen-ai/1.42.0`; every name in it has the status
-"development" and may still change. This is the one place that knows them. What the convention has
-no name for (calls, cost, how many documents) has one of ours, with its unit.
+Convention: semantic-conventions-genai, schema `gen-ai/1.42.0`. Every name in it has the status "development"
+and may still change, so no other module contains these names. For values that the convention does not cover
+(calls, cost, number of documents), this module defines names that include the unit.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Amount = SupportsFloat | SupportsIndex
 """A number of any type: of Python, of numpy, a `Decimal`, ..."""
 
 Fields = tuple[dict[str, Any], dict[str, Any]]
-"""What to set, and what to add up: over the calls of a stage, and over the stages of a run."""
+"""The attributes to set, and the attributes to sum over the calls of a stage and the stages of a run."""
 
 
 class LlmCall(TypedDict, total=False):
-    """What may be recorded of one call of a language model."""
+    """The optional arguments of `record_llm`."""
 
     provider: str | None
     operation: str
@@ -51,7 +51,7 @@ class LlmCall(TypedDict, total=False):
 
 
 class EmbeddingCall(TypedDict, total=False):
-    """What may be recorded of one call that made embeddings."""
+    """The optional arguments of `record_embedding`."""
 
     provider: str | None
     input_tokens: Amount | None
@@ -61,7 +61,7 @@ class EmbeddingCall(TypedDict, total=False):
 
 
 class Retrieval(TypedDict, total=False):
-    """What may be recorded of one search for documents."""
+    """The optional arguments of `record_retrieval`."""
 
     documents: Amount | None
     top_k: Amount | None
@@ -88,7 +88,7 @@ def llm_fields(
 ) -> Fields:
     """Return the fields of one call of a language model; see `StageContext.record_llm`."""
     reasons = list(finish_reason) if isinstance(finish_reason, (list, tuple)) else [finish_reason]
-    named = {
+    attributes = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": provider,
         "gen_ai.request.model": model,
@@ -107,7 +107,7 @@ def llm_fields(
         "gen_ai.response.time_to_first_chunk": time_to_first_chunk,
         "llm.cost_usd": cost_usd,
     }
-    return _given(named), _given(added)
+    return _without_none(attributes), _without_none(added)
 
 
 def embedding_fields(
@@ -119,8 +119,8 @@ def embedding_fields(
     dimensions: Amount | None = None,
     cost_usd: Amount | None = None,
 ) -> Fields:
-    """Return the fields of one call that made embeddings; see `StageContext.record_embedding`."""
-    named = {
+    """Return the fields of one call that created embeddings; see `StageContext.record_embedding`."""
+    attributes = {
         "gen_ai.operation.name": "embeddings",
         "gen_ai.provider.name": provider,
         "gen_ai.request.model": model,
@@ -132,7 +132,7 @@ def embedding_fields(
         "gen_ai.usage.input_tokens": input_tokens,
         "llm.cost_usd": cost_usd,
     }
-    return _given(named), _given(added)
+    return _without_none(attributes), _without_none(added)
 
 
 def retrieval_fields(
@@ -144,15 +144,15 @@ def retrieval_fields(
     worst_score: Amount | None = None,
 ) -> Fields:
     """Return the fields of one search for documents; see `StageContext.record_retrieval`."""
-    named = {
+    attributes = {
         "gen_ai.operation.name": "retrieval",
         "gen_ai.data_source.id": source,
         "gen_ai.request.top_k": top_k,
         "retrieval.best_score": best_score,
         "retrieval.worst_score": worst_score,
     }
-    return _given(named), _given({"retrieval.calls": 1, "retrieval.documents": documents})
+    return _without_none(attributes), _without_none({"retrieval.calls": 1, "retrieval.documents": documents})
 
 
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Generates run ids, span ids and event ids."""
+"""Generates run ids and random bits, and parses W3C trace contexts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 
 
 def random_bits(bits: int) -> int:
-    """Return `bits` random bits (a multiple of 8) from the system.
+    """Return `bits` random bits (a multiple of 8) from the operating system.
 
-    `random` would do for speed, but an application that seeds it would repeat its ids.
+    Not from the `random` module, because an application that seeds it would get the same ids again.
     """
     return int.from_bytes(os.urandom(bits // 8), "big")
 
 
 def uuid7(wall_ns: int) -> str:
-    """Return a new UUIDv7 for the moment `wall_ns` (nanoseconds since the epoch), as text.
+    """Return a new UUIDv7 for the time `wall_ns` (nanoseconds since the Unix epoch) as a string.
 
-    The 12 bits after the version hold the fraction of the millisecond (RFC 9562, method 3), so
-    ids of one process sort by the time they were made, to about a quarter of a microsecond.
+    The 12 bits after the version contain the fraction of the millisecond (RFC 9562, method 3), so the ids of
+    one process sort by their creation time, with a resolution of about a quarter of a microsecond.
     """
     ms, rest = divmod(wall_ns, 1_000_000)
     fraction = rest * 4096 // 1_000_000
@@ -33,13 +33,13 @@ def uuid7(wall_ns: int) -> str:
 
 
 def parse_traceparent(header: str | bytes | None) -> tuple[str, str] | None:
-    """Return `(trace_id, span_id)` of a W3C `traceparent`, or None where it is absent or invalid.
+    """Return `(trace_id, span_id)` of a W3C `traceparent`, or None if it is absent or invalid.
 
     Example:
         >>> parse_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
         ('4bf92f3577b34da6a3ce929d0e0e4736', '00f067aa0ba902b7')
     """
-    if isinstance(header, bytes):  # as ASGI has its headers
+    if isinstance(header, bytes):  # ASGI headers
         header = header.decode("latin-1")
     match = _TRACEPARENT.fullmatch(header.strip().lower()) if isinstance(header, str) else None
     if match is None:
@@ -52,7 +52,7 @@ def parse_traceparent(header: str | bytes | None) -> tuple[str, str] | None:
 
 
 def trace_flags(header: str | bytes | None) -> str:
-    """Return the two hex digits of flags in a valid W3C `traceparent`: "01" where the caller samples.
+    """Return the flags (two hex digits) of a valid W3C `traceparent`; "01" if the caller samples the trace.
 
     Example:
         >>> trace_flags("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")

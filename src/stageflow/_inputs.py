@@ -1,4 +1,4 @@
-"""What a stage may read of the stages before it."""
+"""Access of a stage to the outputs of its ancestors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["StageInputs", "Upstream"]
 
 
 class Upstream(Protocol):
-    """The run, as far as inputs need it."""
+    """The parts of a run that `StageInputs` uses."""
 
     @property
     def pipeline_name(self) -> str: ...
@@ -47,50 +47,50 @@ class StageInputs:
         return list(self._missing)
 
     def get_from(self, stage: str, key: str, default: Any = None) -> Any:
-        """Return `key` of what `stage` gave, or `default`, as `dict.get` would.
+        """Return the value that `stage` returned under `key`, or `default` if it returned none.
 
-        What was not found is named in the record (`missing_inputs`), so that a typo shows.
+        A key that is not found is recorded in `missing_inputs`, so that a typo is visible.
 
         Raises:
-            UnknownInputError: `stage` is no ancestor of this one.
+            UnknownInputError: `stage` is not an ancestor of this stage.
         """
         data = self._result(stage).data
         if key in data:
             return data[key]
-        self._note(stage, key)
+        self._add_missing(stage, key)
         return default
 
     def require_from(self, stage: str, key: str) -> Any:
-        """Return `key` of what `stage` gave.
+        """Return the value that `stage` returned under `key`.
 
         Raises:
-            UnknownInputError: `stage` is no ancestor of this one.
-            MissingInputError: `stage` was skipped, or gave no such key.
+            UnknownInputError: `stage` is not an ancestor of this stage.
+            MissingInputError: `stage` was skipped, or did not return the key.
         """
         result = self._result(stage)
         if result.status is StageStatus.OK and key in result.data:
             return result.data[key]
-        self._note(stage, key)
+        self._add_missing(stage, key)
         if result.status is not StageStatus.OK:
             why = result.error or result.reason
             raise MissingInputError(
-                f"{stage!r} returned no {key!r}: it ended with {result.status} ({why})",
-                hint=f"use get_from({stage!r}, {key!r}, default) if a skip is fine, "
+                f"{stage!r} did not return {key!r}: it ended with {result.status} ({why})",
+                hint=f"use get_from({stage!r}, {key!r}, default) to run without it, "
                 "or conditional=True to be skipped with it",
                 **self._where(),
             )
         keys = [str(known) for known in result.data]
         raise MissingInputError(
-            f"{stage!r} returned no {key!r}{did_you_mean(str(key), keys)}",
+            f"{stage!r} did not return {key!r}{did_you_mean(str(key), keys)}",
             hint=f"it returned {_listed(keys)}",
             **self._where(),
         )
 
     def result_from(self, stage: str) -> StageResult:
-        """Return the whole result of an ancestor: its status, reason and data.
+        """Return the complete result of an ancestor, including its status and reason.
 
         Raises:
-            UnknownInputError: `stage` is no ancestor of this one.
+            UnknownInputError: `stage` is not an ancestor of this stage.
         """
         return self._result(stage)
 
@@ -100,17 +100,17 @@ class StageInputs:
             return result
         readable = sorted(self._upstream.ancestors(self._reader))
         raise UnknownInputError(
-            f"{stage!r} is no ancestor of {self._stage!r}{did_you_mean(str(stage), readable)}",
-            hint=f"it may read {_listed(readable)}; add {stage!r} to its dependencies to read it",
+            f"{stage!r} is not an ancestor of {self._stage!r}{did_you_mean(str(stage), readable)}",
+            hint=f"it can read {_listed(readable)}; add {stage!r} to its dependencies to read it",
             **self._where(),
         )
 
     def note_missing(self, key: str, stages: Iterable[str]) -> None:
-        """Note that none of `stages` gave `key`, so that the record says it."""
+        """Record that none of `stages` returned `key`."""
         for stage in stages:
-            self._note(stage, key)
+            self._add_missing(stage, key)
 
-    def _note(self, stage: str, key: str) -> None:
+    def _add_missing(self, stage: str, key: str) -> None:
         self._missing[f"{stage}.{key}"] = None
 
     def _where(self) -> dict[str, str]:
@@ -122,8 +122,8 @@ class StageInputs:
         }
 
 
-def _listed(names: list[str], at_most: int = 12) -> str:
+def _listed(names: list[str], limit: int = 12) -> str:
     if not names:
         return "nothing"
-    shown = ", ".join(repr(name) for name in names[:at_most])
-    return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -11,9 +11,9 @@ __all__ = ["log_safely"]
 
 
 def log_safely(logger: logging.Logger, text: str, *args: Any, level: int = logging.WARNING) -> None:
-    """Log `text`. Contain any exception that a handler or filter of the application raises.
+    """Log `text`, and ignore exceptions from handlers and filters of the application.
 
-    A log line is a courtesy; the record of the run, which is being written, is not.
+    A log line is less important than the record of the run, which is being written.
     """
     try:
         logger.log(level, text, *args)

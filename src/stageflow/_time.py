@@ -11,7 +11,7 @@ __all__ = ["Clock", "SystemClock", "epoch_us", "get_clock", "rfc3339", "set_cloc
 
 
 def rfc3339(epoch_us: int) -> str:
-    """Return microseconds since the Unix epoch as text.
+    """Return microseconds since the Unix epoch as an RFC 3339 timestamp.
 
     Example:
         >>> rfc3339(1_672_567_200_500_000)
@@ -22,37 +22,37 @@ def rfc3339(epoch_us: int) -> str:
 
 
 def epoch_us(timestamp: str) -> int:
-    """Return such a timestamp as microseconds since the Unix epoch.
+    """Return an RFC 3339 timestamp as microseconds since the Unix epoch.
 
     Example:
         >>> epoch_us("2023-01-01T10:00:00.500000Z")
         1672567200500000
     """
-    moment = datetime.fromisoformat(timestamp)
-    # Whole numbers: a float of this size has lost the last microsecond.
-    return int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
+    parsed = datetime.fromisoformat(timestamp)
+    # With integers: a float of this size cannot represent every microsecond.
+    return int(parsed.replace(microsecond=0).timestamp()) * 1_000_000 + parsed.microsecond
 
 
 @functools.lru_cache(maxsize=256)
 def _second(epoch_s: int) -> str:
-    # Most events of a second share it: formatting it once takes the cost off the hot path.
+    # Cached, because many events share the same second and this is the hot path.
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch_s))
 
 
 class Clock(Protocol):
-    """Two readings, both in whole nanoseconds."""
+    """A source of wall time and monotonic time, both as integers in nanoseconds."""
 
     def wall_ns(self) -> int:
-        """Nanoseconds since the Unix epoch; it may step."""
+        """Nanoseconds since the Unix epoch; the clock may be set back or forward."""
         ...
 
     def monotonic_ns(self) -> int:
-        """Nanoseconds since some fixed moment; it never goes back."""
+        """Nanoseconds since an arbitrary point in time; the clock never goes back."""
         ...
 
 
 class SystemClock:
-    """The clock of the machine."""
+    """The clock of the operating system."""
 
     wall_ns = staticmethod(time.time_ns)
     monotonic_ns = staticmethod(time.monotonic_ns)
@@ -62,12 +62,12 @@ _clock: Clock = SystemClock()
 
 
 def get_clock() -> Clock:
-    """Return the clock that runs started from now on will read."""
+    """Return the clock for runs that start from now on."""
     return _clock
 
 
 def set_clock(clock: Clock) -> Clock:
-    """Make `clock` the one that runs read, and return the one it replaces."""
+    """Set the clock for runs that start from now on, and return the previous one."""
     global _clock
     previous, _clock = _clock, clock
     return previous

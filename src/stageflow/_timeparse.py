@@ -1,4 +1,4 @@
-"""Parses times and time spans such as `2h`, `yesterday`, `14:30` and `2026-11-23T10:00`."""
+"""Parses times and time spans that people enter: `2h`, `yesterday`, `14:30`, `2026-11-23T10:00`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 from ._time import rfc3339
 
-__all__ = ["TIME_FORMATS", "parse_span", "parse_time"]
-
+__all__ = ["TIME_FORMATS", "parse_duration", "parse_time"]
 
 TIME_FORMATS = (
     "2h, 1h30m, 90s, 7d, 2 hours ago, now, today, yesterday, 14:30, 2026-11-23, 2026-11-23T10:00, ...T10:00Z"
 )
-"""Examples of the formats that `parse_time` accepts."""
+"""The formats that `parse_time` accepts, for error messages and help texts."""
 
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _MAX_SECONDS = 36500 * 86400
@@ -29,17 +28,17 @@ _DAY = {"today": 0, "yesterday": 1}
 
 
 def parse_time(text: str, now: datetime, zone: tzinfo | None = None) -> str:
-    """Return a time in the format of events: RFC 3339, UTC, microseconds.
+    """Return a time in the format of events: RFC 3339, UTC, with microseconds.
 
-    A time of day without a date is its last occurrence: in the morning, "14:30" is yesterday's.
+    A time of day without a date is the most recent one: in the morning, "14:30" means yesterday.
 
     Args:
         text: The time, in one of the formats that `TIME_FORMATS` lists.
         now: The current time, with a time zone.
-        zone: The time zone of times without one; default local time.
+        zone: The time zone of a text that contains none; default the zone of this machine.
 
     Raises:
-        ValueError: The text has none of these formats.
+        ValueError: The text has none of the formats.
 
     Example:
         >>> noon = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -57,14 +56,14 @@ def parse_time(text: str, now: datetime, zone: tzinfo | None = None) -> str:
         raise ValueError(f"cannot parse time {text!r}; expected e.g. {TIME_FORMATS}") from None
 
 
-def parse_span(text: str) -> float:
-    """Return a time span in seconds. A number without a unit is an error, because its unit is unclear.
+def parse_duration(text: str) -> float:
+    """Return a time span in seconds. A number without a unit is an error.
 
     Raises:
         ValueError: The text is not a time span.
 
     Example:
-        >>> parse_span("1h30m"), parse_span("500ms")
+        >>> parse_duration("1h30m"), parse_duration("500ms")
         (5400.0, 0.5)
     """
     span = text.strip().lower()
@@ -82,7 +81,7 @@ def _parse(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     if text == "now":
         return now
     if _SPAN.fullmatch(text):
-        return now - timedelta(seconds=parse_span(text.removesuffix("ago")))
+        return now - timedelta(seconds=parse_duration(text.removesuffix("ago")))
     today = now.astimezone(zone).date()
     if _CLOCK.fullmatch(text):
         found = _at(today, text, zone)
@@ -91,7 +90,7 @@ def _parse(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     if day in _DAY:
         return _at(today - timedelta(days=_DAY[day]), clock.strip() or "00:00", zone)
     if "-" not in text:
-        raise ValueError(text)  # "20261123" could be any number
+        raise ValueError(text)  # "20261123" may be a number of something
     found = datetime.fromisoformat(text.upper())
     return found if found.tzinfo else _in_zone(found, zone)
 
@@ -101,5 +100,5 @@ def _at(day: date, clock: str, zone: tzinfo | None) -> datetime:
 
 
 def _in_zone(naive: datetime, zone: tzinfo | None) -> datetime:
-    # Without a zone, `astimezone` uses local time, including the daylight saving time of that day.
+    # Without a zone, `astimezone` uses the zone of the machine, with daylight saving time as on that day.
     return naive.replace(tzinfo=zone) if zone else naive.astimezone()

@@ -16,5 +16,5 @@ def parse_toml(content: bytes | str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(content.decode() if isinstance(content, bytes) else content)
-    except RecursionError:  # `tomllib` is recursive and sets no limit of its own
+    except RecursionError:  # `tomllib` is recursive and has no limit for the depth
         raise ValueError("the document is nested too deeply") from None

@@ -29,7 +29,7 @@ from .schema import (
 __all__ = ["GOOD_OUTCOMES", "build_pipeline_wide", "build_stage_wide"]
 
 GOOD_OUTCOMES = frozenset({"ok", "degraded", "stopped"})
-"""The outcomes of a run with status OK."""
+"""The outcomes of runs with status OK."""
 
 # Events are immutable, and a dict built from one is a copy, so events can share empty containers.
 _NO_NAMES: list[str] = []
@@ -71,8 +71,9 @@ def build_stage_wide(
     truncated: list[str] = _NO_NAMES,
     loop_blocked_ms: float | None = None,
 ) -> StageWide:
-    """Return a `stage.wide` event. Times are microseconds since the Unix epoch, so that
-    `ended_at = started_at + duration_ms` holds exactly.
+    """Return a `stage.wide` event.
+
+    Times are integers, microseconds since the Unix epoch: `ended_at` is exactly `started_at + duration_ms`.
     """
     second, fraction = divmod(started_us, 1_000_000)
     timestamp = _timestamp_format(second)

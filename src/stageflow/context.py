@@ -1,14 +1,14 @@
-"""The context of a run and of a stage: input, dependencies, attributes, measurements."""
+"""The contexts of a run and of an attempt, and functions that annotate the current stage."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol, TypeAlias, Unpack
 from uuid import UUID
 
 from msgspec import Struct, field
@@ -22,7 +22,7 @@ from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
 from .errors import InvalidArgumentError, describe, did_you_mean, type_name
-from .stages import Artifact, StageKind, StageResult
+from .stages import Artifact, StageKind, StageOutput, StageResult
 
 __all__ = [
     "ContextOfRun",
@@ -32,6 +32,8 @@ __all__ = [
     "StageContext",
     "StageInputs",
     "StageLogFilter",
+    "StageReturn",
+    "StageRunner",
     "Timer",
     "added",
     "annotate",
@@ -46,27 +48,35 @@ __all__ = [
 ]
 
 
+Id = str | UUID | None
+
+log = logging.getLogger("stageflow.pipeline")
+
+# One lock for all contexts: it is held for a few additions. Reentrant: a signal handler may count as well.
+_adding = threading.RLock()
+
+
 class Recorder(Protocol):
-    """Takes what stages say beyond their result."""
+    """Records what a stage adds to its events."""
 
     def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
-        """Send an event of the stage's own, the `number`th of this attempt, correlated with its run."""
+        """Emit a custom event, the `number`th of the attempt, with the correlation ids of the run."""
         ...
 
     def annotate_run(self, fields: Mapping[str, Any]) -> None:
-        """Set fields of the run; after its end, amend its event."""
+        """Set attributes of the run; after its end, amend its event."""
         ...
 
     def add_to_run(self, amounts: Mapping[str, float]) -> None:
-        """Add to numbers of the run; after its end, amend its event."""
+        """Add to numeric attributes of the run; after its end, amend its event."""
         ...
 
-    def no_amount(self, stage: str, name: str, value: Any) -> None:
-        """Note that something was to be added up that is no number."""
+    def non_numeric_amount(self, stage: str, name: str, value: Any) -> None:
+        """Count and log an amount that is not a number."""
         ...
 
     def amend_stage(self, stage: str, attempt: int, fields: Mapping[str, Any]) -> None:
-        """Send what an attempt said after its end."""
+        """Emit attributes that an attempt set after its end."""
         ...
 
     def traceparent(self, sequence: int, attempt: int) -> str:
@@ -75,7 +85,7 @@ class Recorder(Protocol):
 
 
 def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, float]:
-    """Add each amount to the field of its name, and return the new totals. What was no number gives way.
+    """Add each amount to the field of its name, and return the new totals. Replace non-numeric fields.
 
     Example:
         >>> fields = {"db_ms": 0.1}
@@ -87,16 +97,16 @@ def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, flo
         before = as_number(fields.get(name, 0))
         try:
             total = amount if before is None or type(before) is bool else before + amount
-        except OverflowError:  # a whole number that no float can hold
+        except OverflowError:  # an integer that is too large for a float
             total = amount
-        # To the millionth: 0.1 + 0.2 is 0.3 for who reads it.
+        # Round to six decimal places, so that 0.1 + 0.2 is 0.3.
         totals[name] = round(total, 6) if type(total) is float else total
     fields.update(totals)
     return totals
 
 
 def as_amount(value: Any) -> int | float | None:
-    """Return a value as a number that can be added up, or None.
+    """Return a value as a number that can be added, or None.
 
     Example:
         >>> [as_amount(value) for value in (2, 0.5, "x", None, float("nan"))]
@@ -106,28 +116,25 @@ def as_amount(value: Any) -> int | float | None:
     return int(number) if type(number) is bool else number
 
 
-Id = str | UUID | None
-
-
 class PipelineContext(Struct, metaclass=ValueType, frozen=True, kw_only=True, eq=False, weakref=True):
     """The context of a run. Every field is optional.
 
-    A context is immutable. Each run works on a copy with all fields filled in, so concurrent runs can share
-    one context.
+    A context is immutable. Each run uses a copy with all fields filled in, so concurrent runs can share one
+    context.
 
     Args:
-        pipeline_run_id: Id of the run; a UUIDv7 is made where there is none. Give one only if no
-            other run has it: events with the same id count once.
+        pipeline_run_id: Id of the run; default a new UUIDv7. It must be unique: events with the same id are
+            deduplicated.
         request_id: Id of the request that the run answers.
         session_id: Id of the session or conversation.
         user_id: Id of the user.
-        org_id: Id of the organisation.
+        org_id: Id of the organization.
         service: Name of the service, as in OpenTelemetry's `service.name`.
-        topology: Which pipeline this is; default: the pipeline's name.
-        execution_mode: A label of your own, for "practice", "batch" and the like.
-        data: The input of the run, read by stages as `ctx.run.data`. A dict is copied, one level deep.
-        resources: Shared clients and the like, by name. They are never recorded.
-        traceparent: The W3C `traceparent` header of the caller, to continue its trace.
+        topology: Name of the topology; default the name of the pipeline.
+        execution_mode: A custom label, such as "practice" or "batch".
+        data: The input of the run, which stages read as `ctx.run.data`. A dict is shallow-copied.
+        resources: Shared objects such as clients, by name. They are never recorded.
+        traceparent: The W3C `traceparent` header of the caller; the run continues its trace.
 
     Example:
         >>> PipelineContext(user_id="u1", data={"question": "why?"}).data["question"]
@@ -159,11 +166,11 @@ class PipelineContext(Struct, metaclass=ValueType, frozen=True, kw_only=True, eq
 class ContextOfRun(PipelineContext, frozen=True, kw_only=True, eq=False, weakref=True):
     """The context of a run that has started, filled in by the engine, and every copy of it.
 
-    A run started with such a context inherits the labels and ids that the caller set, but gets its own
-    `pipeline_run_id`.
+    Another run that is started with such a context inherits the labels and ids that the caller set, but gets
+    a new `pipeline_run_id`.
 
     Attributes:
-        defaults: Names of the labels that the engine filled in: another run gets its own.
+        defaults: Names of the labels that the engine filled in, which another run does not inherit.
     """
 
     defaults: frozenset[str] = frozenset()
@@ -175,73 +182,67 @@ class ContextOfRun(PipelineContext, frozen=True, kw_only=True, eq=False, weakref
 
 
 class Timer:
-    """Adds 1 to `NAME_count` and the milliseconds to `NAME_ms` when its block ends, however it does.
+    """A context manager that adds 1 to `NAME_count` and its milliseconds to `NAME_ms` when its block ends.
 
-    It may be entered again while it is open: in its own block, by other tasks and by other threads.
-    Each block counts for itself, with all of its time.
+    A timer is reentrant, and can be shared by tasks and threads. Each block is measured separately; the time
+    of a nested block is also part of the outer one.
 
     Attributes:
-        ms: Milliseconds that the block that ended last took; 0 before one has ended.
+        ms: Milliseconds of the block that ended last; 0 before the first one ends.
     """
 
-    __slots__ = ("_add", "_began", "_name", "ms")
+    __slots__ = ("_add", "_name", "_starts", "ms")
 
     def __init__(self, name: str, add: Callable[[Mapping[str, float]], None]) -> None:
         self._name = name
         self._add = add
-        self._began: dict[object, list[int]] = {}
+        self._starts: dict[object, list[int]] = {}
         self.ms = 0.0
 
     def __enter__(self) -> Timer:
-        self._began.setdefault(_whoever_asks(), []).append(get_clock().monotonic_ns())
+        self._starts.setdefault(_current_task_or_thread(), []).append(get_clock().monotonic_ns())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ended = get_clock().monotonic_ns()
-        who = _whoever_asks()
-        if who not in self._began:  # an exit stack, say, that another task closes
-            who = next(iter(self._began), None)
-        if who is None:
+        owner = _current_task_or_thread()
+        if owner not in self._starts:  # another task closes the block, for example through an exit stack
+            owner = next(iter(self._starts), None)
+        if owner is None:
             return
-        began = self._began[who].pop()
-        if not self._began[who]:
-            del self._began[who]
-        self.ms = (ended - began) // 1000 / 1000
+        started = self._starts[owner].pop()
+        if not self._starts[owner]:
+            del self._starts[owner]
+        self.ms = (ended - started) // 1000 / 1000
         self._add({f"{self._name}_count": 1, f"{self._name}_ms": self.ms})
 
 
-def _whoever_asks() -> object:
-    """Return the task at hand, or the thread where there is none."""
+def _current_task_or_thread() -> object:
+    """Return the current task, or the id of the current thread if there is no task."""
     try:
         return asyncio.current_task() or threading.get_ident()
-    except RuntimeError:  # no loop runs here
+    except RuntimeError:  # no loop is running in this thread
         return threading.get_ident()
 
 
-log = logging.getLogger("stageflow.pipeline")
-
-# One for all: it is held for some additions. Reentrant: a signal handler may count as well.
-_adding = threading.RLock()
-
-
 class StageContext:
-    """Handed to `execute(ctx)`: the run, the inputs, and ways to add to the record.
+    """The context of one attempt, passed to `execute(ctx)`: the run, the inputs, and methods to annotate it.
 
     Attributes:
-        run: The run's own `PipelineContext`; its input is `ctx.run.data`.
+        run: The `PipelineContext` of the run; its input is `ctx.run.data`.
         stage: Name of the stage.
         kind: Kind of the stage.
-        attempt: Number of this attempt, counted from 1; 0 while `when=` is asked.
-        cancelled: True once the attempt was told to end. A coroutine gets `CancelledError`; a
-            plain function runs in a thread, which nothing can interrupt: a long one should
-            look here now and then, and return.
-        timed_out: True once the attempt was told to end because its `timeout` had passed.
+        attempt: Number of this attempt, starting at 1; 0 while `when=` is evaluated.
+        cancelled: True once the attempt was cancelled. A coroutine also gets a `CancelledError`. A
+            synchronous function runs in a thread, which cannot be interrupted: a long-running one should
+            check this attribute regularly, and return.
+        timed_out: True once the attempt was cancelled because its `timeout` has passed.
         abandoned: True once the run no longer waits for this attempt.
-        outcome_by: Name of the interceptor that made the outcome, where one did.
+        outcome_by: Name of the interceptor that determined the outcome, or None.
         loop_blocked_ms: Milliseconds for which one step of an attempt that has ended blocked the event loop;
-            None for at most 50.
+            None for 50 or less.
     """
 
     # Class attributes: creating an attempt that sets none of them takes half the time.
@@ -277,7 +278,7 @@ class StageContext:
 
     @property
     def inputs(self) -> StageInputs:
-        """What the stages before this one gave."""
+        """The outputs of the ancestors of this stage."""
         inputs = self._inputs
         if inputs is None:
             inputs = self._inputs = StageInputs(self._upstream, self.stage, self._sequence)
@@ -285,12 +286,12 @@ class StageContext:
 
     @property
     def missing_inputs(self) -> tuple[str, ...]:
-        """What was asked of `inputs` and not found, as `stage.key`."""
+        """The keys that were requested from `inputs` and not found, as `stage.key`."""
         return tuple(self._inputs.missing) if self._inputs is not None else ()
 
     @property
     def traceparent(self) -> str:
-        """The W3C `traceparent` header for a call to another service, whose spans are then children of this.
+        """The W3C `traceparent` header for a call to another service; its spans become children of this one.
 
         Example:
             await client.post(url, headers={"traceparent": ctx.traceparent})
@@ -300,14 +301,13 @@ class StageContext:
     def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add fields to the `attributes` of this attempt's `stage.wide` event.
 
-        A later value replaces an earlier one. A value that JSON cannot carry is recorded by its
-        `repr`; so is a mapping of your own that cannot be read, under `fields`. What comes after
-        the attempt has ended, from a thread or a task that it left behind, goes out at once as a
-        `stage.wide.amend` event of the same `event_id`.
+        A later value replaces an earlier one. A value that JSON cannot represent is recorded as its `repr`;
+        so is a custom mapping that cannot be read, under `fields`. Fields that a thread or task adds after
+        the attempt has ended are emitted at once, as a `stage.wide.amend` event with the same `event_id`.
 
         Args:
-            fields: Names with dots, `{"gen_ai.request.model": "m"}`.
-            more: Names without.
+            fields: Fields whose names contain dots: `{"gen_ai.request.model": "m"}`.
+            more: Fields whose names are identifiers.
 
         Raises:
             InvalidArgumentError: `fields` is not a mapping.
@@ -321,50 +321,50 @@ class StageContext:
             self._attributes = more
         else:
             self._attributes.update(more)
-        # Looked at last: what came in between is in the event, and once more in the amendment.
+        # Checked last: fields added concurrently with the end are in the event and in an amendment.
         if self._sealed:
             self._amend(more)
 
     def count(self, name: str, by: Amount = 1) -> None:
-        """Add to a number among the `attributes` of this attempt, and of the run as a whole.
+        """Add to a numeric attribute of this attempt and of the run.
 
-        What is no number adds nothing, and fails nothing: it is logged, and counted in
-        `stats().coerced_values`. So it is with the amounts of `record_llm` and the like.
+        An amount that is not a number is ignored: it is logged, and counted in `stats().coerced_values`. The
+        same applies to the amounts of `record_llm`, `record_embedding` and `record_retrieval`.
 
         Args:
-            name: Of the number.
-            by: What to add; default 1. A number of any type: also one of numpy, or a `Decimal`.
+            name: Name of the attribute.
+            by: Amount to add; default 1. A number of any type, including those of numpy and `Decimal`.
 
         Raises:
-            InvalidArgumentError: `name` is not text.
+            InvalidArgumentError: `name` is not a string.
 
         Example:
             ctx.count("cache.hit")
         """
-        self._must_be_name("count", name, 'count("cache.hit")')
+        self._check_name("count", name, 'count("cache.hit")')
         self._add({name: by})
 
     def timer(self, name: str) -> Timer:
-        """Return a context manager that adds to `NAME_count` and `NAME_ms`, here and for the run.
+        """Return a context manager that adds to `NAME_count` and `NAME_ms` of this attempt and of the run.
 
         Raises:
-            InvalidArgumentError: `name` is not text.
+            InvalidArgumentError: `name` is not a string.
 
         Example:
             with ctx.timer("db"):
                 rows = await database.fetch(query)
         """
-        self._must_be_name("timer", name, 'timer("db")')
+        self._check_name("timer", name, 'timer("db")')
         return Timer(name, self._add)
 
     def annotate_run(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add fields to the `attributes` of the run's `pipeline.wide` event.
 
-        After the run has ended they go out at once, as a `pipeline.wide.amend` event.
+        Fields that are added after the run has ended are emitted at once, as a `pipeline.wide.amend` event.
 
         Args:
-            fields: Names with dots, as for `annotate`.
-            more: Names without.
+            fields: Fields whose names contain dots, as for `annotate`.
+            more: Fields whose names are identifiers.
 
         Raises:
             InvalidArgumentError: `fields` is not a mapping.
@@ -375,14 +375,14 @@ class StageContext:
         self._recorder.annotate_run(more if fields is None else self._merged("annotate_run", fields, more))
 
     def record_llm(self, model: str, **usage: Unpack[LlmCall]) -> None:
-        """Record one call of a language model, under the OpenTelemetry names for generative AI.
+        """Record one call of a language model, with the OpenTelemetry attribute names for generative AI.
 
-        Tokens, cost and time are added up: over the calls of this attempt, and over the run.
+        Tokens, cost and time are summed over the calls of this attempt, and over the run.
 
         Args:
-            model: The model that was asked for.
+            model: Name of the requested model.
             usage: `provider`, `operation` ("chat"), `response_model`, `response_id`, `finish_reason`,
-                `input_tokens` (the cached ones included), `output_tokens`, `cached_tokens`,
+                `input_tokens` (including the cached ones), `output_tokens`, `cached_tokens`,
                 `reasoning_tokens`, `cost_usd`, `time_to_first_chunk` (seconds), `temperature`, `max_tokens`.
 
         Raises:
@@ -391,34 +391,34 @@ class StageContext:
         Example:
             ctx.record_llm("m-large", provider="acme", input_tokens=812, output_tokens=96, cost_usd=0.0031)
         """
-        self._must_be_known("record_llm", usage, LlmCall)
-        self._take(*llm_fields(model, **usage))
+        self._check_keywords("record_llm", usage, LlmCall)
+        self._record(*llm_fields(model, **usage))
 
     def record_embedding(self, model: str, **usage: Unpack[EmbeddingCall]) -> None:
-        """Record one call that made embeddings.
+        """Record one call that created embeddings.
 
         Args:
-            model: The model that was asked for.
+            model: Name of the requested model.
             usage: `provider`, `input_tokens`, `vectors`, `dimensions`, `cost_usd`.
 
         Raises:
             InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
         """
-        self._must_be_known("record_embedding", usage, EmbeddingCall)
-        self._take(*embedding_fields(model, **usage))
+        self._check_keywords("record_embedding", usage, EmbeddingCall)
+        self._record(*embedding_fields(model, **usage))
 
     def record_retrieval(self, source: str | None = None, **found: Unpack[Retrieval]) -> None:
         """Record one search for documents.
 
         Args:
-            source: Name of the index, the collection, the table.
-            found: `documents` (how many), `top_k`, `best_score`, `worst_score`.
+            source: Name of the index, collection or table.
+            found: `documents` (their number), `top_k`, `best_score`, `worst_score`.
 
         Raises:
             InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
         """
-        self._must_be_known("record_retrieval", found, Retrieval)
-        self._take(*retrieval_fields(source, **found))
+        self._check_keywords("record_retrieval", found, Retrieval)
+        self._record(*retrieval_fields(source, **found))
 
     def _merged(self, function: str, fields: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -427,18 +427,18 @@ class StageContext:
             INTERRUPTS.contain(error)
             if not isinstance(fields, Mapping):
                 raise self._invalid(
-                    f"{function}() takes a mapping, not {type_name(fields)}",
+                    f"{function}() expects a mapping, not {type_name(fields)}",
                     f'write {function}(rows=17), or {function}({{"db.rows": 17}}) for names with dots',
                 ) from None
             return {"fields": fields, **more}
 
-    def _must_be_name(self, function: str, name: str, example: str) -> None:
+    def _check_name(self, function: str, name: str, example: str) -> None:
         if not isinstance(name, str):
             raise self._invalid(
-                f"{function}() takes a name as text, not {type_name(name)}", f"write {example}"
+                f"{function}() expects a name as a string, not {type_name(name)}", f"write {example}"
             )
 
-    def _must_be_known(self, function: str, given: Mapping[str, Any], keywords: Any) -> None:
+    def _check_keywords(self, function: str, given: Mapping[str, Any], keywords: Any) -> None:
         known: frozenset[str] = keywords.__optional_keys__
         if not given.keys() <= known:
             unknown = next(name for name in given if name not in known)
@@ -452,7 +452,7 @@ class StageContext:
             message, stage=self.stage, run_id=str(self.run.pipeline_run_id), hint=hint
         )
 
-    def _take(self, fields: dict[str, Any], added: dict[str, Any]) -> None:
+    def _record(self, fields: dict[str, Any], added: dict[str, Any]) -> None:
         self.annotate(fields)
         self._add(added)
 
@@ -472,7 +472,7 @@ class StageContext:
         for name, value in amounts.items():
             number = value if type(value) is int else as_amount(value)
             if number is None:
-                self._recorder.no_amount(self.stage, name, value)
+                self._recorder.non_numeric_amount(self.stage, name, value)
             else:
                 numbers[name] = number
         return numbers
@@ -487,7 +487,7 @@ class StageContext:
         self._done_callbacks.append((copy_context(), callback))
 
     def report(self, result: StageResult) -> None:
-        """Pass the recorded result of the attempt to the callbacks that were added for it."""
+        """Pass the recorded result of the attempt to its callbacks."""
         callbacks, self._done_callbacks = self._done_callbacks or (), None
         for variables, callback in callbacks:
             try:
@@ -499,9 +499,9 @@ class StageContext:
                 )
 
     def seal(self) -> dict[str, Any]:
-        """Return the attributes of this attempt, which has ended: what comes later amends its event."""
+        """Return the attributes of this attempt, which has ended. Later attributes amend its event."""
         self._sealed = True
-        # A copy: what the attempt left behind may go on annotating.
+        # A copy: a thread or task that the attempt started may continue to annotate.
         return self._attributes.copy() if self._attributes else {}
 
     def attributes_so_far(self) -> dict[str, Any]:
@@ -509,34 +509,34 @@ class StageContext:
         return self._attributes.copy() if self._attributes else {}
 
     def add_artifact(self, type: str, payload: Any = None) -> None:
-        """Keep something beside the data; `artifacts_count` counts it, the result carries it.
+        """Add an artifact to the result of the attempt; its event contains the number, `artifacts_count`.
 
         Raises:
-            InvalidArgumentError: `type` is not text.
+            InvalidArgumentError: `type` is not a string.
         """
-        self._must_be_name("add_artifact", type, 'add_artifact("report", payload)')
+        self._check_name("add_artifact", type, 'add_artifact("report", payload)')
         if self._artifacts is None:
             self._artifacts = []
         self._artifacts.append(Artifact(type, payload))
 
     def emit_event(self, type: str, data: Any = None) -> None:
-        """Send an event of the stage's own to the sink of the run's wide events, at once.
+        """Emit a custom event at once, to the sink of the wide events of the run.
 
-        It carries the ids of the run and the name of the stage, and counts in `events_count`.
+        The event includes the ids of the run and the name of the stage. It is counted in `events_count`.
 
         Args:
-            type: A name of your own, such as "chat.tokens".
-            data: What to send. What is no mapping stands under `payload`.
+            type: Type of the event, such as "chat.tokens".
+            data: Data of the event. A value that is not a mapping is stored under `payload`.
 
         Raises:
-            InvalidArgumentError: The type is not text.
-            ValueError: The type is empty, or one of the library's own.
+            InvalidArgumentError: `type` is not a string.
+            ValueError: `type` is empty, or reserved for the library.
         """
-        self._must_be_name("emit_event", type, 'emit_event("chat.tokens", {"count": 3})')
+        self._check_name("emit_event", type, 'emit_event("chat.tokens", {"count": 3})')
         if not type or type.startswith(("stage.wide", "pipeline.wide")):
             raise ValueError(
-                f"stage {self.stage!r}: emit_event({type!r}): give the event a name of your own, "
-                "such as 'chat.tokens'; 'stage.wide' and 'pipeline.wide' are the library's"
+                f"stage {self.stage!r}: emit_event({type!r}): expected a custom type such as 'chat.tokens'; "
+                "'stage.wide' and 'pipeline.wide' are reserved"
             )
         self._events_count += 1
         self._recorder.custom_event(self.stage, self.attempt, self._events_count, type, data)
@@ -546,40 +546,52 @@ class StageContext:
 
 
 current_stage: ContextVar[StageContext | None] = ContextVar("stageflow_stage", default=None)
-"""The attempt in which the code at hand runs."""
+"""The context of the attempt that the current code belongs to."""
+
+
+StageReturn: TypeAlias = StageOutput | Mapping[str, Any] | None
+"""The values that a stage can return. A mapping is the data of an output with status OK; None has no data."""
 
 
 class Stage(Protocol):
-    """A unit of work: `execute` returns a `StageOutput`, a mapping or None, or a coroutine of one.
+    """The interface of a stage that is a class or an instance.
 
-    `name` and `kind` on the class are welcome and not needed: `with_stage` names both.
+    The class can define `name` and `kind`; arguments of `with_stage` override them.
     """
 
-    def execute(self, ctx: StageContext) -> Any:
-        """Do the work. A coroutine runs on the loop, a plain method in a thread."""
+    def execute(self, *arguments: Any, **inputs: Any) -> StageReturn | Awaitable[StageReturn]:
+        """Execute the stage. A coroutine runs on the event loop, a synchronous method in a thread.
+
+        The only positional argument is the `StageContext`. Other parameters receive the values of the same
+        name that dependencies return.
+        """
         ...
 
 
+StageRunner: TypeAlias = Stage | type[Stage] | Callable[..., StageReturn | Awaitable[StageReturn]]
+"""The types of stages that `with_stage` accepts: a class, an instance, or a function."""
+
+
 def annotate(fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-    """Add fields to the event of the stage at hand; see `StageContext.annotate`."""
+    """Add fields to the event of the current stage; see `StageContext.annotate`."""
     if (ctx := current_stage.get()) is not None:
         ctx.annotate(fields, **more)
 
 
 def annotate_run(fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-    """Add fields to the event of the run at hand; see `StageContext.annotate_run`."""
+    """Add fields to the event of the current run; see `StageContext.annotate_run`."""
     if (ctx := current_stage.get()) is not None:
         ctx.annotate_run(fields, **more)
 
 
 def count(name: str, by: Amount = 1) -> None:
-    """Add to a number of the stage and the run at hand; see `StageContext.count`."""
+    """Add to a numeric attribute of the current stage and run; see `StageContext.count`."""
     if (ctx := current_stage.get()) is not None:
         ctx.count(name, by)
 
 
 def timer(name: str) -> Timer:
-    """Measure a block of the stage at hand; see `StageContext.timer`."""
+    """Measure a block of the current stage; see `StageContext.timer`."""
     ctx = current_stage.get()
     return ctx.timer(name) if ctx is not None else Timer(name, lambda amounts: None)
 
@@ -591,7 +603,7 @@ def record_llm(model: str, **usage: Unpack[LlmCall]) -> None:
 
 
 def record_embedding(model: str, **usage: Unpack[EmbeddingCall]) -> None:
-    """Record one call that made embeddings; see `StageContext.record_embedding`."""
+    """Record one call that created embeddings; see `StageContext.record_embedding`."""
     if (ctx := current_stage.get()) is not None:
         ctx.record_embedding(model, **usage)
 
@@ -603,9 +615,9 @@ def record_retrieval(source: str | None = None, **found: Unpack[Retrieval]) -> N
 
 
 class StageLogFilter(logging.Filter):
-    """Sets `stage`, `pipeline_run_id` and `topology` on each record; "-" outside of a run.
+    """A logging filter that sets `stage`, `pipeline_run_id` and `topology` on each record; "-" outside a run.
 
-    Add it to a handler, so that it sees the lines of every logger.
+    Add it to a handler, so that it applies to the records of every logger.
 
     Example:
         >>> handler = logging.StreamHandler()
@@ -614,7 +626,7 @@ class StageLogFilter(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the three fields, and let the record pass."""
+        """Set the three fields, and accept the record."""
         ctx = current_stage.get()
         record.stage = ctx.stage if ctx else "-"
         record.pipeline_run_id = str(ctx.run.pipeline_run_id) if ctx else "-"

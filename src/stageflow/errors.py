@@ -1,28 +1,28 @@
-"""Every error the library raises, each with where it happened and the way out.
+"""The exception hierarchy, and functions that describe exceptions.
 
 StageflowError
-├── PipelineValidationError      a pipeline's description is wrong (also a ValueError)
-├── InvalidArgumentError         an argument has the wrong type, or is unknown (also a TypeError)
-├── InputError                   a stage asked for an input it cannot have (also a LookupError)
-│   ├── UnknownInputError        the stage named is no ancestor of the one that asks
-│   └── MissingInputError        the ancestor was skipped, or has no such key
-├── StageOutputError             a stage returned what no stage may return (also a TypeError)
+├── PipelineValidationError      the description of a pipeline is invalid (also a ValueError)
+├── InvalidArgumentError         an argument is unknown or has the wrong type (also a TypeError)
+├── InputError                   a stage cannot read an input (also a LookupError)
+│   ├── UnknownInputError        the stage to read from is not an ancestor of the stage that reads
+│   └── MissingInputError        the ancestor was skipped, or did not return the key
+├── StageOutputError             a stage returned an invalid value (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
 ├── LimitDeadlockError           a stage would wait indefinitely for a limit
-├── CircuitOpenError             a circuit breaker let an attempt fail at once
+├── CircuitOpenError             a circuit breaker rejected an attempt
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
-├── StageFailedError             what `StageOutput.fail("text")` stands for where an exception is wanted
-├── RunFailedError               what `results.raise_on_failure()` raises; it carries the results
-├── MissingExtraError            a package of an extra is not installed (also an ImportError)
-├── SettingsError                a setting is unknown or has a wrong value (also a ValueError)
-├── JournalNotFoundError         there is no journal at a path (also a FileNotFoundError)
-├── RunNotFoundError             a journal has no such run (also a LookupError)
-├── QueryError                   a question to the store cannot be answered as asked (also a ValueError)
+├── StageFailedError             a stage returned `StageOutput.fail("text")`, so there is no other exception
+├── RunFailedError               raised by `results.raise_on_failure()`; contains the results
+├── MissingExtraError            the packages of an extra are not installed (also an ImportError)
+├── SettingsError                a setting is unknown or has an invalid value (also a ValueError)
+├── JournalNotFoundError         there is no journal at the path (also a FileNotFoundError)
+├── RunNotFoundError             a journal does not contain the run (also a LookupError)
+├── QueryError                   a query to the store is invalid (also a ValueError)
 ├── ArchiveAddressError          another archive has events of the journal (also a ValueError)
 ├── ArchiveDamagedError          a file of an archive is damaged or missing (also an OSError)
-├── CursorInUseError             another reader of the same name is at work
+├── CursorInUseError             another reader uses the same cursor
 ├── DamagedFileError             a stored file is damaged (also an OSError and a ValueError)
-├── AlertRuleError               a file of alert rules is wrong (also a ValueError)
+├── AlertRuleError               a file of alert rules is invalid (also a ValueError)
 └── AlertStateError              the state of alerts cannot be read or changed
 """
 
@@ -70,15 +70,25 @@ __all__ = [
 ]
 
 
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_ENGINE = tuple(
+    os.path.join(_PACKAGE, name, "") for name in ("pipeline", "executors", "observability", "testing")
+)
+
+# The descriptors of the built-in classes: a subclass or a metaclass can override the attributes.
+_NAME_OF_TYPE = type.__dict__["__name__"]
+_EXCEPTIONS_OF_GROUP: Any = BaseExceptionGroup.__dict__["exceptions"]
+
+
 class StageflowError(Exception):
-    """Root of the tree: what happened, where, and the way out.
+    """Base class of all errors of the library: what happened, where, and how to fix it.
 
     Attributes:
         message: What happened, in one sentence.
-        pipeline: Name of the pipeline, where one is known.
-        stage: Name of the stage, where one is known.
-        run_id: `pipeline_run_id` of the run, where one is known.
-        hint: The way out, where there is one.
+        pipeline: Name of the pipeline, or None if it is unknown.
+        stage: Name of the stage, or None if it is unknown.
+        run_id: `pipeline_run_id` of the run, or None if it is unknown.
+        hint: How to fix it, or None.
     """
 
     # Class attributes, so that subclasses that do not call `super().__init__` work too.
@@ -122,7 +132,7 @@ class StageflowError(Exception):
         return text
 
     def locate(self, pipeline: str, stage: str, run_id: str) -> None:
-        """Fill in where it happened, as far as it did not know itself."""
+        """Set the location, except for the parts that are already set."""
         self.pipeline = self.pipeline or pipeline
         self.stage = self.stage or stage
         self.run_id = self.run_id or run_id
@@ -140,10 +150,10 @@ def _restore(cls: type[StageflowError], args: tuple[Any, ...], state: dict[str, 
 
 
 class PipelineValidationError(StageflowError, ValueError):
-    """A pipeline's description is wrong; `problems` lists everything that is, not only the first.
+    """The description of a pipeline is invalid. The error lists all problems, not only the first.
 
     Attributes:
-        problems: One sentence a problem, each naming its stage, each with its hint.
+        problems: One sentence per problem, with the name of the stage and a hint.
     """
 
     def __init__(self, pipeline: str, problems: Sequence[str]) -> None:
@@ -160,19 +170,19 @@ class PipelineValidationError(StageflowError, ValueError):
 
 
 class InvalidArgumentError(StageflowError, TypeError):
-    """A function or class of the library was called with an argument of the wrong type, or an unknown one."""
+    """A function or class of the library was called with an unknown argument, or one of the wrong type."""
 
 
 class InputError(StageflowError, LookupError):
-    """A stage asked for an input it cannot have."""
+    """A stage cannot read an input."""
 
 
 class UnknownInputError(InputError):
-    """The stage named is no ancestor of the stage that asks, so it may not have run yet."""
+    """The stage to read from is not an ancestor of the stage that reads, so it may not have run yet."""
 
 
 class MissingInputError(InputError):
-    """`require_from` found no such key, or the ancestor was skipped."""
+    """The ancestor was skipped, or did not return the key."""
 
 
 class StageOutputError(StageflowError, TypeError):
@@ -184,11 +194,11 @@ class StageTimeoutError(StageflowError, TimeoutError):
 
 
 class CircuitOpenError(StageflowError):
-    """A circuit breaker let an attempt fail at once, because the ones before it failed."""
+    """A circuit breaker rejected an attempt, because the previous ones failed."""
 
 
 class LimitDeadlockError(StageflowError):
-    """A stage would wait indefinitely for a limit, because stages that wait for it hold all permits.
+    """A stage would wait indefinitely for a limit, because all permits are held by stages that wait for it.
 
     Attributes:
         limit: Name of the limit.
@@ -208,14 +218,14 @@ class DeadlineExceededError(StageflowError, TimeoutError):
 
 
 class StageFailedError(StageflowError):
-    """Stands for a `StageOutput.fail("text")` where an exception is wanted, as a cause."""
+    """The cause of a `RunFailedError` if the stage returned `StageOutput.fail("text")`."""
 
 
 class RunFailedError(StageflowError):
-    """A run did not end well.
+    """A run ended with status FAIL; raised by `PipelineResults.raise_on_failure()`.
 
     Attributes:
-        results: The `PipelineResults` of the run, whole.
+        results: The complete `PipelineResults` of the run.
     """
 
     def __init__(self, message: str, *, results: Any, **where: Any) -> None:
@@ -224,19 +234,19 @@ class RunFailedError(StageflowError):
 
 
 class MissingExtraError(StageflowError, ImportError):
-    """A part of the library was used whose packages are not installed."""
+    """A feature requires packages that are not installed."""
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, feature: str, extra: str) -> None:
         super().__init__(
-            f"{what} needs packages that are not installed", hint=f'pip install "stageflow[{extra}]"'
+            f"{feature} needs packages that are not installed", hint=f'pip install "stageflow[{extra}]"'
         )
 
 
 class SettingsError(StageflowError, ValueError):
-    """A setting is unknown, or has a wrong value.
+    """A setting is unknown or has an invalid value.
 
     Attributes:
-        origin: Where it stands: "argument", an environment variable, a file.
+        origin: Source of the setting: "argument", the name of an environment variable, or a file.
     """
 
     def __init__(self, message: str, origin: str) -> None:
@@ -250,19 +260,19 @@ class JournalNotFoundError(StageflowError, FileNotFoundError):
     def __init__(self, path: str, why: str = "") -> None:
         super().__init__(
             f"there is no journal at {path!r}{why and ': '}{why}",
-            hint="a journal is the directory that was given to JournalSink; `stageflow demo` writes one",
+            hint="pass the directory that JournalSink writes to; `stageflow demo` creates one",
         )
 
 
 class RunNotFoundError(StageflowError, LookupError):
-    """A journal has no such run, or more than one that fits."""
+    """A journal does not contain the run, or more than one run matches."""
 
 
 class QueryError(StageflowError, ValueError):
-    """A question to the store cannot be answered as asked.
+    """A query to the store is invalid.
 
     Attributes:
-        sql: The predicate or the query, as it was given.
+        sql: The predicate or the query.
     """
 
     def __init__(self, message: str, *, sql: str, hint: str | None = None) -> None:
@@ -274,7 +284,7 @@ class ArchiveDamagedError(StageflowError, OSError):
     """Files of an archive are damaged or missing.
 
     Attributes:
-        files: Paths of these files.
+        files: Paths of the files.
     """
 
     def __init__(self, message: str, *, files: Sequence[str], hint: str) -> None:
@@ -287,7 +297,7 @@ class ArchiveAddressError(StageflowError, ValueError):
 
     Attributes:
         events: Number of archived events that the journal no longer has; None if they cannot be counted.
-        runs: Number of runs whose end is among them; None if they cannot be counted.
+        runs: Number of ended runs in these events; None if they cannot be counted.
     """
 
     def __init__(
@@ -299,7 +309,7 @@ class ArchiveAddressError(StageflowError, ValueError):
 
 
 class CursorInUseError(StageflowError):
-    """Another reader of the same name is at work."""
+    """Another reader uses the same cursor."""
 
 
 class DamagedFileError(StageflowError, OSError, ValueError):
@@ -317,11 +327,11 @@ class DamagedFileError(StageflowError, OSError, ValueError):
 
 
 class AlertRuleError(StageflowError, ValueError):
-    """A file of alert rules is wrong; `problems` lists everything that is, not only the first.
+    """A file of alert rules is invalid. The error lists all problems, not only the first.
 
     Attributes:
-        file: Which file.
-        problems: A sentence each, beginning with where: "at $.rules[2].above: expected a number".
+        file: Path of the file.
+        problems: One sentence per problem, with its location: "at $.rules[2].above: expected a number".
     """
 
     def __init__(self, file: str, problems: Sequence[str], *, hint: str | None = None) -> None:
@@ -332,33 +342,28 @@ class AlertRuleError(StageflowError, ValueError):
 
 
 class AlertStateError(StageflowError):
-    """What is known of alerts between two evaluations cannot be read or changed.
+    """The stored state of alerts cannot be read or changed.
 
     Attributes:
-        file: Where it is kept.
+        file: Path of the file that stores the state.
     """
 
     def __init__(self, file: str, why: str) -> None:
         where = f" in {file!r}" if file else ""
         super().__init__(
             f"the state of alerts{where} cannot be used: {why}",
-            hint="without it nobody knows what was told: to begin anew, move the file away" if file else None,
+            hint="it records which notifications were sent; to start over, move the file away"
+            if file
+            else None,
         )
         self.file = file
 
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_ENGINE = tuple(
-    os.path.join(_PACKAGE, name, "")
-    for name in ("pipeline", "context", "executors", "observability", "testing")
-)
-
-
 def is_internal_code(filename: str) -> bool:
-    """Return whether a file of code belongs to the engine, through which every stage is called.
+    """Return whether a source file belongs to the engine, which calls every stage.
 
-    Its frames are not in the record of an exception. Those of other parts of this package are: a stage may
-    read a journal, for instance.
+    The record of an exception omits the frames of the engine. It contains those of the rest of this package,
+    because a stage can, for instance, read a journal.
     """
     return filename.startswith(_ENGINE) or os.path.dirname(filename) == _PACKAGE
 
@@ -374,9 +379,6 @@ def as_text(value: object) -> str:
     except BaseException as error:
         INTERRUPTS.contain(error)
         return f"<str() of {type_name(value)} failed: {type_name(error)}>"
-
-
-_NAME_OF_TYPE = type.__dict__["__name__"]
 
 
 def type_name(value: object) -> str:
@@ -433,9 +435,6 @@ def _and_others(count: int) -> str:
     return f"and {count} other{'s' if count > 1 else ''}"
 
 
-_MEMBERS: Any = BaseExceptionGroup.__dict__["exceptions"]
-
-
 def leaves_of(error: BaseException) -> list[BaseException]:
     """Return the exceptions in a group and in all groups inside it, in order; otherwise the exception itself.
 
@@ -454,8 +453,7 @@ def leaves_of(error: BaseException) -> list[BaseException]:
             leaves.append(at)
         elif id(at) not in seen:
             seen.add(id(at))
-            # Not by the attribute, which a subclass may override.
-            following.extend(reversed(_MEMBERS.__get__(at)))
+            following.extend(reversed(_EXCEPTIONS_OF_GROUP.__get__(at)))
     return leaves
 
 
@@ -468,13 +466,13 @@ def _message(error: Any) -> object:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest of `known`, or an empty string.
+    """Return `; did you mean 'x'?` for the closest match in `known`, or an empty string.
 
     Example:
         >>> did_you_mean("serch", ["search", "answer"])
         "; did you mean 'search'?"
     """
-    import difflib  # only mistakes need it
+    import difflib  # needed only for an error message
 
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

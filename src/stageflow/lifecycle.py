@@ -1,4 +1,4 @@
-"""The life of an application: set up, and nothing left behind, however it ends."""
+"""The lifecycle of an application: configure on startup, deliver all events on shutdown."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ __all__ = ["session"]
 
 log = logging.getLogger("stageflow.lifecycle")
 
-_LOOK_EVERY_SECONDS = 0.01
+_POLL_SECONDS = 0.01
 
 
 @contextlib.asynccontextmanager
 async def session(*, flush_timeout: float | None = None, **given: Unpack[Given]) -> AsyncGenerator[Settings]:
-    """Set up the process as `configure` does, and leave nothing behind on the way out.
+    """Configure the process as `configure` does; on exit, wait for runs and deliver all events.
 
-    On the way out it waits for the runs that are under way, emits a last `stageflow.health`
-    event, flushes every sink, and syncs and closes the journal, also where it is cancelled again
-    meanwhile: each wait has its bound. Under SIGTERM the body is cancelled, so that every run
-    writes its record, and the process exits with 143; where the application has a handler of its
-    own for SIGTERM (uvicorn, gunicorn, Celery), that one stays. A forked child that leaves the
-    session closes its own journal, and waits for nothing.
+    On exit, a session waits for the runs in progress, emits a last `stageflow.health` event, flushes every
+    sink, and syncs and closes the journal. Further cancellations do not interrupt this; each wait has a
+    timeout. On SIGTERM, the session cancels its body, so that every run writes its record, and the process
+    exits with status 143. If the application has a handler for SIGTERM (uvicorn, gunicorn, Celery),
+    the session does not replace it. A forked child that leaves the session closes its own journal and does
+    not wait.
 
     Args:
-        flush_timeout: Seconds to wait for runs and sinks at most, each; default the bound of
-            `set_drain_timeout`, 5 s.
-        given: As for `configure`. Without any, what is in force stays.
+        flush_timeout: Maximum number of seconds to wait for the runs, and then for the sinks; default the
+            value of `set_drain_timeout`, 5 s.
+        given: As for `configure`. Without arguments, the settings in effect remain.
 
     Raises:
         SettingsError: As for `configure`.
-        ValueError: `flush_timeout` is no number of seconds, 0 or more.
-        SystemExit: With 143, after a SIGTERM.
+        ValueError: `flush_timeout` is not a number, or negative.
+        SystemExit: With status 143, after a SIGTERM.
 
     Example:
         async with stageflow.session(journal="journal", service="shop"):
             await serve()
     """
-    # At once: on the way out it would be in the way of all that is to be done there.
+    # Checked here, because an error on exit would prevent the shutdown.
     if flush_timeout is not None and not (isinstance(flush_timeout, (int, float)) and flush_timeout >= 0):
-        raise ValueError(f"session(flush_timeout={flush_timeout!r}): give seconds, 0 or more")
+        raise ValueError(f"session(flush_timeout={flush_timeout!r}): expected 0 or more seconds")
     found = settings()
     if found is None or given:
         found = configure(**given)
@@ -74,39 +74,39 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
             yield found
         finally:
             if os.getpid() != process:
-                close_journal()  # the forked child's own journal; it has nothing to wait for
+                close_journal()  # that of the forked child, which has nothing to wait for
                 FORKED.return_to_loop()
-            elif (cancelled := await _wind_up(seconds)) is not None:
+            elif (cancelled := await _shut_down(seconds)) is not None:
                 raise cancelled
     except asyncio.CancelledError:
         if not terminated:
             raise
     finally:
-        # Last: a second SIGTERM would end the process in the middle of the above.
+        # Last: without the handler, a second SIGTERM would end the process during the shutdown.
         if caught and os.getpid() == process:
             _sigterm.release(asyncio.get_running_loop())
     if terminated:
         raise SystemExit(128 + signal.SIGTERM)
 
 
-async def _wind_up(seconds: float) -> asyncio.CancelledError | None:
-    """Do what a session does on its way out, all of it; return the first cancellation that came meanwhile."""
+async def _shut_down(seconds: float) -> asyncio.CancelledError | None:
+    """Wait for runs, flush all sinks and close the journal; return the first cancellation in the meantime."""
     try:
-        first = await _in_spite_of_cancels(_runs_end, seconds)
+        first = await _wait_despite_cancellation(_runs_ended, seconds)
         try:
             emit_health(get_event_sink())
         except Exception as error:
-            log_safely(log, "the health of this process could not be reported: %s", describe(error))
-        second = await _in_spite_of_cancels(flush, seconds)
+            log_safely(log, "could not emit stageflow.health: %s", describe(error))
+        second = await _wait_despite_cancellation(flush, seconds)
         return first or second
-    finally:  # also at a Ctrl-C in the middle of it
+    finally:  # also after a Ctrl-C
         close_journal()
 
 
-async def _in_spite_of_cancels(
+async def _wait_despite_cancellation(
     wait: Callable[[float], Awaitable[object]], seconds: float
 ) -> asyncio.CancelledError | None:
-    """Wait on when cancelled, as long as was said at first; return the first cancellation."""
+    """Continue to wait after a cancellation, within the same timeout; return the first cancellation."""
     cancelled: asyncio.CancelledError | None = None
     until = time.monotonic() + seconds
     while True:
@@ -157,9 +157,9 @@ _sigterm = _Sigterm()
 reset_in_child(_sigterm.reset)
 
 
-async def _runs_end(seconds: float) -> None:
-    """Wait for runs that were cancelled beside this one, by a server that does not wait for them itself."""
+async def _runs_ended(seconds: float) -> None:
+    """Wait for the runs in progress, which a server may have cancelled without waiting for them."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while active_runs():  # noqa: ASYNC110 - they may end on other loops, and tell nobody
-                await asyncio.sleep(_LOOK_EVERY_SECONDS)
+            while active_runs():  # noqa: ASYNC110 - runs on other loops do not notify this one
+                await asyncio.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""How one run ended: the result of every stage, and of the whole."""
+"""The results of one run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["PipelineResults"]
 
 
 class PipelineResults(dict[str, StageResult]):
-    """What `graph.run()` returns: one `StageResult` for every stage, in the order of the pipeline.
+    """The result of `graph.run()`: one `StageResult` for every stage, in the order of the pipeline.
 
     Attributes:
         pipeline_name: Name of the pipeline.
-        context: The run's own `PipelineContext`, with its `pipeline_run_id`.
+        context: The `PipelineContext` of the run, with its `pipeline_run_id`.
         outcome: `ok`, `degraded`, `stopped`, `failed`, `timeout` or `cancelled`.
         error: Why the run failed, or None.
-        exception: The live exception behind `error`, where there was one.
-        reason: Why the run ended early, or None where it did not.
-        first_failed_stage: The first stage to fail that was not optional, or None.
-        abandoned: Names of the stages that refused to end and were left running.
+        exception: The exception behind `error`, or None.
+        reason: Why the run ended early, or None if it did not.
+        first_failed_stage: Name of the first stage that failed and is not optional, or None.
+        abandoned: Names of the stages that did not end within the grace period and were left running.
         started_ns: Start of the run, nanoseconds since the Unix epoch.
         ended_ns: End of the run, nanoseconds since the Unix epoch.
     """
@@ -56,42 +56,42 @@ class PipelineResults(dict[str, StageResult]):
 
     @property
     def status(self) -> StageStatus:
-        """OK, or FAIL for the outcomes `failed`, `timeout`, `cancelled`."""
+        """OK, or FAIL for the outcomes `failed`, `timeout` and `cancelled`."""
         good = self.outcome in ("ok", "degraded", "stopped")
         return StageStatus.OK if good else StageStatus.FAIL
 
     @property
     def ok(self) -> bool:
-        """True where `status` is OK: also for a run that was degraded or stopped gracefully."""
+        """True if `status` is OK, which includes runs that were degraded or stopped gracefully."""
         return self.status is StageStatus.OK
 
     @property
     def duration_ms(self) -> float:
-        """Milliseconds the run took, to the microsecond."""
+        """Duration of the run in milliseconds."""
         return (self.ended_ns // 1000 - self.started_ns // 1000) / 1000
 
     @property
     def abandoned(self) -> tuple[str, ...]:
-        """Names of the stages that did not end when they were told to, and were left running."""
+        """Names of the stages that did not end within the grace period and were left running."""
         return tuple(name for name, result in self.items() if result.abandoned)
 
     def __missing__(self, stage: str) -> StageResult:
         raise KeyError(f"no stage {stage!r} in this run{did_you_mean(str(stage), self)}")
 
     def data(self, stage: str) -> dict[str, Any]:
-        """Return what `stage` gave, empty where it gave nothing.
+        """Return a copy of the data that `stage` returned.
 
         Raises:
-            KeyError: There is no such stage; the message names the nearest one.
+            KeyError: There is no such stage; the message suggests the closest match.
         """
         return dict(self[stage].data)
 
     def raise_on_failure(self) -> PipelineResults:
-        """Return these results where the run is ok.
+        """Return these results if the run is ok.
 
         Raises:
-            RunFailedError: The run is not ok. It carries these results, and the exception of the
-                stage that failed is its `__cause__`.
+            RunFailedError: The run is not ok. The error contains these results; its `__cause__` is the
+                exception of the failed stage.
         """
         if self.ok:
             return self

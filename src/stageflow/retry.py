@@ -1,4 +1,4 @@
-"""Retry policies: which failures are retried, how often, and after how long."""
+"""Retry policies: which failures are retried, how often, and with which wait."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ __all__ = ["Exponential", "Fixed", "Linear", "Retry", "Wait", "check_seconds"]
 
 
 Wait = Callable[[int], float]
-"""From the number of the attempt that failed (1 or more) to the seconds until the next."""
+"""Returns the seconds until the next attempt for the number of the failed attempt (1 or more)."""
+
+Covered = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+"""The exceptions that a policy covers: a class, a tuple of classes, or a predicate."""
 
 
 def check_seconds(policy: str, **seconds: float | None) -> None:
-    """Raise a ValueError for a number of seconds that is negative, infinite or no number."""
+    """Raise a ValueError for a number of seconds that is negative, infinite or not a number."""
     for name, value in seconds.items():
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{policy}({name}={value!r}): give a number, 0 or more")
+            raise ValueError(f"{policy}({name}={value!r}): expected 0 or more seconds")
 
 
-def _spread(seconds: float, jitter: float) -> float:
-    # Jitter spreads load; it guards nothing, so the cheap generator will do.
+def _with_jitter(seconds: float, jitter: float) -> float:
+    # Jitter only spreads load, so it does not need a secure random generator.
     return seconds * (1 - jitter * random.random()) if jitter else seconds
 
 
@@ -35,8 +38,8 @@ class Fixed(Struct, metaclass=ValueType, frozen=True):
     """Wait the same time before each attempt.
 
     Args:
-        seconds: 0 or more.
-        jitter: The share of a wait that is random: 0 none, 1 anything between nothing and all.
+        seconds: Seconds between two attempts; 0 or more.
+        jitter: Random share of each wait, from 0 (none) to 1 (the wait is between 0 and its full length).
 
     Example:
         >>> Fixed(0.5)(3)
@@ -48,20 +51,20 @@ class Fixed(Struct, metaclass=ValueType, frozen=True):
 
     def __post_init__(self) -> None:
         check_seconds("Fixed", seconds=self.seconds)
-        _check_share("Fixed", self.jitter)
+        _check_jitter("Fixed", self.jitter)
 
     def __call__(self, attempt: int) -> float:
-        return _spread(self.seconds, self.jitter)
+        return _with_jitter(self.seconds, self.jitter)
 
 
 class Linear(Struct, metaclass=ValueType, frozen=True):
-    """Wait longer by the same step each time, up to a bound.
+    """Increase the wait by a constant step after each attempt, up to a maximum.
 
     Args:
         initial: Seconds before the second attempt.
-        step: By how many seconds each wait exceeds the one before it; default `initial`.
-        maximum: No wait is longer than this many seconds.
-        jitter: The share of a wait that is random: 0 none, 1 anything between nothing and all.
+        step: Seconds by which each wait exceeds the previous one; default `initial`.
+        maximum: Longest wait in seconds.
+        jitter: Random share of each wait, from 0 (none) to 1 (the wait is between 0 and its full length).
 
     Example:
         >>> [Linear(1, maximum=2.5)(attempt) for attempt in (1, 2, 3)]
@@ -75,21 +78,21 @@ class Linear(Struct, metaclass=ValueType, frozen=True):
 
     def __post_init__(self) -> None:
         check_seconds("Linear", initial=self.initial, step=self.step or 0, maximum=self.maximum)
-        _check_share("Linear", self.jitter)
+        _check_jitter("Linear", self.jitter)
 
     def __call__(self, attempt: int) -> float:
         step = self.initial if self.step is None else self.step
-        return _spread(min(self.initial + step * (attempt - 1), self.maximum), self.jitter)
+        return _with_jitter(min(self.initial + step * (attempt - 1), self.maximum), self.jitter)
 
 
 class Exponential(Struct, metaclass=ValueType, frozen=True):
-    """Wait longer by a factor each time, up to a bound, with jitter so that clients spread out.
+    """Multiply the wait by a factor after each attempt, up to a maximum, with jitter to spread the load.
 
     Args:
         initial: Seconds before the second attempt.
-        factor: By how much each wait exceeds the one before it.
-        maximum: No wait is longer than this many seconds.
-        jitter: The share of a wait that is random: 0 none, 1 anything between nothing and all.
+        factor: Ratio of each wait to the previous one.
+        maximum: Longest wait in seconds.
+        jitter: Random share of each wait, from 0 (none) to 1 (the wait is between 0 and its full length).
 
     Example:
         >>> [Exponential(0.1, jitter=0)(attempt) for attempt in (1, 2, 3)]
@@ -103,39 +106,35 @@ class Exponential(Struct, metaclass=ValueType, frozen=True):
 
     def __post_init__(self) -> None:
         check_seconds("Exponential", initial=self.initial, factor=self.factor, maximum=self.maximum)
-        _check_share("Exponential", self.jitter)
+        _check_jitter("Exponential", self.jitter)
 
     def __call__(self, attempt: int) -> float:
         try:
             wait = min(self.initial * self.factor ** (attempt - 1), self.maximum)
         except OverflowError:
             wait = self.maximum
-        return _spread(wait, self.jitter)
+        return _with_jitter(wait, self.jitter)
 
 
-def _check_share(policy: str, jitter: float) -> None:
+def _check_jitter(policy: str, jitter: float) -> None:
     if not isinstance(jitter, (int, float)) or not 0 <= jitter <= 1:
-        raise ValueError(f"{policy}(jitter={jitter!r}): give a share from 0 to 1")
-
-
-Covered = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+        raise ValueError(f"{policy}(jitter={jitter!r}): expected a number from 0 to 1")
 
 
 class Retry(Struct, metaclass=ValueType, frozen=True):
-    """Try a stage again when it raises what `on` covers, or returns `StageOutput.retry`.
+    """Retry a stage that raises an exception covered by `on`, or returns `StageOutput.retry`.
 
     Args:
-        attempts: How many attempts in all, the first included; 1 or more.
-        wait: Seconds between attempts, or a function of the number of the attempt that failed:
-            `Fixed`, `Linear`, `Exponential`, or one of your own.
-        on: The exceptions worth another attempt: a class, a tuple of classes, or a function
-            from the exception to a bool. `()` retries only what returns `StageOutput.retry`. An exception
-            group is retried if every leaf is.
-        deadline: Seconds from the start of the first attempt, after which no further one starts;
-            default no limit. A wait that would go beyond it is not begun.
+        attempts: Maximum number of attempts, including the first; 1 or more.
+        wait: Seconds between attempts, or a function of the number of the failed attempt: `Fixed`, `Linear`,
+            `Exponential`, or a custom one.
+        on: The exceptions to retry: a class, a tuple of classes, or a function from the exception to a bool.
+            With `()`, only `StageOutput.retry` is retried. An exception group is retried if every leaf is.
+        deadline: Seconds from the start of the first attempt after which no attempt starts; default no
+            limit. The stage fails at once if the wait would exceed it.
 
     Raises:
-        ValueError: For attempts under 1, a negative wait or deadline, or an `on` of another kind.
+        ValueError: `attempts` is less than 1, `wait` or `deadline` is negative, or `on` has another type.
 
     Example:
         >>> Retry(attempts=3, on=ConnectionError).covers(ConnectionResetError())
@@ -149,7 +148,7 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
 
     def __post_init__(self) -> None:
         if not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ValueError(f"Retry(attempts={self.attempts!r}): give a whole number, 1 or more")
+            raise ValueError(f"Retry(attempts={self.attempts!r}): expected an integer of 1 or more")
         if not callable(self.wait):
             check_seconds("Retry", wait=self.wait)
         if self.deadline is not None:
@@ -159,7 +158,7 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
             is_class = isinstance(covered, type) and issubclass(covered, BaseException)
             if not is_class and (isinstance(self.on, (tuple, type)) or not callable(covered)):
                 raise ValueError(
-                    f"Retry(on={self.on!r}): give an exception class, a tuple of them, "
+                    f"Retry(on={self.on!r}): expected an exception class, a tuple of classes, "
                     "or a function of the exception"
                 )
 
@@ -187,12 +186,12 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
         return all(verdicts)
 
     def seconds_after(self, attempt: int) -> float:
-        """Return how long to wait after attempt number `attempt`, in seconds, never less than 0.
+        """Return the wait after attempt number `attempt` in seconds, at least 0.
 
         Raises:
             ValueError: The wait function returned no finite number.
         """
         wait = float(self.wait(attempt) if callable(self.wait) else self.wait)
         if not math.isfinite(wait):
-            raise ValueError(f"the wait after attempt {attempt} is {wait} s")
+            raise ValueError(f"the wait after attempt {attempt} is {wait} s; expected a finite number")
         return max(0.0, wait)

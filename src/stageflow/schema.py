@@ -1,6 +1,6 @@
-"""The shapes of the two wide events, typed and versioned, and of the marks that a journal keeps beside them.
+"""The types of the wide events, and of the lifecycle marks in a journal; versioned.
 
-The published JSON Schemas come out of them.
+The published JSON Schemas are generated from these types.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-"""Goes up when a key changes its meaning or goes away; a new key does not raise it."""
+"""Incremented when a key changes its meaning or is removed, but not when a key is added."""
 
 Timestamp = Annotated[
     str,
@@ -57,7 +57,7 @@ Timestamp = Annotated[
         extra_json_schema={"format": "date-time"},
     ),
 ]
-Milliseconds = Annotated[float, Meta(ge=0, description="milliseconds, with their fraction")]
+Milliseconds = Annotated[float, Meta(ge=0, description="milliseconds, with a fractional part")]
 Count = Annotated[int, Meta(ge=0)]
 TerminalOrRetry = Literal["OK", "SKIP", "CANCEL", "FAIL", "RETRY"]
 Terminal = Literal["OK", "SKIP", "CANCEL", "FAIL"]
@@ -95,12 +95,12 @@ _IDENTITY, _LABEL, _OUTCOME = _role(Role.IDENTITY), _role(Role.LABEL), _role(Rol
 _DURATION, _WORK, _PROCESS = _role(Role.DURATION), _role(Role.WORK), _role(Role.PROCESS)
 _TIME, _RECORD = _role(Role.TIME), _role(Role.RECORD)
 
-# `gc=False`: these hold only plain values and each other, so they can be in no reference cycle,
-# and a journal that makes millions of them gives the collector nothing to walk.
+# `gc=False`: these types contain only plain values and each other, so they cannot be part of a reference
+# cycle. The garbage collector then does not visit them; a journal may create millions.
 
 
 class CorrelationIds(Struct, frozen=True, gc=False):
-    """The five ids by which events of one request are found."""
+    """The ids that correlate the events of one run, request or user."""
 
     pipeline_run_id: Annotated[str | None, _IDENTITY] = None
     request_id: Annotated[str | None, _LABEL] = None
@@ -110,7 +110,7 @@ class CorrelationIds(Struct, frozen=True, gc=False):
 
 
 class PipelineMetadata(Struct, frozen=True, gc=False):
-    """What ran, and how."""
+    """The labels of a run: service, topology and execution mode."""
 
     service: Annotated[str, _LABEL]
     topology: Annotated[str, _LABEL]
@@ -118,11 +118,11 @@ class PipelineMetadata(Struct, frozen=True, gc=False):
 
 
 class ExceptionInfo(Struct, frozen=True, gc=False):
-    """One exception: its type, its message, the innermost frames of its stack, its chain, and its notes.
+    """An exception: its type, its message, the innermost frames of its stack, its chain and its notes.
 
-    `relation` of a link of the chain is `cause` (`raise ... from`), `context` (raised while the other was
-    handled) or `group` (a leaf of an `ExceptionGroup`, also of one inside it). `notes` were added by
-    `add_note`.
+    The `relation` of an exception in the chain is `cause` (`raise ... from`), `context` (the exception that
+    was being handled) or `group` (a leaf of an `ExceptionGroup`, including nested groups). `notes` contains
+    the notes added by `add_note`.
     """
 
     type: str
@@ -134,7 +134,7 @@ class ExceptionInfo(Struct, frozen=True, gc=False):
 
 
 class Resource(Struct, frozen=True, gc=False):
-    """The process that ran it. What is neither configured nor said by the platform is null."""
+    """The process of the run. A value that is neither configured nor provided by the platform is null."""
 
     service_version: Annotated[str | None, _LABEL]
     host: Annotated[str, _LABEL]
@@ -145,11 +145,11 @@ class Resource(Struct, frozen=True, gc=False):
 
 
 class ProcessSample(Struct, frozen=True, gc=False):
-    """How the process was when it was last sampled, within the 10 s before.
+    """The latest measurements of the process, at most 10 s old.
 
-    `memory_peak_bytes` is the most that it ever had in memory, `cpu_percent` its share of one
-    processor since the sample before, `loop_lag_ms` for how long what was ready had to wait for
-    its event loop; null before it was measured.
+    `memory_peak_bytes` is the peak memory usage since the start of the process, `cpu_percent` the usage of
+    one processor since the previous sample, and `loop_lag_ms` the delay of ready callbacks on the event loop;
+    null before it was measured.
     """
 
     uptime_s: Annotated[float, _PROCESS]
@@ -159,7 +159,7 @@ class ProcessSample(Struct, frozen=True, gc=False):
 
 
 class Trace(Struct, frozen=True, gc=False):
-    """W3C Trace Context: where this event stands in a distributed trace."""
+    """The W3C trace context of an event: its position in a distributed trace."""
 
     trace_id: Annotated[Annotated[str, Meta(pattern="^[0-9a-f]{32}$")], _IDENTITY]
     span_id: Annotated[Annotated[str, Meta(pattern="^[0-9a-f]{16}$")], _IDENTITY]
@@ -167,7 +167,7 @@ class Trace(Struct, frozen=True, gc=False):
 
 
 class StageSummary(Struct, frozen=True, gc=False):
-    """One line of `stage_summaries`."""
+    """An item of `stage_summaries`."""
 
     stage_name: str
     status: Terminal
@@ -176,7 +176,7 @@ class StageSummary(Struct, frozen=True, gc=False):
 
 
 class StageWide(Struct, frozen=True, gc=False):
-    """`stage.wide`: the full record of one attempt that was retried, or of the end of a stage."""
+    """`stage.wide`: the complete record of an attempt that was retried, or of the last attempt of a stage."""
 
     # The order of the fields is a contract: events are built by position (`_wide.build_stage_wide`).
 
@@ -191,7 +191,7 @@ class StageWide(Struct, frozen=True, gc=False):
     events_count: Annotated[Count, _WORK]
     correlation_ids: CorrelationIds
     pipeline_metadata: PipelineMetadata
-    # Additive from here on. Who does not know a field leaves it out: a run that was cut off, say.
+    # Additive from here on. Producers that do not know a value, such as crash recovery, use the default.
     schema_version: Annotated[int, _RECORD]
     event_id: Annotated[str, _IDENTITY]
     resource: Resource
@@ -217,10 +217,10 @@ class StageWide(Struct, frozen=True, gc=False):
 
 
 class PipelineWide(Struct, frozen=True, gc=False):
-    """`pipeline.wide`: the full record of one run."""
+    """`pipeline.wide`: the complete record of one run."""
 
-    # The order of the fields is a contract: events are built by position (`_wide.build_pipeline_wide`), and a
-    # journal recognises a failed run by the first bytes of its line, and `started_at` must be near the start.
+    # The order of the fields is a contract: events are built by position (`_wide.build_pipeline_wide`), a
+    # journal recognizes a failed run by the first bytes of its line, and `started_at` must be near the start.
 
     status: Annotated[Literal["OK", "FAIL"], _OUTCOME]
     duration_ms: Annotated[Milliseconds, _DURATION]
@@ -259,9 +259,9 @@ class PipelineWide(Struct, frozen=True, gc=False):
 
 
 class WideAmend(Struct, frozen=True, gc=False, kw_only=True):
-    """`stage.wide.amend` and `pipeline.wide.amend`: fields that came after the event had gone out.
+    """`stage.wide.amend` and `pipeline.wide.amend`: attributes that were set after the event was emitted.
 
-    They belong to the event with the same `event_id`: each replaces the attribute of its name.
+    They belong to the event with the same `event_id`. Each replaces the attribute of the same name.
     """
 
     event_id: str
@@ -276,7 +276,7 @@ class WideAmend(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class StageOutline(Struct, frozen=True, gc=False, array_like=True):
-    """What is known of a stage before it runs; an array in JSON, for there is one for every stage."""
+    """The description of a stage before it runs; an array in JSON, because a run has one for every stage."""
 
     name: str
     kind: str | None
@@ -298,7 +298,7 @@ class RunIdentity(Struct, frozen=True, gc=False):
 
 
 class RunOpen(RunIdentity, frozen=True, gc=False):
-    """The mark of a run's start, from which a journal can complete the record of a run whose process died.
+    """The mark of the start of a run. A journal uses it to complete the record of a run whose process died.
 
     `stages` may be encoded JSON, because it is the same for every run of a graph.
     """
@@ -310,7 +310,7 @@ class RunOpen(RunIdentity, frozen=True, gc=False):
 
 
 class RunClosed(Struct, frozen=True, gc=False):
-    """The mark of a run's end, for a run that leaves no `pipeline.wide` where it began."""
+    """The mark of the end of a run that emits no `pipeline.wide` to the sink of its `RunOpen`."""
 
     event_id: str
     reason: str
@@ -347,9 +347,9 @@ class AttributesSoFar(Struct, frozen=True, gc=False, array_like=True):
 class Heartbeat(Struct, frozen=True, gc=False):
     """The mark that a process with runs in progress writes once per second.
 
-    From it, a journal knows the running stages and the attributes of a run whose process died. `omitted_runs`
-    and `omitted_attributes` count what did not fit in this line; the next line starts with it, unless it
-    fits in no line.
+    If the process dies, a journal uses it to determine the running stages and the attributes of a run.
+    `omitted_runs` and `omitted_attributes` count the items that did not fit into this line; the next line
+    starts with them, unless they are too large for any line.
     """
 
     at: Timestamp
@@ -360,24 +360,24 @@ class Heartbeat(Struct, frozen=True, gc=False):
     omitted_attributes: Count
 
 
-def roles(shape: type[Struct]) -> dict[str, frozenset[Role]]:
-    """Return the roles of each field of an event; an object has the roles of its fields.
+def roles(event: type[Struct]) -> dict[str, frozenset[Role]]:
+    """Return the roles of each field of an event type, including the fields of nested objects.
 
     Example:
         >>> sorted(roles(StageWide)["ended_at"])
         [<Role.DURATION: 'duration'>, <Role.TIME: 'time'>]
     """
     found: dict[str, frozenset[Role]] = {}
-    info = msgspec.inspect.type_info(shape)
+    info = msgspec.inspect.type_info(event)
     assert isinstance(info, msgspec.inspect.StructType)
     for field in info.fields:
-        of = field.type
-        if isinstance(of, msgspec.inspect.Metadata):
-            if of.extra is not None:
-                found[field.name] = frozenset(of.extra["roles"])
+        kind = field.type
+        if isinstance(kind, msgspec.inspect.Metadata):
+            if kind.extra is not None:
+                found[field.name] = frozenset(kind.extra["roles"])
                 continue
-            of = of.type
-        members = of.types if isinstance(of, msgspec.inspect.UnionType) else (of,)
+            kind = kind.type
+        members = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
         for member in members:
             if isinstance(member, msgspec.inspect.StructType):
                 found |= roles(member.cls)
@@ -392,7 +392,7 @@ def fields_with(*wanted: Role) -> frozenset[str]:
         ['cpu_percent', 'loop_lag_ms', 'memory_peak_bytes', 'uptime_s']
     """
     known: Mapping[str, frozenset[Role]] = {**roles(PipelineWide), **roles(StageWide)}
-    return frozenset(name for name, its in known.items() if not its.isdisjoint(wanted))
+    return frozenset(name for name, assigned in known.items() if not assigned.isdisjoint(wanted))
 
 
 CUSTOM_EVENT_KEYS = (
@@ -435,17 +435,17 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         ['pipeline.wide', 'pipeline.wide.amend', 'stage.wide', 'stage.wide.amend']
     """
     schemas = {}
-    for event_type, shape in (
+    for event_type, event in (
         ("stage.wide", StageWide),
         ("pipeline.wide", PipelineWide),
         ("stage.wide.amend", WideAmend),
         ("pipeline.wide.amend", WideAmend),
     ):
-        schema = msgspec.json.schema(shape)
-        # Who makes an event may leave out what has a default. It is in the event all the same.
-        made = schema["$defs"][shape.__name__]
-        made["required"] = list(made["properties"])
-        for field in made["properties"].values():
+        schema = msgspec.json.schema(event)
+        # Every field is in the encoded event. Defaults only apply to the constructor.
+        definition = schema["$defs"][event.__name__]
+        definition["required"] = list(definition["properties"])
+        for field in definition["properties"].values():
             field.pop("default", None)
         schemas[event_type] = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -456,7 +456,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 
 def _unindented(part: Any) -> Any:
-    """Return a schema with its descriptions as every version of Python has docstrings."""
+    """Return a schema with cleaned descriptions: since Python 3.13, the compiler removes the indentation."""
     if isinstance(part, dict):
         return {
             key: cleandoc(value) if key == "description" and isinstance(value, str) else _unindented(value)

@@ -1,4 +1,4 @@
-"""The settings of a process: from arguments, the environment and `pyproject.toml`, in that order."""
+"""The settings of a process, from arguments, environment variables and `pyproject.toml`, in that order."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from ._toml import parse_toml
 from .errors import SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink, write_failures
-from .observability import Defaults, EventLimits, Redact, Shape, use_defaults, use_shape
+from .observability import Defaults, EventLimits, Redact, SanitizeRules, use_defaults, use_sanitize_rules
 
 __all__ = ["Given", "Settings", "close_journal", "configure", "reset", "settings"]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """What is in force, and where each came from.
+    """The settings in effect, and the source of each.
 
     Attributes:
         journal: Absolute path of the directory of the journal, or None for no journal.
-        sink: The sink that was given beside it or instead, or None.
-        service: Name of the service; None for what the platform says.
-        version: Its version; None likewise.
-        environment: Where it is deployed; None likewise.
-        commit: The commit it was built from; None likewise.
-        redact: What is taken out of events; None for nothing.
-        limits: How large an event may grow.
-        health_seconds: Seconds between two `stageflow.health` events; None for none.
+        sink: A sink to use instead of the journal, or in addition to it; None for no such sink.
+        service: Name of the service; None to detect it from the platform.
+        version: Version of the service; None to detect it from the platform.
+        environment: Deployment environment; None to detect it from the platform.
+        commit: Commit that the service was built from; None to detect it from the platform.
+        redact: What to redact from events; None for nothing.
+        limits: Maximum size of an event.
+        health_seconds: Seconds between two `stageflow.health` events; None for no such events.
         journal_options: Further arguments of `JournalSink`: `fsync`, `max_bytes`, ...
-        max_threads: How many synchronous stages may run in threads at once, over all runs of the process.
+        max_threads: Maximum number of synchronous stages that run in threads at once, over all runs of the
+            process.
         failure_outcomes: The outcomes that count as failures in statistics, alerts, sampling and retention.
-            They are stored in the journal, for readers in every process. None leaves what the journal
-            states: by default `failed`, `timeout` and `crashed`.
-        origins: Where each came from: "argument", the name of an environment variable, or a file.
+            They are stored in the journal, for readers in every process. None keeps the definition of the
+            journal, by default `failed`, `timeout` and `crashed`.
+        origins: Source of each setting: "argument", the name of an environment variable, or a file.
     """
 
     journal: str | None = None
@@ -74,30 +75,30 @@ _VARIABLES = {
     "max_threads": "STAGEFLOW_MAX_THREADS",
     "failure_outcomes": "STAGEFLOW_FAILURE_OUTCOMES",
 }
-"""The environment variable of each setting: text as it is, the others as JSON."""
+"""The environment variable of each setting: plain text for those in `_STRINGS`, JSON for the others."""
 
-_TEXTS = ("journal", "service", "version", "environment", "commit")
+_STRINGS = ("journal", "service", "version", "environment", "commit")
 
 _settings: Settings | None = None
 _journal: JournalSink | None = None
-_journal_as_given: tuple[str | None, str | None] = (None, None)
+_journal_argument: tuple[str | None, str | None] = (None, None)
 """The path of the journal in `_settings` before it was made absolute, and its origin."""
 
-# Reentrant: a signal handler may configure, too.
+# Reentrant: a signal handler may call `configure`, too.
 _changing = threading.RLock()
 
 
-def _forget_parents_threads() -> None:
-    # One of them may have been in the middle of it, and will never let go.
+def _replace_lock() -> None:
+    # A thread of the parent may hold the lock. It does not exist in the child and will never release it.
     global _changing
     _changing = threading.RLock()
 
 
-reset_in_child(_forget_parents_threads)
+reset_in_child(_replace_lock)
 
 
 class Given(TypedDict, total=False):
-    """What `configure` takes; see `Settings`."""
+    """The arguments of `configure`; see `Settings`."""
 
     journal: str | os.PathLike[str] | None
     sink: EventSink | Any
@@ -114,13 +115,13 @@ class Given(TypedDict, total=False):
 
 
 def configure(**given: Unpack[Given]) -> Settings:
-    """Set up this process: where events go, what they say of it, what is taken out of them.
+    """Configure this process: where events are stored, how they describe the process, what is redacted.
 
-    From then on every graph emits its wide events, also one that was built before, unless it was
-    built with a flag that says otherwise. Each setting is taken from the first that has it: the
-    arguments, the environment (`STAGEFLOW_JOURNAL`, ...), `[tool.stageflow]` in the nearest
-    `pyproject.toml` from the working directory upwards. Calling it again with the same changes nothing,
-    also from several threads at once.
+    Afterwards, every graph emits its wide events, including graphs that were built before, unless it was
+    built with a flag that disables them. Each setting has the value of the first source that defines it: the
+    arguments, the environment variables (`STAGEFLOW_JOURNAL`, ...), and `[tool.stageflow]` in the nearest
+    `pyproject.toml` from the working directory upwards. Another call with the same settings has no effect,
+    even if several threads make it at once.
 
     A relative path in `pyproject.toml` is relative to that file; any other is relative to the working
     directory at the time of the call. A later `os.chdir` has no effect on it, nor has calling `configure`
@@ -128,60 +129,60 @@ def configure(**given: Unpack[Given]) -> Settings:
 
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
-            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`; see `Settings`. Without
-            `journal` and `sink` anywhere, events go to the global sink as before.
+            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`; see `Settings`. If no
+            source defines `journal` or `sink`, the global sink remains as it is.
 
     Returns:
-        What is in force now, and where each came from.
+        The settings in effect, and the source of each.
 
     Raises:
-        SettingsError: A setting is unknown or has a wrong value; it says where it stands.
+        SettingsError: A setting is unknown or has an invalid value; the message names its source.
 
     Example:
         stageflow.configure(journal="journal", service="shop")
     """
-    global _settings, _journal_as_given
+    global _settings, _journal_argument
     with _changing:
         found = _read(given)
-        as_given = (found.journal, found.origins.get("journal"))
-        if _settings is not None and as_given == _journal_as_given:
+        argument = (found.journal, found.origins.get("journal"))
+        if _settings is not None and argument == _journal_argument:
             found = replace(found, journal=_settings.journal)
         elif found.journal:
             found = replace(found, journal=absolute_path(found.journal))
         if found != _settings:
-            _put_in_force(found, _settings)
-            _settings, _journal_as_given = found, as_given
+            _apply(found, _settings)
+            _settings, _journal_argument = found, argument
     return found
 
 
 def settings() -> Settings | None:
-    """Return what `configure` put in force, or None where it was not called."""
+    """Return the settings in effect, or None if `configure` was not called."""
     return _settings
 
 
 def close_journal() -> None:
-    """Sync and close the journal that `configure` opened, if it did."""
+    """Sync and close the journal that `configure` opened; no effect if it opened none."""
     if _journal is not None:
         _journal.close()
 
 
 def reset() -> None:
-    """Go back to how it was before `configure`; for tests."""
+    """Restore the state before `configure`; for tests."""
     global _settings, _journal
     with _changing:
         if _settings is not None:
             clear_event_sink()
             _journal = None
             use_defaults(Defaults())
-            use_shape(Shape())
+            use_sanitize_rules(SanitizeRules())
             _settings = None
 
 
-def _put_in_force(new: Settings, old: Settings | None) -> None:
+def _apply(new: Settings, old: Settings | None) -> None:
     global _journal
     if new.sink is not None:
         try:
-            FanoutEventSink(new.sink)  # before the journal is opened: a wrong one leaves all as it was
+            FanoutEventSink(new.sink)  # before the journal is opened: an invalid sink changes nothing
         except TypeError as error:
             raise SettingsError(f"sink: {error}", _origin(new, "sink")) from None
     where = (new.journal, dict(new.journal_options), new.sink)
@@ -205,7 +206,7 @@ def _put_in_force(new: Settings, old: Settings | None) -> None:
             write_failures(new.journal, FailureOutcomes(new.failure_outcomes))
         except OSError as error:
             raise SettingsError(f"failure_outcomes: {error}", _origin(new, "failure_outcomes")) from None
-    use_shape(Shape(new.redact, new.limits))
+    use_sanitize_rules(SanitizeRules(new.redact, new.limits))
     use_defaults(
         Defaults(
             emits=True,
@@ -224,21 +225,19 @@ def _check_options(new: Settings) -> None:
     known = list(inspect.signature(JournalSink).parameters)[1:]
     for name in new.journal_options:
         if name not in known:
-            raise TypeError(f"JournalSink has no option {name!r}{did_you_mean(str(name), known)}")
+            raise TypeError(f"unknown option {name!r} of JournalSink{did_you_mean(str(name), known)}")
 
 
 def _origin(found: Settings, name: str) -> str:
     return found.origins.get(name, "argument")
 
 
-# ------------------------------------------------------------ reading
-
-
 def _read(given: Mapping[str, Any]) -> Settings:
+    """Return the settings from all sources, validated."""
     known = [name for name in Settings.__struct_fields__ if name != "origins"]
     for name in given:
         if name not in known:
-            raise SettingsError(f"there is no setting {name!r}{did_you_mean(name, known)}", "argument")
+            raise SettingsError(f"unknown setting {name!r}{did_you_mean(name, known)}", "argument")
     path, table = _pyproject()
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -253,20 +252,20 @@ def _read(given: Mapping[str, Any]) -> Settings:
                 values[name] = os.path.join(os.path.dirname(path), table[name])
     for name in table.keys() - set(known):
         raise SettingsError(
-            f"there is no setting {name!r}{did_you_mean(name, known)}", f"{path} [tool.stageflow]"
+            f"unknown setting {name!r}{did_you_mean(name, known)}", f"{path} [tool.stageflow]"
         )
     if isinstance(values.get("journal"), os.PathLike):
         values["journal"] = os.fspath(values["journal"])
     for name, kind in (("redact", Redact), ("limits", EventLimits)):
         if isinstance(values.get(name), Mapping):
-            values[name] = _converted(name, values[name], kind, origins[name])
+            values[name] = _convert(name, values[name], kind, origins[name])
         elif values.get(name) is False and name == "redact":
             values[name] = None
-    return _checked(values, origins)
+    return _validate(values, origins)
 
 
 def _from_text(name: str, text: str, variable: str) -> Any:
-    if name in _TEXTS:
+    if name in _STRINGS:
         return text or None
     try:
         return msgspec.json.decode(text)
@@ -274,30 +273,30 @@ def _from_text(name: str, text: str, variable: str) -> Any:
         raise SettingsError(f"{name}: {text!r} is invalid JSON ({error})", variable) from None
 
 
-def _converted(name: str, value: Any, kind: type[Struct], origin: str) -> Struct:
+def _convert(name: str, value: Any, kind: type[Struct], origin: str) -> Struct:
     unknown = [key for key in value if key not in kind.__struct_fields__]
     if unknown:
         hint = did_you_mean(unknown[0], kind.__struct_fields__)
-        raise SettingsError(f"{name}: there is no {unknown[0]!r}{hint}", origin)
+        raise SettingsError(f"{name}: unknown field {unknown[0]!r}{hint}", origin)
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError) as error:
         raise SettingsError(f"{name}: {error}", origin) from None
 
 
-def _checked(values: dict[str, Any], origins: dict[str, str]) -> Settings:
-    for name in _TEXTS:
+def _validate(values: dict[str, Any], origins: dict[str, str]) -> Settings:
+    for name in _STRINGS:
         if not isinstance(values.get(name), str | None):
-            raise SettingsError(f"{name}={values[name]!r}; give text", origins[name])
+            raise SettingsError(f"{name} must be a string, got {values[name]!r}", origins[name])
     for name, kinds in (("redact", Redact | None), ("limits", EventLimits), ("journal_options", Mapping)):
         if name in values and not isinstance(values[name], kinds):
-            raise SettingsError(f"{name}={values[name]!r}; give {_wanted(name)}", origins[name])
+            raise SettingsError(f"{name} must be {_expected(name)}, got {values[name]!r}", origins[name])
     if (outcomes := values.get("failure_outcomes")) is not None:
         try:
             values["failure_outcomes"] = FailureOutcomes.of(outcomes).outcomes
         except TypeError:
             raise SettingsError(
-                f'failure_outcomes={outcomes!r}; expected a list of outcomes such as ["failed", "timeout"]',
+                f'failure_outcomes must be a list such as ["failed", "timeout"], got {outcomes!r}',
                 origins["failure_outcomes"],
             ) from None
         except ValueError as error:
@@ -306,21 +305,22 @@ def _checked(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and seconds > 0):
         raise SettingsError(
-            f"health_seconds={seconds!r}; give seconds, more than 0, or none", origins["health_seconds"]
+            f"health_seconds must be more than 0 seconds, or None, got {seconds!r}", origins["health_seconds"]
         )
     threads = values.get("max_threads", 1)
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise SettingsError(
-            f"max_threads={threads!r}; expected a whole number, 1 or more", origins["max_threads"]
+            f"max_threads must be an integer of 1 or more, got {threads!r}", origins["max_threads"]
         )
     return Settings(**values, origins=origins)
 
 
-def _wanted(name: str) -> str:
-    return {"redact": "Redact(...), or False", "limits": "EventLimits(...)"}.get(name, "a mapping")
+def _expected(name: str) -> str:
+    return {"redact": "Redact(...) or False", "limits": "EventLimits(...)"}.get(name, "a mapping")
 
 
 def _pyproject() -> tuple[str, dict[str, Any]]:
+    """Return the path of the nearest `pyproject.toml` and its table `[tool.stageflow]`, or empty values."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         path = folder / "pyproject.toml"
@@ -328,11 +328,11 @@ def _pyproject() -> tuple[str, dict[str, Any]]:
             try:
                 table = parse_toml(path.read_bytes())
             except (OSError, ValueError) as error:
-                raise SettingsError(f"it cannot be read: {error}", str(path)) from None
-            ours: Any = table
+                raise SettingsError(f"cannot read the file: {error}", str(path)) from None
+            section: Any = table
             for name in ("tool", "stageflow"):
-                ours = ours.get(name, {})
-                if not isinstance(ours, dict):
-                    raise SettingsError(f"{name} is no table; write [tool.stageflow]", str(path))
-            return str(path), ours
+                section = section.get(name, {})
+                if not isinstance(section, dict):
+                    raise SettingsError(f"{name} must be a table: write [tool.stageflow]", str(path))
+            return str(path), section
     return "", {}

@@ -17,7 +17,18 @@ __all__ = ["Artifact", "StageKind", "StageOutput", "StageResult", "StageStatus"]
 
 
 class StageKind(StrEnum):
-    """What a stage is for. Only ROUTE changes how it runs: it may return `StageOutput.route`."""
+    """The purpose of a stage: a label in its events, by which runs can be grouped and filtered.
+
+    Only ROUTE changes how a stage runs: a ROUTE stage can return `StageOutput.route`.
+
+    Attributes:
+        TRANSFORM: Computes its output from its inputs; the default.
+        ENRICH: Adds data from another source, such as a database or a search index.
+        ROUTE: Selects which of the stages that depend on it run.
+        GUARD: Checks its input, and stops or fails the run if the input is not acceptable.
+        WORK: Has an effect outside the run, such as a write or a request to another service.
+        AGENT: Calls a model that selects its own steps.
+    """
 
     TRANSFORM = "transform"
     ENRICH = "enrich"
@@ -28,7 +39,7 @@ class StageKind(StrEnum):
 
 
 class StageStatus(StrEnum):
-    """How an attempt ended. All but RETRY are terminal: a stage has exactly one of those."""
+    """The status of an attempt. All except RETRY are terminal; a stage has exactly one terminal status."""
 
     OK = "OK"
     SKIP = "SKIP"
@@ -37,11 +48,11 @@ class StageStatus(StrEnum):
     CANCEL = "CANCEL"
 
 
-_NOTHING: Mapping[str, Any] = {}
+_EMPTY: Mapping[str, Any] = {}
 
 
 class StageOutput(Struct, frozen=True, eq=False):
-    """The outcome of one attempt; make one with `ok`, `skip`, `fail`, `cancel`, `retry` or `route`.
+    """The outcome of one attempt; create one with `ok`, `skip`, `fail`, `cancel`, `retry` or `route`.
 
     Returning a mapping is short for `StageOutput.ok(mapping)`, returning None for `StageOutput.ok()`.
 
@@ -64,7 +75,7 @@ class StageOutput(Struct, frozen=True, eq=False):
     routes: tuple[str, ...] | None = None
 
     @staticmethod
-    def ok(data: Mapping[str, Any] = _NOTHING, /, **fields: Any) -> StageOutput:
+    def ok(data: Mapping[str, Any] = _EMPTY, /, **fields: Any) -> StageOutput:
         """The stage succeeded; its dependents read `data` and `fields` through `ctx.inputs`.
 
         Raises:
@@ -72,14 +83,14 @@ class StageOutput(Struct, frozen=True, eq=False):
         """
         if type(data) is not dict and not isinstance(data, Mapping) and not hasattr(data, "keys"):
             raise StageOutputError(
-                f"StageOutput.ok() takes a mapping, not {type_name(data)}",
+                f"StageOutput.ok() expects a mapping, not {type_name(data)}",
                 hint="pass the value under a name, as in StageOutput.ok(items=[...])",
             )
         return StageOutput(StageStatus.OK, {**data, **fields})
 
     @staticmethod
     def skip(reason: object = "", /, **fields: Any) -> StageOutput:
-        """The stage had nothing to do; dependants run all the same.
+        """The stage had nothing to do; its dependents still run.
 
         Raises:
             StageOutputError: `reason` is None.
@@ -89,17 +100,17 @@ class StageOutput(Struct, frozen=True, eq=False):
 
     @staticmethod
     def fail(error: str | BaseException, /, **fields: Any) -> StageOutput:
-        """The stage failed, and says so without raising. It is not retried.
+        """The stage failed. The retry policy does not apply: it is not retried.
 
         Raises:
             StageOutputError: `error` is None, or an exception class that needs arguments.
         """
-        text, exception = _split("fail", error)
+        text, exception = _describe_error("fail", error)
         return StageOutput(StageStatus.FAIL, fields, error=text, exception=exception)
 
     @staticmethod
     def cancel(reason: object = "", /, **fields: Any) -> StageOutput:
-        """End the whole run now, gracefully: it is no error, and the run's status is OK.
+        """Stop the whole run gracefully: this is not an error, and the status of the run is OK.
 
         Raises:
             StageOutputError: `reason` is None.
@@ -109,10 +120,9 @@ class StageOutput(Struct, frozen=True, eq=False):
 
     @staticmethod
     def retry(error: str | BaseException, /, *, after: float | None = None) -> StageOutput:
-        """Try the stage again, `after` seconds from now (default: as its `Retry` policy waits).
+        """Retry the stage `after` seconds from now (default: the wait of its `Retry` policy).
 
-        A stage without a policy of its own is tried three times in all. With no attempt left,
-        the stage fails with `error`.
+        A stage without a policy has three attempts. When no attempt is left, the stage fails with `error`.
 
         Raises:
             StageOutputError: `error` is None or an exception class that needs arguments, or `after` is not a
@@ -122,28 +132,27 @@ class StageOutput(Struct, frozen=True, eq=False):
         if after is not None:
             if not isinstance(after, Real) or isinstance(after, bool):
                 raise StageOutputError(
-                    f"StageOutput.retry(after=...) takes a number of seconds, not {type_name(after)}",
+                    f"StageOutput.retry(after=...) expects a number of seconds, not {type_name(after)}",
                     hint="write StageOutput.retry(error, after=2.5)",
                 )
             if not 0 <= after < float("inf"):
-                raise ValueError(f"StageOutput.retry(after={after!r}): give seconds, 0 or more")
-        text, exception = _split("retry", error)
+                raise ValueError(f"StageOutput.retry(after={after!r}): expected 0 or more seconds")
+        text, exception = _describe_error("retry", error)
         return StageOutput(StageStatus.RETRY, {}, error=text, exception=exception, after=after)
 
     @staticmethod
     def route(*labels: str, **fields: Any) -> StageOutput:
-        """Of the dependants that were given a `route=`, run those with one of these labels.
+        """Run the dependents whose `route=` is one of these labels, and skip those with another `route=`.
 
-        The others are skipped; without a label, all of them. Dependants without a `route=` run in any
-        case.
+        Without a label, all dependents with a `route=` are skipped. Dependents without a `route=` always run.
 
         Raises:
-            StageOutputError: A label is not text.
+            StageOutputError: A label is not a string.
         """
         for label in labels:
             if not isinstance(label, str):
                 raise StageOutputError(
-                    f"StageOutput.route() takes labels as text, not {type_name(label)}",
+                    f"StageOutput.route() expects labels as strings, not {type_name(label)}",
                     hint='write StageOutput.route("short"), or StageOutput.route() to skip all of them',
                 )
         return StageOutput(StageStatus.OK, fields, routes=labels)
@@ -152,28 +161,28 @@ class StageOutput(Struct, frozen=True, eq=False):
 def _reason(function: str, reason: object) -> str:
     if reason is None:
         raise StageOutputError(
-            f"StageOutput.{function}() takes a reason, not None",
+            f"StageOutput.{function}() expects a reason, not None",
             hint=f'write StageOutput.{function}("...") with the reason, or omit the argument',
         )
     return as_text(reason)
 
 
-def _split(function: str, error: str | BaseException) -> tuple[str, BaseException | None]:
+def _describe_error(function: str, error: str | BaseException) -> tuple[str, BaseException | None]:
     if error is None:
         raise StageOutputError(
-            f"StageOutput.{function}() takes an error, not None",
-            hint=f'write StageOutput.{function}("...") with what went wrong, or pass the exception',
+            f"StageOutput.{function}() expects an error, not None",
+            hint=f'write StageOutput.{function}("...") with a description, or pass the exception',
         )
     if is_a(error, type) and issubclass(cast("type", error), BaseException):
-        error = _created(function, cast("type[BaseException]", error))
+        error = _instantiate(function, cast("type[BaseException]", error))
     if is_a(error, BaseException):
         exception = cast("BaseException", error)
         return describe(exception), exception
     return as_text(error), None
 
 
-def _created(function: str, kind: type[BaseException]) -> BaseException:
-    """Return an instance of an exception class that was passed instead of one, as `raise` does."""
+def _instantiate(function: str, kind: type[BaseException]) -> BaseException:
+    """Return an instance of an exception class, as `raise` does."""
     try:
         return kind()
     except BaseException as raised:
@@ -186,18 +195,18 @@ def _created(function: str, kind: type[BaseException]) -> BaseException:
 
 
 class Artifact(Struct, frozen=True):
-    """Something a stage made that is worth keeping beside its data: a file, an image, a prompt."""
+    """An artifact that a stage stores in addition to its data: a file, an image, a prompt."""
 
     type: str
     payload: Any = None
 
 
 class StageResult(Struct, frozen=True, eq=False):
-    """The result of a stage: its terminal status, its data, its times, and what it said.
+    """The result of a stage: its terminal status, data, times and annotations.
 
-    The record of a run keeps type, message and stack of an exception; the result keeps the live
-    `exception` itself. Times are whole nanoseconds since the Unix epoch; the properties give them
-    as the events do.
+    The record of a run contains the type, message and stack of an exception; the result contains the
+    `exception` itself. The fields for times are integers, nanoseconds since the Unix epoch; the properties
+    return the values in the events.
 
     Example:
         >>> result = StageResult("search", StageStatus.OK, {"hits": 3}, ended_ns=1_500_000)
@@ -212,10 +221,10 @@ class StageResult(Struct, frozen=True, eq=False):
     exception: BaseException | None = None
     reason: str | None = None
     attempt: int = 1
-    """Number of the attempt this tells of: the last one, or the next one of a stage that was waiting
-    for it when the run ended. 0 for a stage that never started."""
+    """Number of the last attempt, or of the next one if the run ended while the stage waited for it; 0 for a
+    stage that never started."""
     attempts: int = 1
-    """How many attempts there were."""
+    """Number of attempts that started."""
     ready_ns: int = 0
     started_ns: int = 0
     ended_ns: int = 0
@@ -229,30 +238,30 @@ class StageResult(Struct, frozen=True, eq=False):
     retry_after: float | None = None
     abandoned: bool = False
     outcome_by: str | None = None
-    """Name of the interceptor that made the outcome, where one did."""
+    """Name of the interceptor that determined the outcome, or None if the stage did."""
     sequence: int = field(default=0)
-    """Place of the stage in its pipeline, counted from 0."""
+    """Position of the stage in its pipeline, starting at 0."""
     loop_blocked_ms: float | None = None
-    """Milliseconds of the longest step of the last attempt on the event loop; None for at most 50."""
+    """Milliseconds for which one step of the last attempt blocked the event loop; None for 50 or less."""
 
     @property
     def ok(self) -> bool:
-        """True for a stage that did its work (status OK)."""
+        """True if the status is OK."""
         return self.status is StageStatus.OK
 
     @property
     def duration_ms(self) -> float:
-        """Milliseconds of the last attempt, to the microsecond; 0 for a stage that never started."""
+        """Duration of the last attempt in milliseconds; 0 for a stage that never started."""
         return (self.ended_ns // 1000 - self.started_ns // 1000) / 1000
 
     @property
     def queue_ms(self) -> float:
-        """Milliseconds from ready to the start of the last attempt, waits between attempts included."""
+        """Milliseconds from ready to the start of the last attempt, including the waits between attempts."""
         return (self.started_ns // 1000 - (self.ready_ns or self.started_ns) // 1000) / 1000
 
     @property
     def total_ms(self) -> float:
-        """Milliseconds from ready to ended: all attempts and all waits."""
+        """Milliseconds from ready to ended, including all attempts and waits."""
         return (self.ended_ns // 1000 - (self.ready_ns or self.started_ns) // 1000) / 1000
 
     @property

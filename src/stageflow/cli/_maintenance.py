@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from .._installation import other_distributions
 from ..errors import ArchiveDamagedError, MissingExtraError, StageflowError
 from ..render import count, draw_archive_state, draw_journal_state, draw_repaired, draw_repaired_archive
 from ..store import has_archive
@@ -189,7 +190,7 @@ def doctor(
         if repair:
             repaired = checked.repair(progress, state_files=state_files)
         state = checked.check(progress, state_files=state_files)
-    archive, problems, not_repaired = None, list(state.problems), None
+    archive, problems, not_repaired = None, [*other_distributions(), *state.problems], None
     if _has_archive(checked.path):
         with show_progress("archive") as progress:
             try:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .._time import get_clock
-from .._timeparse import TIME_FORMATS, parse_span, parse_time
+from .._timeparse import TIME_FORMATS, parse_duration, parse_time
 from ..errors import DamagedFileError, QueryError, SettingsError, did_you_mean
 from ..journal import Journal, RunFilter
 from ..store import Over, as_predicate
@@ -147,7 +147,7 @@ def span_option(
             suggested = f"{name} {text.strip()}{unit}"
             raise typer.BadParameter(f"{text!r} has no unit; write {suggested} (units: ms, s, m, h, d, w)")
         try:
-            seconds = parse_span(text)
+            seconds = parse_duration(text)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         if seconds == 0 and not from_zero:

@@ -1,11 +1,12 @@
-"""Sinks for events, and their delivery: in order, bounded, isolated, counted."""
+"""Event sinks, and the ordered, bounded, isolated and counted delivery of events to them."""
 
 from ._builtin import BackgroundEventSink, FanoutEventSink, LoggingEventSink, MemoryEventSink
 
 # For other packages of stageflow.
-from ._channel import TALLY as TALLY, EventStats, SinkStats
+from ._channel import GLOBAL_COUNTERS as GLOBAL_COUNTERS, EventStats, SinkStats
 from ._delivery import (
     DELIVERY as DELIVERY,
+    accepts_marks as accepts_marks,
     clear_event_sink,
     flush,
     get_event_sink,
@@ -14,7 +15,6 @@ from ._delivery import (
     set_drain_timeout,
     set_event_sink,
     stats,
-    takes_marks as takes_marks,
 )
 from ._sink import DirectSink, Event, EventLost as EventLost, EventSink, NoOpEventSink
 

@@ -1,4 +1,4 @@
-"""The sinks that are included."""
+"""The built-in sinks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from .._failures import FailureOutcomes
 from .._fork import reset_in_child
 from ..schema import Heartbeat, RunClosed, RunOpen
-from ._delivery import DELIVERY, BackgroundLoop, offer, takes_marks
+from ._delivery import DELIVERY, BackgroundLoop, accepts_marks, offer
 from ._sink import DirectSink, Event, EventSink, ForwardingSink
 
 __all__ = ["BackgroundEventSink", "FanoutEventSink", "LoggingEventSink", "MemoryEventSink"]
 
 
 class MemoryEventSink(DirectSink):
-    """Keeps every event, in order, in `events`: pairs of type and data. It has no bound.
+    """Stores every event in memory, as pairs of type and data in `events`. Its size is unbounded.
 
     Example:
         >>> sink = MemoryEventSink()
@@ -39,18 +39,18 @@ class MemoryEventSink(DirectSink):
         return [data or {} for event_type, data in self.events if event_type == type]
 
     def clear(self) -> None:
-        """Forget all events."""
+        """Remove all events."""
         self.events.clear()
 
 
 class FanoutEventSink(DirectSink):
-    """Hands each event to every one of `sinks`, each in its own way, apart from the others.
+    """Delivers each event to all of `sinks`, independently of each other.
 
-    One that raises, hangs or is slow takes nothing from the rest; each is counted by itself, and
-    each gets a copy of the event of its own.
+    A sink that raises, hangs or is slow does not affect the others. Each sink has its own counters and
+    receives its own copy of each event.
 
     Raises:
-        TypeError: One of them has neither `emit` nor `try_emit`.
+        TypeError: A sink has neither `emit` nor `try_emit`.
 
     Example:
         sink = FanoutEventSink(JournalSink("journal"), LoggingEventSink())
@@ -67,21 +67,21 @@ class FanoutEventSink(DirectSink):
             offer(sink, event)
 
     @property
-    def takes_marks(self) -> bool:
+    def accepts_marks(self) -> bool:
         """Whether any of the sinks accepts marks."""
-        return any(takes_marks(sink) for sink in self.sinks)
+        return any(accepts_marks(sink) for sink in self.sinks)
 
-    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
-        """Hand a mark to each sink that accepts marks."""
+    def accept_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+        """Pass a mark to each sink that accepts marks."""
         for sink in self.sinks:
-            if takes_marks(sink):
-                sink.take_mark(mark)
+            if accepts_marks(sink):
+                sink.accept_mark(mark)
 
 
 class BackgroundEventSink(ForwardingSink):
-    """Calls `sink` in a thread of its own, so that it may block as long as it likes.
+    """Calls `sink` in a separate thread, so that the sink can block.
 
-    The caller pays for one append to a bounded queue. The thread starts with the first event.
+    Emission only appends the event to a bounded queue. The thread starts with the first event.
 
     Raises:
         TypeError: `sink` has neither `emit` nor `try_emit`.
@@ -102,7 +102,7 @@ class BackgroundEventSink(ForwardingSink):
         self._background: BackgroundLoop | None = None
 
     def delivery_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop in the thread of this sink; start the thread on first use."""
+        """Return the event loop of this sink's thread; start the thread on first use."""
         with self._lock:
             if self._background is None:
                 self._background = BackgroundLoop(f"stageflow-{type(self.sink).__name__}")
@@ -120,16 +120,16 @@ def _reset() -> None:
 
 
 class LoggingEventSink(DirectSink):
-    """Logs each event on one line; failed stages, and runs that count as failures, at ERROR.
+    """Logs each event on one line. Failed stages, and runs that count as failures, are logged at ERROR.
 
     Args:
-        level: Level for events that did not fail, as a number or a name; default INFO.
-        logger: Logger to use; default the one named "stageflow".
+        level: Level of all other events, as a number or a name; default INFO.
+        logger: The logger; default `logging.getLogger("stageflow")`.
         failure_outcomes: The outcomes of runs that count as failures; default `failed`, `timeout` and
             `crashed`. A run that was cancelled externally is logged at `level`.
 
     Raises:
-        ValueError: There is no such level, or no such outcome.
+        ValueError: The level or an outcome is unknown.
 
     Example:
         sink = LoggingEventSink(level=logging.DEBUG)
@@ -156,22 +156,22 @@ class LoggingEventSink(DirectSink):
         )
         level = logging.ERROR if failed and self._level < logging.ERROR else self._level
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s %s", _headline(event), event.json().decode())
+            self._logger.log(level, "%s %s", _log_summary(event), event.json().decode())
 
 
 def level_number(level: int | str) -> int:
-    """Return a logging level, given as a number or by its name.
+    """Return the number of a logging level.
 
     Raises:
-        ValueError: There is no such level.
+        ValueError: The level is unknown.
     """
     number = logging.getLevelNamesMapping().get(level) if isinstance(level, str) else level
     if not isinstance(number, int):
-        raise ValueError(f"level={level!r}; give a logging level such as logging.INFO or 'INFO'")
+        raise ValueError(f"level must be a logging level such as logging.INFO or 'INFO', got {level!r}")
     return number
 
 
-def _headline(event: Event) -> str:
+def _log_summary(event: Event) -> str:
     body = event.body
     words = [event.type]
     for name in ("stage_name", "pipeline_name"):
@@ -184,7 +184,7 @@ def _headline(event: Event) -> str:
         words.append(f"{duration:.1f} ms" if isinstance(duration, (int, float)) else "")
     error = _field(body, "error")
     if isinstance(error, str):
-        # One line an event: the whole message, newlines and all, is in the JSON.
+        # Only the first line, so that each event is one log line. The JSON contains the complete message.
         words.append(error.splitlines()[0] if error else "")
     return " ".join(word for word in words if word)
 

@@ -1,4 +1,4 @@
-"""The channel between an emitter and one sink: order, bounds, isolation, counting."""
+"""The channel between an emitter and one sink: ordering, bounded queues, isolation and counters."""
 
 from __future__ import annotations
 
@@ -28,34 +28,45 @@ from ._sink import DirectSink, Event, EventLost, ForwardingSink, overrides
 __all__ = [
     "CAPACITY",
     "Channel",
+    "Drainable",
     "EventStats",
     "Item",
-    "Loops",
+    "LoopRegistry",
     "Outbox",
-    "Outlet",
     "SinkStats",
     "delivering",
 ]
 
 
-class SinkStats(Struct, frozen=True):
-    """The counters of one sink, read at one moment.
+log = logging.getLogger("stageflow.events")
 
-    `offered = accepted + rejected` and `accepted = delivered + dropped + pending` at every moment.
+CAPACITY = 4096
+"""Maximum number of events in one outbox. At 1 ms per event, they drain within the default drain timeout."""
+
+SLOW_SECONDS = 0.05
+"""Blocking time in seconds above which a call of a sink is logged and counted."""
+
+Item = Event | Awaitable[Any]
+
+
+class SinkStats(Struct, frozen=True):
+    """A consistent snapshot of the counters of one sink.
+
+    `offered = accepted + rejected` and `accepted = delivered + dropped + pending` always hold.
 
     Attributes:
         sink: Name of the sink's class.
-        offered: Events the library had for this sink.
-        accepted: Events it took on.
-        delivered: Events whose call of the sink returned.
-        pending: Events taken on and not yet delivered or dropped.
-        rejected: Events it did not take on, by reason: `queue_full`, `no_loop`.
-        dropped: Events taken on and lost, by reason: `sink_error`, `sink_closed` (an error while
-            the loop was ending), `drain_timeout`, `loop_closed`; by a journal also `disk_full`,
-            `journal_unwritable` and `line_too_long`.
-        blocked_ms: Milliseconds for which the sink blocked its caller or its loop, counted from
-            50 ms a call.
-        sync_failures: Number of failed syncs of a journal, which it retries.
+        offered: Number of events emitted to this sink.
+        accepted: Number of events passed to the sink or queued for it.
+        delivered: Number of events for which the call of the sink returned.
+        pending: Number of accepted events that are not yet delivered or dropped.
+        rejected: Number of events that were not accepted, by reason: `queue_full`, `no_loop`.
+        dropped: Number of accepted events that were lost, by reason: `sink_error`, `sink_closed` (an error
+            while the event loop was shutting down), `drain_timeout`, `loop_closed`; for a journal also
+            `disk_full`, `journal_unwritable` and `line_too_long`.
+        blocked_ms: Total time for which the sink blocked its caller or its event loop, in milliseconds. Calls
+            that block for 50 ms or less are not counted.
+        sync_failures: Number of failed syncs of a journal, which retries them.
     """
 
     sink: str
@@ -70,12 +81,12 @@ class SinkStats(Struct, frozen=True):
 
 
 class EventStats(Struct, frozen=True):
-    """The counters of every sink in use, and those of the bridge.
+    """The counters of every sink in use, and of event building.
 
     Attributes:
-        sinks: One `SinkStats` for each sink that was offered an event and still exists.
-        emitter_errors: How often an overriding `WideEventEmitter` raised.
-        coerced_values: Values that JSON cannot carry, recorded by their `repr`.
+        sinks: One `SinkStats` for each existing sink that was offered an event.
+        emitter_errors: Number of times that a subclass of `WideEventEmitter` raised.
+        coerced_values: Number of values that JSON cannot represent and that were recorded by their `repr`.
     """
 
     sinks: list[SinkStats]
@@ -89,17 +100,17 @@ class EventStats(Struct, frozen=True):
         """Return the counters of the newest sink whose class is called `name`.
 
         Raises:
-            KeyError: No such sink was offered an event yet.
+            KeyError: No sink with this class name was offered an event yet.
         """
         for sink in reversed(self.sinks):
             if sink.sink == name:
                 return sink
         known = ", ".join(sorted({sink.sink for sink in self.sinks})) or "none"
-        raise KeyError(f"no sink {name!r} was offered an event; known: {known}")
+        raise KeyError(f"no sink {name!r} was offered an event; known sinks: {known}")
 
 
-class Tally:
-    """Counts of the bridge that belong to no sink."""
+class GlobalCounters:
+    """Counters that do not belong to a sink."""
 
     __slots__ = ("coerced_values", "emitter_errors")
 
@@ -108,76 +119,73 @@ class Tally:
         self.coerced_values = 0
 
 
-TALLY = Tally()
+GLOBAL_COUNTERS = GlobalCounters()
 
 
-CAPACITY = 4096
-"""Events that may wait in one outbox. At 1 ms an event, that many drain within the default bound."""
-
-Item = Event | Awaitable[Any]
-
-
-class Outlet(Protocol):
-    """Something with events waiting on a loop."""
+class Drainable(Protocol):
+    """A queue with pending events on an event loop."""
 
     @property
     def stalled(self) -> bool:
-        """True for a sink that already outlasted a drain: it is not waited for again."""
+        """True if the sink exceeded the timeout of an earlier drain; later drains do not wait for it."""
         ...
 
     def drained(self) -> concurrent.futures.Future[None]:
-        """Return a future that is done when all currently pending events have been delivered or dropped."""
+        """Return a future that completes when all currently pending events were delivered or dropped."""
         ...
 
-    def give_up(self, reason: str) -> None:
+    def abandon(self, reason: str) -> None:
         """Drop all pending events and count them under `reason`."""
         ...
 
 
-delivering: ContextVar[Outlet | None] = ContextVar("stageflow_delivering", default=None)
+delivering: ContextVar[Drainable | None] = ContextVar("stageflow_delivering", default=None)
 """The outbox that is delivering in the current context: a sink that flushes must not wait for itself."""
 
 
-class Loops(Protocol):
+class LoopRegistry(Protocol):
     """The part of `Delivery` that an outbox uses."""
 
-    def enter(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+    def register(self, loop: asyncio.AbstractEventLoop, outbox: Drainable) -> None: ...
 
-    def leave(self, loop: asyncio.AbstractEventLoop, outlet: Outlet) -> None: ...
+    def unregister(self, loop: asyncio.AbstractEventLoop, outbox: Drainable) -> None: ...
 
-    def watch_end(self) -> None: ...
+    def watch_shutdown(self) -> None: ...
 
     def is_draining(self, loop: asyncio.AbstractEventLoop) -> bool: ...
 
 
-class Counter(Protocol):
+class SinkCounters(Protocol):
     """The counters of the sink that an outbox serves."""
 
     stalled: bool
 
-    def delivered_one(self) -> None: ...
+    def count_delivered(self) -> None: ...
 
-    def dropped_some(self, reason: str, count: int) -> None: ...
+    def count_dropped(self, reason: str, count: int) -> None: ...
 
     def log_dropped(self, reason: str, count: int, error: BaseException | None) -> None: ...
 
-    def blocked_for(self, seconds: float) -> None: ...
+    def count_blocked(self, seconds: float) -> None: ...
 
-    def adopt(self, outbox: Outbox) -> None: ...
+    def add_outbox(self, outbox: Outbox) -> None: ...
 
-    def forget(self, outbox: Outbox) -> None: ...
+    def remove_outbox(self, outbox: Outbox) -> None: ...
 
 
 class Outbox:
-    """Lives while something waits in it. The counters' lock guards all of its fields."""
+    """The queue of one sink on one event loop. It exists while events are pending.
+
+    The lock of the counters guards all fields.
+    """
 
     def __init__(
         self,
-        counter: Counter,
+        counter: SinkCounters,
         lock: Any,
         deliver: Callable[[Event], Any],
         loop: asyncio.AbstractEventLoop,
-        loops: Loops,
+        loops: LoopRegistry,
     ) -> None:
         self.loop = loop
         self._loops = loops
@@ -186,20 +194,20 @@ class Outbox:
         self._deliver = deliver
         self._queue: deque[Item] = deque()
         self._in_flight = False
-        self._put = 0
-        self._taken_care_of = 0
+        self._enqueued = 0
+        self._finished = 0
         self._waiters: list[tuple[int, concurrent.futures.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._given_up = False
+        self._abandoned = False
 
     @property
     def pending(self) -> int:
-        """Events that wait, the one in flight included."""
+        """Number of pending events, including the one that is being delivered."""
         return len(self._queue) + self._in_flight
 
     @property
     def full(self) -> bool:
-        """True when no further event fits."""
+        """True if the queue cannot accept another event."""
         return len(self._queue) >= CAPACITY
 
     @property
@@ -207,101 +215,101 @@ class Outbox:
         return self._counter.stalled
 
     def put(self, item: Item) -> None:
-        """Append an event. The caller holds the lock."""
-        self._put += 1
+        """Append an event. The caller must hold the lock."""
+        self._enqueued += 1
         self._queue.append(item)
 
     def open(self) -> None:
-        """Start delivery, from any thread."""
-        self._loops.enter(self.loop, self)
+        """Start delivery. Can be called from any thread."""
+        self._loops.register(self.loop, self)
         try:
             if running_loop() is self.loop:
                 self._start()
             else:
                 self.loop.call_soon_threadsafe(self._start)
         except RuntimeError:  # the loop was closed in between
-            self.give_up("loop_closed")
+            self.abandon("loop_closed")
 
     def _start(self) -> None:
-        if self._given_up:
+        if self._abandoned:
             return
-        self._loops.watch_end()
-        # A context of its own: what the run that came first had set is no business of the sink.
+        self._loops.watch_shutdown()
+        # Use an empty context, so that the sink does not see context variables of the first run.
         self._task = asyncio.Task(
             self._run(), loop=self.loop, name="stageflow-delivery", context=contextvars.Context()
         )
-        self._task.add_done_callback(_looked_at)
-        # Not among `all_tasks()`: the end of `asyncio.run`, and whoever cancels everything, would
-        # take delivery down before the runs it cancels at the same moment have spoken.
+        self._task.add_done_callback(_retrieve_exception)
+        # Exclude the task from `all_tasks()`. Otherwise the end of `asyncio.run`, which cancels all tasks at
+        # once, would cancel delivery before the cancelled runs have emitted their events.
         exclude_from_all_tasks(self._task)
 
     async def _run(self) -> None:
         counter = self._counter
         delivering.set(self)
-        turn = 0
+        iterations = 0
         while True:
             with self._lock:
-                if self._given_up:
+                if self._abandoned:
                     return
                 if not self._queue:
-                    # Forgotten first: what a signal handler emits between these lines either finds
-                    # another outbox, or is found here.
-                    counter.forget(self)
+                    # Remove the outbox first: an event emitted by a signal handler between these lines either
+                    # creates another outbox, or is found by the second check.
+                    counter.remove_outbox(self)
                     if not self._queue:
                         break
-                    counter.adopt(self)
+                    counter.add_outbox(self)
                 item = self._queue.popleft()
                 self._in_flight = True
             error: BaseException | None = None
             try:
-                # An awaitable is what a plain `try_emit` handed back: it only has to be awaited.
+                # A synchronous `try_emit` returned an awaitable, which only has to be awaited.
                 outcome = self._deliver(item) if isinstance(item, Event) else item
                 if outcome is not None:
                     steps = outcome if type(outcome) is CoroutineType else _as_coroutine(outcome)
                     await drive(steps, self._timed)
             except KeyboardInterrupt as interrupt:
-                self._settle("sink_error", interrupt)
-                self.loop.call_soon(self._start)  # the rest goes on, in another task
+                self._finish_item("sink_error", interrupt)
+                self.loop.call_soon(self._start)  # deliver the remaining events in another task
                 raise
             except BaseException as caught:
                 error = caught
-            self._settle("sink_closed" if self._ending() else "sink_error", error)
-            turn += 1
-            if turn % 64 == 0:  # a sink that never waits must not keep the loop to itself
+            self._finish_item("sink_closed" if self._is_draining() else "sink_error", error)
+            iterations += 1
+            if iterations % 64 == 0:  # a sink that never waits must not block the event loop
                 await asyncio.sleep(0)
-        self._loops.leave(self.loop, self)
-        self._wake()
+        self._loops.unregister(self.loop, self)
+        self._notify_waiters()
 
     def _timed(self, method: Callable[..., Any], *args: Any) -> Any:
-        """Run one step of a sink's coroutine, and count how long it blocked the loop."""
-        began = time.monotonic()
+        """Run one step of a sink's coroutine, and count how long it blocked the event loop."""
+        start = time.monotonic()
         try:
             return method(*args)
         finally:
-            self._counter.blocked_for(time.monotonic() - began)
+            self._counter.count_blocked(time.monotonic() - start)
 
-    def _ending(self) -> bool:
+    def _is_draining(self) -> bool:
         return self._loops.is_draining(self.loop)
 
-    def _settle(self, reason: str, error: BaseException | None) -> None:
+    def _finish_item(self, reason: str, error: BaseException | None) -> None:
         with self._lock:
-            if self._given_up:
+            if self._abandoned:
                 return
             self._in_flight = False
-            self._taken_care_of += 1
+            self._finished += 1
             if error is None:
-                self._counter.delivered_one()
+                self._counter.count_delivered()
             else:
-                self._counter.dropped_some(reason, 1)
+                self._counter.count_dropped(reason, 1)
         if error is not None:
             self._counter.log_dropped(reason, 1, error)
         if self._waiters:
-            self._wake()
+            self._notify_waiters()
 
-    def _wake(self) -> None:
+    def _notify_waiters(self) -> None:
         with self._lock:
-            due = [future for mark, future in self._waiters if mark <= self._taken_care_of]
-            self._waiters = [(mark, future) for mark, future in self._waiters if mark > self._taken_care_of]
+            due = [future for mark, future in self._waiters if mark <= self._finished]
+            self._waiters = [(mark, future) for mark, future in self._waiters if mark > self._finished]
         for future in due:
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
@@ -309,42 +317,42 @@ class Outbox:
     def drained(self) -> concurrent.futures.Future[None]:
         future: concurrent.futures.Future[None] = concurrent.futures.Future()
         with self._lock:
-            # Without those that nobody waits for any more.
+            # Remove futures that are no longer awaited.
             self._waiters = [waiter for waiter in self._waiters if not waiter[1].cancelled()]
-            self._waiters.append((self._put, future))
-        self._wake()
+            self._waiters.append((self._enqueued, future))
+        self._notify_waiters()
         return future
 
-    def give_up(self, reason: str) -> None:
+    def abandon(self, reason: str) -> None:
         with self._lock:
-            if self._given_up:
+            if self._abandoned:
                 return
-            self._given_up = True
+            self._abandoned = True
             lost = self.pending
-            self._taken_care_of += lost
+            self._finished += lost
             for item in self._queue:
                 if isinstance(item, Coroutine):
                     item.close()
             self._queue.clear()
             self._in_flight = False
             if lost:
-                self._counter.dropped_some(reason, lost)
+                self._counter.count_dropped(reason, lost)
                 self._counter.stalled = reason == "drain_timeout"
-            self._counter.forget(self)
+            self._counter.remove_outbox(self)
         if lost:
             self._counter.log_dropped(reason, lost, None)
-        self._loops.leave(self.loop, self)
+        self._loops.unregister(self.loop, self)
         task = self._task
         if task is not None and not self.loop.is_closed():
-            # It may be destroyed with the loop while it still hangs: that is told in the counters.
+            # The task may be destroyed with the loop while it hangs. The counters already report this.
             forget_unfinished(task)
             if running_loop() is self.loop:
                 task.cancel()
-        self._wake()
+        self._notify_waiters()
 
 
-def _looked_at(task: asyncio.Task[None]) -> None:
-    # Only an interrupt ends delivery, and that has been raised already: no need to report it again.
+def _retrieve_exception(task: asyncio.Task[None]) -> None:
+    # Only an interrupt ends delivery, and it has already been raised. Avoid a second report by asyncio.
     if not task.cancelled():
         task.exception()
 
@@ -353,13 +361,7 @@ async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-log = logging.getLogger("stageflow.events")
-
-SLOW_SECONDS = 0.05
-"""Seconds; a sink that blocks its caller or the loop for longer is logged, and the time is counted."""
-
-
-class Delivers(Loops, Protocol):
+class LoopProvider(LoopRegistry, Protocol):
     """The part of `Delivery` that a channel uses."""
 
     def delivery_loop(self) -> asyncio.AbstractEventLoop:
@@ -368,7 +370,7 @@ class Delivers(Loops, Protocol):
 
 
 class Channel:
-    """Counts and calls one sink. `offer` never raises and never waits for anything but the sink.
+    """Calls one sink and counts its events. `offer` never raises, and waits only for a synchronous sink.
 
     Args:
         sink: The sink. The channel does not keep it alive; `offer` receives it again.
@@ -376,13 +378,13 @@ class Channel:
         delivery: Provides the event loops.
     """
 
-    def __init__(self, sink: Any, method: str, delivery: Delivers) -> None:
+    def __init__(self, sink: Any, method: str, delivery: LoopProvider) -> None:
         self.name = type(sink).__name__
         self.stalled = False
         self._call, self._in_place, self.method = _how_to_call(sink, method)
         self.direct = self._call is _TAKE
-        # Not for a direct sink: events of a journal on a separate thread would be lost on SIGKILL.
-        self._advice = "" if self.direct else "; BackgroundEventSink(sink) runs it on a separate thread"
+        # No hint for a direct sink: a journal in a separate thread would lose events on SIGKILL.
+        self._hint = "" if self.direct else "; BackgroundEventSink(sink) runs it in a separate thread"
         self._forwards = isinstance(sink, ForwardingSink)
         self._delivery = delivery
         # Reentrant: a signal handler may emit while its thread is counting.
@@ -399,22 +401,22 @@ class Channel:
         self._logged: set[str] = set()
 
     def offer(self, sink: Any, event: Event) -> None:
-        """Hand an event to the sink, synchronously or through its queue."""
+        """Pass an event to the sink, synchronously or through its queue."""
         if not self._in_place:
             self._enqueue(sink, event, counted=False)
             return
         error: BaseException | None = None
         outcome = None
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             outcome = sink.take(event) if self.direct else self._call(sink, event)
         except BaseException as caught:
             error = caught
-        blocked = time.monotonic() - began
+        blocked = time.monotonic() - start
         if blocked > SLOW_SECONDS:
-            self.blocked_for(blocked)
+            self.count_blocked(blocked)
         if error is None and (outcome is None or not inspect.isawaitable(outcome)):
-            # Once, when the call is over: so the counters hold at every moment, for one lock an event.
+            # Count after the call: the counters are always consistent, with one lock per event.
             with self._lock:
                 self._offered += 1
                 self._accepted += 1
@@ -425,7 +427,7 @@ class Channel:
             self._offered += 1
             self._accepted += 1
             if error is not None:
-                self.dropped_some(reason, 1)
+                self.count_dropped(reason, 1)
             else:
                 self._in_call += 1
         if error is None:
@@ -435,13 +437,13 @@ class Channel:
             return
         self.log_dropped(reason, 1, error)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            INTERRUPTS.keep(error)  # most likely from a signal handler: it is for the application
+            INTERRUPTS.keep(error)  # probably raised by a signal handler, so it is for the application
 
     def _enqueue(self, sink: Any, item: Item, *, counted: bool) -> None:
         reason = None
         try:
             loop = sink.delivery_loop() if self._forwards else self._delivery.delivery_loop()
-        except RuntimeError:  # the interpreter is exiting: no thread can be started any more
+        except RuntimeError:  # the interpreter is exiting and cannot start a thread
             reason, loop = "no_loop", None
         opened: Outbox | None = None
         with self._lock:
@@ -454,7 +456,7 @@ class Channel:
                 reason = "queue_full"
             if reason is not None or loop is None:
                 if counted:
-                    self.dropped_some(reason or "no_loop", 1)
+                    self.count_dropped(reason or "no_loop", 1)
                 else:
                     self._rejected.setdefault(reason or "no_loop", 0)
                     self._rejected[reason or "no_loop"] += 1
@@ -471,45 +473,45 @@ class Channel:
         elif reason is not None:
             self._log_once(reason, f"an event was rejected ({reason})")
 
-    # What an outbox reports; it holds the lock for the first three.
+    # Called by an outbox, which holds the lock for the first two and for `add_outbox` and `remove_outbox`.
 
-    def delivered_one(self) -> None:
+    def count_delivered(self) -> None:
         self._delivered += 1
         self.stalled = False
 
-    def dropped_some(self, reason: str, count: int) -> None:
-        # In two steps, between which nothing is called: a signal handler that counts as well, in this
-        # very thread, can only run where something is called.
+    def count_dropped(self, reason: str, count: int) -> None:
+        # The increment must not contain a call: a signal handler in this thread, which may count as well,
+        # runs only at calls.
         self._dropped.setdefault(reason, 0)
         self._dropped[reason] += count
 
     def log_dropped(self, reason: str, count: int, error: BaseException | None) -> None:
-        # Without the lock: a logging handler may emit events, and wait for a thread that waits for the lock.
+        # Log without the lock: a logging handler may emit events, and wait for a thread that needs the lock.
         lost = f"{count} event{'s were' if count != 1 else ' was'} dropped ({reason})"
         self._log_once(reason, lost + (f": {describe(error)}" if error is not None else ""))
 
-    def adopt(self, outbox: Outbox) -> None:
+    def add_outbox(self, outbox: Outbox) -> None:
         self._outboxes.setdefault(outbox.loop, outbox)
 
-    def forget(self, outbox: Outbox) -> None:
+    def remove_outbox(self, outbox: Outbox) -> None:
         if self._outboxes.get(outbox.loop) is outbox:
             del self._outboxes[outbox.loop]
 
-    def blocked_for(self, seconds: float) -> None:
+    def count_blocked(self, seconds: float) -> None:
         if seconds > SLOW_SECONDS and not self._forwards:
             with self._lock:
                 self._blocked += seconds
-            self._log_once("slow", f"it blocked its caller for {seconds * 1000:.0f} ms{self._advice}")
+            self._log_once("slow", f"blocked its caller for {seconds * 1000:.0f} ms{self._hint}")
 
-    def _log_once(self, what: str, text: str) -> None:
-        """Warn once a sink and reason; the rest is in the counters."""
-        if what not in self._logged:
-            self._logged.add(what)
+    def _log_once(self, reason: str, message: str) -> None:
+        """Log a message once per sink and reason; the counters contain further occurrences."""
+        if reason not in self._logged:
+            self._logged.add(reason)
             log_safely(
                 log,
-                "event sink %s: %s (logged once; see stageflow.events.stats())",
+                "event sink %s: %s (further occurrences are not logged; see stageflow.events.stats())",
                 self.name,
-                text,
+                message,
             )
 
     def count_sync_failure(self) -> None:
@@ -518,7 +520,7 @@ class Channel:
             self._sync_failures += 1
 
     def stats(self) -> SinkStats:
-        """Return the counters, as they stand at one moment."""
+        """Return a consistent snapshot of the counters."""
         with self._lock:
             return SinkStats(
                 sink=self.name,
@@ -546,10 +548,10 @@ def _forward(sink: ForwardingSink, event: Event) -> Any:
 
 
 def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], bool, str]:
-    """Return how to call a sink with an event, whether to do so in place, and the name of the method.
+    """Return a function that passes an event to a sink, whether to call it in place, and the method's name.
 
     Raises:
-        InvalidArgumentError: It has no method that takes events.
+        InvalidArgumentError: The sink has no method that accepts events.
     """
     kind = type(sink)
     implemented = [name for name in ("try_emit", "emit") if overrides(sink, name)]
@@ -560,11 +562,13 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
     if issubclass(kind, DirectSink) and (method == "take" or not implemented):
         return _TAKE, True, "take"
     if inspect.isclass(sink):
-        raise InvalidArgumentError(f"{sink.__name__} is a class; give a sink: {sink.__name__}()")
+        raise InvalidArgumentError(
+            f"event sink must be an instance, got the class {sink.__name__}; use {sink.__name__}()"
+        )
     name = method or (implemented[0] if implemented else "emit")
     if name not in implemented:
         raise InvalidArgumentError(
-            f"{kind.__name__} is no event sink: it has neither an `emit` nor a `try_emit` of its own",
+            f"{kind.__name__} is not an event sink: it implements neither `emit` nor `try_emit`",
             hint="class MySink(EventSink): async def emit(self, *, type, data): ...",
         )
     called = getattr(sink, name)
@@ -572,15 +576,15 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
         inspect.signature(called).bind(type="stage.wide", data={})
     except TypeError as error:
         raise InvalidArgumentError(
-            f"{kind.__name__}.{name} cannot take an event ({error})",
+            f"{kind.__name__}.{name} has the wrong parameters for an event sink ({error})",
             hint=f"define it as {name}(self, *, type, data)",
         ) from None
-    except ValueError:  # a signature that Python cannot tell
+    except ValueError:  # Python cannot determine the signature
         pass
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         raise InvalidArgumentError(
             f"{kind.__name__}.{name} is a generator function, so calling it does not deliver the event",
-            hint=f"remove `yield` from {name}",
+            hint=f"remove `yield` from `{name}`",
         )
     in_place = not inspect.iscoroutinefunction(called)
     return (lambda sink, event: getattr(sink, name)(type=event.type, data=event.data())), in_place, name

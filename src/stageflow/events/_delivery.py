@@ -27,13 +27,14 @@ from typing import Any, TypeGuard
 from .._cpython import register_before_threads_end, running_loop
 from .._fork import reset_in_child
 from .._interrupts import INTERRUPTS
-from ._channel import TALLY, Channel, EventStats, Outlet, delivering
+from ._channel import GLOBAL_COUNTERS, Channel, Drainable, EventStats, delivering
 from ._sink import DirectSink, Event, EventSink, NoOpEventSink
 
 __all__ = [
     "DELIVERY",
     "BackgroundLoop",
     "Delivery",
+    "accepts_marks",
     "clear_event_sink",
     "flush",
     "get_event_sink",
@@ -42,7 +43,6 @@ __all__ = [
     "set_drain_timeout",
     "set_event_sink",
     "stats",
-    "takes_marks",
 ]
 
 Loop = asyncio.AbstractEventLoop
@@ -81,19 +81,19 @@ class Delivery:
     def __init__(self) -> None:
         self.sink: EventSink | Any = NoOpEventSink()
         self.drain_timeout = 5.0
-        self._hooked = False
+        self._exit_hooks_registered = False
         self.reset()
 
     def reset(self) -> None:
         """Reset the state in a forked child: it has no threads, and must not deliver events of its parent."""
         self._lock = threading.RLock()
         self._channels: dict[int | tuple[int, str], tuple[Any, Channel]] = {}
-        self._outlets: dict[Loop, set[Outlet]] = {}
-        self._end_watchers: dict[Loop, AsyncGenerator[None, None]] = {}
+        self._open_outboxes: dict[Loop, set[Drainable]] = {}
+        self._shutdown_watchers: dict[Loop, AsyncGenerator[None, None]] = {}
         self._ended: set[Loop] = set()
         self._draining: set[Loop] = set()
         self._background: BackgroundLoop | None = None
-        self._spent = 0.0
+        self._drain_seconds_spent = 0.0
 
     # ------------------------------------------------------------ sinks
 
@@ -101,9 +101,9 @@ class Delivery:
         """Return the channel of a sink; create it on first use.
 
         Raises:
-            TypeError: It has no method that takes events.
+            TypeError: The sink has no method that accepts events.
         """
-        # The identity alone is the key in the common case: a tuple costs more than the look-up.
+        # In the common case, the key is only the identity: creating a tuple costs more than the lookup.
         key: int | tuple[int, str] = (id(sink), method) if method else id(sink)
         found = self._channels.get(key)
         if found is not None:
@@ -121,7 +121,7 @@ class Delivery:
             return channel
 
     def offer_through(self, sink: Any, method: str, event: Event) -> None:
-        """Offer an event to a sink by a specific method of the sink."""
+        """Offer an event to a sink through a specific method of the sink."""
         channel = self.channel_of(sink)
         # An unmodified sink has one channel, whichever method offers the event.
         if method and method != channel.method:
@@ -133,7 +133,7 @@ class Delivery:
         """Return the channels of all sinks that exist, oldest first."""
         return [channel for _, channel in list(self._channels.values())]
 
-    # ------------------------------------------------------------ loops
+    # ------------------------------------------------------------ event loops
 
     def delivery_loop(self) -> Loop:
         """Return the loop that delivers an event emitted by the caller.
@@ -156,38 +156,38 @@ class Delivery:
                 self._background = BackgroundLoop("stageflow-delivery")
             return self._background.loop
 
-    def enter(self, loop: Loop, outlet: Outlet) -> None:
-        """Note that `outlet` has events waiting on `loop`."""
+    def register(self, loop: Loop, outbox: Drainable) -> None:
+        """Register an outbox that has pending events on `loop`."""
         with self._lock:
-            if not self._hooked:
-                self._hooked = True
-                with contextlib.suppress(RuntimeError):  # threads are being shut down already
+            if not self._exit_hooks_registered:
+                self._exit_hooks_registered = True
+                with contextlib.suppress(RuntimeError):  # threads are already being shut down
                     register_before_threads_end(self._drain_at_exit)
-                # And once more for what the application's own exit handlers emit: they run before this.
+                # Drain again after the exit handlers of the application, which may emit events.
                 with contextlib.suppress(RuntimeError):
                     atexit.register(self._drain_at_exit)
-            self._outlets.setdefault(loop, set()).add(outlet)
+            self._open_outboxes.setdefault(loop, set()).add(outbox)
 
-    def leave(self, loop: Loop, outlet: Outlet) -> None:
-        """Note that `outlet` has nothing waiting any more."""
+    def unregister(self, loop: Loop, outbox: Drainable) -> None:
+        """Unregister an outbox without pending events."""
         with self._lock:
-            outlets = self._outlets.get(loop)
-            if outlets is not None:
-                outlets.discard(outlet)
-                if not outlets:
-                    del self._outlets[loop]
+            outboxes = self._open_outboxes.get(loop)
+            if outboxes is not None:
+                outboxes.discard(outbox)
+                if not outboxes:
+                    del self._open_outboxes[loop]
 
-    def watch_end(self) -> None:
-        """Drain the running loop when it ends. To be called on that loop."""
+    def watch_shutdown(self) -> None:
+        """Drain the running event loop when it shuts down. Must be called on that loop."""
         loop = asyncio.get_running_loop()
-        if loop in self._end_watchers:
+        if loop in self._shutdown_watchers:
             return
-        self.sweep()
+        self.drop_closed_loops()
         watcher = self._drain_when_closed(loop)
         with contextlib.suppress(StopIteration):
             # The first step registers the generator with the loop and suspends it.
             watcher.__anext__().send(None)
-        self._end_watchers[loop] = watcher
+        self._shutdown_watchers[loop] = watcher
 
     async def _drain_when_closed(self, loop: Loop) -> AsyncGenerator[None, None]:
         try:
@@ -197,60 +197,60 @@ class Delivery:
             await self._drain(loop, self.drain_timeout)
             with self._lock:
                 self._draining.discard(loop)
-                # What is emitted between now and the loop's close goes to the library's own loop.
+                # Events emitted between now and the close of this loop are delivered by the background loop.
                 self._ended.add(loop)
-                self._end_watchers.pop(loop, None)
+                self._shutdown_watchers.pop(loop, None)
 
     async def _drain(self, loop: Loop, timeout: float) -> None:
-        began = time.monotonic()
-        while waiting := [outlet for outlet in self._outlets.get(loop, ()) if not outlet.stalled]:
-            left = timeout - (time.monotonic() - began)
+        start = time.monotonic()
+        while waiting := [outbox for outbox in self._open_outboxes.get(loop, ()) if not outbox.stalled]:
+            left = timeout - (time.monotonic() - start)
             if left <= 0:
                 break
-            futures = [asyncio.wrap_future(outlet.drained()) for outlet in waiting]
+            futures = [asyncio.wrap_future(outbox.drained()) for outbox in waiting]
             _done, late = await asyncio.wait(futures, timeout=max(0.0, left))
             if late:
-                self._spent += time.monotonic() - began
+                self._drain_seconds_spent += time.monotonic() - start
                 for future in late:
                     future.cancel()
                 break
-        for outlet in list(self._outlets.get(loop, ())):
-            outlet.give_up("drain_timeout")
-        # One more iteration, so that abandoned tasks process their cancellation before the loop closes.
+        for outbox in list(self._open_outboxes.get(loop, ())):
+            outbox.abandon("drain_timeout")
+        # Run another iteration, so that abandoned tasks process their cancellation before the loop closes.
         await asyncio.sleep(0)
 
     def _drain_at_exit(self) -> None:
-        self.sweep()
-        deadline = time.monotonic() + max(0.0, self.drain_timeout - self._spent)
-        for loop in list(self._outlets):
+        self.drop_closed_loops()
+        deadline = time.monotonic() + max(0.0, self.drain_timeout - self._drain_seconds_spent)
+        for loop in list(self._open_outboxes):
             if not loop.is_running() and not loop.is_closed():
                 with contextlib.suppress(Exception):
                     loop.run_until_complete(self._drain(loop, max(0.0, deadline - time.monotonic())))
-        futures = [outlet.drained() for outlet in self.open_outlets() if not outlet.stalled]
+        futures = [outbox.drained() for outbox in self.open_outboxes() if not outbox.stalled]
         if futures:
             concurrent.futures.wait(futures, timeout=max(0.0, deadline - time.monotonic()))
-        for outlet in self.open_outlets():
-            outlet.give_up("drain_timeout")
+        for outbox in self.open_outboxes():
+            outbox.abandon("drain_timeout")
 
     def is_draining(self, loop: Loop) -> bool:
         """Return whether `loop` is shutting down, which may be the cause of an error in a sink."""
         return loop in self._draining
 
-    def open_outlets(self) -> list[Outlet]:
-        """Return everything that has events waiting, on any loop."""
+    def open_outboxes(self) -> list[Drainable]:
+        """Return all outboxes with pending events, on any event loop."""
         with self._lock:
-            return [outlet for outlets in self._outlets.values() for outlet in outlets]
+            return [outbox for outboxes in self._open_outboxes.values() for outbox in outboxes]
 
-    def sweep(self) -> None:
-        """Drop and count the events still pending on closed loops."""
+    def drop_closed_loops(self) -> None:
+        """Drop and count the events that are pending on closed event loops."""
         with self._lock:
-            closed = [loop for loop in self._outlets if loop.is_closed()]
-            gone = [outlet for loop in closed for outlet in self._outlets[loop]]
-            for loop in [loop for loop in (*self._end_watchers, *self._ended) if loop.is_closed()]:
-                self._end_watchers.pop(loop, None)
+            closed = [loop for loop in self._open_outboxes if loop.is_closed()]
+            gone = [outbox for loop in closed for outbox in self._open_outboxes[loop]]
+            for loop in [loop for loop in (*self._shutdown_watchers, *self._ended) if loop.is_closed()]:
+                self._shutdown_watchers.pop(loop, None)
                 self._ended.discard(loop)
-        for outlet in gone:
-            outlet.give_up("loop_closed")
+        for outbox in gone:
+            outbox.abandon("loop_closed")
 
 
 DELIVERY = Delivery()
@@ -263,9 +263,9 @@ def offer(sink: Any, event: Event) -> None:
     DELIVERY.channel_of(sink).offer(sink, event)
 
 
-def takes_marks(sink: Any) -> TypeGuard[DirectSink]:
-    """Return whether a sink is notified when a run starts."""
-    return issubclass(type(sink), DirectSink) and sink.takes_marks
+def accepts_marks(sink: Any) -> TypeGuard[DirectSink]:
+    """Return whether a sink accepts marks."""
+    return issubclass(type(sink), DirectSink) and sink.accepts_marks
 
 
 # ------------------------------------------------------------ the global sink
@@ -274,9 +274,9 @@ _NO_OP = DELIVERY.sink
 
 
 def set_event_sink(sink: EventSink | Any) -> None:
-    """Make `sink` the one that receives the events of every emitter without a sink of its own.
+    """Set the global sink, which receives the events of every emitter without its own sink.
 
-    The change takes effect with the next event, also for existing graphs and running runs.
+    The change takes effect with the next event, also for existing graphs and runs in progress.
 
     Raises:
         TypeError: The object has neither `emit` nor `try_emit`.
@@ -286,13 +286,13 @@ def set_event_sink(sink: EventSink | Any) -> None:
 
 
 def get_event_sink() -> EventSink:
-    """Return the global sink; a `NoOpEventSink` if none was set."""
+    """Return the global sink, or a `NoOpEventSink` if none was set."""
     sink: EventSink = DELIVERY.sink
     return sink
 
 
 def clear_event_sink() -> None:
-    """Reset the global sink: events of emitters without their own sink are discarded again."""
+    """Reset the global sink, so that events of emitters without their own sink are discarded."""
     DELIVERY.sink = _NO_OP
 
 
@@ -300,21 +300,21 @@ def clear_event_sink() -> None:
 
 
 async def flush(timeout: float | None = None) -> bool:
-    """Wait until every event accepted so far has been delivered or dropped, by any sink, on any loop.
+    """Wait until every event accepted so far was delivered or dropped, by any sink, on any event loop.
 
-    Call it before you close what a sink needs: a connection pool, a client.
+    Call it before closing a resource that a sink needs, such as a connection pool or an HTTP client.
 
     Args:
-        timeout: Maximum wait in seconds; defaults to that of `set_drain_timeout`, 5 s. `flush` never waits
-            longer, whatever the sinks do. Events not delivered in time stay pending and are not lost.
+        timeout: Maximum time to wait, in seconds; default: the drain timeout (5 s, see `set_drain_timeout`).
+            Events that were not delivered in time stay pending and are not lost.
 
     Returns:
         True if all events were delivered or dropped in time.
     """
-    DELIVERY.sweep()
+    DELIVERY.drop_closed_loops()
     own = delivering.get()
     futures = [
-        asyncio.wrap_future(outlet.drained()) for outlet in DELIVERY.open_outlets() if outlet is not own
+        asyncio.wrap_future(outbox.drained()) for outbox in DELIVERY.open_outboxes() if outbox is not own
     ]
     if not futures:
         return True
@@ -326,29 +326,29 @@ async def flush(timeout: float | None = None) -> bool:
 
 
 def stats() -> EventStats:
-    """Return the counters of every sink that was offered an event, as they stand now.
+    """Return the current counters of every sink that was offered an event.
 
     Example:
         >>> stats().emitter_errors >= 0
         True
     """
-    DELIVERY.sweep()
+    DELIVERY.drop_closed_loops()
     return EventStats(
         sinks=[channel.stats() for channel in DELIVERY.channels()],
-        emitter_errors=TALLY.emitter_errors,
-        coerced_values=TALLY.coerced_values,
+        emitter_errors=GLOBAL_COUNTERS.emitter_errors,
+        coerced_values=GLOBAL_COUNTERS.coerced_values,
     )
 
 
 def set_drain_timeout(seconds: float) -> None:
-    """Set for how long the end of a loop, the exit of the process and `flush()` wait for sinks.
+    """Set how long the shutdown of an event loop, the exit of the process and `flush()` wait for sinks.
 
     Args:
-        seconds: The limit for the whole process; default 5.
+        seconds: The timeout in seconds, for all sinks together; default 5.
 
     Raises:
-        ValueError: For a negative or infinite number.
+        ValueError: The timeout is negative or not finite.
     """
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"set_drain_timeout({seconds!r}): give seconds, 0 or more")
+        raise ValueError(f"set_drain_timeout(): seconds must be a finite number, 0 or more, got {seconds!r}")
     DELIVERY.drain_timeout = float(seconds)

@@ -1,4 +1,4 @@
-"""Events, and the base classes of sinks."""
+"""`Event`, and the base classes of sinks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _encode, _encode_lines = _encoder.encode, _encoder.encode_lines
 
 
 class Event(Struct, frozen=True, gc=False, rename={"body": "data"}):
-    """An event. Its body is immutable or its own copy, and holds only what JSON can carry."""
+    """An event. Its body is immutable or a private copy, and contains only values that JSON can represent."""
 
     type: str
     body: Struct | dict[str, Any] | None
 
     def data(self) -> dict[str, Any] | None:
-        """Return the body as a dict that belongs to whoever asks, down to its last level."""
+        """Return the body as a new dict. It is a deep copy that belongs to the caller."""
         data: dict[str, Any] | None = msgspec.to_builtins(self.body)
         return data
 
     def json(self) -> bytes:
-        """Return the body as JSON, without the detour over a dict."""
+        """Return the body as JSON."""
         return _encode(self.body)
 
     def line(self) -> bytes:
@@ -45,7 +45,7 @@ class EventLost(Exception):
     """A sink accepted an event but could not store it.
 
     Attributes:
-        reason: Under which it is counted, in `SinkStats.dropped`.
+        reason: The key under which the event is counted in `SinkStats.dropped`.
     """
 
     def __init__(self, reason: str, text: str) -> None:
@@ -54,15 +54,15 @@ class EventLost(Exception):
 
 
 class Offers(Protocol):
-    """Hands events over to sinks; `Delivery` is the only implementation."""
+    """Offers events to sinks. `Delivery` is the only implementation."""
 
     def offer_through(self, sink: Any, method: str, event: Event) -> None:
-        """Offer an event to a sink by a specific method of the sink."""
+        """Offer an event to a sink through a specific method of the sink."""
         ...
 
 
 class _Done:
-    """An awaitable that has nothing to wait for."""
+    """An awaitable that completes immediately."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()
@@ -87,11 +87,11 @@ class EventSink:
     _delivery: ClassVar[Offers]
 
     async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
-        """Take one event.
+        """Process one event.
 
         Args:
-            type: "stage.wide", "pipeline.wide" or the name of an event of your own.
-            data: The event; it belongs to this sink alone, and `json.dumps` accepts it.
+            type: "stage.wide", "pipeline.wide" or the type of a custom event.
+            data: The data of the event. It belongs to this sink, and `json.dumps` accepts it.
         """
         if overrides(self, "try_emit"):
             outcome = self.try_emit(type=type, data=data)
@@ -99,15 +99,15 @@ class EventSink:
                 await outcome
 
     def try_emit(self, *, type: str, data: dict[str, Any] | None) -> Awaitable[None] | None:
-        """Hand one event over to the library, which delivers it by `emit`: never waits, never raises."""
-        # An override that calls `super().try_emit(...)` asks for delivery, not for itself.
+        """Queue one event for delivery through `emit`. Never blocks and never raises."""
+        # An override that calls `super().try_emit(...)` requests delivery through `emit`, not through itself.
         method = "emit" if overrides(self, "try_emit") else ""
         self._delivery.offer_through(self, method, Event(type, data))
         return _Done()
 
 
 class DirectSink(EventSink, ABC):
-    """A sink that receives each event synchronously, before the emitting call returns, and not as a dict.
+    """A sink that receives each event synchronously as an `Event`, before the emitting call returns.
 
     `take` must not block. If a subclass overrides `emit` or `try_emit`, the library calls that method
     instead.
@@ -115,29 +115,29 @@ class DirectSink(EventSink, ABC):
 
     @abstractmethod
     def take(self, event: Event) -> None:
-        """Take one event.
+        """Process one event.
 
         Raises:
             EventLost: The event was lost; `reason` states why.
         """
 
     @property
-    def takes_marks(self) -> bool:
+    def accepts_marks(self) -> bool:
         """Whether the sink is notified of the start of each run, and of its end without `pipeline.wide`."""
         return False
 
-    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
-        """Receive the mark of the start or the end of a run, or a heartbeat.
+    def accept_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+        """Process the mark of the start or the end of a run, or a heartbeat.
 
-        It never raises. Marks are not counted.
+        Must not raise. Marks are not counted.
         """
 
     async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
-        """Take one event."""
+        """Process one event."""
         self._delivery.offer_through(self, "take", Event(type, data))
 
     def try_emit(self, *, type: str, data: dict[str, Any] | None) -> Awaitable[None] | None:
-        """Take one event."""
+        """Process one event."""
         self._delivery.offer_through(self, "take", Event(type, data))
         return _Done()
 

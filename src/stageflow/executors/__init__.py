@@ -1,4 +1,4 @@
-"""Where plain functions run."""
+"""Execution of synchronous functions."""
 
 from ._threads import busy_threads, in_thread
 

@@ -1,6 +1,6 @@
-"""Threads for synchronous functions: daemon threads, reused, which do not delay the exit of the process.
+"""A pool of daemon threads for synchronous functions; they do not delay the exit of the process.
 
-There is a thread for each function that runs; `pipeline._thread_limit` limits how many run at once.
+Each running function has its own thread; `pipeline._limits.ThreadLimit` limits their number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from .._fork import reset_in_child
 
 __all__ = ["busy_threads", "in_thread"]
-
 
 Job = tuple[Callable[[], None], Callable[[], None]]
 """The function to run, and the one to call once its thread is free for another job."""
@@ -35,15 +34,15 @@ class _Worker(threading.Thread):
             try:
                 job = self.inbox.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
-                if self._pool.retires(self):
+                if self._pool.remove_idle(self):
                     return
-                continue  # a job was handed over at the last moment
+                continue  # a job was assigned just before the timeout
             function, freed = job
             function()
-            del job, function  # otherwise their objects would live until the next job
+            del job, function  # otherwise their objects would exist until the next job
             if os.getpid() != self._process:
                 return  # the job forked: in the child, this thread gets no further jobs
-            self._pool.is_free(self)
+            self._pool.assign_next(self)
             freed()
             del freed
 
@@ -65,7 +64,7 @@ class _Pool:
         """See `in_thread`."""
         with self._lock:
             if self._idle:
-                # The one used last: the others may then grow old and end.
+                # The most recently used one, so that the others reach their idle timeout.
                 self._idle.pop().inbox.put(job)
                 return
             self._alive += 1
@@ -81,8 +80,8 @@ class _Pool:
                 else:
                     raise
 
-    def retires(self, worker: _Worker) -> bool:
-        """Return whether an idle thread may exit."""
+    def remove_idle(self, worker: _Worker) -> bool:
+        """Remove an idle thread, which then exits; return False if it has a job."""
         with self._lock:
             if worker not in self._idle:
                 return False
@@ -90,7 +89,7 @@ class _Pool:
             self._alive -= 1
             return True
 
-    def is_free(self, worker: _Worker) -> None:
+    def assign_next(self, worker: _Worker) -> None:
         """Assign the next job to a thread that has finished one, or add the thread to the idle ones."""
         with self._lock:
             if self._backlog:
@@ -112,15 +111,15 @@ def in_thread(function: Callable[[], None], freed: Callable[[], None]) -> None:
     """Run a function in a daemon thread.
 
     Args:
-        function: What to run. It must not raise.
+        function: The function to run. It must not raise.
         freed: Called in the thread after `function`, when the thread can run another one. It must not raise.
 
     Raises:
-        RuntimeError: No thread can be started, and there is none that could run it later.
+        RuntimeError: No thread can be started, and no other thread exists that could run it later.
     """
     _pool.run((function, freed))
 
 
 def busy_threads() -> int:
-    """Return how many threads are running a job, or have one to start with."""
+    """Return the number of threads that are running a job, and of jobs that wait for a thread."""
     return _pool.busy

@@ -1,4 +1,4 @@
-"""The record on disk: written before emission returns, completed after a crash, read by cursor."""
+"""The event journal on disk: append, recover after a crash, read by cursor, prune and repair."""
 
 from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
 
@@ -21,8 +21,8 @@ from ._recovery import writer_is_closed as writer_is_closed
 from ._repair import Moved, Repaired
 from ._retention import (
     Deleted,
-    Room as Room,
-    holds_all_since as holds_all_since,
+    RetentionPolicy as RetentionPolicy,
+    is_complete_since as is_complete_since,
     read_failures as read_failures,
     write_failures as write_failures,
 )

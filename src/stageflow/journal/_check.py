@@ -1,4 +1,4 @@
-"""The state of a journal, looked at in full: who writes, what is open, torn, broken, kept, deleted."""
+"""Checks every line and state file of a journal, and reports its writers, readers and damage."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ._cursor import CursorFile, cursor_names, cursor_state_file, load_cursor
 from ._format import decode
 from ._losses import MissingSegments, closed_by, missing_segments, runs_without_end
 from ._recovery import open_runs, writer_is_closed, writer_lives
-from ._retention import DELETED_FILE, FAILURES_FILE, Deleted, deleted_so_far, retention_began
+from ._retention import DELETED_FILE, FAILURES_FILE, Deleted, read_deletion_counts, retention_has_run
 from ._segments import (
     BROKEN,
     CURSORS,
     Segment,
     Writers,
-    has_header,
+    has_intact_header,
     is_temporary,
     list_writers,
     misplaced,
@@ -40,19 +40,19 @@ __all__ = [
     "Progress",
     "WriterState",
     "check",
-    "left_over",
-    "names_in",
+    "entry_names",
+    "leftover_files",
 ]
 
 
 _CHUNK = 4 << 20
 
-_MOST_IDS = 5
-"""How many ids of runs a problem names."""
+_MAX_IDS = 5
+"""Maximum number of run ids that a problem lists."""
 
 _MOVE = "`stageflow doctor --repair` moves it to broken/"
-_HEADLESS = "its first line, which has the original offset of its lines, is damaged"
-_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites that line"
+_HEADER_DAMAGED = "its first line, which contains the original offsets of the other lines, is damaged"
+_REWRITE = "readers read all of its lines again; `stageflow doctor --repair` rewrites the first line"
 UNREADABLE = "grant this user read permission, or move the file away"
 
 _KINDS = (
@@ -64,16 +64,16 @@ _KINDS = (
 )
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that were looked at, and all there are."""
+"""Called with the number of bytes checked so far and the total number of bytes."""
 
 
 class Damage(Struct, frozen=True):
     """A range of bytes in a segment that is not a complete line of JSON.
 
     Attributes:
-        path: Of the segment.
-        offset: Where it begins.
-        bytes: How long it is.
+        path: Path of the segment.
+        offset: Start of the range, in bytes.
+        bytes: Length of the range.
     """
 
     path: str
@@ -82,17 +82,17 @@ class Damage(Struct, frozen=True):
 
 
 class WriterState(Struct, frozen=True):
-    """One writer: a sink in a process.
+    """The state of one writer, which is one sink in one process.
 
     Attributes:
-        name: Its name.
-        pid: Process id.
-        state: "live", "closed" (it ended by itself), "completed" (it died, and a reader completed its
-            runs), "dead" (it died, and that is still to be done) or "unreadable".
-        segments: How many files it has here.
-        bytes: How large they are.
-        lines: How many lines they have.
-        open_runs: Ids of the runs that began and have not ended.
+        name: Name of the writer.
+        pid: Process id of the writer.
+        state: "live", "closed" (it closed its record), "completed" (it died, and a reader completed its
+            runs), "dead" (it died, and its runs are not completed yet) or "unreadable".
+        segments: Number of its segments.
+        bytes: Total size of its segments.
+        lines: Number of lines in its segments.
+        open_runs: Ids of the runs that started and have not ended.
     """
 
     name: str
@@ -105,18 +105,18 @@ class WriterState(Struct, frozen=True):
 
 
 class CursorState(Struct, frozen=True):
-    """One named reader.
+    """The state of one named reader.
 
     Attributes:
-        name: Its name.
-        at_work: True while a process reads under this name.
-        behind_bytes: How much it has not read.
-        events: How many events it has read.
-        broken: How many broken lines it came by.
-        torn: How many torn last lines.
-        missed: How many files were deleted before it had read them to their end.
-        removed_files: How many of these were deleted before it first started.
-        removed_events: How many events were removed from the journal before it first started.
+        name: Name of the reader.
+        at_work: True while a process uses this name.
+        behind_bytes: Number of bytes that it has not read yet.
+        events: Number of events that it has read.
+        broken: Number of damaged lines that it skipped.
+        torn: Number of torn last lines that it skipped.
+        missed: Number of segments that were deleted before it had read all of their lines.
+        removed_files: How many of these were deleted before the reader first started.
+        removed_events: Number of events that were removed from the journal before the reader first started.
     """
 
     name: str
@@ -131,23 +131,23 @@ class CursorState(Struct, frozen=True):
 
 
 class JournalState(Struct, frozen=True):
-    """What `Journal.check()` found.
+    """The result of `Journal.check()`.
 
     Attributes:
         path: Directory of the journal.
-        bytes: Size of all segments.
-        free_bytes: What its disk has left for this user.
-        writers: Everybody who has segments here, oldest first.
-        cursors: Everybody who reads under a name.
-        torn: Last lines that were cut off, of writers that no longer write there.
-        broken: Lines in the middle that are damaged: not UTF-8, or not JSON.
-        damaged: Files that cannot be used at all, such as a cursor or a symbolic link.
-        missing: Segments in the sequence of a writer that are gone, and that nothing removed.
-        without_end: Ids of the runs whose writer has ended and whose end is damaged or missing.
-        kept_aside: How many lines and files are in `broken/`.
-        crashed: How many runs of these writers were completed after a crash.
-        deleted: What was deleted to make room.
-        problems: What should be seen to, a sentence each.
+        bytes: Total size of all segments.
+        free_bytes: Free disk space that is available to this user.
+        writers: The state of every writer with segments in the journal, oldest first.
+        cursors: The state of every named reader.
+        torn: Incomplete last lines of segments that are no longer written to.
+        broken: Damaged lines (not UTF-8, or not JSON) that are not the last line of their segment.
+        damaged: Files that cannot be used at all, such as a damaged cursor or a symbolic link.
+        missing: Gaps in the segment sequence of a writer that retention or archiving do not explain.
+        without_end: Ids of the runs whose writer has closed and whose end is damaged or missing.
+        kept_aside: Number of lines and files in `broken/`.
+        crashed: Number of runs that were completed after a crash.
+        deleted: Counts of what retention and archiving deleted.
+        problems: Descriptions of what needs attention, one sentence each.
     """
 
     path: str
@@ -170,7 +170,7 @@ class DamagedFile(Struct, frozen=True):
     """An unusable file.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         why: Description of the damage.
         remedy: How to fix it.
     """
@@ -185,13 +185,13 @@ def check(
 ) -> JournalState:
     """Check every line and every state file of a journal; see `Journal.check`."""
     writers = list_writers(directory)
-    whole = sum(_size(segment) for segments in writers.values() for segment in segments)
+    total_bytes = sum(_size(segment) for segments in writers.values() for segment in segments)
     states: list[WriterState] = []
     torn: list[Damage] = []
     broken: list[Damage] = []
     damaged = list(_damaged_files(directory, state_files))
     without_end: list[str] = []
-    looked_at = crashed = 0
+    checked_bytes = crashed = 0
     for name, segments in writers.items():
         lines = 0
         state, open_ids, found_crashed, error = _state_of(segments)
@@ -199,7 +199,7 @@ def check(
         without_end += _without_end(segments)
         for segment in segments:
             try:
-                found = _look(segment)
+                found = _scan_segment(segment)
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except OSError as error:
@@ -207,28 +207,28 @@ def check(
                 continue
             lines += found.lines
             broken += found.broken
-            if found.headless:
-                damaged.append(DamagedFile(segment.path, _HEADLESS, _REWRITE))
+            if found.header_damaged:
+                damaged.append(DamagedFile(segment.path, _HEADER_DAMAGED, _REWRITE))
             if found.torn is not None and not (state == "live" and segment is segments[-1]):
                 torn.append(found.torn)
-            looked_at += _size(segment)
+            checked_bytes += _size(segment)
             if progress is not None:
-                progress(looked_at, whole)
-        damaged += (DamagedFile(path, _why(error), UNREADABLE) for path, error in dict(errors).items())
+                progress(checked_bytes, total_bytes)
+        damaged += (DamagedFile(path, _reason(error), UNREADABLE) for path, error in dict(errors).items())
         crashed += found_crashed
         size = sum(map(_size, segments))
         states.append(WriterState(name, segments[0].pid, state, len(segments), size, lines, open_ids))
     disk = os.statvfs(directory)
     cursors = [_cursor(directory, name, writers) for name in cursor_names(directory)]
-    deleted = _deleted(directory)
-    missing = missing_segments(directory, writers, deleted=retention_began(directory))
+    deleted = _deletion_counts(directory)
+    missing = missing_segments(directory, writers, deleted=retention_has_run(directory))
     problems = [
-        *_problems(directory, states, cursors, torn, broken, damaged, left_over(directory)),
+        *_problems(directory, states, cursors, torn, broken, damaged, leftover_files(directory)),
         *_losses(missing, without_end),
     ]
     return JournalState(
         path=directory,
-        bytes=whole,
+        bytes=total_bytes,
         free_bytes=disk.f_bavail * disk.f_frsize,
         writers=states,
         cursors=cursors,
@@ -237,7 +237,7 @@ def check(
         damaged=damaged,
         missing=missing,
         without_end=without_end,
-        kept_aside=len(names_in(os.path.join(directory, BROKEN))),
+        kept_aside=len(entry_names(os.path.join(directory, BROKEN))),
         crashed=crashed,
         deleted=deleted,
         problems=problems,
@@ -246,12 +246,12 @@ def check(
 
 def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator[DamagedFile]:
     for path in misplaced(directory):
-        yield DamagedFile(path, _why_misplaced(directory, path), _MOVE)
+        yield DamagedFile(path, _describe_misplaced(directory, path), _MOVE)
     known = {file.name: file for file in (DELETED_FILE, FAILURES_FILE, *state_files)}
     for name in cursor_names(directory):
         file = cursor_state_file(name)
         known[file.name] = file
-    for name in names_in(directory):
+    for name in entry_names(directory):
         if name.endswith(".json") and not name.startswith("."):
             known.setdefault(name, StateFile(name, Any, _MOVE))
     for file in known.values():
@@ -266,11 +266,11 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
         except DamagedFileError as error:
             yield DamagedFile(path, error.why, file.remedy)
         except OSError as error:
-            yield DamagedFile(path, _why(error), UNREADABLE)
+            yield DamagedFile(path, _reason(error), UNREADABLE)
 
 
-def _why_misplaced(directory: str, path: str) -> str:
-    """Return what is in a place, and what should be there."""
+def _describe_misplaced(directory: str, path: str) -> str:
+    """Describe which type of entry is in the place of a file or directory of the journal."""
     expected = (
         "directory" if path in (os.path.join(directory, each) for each in (CURSORS, BROKEN)) else "file"
     )
@@ -282,37 +282,37 @@ def _why_misplaced(directory: str, path: str) -> str:
     return f"{found} is in place of this {expected}"
 
 
-def _why(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return error.why if isinstance(error, DamagedFileError) else error.strerror or str(error)
 
 
-def _deleted(directory: str) -> Deleted:
+def _deletion_counts(directory: str) -> Deleted:
     try:
-        return deleted_so_far(directory)
+        return read_deletion_counts(directory)
     except OSError:  # `damaged` names it
         return Deleted()
 
 
-class _Found(Struct):
-    """What is in one segment."""
+class _SegmentScan(Struct):
+    """The lines and the damage found in one segment."""
 
     lines: int
     broken: list[Damage]
     torn: Damage | None
-    headless: bool
+    header_damaged: bool
 
 
-def _look(segment: Segment) -> _Found:
-    """Check every line of a file by its offset in the file, also in a kept segment."""
-    found = _Found(0, [], None, False)
+def _scan_segment(segment: Segment) -> _SegmentScan:
+    """Check every line of a segment. Offsets are those in the file, also for a pruned segment."""
+    found = _SegmentScan(0, [], None, False)
     with open_segment(segment) as file:
-        kept = segment.kept or not is_regular(segment.path)
+        pruned = segment.pruned or not is_regular(segment.path)
         offset = 0
         rest = b""
         while data := file.read(_CHUNK):
             *texts, rest = (rest + data).split(b"\n")
             for text in texts:
-                is_header = kept and offset == 0
+                is_header = pruned and offset == 0
                 if text and not is_header:
                     found.lines += 1
                 if decode(text) is None and text and not text.isspace():
@@ -320,7 +320,7 @@ def _look(segment: Segment) -> _Found:
                 offset += len(text) + 1
     if rest:
         found.torn = Damage(segment.path, offset, len(rest))
-    found.headless = kept and not has_header(segment)
+    found.header_damaged = pruned and not has_intact_header(segment)
     return found
 
 
@@ -357,7 +357,7 @@ def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
     for writer, segments in writers.items():
         at, offset = cursor.positions.get(writer, (0, 0))
         for segment in segments:
-            if segment.sequence >= at and not segment.kept:
+            if segment.sequence >= at and not segment.pruned:
                 behind += max(0, _size(segment) - (offset if segment.sequence == at else 0))
     lock = os.path.join(directory, CURSORS, f"{name}.lock")
     try:
@@ -384,53 +384,60 @@ def _problems(
     torn: list[Damage],
     broken: list[Damage],
     damaged: list[DamagedFile],
-    left_over: list[str],
+    leftover_files: list[str],
 ) -> Iterator[str]:
     dead = [writer for writer in writers if writer.state == "dead"]
     if dead:
         runs = sum(len(writer.open_runs) for writer in dead)
         yield (
             f"{_count(dead, 'writer')} died and {runs:,} of {'its' if len(dead) == 1 else 'their'} runs"
-            f" {_were(runs)} not completed; a reader, or a repair, completes {_them(runs)}"
+            f" {_were(runs)} not completed; the next reader, or `stageflow doctor --repair`,"
+            f" completes {_them(runs)}"
         )
     if torn:
         many = len(torn)
         yield (
             f"{_count(torn, 'last line')} {_are(many)} torn;"
-            f" readers leave {_them(many)} out, a repair cuts {_them(many)} off"
+            f" readers skip {_them(many)}, and `stageflow doctor --repair` removes {_them(many)}"
         )
     if broken:
         many = len(broken)
         yield (
             f"{_count(broken, 'line')} {_are(many)} damaged;"
-            f" readers leave {_them(many)} out, a repair takes {_them(many)} out"
+            f" readers skip {_them(many)}, and `stageflow doctor --repair` removes {_them(many)}"
         )
     for file in damaged:
         yield f"{file.path} is damaged: {file.why}; {file.remedy}"
-    if left_over:
-        many = len(left_over)
-        yield f"{_count(left_over, 'file')} {_were(many)} left incomplete; a repair removes {_them(many)}"
+    if leftover_files:
+        many = len(leftover_files)
+        yield (
+            f"{_count(leftover_files, 'file')} {_were(many)} left behind by a killed process;"
+            f" `stageflow doctor --repair` removes {_them(many)}"
+        )
     for cursor in cursors:
-        # What was archived or deleted before its first start is not a loss of this reader.
+        # Files that were archived or deleted before the reader first started are not counted as its loss.
         if many := cursor.missed - cursor.removed_files:
             files = f"{many:,} {'file' if many == 1 else 'files'}"
-            yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted unread"
+            yield f"reader {cursor.name!r} was too slow: {files} {_were(many)} deleted before it read them"
     if os.stat(directory).st_mode & 0o077:
-        yield f"others than its owner may enter {directory}; chmod 700 {directory}"
+        yield f"users other than its owner can access {directory}; run chmod 700 {directory}"
     if (kind := network_file_system(directory)) is not None:
-        yield f"{directory} is on a network file system ({kind}), where a live writer may look dead"
+        yield (
+            f"{directory} is on a network file system ({kind}), where a live writer may be taken for dead;"
+            " move the journal to a local disk"
+        )
 
 
 def _losses(missing: list[MissingSegments], without_end: list[str]) -> Iterator[str]:
     for gap in missing:
         many = gap.last - gap.first + 1
         yield (
-            f"{gap} {_are(many)} missing; restore {_them(many)} from a backup, or"
-            " `stageflow doctor --repair` records the loss and reports it no more"
+            f"{gap} {_are(many)} missing; restore {_them(many)} from a backup, or run"
+            " `stageflow doctor --repair`, which records the loss so that it is no longer reported"
         )
     if without_end:
         many = len(without_end)
-        ids = ", ".join(without_end[:_MOST_IDS]) + (", ..." if many > _MOST_IDS else "")
+        ids = ", ".join(without_end[:_MAX_IDS]) + (", ..." if many > _MAX_IDS else "")
         yield (
             f"the end of {many:,} {'run' if many == 1 else 'runs'} is damaged or missing ({ids});"
             " `stageflow doctor --repair` marks such runs as closed"
@@ -453,12 +460,12 @@ def _them(many: int) -> str:
     return "it" if many == 1 else "them"
 
 
-def left_over(directory: str) -> list[str]:
+def leftover_files(directory: str) -> list[str]:
     """Return the temporary files of processes that were killed while writing them."""
     minute_ago = time.time() - 60
     found = []
     for folder in (directory, os.path.join(directory, CURSORS), os.path.join(directory, BROKEN)):
-        for name in names_in(folder):
+        for name in entry_names(folder):
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
                 if is_temporary(name) and os.lstat(path).st_mtime < minute_ago and not is_locked(path):
@@ -467,12 +474,12 @@ def left_over(directory: str) -> list[str]:
         for segment in segments:
             replaced = os.path.join(directory, segment.name)
             with contextlib.suppress(OSError):
-                if segment.kept and is_regular(replaced) and has_header(segment):
+                if segment.pruned and is_regular(replaced) and has_intact_header(segment):
                     found.append(replaced)
     return sorted(found)
 
 
-def names_in(folder: str) -> list[str]:
+def entry_names(folder: str) -> list[str]:
     """Return the names in a directory, or an empty list if it does not exist."""
     try:
         return [] if os.path.islink(folder) else os.listdir(folder)

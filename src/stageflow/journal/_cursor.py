@@ -1,4 +1,4 @@
-"""How far named readers have come: one small file each, replaced whole."""
+"""Cursors: the stored positions of named readers, one atomically replaced file each."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ __all__ = [
 Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
 
 Position = tuple[Count, Offset]
-"""The sequence of a segment, and how many bytes of it were read."""
+"""The sequence number of a segment, and the number of its bytes that were read."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class CursorFile(Struct, frozen=True):
-    """What is stored of a named reader.
+    """The content of a cursor file.
 
     Attributes:
-        positions: By writer.
-        events: How many events it has read since it was made.
-        broken: How many broken lines it came by.
-        torn: How many torn last lines.
-        missed: How many segments were deleted before it had read them to their end.
-        removed_files: How many of these were deleted before it was made.
-        removed_events: How many events were removed from the journal before it was made.
+        positions: Position in the segments of each writer, by the name of the writer.
+        events: Number of events read since the cursor was created.
+        broken: Number of damaged lines that the reader skipped.
+        torn: Number of torn last lines that the reader skipped.
+        missed: Number of segments that were deleted before the reader had read all of their lines.
+        removed_files: How many of these were deleted before the cursor was created.
+        removed_events: Number of events removed from the journal before the cursor was created.
         name: Name of the reader; empty if an earlier version wrote the file.
     """
 
@@ -62,20 +62,21 @@ class CursorFile(Struct, frozen=True):
 
 
 def check_cursor_name(name: str) -> str:
-    """Return the name of a reader, if it can be one.
+    """Return the name of a reader if it is valid.
 
     Raises:
-        ValueError: It can not.
+        ValueError: The name is invalid.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} cannot be the name of a reader: letters, digits, '.', '_' and '-', 100 at most"
+            f"invalid reader name {name!r}; use at most 100 letters, digits, '.', '_' and '-',"
+            " starting with a letter or a digit"
         )
     return name
 
 
 def cursor_path(directory: str, name: str) -> str:
-    """Return where a reader's positions are stored."""
+    """Return the path of a reader's cursor file."""
     return os.path.join(directory, CURSORS, f"{name}.json")
 
 
@@ -90,11 +91,11 @@ def cursor_state_file(name: str) -> StateFile:
 
 
 def load_cursor(directory: str, name: str) -> CursorFile | None:
-    """Return how far a reader has come; None for a new one.
+    """Return the cursor of a reader, or None for a new reader.
 
     Raises:
         DamagedFileError: The content of the file is damaged.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     _refuse_link(directory)
     path, file = cursor_path(directory, name), cursor_state_file(name)
@@ -109,7 +110,7 @@ def store_cursor(directory: str, name: str, cursor: CursorFile) -> None:
 
     Raises:
         DamagedFileError: The path is a directory, or `cursors` is a symbolic link.
-        OSError: It could not be written; what was stored before stands.
+        OSError: The file could not be written; the previously stored cursor is unchanged.
     """
     make_private_below(os.path.join(directory, CURSORS))
     replace_file(cursor_path(directory, name), encode_state(replace(cursor, name=name)))
@@ -118,8 +119,8 @@ def store_cursor(directory: str, name: str, cursor: CursorFile) -> None:
 def reset_cursor(directory: str, name: str) -> None:
     """Store a cursor at the beginning of all current segments.
 
-    A repair replaces a damaged cursor in this way instead of removing it: otherwise a reader with
-    `at_end=True` would start at the end, and miss events that it had not read.
+    A repair does this instead of removing a damaged cursor. Without a cursor, a reader with `at_end=True`
+    would start at the end and miss events that it had not read.
     """
     positions = {writer: (segments[0].sequence, 0) for writer, segments in list_writers(directory).items()}
     store_cursor(directory, name, CursorFile(positions))
@@ -148,13 +149,13 @@ def cursor_names(directory: str) -> list[str]:
 
 
 def positions_of_all(directory: str) -> list[dict[str, Position]]:
-    """Return the positions of every named reader: none, for one whose file cannot be read."""
+    """Return the positions of every named reader; no positions for a reader whose cursor cannot be read."""
     found = []
     for name in cursor_names(directory):
         try:
             cursor = load_cursor(directory, name)
         except OSError:
-            cursor = CursorFile()  # as if it had read nothing: what is not known is not deleted by age
+            cursor = CursorFile()  # treat it as having read nothing, so that `max_age` deletes nothing unread
         if cursor is not None:
             found.append(cursor.positions)
     return found

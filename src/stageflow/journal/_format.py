@@ -1,4 +1,4 @@
-"""The lines of a journal: encoding, decoding, and validation."""
+"""The line format of a journal: encoding, decoding and validation."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from ..schema import (
 __all__ = [
     "FAILED_RUN",
     "HEARTBEAT",
-    "KEPT",
     "PIPELINE_AMEND",
     "PIPELINE_WIDE",
+    "PRUNED",
     "REQUIRED",
     "RUN_CLOSED",
     "RUN_OPEN",
     "STAGE_WIDE",
     "WRITER_CLOSED",
-    "Kept",
     "Line",
     "Offset",
+    "PrunedHeader",
     "WriterClosed",
     "decode",
     "decode_event",
     "decode_heartbeat",
-    "decode_kept",
+    "decode_pruned_header",
     "decode_run_open",
     "decode_writer_closed",
     "encode_mark",
+    "is_complete_run",
     "is_event",
     "is_timestamp",
     "is_well_formed",
-    "is_whole_run",
     "line_start",
     "outcome_of",
     "run_of",
@@ -59,10 +59,14 @@ __all__ = [
 
 
 def line_start(event_type: str, **first: str) -> bytes:
-    """Return the first bytes of each line of an event whose first fields have these values.
+    """Return the prefix of every line whose event starts with the given field values.
+
+    Args:
+        event_type: Type of the event.
+        first: Values of the first fields of the event, in schema order.
 
     Raises:
-        ValueError: These are not the first fields of the event, in the order of its schema.
+        ValueError: These are not the first fields of the event, in schema order.
 
     Example:
         >>> line_start("pipeline.wide", status="FAIL")
@@ -73,7 +77,7 @@ def line_start(event_type: str, **first: str) -> bytes:
         fields = {"stage.wide": StageWide, "pipeline.wide": PipelineWide}[event_type].__struct_fields__
         if tuple(first) != fields[: len(first)]:
             raise ValueError(
-                f"the first fields of {event_type} are {fields[: len(first)]}, not {tuple(first)}"
+                f"the first fields of {event_type} are {fields[: len(first)]}, got {tuple(first)}"
             )
         start += "{" + ",".join(f'"{name}":"{value}"' for name, value in first.items())
     return start.encode()
@@ -87,35 +91,34 @@ RUN_OPEN = b'{"type":"run.open","journal":'
 RUN_CLOSED = b'{"type":"run.closed","journal":'
 HEARTBEAT = b'{"type":"heartbeat","journal":'
 WRITER_CLOSED = b'{"type":"writer.closed","journal":'
-"""How such lines begin: to find them costs a search for bytes, not the reading of every line."""
+"""The prefix of such a line. Readers find these lines with a byte search instead of decoding every line."""
 
-
-KEPT = "journal.kept"
-"""The type of the first line of a kept segment."""
+PRUNED = "journal.kept"
+"""The type of the first line of a pruned segment."""
 
 Offset = Annotated[int, Meta(ge=0, le=(1 << 62))]
 """An offset in a segment, in bytes; `pread` does not accept values outside these bounds."""
 
 
 class WriterClosed(Struct, frozen=True):
-    """The last line of a writer: nothing of it is open any more.
+    """The last line of a writer: none of its runs is open.
 
     Attributes:
-        adopted_by: Pid of the process that completed the records of a writer that died, or None
-            for one that ended by itself.
-        crashed: How many runs that process found cut off.
+        adopted_by: Pid of the process that completed the records of a dead writer. None if the writer closed
+            its own record.
+        crashed: Number of runs that process recorded as crashed.
     """
 
     adopted_by: int | None = None
     crashed: Annotated[int, Meta(ge=0)] = 0
 
 
-class Kept(Struct, frozen=True):
-    """The first line of a segment of which only the records of failed runs are left.
+class PrunedHeader(Struct, frozen=True):
+    """The first line of a pruned segment, in which retention kept only the records of failed runs.
 
     Attributes:
-        size: Bytes that the segment had.
-        offsets: Where each of the lines that follow began in it.
+        size: Original size of the segment, in bytes.
+        offsets: Original offset of each of the lines that follow.
     """
 
     size: Offset
@@ -123,7 +126,7 @@ class Kept(Struct, frozen=True):
 
 
 class Line(Struct, frozen=True):
-    """A line as it is read: an event has `data`, a mark has `journal`."""
+    """A decoded line: an event has `data`, a mark has `journal`."""
 
     type: str
     data: Raw | UnsetType = UNSET
@@ -140,7 +143,7 @@ _TYPES: dict[type[Struct], str] = {
     RunClosed: "run.closed",
     Heartbeat: "heartbeat",
     WriterClosed: "writer.closed",
-    Kept: KEPT,
+    PrunedHeader: PRUNED,
 }
 
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -155,7 +158,7 @@ def encode_mark(mark: Struct) -> bytes:
 _decode_line = decoder(Line)
 _decode_run_open = decoder(RunOpen)
 _decode_heartbeat = decoder(Heartbeat)
-_decode_kept = decoder(Kept)
+_decode_pruned_header = decoder(PrunedHeader)
 _decode_writer_closed = decoder(WriterClosed)
 
 
@@ -176,7 +179,7 @@ def _body_of_mark(text: bytes) -> Raw | None:
 
 
 def decode_run_open(text: bytes) -> RunOpen | None:
-    """Return the mark of a run's start; None if a run cannot be completed from it."""
+    """Decode the start mark of a run; return None if the run cannot be completed from it."""
     body = _body_of_mark(text)
     opened = _decode_run_open(body) if body is not None else None
     if opened is None or not isinstance(opened.stages, list) or not is_timestamp(opened.started_at):
@@ -185,28 +188,31 @@ def decode_run_open(text: bytes) -> RunOpen | None:
 
 
 def decode_heartbeat(text: bytes) -> Heartbeat | None:
-    """Return a heartbeat; None if it is damaged."""
+    """Decode a heartbeat; return None if it is damaged."""
     body = _body_of_mark(text)
     return _decode_heartbeat(body) if body is not None else None
 
 
-def decode_kept(text: bytes) -> Kept | None:
-    """Return the first line of a kept segment; None if it is damaged."""
+def decode_pruned_header(text: bytes) -> PrunedHeader | None:
+    """Decode the first line of a pruned segment; return None if it is damaged."""
     body = _body_of_mark(text)
-    kept = _decode_kept(body) if body is not None else None
+    kept = _decode_pruned_header(body) if body is not None else None
     if kept is None or any(later <= at for at, later in pairwise([-1, *kept.offsets, kept.size])):
         return None
     return kept
 
 
 def decode_writer_closed(text: bytes) -> WriterClosed | None:
-    """Return the last line of a writer; None if it is damaged."""
+    """Decode the last line of a writer; return None if it is damaged."""
     body = _body_of_mark(text)
     return _decode_writer_closed(body) if body is not None else None
 
 
 def is_timestamp(text: str) -> bool:
-    """Return whether a text is a valid time: "2026-02-31T00:00:00Z" matches the pattern, but is invalid."""
+    """Return whether text is a valid timestamp.
+
+    "2026-02-31T00:00:00Z" matches the pattern of the schema, but is invalid.
+    """
     try:
         epoch_us(text)
     except (ValueError, OverflowError):
@@ -245,7 +251,7 @@ _decode_run = decoder(_Run)
 
 
 def outcome_of(text: bytes) -> object:
-    """Return the outcome of a line with a `pipeline.wide` event; `failed` if it only has the status FAIL.
+    """Return the outcome of a line with a `pipeline.wide` event; `failed` if it has only the status FAIL.
 
     Example:
         >>> outcome_of(b'{"type": "pipeline.wide", "data": {"status": "FAIL", "outcome": "timeout"}}')
@@ -274,7 +280,7 @@ _decode_head = decoder(_Head)
 
 
 def run_of(text: bytes) -> str:
-    """Return the id of the run that a line belongs to; empty if it is damaged or belongs to no run.
+    """Return the id of the run that a line belongs to, or "" if the line is damaged or belongs to no run.
 
     Example:
         >>> run_of(b'{"type": "run.closed", "journal": {"event_id": "r1", "reason": "moved"}}')
@@ -304,7 +310,7 @@ REQUIRED = {
     "stage.wide.amend": ("event_id",),
     "pipeline.wide.amend": ("event_id",),
 }
-"""The fields that readers of such an event require. The others may be missing."""
+"""The fields that readers of each event type require. Other fields are optional."""
 
 _REQUIRED_INSIDE = {
     CorrelationIds: ("pipeline_run_id",),
@@ -335,7 +341,7 @@ def is_well_formed(type: str, content: Raw | bytes) -> bool:
 
 
 def decode_event(text: bytes) -> dict[str, Any] | None:
-    """Return the data of a line with a wide event; None if it is damaged."""
+    """Decode the data of a line with a wide event; return None if it is damaged."""
     line = decode(text)
     if line is None or not isinstance(line.data, Raw) or not is_well_formed(line.type, line.data):
         return None
@@ -343,7 +349,7 @@ def decode_event(text: bytes) -> dict[str, Any] | None:
     return data
 
 
-def is_whole_run(text: bytes) -> bool:
+def is_complete_run(text: bytes) -> bool:
     """Return whether a line contains a `pipeline.wide` event with all fields that readers require."""
     line = decode(text)
     return line is not None and isinstance(line.data, Raw) and is_well_formed(line.type, line.data)

@@ -1,4 +1,4 @@
-"""Queries the runs of a journal."""
+"""`Journal`: queries, checks and repairs a journal; `RunFilter` and `RunStory`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from ._format import (
     decode_event,
     decode_heartbeat,
     decode_run_open,
+    is_complete_run,
     is_well_formed,
-    is_whole_run,
     run_of,
 )
-from ._losses import lacks_end
+from ._losses import open_runs_of_closed_writer
 from ._reader import JournalReader
 from ._recovery import (
     RunProgress,
@@ -47,51 +47,63 @@ from ._recovery import (
     writer_lives,
 )
 from ._repair import Repaired, repair
-from ._segments import Segment, Writers, find_lines, lines_with, list_writers, readable, why_not
+from ._segments import (
+    Segment,
+    Writers,
+    find_lines,
+    lines_containing,
+    list_writers,
+    readable,
+    reason_not_journal,
+)
 
 __all__ = [
     "OTHER_IDS",
-    "Gathered",
-    "Headline",
+    "CollectedRun",
     "Journal",
     "Names",
     "RunFilter",
+    "RunHeader",
     "RunStory",
     "amend",
-    "as_json",
+    "collect_line",
+    "decode_run_header",
     "find_run",
-    "gather",
-    "headline",
+    "json_content",
     "no_run",
     "several_runs",
 ]
 
 
 _STARTED_AT = b'"started_at":"'
-_NEAR_THE_FRONT = 200
+_STARTED_AT_LIMIT = 200
+"""Maximum offset of `started_at` in a line that is searched without decoding it."""
+
+_MAX_CANDIDATES = 100
+"""Maximum number of runs that are collected for an ambiguous id prefix."""
 
 
 OTHER_IDS = ("request", "session", "user", "org")
-"""The ids of a run in addition to its own: fields of `RunFilter`, and with `_id` fields of a record."""
+"""The kinds of ids in addition to run ids: fields of `RunFilter`, and with the suffix `_id` of records."""
 
 
 class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
-    """Which runs are wanted; what is None leaves the choice open.
+    """Selects runs. A run must satisfy all fields that are not None.
 
     Attributes:
-        status: A status ("OK", "FAIL", "OPEN") or an outcome ("failed", "crashed", ...), in any case.
+        status: A status ("OK", "FAIL", "OPEN") or an outcome ("failed", "crashed", ...); case-insensitive.
         pipeline: Name of the pipeline.
-        stage: Name of a stage; with a status behind a colon ("search:FAIL"), one that ended so.
-        id: One of the five ids, or the beginning of a run's.
-        id_prefix: The beginning of one of the five ids.
-        request: `request_id`.
-        session: `session_id`.
-        user: `user_id`.
-        org: `org_id`.
-        slower_than: Seconds; runs that took longer.
-        since: RFC 3339: runs that began then or later.
-        until: RFC 3339: runs that began before.
-        roots: If True, only root runs: those that were not started inside a stage of another run.
+        stage: Name of a stage, optionally with its status ("search:FAIL").
+        id: One of the five correlation ids, or a prefix of the run id.
+        id_prefix: A prefix of one of the five correlation ids.
+        request: The `request_id`.
+        session: The `session_id`.
+        user: The `user_id`.
+        org: The `org_id`.
+        slower_than: Minimum duration of the run, in seconds (exclusive).
+        since: RFC 3339 time; selects runs that started at this time or later.
+        until: RFC 3339 time; selects runs that started earlier.
+        roots: If True, select only root runs, which were not started inside a stage of another run.
 
     Raises:
         ValueError: A time is invalid, `until` is not later than `since`, or a name or id is empty.
@@ -113,45 +125,45 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in ("status", "pipeline", "stage", "id", "id_prefix", *OTHER_IDS):
-            # An empty one is a variable that was not set: it must not stand for everybody.
+            # An empty string is usually an unset variable. It must not select all runs.
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
-                raise ValueError(f"RunFilter({name}={value!r}); give text, or leave it out")
-        # Six digits, as events have them: then the order of the texts is that of the moments.
+                raise ValueError(f"RunFilter: {name} must be a non-empty str or None, got {value!r}")
+        # Normalize to six decimal places, like the times of events, so that they can be compared as strings.
         for name in ("since", "until"):
-            if (moment := getattr(self, name)) is not None:
+            if (time := getattr(self, name)) is not None:
                 try:
-                    force_setattr(self, name, rfc3339(epoch_us(moment)))
+                    force_setattr(self, name, rfc3339(epoch_us(time)))
                 except (TypeError, ValueError):
                     raise ValueError(
-                        f"RunFilter({name}={moment!r}); give RFC 3339: '2026-11-23T16:00:00Z'"
+                        f"RunFilter: {name} must be an RFC 3339 time ('2026-11-23T16:00:00Z'), got {time!r}"
                     ) from None
         if self.since is not None and self.until is not None and self.until <= self.since:
             raise ValueError(
-                f"RunFilter(since={self.since!r}, until={self.until!r}): until must be later than since"
+                f"RunFilter: until must be later than since, got {self.until!r} and {self.since!r}"
             )
 
-    def parts(self) -> list[bytes]:
-        """Return what must stand in the line of a run that is wanted: most others need not be decoded."""
+    def required_bytes(self) -> list[bytes]:
+        """Return byte strings that the line of every selected run contains, to skip other lines undecoded."""
         stage = self.stage.partition(":")[0] if self.stage else None
         ids = (self.id, self.id_prefix, self.request, self.session, self.user, self.org)
-        return [as_json(text) for text in (self.pipeline, *ids, stage) if text]
+        return [json_content(text) for text in (self.pipeline, *ids, stage) if text]
 
-    def takes(self, run: Headline) -> bool:
-        """Tell whether a run is wanted."""
+    def matches(self, run: RunHeader) -> bool:
+        """Return whether the filter selects a run."""
         return (
             (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
             and (self.pipeline is None or self.pipeline == run.pipeline_name)
             and (self.slower_than is None or run.duration_ms > self.slower_than * 1000)
             and (self.since is None or run.started_at >= self.since)
             and (self.until is None or run.started_at < self.until)
-            and (self.id is None or run.has_id(self.id))
-            and (self.id_prefix is None or run.has_id_prefix(self.id_prefix))
+            and (self.id is None or run.matches_id(self.id))
+            and (self.id_prefix is None or run.matches_id_prefix(self.id_prefix))
             and all(
                 (value := getattr(self, name)) is None or value == getattr(run.correlation_ids, f"{name}_id")
                 for name in OTHER_IDS
             )
-            and (self.stage is None or run.has_stage(self.stage))
+            and (self.stage is None or run.matches_stage(self.stage))
             and (not self.roots or run.parent_run_id is None)
         )
 
@@ -161,8 +173,8 @@ class _Summary(Struct, frozen=True, gc=False):
     status: str
 
 
-class Headline(Struct, frozen=True):
-    """As much of a `pipeline.wide` as runs are chosen by."""
+class RunHeader(Struct, frozen=True):
+    """The fields of a `pipeline.wide` event that filters use."""
 
     status: str = ""
     outcome: str = ""
@@ -174,7 +186,7 @@ class Headline(Struct, frozen=True):
     correlation_ids: CorrelationIds = CorrelationIds()
     stage_summaries: list[_Summary] = []
 
-    def has_id(self, wanted: str) -> bool:
+    def matches_id(self, wanted: str) -> bool:
         ids = self.correlation_ids
         return self.event_id.startswith(wanted) or wanted in (
             ids.request_id,
@@ -183,14 +195,14 @@ class Headline(Struct, frozen=True):
             ids.org_id,
         )
 
-    def has_id_prefix(self, prefix: str) -> bool:
+    def matches_id_prefix(self, prefix: str) -> bool:
         ids = self.correlation_ids
         return any(
             known is not None and known.startswith(prefix)
             for known in (self.event_id, ids.request_id, ids.session_id, ids.user_id, ids.org_id)
         )
 
-    def has_stage(self, wanted: str) -> bool:
+    def matches_stage(self, wanted: str) -> bool:
         name, _, status = wanted.partition(":")
         return any(
             summary.stage_name == name and status.upper() in ("", summary.status)
@@ -198,24 +210,24 @@ class Headline(Struct, frozen=True):
         )
 
 
-_decode_headline = decoder(Headline)
+_decode_header = decoder(RunHeader)
 
 
-def headline(text: bytes, floor: str) -> Headline | None:
-    """Return the headline of a run; None for one that began before `floor`, and for a broken line."""
-    if floor:
-        # It stands near the front; most lines need not be decoded to see that they are too old.
-        at = text.find(_STARTED_AT, 0, _NEAR_THE_FRONT) + len(_STARTED_AT)
-        if len(_STARTED_AT) <= at and text[at : at + len(floor)] < floor.encode():
+def decode_run_header(text: bytes, cutoff: str) -> RunHeader | None:
+    """Decode the header of a run; return None if the run started before `cutoff` or the line is damaged."""
+    if cutoff:
+        # `started_at` is near the start of the line, so most old lines are skipped without decoding them.
+        at = text.find(_STARTED_AT, 0, _STARTED_AT_LIMIT) + len(_STARTED_AT)
+        if len(_STARTED_AT) <= at and text[at : at + len(cutoff)] < cutoff.encode():
             return None
     line = decode(text)
-    head = _decode_headline(line.data) if line is not None and isinstance(line.data, Raw) else None
-    # A custom event that has this name but not the fields of a wide event is not a run.
+    head = _decode_header(line.data) if line is not None and isinstance(line.data, Raw) else None
+    # A custom event with this type but without the fields of a wide event is not a run.
     return head if head and head.event_id and head.started_at and head.status else None
 
 
-def as_json(text: str) -> bytes:
-    """Return text as it stands in a line."""
+def json_content(text: str) -> bytes:
+    """Return text as JSON without the quotes, as a line contains it."""
     return msgspec.json.encode(text)[1:-1]
 
 
@@ -248,16 +260,16 @@ class Names(Struct, frozen=True):
 
 
 class RunStory(Struct, frozen=True):
-    """Everything that a journal has of one run.
+    """The complete record of one run.
 
     Attributes:
-        run: The data of its `pipeline.wide`; of a run that is under way, the same keys as far as
-            they are known, with status "OPEN" and outcome "open", and `stages_running`: the attempts
-            that were running at the last heartbeat of its process, with their attributes so far.
+        run: The data of its `pipeline.wide` event. For a run in progress, the same keys as far as they are
+            known, with status "OPEN", outcome "open" and `stages_running`: the attempts that were running at
+            the last heartbeat of the process, with their attributes so far.
         stages: The data of its `stage.wide` events, in order.
-        events: Its stages' own events, type and data, in order.
-        children: The data of the `pipeline.wide` of each run that was started inside it; for one that is in
-            progress, what is known so far, as in `run`.
+        events: The custom events of its stages, as pairs of type and data, in order.
+        children: The data of the `pipeline.wide` event of each run that was started inside this run; for a
+            child in progress, the known fields, as in `run`.
     """
 
     run: dict[str, Any]
@@ -266,14 +278,14 @@ class RunStory(Struct, frozen=True):
     children: list[dict[str, Any]]
 
 
-class Gathered:
-    """What was found of one run."""
+class CollectedRun:
+    """The lines collected for one run."""
 
     def __init__(self) -> None:
         self.is_run = False
         self.opened: RunOpen | None = None
         self.closed: str | None = None
-        self.whole: dict[str, Any] | None = None
+        self.pipeline_wide: dict[str, Any] | None = None
         self.stages: list[dict[str, Any]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.children: list[dict[str, Any]] = []
@@ -281,51 +293,51 @@ class Gathered:
         self.amendments: list[dict[str, Any]] = []
         self.progress = RunProgress()
 
-    def take_crash(self, events: Iterable[tuple[str, Struct]]) -> None:
-        """Take in the events that tell of its crash, as if they had been written."""
+    def add_crash_events(self, events: Iterable[tuple[str, Struct]]) -> None:
+        """Add the events that complete a crashed run, as if they had been written."""
         for type, body in events:
             data = msgspec.to_builtins(body)
             if type == "pipeline.wide":
-                self.whole = data
+                self.pipeline_wide = data
             else:
                 self.stages.append(data)
 
     def apply_amendments(self) -> None:
-        """Give each event the fields that came after it had gone out."""
+        """Apply the collected amendments to the events that they belong to."""
         events = {event["event_id"]: event for event in self.stages if "event_id" in event}
-        if self.whole is not None:
-            events[self.whole["event_id"]] = self.whole
+        if self.pipeline_wide is not None:
+            events[self.pipeline_wide["event_id"]] = self.pipeline_wide
         for amendment in self.amendments:
             amend(events, amendment)
 
     def is_complete(self) -> bool:
-        """Tell whether there is a terminal event for each stage that `pipeline.wide` counts."""
+        """Return whether there is a terminal event for each stage that `pipeline.wide` counts."""
         ended = sum(stage.get("status") != "RETRY" for stage in self.stages)
-        return self.whole is not None and ended >= self.whole.get("stages_total", 0)
+        return self.pipeline_wide is not None and ended >= self.pipeline_wide.get("stages_total", 0)
 
     def children_without_end(self) -> set[str]:
-        """Return the ids of the runs that were started inside it and have no `pipeline.wide`."""
+        """Return the ids of the runs that were started inside this run and have no `pipeline.wide`."""
         return set(self.opened_children) - {str(child["event_id"]) for child in self.children}
 
-    def picture(self) -> dict[str, Any] | None:
-        """Return what is known of a run without a `pipeline.wide`; None where its beginning is not."""
+    def partial_record(self) -> dict[str, Any] | None:
+        """Return the known fields of a run without a `pipeline.wide`, or None if its start is unknown."""
         if self.opened is None:
             return None
         run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages), self.progress)
         if self.closed is None:
-            return run.so_far(get_clock().wall_ns() // 1000)
-        return run.so_far(run.last_known_us()) | {
+            return run.partial_record(get_clock().wall_ns() // 1000)
+        return run.partial_record(run.last_known_us()) | {
             "status": "CLOSED",
             "outcome": "closed",
             "reason": self.closed,
         }
 
 
-def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
-    """Take in a line, if it belongs to a run whose id begins as `wanted`, or to one inside it."""
+def collect_line(collected: dict[str, CollectedRun], text: bytes, wanted: str) -> None:
+    """Collect a line if it belongs to a run whose id starts with `wanted`, or to a child of such a run."""
     if text.startswith(HEARTBEAT):
         if (heartbeat := decode_heartbeat(text)) is not None:
-            update_progress({run_id: run.progress for run_id, run in gathered.items()}, heartbeat)
+            update_progress({run_id: run.progress for run_id, run in collected.items()}, heartbeat)
         return
     line = decode(text)
     if line is None:
@@ -336,16 +348,16 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
         return
     run_id = run_of(text)
     if text.startswith(RUN_OPEN) and str(data.get("parent_run_id") or "").startswith(wanted):
-        gathered.setdefault(str(data["parent_run_id"]), Gathered()).opened_children.append(str(run_id))
+        collected.setdefault(str(data["parent_run_id"]), CollectedRun()).opened_children.append(str(run_id))
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
-        gathered.setdefault(str(data["parent_run_id"]), Gathered()).children.append(data)
+        collected.setdefault(str(data["parent_run_id"]), CollectedRun()).children.append(data)
     if not run_id or not run_id.startswith(wanted):
         return
-    run = gathered.setdefault(run_id, Gathered())
+    run = collected.setdefault(run_id, CollectedRun())
     if text.startswith(RUN_OPEN):
         if (opened := decode_run_open(text)) is not None:
-            # What came before was an earlier run of the same id.
-            gathered[run_id] = run = Gathered()
+            # Earlier lines belong to an earlier run with the same id.
+            collected[run_id] = run = CollectedRun()
             run.is_run = True
             run.opened = opened
     elif text.startswith(RUN_CLOSED):
@@ -353,7 +365,7 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
     elif line.journal is not UNSET:
         pass
     elif line.type == "pipeline.wide":
-        run.whole, run.is_run = data, True
+        run.pipeline_wide, run.is_run = data, True
     elif line.type == "stage.wide":
         run.stages.append(data)
         run.is_run = True
@@ -364,7 +376,7 @@ def gather(gathered: dict[str, Gathered], text: bytes, wanted: str) -> None:
 
 
 def amend(events: Mapping[str, dict[str, Any]], amendment: Mapping[str, Any]) -> None:
-    """Put the fields of an amendment into the event that it belongs to, if that is there."""
+    """Apply an amendment to the event that it belongs to, if `events` contains it."""
     event = events.get(str(amendment.get("event_id")))
     if event is not None:
         event["attributes"] = {**(event.get("attributes") or {}), **(amendment.get("attributes") or {})}
@@ -372,16 +384,16 @@ def amend(events: Mapping[str, dict[str, Any]], amendment: Mapping[str, Any]) ->
         event["truncated"] = [*(event.get("truncated") or []), *(amendment.get("truncated") or [])]
 
 
-_SEVERAL = 100
-
-
 class Journal:
-    """Looks into the directory that a `JournalSink` writes, while it does or afterwards.
+    """Queries the directory that a `JournalSink` writes to, also while it is being written.
 
-    Each look completes first the records of runs whose process died.
+    Each query first completes the records of runs whose process died.
+
+    Args:
+        path: Directory of the journal.
 
     Raises:
-        JournalNotFoundError: There is no such directory.
+        JournalNotFoundError: The directory does not exist, or contains other files.
 
     Example:
         for run in Journal("journal").runs(RunFilter(status="FAIL")):
@@ -390,7 +402,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = absolute_path(path)
-        if (why := why_not(self.path)) is not None:
+        if (why := reason_not_journal(self.path)) is not None:
             raise JournalNotFoundError(self.path, why)
 
     def reader(self, name: str | None = None, *, at_end: bool = False) -> JournalReader:
@@ -411,8 +423,9 @@ class Journal:
         """Check every line and every state file, and return the state of the journal. Changes nothing.
 
         Args:
-            progress: Called now and then with the bytes that were looked at, and all there are.
-            state_files: State files of other components in this directory, whose content to check as well.
+            progress: Called after each segment with the number of bytes checked and the total number of
+                bytes.
+            state_files: State files of other components in this directory that are checked too.
 
         Raises:
             OSError: The directory cannot be read.
@@ -430,70 +443,70 @@ class Journal:
         """
         return repair(self.path, progress, state_files)
 
-    # ------------------------------------------------------------ many runs
+    # ------------------------------------------------------------ queries
 
     def runs(self, filter: RunFilter | None = None, *, limit: int | None = 20) -> list[dict[str, Any]]:
-        """Return runs, those that began last first.
+        """Return runs, newest first.
 
         Args:
-            filter: The runs to return; default all.
-            limit: How many at most; None for all.
+            filter: Selects the runs; default all.
+            limit: Maximum number of runs; default 20, None for all.
 
         Returns:
-            The data of a `pipeline.wide` for each; for one under way what `RunStory.run` says.
+            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunStory.run`.
 
         Raises:
-            ValueError: `limit` is no whole number, 1 or more.
+            ValueError: `limit` is not a positive integer.
             OSError: The journal cannot be read.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"runs(limit={limit!r}); give a whole number, 1 or more, or None for all")
+            raise ValueError(f"runs(): limit must be a positive integer or None, got {limit!r}")
         self._complete_crashed()
         filter = filter or RunFilter()
-        must_have = filter.parts()
+        required = filter.required_bytes()
         found: dict[str, tuple[str, bytes | dict[str, Any]]] = {}
-        floor = ""
+        cutoff = ""
         visited: dict[str, list[Segment]] = {}
         writers = list_writers(self.path)
         for segment in _newest_first(writers):
-            written = _written_at(segment)
-            # Whatever a segment has of a run was written after that run began.
-            if written < floor or (filter.since is not None and written < filter.since):
+            written = _last_write(segment)
+            # All lines of a run are written after the run started.
+            if written < cutoff or (filter.since is not None and written < filter.since):
                 break
             visited.setdefault(segment.writer, []).append(segment)
             for text in readable(find_lines(segment, PIPELINE_WIDE)):
-                if not all(map(text.__contains__, must_have)):
+                if not all(map(text.__contains__, required)):
                     continue
-                head = headline(text, floor)
-                if head is not None and filter.takes(head) and is_whole_run(text):
+                head = decode_run_header(text, cutoff)
+                if head is not None and filter.matches(head) and is_complete_run(text):
                     known = found.get(head.event_id)
-                    # Of runs that share an id, the last: as everywhere else.
+                    # Of runs that share an id, the last one wins, as elsewhere.
                     if known is None or known[0] <= head.started_at:
                         found[head.event_id] = (head.started_at, text)
             if limit is not None and len(found) >= limit:
                 found = dict(_newest(found, limit))
-                floor = min(began for began, _ in found.values())
-        # In the order of writing: the modification time of a file is meaningless once it has been edited.
+                cutoff = min(started_at for started_at, _ in found.values())
+        # Use the order of writing, because modification times are wrong after a file was edited.
         for writer, segments in visited.items():
             first = min(segment.sequence for segment in segments)
             visited[writer] = [segment for segment in writers[writer] if segment.sequence >= first]
         for run in self._in_progress(visited.values()):
-            if filter.takes(msgspec.convert(run, Headline)):
+            if filter.matches(msgspec.convert(run, RunHeader)):
                 found[run["event_id"]] = (run["started_at"], run)
-        chosen = {
+        selected = {
             run_id: run if isinstance(run, dict) else decode_event(run) or {}
             for run_id, (_, run) in _newest(found, len(found) if limit is None else limit)
         }
         for segment in (segment for segments in visited.values() for segment in segments):
             for text in readable(find_lines(segment, PIPELINE_AMEND)):
                 if (amendment := decode_event(text)) is not None:
-                    amend(chosen, amendment)
-        return list(chosen.values())
+                    amend(selected, amendment)
+        return list(selected.values())
 
     def in_progress(self, filter: RunFilter | None = None) -> list[dict[str, Any]]:
-        """Return the runs that have not ended, in no order; see `RunStory.run` for what is known of each.
+        """Return the runs that have not ended, in no particular order; see `RunStory.run` for their fields.
 
-        Also those whose process died, where nobody can write down what became of them.
+        If the journal is not writable, this includes runs whose process died.
 
         Raises:
             OSError: The journal cannot be read.
@@ -501,7 +514,7 @@ class Journal:
         filter = filter or RunFilter()
         self._complete_crashed()
         found = self._in_progress(list_writers(self.path).values())
-        return [run for run in found if filter.takes(msgspec.convert(run, Headline))]
+        return [run for run in found if filter.matches(msgspec.convert(run, RunHeader))]
 
     def names(self) -> Names:
         """Return the names of all pipelines and stages of the runs in the journal; reads the whole journal.
@@ -514,11 +527,11 @@ class Journal:
         for segments in writers.values():
             for segment in segments:
                 for text in readable(find_lines(segment, PIPELINE_WIDE)):
-                    if (run := headline(text, "")) is not None:
+                    if (run := decode_run_header(text, "")) is not None:
                         pipelines.add(run.pipeline_name)
                         stages.update(summary.stage_name for summary in run.stage_summaries)
         for data in self._in_progress(writers.values()):
-            run = msgspec.convert(data, Headline)
+            run = msgspec.convert(data, RunHeader)
             pipelines.add(run.pipeline_name)
             stages.update(summary.stage_name for summary in run.stage_summaries)
         return Names(frozenset(pipelines), frozenset(stages))
@@ -529,21 +542,19 @@ class Journal:
             yield from readable(_in_progress_in(segments, now_us))
 
     def _complete_crashed(self) -> None:
-        # Who may read a journal but not write it sees it as it stands.
+        # Without write permission, query the journal without completing crashed runs.
         with contextlib.suppress(OSError):
             recover(self.path)
 
-    # ------------------------------------------------------------ one run
-
     def run(self, run_id: str) -> RunStory:
-        """Return the story of one run.
+        """Return the complete record of one run.
 
         Args:
-            run_id: Its `pipeline_run_id`; a request, session, user or org id that belongs to one root run;
-                a prefix of one of these that no other run shares; or "last" for the newest run.
+            run_id: The `pipeline_run_id`; a request, session, user or org id that belongs to one root run; a
+                unique prefix of one of these; or "last" for the newest run.
 
         Raises:
-            RunNotFoundError: There is no such run, or there are several.
+            RunNotFoundError: No run, or more than one run, has this id or prefix.
             OSError: The journal cannot be read.
         """
         if run_id == "last":
@@ -552,38 +563,38 @@ class Journal:
         try:
             run_id.encode()
         except UnicodeEncodeError:
-            raise self._not_one(run_id, []) from None
+            raise self._not_found(run_id, []) from None
         if not run_id:
-            raise self._not_one(run_id, [])
-        began = _moment_of(run_id)
-        found = self._gather(run_id, began) if began else {}
-        # Its id may be that of a clock that went ahead of ours.
+            raise self._not_found(run_id, [])
+        started_at = _started_before(run_id)
+        found = self._collect(run_id, started_at) if started_at else {}
+        # The id may come from a clock that is ahead of this one.
         if run_id not in found or not found[run_id].is_complete():
-            found = self._gather(run_id, "")
+            found = self._collect(run_id, "")
         if run_id in found:
             found = {run_id: found[run_id]}
         if not found:
-            known = find_run(self.runs, run_id, f"journal {self.path!r}")
-            if known in (None, run_id):  # a run whose id is damaged in one of its lines has only a headline
-                raise self._not_one(run_id, [])
-            return self.run(known)
+            known_id = find_run(self.runs, run_id, f"journal {self.path!r}")
+            if known_id in (None, run_id):  # the id of the run is damaged in one of its lines
+                raise self._not_found(run_id, [])
+            return self.run(known_id)
         if len(found) > 1:
-            raise self._not_one(run_id, sorted(found))
+            raise self._not_found(run_id, sorted(found))
         ((known, run),) = found.items()
-        if run.whole is None and run.opened is not None and run.closed is None:
-            run.take_crash(self._crash_of(known))
-            if run.whole is None:
+        if run.pipeline_wide is None and run.opened is not None and run.closed is None:
+            run.add_crash_events(self._crash_events(known))
+            if run.pipeline_wide is None:
                 run.closed = self._why_without_end(known)
         run.apply_amendments()
-        picture = run.whole or run.picture()
-        if picture is None:
+        partial_record = run.pipeline_wide or run.partial_record()
+        if partial_record is None:
             raise RunNotFoundError(
-                f"journal {self.path!r} has events of run {known}, and neither its beginning nor its end",
-                hint="the rest may have been deleted to make room",
+                f"journal {self.path!r} contains events of run {known}, but neither its start nor its end",
+                hint="they may have been deleted by retention",
             )
-        return RunStory(picture, run.stages, run.events, [*run.children, *self._open_children(run)])
+        return RunStory(partial_record, run.stages, run.events, [*run.children, *self._open_children(run)])
 
-    def _open_children(self, run: Gathered) -> list[dict[str, Any]]:
+    def _open_children(self, run: CollectedRun) -> list[dict[str, Any]]:
         if not (ids := run.children_without_end()):
             return []
         found = self._in_progress(list_writers(self.path).values())
@@ -596,32 +607,32 @@ class Journal:
         for run in self.runs(limit=20):
             try:
                 return self.run(run["event_id"])
-            except RunNotFoundError as not_found:  # its id is damaged in one of its lines
+            except RunNotFoundError as not_found:  # the id is damaged in one of the run's lines
                 error = not_found
         raise error
 
-    def _gather(self, run_id: str, began: str) -> dict[str, Gathered]:
-        """Return what there is of the runs whose id begins so.
+    def _collect(self, run_id: str, started_at: str) -> dict[str, CollectedRun]:
+        """Return what the journal contains of the runs whose id starts with `run_id`.
 
-        With the moment at which the one run began: only as much as it takes to have that one whole.
+        If `started_at` (the start of the run, from its id) is given, stop as soon as that run is complete.
         """
-        gathered: dict[str, Gathered] = {}
-        exactly = (as_json(run_id) + b'"', as_json(run_id) + b"/")
+        collected: dict[str, CollectedRun] = {}
+        exactly = (json_content(run_id) + b'"', json_content(run_id) + b"/")
         for segments in list_writers(self.path).values():
             for segment in segments:
-                if _written_at(segment) < began:
-                    continue  # it was finished before the run began
-                for text in readable(lines_with(segment, as_json(run_id))):
-                    # No need to know all runs that begin so, to say that there are several.
-                    if len(gathered) <= _SEVERAL or any(part in text for part in exactly):
-                        gather(gathered, text, run_id)
-            # What amends it comes later, and from the same writer.
-            if began and run_id in gathered and gathered[run_id].whole:
-                return gathered
-        return {known: run for known, run in gathered.items() if run.is_run}
+                if _last_write(segment) < started_at:
+                    continue  # last written before the run started
+                for text in readable(lines_containing(segment, json_content(run_id))):
+                    # Collect only a limited number of runs, because an ambiguous prefix is an error anyway.
+                    if len(collected) <= _MAX_CANDIDATES or any(part in text for part in exactly):
+                        collect_line(collected, text, run_id)
+            # Amendments are written later, but by the same writer.
+            if started_at and run_id in collected and collected[run_id].pipeline_wide:
+                return collected
+        return {known: run for known, run in collected.items() if run.is_run}
 
-    def _crash_of(self, run_id: str) -> list[tuple[str, Struct]]:
-        """Return the end of a run that died with its process, where nobody could write it down."""
+    def _crash_events(self, run_id: str) -> list[tuple[str, Struct]]:
+        """Return the events that complete a crashed run in a journal that is not writable."""
         for segments in list_writers(self.path).values():
             for crashed in readable(_crashed_in(segments)):
                 if run_id in crashed:
@@ -629,14 +640,14 @@ class Journal:
         return []
 
     def _why_without_end(self, run_id: str) -> str | None:
-        """Return why a run of a writer that has ended has no end; None if the run may be open."""
+        """Return why a run of a closed writer has no end; None if the run may be open."""
         for segments in list_writers(self.path).values():
-            for run, why in readable(lacks_end(segments)):
+            for run, why in readable(open_runs_of_closed_writer(segments)):
                 if run == run_id:
                     return why
         return None
 
-    def _not_one(self, run_id: str, found: list[str]) -> RunNotFoundError:
+    def _not_found(self, run_id: str, found: list[str]) -> RunNotFoundError:
         where = f"journal {self.path!r}"
         return several_runs(where, run_id, found) if found else no_run(where, run_id)
 
@@ -660,7 +671,7 @@ def find_run(runs: Callable[..., list[dict[str, Any]]], wanted: str, where: str)
         RunFilter(id_prefix=wanted, roots=True),
         RunFilter(id_prefix=wanted),
     ):
-        found = [str(run["event_id"]) for run in runs(filter, limit=_SEVERAL + 1)]
+        found = [str(run["event_id"]) for run in runs(filter, limit=_MAX_CANDIDATES + 1)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -670,30 +681,30 @@ def find_run(runs: Callable[..., list[dict[str, Any]]], wanted: str, where: str)
 
 def no_run(where: str, wanted: str) -> RunNotFoundError:
     """Return the error about an id that no run has."""
-    return RunNotFoundError(f"{where} has no run {wanted!r}", hint="`stageflow runs` lists the runs")
+    return RunNotFoundError(f"{where} contains no run {wanted!r}", hint="`stageflow runs` lists the runs")
 
 
 def several_runs(where: str, wanted: str, found: Sequence[str]) -> RunNotFoundError:
     """Return the error about an id or a prefix that several runs share."""
-    many = f"more than {_SEVERAL}" if len(found) > _SEVERAL else len(found)
+    many = f"more than {_MAX_CANDIDATES}" if len(found) > _MAX_CANDIDATES else len(found)
     listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
     return RunNotFoundError(
-        f"{where} has {many} runs that match {wanted!r}: {listed}",
+        f"{where} contains {many} runs that match {wanted!r}: {listed}",
         hint="use a longer prefix, or the id of one run",
     )
 
 
 def _newest_first(writers: Writers) -> list[Segment]:
     segments = [segment for segments in writers.values() for segment in segments]
-    return sorted(segments, key=lambda segment: (_written_at(segment), segment.sequence), reverse=True)
+    return sorted(segments, key=lambda segment: (_last_write(segment), segment.sequence), reverse=True)
 
 
 def _in_progress_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, Any]]:
     if writer_lives(segments):
         for run in open_runs(segments).values():
-            yield run.so_far(now_us)
+            yield run.partial_record(now_us)
         return
-    # It died, and nobody could write down what became of its runs.
+    # The process died, and the journal is not writable, so the runs could not be completed.
     for crashed in _crashed_in(segments):
         for events in crashed.values():
             yield from (msgspec.to_builtins(body) for _, body in events if isinstance(body, PipelineWide))
@@ -704,11 +715,11 @@ def _crashed_in(segments: list[Segment]) -> Iterator[dict[str, list[tuple[str, S
         yield crashed_runs(segments)
 
 
-def _moment_of(run_id: str) -> str:
-    """Return a moment shortly before a run began, from its id; empty where that does not tell it.
+def _started_before(run_id: str) -> str:
+    """Return a time shortly before a run started, from its id, or "" if the id is not a UUIDv7.
 
-    A UUIDv7 (RFC 9562) begins with milliseconds since the epoch. Three seconds before: the times
-    of files are coarser than that of a clock.
+    A UUIDv7 (RFC 9562) starts with milliseconds since the epoch. Three seconds are subtracted, because file
+    systems have coarse clocks.
     """
     try:
         known = uuid.UUID(run_id)
@@ -723,10 +734,10 @@ def _newest(
     return heapq.nlargest(limit, found.items(), key=lambda item: item[1][0])
 
 
-def _written_at(segment: Segment) -> str:
-    """Return a moment after which nothing was written to a segment; now, for one that is gone.
+def _last_write(segment: Segment) -> str:
+    """Return a time after which nothing was written to a segment, or the current time if it was deleted.
 
-    A second later than the file says: the clock of file systems is coarser than that of events.
+    A second is added to the modification time, because file systems have coarse clocks.
     """
     try:
         return rfc3339(os.stat(segment.path).st_mtime_ns // 1000 + 1_000_000)

@@ -1,4 +1,4 @@
-"""Finds what a journal has lost without a trace in any line: segments of a writer, and the ends of runs."""
+"""Finds and records losses: missing segments of a writer, and runs of a closed writer without an end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._format import (
     FAILED_RUN,
     PIPELINE_WIDE,
     WRITER_CLOSED,
-    Kept,
+    PrunedHeader,
     WriterClosed,
     decode_writer_closed,
     encode_mark,
@@ -25,24 +25,24 @@ __all__ = [
     "MissingSegments",
     "close_runs_without_end",
     "closed_by",
-    "lacks_end",
     "mark_missing",
     "missing_segments",
+    "open_runs_of_closed_writer",
     "runs_without_end",
 ]
 
 
-_NO_END = "the line with its end is damaged or missing; its writer has ended"
+_NO_END = "the line with the end of the run is damaged or missing"
 _DIED = "process died before the run ended"
 
 
 class MissingSegments(Struct, frozen=True):
-    """Consecutive segments of a writer that are gone, although nothing in the journal removed them.
+    """Consecutive missing segments of a writer that neither retention nor archiving removed.
 
     Attributes:
         writer: Name of the writer.
-        first: Sequence number of the first of them.
-        last: Sequence number of the last of them.
+        first: Sequence number of the first missing segment.
+        last: Sequence number of the last missing segment.
     """
 
     writer: str
@@ -56,13 +56,13 @@ class MissingSegments(Struct, frozen=True):
 
 
 def missing_segments(directory: str, writers: Writers, *, deleted: bool) -> list[MissingSegments]:
-    """Return the gaps in the sequence of each writer that nothing explains.
+    """Return the unexplained gaps in the segment sequence of each writer.
 
-    Retention removes the oldest segments of a writer, and reduces to the records of failed runs what it does
-    not remove. So it explains a gap only where nothing before the gap could have been removed first.
+    Retention removes the oldest segments of a writer first, and prunes the others to the records of failed
+    runs. It therefore explains a gap only if no run before the gap could have been removed first.
 
     Args:
-        directory: Of the journal.
+        directory: Directory of the journal.
         writers: All segments of the journal.
         deleted: True if retention or archiving may have removed segments.
     """
@@ -83,47 +83,47 @@ def missing_segments(directory: str, writers: Writers, *, deleted: bool) -> list
 
 
 def _is_elsewhere(directory: str, name: str) -> bool:
-    """Return whether a writer skipped this name because something else had it, such as a symbolic link."""
+    """Return whether a writer skipped this name because it was taken, for example by a symbolic link."""
     if any(os.path.lexists(os.path.join(directory, taken)) for taken in (name, f".{name}")):
         return True
-    # A repair moved it; copies of damaged lines, which are regular files, have similar names.
+    # A repair may have moved it. Copies of damaged lines have similar names, but are regular files.
     moved = os.path.join(directory, BROKEN, f"{name}-1")
     return os.path.lexists(moved) and not is_regular(moved)
 
 
 def _has_removable_run(segment: Segment) -> bool:
-    if segment.kept:
+    if segment.pruned:
         return False
     try:
         return any(not text.startswith(FAILED_RUN) for text in find_lines(segment, PIPELINE_WIDE))
-    except OSError:  # `JournalState.damaged` has it
+    except OSError:  # reported in `JournalState.damaged`
         return False
 
 
 def _marks_missing(segment: Segment) -> bool:
     try:
-        return segment.kept and not any(True for _ in read_lines(segment))
+        return segment.pruned and not any(True for _ in read_lines(segment))
     except OSError:
         return False
 
 
 def mark_missing(directory: str, missing: MissingSegments) -> None:
-    """Record that segments are missing: a kept segment without lines in place of the last of them.
+    """Record missing segments by writing a pruned segment without lines in place of the last one.
 
-    A reader that has not read that far counts it as missed.
+    A reader that has not reached it yet counts it as missed.
 
     Raises:
-        OSError: It could not be written.
+        OSError: The segment could not be written.
     """
-    path = os.path.join(directory, segment_name(missing.writer, missing.last, kept=True))
-    replace_file(path, encode_mark(Kept(1, [])))
+    path = os.path.join(directory, segment_name(missing.writer, missing.last, pruned=True))
+    replace_file(path, encode_mark(PrunedHeader(1, [])))
 
 
 # ------------------------------------------------------------ runs
 
 
-def lacks_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
-    """Yield the id of each run of a closed writer that has a beginning and no end, and why.
+def open_runs_of_closed_writer(segments: list[Segment]) -> Iterator[tuple[str, str]]:
+    """Yield the id of each run of a closed writer that has a start but no end, and the reason.
 
     Raises:
         OSError: A segment cannot be read.
@@ -137,22 +137,22 @@ def lacks_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
 
 
 def runs_without_end(segments: list[Segment]) -> Iterator[tuple[str, str]]:
-    """Yield the id of each run of a closed writer whose end is damaged or missing, and why.
+    """Yield the id of each run of a closed writer whose end is damaged or missing, and the reason.
 
     Raises:
         OSError: A segment cannot be read.
     """
-    return ((run_id, why) for run_id, why in lacks_end(segments) if why == _NO_END)
+    return ((run_id, why) for run_id, why in open_runs_of_closed_writer(segments) if why == _NO_END)
 
 
 def close_runs_without_end(directory: str, segments: list[Segment]) -> Iterator[str]:
-    """Write a further segment of a closed writer, which states that its runs without an end are over.
+    """Append a segment to a closed writer that closes its runs without an end.
 
     Yields:
         The ids of those runs.
 
     Raises:
-        OSError: It could not be written.
+        OSError: The segment could not be written.
     """
     runs = dict(runs_without_end(segments))
     if runs:
@@ -166,7 +166,7 @@ def close_runs_without_end(directory: str, segments: list[Segment]) -> Iterator[
 
 
 def closed_by(segment: Segment) -> WriterClosed:
-    """Return the last mark of a closed writer.
+    """Return the closing mark of a closed writer.
 
     Raises:
         OSError: The segment cannot be read.

@@ -1,4 +1,4 @@
-"""Reads a journal: from a cursor, or its newest events."""
+"""Reads a journal from a cursor, or backwards from its newest events."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ..errors import CursorInUseError, DamagedFileError, JournalNotFoundError
 from ._cursor import CursorFile, Position, check_cursor_name, load_cursor, store_cursor
 from ._format import decode, is_timestamp
 from ._recovery import recover
-from ._retention import Deleted, deleted_so_far
+from ._retention import Deleted, read_deletion_counts
 from ._segments import (
     CURSORS,
     LOCK,
     LineAt,
     Segment,
-    begins_line,
+    is_line_start,
     list_writers,
     open_segment,
+    original_size,
     quarantine_line,
+    read_chunk,
     read_lines,
-    read_piece,
-    size_when_whole,
 )
 
 __all__ = ["Entry", "JournalReader", "newest_entries"]
@@ -43,26 +43,33 @@ __all__ = ["Entry", "JournalReader", "newest_entries"]
 
 log = logging.getLogger("stageflow.journal")
 
-_LOOK_EVERY_SECONDS = 1.0
-"""How often a reader looks for writers that died."""
+_RECOVERY_INTERVAL_SECONDS = 1.0
+"""Interval at which a reader checks for writers that died."""
 
-_RETRIES = 10
-"""How often a reader looks again when what it had listed is gone."""
+_MAX_ATTEMPTS = 10
+"""Number of times that a reader lists the directory if a listed file was deleted before it was read."""
 
 _PAUSE_SECONDS = 2.0
-"""How long a new reader waits for retention to end."""
+"""Maximum time that a new reader waits for retention to finish."""
 
 _POLL_SECONDS = 0.05
-"""How often a reader that waits looks for something new."""
+"""Interval at which a waiting reader checks for new events."""
+
+
+_CHUNK = 256 << 10
+"""Number of bytes read at once when reading a file backwards."""
+
+_MTIME_GRANULARITY_US = 50_000
+"""File systems have coarse clocks: a file can appear this much older than its last event."""
 
 
 class Entry(Struct, frozen=True):
-    """One event, as the journal has it.
+    """One event in the journal.
 
     Attributes:
-        type: "stage.wide", "pipeline.wide", or that of an event of the application's own.
-        json: The event's data, as JSON.
-        writer: Which writer wrote it.
+        type: "stage.wide", "pipeline.wide", or the type of a custom event.
+        json: The data of the event, as JSON.
+        writer: Name of the writer that wrote it.
     """
 
     type: str
@@ -70,17 +77,18 @@ class Entry(Struct, frozen=True):
     writer: str
 
     def data(self) -> dict[str, Any] | None:
-        """Return the event's data.
+        """Return the data of the event.
 
         Raises:
-            ValueError: An application wrote something other than an object, by a sink that it handed JSON.
+            ValueError: The data is not a JSON object. Only code that calls a sink directly can write such
+                data.
         """
         data: dict[str, Any] | None = decode_stored(self.json, dict[str, Any] | None)
         return data
 
 
 class _Step(Struct, frozen=True):
-    """One step through the journal: an event, or something else that was come by, and where it leads."""
+    """One read step: an event or a skipped range, and the position after it."""
 
     writer: str
     position: Position
@@ -91,38 +99,37 @@ class _Step(Struct, frozen=True):
 
 
 class JournalReader:
-    """Reads the events of every writer of a journal, also of those that go on writing.
+    """Reads the events of all writers of a journal, including those that are still writing.
 
-    Events of one run come in the order of their emission; runs of different processes in none. A
-    run whose process died is completed on the way: `outcome: crashed`.
+    The events of one run are returned in the order in which they were emitted. There is no order between runs
+    of different processes. The reader completes runs whose process died, with `outcome: crashed`.
 
-    A reader that starts after events were archived or deleted does not get them: `removed_events` is their
-    number. `EventStore` still has the archived ones.
+    A reader that starts after events were archived or deleted does not receive them; `removed_events` is
+    their number. `EventStore` can still query the archived ones.
 
-    A reader with a name resumes where `commit()` was last called: what it had read since then, it
-    reads again. It holds no writer up; only the deletion of old files waits for it, and that not
-    beyond the journal's `max_bytes`.
+    A reader with a name resumes at its last `commit()`, and reads later events again. Readers never block a
+    writer. Segments older than `max_age` are deleted only after every named reader has read them, but a
+    journal that exceeds its `max_bytes` deletes segments that were not read.
 
     Args:
         path: Directory of the journal.
-        name: Under which positions are stored; default None, for a reader that begins afresh.
-        at_end: Begin behind what is there now, where the reader has no position yet.
+        name: Name under which the position is stored; default None, for a reader without a stored position.
+        at_end: Start after the events that exist now, unless the reader has a stored position.
 
     Attributes:
-        events: How many events it has read; with a name, since the name was first used.
-        broken: Number of damaged lines that it skipped. It copies each of them to `broken/`.
-        torn: How many last lines it left out because their writer died while it wrote them.
-        missed: How many files were deleted before it had read them to their end, including those that were
-            deleted before it first started, unless it started `at_end`.
-        removed_events: How many events were removed from the journal, because they were archived or to make
-            room, before it first started.
+        events: Number of events read; for a named reader, since the name was first used.
+        broken: Number of damaged lines that were skipped. Each of them is copied to `broken/`.
+        torn: Number of incomplete last lines that were skipped because their writer died while writing them.
+        missed: Number of segments that were deleted before the reader had read all of their lines. Unless it
+            started with `at_end`, this includes those that were deleted before it first started.
+        removed_events: Number of events that were archived or deleted before the reader first started.
 
     Raises:
-        JournalNotFoundError: There is no such directory.
-        CursorInUseError: Another reader of this name is at work.
-        DamagedFileError: The stored positions cannot be read, or the cursor or its lock is not a regular
-            file.
-        ValueError: The name contains characters other than letters, digits, ".", "_" and "-".
+        JournalNotFoundError: The directory does not exist.
+        CursorInUseError: Another reader is using this name.
+        DamagedFileError: The stored position cannot be read, or the cursor or its lock is not a regular file.
+        ValueError: The name is empty, longer than 100 characters, or contains characters other than letters,
+            digits, ".", "_" and "-".
 
     Example:
         with JournalReader("journal", "warehouse") as reader:
@@ -140,7 +147,7 @@ class JournalReader:
         if not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if name is not None:
-            self._lock = self._claim(check_cursor_name(name))
+            self._lock = self._acquire(check_cursor_name(name))
         try:
             cursor = self._load(at_end)
         except BaseException:
@@ -154,13 +161,13 @@ class JournalReader:
         self._removed_files = cursor.removed_files
         self._positions: dict[str, Position] = dict(cursor.positions)
         self._closed: set[str] = set()
-        self._reduced: set[str] = set()
+        self._pruned: set[str] = set()
         self._resumed: set[str] = set()
-        self._looked = -_LOOK_EVERY_SECONDS
-        self._ahead: Iterator[_Step] | None = None
+        self._last_recovery = -_RECOVERY_INTERVAL_SECONDS
+        self._pending_steps: Iterator[_Step] | None = None
         _readers.add(self)
 
-    def _claim(self, name: str) -> OwnedFile:
+    def _acquire(self, name: str) -> OwnedFile:
         make_private_below(os.path.join(self.path, CURSORS))
         path = os.path.join(self.path, CURSORS, f"{name}.lock")
         lock = open_owned(path, os.O_RDWR | os.O_CREAT)
@@ -171,19 +178,19 @@ class JournalReader:
         pid = os.read(lock.fd, 20).decode("ascii", "replace") or "?"
         lock.release()
         raise CursorInUseError(
-            f"reader {name!r} of journal {self.path!r} is at work in process {pid}",
-            hint="a name serves one reader at a time; give this one another name",
+            f"cursor {name!r} of journal {self.path!r} is in use by process {pid}",
+            hint="a name can be used by one reader at a time; use another name",
         )
 
     def _load(self, at_end: bool) -> CursorFile:
         cursor = load_cursor(self.path, self.name) if self.name is not None else None
         if cursor is None:
-            # Where it begins is part of its position: what is deleted from now on, it has missed.
+            # Store the start position: the reader counts segments that are deleted from now on as missed.
             with _retention_paused(self.path):
                 gone = Deleted()
                 if not at_end:
                     with contextlib.suppress(DamagedFileError):  # the counts are lost
-                        gone = deleted_so_far(self.path)
+                        gone = read_deletion_counts(self.path)
                 positions = {
                     writer: _start(segments, at_end) for writer, segments in list_writers(self.path).items()
                 }
@@ -195,8 +202,8 @@ class JournalReader:
                 if gone.events:
                     log_safely(
                         log,
-                        "reader %r of journal %s starts after %d events were removed from the journal, and"
-                        " does not receive them; `EventStore` has those that were archived",
+                        "reader %r of journal %s does not receive %d events that were removed before it"
+                        " started; use `EventStore` to query those that were archived",
                         self.name,
                         self.path,
                         gone.events,
@@ -206,32 +213,29 @@ class JournalReader:
     # ------------------------------------------------------------ reading
 
     def read(self, most: int = 1000, *, timeout: float = 0.0) -> list[Entry]:
-        """Return the next events, as soon as there are any.
+        """Return the next events, or an empty list if there are none yet.
 
         Args:
-            most: How many at most.
-            timeout: Seconds to wait for the first; default 0. It blocks: call it in a thread of
-                its own from asynchronous code.
-
-        Returns:
-            No events when there are no more for now.
+            most: Maximum number of events; default 1000.
+            timeout: Maximum time to wait for the first event, in seconds; default 0. The call blocks, so
+                asynchronous code must call it in a separate thread.
 
         Raises:
             ValueError: `most` or `timeout` is out of range, or the reader is closed.
             OSError: The journal cannot be read.
         """
-        self._must_be_open()
+        self._check_open()
         if not isinstance(most, int) or most < 1:
-            raise ValueError(f"read({most!r}); give a whole number of events, 1 or more")
+            raise ValueError(f"read(): most must be a positive integer, got {most!r}")
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
-            raise ValueError(f"read(timeout={timeout!r}); give seconds, 0 or more")
+            raise ValueError(f"read(): timeout must be a number of seconds, 0 or more, got {timeout!r}")
         deadline = time.monotonic() + timeout
         while True:
             # The remainder of an earlier scan does not include files opened since then.
-            is_new = self._ahead is None
-            steps = self._look(most)
+            is_new = self._pending_steps is None
+            steps = self._next_steps(most)
             for step in steps:
-                self._go(step)
+                self._apply(step)
             found = [step.entry for step in steps if step.entry is not None]
             left = deadline - time.monotonic()
             if found or (is_new and not steps and left <= 0):
@@ -240,43 +244,43 @@ class JournalReader:
                 time.sleep(min(_POLL_SECONDS, left))
 
     def __iter__(self) -> Iterator[Entry]:
-        """Return every event that there is now; `commit()` in between stores what was handed out."""
-        self._must_be_open()
+        """Yield all events that exist now. `commit()` in between covers the events yielded so far."""
+        self._check_open()
         try:
-            while steps := self._look(1000):
+            while steps := self._next_steps(1000):
                 for step in steps:
-                    self._go(step)
+                    self._apply(step)
                     if step.entry is not None:
                         yield step.entry
         finally:
-            self._ahead = None  # what was looked at and not handed out comes again
+            self._pending_steps = None  # read the steps that were not yielded again
 
-    def _go(self, step: _Step) -> None:
+    def _apply(self, step: _Step) -> None:
         self._positions[step.writer] = step.position
         self.events += step.entry is not None
         self.broken += step.broken
         self.torn += step.torn
         self.missed += step.missed
 
-    def _look(self, most: int) -> list[_Step]:
-        """Return the next steps, up to so many events. Nobody has gone them yet: an error loses none."""
-        for _ in range(_RETRIES):
-            if self._ahead is None:
+    def _next_steps(self, most: int) -> list[_Step]:
+        """Return the next steps, with up to `most` events. Nothing is applied yet, so an error loses none."""
+        for _ in range(_MAX_ATTEMPTS):
+            if self._pending_steps is None:
                 self._complete_crashed()
-                self._ahead = self._steps()
+                self._pending_steps = self._steps()
             found: list[_Step] = []
             events = 0
-            ahead, self._ahead = self._ahead, None
+            steps, self._pending_steps = self._pending_steps, None
             try:
-                for step in ahead:
+                for step in steps:
                     found.append(step)
                     events += step.entry is not None
                     if events >= most:
-                        self._ahead = ahead
+                        self._pending_steps = steps
                         break
             except FileNotFoundError:
                 if not found:
-                    continue  # a file was deleted under way: look again what there is
+                    continue  # a file was deleted in the meantime: list the directory again
             except OSError:
                 if not found:
                     raise  # otherwise return the events found so far; the next read raises
@@ -285,14 +289,14 @@ class JournalReader:
 
     def _complete_crashed(self) -> None:
         now = time.monotonic()
-        if now - self._looked >= _LOOK_EVERY_SECONDS:
-            self._looked = now
-            # Who may read a journal but not write it reads it as it stands.
+        if now - self._last_recovery >= _RECOVERY_INTERVAL_SECONDS:
+            self._last_recovery = now
+            # A reader without write permission reads the journal without completing crashed runs.
             with contextlib.suppress(OSError):
                 recover(self.path, closed=self._closed)
 
     def _steps(self) -> Iterator[_Step]:
-        # Listed before anything is read: a segment that has a successor by now is complete.
+        # List the segments before reading any: a segment with a successor in the list is complete.
         writers = list_writers(self.path)
         for gone in self._positions.keys() - writers.keys():
             del self._positions[gone]
@@ -302,7 +306,7 @@ class JournalReader:
                 yield from self._steps_of(writer, segments)
             except FileNotFoundError:
                 raise
-            except OSError as error:  # only this writer is affected: read the segments of the others
+            except OSError as error:  # only this writer is affected; read the segments of the others
                 errors.append(error)
         if errors:
             raise errors[0]
@@ -315,8 +319,8 @@ class JournalReader:
             if segment.sequence > at:
                 yield _Step(writer, (segment.sequence, 0), missed=segment.sequence - at)
                 offset = 0
-            elif writer not in self._resumed and not begins_line(segment, offset):
-                # This is not the file that was read before: it was restored or replaced.
+            elif writer not in self._resumed and not is_line_start(segment, offset):
+                # This is not the file that was read before; it was restored or replaced.
                 offset = 0
             self._resumed.add(writer)
             complete = segment is not segments[-1]
@@ -327,48 +331,50 @@ class JournalReader:
 
     def _steps_in(self, segment: Segment, offset: int, complete: bool) -> Iterator[_Step]:
         writer, sequence = segment.writer, segment.sequence
-        if segment.kept and offset < size_when_whole(segment) and segment.path not in self._reduced:
-            self._reduced.add(segment.path)
-            yield _Step(writer, (sequence, offset), missed=1)  # but for what was kept of it
+        if segment.pruned and offset < original_size(segment) and segment.path not in self._pruned:
+            self._pruned.add(segment.path)
+            yield _Step(writer, (sequence, offset), missed=1)  # the remaining lines are still read
         while True:
-            piece = read_piece(segment, offset)
-            for line in piece.lines:
+            chunk = read_chunk(segment, offset)
+            for line in chunk.lines:
                 position = (sequence, line.offset + len(line.text) + 1)
                 found = decode(line.text)
                 if found is not None and isinstance(found.data, Raw):
                     yield _Step(writer, position, Entry(found.type, bytes(found.data), writer))
-                # A line of blanks is where a repair took a broken one out.
+                # A repair replaces a damaged line with blanks.
                 elif found is None and not line.text.isspace():
-                    self._keep_aside(segment, line)
+                    self._quarantine(segment, line)
                     yield _Step(writer, position, broken=1)
-            if piece.end == offset:
-                if complete and piece.torn:
+            if chunk.end == offset:
+                if complete and chunk.torn:
                     yield _Step(writer, (sequence, offset), torn=1)
                 return
-            offset = piece.end
+            offset = chunk.end
             yield _Step(writer, (sequence, offset))
 
-    def _keep_aside(self, segment: Segment, line: LineAt) -> None:
-        with contextlib.suppress(OSError):  # a reader without write permission cannot copy them
+    def _quarantine(self, segment: Segment, line: LineAt) -> None:
+        with contextlib.suppress(OSError):  # a reader without write permission cannot copy the line
             quarantine_line(self.path, segment.name, line.offset, line.text)
 
-    # ------------------------------------------------------------ the position
+    # ------------------------------------------------------------ position
 
     def commit(self) -> None:
-        """Store that all that was read so far is done with. It is safe against a crash of the machine.
+        """Store the current position, so that the events read so far are not read again.
+
+        The position is synced to disk, so it survives a crash of the machine.
 
         Raises:
             ValueError: The reader has no name, or is closed.
             CursorInUseError: Other code in this process closed the reader's lock file, and another reader
-                took the name.
-            OSError: It could not be written; what was stored before stands.
+                acquired the name.
+            OSError: The position could not be written; the previously stored position is unchanged.
         """
         if self.name is None:
-            raise ValueError('a reader without a name has no position to store; JournalReader(path, "name")')
-        self._must_be_open()
+            raise ValueError('commit() requires a named reader: JournalReader(path, "name")')
+        self._check_open()
         if self._lock is not None and not self._lock.is_intact():
             self._lock.release()
-            self._lock = self._claim(self.name)
+            self._lock = self._acquire(self.name)
         store_cursor(
             self.path,
             self.name,
@@ -383,15 +389,15 @@ class JournalReader:
             ),
         )
 
-    def _must_be_open(self) -> None:
+    def _check_open(self) -> None:
         if self.name is not None and self._lock is None:
             raise ValueError(
-                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it for the child)"
-                "\n  hint: make another JournalReader"
+                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it in the child)"
+                "\n  hint: create a new JournalReader"
             )
 
     def close(self) -> None:
-        """Let another reader have the name. What was not committed will be read again."""
+        """Release the name. Events that were not committed will be read again."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -414,7 +420,10 @@ class JournalReader:
 
 @contextlib.contextmanager
 def _retention_paused(directory: str) -> Generator[None]:
-    """Keep retention from deleting segments that it has not counted yet, unless it takes too long to end."""
+    """Wait for retention to finish, and block it, so that all deleted segments are counted.
+
+    After `_PAUSE_SECONDS`, continue without blocking it.
+    """
     deadline = time.monotonic() + _PAUSE_SECONDS
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a reader without write permission cannot pause it
@@ -431,28 +440,21 @@ def _start(segments: list[Segment], at_end: bool) -> Position:
         return (segments[0].sequence, 0)
     last = segments[-1]
     try:
-        return (last.sequence, size_when_whole(last))
-    except FileNotFoundError:  # deleted just now
+        return (last.sequence, original_size(last))
+    except FileNotFoundError:  # deleted in the meantime
         return (last.sequence + 1, 0)
 
 
 _readers: weakref.WeakSet[JournalReader] = weakref.WeakSet()
 
 
-def _forget_parent() -> None:
-    # The name is the parent's; its lock was closed with all others.
+def _reset_after_fork() -> None:
+    # The name belongs to the parent. Its lock was closed with all other inherited locks.
     for reader in list(_readers):
         reader._lock = None
 
 
-os.register_at_fork(after_in_child=_forget_parent)
-
-
-_CHUNK = 256 << 10
-"""Bytes that are read at once, from the end of a file backwards."""
-
-_TICK_US = 50_000
-"""The clock of a file system ticks in milliseconds: a file may look that much older than its last event."""
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 class _Times(msgspec.Struct):
@@ -464,53 +466,56 @@ _decode_times = decoder(_Times)
 
 
 def newest_entries(
-    directory: str, most: int, fits: Callable[[Entry], bool], may_fit: Callable[[bytes], bool]
+    directory: str, most: int, matches: Callable[[Entry], bool], may_match: Callable[[bytes], bool]
 ) -> list[Entry]:
-    """Return the last events that fit, the newest last.
+    """Return the newest events that match, oldest first.
 
-    Files are read from their ends backwards, a piece at a time, newest first, until there are enough.
-    Those of one process come in the order of its journal.
+    Files are read backwards, newest first, until enough events were found. The events of one process are in
+    the order of its journal.
 
     Args:
-        directory: Of the journal.
-        most: How many at most.
-        fits: Tells whether an event is wanted.
-        may_fit: Tells of a line, unread, whether it may be one.
+        directory: Directory of the journal.
+        most: Maximum number of events.
+        matches: Returns whether to include an event.
+        may_match: Returns whether an undecoded line can contain a matching event.
 
     Raises:
         OSError: The directory cannot be read.
     """
     found: list[Entry] = []
     if most > 0:
-        for entry in _backwards(directory, may_fit):
-            if fits(entry):
+        for entry in _entries_backwards(directory, may_match):
+            if matches(entry):
                 found.append(entry)
                 if len(found) == most:
                     break
     return found[::-1]
 
 
-def _backwards(directory: str, may_fit: Callable[[bytes], bool]) -> Iterator[Entry]:
-    """Return the events of all writers, newest first.
+def _entries_backwards(directory: str, may_match: Callable[[bytes], bool]) -> Iterator[Entry]:
+    """Yield the events of all writers, newest first.
 
-    A file waits under the time of its last write, and is opened when nothing newer is left.
+    A writer is queued by the time of its last write, and its files are opened only when no other writer has
+    newer events.
     """
     heap: list[tuple[int, int, Entry | None, Iterator[Entry]]] = []
     for number, segments in enumerate(list_writers(directory).values()):
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-            written_us = os.stat(segments[-1].path).st_mtime_ns // 1000 + _TICK_US
-            heapq.heappush(heap, (-written_us, number, None, _of_writer(segments, may_fit)))
+            written_us = os.stat(segments[-1].path).st_mtime_ns // 1000 + _MTIME_GRANULARITY_US
+            heapq.heappush(heap, (-written_us, number, None, _writer_entries(segments, may_match)))
     while heap:
         later, number, entry, older = heapq.heappop(heap)
         if entry is not None:
             yield entry
         if (following := next(older, None)) is not None:
-            happened_us = _happened_us(following)
-            # What names no time stands beside its neighbour.
-            heapq.heappush(heap, (later if happened_us is None else -happened_us, number, following, older))
+            event_time_us = _event_time_us(following)
+            # An event without a time keeps the time of its neighbor.
+            heapq.heappush(
+                heap, (later if event_time_us is None else -event_time_us, number, following, older)
+            )
 
 
-def _happened_us(entry: Entry) -> int | None:
+def _event_time_us(entry: Entry) -> int | None:
     if (times := _decode_times(entry.json)) is not None:
         for at in (times.ended_at, times.emitted_at):
             if isinstance(at, str) and is_timestamp(at):
@@ -518,23 +523,23 @@ def _happened_us(entry: Entry) -> int | None:
     return None
 
 
-def _of_writer(segments: list[Segment], may_fit: Callable[[bytes], bool]) -> Iterator[Entry]:
+def _writer_entries(segments: list[Segment], may_match: Callable[[bytes], bool]) -> Iterator[Entry]:
     for segment in reversed(segments):
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-            for text in filter(may_fit, _lines_backwards(segment)):
+            for text in filter(may_match, _lines_backwards(segment)):
                 line = decode(text)
                 if line is not None and isinstance(line.data, Raw):
                     yield Entry(line.type, bytes(line.data), segment.writer)
 
 
 def _lines_backwards(segment: Segment) -> Iterator[bytes]:
-    """Return the whole lines of a segment, the last one first."""
-    if segment.kept:  # of which little was kept
+    """Yield the complete lines of a segment, last one first."""
+    if segment.pruned:  # a pruned segment is small
         yield from [line.text for line in read_lines(segment)][::-1]
         return
     with open_segment(segment) as file:
         end = file.seek(0, os.SEEK_END)
-        rest: bytes | None = None  # what stands before the first newline of what was read so far
+        rest: bytes | None = None  # the bytes before the first newline in the part read so far
         while end > 0:
             start = max(0, end - _CHUNK)
             data = os.pread(file.fileno(), end - start, start)
@@ -544,7 +549,7 @@ def _lines_backwards(segment: Segment) -> Iterator[bytes]:
                 rest = first + (rest or b"") if rest is not None else None
                 continue
             last = lines.pop()
-            if rest is not None:  # else it is the end of the file, empty or torn
+            if rest is not None:  # otherwise `last` is the end of the file, empty or torn
                 lines.append(last + rest)
             rest = first
             yield from filter(None, reversed(lines))

@@ -1,4 +1,4 @@
-"""Completes the record of runs whose process died."""
+"""Crash recovery: completes the record of runs whose process died."""
 
 from __future__ import annotations
 
@@ -43,7 +43,15 @@ from ._format import (
     is_timestamp,
     run_of,
 )
-from ._segments import LOCK, Segment, ends_with, find_lines, free_sequence, list_writers, segment_name
+from ._segments import (
+    LOCK,
+    Segment,
+    find_lines,
+    free_sequence,
+    last_line_starts_with,
+    list_writers,
+    segment_name,
+)
 
 __all__ = [
     "KnownStage",
@@ -59,11 +67,11 @@ __all__ = [
 
 
 class RunProgress(Struct):
-    """What heartbeats report about one run.
+    """The progress of one run, as reported by heartbeats.
 
     Attributes:
         running: The attempts that were running at the last heartbeat, by stage.
-        attributes: The last known attributes of the run (None), and of attempts (stage and number).
+        attributes: The last known attributes of the run (key None) and of attempts (key: stage and number).
         process: The process sample of the last heartbeat.
     """
 
@@ -73,7 +81,7 @@ class RunProgress(Struct):
 
 
 def update_progress(runs: Mapping[str, RunProgress], heartbeat: Heartbeat) -> None:
-    """Update the runs that a heartbeat reports about."""
+    """Update the progress of the runs in a heartbeat."""
     if isinstance(heartbeat.runs, list):
         for run in heartbeat.runs:
             if (progress := runs.get(run.event_id)) is not None:
@@ -87,23 +95,23 @@ def update_progress(runs: Mapping[str, RunProgress], heartbeat: Heartbeat) -> No
 
 
 class KnownStage(Struct):
-    """What the journal has of one stage of a run that did not end.
+    """The known state of one stage of an unfinished run.
 
     Attributes:
-        outline: What the run's beginning said of it.
-        retried: How many of its attempts were retried.
-        end: Its terminal event, or None.
-        last_ended_us: When its last attempt that is known ended, in microseconds since the epoch.
+        outline: The outline of the stage, from the start mark of the run.
+        retried: Number of attempts that were retried.
+        end: The terminal event of the stage, or None.
+        last_ended_us: End of the last known attempt, in microseconds since the epoch.
     """
 
     outline: StageOutline
     retried: int = 0
-    end: _Ended | None = None
+    end: _StageEnd | None = None
     last_ended_us: int = 0
 
 
-class _Ended(Struct):
-    """As much of a `stage.wide` as the rest of the record depends on."""
+class _StageEnd(Struct):
+    """The fields of a `stage.wide` event that the completed record depends on."""
 
     stage_name: str
     status: TerminalOrRetry
@@ -112,16 +120,16 @@ class _Ended(Struct):
     error: str | None
 
 
-_decode_end = decoder(_Ended)
+_decode_end = decoder(_StageEnd)
 
 
 class UnfinishedRun:
-    """A run of which the beginning is known, and not the end.
+    """A run whose start is known, but not its end.
 
     Attributes:
-        opened: The mark of its beginning.
-        stages: What is known of each stage, by name, in the order of the pipeline.
-        progress: What heartbeats report about it.
+        opened: The start mark of the run.
+        stages: The known state of each stage, by name, in pipeline order.
+        progress: The progress that heartbeats report.
     """
 
     def __init__(
@@ -132,14 +140,14 @@ class UnfinishedRun:
         outlines = cast("list[StageOutline]", opened.stages)
         self.stages = {outline.name: KnownStage(outline) for outline in outlines}
         for event in stage_events:
-            # An event that has this name but not its fields is a custom event, or is damaged.
+            # An event with this type but without its fields is a custom event, or is damaged.
             end = _decode_end(event)
             if end is not None and is_timestamp(end.ended_at):
-                self._take(end)
+                self._add_stage_event(end)
 
-    def _take(self, event: _Ended) -> None:
+    def _add_stage_event(self, event: _StageEnd) -> None:
         stage = self.stages.get(event.stage_name)
-        if stage is None:  # the mark was too long to name its stages
+        if stage is None:  # the start mark was too long to include the stages
             stage = self.stages[event.stage_name] = KnownStage(
                 StageOutline(event.stage_name, None, [], False)
             )
@@ -150,16 +158,17 @@ class UnfinishedRun:
             stage.end = event
 
     def last_known_us(self) -> int:
-        """Return when the last thing happened that is known, in microseconds since the epoch."""
+        """Return the time of the last known event of the run, in microseconds since the epoch."""
         ends = (stage.last_ended_us for stage in self.stages.values())
         return max(epoch_us(self.opened.started_at), *ends, 0)
 
     def complete(self, why: str, ended_us: int) -> Iterator[tuple[str, Struct]]:
-        """Return the events that the run did not live to emit, type and body, in order.
+        """Yield the events that the run could not emit, as pairs of type and body, in order.
 
         Args:
-            why: Why it ended, for people.
-            ended_us: When, in microseconds since the epoch; never before what is known to have happened.
+            why: Human-readable reason why the run ended.
+            ended_us: End of the run, in microseconds since the epoch. It is raised to the time of the last
+                known event.
         """
         opened = self.opened
         started_us = epoch_us(opened.started_at)
@@ -167,15 +176,15 @@ class UnfinishedRun:
         if opened.emits_stages:
             for index, stage in enumerate(self.stages.values()):
                 if stage.end is None:
-                    yield "stage.wide", self._end_of(stage, index, started_us, ended_us)
+                    yield "stage.wide", self._stage_end(stage, index, started_us, ended_us)
         if opened.emits_pipeline:
-            yield "pipeline.wide", self._end(why, started_us, ended_us)
+            yield "pipeline.wide", self._pipeline_end(why, started_us, ended_us)
 
-    def _end_of(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
+    def _stage_end(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
         opened, outline = self.opened, stage.outline
         if (running := self._running(stage)) is not None:
-            return self._end_of_running(stage, index, running, started_us, ended_us)
-        ready_us, reason = self._how_far(stage, started_us, ended_us)
+            return self._running_stage_end(stage, index, running, started_us, ended_us)
+        ready_us, reason = self._ready_time_and_reason(stage, started_us, ended_us)
         return build_stage_wide(
             opened,
             int(opened.trace.span_id, 16),
@@ -185,7 +194,7 @@ class UnfinishedRun:
             ended_us,
             ready_us,
             index,
-            # One that was tried before gets a number of its own: the last one belongs to its RETRY event.
+            # After a retry, the next attempt number is used: the last one belongs to the RETRY event.
             stage.retried + 1 if stage.retried else 0,
             stage.retried,
             outline.kind,
@@ -199,17 +208,17 @@ class UnfinishedRun:
         # An older heartbeat may report an attempt that was retried since then.
         return running if running is not None and running.attempt > stage.retried else None
 
-    def _end_of_running(
+    def _running_stage_end(
         self, stage: KnownStage, index: int, running: StageInProgress, started_us: int, ended_us: int
     ) -> StageWide:
         opened, outline = self.opened, stage.outline
-        ready_us, _ = self._how_far(stage, started_us, ended_us)
+        ready_us, _ = self._ready_time_and_reason(stage, started_us, ended_us)
         return build_stage_wide(
             opened,
             int(opened.trace.span_id, 16),
             outline.name,
             "CANCEL",
-            self._began_us(stage, running, started_us, ended_us),
+            self._started_us(stage, running, started_us, ended_us),
             ended_us,
             ready_us,
             index,
@@ -221,14 +230,14 @@ class UnfinishedRun:
             attributes=self.progress.attributes.get((outline.name, running.attempt), {}),
         )
 
-    def _began_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
-        """Return when a running attempt started: when its stage was ready, if no heartbeat states it."""
-        ready_us, _ = self._how_far(stage, started_us, ended_us)
+    def _started_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
+        """Return when a running attempt started, or when its stage was ready if no heartbeat states it."""
+        ready_us, _ = self._ready_time_and_reason(stage, started_us, ended_us)
         if running.started_at is None or not is_timestamp(running.started_at):
             return ready_us
         return min(max(epoch_us(running.started_at), ready_us), ended_us)
 
-    def _how_far(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
+    def _ready_time_and_reason(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
         """Return when a stage became ready, and the reason of its terminal event."""
         if stage.retried:
             return stage.last_ended_us, f"process died after attempt {stage.retried}"
@@ -240,7 +249,7 @@ class UnfinishedRun:
         ready_us = max((known.last_ended_us for known in before), default=started_us)
         return ready_us, "process died while the stage was ready or running"
 
-    def _end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
+    def _pipeline_end(self, why: str, started_us: int, ended_us: int) -> PipelineWide:
         summaries = []
         failed = None
         for stage in self.stages.values():
@@ -248,7 +257,7 @@ class UnfinishedRun:
             status = cast("Terminal", end.status) if end else "CANCEL"
             duration_ms = end.duration_ms if end else 0.0
             if end is None and (running := self._running(stage)) is not None:
-                duration_ms = (ended_us - self._began_us(stage, running, started_us, ended_us)) / 1000
+                duration_ms = (ended_us - self._started_us(stage, running, started_us, ended_us)) / 1000
             summaries.append(
                 StageSummary(stage.outline.name, status, duration_ms, end.error if end else None)
             )
@@ -267,7 +276,7 @@ class UnfinishedRun:
             process=self.progress.process,
         )
 
-    def so_far(self, now_us: int) -> dict[str, Any]:
+    def partial_record(self, now_us: int) -> dict[str, Any]:
         """Return the record of a run in progress: the keys of a `pipeline.wide`, as far as they are known.
 
         `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
@@ -275,14 +284,14 @@ class UnfinishedRun:
         if the heartbeat does not state it) and its attributes so far.
         """
         opened = self.opened
-        picture: dict[str, Any] = msgspec.to_builtins(
-            self._end("", epoch_us(opened.started_at), max(now_us, self.last_known_us()))
+        record: dict[str, Any] = msgspec.to_builtins(
+            self._pipeline_end("", epoch_us(opened.started_at), max(now_us, self.last_known_us()))
         )
-        for summary in picture["stage_summaries"]:
+        for summary in record["stage_summaries"]:
             if self.stages[summary["stage_name"]].end is None:
                 summary["status"] = "OPEN"
-        picture.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
-        picture["stages_running"] = [
+        record.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
+        record["stages_running"] = [
             {
                 "stage_name": name,
                 "attempt": running.attempt,
@@ -292,21 +301,21 @@ class UnfinishedRun:
             for name, stage in self.stages.items()
             if stage.end is None and (running := self._running(stage)) is not None
         ]
-        picture["stages_cancelled"] = sum(
-            summary["status"] == "CANCEL" for summary in picture["stage_summaries"]
+        record["stages_cancelled"] = sum(
+            summary["status"] == "CANCEL" for summary in record["stage_summaries"]
         )
-        return picture
+        return record
 
 
 def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
     """Complete the record of every run whose process died, and return the ids of those runs.
 
-    Args:
-        directory: Of the journal.
-        closed: Writers that are known to have ended; what is found is added.
+    If several processes try at the same time, one of them does it. It writes the last segment of the dead
+    writer atomically.
 
-    Of several who try at the same time one does it. What it writes becomes the last segment of
-    the writer that died, and appears at once or not at all.
+    Args:
+        directory: Directory of the journal.
+        closed: Names of writers that are known to be closed; the function adds those that it finds.
 
     Raises:
         OSError: The directory cannot be read or written.
@@ -320,9 +329,9 @@ def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
         if alone:
             for segments in list_writers(directory).values():
                 try:
-                    if _died(segments, closed):
-                        crashed += _adopt(directory, segments)
-                except OSError as error:  # of this writer: those of others are completed all the same
+                    if _has_died(segments, closed):
+                        crashed += _complete_writer(directory, segments)
+                except OSError as error:  # only this writer is affected; complete the runs of the others
                     errors.append(error)
     if errors and not crashed:
         raise errors[0]
@@ -330,23 +339,23 @@ def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
 
 
 def writer_is_closed(segments: list[Segment]) -> bool:
-    """Tell whether a writer ended by itself, or was completed."""
-    return ends_with(segments[-1], WRITER_CLOSED)
+    """Return whether a writer closed its record, or a reader completed it."""
+    return last_line_starts_with(segments[-1], WRITER_CLOSED)
 
 
 def writer_lives(segments: list[Segment]) -> bool:
-    """Tell whether the process of a writer holds its lock."""
+    """Return whether the process of a writer holds the lock of its last segment."""
     return is_locked(segments[-1].path)
 
 
 def _may_have_died(segments: list[Segment], closed: set[str]) -> bool:
     try:
-        return _died(segments, closed)
+        return _has_died(segments, closed)
     except PermissionError:
         return True
 
 
-def _died(segments: list[Segment], closed: set[str]) -> bool:
+def _has_died(segments: list[Segment], closed: set[str]) -> bool:
     writer = segments[-1].writer
     if writer in closed:
         return False
@@ -357,8 +366,8 @@ def _died(segments: list[Segment], closed: set[str]) -> bool:
         if writer_lives(segments):
             return False
     except FileNotFoundError:
-        return False  # deleted meanwhile
-    # It may have gone on in another segment since the directory was listed.
+        return False  # deleted in the meantime
+    # The writer may have started another segment since the directory was listed.
     last = segments[-1]
     directory = os.path.dirname(last.path)
     free = free_sequence(directory, writer, last.sequence + 1)
@@ -367,7 +376,7 @@ def _died(segments: list[Segment], closed: set[str]) -> bool:
 
 
 def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
-    """Return the runs that began in the segments of a writer and did not end there, by id.
+    """Return the runs that started but did not end in the segments of a writer, by id.
 
     Raises:
         OSError: A segment cannot be read.
@@ -393,7 +402,7 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
                     update_progress(progress, heartbeat)
             elif text.startswith(RUN_OPEN):
                 if (run_id := run_of(text)) in stages:
-                    stages[run_id].clear()  # what came before was an earlier run of the same id
+                    stages[run_id].clear()  # earlier events belong to an earlier run with the same id
                     progress[run_id] = RunProgress()
             elif (known := stages.get(run_of(text))) is not None:
                 event = decode(text)
@@ -405,7 +414,7 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
 
 
 def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.Struct]]]:
-    """Return the events that the open runs of a dead writer did not live to emit, by the id of the run.
+    """Return the events that the open runs of a dead writer could not emit, by run id.
 
     Raises:
         OSError: A segment cannot be read.
@@ -422,8 +431,8 @@ def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.S
     return found
 
 
-def _adopt(directory: str, segments: list[Segment]) -> list[str]:
-    """Write the last segment of a writer that died: the ends of its open runs, and its own."""
+def _complete_writer(directory: str, segments: list[Segment]) -> list[str]:
+    """Write the last segment of a dead writer: the ends of its open runs, and its closing mark."""
     last = segments[-1]
     crashed = crashed_runs(segments)
     lines = [Event(type, body).line() for events in crashed.values() for type, body in events]

@@ -1,4 +1,4 @@
-"""Repairs a journal: moves damaged lines and files to `broken/`, and nothing else."""
+"""Repairs a journal: completes crashed runs, and moves damaged lines and files to `broken/`."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from msgspec import Struct
 
 from .._files import only_one, open_regular, replace_file
 from .._state_file import StateFile
-from ._check import UNREADABLE, Damage, Progress, check, left_over
+from ._check import UNREADABLE, Damage, Progress, check, leftover_files
 from ._cursor import reset_cursor
 from ._format import encode_mark
 from ._losses import MissingSegments, close_runs_without_end, mark_missing, missing_segments
 from ._recovery import recover
-from ._retention import FAILURES_FILE, retention_began
+from ._retention import FAILURES_FILE, retention_has_run
 from ._segments import (
     BROKEN,
     CURSORS,
     LOCK,
     Segment,
-    has_header,
-    kept_header,
+    has_intact_header,
     list_writers,
     misplaced,
+    pruned_header,
     quarantine_file,
     quarantine_line,
     readable,
-    split_kept,
+    split_pruned,
 )
 
 __all__ = ["Moved", "Repaired", "repair"]
@@ -49,16 +49,16 @@ class Moved(Struct, frozen=True):
 
 
 class Repaired(Struct, frozen=True):
-    """What `Journal.repair()` did.
+    """The result of `Journal.repair()`.
 
     Attributes:
         crashed: Ids of the runs whose record it completed.
-        torn: Number of torn last lines that it removed, and kept in `broken/`.
-        broken: Number of damaged lines that it overwrote with blanks, and kept in `broken/`.
+        torn: Number of torn last lines that it moved to `broken/`.
+        broken: Number of damaged lines that it copied to `broken/` and overwrote with blanks.
         moved: Damaged files that it moved to `broken/`.
-        removed: Left-over files that it removed.
-        missing: Segments that are missing, and that it recorded as such: `check` reports them no more.
-        without_end: Ids of the runs that it marked as closed, because their end is damaged or missing.
+        removed: Leftover files of killed processes that it removed.
+        missing: Missing segments that it recorded, so that `check` no longer reports them.
+        without_end: Ids of the runs that it marked as closed because their end is damaged or missing.
     """
 
     crashed: list[str]
@@ -75,7 +75,8 @@ def repair(
 ) -> Repaired:
     """Repair a journal; see `Journal.repair`."""
     state_files = list(state_files)
-    # First: the lock itself may be one of them. And `broken/` before all others, which are moved there.
+    # Do this first, because the lock itself may be misplaced. Move `broken/` before the entries that are
+    # moved into it.
     broken = os.path.join(directory, BROKEN)
     in_order = sorted(misplaced(directory), key=lambda path: path != broken)
     moved = [Moved(path, quarantine_file(directory, path)) for path in in_order]
@@ -83,23 +84,25 @@ def repair(
     found = check(directory, progress, state_files)
     with only_one(os.path.join(directory, LOCK)) as alone:
         if not alone:
-            raise OSError(errno.EBUSY, "another process is repairing it or applying retention", directory)
+            raise OSError(
+                errno.EBUSY, "another process is repairing this journal or applying retention", directory
+            )
         for damage in (*found.torn, *found.broken):
-            _take_out(directory, damage)
+            _remove_line(directory, damage)
         damaged = {file.path for file in found.damaged}
         for segments in list_writers(directory).values():
             for segment in segments:
-                if segment.kept and (segment.path in damaged or not has_header(segment)):
+                if segment.pruned and (segment.path in damaged or not has_intact_header(segment)):
                     _write_header(directory, segment)
         moved += [
             _move_state(directory, file.path, state_files)
             for file in found.damaged
             if file.path.endswith(".json") and file.remedy != UNREADABLE
         ]
-        removed = left_over(directory)
+        removed = leftover_files(directory)
         for path in removed:
             os.unlink(path)
-    # A writer whose last line was damaged now counts as dead.
+    # A writer whose closing line was damaged counts as dead from now on.
     crashed += recover(directory)
     with only_one(os.path.join(directory, LOCK)) as alone:
         missing, without_end = _record_losses(directory) if alone else ([], [])
@@ -108,7 +111,7 @@ def repair(
 
 def _record_losses(directory: str) -> tuple[list[MissingSegments], list[str]]:
     writers = list_writers(directory)
-    missing = missing_segments(directory, writers, deleted=retention_began(directory))
+    missing = missing_segments(directory, writers, deleted=retention_has_run(directory))
     for gap in missing:
         mark_missing(directory, gap)
     without_end: list[str] = []
@@ -117,8 +120,8 @@ def _record_losses(directory: str) -> tuple[list[MissingSegments], list[str]]:
     return missing, without_end
 
 
-def _take_out(directory: str, damage: Damage) -> None:
-    """Copy a damaged line to `broken/` and overwrite it with blanks: all other lines keep their offsets."""
+def _remove_line(directory: str, damage: Damage) -> None:
+    """Copy a damaged line to `broken/` and overwrite it with blanks; other lines keep their offsets."""
     with open(open_regular(damage.path, os.O_RDWR), "r+b") as file:
         status = os.fstat(file.fileno())
         file.seek(damage.offset)
@@ -137,13 +140,13 @@ def _take_out(directory: str, damage: Damage) -> None:
 
 
 def _write_header(directory: str, segment: Segment) -> None:
-    """Rewrite the first line of a kept segment; see `kept_header`."""
+    """Rewrite the first line of a pruned segment; see `pruned_header`."""
     with open(open_regular(segment.path), "rb") as file:
         content, status = file.read(), os.fstat(file.fileno())
-    header, rest = split_kept(content)
+    header, rest = split_pruned(content)
     if header.strip():
         quarantine_line(directory, segment.name, 0, header)
-    replace_file(segment.path, encode_mark(kept_header(content)) + rest)
+    replace_file(segment.path, encode_mark(pruned_header(content)) + rest)
     os.utime(segment.path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

@@ -1,4 +1,4 @@
-"""Makes room in a journal: deletes what is too old or too much, records of failed runs last, and counts."""
+"""Retention: deletes or prunes old segments, records of failed runs last, and counts what it deletes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._format import (
     RUN_CLOSED,
     RUN_OPEN,
     WRITER_CLOSED,
-    Kept,
+    PrunedHeader,
     encode_mark,
     is_event,
     outcome_of,
@@ -35,25 +35,25 @@ from ._segments import (
     LOCK,
     LineAt,
     Segment,
-    ends_with,
     find_lines,
-    has_header,
+    has_intact_header,
+    last_line_starts_with,
     list_writers,
+    original_size,
     quarantine_file,
     read_lines,
     segment_name,
-    size_when_whole,
 )
 
 __all__ = [
     "DELETED_FILE",
     "FAILURES_FILE",
     "Deleted",
-    "Room",
-    "deleted_so_far",
-    "holds_all_since",
+    "RetentionPolicy",
+    "is_complete_since",
+    "read_deletion_counts",
     "read_failures",
-    "retention_began",
+    "retention_has_run",
     "write_failures",
 ]
 
@@ -71,8 +71,8 @@ def read_failures(journal: str | None) -> FailureOutcomes:
     """Return which outcomes count as failures in a journal; the default if it does not state any.
 
     Raises:
-        DamagedFileError: The file is damaged. The default could be another definition.
-        OSError: It cannot be read.
+        DamagedFileError: The file is damaged. Falling back to the default could change what counts as failed.
+        OSError: The file cannot be read.
     """
     if journal is None:
         return FailureOutcomes()
@@ -81,7 +81,7 @@ def read_failures(journal: str | None) -> FailureOutcomes:
 
 
 def write_failures(journal: str, failures: FailureOutcomes) -> None:
-    """Store which outcomes count as failures, also in place of a damaged file.
+    """Store which outcomes count as failures. This replaces a damaged file.
 
     Raises:
         OSError: The directory cannot be written.
@@ -96,16 +96,17 @@ def write_failures(journal: str, failures: FailureOutcomes) -> None:
 
 
 class Deleted(Struct, frozen=True):
-    """What was deleted of a journal so far.
+    """Counts of what retention and archiving have deleted from a journal.
 
     Attributes:
-        lines: How many lines.
-        bytes: How many bytes.
-        unread: How many segments were deleted before every cursor had read them.
-        events: How many of the lines were events. The others are marks, such as the start of a run.
-        files: How many segments were deleted as a whole.
-        until: RFC 3339: the latest modification time of a segment of which something was deleted. The journal
-            has every event that was written later. None if nothing was deleted, or if it is unknown.
+        lines: Number of deleted lines.
+        bytes: Number of deleted bytes.
+        unread: Number of segments that were deleted before every named reader had read them.
+        events: Number of deleted lines that were events. The others are marks, such as the start of a run.
+        files: Number of segments that were deleted as a whole.
+        until: RFC 3339: the latest modification time of a segment from which anything was deleted. The
+            journal contains every event that was written later. None if nothing was deleted, or if the time
+            is unknown.
     """
 
     lines: Count = 0
@@ -126,25 +127,29 @@ class Deleted(Struct, frozen=True):
         )
 
 
-class Room(Struct, frozen=True):
-    """How much of a journal may stay, and for how long.
+class RetentionPolicy(Struct, frozen=True):
+    """The size and age limits of a journal.
 
     Attributes:
-        max_bytes: Bound on all segments together, or None.
-        max_age: Seconds since a segment was last written to, or None.
+        max_bytes: Maximum total size of all segments, in bytes, or None.
+        max_age: Maximum time since a segment was last written to, in seconds, or None.
     """
 
     max_bytes: int | None = None
     max_age: float | None = None
 
-    def make(self, directory: str, stopped: Callable[[], bool] = lambda: False) -> Deleted:
-        """Delete what is too old and has been read, and then, oldest first, what is too much.
+    def apply(self, directory: str, should_stop: Callable[[], bool] = lambda: False) -> Deleted:
+        """Delete old segments that every cursor has read, then the oldest ones beyond the size limit.
 
-        Segments that are being written to stay. It does nothing while another process does the same.
+        Segments that are being written to are not deleted. If another process is applying retention, this
+        call does nothing.
 
         Args:
-            directory: Of the journal.
-            stopped: Asked now and then; True to leave the rest for another time.
+            directory: Directory of the journal.
+            should_stop: Called between segments; if it returns True, the rest is left for the next call.
+
+        Returns:
+            Counts of what was deleted.
 
         Raises:
             OSError: The directory cannot be read or written.
@@ -154,29 +159,29 @@ class Room(Struct, frozen=True):
         if not self._is_due(directory):
             return Deleted()
         with contextlib.suppress(OSError):
-            recover(directory)  # what is left of a dead writer must be complete before a part of it goes
+            recover(directory)  # complete the record of a dead writer before deleting a part of it
         with only_one(os.path.join(directory, LOCK)) as alone:
             if not alone:
                 return Deleted()
             _mark_retention(directory)
-            cleaning = _Cleaning(directory, stopped)
-            cleaning.remove_superseded()
-            deleted = cleaning.clean(self)
+            retention = _RetentionPass(directory, should_stop)
+            retention.remove_superseded()
+            deleted = retention.apply(self)
             if deleted != Deleted():
                 _count_deleted(directory, deleted)
-            if cleaning.errors and deleted == Deleted():
-                raise cleaning.errors[0]
+            if retention.errors and deleted == Deleted():
+                raise retention.errors[0]
             return deleted
 
     def _is_due(self, directory: str) -> bool:
-        """Tell whether anything is too old or too much, without a look into any file."""
+        """Return whether anything exceeds a limit, without opening any segment."""
         segments = [segment for segments in list_writers(directory).values() for segment in segments]
-        if any(segment.kept and is_regular(os.path.join(directory, segment.name)) for segment in segments):
+        if any(segment.pruned and is_regular(os.path.join(directory, segment.name)) for segment in segments):
             return True
         if self.max_bytes is not None and sum(map(_size, segments)) > self.max_bytes:
             return True
         return self.max_age is not None and any(
-            time.time() - _age(segment)[0] > self.max_age for segment in segments
+            time.time() - _age_key(segment)[0] > self.max_age for segment in segments
         )
 
 
@@ -187,7 +192,7 @@ DELETED_FILE = StateFile(
 )
 
 
-def deleted_so_far(directory: str) -> Deleted:
+def read_deletion_counts(directory: str) -> Deleted:
     """Return a journal's counts of deleted events.
 
     Raises:
@@ -197,101 +202,108 @@ def deleted_so_far(directory: str) -> Deleted:
     return read_state(path, Deleted, DELETED_FILE.remedy) or Deleted()
 
 
-def retention_began(directory: str) -> bool:
-    """Return whether retention or archiving may have removed something, counted or not."""
+def retention_has_run(directory: str) -> bool:
+    """Return whether retention or archiving may have removed anything, counted or not."""
     moved = os.path.join(directory, BROKEN, f"{DELETED}-1")
     return any(os.path.lexists(path) for path in (os.path.join(directory, DELETED), moved))
 
 
-def holds_all_since(directory: str, since: str) -> bool:
-    """Return whether a journal has every event that was written at or after a moment.
+def is_complete_since(directory: str, since: str) -> bool:
+    """Return whether a journal contains every event that was written at or after a time.
 
     Args:
         directory: Directory of the journal.
-        since: RFC 3339, in UTC with six decimal places of the second.
+        since: RFC 3339 time in UTC, with six decimal places.
     """
-    if not retention_began(directory):
+    if not retention_has_run(directory):
         return True
     try:
-        until = deleted_so_far(directory).until
+        until = read_deletion_counts(directory).until
     except OSError:
         return False
     return until is not None and since > until
 
 
 def _mark_retention(directory: str) -> None:
-    """Write the counts before the first removal: a process that is killed after it has counted nothing."""
-    if not retention_began(directory):
-        with contextlib.suppress(OSError):  # on a full disk, making room is what matters
+    """Write the counts file before the first removal, because the process may be killed before it counts."""
+    if not retention_has_run(directory):
+        with contextlib.suppress(OSError):  # on a full disk, deleting is more important than counting
             replace_file(os.path.join(directory, DELETED), encode_state(Deleted()))
 
 
 def _count_deleted(directory: str, deleted: Deleted) -> None:
     path = os.path.join(directory, DELETED)
     try:
-        before = deleted_so_far(directory)
+        before = read_deletion_counts(directory)
     except DamagedFileError:  # earlier counts are lost; counting restarts here
         quarantine_file(directory, path)
-        before = Deleted(until=_moment(time.time()))
+        before = Deleted(until=_latest_write(time.time()))
     replace_file(path, encode_state(before + deleted))
 
 
-class _Cleaning:
-    """One time that room is made."""
+class _RetentionPass:
+    """One application of a retention policy."""
 
-    def __init__(self, directory: str, stopped: Callable[[], bool]) -> None:
-        self.stopped = stopped
+    def __init__(self, directory: str, should_stop: Callable[[], bool]) -> None:
+        self.should_stop = should_stop
         self.directory = directory
         self.writers = list_writers(directory)
         self.read = positions_of_all(directory)
         self.failures = _failures(directory)
         self.until: str | None = None
         self.errors: list[OSError] = []
-        # What has no end in one of these may be open still, or is yet to be told as crashed.
-        self.unfinished = {writer for writer, segments in self.writers.items() if not self._ended(segments)}
+        # A run of one of these writers that has no end is in progress, or has not been recorded as crashed
+        # yet.
+        self.unfinished = {
+            writer for writer, segments in self.writers.items() if not self._is_closed(segments)
+        }
         self.live: set[str] = set()
         self._ends_in: dict[str, dict[str, bool]] = {}
         self.deleted = Deleted()
         self.size = sum(_size(segment) for segments in self.writers.values() for segment in segments)
 
-    def clean(self, room: Room) -> Deleted:
-        """Delete what is due, and return what it was."""
-        closed = sorted(self._closed(), key=_age)
-        if room.max_age is not None:
-            oldest = time.time() - room.max_age
-            old = [segment for segment in closed if _age(segment)[0] < oldest and self._may_go(segment)]
+    def apply(self, policy: RetentionPolicy) -> Deleted:
+        """Delete what exceeds the limits, and return the counts."""
+        closed = sorted(self._segments_not_in_use(), key=_age_key)
+        if policy.max_age is not None:
+            oldest = time.time() - policy.max_age
+            old = [
+                segment
+                for segment in closed
+                if _age_key(segment)[0] < oldest and self._may_be_deleted(segment)
+            ]
             if old:
-                self._record_until(max(old, key=_age))
+                self._record_until(max(old, key=_age_key))
             for segment in old:
-                if self.stopped():
+                if self.should_stop():
                     return self.deleted
-                left = self._reduce(segment, failed=False)
-                closed[closed.index(segment) : closed.index(segment) + 1] = [left] if left else []
-        if room.max_bytes is not None:
-            # First everything but the records of failed runs, oldest first; then those as well.
-            kept = [segment for segment in closed if segment.kept]
+                remaining = self._prune(segment, keep_failed=False)
+                closed[closed.index(segment) : closed.index(segment) + 1] = [remaining] if remaining else []
+        if policy.max_bytes is not None:
+            # First prune segments to the records of failed runs, oldest first. Then delete those records.
+            pruned = [segment for segment in closed if segment.pruned]
             for segment in closed:
-                if self.size > room.max_bytes and not segment.kept and not self.stopped():
-                    kept += filter(None, [self._reduce(segment)])
-            yet_to_be_told = self.unfinished - self.live
-            for segment in sorted(kept, key=_age):
-                if segment.writer in yet_to_be_told:
+                if self.size > policy.max_bytes and not segment.pruned and not self.should_stop():
+                    pruned += filter(None, [self._prune(segment)])
+            dead = self.unfinished - self.live
+            for segment in sorted(pruned, key=_age_key):
+                if segment.writer in dead:
                     continue
-                if self.size > room.max_bytes and not self.stopped():
+                if self.size > policy.max_bytes and not self.should_stop():
                     try:
                         self._delete(segment, [*read_lines(segment)])
                     except OSError as error:
                         self.errors.append(error)
         return self.deleted
 
-    def _ended(self, segments: list[Segment]) -> bool:
+    def _is_closed(self, segments: list[Segment]) -> bool:
         try:
-            return ends_with(segments[-1], WRITER_CLOSED)
+            return last_line_starts_with(segments[-1], WRITER_CLOSED)
         except OSError:
             return False
 
-    def _closed(self) -> Iterator[Segment]:
-        """Return the segments that nobody writes to."""
+    def _segments_not_in_use(self) -> Iterator[Segment]:
+        """Yield the segments that no process is writing to."""
         for segments in self.writers.values():
             try:
                 if is_locked(segments[-1].path):
@@ -308,95 +320,95 @@ class _Cleaning:
     def _was_read(self, segment: Segment) -> bool:
         if not self.read:
             return True
-        end = (segment.sequence, size_when_whole(segment))
+        end = (segment.sequence, original_size(segment))
         return all(end <= positions.get(segment.writer, (0, 0)) for positions in self.read)
 
-    def _may_go(self, segment: Segment) -> bool:
+    def _may_be_deleted(self, segment: Segment) -> bool:
         try:
             return self._was_read(segment)
         except OSError as error:
             self.errors.append(error)
             return False
 
-    def _reduce(self, segment: Segment, *, failed: bool = True) -> Segment | None:
-        """Leave of a segment only the lines of runs that failed, or are open; or nothing at all."""
+    def _prune(self, segment: Segment, *, keep_failed: bool = True) -> Segment | None:
+        """Keep only the lines of failed and open runs of a segment; delete the segment if none remain."""
         try:
-            return self._reduce_readable(segment, failed)
-        except PermissionError:  # another user's: not ours to delete
+            return self._prune_readable(segment, keep_failed)
+        except PermissionError:  # the segment belongs to another user
             return segment
         except OSError as error:  # keep it, and continue with the others
             self.errors.append(error)
             return segment
 
-    def _reduce_readable(self, segment: Segment, failed: bool) -> Segment | None:
+    def _prune_readable(self, segment: Segment, keep_failed: bool) -> Segment | None:
         lines = [(line, run_of(line.text)) for line in read_lines(segment)]
-        keep = self._worth_keeping(segment, {run for _, run in lines if run}, failed)
-        began = {run for line, run in lines if line.text.startswith(RUN_OPEN)}
-        of_writer = self.writers[segment.writer]
-        is_first, is_last = segment == of_writer[0], segment == of_writer[-1]
-        left: list[LineAt] = []
+        keep = self._runs_to_keep(segment, {run for _, run in lines if run}, keep_failed)
+        started = {run for line, run in lines if line.text.startswith(RUN_OPEN)}
+        writer_segments = self.writers[segment.writer]
+        is_first, is_last = segment == writer_segments[0], segment == writer_segments[-1]
+        remaining: list[LineAt] = []
         for line, run in lines:
             if run in keep:
-                left.append(line)
-            elif line.text.startswith((PIPELINE_WIDE, RUN_CLOSED)) and run not in began and not is_first:
-                # It began in an earlier segment, of which that line may have been kept: without a
-                # word of its end, it would be taken for open, and then for crashed.
-                end = encode_mark(RunClosed(run, "its record was deleted to make room")).rstrip()
-                left.append(LineAt(line.offset, end))
-            elif line.text.startswith(WRITER_CLOSED) and is_last and (left or not is_first):
-                left.append(line)  # or the writer would be taken for dead, and completed again
-        if not left:
+                remaining.append(line)
+            elif line.text.startswith((PIPELINE_WIDE, RUN_CLOSED)) and run not in started and not is_first:
+                # The run started in an earlier segment, which may still contain its start. Without an end,
+                # the run would be taken for open, and then for crashed.
+                end = encode_mark(RunClosed(run, "its record was deleted by retention")).rstrip()
+                remaining.append(LineAt(line.offset, end))
+            elif line.text.startswith(WRITER_CLOSED) and is_last and (remaining or not is_first):
+                remaining.append(line)  # otherwise the writer would be taken for dead, and completed again
+        if not remaining:
             self._delete(segment, [line for line, _ in lines])
             return None
-        if left == [line for line, _ in lines]:
+        if remaining == [line for line, _ in lines]:
             return segment
-        return self._replace(segment, left, [line for line, _ in lines])
+        return self._replace(segment, remaining, [line for line, _ in lines])
 
-    def _replace(self, segment: Segment, left: list[LineAt], lines: list[LineAt]) -> Segment | None:
-        size, (written, _) = _size(segment), _age(segment)
-        header = encode_mark(Kept(size_when_whole(segment), [line.offset for line in left]))
-        name = segment_name(segment.writer, segment.sequence, kept=True)
+    def _replace(self, segment: Segment, remaining: list[LineAt], lines: list[LineAt]) -> Segment | None:
+        size, (written, _) = _size(segment), _age_key(segment)
+        header = encode_mark(PrunedHeader(original_size(segment), [line.offset for line in remaining]))
+        name = segment_name(segment.writer, segment.sequence, pruned=True)
         path = os.path.join(self.directory, name)
-        reduced = Segment(path, segment.writer, segment.pid, segment.sequence, True)
+        pruned = Segment(path, segment.writer, segment.pid, segment.sequence, True)
         unread = not self._was_read(segment)
         self._record_until(segment)
         try:
-            replace_file(path, header + b"".join(line.text + b"\n" for line in left))
+            replace_file(path, header + b"".join(line.text + b"\n" for line in remaining))
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             if segment.writer in self.unfinished:
-                return segment  # its open runs are yet to be told
-            # Not even for that is there room: better these records than all that are to come.
+                return segment  # its open runs have not been recorded as crashed yet
+            # The disk has no space for the pruned copy. Lose these records instead of all future ones.
             self._delete(segment, lines)
             return None
         os.utime(path, (written, written))
-        if not segment.kept:
+        if not segment.pruned:
             os.unlink(segment.path)
-        self.size += _size(reduced) - size
+        self.size += _size(pruned) - size
         # The dropped lines may be shorter than the new header.
-        events = _events_in(lines) - _events_in(left)
+        events = _events_in(lines) - _events_in(remaining)
         self.deleted += Deleted(
-            len(lines) - len(left), max(size - _size(reduced), 0), int(unread), max(events, 0)
+            len(lines) - len(remaining), max(size - _size(pruned), 0), int(unread), max(events, 0)
         )
         segments = self.writers[segment.writer]
-        segments[segments.index(segment)] = reduced
-        return reduced
+        segments[segments.index(segment)] = pruned
+        return pruned
 
-    def _worth_keeping(self, segment: Segment, runs: set[str], failed: bool) -> set[str]:
-        unknown, worth = set(runs), set()
-        for place in self.writers[segment.writer]:
-            if not unknown:
+    def _runs_to_keep(self, segment: Segment, runs: set[str], keep_failed: bool) -> set[str]:
+        open_runs, failed = set(runs), set()
+        for later in self.writers[segment.writer]:
+            if not open_runs:
                 break
-            if place.sequence >= segment.sequence:
-                ends = self._ends(place)
-                worth |= {run for run in unknown if failed and ends.get(run)}
-                unknown -= ends.keys()
-        # What has no end in a writer that has ended was no run: events that were emitted by hand.
-        return worth | unknown if segment.writer in self.unfinished else worth
+            if later.sequence >= segment.sequence:
+                ends = self._run_ends(later)
+                failed |= {run for run in open_runs if keep_failed and ends.get(run)}
+                open_runs -= ends.keys()
+        # Ids without an end in a closed writer are not runs: they belong to manually emitted events.
+        return failed | open_runs if segment.writer in self.unfinished else failed
 
-    def _ends(self, segment: Segment) -> dict[str, bool]:
-        """Return the runs that ended in a segment, and whether each counts as a failure."""
+    def _run_ends(self, segment: Segment) -> dict[str, bool]:
+        """Return for each run that ended in a segment whether it counts as a failure."""
         known = self._ends_in.get(segment.name)
         if known is None:
             lines = find_lines(segment, PIPELINE_WIDE, RUN_CLOSED)
@@ -415,27 +427,27 @@ class _Cleaning:
 
     def _record_until(self, segment: Segment) -> None:
         """Store the modification time of a segment before a part of it is deleted; see `Deleted.until`."""
-        until = _moment(_age(segment)[0])
+        until = _latest_write(_age_key(segment)[0])
         if self.until is None or until > self.until:
-            with contextlib.suppress(OSError):  # on a full disk, making room is what matters
+            with contextlib.suppress(OSError):  # on a full disk, deleting is more important than counting
                 _count_deleted(self.directory, Deleted(until=until))
             self.until = until
             self.deleted += Deleted(until=until)
 
     def remove_superseded(self) -> None:
-        """Remove what a process that was killed had replaced already, and not yet removed."""
+        """Remove the originals of pruned segments that a killed process had replaced but not removed."""
         for segments in self.writers.values():
-            for kept in segments:
-                path = os.path.join(self.directory, kept.name)
-                if kept.kept and is_regular(path) and has_header(kept):
-                    whole = Segment(path, kept.writer, kept.pid, kept.sequence, False)
+            for pruned in segments:
+                path = os.path.join(self.directory, pruned.name)
+                if pruned.pruned and is_regular(path) and has_intact_header(pruned):
+                    original = Segment(path, pruned.writer, pruned.pid, pruned.sequence, False)
                     try:
-                        lines, size = _count(whole) - _count(kept), _size(whole)
+                        lines, size = _line_count(original) - _line_count(pruned), _size(original)
                         os.unlink(path)
                     except OSError as error:
                         self.errors.append(error)
                         continue
-                    self.deleted += Deleted(max(lines, 0), max(size - _size(kept), 0), 0)
+                    self.deleted += Deleted(max(lines, 0), max(size - _size(pruned), 0), 0)
 
 
 def _failures(directory: str) -> FailureOutcomes:
@@ -445,7 +457,7 @@ def _failures(directory: str) -> FailureOutcomes:
         return FailureOutcomes()
 
 
-def _count(segment: Segment) -> int:
+def _line_count(segment: Segment) -> int:
     return sum(1 for _ in read_lines(segment))
 
 
@@ -460,13 +472,13 @@ def _events_in(lines: list[LineAt]) -> int:
     return sum(is_event(line.text) for line in lines)
 
 
-def _moment(seconds: float) -> str:
-    """Return a moment up to which events in a file may have been written: file systems have coarse clocks."""
+def _latest_write(seconds: float) -> str:
+    """Return an upper bound for the time of the last write, because file systems have coarse clocks."""
     return rfc3339(int(seconds * 1_000_000) + 1_000_000)
 
 
-def _age(segment: Segment) -> tuple[float, str]:
-    """Return when a segment was last written to, and its path, to be sorted by."""
+def _age_key(segment: Segment) -> tuple[float, str]:
+    """Return a sort key: the time of the last write to a segment, and its path."""
     try:
         return os.stat(segment.path).st_mtime, segment.path
     except FileNotFoundError:

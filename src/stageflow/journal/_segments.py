@@ -1,4 +1,4 @@
-"""The files of a journal: their names, and how segments are read."""
+"""The files of a journal: names, listing, reading of segments, and quarantine of damaged parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from .._files import make_private_below, open_regular, replace_file, sync_directory
 from .._log import log_safely
-from ._format import KEPT, Kept, decode, decode_kept
+from ._format import PRUNED, PrunedHeader, decode, decode_pruned_header
 
 __all__ = [
     "BROKEN",
@@ -24,32 +24,37 @@ __all__ = [
     "FAILURES",
     "LOCK",
     "TEMPORARY",
+    "Chunk",
     "LineAt",
-    "Piece",
     "Segment",
     "Writers",
-    "begins_line",
-    "ends_with",
     "find_lines",
     "free_sequence",
-    "has_header",
+    "has_intact_header",
+    "is_line_start",
     "is_temporary",
-    "kept_header",
-    "lines_with",
+    "last_line_starts_with",
+    "lines_containing",
     "list_writers",
     "misplaced",
     "new_writer",
     "open_segment",
+    "original_size",
+    "pruned_header",
     "quarantine_file",
     "quarantine_line",
+    "read_chunk",
     "read_lines",
-    "read_piece",
     "readable",
+    "reason_not_journal",
     "segment_name",
-    "size_when_whole",
-    "split_kept",
-    "why_not",
+    "split_pruned",
 ]
+
+
+log = logging.getLogger("stageflow.journal")
+
+T = TypeVar("T")
 
 
 CURSORS = "cursors"
@@ -58,7 +63,14 @@ DELETED = "deleted.json"
 FAILURES = "failures.json"
 LOCK = "lock"
 TEMPORARY = ".new-"
-"""Prefixes of temporary files, except for those of segments: `.` and the name of the segment."""
+"""Prefix of temporary files. A temporary segment is named `.` and the name of the segment instead."""
+
+_CHUNK = 4 << 20
+_TAIL = 4096
+
+_UNKNOWN_OFFSET = 1 << 40
+"""Assumed original offset of the lines of a pruned segment with a damaged header: after any segment's end."""
+
 
 _SEGMENT = re.compile(r"(\d{8}T\d{6}Z-p(\d{1,10})-[0-9a-f]{8})-(\d{6,12})(\.kept)?\.ndjson", re.ASCII)
 
@@ -67,22 +79,22 @@ class Segment(Struct, frozen=True):
     """One file of a writer.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         writer: Name of the writer.
         pid: Process id of the writer.
-        sequence: 1 for the first segment of a writer; events of a run stand in this order.
-        kept: True where only records of failed runs are left in it.
+        sequence: Sequence number of the segment, starting with 1. The events of a run are in this order.
+        pruned: True if retention kept only the records of failed runs.
     """
 
     path: str
     writer: str
     pid: int
     sequence: int
-    kept: bool
+    pruned: bool
 
     @property
     def name(self) -> str:
-        """The name of the file, as it was when it was written."""
+        """The original name of the file, before it was pruned."""
         return segment_name(self.writer, self.sequence)
 
 
@@ -92,30 +104,30 @@ Writers = dict[str, list[Segment]]
 
 def new_writer() -> str:
     """Return the name of a new writer in this process."""
-    began = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    return f"{began}-p{os.getpid()}-{os.urandom(4).hex()}"
+    started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return f"{started}-p{os.getpid()}-{os.urandom(4).hex()}"
 
 
-def segment_name(writer: str, sequence: int, *, kept: bool = False) -> str:
+def segment_name(writer: str, sequence: int, *, pruned: bool = False) -> str:
     """Return the name of a segment's file.
 
     Example:
         >>> segment_name("20261123T160028Z-p4711-9f3a61c2", 2)
         '20261123T160028Z-p4711-9f3a61c2-000002.ndjson'
     """
-    return f"{writer}-{sequence:06d}{'.kept' if kept else ''}.ndjson"
+    return f"{writer}-{sequence:06d}{'.kept' if pruned else ''}.ndjson"
 
 
 def free_sequence(directory: str, writer: str, sequence: int, *, hidden: bool = True) -> int:
-    """Return the first sequence from this one on whose name nothing in the directory has.
+    """Return the first sequence number, starting with the given one, whose file name is unused.
 
-    Another process that completed the record of this writer may have taken the next one, and so may an
-    attacker who placed a link there. A hidden file is incomplete: its writer is creating it, or died and
-    left it behind, and `hidden=False` takes its name, so that the sequence has no gap.
+    Another process that completed the record of this writer may have used the next number, or an attacker may
+    have placed a link there. A hidden file is incomplete: its writer is creating it, or died and left it
+    behind. `hidden=False` ignores hidden files, so that the sequence has no gap.
     """
     while True:
         name = segment_name(writer, sequence)
-        kept = segment_name(writer, sequence, kept=True)
+        kept = segment_name(writer, sequence, pruned=True)
         names = (name, f".{name}", kept) if hidden else (name, kept)
         if not any(os.path.lexists(os.path.join(directory, taken)) for taken in names):
             return sequence
@@ -128,7 +140,7 @@ def is_temporary(name: str) -> bool:
 
 
 def misplaced(directory: str) -> list[str]:
-    """Return entries that have the name of a journal's file or directory but another type, such as links.
+    """Return the entries whose name belongs to the journal but whose type does not, such as symbolic links.
 
     Raises:
         OSError: The directory cannot be read.
@@ -136,7 +148,7 @@ def misplaced(directory: str) -> list[str]:
     found = []
     for folder in (directory, os.path.join(directory, CURSORS)):
         if folder != directory and os.path.islink(folder):
-            continue  # `cursors` itself is misplaced; what it points to is not part of the journal
+            continue  # `cursors` itself is misplaced, and its target is not part of the journal
         try:
             entries = list(os.scandir(folder))
         except (FileNotFoundError, NotADirectoryError):
@@ -153,7 +165,7 @@ def misplaced(directory: str) -> list[str]:
 
 
 def _is_name(name: str) -> bool:
-    """Return whether a journal, its archive or its alerts may use this file name here."""
+    """Return whether a journal, its archive or its alerts use file names like this one."""
     return (
         name == LOCK
         or name.endswith((".json", ".lock"))
@@ -163,18 +175,18 @@ def _is_name(name: str) -> bool:
 
 
 def list_writers(directory: str) -> Writers:
-    """Return every segment that a directory has now.
+    """Return all segments in a directory, by writer.
 
     Symbolic links and directories with the name of a segment are excluded; `misplaced` finds them.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The directory cannot be read.
     """
     found = _by_writer(directory, _files_in(directory))
     if not any(len(segments) < segments[-1].sequence for segments in found.values()):
         return found
-    # A file that is made while a directory is listed may be left out, and a later one be there. What
-    # came before a file that was seen is in a second listing, or is gone.
+    # A listing may omit a file that is created while it is read, but contain a later one. A second listing
+    # contains every predecessor of a listed file that still exists.
     again = _by_writer(directory, _files_in(directory))
     return {
         writer: [segment for segment in again[writer] if segment.sequence <= segments[-1].sequence]
@@ -198,8 +210,8 @@ def _by_writer(directory: str, names: Iterable[str]) -> Writers:
             continue
         writer, pid, sequence, kept = match.groups()
         segment = Segment(os.path.join(directory, name), writer, int(pid), int(sequence), bool(kept))
-        # Both are there for the moment between the making of the one and the removal of the other.
-        if segment.kept or (writer, segment.sequence) not in found:
+        # Both files exist for a short time: the pruned one is created before the original is removed.
+        if segment.pruned or (writer, segment.sequence) not in found:
             found[writer, segment.sequence] = segment
     writers: Writers = {}
     for key in sorted(found):
@@ -207,11 +219,11 @@ def _by_writer(directory: str, names: Iterable[str]) -> Writers:
     return writers
 
 
-def why_not(directory: str) -> str | None:
-    """Return why a path is no journal: empty where there is nothing, None where it is one, or may become one.
+def reason_not_journal(directory: str) -> str | None:
+    """Return why a path is not a journal, "" if it does not exist, or None if it is a journal or empty.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The directory cannot be read.
     """
     try:
         names = os.listdir(directory)
@@ -219,41 +231,36 @@ def why_not(directory: str) -> str | None:
         return ""
     except NotADirectoryError:
         return "it is a file"
-    ours = {CURSORS, BROKEN, DELETED, FAILURES, LOCK}
-    if names and not any(name in ours or _SEGMENT.fullmatch(name.lstrip(".")) for name in names):
-        return "that directory has files, and none of a journal"
+    known = {CURSORS, BROKEN, DELETED, FAILURES, LOCK}
+    if names and not any(name in known or _SEGMENT.fullmatch(name.lstrip(".")) for name in names):
+        return "the directory contains files, but no files of a journal"
     return None
 
 
-log = logging.getLogger("stageflow.journal")
-
-T = TypeVar("T")
-
-
 def readable(found: Iterable[T]) -> Iterator[T]:
-    """Yield items until the operating system reports an error, and log that error with the name of the file.
+    """Yield items until an `OSError` occurs, and log that error with the name of the file.
 
-    A file deleted in the meantime is not an error; it counts as empty.
+    A file that was deleted in the meantime is not an error; it counts as empty.
     """
     try:
         yield from found
     except FileNotFoundError:
         return
     except OSError as error:
-        log_safely(log, "a part of the journal cannot be read, and is skipped: %s", error)
+        log_safely(log, "skipping a part of the journal that cannot be read: %s", error)
 
 
 def quarantine_line(directory: str, segment: str, offset: int, text: bytes) -> None:
     """Copy a damaged line to `broken/`, unless it has already been copied.
 
     Args:
-        directory: Of the journal.
-        segment: Name of the segment that contains it.
-        offset: Offset of the line in the segment.
+        directory: Directory of the journal.
+        segment: Name of the segment that contains the line.
+        offset: Offset of the line in the segment, in bytes.
         text: The line, without its newline.
 
     Raises:
-        OSError: It could not be written.
+        OSError: The copy could not be written.
     """
     folder = os.path.join(directory, BROKEN)
     make_private_below(folder)
@@ -269,49 +276,42 @@ def quarantine_file(directory: str, path: str) -> str:
     """Move a damaged file, directory or symbolic link to `broken/`, and return its new path.
 
     Raises:
-        OSError: It could not be moved.
+        OSError: The entry could not be moved.
     """
     folder = os.path.join(directory, BROKEN)
-    if path == folder:  # a link or a file in place of `broken/` itself
-        target = _free(os.path.join(directory, "broken-"))
+    if path == folder:  # a link or a file is in place of `broken/` itself
+        target = _unused_path(os.path.join(directory, "broken-"))
     else:
         make_private_below(folder)
         name = os.path.relpath(path, directory).replace(os.sep, "-").lstrip(".")
-        target = _free(os.path.join(folder, f"{name}-"))
+        target = _unused_path(os.path.join(folder, f"{name}-"))
     os.rename(path, target)
     sync_directory(directory)
     return target
 
 
-def _free(beginning: str) -> str:
+def _unused_path(prefix: str) -> str:
     number = 1
-    while os.path.lexists(f"{beginning}{number}"):
+    while os.path.lexists(f"{prefix}{number}"):
         number += 1
-    return f"{beginning}{number}"
-
-
-_CHUNK = 4 << 20
-_TAIL = 4096
-
-_UNKNOWN = 1 << 40
-"""Assumed original offset of the lines of a kept segment with a damaged header: past any segment's end."""
+    return f"{prefix}{number}"
 
 
 class LineAt(Struct, frozen=True, gc=False):
-    """One line, without its newline, and where it began."""
+    """One line, without its newline, and its offset in bytes."""
 
     offset: int
     text: bytes
 
 
-class Piece(Struct, frozen=True):
-    """What was read of a segment at once.
+class Chunk(Struct, frozen=True):
+    """The lines that were read from a segment at once.
 
     Attributes:
-        lines: Whole lines, in order.
-        end: Where the next piece begins.
-        torn: Bytes after the last newline of the file. Its writer may be about to write the rest,
-            or it died.
+        lines: Complete lines, in order.
+        end: Offset of the next chunk.
+        torn: Number of bytes after the last newline of the file. Its writer is still writing the line, or
+            died.
     """
 
     lines: list[LineAt]
@@ -319,30 +319,31 @@ class Piece(Struct, frozen=True):
     torn: int
 
 
-def read_piece(segment: Segment, offset: int) -> Piece:
-    """Return whole lines from `offset` on: some megabytes, and at least one line where there is one.
+def read_chunk(segment: Segment, offset: int) -> Chunk:
+    """Return complete lines, starting at `offset`.
 
-    Offsets are those of the segment as it was written, also where little of it was kept.
+    The chunk has a few megabytes, and at least one line if there is one. Offsets are those of the original
+    segment, also if it was pruned.
 
     Raises:
         FileNotFoundError: The segment was deleted.
-        OSError: It cannot be read.
+        OSError: The segment cannot be read.
     """
     fd = open_regular(segment.path)
     try:
-        if segment.kept:
-            return _read_kept_piece(fd, offset)
-        most_bytes = _CHUNK
-        data = os.pread(fd, most_bytes, offset)
+        if segment.pruned:
+            return _read_pruned_chunk(fd, offset)
+        max_bytes = _CHUNK
+        data = os.pread(fd, max_bytes, offset)
         end = data.rfind(b"\n") + 1
-        while not end and len(data) >= most_bytes:  # a line that is longer than that
-            most_bytes *= 2
-            data = os.pread(fd, most_bytes, offset)
+        while not end and len(data) >= max_bytes:  # the line is longer than a chunk
+            max_bytes *= 2
+            data = os.pread(fd, max_bytes, offset)
             end = data.rfind(b"\n") + 1
     finally:
         os.close(fd)
-    torn = len(data) - end if len(data) < most_bytes else 0
-    return Piece(_split(data[:end], offset), offset + end, torn)
+    torn = len(data) - end if len(data) < max_bytes else 0
+    return Chunk(_split(data[:end], offset), offset + end, torn)
 
 
 def _split(data: bytes, offset: int) -> list[LineAt]:
@@ -354,66 +355,68 @@ def _split(data: bytes, offset: int) -> list[LineAt]:
     return lines
 
 
-def _read_kept_piece(fd: int, offset: int) -> Piece:
+def _read_pruned_chunk(fd: int, offset: int) -> Chunk:
     with open(fd, "rb", closefd=False) as file:
         content = file.read()
-    kept = kept_header(content)
-    *texts, torn = split_kept(content)[1].split(b"\n")
-    places = zip(kept.offsets, texts, strict=True)
-    return Piece([LineAt(at, text) for at, text in places if at >= offset and text], kept.size, len(torn))
+    header = pruned_header(content)
+    *texts, torn = split_pruned(content)[1].split(b"\n")
+    lines = [
+        LineAt(at, text) for at, text in zip(header.offsets, texts, strict=True) if at >= offset and text
+    ]
+    return Chunk(lines, header.size, len(torn))
 
 
-def split_kept(content: bytes) -> tuple[bytes, bytes]:
-    """Return the header of a kept segment, which may be damaged, and the lines after it.
+def split_pruned(content: bytes) -> tuple[bytes, bytes]:
+    """Return the header of a pruned segment, which may be damaged, and the lines after it.
 
-    An intact line of another type is not a header: the file was replaced by another one.
+    An intact line of another type is not a header; the file was replaced by another one.
     """
     first, _, rest = content.partition(b"\n")
     line = decode(first)
-    return (b"", content) if line is not None and line.type != KEPT else (first, rest)
+    return (b"", content) if line is not None and line.type != PRUNED else (first, rest)
 
 
-def kept_header(content: bytes) -> Kept:
-    """Return the header of a kept segment, or a substitute if it is damaged.
+def pruned_header(content: bytes) -> PrunedHeader:
+    """Return the header of a pruned segment, or a substitute if it is damaged.
 
-    The original offset of the lines is unknown without the header. The substitute places them after every
-    position that a reader may have stored, so a reader that was in the middle of them reads some lines twice,
+    Without the header, the original offsets of the lines are unknown. The substitute places them after every
+    position that a reader can have stored, so a reader that had read some of them reads these lines again,
     but misses none.
     """
-    header, rest = split_kept(content)
+    header, rest = split_pruned(content)
     texts = rest.split(b"\n")[:-1]
-    kept = decode_kept(header)
-    if kept is not None and len(kept.offsets) == len(texts):
-        return kept
-    offsets, at = [], _UNKNOWN
+    decoded = decode_pruned_header(header)
+    if decoded is not None and len(decoded.offsets) == len(texts):
+        return decoded
+    offsets, at = [], _UNKNOWN_OFFSET
     for text in texts:
         offsets.append(at)
         at += len(text) + 1
-    return Kept(at, offsets)
+    return PrunedHeader(at, offsets)
 
 
-def has_header(segment: Segment) -> bool:
-    """Return whether the header of a kept segment is intact: only then may the original be removed."""
+def has_intact_header(segment: Segment) -> bool:
+    """Return whether the header of a pruned segment is intact; only then can the original be removed."""
     with open_segment(segment) as file:
         content = file.readall()
-    kept = decode_kept(content.partition(b"\n")[0])
-    return kept is not None and kept == kept_header(content)
+    header = decode_pruned_header(content.partition(b"\n")[0])
+    return header is not None and header == pruned_header(content)
 
 
-def size_when_whole(segment: Segment) -> int:
-    """Return the original size of a segment, even if only a part of it was kept.
+def original_size(segment: Segment) -> int:
+    """Return the size of a segment in bytes; for a pruned segment, its original size.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The segment cannot be read.
     """
     fd = open_regular(segment.path)
     with open(fd, "rb") as file:
-        return kept_header(file.read()).size if segment.kept else os.fstat(fd).st_size
+        return pruned_header(file.read()).size if segment.pruned else os.fstat(fd).st_size
 
 
-def begins_line(segment: Segment, offset: int) -> bool:
-    """Return whether an offset is the beginning of a line or the end of the segment."""
-    if segment.kept or not offset:
+def is_line_start(segment: Segment, offset: int) -> bool:
+    """Return whether an offset is the start of a line or the end of the segment."""
+    if segment.pruned or not offset:
         return True
     fd = open_regular(segment.path)
     try:
@@ -423,45 +426,45 @@ def begins_line(segment: Segment, offset: int) -> bool:
 
 
 def read_lines(segment: Segment) -> Iterator[LineAt]:
-    """Return every whole line of a segment."""
+    """Yield every complete line of a segment."""
     offset = 0
     while True:
-        piece = read_piece(segment, offset)
-        if piece.end == offset:
+        chunk = read_chunk(segment, offset)
+        if chunk.end == offset:
             return
-        yield from piece.lines
-        offset = piece.end
+        yield from chunk.lines
+        offset = chunk.end
 
 
-def find_lines(segment: Segment, *beginnings: bytes) -> Iterator[bytes]:
-    """Return the whole lines that begin so, in the order of the file; the others are not looked at.
+def find_lines(segment: Segment, *prefixes: bytes) -> Iterator[bytes]:
+    """Yield the complete lines that start with one of the prefixes, in file order.
 
-    The file is searched as bytes, which costs a small part of going through it line by line.
+    The search works on bytes, which is much faster than decoding every line.
     """
-    wanted = [b"\n" + beginning for beginning in beginnings]
-    for data, end in _whole_lines(segment):
-        for at in sorted(at for beginning in wanted for at in _places(data, beginning, end)):
+    wanted = [b"\n" + prefix for prefix in prefixes]
+    for data, end in _line_buffers(segment):
+        for at in sorted(at for prefix in wanted for at in _find_all(data, prefix, end)):
             yield bytes(data[at + 1 : data.index(b"\n", at + 1)])
 
 
-def lines_with(segment: Segment, part: bytes) -> Iterator[bytes]:
-    """Return the whole lines in which these bytes stand, in the order of the file."""
-    for data, end in _whole_lines(segment):
+def lines_containing(segment: Segment, part: bytes) -> Iterator[bytes]:
+    """Yield the complete lines that contain the given bytes, in file order."""
+    for data, end in _line_buffers(segment):
         after = 0
-        for at in _places(data, part, end):
+        for at in _find_all(data, part, end):
             if at >= after:
                 after = data.index(b"\n", at)
                 yield bytes(data[data.rindex(b"\n", 0, at) + 1 : after])
 
 
-def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
-    """Return a newline and as many whole lines as there is room for, and where they end, again and again.
+def _line_buffers(segment: Segment) -> Iterator[tuple[bytearray, int]]:
+    """Yield a buffer with a newline and as many complete lines as fit, and the offset of their end.
 
-    One buffer serves for all of them: to have a new one each time would take as long as the search.
+    The buffer is reused, because allocating a new one each time would take as long as the search.
     """
     try:
         file = open_segment(segment)
-    except FileNotFoundError:  # deleted since it was listed: then nothing is in it
+    except FileNotFoundError:  # deleted since it was listed
         return
     with file:
         buffer = bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 2))
@@ -469,7 +472,7 @@ def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
         filled = 1
         while True:
             if filled == len(buffer):
-                buffer.extend(bytes(len(buffer)))  # a line that is longer than that, or a file that grew
+                buffer.extend(bytes(len(buffer)))  # the line is longer than the buffer, or the file grew
             with memoryview(buffer) as view:
                 read = file.readinto(view[filled:])
             if not read:
@@ -484,32 +487,32 @@ def _whole_lines(segment: Segment) -> Iterator[tuple[bytearray, int]]:
 
 
 def open_segment(segment: Segment) -> io.FileIO:
-    """Open a segment as it is now: of one that was reduced since it was listed, what was kept.
+    """Open a segment; if it was pruned since it was listed, open the pruned file.
 
     Raises:
-        FileNotFoundError: It was deleted.
+        FileNotFoundError: The segment was deleted.
     """
     try:
         return io.FileIO(open_regular(segment.path))
     except FileNotFoundError:
-        if segment.kept:
+        if segment.pruned:
             raise
         return io.FileIO(open_regular(segment.path.removesuffix(".ndjson") + ".kept.ndjson"))
 
 
-def _places(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
+def _find_all(data: bytearray, wanted: bytes, end: int) -> Iterator[int]:
     at = data.find(wanted, 0, end)
     while at >= 0:
         yield at
         at = data.find(wanted, at + 1, end)
 
 
-def ends_with(segment: Segment, beginning: bytes) -> bool:
-    """Tell whether the last line of a segment is whole and begins so."""
+def last_line_starts_with(segment: Segment, prefix: bytes) -> bool:
+    """Return whether the last line of a segment is complete and starts with `prefix`."""
     with open_segment(segment) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL))
         tail = file.read()
     if not tail.endswith(b"\n"):
         return False
-    return tail[tail.rfind(b"\n", 0, -1) + 1 :].startswith(beginning)
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :].startswith(prefix)

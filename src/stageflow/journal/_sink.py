@@ -1,4 +1,4 @@
-"""The sink that writes the journal: every event on disk, by one write, before its emission returns."""
+"""`JournalSink`: writes every event to disk with one `write`, before emission returns."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..errors import describe
 from ..events import DELIVERY, DirectSink, Event, EventLost
 from ..schema import Heartbeat, PipelineWide, RunClosed, RunOpen
 from ._format import WriterClosed, encode_mark
-from ._retention import Room
-from ._writer import Keeper, SegmentWriter, Syncing
+from ._retention import RetentionPolicy
+from ._writer import SegmentSyncer, SegmentWriter, SyncThread
 
 __all__ = ["JournalSink"]
 
@@ -30,40 +30,41 @@ log = logging.getLogger("stageflow.journal")
 
 Fsync = Literal["never", "interval", "always"]
 
-_MOST_LOST = 10_000
-"""So many runs whose `pipeline.wide` could not be written are remembered until their end can be."""
+_MAX_LOST_ENDS = 10_000
+"""Maximum number of runs whose `pipeline.wide` was lost and whose end is still to be written."""
 
-_MAKE_ROOM_EVERY = 30.0
-"""Seconds after which room is made even where no segment was begun."""
+_RETENTION_INTERVAL_SECONDS = 30.0
+"""Interval after which retention is applied even if no segment was started."""
 
 
 class JournalSink(DirectSink):
-    """Appends each event as one line of JSON, `{"type": ..., "data": {...}}`, to a file of this process.
+    """Appends each event as one line of JSON, `{"type": ..., "data": {...}}`, to a segment of this process.
 
-    One `write` hands the line to the operating system before emission returns, so a SIGKILL of
-    the process loses nothing. Any number of processes and threads may write to one directory.
+    Each line is passed to the operating system with one `write` before emission returns, so killing the
+    process with SIGKILL loses no event. Any number of processes and threads can write to one directory.
 
     Args:
-        path: Directory for the files; made, private to its owner, where there is none. On a local
-            disk: on a network file system nobody can tell whether a writer lives.
-        fsync: What a crash of the *machine* may take. `"interval"`: what was emitted in the last
-            `fsync_interval` seconds; a thread syncs, no caller waits. `"never"`: what the kernel
-            has not written by itself, mostly the last 30 s. `"always"`: nothing; each emission
-            waits for the disk.
-        fsync_interval: Seconds; default 0.5.
-        segment_bytes: A file that would grow beyond this is followed by another; default 64 MiB,
-            and never more than an eighth of `max_bytes`.
-        segment_seconds: A file that is older is followed by another; default one hour.
-        max_bytes: Bound on the whole directory; default 4 GiB. Beyond it the oldest files are
-            deleted, records of failed runs last. None for no bound.
-        max_age: Seconds after which a file is deleted, once every cursor has read it; default
-            None, for no such end.
-        max_line_bytes: An event whose line would be longer is dropped; default 16,000,000, the
-            most that DuckDB reads as one object.
+        path: Directory of the journal. If it does not exist, it is created with access for its owner only. It
+            must be on a local disk, because a network file system does not show reliably whether a writer is
+            alive.
+        fsync: What a crash of the *machine* can lose. `"interval"`: the events of the last `fsync_interval`
+            seconds; a background thread syncs, and callers do not wait. `"never"`: events that the kernel has
+            not written yet, usually those of the last 30 s. `"always"`: nothing; each emission waits for the
+            disk.
+        fsync_interval: Seconds between two syncs; default 0.5.
+        segment_bytes: Maximum size of a segment, in bytes; default 64 MiB, and never more than an eighth of
+            `max_bytes`.
+        segment_seconds: Maximum age of a segment that is written to, in seconds; default 3600.
+        max_bytes: Maximum size of the journal, in bytes; default 4 GiB. Beyond it, the oldest segments are
+            deleted, and records of failed runs last. None for no limit.
+        max_age: Seconds after the last write to a segment after which it is deleted, once every cursor has
+            read it; default None, for no limit.
+        max_line_bytes: Maximum size of the line of one event, in bytes; larger events are dropped. The
+            default is 16,000,000, the largest object that DuckDB reads.
 
     Raises:
-        OSError: The directory cannot be made.
-        ValueError: A bound is not a positive number, `fsync` is none of the three, or the path is a
+        OSError: The directory cannot be created.
+        ValueError: A limit is not a positive number, `fsync` is not one of the three values, or the path is a
             file.
 
     Example:
@@ -84,7 +85,7 @@ class JournalSink(DirectSink):
         max_line_bytes: int = 16_000_000,
     ) -> None:
         if fsync not in ("never", "interval", "always"):
-            raise ValueError(f"JournalSink(fsync={fsync!r}); give 'never', 'interval' or 'always'")
+            raise ValueError(f"JournalSink: fsync must be 'never', 'interval' or 'always', got {fsync!r}")
         for name, bound in (
             ("fsync_interval", fsync_interval),
             ("segment_bytes", segment_bytes),
@@ -94,9 +95,9 @@ class JournalSink(DirectSink):
             ("max_line_bytes", max_line_bytes),
         ):
             if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
-                raise ValueError(f"JournalSink({name}={bound!r}); give a number, more than 0")
+                raise ValueError(f"JournalSink: {name} must be a number greater than 0, got {bound!r}")
         if not os.fspath(path) or os.path.isfile(path):
-            raise ValueError(f"JournalSink({os.fspath(path)!r}); give a directory")
+            raise ValueError(f"JournalSink: path must be a directory, got {os.fspath(path)!r}")
         self.path = absolute_path(path)
         self._options = {
             "fsync": fsync,
@@ -113,44 +114,44 @@ class JournalSink(DirectSink):
             segment_bytes if max_bytes is None else min(segment_bytes, max(max_bytes // 8, 1))
         )
         self._segment_seconds = segment_seconds
-        self._room = Room(max_bytes, max_age)
+        self._retention = RetentionPolicy(max_bytes, max_age)
         self._max_line_bytes = max_line_bytes
         make_private(self.path)
         if (kind := network_file_system(self.path)) is not None:
             log_safely(
                 log,
-                "journal %s is on a network file system (%s): keep it on a local disk, or runs of live"
-                " processes on other machines may be taken for crashed",
+                "journal %s is on a network file system (%s); move it to a local disk, because runs of live"
+                " processes on other machines can be recorded as crashed",
                 self.path,
                 kind,
             )
-        self._begin()
-        _journals.add(self)
+        self._initialize()
+        _sinks.add(self)
 
-    def _begin(self) -> None:
+    def _initialize(self) -> None:
         # Reentrant: a signal handler may emit while its thread is writing.
         self._lock = threading.RLock()
-        self._making_room = threading.RLock()
+        self._retention_lock = threading.RLock()
         self._closing = threading.Event()
-        self._room_thread: threading.Thread | None = None
-        self._told: set[str] = set()
-        self._begin_writer()
+        self._retention_thread: threading.Thread | None = None
+        self._warned: set[str] = set()
+        self._create_writer()
 
-    def _begin_writer(self) -> None:
+    def _create_writer(self) -> None:
         self._writer = SegmentWriter(
             self.path,
             segment_bytes=self._segment_bytes,
             segment_seconds=self._segment_seconds,
             sync_each=self._fsync == "always",
         )
-        self._syncing = Syncing(self._writer, self._lock, None if self._fsync == "never" else _sync)
-        self._keeper: Keeper | None = None
+        self._syncer = SegmentSyncer(self._writer, self._lock, None if self._fsync == "never" else _sync)
+        self._sync_thread: SyncThread | None = None
         self._sync_inline_at = 0.0
         self._open_runs: set[str] = set()
-        self._lost: dict[str, str] = {}
-        self._room_at = 0.0
+        self._lost_ends: dict[str, str] = {}
+        self._retention_at = 0.0
 
-    # ------------------------------------------------------------ what the library calls
+    # ------------------------------------------------------------ the sink interface
 
     def take(self, event: Event) -> None:
         """Write one event."""
@@ -159,34 +160,36 @@ class JournalSink(DirectSink):
             self._write(event.line())
         except EventLost as lost:
             if type(body) is PipelineWide:
-                self._end_was_lost(body.event_id, str(lost))
+                self._record_lost_end(body.event_id, str(lost))
             raise
         if type(body) is PipelineWide:
             self._open_runs.discard(body.event_id)
 
     @property
-    def takes_marks(self) -> bool:
-        """True: the mark of its start allows completing the record of a run whose process died."""
+    def accepts_marks(self) -> bool:
+        """True: the start mark allows a reader to complete the record of a run whose process died."""
         return True
 
-    def take_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
+    def accept_mark(self, mark: RunOpen | RunClosed | Heartbeat) -> None:
         """Write the mark of the start or the end of a run, or a heartbeat."""
         line = encode_mark(mark)
         if isinstance(mark, Heartbeat):
-            # The runs may have ended, and the journal may be closed, since the heartbeat was composed.
-            with self._lock, contextlib.suppress(EventLost):  # the next one is due in a second
+            # The runs may have ended, and the journal may have been closed, since the heartbeat was built.
+            with self._lock, contextlib.suppress(EventLost):  # the next heartbeat is due in a second
                 if self._open_runs:
                     self._write(line)
             return
         if isinstance(mark, RunOpen) and len(line) > self._max_line_bytes:
-            line = encode_mark(replace(mark, stages=[]))  # its stages are then known from its events alone
+            line = encode_mark(
+                replace(mark, stages=[])
+            )  # readers then know the stages from their events only
         try:
             self._write(line)
         except EventLost as lost:
-            # No event, and so counted nowhere: but whoever looks for crashed runs will miss this one.
-            self._tell_once("mark", f"the beginning or end of a run could not be marked: {lost}")
+            # Marks are not counted as events, but without this one, crash recovery does not find the run.
+            self._warn_once("mark", f"the start or end mark of a run could not be written: {lost}")
             if isinstance(mark, RunClosed):
-                self._end_was_lost(mark.event_id, mark.reason)
+                self._record_lost_end(mark.event_id, mark.reason)
         else:
             if isinstance(mark, RunOpen):
                 self._open_runs.add(mark.event_id)
@@ -199,166 +202,169 @@ class JournalSink(DirectSink):
         if len(line) > self._max_line_bytes:
             raise EventLost(
                 "line_too_long",
-                f"a line of {len(line):,} bytes is longer than the {self._max_line_bytes:,} that"
-                f" JournalSink({self.path!r}, max_line_bytes=...) allows",
+                f"the line of the event has {len(line):,} bytes, more than the limit of"
+                f" {self._max_line_bytes:,} set by JournalSink({self.path!r}, max_line_bytes=...)",
             )
         try:
             with self._lock:
                 self._writer.append(line)
-                if self._keeper is None:
-                    self._start_keeper()
-                if self._lost:
+                if self._sync_thread is None:
+                    self._start_sync_thread()
+                if self._lost_ends:
                     self._write_lost_ends()
-            if self._keeper is None:
+            if self._sync_thread is None:
                 self._sync_inline()
         except OSError as error:
             full = error.errno in NO_ROOM
             raise EventLost(
                 "disk_full" if full else "journal_unwritable",
-                f"journal {self.path!r} could not be written: {error.strerror or error}",
+                f"cannot write to journal {self.path!r}: {error.strerror or error}",
             ) from error
 
-    def _start_keeper(self) -> None:
+    def _start_sync_thread(self) -> None:
         if sys.is_finalizing() or time.monotonic() < self._sync_inline_at:
-            return  # the process is exiting and will sync again, or a sync was attempted just now
+            return  # the process is exiting and will sync again, or a sync was attempted recently
         try:
-            self._keeper = Keeper(self, self._interval)
+            self._sync_thread = SyncThread(self, self._interval)
         except RuntimeError as error:
-            self._tell_once(
+            self._warn_once(
                 "thread",
-                f"no thread can be started ({error}): every {self._interval} s one caller waits for the disk,"
-                " retention does not run, and events emitted before a pause are synced after it",
+                f"cannot start a thread ({error}): every {self._interval} s one caller waits for a sync,"
+                " retention is not applied, and events emitted before a pause are synced after it",
             )
 
     def _sync_inline(self) -> None:
-        # Without waiting for another thread that is syncing: a signal handler may have interrupted this
-        # thread.
-        if time.monotonic() >= self._sync_inline_at and self._syncing.lock.acquire(blocking=False):
+        # Do not wait for another thread that is syncing: this may be a signal handler that interrupted it.
+        if time.monotonic() >= self._sync_inline_at and self._syncer.lock.acquire(blocking=False):
             try:
                 self._sync_inline_at = time.monotonic() + self._interval
                 self._try_to_sync()
             finally:
-                self._syncing.lock.release()
+                self._syncer.lock.release()
 
     def _write_lost_ends(self) -> None:
-        """Write down the ends of runs that could not be written before."""
-        with contextlib.suppress(OSError):  # not yet: the next event tries again
-            while self._lost:
-                run_id, why = next(iter(self._lost.items()))
+        """Write the ends of runs that could not be written earlier."""
+        with contextlib.suppress(OSError):  # the next event tries again
+            while self._lost_ends:
+                run_id, why = next(iter(self._lost_ends.items()))
                 self._writer.append(encode_mark(RunClosed(run_id, why)))
-                del self._lost[run_id]
+                del self._lost_ends[run_id]
                 self._open_runs.discard(run_id)
 
-    def _end_was_lost(self, run_id: str, why: str) -> None:
-        # Without a word of its end, a run whose `pipeline.wide` was lost would be taken for crashed.
+    def _record_lost_end(self, run_id: str, why: str) -> None:
+        # Without an end mark, a run whose `pipeline.wide` was lost would be recorded as crashed.
         with self._lock:
-            if len(self._lost) < _MOST_LOST:
-                self._lost[run_id] = f"its pipeline.wide was lost: {why}"
+            if len(self._lost_ends) < _MAX_LOST_ENDS:
+                self._lost_ends[run_id] = f"pipeline.wide was lost: {why}"
 
-    # ------------------------------------------------------------ what is due now and then
+    # ------------------------------------------------------------ periodic work
 
-    def keep_synced(self) -> None:
-        """Sync if a sync is due, and apply retention in another thread; called by the keeper's thread."""
+    def sync_if_due(self) -> None:
+        """Sync if a sync is due, and start retention in another thread. Called by the sync thread."""
         try:
             with self._lock:
                 if self._open_runs:
                     with contextlib.suppress(OSError):  # the next event tries again, and reports it
-                        self._writer.look_for_lost_descriptor()
-                if self._lost:
+                        self._writer.check_descriptor()
+                if self._lost_ends:
                     self._write_lost_ends()
             self._report_lost_descriptors()
             self._try_to_sync()
-            self._start_making_room()
+            self._start_retention()
         except Exception as error:
-            self._tell_once(type(error).__name__, f"its upkeep failed: {describe(error)}")
+            self._warn_once(type(error).__name__, f"maintenance failed: {describe(error)}")
 
-    def tend(self) -> None:
-        """Sync and apply retention immediately, in the calling thread."""
+    def run_maintenance(self) -> None:
+        """Sync and apply retention now, in the calling thread."""
         with self._lock:
-            if self._lost:
+            if self._lost_ends:
                 self._write_lost_ends()
         self._try_to_sync()
-        self._room_is_due()
-        self._make_room()
+        self._retention_is_due()
+        self._apply_retention()
 
     def _report_lost_descriptors(self) -> None:
         if self._writer.closed_by_others:
-            self._tell_once(
+            self._warn_once(
                 "descriptor",
-                "other code in this process closed the file descriptor of a segment; events continue in a new"
-                " segment. Call os.closerange() and the like before the first event is emitted",
+                "other code in this process closed the file descriptor of a segment; the journal continues in"
+                " a new segment. Call os.closerange() and the like before the first event is emitted",
             )
 
     def _try_to_sync(self) -> None:
         try:
-            self._syncing.sync()
+            self._syncer.sync()
         except OSError as error:
             DELIVERY.channel_of(self).count_sync_failure()
-            self._tell_once(
-                "sync", f"written events could not be synced, retrying: {error.strerror or error}"
+            self._warn_once(
+                "sync", f"written events could not be synced; the sync is retried: {error.strerror or error}"
             )
 
-    # ------------------------------------------------------------ making room
+    # ------------------------------------------------------------ retention
 
-    def _room_is_due(self) -> bool:
+    def _retention_is_due(self) -> bool:
         with self._lock:
-            if self._room == Room() or not (self._writer.began_segment or time.monotonic() >= self._room_at):
+            if self._retention == RetentionPolicy() or not (
+                self._writer.started_segment or time.monotonic() >= self._retention_at
+            ):
                 return False
-            self._writer.began_segment = False
-            self._room_at = time.monotonic() + _MAKE_ROOM_EVERY
+            self._writer.started_segment = False
+            self._retention_at = time.monotonic() + _RETENTION_INTERVAL_SECONDS
             return True
 
-    def _start_making_room(self) -> None:
-        # A separate thread: reading many segments takes long, and syncing must not wait for it.
+    def _start_retention(self) -> None:
+        # Use a separate thread: reading many segments takes long, and syncing must not wait for it.
         with self._lock:
-            thread = self._room_thread
+            thread = self._retention_thread
             if (
                 self._closing.is_set()
                 or (thread is not None and thread.is_alive())
-                or not self._room_is_due()
+                or not self._retention_is_due()
             ):
                 return
-            thread = threading.Thread(target=self._make_room, name="stageflow-journal-room", daemon=True)
+            thread = threading.Thread(
+                target=self._apply_retention, name="stageflow-journal-retention", daemon=True
+            )
             try:
                 thread.start()
             except RuntimeError as error:
-                self._room_at = 0.0  # in the next interval
-                self._tell_once("room", f"no thread can be started for retention: {error}")
+                self._retention_at = 0.0  # try again in the next interval
+                self._warn_once("retention thread", f"cannot start a thread for retention: {error}")
             else:
-                self._room_thread = thread
+                self._retention_thread = thread
 
-    def _make_room(self) -> None:
-        with self._making_room:
+    def _apply_retention(self) -> None:
+        with self._retention_lock:
             try:
-                self._room.make(self.path, stopped=self._closing.is_set)
+                self._retention.apply(self.path, should_stop=self._closing.is_set)
             except Exception as error:
-                self._tell_once(type(error).__name__, f"retention failed: {describe(error)}")
+                self._warn_once(type(error).__name__, f"retention failed: {describe(error)}")
 
-    def _tell_once(self, what: str, text: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            log_safely(log, "journal %s: %s (further occurrences are not logged)", self.path, text)
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            log_safely(log, "journal %s: %s (further occurrences are not logged)", self.path, message)
 
-    # ------------------------------------------------------------ ending
+    # ------------------------------------------------------------ closing
 
     def close(self) -> None:
-        """Sync and close the files of this process. A later event opens another one.
+        """Sync and close the segments of this process. The next event opens a new segment.
 
-        While a run that began here is under way, nothing is closed: whoever reads the journal
-        would take it for crashed.
+        While a run of this sink is in progress, the segments are synced but stay open. Otherwise a reader
+        would record the run as crashed.
         """
-        if (keeper := self._keeper) is not None:
-            keeper.stop()
+        if (sync_thread := self._sync_thread) is not None:
+            sync_thread.stop()
         with self._lock:
             self._closing.set()  # retention may run for a long time
-            thread, self._room_thread = self._room_thread, None
+            thread, self._retention_thread = self._retention_thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        with self._making_room, self._syncing.lock, self._lock:
+        with self._retention_lock, self._syncer.lock, self._lock:
             self._closing.clear()
-            self._keeper = None  # the next event starts another
+            self._sync_thread = None  # the next event starts another thread
             with contextlib.suppress(OSError):
-                if self._lost:
+                if self._lost_ends:
                     self._write_lost_ends()
                 if self._writer.file is not None and not self._open_runs:
                     self._writer.append(encode_mark(WriterClosed()))
@@ -367,22 +373,22 @@ class JournalSink(DirectSink):
             if self._open_runs:
                 return
             with contextlib.suppress(OSError):
-                self._syncing.close()
-            # The locks stay: others may be waiting for them.
-            self._begin_writer()
+                self._syncer.close()
+            # Keep the locks: other threads may be waiting for them.
+            self._create_writer()
 
-    def _forget_parent(self) -> None:
-        # A forked child must never write into its parent's files. They were locked, and are closed.
-        self._begin()
+    def _reset_after_fork(self) -> None:
+        # A forked child must never write to its parent's segments. They were locked, and are closed here.
+        self._initialize()
 
     def __del__(self) -> None:
-        # Not made to its end, or so late that half of the interpreter is gone.
+        # `__init__` may have failed, or the interpreter may be shutting down.
         with contextlib.suppress(Exception):
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process has a journal of the same directory, and segments of its own.
-        return _again, (self.path, self._options)
+        # A copy in another process writes to the same directory, but to its own segments.
+        return _rebuild, (self.path, self._options)
 
     def __repr__(self) -> str:
         return f"<JournalSink {self.path!r}>"
@@ -392,23 +398,24 @@ def _sync(fd: int) -> None:
     sync(fd)
 
 
-def _again(path: str, options: dict[str, Any]) -> JournalSink:
+def _rebuild(path: str, options: dict[str, Any]) -> JournalSink:
     return JournalSink(path, **options)
 
 
-_journals: weakref.WeakSet[JournalSink] = weakref.WeakSet()
+_sinks: weakref.WeakSet[JournalSink] = weakref.WeakSet()
 
 
-def _forget_parent() -> None:
-    for journal in list(_journals):
-        journal._forget_parent()
+def _reset_after_fork() -> None:
+    for sink in list(_sinks):
+        sink._reset_after_fork()
 
 
 def _close_at_exit() -> None:
-    for journal in list(_journals):
-        journal.close()
+    for sink in list(_sinks):
+        sink.close()
 
 
-os.register_at_fork(after_in_child=_forget_parent)
-# Handlers run last in, first out: those of sinks, which may still emit, are registered after this.
+os.register_at_fork(after_in_child=_reset_after_fork)
+# Exit handlers run in reverse order. Those of other sinks, which may still emit, are registered after this
+# one.
 atexit.register(_close_at_exit)

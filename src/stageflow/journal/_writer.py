@@ -1,4 +1,4 @@
-"""Appends lines to the open segment of a process, and syncs them."""
+"""Appends lines to the segments of one process, and syncs them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,38 @@ from typing import Protocol
 from .._files import NO_ROOM, OwnedFile, make_private, open_owned, sync, sync_directory
 from ._segments import free_sequence, new_writer, segment_name
 
-__all__ = ["Keeper", "SegmentWriter", "Syncing"]
+__all__ = ["SegmentSyncer", "SegmentWriter", "SyncThread"]
 
 
-class Kept(Protocol):
-    """A journal, as far as its keeper needs it."""
+_MAX_UNSYNCED = 100
+"""Maximum number of full segments kept open while their syncs fail; each uses a file descriptor."""
 
-    def keep_synced(self) -> None:
+_CHECK_INTERVAL_SECONDS = 0.1
+"""Interval at which the writer checks whether its file was removed or is too old."""
+
+
+class SyncTarget(Protocol):
+    """The part of a journal sink that the sync thread uses."""
+
+    def sync_if_due(self) -> None:
         """Sync written events if a sync is due. Never raises."""
         ...
 
 
-class Keeper:
-    """Calls `keep_synced` of a journal at an interval, in a daemon thread, while the journal exists.
+class SyncThread:
+    """A daemon thread that calls `sync_if_due` of a journal sink at an interval while the sink exists.
+
+    Args:
+        journal: The sink; the thread does not keep it alive.
+        seconds: The interval.
 
     Raises:
         RuntimeError: No thread can be started.
     """
 
-    def __init__(self, journal: Kept, seconds: float) -> None:
+    def __init__(self, journal: SyncTarget, seconds: float) -> None:
         self._stopped = threading.Event()
-        # Weakly: a journal that nobody has any more is closed, and its thread ends.
+        # A weak reference: a sink that is no longer referenced is closed, and its thread ends.
         self._journal = weakref.ref(journal)
         self._seconds = seconds
         threading.Thread(target=self._run, name="stageflow-journal", daemon=True).start()
@@ -44,7 +55,7 @@ class Keeper:
             journal = self._journal()
             if journal is None:
                 return
-            journal.keep_synced()
+            journal.sync_if_due()
             del journal
 
     @property
@@ -53,18 +64,14 @@ class Keeper:
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """Let the thread end; what it is doing it does to its end."""
+        """Stop the thread after the current call of `sync_if_due`. Does not wait for it."""
         self._stopped.set()
 
 
-_MOST_UNSYNCED = 100
-"""Maximum number of full segments kept open while their syncs fail; each uses a file descriptor."""
+class SegmentSyncer:
+    """Syncs and closes the segments of a writer.
 
-
-class Syncing:
-    """The segments of a writer that are not synced yet.
-
-    Code that needs both locks acquires `lock` before the lock of the writer.
+    Code that needs both locks must acquire `lock` before the lock of the writer.
 
     Args:
         writer: The writer whose segments are synced.
@@ -73,14 +80,14 @@ class Syncing:
 
     Attributes:
         lock: Held while syncing or closing a segment, so that no segment is closed while it is being synced.
-        given_up: Number of segments that were closed although their sync had failed.
+        abandoned: Number of segments that were closed without a successful sync.
     """
 
     def __init__(
         self, writer: SegmentWriter, writing: threading.RLock, sync: Callable[[int], None] | None
     ) -> None:
         self.lock = threading.RLock()
-        self.given_up = 0
+        self.abandoned = 0
         self._writer = writer
         self._writing = writing
         self._sync = sync
@@ -130,14 +137,14 @@ class Syncing:
         return True
 
     def _close_full(self) -> None:
-        """Close synced segments, except the newest while it has no successor: it holds the lock."""
+        """Close synced segments, except the newest one while it has no successor: it carries the lock."""
         done = [file for file, synced in self._full.items() if synced]
         if self._writer.file is None and not self._writer.retired and done and done[-1] == [*self._full][-1]:
             done.pop()
-        surplus = len(self._full) - len(done) - _MOST_UNSYNCED
+        surplus = len(self._full) - len(done) - _MAX_UNSYNCED
         if surplus > 0:
             done += [file for file, synced in self._full.items() if not synced][:surplus]
-            self.given_up += surplus
+            self.abandoned += surplus
         for file in done:
             file.release()
             del self._full[file]
@@ -158,22 +165,18 @@ class Syncing:
                 self._writer.close()
 
 
-_LOOK_EVERY_SECONDS = 0.1
-"""How often the writer looks whether its file is still there, and whether it is old."""
-
-
 class SegmentWriter:
-    """One writer of a journal. Whoever owns it calls it from one thread at a time.
+    """One writer of a journal. It is not thread-safe; its owner serializes the calls.
 
     Attributes:
         directory: The directory of the journal.
         name: Name of the writer.
         file: The segment that is written to, or None.
-        unsynced: True when something was written since it was last synced.
-        retired: Segments that are full, for somebody to sync and close.
+        unsynced: True if something was written since the last sync.
+        retired: Full segments that are to be synced and closed by the owner.
         unsynced_names: True if a segment was created since the directory was last synced.
-        began_segment: True when a segment was made since this was last set to False.
-        closed_by_others: Number of segments whose descriptor other code of the process closed.
+        started_segment: True if a segment was created since the owner last set this to False.
+        closed_by_others: Number of segments whose descriptor was closed by other code of the process.
     """
 
     def __init__(
@@ -184,7 +187,7 @@ class SegmentWriter:
         self.file: OwnedFile | None = None
         self.unsynced = False
         self.unsynced_names = False
-        self.began_segment = False
+        self.started_segment = False
         self.closed_by_others = 0
         self.retired: list[OwnedFile] = []
         self._segment_bytes = segment_bytes
@@ -192,65 +195,67 @@ class SegmentWriter:
         self._sync_each = sync_each
         self._sequence = 0
         self._end = 0
-        self._began = 0.0
-        self._look_at = 0.0
-        self._blank = False  # whether the last retired segment received no line
+        self._started = 0.0
+        self._next_check = 0.0
+        self._last_retired_is_empty = False  # whether the last retired segment received no line
         self._busy = False
         self._switching = False
-        self._late: list[bytes] = []
+        self._deferred: list[bytes] = []
 
     def append(self, line: bytes) -> None:
-        """Write one line, whole.
+        """Write one complete line.
 
-        A signal handler may call it during another call in the same thread. It then never creates a segment:
-        its line is written to the open one, or by the interrupted call to the segment that it creates.
+        A signal handler may call this method during another call in the same thread. The nested call never
+        creates a segment: it writes to the open one, or leaves the line to the interrupted call, which writes
+        it to the segment that it creates.
 
         Raises:
-            OSError: It could not be written; the segment holds whole lines all the same.
+            OSError: The line could not be written. The segment still contains only complete lines.
         """
         if self._busy:
             if self._switching or not self._is_open():
-                self._late.append(line)
+                self._deferred.append(line)
             else:
                 self._write(line)
             return
         self._busy = True
         try:
             now = time.monotonic()
-            if now >= self._look_at:
-                self._look(now)
+            if now >= self._next_check:
+                self._check_file(now)
             if not self._is_open() or (self._end and self._end + len(line) > self._segment_bytes):
-                self._begin_segment(now)
-            while self._late:
-                self._write(self._late[0])
-                del self._late[0]
+                self._start_segment(now)
+            while self._deferred:
+                self._write(self._deferred[0])
+                del self._deferred[0]
             self._write(line)
         finally:
             self._busy = False
 
-    def look_for_lost_descriptor(self) -> None:
-        """Begin another segment if other code closed the descriptor of this one, and with it its lock.
+    def check_descriptor(self) -> None:
+        """Start a new segment if other code closed the descriptor of this one, which also releases its lock.
 
-        A writer without a lock counts as dead: its runs in progress would be recorded as crashed.
+        A writer without a lock counts as dead, and its runs in progress would be recorded as crashed.
 
         Raises:
-            OSError: No segment could be made.
+            OSError: No segment could be created.
         """
         if self.file is not None and not self._busy and not self._is_open():
-            self._begin_segment(time.monotonic())
+            self._start_segment(time.monotonic())
 
     def _is_open(self) -> bool:
-        """Return whether there is a segment to write to; give up one whose descriptor other code closed."""
+        """Return whether there is a segment to write to; retire one whose descriptor other code closed."""
         file = self.file
         if file is None:
             return False
-        # The offset is the end of what was written. It may be more: a signal handler may have written since.
+        # The offset of the file is at least the end of what was written: a signal handler may have written
+        # too.
         if (self._end and file.is_at(self._end)) or file.is_intact():
             return True
-        self._give_up()
+        self._abandon()
         return False
 
-    def _give_up(self) -> None:
+    def _abandon(self) -> None:
         self.closed_by_others += 1
         self.retire()
 
@@ -267,41 +272,43 @@ class SegmentWriter:
                     self.unsynced = False
                 return
         except OSError as error:
-            # Whatever is wrong with this file, the next line gets another: but not each line one.
-            if error.errno not in NO_ROOM and time.monotonic() - self._began > _LOOK_EVERY_SECONDS:
+            # The file may be unusable, so write the next line to another one. The delay avoids a new segment
+            # for every line.
+            if error.errno not in NO_ROOM and time.monotonic() - self._started > _CHECK_INTERVAL_SECONDS:
                 self.retire()
             raise
-        self._take_back(file.fd, written)
+        self._truncate_partial_line(file.fd, written)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
 
-    def _take_back(self, fd: int, written: int) -> None:
-        """Cut off the part of a line that still had room, so that the segment stays whole lines."""
+    def _truncate_partial_line(self, fd: int, written: int) -> None:
+        """Remove a partially written line, so that the segment contains only complete lines."""
         try:
-            # From where the file ends, not from what was counted: a signal may have come in between.
+            # Use the end of the file instead of the counted size: a signal handler may have written in
+            # between.
             os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR) - written)
         except OSError:
-            self.retire()  # nothing may ever follow a torn line
+            self.retire()  # nothing must be written after a torn line
 
-    def _look(self, now: float) -> None:
-        self._look_at = now + _LOOK_EVERY_SECONDS
+    def _check_file(self, now: float) -> None:
+        self._next_check = now + _CHECK_INTERVAL_SECONDS
         if self.file is None:
             return
         if not self.file.is_intact():
-            self._give_up()
+            self._abandon()
         elif self.file.is_removed():
-            self.retire()  # somebody removed the file: what went into it would be lost
-        elif self._end and now - self._began >= self._segment_seconds:
-            self._begin_segment(now)
+            self.retire()  # the file was removed, so events written to it would be lost
+        elif self._end and now - self._started >= self._segment_seconds:
+            self._start_segment(now)
 
-    def _begin_segment(self, now: float) -> None:
-        """Go on in a new segment; or in the old one, where a new one cannot be made."""
+    def _start_segment(self, now: float) -> None:
+        """Continue in a new segment, or in the current one if a new one cannot be created."""
         self._switching = True
         try:
             self._switch_to_new(now)
         except OSError:
             if self.file is None:
                 raise
-            self._began = now  # try again when another such time has passed
+            self._started = now  # try again after the maximum age of a segment
         finally:
             self._switching = False
 
@@ -312,7 +319,8 @@ class SegmentWriter:
         hidden = os.path.join(self.directory, f".{name}")
         file = open_owned(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         try:
-            # Locked before anybody can see it: one that is seen unlocked has lost its writer.
+            # Lock the file before it becomes visible: readers take an unlocked segment for that of a dead
+            # writer.
             if not file.lock():
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), hidden)
             file.path = os.path.join(self.directory, name)
@@ -321,8 +329,8 @@ class SegmentWriter:
             if self._sync_each:
                 sync_directory(self.directory)
         except BaseException:
-            # A signal handler may raise anywhere. Once its successor can be seen, nothing may be
-            # written to the old segment: whoever reads takes it for complete.
+            # A signal handler can raise anywhere. Once the new segment is visible, readers take the old one
+            # for complete, so nothing must be written to it.
             if os.path.exists(hidden):
                 with contextlib.suppress(OSError):
                     os.unlink(hidden)
@@ -337,21 +345,21 @@ class SegmentWriter:
         self.file = file
         self._sequence = sequence
         self._end = 0
-        self._began = now
-        self.began_segment = self.unsynced_names = True
+        self._started = now
+        self.started_segment = self.unsynced_names = True
 
     def retire(self) -> None:
-        """Write to this segment no more. It stays locked until there is another: its writer lives."""
+        """Stop writing to the current segment. It stays locked until it has a successor."""
         if self.file is not None:
-            if self._blank and self.retired and not self._end:
-                self.retired.pop().release()  # of those that never took a line, one is enough
-            self._blank = not self._end
+            if self._last_retired_is_empty and self.retired and not self._end:
+                self.retired.pop().release()  # keep only one of the segments without a line
+            self._last_retired_is_empty = not self._end
             self.retired.append(self.file)
             self.file = None
             self.unsynced = False  # retired segments will be synced
 
     def close(self) -> None:
-        """Close every segment. The writer is dead then, for all who look."""
+        """Close every segment. Readers take the writer for dead from now on."""
         self.retire()
         while self.retired:
             self.retired.pop().release()

@@ -1,4 +1,4 @@
-"""The bridge: turns what a run did into wide events."""
+"""Instrumentation: builds wide events from runs, and emits them."""
 
 from ..events import EventSink
 
@@ -9,13 +9,24 @@ from ._defaults import (
     on_change as on_change,
     use_defaults as use_defaults,
 )
-from ._emitter import WideEventEmitter, draw_results, emit_pipeline_wide, emit_stage_wide
+from ._emitter import (
+    WideEventEmitter,
+    draw_results,
+    emit_pipeline_wide,
+    emit_pipeline_wide_event,
+    emit_stage_wide,
+    emit_stage_wide_event,
+)
 from ._heartbeat import Heartbeats as Heartbeats, ObservedRun as ObservedRun
 from ._recorder import RunRecorder as RunRecorder
 from ._resource import emit_health as emit_health
 from ._run_context import deliver_on as deliver_on, start_run as start_run
 from .sanitize._redact import Redact
-from .sanitize._shape import EventLimits, Shape as Shape, use_shape as use_shape
+from .sanitize._sanitizer import (
+    EventLimits,
+    SanitizeRules as SanitizeRules,
+    use_sanitize_rules as use_sanitize_rules,
+)
 
 __all__ = [
     "EventLimits",
@@ -24,5 +35,7 @@ __all__ = [
     "WideEventEmitter",
     "draw_results",
     "emit_pipeline_wide",
+    "emit_pipeline_wide_event",
     "emit_stage_wide",
+    "emit_stage_wide_event",
 ]

@@ -1,4 +1,4 @@
-"""What holds where a graph, a run or an event does not say otherwise; `stageflow.configure` sets it."""
+"""The process-wide default settings, which `stageflow.configure` sets."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["Defaults", "defaults", "on_change", "use_defaults"]
 
 
 class Defaults(Struct, frozen=True, kw_only=True):
-    """The settings of one process.
+    """The default settings of a process.
 
     Attributes:
-        emits: Emit wide events for graphs that were built without a word on it.
-        service: Name of the service; None for "unknown_service".
-        version: Its version.
-        environment: Where it is deployed: "production", ...
-        commit: The commit it was built from.
-        health_seconds: Seconds between two `stageflow.health` events; None for none.
-        max_threads: The number of synchronous stages that may run in threads at once.
+        emits: True to emit wide events for graphs that do not set this option.
+        service: Name of the service; None to detect it from the environment.
+        version: Version of the service.
+        environment: Deployment environment, for example "production".
+        commit: Commit that the service was built from.
+        health_seconds: Interval between two `stageflow.health` events, in seconds; None to emit none.
+        max_threads: Maximum number of synchronous stages that run in threads at once.
     """
 
     emits: bool = False
@@ -36,12 +36,12 @@ _listeners: list[Callable[[], None]] = []
 
 
 def defaults() -> Defaults:
-    """Return what holds now."""
+    """Return the current settings."""
     return _defaults
 
 
 def use_defaults(new: Defaults) -> Defaults:
-    """Make `new` hold from now on, also for graphs that are built already, and return what it replaces."""
+    """Replace the settings, also for graphs that are already built, and return the previous ones."""
     global _defaults
     before, _defaults = _defaults, new
     for listener in _listeners:
@@ -50,5 +50,5 @@ def use_defaults(new: Defaults) -> Defaults:
 
 
 def on_change(listener: Callable[[], None]) -> None:
-    """Have `listener` called when something else holds."""
+    """Call `listener` after every change of the settings."""
     _listeners.append(listener)

@@ -23,20 +23,22 @@ __all__ = [
     "WideEventEmitter",
     "draw_results",
     "emit_pipeline_wide",
+    "emit_pipeline_wide_event",
     "emit_stage_wide",
+    "emit_stage_wide_event",
     "offer_pipeline_wide",
     "offer_stage_wide",
 ]
 
 
 class WideEventEmitter:
-    """Builds wide events and hands them to a sink.
+    """Builds wide events and passes them to a sink.
 
-    The engine calls its two methods for every attempt and every run. A subclass that overrides
-    one calls the parent to emit; if it raises, the engine emits what is missing, and counts.
+    The engine calls the two methods for every attempt and every run. An overriding method calls its parent to
+    emit the event. If it raises, the engine emits the missing event, and counts and logs the error.
 
     Args:
-        event_sink: Where events go; default the global sink at the moment of emission.
+        event_sink: The sink; default: the global sink at the time of emission.
 
     Raises:
         TypeError: The sink has neither `emit` nor `try_emit`.
@@ -49,7 +51,7 @@ class WideEventEmitter:
                 super().emit_stage_wide(stage_name, result, ctx)
     """
 
-    # On the class, so that a subclass which does not call `super().__init__` works too.
+    # A class attribute, so that a subclass works without calling `super().__init__`.
     _event_sink: EventSink | Any | None = None
 
     def __init__(self, event_sink: EventSink | Any | None = None) -> None:
@@ -59,15 +61,15 @@ class WideEventEmitter:
 
     @property
     def event_sink(self) -> EventSink | Any:
-        """The sink that the next event goes to."""
+        """The sink that receives the next event."""
         return get_event_sink() if self._event_sink is None else self._event_sink
 
     def emit_stage_wide(self, stage_name: str, result: StageResult, ctx: PipelineContext) -> None:
-        """Emit `stage.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
+        """Emit `stage.wide` for one attempt. Can be called in any thread, with or without an event loop.
 
         Args:
             stage_name: Name of the stage.
-            result: How the attempt ended.
+            result: The result of the attempt.
             ctx: The context of the run.
         """
         run = run_context_of(ctx)
@@ -77,10 +79,10 @@ class WideEventEmitter:
         INTERRUPTS.raise_held()
 
     def emit_pipeline_wide(self, results: Mapping[str, StageResult], ctx: PipelineContext) -> None:
-        """Emit `pipeline.wide`. A plain call: in a coroutine, in a thread, with no event loop at all.
+        """Emit `pipeline.wide` for one run. Can be called in any thread, with or without an event loop.
 
         Args:
-            results: What `graph.run()` returned, or a dict of stage results.
+            results: The return value of `graph.run()`, or a dict of stage results.
             ctx: The context of the run.
         """
         run = run_context_of(ctx)
@@ -89,11 +91,21 @@ class WideEventEmitter:
         offer_pipeline_wide(self.event_sink, results, ctx, run)
         INTERRUPTS.raise_held()
 
+    def emit_stage_event(self, *, ctx: PipelineContext | StageContext, result: StageResult) -> None:
+        """Call `emit_stage_wide`; the name and arguments are those of stageflow-core."""
+        self.emit_stage_wide(result.name, result, _context_of(ctx))
+
+    def emit_pipeline_event(
+        self, *, ctx: PipelineContext | StageContext, stage_results: Mapping[str, StageResult]
+    ) -> None:
+        """Call `emit_pipeline_wide`; the name and arguments are those of stageflow-core."""
+        self.emit_pipeline_wide(stage_results, _context_of(ctx))
+
 
 def offer_stage_wide(
     sink: EventSink | Any, stage_name: str, result: StageResult, ctx: PipelineContext, run: RunContext
 ) -> None:
-    """Build a `stage.wide` and offer it to a sink."""
+    """Build a `stage.wide` event and offer it to a sink."""
     if type(sink) is not NoOpEventSink:
         offer(sink, Event("stage.wide", stage_wide(stage_name, result, ctx, run)))
 
@@ -101,7 +113,7 @@ def offer_stage_wide(
 def offer_pipeline_wide(
     sink: EventSink | Any, results: Mapping[str, StageResult], ctx: PipelineContext, run: RunContext
 ) -> None:
-    """Build a `pipeline.wide` and offer it to a sink."""
+    """Build a `pipeline.wide` event and offer it to a sink."""
     if type(sink) is not NoOpEventSink:
         with INTERRUPTS:
             event = Event("pipeline.wide", pipeline_wide(results, ctx, run))
@@ -114,7 +126,7 @@ def emit_stage_wide(
     ctx: PipelineContext | StageContext,
     event_sink: EventSink | Any | None = None,
 ) -> None:
-    """Emit `stage.wide` once, by hand; see `WideEventEmitter.emit_stage_wide`."""
+    """Emit a single `stage.wide` event manually; see `WideEventEmitter.emit_stage_wide`."""
     WideEventEmitter(event_sink).emit_stage_wide(stage_name, result, _context_of(ctx))
 
 
@@ -123,8 +135,25 @@ def emit_pipeline_wide(
     ctx: PipelineContext | StageContext,
     event_sink: EventSink | Any | None = None,
 ) -> None:
-    """Emit `pipeline.wide` once, by hand; see `WideEventEmitter.emit_pipeline_wide`."""
+    """Emit a single `pipeline.wide` event manually; see `WideEventEmitter.emit_pipeline_wide`."""
     WideEventEmitter(event_sink).emit_pipeline_wide(results, _context_of(ctx))
+
+
+def emit_stage_wide_event(
+    *, ctx: PipelineContext | StageContext, result: StageResult, emitter: WideEventEmitter | None = None
+) -> None:
+    """Call `emit_stage_wide`; the name and arguments are those of stageflow-core."""
+    (emitter or WideEventEmitter()).emit_stage_event(ctx=ctx, result=result)
+
+
+def emit_pipeline_wide_event(
+    *,
+    ctx: PipelineContext | StageContext,
+    stage_results: Mapping[str, StageResult],
+    emitter: WideEventEmitter | None = None,
+) -> None:
+    """Call `emit_pipeline_wide`; the name and arguments are those of stageflow-core."""
+    (emitter or WideEventEmitter()).emit_pipeline_event(ctx=ctx, stage_results=stage_results)
 
 
 def _context_of(ctx: PipelineContext | StageContext) -> PipelineContext:
@@ -132,10 +161,10 @@ def _context_of(ctx: PipelineContext | StageContext) -> PipelineContext:
 
 
 def draw_results(results: PipelineResults) -> RenderableType:
-    """Return a picture for a rich console: status, queue, milliseconds and time of every stage.
+    """Draw a run for a rich console: status, queue time, duration and timeline of every stage.
 
-    Attempts that were retried are not in the results; `stageflow.render.draw_run` draws them from
-    the events of a journal.
+    Results do not include retried attempts; `stageflow.render.draw_run` draws them from the events of a
+    journal.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -147,7 +176,7 @@ def draw_results(results: PipelineResults) -> RenderableType:
         >>> Console(width=80).print(draw_results(results))
         p  ok  ...
     """
-    from ..render import draw_run  # rich is an extra: needed by who looks, not by who runs
+    from ..render import draw_run  # rich is an extra, so it is imported only when it is needed
 
     context, run_context = results.context, run_context_of(results.context)
     run = pipeline_wide(results, context, run_context)

@@ -8,33 +8,32 @@ from types import TracebackType
 from .._interrupts import INTERRUPTS, is_a
 from ..errors import as_text, is_internal_code, leaves_of, type_name
 from ..schema import ExceptionInfo, Relation
-from .sanitize._shape import Shaper
+from .sanitize._sanitizer import Sanitizer
 
 __all__ = ["exception_info"]
 
 
-_FRAMES = 20
-_LINKS = 8
-_LEAVES = 100
-_STACKS_OF_LEAVES = 8
-_NOTES = 10
-_LONGEST_MESSAGE = 2000
+_MAX_FRAMES = 20
+_MAX_LINKS = 8
+_MAX_LEAVES = 100
+_MAX_LEAF_STACKS = 8
+_MAX_NOTES = 10
+_MAX_MESSAGE_CHARS = 2000
 
 
-def exception_info(error: BaseException, shaping: Shaper) -> ExceptionInfo:
-    """Return the record of `error`: its innermost 20 frames, its notes and its chain.
+def exception_info(error: BaseException, sanitizer: Sanitizer) -> ExceptionInfo:
+    """Return the record of an exception: its innermost 20 frames, its notes and its chain.
 
-    Frames of the engine are omitted.
-
-    The chain contains up to 8 causes and contexts, and up to 100 leaves of exception groups, the first 8 with
-    their stacks. Each is followed by its own causes. The field is noted as truncated if anything is omitted.
+    Frames of the engine are omitted. The chain contains up to 8 causes and contexts, and up to 100 leaves of
+    exception groups, the first 8 of them with their stacks. Each entry is followed by its own causes. If
+    anything is omitted, the field `exception` is listed as truncated.
     """
-    return _info(error, shaping, _chain(error, shaping))
+    return _info(error, sanitizer, _chain(error, sanitizer))
 
 
 def _info(
     error: BaseException,
-    shaping: Shaper,
+    sanitizer: Sanitizer,
     chain: list[ExceptionInfo],
     relation: Relation | None = None,
     *,
@@ -42,15 +41,15 @@ def _info(
 ) -> ExceptionInfo:
     return ExceptionInfo(
         type=_type(error),
-        message=_message(error, shaping),
-        stack=_stack(error, shaping) if with_stack else [],
+        message=_message(error, sanitizer),
+        stack=_stack(error, sanitizer) if with_stack else [],
         chain=chain,
         relation=relation,
-        notes=_notes(error, shaping),
+        notes=_notes(error, sanitizer),
     )
 
 
-def _chain(error: BaseException, shaping: Shaper) -> list[ExceptionInfo]:
+def _chain(error: BaseException, sanitizer: Sanitizer) -> list[ExceptionInfo]:
     links: list[ExceptionInfo] = []
     counts = {"group": 0, "other": 0}
     seen = {id(error)}
@@ -60,19 +59,19 @@ def _chain(error: BaseException, shaping: Shaper) -> list[ExceptionInfo]:
         if id(link) in seen:
             continue
         seen.add(id(link))
-        kind, most = ("group", _LEAVES) if relation == "group" else ("other", _LINKS)
-        if counts[kind] == most:
-            _note_truncated(shaping)
+        kind, limit = ("group", _MAX_LEAVES) if relation == "group" else ("other", _MAX_LINKS)
+        if counts[kind] == limit:
+            _note_truncated(sanitizer)
             continue
         counts[kind] += 1
         following += _next(link)[::-1]
-        links.append(_info(link, shaping, [], relation, with_stack=counts["group"] <= _STACKS_OF_LEAVES))
+        links.append(_info(link, sanitizer, [], relation, with_stack=counts["group"] <= _MAX_LEAF_STACKS))
     return links
 
 
-def _note_truncated(shaping: Shaper) -> None:
-    if "exception" not in shaping.truncated:
-        shaping.truncated.append("exception")
+def _note_truncated(sanitizer: Sanitizer) -> None:
+    if "exception" not in sanitizer.truncated:
+        sanitizer.truncated.append("exception")
 
 
 def _next(error: BaseException) -> list[tuple[Relation, BaseException]]:
@@ -90,18 +89,18 @@ def _next(error: BaseException) -> list[tuple[Relation, BaseException]]:
     return following
 
 
-def _notes(error: BaseException, shaping: Shaper) -> list[str]:
+def _notes(error: BaseException, sanitizer: Sanitizer) -> list[str]:
     """Return the notes of an exception (PEP 678)."""
     try:
         given = getattr(error, "__notes__", ())
         # `add_note` creates a list, but the attribute may be set to anything.
-        notes = list(islice(given, _NOTES + 1)) if is_a(given, (list, tuple)) else [given]
+        notes = list(islice(given, _MAX_NOTES + 1)) if is_a(given, (list, tuple)) else [given]
     except BaseException as raised:  # raised by a property of its class
         INTERRUPTS.contain(raised)
         return []
-    if len(notes) > _NOTES:
-        _note_truncated(shaping)
-    return [shaping.text(as_text(note), "exception", _LONGEST_MESSAGE) for note in notes[:_NOTES]]
+    if len(notes) > _MAX_NOTES:
+        _note_truncated(sanitizer)
+    return [sanitizer.text(as_text(note), "exception", _MAX_MESSAGE_CHARS) for note in notes[:_MAX_NOTES]]
 
 
 def _type(error: BaseException) -> str:
@@ -114,11 +113,11 @@ def _type(error: BaseException) -> str:
         return type_name(error)
 
 
-def _message(error: BaseException, shaping: Shaper) -> str:
-    return shaping.text(as_text(error), "exception", _LONGEST_MESSAGE)
+def _message(error: BaseException, sanitizer: Sanitizer) -> str:
+    return sanitizer.text(as_text(error), "exception", _MAX_MESSAGE_CHARS)
 
 
-def _stack(error: BaseException, shaping: Shaper) -> list[str]:
+def _stack(error: BaseException, sanitizer: Sanitizer) -> list[str]:
     frames: list[str] = []
     at: TracebackType | None
     try:
@@ -131,4 +130,4 @@ def _stack(error: BaseException, shaping: Shaper) -> list[str]:
         if not is_internal_code(code.co_filename):
             frames.append(f"{code.co_filename}:{at.tb_lineno} in {code.co_qualname}")
         at = at.tb_next
-    return [shaping.text(frame, "exception") for frame in frames[-_FRAMES:]]
+    return [sanitizer.text(frame, "exception") for frame in frames[-_MAX_FRAMES:]]

@@ -1,7 +1,7 @@
-"""Writes which runs are in progress, once per second, for the case that the process dies.
+"""Heartbeats: once per second, record the runs in progress, for crash recovery and live views.
 
-One thread per process writes one mark into each sink that keeps marks (a journal). The thread exists only
-while runs are in progress. It calls no application code, so it writes only attributes that are plain JSON.
+One thread per process writes one mark to each sink that accepts marks (a journal). The thread exists only
+while runs are in progress. It calls no application code, so it writes only attributes whose values are JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..events import DirectSink
 from ..schema import AttributesSoFar, Heartbeat, RunInProgress, StageInProgress
 from ._recorder import RunRecorder
 from ._resource import sample
-from .sanitize._shape import shaper
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["Heartbeats", "ObservedRun"]
 
@@ -31,25 +31,25 @@ log = logging.getLogger("stageflow.observability")
 
 _EVERY_SECONDS = 1.0
 
-_MOST_BYTES = 64 << 10
-"""Maximum size of a line."""
+_MAX_BYTES = 64 << 10
+"""Maximum size of a line, in bytes."""
 
-_LEAST_BYTES = 64
-"""Hardly any entry fits in less."""
+_MIN_ENTRY_BYTES = 64
+"""Minimum size of an entry; a line with less free space counts as full."""
 
-_MOST_MISSES = 8
-"""Number of entries that did not fit, after which no others are tried: to encode them is in vain."""
+_MAX_MISSES = 8
+"""Number of entries that did not fit after which a line counts as full."""
 
-_MOST_DEPTH = 8
+_MAX_DEPTH = 8
 """Maximum nesting of an attribute value."""
 
-_MOST_WORK = _MOST_BYTES
-"""Number of values and characters of the attributes of one attempt: no more than that fits in a line."""
+_MAX_WORK = _MAX_BYTES
+"""Maximum number of values and characters that are copied per attempt; more do not fit in a line."""
 
-_MOST_WORK_PER_LINE = 8 * _MOST_WORK
+_MAX_WORK_PER_LINE = 8 * _MAX_WORK
 
-_MOST_CHARS = 4096
-"""Number of characters of one text that count as work: the shaper cuts long texts."""
+_MAX_CHARS = 4096
+"""Maximum number of characters of one string that count as work, because long strings are truncated later."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -61,22 +61,23 @@ class ObservedRun(Protocol):
     began: int
 
     def stages_in_progress(self) -> Iterable[tuple[str, int, int | None, StageContext | None]]:
-        """Return name, attempt, start (monotonic nanoseconds) and context of each running attempt.
+        """Return name, attempt number, start (monotonic nanoseconds) and context of each running attempt.
 
-        The start and the context are None for an attempt that has not waited yet.
+        The start and the context are None for an attempt that has not awaited anything yet.
         """
         ...
 
 
 class _Line:
-    """The entries that fit in one line, and the number of those that do not.
+    """The entries that fit in one line, and the number of omitted ones.
 
     Attributes:
+        free_bytes: Free space in the line.
         first_omitted: Key of the first omitted entry that may fit in the next line.
     """
 
-    def __init__(self, room: int) -> None:
-        self._size = self.room = room
+    def __init__(self, size: int) -> None:
+        self._size = self.free_bytes = size
         self._misses = 0
         self.entries: list[bytes] = []
         self.omitted = 0
@@ -84,20 +85,20 @@ class _Line:
 
     @property
     def is_full(self) -> bool:
-        """True if no other entry is worth encoding."""
-        return self.room <= _LEAST_BYTES or self._misses == _MOST_MISSES
+        """True if it is not worth encoding another entry."""
+        return self.free_bytes <= _MIN_ENTRY_BYTES or self._misses == _MAX_MISSES
 
     def add(self, key: Any, entry: bytes) -> None:
-        """Add an entry if there is room."""
-        if len(entry) < self.room:
+        """Add an entry if it fits."""
+        if len(entry) < self.free_bytes:
             self.entries.append(entry)
-            self.room -= len(entry) + 1
+            self.free_bytes -= len(entry) + 1
         else:
             self._misses += 1
             self.omit(key, fits_in_another=len(entry) < self._size)
 
     def omit(self, key: Any, *, fits_in_another: bool = True) -> None:
-        """Count an entry that is not, or not completely, in this line."""
+        """Count an entry that is missing from this line, or incomplete."""
         self.omitted += 1
         if fits_in_another and self.first_omitted is None:
             self.first_omitted = key
@@ -125,7 +126,7 @@ class Heartbeats:
         self._next_attributes = ("", "")
 
     def run_started(self) -> None:
-        """Start the thread if it does not exist. To be called after the run is among `runs`."""
+        """Start the thread if it is not running. Must be called after `runs` includes the run."""
         if self._thread is not None:
             return
         with self._lock:
@@ -145,7 +146,7 @@ class Heartbeats:
                 continue
             with self._lock:
                 self._thread = None
-            # A run that started before the line above relied on this thread.
+            # A run that started before `_thread` was reset relies on this thread.
             if not any(run.recorder.marked_sink is not None for run in self._runs()):
                 return
             with self._lock:
@@ -161,14 +162,14 @@ class Heartbeats:
                 by_sink.setdefault(id(sink), (sink, []))[1].append(run)
         for sink, runs in by_sink.values():
             try:
-                sink.take_mark(self._heartbeat(runs))
+                sink.accept_mark(self._heartbeat(runs))
             except Exception as error:
                 log_safely(log, "a heartbeat could not be written: %s", describe(error))
         return bool(by_sink)
 
     def _heartbeat(self, runs: list[ObservedRun]) -> Heartbeat:
         empty = Heartbeat(rfc3339(get_clock().wall_ns() // 1000), sample(), [], [], 0, 0)
-        line = _Line(_MOST_BYTES - len(_encode(empty)) - 100)  # room for the counts and the type of the line
+        line = _Line(_MAX_BYTES - len(_encode(empty)) - 100)  # reserves space for the counts and the type
         attributes: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
         by_id = {run.recorder.run_id: run for run in runs}
         for run_id in _from(sorted(by_id), self._next_run):
@@ -183,16 +184,16 @@ class Heartbeats:
                     attributes[run_id, name] = attempt, fields
             if fields := run.recorder.attributes_so_far():
                 attributes[run_id, ""] = 0, fields
-        rest, plain = _Line(line.room), _Plain()
+        rest, copier = _Line(line.free_bytes), _JsonCopier()
         for run_id, name in _from(sorted(attributes), self._next_attributes):
             attempt, fields = attributes[run_id, name]
-            if rest.is_full or plain.is_exhausted:
+            if rest.is_full or copier.is_exhausted:
                 rest.omit((run_id, name))
                 continue
-            if fields := plain.copy(fields):
-                known = AttributesSoFar(run_id, name or None, attempt, shaper().attributes(fields))
+            if fields := copier.copy(fields):
+                known = AttributesSoFar(run_id, name or None, attempt, new_sanitizer().attributes(fields))
                 rest.add((run_id, name), _encode(known))
-            if plain.is_cut:
+            if copier.is_truncated:
                 rest.omit((run_id, name), fits_in_another=False)
         self._next_run = line.first_omitted or ""
         self._next_attributes = rest.first_omitted or ("", "")
@@ -212,7 +213,7 @@ def _in_progress(run: ObservedRun, stages: Iterable[tuple[str, int, int | None, 
 
 
 def _from(ordered: list[Any], first: Any) -> Iterator[Any]:
-    """Yield all items in circular order, starting with the first one that is not less than `first`."""
+    """Yield all items in circular order, starting at `first`."""
     yield from (item for item in ordered if item >= first)
     yield from (item for item in ordered if item < first)
 
@@ -220,49 +221,49 @@ def _from(ordered: list[Any], first: Any) -> Iterator[Any]:
 _OMITTED = object()
 
 
-class _Plain:
-    """Copies the attributes whose values are plain JSON, at bounded cost: a nested value may have no end.
+class _JsonCopier:
+    """Copies attributes at bounded cost, because a nested value may be infinite.
 
-    Values that are not plain JSON are left out.
+    Values that JSON cannot represent directly are omitted.
 
     Attributes:
-        is_cut: True if something that would not fit in a line was left out of the last copy.
+        is_truncated: True if a value that does not fit in a line was omitted from the last copy.
     """
 
     def __init__(self) -> None:
-        self._left_for_line = _MOST_WORK_PER_LINE
+        self._left_for_line = _MAX_WORK_PER_LINE
         self._left = 0
-        self.is_cut = False
+        self.is_truncated = False
 
     @property
     def is_exhausted(self) -> bool:
-        """True if no other attributes are to be copied for this line."""
+        """True if no further attributes should be copied for this line."""
         return self._left_for_line <= 0
 
     def copy(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of the attributes of one attempt or run."""
-        self._left, self.is_cut = _MOST_WORK, False
+        self._left, self.is_truncated = _MAX_WORK, False
         copied: dict[str, Any] = {}
         for name, value in fields.items():
-            if type(name) is str and (copy := self._copy(value, _MOST_DEPTH)) is not _OMITTED:
+            if type(name) is str and (copy := self._copy(value, _MAX_DEPTH)) is not _OMITTED:
                 copied[name] = copy
             if self._left < 0:
                 break
-        self._left_for_line -= _MOST_WORK - self._left
+        self._left_for_line -= _MAX_WORK - self._left
         return copied
 
     def _copy(self, value: Any, depth: int) -> Any:
         kind = type(value)
-        self._left -= 1 + min(len(value), _MOST_CHARS) if kind is str else 1
+        self._left -= 1 + min(len(value), _MAX_CHARS) if kind is str else 1
         if self._left < 0:
-            self.is_cut = True
+            self.is_truncated = True
             return _OMITTED
         if kind in (str, int, float, bool, type(None)):
             return value
         if not depth or kind not in (dict, list, tuple):
             return _OMITTED
         if len(value) > self._left:
-            self.is_cut = True
+            self.is_truncated = True
             return _OMITTED
         if kind is dict:
             named: dict[str, Any] = {}

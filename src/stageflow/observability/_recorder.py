@@ -1,4 +1,4 @@
-"""Records a run: every event is emitted, however the run ends."""
+"""`RunRecorder`: emits the events of a run, and guarantees that each of them is emitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .._log import log_safely
 from .._time import get_clock, rfc3339
 from ..context import PipelineContext, added
 from ..errors import as_text, describe, type_name
-from ..events import TALLY, DirectSink, Event, NoOpEventSink, offer, takes_marks
+from ..events import GLOBAL_COUNTERS, DirectSink, Event, NoOpEventSink, accepts_marks, offer
 from ..results import PipelineResults
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
 from ..stages import StageResult
@@ -24,35 +24,39 @@ from ._emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from ._resource import emit_health_if_due
 from ._run_context import RunContext
 from ._wide_events import stage_wide
-from .sanitize._coerce import SHOWN_CHARS, is_mapping, short_repr
-from .sanitize._shape import shaper
+from .sanitize._coerce import REPR_CHARS, is_mapping, safe_repr
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["RunRecorder"]
 
 
 log = logging.getLogger("stageflow.observability")
 
-# One for all runs: it is held for some additions. Reentrant: a signal handler may say something, too.
-_saying = threading.RLock()
+# One lock for all runs, because it is acquired only for short updates of attributes. It is reentrant, because
+# a signal handler may update attributes as well.
+_lock = threading.RLock()
 
-_told: set[str] = set()
-"""Names of the numbers that something else was added to."""
+_warned: set[str] = set()
+"""Names of counters for which a non-numeric amount was logged."""
 
-_MOST_TOLD = 1_000
+_MAX_WARNED = 1_000
 
 _TYPE_CHARS = 256
-"""Characters of the type of an own event, whatever names of fields may have: readers look for it."""
+"""Maximum length of the type of a custom event. Readers use it, so `EventLimits` does not change it."""
 
 
 class RunRecorder:
-    """Emits what a run did.
+    """Emits the events of one run.
 
     Args:
         run: The engine's part of the run.
         context: The context of the run.
-        emitter: The emitter of the graph, overriding or not.
-        stages: Emit `stage.wide`.
-        pipeline: Emit `pipeline.wide`.
+        emitter: The emitter of the graph; a subclass may override its methods.
+        stages: Whether to emit `stage.wide` events.
+        pipeline: Whether to emit the `pipeline.wide` event.
+
+    Attributes:
+        interrupt: A `KeyboardInterrupt` or `SystemExit` raised by an emitter, for the run to raise, or None.
     """
 
     __slots__ = (
@@ -62,7 +66,7 @@ class RunRecorder:
         "_pipeline",
         "_plain",
         "_run",
-        "disowned",
+        "detached",
         "interrupt",
         "stages",
     )
@@ -82,25 +86,24 @@ class RunRecorder:
         self.stages = stages
         self._pipeline = pipeline
         self._marked: DirectSink | None = None
-        self.disowned = False
+        self.detached = False
         self.interrupt: BaseException | None = None
-        """A `KeyboardInterrupt` or `SystemExit` out of an emitter, for the run to pass on."""
         self._plain = type(emitter) is WideEventEmitter
         if not self._plain:
             run.emitted = set()
 
     def run_started(self, stages: Raw, started_ns: int) -> None:
-        """Mark the run's beginning in a sink that keeps such marks.
+        """Write the start mark of the run to a sink that accepts marks.
 
         Args:
-            stages: The outline of every stage, as JSON.
-            started_ns: When, in nanoseconds since the epoch.
+            stages: The outlines of all stages, as JSON.
+            started_ns: Start of the run, in nanoseconds since the epoch.
         """
         if not (self.stages or self._pipeline):
             return
         try:
             sink = self._emitter.event_sink
-            if not takes_marks(sink):
+            if not accepts_marks(sink):
                 return
             identity = self._run.identity(self._context)
             opened = RunOpen(
@@ -118,7 +121,7 @@ class RunRecorder:
                 stages,
             )
             self._marked = sink
-            sink.take_mark(opened)
+            sink.accept_mark(opened)
         except BaseException as error:
             INTERRUPTS.postpone(error)
             log_safely(
@@ -127,7 +130,7 @@ class RunRecorder:
 
     @property
     def marked_sink(self) -> DirectSink | None:
-        """The sink that received the mark of the start of this run, or None."""
+        """The sink that received the start mark of this run, or None."""
         return self._marked
 
     @property
@@ -144,14 +147,14 @@ class RunRecorder:
         """Return a copy of the attributes of the run."""
         return self._run.attributes.copy() if self._run.attributes else {}
 
-    def disown(self) -> None:
-        """Write no record: this is a forked child, and the run is its parent's."""
-        self.disowned = True
+    def detach_after_fork(self) -> None:
+        """Stop recording: this process is a forked child, and the parent records the run."""
+        self.detached = True
         self.stages = self._pipeline = False
         self._marked = None
 
     def stage_ended(self, result: StageResult) -> None:
-        """Emit `stage.wide` for an attempt that was retried, or for the end of a stage."""
+        """Emit `stage.wide` for a retried attempt or a terminal result."""
         emitter, context, run = self._emitter, self._context, self._run
         try:
             if not self._plain:
@@ -163,19 +166,21 @@ class RunRecorder:
                 return
             event = Event("stage.wide", stage_wide(result.name, result, context, run))
         except BaseException as error:
-            self._missed(
+            self._emit_missed(
                 error,
                 event_id(run.run_id, result.name, result.attempt),
                 lambda: offer_stage_wide(emitter.event_sink, result.name, result, context, run),
-                lambda: offer_stage_wide(emitter.event_sink, result.name, _bare(result), context, run),
+                lambda: offer_stage_wide(
+                    emitter.event_sink, result.name, _without_application_data(result), context, run
+                ),
             )
             return
         try:
             offer(sink, event)
-        except BaseException as error:  # an interrupt: the sink may not have been offered the event
+        except BaseException as error:  # an interrupt; the sink may not have received the event
             self._interrupted_by(error)
             try:
-                offer(sink, event)  # if it has, the event has the same id, and counts once
+                offer(sink, event)  # if it did, readers deduplicate the event by its id
             except BaseException as again:
                 self._interrupted_by(again)
 
@@ -191,10 +196,10 @@ class RunRecorder:
                 emit_health_if_due(self._emitter.event_sink)
             except BaseException as error:
                 INTERRUPTS.postpone(error)
-                log_safely(log, "the health of this process could not be reported: %s", describe(error))
+                log_safely(log, "could not emit stageflow.health: %s", describe(error))
 
     def _close_mark(self, sink: DirectSink) -> None:
-        """Have the sink that was told of the run's beginning hear of its end, if not by `pipeline.wide`."""
+        """Write an end mark to the sink with the start mark, unless it received `pipeline.wide`."""
         emitted, run_id = self._run.emitted, self._run.run_id
         try:
             moved = self._emitter.event_sink is not sink
@@ -202,14 +207,14 @@ class RunRecorder:
             INTERRUPTS.postpone(error)
             moved = False
         if not self._pipeline:
-            reason = "its graph was built without pipeline.wide"
+            reason = "pipeline.wide was not emitted: the graph was built without it"
         elif moved:
-            reason = "its events went to another sink by then"
+            reason = "pipeline.wide was emitted to another sink"
         elif emitted is not None and run_id not in emitted:
-            reason = "its emitter kept pipeline.wide back"
+            reason = "pipeline.wide was not emitted by the emitter of the graph"
         else:
             return
-        sink.take_mark(RunClosed(run_id, reason))
+        sink.accept_mark(RunClosed(run_id, reason))
 
     def _emit_pipeline(self, results: PipelineResults) -> None:
         emitter, context, run = self._emitter, self._context, self._run
@@ -220,16 +225,18 @@ class RunRecorder:
                     return
                 emitter.emit_pipeline_wide(results, context)
         except BaseException as error:
-            self._missed(
+            self._emit_missed(
                 error,
                 run.run_id,
                 lambda: offer_pipeline_wide(emitter.event_sink, results, context, run),
-                lambda: offer_pipeline_wide(emitter.event_sink, _bare_all(results), context, run),
+                lambda: offer_pipeline_wide(
+                    emitter.event_sink, _all_without_application_data(results), context, run
+                ),
             )
 
-    def _missed(self, error: BaseException, missed_id: str, *ways: Callable[[], None]) -> None:
-        """Emit what an emitter that raised has not: whole, or else without what could not be built."""
-        TALLY.emitter_errors += 1
+    def _emit_missed(self, error: BaseException, missed_id: str, *fallbacks: Callable[[], None]) -> None:
+        """Emit an event that an emitter did not emit before it raised, with fewer fields if necessary."""
+        GLOBAL_COUNTERS.emitter_errors += 1
         self._interrupted_by(error)
         log_safely(
             log,
@@ -242,8 +249,8 @@ class RunRecorder:
         emitted = self._run.emitted
         if emitted is not None and missed_id in emitted:
             return
-        # The last way uses no application code; repeat it if Ctrl-C interrupts it.
-        for emit in (*ways, ways[-1]):
+        # The last fallback calls no application code; repeat it in case Ctrl-C interrupts it.
+        for emit in (*fallbacks, fallbacks[-1]):
             try:
                 with INTERRUPTS:
                     emit()
@@ -259,58 +266,58 @@ class RunRecorder:
                 return
 
     def _interrupted_by(self, error: BaseException) -> None:
-        """Store a `KeyboardInterrupt` or `SystemExit` of an emitter, for the run to raise."""
+        """Store a `KeyboardInterrupt` or `SystemExit` raised by an emitter, for the run to raise."""
         if is_a(error, (KeyboardInterrupt, SystemExit)) and self.interrupt is None:
             self.interrupt = error
 
     def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
-        """See `_custom_event`; an interrupt is raised when the event has been sent."""
+        """Emit a custom event; see `_custom_event`. Interrupts are raised after the event was emitted."""
         with INTERRUPTS:
             self._custom_event(stage, attempt, number, type, data)
         INTERRUPTS.raise_held()
 
     def _custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
-        """Send an event of a stage's own, with the ids of its run; the stage's keys come first.
+        """Emit a custom event of a stage, with the payload first and then the ids of the run.
 
-        A key of the stage that is also one of ours is kept under `payload`.
+        A payload key that collides with a key of the library is stored under `payload`.
         """
         sink = self._emitter.event_sink
         if builtins.type(sink) is NoOpEventSink:
             return
         run = self._run
-        # A forked child counts on from where its parent stood: its events need ids of their own.
-        place = f"{os.getpid()}.{number}" if self.disowned else str(number)
+        # A forked child continues the numbers of its parent, so the ids of its events also contain its pid.
+        suffix = f"{os.getpid()}.{number}" if self.detached else str(number)
         identity = run.identity(self._context)
         now = run.origin_ns + get_clock().monotonic_ns()
-        ours: dict[str, Any] = {
-            "event_id": f"{event_id(run.run_id, stage, attempt)}/{place}",
+        common: dict[str, Any] = {
+            "event_id": f"{event_id(run.run_id, stage, attempt)}/{suffix}",
             "stage_name": stage,
             "attempt": attempt,
             "emitted_at": rfc3339(now // 1000),
             "correlation_ids": identity.correlation_ids,
             "pipeline_metadata": identity.pipeline_metadata,
         }
-        shaping = shaper()
-        whole = {} if data is None else data if is_mapping(data) else {"payload": data}
-        own = shaping.fields(whole, "payload")
-        kind = shaping.text(type, "type", _TYPE_CHARS)
-        if shaping.redacted:
-            ours["redacted"] = shaping.redacted
-        if shaping.truncated:
-            ours["truncated"] = shaping.truncated
-        clash = own.keys() & ours.keys()
-        if clash:
-            ours["payload"] = {key: own[key] for key in clash}
-        offer(sink, Event(kind, {**own, **ours}))
+        sanitizer = new_sanitizer()
+        fields = {} if data is None else data if is_mapping(data) else {"payload": data}
+        payload = sanitizer.fields(fields, "payload")
+        kind = sanitizer.text(type, "type", _TYPE_CHARS)
+        if sanitizer.redacted:
+            common["redacted"] = sanitizer.redacted
+        if sanitizer.truncated:
+            common["truncated"] = sanitizer.truncated
+        collisions = payload.keys() & common.keys()
+        if collisions:
+            common["payload"] = {key: payload[key] for key in collisions}
+        offer(sink, Event(kind, {**payload, **common}))
 
-    # What stages say of the whole run, and what they say too late; see `context.Recorder`.
+    # Attributes of the run, and amendments of events that were already emitted; see `context.Recorder`.
 
     def traceparent(self, sequence: int, attempt: int) -> str:
         return self._run.traceparent(sequence, attempt)
 
     def annotate_run(self, fields: Mapping[str, Any]) -> None:
         run = self._run
-        with _saying:
+        with _lock:
             if run.attributes is None:
                 run.attributes = {}
             run.attributes.update(fields)
@@ -320,7 +327,7 @@ class RunRecorder:
 
     def add_to_run(self, amounts: Mapping[str, float]) -> None:
         run = self._run
-        with _saying:
+        with _lock:
             if run.attributes is None:
                 run.attributes = {}
             totals = added(run.attributes, amounts)
@@ -328,14 +335,15 @@ class RunRecorder:
         if sealed and self._pipeline:
             self._amend("pipeline.wide.amend", run.run_id, None, totals)
 
-    def no_amount(self, stage: str, name: str, value: Any) -> None:
-        shaping = shaper()
-        shown, name = shaping.text(short_repr(value), name, SHOWN_CHARS), shaping.name(as_text(name))
-        if name not in _told and len(_told) < _MOST_TOLD:
-            _told.add(name)
+    def non_numeric_amount(self, stage: str, name: str, value: Any) -> None:
+        sanitizer = new_sanitizer()
+        shown, name = sanitizer.text(safe_repr(value), name, REPR_CHARS), sanitizer.name(as_text(name))
+        if name not in _warned and len(_warned) < _MAX_WARNED:
+            _warned.add(name)
             log_safely(
                 log,
-                "stage %r: %r is unchanged, because %s is not a number (further occurrences are not logged)",
+                "stage %r: count(%r) ignored the amount %s, which is not a number"
+                " (further occurrences are not logged)",
                 stage,
                 name,
                 shown,
@@ -355,17 +363,17 @@ class RunRecorder:
         self, type: str, amended_id: str, stage: str | None, fields: Mapping[str, Any]
     ) -> None:
         sink = self._emitter.event_sink
-        if builtins.type(sink) is NoOpEventSink or self.disowned:
+        if builtins.type(sink) is NoOpEventSink or self.detached:
             return
         run = self._run
         identity = run.identity(self._context)
-        shaping = shaper()
+        sanitizer = new_sanitizer()
         amendment = WideAmend(
             event_id=amended_id,
             amended_at=rfc3339((run.origin_ns + get_clock().monotonic_ns()) // 1000),
-            attributes=shaping.attributes(fields),
-            redacted=shaping.redacted,
-            truncated=shaping.truncated,
+            attributes=sanitizer.attributes(fields),
+            redacted=sanitizer.redacted,
+            truncated=sanitizer.truncated,
             stage_name=stage,
             correlation_ids=identity.correlation_ids,
             pipeline_metadata=identity.pipeline_metadata,
@@ -374,12 +382,12 @@ class RunRecorder:
         offer(sink, Event(type, amendment))
 
 
-def _bare(result: StageResult) -> StageResult:
-    """Return a result without anything of the application's own."""
+def _without_application_data(result: StageResult) -> StageResult:
+    """Return a copy of a result without data, attributes and errors of the application."""
     return StageResult(
         result.name,
         result.status,
-        reason="its data or its error could not be put into an event",
+        reason="the data or the error of the stage could not be recorded",
         attempt=result.attempt,
         attempts=result.attempts,
         ready_ns=result.ready_ns,
@@ -393,13 +401,13 @@ def _bare(result: StageResult) -> StageResult:
     )
 
 
-def _bare_all(results: PipelineResults) -> PipelineResults:
+def _all_without_application_data(results: PipelineResults) -> PipelineResults:
     return PipelineResults(
-        ((name, _bare(result)) for name, result in results.items()),
+        ((name, _without_application_data(result)) for name, result in results.items()),
         pipeline_name=results.pipeline_name,
         context=results.context,
         outcome=results.outcome,
-        reason="its error could not be put into an event",
+        reason="the error of the run could not be recorded",
         first_failed_stage=results.first_failed_stage,
         started_ns=results.started_ns,
         ended_ns=results.ended_ns,

@@ -1,4 +1,4 @@
-"""The resource (OpenTelemetry), the active span, and the state of the process."""
+"""The OpenTelemetry resource, the active span, the process sample and the health event."""
 
 from __future__ import annotations
 
@@ -35,25 +35,17 @@ __all__ = [
 ]
 
 
-def active_span() -> tuple[str, str, str] | None:
-    """Return trace id, span id and flags of the active span, or None.
+HEALTH = "stageflow.health"
 
-    Looked up among what is imported already: an application that does not use OpenTelemetry does
-    not pay for it.
-    """
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        return None
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return None
-    return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{int(context.trace_flags):02x}"
+SAMPLE_EVERY_NS = 10_000_000_000
+"""Minimum interval between two samples. Events in between share the last one."""
 
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 BEGAN_NS = time.monotonic_ns()
-"""About when the process began: when the library was imported."""
+"""Approximate start of the process: the time at which the library was imported."""
 
-# Where platforms say it; the first that is set counts.
+# The environment variables of common platforms. The first one that is set is used.
 _SERVICE = (
     "OTEL_SERVICE_NAME",
     "K_SERVICE",  # Cloud Run, Knative
@@ -78,13 +70,27 @@ _COMMIT = (
 )
 
 
+def active_span() -> tuple[str, str, str] | None:
+    """Return trace id, span id and flags of the active span, or None.
+
+    OpenTelemetry is used only if the application has imported it.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{int(context.trace_flags):02x}"
+
+
 @functools.cache
 def resource() -> Resource:
-    """Return service, host, pid and runtime, looked up once a process."""
+    """Return the resource of this process: version, host, pid, runtime, environment and commit."""
     given = defaults()
     named = _otel_attributes(os.environ)
     return Resource(
-        service_version=_text(given.version or named.get("service.version") or _first(_VERSION)),
+        service_version=_text(given.version or named.get("service.version") or _first_set(_VERSION)),
         host=safe_text(os.uname().nodename),
         pid=os.getpid(),
         runtime=f"{platform.python_implementation().lower()} {platform.python_version()}",
@@ -92,26 +98,26 @@ def resource() -> Resource:
             given.environment
             or named.get("deployment.environment.name")
             or named.get("deployment.environment")
-            or _first(_ENVIRONMENT)
+            or _first_set(_ENVIRONMENT)
         ),
-        commit=_text(given.commit or named.get("vcs.ref.head.revision") or _first(_COMMIT)),
+        commit=_text(given.commit or named.get("vcs.ref.head.revision") or _first_set(_COMMIT)),
     )
 
 
 @functools.cache
 def service_name() -> str | None:
-    """Return the name of the service, for runs that name none."""
+    """Return the name of the service for runs that do not set one, or None if it is unknown."""
     name = defaults().service or os.environ.get("OTEL_SERVICE_NAME")
-    return _text(name or _otel_attributes(os.environ).get("service.name") or _first(_SERVICE))
+    return _text(name or _otel_attributes(os.environ).get("service.name") or _first_set(_SERVICE))
 
 
 def _otel_attributes(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `OTEL_RESOURCE_ATTRIBUTES` as OpenTelemetry has it: key=value behind commas, percent-encoded."""
+    """Parse `OTEL_RESOURCE_ATTRIBUTES`: comma-separated `key=value` pairs with percent-encoded values."""
     pairs = (pair.partition("=") for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
     return {key.strip(): unquote(value.strip()) for key, equals, value in pairs if equals}
 
 
-def _first(names: tuple[str, ...]) -> str | None:
+def _first_set(names: tuple[str, ...]) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
@@ -119,23 +125,17 @@ def _text(value: str | None) -> str | None:
     return None if value is None else safe_text(value)
 
 
-def _look_again() -> None:
+def _reset_cache() -> None:
     resource.cache_clear()
     service_name.cache_clear()
 
 
-on_change(_look_again)
-reset_in_child(_look_again)
-
-
-SAMPLE_EVERY_NS = 10_000_000_000
-"""No more than one sample in 10 s: events in between share the last one."""
-
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+on_change(_reset_cache)
+reset_in_child(_reset_cache)
 
 
 class _Sampler:
-    """The last sample of this process."""
+    """Samples the state of this process, and caches the last sample."""
 
     def __init__(self) -> None:
         self.reset()
@@ -161,63 +161,60 @@ class _Sampler:
                 loop_lag_ms=self.lag_ms,
             )
             self.taken_ns, self.cpu_ns = now, cpu_ns
-        # Separately: a thread without an event loop may have taken the sample.
+        # Measured separately, because a thread without an event loop may have taken the sample.
         if now - self.lag_asked_ns >= SAMPLE_EVERY_NS:
             self._measure_lag(now)
         return self.last
 
     def _measure_lag(self, now: int) -> None:
-        """Find out how long the loop takes to come to what is ready now; the next sample has it."""
+        """Measure how long the event loop takes to run a callback; the next sample contains the result."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
         self.lag_asked_ns = now
 
-        def came() -> None:
+        def store_lag() -> None:
             self.lag_ms = (time.monotonic_ns() - now) // 1000 / 1000
 
-        loop.call_soon(came)
+        loop.call_soon(store_lag)
 
 
 _sampler = _Sampler()
 
 
 def sample() -> ProcessSample:
-    """Return how the process was within the last 10 s."""
+    """Return the state of the process, at most 10 s old."""
     return _sampler.sample()
 
 
 reset_in_child(_sampler.reset)
 
 
-HEALTH = "stageflow.health"
-
-
-class _Last:
-    """When the event was last emitted."""
+class _HealthInterval:
+    """The time of the last health event."""
 
     def __init__(self) -> None:
         self.ns = 0
         self.reset()
 
     def reset(self) -> None:
-        """Restart the interval: in a forked child, and after a change of settings."""
+        """Restart the interval in a forked child, after a change of settings, and after an event."""
         self.ns = time.monotonic_ns()
 
 
-_last = _Last()
+_last = _HealthInterval()
 
 
 def emit_health_if_due(sink: Any) -> None:
-    """Emit the event where it is configured, and the last one is long enough ago; asked at each run's end."""
+    """Emit `stageflow.health` if it is configured and its interval has passed. Called when a run ends."""
     seconds = defaults().health_seconds
     if seconds is not None and time.monotonic_ns() - _last.ns >= seconds * 1e9:
         emit_health(sink)
 
 
 def emit_health(sink: Any) -> None:
-    """Emit the event now: the counters of every sink as they stand before it."""
+    """Emit `stageflow.health` with the current counters of every sink."""
     _last.reset()
     if type(sink) is NoOpEventSink:
         return

@@ -17,13 +17,13 @@ from ..events import home_loop
 from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, RunIdentity, Trace, span_id
 from ._resource import active_span, resource, service_name
 from .sanitize._coerce import safe_text
-from .sanitize._shape import shaper
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["RunContext", "deliver_on", "run_context_of", "start_run"]
 
 
 class RunContext:
-    """The engine's part of a run. Fields that only events need are created with the first event.
+    """The engine's part of a run. Fields that only events need are computed for the first event.
 
     A nested run continues the trace of its parent run. Other runs continue the trace of the active
     OpenTelemetry span if there is one, otherwise the trace of their `traceparent`, and otherwise start a new
@@ -32,14 +32,14 @@ class RunContext:
     Attributes:
         run_id: The `pipeline_run_id`, as text.
         pipeline_name: Name of the pipeline.
-        origin_ns: Offset from the monotonic clock to the wall clock of this run.
-        parent_run_id: The run in whose stage this run was started, or None.
-        root_run_id: The outermost such run, or None.
+        origin_ns: Offset from the monotonic clock to the wall clock of this run, in nanoseconds.
+        parent_run_id: Id of the run that started this run inside a stage, or None.
+        root_run_id: Id of the outermost such run, or None.
         span_base: 64 random bits from which the span ids of the run and its attempts are derived.
         attributes: The attributes of the run as a whole, or None.
         emitted: Ids of the events that reached the base emitter, if they are tracked.
         process: The process sample of the first `pipeline.wide`, so that a second one is equal.
-        sealed: True once `pipeline.wide` was built: what comes later amends it.
+        sealed: True once `pipeline.wide` was built. Later attributes are emitted as amendments.
     """
 
     __slots__ = (
@@ -65,7 +65,8 @@ class RunContext:
         parent: RunContext | None = None,
         origin_ns: int = 0,
     ) -> None:
-        # A context outside a run may have no id. Generate one: otherwise its events would count as one event.
+        # A context outside a run may have no id. Generate one, because readers deduplicate events by their
+        # id.
         run_id = context.pipeline_run_id
         self.run_id = uuid7(get_clock().wall_ns()) if run_id is None else safe_text(as_text(run_id))
         self.pipeline_name = pipeline_name
@@ -87,26 +88,26 @@ class RunContext:
         object up by the context, for as long as the context exists.
         """
         if self._identity is None:
-            shaping = shaper()
+            sanitizer = new_sanitizer()
 
-            def shaped(value: Any, name: str) -> str | None:
-                return None if value is None else shaping.text(as_text(value), name)
+            def sanitized(value: Any, name: str) -> str | None:
+                return None if value is None else sanitizer.text(as_text(value), name)
 
             self._identity = RunIdentity(
                 event_id=self.run_id,
                 pipeline_name=self.pipeline_name,
                 correlation_ids=CorrelationIds(
-                    # Never redacted: all events of the run are found by it.
+                    # Never redacted, because readers find all events of the run by it.
                     pipeline_run_id=_text(context.pipeline_run_id),
-                    request_id=shaped(context.request_id, "request_id"),
-                    session_id=shaped(context.session_id, "session_id"),
-                    user_id=shaped(context.user_id, "user_id"),
-                    org_id=shaped(context.org_id, "org_id"),
+                    request_id=sanitized(context.request_id, "request_id"),
+                    session_id=sanitized(context.session_id, "session_id"),
+                    user_id=sanitized(context.user_id, "user_id"),
+                    org_id=sanitized(context.org_id, "org_id"),
                 ),
                 pipeline_metadata=PipelineMetadata(
-                    service=shaped(context.service, "service") or "unknown_service",
-                    topology=shaped(context.topology, "topology") or self.pipeline_name,
-                    execution_mode=shaped(context.execution_mode, "execution_mode") or "default",
+                    service=sanitized(context.service, "service") or "unknown_service",
+                    topology=sanitized(context.topology, "topology") or self.pipeline_name,
+                    execution_mode=sanitized(context.execution_mode, "execution_mode") or "default",
                 ),
                 parent_run_id=self.parent_run_id,
                 root_run_id=self.root_run_id,
@@ -116,7 +117,7 @@ class RunContext:
         return self._identity
 
     def traceparent(self, sequence: int, attempt: int) -> str:
-        """Return the W3C header that makes an attempt the parent of what is called with it."""
+        """Return the W3C `traceparent` header for calls made by an attempt."""
         return f"00-{self._trace.trace_id}-{span_id(self.span_base, sequence, attempt)}-{self._flags}"
 
 
@@ -135,7 +136,7 @@ def _trace(traceparent: str | None, parent: RunContext | None, own_span: str) ->
 
 
 class _RunOf(weakref.ref[PipelineContext]):
-    """A run, and a weak reference to its context. One object: many may exist at once."""
+    """A weak reference to the context of a run that also contains the run, to save an object per run."""
 
     __slots__ = ("key", "run")
     key: int
@@ -238,9 +239,7 @@ def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:
     if known is not None:
         return known.run
     if not isinstance(context, PipelineContext):
-        raise InvalidArgumentError(
-            f"wide events are emitted for a PipelineContext or a StageContext, not for {ctx!r}"
-        )
+        raise InvalidArgumentError(f"ctx must be a PipelineContext or a StageContext, got {ctx!r}")
     return RunContext(context, _text(context.topology) or "pipeline")
 
 

@@ -16,7 +16,7 @@ from ..stages import StageResult, StageStatus
 from ._exceptions import exception_info
 from ._resource import sample
 from ._run_context import RunContext
-from .sanitize._shape import shaper
+from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["critical_path", "pipeline_wide", "stage_wide"]
 
@@ -24,8 +24,8 @@ __all__ = ["critical_path", "pipeline_wide", "stage_wide"]
 def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]:
     """Return the chain of stages with the largest sum of `total_ms`, first to last, and that sum.
 
-    A stage is ready the moment its last dependency has ended. So the chain is found backwards: from
-    the stage that ended last to the dependency that it waited for, and on to the start.
+    A stage is ready when its last dependency ends. The chain is therefore found backwards, from the stage
+    that ended last to the dependency that it waited for, and so on.
     """
     at: StageResult | None = None
     for result in results.values():
@@ -34,7 +34,7 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
     names: list[str] = []
     total_us = 0
     while at is not None:
-        # A skipped stage is on the chain in time, but nothing waited for it.
+        # A skipped stage links the chain, but is not a part of it.
         if at.attempts:
             names.append(at.name)
             total_us += at.ended_ns // 1000 - (at.ready_ns or at.started_ns) // 1000
@@ -53,9 +53,9 @@ _NONE = StageResult("", StageStatus.CANCEL)
 
 
 def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, run: RunContext) -> StageWide:
-    """Return the event for `result`, a terminal one or one with status RETRY."""
+    """Build the event for a result, which is terminal or has the status RETRY."""
     started, ended, ready = result.started_ns // 1000, result.ended_ns // 1000, result.ready_ns // 1000
-    if not ended:  # a result made by hand, without times
+    if not ended:  # a manually created result without times
         ended = started = get_clock().wall_ns() // 1000
     error, reason, exception, kind = result.error, result.reason, result.exception, result.kind
     attributes, data, missing = result.attributes, result.data, result.missing_inputs
@@ -69,20 +69,20 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     attribute_values: dict[str, Any] = {}
     redacted = 0
     truncated: list[str] = []
-    # Most events contain no application data, and need no sanitizing.
+    # Most events contain no application data, so there is nothing to sanitize.
     if attributes or data or missing or error is not None or reason is not None or exception is not None:
-        shaping = shaper()
+        sanitizer = new_sanitizer()
         with INTERRUPTS:
             if error is not None:
-                error_text = shaping.text(error, "error")
+                error_text = sanitizer.text(error, "error")
             if reason is not None:
-                reason_text = shaping.text(reason, "reason")
+                reason_text = sanitizer.text(reason, "reason")
             if exception is not None:
-                error_type, info = name_of_error(exception), exception_info(exception, shaping)
-            data_keys = shaping.names(data, "data_keys") if data else []
-            missing_names = shaping.names(missing, "missing_inputs") if missing else []
-            attribute_values = shaping.attributes(attributes) if attributes else {}
-        redacted, truncated = shaping.redacted, shaping.truncated
+                error_type, info = name_of_error(exception), exception_info(exception, sanitizer)
+            data_keys = sanitizer.names(data, "data_keys") if data else []
+            missing_names = sanitizer.names(missing, "missing_inputs") if missing else []
+            attribute_values = sanitizer.attributes(attributes) if attributes else {}
+        redacted, truncated = sanitizer.redacted, sanitizer.truncated
     return build_stage_wide(
         identity,
         run.span_base,
@@ -117,42 +117,42 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
 def pipeline_wide(
     results: Mapping[str, StageResult], context: PipelineContext, run: RunContext
 ) -> PipelineWide:
-    """Return the event for the results of a run, or for a dict of stage results made by hand."""
-    whole = results if isinstance(results, PipelineResults) else _from_stages(results, context, run)
-    path, path_ms = critical_path(whole)
+    """Build the event for the results of a run, or for a manually created dict of stage results."""
+    run_results = results if isinstance(results, PipelineResults) else _from_stages(results, context, run)
+    path, path_ms = critical_path(run_results)
     run.process = run.process or sample()
-    exception = whole.exception
-    shaping = shaper()
-    attributes = shaping.attributes(run.attributes) if run.attributes else {}
-    error = None if whole.error is None else shaping.text(whole.error, "error")
+    exception = run_results.exception
+    sanitizer = new_sanitizer()
+    attributes = sanitizer.attributes(run.attributes) if run.attributes else {}
+    error = None if run_results.error is None else sanitizer.text(run_results.error, "error")
     # The results of a run are terminal, never RETRY, which the type of `status` allows.
     summaries = [
         StageSummary(
             name,
             result.status._value_,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
             (result.ended_ns // 1000 - result.started_ns // 1000) / 1000,
-            None if result.error is None else shaping.text(result.error, "stage_summaries"),
+            None if result.error is None else sanitizer.text(result.error, "stage_summaries"),
         )
-        for name, result in whole.items()
+        for name, result in run_results.items()
     ]
-    reason = None if whole.reason is None else shaping.text(whole.reason, "reason")
+    reason = None if run_results.reason is None else sanitizer.text(run_results.reason, "reason")
     return build_pipeline_wide(
         run.identity(context),
-        whole.outcome,
-        whole.started_ns // 1000,
-        whole.ended_ns // 1000,
+        run_results.outcome,
+        run_results.started_ns // 1000,
+        run_results.ended_ns // 1000,
         summaries,
         error=error,
         reason=reason,
         error_type=None if exception is None else name_of_error(exception),
-        exception=None if exception is None else exception_info(exception, shaping),
-        first_failed_stage=whole.first_failed_stage,
+        exception=None if exception is None else exception_info(exception, sanitizer),
+        first_failed_stage=run_results.first_failed_stage,
         critical_path=path,
         critical_path_ms=path_ms,
-        stages_abandoned=len(whole.abandoned),
+        stages_abandoned=len(run_results.abandoned),
         attributes=attributes,
-        redacted=shaping.redacted,
-        truncated=shaping.truncated,
+        redacted=sanitizer.redacted,
+        truncated=sanitizer.truncated,
         process=run.process,
     )
 
@@ -160,21 +160,24 @@ def pipeline_wide(
 def _from_stages(
     results: Mapping[str, StageResult], context: PipelineContext, run: RunContext
 ) -> PipelineResults:
-    """Return the results of a run of which only the stages are known."""
+    """Return the results of a run, derived from the results of its stages."""
     failed = [result for result in results.values() if result.status is StageStatus.FAIL]
-    grave = min(
+    first_failed = min(
         (result for result in failed if not result.optional),
         key=lambda result: result.ended_ns,
         default=None,
     )
     cancelled = any(result.status is StageStatus.CANCEL for result in results.values())
     outcome: Outcome
-    if grave is not None:
+    if first_failed is not None:
         outcome = "failed"
     elif cancelled:
         outcome = "stopped"
     else:
         outcome = "degraded" if failed else "ok"
+    error = None
+    if first_failed is not None:
+        error = f"stage {first_failed.name!r} failed: {as_text(first_failed.error)}"
     timed = [result for result in results.values() if result.ended_ns]
     now = get_clock().wall_ns()
     return PipelineResults(
@@ -182,9 +185,9 @@ def _from_stages(
         pipeline_name=run.pipeline_name,
         context=context,
         outcome=outcome,
-        error=None if grave is None else f"stage {grave.name!r} failed: {as_text(grave.error)}",
-        exception=None if grave is None else grave.exception,
-        first_failed_stage=None if grave is None else grave.name,
+        error=error,
+        exception=None if first_failed is None else first_failed.exception,
+        first_failed_stage=None if first_failed is None else first_failed.name,
         started_ns=min((result.started_ns for result in timed), default=now),
         ended_ns=max((result.ended_ns for result in timed), default=now),
     )

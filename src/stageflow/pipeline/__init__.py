@@ -1,9 +1,9 @@
-"""Describe a pipeline, check it, run it."""
+"""Describe, validate and run pipelines."""
 
 from ._active import ActiveRun, active_runs
 
-# For other packages of stageflow.
-from ._decorator import carried as carried, stage
+# `carried_description` and `StageSpec` are exported for other packages of stageflow.
+from ._decorator import carried_description as carried_description, stage
 from ._interceptors import CircuitBreaker, Interceptor, Log, Proceed, StageCall
 from ._limits import Limit, Limits
 from ._many import ManyRuns

@@ -1,4 +1,4 @@
-"""What runs in this process now."""
+"""The active runs of this process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["HEARTBEATS", "ActiveRun", "active_runs", "add_active_run", "remove_a
 
 
 class ActiveRun(Struct, frozen=True):
-    """One run that is under way.
+    """A run in progress.
 
     Attributes:
         pipeline: Name of the pipeline.
         pipeline_run_id: Id of the run.
-        running_ms: For how many milliseconds it has been running.
-        stages: Names of the stages that wait for something of their own just now.
+        running_ms: Milliseconds since the start of the run.
+        stages: Names of the running stages that are suspended at an `await`, or run in a thread.
     """
 
     pipeline: str
@@ -31,65 +31,65 @@ class ActiveRun(Struct, frozen=True):
 
 
 class Running(ObservedRun, Protocol):
-    """A run, as far as this page needs it."""
+    """The parts of a run that this module uses."""
 
     pipeline_name: str
     run_id: str
 
-    def stages_under_way(self) -> tuple[str, ...]: ...
+    def suspended_stages(self) -> tuple[str, ...]: ...
 
-    def disown(self) -> None: ...
+    def detach_after_fork(self) -> None: ...
 
 
-# Weakly: a run whose coroutine is dropped with its loop must still be collected, and so end.
+# Weak references: a run whose coroutine is dropped with its loop ends when it is garbage-collected.
 _running: set[weakref.ref[Running]] = set()
-_forget = _running.discard  # bound once: each run refers to it
+_discard = _running.discard  # bound once, because each weak reference refers to it
 
 
 def add_active_run(run: Running) -> None:
-    """Note that a run has begun."""
-    _running.add(weakref.ref(run, _forget))
+    """Add a run that has started."""
+    _running.add(weakref.ref(run, _discard))
 
 
 def remove_active_run(run: Running) -> None:
-    """Note that a run has ended."""
+    """Remove a run that has ended."""
     _running.discard(weakref.ref(run))
 
 
 def _runs() -> list[Running]:
-    return [run for known in list(_running) if (run := known()) is not None]
+    return [run for reference in list(_running) if (run := reference()) is not None]
 
 
 HEARTBEATS = Heartbeats(_runs)
 
 
 def active_runs() -> list[ActiveRun]:
-    """Return the runs that are under way in this process, on all loops, longest first.
+    """Return the runs in progress in this process, on all event loops, longest-running first.
 
     Example:
         >>> import asyncio
         >>> async def main():
-        ...     async def look(ctx):
-        ...         return {"seen": [run.pipeline for run in active_runs()]}
+        ...     async def report(ctx):
+        ...         return {"active": [run.pipeline for run in active_runs()]}
         ...
-        ...     results = await Pipeline("looks").with_stage("look", look).run()
-        ...     return "looks" in results.data("look")["seen"]
-        >>> asyncio.run(main())
+        ...     results = await Pipeline("monitor").with_stage("report", report).run()
+        ...     return results.data("report")["active"]
+        >>> "monitor" in asyncio.run(main())
         True
     """
     now = get_clock().monotonic_ns()
     found = [
-        ActiveRun(run.pipeline_name, run.run_id, (now - run.began) // 1000 / 1000, run.stages_under_way())
+        ActiveRun(run.pipeline_name, run.run_id, (now - run.began) // 1000 / 1000, run.suspended_stages())
         for run in _runs()
     ]
     return sorted(found, key=lambda run: -run.running_ms)
 
 
-def _disown_parents() -> None:
-    # A forked child may go on in the middle of a run. The record of it is its parent's to write.
+def _disown_runs() -> None:
+    # A forked child may continue in the middle of a run, whose record only the parent must write.
     for run in _runs():
-        run.disown()
+        run.detach_after_fork()
     _running.clear()
 
 
-reset_in_child(_disown_parents)
+reset_in_child(_disown_runs)

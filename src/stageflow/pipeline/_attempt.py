@@ -1,4 +1,4 @@
-"""One attempt of a stage: interceptors, call, and the output of what it returns or raises."""
+"""One attempt of a stage: its interceptors, its call, and the conversion of its result to an output."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ from ._spec import arguments
 
 __all__ = ["Attempt", "StageScope", "begin", "failure", "first_step", "intercepted", "output_of", "timed_out"]
 
+Call = Callable[..., Any]
 
+_UNSET = object()
 _NONE = type(None)
 # The constructor accepts any value; the methods that create an output use these types.
 _FIELD_TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
@@ -48,6 +50,13 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("after", (float, int, _NONE)),
     ("routes", (tuple, _NONE)),
 )
+
+
+_OUTPUT_HINT = "return StageOutput.ok(key=value), a mapping, or None"
+_ROUTE_HINT = "return StageOutput.route(label), or StageOutput.route() for none of them"
+
+_DECLINED = StageOutput.skip("when= returned false")
+"""The output of an attempt whose `when=` returned false: `execute` was not called."""
 
 
 def output_of(value: Any, node: Node) -> StageOutput:
@@ -70,17 +79,17 @@ def output_of(value: Any, node: Node) -> StageOutput:
             return value
         return _checked(value, node)
     if node.route_labels:
-        return _nonsense(f"{_cut(value)} and chose no route", node, _ROUTE_HINT)
+        return _invalid(f"{_short_repr(value)} and chose no route", node, _ROUTE_HINT)
     if value is None:
         return StageOutput(StageStatus.OK, {})
     if type(value) is dict:
         return StageOutput(StageStatus.OK, value.copy())
     if isinstance(value, Mapping):
         return StageOutput(StageStatus.OK, dict(value))
-    hint = "did you forget an `await`?" if inspect.isawaitable(value) else _HINT
+    hint = "did you forget an `await`?" if inspect.isawaitable(value) else _OUTPUT_HINT
     if inspect.iscoroutine(value):
         value.close()
-    return _nonsense(f"{type(value).__name__} {_cut(value)}", node, hint)
+    return _invalid(f"{type(value).__name__} {_short_repr(value)}", node, hint)
 
 
 def _checked(output: StageOutput, node: Node) -> StageOutput:
@@ -90,12 +99,12 @@ def _checked(output: StageOutput, node: Node) -> StageOutput:
     """
     for name, types in _FIELD_TYPES:
         if not is_a(getattr(output, name), types):
-            return _nonsense(f"a StageOutput with {name}={_cut(getattr(output, name))}", node)
+            return _invalid(f"a StageOutput with {name}={_short_repr(getattr(output, name))}", node)
     after: Any = output.after
     if after is not None:
         after = float.__float__(after) if is_a(after, float) else int.__int__(after)
         if not 0 <= after < math.inf:
-            return _nonsense(f"a StageOutput with after={after!r}", node)
+            return _invalid(f"a StageOutput with after={after!r}", node)
     output = StageOutput(
         output.status,
         output.data if type(output.data) is dict else dict(output.data),
@@ -112,16 +121,14 @@ def _plain_text(text: str | None) -> str | None:
     return None if text is None else str.__str__(text)
 
 
-_HINT = "return StageOutput.ok(key=value), a mapping, or None"
-_ROUTE_HINT = "return StageOutput.route(label), or StageOutput.route() for none of them"
-
-
-def _nonsense(what: str, node: Node, hint: str = _HINT) -> StageOutput:
-    error = StageOutputError(f"the stage returned {what}", pipeline=node.pipeline, stage=node.name, hint=hint)
+def _invalid(returned: str, node: Node, hint: str = _OUTPUT_HINT) -> StageOutput:
+    error = StageOutputError(
+        f"the stage returned {returned}", pipeline=node.pipeline, stage=node.name, hint=hint
+    )
     return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
 
 
-def _cut(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     try:
         text = str.__str__(repr(value))
     except BaseException as error:
@@ -133,25 +140,24 @@ def _cut(value: Any) -> str:
 def _routed(output: StageOutput, node: Node) -> StageOutput:
     if output.routes is None:
         return (
-            _nonsense("StageOutput.ok and chose no route", node, _ROUTE_HINT) if node.route_labels else output
+            _invalid("StageOutput.ok and chose no route", node, _ROUTE_HINT) if node.route_labels else output
         )
     if node.kind is not StageKind.ROUTE:
         error = StageOutputError(
             f"a stage of kind {node.kind.name} returned StageOutput.route",
             pipeline=node.pipeline,
             stage=node.name,
-            hint="describe it with StageKind.ROUTE",
+            hint="declare the stage with kind=StageKind.ROUTE",
         )
         return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
     for label in output.routes:
         if label not in node.route_labels:
             known = ", ".join(repr(known) for known in node.route_labels) or "none"
             error = StageOutputError(
-                f"it chose the route {label!r}, which no dependant takes"
-                f"{did_you_mean(str(label), node.route_labels)}",
+                f"no dependent has the route {label!r}{did_you_mean(str(label), node.route_labels)}",
                 pipeline=node.pipeline,
                 stage=node.name,
-                hint=f"its dependants take {known}",
+                hint=f"the routes of its dependents are {known}",
             )
             return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
     labels = tuple(node.route_labels[node.route_labels.index(label)] for label in output.routes)
@@ -225,33 +231,33 @@ async def intercepted(
 
 
 class _Layer:
-    """One interceptor around what is inside it."""
+    """One interceptor, and the inner layers that it wraps."""
 
     __slots__ = (
-        "_asked",
         "_call",
-        "_called",
-        "_inside",
+        "_inner",
         "_interceptor",
         "_name",
         "_node",
         "_output",
+        "_proceed_awaited",
+        "_proceed_called",
         "_raised",
     )
 
-    def __init__(self, interceptor: Interceptor, call: StageCall, inside: Proceed, node: Node) -> None:
+    def __init__(self, interceptor: Interceptor, call: StageCall, inner: Proceed, node: Node) -> None:
         self._interceptor = interceptor
         self._name = getattr(interceptor, "__name__", None) or type(interceptor).__name__
         self._call = call
-        self._inside = inside
+        self._inner = inner
         self._node = node
-        self._asked = False
-        self._called = False
+        self._proceed_called = False
+        self._proceed_awaited = False
         self._output: StageOutput | None = None
         self._raised: BaseException | None = None
 
     async def outcome(self) -> StageOutput:
-        """Return what the interceptor makes of the attempt."""
+        """Return the outcome of the attempt as this interceptor determines it."""
         try:
             value = await self._interceptor(self._call, self._proceed)
         except BaseException as error:
@@ -259,40 +265,40 @@ class _Layer:
                 self._call.ctx.outcome_by = self._name
             raise
         finally:
-            self._raised = None  # it holds the frame of this call, which holds us
+            self._raised = None  # it refers to the frame of this call; avoid a reference cycle
         if isinstance(value, StageOutput) and value is self._output:
-            return value  # handed through: whoever made it made it
+            return value  # unchanged: `outcome_by` remains as the inner layers set it
         self._call.ctx.outcome_by = self._name
         if inspect.iscoroutine(value):
             value.close()
-        if self._asked and not self._called:
-            raise self._mistake("did not await proceed()", "write `return await proceed()`")
+        if self._proceed_called and not self._proceed_awaited:
+            raise self._error("did not await proceed()", "write `return await proceed()`")
         if not isinstance(value, (StageOutput, Mapping)):
-            what = "None" if value is None else f"{type(value).__name__}"
-            raise self._mistake(f"returned {what}", "return await proceed(), or an outcome of its own")
+            returned = "None" if value is None else f"{type(value).__name__}"
+            raise self._error(f"returned {returned}", "return await proceed(), or another StageOutput")
         return output_of(value, self._node)
 
     def _proceed(self) -> Coroutine[Any, Any, StageOutput]:
-        self._asked = True
-        return self._run_inside()
+        self._proceed_called = True
+        return self._run_inner()
 
-    async def _run_inside(self) -> StageOutput:
-        if self._called:
-            raise self._mistake(
+    async def _run_inner(self) -> StageOutput:
+        if self._proceed_awaited:
+            raise self._error(
                 "awaited proceed() twice",
-                "one attempt is one call; to try again, give the stage a Retry policy",
+                "an attempt calls the stage once; to retry it, use a Retry policy",
             )
-        self._called = True
+        self._proceed_awaited = True
         try:
-            self._output = await self._inside()
+            self._output = await self._inner()
         except BaseException as error:
             self._raised = error
             raise
         return self._output
 
-    def _mistake(self, what: str, hint: str) -> StageOutputError:
+    def _error(self, problem: str, hint: str) -> StageOutputError:
         return StageOutputError(
-            f"interceptor {self._name} {what}",
+            f"interceptor {self._name} {problem}",
             pipeline=self._call.pipeline,
             stage=self._call.stage,
             run_id=str(self._call.ctx.run.pipeline_run_id),
@@ -300,16 +306,13 @@ class _Layer:
         )
 
 
-Call = Callable[..., Any]
-
-
 class StageScope:
-    """What the attempts of one stage share within one run.
+    """The state that all attempts of one stage share within one run.
 
     Attributes:
         instance: The instance of a stage class; None before the first attempt.
-        variables: The context variables as instantiation and `when=` left them. They run once, so later
-            attempts start with a copy of these. None if the stage has neither.
+        variables: The context variables after instantiation and `when=`, which run once: later attempts start
+            with a copy. None if the stage has neither.
         permit: The permit of the current attempt for a thread, until it calls its function there.
         returned: Completed when the function of the current attempt returns from its thread. None if the
             stage has not called a function in a thread.
@@ -329,7 +332,7 @@ class Attempt:
 
     Attributes:
         index: The instance in the state of the run.
-        ctx: What the stage was given.
+        ctx: The context that was passed to the stage.
         began: Start time in monotonic nanoseconds.
         blocked: Nanoseconds of its longest step so far, for which it blocked the event loop.
         task: The task that drives it. It drives no other attempt that suspends.
@@ -370,8 +373,8 @@ class Attempt:
         self._now = now
         self._variables = variables
         self._by_engine = self._by_others = self._loop_ends = False
-        # `cancelling()` does not count requests, because a stage may call `uncancel()`. Between two steps it
-        # cannot: what is added to the number after one step and before the next are new requests.
+        # `cancelling()` does not count all requests, because a stage may call `uncancel()`. It cannot do so
+        # between two of its steps: if the number increases in between, there were new requests.
         self._cancelling = task.cancelling()
         self._pending = 0
 
@@ -482,8 +485,8 @@ async def _call_in_thread(call: Call, ctx: StageContext, scope: StageScope, is_i
     """Call a synchronous function in a thread, in a copy of the current context variables.
 
     Nothing can interrupt a thread. If the engine cancels the attempt, the attempt ends when the function
-    returns, and what it returns counts. If an interceptor cancels the call, for example because of its own
-    timeout, the call raises `CancelledError` at once, and what the function returns is discarded.
+    returns, and its return value counts. If an interceptor cancels the call, for example because of a
+    timeout, the call raises `CancelledError` at once, and the return value is discarded.
     """
     loop = asyncio.get_running_loop()
     returned: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
@@ -542,9 +545,6 @@ async def _call_in_thread(call: Call, ctx: StageContext, scope: StageScope, is_i
     return await value if inspect.isawaitable(value) else value
 
 
-_UNSET = object()
-
-
 def _adopt(variables: Context) -> None:
     """Set the context variables that the function has set in its thread, as if it had run here."""
     for variable, value in variables.items():
@@ -554,7 +554,7 @@ def _adopt(variables: Context) -> None:
 
 def _discard(value: Any) -> None:
     if is_a(value, CoroutineType):
-        value.close()  # it was never awaited, and Python would warn of that
+        value.close()  # otherwise Python warns that it was never awaited
 
 
 async def _call_when(
@@ -563,7 +563,7 @@ async def _call_when(
     ctx: StageContext,
     scope: StageScope,
 ) -> Any:
-    """Begin the first attempt if `condition` says so; else hand back `_DECLINED`."""
+    """Start the first attempt if `condition` returns true; otherwise return `_DECLINED`."""
     verdict = condition(ctx)
     if inspect.isawaitable(verdict):
         verdict = await verdict
@@ -572,7 +572,3 @@ async def _call_when(
     ctx.attempt = 1
     scope.variables = copy_context()
     return await start()
-
-
-_DECLINED = StageOutput.skip("when= returned false")
-"""What an attempt comes to whose condition said no: `execute` was not called."""

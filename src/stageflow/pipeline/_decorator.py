@@ -1,4 +1,4 @@
-"""`@stage`: a stage that carries its own name, kind and policies."""
+"""The decorator `@stage`, which attaches the description of a stage to its function or class."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any, TypeVar, Unpack, overload
 from ..errors import InvalidArgumentError
 from ._spec import StageDescription, class_of, has_attribute, options_of
 
-__all__ = ["carried", "stage", "undescribed"]
-
+__all__ = ["carried_description", "stage", "without_description"]
 
 Runner = TypeVar("Runner", bound=Callable[..., Any])
 
@@ -33,8 +32,8 @@ def stage(runner: Any = None, /, **description: Any) -> Any:
     The decorator accepts the same arguments as `with_stage`: `name` (default: the name of the function) and
     the options of a stage. Options passed to `with_stage` take precedence.
 
-    For a function, it returns a copy, so that several stages can be made of one function, each with its own
-    description. It returns a class itself; a subclass inherits the options, but not the name. It wraps any
+    For a function, it returns a copy, so that one function can be used for several stages with different
+    descriptions. It returns a class itself; a subclass inherits the options, but not the name. It wraps any
     other callable.
 
     Raises:
@@ -50,7 +49,7 @@ def stage(runner: Any = None, /, **description: Any) -> Any:
     """
     if runner is not None and not callable(runner):
         raise InvalidArgumentError(
-            f"@stage({runner!r}): the name is a keyword argument", hint=f"write @stage(name={runner!r})"
+            f"@stage({runner!r}): name must be a keyword argument", hint=f"write @stage(name={runner!r})"
         )
     given = options_of(description, "@stage")
 
@@ -105,13 +104,13 @@ def _copy_of(function: FunctionType, described: dict[str, Any]) -> FunctionType:
     return copy
 
 
-def undescribed(runner: Any) -> Any:
-    """Return the runner itself, without the wrapper that carries its description."""
+def without_description(runner: Any) -> Any:
+    """Return the runner itself, without the wrapper that contains its description."""
     return runner.runner if isinstance(runner, Described) else runner
 
 
-def carried(runner: Any) -> dict[str, Any]:
-    """Return the description that a runner carries: that of `@stage`, and the `kind` of its class."""
+def carried_description(runner: Any) -> dict[str, Any]:
+    """Return the description attached to a runner: that of `@stage`, and the `kind` of its class."""
     if isinstance(runner, Described):
         return {**_kind_of(runner.runner), **runner.description}
     cls = class_of(runner)
@@ -119,7 +118,7 @@ def carried(runner: Any) -> dict[str, Any]:
         own = _own(runner)
         if own is not None or inspect.isroutine(runner):
             return {**_kind_of(runner), **(own or {})}
-        return {**carried(type(runner)), **_kind_of(runner)}
+        return {**carried_description(type(runner)), **_kind_of(runner)}
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if "kind" in vars(base):

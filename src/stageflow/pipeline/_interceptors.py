@@ -1,4 +1,4 @@
-"""Interceptors: code around every attempt, and two that are included."""
+"""Interceptors, which wrap the attempts of stages, and the built-in ones."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = ["CircuitBreaker", "Interceptor", "Log", "Proceed", "StageCall"]
 
 
 Proceed = Callable[[], Awaitable[StageOutput]]
+"""Runs the inner interceptors and the stage, and returns the output of the stage."""
 
 
 class StageCall:
@@ -54,11 +55,11 @@ class StageCall:
 
 
 class Interceptor(Protocol):
-    """An async callable around one attempt of a stage.
+    """The protocol of an async callable that wraps one attempt of a stage.
 
-    `await proceed()` runs what is inside: further interceptors and the stage. It returns the
-    stage's `StageOutput`, or raises what the stage raised. What the interceptor returns is the
-    outcome of the attempt; what it raises is the attempt's failure.
+    `await proceed()` runs the inner interceptors and the stage. It returns the `StageOutput` of the stage, or
+    raises the exception that the stage raised. The return value of the interceptor is the outcome of the
+    attempt; if the interceptor raises an exception, the attempt fails.
 
     Example:
         async def timing(call, proceed):
@@ -70,7 +71,7 @@ class Interceptor(Protocol):
     """
 
     async def __call__(self, call: StageCall, proceed: Proceed) -> Any:
-        """Do something before and after `await proceed()`, or instead of it."""
+        """Run code before and after `await proceed()`, or instead of it."""
         ...
 
 
@@ -103,7 +104,7 @@ class CircuitBreaker:
 
     def __init__(self, failures: int = 5, reset_after: float = 30.0, on: Covered = Exception) -> None:
         if not isinstance(failures, int) or failures < 1:
-            raise ValueError(f"CircuitBreaker(failures={failures!r}): give a whole number, 1 or more")
+            raise ValueError(f"CircuitBreaker(failures={failures!r}): expected an integer of 1 or more")
         check_seconds("CircuitBreaker", reset_after=reset_after)
         self.failures = failures
         self.reset_after = reset_after
@@ -123,7 +124,7 @@ class CircuitBreaker:
 
         def evaluate(result: StageResult) -> None:
             cancelled = result.status is StageStatus.CANCEL or (ctx.cancelled and not ctx.timed_out)
-            # Without an outcome of its own, the attempt was cancelled: with its run, or by a timeout.
+            # Without an outcome, the attempt was cancelled: with its run, or by a timeout.
             outcome = failed if failed is not None or cancelled else True
             self._evaluate(circuit, period, tried_ns, outcome)
 
@@ -132,7 +133,7 @@ class CircuitBreaker:
         try:
             output = await proceed()
         except BaseException as error:
-            # What an attempt raises while it is cancelled with its run results from the cancellation.
+            # An exception of an attempt that is cancelled with its run is a result of the cancellation.
             if not is_a(error, asyncio.CancelledError) and (ctx.timed_out or not ctx.cancelled):
                 failed = True  # also if `on` raises
                 failed = ctx.timed_out or self._counts(error)
@@ -157,7 +158,7 @@ class CircuitBreaker:
                 pipeline=call.pipeline,
                 stage=call.stage,
                 run_id=str(call.ctx.run.pipeline_run_id),
-                hint=f"one attempt is let through {self.reset_after:g} s after it opened",
+                hint=f"a trial attempt is allowed {self.reset_after:g} s after the circuit opened",
             )
         circuit.tried_ns = now
         return now
@@ -208,10 +209,10 @@ class _Circuit:
 
 
 class Log:
-    """Log the start and the recorded result of every attempt, with its stage, run and milliseconds.
+    """Log the start and the recorded result of every attempt, with its stage, run and duration.
 
     Args:
-        level: Level of these lines; default DEBUG. FAIL and RETRY are logged at WARNING or higher.
+        level: Level of the log records; default DEBUG. FAIL and RETRY are logged at WARNING or higher.
         logger: Logger to use; default the one named "stageflow".
 
     Raises:
@@ -223,7 +224,7 @@ class Log:
 
     def __init__(self, level: int = logging.DEBUG, logger: logging.Logger | None = None) -> None:
         if not isinstance(level, int):
-            raise ValueError(f"Log(level={level!r}): give a number such as logging.INFO")
+            raise ValueError(f"Log(level={level!r}): expected an integer such as logging.INFO")
         self._level = level
         self._logger = logger or logging.getLogger("stageflow")
 

@@ -27,12 +27,13 @@ __all__ = [
     "thread_permit",
 ]
 
-
 # One lock for all limits: the search for a deadlock looks at several. Reentrant: a run that is dropped
 # releases its permits when it is garbage-collected, which may happen anywhere.
 _lock = threading.RLock()
 
 _number = itertools.count()
+
+_limits: weakref.WeakSet[Limit] = weakref.WeakSet()
 
 
 class _State(Enum):
@@ -57,7 +58,7 @@ class Permit:
         run_id: The run.
         outer: The permit held by the stage in which this run was started, or by one of that stage's
             ancestors; None if there is none.
-        nested_waiting: Number of waiting permits that have this permit among their outer ones.
+        nested_waiting: Number of waiting permits for which this is an outer permit.
     """
 
     __slots__ = (
@@ -123,7 +124,7 @@ class Permit:
         else:
             notify(self)
 
-    def outer_ones(self) -> Iterator[Permit]:
+    def outer_permits(self) -> Iterator[Permit]:
         """Yield the permits held by the stages in which this run was started."""
         outer = self.outer
         while outer is not None:
@@ -131,10 +132,10 @@ class Permit:
                 yield outer
             outer = outer.outer
 
-    def note_waiting(self, change: int) -> None:
-        """Count this permit as a waiting one of its outer ones, or no longer."""
+    def count_waiting(self, change: int) -> None:
+        """Change the number of waiting nested permits of all outer permits."""
         if self.outer is not None:
-            for outer in self.outer_ones():
+            for outer in self.outer_permits():
                 outer.nested_waiting += change
 
 
@@ -155,12 +156,12 @@ class Limit:
 
     @property
     def taken(self) -> int:
-        """Number of permits that are held now."""
+        """Number of permits that are currently held."""
         return len(self._held)
 
     @property
     def waiting(self) -> int:
-        """Number of stages that wait for a permit now."""
+        """Number of stages that are currently waiting for a permit."""
         return len(self.queued())
 
     def acquire(self, permit: Permit) -> bool:
@@ -201,27 +202,27 @@ class Limit:
         """Release a permit, or withdraw the request for it. A second call has no effect."""
         with _lock:
             if permit.state is _State.WAITING:
-                permit.note_waiting(-1)
+                permit.count_waiting(-1)
             permit.state = _State.RELEASED
             if permit in self._held:
                 self._held.discard(permit)
                 self._grant()
 
     def queued(self) -> list[Permit]:
-        """Return the requests that are waiting, in no order."""
+        """Return the waiting requests, in arbitrary order."""
         return [permit for _, permit in list(self._queue) if permit.state is _State.WAITING]
 
     def held(self) -> list[Permit]:
-        """Return the permits that are held, in no order."""
+        """Return the permits that are held, in arbitrary order."""
         return list(self._held)
 
     def only_held_by(self, permits: set[Permit]) -> bool:
-        """Return whether no other permits than these are held."""
+        """Return whether all held permits are in `permits`."""
         return self._held <= permits
 
     def _enqueue(self, permit: Permit) -> None:
         permit.state = _State.WAITING
-        permit.note_waiting(1)
+        permit.count_waiting(1)
         heapq.heappush(self._queue, (permit.number, permit))
 
     def _grant(self, unnotified: Permit | None = None) -> None:
@@ -237,7 +238,7 @@ class Limit:
                 heapq.heappush(self._queue, entry)
                 return
             permit.state = _State.HELD
-            permit.note_waiting(-1)
+            permit.count_waiting(-1)
             if permit is unnotified:
                 continue
             try:
@@ -271,13 +272,13 @@ def _is_deadlock(permit: Permit) -> bool:
     A stage that holds a permit is blocked if a run that was started in it waits for a permit that is never
     granted. A permit is never granted if all stages that hold one of its limit are blocked. The search starts
     from all waiting permits and removes those for which a stage may still release one, until no more can be
-    removed: what is left waits for itself.
+    removed: the remaining permits wait for each other.
     """
     if not all(held.nested_waiting for held in permit.limit.held()):
-        return False  # nearly always
+        return False  # the common case
     left = [each for limit in list(_limits) for each in limit.queued() if each.outer is not None]
     while permit in left:
-        blocked = {outer for each in left for outer in each.outer_ones()}
+        blocked = {outer for each in left for outer in each.outer_permits()}
         stuck = [each for each in left if each.limit.only_held_by(blocked)]
         if len(stuck) == len(left):
             return True
@@ -286,7 +287,7 @@ def _is_deadlock(permit: Permit) -> bool:
 
 
 def _deadlock(permit: Permit, held: list[Permit]) -> LimitDeadlockError:
-    own = set(permit.outer_ones())
+    own = set(permit.outer_permits())
     held.sort(key=lambda each: (each not in own, each.number))
     stages = list(dict.fromkeys(f"stage {each.stage!r} of pipeline {each.pipeline!r}" for each in held))
     runs = list(dict.fromkeys(each.run_id for each in held))
@@ -332,7 +333,7 @@ class Limits(Mapping[str, Limit]):
     def __init__(self, **permits: int) -> None:
         for name, count in permits.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"Limits({name}={count!r}): give a whole number, 1 or more")
+                raise ValueError(f"Limits({name}={count!r}): expected an integer of 1 or more")
         self._limits = {name: Limit(name, count) for name, count in permits.items()}
 
     def __getitem__(self, name: str) -> Limit:
@@ -343,9 +344,6 @@ class Limits(Mapping[str, Limit]):
 
     def __len__(self) -> int:
         return len(self._limits)
-
-
-_limits: weakref.WeakSet[Limit] = weakref.WeakSet()
 
 
 def _forget_parent() -> None:

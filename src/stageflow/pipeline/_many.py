@@ -16,7 +16,6 @@ from ..results import PipelineResults
 
 __all__ = ["Contexts", "ManyRuns"]
 
-
 log = logging.getLogger("stageflow.pipeline")
 
 _END: Any = object()
@@ -77,7 +76,7 @@ class ManyRuns:
             try:
                 await asyncio.wait(pending)
             except asyncio.CancelledError as cancellation:
-                # The runs end within their grace period; the clean-up of the source has no time limit.
+                # The runs end within their grace period; the cleanup of the source has no time limit.
                 cancelled = cancellation
                 self._feeder.cancel()
         for task in self._ended:
@@ -127,7 +126,7 @@ class ManyRuns:
             )
 
     async def _feed(self) -> None:
-        """Start a run for each context, as long as there is room."""
+        """Start a run for each context, within the limit on concurrency."""
         try:
             async with aclosing(_iterate(self._contexts)) as source:
                 number = 0

@@ -1,4 +1,4 @@
-"""`Pipeline` builds a `StageGraph`, which runs."""
+"""`Pipeline`, the immutable description of stages, and `StageGraph`, which runs it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Any, Literal, Unpack
 
 from .._log import log_safely
-from ..context import PipelineContext, StageContext
+from ..context import PipelineContext, StageContext, StageRunner
 from ..errors import InvalidArgumentError, PipelineValidationError
 from ..observability import WideEventEmitter, defaults
 from ..render import graph_as_dot, graph_as_mermaid, graph_as_text
 from ..results import PipelineResults
 from ..stages import StageKind
-from ._decorator import carried, undescribed
+from ._decorator import carried_description, without_description
 from ._interceptors import Interceptor
 from ._limits import Limits
 from ._many import Contexts, ManyRuns
-from ._plan import Around, Plan
+from ._plan import GraphOptions, Plan
 from ._scheduler import Scheduler
 from ._spec import StageOptions, StageSpec, options_of
 from ._validation import problems_of
 
 __all__ = ["Pipeline", "StageGraph"]
 
+log = logging.getLogger("stageflow.pipeline")
+
 
 class StageGraph:
-    """What `Pipeline.build()` returns. It has no state of its own: one graph serves all runs."""
+    """A validated pipeline, returned by `Pipeline.build()`. It is stateless, so runs can share it."""
 
     def __init__(self, plan: Plan) -> None:
         self.name = plan.name
@@ -38,19 +40,19 @@ class StageGraph:
     async def run(
         self, ctx: PipelineContext | None = None, *, deadline: float | None = None
     ) -> PipelineResults:
-        """Run the pipeline once, and leave its record.
+        """Run the pipeline once, and record the run.
 
         Args:
-            ctx: Ids, labels and input of the run; default an empty context. It is not changed.
-            deadline: Seconds that the whole run may take; default no limit.
+            ctx: Ids, labels and input of the run; default an empty context. It is not modified.
+            deadline: Maximum duration of the run in seconds; default no limit.
 
         Returns:
-            One result for every stage, also when stages failed; see `raise_on_failure()`.
+            One result for every stage, even if stages failed; see `raise_on_failure()`.
 
         Raises:
             asyncio.CancelledError: The run was cancelled externally; its record is written.
-            TypeError: `ctx` is no `PipelineContext`.
-            ValueError: `deadline` is no positive number.
+            InvalidArgumentError: `ctx` is not a `PipelineContext`.
+            ValueError: `deadline` is not a positive number.
 
         Example:
             results = await graph.run(PipelineContext(user_id="u1", data={"question": "why?"}))
@@ -62,47 +64,49 @@ class StageGraph:
             ctx = ctx.run
         elif not isinstance(ctx, PipelineContext):
             raise InvalidArgumentError(
-                f"pipeline {self.name!r}: run() takes a PipelineContext, not {type(ctx).__name__}",
-                hint="graph.run(PipelineContext(data={...}))",
+                f"pipeline {self.name!r}: run() expects a PipelineContext, not {type(ctx).__name__}",
+                hint="write graph.run(PipelineContext(data={...}))",
             )
-        self._check(deadline)
+        self._check_deadline(deadline)
         return await Scheduler(self._plan, ctx, deadline).complete()
 
-    def _check(self, deadline: float | None) -> None:
+    def _check_deadline(self, deadline: float | None) -> None:
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < math.inf):
-            raise ValueError(f"pipeline {self.name!r}: run(deadline={deadline!r}); give seconds, more than 0")
+            raise ValueError(
+                f"pipeline {self.name!r}: run(deadline={deadline!r}): expected more than 0 seconds"
+            )
 
     def run_sync(
         self, ctx: PipelineContext | None = None, *, deadline: float | None = None
     ) -> PipelineResults:
-        """Run the pipeline once from code without an event loop: Celery, Django, a script.
+        """Run the pipeline once from code without an event loop: a Celery task, a Django view, a script.
 
-        A loop is made for this run, and what sinks have waiting on that loop is drained when it ends. A
-        `BackgroundEventSink` goes on in its own thread: until `flush()`, or the exit of the process.
+        The run uses a new event loop. When it ends, the events that wait for sinks on this loop are
+        delivered. A `BackgroundEventSink` continues in its thread until `flush()` or the exit of the process.
 
         Raises:
-            RuntimeError: There is a running loop in this thread: await `run()` there.
+            RuntimeError: An event loop is running in this thread; use `await graph.run()` instead.
         """
         if asyncio._get_running_loop() is not None:
             raise RuntimeError(
-                f"pipeline {self.name!r}: run_sync() would block the event loop that runs in this thread"
-                "\n  hint: await graph.run(ctx)"
+                f"pipeline {self.name!r}: run_sync() would block the event loop of this thread"
+                "\n  hint: use `await graph.run(ctx)`"
             )
         return asyncio.run(self.run(ctx, deadline=deadline))
 
     def run_many(
         self, contexts: Contexts, *, concurrency: int = 64, deadline: float | None = None
     ) -> ManyRuns:
-        """Run the pipeline once for each context, and hand out results in order of completion.
+        """Run the pipeline once for each context, and iterate over the results in order of completion.
 
         Args:
-            contexts: Any iterable, also an asynchronous one; it is read as runs are started.
-            concurrency: How many runs may be started and not yet handed out.
-            deadline: Seconds that each run may take.
+            contexts: An iterable or asynchronous iterable; each context is requested when its run can start.
+            concurrency: Maximum number of runs that are started and whose results are not yet read.
+            deadline: Maximum duration of each run in seconds; default no limit.
 
         Raises:
-            ValueError: `concurrency` is no whole number of 1 or more, or `deadline` no positive number.
-            TypeError: `contexts` is no iterable.
+            ValueError: `concurrency` is less than 1, or `deadline` is not a positive number.
+            InvalidArgumentError: `contexts` is not iterable.
 
         Example:
             async with graph.run_many(contexts, concurrency=100) as runs:
@@ -111,18 +115,18 @@ class StageGraph:
         """
         if not isinstance(concurrency, int) or concurrency < 1:
             raise ValueError(
-                f"pipeline {self.name!r}: run_many(concurrency={concurrency!r}); "
-                "give a whole number, 1 or more"
+                f"pipeline {self.name!r}: run_many(concurrency={concurrency!r}): "
+                "expected an integer of 1 or more"
             )
-        self._check(deadline)
+        self._check_deadline(deadline)
         if not isinstance(contexts, (Iterable, AsyncIterable)):
             raise InvalidArgumentError(
-                f"pipeline {self.name!r}: run_many({contexts!r}); give an iterable of PipelineContext"
+                f"pipeline {self.name!r}: run_many({contexts!r}): expected an iterable of PipelineContext"
             )
         return ManyRuns(lambda ctx: self.run(ctx, deadline=deadline), contexts, concurrency)
 
     def describe(self) -> str:
-        """Return a table of the stages, for a terminal: level, kind, dependencies, policies.
+        """Return a plain-text table of the stages: level, kind, dependencies and policies.
 
         Example:
             >>> async def load(ctx): ...
@@ -136,14 +140,11 @@ class StageGraph:
         return f"<StageGraph {self.name!r}: {', '.join(self._plan.index)}>"
 
 
-log = logging.getLogger("stageflow.pipeline")
-
-
 class Pipeline:
-    """A named DAG of stages. Every method returns a new pipeline; none changes this one.
+    """An immutable, named DAG of stages. Methods that change it return a new pipeline.
 
     Args:
-        name: Name of the pipeline; the `topology` of its runs unless their context says otherwise.
+        name: Name of the pipeline, and the default `topology` of its runs.
 
     Example:
         >>> pipeline = (
@@ -169,74 +170,72 @@ class Pipeline:
     def with_stage(
         self,
         name: str,
-        runner: Any,
+        runner: StageRunner,
         kind: StageKind | None = None,
         dependencies: Iterable[str] | None = None,
         **options: Unpack[StageOptions],
     ) -> Pipeline:
-        """Return this pipeline with one more stage. Mistakes are found by `build()`, all at once.
+        """Return this pipeline with another stage. `build()` validates it, and reports all problems at once.
 
-        What is left out (None) is what the runner carries by `@stage`, else the default.
+        The default of an argument (None) is the value that `@stage` has attached to the runner.
 
         Args:
-            name: Name of the stage, unlike all others; without "/".
-            runner: A class with `execute(ctx)` (made anew for each run), an instance with one
-                (shared by all runs), or a function of `ctx`. What is no coroutine function runs
-                in a thread. Further parameters of a function are taken, by name, from what its
-                dependencies gave.
-            kind: What the stage is for; default TRANSFORM.
-            dependencies: Names of the stages that must have ended before this one starts.
-            conditional: Skip this stage when every one of its dependencies was skipped.
-            optional: A failure of this stage stops nothing; dependants run as after a skip.
-            when: A function of `ctx`, asked right before the stage would start; a false answer
-                skips it.
-            route: Run only when a dependency of kind ROUTE returned `StageOutput.route` with
-                this label.
-            timeout: Seconds that one attempt may take; default no limit.
-            retry: When to try again; default three attempts for `StageOutput.retry`, none for
-                exceptions.
-            limit: Take a place of `build(limits=Limits(...))` with this name for each attempt.
-            interceptors: What is around each attempt, inside those of `build()`, outermost first.
+            name: Name of the stage, unique in the pipeline and without "/".
+            runner: A class with a method `execute(ctx)` (instantiated per run), an instance of such a class
+                (shared by all runs), or a function of `ctx`. A synchronous function or method runs in a
+                thread. Further parameters are passed by name, from the outputs of the dependencies.
+            kind: Purpose of the stage; default TRANSFORM.
+            dependencies: Names of the stages that must end before this one starts.
+            conditional: Skip this stage if all of its dependencies were skipped.
+            optional: If this stage fails, the run continues; dependents run as after a skip.
+            when: A function of `ctx`, called just before the stage starts; a false value skips the stage.
+            route: Run this stage only if a dependency of kind ROUTE returned `StageOutput.route` with this
+                label.
+            timeout: Maximum duration of one attempt in seconds; default no limit.
+            retry: Retry policy; default three attempts for `StageOutput.retry`, and none for exceptions.
+            limit: Name of a limit in `build(limits=Limits(...))`; each attempt acquires a permit of it.
+            interceptors: Interceptors for each attempt, outermost first, inside those of `build()`.
 
         Raises:
-            TypeError: An option does not exist.
+            InvalidArgumentError: An option does not exist.
         """
         given = options_of(
             {"kind": kind, "dependencies": dependencies, **options}, f"stage {name!r}: with_stage()"
         )
-        merged = {**carried(runner), **given, "name": name}
-        for several in ("dependencies", "interceptors"):
-            merged[several] = _several(merged.get(several))
-        return Pipeline(self.name, stages=(*self.stages, StageSpec(runner=undescribed(runner), **merged)))
+        merged = {**carried_description(runner), **given, "name": name}
+        for option in ("dependencies", "interceptors"):
+            merged[option] = _as_tuple(merged.get(option))
+        spec = StageSpec(runner=without_description(runner), **merged)
+        return Pipeline(self.name, stages=(*self.stages, spec))
 
-    def with_stages(self, *runners: Any) -> Pipeline:
-        """Return this pipeline with stages that carry their descriptions by `@stage`.
+    def with_stages(self, *runners: StageRunner) -> Pipeline:
+        """Return this pipeline with further stages that are described by `@stage`.
 
         Raises:
-            TypeError: One of them is not described by `@stage`.
+            InvalidArgumentError: A runner is not described by `@stage`.
         """
         pipeline = self
         for runner in runners:
-            described = carried(runner)
-            if "name" not in described:
+            description = carried_description(runner)
+            if "name" not in description:
                 raise InvalidArgumentError(
-                    f"{runner!r} carries no name",
-                    hint="describe it with @stage, or use with_stage(name, runner)",
+                    f"{runner!r} has no name",
+                    hint="decorate it with @stage, or use with_stage(name, runner)",
                 )
-            pipeline = pipeline.with_stage(described["name"], runner)
+            pipeline = pipeline.with_stage(description["name"], runner)
         return pipeline
 
     def compose(self, other: Pipeline) -> Pipeline:
-        """Return this pipeline with the stages of `other` after its own, under this one's name.
+        """Return a pipeline with the name and stages of this one, followed by the stages of `other`.
 
-        Stages of one may depend on stages of the other. A stage that both have from a common
-        pipeline stands once; another stage of the same name is a mistake that `build()` finds.
+        Stages of one pipeline can depend on stages of the other. A stage that both inherit from a common
+        pipeline is included once. `build()` reports different stages with the same name.
 
         Raises:
-            TypeError: `other` is no pipeline.
+            InvalidArgumentError: `other` is not a pipeline.
         """
         if not isinstance(other, Pipeline):
-            raise InvalidArgumentError(f"compose() takes a Pipeline, not {type(other).__name__}")
+            raise InvalidArgumentError(f"compose() expects a Pipeline, not {type(other).__name__}")
         ours = {id(spec) for spec in self.stages}
         theirs = (spec for spec in other.stages if id(spec) not in ours)
         return Pipeline(self.name, stages=(*self.stages, *theirs))
@@ -253,42 +252,42 @@ class Pipeline:
         limits: Limits | None = None,
         interceptors: Iterable[Interceptor] = (),
     ) -> StageGraph:
-        """Check the description and return a graph that can run any number of times.
+        """Validate the description, and return a graph that can run any number of times.
 
         Args:
-            emit_stage_wide_events: Emit `stage.wide` for every stage; default None: on once
-                `stageflow.configure` was called, off before.
-            emit_pipeline_wide_event: Emit `pipeline.wide` for every run; default None likewise.
-            wide_event_emitter: What emits; default one that uses the global sink.
-            on_failure: "cancel" ends the run when a stage fails; "continue" still runs every
-                stage that is not downstream of the failed one.
-            max_concurrency: How many stages of one run may be under way at once; default no limit.
+            emit_stage_wide_events: Whether to emit `stage.wide` for every stage; default None, which emits
+                them once `stageflow.configure` was called.
+            emit_pipeline_wide_event: Whether to emit `pipeline.wide` for every run; default None, as above.
+            wide_event_emitter: The emitter; default one that uses the global sink.
+            on_failure: "cancel" ends the run when a stage fails; "continue" still runs every stage that does
+                not depend on the failed one.
+            max_concurrency: Maximum number of stages of one run that are running at once; default no limit.
             grace: Seconds that a cancelled stage has to end before it is abandoned.
-            limits: The limits that stages name with `limit=`; share them among graphs.
-            interceptors: What is around each attempt of every stage, outermost first.
+            limits: The limits that stages refer to with `limit=`. Several graphs can share them.
+            interceptors: Interceptors for each attempt of every stage, outermost first.
 
         Raises:
-            PipelineValidationError: With every problem of the description.
+            PipelineValidationError: The description is invalid; the error lists all problems.
         """
-        around = Around(_several(interceptors), limits if isinstance(limits, Limits) else {})
-        problems = problems_of(self.name, self.stages, around)
+        options = GraphOptions(_as_tuple(interceptors), limits if isinstance(limits, Limits) else {})
+        problems = problems_of(self.name, self.stages, options)
         if limits is not None and not isinstance(limits, Limits):
-            problems.append(f"limits={limits!r}; give Limits(name=places)")
+            problems.append(f"limits must be Limits(name=permits), got {limits!r}")
         if wide_event_emitter is not None:
             if emit_stage_wide_events is None and emit_pipeline_wide_event is None and not defaults().emits:
                 log_safely(
                     log,
-                    "pipeline %r is built with an emitter, but emits no wide events: call configure(),"
-                    " or give emit_stage_wide_events=True, emit_pipeline_wide_event=True",
+                    "pipeline %r was built with an emitter but emits no wide events: call configure(),"
+                    " or pass emit_stage_wide_events=True and emit_pipeline_wide_event=True to build()",
                     self.name,
                 )
             problems += _emitter_problems(wide_event_emitter)
         if on_failure not in ("cancel", "continue"):
-            problems.append(f'on_failure={on_failure!r}; give "cancel" or "continue"')
+            problems.append(f'on_failure must be "cancel" or "continue", got {on_failure!r}')
         if max_concurrency is not None and (not isinstance(max_concurrency, int) or max_concurrency < 1):
-            problems.append(f"max_concurrency={max_concurrency!r}; give a whole number, 1 or more")
+            problems.append(f"max_concurrency must be an integer of 1 or more, got {max_concurrency!r}")
         if not isinstance(grace, (int, float)) or not 0 <= grace < math.inf:
-            problems.append(f"grace={grace!r}; give seconds, 0 or more")
+            problems.append(f"grace must be 0 or more seconds, got {grace!r}")
         if problems:
             raise PipelineValidationError(str(self.name), problems)
         return StageGraph(
@@ -301,24 +300,24 @@ class Pipeline:
                 fail_fast=on_failure == "cancel",
                 max_concurrency=max_concurrency,
                 grace=float(grace),
-                around=around,
+                options=options,
             )
         )
 
     async def run(
         self, ctx: PipelineContext | None = None, *, deadline: float | None = None
     ) -> PipelineResults:
-        """Build with the defaults, once, and run: short for `pipeline.build().run(ctx)`.
+        """Run the pipeline with default options: a shorthand for `pipeline.build().run(ctx)`.
 
         Raises:
-            PipelineValidationError: With every problem of the description.
+            PipelineValidationError: The description is invalid; the error lists all problems.
         """
         if self._graph is None:
             self._graph = self.build()
         return await self._graph.run(ctx, deadline=deadline)
 
     def to_mermaid(self) -> str:
-        """Return a Mermaid flowchart of this pipeline, for a README or a wiki.
+        """Return this pipeline as a Mermaid flowchart, for Markdown documents.
 
         Example:
             >>> print(Pipeline("p").with_stage("load", print).to_mermaid())
@@ -328,7 +327,7 @@ class Pipeline:
         return graph_as_mermaid([spec.record() for spec in self.stages])
 
     def to_dot(self) -> str:
-        """Return this pipeline in DOT, for `dot -Tsvg`."""
+        """Return this pipeline in the DOT language, for Graphviz."""
         return graph_as_dot([spec.record() for spec in self.stages], self.name)
 
     def __repr__(self) -> str:
@@ -336,8 +335,8 @@ class Pipeline:
         return f"<Pipeline {self.name!r}: {names or 'no stages'}>"
 
 
-def _several(given: Any) -> tuple[Any, ...]:
-    """Return what was given as a tuple; one thing instead of several is taken for that one."""
+def _as_tuple(given: Any) -> tuple[Any, ...]:
+    """Return an iterable as a tuple, and a single value as a tuple of one item."""
     if given is None:
         return ()
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
@@ -345,10 +344,10 @@ def _several(given: Any) -> tuple[Any, ...]:
 
 def _emitter_problems(emitter: Any) -> list[str]:
     if not isinstance(emitter, WideEventEmitter):
-        return [f"wide_event_emitter={emitter!r}; give a WideEventEmitter or a subclass of it"]
+        return [f"wide_event_emitter must be an instance of WideEventEmitter, got {emitter!r}"]
     return [
-        f"{type(emitter).__name__}.{name} is a coroutine function; "
-        "the engine calls it plainly: make it a plain `def`"
+        f"{type(emitter).__name__}.{name} is a coroutine function, but the engine does not await it; "
+        "define it with `def`"
         for name in ("emit_stage_wide", "emit_pipeline_wide")
         if inspect.iscoroutinefunction(getattr(emitter, name))
     ]

@@ -1,4 +1,4 @@
-"""The compiled form of a pipeline: nodes, edges, and which stage may read from which."""
+"""The compiled form of a pipeline: its nodes, their edges, and the ancestors of each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..schema import StageOutline
 from ..stages import StageKind
 from ._interceptors import Interceptor
 from ._limits import Limit
-from ._spec import Parameter, StageSpec, entry_of, gives_coroutine, parameters_of
+from ._spec import Parameter, StageSpec, entry_of, parameters_of, returns_coroutine
 
-__all__ = ["Ancestry", "Around", "Node", "Plan", "compile_nodes"]
+__all__ = ["Ancestry", "GraphOptions", "Node", "Plan", "compile_nodes"]
 
 
 class Ancestry:
@@ -25,8 +25,8 @@ class Ancestry:
 
     A depth-first traversal along the edges numbers the stages in the order in which it leaves them. The
     stages that it visits from one stage have consecutive numbers, up to that of the stage itself: two numbers
-    per stage are enough to recognise them as its descendants. A third number, the lowest among all
-    descendants of a stage, excludes most other stages. Only what both leave undecided is searched.
+    per stage are enough to recognize them as its descendants. A third number, the lowest of all descendants
+    of a stage, excludes most other stages. Only the remaining cases need a search.
     """
 
     __slots__ = ("_last", "_lowest", "_nodes", "_places", "_visited_from")
@@ -91,8 +91,8 @@ class Ancestry:
         return found
 
 
-class Around(Struct, frozen=True):
-    """What `build()` puts around every stage: interceptors, and the limits that stages name."""
+class GraphOptions(Struct, frozen=True):
+    """The options of `build()` that apply to stages: interceptors, and the limits that stages refer to."""
 
     interceptors: tuple[Interceptor, ...] = ()
     limits: Mapping[str, Limit] = {}
@@ -111,7 +111,7 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
         first_attempt: 1, or 0 if `when=` is evaluated before the first attempt.
         gated: True if the outcomes of its dependencies can skip it.
         shared_limit: The limit from which each attempt acquires a permit, or None.
-        parameters: What it takes by name.
+        parameters: The parameters that are passed by name.
         dependents: Positions of the stages that depend on this one.
         dependency_set: Names of its dependencies.
         route_labels: Route labels of its dependents, for a stage of kind ROUTE.
@@ -132,7 +132,7 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
     route_labels: tuple[str, ...]
 
 
-def compile_nodes(specs: Sequence[StageSpec], pipeline: str, around: Around) -> tuple[Node, ...]:
+def compile_nodes(specs: Sequence[StageSpec], pipeline: str, options: GraphOptions) -> tuple[Node, ...]:
     """Return the nodes of a validated description, in the same order."""
     places = {spec.name: index for index, spec in enumerate(specs)}
     dependents: list[list[int]] = [[] for _ in specs]
@@ -144,7 +144,9 @@ def compile_nodes(specs: Sequence[StageSpec], pipeline: str, around: Around) -> 
             if spec.route is not None and specs[before].kind is StageKind.ROUTE:
                 labels[before].append(spec.route)
     return tuple(
-        _compile(spec, index, pipeline, around, tuple(dependents[index]), tuple(dict.fromkeys(labels[index])))
+        _compile(
+            spec, index, pipeline, options, tuple(dependents[index]), tuple(dict.fromkeys(labels[index]))
+        )
         for index, spec in enumerate(specs)
     )
 
@@ -153,7 +155,7 @@ def _compile(
     spec: StageSpec,
     index: int,
     pipeline: str,
-    around: Around,
+    options: GraphOptions,
     dependents: tuple[int, ...],
     route_labels: tuple[str, ...],
 ) -> Node:
@@ -161,9 +163,9 @@ def _compile(
     assert entry is not None, "validated"
     make, called = entry.make, entry.called
     call = called if make is None else None
-    interceptors = (*around.interceptors, *spec.interceptors)
+    interceptors = (*options.interceptors, *spec.interceptors)
     parameters = parameters_of(called, entry.context_at)
-    plain = not gives_coroutine(called)
+    plain = not returns_coroutine(called)
     return Node(
         **{**asdict(spec), "interceptors": interceptors},
         index=index,
@@ -174,7 +176,7 @@ def _compile(
         plain=plain,
         first_attempt=1 if spec.when is None else 0,
         gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None),
-        shared_limit=around.limits[spec.limit] if spec.limit is not None else None,
+        shared_limit=options.limits[spec.limit] if spec.limit is not None else None,
         parameters=parameters,
         dependents=dependents,
         dependency_set=frozenset(spec.dependencies),
@@ -183,23 +185,23 @@ def _compile(
 
 
 class Plan:
-    """Nodes, their order, and how runs go.
+    """The compiled pipeline, and the options of its runs.
 
     Attributes:
         name: Name of the pipeline.
-        specs: The description it was made from.
-        nodes: The stages, in the order of the description; a stage's number is its place here.
-        index: From the name of a stage to its number.
-        waiting: How many dependencies each stage has.
-        roots: Numbers of the stages that have none.
-        emitter: What emits.
-        emits_stages: Emit `stage.wide`; None where `stageflow.configure` decides.
-        emits_pipeline: Emit `pipeline.wide`; None likewise.
-        fail_fast: True where a failure ends the run.
-        max_concurrency: How many stages of a run may be under way at once; None for no limit.
+        specs: The description that it was compiled from.
+        nodes: The stages, in the order of the description. The number of a stage is its position here.
+        index: The number of each stage, by name.
+        waiting: The number of dependencies of each stage.
+        roots: Numbers of the stages without dependencies.
+        emitter: Emits the events.
+        emits_stages: Whether to emit `stage.wide`; None if `stageflow.configure` decides.
+        emits_pipeline: Whether to emit `pipeline.wide`; None if `stageflow.configure` decides.
+        fail_fast: True if a failure ends the run.
+        max_concurrency: Maximum number of stages of a run that are running at once; None for no limit.
         grace: Seconds that a cancelled stage has to end.
-        limited: True where a stage takes places at a shared limit.
-        outline: The stages as a mark of a run's beginning has them, in JSON.
+        limited: True if any stage has a shared limit.
+        outline: The stages for the mark of the start of a run, as JSON.
     """
 
     def __init__(
@@ -213,11 +215,11 @@ class Plan:
         fail_fast: bool,
         max_concurrency: int | None,
         grace: float,
-        around: Around,
+        options: GraphOptions,
     ) -> None:
         self.name = name
         self.specs = tuple(specs)
-        self.nodes: tuple[Node, ...] = compile_nodes(specs, name, around)
+        self.nodes: tuple[Node, ...] = compile_nodes(specs, name, options)
         self.index = {node.name: node.index for node in self.nodes}
         self.waiting = [len(node.dependencies) for node in self.nodes]
         self.roots = tuple(node.index for node in self.nodes if not node.dependencies)
@@ -244,5 +246,5 @@ class Plan:
 
     @cached_property
     def ancestry(self) -> Ancestry:
-        """Which stage may read from which. Built on first use: few stages read beyond their dependencies."""
+        """The ancestors of each stage. Built on first use: few stages read beyond their dependencies."""
         return Ancestry(self.nodes)

@@ -81,8 +81,8 @@ Effect = Literal["cancel", "release", "defer", "resume", "retry_due", "grace_ove
 
 - `cancel`: cancel its running attempt.
 - `release`: release its permit.
-- `defer`: let others have the permit that it was granted, and keep its place in the queue, because the run is
-  at `max_concurrency`.
+- `defer`: release the permit that it was granted, but keep its place in the queue, because the run is at
+  `max_concurrency`.
 - `resume`: acquire its deferred permit again; a slot of `max_concurrency` is reserved for it.
 - `retry_due`, `grace_over`: call the method of this name after that many seconds.
 """
@@ -218,7 +218,7 @@ class RunState:
 
     @property
     def startable(self) -> int:
-        """How many ready instances may start now."""
+        """Number of ready instances that may start now."""
         ready = len(self.ready)
         if self._limit is None:
             return ready
@@ -263,7 +263,7 @@ class RunState:
             # Count the attempt that never started, so that the terminal event has a unique id.
             result = replace(result, attempt=attempts + 1)
         self.running += 1  # as for an attempt that ends at once
-        self._settle(index, result, at)
+        self._apply_result(index, result, at)
 
     def _resume_deferred(self) -> None:
         """Reserve free slots for instances that could not use the permit that they were granted."""
@@ -313,7 +313,7 @@ class RunState:
             began = ended
         if node.route_labels:
             self._routes[index] = output.routes or ()
-        self._settle(index, self._result(index, ctx, output, ctx.attempt, began, ended), ended)
+        self._apply_result(index, self._result(index, ctx, output, ctx.attempt, began, ended), ended)
 
     def attempt_withdrawn(self, index: int, at: int) -> None:
         """The run ended before an attempt could start: it waited for a thread."""
@@ -332,11 +332,11 @@ class RunState:
         """The engine was interrupted, or failed, while it processed the end of an attempt.
 
         The attempt fails with that error, `output`, if it has no result yet; the run ends in any case if the
-        error is an interrupt of the process, or if what follows from the result is unknown.
+        error is an interrupt of the process, or if the consequences of the result are unknown.
         """
         if is_a(output.exception, (SystemExit, KeyboardInterrupt)):
             self._interrupted_by(output.exception)
-        # The interrupt may have come between any two statements: count anew.
+        # The interrupt may have occurred between any two statements, so count again.
         self.running = sum(phase in _ACTIVE for phase in self.phases)
         self.left = self.results.count(None)
         if self.phases[index] not in _ACTIVE:
@@ -352,7 +352,7 @@ class RunState:
             self.left += 1
         if self.nodes[index].route_labels:
             self._routes[index] = ()
-        self._settle(index, self._result(index, None, output, attempt, began, ended), ended)
+        self._apply_result(index, self._result(index, None, output, attempt, began, ended), ended)
 
     def attempt_timed_out(self, index: int) -> None:
         """The timeout of a running attempt has passed: it is cancelled, and has a grace period to end."""
@@ -363,23 +363,25 @@ class RunState:
             self.pending = True
 
     def grace_over(self, index: int, ctx: StageContext, began: int, at: int) -> None:
-        """A cancelled attempt did not end within the grace period: the run goes on without it."""
+        """A cancelled attempt did not end within the grace period: the run continues without it."""
         phase = self.phases[index]
         if phase not in (TIMED_OUT, CANCELLING):
             return
-        left = f"it did not end within {self._plan.grace:g} s and was left running"
+        abandoned = f"it did not end within {self._plan.grace:g} s and was left running"
         if phase == TIMED_OUT:
             late = timed_out(self.nodes[index], self.run_id, None)
-            output = StageOutput(FAIL, {}, describe(late), late, left)
+            output = StageOutput(FAIL, {}, describe(late), late, abandoned)
         else:
             why = self.ending.reason if self.ending else "the run ended"
-            output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {left}")
+            output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {abandoned}")
         if self.nodes[index].route_labels:
             self._routes[index] = ()
-        self._settle(index, self._result(index, ctx, output, ctx.attempt, began, at, abandoned=True), at)
+        self._apply_result(
+            index, self._result(index, ctx, output, ctx.attempt, began, at, abandoned=True), at
+        )
 
     def run_grace_over(self, at: int) -> None:
-        """The grace period of the run is over: it ends, whatever is still running."""
+        """The grace period of the run is over: it ends, even if attempts are still running."""
         if self.ending is not None:
             self.running = 0
             self._finish(at)
@@ -406,8 +408,8 @@ class RunState:
     def interrupted(self, result: StageResult, interrupt: BaseException, at: int) -> None:
         """A `KeyboardInterrupt` or `SystemExit` occurred while emitting a result: the run fails there."""
         self._interrupted_by(interrupt)
-        what = f"{type(interrupt).__name__} while the result of stage {result.name!r} was emitted"
-        self._end(Ending("failed", what, what, interrupt), at)
+        text = f"{type(interrupt).__name__} while the result of stage {result.name!r} was emitted"
+        self._end(Ending("failed", text, text, interrupt), at)
 
     def engine_failed(self, error: BaseException, at: int) -> None:
         """The engine itself failed: the run ends as after any failure."""
@@ -443,7 +445,7 @@ class RunState:
             raised = timed_out(node, self.run_id, raised)
             output = StageOutput(FAIL, {}, describe(raised), raised)
         if self.ending is not None:
-            return output if phase == TIMED_OUT else _cut_short(output, raised, self.ending.reason)
+            return output if phase == TIMED_OUT else _cancelled_output(output, raised, self.ending.reason)
         if attempt and (raised is not None or output.status is RETRY):
             since = ended - self._first_began.get(index, began)
             return _retried_or_failed(output, node.retry or _DEFAULT_RETRY, attempt, raised, since / 1e9)
@@ -486,7 +488,7 @@ class RunState:
             ctx.loop_blocked_ms if ctx else None,
         )
 
-    def _settle(self, index: int, result: StageResult, at: int) -> None:
+    def _apply_result(self, index: int, result: StageResult, at: int) -> None:
         """Apply the result of an attempt, and start or end the stages that depend on it."""
         if self._permits and index in self._permits:
             self._release_permit(index)
@@ -526,15 +528,15 @@ class RunState:
         if not self.left or (self.ending is not None and not self.running):
             self._finish(at)
 
-    def _keep(self, index: int, result: StageResult) -> None:
+    def _store(self, index: int, result: StageResult) -> None:
         self.phases[index] = DONE
         self.results[index] = result
         self.left -= 1
         self.emits.append(result)
 
-    def _keep_unstarted(self, index: int, status: StageStatus, reason: str, at: int) -> None:
+    def _store_unstarted(self, index: int, status: StageStatus, reason: str, at: int) -> None:
         output = StageOutput(status, {}, reason=reason)
-        self._keep(index, self._result(index, None, output, 0, at, at))
+        self._store(index, self._result(index, None, output, 0, at, at))
 
     # ------------------------------------------------------------ dependents
 
@@ -549,7 +551,7 @@ class RunState:
                     continue
                 self._ready_at[after] = at
                 if nodes[after].gated and (reason := self._skip_reason(nodes[after])) is not None:
-                    self._keep_unstarted(after, SKIP, reason, at)
+                    self._store_unstarted(after, SKIP, reason, at)
                     skipped.append(after)
                 else:
                     phases[after] = READY
@@ -591,7 +593,7 @@ class RunState:
             for after in self.nodes[following.pop()].dependents:
                 if self.phases[after] != DONE:
                     self._ready_at[after] = at
-                    self._keep_unstarted(after, CANCEL, reason, at)
+                    self._store_unstarted(after, CANCEL, reason, at)
                     following.append(after)
 
     # ------------------------------------------------------------ the end of the run
@@ -636,14 +638,14 @@ class RunState:
             last = self.retried.get(index)
             if last is None:
                 self._ready_at[index] = at
-                self._keep_unstarted(index, CANCEL, f"never started: {why}", at)
+                self._store_unstarted(index, CANCEL, f"never started: {why}", at)
                 continue
-            # It waited for its next attempt: its end is that of its last one.
+            # It was waiting for its next attempt: its times are those of its last attempt.
             output = StageOutput(CANCEL, {}, last.error, last.exception, f"not tried again: {why}")
             began, ended = last.started_ns - self.origin, last.ended_ns - self.origin
             final = self._result(index, None, output, last.attempts, began, ended)
             # Count the attempt that never started, so that the terminal event has a unique id.
-            self._keep(index, replace(final, attempt=last.attempts + 1))
+            self._store(index, replace(final, attempt=last.attempts + 1))
 
     def _release_permit(self, index: int) -> None:
         self._permits.pop(index, None)
@@ -654,7 +656,7 @@ class RunState:
         """Return the results of a run that is done."""
         ending, failed = self.ending, self.first_failed
         if failed is not None and (ending is None or ending.outcome == "stopped"):
-            # It failed first, and the run went on for the stages that did not need it.
+            # It failed before the run stopped; the run continued for the stages that do not depend on it.
             ending = _failed_at(failed)
         results = [result for result in self.results if result is not None]
         if ending is None:
@@ -697,7 +699,7 @@ def _failed_at(result: StageResult) -> Ending:
     return Ending("failed", f"stage {result.name!r} failed", text, result.exception)
 
 
-def _cut_short(output: StageOutput, raised: BaseException | None, why: str) -> StageOutput:
+def _cancelled_output(output: StageOutput, raised: BaseException | None, why: str) -> StageOutput:
     """Return the outcome of an attempt that was cancelled because the run ended.
 
     A value that it still returned counts. An exception that it raised results from the cancellation: the
@@ -705,10 +707,10 @@ def _cut_short(output: StageOutput, raised: BaseException | None, why: str) -> S
     """
     if raised is None and output.status is not RETRY:
         return output
-    own = None if is_a(raised, CancelledError) else raised
+    exception = None if is_a(raised, CancelledError) else raised
     with INTERRUPTS:
-        error = describe(own) if own is not None else None
-    return StageOutput(CANCEL, {}, error=error, exception=own, reason=f"cancelled: {why}")
+        error = describe(exception) if exception is not None else None
+    return StageOutput(CANCEL, {}, error=error, exception=exception, reason=f"cancelled: {why}")
 
 
 def _retried_or_failed(
@@ -718,11 +720,11 @@ def _retried_or_failed(
 
     `since` is the number of seconds since the start of the first attempt.
     """
-    wants = output.status is RETRY
+    requested = output.status is RETRY
     after: float | None = None
     reason: str | None = None
     try:
-        if not wants and (raised is None or not policy.covers(raised)):
+        if not requested and (raised is None or not policy.covers(raised)):
             return output
         if attempt < policy.attempts:
             after = policy.seconds_after(attempt) if output.after is None else output.after
@@ -736,9 +738,11 @@ def _retried_or_failed(
             reason = f"attempt {attempt} of {policy.attempts} failed, the next one in {after:g} s"
         else:
             status = FAIL
-            reason = f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or wants else None
+            reason = (
+                f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or requested else None
+            )
     except BaseException as error:
-        # A policy is the user's code too.
+        # The policy may call functions of the application.
         INTERRUPTS.postpone(error)
         status = FAIL
         with INTERRUPTS:

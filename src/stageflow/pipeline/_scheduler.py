@@ -41,19 +41,19 @@ from ._run_state import CANCELLING, RUNNING, TIMED_OUT, Effect, RunState
 
 __all__ = ["Scheduler"]
 
+log = logging.getLogger("stageflow")
+
+P = ParamSpec("P")
+
 YIELD_EVERY = 16
 """Number of stages that a worker starts before it yields to the event loop."""
 
 LOOP_BLOCKED_NS = 50_000_000
 """A stage that blocks the event loop for longer in one step is reported."""
 
-log = logging.getLogger("stageflow")
-
 _blocking: set[tuple[str, str]] = set()
 """The pipelines and stages whose blocking of the event loop has been logged."""
-_MOST_BLOCKING = 1000
-
-P = ParamSpec("P")
+_MAX_BLOCKING = 1000
 
 
 def _ends_run(
@@ -72,10 +72,10 @@ def _ends_run(
 
 
 def _close(steps: Coroutine[Any, Any, Any], variables: Context) -> None:
-    """Close a coroutine if the engine was interrupted, or failed, while it drove it; else it has ended."""
+    """Close a coroutine that was not driven to its end because the engine was interrupted or failed."""
     try:
         variables.run(steps.close)
-    except BaseException as error:  # the interrupt that comes first is the one to raise
+    except BaseException as error:  # the engine raises the first interrupt
         INTERRUPTS.postpone(error)
 
 
@@ -115,10 +115,10 @@ class Scheduler:
         self._held: dict[int, Permit] = {}
         self._requests: dict[int, Permit] = {}
         self._thread_requests: dict[int, ThreadPermit] = {}
-        # Of the synchronous stage in which this run was started.
+        # The permit of the synchronous stage that started this run.
         self._outer_permit = thread_permit.get()
 
-    # ------------------------------------------------------------ the caller's side
+    # ------------------------------------------------------------ start and end of the run
 
     async def complete(self) -> PipelineResults:
         """Run all stages and return their results; see `StageGraph.run`."""
@@ -187,11 +187,11 @@ class Scheduler:
         self.state.engine_failed(error, self.now())
         self._apply()
 
-    def disown(self) -> None:
-        """See `Running.disown`."""
-        self.recorder.disown()
+    def detach_after_fork(self) -> None:
+        """See `Running.detach_after_fork`."""
+        self.recorder.detach_after_fork()
 
-    def stages_under_way(self) -> tuple[str, ...]:
+    def suspended_stages(self) -> tuple[str, ...]:
         """See `ActiveRun.stages`."""
         return tuple(self.plan.nodes[index].name for index in list(self.attempts))
 
@@ -236,7 +236,7 @@ class Scheduler:
 
     @_ends_run
     def _worker_done(self, task: asyncio.Task[None]) -> None:
-        # A worker that ended normally is no longer in the set, even if it was cancelled afterwards.
+        # A worker that ended normally is not in the set, even if it was cancelled afterwards.
         if task not in self._workers:
             return
         self._workers.discard(task)
@@ -276,9 +276,9 @@ class Scheduler:
         state, now, base = self.state, self.now, self.variables
         context, recorder, nodes = self.context, self.recorder, self.state.nodes
         ready, emits = state.ready, state.emits
-        turn = 0
-        # With `partial`: since Python 3.14, it depends on the place of a call in the code whether a local
-        # variable that is its argument counts as another reference.
+        completed = 0
+        # With `partial`: since Python 3.14, the position of a call in the code determines whether passing a
+        # local variable adds a reference.
         strong_references = functools.partial(getrefcount, task)
         weak_references = functools.partial(getweakrefcount, task)
         strong, weak = strong_references(), weak_references()
@@ -375,8 +375,8 @@ class Scheduler:
                 if state.startable > 0:
                     self._start_worker()
                 break
-            turn += 1
-            if turn % YIELD_EVERY == 0 and ready:
+            completed += 1
+            if completed % YIELD_EVERY == 0 and ready:
                 self._yielding += 1
                 try:
                     await asyncio.sleep(0)
@@ -405,7 +405,7 @@ class Scheduler:
             return  # all of its code runs in a thread; to start one may take long on a busy machine
         ctx.loop_blocked_ms = nanoseconds // 1000 / 1000
         key = (self.pipeline_name, ctx.stage)
-        if key not in _blocking and len(_blocking) < _MOST_BLOCKING:
+        if key not in _blocking and len(_blocking) < _MAX_BLOCKING:
             _blocking.add(key)
             log_safely(
                 log,
@@ -446,7 +446,7 @@ class Scheduler:
                 self._execute_one(effect, index, seconds)
             state.effects.clear()
             if state.ending is not None:
-                self._wait_for_nothing()
+                self._cancel_waits()
         if state.done and self.results is None:
             self._conclude()
 
@@ -473,7 +473,7 @@ class Scheduler:
         else:
             self._timers[effect] = self.loop.call_later(seconds, self._grace_over, index)
 
-    def _wait_for_nothing(self) -> None:
+    def _cancel_waits(self) -> None:
         """Cancel all pending requests for permits, and all timers for retries."""
         for permit in self._requests.values():
             permit.limit.release(permit)

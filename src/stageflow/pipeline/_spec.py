@@ -1,4 +1,4 @@
-"""The description of a stage."""
+"""The description of a stage, and the inspection of its runner."""
 
 from __future__ import annotations
 
@@ -26,11 +26,18 @@ __all__ = [
     "arguments",
     "class_of",
     "entry_of",
-    "gives_coroutine",
     "has_attribute",
     "options_of",
     "parameters_of",
+    "returns_coroutine",
 ]
+
+
+Parameter = tuple[str, bool, Any]
+"""Name, whether it has a default, and the default."""
+
+Condition = Callable[[StageContext], bool | Awaitable[bool]]
+"""The type of `when=`."""
 
 
 class Entry(Struct, frozen=True):
@@ -38,7 +45,7 @@ class Entry(Struct, frozen=True):
 
     Attributes:
         make: The class to instantiate per run, or None.
-        called: What to call with the context; for a class, the method `execute` of the class itself.
+        called: The callable to call with the context; for a class, the method `execute` of the class itself.
         context_at: Position of the parameter for the context: 1 for a method that is not bound, otherwise 0.
     """
 
@@ -72,12 +79,12 @@ def entry_of(runner: Any) -> Entry | None:
 
 
 def has_attribute(value: Any, name: str) -> bool:
-    """Return whether a value declares an attribute; a mock returns one for every name."""
+    """Return whether a value declares an attribute. Not with `hasattr`: a mock has every attribute."""
     return hasattr(value, name) if inspect.isroutine(value) else name in dir(value)
 
 
-def gives_coroutine(called: Any) -> bool:
-    """Return whether a call returns a coroutine."""
+def returns_coroutine(called: Any) -> bool:
+    """Return whether a callable returns a coroutine."""
     while isinstance(called, functools.partial):
         called = called.func
     return inspect.iscoroutinefunction(called) or (
@@ -85,12 +92,8 @@ def gives_coroutine(called: Any) -> bool:
     )
 
 
-Parameter = tuple[str, bool, Any]
-"""Name, whether it has a default, and the default."""
-
-
 def parameters_of(called: Any, context_at: int = 0) -> tuple[Parameter, ...]:
-    """Return the parameters after the context, which are taken by name.
+    """Return the parameters after the context, which are passed by name.
 
     Parameters that a `functools.partial` binds keep their values, and so do those with a default whose name
     begins with an underscore: `lambda ctx, _n=n: ...`.
@@ -115,47 +118,44 @@ def parameters_of(called: Any, context_at: int = 0) -> tuple[Parameter, ...]:
 def arguments(
     ctx: StageContext, parameters: tuple[Parameter, ...], stages: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return a value for each parameter: the key of that name in what one of `stages` gave.
+    """Return a value for each parameter: the value of the key of that name in the output of one of `stages`.
 
     Raises:
-        MissingInputError: None of them has it and it has no default, or several have it.
+        MissingInputError: No output has the key and the parameter has no default, or several have the key.
     """
     values: dict[str, Any] = {}
-    given = {stage: ctx.inputs.result_from(stage).data for stage in stages}
+    outputs = {stage: ctx.inputs.result_from(stage).data for stage in stages}
     for name, has_default, default in parameters:
-        holders = [stage for stage, data in given.items() if name in data]
-        if len(holders) == 1:
-            values[name] = given[holders[0]][name]
-        elif not holders and has_default:
+        sources = [stage for stage, data in outputs.items() if name in data]
+        if len(sources) == 1:
+            values[name] = outputs[sources[0]][name]
+        elif not sources and has_default:
             values[name] = default
             ctx.inputs.note_missing(name, stages)
         else:
             ctx.inputs.note_missing(name, stages)
-            raise _missing(ctx, name, holders, given)
+            raise _missing(ctx, name, sources, outputs)
     return values
 
 
-def _missing(ctx: StageContext, name: str, holders: list[str], given: dict[str, Any]) -> MissingInputError:
+def _missing(ctx: StageContext, name: str, sources: list[str], outputs: dict[str, Any]) -> MissingInputError:
     where = {"stage": ctx.stage, "run_id": str(ctx.run.pipeline_run_id)}
-    if holders:
-        stages = " and ".join(repr(stage) for stage in holders)
+    if sources:
+        stages = " and ".join(repr(stage) for stage in sources)
         return MissingInputError(
-            f"several dependencies have a value for parameter {name!r}: {stages}",
+            f"several dependencies returned a value for parameter {name!r}: {stages}",
             hint=f"read one of them with ctx.inputs.get_from(stage, {name!r})",
             **where,
         )
-    keys = [str(key) for data in given.values() for key in data]
+    keys = [str(key) for data in outputs.values() for key in data]
     listed = ", ".join(
-        f"{stage!r} returned {sorted(map(str, data)) or 'nothing'}" for stage, data in given.items()
+        f"{stage!r} returned {sorted(map(str, data)) or 'nothing'}" for stage, data in outputs.items()
     )
     return MissingInputError(
-        f"no dependency has a value for parameter {name!r}{did_you_mean(name, keys)}",
+        f"no dependency returned a value for parameter {name!r}{did_you_mean(name, keys)}",
         hint=listed or "the stage has no dependencies; pass them to with_stage",
         **where,
     )
-
-
-Condition = Callable[[StageContext], bool | Awaitable[bool]]
 
 
 class StageOptions(TypedDict, total=False):
@@ -199,7 +199,7 @@ class StageSpec(Struct, frozen=True, eq=False):
     interceptors: tuple[Interceptor, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """Return the description as plain values, for a picture of it."""
+        """Return the description as plain values, for rendering."""
         policies = {
             "route": self.route,
             "when": None if self.when is None else getattr(self.when, "__name__", "when"),
@@ -209,7 +209,8 @@ class StageSpec(Struct, frozen=True, eq=False):
             "retry": None if self.retry is None else str(self.retry.attempts),
             "limit": self.limit,
             "interceptors": ",".join(
-                getattr(around, "__name__", None) or type(around).__name__ for around in self.interceptors
+                getattr(interceptor, "__name__", None) or type(interceptor).__name__
+                for interceptor in self.interceptors
             )
             or None,
         }
@@ -231,7 +232,7 @@ def options_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise InvalidArgumentError(
-                f"{where} has no option {name!r}{did_you_mean(name, known)}",
+                f"{where}: unknown option {name!r}{did_you_mean(name, known)}",
                 hint=f"the options are {', '.join(known)}",
             )
     return {name: value for name, value in given.items() if value is not None}

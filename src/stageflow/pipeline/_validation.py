@@ -1,4 +1,4 @@
-"""Finds every mistake in a description at once, before anything runs."""
+"""Validates the description of a pipeline, and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -12,119 +12,115 @@ from typing import Any
 from ..errors import did_you_mean
 from ..retry import Retry
 from ..stages import StageKind
-from ._plan import Around
-from ._spec import Entry, Parameter, StageSpec, class_of, entry_of, gives_coroutine, parameters_of
+from ._plan import GraphOptions
+from ._spec import Entry, Parameter, StageSpec, class_of, entry_of, parameters_of, returns_coroutine
 
 __all__ = ["problems_of"]
 
+_MAX_NAME_LENGTH = 200
+_MAX_CYCLE_SHOWN = 20
 
-_LONGEST_NAME = 200
-_MOST_IN_CYCLE = 20
 
-
-def problems_of(name: Any, specs: Sequence[StageSpec], around: Around) -> list[str]:
-    """Return one sentence for each problem, with its hint; an empty list for a sound pipeline."""
+def problems_of(name: Any, specs: Sequence[StageSpec], options: GraphOptions) -> list[str]:
+    """Return one sentence per problem, with a hint; an empty list if the pipeline is valid."""
     problems = []
-    if not isinstance(name, str) or _bad_name(name):
-        problems.append(f"the pipeline's name {name!r} {_bad_name(name)}")
+    if problem := _name_problem(name):
+        problems.append(f"the pipeline name {problem}")
     if not specs:
-        problems.append("it has no stages; add one with .with_stage(name, runner)")
+        problems.append("the pipeline has no stages; add one with .with_stage(name, runner)")
     known = [spec.name for spec in specs if isinstance(spec.name, str)]
     for stage, count in Counter(known).items():
         if count > 1:
             problems.append(
-                f"stage {stage!r} is described {count} times; names must differ: rename all but one"
+                f"stage {stage!r} is defined {count} times; names must be unique: rename all but one"
             )
     routers = {spec.name for spec in specs if spec.kind == StageKind.ROUTE and isinstance(spec.name, str)}
     names = set(known)
     for spec in specs:
         problems += _stage_problems(spec, names, routers)
-        problems += _around_problems(spec, around)
-    problems += [f"build(): {problem}" for problem in _interceptor_problems(around.interceptors)]
+        problems += _option_problems(spec, options)
+    problems += [f"build(): {problem}" for problem in _interceptor_problems(options.interceptors)]
     cycle = _cycle(specs)
     if cycle:
         shown = [repr(stage) for stage in cycle]
-        if len(shown) > _MOST_IN_CYCLE:
+        if len(shown) > _MAX_CYCLE_SHOWN:
             shown[6:-5] = [f"… {len(shown) - 11} more …"]
-        drawn = " -> ".join(shown)
-        problems.append(f"stages depend on each other in a circle: {drawn}; remove one of these edges")
+        problems.append(f"dependency cycle: {' -> '.join(shown)}; remove one of these edges")
     return problems
 
 
 def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list[str]:
     stage = f"stage {spec.name!r}"
     problems = []
-    if bad := _bad_name(spec.name):
-        problems.append(f"{stage}: its name {bad}")
+    if problem := _name_problem(spec.name):
+        problems.append(f"{stage}: the name {problem}")
     if not isinstance(spec.kind, StageKind):
         kinds = ", ".join(kind.name for kind in StageKind)
-        problems.append(f"{stage}: {spec.kind!r} is no StageKind; use one of {kinds}")
+        problems.append(f"{stage}: kind must be a StageKind, got {spec.kind!r}; use one of {kinds}")
     dependencies = [d for d in spec.dependencies if isinstance(d, str)]
     problems += [
-        f"{stage}: its dependency {d!r} is no text; give the name of a stage"
+        f"{stage}: dependencies must be stage names (str), got {d!r}"
         for d in spec.dependencies
         if not isinstance(d, str)
     ]
     for dependency in dependencies:
         if dependency == spec.name:
-            problems.append(f"{stage}: it depends on itself; remove that dependency")
+            problems.append(f"{stage}: it depends on itself; remove this dependency")
         elif dependency not in names:
             near = did_you_mean(dependency, sorted(names - {spec.name}))
-            problems.append(f"{stage}: it depends on {dependency!r}, which is no stage{near}")
+            problems.append(f"{stage}: unknown dependency {dependency!r}{near}")
     for dependency, count in Counter(dependencies).items():
         if count > 1:
-            problems.append(f"{stage}: it names the dependency {dependency!r} {count} times")
-    if (unfit := _runner_problem(spec.runner)) is not None:
-        problems.append(f"{stage}: {unfit}")
+            problems.append(f"{stage}: it lists the dependency {dependency!r} {count} times")
+    if (runner_problem := _runner_problem(spec.runner)) is not None:
+        problems.append(f"{stage}: {runner_problem}")
     timeout = spec.timeout
-    if timeout is not None and not (_number(timeout) and 0 < timeout < math.inf):
-        problems.append(f"{stage}: timeout={timeout!r}; give seconds, more than 0")
+    if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
+        problems.append(f"{stage}: timeout must be more than 0 seconds, got {timeout!r}")
     if spec.retry is not None and not isinstance(spec.retry, Retry):
-        problems.append(f"{stage}: retry={spec.retry!r}; give a policy such as Retry(attempts=3)")
-    if spec.when is not None and not _takes(spec.when, 1):
-        problems.append(f"{stage}: when={_shown(spec.when)}; give a function of the stage's context")
+        problems.append(f"{stage}: retry must be a policy such as Retry(attempts=3), got {spec.retry!r}")
+    if spec.when is not None and not _accepts(spec.when, 1):
+        problems.append(f"{stage}: when must be a function of the stage's context, got {_name_of(spec.when)}")
     if not dependencies:
         problems += [
-            f"{stage}: its parameter {name!r} is taken from its dependencies, and it has none"
-            for name, has_default, _ in _by_name(spec.runner)
+            f"{stage}: parameter {name!r} is passed from a dependency, but the stage has none"
+            for name, has_default, _ in _named_parameters(spec.runner)
             if not has_default
         ]
     if spec.route is not None and not routers.intersection(dependencies):
-        problems.append(f"{stage}: route={spec.route!r}, but none of its dependencies is of kind ROUTE")
+        problems.append(f"{stage}: route={spec.route!r}, but none of its dependencies has kind ROUTE")
     return problems
 
 
-def _around_problems(spec: StageSpec, around: Around) -> list[str]:
+def _option_problems(spec: StageSpec, options: GraphOptions) -> list[str]:
     stage = f"stage {spec.name!r}"
     problems = [f"{stage}: {problem}" for problem in _interceptor_problems(spec.interceptors)]
-    if spec.limit is not None and spec.limit not in around.limits:
-        near = did_you_mean(str(spec.limit), list(around.limits))
-        known = ", ".join(repr(name) for name in around.limits) or "none"
-        problems.append(
-            f"{stage}: limit={spec.limit!r} is not among the limits of build(), which has {known}{near}"
-        )
+    if spec.limit is not None and spec.limit not in options.limits:
+        near = did_you_mean(str(spec.limit), list(options.limits))
+        known = ", ".join(repr(name) for name in options.limits) or "none"
+        problems.append(f"{stage}: unknown limit {spec.limit!r}; build() has {known}{near}")
     return problems
 
 
 def _interceptor_problems(interceptors: Sequence[Any]) -> list[str]:
     return [
-        f"{_shown(interceptor)} is no interceptor; give an async callable of (call, proceed)"
+        f"an interceptor must be an async callable (call, proceed), got {_name_of(interceptor)}"
         for interceptor in interceptors
-        if inspect.isclass(interceptor) or not gives_coroutine(interceptor) or not _takes(interceptor, 2)
+        if inspect.isclass(interceptor) or not returns_coroutine(interceptor) or not _accepts(interceptor, 2)
     ]
 
 
-def _bad_name(name: Any) -> str:
+def _name_problem(name: Any) -> str:
     if not isinstance(name, str):
-        return "is no text; give a str"
+        return f"must be a str, got {name!r}"
     if not name.strip():
-        return "is empty"
-    if len(name) > _LONGEST_NAME:
-        return f"is {len(name)} characters long; at most {_LONGEST_NAME} are allowed"
+        return "must not be empty"
+    if len(name) > _MAX_NAME_LENGTH:
+        return f"has {len(name)} characters; the maximum is {_MAX_NAME_LENGTH}"
     if "/" in name:
-        return "holds a '/', which separates the parts of an event id; use '.' or '_'"
+        return "contains a '/', which separates the parts of an event id; use '.' or '_'"
     if not name.isprintable():
-        return "holds a character that cannot be printed"
+        return "contains a character that is not printable"
     return ""
 
 
@@ -135,7 +131,7 @@ def _runner_problem(runner: Any) -> str | None:
         if cls is not None:
             return f"class {cls.__name__} has no method `execute(ctx)`"
         return (
-            f"{_shown(runner)} is not a function and has no method `execute(ctx)`; "
+            f"{_name_of(runner)} is not a function and has no method `execute(ctx)`; "
             "pass a class, an instance or a function"
         )
     if cls is not None:
@@ -147,58 +143,58 @@ def _runner_problem(runner: Any) -> str | None:
             return (
                 f"class {cls.__name__} cannot be instantiated without arguments ({error}); pass an instance"
             )
-        except ValueError:  # a signature that Python cannot tell: let it be tried
+        except ValueError:  # Python cannot determine the signature
             pass
-    return _unfit(entry)
+    return _call_problem(entry)
 
 
-def _by_name(runner: Any) -> tuple[Parameter, ...]:
+def _named_parameters(runner: Any) -> tuple[Parameter, ...]:
     entry = entry_of(runner)
     return () if entry is None else parameters_of(entry.called, entry.context_at)
 
 
-def _takes(called: Any, arguments: int) -> bool:
-    """Tell whether `called` may be called with so many arguments by position."""
+def _accepts(called: Any, arguments: int) -> bool:
+    """Return whether `called` can be called with this number of positional arguments."""
     if not callable(called):
         return False
     try:
         inspect.signature(called).bind(*[object()] * arguments)
     except TypeError:
         return False
-    except ValueError:  # a signature that Python cannot tell
+    except ValueError:  # Python cannot determine the signature
         return True
     return True
 
 
-def _unfit(entry: Entry) -> str | None:
+def _call_problem(entry: Entry) -> str | None:
     called = entry.called
-    by_name = [name for name, _, _ in parameters_of(called, entry.context_at)]
+    names = [name for name, _, _ in parameters_of(called, entry.context_at)]
     try:
-        inspect.signature(called).bind(*[object()] * (entry.context_at + 1), **dict.fromkeys(by_name))
+        inspect.signature(called).bind(*[object()] * (entry.context_at + 1), **dict.fromkeys(names))
     except TypeError:
-        problem = f"{_shown(called)} cannot be called with the context as its only positional argument; "
+        problem = f"{_name_of(called)} cannot be called with the context as its only positional argument; "
         if isinstance(called, functools.partial):
             return problem + "bind the parameters before the context by position: functools.partial(f, value)"
         return problem + (
-            "write `execute(self, ctx)`, or a function of `ctx` (further parameters are taken by name)"
+            "write `execute(self, ctx)`, or a function of `ctx` (further parameters are passed by name)"
         )
-    except ValueError:  # a signature that Python cannot tell
+    except ValueError:  # Python cannot determine the signature
         pass
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
-        return f"{_shown(called)} is a generator; a stage returns one value"
+        return f"{_name_of(called)} is a generator function; a stage must return a single value"
     return None
 
 
-def _shown(value: Any) -> str:
+def _name_of(value: Any) -> str:
     return getattr(value, "__qualname__", None) or repr(value)[:80]
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _cycle(specs: Sequence[StageSpec]) -> list[str]:
-    """Return one cycle, its first stage repeated at the end, or an empty list."""
+    """Return a cycle, with its first stage repeated at the end, or an empty list."""
     needs = {
         spec.name: [d for d in spec.dependencies if d != spec.name and isinstance(d, str)]
         for spec in specs
@@ -210,22 +206,22 @@ def _cycle(specs: Sequence[StageSpec]) -> list[str]:
         for dependency in deps:
             if dependency in dependents:
                 dependents[dependency].append(name)
-    free = [name for name, count in waiting.items() if not count]
-    while free:
-        for name in dependents[free.pop()]:
+    ready = [name for name, count in waiting.items() if not count]
+    while ready:
+        for name in dependents[ready.pop()]:
             waiting[name] -= 1
             if not waiting[name]:
-                free.append(name)
+                ready.append(name)
     left = [name for name, count in waiting.items() if count]
     if not left:
         return []
-    # Every stage that is left waits for another that is left: follow until one comes again.
+    # Every stage that is left depends on another one that is left: follow these until a stage repeats.
     places: dict[str, int] = {}
     at = left[0]
     while at not in places:
         places[at] = len(places)
         at = next(d for d in needs[at] if waiting.get(d))
     cycle = list(places)[places[at] :]
-    # Drawn the way data flows: from a stage to the one that depends on it.
+    # In the direction of the data: from a stage to the one that depends on it.
     cycle.reverse()
     return [*cycle, cycle[0]]

@@ -25,7 +25,7 @@ from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError
 from ..journal import (
     CursorFile,
     Journal,
-    Room,
+    RetentionPolicy,
     Segment,
     list_writers,
     load_cursor,
@@ -229,7 +229,7 @@ class Compactor:
         self._given = absolute_address(archive) if archive is not None else None
         self._storage_options = storage_options
         self._workplace = Workplace()
-        self._room = Room(max_age=keep_seconds)
+        self._room = RetentionPolicy(max_age=keep_seconds)
         self._new_upkeep = functools.partial(
             Upkeep,
             workplace=self._workplace,
@@ -279,7 +279,7 @@ class Compactor:
                 if self._given is not None and self.archive.version >= 0:
                     remember_address(self.journal, self._given)
                 self._tell_cursor()
-                self._room.make(self.journal)
+                self._room.apply(self.journal)
                 merged, dropped = self._upkeep.keep_up()
             except Exception as error:
                 if may_be_damage(error):

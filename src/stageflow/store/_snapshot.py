@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from .._failures import FailureOutcomes
 from .._time import epoch_us, rfc3339
-from ..journal import Journal, Segment, holds_all_since, list_writers
+from ..journal import Journal, Segment, is_complete_since, list_writers
 from ._archive import Archive, ArchiveFile
 from ._columns import AMENDMENTS, ATTRIBUTE, FAILURE, TYPED, Attributes, columns_of, quoted, text
 from ._merge import count_rows, failure_of, merge, summed
@@ -138,7 +138,7 @@ class Snapshot:
                     raise
             else:
                 return True
-        if self._journal is not None and holds_all_since(self._journal, scope.since):
+        if self._journal is not None and is_complete_since(self._journal, scope.since):
             self._look(_JOURNAL_ALONE)
             return True
         return False

@@ -1,4 +1,4 @@
-"""For tests of pipelines: their events, a clock that jumps, one stage alone, fixtures for pytest."""
+"""Tools to test pipelines: capture events, skip waits, run a single stage; with fixtures for pytest."""
 
 from ._capture import CapturedEvents, capture_events
 from ._run_stage import run_stage, run_stage_sync

@@ -1,4 +1,4 @@
-"""Captures the events of runs."""
+"""Captures the events of runs, and compares them with what a test expects."""
 
 from __future__ import annotations
 
@@ -20,11 +20,19 @@ __all__ = ["CapturedEvents", "Row", "aligned", "capture_events", "difference", "
 
 
 Row = tuple[bool, str, str, str, str]
-"""Whether it is as expected, its name, what was expected, what there is, and a note."""
+"""Whether the actual value is as expected, name, expected value, actual value, and a note."""
+
+_TERMINAL = [str(status) for status in StageStatus if status is not StageStatus.RETRY]
+_ENVELOPE = ("event_id", "attempt", "emitted_at", "correlation_ids", "pipeline_metadata")
+"""The keys that the library adds to a custom event, except the name of the stage."""
+_NOT_CAPTURED_HINT = (
+    "\n  hint: a graph that was built with emit_...=False, or with an emitter that has a separate sink,"
+    " is not captured"
+)
 
 
 def difference(title: str, rows: Iterable[Row]) -> str:
-    """Return a table under a title, with a mark before each row that is not as expected.
+    """Return a table with a title, in which each row that is not as expected is marked.
 
     Example:
         >>> rows = [(True, "load", "OK", "OK", ""), (False, "answer", "OK", "FAIL", "ValueError: no")]
@@ -40,7 +48,7 @@ def difference(title: str, rows: Iterable[Row]) -> str:
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Return a line for each row, its first cell as it is, the others in columns.
+    """Return a line for each row: the first cell unchanged, the others aligned in columns.
 
     Example:
         >>> aligned([("- ", "a", "1"), ("- ", "bcd", "2")])
@@ -57,7 +65,7 @@ def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names for a sentence; "nothing" where there are none.
+    """Return names as a list for a sentence, or "nothing" if there are none.
 
     Example:
         >>> listed(["load", "answer"]), listed([])
@@ -66,25 +74,16 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names)) or "nothing"
 
 
-_TERMINAL = [str(status) for status in StageStatus if status is not StageStatus.RETRY]
-_ABOUT = ("event_id", "attempt", "emitted_at", "correlation_ids", "pipeline_metadata")
-"""What the library puts into a stage's own event, beside the name of the stage."""
-_WHY_NOTHING = (
-    "\n  hint: what a graph built with emit_...=False, or with an emitter that has a sink of its own, emits"
-    " is not captured"
-)
-
-
 @contextlib.contextmanager
 def capture_events() -> Generator[CapturedEvents]:
-    """Take every event of the runs in this block, instead of the global sink.
+    """Capture all events of the runs in this block, instead of passing them to the global sink.
 
-    Graphs emit their wide events in it, unless they were built with a flag that says otherwise; nothing
-    has to be configured, and what is configured has its events again afterwards. It counts for the whole
-    process: for all threads and all loops.
+    In the block, graphs emit their wide events even if the library is not configured, unless they were built
+    with a flag that disables them. Afterwards, the previous sink and configuration are in effect again. This
+    applies to the whole process: to all threads and all event loops.
 
-    An emitter with a sink of its own keeps that. Whoever sets a sink or configures the library inside
-    the block has what was set from then on, also after it.
+    The events of an emitter with a separate sink are not captured. If code in the block sets a sink or
+    configures the library, that takes effect at once, and remains in effect after the block.
 
     Example:
         >>> with capture_events() as events:
@@ -95,25 +94,26 @@ def capture_events() -> Generator[CapturedEvents]:
     """
     sink = MemoryEventSink()
     sink_before = get_event_sink()
-    # Without health events: they come when they please.
-    ours = msgspec.structs.replace(defaults(), emits=True, health_seconds=None)
+    # Without health events, which are emitted at arbitrary times.
+    capturing = msgspec.structs.replace(defaults(), emits=True, health_seconds=None)
     set_event_sink(sink)
-    defaults_before = use_defaults(ours)
+    defaults_before = use_defaults(capturing)
     try:
         yield CapturedEvents(lambda: sink.events)
     finally:
-        if defaults() is ours:
+        if defaults() is capturing:
             use_defaults(defaults_before)
         if get_event_sink() is sink:
             set_event_sink(sink_before)
 
 
 class CapturedEvents:
-    """The events that were captured so far, and questions to them.
+    """The events captured so far, with methods to query and check them.
 
-    A method that is asked for one thing, or told what to expect, raises `AssertionError` where it is
-    not so, and says what there is. What came late, as an amendment, is in the attributes of `runs` and
-    `stages` and of all that is made of them. `events` holds the amendments as they were emitted.
+    A method that returns a single event, or checks an expectation, raises an `AssertionError` if that fails;
+    the message describes the actual events. Amendments are merged into the attributes of `runs` and
+    `stages`, and of everything that is derived from them. `events` contains the amendments as they were
+    emitted.
     """
 
     def __init__(self, source: Callable[[], list[tuple[str, dict[str, Any] | None]]]) -> None:
@@ -121,15 +121,15 @@ class CapturedEvents:
 
     @property
     def events(self) -> list[tuple[str, dict[str, Any] | None]]:
-        """Type and data of every event, in order, as a sink had them."""
+        """Type and data of every event, in order, as a sink receives them."""
         return list(self._source())
 
     def of_type(self, type: str) -> list[dict[str, Any]]:
-        """Return the data of all events of this type, as a sink had them."""
+        """Return the data of all events of this type, as a sink receives them."""
         return [data or {} for event_type, data in self.events if event_type == type]
 
     def of_run(self, run: PipelineResults | str | UUID) -> CapturedEvents:
-        """Return the events of one run alone: by its results, or its `pipeline_run_id`.
+        """Return the events of one run, identified by its results or its `pipeline_run_id`.
 
         Example:
             events.of_run(results).assert_outcome("ok")
@@ -139,34 +139,34 @@ class CapturedEvents:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """The data of the `pipeline.wide` of each run that has ended, in order."""
+        """The data of the `pipeline.wide` event of each run that has ended, in order."""
         return self._amended("pipeline.wide")
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """The data of the terminal `stage.wide` events, in order; for the others see `retries`."""
+        """The data of the terminal `stage.wide` events, in order; see `retries` for the others."""
         return [event for event in self._amended("stage.wide") if event["status"] != "RETRY"]
 
     def run(self) -> dict[str, Any]:
-        """Return the `pipeline.wide` of the only run that has ended.
+        """Return the `pipeline.wide` event of the only run that has ended.
 
         Raises:
-            AssertionError: None has, or several have.
+            AssertionError: No run has ended, or several have.
         """
         __tracebackhide__ = True
         runs = self.runs
         if len(runs) == 1:
             return runs[0]
         if not runs:
-            raise AssertionError(f"no run has ended: there is no pipeline.wide{_WHY_NOTHING}")
-        raise AssertionError(f"{len(runs)} runs have ended, not one{_shown(runs)}")
+            raise AssertionError(f"no run has ended: no pipeline.wide event was captured{_NOT_CAPTURED_HINT}")
+        raise AssertionError(f"expected one run, but {len(runs)} have ended{_listing(runs)}")
 
     def stage(self, name: str, run: PipelineResults | str | UUID | None = None) -> dict[str, Any]:
-        """Return the terminal `stage.wide` of a stage.
+        """Return the terminal `stage.wide` event of a stage.
 
         Args:
             name: Name of the stage.
-            run: Where several runs had it: which one, by its results or its `pipeline_run_id`.
+            run: The run of the stage if there are several, as its results or its `pipeline_run_id`.
 
         Raises:
             AssertionError: No such stage has ended, or several have.
@@ -177,11 +177,14 @@ class CapturedEvents:
         if len(found) == 1:
             return found[0]
         if found:
-            raise AssertionError(f"stage {name!r} has ended in {len(found)} runs, not one{_shown(self.runs)}")
+            raise AssertionError(
+                f"expected one run with stage {name!r}, but it has ended in {len(found)} runs"
+                f"{_listing(self.runs)}"
+            )
         raise AssertionError(_no_stage(name, stages))
 
     def retries(self, name: str) -> list[dict[str, Any]]:
-        """Return the `stage.wide` of each attempt of a stage that was retried, in order.
+        """Return the `stage.wide` event of each attempt of a stage that was retried, in order.
 
         Raises:
             AssertionError: There is no event of such a stage.
@@ -194,11 +197,11 @@ class CapturedEvents:
         return [event for event in found if event["status"] == "RETRY"]
 
     def assert_stages(self, /, **statuses: str) -> None:
-        """Hold that the stages of the only run are these, and that they ended so.
+        """Assert that the only run has exactly these stages, and that they ended with these statuses.
 
         Raises:
-            AssertionError: A stage ended otherwise, is missing, or is one too many.
-            ValueError: A status is none that a stage can end with.
+            AssertionError: A stage ended with another status, is missing, or is unexpected.
+            ValueError: A status is not a terminal status of a stage.
 
         Example:
             events.assert_stages(load="OK", answer="FAIL")
@@ -207,20 +210,22 @@ class CapturedEvents:
         for name, status in statuses.items():
             if status not in _TERMINAL:
                 near = did_you_mean(str(status).upper(), _TERMINAL)
-                raise ValueError(f"{name}={status!r}: a stage ends with {', '.join(_TERMINAL)}{near}")
+                raise ValueError(f"{name}={status!r}: expected one of {', '.join(_TERMINAL)}{near}")
         stages = self.stages
         if len({_run_id(event) for event in stages}) > 1:
-            raise AssertionError(f"these are the stages of several runs, not of one{_shown(self.runs)}")
+            raise AssertionError(
+                f"expected the stages of one run, but several have ended{_listing(self.runs)}"
+            )
         ended = {event["stage_name"]: event for event in stages}
         rows = [_stage_row(name, statuses.get(name), ended, statuses) for name in {**statuses, **ended}]
         if not all(good for good, *_ in rows):
             raise AssertionError(difference("the stages did not end as expected", rows))
 
     def assert_outcome(self, outcome: str) -> None:
-        """Hold that the only run ended with this outcome: "ok", "degraded", "failed", ...
+        """Assert that the only run ended with this outcome: "ok", "degraded", "failed", ...
 
         Raises:
-            AssertionError: It ended otherwise, or there is not one run.
+            AssertionError: It ended with another outcome, no run has ended, or several have.
         """
         __tracebackhide__ = True
         run = self.run()
@@ -230,15 +235,15 @@ class CapturedEvents:
             raise AssertionError(difference("the run did not end as expected", [row]))
 
     def assert_attributes(self, stage: str, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        """Hold that a stage has these attributes; it may have others.
+        """Assert that a stage has these attributes; it may have others.
 
         Args:
             stage: Name of the stage.
-            fields: Names with dots, `{"gen_ai.request.model": "m"}`.
-            more: Names without.
+            fields: Attributes whose names contain dots: `{"gen_ai.request.model": "m"}`.
+            more: Attributes whose names are identifiers.
 
         Raises:
-            AssertionError: One has another value or is missing, or no such stage has ended.
+            AssertionError: An attribute has another value or is missing, or no such stage has ended.
 
         Example:
             events.assert_attributes("answer", hits=2)
@@ -251,33 +256,33 @@ class CapturedEvents:
                 good = bool(actual[name] == value)
                 rows.append((good, name, repr(value), repr(actual[name]), ""))
             else:
-                note = f"not there{did_you_mean(name, actual) or f'; there is {listed(actual)}'}"
+                note = f"missing{did_you_mean(name, actual) or f'; the stage has {listed(actual)}'}"
                 rows.append((False, name, repr(value), "-", note))
         if not all(good for good, *_ in rows):
             title = f"the attributes of stage {stage!r} are not as expected"
             raise AssertionError(difference(title, rows))
 
     def assert_no_event(self, type: str) -> None:
-        """Hold that there is no event of this type.
+        """Assert that no event of this type was emitted.
 
         Raises:
-            AssertionError: There is one.
+            AssertionError: There is such an event.
         """
         __tracebackhide__ = True
         found = self.of_type(type)
         if found:
-            there = "there is 1 event" if len(found) == 1 else f"there are {len(found)} events"
+            count = "1 was" if len(found) == 1 else f"{len(found)} were"
             shown = "".join(f"\n  {_line(type, data)}" for data in found[:5])
             more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
-            raise AssertionError(f"there should be no {type}, and {there}{shown}{more}")
+            raise AssertionError(f"expected no {type} event, but {count} emitted{shown}{more}")
 
     def _amended(self, type: str) -> list[dict[str, Any]]:
-        """Return the events of a type, each once, with what came later in their attributes."""
+        """Return the events of a type, deduplicated, with their amendments merged."""
         by_id: dict[str, dict[str, Any]] = {}
         amendments = []
         for event_type, data in self.events:
             if data is None or "event_id" not in data:
-                continue  # the application's own, under a name of ours
+                continue  # emitted by the application with a type of the library
             if event_type == type:
                 by_id.setdefault(data["event_id"], data.copy())
             elif event_type == f"{type}.amend":
@@ -298,7 +303,7 @@ def _stage_row(
 ) -> Row:
     event = ended.get(name)
     if event is None:
-        # Only those that nobody asked for: another one that is there is no misspelling of this.
+        # Only unexpected stages: `name` cannot be a misspelling of a stage that is also expected.
         near = did_you_mean(name, [known for known in ended if known not in statuses])
         return False, name, str(expected), "-", f"no such stage{near}"
     actual = event["status"]
@@ -309,11 +314,12 @@ def _stage_row(
 
 def _no_stage(name: str, events: list[dict[str, Any]]) -> str:
     names = [event["stage_name"] for event in events]
-    hint = "" if names else _WHY_NOTHING
-    return f"no stage {name!r} has ended{did_you_mean(name, names)}\n  there is {listed(names)}{hint}"
+    hint = "" if names else _NOT_CAPTURED_HINT
+    return f"no stage {name!r} has ended{did_you_mean(name, names)}\n  ended stages: {listed(names)}{hint}"
 
 
-def _shown(runs: list[dict[str, Any]]) -> str:
+def _listing(runs: list[dict[str, Any]]) -> str:
+    """Return one line for each of the first ten runs, and a hint how to select one."""
     rows = [
         (
             "\n  ",
@@ -325,7 +331,7 @@ def _shown(runs: list[dict[str, Any]]) -> str:
         for run in runs[:10]
     ]
     more = f"\n  and {len(runs) - 10} more" if len(runs) > 10 else ""
-    return "".join(aligned(rows)) + more + "\n  hint: take one of them by of_run(results)"
+    return "".join(aligned(rows)) + more + "\n  hint: select one of them with of_run(results)"
 
 
 def _run_id(data: dict[str, Any] | None) -> str | None:
@@ -334,11 +340,11 @@ def _run_id(data: dict[str, Any] | None) -> str | None:
 
 
 def _line(type: str, data: Mapping[str, Any]) -> str:
-    """Return an event on a line: of a wide one what ended how, of a stage's own its fields."""
+    """Return an event as one line: the name and status of a wide event, the fields of a custom event."""
     if type in ("stage.wide", "pipeline.wide"):
         why = data["error"] or data["reason"]
         name = data.get("stage_name", data.get("pipeline_name"))
         text = f"{name} {data['status']}" + (f": {why}" if why else "")
     else:
-        text = repr({key: value for key, value in data.items() if key not in _ABOUT})
+        text = repr({key: value for key, value in data.items() if key not in _ENVELOPE})
     return text if len(text) <= 100 else text[:99] + "…"

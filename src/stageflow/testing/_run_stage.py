@@ -1,4 +1,4 @@
-"""Runs one stage alone, through the engine, with stand-ins for the stages before it."""
+"""Runs a single stage through the engine, with stubs for its dependencies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from msgspec.structs import replace
 
 from ..context import PipelineContext, StageContext
 from ..errors import InvalidArgumentError, did_you_mean
-from ..pipeline import Interceptor, Pipeline, Proceed, StageCall, StageSpec, carried
+from ..pipeline import Interceptor, Pipeline, Proceed, StageCall, StageSpec, carried_description
 from ..retry import Retry
 from ..stages import StageOutput, StageResult, StageStatus
 
-__all__ = ["Alone", "run_stage", "run_stage_sync"]
+__all__ = ["RunStageOptions", "run_stage", "run_stage_sync"]
 
 
-class Alone(TypedDict, total=False):
-    """How a stage is run alone; see `run_stage`."""
+class RunStageOptions(TypedDict, total=False):
+    """The keyword arguments of `run_stage`."""
 
     context: PipelineContext | None
     data: Any
@@ -41,29 +41,29 @@ async def run_stage(
     timeout: float | None = None,
     routes: Iterable[str] = (),
 ) -> StageResult:
-    """Run one stage as a pipeline would, and return its result: status, data, attributes, exception.
+    """Run a single stage as a pipeline would, and return its result: status, data, attributes, exception.
 
-    What the stage carries by `@stage` holds (`when`, `retry`, `timeout`, `interceptors`, ...), but for
-    its `limit` and its `route`, which are the business of its pipeline.
+    The options that `@stage` attaches to the stage apply (`when`, `retry`, `timeout`, `interceptors`, ...),
+    except for `limit` and `route`, which depend on the pipeline.
 
     Args:
-        stage: What `with_stage` takes: a function, also one with parameters by name, a class, an instance.
-        inputs: What the stages before it gave, by their names: a mapping, or a `StageOutput` such as
-            `StageOutput.skip("no index")`. They are its dependencies. Where it carries its own by `@stage`,
-            each must be here, and what else is here are stages before those.
+        stage: A runner as for `with_stage`: a function, a class or an instance.
+        inputs: The outputs of the dependencies, by name: a mapping, or a `StageOutput` such as
+            `StageOutput.skip("no index")`. If `@stage` declares dependencies, each of them must be included;
+            further stages are ancestors of the dependencies.
         context: The context of the run; default an empty one.
         data: The input of the run, instead of the one in `context`.
-        name: Name of the stage; default the one it carries, or that of the function or class.
-        attempt: Number of the attempt that it sees as its first; those before count as retried.
-        retry: Its retry policy; default what it carries.
-        timeout: Seconds for an attempt; default what it carries.
-        routes: For a stage of kind ROUTE, the labels that it may choose from. Those that it chose are
-            in `attributes["routes"]` of the result.
+        name: Name of the stage; default the name from `@stage`, or that of the function or class.
+        attempt: Number of the first attempt that calls the stage; the previous ones count as retried.
+        retry: Retry policy; default the one from `@stage`.
+        timeout: Maximum duration of an attempt in seconds; default the one from `@stage`.
+        routes: The labels from which a stage of kind ROUTE can choose. The chosen labels are in
+            `attributes["routes"]` of the result.
 
     Raises:
-        PipelineValidationError: It is no stage, or its description is wrong.
-        ValueError: A dependency has no input, or there is no such attempt.
-        InvalidArgumentError: An input is nothing that a stage can have given.
+        PipelineValidationError: The stage or its description is invalid.
+        ValueError: The output of a dependency is missing, or the retry policy has fewer attempts.
+        InvalidArgumentError: An input cannot be the output of a stage.
 
     Example:
         >>> def answer(ctx, documents):
@@ -75,15 +75,17 @@ async def run_stage(
     """
     name = name or _name_of(stage)
     if inputs is not None and not isinstance(inputs, Mapping):
-        raise InvalidArgumentError(f"inputs={inputs!r}; give what each stage before it gave, by their names")
-    given = {before: _given(before, output) for before, output in (inputs or {}).items()}
-    (described,) = Pipeline().with_stage(name, stage, retry=retry, timeout=timeout).stages
-    described = _starting_at(attempt, replace(described, route=None, limit=None))
-    pipeline = _with_those_before(described, given)
+        raise InvalidArgumentError(
+            f"inputs must be a mapping from the name of each dependency to its output, got {inputs!r}"
+        )
+    outputs = {dependency: _as_output(dependency, output) for dependency, output in (inputs or {}).items()}
+    (spec,) = Pipeline().with_stage(name, stage, retry=retry, timeout=timeout).stages
+    spec = _starting_at(attempt, replace(spec, route=None, limit=None))
+    pipeline = _with_dependencies(spec, outputs)
     routes = (routes,) if isinstance(routes, str) else routes
     labels = {f"{name} -> {label}": label for label in routes}
     for after, label in labels.items():
-        pipeline = pipeline.with_stage(after, _gives(StageOutput.ok()), dependencies=(name,), route=label)
+        pipeline = pipeline.with_stage(after, _stub(StageOutput.ok()), dependencies=(name,), route=label)
     context = context or PipelineContext()
     if data is not None:
         context = context.with_data(data)
@@ -98,12 +100,12 @@ async def run_stage(
 def run_stage_sync(
     stage: Any,
     inputs: Mapping[str, Mapping[str, Any] | StageOutput | None] | None = None,
-    **alone: Unpack[Alone],
+    **options: Unpack[RunStageOptions],
 ) -> StageResult:
-    """Run one stage from a test without an event loop; see `run_stage`.
+    """Run a single stage from a test without an event loop; see `run_stage`.
 
     Raises:
-        RuntimeError: There is a running loop in this thread: await `run_stage` there.
+        RuntimeError: An event loop is running in this thread; use `await run_stage(...)` instead.
 
     Example:
         >>> run_stage_sync(lambda ctx: {"length": len(ctx.run.data)}, data="four").data
@@ -111,78 +113,78 @@ def run_stage_sync(
     """
     if asyncio._get_running_loop() is not None:
         raise RuntimeError(
-            "run_stage_sync() would block the event loop that runs in this thread"
-            "\n  hint: await run_stage(...)"
+            "run_stage_sync() would block the event loop of this thread\n  hint: use `await run_stage(...)`"
         )
-    return asyncio.run(run_stage(stage, inputs, **alone))
+    return asyncio.run(run_stage(stage, inputs, **options))
 
 
 def _name_of(stage: Any) -> str:
-    name = carried(stage).get("name") or getattr(stage, "__name__", None) or type(stage).__name__
+    name = carried_description(stage).get("name") or getattr(stage, "__name__", None) or type(stage).__name__
     return name if isinstance(name, str) and name != "<lambda>" else "stage"
 
 
-def _given(before: str, output: Any) -> StageOutput:
-    """Return what a stage before this one gave, as it gave it."""
+def _as_output(dependency: str, output: Any) -> StageOutput:
+    """Return the value of an item of `inputs` as the output of a stage."""
     if output is None or isinstance(output, Mapping):
         return StageOutput.ok(output or {})
     if not isinstance(output, StageOutput):
         raise InvalidArgumentError(
-            f"inputs[{before!r}] is {type(output).__name__} {output!r}; give a mapping, or a StageOutput"
-            ' such as StageOutput.skip("...")'
+            f'inputs[{dependency!r}] must be a mapping, or a StageOutput such as StageOutput.skip("..."), '
+            f"got {type(output).__name__} {output!r}"
         )
     if output.status in (StageStatus.CANCEL, StageStatus.RETRY):
         raise InvalidArgumentError(
-            f"inputs[{before!r}] is StageOutput.{output.status.lower()}(...), after which no stage starts; "
-            "give ok, skip or fail"
+            f"inputs[{dependency!r}] is StageOutput.{output.status.lower()}(...), after which no stage "
+            "starts; use ok, skip or fail"
         )
     return replace(output, routes=None)
 
 
-def _with_those_before(described: StageSpec, given: Mapping[str, StageOutput]) -> Pipeline:
-    name, direct = described.name, described.dependencies or tuple(given)
-    further = tuple(other for other in given if other not in direct)
+def _with_dependencies(spec: StageSpec, outputs: Mapping[str, StageOutput]) -> Pipeline:
+    """Return a pipeline of a stage and a stub for each of its dependencies and further ancestors."""
+    name, direct = spec.name, spec.dependencies or tuple(outputs)
+    further = tuple(other for other in outputs if other not in direct)
     for dependency in direct:
-        if dependency not in given:
+        if dependency not in outputs:
             raise ValueError(
-                f"stage {name!r} depends on {dependency!r}, and inputs has nothing of it"
+                f"stage {name!r} depends on {dependency!r}, but inputs does not contain its output"
                 f"{did_you_mean(dependency, further)}\n  hint: inputs={{{dependency!r}: {{...}}}}"
             )
     pipeline = Pipeline(name)
-    for before in (*further, *direct):
-        # Optional: after a failure that ends the run the stage would not run, and there were no test.
+    for ancestor in (*further, *direct):
+        # Optional, so that the stage under test runs even if a dependency fails.
         pipeline = pipeline.with_stage(
-            before,
-            _gives(given[before]),
-            dependencies=further if before in direct else (),
+            ancestor,
+            _stub(outputs[ancestor]),
+            dependencies=further if ancestor in direct else (),
             optional=True,
         )
-    return Pipeline(name, stages=(*pipeline.stages, replace(described, dependencies=direct)))
+    return Pipeline(name, stages=(*pipeline.stages, replace(spec, dependencies=direct)))
 
 
-def _gives(output: StageOutput) -> Callable[[StageContext], Coroutine[Any, Any, StageOutput]]:
-    async def stand_in(ctx: StageContext) -> StageOutput:
+def _stub(output: StageOutput) -> Callable[[StageContext], Coroutine[Any, Any, StageOutput]]:
+    async def stub(ctx: StageContext) -> StageOutput:
         return output
 
-    return stand_in
+    return stub
 
 
-def _starting_at(attempt: int, described: StageSpec) -> StageSpec:
-    """Return the stage, to be retried without being called until its attempt has this number."""
+def _starting_at(attempt: int, spec: StageSpec) -> StageSpec:
+    """Return the stage with an interceptor that retries all earlier attempts without calling the stage."""
     if attempt == 1:
-        return described
+        return spec
     if not isinstance(attempt, int) or attempt < 1:
-        raise ValueError(f"attempt={attempt!r}; give a whole number, 1 or more")
-    policy = described.retry or Retry(attempts=max(3, attempt), on=())
+        raise ValueError(f"attempt must be an integer of 1 or more, got {attempt!r}")
+    policy = spec.retry or Retry(attempts=max(3, attempt), on=())
     if attempt > policy.attempts:
         raise ValueError(
-            f"attempt={attempt!r}, but the retry policy of stage {described.name!r} gives {policy.attempts}"
+            f"attempt={attempt!r}, but the retry policy of stage {spec.name!r} has {policy.attempts} attempts"
         )
 
-    async def earlier_attempts(call: StageCall, proceed: Proceed) -> StageOutput:
+    async def skip_earlier_attempts(call: StageCall, proceed: Proceed) -> StageOutput:
         if call.ctx.attempt < attempt:
-            return StageOutput.retry(f"not made: the test begins with attempt {attempt}", after=0)
+            return StageOutput.retry(f"skipped: the test starts with attempt {attempt}", after=0)
         return await proceed()
 
-    around: tuple[Interceptor, ...] = (earlier_attempts, *described.interceptors)
-    return replace(described, retry=policy, interceptors=around)
+    interceptors: tuple[Interceptor, ...] = (skip_earlier_attempts, *spec.interceptors)
+    return replace(spec, retry=policy, interceptors=interceptors)

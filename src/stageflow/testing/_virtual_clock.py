@@ -1,4 +1,4 @@
-"""A clock for tests, under which retries, time-outs and sleeps take no time."""
+"""A clock for tests, with which retries, timeouts and sleeps take no real time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from ..executors import busy_threads
 
 __all__ = ["VirtualClock"]
 
-
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
 class VirtualClock:
-    """A clock that jumps: whenever nothing can happen now, to the next moment at which something can.
+    """A clock that advances to the next timer whenever the event loop would wait.
 
     Args:
-        wall_ns: Where wall time starts, nanoseconds since the Unix epoch.
+        wall_ns: Initial wall time in nanoseconds since the Unix epoch.
 
     Example:
         >>> async def main():
@@ -41,27 +40,28 @@ class VirtualClock:
         return self._wall_ns + self._now_ns
 
     def monotonic_ns(self) -> int:
-        """Nanoseconds since the clock was made."""
+        """Nanoseconds since the clock was created."""
         return self._now_ns
 
     def step_wall(self, seconds: float) -> None:
-        """Set the wall clock forward or back, as an operator or NTP would. Monotonic time goes on."""
+        """Set the wall clock forward or back, as an operator or NTP would. Monotonic time is not affected."""
         self._wall_ns += round(seconds * 1e9)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass.
+        """Advance wall time and monotonic time.
 
         Raises:
-            ValueError: Time does not go back; the wall clock does, by `step_wall`.
+            ValueError: `seconds` is negative; use `step_wall` to set the wall clock back.
         """
         if not seconds >= 0:
             raise ValueError(
-                f"advance({seconds!r}): give seconds, 0 or more; step_wall sets the wall clock back"
+                f"advance({seconds!r}): expected 0 or more seconds; "
+                "use step_wall() to set the wall clock back"
             )
         self._now_ns += round(seconds * 1e9)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        """Run `main` as `asyncio.run` does, on a loop that follows this clock, and so do all runs in it."""
+        """Run `main` as `asyncio.run` does, on an event loop that uses this clock; so do all runs in it."""
         previous = set_clock(self)
         try:
             with asyncio.Runner(loop_factory=self.new_loop) as runner:
@@ -70,15 +70,15 @@ class VirtualClock:
             set_clock(previous)
 
     def new_loop(self) -> asyncio.AbstractEventLoop:
-        """Return an event loop that follows this clock."""
+        """Return an event loop that uses this clock."""
         return _VirtualLoop(self)
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
-        self._selector_of_time = _JumpingSelector(clock)
-        super().__init__(self._selector_of_time)
+        self._selector = _JumpingSelector(clock)
+        super().__init__(self._selector)
 
     def time(self) -> float:
         return self._clock.monotonic_ns() / 1e9
@@ -86,26 +86,26 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
-        # A thread takes real time: until it is done, time must not jump over it.
+        # A thread takes real time: do not skip any time until it is done.
         future = super().run_in_executor(executor, func, *args)
-        self._selector_of_time.threads += 1
+        self._selector.threads += 1
         future.add_done_callback(self._thread_done)
         return future
 
     async def shutdown_default_executor(self, *args: Any, **options: Any) -> None:
         # Since Python 3.12 this call has a timeout, which the virtual clock must not skip.
-        self._selector_of_time.threads += 1
+        self._selector.threads += 1
         try:
             await super().shutdown_default_executor(*args, **options)
         finally:
-            self._selector_of_time.threads -= 1
+            self._selector.threads -= 1
 
     def _thread_done(self, _: asyncio.Future[Any]) -> None:
-        self._selector_of_time.threads -= 1
+        self._selector.threads -= 1
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Lets time jump by what the loop would have waited."""
+    """Advances the clock by the time that the loop would have waited."""
 
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout is None or timeout <= 0:
             ready: list[tuple[selectors.SelectorKey, int]] = super().select(timeout)
             return ready
-        # While a thread is at work, time passes as it does in the world, a millisecond a look.
+        # While a thread is running, time passes in steps of one real millisecond.
         real = 0.001 if self.threads or busy_threads() else 0
         ready = super().select(real)
         if not ready:

@@ -1,4 +1,4 @@
-"""The fixtures that pytest finds by itself where the library is installed."""
+"""The pytest plugin of the library; pytest loads its fixtures automatically."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["stageflow_events", "virtual_clock"]
 
 @pytest.fixture
 def stageflow_events() -> Iterator[CapturedEvents]:
-    """Take every event of this test; see `stageflow.testing.capture_events`."""
+    """Capture all events of this test; see `stageflow.testing.capture_events`."""
     with capture_events() as events:
         yield events
 
 
 @pytest.fixture
 def virtual_clock() -> VirtualClock:
-    """A clock that jumps: `virtual_clock.run(graph.run())` takes no time."""
+    """A clock that skips waits: `virtual_clock.run(graph.run())` takes no real time."""
     return VirtualClock()

@@ -1,1 +1,1 @@
-"""Coerces, redacts and truncates values, so that they can be recorded."""
+"""Sanitizes application values before they are recorded: coerces, redacts and truncates them."""

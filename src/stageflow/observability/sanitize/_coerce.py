@@ -1,4 +1,4 @@
-"""Coerces any value to one that JSON can represent."""
+"""Coerces any value to a value that JSON can represent."""
 
 from __future__ import annotations
 
@@ -19,89 +19,101 @@ from msgspec import Struct
 from ..._interrupts import INTERRUPTS, is_a
 from ..._numbers import as_number, item_of
 from ...errors import as_text, type_name
-from ...events import TALLY
+from ...events import GLOBAL_COUNTERS
 
 __all__ = [
-    "SHOWN_CHARS",
-    "Cut",
-    "Plain",
-    "Shown",
+    "REPR_CHARS",
+    "Coercer",
+    "ReprText",
+    "Truncated",
+    "copy_if_simple",
     "fields_of",
-    "flat",
     "is_mapping",
     "items_of",
+    "safe_repr",
     "safe_text",
-    "short_repr",
-    "simplified",
     "text_key",
-    "unlike",
+    "to_simple",
+    "unique_key",
 ]
 
 
-_PARTS = 200
-"""Parts that are looked at, over all levels."""
+_MAX_PARTS = 200
+"""Maximum number of nested values in a `repr`, over all levels."""
 
-_CHARS = 2_000
-"""Characters that are returned at most: more than are shown, so that what is redacted is seen whole."""
+_MAX_CHARS = 2_000
+"""Maximum length of a `repr`. It exceeds the recorded length, so that redaction sees complete secrets."""
+
+_MISSING = object()
+_REPR_OF_STRUCT: Any = Struct.__repr__
+
+REPR_CHARS = 200
+"""Number of characters of a `repr` that are recorded."""
+
+_MAX_WORK = 50_000
+"""Maximum cost of one event: 1 for each number and container, 5 for each string and name."""
+
+_TEXT_COST = 5
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+_SETS = (set, frozenset)
+_STR_TYPES = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+"""Types that are recorded as their `str`."""
 
 
-class _Bounded(reprlib.Repr):
-    """`reprlib` with one bound on everything, and no cut in the middle, where it would halve a secret."""
+class _BoundedRepr(reprlib.Repr):
+    """A `reprlib.Repr` with a total bound. It does not truncate in the middle, which could split a secret."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 6
-        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = _PARTS
-        self.maxdeque = self.maxarray = self.maxlong = _PARTS
-        self._left = _PARTS
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = _MAX_PARTS
+        self.maxdeque = self.maxarray = self.maxlong = _MAX_PARTS
+        self._left = _MAX_PARTS
 
     def repr1(self, x: Any, level: int) -> str:
         self._left -= 1
         return super().repr1(x, level) if self._left > 0 else "..."
 
     def repr_set(self, x: Iterable[Any], level: int) -> str:
-        return super().repr_set(set(islice(x, _PARTS + 1)), level)  # it sorts all that it is given
+        return super().repr_set(set(islice(x, _MAX_PARTS + 1)), level)  # `reprlib` sorts all members
 
     def repr_frozenset(self, x: Iterable[Any], level: int) -> str:
-        return super().repr_frozenset(frozenset(islice(x, _PARTS + 1)), level)
+        return super().repr_frozenset(frozenset(islice(x, _MAX_PARTS + 1)), level)
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        return super().repr_dict(dict(islice(x.items(), _PARTS + 1)), level)
+        return super().repr_dict(dict(islice(x.items(), _MAX_PARTS + 1)), level)
 
     def repr_str(self, x: str, level: int) -> str:
-        return repr(x[:_CHARS])
+        return repr(x[:_MAX_CHARS])
 
     def repr_bytes(self, x: bytes, level: int) -> str:
-        return repr(x[:_CHARS])
+        return repr(x[:_MAX_CHARS])
 
     repr_bytearray = repr_bytes
 
     def repr_int(self, x: int, level: int) -> str:
-        return repr(x)  # one of too many digits raises
+        return repr(x)  # raises for too many digits
 
     def repr_instance(self, x: Any, level: int) -> str:
         return repr(x)
 
 
-def short_repr(value: Any) -> str:
-    """Return the beginning of the `repr` of a value, also of one whose `__repr__` raises; and count it."""
-    TALLY.coerced_values += 1
+def safe_repr(value: Any) -> str:
+    """Return the start of the `repr` of a value, even if its `__repr__` raises, and count the value."""
+    GLOBAL_COUNTERS.coerced_values += 1
     try:
-        return safe_text(str.__str__(_Bounded().repr(value))[:_CHARS])
+        return safe_text(str.__str__(_BoundedRepr().repr(value))[:_MAX_CHARS])
     except BaseException as error:
         INTERRUPTS.contain(error)
         return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
 
 
 def safe_text(text: str) -> str:
-    """Return `text` without what UTF-8 cannot carry (lone surrogates become `?`)."""
+    """Return `text` with lone surrogates, which UTF-8 cannot encode, replaced by `?`."""
     if text.isascii():
         return str(text)
     return text.encode("utf-8", "replace").decode()
-
-
-_MISSING = object()
-_REPR_OF_STRUCT: Any = Struct.__repr__
 
 
 def fields_of(value: Any, most: int) -> list[tuple[str, Any]] | None:
@@ -150,33 +162,29 @@ def _values(value: Any, names: Iterable[str], most: int) -> list[tuple[str, Any]
     return found
 
 
-SHOWN_CHARS = 200
-"""Characters that are shown of a `repr`."""
-
-_MOST_WORK = 50_000
-"""What one event may cost: 1 for each number and container, 5 for each text and name."""
-
-_OF_TEXT = 5
-_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
-
-_SETS = (set, frozenset)
-_SHOWN_BY_STR = (UUID, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
-
-
-class Cut(str):
-    """Says what stood here and was too much."""
+class Truncated(str):
+    """The substitute for a value that exceeded a limit, with the reason."""
 
     __slots__ = ()
 
 
-class Shown(str):
-    """The `repr` of what JSON cannot carry, longer than it will be shown."""
+class ReprText(str):
+    """The `repr` of a value that JSON cannot represent, before it is truncated to `REPR_CHARS`."""
 
     __slots__ = ()
 
 
-def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> dict[str, Any] | None:
-    """Return a copy of fields that are few, flat and short, which is the common case; else None."""
+def copy_if_simple(
+    fields: Mapping[str, Any], most: int, name_chars: int, chars: int
+) -> dict[str, Any] | None:
+    """Return a copy of fields that are few, flat and short, which is the common case, or else None.
+
+    Args:
+        fields: The fields.
+        most: Maximum number of fields.
+        name_chars: Maximum length of a name.
+        chars: Maximum total length of all strings.
+    """
     if type(fields) is not dict or len(fields) > most:
         return None
     copy = fields.copy()
@@ -199,27 +207,28 @@ def flat(fields: Mapping[str, Any], most: int, name_chars: int, chars: int) -> d
     return copy
 
 
-class Plain:
+class Coercer:
     """Copies the values of one event as str, int, float, bool, None, list or dict.
 
     Numbers of any type become numbers; dates, times, paths and UUIDs become text; members of an `Enum` become
     their values, sets become lists, and dataclasses and models become objects; see `docs/wide-events.md`.
     What JSON cannot represent (NaN, an integer over 64 bits, a container that contains itself) becomes the
-    beginning of its `repr`, as `Shown`; what is nested too deeply or exceeds the size limit becomes a `Cut`.
+    beginning of its `repr`, as `ReprText`; what is nested too deeply or exceeds the size limit becomes a
+    `Truncated`.
     Both are counted in `stats().coerced_values`. Text of any length is not changed.
 
     Args:
-        depth: Levels that are copied.
-        text_chars: Characters that will be left of a text.
+        depth: Maximum nesting level.
+        text_chars: Number of characters to which strings will be truncated later.
 
     Attributes:
-        size: Bytes that the last copy takes as JSON, at least.
+        size: Minimum size of the last copy as JSON, in bytes.
     """
 
     def __init__(self, depth: int, text_chars: int) -> None:
         self._depth = depth
         self._text_chars = text_chars
-        self._left = _MOST_WORK
+        self._left = _MAX_WORK
         self.size = 0
 
     def copy(self, value: Any) -> Any:
@@ -228,15 +237,16 @@ class Plain:
         return self._copy(value, ())
 
     def _copy(self, value: Any, inside: tuple[int, ...]) -> Any:
-        """`inside` holds the ids of what contains the value."""
+        """Copy a value. `inside` contains the ids of the containers of the value."""
         self._left -= 1
         self.size += 1
         if value is None or value is True or value is False:
             return value
-        # Use the real types and their own methods: a subclass may override any method called here.
+        # Use the real types and their methods, because a subclass may override any method that is called
+        # here.
         if is_a(value, str):
             text = str.__str__(value)
-            self._left -= _OF_TEXT
+            self._left -= _TEXT_COST
             self.size += min(len(text), self._text_chars) + 2
             return text
         if is_a(value, int) and _INT_MIN <= (number := int.__int__(value)) <= _INT_MAX:
@@ -246,7 +256,7 @@ class Plain:
             if isfinite(value):
                 return value
         try:
-            simple = simplified(value)
+            simple = to_simple(value)
             if simple is not value and (simple is None or is_a(simple, (str, int, float))):
                 return self._copy(simple, inside)
             if id(simple) not in inside and (parts := self._parts(simple)) is not None:
@@ -257,51 +267,51 @@ class Plain:
                     return copied
         except BaseException as error:
             INTERRUPTS.contain(error)
-        self._left -= _OF_TEXT
-        shown = Shown(short_repr(value))
-        self.size += min(len(shown), SHOWN_CHARS)
-        return shown
+        self._left -= _TEXT_COST
+        text = ReprText(safe_repr(value))
+        self.size += min(len(text), REPR_CHARS)
+        return text
 
     def _parts(self, value: Any) -> Mapping[Any, Any] | list[Any] | tuple[Any, ...] | None:
         """Return a container as a mapping, a list or a tuple; None for anything else."""
         if isinstance(value, tuple) and isinstance(names := getattr(type(value), "_fields", None), tuple):
-            return dict(zip(names, value, strict=False))  # a row: redaction needs the names
+            return dict(zip(names, value, strict=False))  # a named tuple: redaction needs the names
         if isinstance(value, (Mapping, list, tuple)):
             return value
-        room = max(self._left, 0)
+        left = max(self._left, 0)
         if is_a(value, (*_SETS, deque)):
-            parts = list(islice(value, room + 1))
+            parts = list(islice(value, left + 1))
             return _sorted(parts) if is_a(value, _SETS) else parts
-        fields = fields_of(value, room // _OF_TEXT + 1)
+        fields = fields_of(value, left // _TEXT_COST + 1)
         return None if fields is None else dict(fields)
 
     def _container(self, value: Any, within: tuple[int, ...]) -> Any:
-        """Return the copy of what holds others, or None where it cannot be read."""
-        room = max(self._left, 0)
+        """Return a copy of a container, or None if it cannot be read."""
+        left = max(self._left, 0)
         if isinstance(value, Mapping):
-            items = items_of(value, room // _OF_TEXT + 1)
+            items = items_of(value, left // _TEXT_COST + 1)
             if items is None:
                 return None
-            if len(items) * _OF_TEXT > room:
+            if len(items) * _TEXT_COST > left:
                 return self._cut("too many parts")
-            self._left -= len(items) * _OF_TEXT
+            self._left -= len(items) * _TEXT_COST
             copied: dict[str, Any] = {}
             for key, item in items:
                 name = text_key(key)
                 self.size += len(name) + 4
-                copied[unlike(name, copied)] = self._copy(item, within)
+                copied[unique_key(name, copied)] = self._copy(item, within)
             return copied
-        parts = list(islice(value, room + 1))
-        if len(parts) > room:
+        parts = list(islice(value, left + 1))
+        if len(parts) > left:
             return self._cut("too many parts")
         return [self._copy(item, within) for item in parts]
 
-    def _cut(self, why: str) -> Cut:
-        TALLY.coerced_values += 1
-        return Cut(f"[cut: {why}]")
+    def _cut(self, why: str) -> Truncated:
+        GLOBAL_COUNTERS.coerced_values += 1
+        return Truncated(f"[cut: {why}]")
 
 
-def simplified(value: Any) -> Any:
+def to_simple(value: Any) -> Any:
     """Return the number, text or other simple value that represents a value in JSON, or the value itself.
 
     Raises:
@@ -312,16 +322,16 @@ def simplified(value: Any) -> Any:
         value = item_of(value)
         kind = type(value)
     if (number := as_number(value)) is not None:
-        return value if kind is int else number  # an integer over 64 bits is a number already
+        return value if kind is int else number  # an `int` over 64 bits needs no conversion
     if issubclass(kind, Enum):
-        carried = value.value
-        return carried if type(carried) in (str, int, float, bool) else value.name
+        enum_value = value.value
+        return enum_value if type(enum_value) in (str, int, float, bool) else value.name
     if issubclass(kind, (datetime, date, time)):
-        moment = value.isoformat()
-        return moment.removesuffix("+00:00") + "Z" if moment.endswith("+00:00") else moment
+        text = value.isoformat()
+        return text.removesuffix("+00:00") + "Z" if text.endswith("+00:00") else text
     if issubclass(kind, timedelta):
         return timedelta.total_seconds(value)
-    if issubclass(kind, _SHOWN_BY_STR):
+    if issubclass(kind, _STR_TYPES):
         return str(value)
     if hasattr(kind, "__fspath__"):
         return os.fsdecode(value)
@@ -329,7 +339,7 @@ def simplified(value: Any) -> Any:
 
 
 def _sorted(parts: list[Any]) -> list[Any]:
-    """Return the members of a set, sorted if all are text or numbers of one type."""
+    """Return the members of a set, sorted if all are strings or numbers of one type."""
     kinds = {type(part) for part in parts}
     return sorted(parts) if len(kinds) == 1 and kinds <= {str, int, float} else parts
 
@@ -344,7 +354,7 @@ def is_mapping(value: Any) -> bool:
 
 
 def items_of(fields: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]] | None:
-    """Return the first items of a mapping, or None for one of the application's that cannot be read."""
+    """Return the first items of a mapping, or None for a custom mapping that cannot be read."""
     try:
         return list(islice(fields.items(), most))
     except BaseException as error:
@@ -353,11 +363,11 @@ def items_of(fields: Mapping[Any, Any], most: int) -> list[tuple[Any, Any]] | No
 
 
 def text_key(key: Any) -> str:
-    """Return the key of a mapping as text, whatever it is."""
+    """Return the key of a mapping as a string, whatever its type."""
     if is_a(key, str):
         return str.__str__(key)
     try:
-        simple = simplified(key)
+        simple = to_simple(key)
     except BaseException as error:
         INTERRUPTS.contain(error)
         simple = key
@@ -365,15 +375,15 @@ def text_key(key: Any) -> str:
         return str.__str__(simple)
     if is_a(simple, int) and not is_a(simple, bool):
         number = int.__int__(simple)
-        return str(number) if _INT_MIN <= number <= _INT_MAX else short_repr(key)
-    return as_text(simple) if simple is None or is_a(simple, (float, bool)) else short_repr(key)
+        return str(number) if _INT_MIN <= number <= _INT_MAX else safe_repr(key)
+    return as_text(simple) if simple is None or is_a(simple, (float, bool)) else safe_repr(key)
 
 
-def unlike(name: str, names: Mapping[str, Any]) -> str:
-    """Return a name that is none of `names`: with its number behind it, where it would be."""
+def unique_key(name: str, names: Mapping[str, Any]) -> str:
+    """Return `name`, with a number appended if `names` already contains it."""
     number = len(names)
-    shown = name
-    while shown in names:
+    key = name
+    while key in names:
         number += 1
-        shown = f"{name} ({number})"
-    return shown
+        key = f"{name} ({number})"
+    return key

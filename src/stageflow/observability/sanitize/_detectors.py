@@ -10,13 +10,13 @@ from collections.abc import Callable
 from ._secrets import (
     VALUE,
     Detector,
-    beside,
-    closing,
+    closing_bracket,
     is_empty,
     is_long,
     is_measure,
     is_secret_name,
     is_secret_number,
+    named_value_detector,
     value_at,
 )
 
@@ -24,14 +24,14 @@ __all__ = ["DETECTORS", "FORMATS", "Detector"]
 
 
 _LINE_END = r"(?:\r?\n|\\r\\n|\\n)"
-"""Also as the `repr` of a text shows it."""
+"""A line end, also in the `repr` of a text."""
 
 _QUOTE = r"\\*[\"']"
-"""Also of JSON inside JSON."""
+"""A quote, also of JSON inside JSON."""
 
 
 def _has_secret_part(path: str) -> bool:
-    """Return whether a part of a path is the name of a secret: `db.password.int`, `['tokens']['api'][0]`."""
+    """Return whether a part of a path names a secret: `db.password.int`, `['tokens']['api'][0]`."""
     return any(map(is_secret_name, re.split(r"[^\w-]+", path[-1_000:])))
 
 
@@ -47,7 +47,7 @@ _ITEMS = re.compile(
     rf"(?P<quote>{_QUOTE})--?(?P<name>\w[\w.-]*+)(?P=quote)\s{{0,100}}(?:,\s{{0,100}})?"
     rf"(?P<value>)(?=b?{_QUOTE}(?!--?[A-Za-z][A-Za-z-]*+{_QUOTE})|\d{{4}})"
 )
-"""An option and its value as items of a list or a tuple, as Python, JSON or a shell shows them."""
+"""An option and its value as items of a list or a tuple, formatted by Python, JSON or a shell."""
 
 _ARGUMENT = re.compile(
     rf"\bargument (?P<name>[\w/, -]{{1,200}}+): [^\n:\"']{{1,100}}: (?P<value>)(?={_QUOTE})"
@@ -62,7 +62,7 @@ _PYDANTIC = re.compile(
     r"[^\n]{0,1000}?\binput_value=(?P<value>)",
     re.MULTILINE,
 )
-"""The location on one line, and the value on the next."""
+"""pydantic: the location on one line, and the value on the next."""
 
 _DACITE = re.compile(
     rf"\bfield {_QUOTE}(?P<name>[\w.-]++){_QUOTE} - should be [^\n]{{0,300}}? instead of value (?P<value>)"
@@ -72,17 +72,17 @@ _ATTRS = re.compile(
     rf"{_QUOTE}(?P<name>\w++){_QUOTE} must [^\n]{{1,300}}? \((?:got )?(?P<value>)(?=b?{_QUOTE}|\d)"
 )
 
-_MOST_ECHOES = 8
-"""Maximum number of different values that are also redacted elsewhere in their text."""
+_MAX_REPEATED_VALUES = 8
+"""Maximum number of different values whose repetitions are redacted too."""
 
 
-def _echoed(pattern: re.Pattern[str]) -> Detector:
+def _repeated_value_detector(pattern: re.Pattern[str]) -> Detector:
     """Return a detector for a value that the message repeats elsewhere without its name."""
 
     def detect(text: str) -> tuple[str, int]:
         values: dict[str, None] = {}
         for match in pattern.finditer(text):
-            if len(values) == _MOST_ECHOES:
+            if len(values) == _MAX_REPEATED_VALUES:
                 break
             if _has_secret_part(match["name"]):
                 start, end = value_at(text, match.end())
@@ -111,7 +111,7 @@ _PLACEHOLDERS = re.compile(r"%\(\w{1,100}\)s|%s|[$:@]\w{1,100}|[?,\s()\[\]]")
 
 
 def _positional(text: str) -> tuple[str, int]:
-    """Redact all values of a statement that names a secret: which one belongs to the name is not certain."""
+    """Redact all values of a statement that names a secret: the position of the secret is uncertain."""
     if _COLUMNS.search(text) is None:
         return text, 0
     parts: list[str] = []
@@ -124,7 +124,7 @@ def _positional(text: str) -> tuple[str, int]:
         named = named or any(map(is_secret_name, set(_IDENTIFIER.findall(text, looked, match.start()))))
         looked = start
         while named and start < len(text) and text[start] in "([":
-            end = closing(text, start)
+            end = closing_bracket(text, start)
             if _PLACEHOLDERS.sub("", text[start:end]) and "[redacted" not in text[start:end]:
                 parts += (text[at:start], "[redacted]")
                 at = end
@@ -182,27 +182,29 @@ _ENCODED = re.compile(
 )
 """JSON in a query string, encoded once or several times."""
 
-_items = beside(_ITEMS)
-_sql_word = beside(_SQL_WORD, lambda name: is_secret_name(name) or name[:10].lower() == "identified")
+_items = named_value_detector(_ITEMS)
+_sql_word = named_value_detector(
+    _SQL_WORD, lambda name: is_secret_name(name) or name[:10].lower() == "identified"
+)
 
 FORMATS: tuple[tuple[str, Detector], ...] = (
-    ("<", beside(_ELEMENT)),
-    ("<![cdata[", beside(_CDATA)),
-    ("value=", beside(_NAMED_VALUE)),
-    ("value=", beside(_VALUE_NAMED)),
-    ("content=", beside(_NAMED_VALUE)),
-    ("content=", beside(_VALUE_NAMED)),
-    ("</", beside(_NAMED_ELEMENT)),
-    ("form-data;", beside(_MULTIPART)),
-    ("22%", beside(_ENCODED)),
-    ("-", beside(_OPTION)),
+    ("<", named_value_detector(_ELEMENT)),
+    ("<![cdata[", named_value_detector(_CDATA)),
+    ("value=", named_value_detector(_NAMED_VALUE)),
+    ("value=", named_value_detector(_VALUE_NAMED)),
+    ("content=", named_value_detector(_NAMED_VALUE)),
+    ("content=", named_value_detector(_VALUE_NAMED)),
+    ("</", named_value_detector(_NAMED_ELEMENT)),
+    ("form-data;", named_value_detector(_MULTIPART)),
+    ("22%", named_value_detector(_ENCODED)),
+    ("-", named_value_detector(_OPTION)),
     ("'-", _items),
     ('"-', _items),
-    ("argument ", beside(_ARGUMENT, _has_secret_part)),
-    ("input_value=", beside(_PYDANTIC, _has_secret_part)),
-    ("instead of value", beside(_DACITE)),
-    ("on instance", _echoed(_JSONSCHEMA)),
-    (" must ", _echoed(_ATTRS)),
+    ("argument ", named_value_detector(_ARGUMENT, _has_secret_part)),
+    ("input_value=", named_value_detector(_PYDANTIC, _has_secret_part)),
+    ("instead of value", named_value_detector(_DACITE)),
+    ("on instance", _repeated_value_detector(_JSONSCHEMA)),
+    (" must ", _repeated_value_detector(_ATTRS)),
     ("insert into", _positional),
     ("parameters: ", _positional),
     ("args=", _positional),
@@ -219,13 +221,13 @@ FORMATS: tuple[tuple[str, Detector], ...] = (
 
 # ------------------------------------------------------------ credentials
 
-# With a digit, an inner capital or the length of no word: "bearer of bad news" holds no token.
+# A token has a digit, an inner capital or an unusual length: "bearer of bad news" contains no token.
 _BEARER = re.compile(
     r"\b([Bb][Ee][Aa][Rr][Ee][Rr]\s+)"
     r"(?:(?=[^\s]*[0-9=]|[^\s]*[a-z][A-Z])[A-Za-z0-9._~+/=-]{8,}|[A-Za-z0-9_~+/]{24,}[A-Za-z0-9._~+/=-]*)"
 )
 _BASIC = re.compile(r"\b(basic\s+)([A-Za-z0-9+/]{4,}={0,2})", re.IGNORECASE)
-# It begins where a word does: with a beginning in each, a word of many "eyJ-" took the square of its length.
+# The match must start at a word boundary. Otherwise a word of many "eyJ-" would take quadratic time.
 _JWT = re.compile(
     r"(?:(?<![\w-])|(?<=%[0-9A-F]{2}))"
     r"eyJ[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?|(?:\.[A-Za-z0-9_-]*){4})"
@@ -243,9 +245,10 @@ _ISSUED = re.compile(
 _MAY_BE_ISSUED = re.compile(r"[_.:-]|A(?:KIA|SIA|Iza|TATT)|dapi")
 _MAY_BE_FORMATTED = re.compile(r"['\"<(\n\0%-]")
 _KEY = re.compile(r"\b[spr]k[-_][A-Za-z0-9_-]{16,}")
-# To the last "@" before the path: a password may hold one.
+# Up to the last "@" before the path, because a password may contain an "@".
 _ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:\[]*:)[^\s/\"']+(?=@)", re.IGNORECASE)
-# Or to the first behind a slash, which no address may have there, and passwords have. A port has one, too.
+# Or up to the first "@" after a slash, which is invalid in a URL, but occurs in passwords. Ports are
+# excluded.
 _SLASHED = re.compile(
     r"\b([a-z][a-z0-9+.-]{0,30}://[^\s/:\[@]*:)(?!\d{1,5}/|\[redacted)[^\s/\"'@][^\s\"'@]{0,200}+(?=@)",
     re.IGNORECASE,
@@ -256,7 +259,7 @@ _HOOK = re.compile(r"(\bhooks\.slack\.com/services/\w+/\w+/)\w+")
 _NAMED = re.compile(
     r"(?<![\w.-])(?P<name>[\w.-]++)(?P<close>\\*+[\"']?)\]?(?:\[\d{0,3}\])?\\*+[\"']?\s{0,9}(?P<sign>=>|:=|=|%3[Dd]|:(?!:))\s{0,9}"
 )
-# A pair, as a list of headers shows it.
+# A pair of name and value, as in a list of headers.
 _PAIR = re.compile(
     r"(?:\(|\[\[|\], ?\[)b?(?P<quote>[\"'])(?P<name>[\w.-]++)(?P=quote), ?(?P<value>)(?=b?[\"'])"
 )
@@ -270,13 +273,13 @@ _HEADER = re.compile(
     r"(?P<first>(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\s\"'\\])+)"
 )
 _LINE = re.compile(r"(?:=\\*\"[^\"\r\n]*\"|=\\*'[^'\r\n]*'|[^\"'\r\n\\])*")
-"""What stands behind `Cookie:` and `Authorization:` to the end of the line: in one header are many values."""
+"""The rest of the line after `Cookie:` and `Authorization:`, because a header can contain several values."""
 
 
 def _credentials(text: str) -> tuple[str, int]:
     found = 0
     lower = text.lower()
-    for mark, detect in _EACH:
+    for mark, detect in _MARKED_DETECTORS:
         if mark in lower:
             text, more = detect(text)
             found += more
@@ -295,7 +298,7 @@ def _credentials(text: str) -> tuple[str, int]:
 
 
 def _assigned(text: str) -> tuple[str, int]:
-    """Take out what is assigned to a name that holds a secret: by the same words as that of a field."""
+    """Redact values that are assigned to the name of a secret; see `is_secret_name`."""
     parts: list[str] = []
     at = 0
     for named in _NAMED.finditer(text):
@@ -309,7 +312,7 @@ def _assigned(text: str) -> tuple[str, int]:
 
 
 def _value(text: str, named: re.Match[str]) -> tuple[int, int]:
-    """Return where the secret begins and ends that is assigned to a name; the same twice for none."""
+    """Return the start and the end of the secret assigned to a name, which are equal if there is none."""
     at = named.end()
     header = named["name"][-13:].lower()
     if header.endswith(("cookie", "cookies", "authorization")) and (begins := _HEADER.match(text, at)):
@@ -323,10 +326,10 @@ def _value(text: str, named: re.Match[str]) -> tuple[int, int]:
     if value is None:
         return at, at
     if value["open"]:
-        # In a sentence, brackets may be anything.
+        # After a colon in a sentence, brackets are not a value.
         start = value.start("open")
         given = named["close"] or named["sign"] != ":" or text[start + 1 : start + 2] in _QUOTES
-        return (start, closing(text, start)) if given else (at, at)
+        return (start, closing_bracket(text, start)) if given else (at, at)
     if not _is_value(named, value):
         return at, at
     return value.span("bare" if value["quoted"] is None else "quoted")
@@ -336,7 +339,7 @@ _QUOTES = ("'", '"')
 
 
 def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
-    """Tell a secret from a word of the sentence that goes on behind a colon."""
+    """Return whether a value is a secret, and not the next word of a sentence."""
     bare = value["bare"]
     if is_empty(bare or value["quoted"]):
         return False
@@ -346,19 +349,19 @@ def _is_value(named: re.Match[str], value: re.Match[str]) -> bool:
         return False
     if named["sign"] != ":":
         return len(bare) >= 3
-    if bare.isdecimal():  # "pin: 1234", and not "pin: 3", nor the port in "auth:8080"
+    if bare.isdecimal():  # "pin: 1234", but neither "pin: 3" nor the port in "auth:8080"
         return len(bare) >= 3 and is_secret_number(named["name"], int(bare[:20]))
     return is_long(bare)
 
 
-def _substituted(pattern: re.Pattern[str], instead: str) -> Detector:
-    return lambda text: pattern.subn(instead, text)
+def _substitution_detector(pattern: re.Pattern[str], replacement: str) -> Detector:
+    return lambda text: pattern.subn(replacement, text)
 
 
-def _checked(pattern: re.Pattern[str], instead: str, is_one: Callable[[str], bool]) -> Detector:
-    """Return a detector for what matches a pattern, and then a check that no pattern can make.
+def _checked_detector(pattern: re.Pattern[str], replacement: str, is_one: Callable[[str], bool]) -> Detector:
+    """Return a detector for matches of a pattern that also pass a check.
 
-    A pattern with groups has two: what stays, and what is checked.
+    A pattern with groups has two: the part that is not redacted, and the part that is checked.
     """
 
     def detect(text: str) -> tuple[str, int]:
@@ -370,7 +373,7 @@ def _checked(pattern: re.Pattern[str], instead: str, is_one: Callable[[str], boo
             if not is_one(what):
                 return match[0]
             found += 1
-            return before + instead
+            return before + replacement
 
         return pattern.sub(replaced, text), found
 
@@ -378,7 +381,7 @@ def _checked(pattern: re.Pattern[str], instead: str, is_one: Callable[[str], boo
 
 
 def _is_basic(word: str) -> bool:
-    """Tell whether it is "user:password" in base64, as RFC 7617 has it, and no word of a sentence."""
+    """Return whether a word is "user:password" in base64 (RFC 7617)."""
     try:
         decoded = base64.b64decode(word + "=" * (-len(word) % 4), validate=True).decode()
     except ValueError:
@@ -387,40 +390,40 @@ def _is_basic(word: str) -> bool:
 
 
 def _is_key(word: str) -> bool:
-    """Tell a key from a name of many words: one part of it is long, and mixes letters and digits."""
+    """Return whether a word is a key: one of its parts is long, and mixes letters and digits."""
     return any(
         len(part) >= 10 and any(map(str.isdecimal, part)) and any(map(str.isalpha, part))
         for part in re.split("[-_]", word)
     )
 
 
-_key = _checked(_KEY, "[redacted]", _is_key)
-_pair = beside(_PAIR)
-_EACH: tuple[tuple[str, Detector], ...] = (
-    ("-----begin", _substituted(_PEM, "[redacted]")),
-    ("eyj", _substituted(_JWT, "[redacted]")),
-    ("bearer", _substituted(_BEARER, r"\1[redacted]")),
-    ("basic", _checked(_BASIC, "[redacted]", _is_basic)),
+_key = _checked_detector(_KEY, "[redacted]", _is_key)
+_pair = named_value_detector(_PAIR)
+_MARKED_DETECTORS: tuple[tuple[str, Detector], ...] = (
+    ("-----begin", _substitution_detector(_PEM, "[redacted]")),
+    ("eyj", _substitution_detector(_JWT, "[redacted]")),
+    ("bearer", _substitution_detector(_BEARER, r"\1[redacted]")),
+    ("basic", _checked_detector(_BASIC, "[redacted]", _is_basic)),
     ("k-", _key),
     ("k_", _key),
-    ("://", _substituted(_ADDRESS, r"\1[redacted]")),
-    ("://", _substituted(_SLASHED, r"\1[redacted]")),
-    ("://", _checked(_TOKEN_IN_ADDRESS, "[redacted]", _is_key)),
-    ("sig", _substituted(_SIGNED, r"\1[redacted]")),
-    ("hooks.slack", _substituted(_HOOK, r"\1[redacted]")),
-    ("<cookie", _substituted(_JAR, r"\1[redacted]")),
+    ("://", _substitution_detector(_ADDRESS, r"\1[redacted]")),
+    ("://", _substitution_detector(_SLASHED, r"\1[redacted]")),
+    ("://", _checked_detector(_TOKEN_IN_ADDRESS, "[redacted]", _is_key)),
+    ("sig", _substitution_detector(_SIGNED, r"\1[redacted]")),
+    ("hooks.slack", _substitution_detector(_HOOK, r"\1[redacted]")),
+    ("<cookie", _substitution_detector(_JAR, r"\1[redacted]")),
     ("'", _pair),
     ('"', _pair),
-    ("value", beside(_SETTING)),
+    ("value", named_value_detector(_SETTING)),
 )
-"""What to look for in a text that holds a mark: most texts hold none, and are done with in a microsecond."""
+"""The detectors for a text that contains a marker. Most texts contain none, so the check is fast."""
 
 
 def _jwt(text: str) -> tuple[str, int]:
     return _JWT.subn("[redacted:jwt]", text) if "eyJ" in text else (text, 0)
 
 
-_basic = _checked(_BASIC, "[redacted:bearer]", _is_basic)
+_basic = _checked_detector(_BASIC, "[redacted:bearer]", _is_basic)
 
 
 def _bearer(text: str) -> tuple[str, int]:
@@ -443,14 +446,14 @@ def _email(text: str) -> tuple[str, int]:
 
 
 def _is_card(text: str) -> bool:
-    """Check the digit that Luhn's rule (ISO/IEC 7812-1) puts at the end of a card's number."""
+    """Return whether the check digit of a card number is valid (Luhn algorithm, ISO/IEC 7812-1)."""
     digits = [int(char) for char in text if char.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
 def _is_iban(text: str) -> bool:
-    """Check the two digits of ISO 13616 behind the country: the whole is 1 modulo 97."""
+    """Return whether the check digits of an IBAN are valid (ISO 13616: the number is 1 modulo 97)."""
     plain = text.replace(" ", "")
     return (
         15 <= len(plain) <= 34
@@ -466,7 +469,10 @@ def _is_ip(text: str) -> bool:
     return True
 
 
-_ip4, _ip6 = _checked(_IP4, "[redacted:ip]", _is_ip), _checked(_IP6, "[redacted:ip]", _is_ip)
+_ip4, _ip6 = (
+    _checked_detector(_IP4, "[redacted:ip]", _is_ip),
+    _checked_detector(_IP6, "[redacted:ip]", _is_ip),
+)
 
 
 def _ip(text: str) -> tuple[str, int]:
@@ -480,10 +486,10 @@ def _ip(text: str) -> tuple[str, int]:
 DETECTORS: dict[str, Detector] = {
     "credentials": _credentials,
     "email": _email,
-    "card": _checked(_CARD, "[redacted:card]", _is_card),
-    "iban": _checked(_IBAN, "[redacted:iban]", _is_iban),
+    "card": _checked_detector(_CARD, "[redacted:card]", _is_card),
+    "iban": _checked_detector(_IBAN, "[redacted:iban]", _is_iban),
     "ip": _ip,
     "jwt": _jwt,
     "bearer": _bearer,
 }
-"""By the names that `Redact(detect=...)` takes."""
+"""The detectors, by their names in `Redact(detect=...)`."""

@@ -1,4 +1,4 @@
-"""What must not be stored, and what stands in its place."""
+"""`Redact`, the redaction settings, and the `Redactor` that applies them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,30 @@ __all__ = ["REDACTED", "REDACTION_FAILED", "Redact", "Redactor"]
 REDACTED = "[redacted]"
 REDACTION_FAILED = "[redaction failed]"
 
+_MAX_CACHED = 10_000
+
+_MAX_CACHED_CHARS = 100
+"""Maximum length of a text in the cache."""
+
+_MAX_NAME_CHARS = 256
+"""Number of characters at the start of a name that are compared with patterns."""
+
 
 class Redact(Struct, metaclass=ValueType, frozen=True, kw_only=True):
-    """What is taken out of events before any sink has them.
+    """Settings for the redaction of events, which is applied before any sink receives them.
 
     Attributes:
-        names: Names of fields that hold secrets, besides those known by their words ("password",
-            "api_key", ...; the list is in docs/redaction.md). `*` stands for anything.
-        detect: What to look for in every text: "credentials" (tokens, keys and passwords as they
-            stand in messages and addresses; the default), "email", "card", "iban", "ip", "jwt",
-            "bearer".
-        patterns: Regular expressions of your own, by name; what they match is taken out.
-        allow: The only attributes and payload keys that may be kept, all others being redacted;
-            None for all. `*` stands for anything.
+        names: Additional names of fields with secrets. Common names ("password", "api_key", ...; the list is
+            in docs/redaction.md) are always redacted. `*` matches any characters.
+        detect: Detectors that are applied to every text: "credentials" (tokens, keys and passwords in
+            messages and URLs; the default), "email", "card", "iban", "ip", "jwt", "bearer".
+        patterns: Custom regular expressions, by name. Matches are redacted.
+        allow: The only attributes and payload keys that are recorded; all others are redacted. None (the
+            default) to record all. `*` matches any characters.
 
     Raises:
-        InvalidArgumentError: An option has another type.
-        ValueError: A detector has no such name, or a pattern is no regular expression.
+        InvalidArgumentError: An option has the wrong type.
+        ValueError: A detector is unknown, or a pattern is not a valid regular expression.
 
     Example:
         >>> Redact(detect=("credentials", "email"), patterns={"order": r"ORD-[0-9]{6}"}).detect
@@ -53,40 +60,40 @@ class Redact(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for option in ("names", "detect", "allow"):
             given = getattr(self, option)
-            if isinstance(given, str):  # each of its letters would be one
-                raise ValueError(f"Redact({option}={given!r}); give a tuple: ({given!r},)")
+            if isinstance(given, str):  # a string is a collection of its characters
+                raise ValueError(f"Redact: {option} must be a tuple, got {given!r}; use ({given!r},)")
             if given is not None and not (
                 isinstance(given, Collection) and all(isinstance(name, str) for name in given)
             ):
                 raise InvalidArgumentError(
-                    f"Redact({option}={given!r}) is not a tuple of texts",
-                    hint=f'write Redact({option}=("...",))',
+                    f"Redact: {option} must be a tuple of str, got {given!r}",
+                    hint=f'use Redact({option}=("...",))',
                 )
         if not isinstance(self.patterns, Mapping):
             raise InvalidArgumentError(
-                f"Redact(patterns={self.patterns!r}) is not a mapping",
-                hint='write Redact(patterns={"order": r"ORD-[0-9]{6}"})',
+                f"Redact: patterns must be a mapping, got {self.patterns!r}",
+                hint='use Redact(patterns={"order": r"ORD-[0-9]{6}"})',
             )
         unknown = [name for name in self.detect if name not in DETECTORS]
         if unknown:
             raise ValueError(
-                f"Redact(detect=...): there is no detector {unknown[0]!r}; there are {', '.join(DETECTORS)}"
+                f"Redact: unknown detector {unknown[0]!r}; known detectors: {', '.join(DETECTORS)}"
             )
         for name, pattern in self.patterns.items():
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    f"Redact(patterns=...): {name!r} is no regular expression: {error}"
+                    f"Redact: pattern {name!r} is not a valid regular expression: {error}"
                 ) from None
 
 
 class Redactor:
-    """Takes secrets out, as one `Redact` says. Made once; it remembers what it has looked at.
+    """Redacts text and fields according to a `Redact`, and caches its results.
 
     Attributes:
-        clean: Short texts in which there was nothing to take out.
-        known: What `withholds` has said of names that may themselves be shown.
+        clean: Cache of short texts without secrets.
+        known: Cache of the results of `is_withheld`, for names that do not contain secrets themselves.
     """
 
     def __init__(self, rules: Redact) -> None:
@@ -98,32 +105,32 @@ class Redactor:
             _by_pattern(name, re.compile(pattern)) for name, pattern in rules.patterns.items()
         ]
 
-    def withholds(self, name: str) -> bool:
-        """Tell whether the value of a top-level field of this name is not for keeping."""
+    def is_withheld(self, name: str) -> bool:
+        """Return whether the value of a top-level field with this name must be redacted."""
         withheld = not self._allows(name) or self.is_secret(name)
         try:
-            # What is remembered as clean is shown as it is: so it is asked for as it may be shown.
-            _, found = self.text(safe_text(name[:_LONGEST]))
+            # Cached texts are recorded unchanged, so check the name in the form in which it is recorded.
+            _, found = self.text(safe_text(name[:_MAX_NAME_CHARS]))
         except BaseException as error:
             INTERRUPTS.contain(error)
-            return True  # closed: whatever this field is, it is not for keeping
-        if not found and name in self.clean and len(self.known) < _REMEMBERED:
+            return True  # fail closed
+        if not found and name in self.clean and len(self.known) < _MAX_CACHED:
             self.known[name] = withheld
         return withheld
 
     def _allows(self, name: str) -> bool:
         allow = self._rules.allow
-        return allow is None or any(fnmatchcase(name[:_LONGEST], pattern) for pattern in allow)
+        return allow is None or any(fnmatchcase(name[:_MAX_NAME_CHARS], pattern) for pattern in allow)
 
     def is_secret(self, name: str) -> bool:
-        """Tell whether a field of this name holds a secret, wherever it stands."""
+        """Return whether a field with this name contains a secret, at any nesting level."""
         return is_secret_name(name) or self._is_named(name)
 
     def _is_named(self, name: str) -> bool:
-        return any(fnmatchcase(name[:_LONGEST], pattern) for pattern in self._rules.names)
+        return any(fnmatchcase(name[:_MAX_NAME_CHARS], pattern) for pattern in self._rules.names)
 
     def is_measure(self, name: str, value: Any) -> bool:
-        """Tell whether what is withheld for the words of its name is only a number: `ms_per_token`."""
+        """Return whether a withheld value is a measurement, such as `ms_per_token`, and not a secret."""
         return (
             type(value) in (int, float)
             and is_secret_name(name)
@@ -133,7 +140,7 @@ class Redactor:
         )
 
     def text(self, text: str) -> tuple[str, int]:
-        """Return a text without the secrets in it, and how many there were."""
+        """Return a text with its secrets redacted, and their number."""
         if text in self.clean:
             return text, 0
         found = 0
@@ -141,17 +148,9 @@ class Redactor:
         for detector in self._detectors:
             clean, count = detector(clean)
             found += count
-        if not found and len(text) <= _SHORT and len(self.clean) < _REMEMBERED:
+        if not found and len(text) <= _MAX_CACHED_CHARS and len(self.clean) < _MAX_CACHED:
             self.clean[text] = None
         return clean, found
-
-
-_REMEMBERED = 10_000
-_SHORT = 100
-"""Characters of a text or a name that is remembered at most."""
-
-_LONGEST = 256
-"""Characters at the beginning of a name that patterns are compared with."""
 
 
 def _by_pattern(name: str, pattern: re.Pattern[str]) -> Detector:

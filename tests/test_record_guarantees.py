@@ -1,4 +1,4 @@
-"""The law of the record, held over random pipelines, random ends of their stages and of their runs."""
+"""The record guarantees, checked for random pipelines with random outcomes of stages and runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jsonschema
 import pytest
 from hypothesis import event, given, settings, strategies as st
-from oracle import EPSILON, NS, Act, Broken, Entry, Model, Plan, Stage, hold_the_law, of_type
+from oracle import EPSILON, NS, Act, Broken, Entry, Model, Plan, Stage, check_record, of_type
 
 from stageflow import (
     EventSink,
@@ -40,9 +40,9 @@ from stageflow.testing import VirtualClock
 
 T = TypeVar("T")
 
-MOST_STAGES = 30
-EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "40"))
-"""For more of them: `LAW_EXAMPLES=2000 pytest tests/test_law.py --timeout 0`."""
+MAX_STAGES = 30
+EXAMPLES = int(os.environ.get("GUARANTEE_EXAMPLES", "40"))
+"""To check more: `GUARANTEE_EXAMPLES=2000 pytest tests/test_record_guarantees.py --timeout 0`."""
 LARGE = (100, 200)
 LARGE_EXAMPLES = max(EXAMPLES // 16, 1)
 
@@ -53,8 +53,8 @@ VALIDATORS = {
 
 # ---------------------------------------------------------------- random descriptions
 
-# Moments must not coincide, or what comes first is a matter of taste: stages take whole seconds,
-# their time-outs have some 37 milliseconds more, and what comes from outside falls between.
+# Times must not coincide, because the order would be arbitrary: stages take whole seconds, timeouts are about
+# 37 milliseconds longer, and external events occur in between.
 TAKES = (None, None, None, 0.0, 1.0, 1.0, 2.0, 3.0, 5.0)
 GOOD = ("ok", "ok", "mapping", "none", "skip")
 BAD = ("fail", "boom", "nonsense", "cancelled", "cancel")
@@ -63,18 +63,18 @@ CLEAN_UPS = (None, None, None, 0.0, 0.005, 1.0, 1.0, 10.0, 1000.0)
 LABELS = ("left", "right")
 ROUTES = ("route", "route left", "route right", "route left right", "route left right")
 
-# How often a stage does something that may end the run: once in so many times.
+# A stage does something that can end the run with a probability of 1 in this number.
 TEMPERS = {"calm": 150, "mixed": 25, "wild": 3}
 
 
-def ready_made(make: Callable[[random.Random], T], count: int) -> list[T]:
-    """Return `count` different values, the plain ones first: to draw one is quicker than its parts."""
+def sample_values(make: Callable[[random.Random], T], count: int) -> list[T]:
+    """Return `count` different values, simple ones first: drawing one is faster than drawing its parts."""
     chance = random.Random(count)
     values = [make(chance) for _ in range(count)]
     return sorted(dict.fromkeys(values), key=lambda value: len(repr(value)))
 
 
-def an_act(chance: random.Random, ends: tuple[str, ...]) -> Act:
+def random_act(chance: random.Random, ends: tuple[str, ...]) -> Act:
     return Act(
         takes=chance.choice(TAKES),
         end=chance.choice(ends),
@@ -85,8 +85,8 @@ def an_act(chance: random.Random, ends: tuple[str, ...]) -> Act:
     )
 
 
-def a_stage(chance: random.Random, rarely: int) -> Stage:
-    """Return all of a stage but its name, its place and what it does."""
+def random_stage(chance: random.Random, rarely: int) -> Stage:
+    """Return a stage without its name, its position and its behavior."""
     retried = chance.random() < 0.3
     return Stage(
         name="",
@@ -103,16 +103,16 @@ def a_stage(chance: random.Random, rarely: int) -> Stage:
 
 ENDS = {"good": GOOD, "bad": BAD, "retry": ("retry",), "flaky": ("flaky",), "route": ROUTES}
 ACTS = {
-    name: st.sampled_from(ready_made(functools.partial(an_act, ends=ends), 300))
+    name: st.sampled_from(sample_values(functools.partial(random_act, ends=ends), 300))
     for name, ends in ENDS.items()
 }
 STAGES = {
-    temper: st.sampled_from(ready_made(functools.partial(a_stage, rarely=max(3, rarely // 4)), 600))
+    temper: st.sampled_from(sample_values(functools.partial(random_stage, rarely=max(3, rarely // 4)), 600))
     for temper, rarely in TEMPERS.items()
 }
 
 
-def one_in(count: int) -> st.SearchStrategy[bool]:
+def once_in(count: int) -> st.SearchStrategy[bool]:
     return st.integers(1, count).map(lambda number: number == count)
 
 
@@ -124,20 +124,20 @@ def stages(
     near = before[-10:]
     needs = draw(st.lists(st.sampled_from(near), max_size=3, unique=True)) if near else []
     routers = [other for other in needs if other.routes]
-    routes = draw(one_in(5))
-    bad = draw(one_in(TEMPERS[temper]))
+    routes = draw(once_in(5))
+    bad = draw(once_in(TEMPERS[temper]))
     acts = [draw(ACTS["bad" if bad else "route" if routes else "good"])]
-    if draw(one_in(4)) and (stage.attempts != 1 or draw(one_in(TEMPERS[temper]))):
+    if draw(once_in(4)) and (stage.attempts != 1 or draw(once_in(TEMPERS[temper]))):
         covered = "flaky" in stage.covers
-        acts.insert(0, draw(ACTS["flaky" if covered or draw(one_in(TEMPERS[temper])) else "retry"]))
+        acts.insert(0, draw(ACTS["flaky" if covered or draw(once_in(TEMPERS[temper])) else "retry"]))
     if stage.style == "thread" and not threads:
         stage = replace(stage, style="function")
     if stage.style == "thread":
-        # Its condition, asked on the loop, tells in the log when the thread was started; it is asked
-        # once, so there is one attempt.
+        # Its condition runs on the loop, and logs when the thread was started. It is evaluated once, so the
+        # stage has one attempt.
         stage = replace(stage, timeout=None, when="yes", attempts=None, covers=())
         acts = acts[-1:]
-    elif bad and not stage.when and draw(one_in(4)):
+    elif bad and not stage.when and draw(once_in(4)):
         stage = replace(stage, when="raises")
     return replace(
         stage,
@@ -147,29 +147,29 @@ def stages(
         routes=routes,
         route=draw(st.sampled_from(LABELS)) if routers and draw(st.booleans()) else None,
         timeout=stage.timeout and stage.timeout + 0.037 + index * 0.00001,
-        limited=limited and draw(one_in(3)),
+        limited=limited and draw(once_in(3)),
     )
 
 
 @st.composite
 def plans(
-    draw: st.DrawFn, temper: str, threads: bool = False, least: int = 1, most: int = MOST_STAGES
+    draw: st.DrawFn, temper: str, threads: bool = False, least: int = 1, most: int = MAX_STAGES
 ) -> Plan:
-    limited = draw(one_in(4))
+    limited = draw(once_in(4))
     described: list[Stage] = []
     for index in range(draw(st.integers(least, most))):
         described.append(draw(stages(index, described, temper, threads, limited)))
     outside = draw(st.sampled_from((None,) * 6 + ("cancel", "cancel twice", "timeout", "turns")))
     at = draw(st.integers(0, 12))
     return Plan(
-        # A stage may be declared before those it depends on.
+        # A stage can be declared before its dependencies.
         stages=tuple(reversed(described)) if draw(st.booleans()) else tuple(described),
         on_failure=draw(st.sampled_from(("cancel", "continue"))),
         max_concurrency=draw(st.sampled_from((None, None, None, 1, 2, 5))),
         places=draw(st.integers(1, 2)) if limited else 1,
-        intercepted=draw(one_in(5)),
+        intercepted=draw(once_in(5)),
         grace=2.011 if threads else draw(st.sampled_from((0.011, 2.011, 2.011))),
-        deadline=draw(st.integers(0, 12)) + 0.000257 if draw(one_in(5)) else None,
+        deadline=draw(st.integers(0, 12)) + 0.000257 if draw(once_in(5)) else None,
         outside=outside,
         outside_at=at if outside == "turns" else at + 0.000503,
         emitter=draw(st.sampled_from(("plain", "plain", "quiet", "raises before", "raises after"))),
@@ -177,15 +177,15 @@ def plans(
     )
 
 
-# ---------------------------------------------------------------- stages that log what they really do
+# ---------------------------------------------------------------- stages that log their actions
 
 
 class Flaky(Exception):
-    """Worth another attempt."""
+    """An exception that is retried."""
 
 
 class Boom(Exception):
-    """Not worth another attempt."""
+    """An exception that is not retried."""
 
 
 class World:
@@ -204,7 +204,7 @@ class World:
         self.results: PipelineResults | None = None
         self.raised: BaseException | None = None
         self.tasks_left = 0
-        self.acted_for: set[str] = set()
+        self.replaced: set[str] = set()
 
     def note(self, what: str, stage: Stage, attempt: int = 0, how: str = "") -> None:
         now = self.clock.monotonic_ns()
@@ -217,14 +217,14 @@ class World:
             for stage in self.plan.stages
         }
         for number, stage in enumerate(self.plan.stages):
-            around: tuple[Any, ...] = ()
+            interceptors: tuple[Any, ...] = ()
             runner = self.runner(stage, taken[stage.name])
             if self.plan.intercepted and stage.optional:
-                around = (passes_on,)
+                interceptors = (passes_through,)
             elif self.plan.intercepted and number % 3 == 0 and inspect.iscoroutinefunction(runner):
-                # What the stage would have done, an interceptor does: nothing else may change.
-                around, runner = (acts_itself(runner),), never_called
-                self.acted_for.add(stage.name)
+                # An interceptor replaces the stage; nothing else may change.
+                interceptors, runner = (replaces_stage(runner),), never_called
+                self.replaced.add(stage.name)
             covers = {"flaky": Flaky, "timed out": TimeoutError}
             pipeline = pipeline.with_stage(
                 stage.name,
@@ -240,7 +240,7 @@ class World:
                 if stage.attempts is None
                 else Retry(stage.attempts, wait=stage.wait, on=tuple(covers[name] for name in stage.covers)),
                 limit="place" if stage.limited else None,
-                interceptors=around,
+                interceptors=interceptors,
             )
         return pipeline.build(
             emit_stage_wide_events=True,
@@ -250,7 +250,7 @@ class World:
             max_concurrency=self.plan.max_concurrency,
             grace=self.plan.grace,
             limits=self.limits,
-            interceptors=(passes_on, passes_on) if self.plan.intercepted else (),
+            interceptors=(passes_through, passes_through) if self.plan.intercepted else (),
         )
 
     def emitter(self) -> WideEventEmitter:
@@ -353,7 +353,7 @@ class World:
             "mapping": {"value": 2},
             "none": None,
             "skip": StageOutput.skip("nothing to do"),
-            "fail": StageOutput.fail("it says so itself"),
+            "fail": StageOutput.fail("failed"),
             "nonsense": 42,
             "retry": StageOutput.retry("not yet", after=stage.wait),
             "cancel": StageOutput.cancel("enough"),
@@ -392,7 +392,7 @@ class World:
             self.raised = error
 
 
-async def passes_on(call: StageCall, proceed: Proceed) -> Any:
+async def passes_through(call: StageCall, proceed: Proceed) -> Any:
     """An interceptor that changes nothing."""
     return await proceed()
 
@@ -401,14 +401,14 @@ async def never_called(ctx: StageContext) -> None:
     raise AssertionError(f"{ctx.stage}: its interceptor did not proceed")
 
 
-def acts_itself(execute: Any) -> Any:
+def replaces_stage(execute: Any) -> Any:
     """Return an interceptor that does the work of a stage and does not proceed."""
 
     async def acts(call: StageCall, proceed: Proceed) -> Any:
         value = await execute(call.ctx)
         if value is None:
             return StageOutput.ok()
-        # What no stage may return is the interceptor's mistake here, and that is told by raising.
+        # An invalid value would be an error of the interceptor, which raises an exception.
         return value if isinstance(value, StageOutput | Mapping) else StageOutput.fail("nonsense")
 
     return acts
@@ -425,19 +425,19 @@ class Quiet(WideEventEmitter):
 
 
 class RaisesBefore(WideEventEmitter):
-    """Raises before it calls its parent, every other time."""
+    """Raises before every second call of its parent."""
 
     calls = 0
 
     def emit_stage_wide(self, stage_name: str, result: Any, ctx: Any) -> None:
-        self.trouble()
+        self.maybe_raise()
         super().emit_stage_wide(stage_name, result, ctx)
 
     def emit_pipeline_wide(self, results: Any, ctx: Any) -> None:
-        self.trouble()
+        self.maybe_raise()
         super().emit_pipeline_wide(results, ctx)
 
-    def trouble(self) -> None:
+    def maybe_raise(self) -> None:
         self.calls += 1
         if self.calls % 4 == 1:
             raise RuntimeError("the emitter")
@@ -446,19 +446,19 @@ class RaisesBefore(WideEventEmitter):
 
 
 class RaisesAfter(RaisesBefore):
-    """Raises after it has called its parent, every other time."""
+    """Raises after every second call of its parent."""
 
     def emit_stage_wide(self, stage_name: str, result: Any, ctx: Any) -> None:
         WideEventEmitter.emit_stage_wide(self, stage_name, result, ctx)
-        self.trouble()
+        self.maybe_raise()
 
     def emit_pipeline_wide(self, results: Any, ctx: Any) -> None:
         WideEventEmitter.emit_pipeline_wide(self, results, ctx)
-        self.trouble()
+        self.maybe_raise()
 
 
 class Raises(EventSink):
-    """A sink that raises in place."""
+    """A sink that raises during emission."""
 
     def try_emit(self, *, type: str, data: dict[str, Any] | None) -> None:
         raise OSError("the disk is full")
@@ -472,12 +472,12 @@ class RaisesLater(EventSink):
         raise ConnectionError("nobody there")
 
 
-# ---------------------------------------------------------------- what must be true
+# ---------------------------------------------------------------- invariants
 
 
 def effective(log: list[Entry], events: list[tuple[str, Any]], threads: set[str]) -> list[Entry]:
-    """Put the end of each thread where the run heard of it: it is logged in the thread, earlier."""
-    heard = {
+    """Move the end of each thread, which the thread logs, to the time at which the run processed it."""
+    processed = {
         data["stage_name"]: index
         for index, (type, data) in enumerate(events)
         if type == "stage.wide" and data["stage_name"] in threads
@@ -485,22 +485,22 @@ def effective(log: list[Entry], events: list[tuple[str, Any]], threads: set[str]
     places = []
     for index, entry in enumerate(log):
         place = index
-        if entry.what == "end" and entry.stage in heard:
-            after = heard[entry.stage]
+        if entry.what == "end" and entry.stage in processed:
+            after = processed[entry.stage]
             place = next((at for at in range(index, len(log)) if log[at].seen > after), len(log))
         places.append((place, place == index, index))
     return [log[index] for *_, index in sorted(places)]
 
 
 def predictions(world: World) -> Iterator[Model | Broken]:
-    """Yield what the table says. The place of a cancel between two turns of the loop leaves a few choices."""
+    """Yield the possible predictions. A cancellation between two loop iterations leaves several."""
     plan = world.plan
     log = world.log_at_return
     if plan.has_threads:
         log = effective(log, world.sink.events, {s.name for s in plan.stages if s.style == "thread"})
 
     def place(at: int) -> int:
-        # Nothing else happens at that very moment: what is logged then is the answer to it.
+        # Nothing else happens at this time: an entry with this time is the reaction to it.
         return next((index for index, entry in enumerate(log) if entry.at > at - EPSILON), len(log))
 
     cuts = []
@@ -512,22 +512,22 @@ def predictions(world: World) -> Iterator[Model | Broken]:
         cuts.append((at, place(at), "cancelled"))
     choices: list[list[tuple[int, int, str]]] = [cuts]
     if world.cancel_seen is not None:
-        # (What a thread has logged by then, the run may hear of only afterwards.)
+        # The run may process the end of a thread after the thread has logged it.
         first = max(0, world.cancel_seen - sum(stage.style == "thread" for stage in plan.stages))
         moments = [world.began, *(entry.at for entry in log)]
         choices = [
             *([*cuts, (moments[index], index, "cancelled")] for index in range(first, len(log) + 1)),
-            cuts,  # it came when the run was over
+            cuts,  # the run had already ended
         ]
     for choice in choices:
         try:
-            yield Model(plan, list(log), choice).go(world.began)
+            yield Model(plan, list(log), choice).replay(world.began)
         except Broken as broken:
             yield broken
 
 
 def agrees(world: World, model: Model) -> list[str]:
-    """Return in what the record differs from the table."""
+    """Return the differences between the record and the model."""
     differences = []
     stage_events = of_type(world.sink.events, "stage.wide")
     retries = Counter(data["stage_name"] for data in stage_events if data["status"] == "RETRY")
@@ -540,26 +540,26 @@ def agrees(world: World, model: Model) -> list[str]:
         data = terminal[name]
         recorded = (data["status"], data["attempts"], data["abandoned"])
         if recorded != (verdict.status, verdict.attempts, verdict.abandoned):
-            differences.append(f"{name}: {recorded} in the record, {verdict} by the table")
+            differences.append(f"{name}: {recorded} in the record, {verdict} in the model")
         if retries[name] != model.retried[name]:
-            differences.append(f"{name}: retried {retries[name]} times, {model.retried[name]} by the table")
+            differences.append(f"{name}: retried {retries[name]} times, {model.retried[name]} in the model")
     (run,) = of_type(world.sink.events, "pipeline.wide")
     if run["outcome"] != model.outcome:
-        differences.append(f"outcome {run['outcome']} in the record, {model.outcome} by the table")
+        differences.append(f"outcome {run['outcome']} in the record, {model.outcome} in the model")
     if run["first_failed_stage"] != model.first_failed:
-        differences.append(f"first failed: {run['first_failed_stage']}, {model.first_failed} by the table")
+        differences.append(f"first failed: {run['first_failed_stage']}, {model.first_failed} in the model")
     over_at = model.over_at or 0
     if not world.plan.has_threads and abs(world.returned - over_at) > EPSILON:
-        differences.append(f"returned at {world.returned}, {over_at} by the table")
+        differences.append(f"returned at {world.returned}, {over_at} in the model")
     return differences
 
 
 def holds(world: World) -> None:
     plan, events = world.plan, world.sink.events
     names = [stage.name for stage in plan.stages]
-    run = hold_the_law(events, names)
+    run = check_record(events, names)
 
-    # What every stage and the run came to is what the table says.
+    # The outcomes of all stages and of the run match the model.
     verdicts = []
     model: Model | None = None
     for prediction in predictions(world):
@@ -571,25 +571,25 @@ def holds(world: World) -> None:
     assert model is not None, verdicts[0]
     event(run["outcome"])
 
-    # `run()` returns within the deadline, or the cancel, and `grace`.
+    # `run()` returns within `grace` after the deadline or the cancellation.
     if model.ending is not None and not plan.has_threads:
         assert world.returned <= model.ended_at + round(plan.grace * NS) + EPSILON
 
-    # No task is left but those of abandoned stages.
+    # Only the tasks of abandoned stages are left.
     assert world.tasks_left <= len(model.abandoned)
     if not plan.has_threads:
         assert world.tasks_left == sum(is_running(world.log_at_return, name) for name in model.abandoned)
 
-    # No place is taken that nobody has.
+    # All permits were released.
     assert (world.limits["place"].taken, world.limits["place"].waiting) == (0, 0)
 
-    # An end from outside goes on; everything else is told by results.
+    # An external cancellation propagates; for all other outcomes, `run()` returns results.
     if run["outcome"] == "cancelled":
         assert world.raised is not None
     if world.raised is None:
         agrees_with_results(world, run)
 
-    # What stages said is in the record.
+    # Annotations and custom events of stages are recorded.
     abandoned = set(model.abandoned)
     for data in of_type(events, "stage.wide"):
         key = (data["stage_name"], data["attempts"])
@@ -601,7 +601,7 @@ def holds(world: World) -> None:
     assert len(ids) == len(set(ids))
     json.dumps(events, allow_nan=False)
 
-    # A sample against the published schemas.
+    # Validate a sample against the published schemas.
     sample = {data["status"]: data for data in of_type(events, "stage.wide")}
     for data in sample.values():
         VALIDATORS["stage.wide"].validate(data)
@@ -614,7 +614,7 @@ def is_running(log: list[Entry], name: str) -> bool:
 
 
 def agrees_with_results(world: World, run: dict[str, Any]) -> None:
-    """Assert that results say what the events say, and that `emit_*` by hand says it once more."""
+    """Assert that the results match the events, and that a manual `emit_*` produces the same events."""
     results = world.results
     assert results is not None
     assert list(results) == [stage.name for stage in world.plan.stages]
@@ -632,19 +632,19 @@ def agrees_with_results(world: World, run: dict[str, Any]) -> None:
             results.raise_on_failure()
         assert failed.value.results is results
 
-    by_hand = MemoryEventSink()
+    manual = MemoryEventSink()
     for name, result in results.items():
-        emit_stage_wide(name, result, results.context, by_hand)
+        emit_stage_wide(name, result, results.context, manual)
         assert results.data(name) == dict(result.data)
-    emit_pipeline_wide(results, results.context, by_hand)
+    emit_pipeline_wide(results, results.context, manual)
     own = {
         data["stage_name"]: data
         for data in of_type(world.sink.events, "stage.wide")
         if data["status"] != "RETRY"
     }
-    for data in of_type(by_hand.events, "stage.wide"):
+    for data in of_type(manual.events, "stage.wide"):
         assert without_addresses(data) == without_addresses(own[data["stage_name"]])
-    assert of_type(by_hand.events, "pipeline.wide") == [run]
+    assert of_type(manual.events, "pipeline.wide") == [run]
 
 
 def without_addresses(data: dict[str, Any]) -> dict[str, Any]:
@@ -653,7 +653,7 @@ def without_addresses(data: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _no_warnings_are_logged() -> Iterator[None]:
-    # Emitters and sinks that raise are named in warnings, thousands of them here.
+    # Emitters and sinks that raise would log thousands of warnings.
     logging.disable(logging.ERROR)
     yield
     logging.disable(logging.NOTSET)
@@ -671,14 +671,14 @@ def holds_for_any_run(plans: st.SearchStrategy[Plan], examples: int = EXAMPLES) 
 
 
 @pytest.mark.parametrize("temper", TEMPERS)
-def test_the_law_and_the_table_of_outcomes_hold_for_any_run(temper: str) -> None:
+def test_record_invariants_and_outcomes_hold_for_any_run(temper: str) -> None:
     holds_for_any_run(plans(temper))
 
 
-def test_the_law_and_the_table_of_outcomes_hold_for_any_run_with_threads() -> None:
+def test_record_invariants_and_outcomes_hold_for_any_run_with_threads() -> None:
     holds_for_any_run(plans("mixed", threads=True))
 
 
-def test_the_law_and_the_table_of_outcomes_hold_for_large_graphs() -> None:
+def test_record_invariants_and_outcomes_hold_for_large_graphs() -> None:
     least, most = LARGE
     holds_for_any_run(plans("mixed", least=least, most=most), LARGE_EXAMPLES)

@@ -150,7 +150,7 @@ def test_compact_says_what_it_did(tmp_path: Path) -> None:
     assert run(folder, "compact") == "0 events of 0 files archived\n"
     write_runs(folder, [{} for _ in range(500)])
     sampler = tmp_path / "sampling.toml"
-    sampler.write_text("once_in = 10")
+    sampler.write_text("one_in = 10")
     done = json.loads(run(folder, "compact", "--sampler", str(sampler), "--json"))
     assert done["rows"] == 500
     assert 20 < done["kept_rows"] < 100

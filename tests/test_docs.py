@@ -1,4 +1,4 @@
-"""Every block of Python in the README and in docs/ runs, and prints what stands below it."""
+"""Every Python code block of the README and docs/ prints the documented output, and all links are valid."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BLOCK = re.compile(r"```python\n(?P<code>.*?)```(?:\n\n```text\n(?P<prints>.*?)`
 
 
 def matches(expected: str, printed: str) -> bool:
-    """Compare line by line; `...` in what is expected stands for anything."""
+    """Compare two texts; `...` in the expected text matches anything."""
     pattern = ".*?".join(re.escape(part) for part in expected.rstrip().split("..."))
     return re.fullmatch(pattern, printed.rstrip(), re.DOTALL) is not None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_blocks_of_a_page_run_and_print_what_it_says(
+def test_code_blocks_run_and_print_the_documented_output(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -52,8 +52,8 @@ def test_the_blocks_of_a_page_run_and_print_what_it_says(
 
 
 def run_block(code: str, name: str, namespace: dict[str, Any], runner: asyncio.Runner) -> None:
-    """Run a block, on the loop of its page where it awaits, without a loop where it does not."""
-    # Without the `from __future__` imports of this file, which the page does not have.
+    """Run a block: on the event loop of its page if it contains `await`, otherwise without an event loop."""
+    # The page does not inherit the `from __future__` imports of this file.
     compiled = compile(code, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     if compiled.co_flags & inspect.CO_COROUTINE:
 
@@ -65,7 +65,35 @@ def run_block(code: str, name: str, namespace: dict[str, Any], runner: asyncio.R
         exec(compiled, namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def sections(page: Path) -> set[str]:
+    """Return the anchors that a Markdown renderer creates for the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the relative links of a page whose file or section does not exist."""
+    broken = []
+    for target, section in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)", page.read_text()):
+        linked = page.parent / target if target else page
+        if not linked.exists() or (section and section not in sections(linked)):
+            broken.append(f"{target}#{section}" if section else target)
+    return broken
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
+def test_links_refer_to_existing_files_and_sections(page: Path) -> None:
+    assert not broken_links(page)
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# Other page\n\n```sh\n# a comment\n```\n\n## A `code` heading\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Page\n[a](other.md) [b](other.md#a-code-heading) [c](#page) [d](https://example.com/x#y)\n"
+        "[e](missing.md) [f](other.md#a-comment) [g](#other-page)\n"
+    )
+    assert broken_links(page) == ["missing.md", "other.md#a-comment", "#other-page"]

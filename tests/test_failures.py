@@ -259,7 +259,7 @@ def test_damaged_definition_is_an_error_and_can_be_repaired(folder: Path) -> Non
 def test_sampling_keeps_failures_and_not_cancelled_runs(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     write_runs(folder, runs({"ok": 300, "failed": 5, "cancelled": 300}))
-    Compactor(folder, keep_seconds=0, sampler=TailSampler(once_in=10, first_of_a_kind=False)).compact()
+    Compactor(folder, keep_seconds=0, sampler=TailSampler(one_in=10, first_of_a_kind=False)).compact()
     with EventStore(folder) as store:
         kept = dict(store.sql("select outcome, count(*) from runs group by 1").rows)
         reasons = dict(store.sql("select sample_reason, count(*) from runs group by 1").rows)
@@ -271,7 +271,7 @@ def test_sampling_uses_the_definition_of_the_journal(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     stageflow.configure(journal=folder, failure_outcomes=["cancelled"])
     write_runs(folder, runs({"ok": 100, "failed": 100, "cancelled": 100}))
-    sampler = TailSampler(once_in=10, first_of_a_kind=False)
+    sampler = TailSampler(one_in=10, first_of_a_kind=False)
     with EventStore(folder) as store:
         planned = {one.reason: one.kept for one in store.dry_run(sampler)}
     Compactor(folder, keep_seconds=0, sampler=sampler).compact()

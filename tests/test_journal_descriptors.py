@@ -22,8 +22,15 @@ journal = sys.argv[1]
 folder = os.path.dirname(journal)
 
 def reuse_descriptors():
-    # As a daemon does. Each of the new files gets a number that a file of the journal had.
-    os.closerange(3, 64)
+    # Each of the new files gets a number that a file of the journal had. Other descriptors stay open: uvloop
+    # needs its own in a forked child.
+    files = [os.stat(os.path.join(path, name)) for path, _, names in os.walk(journal) for name in names]
+    for number in range(3, 64):
+        try:
+            if any(os.path.samestat(os.fstat(number), file) for file in files):
+                os.close(number)
+        except OSError:
+            pass  # not open
     return [open(os.path.join(folder, f"mine{number}.txt"), "w") for number in range(12)]
 
 def written():

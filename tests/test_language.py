@@ -18,13 +18,11 @@ PROJECT = Path(__file__).parent.parent
 
 CLEAN = (
     "src/stageflow/*.py",
-    "src/stageflow/events",
-    "src/stageflow/executors",
-    "src/stageflow/journal",
-    "src/stageflow/observability",
-    "src/stageflow/pipeline",
-    "src/stageflow/testing",
+    "CONTRIBUTING.md",
     "docs/a[nr]*.md",
+    "docs/an*.md",
+    "docs/ar*.md",
+    "docs/c[ao]*.md",
     "docs/co*.md",
     "docs/errors.md",
     "docs/interceptors.md",
@@ -35,6 +33,12 @@ CLEAN = (
     "docs/se*.md",
     "docs/volume.md",
     "docs/wide-events.md",
+    "src/stageflow/events",
+    "src/stageflow/executors",
+    "src/stageflow/journal",
+    "src/stageflow/observability",
+    "src/stageflow/pipeline",
+    "src/stageflow/testing",
 )
 """Files, directories and glob patterns, relative to the project. The goal is ("src", "docs", "README.md")."""
 

@@ -112,7 +112,7 @@ STAGES = {
 }
 
 
-def once_in(count: int) -> st.SearchStrategy[bool]:
+def one_in(count: int) -> st.SearchStrategy[bool]:
     return st.integers(1, count).map(lambda number: number == count)
 
 
@@ -124,12 +124,12 @@ def stages(
     near = before[-10:]
     needs = draw(st.lists(st.sampled_from(near), max_size=3, unique=True)) if near else []
     routers = [other for other in needs if other.routes]
-    routes = draw(once_in(5))
-    bad = draw(once_in(TEMPERS[temper]))
+    routes = draw(one_in(5))
+    bad = draw(one_in(TEMPERS[temper]))
     acts = [draw(ACTS["bad" if bad else "route" if routes else "good"])]
-    if draw(once_in(4)) and (stage.attempts != 1 or draw(once_in(TEMPERS[temper]))):
+    if draw(one_in(4)) and (stage.attempts != 1 or draw(one_in(TEMPERS[temper]))):
         covered = "flaky" in stage.covers
-        acts.insert(0, draw(ACTS["flaky" if covered or draw(once_in(TEMPERS[temper])) else "retry"]))
+        acts.insert(0, draw(ACTS["flaky" if covered or draw(one_in(TEMPERS[temper])) else "retry"]))
     if stage.style == "thread" and not threads:
         stage = replace(stage, style="function")
     if stage.style == "thread":
@@ -137,7 +137,7 @@ def stages(
         # stage has one attempt.
         stage = replace(stage, timeout=None, when="yes", attempts=None, covers=())
         acts = acts[-1:]
-    elif bad and not stage.when and draw(once_in(4)):
+    elif bad and not stage.when and draw(one_in(4)):
         stage = replace(stage, when="raises")
     return replace(
         stage,
@@ -147,7 +147,7 @@ def stages(
         routes=routes,
         route=draw(st.sampled_from(LABELS)) if routers and draw(st.booleans()) else None,
         timeout=stage.timeout and stage.timeout + 0.037 + index * 0.00001,
-        limited=limited and draw(once_in(3)),
+        limited=limited and draw(one_in(3)),
     )
 
 
@@ -155,7 +155,7 @@ def stages(
 def plans(
     draw: st.DrawFn, temper: str, threads: bool = False, least: int = 1, most: int = MAX_STAGES
 ) -> Plan:
-    limited = draw(once_in(4))
+    limited = draw(one_in(4))
     described: list[Stage] = []
     for index in range(draw(st.integers(least, most))):
         described.append(draw(stages(index, described, temper, threads, limited)))
@@ -167,9 +167,9 @@ def plans(
         on_failure=draw(st.sampled_from(("cancel", "continue"))),
         max_concurrency=draw(st.sampled_from((None, None, None, 1, 2, 5))),
         places=draw(st.integers(1, 2)) if limited else 1,
-        intercepted=draw(once_in(5)),
+        intercepted=draw(one_in(5)),
         grace=2.011 if threads else draw(st.sampled_from((0.011, 2.011, 2.011))),
-        deadline=draw(st.integers(0, 12)) + 0.000257 if draw(once_in(5)) else None,
+        deadline=draw(st.integers(0, 12)) + 0.000257 if draw(one_in(5)) else None,
         outside=outside,
         outside_at=at if outside == "turns" else at + 0.000503,
         emitter=draw(st.sampled_from(("plain", "plain", "quiet", "raises before", "raises after"))),

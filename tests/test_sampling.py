@@ -97,7 +97,7 @@ def test_failed_crashed_and_slow_runs_are_kept_and_the_rest_one_in_so_many(tmp_p
     ]
     runs = [{key: value for key, value in run.items() if value is not None} for run in runs]
     write_runs(tmp_path / "journal", runs)
-    sampler = TailSampler(slower_than=2.0, once_in=10)
+    sampler = TailSampler(slower_than=2.0, one_in=10)
     assert Compactor(tmp_path / "journal", sampler=sampler).compact().rows == 5000
     with EventStore(tmp_path / "journal") as store:
         found = reasons(store)
@@ -116,7 +116,7 @@ def test_a_run_and_all_that_it_started_agree(tmp_path: Path) -> None:
         runs += [{"id": f"{n:04d}-child-{c}", "parent": f"{n:04d}-root", "stages": 2} for c in range(2)]
         runs.append({"id": f"{n:04d}-root", "stages": 3, "fails": n == 7})
     write_runs(tmp_path / "journal", runs)
-    compact(tmp_path / "journal", sampler=TailSampler(once_in=5, first_of_a_kind=False))
+    compact(tmp_path / "journal", sampler=TailSampler(one_in=5, first_of_a_kind=False))
     with EventStore(tmp_path / "journal") as store:
         trees = Counter(str(run)[:4] for (run,) in store.sql("select pipeline_run_id from events").rows)
         assert set(trees.values()) == {3 + 1 + 2 * (2 + 1)}
@@ -128,7 +128,7 @@ def test_a_run_whose_child_failed_is_kept_with_it(tmp_path: Path) -> None:
     runs: list[dict[str, Any]] = [{"id": "a-child", "parent": "a", "fails": True}, {"id": "a"}]
     runs += [{"id": "b-child", "parent": "b"}, {"id": "b"}]
     write_runs(tmp_path / "journal", runs)
-    compact(tmp_path / "journal", sampler=TailSampler(once_in=1e12, first_of_a_kind=False))
+    compact(tmp_path / "journal", sampler=TailSampler(one_in=1e12, first_of_a_kind=False))
     with EventStore(tmp_path / "journal") as store:
         assert store.sql("select event_id from runs order by 1").rows == [("a",), ("a-child",)]
 
@@ -140,9 +140,9 @@ def test_rules_decide_in_their_order(tmp_path: Path) -> None:
         first_of_a_kind=False,
         rules=(
             SampleRule(where="user_id = 'u1'", reason="vip"),
-            SampleRule(where="user_id in ('u1', 'u2')", once_in=4),
+            SampleRule(where="user_id in ('u1', 'u2')", one_in=4),
         ),
-        once_in=20,
+        one_in=20,
     )
     compact(tmp_path / "journal", sampler=sampler)
     with EventStore(tmp_path / "journal") as store:
@@ -173,7 +173,7 @@ def test_a_target_is_held_for_each_key_minute_by_minute(tmp_path: Path) -> None:
 
 
 def test_the_first_of_a_kind_is_kept_once(tmp_path: Path) -> None:
-    sampler = TailSampler(once_in=1e12)
+    sampler = TailSampler(one_in=1e12)
     for version in ("1", "1", "2"):
         write_runs(
             tmp_path / "journal", [{"version": version, "id": f"{new_writer()}-{n}"} for n in range(50)]
@@ -186,7 +186,7 @@ def test_the_first_of_a_kind_is_kept_once(tmp_path: Path) -> None:
 
 def test_a_rate_that_came_in_is_multiplied(tmp_path: Path) -> None:
     write_runs(tmp_path / "journal", [{"sample_rate": 4} for _ in range(2000)])
-    compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, once_in=5))
+    compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, one_in=5))
     with EventStore(tmp_path / "journal") as store:
         ((rate, kept),) = store.sql("select max(sample_rate), count(*) from runs").rows
         assert rate == 20
@@ -197,7 +197,7 @@ def test_a_rate_that_came_in_is_multiplied(tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_by_the_end_of_a_batch_is_kept_whole(tmp_path: Path) -> None:
     write_runs(tmp_path / "journal", [{"stages": 5} for _ in range(301)], segments=4)
-    compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, once_in=1e12), batch_bytes=1)
+    compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, one_in=1e12), batch_bytes=1)
     with EventStore(tmp_path / "journal") as store:
         runs = store.sql("select pipeline_run_id, count(*), min(sample_reason) from events group by 1").rows
         assert 1 <= len(runs) <= 3
@@ -206,7 +206,7 @@ def test_a_run_that_was_cut_by_the_end_of_a_batch_is_kept_whole(tmp_path: Path) 
 
 def test_what_was_emitted_twice_or_amended_later_changes_no_weight(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
-    sampler = TailSampler(first_of_a_kind=False, keep_failures=False, once_in=2)
+    sampler = TailSampler(first_of_a_kind=False, keep_failures=False, one_in=2)
     results = run_some(folder, times=12)
     compact(folder, sampler=sampler)
     with EventStore(folder) as store:
@@ -233,7 +233,7 @@ def test_totals_are_exact_and_every_failed_run_is_there(tmp_path: Path) -> None:
         {"pipeline": f"p{n % 7}", "stages": 3, "fails": dice.random() < 0.02, "second": n * 3.0}
         for n in range(6000)
     ]
-    for folder, sampler in (("all", None), ("some", TailSampler(once_in=100))):
+    for folder, sampler in (("all", None), ("some", TailSampler(one_in=100))):
         write_runs(tmp_path / folder, runs, segments=3)
         compact(tmp_path / folder, sampler=sampler, batch_bytes=2_000_000)
     with EventStore(tmp_path / "all") as full, EventStore(tmp_path / "some") as some:
@@ -283,7 +283,7 @@ def test_the_intervals_of_estimates_hold_in_at_least_180_of_200_cases(tmp_path: 
         for n in range(200 * 1200)
     ]
     write_runs(tmp_path / "journal", runs)
-    sampler = TailSampler(keep_failures=False, first_of_a_kind=False, once_in=4)
+    sampler = TailSampler(keep_failures=False, first_of_a_kind=False, one_in=4)
     with EventStore(tmp_path / "journal", compact_beyond=None) as store:
         full = {stat.pipeline: stat for stat in store.stats("runs")}
         compact(tmp_path / "journal", sampler=sampler)
@@ -303,7 +303,7 @@ def test_the_intervals_of_estimates_hold_in_at_least_180_of_200_cases(tmp_path: 
 
 def test_no_interval_is_stated_where_too_little_was_sampled(tmp_path: Path) -> None:
     write_runs(tmp_path / "journal", [{} for _ in range(60)])
-    compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, once_in=10))
+    compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, one_in=10))
     with EventStore(tmp_path / "journal") as store:
         (stat,) = store.stats("runs")
     assert stat.estimated
@@ -356,7 +356,7 @@ def test_a_sampler_is_read_from_a_file(tmp_path: Path) -> None:
     [
         ("slower = 2", "no field 'slower' at $; did you mean 'slower_than'?"),
         ("[[rules]]\nwhen = 'x'", "no field 'when' at $.rules[0]; did you mean 'where'?"),
-        ("once_in = 0.5", "once_in=0.5"),
+        ("one_in = 0.5", "one_in=0.5"),
         ("slower_than = 'long'", "$.slower_than"),
         ("target_per_minute = -1", "target_per_minute=-1"),
         ("[[rules]]\none_in = 2", "where"),

@@ -916,7 +916,7 @@ def test_any_directory_is_no_journal(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for command in ("runs", "doctor", "show"):
         done = stageflow(command, "--journal", tmp_path, code=2)
-        assert "that directory has files, and none of a journal" in done.stderr
+        assert "the directory contains files, but no files of a journal" in done.stderr
 
 
 # ------------------------------------------------------------ ids

@@ -26,7 +26,7 @@ from webhook_receiver import AS_TEXT, Receiver
 EVALUATOR = r"""
 import json, os, random, signal, sys
 import duckdb, pytz, scipy.stats  # so that no child has to
-import stageflow.store.explain._investigation
+import stageflow.store._explain._investigation
 import stageflow.alerts
 from stageflow.alerts import AlertRules, FailureRate, Webhook, run_alerts
 from stageflow.alerts._state import read_state

@@ -1,4 +1,7 @@
-"""What a stage says of itself: fields, counters, timers, models; of its run; and too late."""
+"""Annotations of stages and runs: fields, counters, timers, model calls, and late fields.
+
+Each `type: ignore` is for an argument that is invalid on purpose: a type checker and the library reject it.
+"""
 
 from __future__ import annotations
 

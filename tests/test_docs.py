@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import importlib
 import inspect
 import io
 import re
@@ -97,3 +98,13 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
         "[e](missing.md) [f](other.md#a-comment) [g](#other-page)\n"
     )
     assert broken_links(page) == ["missing.md", "other.md#a-comment", "#other-page"]
+
+
+def test_changelog_names_the_packages_that_export_moved_names() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+) \| `(stageflow\.\w+)` \|$", text, re.MULTILINE)
+    assert len(rows) >= 6
+    for names, package in rows:
+        exported = importlib.import_module(package).__all__
+        missing = set(re.findall(r"`(\w+)`", names)) - set(exported)
+        assert not missing, f"{package} does not export {missing}"

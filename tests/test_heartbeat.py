@@ -81,7 +81,9 @@ BLOCKS_THE_LOOP = """
 
 
 def heartbeats(path: Path) -> list[Json]:
-    lines = [line for file in sorted(path.glob("*.ndjson")) for line in file.read_bytes().splitlines()]
+    files = [file.read_bytes() for file in sorted(path.glob("*.ndjson"))]
+    # The last line of a file may be incomplete while the heartbeat thread writes it.
+    lines = [line for content in files for line in content.split(b"\n")[:-1]]
     return [msgspec.json.decode(line)["journal"] for line in lines if line.startswith(b'{"type":"heartbeat"')]
 
 

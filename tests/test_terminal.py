@@ -125,7 +125,7 @@ def test_errors_on_a_terminal_keep_paths_and_words(arguments: list[str], long_pa
     assert any(str(long_path) in line for line in lines), lines
     assert max(len(line) for line in lines if str(long_path) not in line) <= 60
     words = {word for line in lines for word in line.split()}
-    assert {"`stageflow", "STAGEFLOW_JOURNAL=DIR"} <= words
+    assert {"JournalSink", "to;", "`stageflow", "STAGEFLOW_JOURNAL=DIR"} <= words
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class FailureOutcomes(Struct, frozen=True):
 
     Raises:
         TypeError: The outcomes are a string instead of a list.
-        ValueError: There are no outcomes, or one of them is unknown or `ok`.
+        ValueError: The list is empty, or an outcome is unknown or `ok`.
 
     Example:
         >>> FailureOutcomes().is_failure("cancelled"), FailureOutcomes().not_counted

@@ -29,7 +29,8 @@ def as_number(value: Any) -> int | float | None:
     """
     kind = type(value)
     if kind is int or kind is bool:
-        return value  # type: ignore[no-any-return]
+        integer: int = value
+        return integer
     try:
         if kind is not float and hasattr(kind, "item"):
             value = item_of(value)

@@ -59,14 +59,15 @@ def coloured(word: str) -> Text:
 
 
 _GAP = 2
-"""Blanks between a label and its value."""
+"""Spaces between a label and its value."""
 
 
 def wrap(text: Text, width: int) -> list[Text]:
-    """Return the lines of a text, wrapped at blanks. A continuation is indented as its line is.
+    """Return the lines of a text, wrapped at spaces. A continuation line has the indentation of its line.
 
-    It is indented less if a word would not fit otherwise. A word that is longer
-    than `width` is a line that is longer: the terminal continues it on its next row.
+    The indentation is smaller if a word would not fit otherwise. A word longer than `width` has its own line,
+    which the terminal continues on the next row: rich can only break or crop such a word, and a path that is
+    broken cannot be copied.
 
     Example:
         >>> [line.plain for line in wrap(Text("cannot read /a/long/path here"), 14)]
@@ -89,7 +90,7 @@ def wrap(text: Text, width: int) -> list[Text]:
 
 
 def _fitted(line: Text, width: int) -> Text:
-    """Return a line with as much of its indentation as there is room for: a path may need the whole width."""
+    """Return a line with as much of its indentation as fits: a path may need the whole width."""
     line.rstrip()
     blanks = len(line.plain) - len(line.plain.lstrip(" "))
     return line[min(blanks, max(0, line.cell_len - width)) :]

@@ -12,17 +12,17 @@ from ._columns import FAILURE as FAILURE, text as text
 from ._compactor import BackgroundCompactor, Compacted, Compactor
 from ._comparison import Comparison, ErrorGroup, Side, Slow
 from ._event_store import EventStore
+from ._explain import explain
+from ._explain._difference import Difference, Explanation, LeftOut, Part, Together
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
 from ._queries import Rows
-from ._query_process import query_in_process as query_in_process
+from ._query_process import query_in_process
 from ._sampling import Sampled, SampleRule, TailSampler, read_sampler
 from ._selection import Over as Over, as_predicate as as_predicate, condition as condition
 from ._snapshot import LONGEST_RUN as LONGEST_RUN
 from ._statistics import Share, Stat, Total, Volume
-from .explain import explain
-from .explain._difference import Difference, Explanation, LeftOut, Part, Together
 
 __all__ = [
     "ArchiveState",
@@ -56,6 +56,7 @@ __all__ = [
     "explain",
     "forget_archive",
     "move_archive",
+    "query_in_process",
     "read_sampler",
     "repair_archive",
 ]

@@ -26,6 +26,8 @@ from ._archive import Archive
 from ._columns import FAILURE, text
 from ._compactor import Compactor, Progress, closed_segments, must_be_there
 from ._comparison import Comparison, ErrorGroup, Slow, compare, errors, slowest
+from ._explain import explain
+from ._explain._difference import Explanation
 from ._merge import NO_KINDS, percentiles, ranked
 from ._queries import Queries, Rows, tell_story
 from ._rows import events_of
@@ -33,8 +35,6 @@ from ._sampling import Sampled, TailSampler, decide, report
 from ._selection import Over, condition, parenthesised
 from ._snapshot import Scope
 from ._statistics import Stat, Total, Volume, stats, totals
-from .explain import explain
-from .explain._difference import Explanation
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

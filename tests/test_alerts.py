@@ -144,12 +144,12 @@ def test_a_message_carries_the_numbers_and_how_to_go_on(incident: EventStore) ->
     assert fired.value == pytest.approx(0.15)
     lines = fired.text.splitlines()
     assert lines[:6] == [
-        "threshold  above 5.0 %, resolves below 4.0 %",
-        "severity   critical",
-        "window     2026-11-24T11:55:00Z to 2026-11-24T12:05:00Z (10 min)",
-        "events     120 runs",
-        "pipeline   checkout",
-        "began      2026-11-24T12:05:00Z",
+        "threshold    above 5.0 %, resolves below 4.0 %",
+        "severity     critical",
+        "window       2026-11-24T11:55:00Z to 2026-11-24T12:05:00Z (10 min)",
+        "events       120 runs",
+        "pipeline     checkout",
+        "began        2026-11-24T12:05:00Z",
     ]
     assert len(fired.runs) == 3
     for run in fired.runs:
@@ -160,7 +160,7 @@ def test_a_message_carries_the_numbers_and_how_to_go_on(incident: EventStore) ->
     )
     assert fired.commands[1] == fired.commands[0].replace("errors", "explain failed")
     assert fired.commands[2] == f"stageflow show {fired.runs[0]}{journal}"
-    assert "lasted     25 min" in resolved.text.splitlines()
+    assert "lasted       25 min" in resolved.text.splitlines()
 
 
 def test_what_is_different_is_told(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_what_is_different_is_told(past: Past, monkeypatch: pytest.MonkeyPatch) 
     with EventStore(past.path) as store:
         (fired,) = told(store, [FAILS], [0])
         assert fired.explained == ("pay/attributes.bank = north (66.7 % of these, 0.0 % of the others)",)
-        assert "different  pay/attributes.bank = north (66.7 % of these, 0.0 % of the others)" in fired.text
+        assert "differences  pay/attributes.bank = north (66.7 % of these, 0.0 % of the others)" in fired.text
 
         def broken(*args: object, **options: object) -> None:
             raise RuntimeError("no idea")
@@ -250,8 +250,8 @@ def test_an_alert_whose_rule_is_gone_resolves(incident: EventStore) -> None:
     state = evaluate(incident, [FAILS], AlertState(), after(10)).state
     evaluation = evaluate(incident, [SLOW], state, after(11))
     gone = [notice for notice in evaluation.notices if notice.rule == FAILS.name]
-    assert [(notice.kind, notice.says) for notice in gone] == [
-        ("resolved", "its rule is gone; nobody looks any more")
+    assert [(notice.kind, notice.summary) for notice in gone] == [
+        ("resolved", "the rule was removed; alert closed")
     ]
     assert FAILS.name not in evaluation.state.rules
 
@@ -302,8 +302,8 @@ def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
     assert after(24) <= resolved.at <= after(26)
     assert resolved.value is not None
     assert resolved.value > 6
-    assert fired.says.startswith("burn rate 6.")
-    assert fired.says.endswith("over 1 h and 5 min")
+    assert fired.summary.startswith("burn rate 6.")
+    assert fired.summary.endswith("over 1 h and 5 min")
     assert kinds(told(incident, [BurnRate(name="usual", slo=0.999)], range(-20, 60, 4))) == [
         "firing",
         "resolved",
@@ -322,7 +322,7 @@ def test_percentiles_of_stages_and_of_runs(incident: EventStore) -> None:
         fired, resolved = told(incident, [rule], range(0, 40, 2))
         assert fired.value == 0.9
         assert resolved.value == 0.02
-        assert fired.says.endswith(" 900 ms")
+        assert fired.summary.endswith(" 900 ms")
 
 
 def test_no_runs(past: Past) -> None:
@@ -333,7 +333,7 @@ def test_no_runs(past: Past) -> None:
     with EventStore(past.path) as store:
         fired, resolved = told(store, [rule], range(-20, 70))
         assert (fired.at, resolved.at) == (after(30), after(61))
-        assert fired.says == "no runs in 30 min"
+        assert fired.summary == "no runs in 30 min"
         assert fired.notes == ("the last run ended 2026-11-24T11:59:57Z",)
         (never,) = told(store, [NoRuns(name="n", pipeline="never")], [0])
         assert never.notes == ("no run has ended yet",)
@@ -365,7 +365,7 @@ def test_a_run_under_way_is_a_run(program: Any) -> None:
         # The run crashed, and that is told as well.
         crashes = CrashedRuns(name="crashes", pipeline="long")
         (fired,) = evaluate(store, [crashes], AlertState(), datetime.now(NOON.tzinfo)).notices
-        assert fired.says == "1 crashed runs"
+        assert fired.summary == "1 crashed runs"
         assert len(fired.runs) == 1
 
 
@@ -398,10 +398,10 @@ def test_rows_of_a_query(incident: EventStore) -> None:
         where ended_at > $since and ended_at <= $now and duration_ms > 800"""
     rule = SqlRows(name="dear", sql=query, window=120)
     fired, resolved = told(incident, [rule], range(40))
-    assert fired.says == "12 rows"
+    assert fired.summary == "12 rows"
     assert fired.notes[0] == f"pipeline_run_id={fired.runs[0]}  stage_name=pay"
     assert "ended_at > timestamptz '2026-11-24T11:59:00Z'" in fired.commands[0]
-    assert resolved.says == "0 rows"
+    assert resolved.summary == "0 rows"
 
 
 def test_the_rules_of_the_guide(incident: EventStore) -> None:
@@ -460,7 +460,7 @@ def test_a_receiver_that_is_down_is_tried_again_and_counted(
         return run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5, seconds=seconds))
 
     first = run(0)
-    assert [(sent.attempt, sent.error) for sent in first.sent] == [(1, "it answered 503")]
+    assert [(sent.attempt, sent.error) for sent in first.sent] == [(1, "HTTP status 503")]
     assert not first.well
     assert run(4).sent == ()  # not yet
     assert [sent.attempt for sent in run(5).sent] == [2]
@@ -524,7 +524,7 @@ def test_what_a_receiver_will_never_take_is_given_up(
     receiver.answer = 302
     receiver.answer_headers = {"location": receiver.url + "/elsewhere"}
     moved = run_alerts(incident, rules, state=state, now=after(40))
-    assert moved.sent[0].error == "it answered 302"
+    assert moved.sent[0].error == "HTTP status 302"
     assert len(receiver.deliveries) == 2  # the redirect was not followed
     # After three days it is tried once more, and no more.
     late = run_alerts(incident, rules, state=state, now=after(40) + timedelta(days=3, seconds=1))
@@ -587,11 +587,11 @@ def test_apprise(monkeypatch: pytest.MonkeyPatch) -> None:
     phone.send(notice, in_doubt=True)
     (title, body, kind), (again, *_) = got
     assert (title, body, kind) == (notice.title, notice.text, "info")
-    assert again == f"{title} (may have been told before)"
+    assert again == f"{title} (possible duplicate)"
     monkeypatch.setenv("PHONE_URL", "json://127.0.0.1:9/")
-    with pytest.raises(NotDelivered, match="the service did not take it"):
+    with pytest.raises(NotDelivered, match="the service rejected the notification"):
         phone.send(notice)
-    assert Apprise(name="odd", url="nothing://x").missing() == ["Apprise knows no such address"]
+    assert Apprise(name="odd", url="nothing://x").missing() == ["Apprise does not support this URL"]
 
 
 def test_rules_tell_the_receivers_that_they_name(incident: EventStore, tmp_path: Path) -> None:
@@ -934,14 +934,14 @@ def test_alerts_run_ends_with_1_where_nobody_hears_it(
     code, printed = cli("run")
     assert code == 1
     assert (
-        "failed  [FIRING] checkout fails: failure rate 100.0 % -> ops (attempt 1: it answered 500)" in printed
+        "failed  [FIRING] checkout fails: failure rate 100.0 % -> ops (attempt 1: HTTP status 500)" in printed
     )
 
 
 def test_alerts_check(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli("check") == (0, "2 rules and 1 receivers are right.\n")
+    assert cli("check") == (0, "OK: 2 rules, 1 receiver\n")
     monkeypatch.delenv("OPS_SECRET")
     code, printed = cli("check")
     assert code == 0
@@ -974,7 +974,7 @@ def test_alerts_test(cli: Callable[..., tuple[int, str]], receiver: Receiver) ->
     code, printed = cli("test", "--receiver", "ops", "--json")
     assert (code, json.loads(printed)) == (
         1,
-        {"receiver": "ops", "kind": "webhook", "error": "it answered 401"},
+        {"receiver": "ops", "kind": "webhook", "error": "HTTP status 401"},
     )
     assert cli("test", "--receiver", "opps")[0] == 2
 
@@ -991,7 +991,7 @@ def test_alerts_silence_and_list(cli: Callable[..., tuple[int, str]], receiver: 
     assert "firing" in printed
     standing = json.loads(cli("list", "--json")[1])
     assert standing["rules"][0]["silenced"]["reason"] == "the bank works on it"
-    assert cli("silence", "checkout fails", "--lift") == (0, "checkout fails: the silence is lifted.\n")
+    assert cli("silence", "checkout fails", "--lift") == (0, "checkout fails: silence lifted.\n")
     cli("run")
     assert receiver.kinds() == ["firing"]
     for wrong in (
@@ -1022,7 +1022,14 @@ class Custom(Rule, frozen=True, kw_only=True):
         return found if isinstance(found, Measured) else self.measured(now, **found)
 
     def measured(self, now: datetime, **more: Any) -> Measured:
-        fields = {"value": 1.0, "says": "it is bad", "threshold": "", "bad": True, "good": False, "rows": 1}
+        fields = {
+            "value": 1.0,
+            "summary": "it is bad",
+            "threshold": "",
+            "bad": True,
+            "good": False,
+            "rows": 1,
+        }
         window = Window.ending(now, 60)
         return Measured(**{**fields, "events": 1.0, "noun": "runs", "window": window, **more})
 
@@ -1047,8 +1054,8 @@ MISBEHAVES: dict[str, Callable[[], Any]] = {
     "half a surrogate": raises(ValueError("\udc80")),
     "recursion": raises(RecursionError()),
     "no measurement": lambda: {"rows": None},
-    "a wrong type": lambda: {"says": 5},
-    "text that cannot be stored": lambda: {"says": "\udc80"},
+    "a wrong type": lambda: {"summary": 5},
+    "text that cannot be stored": lambda: {"summary": "\udc80"},
     "a wrong selection": lambda: {"notes": (object(),)},
 }
 
@@ -1071,7 +1078,7 @@ def test_rule_that_raises_anything_does_not_stop_the_others(
     assert sent == ["checkout fails"]
     state = read_state(str(tmp_path / "state.json"))
     assert (state.rules["custom"].errors, state.rules["custom"].status) == (2, "inactive")
-    logged = [record for record in caplog.records if "alert rule 'custom' could not be" in record.message]
+    logged = [record for record in caplog.records if "cannot evaluate alert rule 'custom'" in record.message]
     assert len(logged) == 1
     if MISBEHAVES[kind].__name__ == "does":
         (problem,) = check_rules(incident, rules)

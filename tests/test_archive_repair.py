@@ -367,7 +367,7 @@ def test_what_is_no_query_is_described(folder: Path, sql: str, message: str) -> 
 def test_the_hint_of_a_time_limit_names_the_option(folder: Path) -> None:
     sql = "select count(*) from range(10_000_000_000) a, range(1_000) b"
     assert "--timeout on the command line" in command(
-        "query", sql, "--journal", folder, "--timeout", "1", code=1
+        "query", sql, "--journal", folder, "--timeout", "1s", code=1
     )
 
 

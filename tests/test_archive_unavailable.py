@@ -176,7 +176,7 @@ def test_rules_that_do_not_need_the_damaged_part_are_evaluated(folder: Path, kin
         assert found[rule.name].error is None, rule.name
         assert "archive" in (found[rule.name].archive_error or "")
     assert found["failure rate"].status == "firing"
-    assert (found["failure rate"].says, found["failure rate"].events) == ("failure rate 33.3 %", "6 runs")
+    assert (found["failure rate"].summary, found["failure rate"].events) == ("failure rate 33.3 %", "6 runs")
     assert (found["slow"].status, found["no runs"].status) == ("firing", "firing")
     assert {notice.rule for notice in evaluation.notices} == {"failure rate", "slow", "no runs", "stage"}
 
@@ -187,8 +187,8 @@ def test_statistics_of_what_the_journal_has_are_shown_with_a_warning(folder: Pat
     for arguments in (["stats"], ["errors"], ["totals"], ["slowest"], ["explain"]):
         out, error = command(*arguments, "--since", "10m", "--journal", folder)
         assert out
-        assert "warning: a part of the archive that this answer does not need cannot be read" in error
-    out, _ = command("stats", "--runs", "--since", "10m", "--json", "--journal", folder)
+        assert "warning: a part of the archive that this result does not need cannot be read" in error
+    out, _ = command("stats", "--over", "runs", "--since", "10m", "--json", "--journal", folder)
     assert json.loads(out)["count"] == 6
 
 
@@ -318,7 +318,7 @@ def test_unreadable_archive_is_named_and_left_out(folder: Path, what: str) -> No
         for arguments in (
             "runs --json",
             "stats",
-            "stats --runs --since 10m --json",
+            "stats --over runs --since 10m --json",
             "doctor",
             "doctor --repair",
         )
@@ -362,7 +362,7 @@ def test_loop_reports_once_that_it_does_without_the_archive(
     assert sent == ["[FIRING] no runs: no runs in 10 min"]
     assert loop.failures == 0
     warnings = [each.message for each in caplog.records if each.levelno == logging.WARNING]
-    assert len([each for each in warnings if "alert rule 'any query' could not be evaluated" in each]) == 1
+    assert len([each for each in warnings if "cannot evaluate alert rule 'any query'" in each]) == 1
     assert len([each for each in warnings if "a part of the archive that no alert rule needs" in each]) == 1
 
 
@@ -448,7 +448,7 @@ def test_address_that_cannot_be_reached_is_not_stored(tmp_path: Path, down: str)
     _, error = command("compact", "--archive", down, "--journal", folder, code=1)
     assert f"archive {down} cannot be reached" in error
     assert not (folder / "archive.json").exists()
-    assert command("stats", "--runs", "--journal", folder)[1] == ""
+    assert command("stats", "--over", "runs", "--journal", folder)[1] == ""
     compact(folder)
     with EventStore(folder) as store:
         assert store.stats("runs")[0].count == 3

@@ -23,12 +23,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry, StageOutput
-from stageflow._timeparse import TIME_FORMATS, parse_time
+from stageflow._timeparse import TIME_FORMATS, parse_duration, parse_time
 from stageflow.cli._app import app
-from stageflow.journal import Journal, _reader as newest
+from stageflow.errors import RunNotFoundError
+from stageflow.journal import Journal, RunFilter, _reader as newest
 from stageflow.observability import WideEventEmitter
 from stageflow.render import draw_run
 from stageflow.render._runs import draw_runs
+from stageflow.store import EventStore
 
 EVIL = "\x1b[2J\x1b]0;owned\x07"
 
@@ -220,7 +222,7 @@ def test_runs_are_listed_newest_first_with_what_went_wrong(shop):
 def test_each_filter_chooses(shop, options, expected):
     done = stageflow("runs", "--json", *options, "--journal", shop)
     assert [known for known in requests(done.stdout) if known] == expected
-    assert done.stderr == ""
+    assert bool(done.stderr) == (not expected)
 
 
 def test_runs_can_be_chosen_to_the_microsecond(shop):
@@ -239,22 +241,25 @@ def test_json_has_all_of_a_run(shop):
 
 def test_nothing_that_fits_is_said_on_the_side(shop, tmp_path):
     done = stageflow("runs", "--journal", shop, "--id", "nobody")
-    assert (done.stdout, done.stderr) == ("", f"There is no run that fits in {shop}.\n")
-    assert stageflow("runs", "--journal", shop, "--id", "nobody", "--json").output == ""
+    assert (done.stdout, done.stderr) == ("", f"No runs in {shop} match.\n")
+    quiet = stageflow("runs", "--journal", shop, "--id", "nobody", "--json")
+    assert (quiet.stdout, quiet.stderr) == ("", done.stderr)
     (tmp_path / "empty").mkdir()
-    assert stageflow("runs", "--journal", "empty").stderr == f"There is no run yet in {tmp_path / 'empty'}.\n"
+    assert (
+        stageflow("runs", "--journal", "empty").stderr == f"There are no runs in {tmp_path / 'empty'} yet.\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("runs", "--status", "faild"), "did you mean 'failed'?"),
-        (("runs", "--stage", "pay:RETRY"), "'RETRY' is none of OK, SKIP, FAIL, CANCEL, OPEN"),
-        (("tail", "--status", "opened"), "is none of"),
-        (("tail", "--stage", "pay:x"), "is none of"),
+        (("runs", "--stage", "pay:RETRY"), "'RETRY' is not one of OK, SKIP, FAIL, CANCEL, OPEN"),
+        (("tail", "--status", "opened"), "is not one of"),
+        (("tail", "--stage", "pay:x"), "is not one of"),
         (("runs", "--since", "gestern"), "yesterday, 14:30"),
         (("runs", "--limit", "-1"), "greater than or equal to 0"),
-        (("show", ""), "an empty id names no run"),
+        (("show", ""), "the id is empty"),
     ],
 )
 def test_a_wrong_word_is_refused_with_the_right_ones(shop, options, said):
@@ -352,7 +357,7 @@ def test_json_has_all_of_a_story(shop):
 
 
 @pytest.mark.parametrize(
-    ("run", "said"), [("nix", "contains no run 'nix'"), ("01", "contains 7 runs whose id starts with")]
+    ("run", "said"), [("nix", "contains no run 'nix'"), ("01", "contains 7 runs that match")]
 )
 def test_a_run_that_cannot_be_told_is_said_so(shop, run, said):
     done = stageflow("show", run, "--journal", shop, code=1)
@@ -708,8 +713,8 @@ def test_what_comes_while_the_newest_are_looked_for_is_shown_once(shop, tmp_path
         return really(*arguments)
 
     monkeypatch.setattr(tail_module, "newest_entries", meanwhile)
-    monkeypatch.setattr(tail_module, "_nobody_reads", lambda: next(turns))
-    monkeypatch.setattr(tail_module, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(tail_module, "_output_is_closed", lambda: next(turns))
+    monkeypatch.setattr(tail_module, "_POLL_SECONDS", 0.0)
     assert [event["data"].get("pipeline_name") for event in tailed("-f", "-n", "2")] == [None, "late"]
 
 
@@ -902,7 +907,7 @@ def test_slow_runs_can_be_chosen(shop):
     ]
     slowest = max(run["duration_ms"] for run in everything)
     slow = stageflow(
-        "runs", "--json", "--slower-than", str(slowest - 0.0005), "--journal", shop
+        "runs", "--json", "--slower-than", f"{slowest - 0.0005:.6f}ms", "--journal", shop
     ).stdout.splitlines()
     assert [json.loads(line)["duration_ms"] for line in slow] == [slowest]
 
@@ -912,3 +917,218 @@ def test_any_directory_is_no_journal(tmp_path):
     for command in ("runs", "doctor", "show"):
         done = stageflow(command, "--journal", tmp_path, code=2)
         assert "the directory contains files, but no files of a journal" in done.stderr
+
+
+# ------------------------------------------------------------ ids
+
+
+@pytest.mark.parametrize(
+    ("known", "request_id"), [("broke", "broke"), ("bro", "broke"), ("parent", "parent"), ("o-", "parent")]
+)
+def test_show_accepts_every_kind_of_id_and_prefixes(shop, known, request_id):
+    for prefer_store in (False, True):
+        records: Any = EventStore(shop) if prefer_store else Journal(shop)
+        assert records.run(known).run["correlation_ids"]["request_id"] == request_id
+    run = newest_of(shop, request_id=request_id)
+    assert run["event_id"] in stageflow("show", known, "--journal", shop).stdout
+
+
+@pytest.mark.parametrize(("known", "number"), [("u-1", 2), ("s", 5), ("u-", 5)])
+def test_show_lists_the_runs_that_share_an_id(shop, known, number):
+    done = stageflow("show", known, "--journal", shop, code=1)
+    assert f"contains {number} runs that match {known!r}: 01" in done.stderr
+    with (
+        EventStore(shop) as store,
+        pytest.raises(RunNotFoundError, match=f"contains {number} runs that match"),
+    ):
+        store.run(known)
+
+
+def test_show_prefers_an_exact_id_over_a_prefix(tmp_path):
+    sink = JournalSink("journal")
+    for request_id in ("r-1", "r-10"):
+        asyncio.run(graph("only", sink, ("only", greet)).run(PipelineContext(request_id=request_id)))
+    sink.close()
+    assert "request_id=r-1\n" in stageflow("show", "r-1").stdout
+    assert "request_id=r-10\n" in stageflow("show", "r-10").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--user", "u-1"), ["rude", "broke"]),
+        (("--org", "o-1"), ["child", "parent"]),
+        (("--session", "s", "--status", "FAIL"), ["broke"]),
+        (("--request", "again"), ["again"]),
+        (("--user", "o-1"), []),
+        (("--where", "user_id = 'u-1' and stages_failed > 0"), ["rude", "broke"]),
+        (("--where", "outcome <> 'ok'", "--user", "u-0"), ["shut"]),
+    ],
+)
+def test_runs_are_filtered_by_each_id_and_by_sql(shop, options, expected):
+    done = stageflow("runs", "--json", *options, "--journal", shop)
+    assert [known for known in requests(done.stdout) if known] == expected
+    if "--where" not in options:
+        with EventStore(shop) as store:
+            filter = RunFilter(**{options[0][2:]: options[1]})
+            found = [run["correlation_ids"]["request_id"] for run in store.runs(filter)]
+        assert set(expected) <= set(found)
+
+
+# ------------------------------------------------------------ names that do not occur
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs",),
+        ("runs", "--json"),
+        ("runs", "--where", "true"),
+        ("tail",),
+        ("stats",),
+        ("errors",),
+        ("slowest",),
+        ("slowest", "--over", "stages"),
+        ("compare", "status = 'OK'", "status = 'FAIL'"),
+        ("explain",),
+        ("explain", "slow"),
+        ("totals",),
+        ("totals", "--stages"),
+    ],
+)
+def test_unknown_pipeline_and_stage_are_reported_with_the_closest_name(shop, command):
+    for option, name, message in (
+        ("--pipeline", "shopp", "There is no pipeline 'shopp'; did you mean 'shop'?"),
+        ("--stage", "serch", "There is no stage 'serch'; did you mean 'search'?"),
+    ):
+        done = stageflow(*command, option, name, "--journal", shop)
+        assert done.stderr == f"{message}\n"
+        if command[0] != "explain":
+            assert done.stdout == ""
+
+
+def test_unknown_pipeline_is_reported_by_sampling(shop, tmp_path):
+    (tmp_path / "sampling.toml").write_text("one_in = 2")
+    done = stageflow("sampling", "sampling.toml", "--pipeline", "shopp", "--journal", shop)
+    assert done.stderr == "There is no pipeline 'shopp'; did you mean 'shop'?\n"
+
+
+def test_names_include_those_of_runs_in_progress(in_progress):
+    for records in (Journal(in_progress), EventStore(in_progress)):
+        names = records.names()
+        assert {"outer", "inner", "ended"} <= names.pipelines
+        assert {"in_a_thread", "work", "last"} <= names.stages
+    assert "no pipeline" in stageflow("runs", "--pipeline", "oute", "--journal", in_progress).stderr
+    done = stageflow("runs", "--pipeline", "outer", "--status", "ok", "--journal", in_progress)
+    assert done.stderr == f"No runs in {in_progress} match.\n"
+
+
+# ------------------------------------------------------------ time windows
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs",),
+        ("stats",),
+        ("errors",),
+        ("slowest",),
+        ("explain",),
+        ("totals",),
+        ("sampling", "sampling.toml"),
+    ],
+)
+def test_until_that_precedes_since_is_an_error(shop, tmp_path, command):
+    (tmp_path / "sampling.toml").write_text("one_in = 2")
+    done = stageflow(*command, "--until", "2h", "--since", "1h", "--journal", shop, code=2)
+    assert re.search(r"--until \(\S+Z\) must be later than --since \(\S+Z\)", done.stderr)
+    assert done.stdout == ""
+
+
+def test_filter_whose_window_ends_before_it_begins_is_an_error():
+    with pytest.raises(ValueError, match="until must be later than since"):
+        RunFilter(since="2026-11-23T12:00:00Z", until="2026-11-23T11:00:00Z")
+
+
+@pytest.mark.parametrize(
+    "command", [("explain", "1h..2h"), ("compare", "true", "now..1h"), ("explain", "--against", "1h..1h")]
+)
+def test_selected_window_that_ends_before_it_begins_is_an_error(shop, command):
+    done = stageflow(*command, "--journal", shop, code=2)
+    assert "ends before it begins" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("span", "seconds"),
+    [("500ms", 0.5), ("2s", 2), ("1m", 60), ("1s500ms", 1.5), ("0.5 ms", 0.0005), ("3 mins", 180)],
+)
+def test_time_spans_have_units_down_to_milliseconds(span, seconds):
+    assert parse_duration(span) == seconds
+
+
+@pytest.mark.parametrize("value", ["500", "2.5"])
+def test_slower_than_requires_a_unit(shop, value):
+    done = stageflow("runs", "--slower-than", value, "--journal", shop, code=2)
+    assert f"{value!r} has no unit; write --slower-than {value}ms" in done.stderr
+
+
+# ------------------------------------------------------------ help and completion
+
+COMMAND_NAMES = [
+    ("demo",),
+    ("runs",),
+    ("show",),
+    ("tail",),
+    ("stats",),
+    ("errors",),
+    ("slowest",),
+    ("compare",),
+    ("explain",),
+    ("query",),
+    ("compact",),
+    ("totals",),
+    ("volume",),
+    ("sampling",),
+    ("doctor",),
+    ("schema",),
+    ("alerts", "run"),
+    ("alerts", "check"),
+    ("alerts", "test"),
+    ("alerts", "silence"),
+    ("alerts", "list"),
+]
+
+
+@pytest.mark.parametrize("command", [(), ("alerts",), *COMMAND_NAMES])
+def test_help_shows_no_type_of_a_flag_or_an_argument(command):
+    text = stageflow(*command, "--help").stdout
+    assert not re.search(r"<(bool|Any|str)>", text)
+
+
+def test_completion_lists_commands_and_options_in_bash(tmp_path):
+    script = f"""
+        eval "$({sys.executable} -m stageflow --show-completion bash)"
+        complete_last() {{
+            COMP_WORDS=("$@")
+            COMP_CWORD=$(($# - 1))
+            _stageflow_completion stageflow
+            echo "${{COMPREPLY[@]}}"
+        }}
+        complete_last stageflow exp
+        complete_last stageflow stats --b
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=LATER * 2,
+        env={**os.environ, "PATH": path},
+        check=False,
+    )
+    assert (done.stdout.split(), done.stderr) == (["explain", "--by"], "")
+
+
+@pytest.mark.parametrize("command", ["--install-completion", "--show-completion"])
+def test_help_names_the_options_for_completion(command):
+    assert command in stageflow("--help").stdout

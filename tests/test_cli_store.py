@@ -55,7 +55,7 @@ def test_stats_counts_what_there_is(journal: Path) -> None:
     stages = {stat["stage"]: stat for stat in map(json.loads, run(journal, "stats", "--json").splitlines())}
     assert (stages["notes"]["count"], stages["flaky"]["retried"], stages["skipped"]["skipped"]) == (6, 6, 6)
     assert stages["fails"]["failure_rate"] == 1.0
-    rows = list(csv.DictReader(io.StringIO(run(journal, "stats", "--runs", "--csv"))))
+    rows = list(csv.DictReader(io.StringIO(run(journal, "stats", "--over", "runs", "--csv"))))
     assert {row["pipeline"]: float(row["count"]) for row in rows} == {"ask": 6, "child": 6}
     assert run(journal, "stats", "--where", "stage_name = 'notes'", "--json").count("\n") == 1
 
@@ -76,7 +76,7 @@ def test_errors_are_grouped(journal: Path) -> None:
     assert "search is down" in run(journal, "errors")
     nothing = CliRunner().invoke(app, ["errors", "--stage", "none", "--journal", str(journal)])
     assert (nothing.exit_code, nothing.stdout) == (0, "")
-    assert "Nothing failed" in nothing.stderr
+    assert "no stage 'none'" in nothing.stderr
 
 
 def test_slowest_names_the_stage_that_took_longest(journal: Path) -> None:
@@ -84,11 +84,13 @@ def test_slowest_names_the_stage_that_took_longest(journal: Path) -> None:
     assert len(slow) == 3
     assert slow[0]["duration_ms"] >= slow[1]["duration_ms"] >= slow[2]["duration_ms"]
     assert slow[0]["stage"]
-    assert "queue ms" in run(journal, "slowest", "--stages")
+    assert "queue ms" in run(journal, "slowest", "--over", "stages")
 
 
 def test_compare_takes_windows_versions_and_sql(journal: Path) -> None:
-    both = json.loads(run(journal, "compare", "1d..now", "2d..1d", "--runs", "--json").splitlines()[0])
+    both = json.loads(
+        run(journal, "compare", "1d..now", "2d..1d", "--over", "runs", "--json").splitlines()[0]
+    )
     assert both["before"]["count"] == 6
     assert both["after"]["count"] == 0
     assert "→" in run(journal, "compare", "user_id = 'u1'", "user_id <> 'u1'")
@@ -205,7 +207,7 @@ def test_span_without_unit_is_an_error_that_states_what_to_write(
     before = {path.name: path.stat().st_size for path in folder.iterdir()}
     refused = CliRunner().invoke(app, [*command, "--journal", str(folder)])
     assert refused.exit_code == 2, refused.output
-    assert f"has no unit; {remedy} (units: s, m, h, d, w)" in refused.stderr
+    assert f"has no unit; {remedy} (units: ms, s, m, h, d, w)" in refused.stderr
     assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
 
 
@@ -286,3 +288,214 @@ def test_runs_of_a_journal_without_an_archive_need_no_extra(tmp_path: Path) -> N
         env=os.environ | {"COLUMNS": "120"},
     )
     assert runs[0] in told.stdout
+
+
+# ------------------------------------------------------------ fields and selections
+
+
+def failed(journal: Path, *arguments: str, exit_code: int = 1) -> str:
+    """Run a command that fails, and return its error on one line."""
+    found = CliRunner().invoke(app, [*arguments, "--journal", str(journal)], catch_exceptions=False)
+    assert (found.exit_code, found.stdout) == (exit_code, "")
+    return " ".join(found.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs",),
+        ("stats",),
+        ("stats", "--over", "runs"),
+        ("errors",),
+        ("slowest",),
+        ("slowest", "--over", "stages"),
+    ],
+)
+def test_unknown_field_in_where_is_reported_with_the_closest_name(
+    journal: Path, command: tuple[str, ...]
+) -> None:
+    error = failed(journal, *command, "--where", "stauts = 'FAIL'")
+    assert "unknown field 'stauts' in \"stauts = 'FAIL'\"; did you mean 'status'?" in error
+    assert "write text in single quotes: 'FAIL'" in failed(journal, *command, "--where", "status=FAIL")
+    assert "use user_id" in failed(journal, *command, "--where", "status = 'OK' and user = 'u1'")
+
+
+@pytest.mark.parametrize(
+    "predicate", ["status in ('OK', FAIL)", "FAIL = status", "org_id is not null and status <> FAIL"]
+)
+def test_text_without_quotes_is_reported_wherever_it_is_compared(journal: Path, predicate: str) -> None:
+    assert "write text in single quotes: 'FAIL'" in failed(journal, "stats", "--where", predicate)
+    assert "write text in single quotes: 'FAIL'" in failed(journal, "query", f"from runs where {predicate}")
+
+
+def test_attribute_without_prefix_is_reported_with_its_name(journal: Path) -> None:
+    assert 'did you mean "attributes.hits"?' in failed(journal, "stats", "--where", "hits > 1")
+
+
+@pytest.mark.parametrize(
+    "query", ["select user from runs", "select count(*) from runs where USER = 'u1'", "select current_user"]
+)
+def test_query_that_would_return_the_user_of_the_database_is_an_error(journal: Path, query: str) -> None:
+    assert "hint: use user_id" in failed(journal, "query", query)
+
+
+def test_query_can_define_a_column_named_user(journal: Path) -> None:
+    found = run(
+        journal,
+        "query",
+        "select user_id as user, count(*) as n from runs group by user order by user",
+        "--csv",
+    )
+    assert found.startswith("user,n\n")
+
+
+@pytest.mark.parametrize(
+    "command", [("explain", "fast"), ("compare", "fast", "true"), ("explain", "--against", "fast")]
+)
+def test_word_that_is_not_a_selection_is_reported_with_the_accepted_forms(
+    journal: Path, command: tuple[str, ...]
+) -> None:
+    error = failed(journal, *command)
+    assert "unknown field 'fast'" in error
+    for form in ("failed", "slow", "2h..1h", "version=1.5", "user_id = 'u1'"):
+        assert form in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("compare", "slow", "failed"),
+        ("explain", "--against", "slow"),
+        ("explain", "slow", "--against", "failed"),
+    ],
+)
+def test_slow_is_accepted_only_where_a_threshold_can_be_calculated(
+    journal: Path, command: tuple[str, ...]
+) -> None:
+    assert "duration_ms > 500" in failed(journal, *command, exit_code=2)
+
+
+def test_failed_is_a_selection_of_every_command(journal: Path) -> None:
+    rows = [
+        json.loads(line)
+        for line in run(journal, "compare", "failed", "true", "--over", "runs", "--json").splitlines()
+    ]
+    assert sum(row["before"]["count"] for row in rows) == 2
+
+
+def test_compare_reports_a_side_that_selects_nothing(journal: Path) -> None:
+    for arguments, message in (
+        (("true", "version=9"), "version=9 selects no stages\n"),
+        (("version=9", "true", "--over", "runs"), "version=9 selects no runs\n"),
+        (("version=8", "version=9"), "version=8 selects no stages\nversion=9 selects no stages\n"),
+    ):
+        done = CliRunner().invoke(app, ["compare", *arguments, "--journal", str(journal)])
+        assert (done.exit_code, done.stdout, done.stderr) == (0, "", message)
+
+
+def test_stats_are_grouped_by_a_field(journal: Path) -> None:
+    rows = [
+        json.loads(line)
+        for line in run(journal, "stats", "--over", "runs", "--by", "outcome", "--json").splitlines()
+    ]
+    counts = {(row["pipeline"], row["group"]): row["count"] for row in rows}
+    assert counts == {("ask", "degraded"): 4, ("ask", "failed"): 2, ("child", "ok"): 6}
+    assert run(journal, "stats", "--over", "runs", "--by", "outcome").split()[:2] == ["pipeline", "outcome"]
+    assert "█" in run(journal, "stats", "--by", "status", "--every", "1h")
+
+
+def test_stats_are_grouped_by_an_attribute_with_or_without_prefix(journal: Path) -> None:
+    with_prefix = run(journal, "stats", "--by", "attributes.hits", "--json")
+    assert (
+        with_prefix
+        == run(journal, "stats", "--by", "hits", "--json")
+        == run(journal, "stats", "--by", "HITS", "--json")
+    )
+    groups = {json.loads(line)["group"] for line in with_prefix.splitlines()}
+    assert None in groups
+    assert len(groups) > 1
+
+
+def test_stats_by_a_field_are_estimated_if_events_were_sampled(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    write_runs(folder, [{"user": f"u{n % 2}", "id": f"{n:05d}"} for n in range(2000)])
+    (tmp_path / "sampling.toml").write_text("one_in = 10\nfirst_of_a_kind = false")
+    run(folder, "compact", "--keep", "0s", "--sampler", str(tmp_path / "sampling.toml"))
+    rows = [
+        json.loads(line)
+        for line in run(folder, "stats", "--over", "runs", "--by", "user_id", "--json").splitlines()
+    ]
+    assert {row["group"] for row in rows} == {"u0", "u1"}
+    for row in rows:
+        low, high = row["count_interval"]
+        assert row["estimated"]
+        assert low < 1000 < high
+
+
+def test_stats_by_an_unknown_field_is_an_error(journal: Path) -> None:
+    assert "unknown field 'usr_id'; did you mean 'user_id'?" in failed(journal, "stats", "--by", "usr_id")
+
+
+# ------------------------------------------------------------ JSON
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("runs",),
+        ("show",),
+        ("tail",),
+        ("stats",),
+        ("errors",),
+        ("slowest",),
+        ("compare", "true", "true"),
+        ("explain",),
+        ("totals",),
+        ("query", "from runs"),
+        ("volume",),
+        ("doctor",),
+        ("sampling", "sampling.toml"),
+        ("alerts", "run"),
+        ("alerts", "check"),
+        ("alerts", "list"),
+        ("alerts", "test"),
+        ("compact",),
+    ],
+)
+def test_json_output_is_one_object_per_line(
+    journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sampling.toml").write_text("one_in = 2")
+    (tmp_path / "alerts.toml").write_text('[[rules]]\nkind = "no_runs"\nname = "rule"\n')
+    where = (
+        ["--state", str(tmp_path / "state.json")]
+        if command in (("alerts", "run"), ("alerts", "list"))
+        else []
+    )
+    journal_option = [] if command == ("alerts", "test") else ["--journal", str(journal)]
+    done = CliRunner().invoke(app, [*command, "--json", *where, *journal_option], catch_exceptions=False)
+    assert all(isinstance(json.loads(line), dict) for line in done.stdout.splitlines())
+    assert done.stdout or command == ("alerts", "test")
+
+
+def test_alerts_check_prints_the_number_of_rules_and_receivers(
+    journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, receiver = (
+        '[[rules]]\nkind = "no_runs"\nname = "{}"\n',
+        '[[receivers]]\nkind = "webhook"\nname = "{}"\nurl = "https://a.example"\nsecret_env = "S"\n',
+    )
+    monkeypatch.setenv("S", "x" * 32)
+    for rules, receivers, line in (
+        (2, 1, "OK: 2 rules, 1 receiver"),
+        (1, 2, "OK: 1 rule, 2 receivers"),
+        (1, 0, "OK: 1 rule, 0 receivers"),
+    ):
+        content = "".join(rule.format(n) for n in range(rules)) + "".join(
+            receiver.format(n) for n in range(receivers)
+        )
+        (tmp_path / "alerts.toml").write_text(content)
+        assert (
+            run(journal, "alerts", "check", "--rules", str(tmp_path / "alerts.toml")).splitlines()[-1] == line
+        )

@@ -112,7 +112,9 @@ def test_comparisons_leave_out_cancelled_runs(folder: Path) -> None:
     assert row.before.failure_rate == 10 / 75
     assert row.after.failure_rate is None
     assert row.q_failures is None
-    assert command("compare", "outcome <> 'stopped'", "outcome = 'cancelled'", "--runs", "--journal", folder)
+    assert command(
+        "compare", "outcome <> 'stopped'", "outcome = 'cancelled'", "--over", "runs", "--journal", folder
+    )
 
 
 @pytest.mark.parametrize("above", [RATE - 0.001, RATE + 0.001])
@@ -122,7 +124,7 @@ def test_alerts_fire_for_the_rate_without_cancelled_runs(folder: Path, above: fl
         (finding,) = evaluate(store, [rule], AlertState(), NOW).findings
     assert finding.error is None
     assert finding.status == ("firing" if above < RATE else "inactive")
-    assert (finding.says, finding.events) == ("failure rate 12.5 %", "80 runs")
+    assert (finding.summary, finding.events) == ("failure rate 12.5 %", "80 runs")
 
 
 @pytest.mark.parametrize("slower_than", [None, 0.005])
@@ -136,7 +138,7 @@ def test_burn_rates_leave_out_cancelled_runs(tmp_path: Path, slower_than: float 
         (finding,) = evaluate(store, [rule], AlertState(), BEGAN + timedelta(minutes=2)).findings
     assert finding.error is None
     assert (finding.status, finding.events) == ("inactive", "30 runs")
-    assert finding.says.startswith("burn rate 0.0x and 0.0x")
+    assert finding.summary.startswith("burn rate 0.0x and 0.0x")
 
 
 def test_burst_of_cancelled_runs_pages_nobody(tmp_path: Path) -> None:
@@ -201,7 +203,8 @@ def test_setting_of_the_writer_is_the_definition_of_every_reader(folder: Path, t
     assert {one.outcome for one in store.totals() if one.failure} == {"failed", "degraded", "cancelled"}
     store.close()
     (row,) = (
-        json.loads(row) for row in command("stats", "--runs", "--json", "--journal", folder).splitlines()
+        json.loads(row)
+        for row in command("stats", "--over", "runs", "--json", "--journal", folder).splitlines()
     )
     assert row["failed"] == 51
     with EventStore(folder, failure_outcomes=["crashed"]) as other:

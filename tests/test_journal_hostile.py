@@ -409,7 +409,7 @@ async def test_complete_id_is_found_among_many_with_the_same_prefix(tmp_path: Pa
         story = Journal(tmp_path).run(run)
         assert story.run["event_id"] == run
         assert len(story.stages) == 2
-    with pytest.raises(LookupError, match="more than 100 runs whose id starts with 'job-'"):
+    with pytest.raises(LookupError, match="more than 100 runs that match 'job-'"):
         Journal(tmp_path).run("job-")
     for none in ("", "\ud800"):
         with pytest.raises(LookupError, match="contains no run"):

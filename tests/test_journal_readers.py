@@ -455,7 +455,7 @@ async def test_run_returns_the_complete_record_of_a_run(tmp_path: Path) -> None:
     assert [(type, data["text"]) for type, data in story.events] == [("note", "hello")]
     assert journal.run("last").run["event_id"] == "xyz"
     assert journal.run("abc-1").run["event_id"] == "abc-1"
-    with pytest.raises(RunNotFoundError, match="2 runs whose id starts with 'abc': abc-1, abc-2"):
+    with pytest.raises(RunNotFoundError, match="2 runs that match 'abc': abc-1, abc-2"):
         journal.run("abc")
     with pytest.raises(RunNotFoundError, match="contains no run 'nope'"):
         journal.run("nope")

@@ -248,7 +248,7 @@ def test_a_predicate_does_not_reach_beyond_its_place(tmp_path: Path, predicate: 
             lambda: store.dry_run(TailSampler(rules=(SampleRule(where=predicate),))),
         ]
         for ask in questions:
-            with pytest.raises(QueryError, match="this is no predicate"):
+            with pytest.raises(QueryError, match="invalid predicate"):
                 ask()
         assert files_below(tmp_path) == before
         with pytest.raises(QueryError, match="mine"):
@@ -272,9 +272,9 @@ def test_text_that_is_none_finds_nothing(tmp_path: Path) -> None:
         assert store.runs(RunFilter(id=HALF)) == store.stats(filter=RunFilter(pipeline=HALF)) == []
         with pytest.raises(RunNotFoundError):
             store.run(HALF)
-        with pytest.raises(QueryError, match="this is no text"):
+        with pytest.raises(QueryError, match="invalid text"):
             store.sql(f"select '{HALF}'")
-        with pytest.raises(QueryError, match="this is no text"):
+        with pytest.raises(QueryError, match="invalid text"):
             store.runs(where=f"user_id = '{HALF}'")
 
 

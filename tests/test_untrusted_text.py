@@ -214,7 +214,7 @@ MENTIONS = [
 def notice_about(text: str) -> Notice:
     return msgspec.structs.replace(
         sample_notice(present()),
-        says=text,
+        summary=text,
         threshold=text,
         events=text,
         pipeline=text,
@@ -230,7 +230,7 @@ def notice_about(text: str) -> Notice:
 def test_a_notice_mentions_nobody_and_links_to_nothing(mention: str) -> None:
     notice = notice_about(f"agent = {mention} (100 %)")
     body = notice.payload()["data"]
-    for text in (notice.title, notice.text, body["says"], *body["notes"], *body["explained"]):
+    for text in (notice.title, notice.text, body["summary"], *body["notes"], *body["explained"]):
         assert not ORDERS.search(text), text
         assert not CONTROLS.search(text.replace("\n", ""))
 

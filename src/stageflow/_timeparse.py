@@ -14,12 +14,12 @@ TIME_FORMATS = (
 )
 """The formats that `parse_time` accepts, for error messages and help texts."""
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_LONGEST = 36500 * 86400
-"""Seconds of the longest time span: dates and timeouts that are calculated from it must not overflow."""
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MAX_SECONDS = 36500 * 86400
+"""Length of the longest time span: dates and timeouts calculated from it must not overflow."""
 
 _PART = re.compile(
-    r"(\d+(?:\.\d+)?) *(s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)(?![a-z]) *",
+    r"(\d+(?:\.\d+)?) *(ms|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?)(?![a-z]) *",
     re.ASCII,
 )
 _SPAN = re.compile(rf"(?:{_PART.pattern})+(?:ago)?", re.ASCII)
@@ -63,14 +63,16 @@ def parse_duration(text: str) -> float:
         ValueError: The text is not a time span.
 
     Example:
-        >>> parse_duration("1h30m"), parse_duration("90s")
-        (5400.0, 90.0)
+        >>> parse_duration("1h30m"), parse_duration("500ms")
+        (5400.0, 0.5)
     """
     span = text.strip().lower()
     if not _SPAN.fullmatch(span) or span.endswith("ago"):
-        raise ValueError(f"cannot parse time span {text!r}; expected e.g. 30s, 10m, 1h30m, 7d")
-    seconds = sum(float(number) * _SECONDS[unit[0]] for number, unit in _PART.findall(span))
-    if seconds > _LONGEST:
+        raise ValueError(f"cannot parse time span {text!r}; expected e.g. 500ms, 30s, 10m, 1h30m, 7d")
+    seconds = sum(
+        float(number) * _SECONDS["ms" if unit == "ms" else unit[0]] for number, unit in _PART.findall(span)
+    )
+    if seconds > _MAX_SECONDS:
         raise ValueError(f"time span {text!r} is too long; the longest is 36500d")
     return seconds
 

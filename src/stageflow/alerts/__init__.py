@@ -1,4 +1,4 @@
-"""Alerts: rules over the store, evaluated against a state that survives, and told to receivers."""
+"""Alerts: rules evaluated over the store, with a persistent state and notifications to receivers."""
 
 from ._evaluation import Evaluation, Finding, evaluate
 from ._loop import AlertLoop
@@ -21,10 +21,10 @@ from ._rules_file import parse_rules, read_rules
 from ._run import (
     AlertRules,
     AlertRun,
+    alert_status as alert_status,
     check_rules,
     present as present,
     run_alerts,
-    standing as standing,
     state_path as state_path,
     try_receivers,
 )

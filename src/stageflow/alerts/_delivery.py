@@ -1,4 +1,4 @@
-"""The outbox: notices on their way, tried again until they arrive, and written down before each step."""
+"""The outbox: delivers notices with retries, and stores the state before and after each attempt."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["Sent", "backoff", "post", "send_due"]
 
 
 _FIRST_SECONDS = 5.0
-_LONGEST_SECONDS = 3600.0
+_MAX_SECONDS = 3600.0
 _GIVE_UP_AFTER = timedelta(days=3)
-_MOST = 1000
+_MAX_PENDING = 1000
 
 
 class Sent(Struct, frozen=True, kw_only=True):
-    """What became of one attempt.
+    """The result of one attempt to deliver a notice.
 
     Attributes:
         receiver: Name of the receiver.
-        notice: What it was told.
-        attempt: Which attempt it was, from 1.
-        error: Why it did not arrive; None where it did.
+        notice: The notice.
+        attempt: Number of the attempt, from 1.
+        error: Why the attempt failed; None if it succeeded.
     """
 
     receiver: str
@@ -39,19 +39,19 @@ class Sent(Struct, frozen=True, kw_only=True):
 
 
 def backoff(failures: int) -> float:
-    """Return how many seconds to wait after so many failures in a row: 5, 10, 20, ... and never over an hour.
+    """Return the delay in seconds after a number of consecutive failures: 5, 10, 20, ..., at most one hour.
 
     Example:
         >>> [backoff(failures) for failures in (1, 2, 3, 99)]
         [5.0, 10.0, 20.0, 3600.0]
     """
-    return min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0 ** min(failures - 1, 20))
+    return min(_MAX_SECONDS, _FIRST_SECONDS * 2.0 ** min(failures - 1, 20))
 
 
 def post(state: AlertState, notices: Iterable[Notice], receivers: Sequence[Receiver]) -> AlertState:
     """Return the state with a delivery of each notice to each of its receivers in the outbox.
 
-    What is there for a receiver that is gone is taken out and counted, and so is the oldest of too much.
+    Deliveries to receivers that no longer exist, and the oldest of too many, are dropped and counted.
     """
     names = {receiver.name for receiver in receivers}
     outbox = [
@@ -66,7 +66,7 @@ def post(state: AlertState, notices: Iterable[Notice], receivers: Sequence[Recei
     counted = dict(state.receivers)
     for name in {delivery.receiver for delivery in outbox}:
         waiting = [delivery for delivery in outbox if delivery.receiver == name]
-        dropped = waiting if name not in names else waiting[: max(0, len(waiting) - _MOST)]
+        dropped = waiting if name not in names else waiting[: max(0, len(waiting) - _MAX_PENDING)]
         if dropped:
             before = counted.get(name, ReceiverState())
             counted[name] = replace(before, given_up=before.given_up + len(dropped))
@@ -77,22 +77,22 @@ def post(state: AlertState, notices: Iterable[Notice], receivers: Sequence[Recei
 def send_due(
     state: AlertState, receivers: Iterable[Receiver], now: datetime, save: Callable[[AlertState], None]
 ) -> tuple[AlertState, list[Sent]]:
-    """Send what is due, to each receiver in order, and return the state after it.
+    """Send due notices, to each receiver in order, and return the new state.
 
-    Before an attempt the state says that it is made, and after it what came of it. So what was cut off
-    by the death of the process is known to be in doubt, and is sent again with the same id.
+    The state is saved before and after each attempt. If the process dies during an attempt, the notice is
+    therefore known to be in doubt, and is sent again with the same id.
 
     Args:
-        state: With the outbox.
-        receivers: That there are.
-        now: The present.
+        state: The state with the outbox.
+        receivers: All receivers.
+        now: The current time.
         save: Called with the state before and after each attempt.
     """
     sent: list[Sent] = []
     for receiver in receivers:
         for delivery in [each for each in state.outbox if each.receiver == receiver.name]:
             if delivery.next_at is not None and delivery.next_at > now:
-                break  # those behind it wait as well: a resolve notice comes after what it resolves
+                break  # later notices wait as well: a resolve notice must follow its firing notice
             count = state.receivers.get(receiver.name, ReceiverState())
             trying = replace(
                 delivery,
@@ -141,13 +141,13 @@ def _after(
     count = replace(count, failures=count.failures + 1, last_error=failure.why)
     if failure.final or now - tried.notice.at > _GIVE_UP_AFTER:
         return _put(state, tried, None, replace(count, given_up=count.given_up + 1))
-    wait = max(backoff(tried.attempts), min(failure.retry_after or 0.0, _LONGEST_SECONDS))
+    wait = max(backoff(tried.attempts), min(failure.retry_after or 0.0, _MAX_SECONDS))
     later = replace(tried, sending=False, next_at=now + timedelta(seconds=wait))
     return _put(state, tried, later, count)
 
 
 def _put(state: AlertState, old: Delivery, new: Delivery | None, count: ReceiverState) -> AlertState:
-    """Return the state with one delivery in place of another, and the counters of its receiver."""
+    """Return the state with a delivery and the counters of its receiver replaced."""
     outbox = [new if each is old else each for each in state.outbox]
     return replace(
         state,

@@ -1,4 +1,4 @@
-"""`evaluate`: from rules and the state of before, the notices that are due and the state of now."""
+"""`evaluate`: calculates the new state and the due notices from the rules and the previous state."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ __all__ = ["Evaluation", "Finding", "evaluate", "why"]
 
 log = logging.getLogger("stageflow.alerts")
 
-_MOST = 3
-"""Runs, and lines of an explanation, in one message."""
+_MAX_LINES = 3
+"""Maximum number of runs, and of lines of an explanation, in one notice."""
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What became of one rule in an evaluation.
+    """The result of the evaluation of one rule.
 
     Attributes:
-        rule: Its name.
-        kind: Its kind.
-        severity: As the rule has it.
-        status: "inactive", "pending" or "firing", as it is now.
-        says: The figure in words.
-        threshold: What it is held against, in words.
-        events: How many events the figure is taken from, in words.
-        began: When it was first found bad; None where it is not.
-        silenced: The silence that holds it back; None where none does.
-        error: Why it could not be evaluated; None where it could.
+        rule: Name of the rule.
+        kind: Kind of the rule.
+        severity: Severity of the rule.
+        status: "inactive", "pending" or "firing", after the evaluation.
+        summary: The measured value as text.
+        threshold: The threshold as text.
+        events: Number of events that the value is based on, as text.
+        began: Time at which the rule was first found bad; None if it is not.
+        silenced: The silence that applies; None if there is none.
+        error: Why the evaluation failed; None if it succeeded.
         archive_error: Why the archive, or a part of it, could not be read; the rule does not need it. None if
             all of it was read.
     """
@@ -55,7 +55,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     kind: str
     severity: str
     status: str
-    says: str
+    summary: str
     threshold: str
     events: str
     began: datetime | None
@@ -65,12 +65,12 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
-    """What one evaluation came to.
+    """The result of one evaluation of all rules.
 
     Attributes:
-        state: What is known now; to be kept before a notice goes out.
-        notices: What is to be told.
-        findings: What became of each rule.
+        state: The new state; store it before you send a notice.
+        notices: The due notices.
+        findings: The result of each rule.
     """
 
     state: AlertState
@@ -85,18 +85,18 @@ def evaluate(
     now: datetime,
     silences: Iterable[Silence] = (),
 ) -> Evaluation:
-    """Evaluate rules over a store: nothing is sent, and nothing is written.
+    """Evaluate rules over a store, without sending or writing anything.
 
     A rule that cannot be evaluated keeps its status: if it raises an exception, of any class except
     `KeyboardInterrupt` and `SystemExit`, the finding contains the error, the log states it when it changes,
-    and the other rules are evaluated. An alert whose rule is gone resolves.
+    and the other rules are evaluated. An alert whose rule was removed resolves.
 
     Args:
-        store: That is asked.
-        rules: What to look for.
-        state: What the evaluation before came to; `AlertState()` for the first.
-        now: The present, with a zone; windows end there.
-        silences: Beside those of the rules.
+        store: The store.
+        rules: The rules.
+        state: The state after the previous evaluation; `AlertState()` for the first.
+        now: The current time, with a time zone; all windows end at it.
+        silences: Silences in addition to those of the rules.
 
     Example:
         evaluation = evaluate(store, rules, AlertState(), datetime.now(UTC))
@@ -116,12 +116,12 @@ def evaluate(
             notice = None
             finding = _finding(rule, after, None, None)
             if after.error != before.error:
-                log_safely(log, "alert rule %r could not be evaluated: %s", rule.name, after.error)
+                log_safely(log, "cannot evaluate alert rule %r: %s", rule.name, after.error)
         known[rule.name] = after
         notices += [notice] if notice is not None else []
         findings.append(finding)
     notices += [
-        _farewell(name, gone, now)
+        _close_orphaned(name, gone, now)
         for name, gone in state.rules.items()
         if name not in known and gone.incident is not None and gone.incident.notices
     ]
@@ -155,7 +155,7 @@ def _step(
     rule: Rule, before: RuleState, measured: Measured, now: datetime, *, quiet: bool
 ) -> tuple[RuleState, Literal["firing", "repeated", "resolved"] | None]:
     """Return the state after a measurement, and the kind of notice that is due."""
-    seen = RuleState(evaluated_at=now, value=measured.value, says=measured.says, errors=before.errors)
+    seen = RuleState(evaluated_at=now, value=measured.value, summary=measured.summary, errors=before.errors)
     incident = before.incident
     if incident is None:
         if not measured.bad:
@@ -166,16 +166,18 @@ def _step(
         incident = Incident(id=_id(rule.name, began), receivers=rule.receivers)
         before = replace(before, bad=bad, began=began)
     elif measured.good:
-        # A silence holds back noise. The end of what was told is none: somewhere a page is open.
+        # A silence does not suppress a resolve notice, because someone may still be handling the incident.
         return seen, "resolved" if incident.notices else None
     kind: Literal["firing", "repeated"] | None = None
     if not quiet:
-        if incident.told_at is None:
+        if incident.notified_at is None:
             kind = "firing"
-        elif rule.repeat_every is not None and now >= incident.told_at + timedelta(seconds=rule.repeat_every):
+        elif rule.repeat_every is not None and now >= incident.notified_at + timedelta(
+            seconds=rule.repeat_every
+        ):
             kind = "repeated"
     if kind is not None:
-        incident = replace(incident, told_at=now, notices=incident.notices + 1)
+        incident = replace(incident, notified_at=now, notices=incident.notices + 1)
     return replace(seen, status="firing", bad=before.bad, began=before.began, incident=incident), kind
 
 
@@ -192,7 +194,7 @@ def _notice(
     incident = before.incident if over else after.incident
     began = before.began if over else after.began
     assert incident is not None and began is not None  # noqa: PT018 - one of them alone is never None
-    runs = () if over else measured.runs[:_MOST] or _runs(store, measured)
+    runs = () if over else measured.runs[:_MAX_LINES] or _runs(store, measured)
     commands = _commands(rule, measured)
     commands += [f"stageflow show {shlex.quote(run)}" for run in runs[:1]]
     return Notice(
@@ -204,7 +206,7 @@ def _notice(
         incident=incident.id,
         at=now,
         began=began,
-        says=measured.says,
+        summary=measured.summary,
         value=measured.value,
         threshold=measured.threshold,
         window_since=measured.window.since,
@@ -220,8 +222,8 @@ def _notice(
     )
 
 
-def _farewell(name: str, gone: RuleState, now: datetime) -> Notice:
-    """Return the resolve notice of an alert whose rule is gone."""
+def _close_orphaned(name: str, gone: RuleState, now: datetime) -> Notice:
+    """Return the resolve notice of an orphaned alert: its rule was removed."""
     assert gone.incident is not None
     return Notice(
         id=_notice_id(gone.incident, "resolved"),
@@ -232,7 +234,7 @@ def _farewell(name: str, gone: RuleState, now: datetime) -> Notice:
         incident=gone.incident.id,
         at=now,
         began=gone.began or now,
-        says="its rule is gone; nobody looks any more",
+        summary="the rule was removed; alert closed",
         receivers=gone.incident.receivers,
     )
 
@@ -249,7 +251,7 @@ def _finding(
         kind=rule.kind,
         severity=rule.severity,
         status=after.status,
-        says=after.says if measured is None else measured.says,
+        summary=after.summary if measured is None else measured.summary,
         threshold="" if measured is None else measured.threshold,
         events="" if measured is None else how_many(measured.events, measured.rows, measured.noun),
         began=after.began,
@@ -263,55 +265,56 @@ def _commands(rule: Rule, measured: Measured) -> list[str]:
     try:
         return [str(command) for command in rule.commands(measured.window)]
     except Exception as error:
-        log_safely(log, "alert rule %r has no commands: %s", rule.name, describe(error))
+        log_safely(log, "cannot determine the commands of alert rule %r: %s", rule.name, describe(error))
         return []
 
 
 def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
-    """Return some of the runs that made it bad, the newest first."""
+    """Return ids of affected runs, newest first."""
     if measured.selection is None:
         return ()
     query = (
-        f"select pipeline_run_id from runs where {measured.selection} order by ended_at desc limit {_MOST}"
+        f"select pipeline_run_id from runs where {measured.selection}"
+        f" order by ended_at desc limit {_MAX_LINES}"
     )
     try:
         return tuple(str(run) for (run,) in store.sql(query, since=measured.window.since).rows)
     except Exception as error:
-        log_safely(log, "no runs could be named for an alert: %s", describe(error))
+        log_safely(log, "cannot list the affected runs of an alert: %s", describe(error))
         return ()
 
 
 def _explained(store: EventStore, measured: Measured) -> tuple[str, ...]:
-    """Return what is different about the runs that made it bad, as far as anything is."""
+    """Return the differences between the affected runs and the others."""
     if measured.selection is None:
         return ()
     try:
-        found = store.explain(measured.selection, against=measured.rest, limit=_MOST)
-        return tuple(map(_said, found.differences))
+        found = store.explain(measured.selection, against=measured.rest, limit=_MAX_LINES)
+        return tuple(map(_as_text, found.differences))
     except Exception as error:
-        # What is told is that something is wrong. Why is a courtesy.
-        log_safely(log, "an alert could not be explained: %s", describe(error))
+        # The explanation is optional: its failure must not suppress the notice.
+        log_safely(log, "cannot explain an alert: %s", describe(error))
         return ()
 
 
-def _said(difference: Difference) -> str:
+def _as_text(difference: Difference) -> str:
     shares = f"{percent(difference.selection.share)} of these, {percent(difference.rest.share)} of the others"
     return f"{difference} ({shares})"
 
 
 def _in_journal(command: str, journal: str | None) -> str:
-    if journal is None or os.path.normpath(journal) == "journal":  # where the commands look by themselves
+    if journal is None or os.path.normpath(journal) == "journal":  # the default of the commands
         return command
     before, comment, after = command.partition("  # ")
     return f"{before} --journal {shlex.quote(journal)}{comment}{after}"
 
 
-# Ids follow from what they name. So an evaluation that is cut off and done again gives the same.
+# Ids are hashes of what they identify: if an evaluation is interrupted and repeated, they are the same.
 
 
 def _id(*parts: str | datetime | int) -> str:
-    told = "\n".join(rfc3339_of(part) if isinstance(part, datetime) else str(part) for part in parts)
-    return hashlib.sha256(told.encode()).hexdigest()[:24]
+    text = "\n".join(rfc3339_of(part) if isinstance(part, datetime) else str(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _notice_id(incident: Incident, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""`AlertLoop`: evaluates again and again, in this thread or in one of its own."""
+"""`AlertLoop`: evaluates rules repeatedly, in the current thread or a background thread."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ log = logging.getLogger("stageflow.alerts")
 
 
 class AlertLoop:
-    """Evaluates rules every so many seconds until it is stopped.
+    """Evaluates rules periodically until it is stopped.
 
-    Processes that run one each for the same journal take turns: one evaluates, the others wait for the
-    next time. What goes wrong in one evaluation is logged and counted, and the next one comes. The
-    thread is a daemon: it does not hold up the end of the process, and what it had not sent is sent by
-    the next who evaluates.
+    Several processes can run a loop for the same journal: one evaluates, the others skip that evaluation.
+    An error in one evaluation is logged and counted, and does not affect the next one. The thread is a
+    daemon: it does not delay the end of the process, and the next evaluation of any process sends the
+    notices that it had not sent.
 
     Args:
-        store: That is asked, or the directory of a journal.
-        rules: What is watched, and whom it is told; or a file of it.
-        every: Seconds from the beginning of one evaluation to that of the next; default 60.
-        state: File of the state; default `alerts.json` in the directory of the journal.
-        on_run: Called after each evaluation with what it did; default None.
+        store: The store, or the directory of a journal.
+        rules: The rules and receivers, or a TOML file.
+        every: Seconds from the start of one evaluation to the start of the next; default 60.
+        state: File for the state; default `alerts.json` in the directory of the journal.
+        on_run: Called after each evaluation with its result; default None.
 
     Attributes:
-        runs: How many evaluations there were.
-        failures: How many of them ended in an error.
-        last: What the last one did that ended without; None before.
+        runs: Number of evaluations.
+        failures: Number of evaluations that raised an error.
+        last: Result of the last successful evaluation; None before the first.
 
     Raises:
-        AlertRuleError: The file has something wrong in it.
-        JournalNotFoundError: There is no such directory.
-        ValueError: `every` is no number, more than 0.
+        AlertRuleError: The file is invalid.
+        JournalNotFoundError: The directory does not exist.
+        ValueError: `every` is not a number above 0.
 
     Example:
         with AlertLoop("journal", "alerts.toml", every=60):
@@ -78,20 +78,20 @@ class AlertLoop:
         self.last: AlertRun | None = None
 
     def start(self) -> Self:
-        """Begin, in a thread of its own; where it has begun, do nothing."""
+        """Start the background thread, unless it is running."""
         if self._thread is None:
             self._thread = threading.Thread(target=self.run, name="stageflow-alerts", daemon=True)
             self._thread.start()
         return self
 
     def stop(self, timeout: float = 30.0) -> bool:
-        """End after the evaluation that is under way, and wait for that. It blocks: not for an event loop.
+        """Stop after the current evaluation, and wait for it. Blocks: do not call it from an event loop.
 
         Args:
-            timeout: Seconds to wait at most; default 30.
+            timeout: Maximum number of seconds to wait; default 30.
 
         Returns:
-            False where it has not ended by then; it will.
+            False if the current evaluation did not end in time; the thread stops after it.
         """
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -102,7 +102,7 @@ class AlertLoop:
         return True
 
     def run(self) -> None:
-        """Evaluate in this thread until `stop` is called."""
+        """Evaluate in the current thread until `stop` is called."""
         wait = 0.0
         while not self._stop.wait(wait):
             began = time.monotonic()
@@ -114,7 +114,7 @@ class AlertLoop:
                     self._on_run(found)
             except Exception as error:
                 self.failures += 1
-                log_safely(log, "alerts were not evaluated: %s", describe(error))
+                log_safely(log, "cannot evaluate alerts: %s", describe(error))
             self.runs += 1
             wait = max(0.0, self._every - (time.monotonic() - began))
 

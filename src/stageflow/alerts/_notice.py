@@ -39,38 +39,38 @@ def without_mentions(text: str) -> str:
 
 Kind = Literal["firing", "repeated", "resolved", "test"]
 
-_INDENT = " " * 11
+_INDENT = " " * 13
 
 
 class Notice(Struct, frozen=True, kw_only=True):
-    """One message about an alert; the same for every receiver, however often it is tried.
+    """A notification about an alert; the same for every receiver and every attempt.
 
     Users of the application may have chosen values that come from records. In `text`, `title` and `payload`,
     mentions (`@everyone`), links and control characters in them are neutralized. The name of the rule is
     not changed, because the operator has chosen it, and neither are the fields.
 
     Attributes:
-        id: Of this notice. Whoever gets one with an id that was there before has it already.
+        id: Unique id of this notice; receivers can use it to discard duplicates.
         kind: "firing", "repeated" (it still fires), "resolved" or "test".
         rule: Name of the rule.
         rule_kind: Its kind: "failure_rate".
-        severity: As the rule has it.
-        incident: What a firing notice, its repetitions and its resolve notice have in common.
-        at: When it was decided.
-        began: When the rule was first found bad.
-        says: The figure in words.
-        value: The figure; null where there is none.
-        threshold: What it is held against, in words.
-        window_since: When the window began that was looked at.
-        window_until: When it ended.
-        events: How many events the figure is taken from, in words, which say where it is an estimate.
-        pipeline: Which pipeline the rule is about; null for all.
-        stage: Which stage; null for whole runs.
-        notes: Further lines: what the rows of a query say, what was lost where.
-        explained: What is different about the runs that made it bad, three lines at most.
-        runs: Ids of such runs, three at most, the newest first.
-        commands: With what to look further.
-        receivers: Names of those that are told; none for all.
+        severity: Severity of the rule.
+        incident: The id that a firing notice, its repetitions and its resolve notice share.
+        at: Time of the evaluation.
+        began: Time at which the rule was first found bad.
+        summary: The measured value as text.
+        value: The measured value; null if it is unknown.
+        threshold: The threshold as text.
+        window_since: Start of the evaluated window.
+        window_until: End of that window.
+        events: Number of events that the value is based on, as text; states whether it is an estimate.
+        pipeline: The pipeline of the rule; null for all.
+        stage: The stage of the rule; null for whole runs.
+        notes: Further lines, such as the first rows of a query.
+        explained: Differences between the affected runs and the others, at most three lines.
+        runs: Ids of affected runs, at most three, newest first.
+        commands: Commands for further investigation.
+        receivers: Names of the receivers; empty for all.
     """
 
     id: str
@@ -81,7 +81,7 @@ class Notice(Struct, frozen=True, kw_only=True):
     incident: str
     at: datetime
     began: datetime
-    says: str
+    summary: str
     value: float | None = None
     threshold: str = ""
     window_since: datetime | None = None
@@ -99,11 +99,11 @@ class Notice(Struct, frozen=True, kw_only=True):
     def title(self) -> str:
         """The notice in one line."""
         word = "STILL FIRING" if self.kind == "repeated" else self.kind.upper()
-        return f"[{word}] {on_one_line(self.rule)}: {without_mentions(self.says)}"
+        return f"[{word}] {on_one_line(self.rule)}: {without_mentions(self.summary)}"
 
     @property
     def text(self) -> str:
-        """The notice as people read it, without its title."""
+        """The notice as text, without its title."""
         rows = [("threshold", self.threshold), ("severity", self.severity)]
         if self.window_since and self.window_until:
             length = span(round((self.window_until - self.window_since).total_seconds(), 3))
@@ -116,10 +116,10 @@ class Notice(Struct, frozen=True, kw_only=True):
             lasted = span(round((self.at - self.began).total_seconds()))
             rows.append(("lasted" if self.kind == "resolved" else "lasts", lasted))
         for label, lines in (
-            ("says", self.notes),
-            ("different", self.explained),
+            ("notes", self.notes),
+            ("differences", self.explained),
             ("runs", self.runs),
-            ("go on", self.commands),
+            ("commands", self.commands),
         ):
             rows += [(label if number == 0 else "", line) for number, line in enumerate(lines)]
         rows.append(("id", self.id))
@@ -129,14 +129,14 @@ class Notice(Struct, frozen=True, kw_only=True):
         """Return the body of a webhook: `type`, `timestamp` and `data`, whose texts contain no mentions."""
         data = msgspec.to_builtins(self)
         del data["receivers"]
-        data["says"] = without_mentions(self.says)
+        data["summary"] = without_mentions(self.summary)
         for lines in ("notes", "explained"):
             data[lines] = list(map(without_mentions, data[lines]))
         return {"type": f"stageflow.alert.{self.kind}", "timestamp": data["at"], "data": data}
 
 
 def sample_notice(now: datetime) -> Notice:
-    """Return a notice that shows what one looks like; it is about nothing.
+    """Return a sample notice.
 
     Example:
         >>> from datetime import UTC
@@ -153,7 +153,7 @@ def sample_notice(now: datetime) -> Notice:
         incident=f"test{stamp}",
         at=now,
         began=now,
-        says="failure rate 41.2 %",
+        summary="failure rate 41.2 %",
         value=0.412,
         threshold="above 5.0 %, resolves below 4.0 %",
         events="85 runs",

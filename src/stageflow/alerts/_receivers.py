@@ -26,12 +26,12 @@ __all__ = ["Apprise", "Call", "NotDelivered", "Receiver", "Webhook", "of_environ
 
 
 class NotDelivered(Exception):
-    """A receiver did not take a notice.
+    """A receiver did not accept a notice.
 
     Attributes:
-        why: In one line, without any secret.
-        retry_after: Seconds that the receiver asks for before it is tried again; None where it does not.
-        final: True where it need not be tried again.
+        why: The reason in one line, without secrets.
+        retry_after: Seconds that the receiver requests before a retry; None if it does not.
+        final: True if the notice must not be retried.
     """
 
     def __init__(self, why: str, *, retry_after: float | None = None, final: bool = False) -> None:
@@ -42,27 +42,27 @@ class NotDelivered(Exception):
 
 
 class Receiver(Protocol):
-    """Takes notices, one at a time. `Webhook`, `Apprise` and `Call` are receivers."""
+    """Receives notices, one at a time. `Webhook`, `Apprise` and `Call` are receivers."""
 
     @property
     def name(self) -> str:
-        """By which rules name it, and its counters are kept."""
+        """Unique name, which rules refer to."""
         ...
 
     def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
-        """Return when the notice has arrived.
+        """Deliver a notice.
 
         Args:
-            notice: The notification to send.
-            in_doubt: True where it may have arrived before: the process that sent it died meanwhile.
+            notice: The notice.
+            in_doubt: True if it may have arrived before, because the process died during the last attempt.
 
         Raises:
-            NotDelivered: It has not; any other exception counts as that too.
+            NotDelivered: It was not delivered; any other exception has the same effect.
         """
         ...
 
     def missing(self) -> Sequence[str]:
-        """Return what it lacks before it can send, a sentence each: a variable that is not set."""
+        """Return the missing prerequisites, such as an environment variable that is not set."""
         ...
 
 
@@ -70,7 +70,7 @@ def of_environment(name: str) -> str:
     """Return the value of an environment variable.
 
     Raises:
-        NotDelivered: It is not set, or empty.
+        NotDelivered: The variable is not set, or empty.
     """
     if not (value := os.environ.get(name)):
         raise NotDelivered(f"the environment variable {name} is not set")
@@ -78,11 +78,11 @@ def of_environment(name: str) -> str:
 
 
 class Call(Struct, frozen=True, kw_only=True):
-    """Calls a function with each notice. One that returns has taken it; one that raises is tried again.
+    """Calls a function with each notice; if it raises an exception, the notice is retried.
 
     Attributes:
-        name: By which rules name it.
-        function: Called with a `Notice`, in the thread that evaluates.
+        name: Name that rules refer to.
+        function: Called with a `Notice`, in the thread of the evaluation.
 
     Example:
         Call(name="log", function=lambda notice: log.warning("%s", notice.title))
@@ -102,17 +102,18 @@ _TYPES = {"critical": "failure", "warning": "warning", "info": "info"}
 
 
 class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"):
-    """Sends a notice as text through Apprise: mail, chat, pagers. Needs `stageflow[alerts]`.
+    """Sends a notice as text through Apprise: mail, chat, pagers. Requires `stageflow[alerts]`.
 
-    Most of these services do not know ids. A notice that may have arrived before says so in its title.
+    Most of these services do not support ids, so the title of a notice that may have arrived before ends
+    with "(possible duplicate)".
 
     Attributes:
-        name: By which rules name it.
-        url: Where to, as Apprise takes it ("mailto://..."); "" where `url_env` says it.
-        url_env: The environment variable that holds the address, which is a secret for most services.
+        name: Name that rules refer to.
+        url: URL of the service in the format of Apprise ("mailto://..."); empty if `url_env` is set.
+        url_env: Environment variable with the URL, which is a secret for most services.
 
     Raises:
-        ValueError: A field has a value that it may not have.
+        ValueError: A field has an invalid value.
 
     Example:
         >>> Apprise(name="phone", url_env="PHONE_URL").missing()
@@ -133,20 +134,22 @@ class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"
         apprise = _apprise()
         service = apprise.Apprise()
         if not service.add(self.url or of_environment(self.url_env)):
-            raise NotDelivered("Apprise knows no such address")
-        title = f"{notice.title} (may have been told before)" if in_doubt else notice.title
+            raise NotDelivered("Apprise does not support this URL")
+        title = f"{notice.title} (possible duplicate)" if in_doubt else notice.title
         kind = "success" if notice.kind == "resolved" else _TYPES[notice.severity]
         # Declared as plain text, so that it is escaped for a service whose messages are HTML.
         text = apprise.NotifyFormat.TEXT
         if not service.notify(
             body=notice.text, title=title, notify_type=apprise.NotifyType(kind), body_format=text
         ):
-            raise NotDelivered("the service did not take it; the log of `apprise` says why")
+            raise NotDelivered(
+                "the service rejected the notification; the log of `apprise` states the reason"
+            )
 
     def missing(self) -> Sequence[str]:
         try:
             address = self.url or of_environment(self.url_env)
-            return [] if _apprise().Apprise().add(address) else ["Apprise knows no such address"]
+            return [] if _apprise().Apprise().add(address) else ["Apprise does not support this URL"]
         except NotDelivered as error:
             return [error.why]
         except MissingExtraError as error:
@@ -162,25 +165,25 @@ def _apprise() -> Any:
 
 
 _PREFIX = "whsec_"
-_SHORTEST = 24
+_MIN_SECRET_BYTES = 24
 
 
 class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"):
     """POSTs a notice as JSON, with the headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
 
-    Taken is what is answered with 2xx; a redirect is not followed. The id is the same however often a
-    notice is tried: a receiver that keeps the ids it has seen gets each notice once.
+    A response of 2xx means success; redirects are not followed. All attempts of a notice have the same id, so
+    a receiver can discard duplicates.
 
     Attributes:
-        name: By which rules name it.
-        url: Where to; "" where `url_env` says it.
-        url_env: The environment variable that holds the address, where that is a secret itself.
-        secret_env: The environment variable that holds the secret: base64 of 24 bytes or more, with
-            "whsec_" before it or without. Several, with blanks between, sign each: for a change of secrets.
+        name: Name that rules refer to.
+        url: URL of the webhook; empty if `url_env` is set.
+        url_env: Environment variable with the URL, if that is a secret.
+        secret_env: Environment variable with the secret: base64 of 24 bytes or more, with or without the
+            prefix "whsec_". Several secrets, separated by spaces, each add a signature, to rotate secrets.
         timeout: Seconds for one attempt; default 15.
 
     Raises:
-        ValueError: A field has a value that it may not have.
+        ValueError: A field has an invalid value.
 
     Example:
         >>> Webhook(name="ops", url="https://ops.example/hook", secret_env="OPS_SECRET").timeout
@@ -199,8 +202,8 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
             raise WrongField(self.name, "url", "one of the keys url and url_env is required")
         if self.url and self.url_env:
             raise WrongField(self.name, "url", "expected either url or url_env, got both")
-        if self.url and _why_no_address(self.url):
-            raise WrongField(self.name, "url", f"{_why_no_address(self.url)}, got {self.url!r}")
+        if self.url and _url_problem(self.url):
+            raise WrongField(self.name, "url", f"{_url_problem(self.url)}, got {self.url!r}")
         if not self.secret_env:
             raise WrongField(
                 self.name, "secret_env", "must not be empty; expected the name of an environment variable"
@@ -208,10 +211,10 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
 
     def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
         url = self.url or of_environment(self.url_env)
-        if why := _why_no_address(url):
+        if why := _url_problem(url):
             raise NotDelivered(f"{self.url_env}: {why}")
         body = msgspec.json.encode(notice.payload())
-        # That of the attempt, which a receiver holds against its own clock.
+        # The time of the attempt: receivers compare it with their own clock.
         stamp = str(get_clock().wall_ns() // 1_000_000_000)
         headers = {
             "content-type": "application/json",
@@ -229,18 +232,18 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
                 after = error.headers.get("retry-after", "")
                 wait = float(after) if after.isascii() and after.isdigit() else None
                 final = error.code == http.client.GONE
-                raise NotDelivered(f"it answered {error.code}", retry_after=wait, final=final) from None
+                raise NotDelivered(f"HTTP status {error.code}", retry_after=wait, final=final) from None
         except urllib.error.URLError as error:
             raise NotDelivered(f"no connection: {error.reason}") from None
         except TimeoutError:
-            raise NotDelivered(f"no answer within {self.timeout:g} s") from None
+            raise NotDelivered(f"no response within {self.timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise NotDelivered(f"no answer: {type(error).__name__}") from None
+            raise NotDelivered(f"no response: {type(error).__name__}") from None
 
     def missing(self) -> Sequence[str]:
         found = []
         try:
-            if self.url_env and (why := _why_no_address(of_environment(self.url_env))):
+            if self.url_env and (why := _url_problem(of_environment(self.url_env))):
                 found.append(f"{self.url_env}: {why}")
         except NotDelivered as error:
             found.append(error.why)
@@ -252,25 +255,25 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
 
     def _secrets(self) -> list[bytes]:
         secrets = []
-        for told in of_environment(self.secret_env).split():
+        for encoded in of_environment(self.secret_env).split():
             try:
-                secret = base64.b64decode(told.removeprefix(_PREFIX), validate=True)
+                secret = base64.b64decode(encoded.removeprefix(_PREFIX), validate=True)
             except (binascii.Error, ValueError):
                 secret = b""
-            if len(secret) < _SHORTEST:
-                raise NotDelivered(f"{self.secret_env} is not base64 of {_SHORTEST} bytes or more")
+            if len(secret) < _MIN_SECRET_BYTES:
+                raise NotDelivered(f"{self.secret_env} is not base64 of {_MIN_SECRET_BYTES} bytes or more")
             secrets.append(secret)
         return secrets
 
 
 def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
-    """Return a signature as the header has it.
+    """Return the value of the header `webhook-signature`.
 
     Args:
-        secret: The bytes of the secret.
-        message_id: Of the notice.
-        timestamp: Whole seconds since the Unix epoch.
-        body: What is sent, to the byte.
+        secret: The decoded secret.
+        message_id: Id of the notice.
+        timestamp: Seconds since the Unix epoch, as an integer.
+        body: The exact body of the request.
 
     Example:
         >>> sign(bytes(24), "msg_1", "1674087231", b"{}")[:10]
@@ -280,7 +283,7 @@ def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
     return f"v1,{base64.b64encode(signed).decode()}"
 
 
-def _why_no_address(url: str) -> str:
+def _url_problem(url: str) -> str:
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
@@ -299,7 +302,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> None:
-        return None  # the address is to be mended; and what is signed goes nowhere else
+        return None  # the configured URL must be corrected; a signed request must not reach another host
 
 
 _OPENER = urllib.request.build_opener(_NoRedirects)

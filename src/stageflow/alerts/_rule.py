@@ -1,4 +1,4 @@
-"""What all alert rules have in common."""
+"""The base class of alert rules, with windows, thresholds and silences."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ __all__ = [
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_OBEYED = re.compile(r"[\"$`\\!]")
-"""What a shell obeys also between double quotes."""
+_SPECIAL = re.compile(r"[\"$`\\!]")
+"""Characters that a shell interprets within double quotes."""
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def rfc3339_of(moment: datetime) -> str:
-    """Return a moment as events have it."""
+    """Return a time in the format of events."""
     return rfc3339((moment - _EPOCH) // timedelta(microseconds=1))
 
 
 def exactly(moment: datetime) -> str:
-    """Return a moment as events have it, without a fraction where there is none.
+    """Return a time in the format of events, without a fraction of zero.
 
     Example:
         >>> exactly(datetime(2026, 11, 24, 10, 30, tzinfo=UTC))
@@ -73,7 +73,7 @@ def exactly(moment: datetime) -> str:
 
 
 def second_of(moment: datetime) -> str:
-    """Return a moment to its second, as the options of the command line take it.
+    """Return a time without its fraction, in the format of command line options.
 
     Example:
         >>> second_of(datetime(2026, 11, 24, 10, 30, tzinfo=UTC))
@@ -83,7 +83,7 @@ def second_of(moment: datetime) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a span of time in the largest unit that leaves no fraction.
+    """Return a time span in the largest unit that divides it.
 
     Example:
         >>> span(600), span(21600), span(90), span(0.5)
@@ -96,7 +96,7 @@ def span(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in percent, with as many digits as a small one needs.
+    """Return a share in percent, with two decimals if it is small.
 
     Example:
         >>> percent(0.412), percent(0.001), percent(0.0004)
@@ -107,17 +107,17 @@ def percent(share: float) -> str:
 
 
 def in_shell(text: str) -> str:
-    """Return text as a shell takes it for one word, in the quotes that leave it readable.
+    """Return text quoted for a shell, readably if possible.
 
     Example:
         >>> print(in_shell("status = 'FAIL'"), in_shell("checkout"))
         "status = 'FAIL'" checkout
     """
-    return f'"{text}"' if "'" in text and not _OBEYED.search(text) else shlex.quote(text)
+    return f'"{text}"' if "'" in text and not _SPECIAL.search(text) else shlex.quote(text)
 
 
 def how_many(events: float, rows: int, noun: str) -> str:
-    """Return a count, and whether it is an estimate.
+    """Return a count as text, which states whether it is an estimate.
 
     Example:
         >>> how_many(85, 85, "runs"), how_many(4200, 85, "runs")
@@ -129,11 +129,11 @@ def how_many(events: float, rows: int, noun: str) -> str:
 
 
 class Window(Struct, frozen=True):
-    """From one moment up to another, which belongs to it.
+    """A time window that includes its end, but not its start.
 
     Attributes:
-        since: When it begins.
-        until: When it ends.
+        since: Start.
+        until: End.
     """
 
     since: datetime
@@ -141,42 +141,42 @@ class Window(Struct, frozen=True):
 
     @classmethod
     def ending(cls, now: datetime, seconds: float) -> Window:
-        """Return the last so many seconds."""
+        """Return the window of this length that ends at `now`."""
         return cls(now - timedelta(seconds=seconds), now)
 
-    def holds(self, column: str = "ended_at") -> str:
-        """Return in SQL whether a moment is in it."""
+    def contains(self, column: str = "ended_at") -> str:
+        """Return the SQL condition that a timestamp lies in the window."""
         since, until = (text(exactly(moment)) for moment in (self.since, self.until))
         return f"{column} > {since} and {column} <= {until}"
 
     def rows(self, over: Over, pipeline: str | None = None, stage: str | None = None, where: str = "") -> str:
-        """Return in SQL which rows of a view ended in it.
+        """Return the SQL condition for the rows of a view that ended in the window.
 
         Args:
             over: "runs" or "stages".
-            pipeline: Only of this pipeline.
-            stage: Only of this stage, or runs that have it.
-            where: SQL predicate in addition to it.
+            pipeline: Only this pipeline.
+            stage: Only this stage, or runs that have it.
+            where: Additional SQL predicate.
         """
-        # Files are passed over by the day on which something began. What took longer than that is missed.
+        # Files are pruned by the day of the start. Runs and stages that took longer than this are missed.
         day = text((self.since - LONGEST_RUN).date().isoformat())
-        own = f"{self.holds()} and day >= {day}" + (f" and ({where})" if where else "")
+        own = f"{self.contains()} and day >= {day}" + (f" and ({where})" if where else "")
         return condition(over, RunFilter(pipeline=pipeline, stage=stage), own)
 
     def options(self, pipeline: str | None, stage: str | None) -> str:
-        """Return the options of the command line that choose what it looks at."""
+        """Return the command line options that select the rows of the window."""
         named = (("--pipeline", pipeline), ("--stage", stage))
         return f"--since {second_of(self.since)}" + "".join(
             f" {option} {in_shell(name)}" for option, name in named if name
         )
 
     def runs(self, pipeline: str | None, stage: str | None, where: str = "") -> str:
-        """Return in SQL which rows of `runs` are of it, or have a stage that is.
+        """Return the SQL condition for runs that ended in the window, or that have a stage that did.
 
         Args:
-            pipeline: Only of this pipeline.
-            stage: Runs whose stage of this name ended in the window; None for runs that ended in it.
-            where: SQL predicate in addition to it, over the stage where one is named, else over the run.
+            pipeline: Only this pipeline.
+            stage: Select runs whose stage of this name ended in the window; None for runs that ended in it.
+            where: Additional SQL predicate over the stage, or over the run if `stage` is None.
         """
         if stage is None:
             return self.rows("runs", pipeline, where=where)
@@ -185,17 +185,17 @@ class Window(Struct, frozen=True):
 
 
 _LOCK_SECONDS = 10.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class Silence(Struct, frozen=True, kw_only=True):
-    """Holds back the notices of an alert for a while; it is evaluated all the same.
+    """Suppresses the notifications of an alert for a while; the rule is still evaluated.
 
     Attributes:
-        until: The moment at which it ends. Without a zone it is UTC.
-        reason: Why; whoever wonders about the quiet reads it.
-        since: When it begins; default None, for at once.
-        rule: Name of the rule; None where the silence stands in a rule.
+        until: End. UTC if it has no time zone.
+        reason: The reason, which `alerts list` shows.
+        since: Start; default None, for immediately.
+        rule: Name of the rule; None for a silence within a rule.
     """
 
     until: datetime
@@ -203,25 +203,25 @@ class Silence(Struct, frozen=True, kw_only=True):
     since: datetime | None = None
     rule: str | None = None
 
-    def holds(self, rule: str, now: datetime) -> bool:
-        """Tell whether it keeps a rule quiet now."""
-        begun = self.since is None or aware(self.since) <= now
-        return begun and now < aware(self.until) and self.rule in (None, rule)
+    def applies(self, rule: str, now: datetime) -> bool:
+        """Return whether it silences a rule now."""
+        started = self.since is None or aware(self.since) <= now
+        return started and now < aware(self.until) and self.rule in (None, rule)
 
 
 def aware(moment: datetime) -> datetime:
-    """Return a moment with a zone: TOML knows moments without one, and those are UTC here."""
+    """Return a time with a time zone: TOML allows times without one, which are UTC here."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def is_silenced(rule: str, silences: Iterable[Silence], now: datetime) -> Silence | None:
-    """Return the silence that keeps a rule quiet now, the one that ends last."""
-    held = [silence for silence in silences if silence.holds(rule, now)]
-    return max(held, key=lambda silence: aware(silence.until), default=None)
+    """Return the silence of a rule that applies now and ends last."""
+    active = [silence for silence in silences if silence.applies(rule, now)]
+    return max(active, key=lambda silence: aware(silence.until), default=None)
 
 
-# Evaluators hold the lock on the state while they send. Whoever silences an alert must not wait for a
-# receiver that is slow, so silences have a file of their own, which evaluators only read.
+# Evaluations hold the lock on the state while they send. Adding a silence must not wait for a slow receiver,
+# so silences have a separate file, which evaluations only read.
 
 
 SILENCES_FILE = StateFile(
@@ -233,7 +233,7 @@ SILENCES_FILE = StateFile(
 
 
 def silences_path(state: str) -> str:
-    """Return where the silences beside a state are kept.
+    """Return the path of the file of silences for a state file.
 
     Example:
         >>> silences_path("journal/alerts.json")
@@ -243,7 +243,7 @@ def silences_path(state: str) -> str:
 
 
 def read_silences(state: str) -> tuple[Silence, ...]:
-    """Return the silences beside a state.
+    """Return the silences that belong to a state file.
 
     Raises:
         DamagedFileError: The file is damaged.
@@ -253,20 +253,20 @@ def read_silences(state: str) -> tuple[Silence, ...]:
 
 
 def add_silence(state: str, silence: Silence, now: datetime, *, lift: bool = False) -> Sequence[Silence]:
-    """Add a silence beside a state, in place of the one that its rule had; return all of now.
+    """Add a silence, which replaces the previous one of its rule, and return all silences.
 
-    Those that are over are taken out.
+    Expired silences are removed.
 
     Args:
-        state: Path of the state.
-        silence: With the name of a rule.
-        now: The present.
-        lift: Take the rule's silence away instead.
+        state: Path of the state file.
+        silence: The silence, with the name of a rule.
+        now: The current time.
+        lift: Remove the silence of the rule instead.
 
     Raises:
         AlertStateError: Another process holds the lock.
         DamagedFileError: The file is damaged.
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     path = silences_path(state)
     deadline = time.monotonic() + _LOCK_SECONDS
@@ -282,19 +282,19 @@ def add_silence(state: str, silence: Silence, now: datetime, *, lift: bool = Fal
                 replace_file(os.path.abspath(path), msgspec.json.encode(kept))
                 return kept
         if time.monotonic() > deadline:
-            raise AlertStateError(path, "another process keeps it locked")
-        time.sleep(_LOOK_SECONDS)
+            raise AlertStateError(path, "another process holds its lock")
+        time.sleep(_POLL_SECONDS)
 
 
 Severity = Literal["critical", "warning", "info"]
 
 
 class WrongField(ValueError):
-    """A field of a rule or receiver has a value that it may not have.
+    """A field of a rule or receiver has an invalid value.
 
     Attributes:
-        field: Its name, as the file has it.
-        problem: What is wrong with it.
+        field: Name of the field in the file.
+        problem: Description of the problem.
     """
 
     def __init__(self, where: str, field: str, problem: str) -> None:
@@ -304,26 +304,26 @@ class WrongField(ValueError):
 
 
 class Measured(Struct, frozen=True, kw_only=True):
-    """What a rule found in one window.
+    """The result of measuring a rule in one window.
 
     Attributes:
-        value: The figure; None where there is nothing to take it from.
-        says: The figure in words: "failure rate 41.2 %".
-        threshold: What it is held against, in words: "above 5.0 %, resolves below 4.0 %".
-        bad: True where the rule would fire.
-        good: True where an alert that fires would resolve. Neither is true where there is too little to say.
-        rows: How many events were looked at.
-        events: How many they stand for, by their `sample_rate`.
-        noun: What these are: "runs".
-        window: The stretch of time.
-        selection: SQL over the view `runs`: those that made it bad. None where no runs did.
-        rest: SQL over the view `runs`: those that the selection is held against.
-        runs: Ids of runs, where the rule names them itself.
-        notes: Further lines for the message.
+        value: The measured value; None if there are no events to calculate it from.
+        summary: The measured value as text: "failure rate 41.2 %".
+        threshold: The threshold as text: "above 5.0 %, resolves below 4.0 %".
+        bad: Whether the rule would fire.
+        good: Whether a firing alert would resolve. Both are False if there are too few events.
+        rows: Number of events that were read.
+        events: Number of events that they represent, by their `sample_rate`.
+        noun: Noun for the events: "runs".
+        window: The time window.
+        selection: SQL predicate over the view `runs` for the affected runs; None if there are none.
+        rest: SQL predicate over the view `runs` for the runs to compare them with.
+        runs: Ids of affected runs, if the rule determines them itself.
+        notes: Further lines for the notice.
     """
 
     value: float | None
-    says: str
+    summary: str
     threshold: str
     bad: bool
     good: bool
@@ -338,23 +338,23 @@ class Measured(Struct, frozen=True, kw_only=True):
 
 
 class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What is watched, when it fires, and whom it tells. Each kind of rule adds fields of its own.
+    """The base class of alert rules. Each kind of rule adds fields.
 
     Attributes:
-        name: By which its state is kept; unique among the rules.
-        pipeline: Only of this pipeline; of a stage the topology that it ran in. Default all.
-        stage: Only of this stage; default whole runs.
-        window: Seconds; what ended within the last so many counts. Default 600.
-        min_events: It fires only where at least so many events were seen. One that stands for many is
-            one. Default 20, for kinds that count 1.
-        for_: In how many evaluations in a row it must be bad before it fires; default 1. In a file: `for`.
-        severity: "critical", "warning" (the default) or "info": handed on, and nothing else.
-        repeat_every: Seconds after which an alert that still fires is told again; default None, for never.
-        receivers: Names of the receivers that are told; default all.
-        silences: When it is not told.
+        name: Unique name; the state is stored under it.
+        pipeline: Only this pipeline; for stages, their topology. Default all.
+        stage: Only this stage; default whole runs.
+        window: Seconds; runs or stages that ended in this period before the evaluation count. Default 600.
+        min_events: Minimum number of stored events to fire; a sampled event counts once. Default 20; for
+            kinds that count, 1.
+        for_: Number of consecutive evaluations in which it must be bad to fire; default 1. In a file: `for`.
+        severity: "critical", "warning" (default) or "info"; passed on to receivers.
+        repeat_every: Seconds after which a firing alert is sent again; default None, for never.
+        receivers: Names of the receivers to notify; default all.
+        silences: Silences of this rule.
 
     Raises:
-        ValueError: A field has a value that it may not have.
+        ValueError: A field has an invalid value.
     """
 
     name: str
@@ -382,29 +382,29 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
 
     @property
     def kind(self) -> str:
-        """The kind, as a file names it: "failure_rate"."""
+        """The kind in a file: "failure_rate"."""
         return str(self.__struct_config__.tag)
 
     # Abstract: each subclass overrides `measure` and `commands`. `abc.ABC` cannot declare that: its metaclass
     # conflicts with the one of `msgspec.Struct`.
     def measure(self, store: EventStore, now: datetime) -> Measured:
-        """Return what the rule finds in the window that ends now.
+        """Measure the rule in the window that ends now.
 
         Raises:
-            QueryError: The store cannot answer.
+            QueryError: The store cannot execute a query.
             OSError: The store cannot be read.
         """
         raise NotImplementedError
 
     def commands(self, window: Window) -> Sequence[str]:
-        """Return the commands that look further, without `--journal`."""
+        """Return commands for further investigation, without `--journal`."""
         raise NotImplementedError
 
 
 def check_number(
     where: str, field: str, value: Any, *, above: float | None = None, least: float | None = None
 ) -> None:
-    """Raise `WrongField` where a value is no number, or too small a one."""
+    """Raise `WrongField` if a value is not a number, or too small."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
         raise WrongField(where, field, f"expected a number, got {value!r}")
     if above is not None and not value > above:
@@ -414,15 +414,15 @@ def check_number(
 
 
 HYSTERESIS = 0.8
-"""Share of its threshold below which an alert resolves, unless `resolve_below` says otherwise."""
+"""Default for `resolve_below`, as a share of `above`."""
 
 
 class Threshold(Rule, frozen=True, kw_only=True):
-    """A rule with a figure and two thresholds. Between them an alert stays what it is.
+    """A rule with a value and two thresholds. Between them, an alert keeps its status.
 
     Attributes:
-        above: It fires above this.
-        resolve_below: It resolves below this; default 80 % of `above`.
+        above: Threshold above which it fires.
+        resolve_below: Threshold below which it resolves; default 80 % of `above`.
     """
 
     above: float
@@ -439,16 +439,16 @@ class Threshold(Rule, frozen=True, kw_only=True):
 
     @property
     def below(self) -> float:
-        """Below which it resolves."""
+        """The threshold below which it resolves."""
         return self.above * HYSTERESIS if self.resolve_below is None else self.resolve_below
 
     def verdict(self, value: float | None, *, enough: bool, exact: bool = False) -> tuple[bool, bool]:
-        """Return whether a figure is bad, and whether it is good; between the thresholds it is neither.
+        """Return whether a value is bad, and whether it is good; between the thresholds it is neither.
 
         Args:
-            value: The figure; None where there is none.
-            enough: Whether enough events were seen for one that is an estimate.
-            exact: True for a count: none is none, however few events there were.
+            value: The value; None if it is unknown.
+            enough: Whether there are enough events for an estimate.
+            exact: True for a count, which is exact however few events there are.
         """
         if value is None:
             return False, False

@@ -63,7 +63,7 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
 
     Attributes:
         above: A share: 0.05 is 5 %.
-        resolve_below: A share too.
+        resolve_below: A share as well.
 
     Example:
         >>> FailureRate(name="checkout fails", pipeline="checkout", above=0.05).kind
@@ -83,7 +83,7 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
         bad, good = self.verdict(share, enough=rows >= self.min_events)
         return Measured(
             value=share,
-            says=f"failure rate {percent(share)}" if share is not None else "failure rate unknown",
+            summary=f"failure rate {percent(share)}" if share is not None else "failure rate unknown",
             threshold=f"above {percent(self.above)}, resolves below {percent(self.below)}",
             bad=bad,
             good=good,
@@ -103,14 +103,14 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
 def failed_share(
     store: EventStore, window: Window, pipeline: str | None, stage: str | None, failed: str = FAILED
 ) -> tuple[int, float, float | None]:
-    """Return how many ends were looked at, how many they stand for, and which share of them failed.
+    """Return the number of stored events, the number that they represent, and the share that failed.
 
     Args:
-        store: That is asked.
-        window: In which they ended.
-        pipeline: Only of this pipeline.
-        stage: Ends of this stage; None for runs.
-        failed: SQL that says what counts as failed.
+        store: The store.
+        window: The window in which they ended.
+        pipeline: Only this pipeline.
+        stage: Only this stage; None for runs.
+        failed: SQL predicate for failures.
     """
     over: Over = "stages" if stage else "runs"
     ended = window.rows(over, pipeline, stage, COUNTED)
@@ -123,9 +123,9 @@ _RAN = "status <> 'RETRY' and attempts > 0"
 
 
 class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
-    """Fires where a percentile of durations is above a threshold.
+    """Fires if a percentile of durations is above a threshold.
 
-    Of a stage its last attempts count, of those that ran.
+    For a stage, the last attempt of each execution counts, unless it was skipped or cancelled before it ran.
 
     Attributes:
         above: Seconds.
@@ -148,21 +148,21 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
         over: Literal["runs", "stages"] = "stages" if self.stage else "runs"
         ran = _RAN if self.stage else ""
         rows = window.rows(over, self.pipeline, self.stage, ran)
-        # Weighted also where nothing was sampled: of the rows of one window it costs little.
+        # Weighted even if nothing was sampled: for the rows of one window, this costs little.
         rank = int(self.quantile[1:]) / 100
         source = ranked(f"select * from {over} where {rows}", "duration_ms", (), weighted=True)
         query = f"select count(*), {count_if()}, {percentiles([rank], weighted=True)}[1] from {source}"
-        ((looked_at, events, value),) = store.sql(query, since=window.since).rows
+        ((seen, events, value),) = store.sql(query, since=window.since).rows
         seconds = None if value is None else value / 1000
-        bad, good = self.verdict(seconds, enough=looked_at >= self.min_events)
+        bad, good = self.verdict(seconds, enough=seen >= self.min_events)
         slow = self._slow
         return Measured(
             value=seconds,
-            says=f"{self.quantile} {value:,.0f} ms" if value is not None else f"{self.quantile} unknown",
+            summary=f"{self.quantile} {value:,.0f} ms" if value is not None else f"{self.quantile} unknown",
             threshold=f"above {self.above * 1000:,.0f} ms, resolves below {self.below * 1000:,.0f} ms",
             bad=bad,
             good=good,
-            rows=looked_at,
+            rows=seen,
             events=float(events),
             noun=f"ends of stage {self.stage}" if self.stage else "runs",
             window=window,
@@ -173,19 +173,19 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
     def commands(self, window: Window) -> Sequence[str]:
         these = window.options(self.pipeline, self.stage)
         slow = in_shell(self._slow)
-        stages = " --stages" if self.stage else ""
+        stages = " --over stages" if self.stage else ""
         return [f"stageflow slowest{stages} {these}", f"stageflow explain {slow} {these}"]
 
 
 class BurnWindows(Struct, frozen=True, kw_only=True):
     """Two windows, and a burn rate that must be exceeded in both.
 
-    The long one says that it matters, the short one that it still goes on.
+    The long window ensures that the problem matters, the short one that it still persists.
 
     Attributes:
         long: Seconds.
         short: Seconds.
-        above: How many times as fast as the budget allows.
+        above: Burn rate, as a multiple of the rate that the budget allows.
     """
 
     long: float
@@ -197,11 +197,11 @@ class BurnWindows(Struct, frozen=True, kw_only=True):
 
 
 class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
-    """Fires where errors use up the budget of an SLO too fast, in both windows of a pair.
+    """Fires if errors consume the error budget of an SLO too fast, in both windows of a pair.
 
-    A burn rate of 1 uses up the whole budget in just the period of the SLO. It resolves when the burn
-    rate of every short window is below 80 % of what it fires above. `min_events` counts in the long
-    window. `window` means nothing to it.
+    A burn rate of 1 consumes the whole budget in exactly the period of the SLO. The alert resolves when the
+    burn rate of every short window is below 80 % of its threshold. `min_events` applies to the long window;
+    `window` has no effect.
 
     Attributes:
         slo: The share that should be good: 0.999.
@@ -209,7 +209,7 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
             do. Runs that were cancelled externally count neither as good nor as bad, as in `FailureRate`.
         windows: The pairs; default 14.4x over 1 h and 5 min, and 6x over 6 h and 30 min, which use
             2 % and 5 % of the budget of 30 days.
-        resolve_share: Of `above`, for the short windows; default 0.8.
+        resolve_share: Share of `above` below which the short windows resolve; default 0.8.
 
     Example:
         >>> print(*BurnRate(name="budget", slo=0.999).windows, sep="; ")
@@ -241,7 +241,7 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
                 problem = f"expected less than long = {pair.long:g}, got {pair.short:g}"
                 raise WrongField(self.name, f"windows[{number}].short", problem)
             if pair.above > 1 / (1 - self.slo):
-                # Not one request could be good, and still it would not fire.
+                # Even if every request failed, it would not fire.
                 problem = f"a burn rate cannot exceed {1 / (1 - self.slo):.4g} with slo = {self.slo:g}"
                 raise WrongField(self.name, f"windows[{number}].above", problem)
 
@@ -266,19 +266,19 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
             return rows >= self.min_events and all(burn is not None and burn > pair.above for burn in burns)
 
         bad = [one for one in found if exceeds(one[3], one[0], one[2][0])]
-        # Where a short window is empty nobody knows whether it still goes on.
+        # If a short window is empty, it is unknown whether the problem persists.
         good = not bad and all(
             burns[1] is not None and burns[1] < pair.above * self.resolve_share for pair, _, _, burns in found
         )
-        # Told is the pair that exceeds its threshold most.
+        # Report the pair that exceeds its threshold most.
         pair, window, (rows, events, _), burns = max(
             bad or found, key=lambda one: min(burn or 0.0 for burn in one[3]) / one[0].above
         )
-        told = " and ".join("unknown" if burn is None else f"{burn:.1f}x" for burn in burns)
+        rates = " and ".join("unknown" if burn is None else f"{burn:.1f}x" for burn in burns)
         pairs = " or ".join(map(str, self.windows))
         return Measured(
             value=burns[0],
-            says=f"burn rate {told} over {span(pair.long)} and {span(pair.short)}",
+            summary=f"burn rate {rates} over {span(pair.long)} and {span(pair.short)}",
             threshold=f"above {pairs}, of the {percent(budget)} that SLO {100 * self.slo:g} % allows",
             bad=bool(bad),
             good=good,
@@ -297,12 +297,12 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
 
 
 class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
-    """Fires where fewer runs than expected began or ended in the window; also where there never was one.
+    """Fires if fewer runs than expected started or ended in the window, or if there has never been a run.
 
-    A run counts that is under way and began in the window. `min_events` means nothing to it.
+    Runs in progress that started in the window count as well. `min_events` has no effect.
 
     Attributes:
-        fewer_than: How many runs are expected at least; default 1.
+        fewer_than: Minimum number of expected runs; default 1.
 
     Example:
         >>> NoRuns(name="the nightly import", pipeline="import", window=26 * 3600).fewer_than
@@ -318,7 +318,7 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
     def measure(self, store: EventStore, now: datetime) -> Measured:
         window = Window.ending(now, self.window)
         where = RunFilter(pipeline=self.pipeline, stage=self.stage)
-        # Who began in the window ended in it, or has not ended.
+        # A run that started in the window has ended in it, or has not ended.
         query = (
             f"select count(*), {count_if()} from runs where {window.rows('runs', self.pipeline, self.stage)}"
         )
@@ -332,7 +332,7 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         runs = f"{events:,.0f} runs in {span(self.window)}"
         return Measured(
             value=float(events),
-            says=runs if events else f"no runs in {span(self.window)}",
+            summary=runs if events else f"no runs in {span(self.window)}",
             threshold=f"fewer than {self.fewer_than:,}",
             bad=bad,
             good=not bad,
@@ -360,15 +360,15 @@ _CRASHED = "outcome = 'crashed'"
 
 
 class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
-    """Fires where more runs than so many crashed: their process died and left them without an end.
+    """Fires if more than a number of runs crashed, because their process died.
 
-    A crashed run ended when its process last wrote to the journal, so the window should be longer than
-    a process is ever silent. Default one hour.
+    A crashed run ended when its process last wrote to the journal, so the window should be longer than the
+    longest period in which a process writes nothing. Default one hour.
 
     Attributes:
         above: A count; default 0, so that one is enough.
-        resolve_below: A count too. An alert resolves as well when there are none.
-        min_events: How many runs must have ended in the window; default 1.
+        resolve_below: A count as well. An alert also resolves if there are none.
+        min_events: Minimum number of runs that ended in the window; default 1.
 
     Example:
         >>> CrashedRuns(name="crashes", severity="critical").above
@@ -388,7 +388,7 @@ class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
         crashes = window.rows("runs", self.pipeline, self.stage, _CRASHED)
         return Measured(
             value=float(crashed),
-            says=f"{crashed:,.0f} crashed runs",
+            summary=f"{crashed:,.0f} crashed runs",
             threshold=f"above {self.above:g}",
             bad=bad,
             good=good,
@@ -410,19 +410,19 @@ class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
 
 _LOOK_BACK = timedelta(days=1)
 _SAME_START = 5.0
-"""Seconds by which two readings of when a process began may differ."""
+"""Tolerance in seconds between two calculations of the start of one process."""
 
 
 class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
-    """Fires where sinks dropped or rejected more events than so many, as `stageflow.health` events say.
+    """Fires if `stageflow.health` events report more than a number of dropped or rejected events.
 
-    The counters of a process grow from its start on; what counts is by how much they grew in the
-    window. `pipeline` and `stage` mean nothing to it: an event that is lost has none.
+    The counters of a process accumulate from its start; the rule uses their increase in the window.
+    `pipeline` and `stage` have no effect, because a lost event has neither.
 
     Attributes:
         above: A count; default 0, so that one is enough.
-        resolve_below: A count too. An alert resolves as well when there are none.
-        min_events: How many `stageflow.health` events must be in the window; default 1.
+        resolve_below: A count as well. An alert also resolves if there are none.
+        min_events: Minimum number of `stageflow.health` events in the window; default 1.
 
     Example:
         >>> EventsDropped(name="events are lost", window=900).min_events
@@ -448,7 +448,7 @@ class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
         why = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
         return Measured(
             value=float(whole),
-            says=f"{whole:,} events lost",
+            summary=f"{whole:,} events lost",
             threshold=f"above {self.above:g}",
             bad=bad,
             good=good,
@@ -464,7 +464,7 @@ class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
 
 
 def _growth(lines: Iterable[str | None], since: str, back: str) -> tuple[int, dict[str, int]]:
-    """Return how many events there are from a moment on, and by how much each counter grew until the last."""
+    """Return the number of events since a time, and the increase of each counter since then."""
     known: dict[tuple[Any, ...], tuple[str, dict[str, int]]] = {}
     rows, lost = 0, dict[str, int]()
     for line in lines:
@@ -477,8 +477,8 @@ def _growth(lines: Iterable[str | None], since: str, back: str) -> tuple[int, di
             counters = _counters(data["sinks"])
             emitted = str(data["emitted_at"])
         except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            continue  # an application may emit what it likes under this name
-        # A pid may be given again: what began later is another process, and counted from nothing.
+            continue  # an application can emit anything under this name
+        # The system reuses pids: a process that started later is another one, whose counters started at 0.
         earlier = next(
             (
                 (process, seen)
@@ -490,7 +490,7 @@ def _growth(lines: Iterable[str | None], since: str, back: str) -> tuple[int, di
         process = earlier[0] if earlier else (*where, began)
         if emitted > since:
             rows += 1
-            # One that is older than what we looked at grew at some time that nobody knows.
+            # If the process is older than the events that were read, the time of the increase is unknown.
             before = earlier[1][1] if earlier else {} if rfc3339_of(began) > back else counters
             for name, many in counters.items():
                 grown = many - before.get(name, 0)
@@ -509,21 +509,21 @@ def _counters(sinks: Iterable[dict[str, Any]]) -> dict[str, int]:
     return found
 
 
-_MOST = 1000
+_MAX_ROWS = 1000
 _PARAMETER = re.compile(r"\$(since|now)\b")
 
 
 class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
-    """Fires where a query over `runs`, `stages` and `events` returns rows, more than so many.
+    """Fires if a query over `runs`, `stages` and `events` returns more than a number of rows.
 
-    `$now` and `$since` in it are the window. Its first rows are in the message; a column
-    `pipeline_run_id` names the runs. `pipeline` and `stage` mean nothing to it: the query chooses.
+    `$now` and `$since` are the bounds of the window. The notice contains the first rows; the column
+    `pipeline_run_id` identifies the affected runs. `pipeline` and `stage` have no effect.
 
     Attributes:
         sql: The query, in DuckDB's SQL.
-        above: A count of rows; default 0, so that one is enough.
-        resolve_below: A count of rows too. An alert resolves as well when there are none.
-        min_events: Rows too; default 1.
+        above: Number of rows; default 0, so that one is enough.
+        resolve_below: Number of rows as well. An alert also resolves if there are none.
+        min_events: Minimum number of rows; default 1.
 
     Example:
         >>> SqlRows(name="dear runs", sql="select * from runs where ended_at > $since").parameters(
@@ -542,13 +542,13 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
             raise WrongField(self.name, "sql", "must not be empty; expected a query")
 
     def parameters(self, window: Window) -> Mapping[str, Any]:
-        """Return those of `$since` and `$now` that the query asks for."""
+        """Return values for those of the parameters `$since` and `$now` that the query uses."""
         given = {"since": window.since, "now": window.until}
         return {name: given[name] for name in sorted(set(_PARAMETER.findall(self.sql)))}
 
     def measure(self, store: EventStore, now: datetime) -> Measured:
         window = Window.ending(now, self.window)
-        found = store.sql(self.sql, self.parameters(window) or None, limit=_MOST)
+        found = store.sql(self.sql, self.parameters(window) or None, limit=_MAX_ROWS)
         many = len(found.rows)
         bad, good = self.verdict(float(many), enough=many >= self.min_events, exact=True)
         runs = [
@@ -556,7 +556,7 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
         ]
         return Measured(
             value=float(many),
-            says=f"{many:,} {'row' if many == 1 else 'rows'}{' and more' if found.more else ''}",
+            summary=f"{many:,} {'row' if many == 1 else 'rows'}{' and more' if found.more else ''}",
             threshold=f"above {self.above:g}",
             bad=bad,
             good=good,
@@ -565,7 +565,7 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
             noun="rows",
             window=window,
             runs=tuple(dict.fromkeys(runs)),
-            notes=tuple(_told(row) for row in found.dicts()[:3]),
+            notes=tuple(_as_text(row) for row in found.dicts()[:3]),
         )
 
     def commands(self, window: Window) -> Sequence[str]:
@@ -575,9 +575,9 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
         return [f"stageflow query {in_shell(query.strip())}"]
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    told = "  ".join(f"{name}={_short(value)}" for name, value in row.items() if value is not None)
-    return told if len(told) <= 200 else told[:199] + "…"
+def _as_text(row: Mapping[str, Any]) -> str:
+    text = "  ".join(f"{name}={_short(value)}" for name, value in row.items() if value is not None)
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _short(value: Any) -> str:

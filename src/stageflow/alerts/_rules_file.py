@@ -1,4 +1,4 @@
-"""Rules, receivers and silences out of TOML, with a path in whatever is wrong with them."""
+"""Reads rules, receivers and silences from TOML; errors contain the path of each problem."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _by_tag(*kinds: type[Struct]) -> Kinds:
 RULES = _by_tag(BurnRate, CrashedRuns, EventsDropped, FailureRate, NoRuns, SlowerThan, SqlRows)
 RECEIVERS = _by_tag(Apprise, Webhook)
 _ONE = ""
-"""Stands for the kind of tables of which there is one kind only."""
+"""Key for tables that have only one kind."""
 
 _WORDS = {
     "array": "a list",
@@ -46,14 +46,14 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`")
 
 
 def read_rules(path: str | os.PathLike[str]) -> AlertRules:
-    """Return the rules, receivers and silences that a TOML file has.
+    """Return the rules, receivers and silences of a TOML file.
 
     Args:
-        path: Of the file; mostly "alerts.toml".
+        path: Path of the file, such as "alerts.toml".
 
     Raises:
-        AlertRuleError: Something in it is wrong: everything that is, each with its path.
-        OSError: It cannot be read.
+        AlertRuleError: The file is invalid; contains all problems, each with its path.
+        OSError: The file cannot be read.
 
     Example:
         read_rules("alerts.toml").rules
@@ -68,14 +68,14 @@ def read_rules(path: str | os.PathLike[str]) -> AlertRules:
 
 
 def parse_rules(text: str, file: str = "alerts.toml") -> AlertRules:
-    """Return the rules, receivers and silences that a text in TOML has.
+    """Return the rules, receivers and silences of a TOML document.
 
     Args:
         text: The TOML.
-        file: Its name, for errors.
+        file: Name for error messages.
 
     Raises:
-        AlertRuleError: Something in it is wrong: everything that is, each with its path.
+        AlertRuleError: The document is invalid; contains all problems, each with its path.
 
     Example:
         >>> [rule] = parse_rules('''
@@ -96,7 +96,7 @@ def parse_rules(text: str, file: str = "alerts.toml") -> AlertRules:
     found: dict[str, tuple[Any, ...]] = {
         key: _list(table.get(key, []), kinds, f"$.{key}", problems) for key, kinds in known.items()
     }
-    _look_at_names(table, problems)
+    _check_names(table, problems)
     if not table.get("rules"):
         problems.append("at $.rules: at least one rule is required; add one with [[rules]]")
     if problems:
@@ -104,8 +104,8 @@ def parse_rules(text: str, file: str = "alerts.toml") -> AlertRules:
     return AlertRules(**found)
 
 
-def _look_at_names(table: Mapping[str, Any], problems: list[str]) -> None:
-    """Find names that stand twice, and names of what there is not."""
+def _check_names(table: Mapping[str, Any], problems: list[str]) -> None:
+    """Report duplicate names, and references to unknown rules and receivers."""
     names: dict[str, dict[str, int]] = {"rules": {}, "receivers": {}}
     for key, first in names.items():
         for number, each in enumerate(_tables(table, key)):
@@ -115,8 +115,8 @@ def _look_at_names(table: Mapping[str, Any], problems: list[str]) -> None:
                     f"at $.{key}[{number}].name: name {name!r} is already used at $.{key}[{first[name]}]"
                 )
     for number, rule in enumerate(_tables(table, "rules")):
-        told = rule.get("receivers", [])
-        for at, name in enumerate(told if isinstance(told, list) else []):
+        listed = rule.get("receivers", [])
+        for at, name in enumerate(listed if isinstance(listed, list) else []):
             if isinstance(name, str) and name not in names["receivers"]:
                 near = did_you_mean(name, names["receivers"])
                 problems.append(f"at $.rules[{number}].receivers[{at}]: unknown receiver {name!r}{near}")
@@ -143,7 +143,7 @@ def _list(value: Any, kinds: Kinds, at: str, problems: list[str]) -> tuple[Any, 
 
 
 def _make(table: Any, kinds: Kinds, at: str, problems: list[str]) -> Struct | None:
-    """Return what a table describes; None where that adds to the problems."""
+    """Return the object that a table describes; None if a problem was added."""
     if not isinstance(table, dict):
         problems.append(f"at {at}: expected a table, got {table!r}")
         return None
@@ -160,16 +160,16 @@ def _make(table: Any, kinds: Kinds, at: str, problems: list[str]) -> Struct | No
             return None
     before = len(problems)
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
-    meant = set()
+    suggested = set()
     for key in table.keys() - fields.keys() - {"kind" if _ONE not in kinds else ""}:
         near = did_you_mean(key, fields)
-        meant.add(near)
+        suggested.add(near)
         problems.append(f"at {at}.{key}: unknown key{near}")
     values = {}
     for name, field in fields.items():
         if name in table:
             values[field.name] = _value(table[name], field.type, f"{at}.{name}", problems)
-        elif field.required and did_you_mean(name, [name]) not in meant:
+        elif field.required and did_you_mean(name, [name]) not in suggested:
             problems.append(f"at {at}.{name}: the key is required")
     if len(problems) > before:
         return None
@@ -181,7 +181,7 @@ def _make(table: Any, kinds: Kinds, at: str, problems: list[str]) -> Struct | No
 
 
 def _value(value: Any, type: Any, at: str, problems: list[str]) -> Any:
-    """Return a value as its field has it."""
+    """Return a value converted to the type of its field."""
     if get_origin(type) is tuple and _is_struct(item := get_args(type)[0]):
         return _list(value, {_ONE: item}, at, problems)
     if get_origin(type) is Literal and value not in get_args(type):
@@ -201,8 +201,8 @@ def _value(value: Any, type: Any, at: str, problems: list[str]) -> Any:
         if within and isinstance(value, list):
             value, at = value[int(within[1])], f"{at}[{within[1]}]"
         got = value.isoformat() if isinstance(value, date | time) else repr(value)
-        told = f"expected {' or '.join(words)}, got {got}" if words else str(error)
-        problems.append(f"at {at}: {told}")
+        problem = f"expected {' or '.join(words)}, got {got}" if words else str(error)
+        problems.append(f"at {at}: {problem}")
         return None
 
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = [
     "AlertRules",
     "AlertRun",
-    "Standing",
-    "StandingRule",
+    "AlertStatus",
+    "RuleStatus",
+    "alert_status",
     "check_rules",
     "present",
     "run_alerts",
-    "standing",
     "state_path",
     "try_receivers",
 ]
@@ -41,15 +41,15 @@ STATE = "alerts.json"
 
 
 class AlertRules(Struct, frozen=True, kw_only=True):
-    """What is watched, and whom it is told.
+    """Rules, receivers and silences.
 
     Attributes:
-        rules: Each with a name of its own.
-        receivers: Each with a name of its own.
-        silences: With the name of a rule each.
+        rules: Rules with unique names.
+        receivers: Receivers with unique names.
+        silences: Silences, each with the name of a rule.
 
     Raises:
-        ValueError: Two have the same name, or a rule or silence names what there is not.
+        ValueError: A name is not unique, or a rule or silence refers to an unknown name.
     """
 
     rules: tuple[Rule, ...]
@@ -74,15 +74,15 @@ class AlertRules(Struct, frozen=True, kw_only=True):
 
 
 class AlertRun(Struct, frozen=True, kw_only=True):
-    """What one evaluation did.
+    """The result of one evaluation.
 
     Attributes:
-        at: The moment that it was for.
-        busy: True where another evaluator was at work, and this one did nothing.
-        findings: What became of each rule.
-        sent: Each attempt to send a notice.
-        waiting: Notices that still have to go out.
-        receivers: Counters by the name of the receiver.
+        at: Time of the evaluation.
+        busy: True if another process was evaluating, so that this evaluation was skipped.
+        findings: The result of each rule.
+        sent: Attempts to send notices.
+        waiting: Pending deliveries.
+        receivers: Counters by receiver name.
     """
 
     at: datetime
@@ -94,7 +94,7 @@ class AlertRun(Struct, frozen=True, kw_only=True):
 
     @property
     def well(self) -> bool:
-        """True where every rule could be evaluated, and no notice waits for a receiver that is down."""
+        """True if every rule was evaluated, and no delivery is pending."""
         return not self.waiting and all(finding.error is None for finding in self.findings)
 
 
@@ -105,20 +105,20 @@ def run_alerts(
     state: str | os.PathLike[str] | None = None,
     now: datetime | None = None,
 ) -> AlertRun:
-    """Evaluate every rule, keep the state, and send what is due.
+    """Evaluate every rule, store the state, and send due notices.
 
     Args:
-        store: That is asked.
-        rules: What is watched, and whom it is told.
-        state: File of the state; default `alerts.json` in the directory of the journal.
-        now: The present, with a zone; default that of the clock.
+        store: The store.
+        rules: The rules and receivers.
+        state: File for the state; default `alerts.json` in the directory of the journal.
+        now: The current time, with a time zone; default that of the clock.
 
     Returns:
-        What it did. Where another process has the same state at work it did nothing.
+        The result. If another process is evaluating with the same state, `busy` is True.
 
     Raises:
-        AlertStateError: The state cannot be read, or there is no place for it.
-        OSError: It cannot be written; then nothing was sent.
+        AlertStateError: The state cannot be read, or `state` is required.
+        OSError: The state cannot be written; nothing was sent.
 
     Example:
         with EventStore("journal") as store:
@@ -134,7 +134,7 @@ def run_alerts(
         silences: Sequence[Silence] = (*rules.silences, *read_silences(path))
         evaluation = evaluate(store, rules.rules, before, moment, silences)
         after = post(evaluation.state, evaluation.notices, rules.receivers)
-        # What fires is on the disk before anybody hears of it: whoever comes after a crash knows it.
+        # Store the state before anything is sent, so that it is known after a crash.
         write_state(path, after)
         after, sent = send_due(after, rules.receivers, moment, lambda now: write_state(path, now))
     return AlertRun(
@@ -147,30 +147,30 @@ def run_alerts(
 
 
 def present() -> datetime:
-    """Return the present, as the clock of the library has it."""
+    """Return the current time of the clock of the library."""
     return datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
 
 
 def state_path(journal: str | None, named: str | os.PathLike[str] | None = None) -> str:
-    """Return where the state is kept: where it is said, or beside the journal.
+    """Return the path of the state file: the given one, or the default in the journal.
 
     Raises:
-        AlertStateError: Neither is there.
+        AlertStateError: There is neither a path nor a journal.
     """
     if named is not None:
         return absolute_path(named)
     if journal is None:
-        raise AlertStateError("", "a store without a journal has no place for it; give state=...")
+        raise AlertStateError("", "a store without a journal has no default path; pass state=...")
     return os.path.join(journal, STATE)
 
 
 def try_receivers(rules: AlertRules, now: datetime, *, only: str | None = None) -> Sequence[dict[str, Any]]:
-    """Send a sample to each receiver, and return `receiver`, `kind` and `error` of each.
+    """Send a sample notice to each receiver, and return `receiver`, `kind` and `error` of each.
 
     Args:
-        rules: That have the receivers.
-        now: The present.
-        only: Name of the one; default all.
+        rules: The rules with the receivers.
+        now: The current time.
+        only: Name of one receiver; default all.
     """
     found = []
     for receiver in rules.receivers:
@@ -200,7 +200,7 @@ def check_rules(store: EventStore, rules: AlertRules) -> Sequence[str]:
     """
     found = []
     for number, rule in enumerate(rules.rules):
-        place = f"at $.rules[{number}]"
+        path = f"at $.rules[{number}]"
         try:
             if isinstance(rule, SqlRows):
                 parameters = rule.parameters(Window.ending(present(), rule.window))
@@ -208,28 +208,28 @@ def check_rules(store: EventStore, rules: AlertRules) -> Sequence[str]:
             else:
                 rule.measure(store, present())
         except QueryError as error:
-            place += ".sql" if isinstance(rule, SqlRows) else ""
-            found.append(f"{place}: {error.message.splitlines()[0]}")
+            path += ".sql" if isinstance(rule, SqlRows) else ""
+            found.append(f"{path}: {error.message.splitlines()[0]}")
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a custom rule may raise anything
-            found.append(f"{place}: rule {rule.name!r} cannot be evaluated: {why(error)}")
+            found.append(f"{path}: rule {rule.name!r} cannot be evaluated: {why(error)}")
     return found
 
 
-class StandingRule(Struct, frozen=True, kw_only=True):
-    """A rule, and what is known of it.
+class RuleStatus(Struct, frozen=True, kw_only=True):
+    """The status of one rule.
 
     Attributes:
-        rule: Its name.
-        kind: Its kind.
-        severity: As it has it.
+        rule: Name of the rule.
+        kind: Kind of the rule.
+        severity: Severity of the rule.
         status: "inactive", "pending" or "firing", as of the last evaluation.
-        evaluated_at: When that was; None before the first.
-        began: When it was first found bad; None where it is not.
-        says: The figure in words.
-        silenced: The silence that holds it back; None where none does.
-        error: Why it could not be evaluated; None where it could.
+        evaluated_at: Time of the last evaluation; None before the first.
+        began: Time at which the rule was first found bad; None if it is not.
+        summary: The measured value as text.
+        silenced: The silence that applies; None if there is none.
+        error: Why the last evaluation failed; None if it succeeded.
     """
 
     rule: str
@@ -238,34 +238,34 @@ class StandingRule(Struct, frozen=True, kw_only=True):
     status: str
     evaluated_at: datetime | None
     began: datetime | None
-    says: str
+    summary: str
     silenced: Silence | None
     error: str | None
 
 
-class Standing(Struct, frozen=True, kw_only=True):
-    """All of them.
+class AlertStatus(Struct, frozen=True, kw_only=True):
+    """The status of all rules and receivers.
 
     Attributes:
         rules: In the order of the file.
-        silences: Those that are not over.
-        receivers: Counters by the name of the receiver.
-        waiting: Notices that still have to go out.
+        silences: Silences that have not expired.
+        receivers: Counters by receiver name.
+        waiting: Pending deliveries.
     """
 
-    rules: tuple[StandingRule, ...]
+    rules: tuple[RuleStatus, ...]
     silences: tuple[Silence, ...]
     receivers: dict[str, ReceiverState]
     waiting: tuple[Delivery, ...]
 
 
-def standing(rules: AlertRules, state: str, now: datetime) -> Standing:
-    """Return rules beside what is known of them.
+def alert_status(rules: AlertRules, state: str, now: datetime) -> AlertStatus:
+    """Return the status of all rules and receivers.
 
     Args:
         rules: The rules.
-        state: File of the state.
-        now: The present, by which silences are over.
+        state: Path of the state file.
+        now: The current time, which determines which silences have expired.
 
     Raises:
         AlertStateError: The state cannot be read.
@@ -284,20 +284,20 @@ def standing(rules: AlertRules, state: str, now: datetime) -> Standing:
     for rule in rules.rules:
         last = known.rules.get(rule.name, RuleState())
         found.append(
-            StandingRule(
+            RuleStatus(
                 rule=rule.name,
                 kind=rule.kind,
                 severity=rule.severity,
                 status=last.status,
                 evaluated_at=last.evaluated_at,
                 began=last.began,
-                says=last.says,
+                summary=last.summary,
                 silenced=is_silenced(rule.name, silences, now),
                 error=last.error,
             )
         )
     counters = {one.name: known.receivers.get(one.name, ReceiverState()) for one in rules.receivers}
-    return Standing(
+    return AlertStatus(
         rules=tuple(found),
         silences=tuple(silence for silence in silences if now < aware(silence.until)),
         receivers=counters,

@@ -1,4 +1,4 @@
-"""What is known between two evaluations: which alerts fire, and which notices still have to go out."""
+"""The persistent state of alerts: firing alerts and pending notifications."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ Status = Literal["inactive", "pending", "firing"]
 
 
 class Incident(Struct, frozen=True, kw_only=True):
-    """One stretch of time in which an alert fires.
+    """A period in which an alert fires.
 
     Attributes:
-        id: What all its notices have in common.
-        told_at: When it was last told; None where a silence held that back.
-        notices: How many notices there were.
-        receivers: Names of those that are told; none for all.
+        id: The id that all its notices share.
+        notified_at: Time of the last notification; None if a silence suppressed it.
+        notices: Number of notices.
+        receivers: Names of the receivers; empty for all.
     """
 
     id: str
-    told_at: datetime | None = None
+    notified_at: datetime | None = None
     notices: int = 0
     receivers: tuple[str, ...] = ()
 
 
 class RuleState(Struct, frozen=True, kw_only=True):
-    """What is known of one rule.
+    """The state of one rule.
 
     Attributes:
-        status: "inactive", "pending" (bad, but not yet in as many evaluations as `for` says) or "firing".
-        evaluated_at: When it was last evaluated.
-        bad: In how many evaluations in a row it was bad.
-        began: When the first of these was; None where it is inactive.
-        incident: What fires; None where nothing does.
-        value: The figure of the last evaluation.
-        says: The same in words.
-        error: Why it could not be evaluated; None where it could.
-        errors: How often it could not.
+        status: "inactive", "pending" (bad, but in fewer evaluations than `for` requires) or "firing".
+        evaluated_at: Time of the last evaluation.
+        bad: Number of consecutive evaluations in which it was bad.
+        began: Time of the first of these; None if it is inactive.
+        incident: The current incident; None if the alert does not fire.
+        value: The value measured in the last evaluation.
+        summary: The measured value as text.
+        error: Why the last evaluation failed; None if it succeeded.
+        errors: Number of failed evaluations.
     """
 
     status: Status = "inactive"
@@ -64,21 +64,22 @@ class RuleState(Struct, frozen=True, kw_only=True):
     began: datetime | None = None
     incident: Incident | None = None
     value: float | None = None
-    says: str = ""
+    summary: str = ""
     error: str | None = None
     errors: int = 0
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """A notice on its way to one receiver.
+    """A notice that is being delivered to one receiver.
 
     Attributes:
         receiver: Name of the receiver.
-        notice: What it is told.
-        attempts: How often it was tried.
-        next_at: Before that it is not tried again; None for at once.
-        sending: True while it is tried. One that is found so was cut off, and may have arrived.
-        in_doubt: True once that happened.
+        notice: The notice.
+        attempts: Number of attempts.
+        next_at: Earliest time of the next attempt; None for immediately.
+        sending: True during an attempt. If it is true at the start of an evaluation, the process died during
+            the attempt, and the notice may have arrived.
+        in_doubt: True if that has happened.
     """
 
     receiver: str
@@ -90,15 +91,15 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 class ReceiverState(Struct, frozen=True, kw_only=True):
-    """What became of the notices to one receiver, counted.
+    """Counters of the deliveries to one receiver.
 
     Attributes:
-        sent: Notices that it took.
-        attempts: How often one was tried.
-        failures: How often that failed.
-        in_doubt: How often the process died while one was tried.
-        given_up: Notices that are tried no more.
-        last_error: Why the last one failed; None where it did not.
+        sent: Notices that it accepted.
+        attempts: Attempts to deliver a notice.
+        failures: Failed attempts.
+        in_doubt: Attempts during which the process died.
+        given_up: Notices that are no longer retried.
+        last_error: Why the last attempt failed; None if it succeeded.
     """
 
     sent: int = 0
@@ -110,13 +111,13 @@ class ReceiverState(Struct, frozen=True, kw_only=True):
 
 
 class AlertState(Struct, frozen=True, kw_only=True):
-    """All that is known between two evaluations.
+    """The state of all rules and receivers between two evaluations.
 
     Attributes:
-        version: Of this layout.
-        rules: By the name of the rule.
-        outbox: Notices that still have to go out, the oldest first.
-        receivers: By the name of the receiver.
+        version: Version of this format.
+        rules: States by rule name.
+        outbox: Pending deliveries, oldest first.
+        receivers: Counters by receiver name.
     """
 
     version: Literal[1] = 1
@@ -135,20 +136,20 @@ STATE_FILE = StateFile(
 
 
 def read_state(path: str) -> AlertState:
-    """Return the state that was written last; a new one where there is none.
+    """Return the stored state, or a new one if there is none.
 
     Raises:
         DamagedFileError: The file is damaged. Resetting it would repeat the notifications of firing alerts.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     return read_stored(path, AlertState, STATE_FILE.remedy) or AlertState()
 
 
 def write_state(path: str, state: AlertState) -> None:
-    """Write the state, synced: after a crash either the old one is there or the new one, whole.
+    """Write and sync the state atomically: after a crash, the file contains either the old or the new state.
 
     Raises:
-        OSError: It cannot be written; the old one stands.
+        OSError: The file cannot be written; it still contains the old state.
     """
     path = os.path.abspath(path)
     make_private(os.path.dirname(path))

@@ -1,4 +1,4 @@
-"""`stageflow alerts`: evaluates rules over a journal, and tells who should know."""
+"""The command group `alerts`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,26 @@ from ..alerts import (
     AlertRun,
     Silence,
     add_silence,
+    alert_status,
     check_rules,
     present,
     read_rules,
     run_alerts,
-    standing,
     state_path,
     try_receivers,
 )
 from ..errors import AlertRuleError, JournalNotFoundError, did_you_mean
 from ..render import draw_alert_list, draw_alert_run, draw_alert_tests
-from ._errors import NOT_FOUND
-from ._options import ArchiveOption, JournalOption, VerifyOption, find_journal, open_store, span_option
+from ._errors import NOT_FOUND, Command, CommandGroup
+from ._options import (
+    ArchiveOption,
+    JournalOption,
+    VerifyOption,
+    find_journal,
+    json_option,
+    open_store,
+    span_option,
+)
 from ._output import open_terminal, print_json, print_page, print_text
 
 __all__ = ["alerts"]
@@ -37,14 +45,15 @@ __all__ = ["alerts"]
 
 alerts = typer.Typer(
     name="alerts",
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Watch a journal by rules, and tell who should know.",
+    help="Evaluate alert rules over a journal, and notify receivers.",
 )
 
 RulesOption = Annotated[
     Path,
-    typer.Option("--rules", metavar="FILE", envvar="STAGEFLOW_ALERTS", help="The rules, as TOML."),
+    typer.Option("--rules", metavar="FILE", envvar="STAGEFLOW_ALERTS", help="TOML file with the rules."),
 ]
 StateOption = Annotated[
     Path | None,
@@ -52,28 +61,28 @@ StateOption = Annotated[
         "--state",
         metavar="FILE",
         show_default=False,
-        help="Where the state is kept; default alerts.json in the directory of the journal.",
+        help="File for the state; default alerts.json in the directory of the journal.",
     ),
 ]
-_RULES = Path("alerts.toml")
+_DEFAULT_RULES = Path("alerts.toml")
 
 
-@alerts.command()
+@alerts.command(cls=Command)
 def run(
-    rules: RulesOption = _RULES,
+    rules: RulesOption = _DEFAULT_RULES,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     verify: VerifyOption = False,
     state: StateOption = None,
     every: Annotated[
-        Any, span_option("--every", "s", says="Go on, with so long between: 90s, 5m. Default: once.")
+        Any, span_option("--every", "s", description="Repeat at this interval (90s, 5m); default once.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each evaluation.")] = False,
+    as_json: Annotated[bool, json_option("Print one JSON object per evaluation.")] = False,
 ) -> None:
-    """Evaluate every rule, send what is due, and print what was found.
+    """Evaluate every rule, send due notifications, and print the results.
 
-    It ends with exit code 1 where a rule could not be evaluated, or a receiver did not take a notice:
-    it is tried again in the next evaluation. An alert that fires is no error.
+    The exit code is 1 if a rule could not be evaluated, or a receiver rejected a notification; the next
+    evaluation retries both. A firing alert is not an error.
 
     - `stageflow alerts run`
 
@@ -82,16 +91,15 @@ def run(
     - `stageflow alerts run --json | jq '.findings[] | select(.status == "firing")'`
     """
     known = _read(rules)
-    # What the log would state, the page states as well.
+    # The printed results contain everything that is logged.
     logging.getLogger("stageflow.alerts").addHandler(logging.NullHandler())
 
     def show(found: AlertRun) -> None:
         if as_json:
             print_json(msgspec.json.encode(found))
         else:
-            # A blank line between one evaluation and the next.
-            after = [""] if every else []
-            print_page(open_terminal(), draw_alert_run(msgspec.to_builtins(found)), *after)
+            separator = [""] if every else []
+            print_page(open_terminal(), draw_alert_run(msgspec.to_builtins(found)), *separator)
 
     with open_store(journal, archive, verify=verify) as store:
         if every is None:
@@ -103,16 +111,17 @@ def run(
             AlertLoop(store, known, every=every, state=state, on_run=show).run()
 
 
-@alerts.command()
+@alerts.command(cls=Command)
 def check(
-    rules: RulesOption = _RULES,
+    rules: RulesOption = _DEFAULT_RULES,
     journal: JournalOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: problems, warnings.")] = False,
+    as_json: Annotated[bool, json_option("Print one JSON object: problems, warnings.")] = False,
 ) -> None:
-    """Say whether the rules are right, and where they are not.
+    """Validate the rules.
 
-    Where there is a journal, the queries of rules are tried on it. What receivers lack in this
-    environment is a warning: it may be there where the rules run. Exit code 1 where there is a problem.
+    If there is a journal, the rules are evaluated over it without side effects. Settings of receivers that
+    are missing in this environment are warnings, because they may exist where the rules run. The exit code
+    is 1 if there is a problem.
 
     - `stageflow alerts check`
 
@@ -127,7 +136,7 @@ def check(
         problems += error.problems
     if known is not None:
         warnings += [f"receiver {one.name!r}: {lack}" for one in known.receivers for lack in one.missing()]
-        warnings += [] if known.receivers else ["there is no receiver: nobody is told"]
+        warnings += [] if known.receivers else ["there are no receivers: nobody is notified"]
         if (path := _journal_if_any(journal)) is not None:
             with open_store(path, None) as store:
                 problems += check_rules(store, known)
@@ -139,22 +148,23 @@ def check(
         for line in warnings:
             print_text(f"{rules}: warning: {line}")
         if known is not None and not problems:
-            print_text(f"{len(known.rules)} rules and {len(known.receivers)} receivers are right.")
+            counts = _counted(len(known.rules), "rule"), _counted(len(known.receivers), "receiver")
+            print_text(f"OK: {', '.join(counts)}")
     if problems:
         raise typer.Exit(1)
 
 
-@alerts.command("test")
+@alerts.command("test", cls=Command)
 def send_sample(
-    rules: RulesOption = _RULES,
+    rules: RulesOption = _DEFAULT_RULES,
     receiver: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Only this one; default all.")
+        str | None, typer.Option(metavar="NAME", show_default=False, help="Only this receiver; default all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each receiver.")] = False,
+    as_json: Annotated[bool, json_option("Print one JSON object per receiver.")] = False,
 ) -> None:
-    """Send a sample to each receiver.
+    """Send a sample notification to each receiver.
 
-    Exit code 1 where one does not take it.
+    The exit code is 1 if a receiver rejects it.
 
     - `stageflow alerts test`
 
@@ -163,35 +173,37 @@ def send_sample(
     known = _read(rules)
     names = [one.name for one in known.receivers]
     if receiver is not None and receiver not in names:
-        wrong = f"{receiver!r} is no receiver; there are: {', '.join(names) or 'none'}"
-        raise typer.BadParameter(wrong, param_hint="--receiver")
+        near = did_you_mean(receiver, names)
+        problem = f"unknown receiver {receiver!r}; known are {', '.join(names) or 'none'}{near}"
+        raise typer.BadParameter(problem, param_hint="--receiver")
     tests = try_receivers(known, present(), only=receiver)
     if as_json:
         print_json(*(msgspec.json.encode(one) for one in tests))
     elif tests:
         print_page(open_terminal(), draw_alert_tests(tests))
     else:
-        print_text("There is no receiver.")
+        print_text("There are no receivers.")
     if any(one["error"] is not None for one in tests):
         raise typer.Exit(1)
 
 
-@alerts.command()
+@alerts.command(cls=Command)
 def silence(
     rule: Annotated[str, typer.Argument(metavar="RULE", help="Name of the rule.")],
-    rules: RulesOption = _RULES,
+    rules: RulesOption = _DEFAULT_RULES,
     journal: JournalOption = None,
     state: StateOption = None,
-    length: Annotated[Any, span_option("--for", "h", says="For so long: 2h, 1h30m.")] = None,
+    length: Annotated[Any, span_option("--for", "h", description="Duration: 2h, 1h30m.")] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="WHEN", show_default=False, help=f"Until then: {TIME_FORMATS}.")
+        str | None, typer.Option(metavar="WHEN", show_default=False, help=f"End: {TIME_FORMATS}.")
     ] = None,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; `alerts list` shows it.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason; `alerts list` shows it.")] = "",
     lift: Annotated[bool, typer.Option("--lift", help="End the silence of this rule.")] = False,
 ) -> None:
-    """Hold back the notices of a rule for a while.
+    """Silence the notifications of a rule for a while.
 
-    What it fires for goes out afterwards, where it still fires. The end of what was told is told meanwhile.
+    If the alert is still firing when the silence ends, receivers are notified then. If an alert that was
+    sent before the silence resolves during it, receivers are notified at once.
 
     - `stageflow alerts silence 'checkout fails' --for 2h --reason 'the bank works on it'`
 
@@ -200,11 +212,13 @@ def silence(
     known = _read(rules)
     names = [one.name for one in known.rules]
     if rule not in names:
-        raise typer.BadParameter(f"{rule!r} is none of {', '.join(names)}{did_you_mean(rule, names)}")
+        raise typer.BadParameter(
+            f"unknown rule {rule!r}; known are {', '.join(names)}{did_you_mean(rule, names)}"
+        )
     if (length is None) + (until is None) + (not lift) != 2:
-        raise typer.BadParameter("give one of --for, --until and --lift")
+        raise typer.BadParameter("exactly one of --for, --until and --lift is required")
     if not lift and not reason.strip():
-        raise typer.BadParameter("give a reason", param_hint="--reason")
+        raise typer.BadParameter("a reason is required", param_hint="--reason")
     now = present()
     end = now
     if length is not None:
@@ -215,41 +229,46 @@ def silence(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--until") from None
         if end <= now:
-            raise typer.BadParameter(f"{until!r} is past: give a date too, or --for 2h", param_hint="--until")
+            raise typer.BadParameter(
+                f"{until!r} is in the past; add a date, or use --for 2h", param_hint="--until"
+            )
     path = state_path(find_journal(journal).path, state)
     add_silence(path, Silence(rule=rule, until=end, reason=reason), now, lift=lift)
-    print_text(
-        f"{rule}: the silence is lifted." if lift else f"{rule}: silenced until {end:%Y-%m-%dT%H:%M:%SZ}."
-    )
+    print_text(f"{rule}: silence lifted." if lift else f"{rule}: silenced until {end:%Y-%m-%dT%H:%M:%SZ}.")
 
 
-@alerts.command("list")
+@alerts.command("list", cls=Command)
 def list_(
-    rules: RulesOption = _RULES,
+    rules: RulesOption = _DEFAULT_RULES,
     journal: JournalOption = None,
     state: StateOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object: rules, silences, receivers, waiting.")
+        bool, json_option("Print one JSON object: rules, silences, receivers, waiting.")
     ] = False,
 ) -> None:
-    """Show the rules, what the last evaluation found, silences and receivers.
+    """Show the rules with the results of the last evaluation, silences and receivers.
 
-    Nothing is evaluated.
+    The command does not evaluate the rules.
     """
-    found = standing(_read(rules), state_path(find_journal(journal).path, state), present())
+    found = alert_status(_read(rules), state_path(find_journal(journal).path, state), present())
     if as_json:
         print_json(msgspec.json.encode(found))
         return
-    told: dict[str, Any] = msgspec.to_builtins(found)
-    print_page(open_terminal(), draw_alert_list(told))
+    print_page(open_terminal(), draw_alert_list(msgspec.to_builtins(found)))
 
 
 def _read(rules: Path) -> AlertRules:
     try:
         return read_rules(rules)
     except FileNotFoundError:
-        print_text(f"There are no rules at {rules}.\n  hint: name them with --rules FILE", err=True)
+        print_text(
+            f"cannot find the file of alert rules {rules}\n  hint: name it with --rules FILE", err=True
+        )
         raise typer.Exit(NOT_FOUND) from None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _journal_if_any(named: Path | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""The command line: one module per group of commands."""
+"""The `stageflow` command with all its subcommands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ._alerts import alerts
-from ._errors import Commands
+from ._errors import Command, Commands
 from ._explain import explain
 from ._maintenance import compact, doctor
 from ._query import query
@@ -25,15 +25,14 @@ app = typer.Typer(
     name="stageflow",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # which takes the line breaks of a docstring for what they are
+    rich_markup_mode="markdown",  # preserves the line breaks of docstrings
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"stageflow {__version__}")
         raise typer.Exit
 
@@ -42,30 +41,33 @@ def _version(wanted: bool) -> None:
 def stageflow(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Pipelines of stages inside a backend, and one complete record of every run.
+    """Run pipelines inside a backend, with one complete record of every run.
 
-    Start with `stageflow demo`: it needs no network and no key. Then `stageflow runs` and `stageflow show`
-    look into what it left, as they do into any journal.
+    Start with `stageflow demo`: it needs no network and no API key. `stageflow runs` and `stageflow show`
+    then display its runs, as they do for any journal.
     """
 
 
-app.command()(demo)
-app.command()(runs)
-app.command()(show)
-app.command()(tail)
-app.command()(stats)
-app.command()(errors)
-app.command()(slowest)
-app.command()(compare)
-app.command()(explain)
-app.command()(query)
-app.command()(compact)
-app.command()(totals)
-app.command()(volume)
-app.command()(sampling)
-app.command()(doctor)
-app.command()(schema)
+for command in (
+    demo,
+    runs,
+    show,
+    tail,
+    stats,
+    errors,
+    slowest,
+    compare,
+    explain,
+    query,
+    compact,
+    totals,
+    volume,
+    sampling,
+    doctor,
+    schema,
+):
+    app.command(cls=Command)(command)
 app.add_typer(alerts)

@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on: a sentence on standard error, and an exit code."""
+"""The command classes: help without types of flags, and errors as one sentence with an exit code."""
 
 from __future__ import annotations
 
@@ -9,24 +9,40 @@ from collections.abc import Generator
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import JournalNotFoundError, StageflowError
 from ._options import forget_journal, hint_with_journal
 from ._output import print_text
 
-__all__ = ["NOT_FOUND", "Commands"]
+__all__ = ["NOT_FOUND", "Command", "CommandGroup", "Commands"]
 
 
 NOT_FOUND = 2
-"""Exit code where there is no journal: that of any other wrong argument."""
+"""Exit code if there is no journal: the same as for any other invalid argument."""
 
 _PIPE_CLOSED = 128 + 13
-"""What a shell says of a program that SIGPIPE ended, as it does others whose reader went away."""
+"""The exit code that a shell reports for a program that SIGPIPE ended."""
 
 
-class Commands(TyperGroup):
-    """All commands: what went wrong with a journal is told without a traceback."""
+class Command(TyperCommand):
+    """A command whose help omits the types of flags and arguments."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters."""
+        return _without_types(super().get_params(ctx))
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands whose help omits the types of flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters."""
+        return _without_types(super().get_params(ctx))
+
+
+class Commands(CommandGroup):
+    """All commands: errors about a journal are printed without a traceback."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Parse the arguments."""
@@ -34,7 +50,7 @@ class Commands(TyperGroup):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Ctrl-C is typer's to handle: it exits with 130."""
+        """Run the command. Typer handles Ctrl-C: it exits with 130."""
         forget_journal()
         try:
             try:
@@ -43,7 +59,7 @@ class Commands(TyperGroup):
             finally:
                 sys.stdout.flush()
         except BrokenPipeError:
-            _forget_standard_output()
+            _discard_standard_output()
             raise typer.Exit(_PIPE_CLOSED) from None
         except JournalNotFoundError as error:
             text = f"{error}\n  hint: name it with --journal DIR or STAGEFLOW_JOURNAL=DIR"
@@ -56,14 +72,22 @@ class Commands(TyperGroup):
             forget_journal()
 
 
+def _without_types(parameters: list[Any]) -> list[Any]:
+    # Typer would print `<bool>` for a flag and `<str>` or `<Any>` next to the name of an argument.
+    for parameter in parameters:
+        if parameter.param_type_name == "argument" or getattr(parameter, "is_flag", False):
+            parameter.display_type_rich = lambda ctx: None
+    return parameters
+
+
 @contextlib.contextmanager
 def _plain_errors() -> Generator[None]:
-    """Print an error about an argument as text: typer would draw a box, which breaks paths and words."""
+    """Print an error about an argument as text: Typer would draw a box, which breaks paths and words."""
     try:
         yield
     except Exception as error:
         wrong: Any = error
-        # Errors of the parser are those of a library that typer vendors. One of them only ends the help.
+        # Typer vendors the parser that raises these errors. `NoArgsIsHelpError` only ends the help.
         if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
             raise
         if (context := getattr(wrong, "ctx", None)) is not None:
@@ -72,9 +96,9 @@ def _plain_errors() -> Generator[None]:
         raise typer.Exit(wrong.exit_code) from None
 
 
-def _forget_standard_output() -> None:
-    # What is left in the buffer is flushed at exit once more: it must have somewhere to go.
+def _discard_standard_output() -> None:
+    # The interpreter flushes the rest of the buffer at exit: it must not write to the closed pipe again.
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)

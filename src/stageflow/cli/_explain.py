@@ -1,4 +1,4 @@
-"""`stageflow explain`: what is different about some runs."""
+"""The command `explain`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ..journal import RunFilter
 from ..render import draw_explanation
-from ..store import Over, as_predicate
+from ..store import Over
 from ._options import (
     ArchiveOption,
     JournalOption,
@@ -18,9 +17,14 @@ from ._options import (
     StageOption,
     UntilOption,
     VerifyOption,
+    as_filter,
+    as_selection,
+    describe_empty,
+    json_option,
     open_store,
+    over_option,
 )
-from ._output import open_terminal, print_json, print_page, room
+from ._output import open_terminal, print_json, print_page, print_text, width_of
 
 __all__ = ["explain"]
 
@@ -30,28 +34,30 @@ def explain(
         str,
         typer.Argument(
             metavar="WHICH",
-            help="failed, slow (the slowest 5 %), a window (2h..1h), version=1.5, or SQL.",
+            help="failed, slow (the slowest 5 %), a window (2h..1h), version=1.5, or an SQL predicate.",
         ),
     ] = "failed",
     against: Annotated[
         str | None,
-        typer.Option(metavar="WHICH", show_default=False, help="The others; default all but these."),
+        typer.Option(
+            metavar="WHICH", show_default=False, help="What to compare with; default all other rows."
+        ),
     ] = None,
-    stages: Annotated[bool, typer.Option("--stages", help="Stages one by one, not whole runs.")] = False,
+    over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
     pipeline: PipelineOption = None,
     stage: StageOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many differences at most.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of differences.")] = 10,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     verify: VerifyOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with the SQL to go on.")] = False,
+    as_json: Annotated[bool, json_option("Print one JSON object, including SQL for the next query.")] = False,
 ) -> None:
-    """Tell what is different about the failed, the slow or any other runs, against all the rest.
+    """Explain how failed, slow or any other runs differ from the rest.
 
-    Every field is compared, and what chance alone would show is left out. `--pipeline`, `--stage`, `--since`
-    and `--until` say among which.
+    Every field is compared, and differences that can be due to chance are omitted. `--pipeline`, `--stage`,
+    `--since` and `--until` restrict both sides.
 
     - `stageflow explain --since 2h`
 
@@ -61,21 +67,21 @@ def explain(
 
     - `stageflow explain "outcome = 'timeout'"`
     """
-    filter = RunFilter(pipeline=pipeline, stage=stage, since=since, until=until)
-    over: Over = "stages" if stages or stage else "runs"
+    filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
+    view: Over = over or ("stages" if stage else "runs")
+    slow = which == "slow" and against is None
+    where = None if slow or which == "failed" else as_selection(which, "WHICH")
+    rest = None if against is None else as_selection(against, "--against")
     with open_store(journal, archive, verify=verify) as store:
-        if which == "slow" and against is None:
-            found = store.explain_slow(over, filter, limit=limit)
+        if slow:
+            found = store.explain_slow(view, filter, limit=limit)
         else:
-            found = store.explain(
-                None if which == "failed" else as_predicate(which),
-                against=None if against is None else as_predicate(against),
-                over=over,
-                filter=filter,
-                limit=limit,
-            )
+            found = store.explain(where, against=rest, over=view, filter=filter, limit=limit)
+        unknown = describe_empty(store, filter, "") if not found.selection.rows else ""
     if as_json:
         print_json(msgspec.json.encode(found))
-        return
-    terminal = open_terminal()
-    print_page(terminal, draw_explanation(found, width=room(terminal)))
+    elif not unknown:
+        terminal = open_terminal()
+        print_page(terminal, draw_explanation(found, width=width_of(terminal)))
+    if unknown:
+        print_text(unknown, err=True)

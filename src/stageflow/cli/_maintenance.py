@@ -36,41 +36,52 @@ def compact(
         span_option(
             "--keep",
             "m",
-            says="How long a closed file stays in the journal, at least; default 10m.",
+            description="Minimum age of closed files before they are archived.",
             from_zero=True,
+            show_default=True,
         ),
     ] = "10m",
     max_age: Annotated[
-        Any, span_option("--max-age", "d", says="Drop days of events that are older: 90d.")
+        Any, span_option("--max-age", "d", description="Drop events that are older, by day: 90d.")
     ] = None,
     max_bytes: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", show_default=False, help="Drop the oldest days beyond these bytes."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Drop the oldest days until the archive has at most N bytes.",
+        ),
     ] = None,
     counts_max_age: Annotated[
-        Any, span_option("--counts-max-age", "d", says="Drop exact counts that are older: 730d.")
+        Any, span_option("--counts-max-age", "d", description="Drop exact counts that are older: 730d.")
     ] = None,
     sampler: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default=False, help="Sample what comes in, as this TOML says."),
+        typer.Option(
+            metavar="FILE", show_default=False, help="Sample archived runs as this TOML file specifies."
+        ),
     ] = None,
     move: Annotated[
-        bool, typer.Option("--move", help="Copy the archive to the address of --archive first, and use that.")
+        bool, typer.Option("--move", help="Copy the archive to the address of --archive, and use that one.")
     ] = False,
     forget: Annotated[
         bool,
-        typer.Option("--forget", help="Give up the archived events, and start a new archive at --archive."),
+        typer.Option(
+            "--forget", help="Start a new archive at --archive; the archived events are no longer visible."
+        ),
     ] = False,
     every: Annotated[
-        Any, span_option("--every", "s", says="Go on, again each 30s, 5m, ... until Ctrl-C.")
+        Any, span_option("--every", "s", description="Repeat at this interval (30s, 5m) until Ctrl-C.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What was done as one JSON object a time.")] = False,
+    as_json: Annotated[bool, json_option("Print one JSON object per pass.")] = False,
 ) -> None:
-    """Take what is closed of a journal into its archive, a Delta Lake table that stands beside it.
+    """Move closed segments of a journal into its archive, a Delta Lake table.
 
-    The journal stores the address with the first commit: specify it once. Any number of processes may run
-    this command, or be killed: each event is in the archive once. If events are archived at another address,
-    it reports how many would not be visible, and does nothing without `--move` or `--forget`.
+    The journal stores the address of the archive with the first commit, so you specify it once. Several
+    processes can run this command, and any of them can be killed: each event is archived exactly once. If
+    there are archived events at another address, the command reports how many would become invisible, and
+    does nothing without `--move` or `--forget`.
 
     - `stageflow compact`
 
@@ -99,14 +110,14 @@ def compact(
         elif done.busy:
             print_text("Another process is compacting this journal.", err=True)
         elif every is None or done.segments:
-            told = f"{done.rows:,} events of {done.segments:,} file{'s' * (done.segments != 1)} archived"
+            summary = f"{done.rows:,} events of {done.segments:,} file{'s' * (done.segments != 1)} archived"
             if done.kept_rows < done.rows:
-                told += f", {done.kept_rows:,} of them kept"
+                summary += f", {done.kept_rows:,} of them kept"
             if done.merged_files:
-                told += f", {count(done.merged_files)} small files merged"
+                summary += f", {count(done.merged_files)} small files merged"
             if done.dropped_rows:
-                told += f", {count(done.dropped_rows)} old events dropped"
-            print_text(told)
+                summary += f", {count(done.dropped_rows)} old events dropped"
+            print_text(summary)
             if not same_address(compactor.archive.address, read_address(path)):
                 print_text(
                     "There is nothing to archive yet: the journal stores the address"
@@ -122,9 +133,9 @@ def _change_archive(journal: str, archive: str | None, *, move: bool, forget: bo
     from ..store import forget_archive, move_archive
 
     if move and forget:
-        raise typer.BadParameter("give --move or --forget, not both")
+        raise typer.BadParameter("use --move or --forget, not both")
     if move and archive is None:
-        raise typer.BadParameter("--move needs the new address: --archive ADDRESS")
+        raise typer.BadParameter("--move requires the new address: --archive ADDRESS")
     if move and archive is not None:
         moved = move_archive(journal, archive)
         if moved.source == moved.address:
@@ -153,7 +164,9 @@ def doctor(
             help="Complete the runs of dead processes, move damaged data to broken/, delete temporary files.",
         ),
     ] = False,
-    as_json: Annotated[bool, json_option("The state as one JSON object, with what a repair did.")] = False,
+    as_json: Annotated[
+        bool, json_option("Print the state as one JSON object, with the changes of a repair.")
+    ] = False,
 ) -> None:
     """Check every line and state file of a journal, and every file of its archive.
 
@@ -170,25 +183,25 @@ def doctor(
     from ..alerts import SILENCES_FILE, STATE_FILE
     from ..store import ADDRESS_FILE
 
-    kept_by_others = (ADDRESS_FILE, STATE_FILE, SILENCES_FILE)
-    looked_into = find_journal(journal)
-    mended = mended_archive = None
+    state_files = (ADDRESS_FILE, STATE_FILE, SILENCES_FILE)
+    checked = find_journal(journal)
+    repaired = repaired_archive = None
     with show_progress("reading") as progress:
         if repair:
-            mended = looked_into.repair(progress, state_files=kept_by_others)
-        state = looked_into.check(progress, state_files=kept_by_others)
+            repaired = checked.repair(progress, state_files=state_files)
+        state = checked.check(progress, state_files=state_files)
     archive, problems, not_repaired = None, [*other_distributions(), *state.problems], None
-    if _has_archive(looked_into.path):
+    if _has_archive(checked.path):
         with show_progress("archive") as progress:
             try:
                 from ..store import check_archive, repair_archive
 
                 if repair:
                     try:
-                        mended_archive = repair_archive(looked_into.path)
+                        repaired_archive = repair_archive(checked.path)
                     except (ArchiveDamagedError, OSError) as error:
                         not_repaired = str(error)
-                archive = check_archive(looked_into.path, progress=progress)
+                archive = check_archive(checked.path, progress=progress)
                 problems += archive.problems
             except MissingExtraError as error:
                 problems.append(f"the archive was not checked: {error.message}; {error.hint}")
@@ -199,18 +212,18 @@ def doctor(
     problems = [hint_with_journal(problem) for problem in problems]
     report = {**msgspec.to_builtins(state), "problems": problems}
     if as_json:
-        repaired = {"repaired": mended, "archive": archive, "repaired_archive": mended_archive}
-        print_json(msgspec.json.encode({**report, **repaired}))
+        changes = {"repaired": repaired, "archive": archive, "repaired_archive": repaired_archive}
+        print_json(msgspec.json.encode({**report, **changes}))
     else:
         terminal = open_terminal()
-        archive_changed = mended_archive is not None and any(msgspec.structs.astuple(mended_archive))
-        if mended is not None and (any(msgspec.structs.astuple(mended)) or not archive_changed):
-            done = msgspec.to_builtins(mended)
+        archive_changed = repaired_archive is not None and any(msgspec.structs.astuple(repaired_archive))
+        if repaired is not None and (any(msgspec.structs.astuple(repaired)) or not archive_changed):
+            done = msgspec.to_builtins(repaired)
             for moved in done["moved"]:
                 moved["remedy"] = hint_with_journal(moved["remedy"])
             print_page(terminal, draw_repaired(done), "")
         if archive_changed:
-            print_page(terminal, draw_repaired_archive(msgspec.to_builtins(mended_archive)), "")
+            print_page(terminal, draw_repaired_archive(msgspec.to_builtins(repaired_archive)), "")
         archive_line = None if archive is None else draw_archive_state(msgspec.to_builtins(archive))
         print_page(terminal, draw_journal_state(report, archive_line))
     if problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from .._time import get_clock
 from .._timeparse import TIME_FORMATS, parse_duration, parse_time
-from ..errors import DamagedFileError, SettingsError, did_you_mean
-from ..journal import Journal
+from ..errors import DamagedFileError, QueryError, SettingsError, did_you_mean
+from ..journal import Journal, RunFilter
+from ..store import Over, as_predicate
 from ._output import open_terminal, print_text
 
 if TYPE_CHECKING:
@@ -37,13 +38,18 @@ __all__ = [
     "UntilOption",
     "VerifyOption",
     "WhereOption",
+    "as_filter",
     "as_sampler",
+    "as_selection",
+    "describe_empty",
     "find_journal",
     "forget_journal",
     "hint_with_journal",
+    "id_option",
     "json_option",
     "open_records",
     "open_store",
+    "over_option",
     "show_progress",
     "span_option",
     "stage_option",
@@ -51,30 +57,39 @@ __all__ = [
 ]
 
 
+_DEFAULTS = ("journal", ".stageflow/demo")
+"""Directories to try if no journal is given; the examples use the first one."""
+
+_VARIABLE = "STAGEFLOW_JOURNAL"
+
+_COMMAND = re.compile(
+    r"`stageflow (?:doctor|compact|runs|show|tail|stats|query|totals|alerts \w+)(?![^`]*--journal)[^`]*(?=`)"
+)
+
 Check = Callable[[str | None], str | None]
-"""What typer calls with the value of an option."""
+"""A callback of Typer for the value of an option."""
 
 
 def _one_of(*known: str) -> Check:
-    """Return what checks a status or an outcome: a mistaken one would find nothing, and say nothing."""
+    """Return a check of a status or an outcome, because an unknown one would silently match nothing."""
 
     def check(word: str | None) -> str | None:
         if word is not None and word.lower() not in {each.lower() for each in known}:
             near = did_you_mean(word.lower(), {each.lower() for each in known})
-            raise typer.BadParameter(f"{word!r} is none of {', '.join(known)}{near}")
+            raise typer.BadParameter(f"{word!r} is not one of {', '.join(known)}{near}")
         return word
 
     return check
 
 
 def _stage_and_one_of(*known: str) -> Check:
-    """Return what checks the status behind the colon of "NAME:STATUS"."""
+    """Return a check of "NAME" or "NAME:STATUS"."""
     check_status = _one_of(*known)
 
     def check(text: str | None) -> str | None:
         name, colon, status = (text or "").partition(":")
         if text is not None and not name:
-            raise typer.BadParameter(f"{text!r} names no stage")
+            raise typer.BadParameter(f"{text!r} does not name a stage")
         if colon:
             check_status(status)
         return text
@@ -84,11 +99,11 @@ def _stage_and_one_of(*known: str) -> Check:
 
 def _not_empty(text: str | None) -> str | None:
     if text == "":
-        raise typer.BadParameter("it is empty; a variable that was not set?")
+        raise typer.BadParameter("the value is empty; was a variable not set?")
     return text
 
 
-def _as_moment(text: str | None) -> str | None:
+def _as_time(text: str | None) -> str | None:
     if text is None:
         return None
     try:
@@ -97,25 +112,32 @@ def _as_moment(text: str | None) -> str | None:
         raise typer.BadParameter(str(error)) from None
 
 
-def status_option(*known: str, says: str) -> Any:
-    """Return `--status`, which takes one of `known`, in any case."""
-    return typer.Option("--status", metavar="STATUS", callback=_one_of(*known), show_default=False, help=says)
+def status_option(*known: str, description: str) -> Any:
+    """Return `--status`, which accepts one of `known`, in upper or lower case."""
+    return typer.Option(
+        "--status", metavar="STATUS", callback=_one_of(*known), show_default=False, help=description
+    )
 
 
-def stage_option(*known: str, says: str) -> Any:
-    """Return `--stage`, which takes a name and, behind a colon, one of `known`."""
+def stage_option(*known: str, description: str) -> Any:
+    """Return `--stage`, which accepts a name, optionally followed by a colon and one of `known`."""
     check = _stage_and_one_of(*known)
-    return typer.Option("--stage", metavar="NAME[:STATUS]", callback=check, show_default=False, help=says)
+    return typer.Option(
+        "--stage", metavar="NAME[:STATUS]", callback=check, show_default=False, help=description
+    )
 
 
-def span_option(name: str, unit: str, *, says: str, from_zero: bool = False) -> Any:
-    """Return an option that takes a time span, such as `90d`; the command receives seconds.
+def span_option(
+    name: str, unit: str, *, description: str, from_zero: bool = False, show_default: bool = False
+) -> Any:
+    """Return an option that accepts a time span, such as `90d`; the command receives seconds.
 
     Args:
         name: Name of the option, such as "--max-age".
         unit: Unit that the error about a missing unit suggests.
-        says: Description for the help.
+        description: Text for the help.
         from_zero: Whether `0s` is allowed.
+        show_default: Whether the help shows the default.
     """
 
     def check(text: str | None) -> float | None:
@@ -123,7 +145,7 @@ def span_option(name: str, unit: str, *, says: str, from_zero: bool = False) -> 
             return None
         if text.strip().replace(".", "", 1).isdecimal():
             suggested = f"{name} {text.strip()}{unit}"
-            raise typer.BadParameter(f"{text!r} has no unit; write {suggested} (units: s, m, h, d, w)")
+            raise typer.BadParameter(f"{text!r} has no unit; write {suggested} (units: ms, s, m, h, d, w)")
         try:
             seconds = parse_duration(text)
         except ValueError as error:
@@ -132,17 +154,35 @@ def span_option(name: str, unit: str, *, says: str, from_zero: bool = False) -> 
             raise typer.BadParameter(f"{text!r} is zero; expected a longer time span")
         return seconds
 
-    return typer.Option(name, metavar="SPAN", callback=check, show_default=False, help=says)
+    return typer.Option(name, metavar="SPAN", callback=check, show_default=show_default, help=description)
 
 
-def json_option(says: str) -> Any:
-    """Return `--json`, the flag for what programs read."""
-    return typer.Option("--json", help=says)
+def json_option(description: str) -> Any:
+    """Return `--json`."""
+    return typer.Option("--json", help=description)
+
+
+def over_option(default: Over) -> Any:
+    """Return `--over`.
+
+    Args:
+        default: The default, for the help.
+    """
+    return typer.Option(
+        "--over", metavar="runs|stages", show_default=False, help=f"Runs or stages; default {default}."
+    )
+
+
+def id_option(kind: str) -> Any:
+    """Return an option such as `--user`, which accepts an id of one kind."""
+    return typer.Option(
+        f"--{kind}", metavar="ID", callback=_not_empty, show_default=False, help=f"Only this {kind} id."
+    )
 
 
 PipelineOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", callback=_not_empty, show_default=False, help="Only of this pipeline."),
+    typer.Option(metavar="NAME", callback=_not_empty, show_default=False, help="Only this pipeline."),
 ]
 IdOption = Annotated[
     str | None,
@@ -151,39 +191,72 @@ IdOption = Annotated[
         metavar="ID",
         callback=_not_empty,
         show_default=False,
-        help="Only with this request, session, user or org id, or beginning of a run's id.",
+        help="Only this request, session, user or org id, or this prefix of a run id.",
     ),
 ]
 SinceOption = Annotated[
     str | None,
     typer.Option(
         metavar="WHEN",
-        callback=_as_moment,
+        callback=_as_time,
         show_default=False,
-        help=f"Only what began then or later: {TIME_FORMATS}. Without a zone it is the time of this machine.",
+        help=f"Started at this time or later: {TIME_FORMATS}. Times without a zone are local.",
     ),
 ]
 UntilOption = Annotated[
     str | None,
-    typer.Option(metavar="WHEN", callback=_as_moment, show_default=False, help="Only what began before."),
+    typer.Option(metavar="WHEN", callback=_as_time, show_default=False, help="Started before this time."),
 ]
 StageOption = Annotated[
     str | None,
-    typer.Option(
-        "--stage", metavar="NAME", callback=_not_empty, show_default=False, help="Only of this stage."
-    ),
+    typer.Option("--stage", metavar="NAME", callback=_not_empty, show_default=False, help="Only this stage."),
 ]
 
 
+def as_filter(**fields: Any) -> RunFilter:
+    """Return the `RunFilter` for the options of a command.
+
+    Raises:
+        typer.BadParameter: `--until` is not later than `--since`.
+    """
+    since, until = fields.get("since"), fields.get("until")
+    if since is not None and until is not None and until <= since:
+        raise typer.BadParameter(
+            f"--until ({until}) must be later than --since ({since}); '2h' means two hours ago"
+        )
+    return RunFilter(**fields)
+
+
+def as_selection(text: str, argument: str) -> str:
+    """Return the SQL predicate for a selection, such as `2h..1h`; see `as_predicate`.
+
+    Raises:
+        typer.BadParameter: The selection is invalid.
+    """
+    try:
+        return as_predicate(text)
+    except QueryError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        raise typer.BadParameter(f"{error.message}{hint}", param_hint=argument) from None
+
+
+def describe_empty(records: Journal | EventStore, filter: RunFilter, default: str) -> str:
+    """Return why nothing matches a filter: a pipeline or stage that does not occur, or the default text."""
+    if filter.pipeline is None and filter.stage is None:
+        return default
+    unknown = records.names().unknown(filter)
+    return default if unknown is None else f"There is {unknown}"
+
+
 class EventFilter(Struct, frozen=True, kw_only=True):
-    """Which events are wanted; what is None leaves the choice open.
+    """The events to show; None matches all.
 
     Attributes:
         type: Type of the event.
-        status: Its status or, of a run, its outcome; in any case.
+        status: Its status or, of a run, its outcome; in upper or lower case.
         pipeline: Name of the pipeline.
-        stage: Name of the stage; behind a colon its status.
-        id: One of the five ids, or the beginning of a run's.
+        stage: Name of the stage, optionally followed by a colon and its status.
+        id: One of the five ids, or a prefix of a run id.
     """
 
     type: str | None = None
@@ -192,18 +265,18 @@ class EventFilter(Struct, frozen=True, kw_only=True):
     stage: str | None = None
     id: str | None = None
 
-    def takes(self, type: str, data: dict[str, Any]) -> bool:
-        """Tell whether an event is wanted."""
+    def matches(self, type: str, data: dict[str, Any]) -> bool:
+        """Return whether an event matches."""
         return (
             (self.type is None or self.type == type)
-            and (self.status is None or _same(self.status, data.get("status"), data.get("outcome")))
+            and (self.status is None or _equals_any(self.status, (data.get("status"), data.get("outcome"))))
             and (self.pipeline is None or self.pipeline in _pipelines(data))
-            and (self.stage is None or _is_of(data, self.stage))
+            and (self.stage is None or _has_stage(data, self.stage))
             and (self.id is None or _has_id(data, self.id))
         )
 
-    def may_take(self, line: bytes) -> bool:
-        """Tell whether an event may be wanted from its line alone: to read each would take long."""
+    def may_match(self, line: bytes) -> bool:
+        """Return whether the event of a line can match, without decoding it, which would take long."""
         words = [word for word in (self.type, self.pipeline, self.id) if word is not None]
         words += [self.stage.partition(":")[0]] if self.stage is not None else []
         return all(msgspec.json.encode(word)[1:-1] in line for word in words) and (
@@ -212,18 +285,18 @@ class EventFilter(Struct, frozen=True, kw_only=True):
         )
 
 
-def _same(wanted: str, *words: object) -> bool:
+def _equals_any(wanted: str, words: Iterable[object]) -> bool:
     return any(isinstance(word, str) and word.lower() == wanted.lower() for word in words)
 
 
 def _pipelines(data: dict[str, Any]) -> tuple[object, object]:
-    # An event of a stage has its topology: the pipeline's name, unless the context says otherwise.
+    # The topology of a stage event is the name of the pipeline, unless the context specifies another one.
     return data.get("pipeline_name"), _mapping(data.get("pipeline_metadata")).get("topology")
 
 
-def _is_of(data: dict[str, Any], wanted: str) -> bool:
+def _has_stage(data: dict[str, Any], wanted: str) -> bool:
     name, _, status = wanted.partition(":")
-    return data.get("stage_name") == name and (not status or _same(status, data.get("status")))
+    return data.get("stage_name") == name and (not status or _equals_any(status, [data.get("status")]))
 
 
 def _has_id(data: dict[str, Any], wanted: str) -> bool:
@@ -235,17 +308,8 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-_USUAL = ("journal", ".stageflow/demo")
-"""Where a journal is looked for that was not named: the first is what examples use."""
-
-_VARIABLE = "STAGEFLOW_JOURNAL"
-
-_COMMAND = re.compile(
-    r"`stageflow (?:doctor|compact|runs|show|tail|stats|query|totals|alerts \w+)(?![^`]*--journal)[^`]*(?=`)"
-)
-
-_named: list[Path] = []
-"""The journal that the running command got as an argument; empty for another one."""
+_given: list[Path] = []
+"""The journal that the running command received as an argument; empty for any other journal."""
 
 JournalOption = Annotated[
     Path | None,
@@ -254,39 +318,39 @@ JournalOption = Annotated[
         metavar="DIR",
         envvar=_VARIABLE,
         show_default=False,
-        help=f"Directory of the journal; default {' or '.join(_USUAL)}, the first that is there.",
+        help=f"Directory of the journal; default {' or '.join(_DEFAULTS)}, the first that exists.",
     ),
 ]
 
 
-def find_journal(named: Path | None) -> Journal:
-    """Return the journal that was named, or the first of the usual ones.
+def find_journal(given: Path | None) -> Journal:
+    """Return the journal in a directory, or the first of the default directories that exists.
 
     Raises:
-        JournalNotFoundError: It is not there.
+        JournalNotFoundError: The directory does not exist.
     """
     forget_journal()
-    if named is not None and os.environ.get(_VARIABLE) != os.fspath(named):
-        _named.append(named)
-    usual = next((path for path in _USUAL if Path(path).is_dir()), _USUAL[0])
-    return Journal(usual if named is None else named)
+    if given is not None and os.environ.get(_VARIABLE) != os.fspath(given):
+        _given.append(given)
+    default = next((path for path in _DEFAULTS if Path(path).is_dir()), _DEFAULTS[0])
+    return Journal(default if given is None else given)
 
 
 def forget_journal() -> None:
-    """Let hints name no journal, because a command begins."""
-    _named.clear()
+    """Forget the journal of the previous command: hints no longer name it."""
+    _given.clear()
 
 
 def hint_with_journal(text: str) -> str:
-    """Return a text in which each command of a hint names the journal that this command was given.
+    """Return a text in which each command names the journal that the running command received.
 
     Example:
         >>> hint_with_journal("`stageflow doctor --repair` moves it to broken/")
         '`stageflow doctor --repair` moves it to broken/'
     """
-    if not _named:
+    if not _given:
         return text
-    option = f" --journal {shlex.quote(os.fspath(_named[0]))}"
+    option = f" --journal {shlex.quote(os.fspath(_given[0]))}"
     return _COMMAND.sub(lambda command: command[0] + option, text)
 
 
@@ -297,7 +361,7 @@ ArchiveOption = Annotated[
         metavar="ADDRESS",
         envvar="STAGEFLOW_ARCHIVE",
         show_default=False,
-        help="A directory or s3://bucket/path; default the archive that the journal has.",
+        help="A directory or s3://bucket/path; default the archive of the journal.",
     ),
 ]
 VerifyOption = Annotated[
@@ -306,15 +370,17 @@ VerifyOption = Annotated[
 ]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", metavar="SQL", show_default=False, help="Only rows for which this holds."),
+    typer.Option(
+        "--where", metavar="SQL", show_default=False, help="Only rows that match this SQL predicate."
+    ),
 ]
 
 
 def as_sampler(path: str) -> TailSampler:
-    """Return the sampler that a file describes.
+    """Return the sampler that a TOML file describes.
 
     Raises:
-        typer.BadParameter: It describes none.
+        typer.BadParameter: The file cannot be read, or does not describe a sampler.
     """
     from ..store import read_sampler
 
@@ -330,17 +396,17 @@ SamplerOption = Annotated[
         metavar="FILE",
         parser=as_sampler,
         show_default=False,
-        help="A sampler as TOML: the fields of TailSampler.",
+        help="TOML file with the fields of a TailSampler.",
     ),
 ]
 
 
 @contextmanager
 def open_store(journal: Path | None, archive: str | None, *, verify: bool = False) -> Generator[EventStore]:
-    """Open the store that was named; one with much to take into its archive shows how far it is.
+    """Open the store over a journal and its archive; show a progress bar while it archives a backlog.
 
     Raises:
-        JournalNotFoundError: There is no such journal.
+        JournalNotFoundError: The directory of the journal does not exist.
         MissingExtraError: The packages of `stageflow[store]` are not installed.
     """
     from ..store import EventStore
@@ -352,16 +418,16 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
     ):
         yield store
         if store.archive_error is not None:
-            _warn("a part of the archive that this answer does not need cannot be read", store.archive_error)
+            _warn("a part of the archive that this result does not need cannot be read", store.archive_error)
 
 
 @contextmanager
 def open_records(
     journal: Path | None, archive: str | None, *, verify: bool = False
 ) -> Generator[Journal | EventStore]:
-    """Open a journal; where it has an archive, both of them as one; or an archive alone.
+    """Open a journal; together with its archive if it has one; or an archive without its journal.
 
-    Where the archive is damaged or cannot be reached, the runs of the journal are shown without it, and
+    If the archive is damaged or cannot be reached, the runs of the journal are shown without it, and
     standard error contains a warning. Commands that count raise the error instead, unless the journal has
     everything that they count: a number calculated from a part of the records would be wrong.
     """
@@ -374,8 +440,8 @@ def open_records(
     found = find_journal(journal)
     try:
         archived = archive is not None or has_archive(found.path)
-    except DamagedFileError as error:  # what the journal has is shown all the same
-        _warn(_LEFT_OUT, error)
+    except DamagedFileError as error:  # show the runs of the journal nevertheless
+        _warn(_JOURNAL_ONLY, error)
         archived = False
     if not archived:
         yield found
@@ -384,13 +450,13 @@ def open_records(
         try:
             store.refresh()
         except OSError as error:
-            _warn(_LEFT_OUT, error)
+            _warn(_JOURNAL_ONLY, error)
             yield found
         else:
             yield store
 
 
-_LEFT_OUT = "only the runs of the journal are shown, because the archive cannot be read"
+_JOURNAL_ONLY = "only the runs of the journal are shown, because the archive cannot be read"
 
 
 def _warn(what: str, error: OSError) -> None:
@@ -398,16 +464,19 @@ def _warn(what: str, error: OSError) -> None:
 
 
 @contextmanager
-def show_progress(doing: str) -> Generator[Callable[[int, int], None]]:
-    """Show a bar on standard error, if that is a terminal, once it is told of bytes done and all bytes."""
+def show_progress(activity: str) -> Generator[Callable[[int, int], None]]:
+    """Return a callback for the bytes done and in total, which shows a progress bar on standard error.
+
+    The bar is shown on a terminal only, from the first call on.
+    """
     terminal = open_terminal(stderr=True)
-    columns = (TextColumn(doing), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn(activity), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         tasks: list[TaskID] = []
 
-        def tell(done: int, whole: int) -> None:
+        def update(done: int, total: int) -> None:
             if not tasks:
-                tasks.append(bar.add_task(doing, total=None))
-            bar.update(tasks[0], completed=done, total=whole)
+                tasks.append(bar.add_task(activity, total=None))
+            bar.update(tasks[0], completed=done, total=total)
 
-        yield tell
+        yield update

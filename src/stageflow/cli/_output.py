@@ -23,66 +23,66 @@ __all__ = [
     "CsvOption",
     "JsonOption",
     "NoFormulasOption",
-    "give",
     "is_interactive",
     "open_terminal",
     "print_json",
     "print_page",
+    "print_rows",
     "print_text",
-    "room",
+    "width_of",
 ]
 
 
-_ANY_WIDTH = 10_000
-"""In a pipe nothing is cut or folded: whoever reads it may look for any part of it."""
+_UNLIMITED = 10_000
+"""Width in a pipe: nothing is truncated or wrapped, so that programs can search for any part of it."""
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]"
 )
-"""Characters that may occur in lines of JSON, and that terminals interpret or hide."""
+"""Characters that JSON allows unescaped, but that terminals interpret or hide."""
 
 
 class _Visible:
-    """A renderable whose control characters are escaped, in case that a part of it was not."""
+    """A renderable with its control characters escaped, in case a part of it is not yet escaped."""
 
-    def __init__(self, picture: ConsoleRenderable) -> None:
-        self._picture = picture
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self._picture, options):
+        for segment in console.render(self._renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, self._picture)
+        return Measurement.get(console, options, self._renderable)
 
 
-class _SpellOutControls(RenderHook):
+class _EscapeControls(RenderHook):
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Visible(picture) for picture in renderables]
+        return [_Visible(renderable) for renderable in renderables]
 
 
 class _Terminal(UncroppedConsole):
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704 - rich calls it where the error is caught, and would exit with 1
+        raise  # noqa: PLE0704 - rich calls this in its `except` clause, and would exit with 1
 
 
 def open_terminal(*, stderr: bool = False) -> Console:
     """Return a console on standard output (or error).
 
-    With `NO_COLOR`, as in a pipe, it writes plain text: rich alone would still write bold and dim.
+    With `NO_COLOR`, and in a pipe, it writes plain text: rich would still write bold and dim.
     """
     plain = bool(os.environ.get("NO_COLOR"))
     terminal = _Terminal(
         stderr=stderr, color_system=None if plain else "auto", highlight=False, markup=False, emoji=False
     )
-    terminal.push_render_hook(_SpellOutControls())
+    terminal.push_render_hook(_EscapeControls())
     return terminal
 
 
 def print_text(text: str, *, err: bool = False) -> None:
-    """Print a sentence on standard output (or error), with its control characters spelled out.
+    """Print text on standard output (or error), with control characters escaped.
 
-    On a terminal it is wrapped at spaces; elsewhere it is not wrapped.
+    It is wrapped at spaces on a terminal, and not wrapped anywhere else.
     """
     text = visible(text)
     terminal = open_terminal(stderr=err)
@@ -92,77 +92,77 @@ def print_text(text: str, *, err: bool = False) -> None:
 
 
 def is_interactive(terminal: Console) -> bool:
-    """Return whether a console writes to a terminal, also if `FORCE_COLOR` requests colours for a pipe."""
+    """Return whether a console writes to a terminal, also if `FORCE_COLOR` requests colors for a pipe."""
     try:
         return terminal.file.isatty()
     except ValueError:  # the file is closed
         return False
 
 
-def room(terminal: Console) -> int | None:
-    """Return how many columns there are; None in a pipe, where there is room for everything."""
+def width_of(terminal: Console) -> int | None:
+    """Return the width of a terminal in columns; None for a pipe, which has no limit."""
     return terminal.width if is_interactive(terminal) else None
 
 
-def print_page(terminal: Console, *pictures: RenderableType) -> None:
-    """Print pictures to fit the terminal; in a pipe as wide as they are, and no blanks at line ends."""
+def print_page(terminal: Console, *renderables: RenderableType) -> None:
+    """Print renderables at the width of the terminal; in a pipe, at full width without trailing spaces."""
     if is_interactive(terminal):
-        # Not cropped: a path that is longer than a row continues on the next one.
-        terminal.print(*pictures, sep="\n", crop=False)
+        # Do not crop: a path that is longer than a row continues on the next row.
+        terminal.print(*renderables, sep="\n", crop=False)
         return
-    width, terminal.width = terminal.width, _ANY_WIDTH
+    width, terminal.width = terminal.width, _UNLIMITED
     with terminal.capture() as printed:
-        terminal.print(*pictures, sep="\n")
+        terminal.print(*renderables, sep="\n")
     terminal.width = width
     for line in printed.get().splitlines():
         print(line.rstrip())
 
 
 def print_json(*lines: bytes) -> None:
-    """Print lines of JSON, in UTF-8 whatever the terminal has, and flush them."""
+    """Print lines of JSON in UTF-8, regardless of the encoding of the terminal, and flush them."""
     for line in lines:
         text = _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode())
         sys.stdout.buffer.write(text.encode() + b"\n")
     sys.stdout.flush()
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, nothing cut.")]
-CsvOption = Annotated[bool, typer.Option("--csv", help="CSV with a line of names, nothing cut.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, not truncated.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV with a header, not truncated.")]
 NoFormulasOption = Annotated[
     bool,
     typer.Option(
-        "--no-formulas", help="CSV for spreadsheets: put ' before each cell that would be a formula."
+        "--no-formulas", help="Print CSV for spreadsheets, with ' before each cell that would be a formula."
     ),
 ]
 
 _FORMULA = re.compile(r"[\s']*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-"""The beginning of a cell that a spreadsheet evaluates, also after spaces and in full-width characters."""
+"""The start of a cell that a spreadsheet evaluates, also after spaces and in full-width characters."""
 
 
-def give(
+def print_rows(
     rows: Sequence[Mapping[str, Any]],
     draw: Callable[[int | None], RenderableType],
     *,
     as_json: bool,
     as_csv: bool,
     no_formulas: bool,
-    nothing: str,
+    empty: str | Callable[[], str],
 ) -> None:
-    """Print an answer.
+    """Print rows as a table, as JSON or as CSV.
 
     Args:
-        rows: The answer as plain values.
-        draw: Returns it as a picture of so many columns.
-        as_json: True for JSON instead.
-        as_csv: True for CSV instead.
+        rows: The rows as plain values.
+        draw: Returns a table of the given width; None for a pipe, which has no limit.
+        as_json: True for JSON.
+        as_csv: True for CSV.
         no_formulas: True for CSV in which no text is a formula.
-        nothing: What is said on standard error where there is no row.
+        empty: Text for standard error if there are no rows, or a function that returns it.
 
     Raises:
-        typer.BadParameter: Both JSON and CSV were asked for.
+        typer.BadParameter: Both JSON and CSV are requested.
     """
     if as_json and (as_csv or no_formulas):
-        raise typer.BadParameter("give --json or --csv, not both")
+        raise typer.BadParameter("use --json or --csv, not both")
     if as_json:
         print_json(*map(msgspec.json.encode, rows))
     elif as_csv or no_formulas:
@@ -172,9 +172,9 @@ def give(
             writer.writerow([_cell(value, no_formulas) for value in row])
     elif rows:
         terminal = open_terminal()
-        print_page(terminal, draw(room(terminal)))
+        print_page(terminal, draw(width_of(terminal)))
     if not rows:
-        print_text(nothing, err=True)
+        print_text(empty if isinstance(empty, str) else empty(), err=True)
 
 
 def _cell(value: Any, no_formulas: bool) -> Any:
@@ -195,15 +195,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _flat(row: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         elif isinstance(value, datetime):
-            flat[above + name] = msgspec.to_builtins(value)
+            flat[prefix + name] = msgspec.to_builtins(value)
         elif isinstance(value, list | tuple):
-            flat[above + name] = msgspec.json.encode(value).decode()
+            flat[prefix + name] = msgspec.json.encode(value).decode()
         else:
-            flat[above + name] = value
+            flat[prefix + name] = value
     return flat

@@ -1,15 +1,15 @@
-"""`stageflow query`: any SQL over the views of a store."""
+"""The command `query`."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..render import draw_rows
-from ._options import ArchiveOption, JournalOption, VerifyOption, find_journal, show_progress
-from ._output import CsvOption, JsonOption, NoFormulasOption, give, print_text
+from ._options import ArchiveOption, JournalOption, VerifyOption, find_journal, show_progress, span_option
+from ._output import CsvOption, JsonOption, NoFormulasOption, print_rows, print_text
 
 __all__ = ["query"]
 
@@ -17,10 +17,12 @@ __all__ = ["query"]
 def query(
     sql: Annotated[
         str,
-        typer.Argument(metavar="SQL", show_default=False, help="One query; - reads it from stdin."),
+        typer.Argument(metavar="SQL", show_default=False, help="One query; - reads it from standard input."),
     ],
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many rows at most; 0 for all.")] = 1000,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long it may take.")] = 60.0,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Maximum number of rows; 0 for all.")] = 1000,
+    timeout: Annotated[
+        Any, span_option("--timeout", "s", description="Time limit of the query.", show_default=True)
+    ] = "60s",
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     verify: VerifyOption = False,
@@ -28,7 +30,7 @@ def query(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Answer a query over the views `runs`, `stages` and `events`, in DuckDB's SQL.
+    """Run an SQL query over the views `runs`, `stages` and `events`, in DuckDB's dialect.
 
     The query can read only these views. It runs in a separate process that is killed when the time limit
     expires, and that can use 3 GB of memory and 10 GB of temporary files. Quote the names of attribute
@@ -54,13 +56,13 @@ def query(
             verify=verify,
             progress=progress,
         )
-    give(
+    print_rows(
         rows.dicts(),
         lambda width: draw_rows(rows.columns, rows.rows, width=width),
         as_json=as_json,
         as_csv=as_csv,
         no_formulas=no_formulas,
-        nothing="The query has no rows.",
+        empty="The query returned no rows.",
     )
     if rows.more:
-        print_text(f"These are the first {limit}; --limit shows more, --limit 0 all.", err=True)
+        print_text(f"Only the first {limit} rows are shown; --limit N shows more, --limit 0 all.", err=True)

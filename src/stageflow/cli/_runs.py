@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -17,14 +17,28 @@ from ._options import (
     SinceOption,
     UntilOption,
     VerifyOption,
+    WhereOption,
+    as_filter,
+    describe_empty,
+    id_option,
     json_option,
     open_records,
+    open_store,
+    span_option,
     stage_option,
     status_option,
 )
-from ._output import is_interactive, open_terminal, print_json, print_page, print_text, room
+from ._output import is_interactive, open_terminal, print_json, print_page, print_text, width_of
 
 __all__ = ["runs", "show"]
+
+
+_OUTCOMES = [outcome for outcome in OUTCOMES if outcome != "closed"]
+"""The outcomes in a list of runs; only `show` reports "closed"."""
+
+_STAGE_STATUSES = [status for status in STATUSES if status != "RETRY"]
+
+_DEFAULT_LIMIT = 20
 
 
 def show(
@@ -33,7 +47,7 @@ def show(
         typer.Argument(
             metavar="RUN",
             show_default=False,
-            help="Id of the run, or a beginning of it that no other has; default `last`.",
+            help="Id of the run, of its request, session, user or org, or a unique prefix; default `last`.",
         ),
     ] = "last",
     journal: JournalOption = None,
@@ -41,44 +55,38 @@ def show(
     verify: VerifyOption = False,
     as_json: Annotated[
         bool,
-        json_option("One JSON object: run, stages, events (type and data), children."),
+        json_option("Print one JSON object: run, stages, events (type and data), children."),
     ] = False,
 ) -> None:
-    """Tell all about one run: when each stage waited and ran, what it said, what went wrong.
+    """Show one run in full: its stages over time, their attributes and errors, and its custom events.
 
-    Of a run under way it shows what is known so far. Times are in UTC.
+    For a run in progress, the command shows what is known so far. Times are in UTC.
 
     - `stageflow show`
 
     - `stageflow show 01a20a3d-5320-7a04`
 
+    - `stageflow show req-597`
+
     - `stageflow show last --json | jq .stages`
     """
     if not run:
-        raise typer.BadParameter("an empty id names no run", param_hint="RUN")
+        raise typer.BadParameter("the id is empty; was a variable not set?", param_hint="RUN")
     with open_records(journal, archive, verify=verify) as records:
         story = records.run(run)
     if as_json:
-        told = {
+        record = {
             "run": story.run,
             "stages": story.stages,
             "events": [{"type": type, "data": data} for type, data in story.events],
             "children": story.children,
         }
-        print_json(msgspec.json.encode(told))
+        print_json(msgspec.json.encode(record))
         return
     terminal = open_terminal()
     width = None if is_interactive(terminal) else terminal.width
-    picture = draw_run(story.run, story.stages, events=story.events, children=story.children, width=width)
-    print_page(terminal, picture)
-
-
-_OUTCOMES = [outcome for outcome in OUTCOMES if outcome != "closed"]
-"""All that a list of runs can have; "closed" is told of a single one."""
-
-_USUALLY = 20
-
-_OF_STAGES = [status for status in STATUSES if status != "RETRY"]
+    drawing = draw_run(story.run, story.stages, events=story.events, children=story.children, width=width)
+    print_page(terminal, drawing)
 
 
 def runs(
@@ -89,20 +97,28 @@ def runs(
             "OK",
             "FAIL",
             *_OUTCOMES,
-            says=f"Only with this status (OK, FAIL) or outcome ({', '.join(_OUTCOMES)}).",
+            description=f"Only this status (OK, FAIL) or outcome ({', '.join(_OUTCOMES)}).",
         ),
     ] = None,
     pipeline: PipelineOption = None,
     stage: Annotated[
         str | None,
         stage_option(
-            *_OF_STAGES, says="Only with this stage; with a status, only where it ended so: search:FAIL."
+            *_STAGE_STATUSES,
+            description="Only runs with this stage; search:FAIL selects runs in which it has this status.",
         ),
     ] = None,
     any_id: IdOption = None,
+    request: Annotated[str | None, id_option("request")] = None,
+    session: Annotated[str | None, id_option("session")] = None,
+    user: Annotated[str | None, id_option("user")] = None,
+    org: Annotated[str | None, id_option("org")] = None,
+    where: WhereOption = None,
     slower_than: Annotated[
-        float | None,
-        typer.Option(metavar="MS", min=0, show_default=False, help="Only what took more milliseconds."),
+        Any,
+        span_option(
+            "--slower-than", "ms", description="Only runs that took longer: 500ms, 2s, 1m.", from_zero=True
+        ),
     ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -111,48 +127,73 @@ def runs(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", show_default=False, help="How many at most; 0 for all; default 20."),
+        typer.Option(
+            min=0,
+            metavar="N",
+            show_default=False,
+            help=f"Maximum number of runs; 0 for all; default {_DEFAULT_LIMIT}.",
+        ),
     ] = None,
     archive: ArchiveOption = None,
     verify: VerifyOption = False,
-    as_json: Annotated[bool, json_option("The full data of each run, one JSON object a line.")] = False,
+    as_json: Annotated[
+        bool, json_option("Print the full data of each run, one JSON object per line.")
+    ] = False,
 ) -> None:
-    """List runs, those that began last first, also those under way.
+    """List runs, newest first, including runs in progress.
 
-    Times are in UTC. Where the terminal is narrow, a run's id is cut to a beginning that `stageflow show`
-    takes. Runs whose process died read `crashed`.
+    Times are in UTC. On a narrow terminal, the id of a run is shortened to a prefix that `stageflow show`
+    accepts. Runs whose process died have the outcome `crashed`. `--where` excludes runs in progress.
 
     - `stageflow runs --status FAIL --since 2h`
 
     - `stageflow runs --stage search:FAIL --limit 0 --json | jq -r .error`
 
-    - `stageflow runs --id u-7 --slower-than 500`
+    - `stageflow runs --user u-7 --slower-than 500ms`
 
-    - `stageflow runs --roots`
+    - `stageflow runs --where "service_version = '1.5' and stages_failed > 1"`
     """
-    where = RunFilter(
+    filter = as_filter(
         status=status,
         pipeline=pipeline,
         stage=stage,
         id=any_id,
-        slower_than=None if slower_than is None else slower_than / 1000,
+        request=request,
+        session=session,
+        user=user,
+        org=org,
+        slower_than=slower_than,
         since=since,
         until=until,
         roots=roots,
     )
-    # One more than is shown, to know whether there are more.
-    most = _USUALLY if limit is None else limit
-    with open_records(journal, archive, verify=verify) as records:
-        found = records.runs(where, limit=most + 1 if most else None)
-    shown = found[:most] if most else found
+    maximum = _DEFAULT_LIMIT if limit is None else limit
+    # Request one more than is shown, to know whether there are more.
+    requested = maximum + 1 if maximum else None
+    if where is not None:
+        with open_store(journal, archive, verify=verify) as store:
+            found = store.runs(filter, where=where, limit=requested)
+            empty = _describe_empty(store, filter, where, store.path or archive) if not found else ""
+    else:
+        with open_records(journal, archive, verify=verify) as records:
+            found = records.runs(filter, limit=requested)
+            empty = _describe_empty(records, filter, None, records.path or archive) if not found else ""
+    shown = found[:maximum] if maximum else found
     if as_json:
         print_json(*map(msgspec.json.encode, shown))
     elif shown:
         terminal = open_terminal()
-        print_page(terminal, draw_runs(shown, width=room(terminal)))
-    else:
-        fits = "that fits" if where != RunFilter() else "yet"
-        print_text(f"There is no run {fits} in {records.path or archive}.", err=True)
+        print_page(terminal, draw_runs(shown, width=width_of(terminal)))
+    if empty:
+        print_text(empty, err=True)
     if limit is None and len(found) > len(shown):
-        # Not into the output: that may be counted, or read by another program.
-        print_text(f"These are the newest {most}; --limit shows more, --limit 0 all.", err=True)
+        # On standard error: standard output may be counted, or read by another program.
+        print_text(
+            f"Only the newest {maximum} runs are shown; --limit N shows more, --limit 0 all.", err=True
+        )
+
+
+def _describe_empty(records: Any, filter: RunFilter, where: str | None, place: object) -> str:
+    if filter == RunFilter() and where is None:
+        return f"There are no runs in {place} yet."
+    return describe_empty(records, filter, f"No runs in {place} match.")

@@ -1,4 +1,4 @@
-"""`stageflow schema`: the published JSON Schemas of the two wide events."""
+"""The command `schema`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ __all__ = ["schema"]
 def schema(
     event_type: Annotated[
         Literal["stage.wide", "pipeline.wide", "stage.wide.amend", "pipeline.wide.amend"] | None,
-        typer.Argument(help="One event type; default all, as one object by type.", show_default=False),
+        typer.Argument(
+            metavar="TYPE",
+            show_default=False,
+            help="stage.wide, pipeline.wide, stage.wide.amend or pipeline.wide.amend; default all.",
+        ),
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Write a file for each type to DIR instead of printing.", show_default=False
-        ),
+        typer.Option(metavar="DIR", help="Write one file per type to DIR.", show_default=False),
     ] = None,
 ) -> None:
-    """Print the JSON Schema (draft 2020-12) of the wide events, and of their amendments."""
+    """Print the JSON Schema (draft 2020-12) of the wide events and their amendments."""
     schemas = json_schemas()
-    chosen = schemas if event_type is None else {event_type: schemas[event_type]}
+    selected = schemas if event_type is None else {event_type: schemas[event_type]}
     if to is None:
-        print(_text(schemas if event_type is None else chosen[event_type]), end="")
+        print(_text(schemas if event_type is None else selected[event_type]), end="")
         return
     try:
         to.mkdir(parents=True, exist_ok=True)
-        for name, shape in chosen.items():
-            (to / f"{name}.json").write_text(_text(shape), encoding="utf-8")
+        for name, content in selected.items():
+            (to / f"{name}.json").write_text(_text(content), encoding="utf-8")
     except OSError as error:
-        print_text(f"The schemas cannot be written to {to}: {error}.", err=True)
+        print_text(f"cannot write the schemas to {to}: {error}", err=True)
         raise typer.Exit(1) from None
 
 
-def _text(shape: object) -> str:
-    return json.dumps(shape, indent=2) + "\n"
+def _text(content: object) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ..journal import RunFilter
 from ..render import (
     draw_comparisons,
     draw_errors,
@@ -18,7 +17,7 @@ from ..render import (
     draw_totals,
     draw_volume,
 )
-from ..store import as_predicate
+from ..store import Over
 from ._options import (
     ArchiveOption,
     IdOption,
@@ -30,127 +29,50 @@ from ._options import (
     UntilOption,
     VerifyOption,
     WhereOption,
+    as_filter,
+    as_selection,
+    describe_empty,
+    json_option,
     open_store,
+    over_option,
     span_option,
 )
 from ._output import (
     CsvOption,
     JsonOption,
     NoFormulasOption,
-    give,
     open_terminal,
     print_json,
     print_page,
-    room,
+    print_rows,
+    print_text,
+    width_of,
 )
 
 __all__ = ["compare", "errors", "sampling", "slowest", "stats", "totals", "volume"]
 
 
-def totals(
-    stages: Annotated[bool, typer.Option("--stages", help="Stages as well, not only whole runs.")] = False,
-    pipeline: PipelineOption = None,
-    stage: StageOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    journal: JournalOption = None,
-    archive: ArchiveOption = None,
-    verify: VerifyOption = False,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    no_formulas: NoFormulasOption = False,
-) -> None:
-    """Count how runs ended, to the last one: also where events were sampled, or have been dropped.
+LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of rows.")]
 
-    Whole hours are counted: `--since` means from the hour in which it lies.
-
-    - `stageflow totals --since 1d`
-
-    - `stageflow totals --stages --pipeline ask --json`
-    """
-    with open_store(journal, archive, verify=verify) as store:
-        found = store.totals(since=since, until=until, pipeline=pipeline, stage=stage)
-    rows = [msgspec.to_builtins(total) for total in found if stages or stage or total.stage is None]
-    give(
-        rows,
-        lambda width: draw_totals(rows, width=width),
-        as_json=as_json,
-        as_csv=as_csv,
-        no_formulas=no_formulas,
-        nothing="There is nothing that fits.",
-    )
+_EMPTY = "No matching events."
 
 
-def volume(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many fields and days at most.")] = 15,
-    journal: JournalOption = None,
-    archive: ArchiveOption = None,
-    verify: VerifyOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with every field.")] = False,
-) -> None:
-    """Show events and bytes of the archive by day, by type and by field: what a field costs.
-
-    Bytes are those on the disk, compressed. `happened` is how many wide events there were, also where
-    they were sampled.
-
-    - `stageflow volume`
-
-    - `stageflow volume --json | jq '.fields[:5]'`
-    """
-    with open_store(journal, archive, verify=verify) as store:
-        held = store.volume()
-    if as_json:
-        print_json(msgspec.json.encode(held))
-        return
-    terminal = open_terminal()
-    print_page(terminal, draw_volume(msgspec.to_builtins(held), width=room(terminal), most=limit))
-
-
-def sampling(
-    sampler: SamplerOption,
-    pipeline: PipelineOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    journal: JournalOption = None,
-    archive: ArchiveOption = None,
-    verify: VerifyOption = False,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    no_formulas: NoFormulasOption = False,
-) -> None:
-    """Try a sampler on the runs that are there: what it would keep, and why. Nothing is changed.
-
-    `stageflow compact --sampler` uses it for those to come.
-
-    - `stageflow sampling sampling.toml --since 1d`
-    """
-    where = RunFilter(pipeline=pipeline, since=since, until=until)
-    with open_store(journal, archive, verify=verify) as store:
-        found = [msgspec.to_builtins(each) for each in store.dry_run(sampler, where)]
-    give(
-        found,
-        lambda width: draw_sampled(found, width=width),
-        as_json=as_json,
-        as_csv=as_csv,
-        no_formulas=no_formulas,
-        nothing="There is no run that fits.",
-    )
-
-
-_NOTHING = "There is nothing that fits."
-
-LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")]
-RunsOption = Annotated[bool, typer.Option("--runs", help="Whole runs, by pipeline, instead of their stages.")]
-
-
-def _plain(rows: Any) -> list[dict[str, Any]]:
-    # Moments stay what they are, for the pictures.
-    plain: list[dict[str, Any]] = msgspec.to_builtins(rows, builtin_types=(datetime,))
-    return plain
+def _as_rows(values: Any) -> list[dict[str, Any]]:
+    # Timestamps stay `datetime` objects: the tables format them.
+    rows: list[dict[str, Any]] = msgspec.to_builtins(values, builtin_types=(datetime,))
+    return rows
 
 
 def stats(
-    runs: RunsOption = False,
+    over: Annotated[Over, over_option("stages")] = "stages",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            show_default=False,
+            help="One row per value of a field or attribute: org_id, service_version, model.",
+        ),
+    ] = None,
     pipeline: PipelineOption = None,
     stage: StageOption = None,
     any_id: IdOption = None,
@@ -158,7 +80,7 @@ def stats(
     until: UntilOption = None,
     where: WhereOption = None,
     every: Annotated[
-        Any, span_option("--every", "m", says="Over time, a value for each 10m, 1h, 1d, ...")
+        Any, span_option("--every", "m", description="One value per time span: 10m, 1h, 1d.")
     ] = None,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
@@ -167,27 +89,30 @@ def stats(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Count, failure rate and percentiles of each stage.
+    """Show the count, failure rate and duration percentiles of each stage or pipeline.
 
-    Where events were sampled, figures are estimates of what there was.
+    If events were sampled, the numbers are estimates for all events.
 
     - `stageflow stats --since 1d --pipeline ask`
 
-    - `stageflow stats --runs --every 1h --since 1d`
+    - `stageflow stats --over runs --by org_id`
+
+    - `stageflow stats --over runs --every 1h --since 1d`
 
     - `stageflow stats --where "service_version = '1.5'" --csv`
     """
-    chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
+    filter = as_filter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.stats("runs" if runs else "stages", chosen, where=where, bucket=every))
+        found = _as_rows(store.stats(over, filter, where=where, by=by, bucket=every))
+        empty = describe_empty(store, filter, _EMPTY) if not found else ""
     ascii_only = (open_terminal().encoding or "").lower() not in ("utf-8", "utf8")
-    give(
+    print_rows(
         found,
-        lambda width: draw_stats(found, width=width, ascii_only=ascii_only),
+        lambda width: draw_stats(found, width=width, by=by, ascii_only=ascii_only),
         as_json=as_json,
         as_csv=as_csv,
         no_formulas=no_formulas,
-        nothing=_NOTHING,
+        empty=empty,
     )
 
 
@@ -206,32 +131,31 @@ def errors(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Show what fails, alike failures together, the most frequent first.
+    """Show failures, grouped by similar messages, most frequent first.
 
-    Messages that differ in numbers and ids alone are alike. A run without a failed stage (its deadline,
-    its process) is a group of its own.
+    Messages are similar if they differ only in numbers and ids. Runs that failed without a failed stage
+    (because of their deadline or a crash) form groups of their own.
 
     - `stageflow errors --since 2h`
 
     - `stageflow errors --stage search --json | jq -r .message`
     """
-    chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
+    filter = as_filter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.errors(chosen, where=where, limit=limit))
-    give(
+        found = _as_rows(store.errors(filter, where=where, limit=limit))
+        empty = describe_empty(store, filter, "No matching failures.") if not found else ""
+    print_rows(
         found,
         lambda width: draw_errors(found, width=width),
         as_json=as_json,
         as_csv=as_csv,
         no_formulas=no_formulas,
-        nothing="Nothing failed that fits.",
+        empty=empty,
     )
 
 
 def slowest(
-    stages: Annotated[
-        bool, typer.Option("--stages", help="Stages one by one instead of whole runs.")
-    ] = False,
+    over: Annotated[Over, over_option("runs")] = "runs",
     pipeline: PipelineOption = None,
     stage: StageOption = None,
     any_id: IdOption = None,
@@ -246,35 +170,38 @@ def slowest(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Show what took longest: runs, with the slowest stage of the critical path, or stages.
+    """Show the slowest runs, with the slowest stage on the critical path of each, or the slowest stages.
 
     - `stageflow slowest --since 1d`
 
-    - `stageflow slowest --stages --stage search`
+    - `stageflow slowest --over stages --stage search`
     """
-    chosen = RunFilter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
+    filter = as_filter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.slowest("stages" if stages else "runs", chosen, where=where, limit=limit))
-    give(
+        found = _as_rows(store.slowest(over, filter, where=where, limit=limit))
+        empty = describe_empty(store, filter, _EMPTY) if not found else ""
+    print_rows(
         found,
         lambda width: draw_slowest(found, width=width),
         as_json=as_json,
         as_csv=as_csv,
         no_formulas=no_formulas,
-        nothing=_NOTHING,
+        empty=empty,
     )
 
 
 def compare(
     before: Annotated[
         str,
-        typer.Argument(metavar="BEFORE", show_default=False, help="A window (2h..1h), version=1.4, or SQL."),
+        typer.Argument(
+            metavar="BEFORE", show_default=False, help="failed, a window (2h..1h), version=1.4, or SQL."
+        ),
     ],
     after: Annotated[
         str,
-        typer.Argument(metavar="AFTER", show_default=False, help="The same (1h..now, version=1.5, SQL)."),
+        typer.Argument(metavar="AFTER", show_default=False, help="The same: 1h..now, version=1.5, SQL."),
     ],
-    runs: RunsOption = False,
+    over: Annotated[Over, over_option("stages")] = "stages",
     pipeline: PipelineOption = None,
     stage: StageOption = None,
     journal: JournalOption = None,
@@ -284,26 +211,130 @@ def compare(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Compare two windows of time, two versions, or any two selections, stage by stage.
+    """Compare two time windows, two versions or any two selections, stage by stage.
 
-    What differs more than chance explains (q below 0.05, corrected for all comparisons) has a `!`, and the
-    surest stands first. Beside failure rates it says so of them, beside medians of all durations.
+    A `!` marks a significant difference (q below 0.05, corrected for all comparisons): after failure rates,
+    and after medians for durations. The most significant differences come first.
 
     - `stageflow compare 2h..1h 1h..now`
 
     - `stageflow compare version=1.4 version=1.5 --pipeline ask`
 
-    - `stageflow compare "user_id = 'u1'" "user_id <> 'u1'" --runs`
+    - `stageflow compare "user_id = 'u1'" "user_id <> 'u1'" --over runs`
     """
-    chosen = RunFilter(pipeline=pipeline, stage=stage)
-    one, other = (as_predicate(text) for text in (before, after))
+    filter = as_filter(pipeline=pipeline, stage=stage)
+    one, other = as_selection(before, "BEFORE"), as_selection(after, "AFTER")
     with open_store(journal, archive, verify=verify) as store:
-        found = _plain(store.compare(one, other, "runs" if runs else "stages", chosen))
-    give(
-        found,
-        lambda width: draw_comparisons(found, width=width),
+        found = _as_rows(store.compare(one, other, over, filter))
+        unknown = describe_empty(store, filter, "") if not found else ""
+    empty_sides = [
+        selection
+        for side, selection in (("before", before), ("after", after))
+        if not any(row[side]["rows"] for row in found)
+    ]
+    if as_json or as_csv or no_formulas or not empty_sides:
+        print_rows(
+            found,
+            lambda width: draw_comparisons(found, width=width),
+            as_json=as_json,
+            as_csv=as_csv,
+            no_formulas=no_formulas,
+            empty=unknown or _EMPTY,
+        )
+    elif unknown:
+        print_text(unknown, err=True)
+    if not unknown:
+        for selection in empty_sides:
+            print_text(f"{selection} selects no {over}", err=True)
+
+
+def totals(
+    stages: Annotated[bool, typer.Option("--stages", help="Count stages as well as runs.")] = False,
+    pipeline: PipelineOption = None,
+    stage: StageOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    journal: JournalOption = None,
+    archive: ArchiveOption = None,
+    verify: VerifyOption = False,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
+) -> None:
+    """Count runs by outcome exactly, even if events were sampled or dropped.
+
+    The command counts full hours: `--since` is rounded down to the hour.
+
+    - `stageflow totals --since 1d`
+
+    - `stageflow totals --stages --pipeline ask --json`
+    """
+    filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
+    with open_store(journal, archive, verify=verify) as store:
+        found = store.totals(since=filter.since, until=filter.until, pipeline=pipeline, stage=stage)
+        rows = [msgspec.to_builtins(total) for total in found if stages or stage or total.stage is None]
+        empty = describe_empty(store, filter, _EMPTY) if not rows else ""
+    print_rows(
+        rows,
+        lambda width: draw_totals(rows, width=width),
         as_json=as_json,
         as_csv=as_csv,
         no_formulas=no_formulas,
-        nothing=_NOTHING,
+        empty=empty,
+    )
+
+
+def volume(
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of fields and days.")] = 15,
+    journal: JournalOption = None,
+    archive: ArchiveOption = None,
+    verify: VerifyOption = False,
+    as_json: Annotated[bool, json_option("Print one JSON object with every field.")] = False,
+) -> None:
+    """Show the number and size of archived events by day, by type and by field.
+
+    Sizes are compressed bytes on disk. `happened` is the number of wide events before sampling.
+
+    - `stageflow volume`
+
+    - `stageflow volume --json | jq '.fields[:5]'`
+    """
+    with open_store(journal, archive, verify=verify) as store:
+        found = store.volume()
+    if as_json:
+        print_json(msgspec.json.encode(found))
+        return
+    terminal = open_terminal()
+    print_page(terminal, draw_volume(msgspec.to_builtins(found), width=width_of(terminal), limit=limit))
+
+
+def sampling(
+    sampler: SamplerOption,
+    pipeline: PipelineOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    journal: JournalOption = None,
+    archive: ArchiveOption = None,
+    verify: VerifyOption = False,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+    no_formulas: NoFormulasOption = False,
+) -> None:
+    """Show which of the stored runs a sampler would keep, and why, without changing anything.
+
+    `stageflow compact --sampler` applies the sampler to runs that are archived from then on.
+
+    - `stageflow sampling sampling.toml --since 1d`
+    """
+    filter = as_filter(pipeline=pipeline, since=since, until=until)
+    with open_store(journal, archive, verify=verify) as store:
+        found = [msgspec.to_builtins(each) for each in store.dry_run(sampler, filter)]
+        empty = describe_empty(store, filter, "No matching runs.") if not found else ""
+    print_rows(
+        found,
+        lambda width: draw_sampled(found, width=width),
+        as_json=as_json,
+        as_csv=as_csv,
+        no_formulas=no_formulas,
+        empty=empty,
     )

@@ -1,4 +1,4 @@
-"""`stageflow tail`: the newest events, and those to come."""
+"""The command `tail`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from ..errors import DamagedFileError
-from ..journal import Entry, Journal, JournalReader, newest_entries
+from ..journal import Entry, Journal, JournalReader, RunFilter, newest_entries
 from ..render import OUTCOMES, STATUSES, EventLines
 from ..store import has_archive
 from ._options import (
@@ -20,13 +20,14 @@ from ._options import (
     IdOption,
     JournalOption,
     PipelineOption,
+    describe_empty,
     find_journal,
     hint_with_journal,
     json_option,
     stage_option,
     status_option,
 )
-from ._output import open_terminal, print_json, print_text, room
+from ._output import open_terminal, print_json, print_text, width_of
 
 __all__ = ["tail"]
 
@@ -35,43 +36,43 @@ _STATUSES = [status for status in STATUSES if status != "OPEN"]
 
 _OUTCOMES = [outcome for outcome in OUTCOMES if outcome not in ("open", "closed")]
 
-_AT_ONCE = 1000
+_BATCH = 1000
 
-_LOOK_SECONDS = 1.0
-"""How often a tail that follows looks whether anybody still reads what it writes."""
+_POLL_SECONDS = 1.0
+"""How often `tail -f` checks whether the reader of its output is still there."""
 
 
 def tail(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with events as they come.")] = False,
-    lines: Annotated[int, typer.Option("-n", min=0, metavar="N", help="How many that are there.")] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new events until Ctrl-C.")
+    ] = False,
+    lines: Annotated[int, typer.Option("-n", min=0, metavar="N", help="Number of past events to show.")] = 10,
     journal: JournalOption = None,
     type: Annotated[
         str | None,
         typer.Option(
             metavar="TYPE",
             show_default=False,
-            help="Only of this type: stage.wide, pipeline.wide, or your own.",
+            help="Only this type: stage.wide, pipeline.wide or a custom one.",
         ),
     ] = None,
     status: Annotated[
         str | None,
-        status_option(*_STATUSES, *_OUTCOMES, says="Only with this status, or of runs with this outcome."),
+        status_option(*_STATUSES, *_OUTCOMES, description="Only this status, or runs with this outcome."),
     ] = None,
     pipeline: PipelineOption = None,
     stage: Annotated[
         str | None,
         stage_option(
-            *_STATUSES, says="Only of this stage; with a status, only its events that say so: search:RETRY."
+            *_STATUSES, description="Only this stage; search:RETRY selects its events with this status."
         ),
     ] = None,
     any_id: IdOption = None,
-    as_json: Annotated[
-        bool, json_option("Each event as the journal has it: an object with type and data.")
-    ] = False,
+    as_json: Annotated[bool, json_option("Print one JSON object per event, with type and data.")] = False,
 ) -> None:
-    """Show the newest events, a line each, and with -f those to come until Ctrl-C.
+    """Show the newest events, one per line; with -f, continue with new events until Ctrl-C.
 
-    Times are in UTC: when a stage or run ended, when an event of its own was emitted.
+    Times are in UTC: the end of a stage or run, or the emission of a custom event.
 
     - `stageflow tail -f --status FAIL`
 
@@ -79,25 +80,31 @@ def tail(
 
     - `stageflow tail -f -n 0 --json | jq -r '.data.error // empty'`
     """
-    where = EventFilter(type=type, status=status, pipeline=pipeline, stage=stage, id=any_id)
-    looked_into = find_journal(journal)
-    with contextlib.suppress(OSError):  # who may only read sees the journal as it stands
-        looked_into.recover()
-    # Made first: what comes while the newest are looked for is seen by both, and lost by none.
-    reader = looked_into.reader(at_end=True) if follow else None
+    filter = EventFilter(type=type, status=status, pipeline=pipeline, stage=stage, id=any_id)
+    source = find_journal(journal)
+    with contextlib.suppress(OSError):  # without write access, the journal is shown as it is
+        source.recover()
+    # Created first: events that arrive during the search for the newest ones are found twice, not lost.
+    reader = source.reader(at_end=True) if follow else None
     newest = newest_entries(
-        looked_into.path, lines, lambda entry: where.takes(entry.type, _data(entry)), where.may_take
+        source.path, lines, lambda entry: filter.matches(entry.type, _data(entry)), filter.may_match
     )
-    write = _print_entries if as_json else _in_lines()
+    write = _print_entries if as_json else _line_printer()
     write(newest)
+    if lines and not newest and (empty := _describe_unknown(source, pipeline, stage)):
+        print_text(empty, err=True)
     if len(newest) < lines:
-        _report_removed(looked_into)
+        _report_removed(source)
     if reader is not None:
-        _follow(reader, where, write, {entry.json for entry in newest})
+        _follow(reader, filter, write, {entry.json for entry in newest})
+
+
+def _describe_unknown(journal: Journal, pipeline: str | None, stage: str | None) -> str:
+    return describe_empty(journal, RunFilter(pipeline=pipeline, stage=stage), "")
 
 
 def _report_removed(journal: Journal) -> None:
-    """Report the events that precede those of the journal: `tail` reads the journal only."""
+    """Report older events that are not in the journal, because `tail` reads only the journal."""
     with journal.reader() as reader:
         removed = reader.removed_events
     if not removed:
@@ -116,14 +123,14 @@ def _report_removed(journal: Journal) -> None:
 
 
 def _follow(
-    reader: JournalReader, where: EventFilter, write: Callable[[Iterable[Entry]], None], shown: set[bytes]
+    reader: JournalReader, filter: EventFilter, write: Callable[[Iterable[Entry]], None], shown: set[bytes]
 ) -> None:
-    while not _nobody_reads():
-        found = reader.read(_AT_ONCE, timeout=_LOOK_SECONDS)
-        fitting = (entry for entry in found if where.takes(entry.type, _data(entry)))
-        write(entry for entry in fitting if entry.json not in shown)
-        if len(found) < _AT_ONCE:
-            shown = set()  # whatever comes now was not there yet
+    while not _output_is_closed():
+        found = reader.read(_BATCH, timeout=_POLL_SECONDS)
+        matching = (entry for entry in found if filter.matches(entry.type, _data(entry)))
+        write(entry for entry in matching if entry.json not in shown)
+        if len(found) < _BATCH:
+            shown = set()  # all later events are new
 
 
 def _print_entries(entries: Iterable[Entry]) -> None:
@@ -131,9 +138,9 @@ def _print_entries(entries: Iterable[Entry]) -> None:
         print_json(b'{"type":%b,"data":%b}' % (msgspec.json.encode(entry.type), entry.json))
 
 
-def _in_lines() -> Callable[[Iterable[Entry]], None]:
+def _line_printer() -> Callable[[Iterable[Entry]], None]:
     terminal = open_terminal()
-    lines = EventLines(room(terminal))
+    lines = EventLines(width_of(terminal))
 
     def write(entries: Iterable[Entry]) -> None:
         for line in lines.draw((entry.type, _data(entry)) for entry in entries):
@@ -146,16 +153,16 @@ def _in_lines() -> Callable[[Iterable[Entry]], None]:
 def _data(entry: Entry) -> dict[str, Any]:
     try:
         return entry.data() or {}
-    except msgspec.DecodeError:  # an application may hand a sink whatever it likes
+    except msgspec.DecodeError:  # an application can pass anything to a sink
         return {}
 
 
-def _nobody_reads() -> bool:
-    """Tell whether the other end of the pipe was closed: with nothing to write, nothing else says so."""
+def _output_is_closed() -> bool:
+    """Return whether the reader of the pipe has closed it; a write would raise, but there is none to do."""
     try:
         poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups are told without being asked for
-        # macOS says of some terminals that it cannot poll them: that is no hang-up.
+        poll.register(sys.stdout.fileno(), 0)  # POLLERR and POLLHUP are always reported
+        # macOS reports that it cannot poll certain terminals: that does not mean that they are closed.
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     except (OSError, ValueError):
         return False

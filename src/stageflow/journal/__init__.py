@@ -5,7 +5,17 @@ from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
 # For other packages of stageflow.
 from ._cursor import CursorFile as CursorFile, load_cursor as load_cursor, store_cursor as store_cursor
 from ._format import REQUIRED as REQUIRED, is_well_formed as is_well_formed
-from ._journal import Journal, RunFilter, RunStory, amend as amend
+from ._journal import (
+    OTHER_IDS as OTHER_IDS,
+    Journal,
+    Names,
+    RunFilter,
+    RunStory,
+    amend as amend,
+    find_run as find_run,
+    no_run as no_run,
+    several_runs as several_runs,
+)
 from ._reader import Entry, JournalReader, newest_entries as newest_entries
 from ._recovery import writer_is_closed as writer_is_closed
 from ._repair import Moved, Repaired
@@ -30,6 +40,7 @@ __all__ = [
     "JournalSink",
     "JournalState",
     "Moved",
+    "Names",
     "Repaired",
     "RunFilter",
     "RunStory",

@@ -6,7 +6,7 @@ import contextlib
 import heapq
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from .._files import absolute_path
 from .._state_file import StateFile, decode_stored, decoder
 from .._time import epoch_us, get_clock, rfc3339
 from .._value import ValueType
-from ..errors import JournalNotFoundError, RunNotFoundError
+from ..errors import JournalNotFoundError, RunNotFoundError, did_you_mean
 from ..schema import CorrelationIds, PipelineWide, RunOpen
 from ._check import JournalState, Progress, check
 from ._format import (
@@ -58,15 +58,20 @@ from ._segments import (
 )
 
 __all__ = [
+    "OTHER_IDS",
     "CollectedRun",
     "Journal",
+    "Names",
     "RunFilter",
     "RunHeader",
     "RunStory",
     "amend",
     "collect_line",
     "decode_run_header",
+    "find_run",
     "json_content",
+    "no_run",
+    "several_runs",
 ]
 
 
@@ -78,6 +83,10 @@ _MAX_CANDIDATES = 100
 """Maximum number of runs that are collected for an ambiguous id prefix."""
 
 
+OTHER_IDS = ("request", "session", "user", "org")
+"""The kinds of ids in addition to run ids: fields of `RunFilter`, and with the suffix `_id` of records."""
+
+
 class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     """Selects runs. A run must satisfy all fields that are not None.
 
@@ -86,26 +95,36 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         pipeline: Name of the pipeline.
         stage: Name of a stage, optionally with its status ("search:FAIL").
         id: One of the five correlation ids, or a prefix of the run id.
+        id_prefix: A prefix of one of the five correlation ids.
+        request: The `request_id`.
+        session: The `session_id`.
+        user: The `user_id`.
+        org: The `org_id`.
         slower_than: Minimum duration of the run, in seconds (exclusive).
         since: RFC 3339 time; selects runs that started at this time or later.
         until: RFC 3339 time; selects runs that started earlier.
         roots: If True, select only root runs, which were not started inside a stage of another run.
 
     Raises:
-        ValueError: A time is invalid, or a name or id is empty.
+        ValueError: A time is invalid, `until` is not later than `since`, or a name or id is empty.
     """
 
     status: str | None = None
     pipeline: str | None = None
     stage: str | None = None
     id: str | None = None
+    id_prefix: str | None = None
+    request: str | None = None
+    session: str | None = None
+    user: str | None = None
+    org: str | None = None
     slower_than: float | None = None
     since: str | None = None
     until: str | None = None
     roots: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("status", "pipeline", "stage", "id"):
+        for name in ("status", "pipeline", "stage", "id", "id_prefix", *OTHER_IDS):
             # An empty string is usually an unset variable. It must not select all runs.
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
@@ -119,11 +138,16 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
                     raise ValueError(
                         f"RunFilter: {name} must be an RFC 3339 time ('2026-11-23T16:00:00Z'), got {time!r}"
                     ) from None
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise ValueError(
+                f"RunFilter: until must be later than since, got {self.until!r} and {self.since!r}"
+            )
 
     def required_bytes(self) -> list[bytes]:
         """Return byte strings that the line of every selected run contains, to skip other lines undecoded."""
         stage = self.stage.partition(":")[0] if self.stage else None
-        return [json_content(text) for text in (self.pipeline, self.id, stage) if text]
+        ids = (self.id, self.id_prefix, self.request, self.session, self.user, self.org)
+        return [json_content(text) for text in (self.pipeline, *ids, stage) if text]
 
     def matches(self, run: RunHeader) -> bool:
         """Return whether the filter selects a run."""
@@ -134,6 +158,11 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             and (self.since is None or run.started_at >= self.since)
             and (self.until is None or run.started_at < self.until)
             and (self.id is None or run.matches_id(self.id))
+            and (self.id_prefix is None or run.matches_id_prefix(self.id_prefix))
+            and all(
+                (value := getattr(self, name)) is None or value == getattr(run.correlation_ids, f"{name}_id")
+                for name in OTHER_IDS
+            )
             and (self.stage is None or run.matches_stage(self.stage))
             and (not self.roots or run.parent_run_id is None)
         )
@@ -166,6 +195,13 @@ class RunHeader(Struct, frozen=True):
             ids.org_id,
         )
 
+    def matches_id_prefix(self, prefix: str) -> bool:
+        ids = self.correlation_ids
+        return any(
+            known is not None and known.startswith(prefix)
+            for known in (self.event_id, ids.request_id, ids.session_id, ids.user_id, ids.org_id)
+        )
+
     def matches_stage(self, wanted: str) -> bool:
         name, _, status = wanted.partition(":")
         return any(
@@ -193,6 +229,34 @@ def decode_run_header(text: bytes, cutoff: str) -> RunHeader | None:
 def json_content(text: str) -> bytes:
     """Return text as JSON without the quotes, as a line contains it."""
     return msgspec.json.encode(text)[1:-1]
+
+
+class Names(Struct, frozen=True):
+    """The names of pipelines and stages that occur in records.
+
+    Attributes:
+        pipelines: Names of pipelines, including the topologies of stages.
+        stages: Names of stages.
+    """
+
+    pipelines: frozenset[str]
+    stages: frozenset[str]
+
+    def unknown(self, filter: RunFilter) -> str | None:
+        """Return which pipeline or stage of a filter does not occur, with the closest name; None if all do.
+
+        Example:
+            >>> Names(frozenset({"chat"}), frozenset({"search"})).unknown(RunFilter(pipeline="chatt"))
+            "no pipeline 'chatt'; did you mean 'chat'?"
+        """
+        stage = filter.stage.partition(":")[0] if filter.stage else None
+        for kind, name, known in (
+            ("pipeline", filter.pipeline, self.pipelines),
+            ("stage", stage, self.stages),
+        ):
+            if name is not None and name not in known:
+                return f"no {kind} {name!r}{did_you_mean(name, known)}"
+        return None
 
 
 class RunStory(Struct, frozen=True):
@@ -452,6 +516,26 @@ class Journal:
         found = self._in_progress(list_writers(self.path).values())
         return [run for run in found if filter.matches(msgspec.convert(run, RunHeader))]
 
+    def names(self) -> Names:
+        """Return the names of all pipelines and stages of the runs in the journal; reads the whole journal.
+
+        Raises:
+            OSError: The journal cannot be read.
+        """
+        pipelines, stages = set[str](), set[str]()
+        writers = list_writers(self.path)
+        for segments in writers.values():
+            for segment in segments:
+                for text in readable(find_lines(segment, PIPELINE_WIDE)):
+                    if (run := decode_run_header(text, "")) is not None:
+                        pipelines.add(run.pipeline_name)
+                        stages.update(summary.stage_name for summary in run.stage_summaries)
+        for data in self._in_progress(writers.values()):
+            run = msgspec.convert(data, RunHeader)
+            pipelines.add(run.pipeline_name)
+            stages.update(summary.stage_name for summary in run.stage_summaries)
+        return Names(frozenset(pipelines), frozenset(stages))
+
     def _in_progress(self, writers: Iterable[list[Segment]]) -> Iterator[dict[str, Any]]:
         now_us = get_clock().wall_ns() // 1000
         for segments in writers:
@@ -466,7 +550,8 @@ class Journal:
         """Return the complete record of one run.
 
         Args:
-            run_id: The `pipeline_run_id`, a unique prefix of it, or "last" for the newest run.
+            run_id: The `pipeline_run_id`; a request, session, user or org id that belongs to one root run; a
+                unique prefix of one of these; or "last" for the newest run.
 
         Raises:
             RunNotFoundError: No run, or more than one run, has this id or prefix.
@@ -488,7 +573,12 @@ class Journal:
             found = self._collect(run_id, "")
         if run_id in found:
             found = {run_id: found[run_id]}
-        if len(found) != 1:
+        if not found:
+            known_id = find_run(self.runs, run_id, f"journal {self.path!r}")
+            if known_id in (None, run_id):  # the id of the run is damaged in one of its lines
+                raise self._not_found(run_id, [])
+            return self.run(known_id)
+        if len(found) > 1:
             raise self._not_found(run_id, sorted(found))
         ((known, run),) = found.items()
         if run.pipeline_wide is None and run.opened is not None and run.closed is None:
@@ -558,17 +648,50 @@ class Journal:
         return None
 
     def _not_found(self, run_id: str, found: list[str]) -> RunNotFoundError:
-        if not found:
-            return RunNotFoundError(
-                f"journal {self.path!r} contains no run {run_id!r}",
-                hint="`stageflow runs` lists the runs; `stageflow runs --id` finds runs by their other ids",
-            )
-        many = f"more than {_MAX_CANDIDATES}" if len(found) > _MAX_CANDIDATES else len(found)
-        examples = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        return RunNotFoundError(
-            f"journal {self.path!r} contains {many} runs whose id starts with {run_id!r}: {examples}",
-            hint="use a longer prefix",
-        )
+        where = f"journal {self.path!r}"
+        return several_runs(where, run_id, found) if found else no_run(where, run_id)
+
+
+def find_run(runs: Callable[..., list[dict[str, Any]]], wanted: str, where: str) -> str | None:
+    """Return the id of the run that has an id of any kind, or a prefix of it; None if there is no such run.
+
+    Runs that were started inside another one inherit its ids, so root runs take precedence.
+
+    Args:
+        runs: `Journal.runs` or `EventStore.runs`.
+        wanted: The id or the prefix.
+        where: A description of the journal or archive for errors.
+
+    Raises:
+        RunNotFoundError: There are several.
+    """
+    for filter in (
+        RunFilter(id=wanted, roots=True),
+        RunFilter(id=wanted),
+        RunFilter(id_prefix=wanted, roots=True),
+        RunFilter(id_prefix=wanted),
+    ):
+        found = [str(run["event_id"]) for run in runs(filter, limit=_MAX_CANDIDATES + 1)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise several_runs(where, wanted, found)
+    return None
+
+
+def no_run(where: str, wanted: str) -> RunNotFoundError:
+    """Return the error about an id that no run has."""
+    return RunNotFoundError(f"{where} contains no run {wanted!r}", hint="`stageflow runs` lists the runs")
+
+
+def several_runs(where: str, wanted: str, found: Sequence[str]) -> RunNotFoundError:
+    """Return the error about an id or a prefix that several runs share."""
+    many = f"more than {_MAX_CANDIDATES}" if len(found) > _MAX_CANDIDATES else len(found)
+    listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    return RunNotFoundError(
+        f"{where} contains {many} runs that match {wanted!r}: {listed}",
+        hint="use a longer prefix, or the id of one run",
+    )
 
 
 def _newest_first(writers: Writers) -> list[Segment]:

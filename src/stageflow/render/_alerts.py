@@ -1,4 +1,4 @@
-"""What an evaluation of alerts did, and what rules there are, as tables."""
+"""Renders the results of an evaluation of alerts, and the status of rules."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _STATES = {"firing": f"bold {BAD}", "pending": "yellow", "inactive": "green"}
 
 
 def draw_alert_run(run: Record) -> RenderableType:
-    """Return the state of each rule, what was sent, and how receivers fare.
+    """Return the status of each rule, the sent notices, and the counters of receivers.
 
     Args:
-        run: An `AlertRun`, as plain values.
+        run: An `AlertRun` as plain values.
 
     Example:
         Console().print(draw_alert_run(msgspec.to_builtins(run_alerts(store, rules))))
     """
     if run["busy"]:
-        return Text("Another evaluator is at work; nothing was done.")
+        return Text("Another process is evaluating the rules; this evaluation was skipped.")
     sections: list[Sequence[RenderableType]] = [
         [Text(f"evaluated {_second(run['at'])}", style=QUIET)],
         [_rules(run["findings"])],
@@ -43,14 +43,14 @@ def draw_alert_run(run: Record) -> RenderableType:
     return _spaced(sections)
 
 
-def draw_alert_list(standing: Record) -> RenderableType:
-    """Return rules with what is known of them, silences and receivers.
+def draw_alert_list(status: Record) -> RenderableType:
+    """Return the rules with their status, silences and receivers.
 
     Args:
-        standing: A `Standing`, as plain values.
+        status: An `AlertStatus` as plain values.
     """
-    rules, silences = standing["rules"], standing["silences"]
-    table = _table("rule", ("kind", "severity", "state", "since", "figure"))
+    rules, silences = status["rules"], status["silences"]
+    table = _table("rule", ("kind", "severity", "state", "since", "value"))
     for rule in rules:
         table.add_row(
             on_one_line(rule["rule"]),
@@ -58,23 +58,25 @@ def draw_alert_list(standing: Record) -> RenderableType:
             rule["severity"],
             _status(rule["status"]),
             _second(rule["began"]),
-            _figure(rule),
+            _value(rule),
         )
-    quiet = _table("silenced", ("until", "reason"))
+    silenced = _table("silenced", ("until", "reason"))
     for silence in silences:
-        quiet.add_row(on_one_line(silence["rule"]), _second(silence["until"]), on_one_line(silence["reason"]))
+        silenced.add_row(
+            on_one_line(silence["rule"]), _second(silence["until"]), on_one_line(silence["reason"])
+        )
     return _spaced(
         [
             [table],
             _errors(rules),
-            [quiet] if silences else [],
-            [_receivers(standing["receivers"], standing["waiting"])] if standing["receivers"] else [],
+            [silenced] if silences else [],
+            [_receivers(status["receivers"], status["waiting"])] if status["receivers"] else [],
         ]
     )
 
 
 def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:
-    """Return whether each receiver took a sample.
+    """Return whether each receiver accepted the sample.
 
     Args:
         tests: `receiver`, `kind` and `error` of each.
@@ -82,46 +84,46 @@ def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:
     table = _table("receiver", ("kind", "sample"))
     for test in tests:
         error = test["error"]
-        told = Text("sent", style="green") if error is None else Text("failed", style=BAD)
-        table.add_row(on_one_line(test["receiver"]), test["kind"], told)
+        result = Text("sent", style="green") if error is None else Text("failed", style=BAD)
+        table.add_row(on_one_line(test["receiver"]), test["kind"], result)
     failed = [(test["receiver"], test["error"]) for test in tests if test["error"] is not None]
     return _spaced([[table], _each_once(failed)])
 
 
 def _rules(findings: Iterable[Record]) -> Table:
-    table = _table("rule", ("state", "since", "figure", "of"))
+    table = _table("rule", ("state", "since", "value", "of"))
     for finding in findings:
         table.add_row(
             on_one_line(finding["rule"]),
             _status(finding["status"]),
             _second(finding["began"]),
-            _figure(finding),
+            _value(finding),
             on_one_line(finding["events"]),
         )
     return table
 
 
-def _figure(rule: Record) -> Text:
+def _value(rule: Record) -> Text:
     if rule["error"] is not None:
         return Text("error, see below", style=BAD)
-    figure = Text(on_one_line(rule["says"]))
+    value = Text(on_one_line(rule["summary"]))
     if silence := rule.get("silenced"):
-        figure.append(f" (silenced until {_second(silence['until'])})", style=QUIET)
-    return figure
+        value.append(f" (silenced until {_second(silence['until'])})", style=QUIET)
+    return value
 
 
 def _receivers(receivers: Record, waiting: Sequence[Record]) -> RenderableType:
-    figures_of = ("sent", "attempts", "failures", "in_doubt", "given_up")
-    headings = (*(key.replace("_", " ") for key in figures_of), "waiting")
+    counters = ("sent", "attempts", "failures", "in_doubt", "given_up")
+    headings = (*(key.replace("_", " ") for key in counters), "waiting")
     table = _table("receiver", headings)
     for column in table.columns[1:7]:
         column.justify = "right"
     for name, state in receivers.items():
-        mine = [delivery for delivery in waiting if delivery["receiver"] == name]
-        figures = [state[key] for key in figures_of]
+        pending = [delivery for delivery in waiting if delivery["receiver"] == name]
+        numbers = [state[key] for key in counters]
         table.add_row(
             on_one_line(name),
-            *(count(figure) or "0" for figure in (*figures, len(mine))),
+            *(count(number) or "0" for number in (*numbers, len(pending))),
         )
     errors = [
         Paragraph(Text(f"last error of {on_one_line(name)}: {visible(state['last_error'])}", style=BAD))
@@ -132,20 +134,20 @@ def _receivers(receivers: Record, waiting: Sequence[Record]) -> RenderableType:
 
 
 def _sent(sent: Record) -> RenderableType:
-    told = f"{_title(sent['notice'])} -> {on_one_line(sent['receiver'])}"
+    text = f"{_title(sent['notice'])} -> {on_one_line(sent['receiver'])}"
     if sent["error"] is None:
-        return Paragraph(Text(f"sent    {told}"))
+        return Paragraph(Text(f"sent    {text}"))
     why = f" (attempt {sent['attempt']}: {on_one_line(sent['error'])})"
-    return Paragraph(Text(f"failed  {told}{why}", style=BAD))
+    return Paragraph(Text(f"failed  {text}{why}", style=BAD))
 
 
 def _errors(rules: Iterable[Record]) -> list[RenderableType]:
-    """Return why rules could not be evaluated: their tables have no room for it."""
+    """Return the errors of rules, which do not fit into the tables."""
     return _each_once((rule["rule"], rule["error"]) for rule in rules if rule["error"] is not None)
 
 
 def _each_once(errors: Iterable[tuple[str, str]]) -> list[RenderableType]:
-    """Return each error once, with the names of all that have it."""
+    """Return each distinct error once, with the names of all rules or receivers that have it."""
     names: dict[str, list[str]] = {}
     for name, error in errors:
         names.setdefault(error, []).append(on_one_line(name))
@@ -166,15 +168,15 @@ def _spaced(sections: Iterable[Sequence[RenderableType]]) -> RenderableType:
 
 def _title(notice: Record) -> str:
     word = "STILL FIRING" if notice["kind"] == "repeated" else notice["kind"].upper()
-    return on_one_line(f"[{word}] {notice['rule']}: {notice['says']}")
+    return on_one_line(f"[{word}] {notice['rule']}: {notice['summary']}")
 
 
 def _status(status: str) -> Text:
     return Text(status, style=_STATES.get(status, ""))
 
 
-def _second(moment: str | None) -> str:
-    return "" if moment is None else f"{moment[:19].replace('T', ' ')}Z"
+def _second(time: str | None) -> str:
+    return "" if time is None else f"{time[:19].replace('T', ' ')}Z"
 
 
 def _table(first: str, headings: Iterable[str]) -> Table:

@@ -52,13 +52,13 @@ def sparkline(values: Sequence[float | None], *, ascii_only: bool = False) -> st
 Record = dict[str, Any]
 
 
-def draw_volume(held: Record, *, width: int | None, most: int) -> RenderableType:
+def draw_volume(held: Record, *, width: int | None, limit: int) -> RenderableType:
     """Return what an archive holds by day, by type and by field.
 
     Args:
         held: A `Volume` as plain values.
         width: How many columns the terminal has; None for any number.
-        most: How many days, types and fields at most.
+        limit: Maximum number of days, types and fields.
     """
     events = held["events"]
     each = f", {held['bytes'] / events:.1f} B each" if events else ""
@@ -69,9 +69,9 @@ def draw_volume(held: Record, *, width: int | None, most: int) -> RenderableType
     parts: list[RenderableType] = [*lines]
     for name, rows in (("day", held["days"]), ("type", held["types"]), ("field", held["fields"])):
         if rows:
-            parts += ["", _shares(name, rows[:most], held["bytes"], events, width)]
-        if len(rows) > most:
-            parts.append(Text(f"... and {len(rows) - most} more"))
+            parts += ["", _shares(name, rows[:limit], held["bytes"], events, width)]
+        if len(rows) > limit:
+            parts.append(Text(f"... and {len(rows) - limit} more"))
     return Group(*parts)
 
 
@@ -126,22 +126,25 @@ _SURE = 0.05
 """A q-value below this is worth a colour."""
 
 
-def draw_stats(stats: Sequence[Record], *, width: int | None, ascii_only: bool = False) -> RenderableType:
-    """Return a line for each stage, or pipeline; with sparklines where there are stretches of time.
+def draw_stats(
+    stats: Sequence[Record], *, width: int | None, by: str | None = None, ascii_only: bool = False
+) -> RenderableType:
+    """Return one line per stage or pipeline; sparklines if there are time buckets.
 
     Args:
         stats: `Stat`s as plain values.
-        width: How many columns the terminal has; None for any number.
-        ascii_only: For terminals that have no blocks.
+        width: Width of the terminal in columns; None for no limit.
+        by: Name of the field whose values are in `group`; default None.
+        ascii_only: For terminals without block characters.
     """
-    by_name: dict[tuple[Any, Any], list[Record]] = {}
+    by_name: dict[tuple[Any, Any, Any], list[Record]] = {}
     for stat in stats:
-        by_name.setdefault((stat["pipeline"], stat["stage"]), []).append(stat)
+        by_name.setdefault((stat["pipeline"], stat["stage"], stat.get("group")), []).append(stat)
     moments = sorted({stat["since"] for stat in stats if stat["since"] is not None})
     if moments:
-        return _draw_trends(by_name, moments, width, ascii_only)
+        return _draw_trends(by_name, moments, width, by, ascii_only)
     rows = [only for (only,) in by_name.values()]
-    columns = _names(rows) | {
+    columns = _names(rows, by) | {
         "count": _estimates("count", rows, "count", "count_interval", count),
         "fail": _estimates("fail %", rows, "failure_rate", "failure_rate_interval", _percent),
     }
@@ -152,11 +155,15 @@ def draw_stats(stats: Sequence[Record], *, width: int | None, ascii_only: bool =
         interval = "p95_interval" if rank == "p95" else None
         columns[rank] = _estimates(f"{rank} ms", rows, f"{rank}_ms", interval, milliseconds)
     spare = ("p90", "skipped", "cancelled", "retried", "pipeline", "p99", "p50")
-    return draw_columns(columns, width=width, spare=spare, flexible=("pipeline", "stage"))
+    return draw_columns(columns, width=width, spare=spare, flexible=("pipeline", "stage", "group"))
 
 
 def _draw_trends(
-    by_name: dict[tuple[Any, Any], list[Record]], moments: Sequence[Any], width: int | None, ascii_only: bool
+    by_name: dict[tuple[Any, Any, Any], list[Record]],
+    moments: Sequence[Any],
+    width: int | None,
+    by: str | None,
+    ascii_only: bool,
 ) -> RenderableType:
     named = [stats[0] for stats in by_name.values()]
     lines: dict[str, list[str]] = {"count": [], "fail": [], "p95": []}
@@ -171,7 +178,7 @@ def _draw_trends(
         lines["fail"].append(trend("failure_rate"))
         lines["p95"].append(trend("p95_ms"))
     last = [stats[-1] for stats in by_name.values()]
-    columns = _names(named)
+    columns = _names(named, by)
     for name, told, now in (
         ("count", "count", [count(stat["count"]) for stat in last]),
         ("fail", "fail %", [_percent(stat["failure_rate"]) for stat in last]),
@@ -179,7 +186,9 @@ def _draw_trends(
     ):
         columns[f"{name} trend"] = Column(told, [Text(line) for line in lines[name]])
         columns[name] = Column("last", [Text(each) for each in now], right=True)
-    return draw_columns(columns, width=width, spare=("pipeline", "count"), flexible=("pipeline", "stage"))
+    return draw_columns(
+        columns, width=width, spare=("pipeline", "count"), flexible=("pipeline", "stage", "group")
+    )
 
 
 def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableType:
@@ -322,7 +331,7 @@ def _cell(value: Any) -> Text:
     return Text(shown(value) if not isinstance(value, int) or isinstance(value, bool) else f"{value}")
 
 
-def _names(rows: Sequence[Record]) -> dict[str, Column]:
+def _names(rows: Sequence[Record], by: str | None = None) -> dict[str, Column]:
     columns = {}
     staged = any(row["stage"] is not None for row in rows)
     # Where all stages are of one pipeline its name says nothing.
@@ -330,6 +339,9 @@ def _names(rows: Sequence[Record]) -> dict[str, Column]:
         columns["pipeline"] = Column("pipeline", [Text(on_one_line(row["pipeline"])) for row in rows])
     if staged:
         columns["stage"] = Column("stage", [Text(on_one_line(row["stage"] or "")) for row in rows])
+    if by is not None:
+        cells = ["-" if row["group"] is None else on_one_line(row["group"]) for row in rows]
+        columns["group"] = Column(on_one_line(by), list(map(Text, cells)))
     return columns
 
 

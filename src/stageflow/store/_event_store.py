@@ -20,7 +20,7 @@ from ..errors import (
     RunNotFoundError,
     SettingsError,
 )
-from ..journal import Journal, RunFilter, RunStory, read_failures
+from ..journal import Journal, Names, RunFilter, RunStory, find_run, read_failures
 from ._address import absolute_address, default_address, read_address, same_address
 from ._archive import Archive
 from ._columns import FAILURE, text
@@ -266,7 +266,11 @@ class EventStore:
         query = f"""select 'pipeline.wide' as type, * from runs where {condition_}
             order by started_at desc, event_id desc {f"limit {limit}" if limit is not None else ""}"""
         ended = self._queries.ask(
-            lambda cursor: _data(cursor.execute(query)), query, predicates=[where], scope=_scope(filter)
+            lambda cursor: _data(cursor.execute(query)),
+            query,
+            predicates=[where],
+            over=["runs"],
+            scope=_scope(filter),
         )
         in_progress = []
         if self.path is not None and where is None:
@@ -282,13 +286,15 @@ class EventStore:
         """Return everything that is known about one run.
 
         Args:
-            run_id: Its `pipeline_run_id`, or a prefix that no other run shares; "last" for the newest run.
+            run_id: Its `pipeline_run_id`; a request, session, user or org id that belongs to one root run;
+                a prefix of one of these that no other run shares; or "last" for the newest run.
 
         Raises:
             RunNotFoundError: No run, or more than one, has this id.
         """
         if run_id != "last":
-            return tell_story(self._queries, self.path, run_id)
+            where = f"journal {self.path!r}" if self.path is not None else f"archive {self.archive.address}"
+            return tell_story(self._queries, self.path, run_id, lambda: find_run(self.runs, run_id, where))
         error = RunNotFoundError("there are no runs yet")
         for run in self.runs(limit=20):
             try:
@@ -296,6 +302,22 @@ class EventStore:
             except RunNotFoundError as not_found:  # its id is damaged in one of its events
                 error = not_found
         raise error
+
+    def names(self) -> Names:
+        """Return the names of all pipelines and stages, also of those whose events were dropped."""
+        query = """select distinct pipeline_name, null from runs
+            union select distinct topology, stage_name from stages
+            union select distinct coalesce(pipeline_name, topology), stage_name from counts"""
+        found = self._queries.ask(
+            lambda cursor: cursor.execute(query).fetchall(), "names", scope=Scope(counts=True)
+        )
+        pipelines = {pipeline for pipeline, _ in found if pipeline is not None}
+        stages = {stage for _, stage in found if stage is not None}
+        if self.path is not None:
+            in_progress = Journal(self.path).in_progress()
+            pipelines |= {str(run.get("pipeline_name")) for run in in_progress}
+            stages |= {stage["stage_name"] for run in in_progress for stage in run["stage_summaries"]}
+        return Names(frozenset(pipelines), frozenset(stages))
 
     # ------------------------------------------------------------ statistics
 
@@ -305,6 +327,7 @@ class EventStore:
         filter: RunFilter | None = None,
         *,
         where: str | None = None,
+        by: str | None = None,
         bucket: float | None = None,
     ) -> list[Stat]:
         """Return counts, rates and percentiles of durations, for each stage or each pipeline.
@@ -313,16 +336,22 @@ class EventStore:
             over: "stages", or "runs" for pipelines.
             filter: The stages or runs to include; default all.
             where: SQL predicate over the columns of the view, in addition to the filter.
+            by: Name of a field or an attribute ("org_id", "model", "attributes.model"); there is then one row
+                per value: see `Stat.group`. Default None.
             bucket: Length of a time bucket in seconds; there is then one row per bucket. Default None.
 
         Raises:
-            QueryError: The predicate is invalid.
+            QueryError: The predicate is invalid, or `by` is not a field.
+
+        Example:
+            store.stats("runs", by="org_id")
         """
         selected, queries = condition(over, filter, where), self._queries
         return queries.ask(
-            lambda cursor: stats(cursor, selected, over, bucket_s=bucket, weighted=queries.weighted),
+            lambda cursor: stats(cursor, selected, over, by=by, bucket_s=bucket, weighted=queries.weighted),
             selected,
             predicates=[where],
+            over=[over],
             scope=_scope(filter),
         )
 
@@ -391,6 +420,7 @@ class EventStore:
             lambda cursor: errors(cursor, of_stages, of_runs, limit=limit),
             of_stages,
             predicates=[where],
+            over=["stages", "runs"],
             scope=_scope(filter),
         )
 
@@ -418,6 +448,7 @@ class EventStore:
             lambda cursor: slowest(cursor, selected, over, limit=limit),
             selected,
             predicates=[where],
+            over=[over],
             scope=_scope(filter),
         )
 
@@ -448,6 +479,7 @@ class EventStore:
             lambda cursor: compare(cursor, one, other, over, weighted=queries.weighted),
             f"{before} / {after}",
             predicates=[before, after],
+            over=[over],
             scope=_scope(filter),
         )
 
@@ -487,6 +519,7 @@ class EventStore:
             lambda cursor: explain(cursor, selected, against=rest, over=over, limit=limit, alpha=alpha),
             selected,
             predicates=[where, against],
+            over=[over],
             scope=_scope(filter),
         )
 

@@ -13,15 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from .._failures import FailureOutcomes
-from ..errors import ArchiveDamagedError, QueryError, RunNotFoundError
-from ..journal import Journal, RunStory
+from ..errors import ArchiveDamagedError, QueryError
+from ..journal import Journal, RunStory, no_run, several_runs
 from ._archive import Archive
 from ._columns import text
 from ._database import as_os_errors, interruptible, open_database, without_advice
 from ._parquet import may_be_damage
 from ._rows import as_pattern, events_of
 from ._sandbox import VIEWS_HINT, must_read_views_only, parse
-from ._selection import must_be_predicate, must_be_text
+from ._selection import (
+    FIELDS_HINT,
+    Over,
+    fields_of,
+    hint_for_text,
+    must_be_predicate,
+    must_be_text,
+    must_bind,
+    must_not_use_names_of_duckdb,
+)
 from ._snapshot import EVERYTHING, RETRIES, Scope, Snapshot, gone
 from ._statistics import Volume
 
@@ -112,6 +121,11 @@ class Queries:
         return self._closed or self._pid != os.getpid()
 
     @property
+    def address(self) -> str:
+        """Address of the archive."""
+        return self._archive.address
+
+    @property
     def weighted(self) -> bool:
         """True where a row of the snapshot stands for more than one."""
         return self._snapshot.weighted
@@ -173,6 +187,7 @@ class Queries:
         timeout: float | None = None,
         *,
         predicates: Sequence[str | None] = (),
+        over: Sequence[Over] = (),
         scope: Scope = EVERYTHING,
     ) -> _Answer:
         """Ask on the snapshot of now, in a transaction that can only read, for so many seconds at most.
@@ -182,6 +197,7 @@ class Queries:
             asked: What an error says was asked.
             timeout: Seconds; default that of the store.
             predicates: What is part of the question and came from outside.
+            over: The views that have every field of these predicates.
             scope: What it needs; see `refresh`.
 
         Raises:
@@ -206,6 +222,8 @@ class Queries:
                         cursor.execute("begin transaction read only")
                         for predicate in filter(None, predicates):
                             must_be_predicate(cursor, predicate)
+                            for view in over:
+                                must_bind(cursor, view, predicate)
                         return question(cursor)
                 except duckdb.InterruptException:
                     raise QueryError(
@@ -218,7 +236,7 @@ class Queries:
                         lost = seen
                         self._snapshot.forget()
                     elif not may_be_damage(error) or not self._is_answerable_without_damage():
-                        raise _unanswered(asked, error) from None
+                        raise _unanswered(cursor, asked, error) from None
                 finally:
                     alarm.cancel()
                     cursor.interrupt()  # what nobody will fetch need not be found
@@ -295,6 +313,7 @@ def _must_be_query(connection: DuckDBPyConnection, query: str) -> None:
             hint="start with select or from; for PIVOT, write `from runs pivot (...)`",
         )
     must_read_views_only(connection, tree, query)
+    must_not_use_names_of_duckdb(tree, query)
 
 
 def _kinds_of(connection: DuckDBPyConnection, query: str) -> list[str]:
@@ -303,7 +322,7 @@ def _kinds_of(connection: DuckDBPyConnection, query: str) -> list[str]:
     try:
         return [statement.type.name for statement in connection.extract_statements(query)]
     except duckdb.Error as error:
-        raise _unanswered(query, error) from None
+        raise _unanswered(connection, query, error) from None
 
 
 def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:
@@ -314,24 +333,32 @@ def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:
     return Rows(columns, rows[:limit], len(rows) > limit)
 
 
-def _unanswered(asked: str, error: Exception) -> QueryError:
+def _unanswered(connection: DuckDBPyConnection, asked: str, error: Exception) -> QueryError:
     said = without_advice(error)
     hint = None
     name = type(error).__name__
     if name == "OutOfMemoryException":
         hint = "narrow it down (day >= '2026-11-24'), or aggregate before sorting and collecting values"
     elif name in ("BinderException", "CatalogException"):
-        hint = (
-            """`describe runs` and `describe stages` list the columns; an attribute is "attributes.NAME" """
-        )
+        cursor = connection.cursor()  # the error has aborted the transaction of the connection
+        known = {field for view in ("runs", "stages") for field in fields_of(cursor, view)}
+        hint = hint_for_text(cursor, error, asked, known) or FIELDS_HINT
     return QueryError(f"{said}\n  asked: {asked}", sql=asked, hint=hint)
 
 
 _Told = tuple[str, dict[str, Any]]
 
 
-def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
-    """Return the story of the run whose id is this, or begins so.
+def tell_story(
+    queries: Queries, journal: str | None, run_id: str, find: Callable[[], str | None] | None = None
+) -> RunStory:
+    """Return everything that is known about the run with this id or prefix.
+
+    Args:
+        queries: The queries.
+        journal: Directory of the journal; None for the archive alone.
+        run_id: The id or a prefix of it.
+        find: Returns the id of the run if no id begins with `run_id`; default None, for an error.
 
     Raises:
         RunNotFoundError: There is no such run, or there are several.
@@ -340,17 +367,17 @@ def tell_story(queries: Queries, journal: str | None, run_id: str) -> RunStory:
     if run_id in runs:
         runs = {run_id: runs[run_id]}
     if len(runs) > 1:
-        some = ", ".join(sorted(runs)[:5]) + (", ..." if len(runs) > 5 else "")
-        raise RunNotFoundError(
-            f"{len(runs)} runs have an id that starts with {run_id!r}: {some}", hint="use a longer prefix"
-        )
+        where = f"archive {queries.address}" if journal is None else f"journal {journal!r}"
+        raise several_runs(where, run_id, sorted(runs))
     for told in runs.values():
         ended = [data for type, data in told if type == "pipeline.wide"]
         if ended:
             return RunStory(ended[-1], _stages(told), _own(told), _children(queries, journal, ended[-1]))
+    if not runs and find is not None and (known := find()) not in (None, run_id):
+        return tell_story(queries, journal, known)
     if journal is None:
-        raise RunNotFoundError(f"there is no run {run_id!r}", hint="`stageflow runs` lists the runs")
-    # It is under way, or unknown: its beginning is in the journal alone.
+        raise no_run(f"archive {queries.address}", run_id)
+    # The run is in progress, or unknown: only the journal has its start.
     story = Journal(journal).run(next(iter(runs), run_id))
     told = next(iter(runs.values()), [])
     return RunStory(story.run, _stages(told), _own(told), _children(queries, journal, story.run))

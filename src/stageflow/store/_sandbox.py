@@ -16,7 +16,7 @@ from ..errors import QueryError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["VIEWS", "VIEWS_HINT", "must_read_views_only", "parse"]
+__all__ = ["VIEWS", "VIEWS_HINT", "must_read_views_only", "parse", "parts"]
 
 
 VIEWS = frozenset({"runs", "stages", "events", "counts"})
@@ -96,7 +96,7 @@ def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) 
         if not name.replace("_", "a").replace(" ", "a").isalnum() or _is_table(connection, name):
             raise _refused(query, f"the common table expression {name!r}", "give it another name")
     functions: set[str] = set()
-    for part in _parts(tree):
+    for part in parts(tree):
         kind = part.get("type")
         if "from_table" in part and (part["from_table"] or {}).get("type") not in _TABLES:
             raise _refused(query, f"a table of kind {(part['from_table'] or {}).get('type')}")
@@ -160,14 +160,14 @@ def _refused_functions(connection: DuckDBPyConnection, names: set[str]) -> set[s
 
 
 def _ctes(tree: Any) -> Iterator[str]:
-    for part in _parts(tree):
+    for part in parts(tree):
         for entry in (part.get("cte_map") or {}).get("map", ()):
             yield str(entry["key"])
         if part.get("type") in ("RECURSIVE_CTE_NODE", "CTE_NODE") and part.get("cte_name"):
             yield str(part["cte_name"])
 
 
-def _parts(tree: Any) -> Iterator[dict[str, Any]]:
+def parts(tree: Any) -> Iterator[dict[str, Any]]:
     """Yield every object in a parse tree; iteratively, because a query may nest deeply."""
     waiting = [tree]
     while waiting:

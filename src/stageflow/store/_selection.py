@@ -7,41 +7,49 @@ from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
 from .._time import get_clock
 from .._timeparse import parse_time
 from ..errors import QueryError, did_you_mean
-from ..journal import RunFilter
-from ._columns import text
-from ._sandbox import must_read_views_only, parse
+from ..journal import OTHER_IDS, RunFilter
+from ._columns import FAILURE, text
+from ._sandbox import must_read_views_only, parse, parts
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 __all__ = [
+    "FIELDS_HINT",
     "Over",
     "as_predicate",
     "as_query_error",
     "condition",
+    "fields_of",
+    "hint_for_text",
     "must_be_predicate",
     "must_be_text",
+    "must_bind",
+    "must_not_use_names_of_duckdb",
     "named_fields",
     "parenthesised",
+    "resolve_field",
 ]
 
+
+FIELDS_HINT = '`describe runs` and `describe stages` list the fields; an attribute is "attributes.NAME"'
 
 _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
 
 _CONSTANT = re.compile(r"\s*(true|false|null)\s*(--.*)?", re.IGNORECASE)
-"""What says the same of every row, and is meant to."""
+"""A predicate that is the same for every row on purpose."""
+
+_WORD = re.compile(r"\w+")
 
 _OF_DUCKDB = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"}
-"""Names that are no columns, and mean something to DuckDB."""
+"""Names that are no fields of the views, but to which DuckDB assigns a value."""
 
 
 def parenthesised(predicate: str) -> str:
-    """Return a predicate so that others may stand beside it; a comment at its end stays one.
+    """Return a predicate in parentheses, so that it can be combined; a comment at its end does not hide them.
 
     Example:
         >>> parenthesised("a or b")
@@ -57,30 +65,49 @@ def must_be_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
         QueryError: It is not a single expression, reads anything except the views, or escapes the parentheses
             that enclose it.
     """
-    # Its own parentheses must match as it stands: then none of them can close one around it.
+    # Its own parentheses must match without the enclosing ones: then none of them can close an enclosing one.
     _parse(connection, predicate, predicate)
     tree = _parse(connection, predicate, parenthesised(predicate))
     must_read_views_only(connection, tree, predicate)
-    # `1.4`, `user = 'u1'` (DuckDB's own user): the same for every row, and never what was meant.
-    if not set(_names(tree)) - _OF_DUCKDB and not _CONSTANT.fullmatch(predicate):
+    must_not_use_names_of_duckdb(tree, predicate)
+    # A constant such as `1.4` is never intended as a predicate.
+    if not any(_names(tree)) and not _CONSTANT.fullmatch(predicate):
         raise QueryError(
-            f"{predicate!r} names no column, and says the same of every row",
+            f"{predicate!r} names no field: it is the same for every row",
             sql=predicate,
-            hint="`describe runs` lists the columns: user_id = 'u1', service_version = '1.4'",
+            hint="`describe runs` lists the fields: user_id = 'u1', service_version = '1.4'",
         )
     return tree
 
 
-def must_be_text(query: str) -> None:
-    """Refuse what no database takes for text.
+def must_not_use_names_of_duckdb(tree: Any, sql: str) -> None:
+    """Refuse `user` and similar names: DuckDB does not report them as unknown but returns its own user.
 
     Raises:
-        QueryError: It has half of a surrogate pair.
+        QueryError: A query or predicate uses such a name and does not define it.
+    """
+    used = {names[0].lower() for names in _references(tree) if len(names) == 1} & _OF_DUCKDB
+    used -= {str(part.get("alias")).lower() for part in parts(tree)}
+    if used:
+        name = min(used)
+        raise QueryError(
+            f"{name!r} is DuckDB's own {name.removeprefix('current_').removeprefix('session_')}, not a field"
+            f" of the views: {sql}",
+            sql=sql,
+            hint="use user_id" if name.endswith("user") else FIELDS_HINT,
+        )
+
+
+def must_be_text(query: str) -> None:
+    """Verify that a query can be encoded as UTF-8.
+
+    Raises:
+        QueryError: It contains half of a surrogate pair.
     """
     try:
         query.encode()
     except UnicodeEncodeError as error:
-        raise QueryError(f"this is no text: {query!r}: {error.reason}", sql=query) from None
+        raise QueryError(f"invalid text {query!r}: {error.reason}", sql=query) from None
 
 
 def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> Any:
@@ -88,9 +115,9 @@ def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> An
     tree = parse(connection, f"SELECT 1 WHERE {condition}")
     if tree["error"]:
         raise QueryError(
-            f"this is no predicate: {predicate!r}: {tree['error_message']}",
+            f"invalid predicate {predicate!r}: {tree['error_message']}",
             sql=predicate,
-            hint="a predicate is what may stand after WHERE, such as: status = 'FAIL' AND org_id = 'acme'",
+            hint="expected an expression as after WHERE: status = 'FAIL' and org_id = 'acme'",
         )
     return tree
 
@@ -101,38 +128,108 @@ def named_fields(connection: DuckDBPyConnection, predicate: str, known: Collecti
     Raises:
         QueryError: It is not one expression.
     """
-    # The parser of DuckDB tells a text from a name, which a pattern cannot.
+    # DuckDB's parser distinguishes text from names, which a pattern cannot.
     tree = must_be_predicate(connection, predicate)
     lowered = {name.lower(): name for name in known}
     return {lowered[name.lower()] for name in _names(tree) if name.lower() in lowered}
 
 
-def _names(part: Any) -> Iterator[str]:
-    if isinstance(part, dict):
-        yield from part.get("column_names", ()) if part.get("type") == "COLUMN_REF" else ()
-        part = part.values()
-    elif not isinstance(part, list):
-        return
-    for item in part:
-        yield from _names(item)
+def _names(tree: Any) -> Iterator[str]:
+    for names in _references(tree):
+        yield from names
 
 
-def as_query_error(error: Exception, predicate: str, known: Collection[str]) -> QueryError:
-    """Return what DuckDB said of a predicate as an error of ours, with the nearest name of a field."""
-    said = str(error)
-    found = _UNKNOWN_COLUMN.search(said)
-    near = did_you_mean(found[1], known) if found else ""
-    first = said.partition("\n")[0].rstrip("!.")
-    return QueryError(
-        f"DuckDB cannot answer for the predicate {predicate!r}: {first}{near}",
-        sql=predicate,
-        hint="`DESCRIBE runs` and `DESCRIBE stages` list the fields; attributes stand in quotes: "
-        "\"attributes.model\" = 'm-large'",
-    )
+def _references(tree: Any) -> Iterator[list[str]]:
+    for part in parts(tree):
+        if part.get("type") == "COLUMN_REF":
+            yield part["column_names"]
 
 
 Over = Literal["runs", "stages"]
 """The view that a query reads: one row per run, or one per stage."""
+
+
+def fields_of(connection: DuckDBPyConnection, view: str) -> list[str]:
+    """Return the names of all columns of a view."""
+    return [name for name, *_ in connection.execute(f"describe select * from {view}").fetchall()]
+
+
+def must_bind(connection: DuckDBPyConnection, over: Over, predicate: str) -> None:
+    """Verify that a predicate can be evaluated for the rows of a view.
+
+    Raises:
+        QueryError: It names an unknown field, or DuckDB cannot evaluate it.
+    """
+    import duckdb
+
+    known = fields_of(connection, over)
+    try:
+        connection.execute(f"select (\n{predicate}\n)::boolean from {over} limit 0")
+    except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
+        raise as_query_error(connection, error, predicate, known) from error
+
+
+def as_query_error(
+    connection: DuckDBPyConnection, error: Exception, predicate: str, known: Collection[str]
+) -> QueryError:
+    """Return an error of DuckDB about a predicate as `QueryError`, with the closest name of a field."""
+    found = _UNKNOWN_COLUMN.search(str(error))
+    if found is None:
+        first = str(error).partition("\n")[0].rstrip("!.")
+        return QueryError(
+            f"DuckDB cannot evaluate the predicate {predicate!r}: {first}", sql=predicate, hint=FIELDS_HINT
+        )
+    hint = hint_for_text(connection, error, f"select 1 where {parenthesised(predicate)}", known)
+    if hint is None and _WORD.fullmatch(predicate.strip()):
+        hint = (
+            "a predicate compares fields: user_id = 'u1'; `explain` and `compare` also accept failed,"
+            " a window (2h..1h) and version=1.5, and `explain` accepts slow"
+        )
+    return unknown_field(found[1], known, predicate, hint)
+
+
+def unknown_field(name: str, known: Collection[str], sql: str, hint: str | None = None) -> QueryError:
+    """Return the error about a name that is not a field, with the closest name of a field."""
+    near = f'; did you mean "attributes.{name}"?' if f"attributes.{name}" in known else ""
+    where = "" if sql == name else f" in {sql!r}"
+    return QueryError(
+        f"unknown field {name!r}{where}{near or did_you_mean(name, known)}", sql=sql, hint=hint or FIELDS_HINT
+    )
+
+
+def hint_for_text(
+    connection: DuckDBPyConnection, error: Exception, sql: str, known: Collection[str]
+) -> str | None:
+    """Return a hint if an unknown field of a query is probably text without quotes, as in `status = FAIL`."""
+    found = _UNKNOWN_COLUMN.search(str(error))
+    if found is None:
+        return None
+    name, fields = found[1], {field.lower() for field in known}
+    # The error has aborted the transaction of the connection, but not of a new cursor.
+    for part in parts(parse(connection.cursor(), sql)):
+        operands = [part.get("left"), part.get("right"), *(part.get("children") or ())]
+        names = {
+            operand["column_names"][-1].lower()
+            for operand in operands
+            if isinstance(operand, dict) and operand.get("type") == "COLUMN_REF"
+        }
+        if name.lower() in names and names & fields and part.get("class") != "CONJUNCTION":
+            return f"write text in single quotes: '{name}'"
+    return None
+
+
+def resolve_field(connection: DuckDBPyConnection, over: Over, name: str) -> str:
+    """Return the column for a field, or for an attribute with or without the prefix `attributes.`.
+
+    Raises:
+        QueryError: There is no such field.
+    """
+    known = fields_of(connection, over)
+    by_lower_case = {field.lower(): field for field in known}
+    for candidate in (name.lower(), f"attributes.{name.lower()}"):
+        if candidate in by_lower_case:
+            return by_lower_case[candidate]
+    raise unknown_field(name, known, name)
 
 
 def condition(over: Over, filter: RunFilter | None, where: str | None) -> str:
@@ -148,49 +245,72 @@ def condition(over: Over, filter: RunFilter | None, where: str | None) -> str:
         >>> condition("stages", RunFilter(stage="search:FAIL"), "attempts > 1")
         "stage_name = 'search' and status = 'FAIL' and (attempts > 1)"
     """
-    parts = []
+    conditions = []
     if filter is not None:
         name, _, status = (filter.stage or "").partition(":")
         if over == "stages":
-            parts += [f"stage_name = {text(name)}"] if name else []
-            parts += [f"status = {text(status.upper())}"] if status else []
-            parts += [f"status = {text(filter.status.upper())}"] if filter.status else []
-            parts += [f"topology = {text(filter.pipeline)}"] if filter.pipeline else []
+            conditions += [f"stage_name = {text(name)}"] if name else []
+            conditions += [f"status = {text(status.upper())}"] if status else []
+            conditions += [f"status = {text(filter.status.upper())}"] if filter.status else []
+            conditions += [f"topology = {text(filter.pipeline)}"] if filter.pipeline else []
         else:
             if name:
                 of_stage = f"stage_name = {text(name)}" + (
                     f" and status = {text(status.upper())}" if status else ""
                 )
-                parts.append(f"pipeline_run_id in (select pipeline_run_id from stages where {of_stage})")
+                conditions.append(f"pipeline_run_id in (select pipeline_run_id from stages where {of_stage})")
             if filter.status:
-                parts.append(
+                conditions.append(
                     f"(status = {text(filter.status.upper())} or outcome = {text(filter.status.lower())})"
                 )
-            parts += [f"pipeline_name = {text(filter.pipeline)}"] if filter.pipeline else []
+            conditions += [f"pipeline_name = {text(filter.pipeline)}"] if filter.pipeline else []
         if filter.id:
-            names = ("request_id", "session_id", "user_id", "org_id")
-            ids = (f"{name} = {text(filter.id)}" for name in names)
-            parts.append(f"(starts_with(pipeline_run_id, {text(filter.id)}) or {' or '.join(ids)})")
+            ids = (f"{name}_id = {text(filter.id)}" for name in OTHER_IDS)
+            conditions.append(f"(starts_with(pipeline_run_id, {text(filter.id)}) or {' or '.join(ids)})")
+        if filter.id_prefix:
+            ids = (
+                f"starts_with({name}_id, {text(filter.id_prefix)})" for name in ("pipeline_run", *OTHER_IDS)
+            )
+            conditions.append(f"({' or '.join(ids)})")
+        for kind in OTHER_IDS:
+            if (value := getattr(filter, kind)) is not None:
+                conditions.append(f"{kind}_id = {text(value)}")
         if filter.slower_than is not None:
-            parts.append(f"duration_ms > {float(filter.slower_than) * 1000!r}")
+            conditions.append(f"duration_ms > {float(filter.slower_than) * 1000!r}")
         if filter.roots:
             root = "parent_run_id is null"
             of_root = f"pipeline_run_id in (select pipeline_run_id from runs where {root})"
-            parts.append(root if over == "runs" else of_root)
+            conditions.append(root if over == "runs" else of_root)
         # The day, too: files are pruned by it.
         if filter.since:
-            parts.append(f"started_at >= {text(filter.since)}::timestamptz")
-            parts.append(f"day >= {text(filter.since[:10])}::date")
+            conditions.append(f"started_at >= {text(filter.since)}::timestamptz")
+            conditions.append(f"day >= {text(filter.since[:10])}::date")
         if filter.until:
-            parts.append(f"started_at < {text(filter.until)}::timestamptz")
-            parts.append(f"day <= {text(filter.until[:10])}::date")
+            conditions.append(f"started_at < {text(filter.until)}::timestamptz")
+            conditions.append(f"day <= {text(filter.until[:10])}::date")
     if where:
-        parts.append(parenthesised(where))
-    return " and ".join(parts) or "true"
+        conditions.append(parenthesised(where))
+    return " and ".join(conditions) or "true"
 
 
 def as_predicate(text: str) -> str:
-    """Return a selection as SQL."""
+    """Return the SQL predicate for a selection: failed, a window (2h..1h), version=1.5, or a predicate.
+
+    Raises:
+        QueryError: A time of a window is invalid, or the window ends before it begins.
+
+    Example:
+        >>> as_predicate("failed"), as_predicate("version=1.5"), as_predicate("attempts > 1")
+        ('failure', "service_version = '1.5'", 'attempts > 1')
+    """
+    if text == "failed":
+        return FAILURE
+    if text == "slow":
+        raise QueryError(
+            "slow cannot be compared with another selection",
+            sql=text,
+            hint="use a limit, such as duration_ms > 500; `explain slow` compares with all other rows",
+        )
     if version := re.fullmatch(r"version=(\S+)", text):
         return "service_version = '{}'".format(version[1].replace("'", "''"))
     since, dots, until = text.partition("..")
@@ -198,7 +318,9 @@ def as_predicate(text: str) -> str:
         return text
     now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
     try:
-        window = parse_time(since, now), parse_time(until, now)
+        begin, end = parse_time(since, now), parse_time(until, now)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return "started_at >= '{}'::timestamptz and started_at < '{}'::timestamptz".format(*window)
+        raise QueryError(f"window {text!r}: {error}", sql=text) from None
+    if end <= begin:
+        raise QueryError(f"window {text!r} ends before it begins", sql=text, hint="for example: 2h..1h")
+    return f"started_at >= '{begin}'::timestamptz and started_at < '{end}'::timestamptz"

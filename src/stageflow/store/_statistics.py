@@ -12,7 +12,7 @@ from ._archive import ArchiveFile
 from ._columns import FAILURE, quoted, text
 from ._merge import FEWEST, FEWEST_ABOVE, Z, count_if, percentiles, ranked
 from ._rows import as_pattern
-from ._selection import Over
+from ._selection import Over, resolve_field
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -53,6 +53,7 @@ class Stat(Struct, frozen=True):
         count_interval: The 95 % interval of `count`; None where nothing was sampled, or too little.
         failure_rate_interval: That of `failure_rate`.
         p95_interval: That of `p95_ms`.
+        group: Value of the field `by`, as text; None if the rows have no value, or without `by`.
     """
 
     pipeline: str
@@ -74,12 +75,23 @@ class Stat(Struct, frozen=True):
     count_interval: Interval | None = None
     failure_rate_interval: Interval | None = None
     p95_interval: Interval | None = None
+    group: str | None = None
 
 
 def stats(
-    connection: DuckDBPyConnection, condition: str, over: Over, *, bucket_s: float | None, weighted: bool
+    connection: DuckDBPyConnection,
+    condition: str,
+    over: Over,
+    *,
+    by: str | None,
+    bucket_s: float | None,
+    weighted: bool,
 ) -> list[Stat]:
-    """Return the figures of each stage, or pipeline, those with most ends first, and in the order of time."""
+    """Return the statistics of each stage, or pipeline; see `EventStore.stats`.
+
+    They are ordered by time, then by count.
+    """
+    group = f"{quoted(resolve_field(connection, over, by))}::varchar" if by is not None else "null::varchar"
     of_stages = over == "stages"
     name = "topology" if of_stages else "pipeline_name"
     stage = "stage_name" if of_stages else "null::varchar"
@@ -96,45 +108,50 @@ def stats(
 
     cancelled = "status = 'CANCEL'" if of_stages else "outcome = 'cancelled'"
 
-    rows = f"select *, {name} as pipeline, {stage} as stage, {since} as since from {over} where {condition}"
-    ordered = ranked(rows, ran, ("pipeline", "stage", "since"), weighted=weighted)
+    rows = f"""select *, {name} as pipeline, {stage} as stage, {since} as since, {group} as by_value
+        from {over} where {condition}"""
+    ordered = ranked(rows, ran, _KEYS, weighted=weighted)
     figures = f"""
-        select pipeline, stage, since,
+        select pipeline, stage, since, by_value,
             count(*), {count_if(ended)} as ended,
             {count_if(f"status = 'OK' and {FAILURE} is not true")}, {count_if(FAILURE)} as failed,
             {of_stage("SKIP")}, {count_if(cancelled)}, {of_stage("RETRY")},
             failed / nullif({count_if(f"{FAILURE} is not null")}, 0) as failure_rate,
             {percentiles(_RANKS, weighted=weighted)} as ranks
-        from ordered group by pipeline, stage, since"""
+        from ordered group by {", ".join(_KEYS)}"""
     intervals = _intervals(ended) if weighted else "select * from figures"
     found = connection.execute(f"""
         with ordered as {"materialized" if weighted else "not materialized"} (from {ordered}),
             figures as ({figures})
-        {intervals} order by since nulls first, ended desc, pipeline, stage
+        {intervals} order by since nulls first, ended desc, pipeline, stage, by_value
     """).fetchall()
-    if not weighted:
-        return [Stat(pipeline or "", *rest, *(ranks or (None,) * 4)) for pipeline, *rest, ranks in found]
-    figured = []
-    for pipeline, *rest, ranks, sampled, intervals in found:
-        told: list[Any] = [*rest, *(ranks or (None,) * 4), sampled > 0, *_told(sampled, intervals)]
-        figured.append(Stat(pipeline or "", *told))
-    return figured
+    result = []
+    for pipeline, stage_name, start, value, *counts, ranks, sampled, intervals in (
+        found if weighted else ((*row, 0, ((None, None),) * 3) for row in found)
+    ):
+        values: list[Any] = [*counts, *(ranks or (None,) * 4), sampled > 0]
+        values += [*_certain(sampled, intervals), value]
+        result.append(Stat(pipeline or "", stage_name, start, *values))
+    return result
 
 
-def _told(sampled: int, intervals: list[list[float | None]]) -> Iterator[Interval | None]:
+_KEYS = ("pipeline", "stage", "since", "by_value")
+"""The columns by which rows are grouped."""
+
+
+def _certain(sampled: int, intervals: Sequence[Sequence[float | None]]) -> Iterator[Interval | None]:
     for low, high in intervals:
         yield None if sampled < FEWEST or low is None or high is None else (low, high)
 
 
 def _intervals(ended: str) -> str:
     """Return SQL that gives, beside the figures, how many rows were sampled, and the three intervals."""
-    same = "pipeline is not distinct from f.pipeline and stage is not distinct from f.stage"
-    same += " and since is not distinct from f.since"
+    same = " and ".join(f"{key} is not distinct from f.{key}" for key in _KEYS)
     extra = "sample_rate * (sample_rate - 1)"  # what a row that was sampled adds to a variance
     # What nothing was kept of at all may still have been there: the low end is what was seen.
     return f"""
         , errors as (
-            select f.pipeline, f.stage, f.since,
+            select f.pipeline, f.stage, f.since, f.by_value,
                 count(*) filter (sample_rate > 1) as sampled,
                 count(*) filter (sample_rate > 1 and value > f.ranks[3]) as above,
                 count(*) filter ({ended}) as seen,
@@ -146,13 +163,13 @@ def _intervals(ended: str) -> str:
                 sqrt(coalesce(sum({extra} * power((value <= f.ranks[3])::int - 0.95, 2))
                     filter (value is not null), 0)) / nullif(max(whole), 0) as of_p95
             from figures f join ordered o on o.{same.replace(" and ", " and o.")}
-            group by f.pipeline, f.stage, f.since
+            group by {", ".join(f"f.{key}" for key in _KEYS)}
         ), ends as (
-            select o.pipeline, o.stage, o.since,
+            select o.pipeline, o.stage, o.since, o.by_value,
                 {percentiles(("least(0.95 + " + str(Z) + " * of_p95, 1)",), weighted=True)}[1] as high,
                 {percentiles(("greatest(0.95 - " + str(Z) + " * of_p95, 0)",), weighted=True)}[1] as low
             from errors f join ordered o on o.{same.replace(" and ", " and o.")}
-            group by o.pipeline, o.stage, o.since
+            group by {", ".join(f"o.{key}" for key in _KEYS)}
         )
         select f.*, sampled,
             [[greatest(f.ended - {Z} * of_count, seen), f.ended + {Z} * of_count],

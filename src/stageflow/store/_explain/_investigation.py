@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import QueryError
 from .._columns import FAILURE
-from .._selection import Over, as_query_error, named_fields
+from .._selection import Over, as_query_error, must_bind, named_fields
 from ._difference import Difference, Explanation, LeftOut, Together
 from ._fields import COURSE, DOCUMENTS, IDS, OF_STAGES, PROCESS, Column, Field, implied, is_measured_time
 from ._findings import Compared, Finding, Ranked, both_needed, compare, rank, significant
@@ -47,15 +47,12 @@ def investigate(
     named: set[str] = set()
     for predicate in (where, *([against] if against is not None else [])):
         named |= named_fields(connection, predicate, {*names, *COURSE})
-        try:
-            connection.execute(f"SELECT (\n{predicate}\n)::BOOLEAN FROM {over} LIMIT 0")
-        except _OF_THE_QUESTION as error:
-            raise as_query_error(error, predicate, names) from error
+        must_bind(connection, over, predicate)
     try:
         with looked_at(connection, over, columns, where, against) as rows:
             return _Question(connection, rows, columns, named, where, against, over, limit, alpha).answer()
     except _OF_THE_QUESTION as error:
-        raise as_query_error(error, where, names) from error
+        raise as_query_error(connection, error, where, names) from error
 
 
 def _columns(connection: DuckDBPyConnection, view: str) -> list[Column]:

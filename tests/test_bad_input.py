@@ -512,7 +512,7 @@ async def test_invalid_return_value_without_a_repr_fails_the_stage(sink: MemoryE
 
 
 @pytest.mark.parametrize("reason", [404, ValueError("enough"), ["a"], Unreadable(), b"bytes"], ids=type)
-@pytest.mark.parametrize("make", [StageOutput.skip, StageOutput.cancel])
+@pytest.mark.parametrize("make", [StageOutput.skip, StageOutput.stop])
 async def test_reason_can_be_any_object(
     sink: MemoryEventSink, make: Callable[[Any], StageOutput], reason: Any
 ) -> None:
@@ -536,7 +536,7 @@ MISSING_VALUES: dict[str, tuple[Callable[[], StageOutput], str]] = {
     "fail": (lambda: StageOutput.fail(None), "StageOutput.fail() expects an error, not None"),  # type: ignore[arg-type]
     "retry": (lambda: StageOutput.retry(None), "StageOutput.retry() expects an error, not None"),  # type: ignore[arg-type]
     "skip": (lambda: StageOutput.skip(None), "StageOutput.skip() expects a reason, not None"),
-    "cancel": (lambda: StageOutput.cancel(None), "StageOutput.cancel() expects a reason, not None"),
+    "cancel": (lambda: StageOutput.stop(None), "StageOutput.stop() expects a reason, not None"),
     "route": (lambda: StageOutput.route(None), "StageOutput.route() expects labels as strings, not NoneType"),  # type: ignore[arg-type]
     "after": (
         lambda: StageOutput.retry("down", after="soon"),  # type: ignore[arg-type]

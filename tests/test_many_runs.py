@@ -413,7 +413,7 @@ async def mixed(ctx: Any) -> Any:
     if kind == 2:
         return StageOutput.skip(f"run {number}")
     if kind == 3:
-        return StageOutput.cancel(f"run {number}")
+        return StageOutput.stop(f"run {number}")
     if kind == 4 and ctx.attempt == 1:
         return StageOutput.retry(f"run {number}", after=number % 5)
     return {"n": number, "seen": ctx.inputs.get_from("first", "n")}

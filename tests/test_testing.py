@@ -396,13 +396,13 @@ async def test_inputs_can_be_skipped_or_failed_outputs() -> None:
         (
             ["a"],
             (
-                "inputs['load'] must be a mapping, or a StageOutput such as StageOutput.skip(\"...\"), "
-                "got list ['a']"
+                "run_stage(): inputs['load'] must be a mapping, or a StageOutput such as "
+                "StageOutput.skip(\"...\"), got ['a']"
             ),
         ),
         (
-            StageOutput.cancel("no"),
-            "inputs['load'] is StageOutput.cancel(...), after which no stage starts; use ok, skip or fail",
+            StageOutput.stop("no"),
+            "inputs['load'] has the status CANCEL, after which no stage starts; use ok, skip or fail",
         ),
     ],
 )

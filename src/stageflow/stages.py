@@ -52,7 +52,7 @@ _EMPTY: Mapping[str, Any] = {}
 
 
 class StageOutput(Struct, frozen=True, eq=False):
-    """The outcome of one attempt; create one with `ok`, `skip`, `fail`, `cancel`, `retry` or `route`.
+    """The outcome of one attempt; create one with `ok`, `skip`, `fail`, `stop`, `retry` or `route`.
 
     Returning a mapping is short for `StageOutput.ok(mapping)`, returning None for `StageOutput.ok()`.
 
@@ -109,14 +109,22 @@ class StageOutput(Struct, frozen=True, eq=False):
         return StageOutput(StageStatus.FAIL, fields, error=text, exception=exception)
 
     @staticmethod
-    def cancel(reason: object = "", /, **fields: Any) -> StageOutput:
+    def stop(reason: object = "", /, **fields: Any) -> StageOutput:
         """Stop the whole run gracefully: this is not an error, and the status of the run is OK.
+
+        The stages that are running are cancelled, and no further stage starts. `cancel` is an alias.
 
         Raises:
             StageOutputError: `reason` is None.
+
+        Example:
+            >>> StageOutput.stop("the question was off topic").reason
+            'the question was off topic'
         """
-        text = _reason("cancel", reason) or "stopped by the stage"
+        text = _reason("stop", reason) or "stopped by the stage"
         return StageOutput(StageStatus.CANCEL, fields, reason=text)
+
+    cancel = stop  # the name in stageflow-core
 
     @staticmethod
     def retry(error: str | BaseException, /, *, after: float | None = None) -> StageOutput:

@@ -401,8 +401,8 @@ def _takes_context(runner: Any, inputs: int) -> bool:
         annotation = first.annotation
     if isinstance(annotation, str):
         return annotation.rpartition(".")[2] == StageContext.__name__
-    if inspect.isclass(annotation) and annotation is not first.empty:
-        return issubclass(StageContext, annotation) and annotation is not object
+    if annotation not in (first.empty, None, Any, object):
+        return annotation is StageContext
     if first.name == "ctx":
         return True
     return sum(each.default is each.empty for each in positional) == inputs + 1

@@ -68,6 +68,8 @@ def output_of(value: Any, node: Node) -> StageOutput:
         return _invalid(_described(value), node, "did you forget an `await`?")
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
         return _invalid(_described(value), node, "a generator can be read only once; return a list")
+    if isinstance(value, StageStatus):
+        return _invalid(_described(value), node, f"return StageOutput.{value.lower()}(...)")
     if isinstance(value, BaseException):
         return _invalid(_described(value), node, "raise it, or return StageOutput.fail(error)")
     return StageOutput(StageStatus.OK, _fields_of(value), returned=value)

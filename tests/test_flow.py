@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar
 
 import msgspec
 import pytest
@@ -104,7 +106,7 @@ async def test_values_are_passed_by_reference() -> None:
         (Point(1, 2), {"x": 1, "y": 2}),
         (Document, {"value": Document}),
     ],
-    ids=repr,
+    ids=["int", "str", "list", "tuple", "bool", "None", "dict", "dataclass", "Struct", "class"],
 )
 @pytest.mark.parametrize("synchronous", [False, True])
 async def test_stage_can_return_any_value(value: Any, data: dict[str, Any], synchronous: bool) -> None:
@@ -284,7 +286,7 @@ async def test_inputs_by_reference_can_be_read_from_the_context() -> None:
 async def test_value_of_a_failed_run_is_an_error() -> None:
     flow = Flow("p")
     first = flow.add(skips_or_fails("fail"), name="first")
-    second = flow.add(best, first)
+    second = flow.add(annotated, first, name="second")
     results = await flow.run()
     with pytest.raises(StageNotFinishedError, match=r"'first' has no value: it ended with FAIL \(broken\)"):
         results.value(first)
@@ -380,7 +382,9 @@ def test_two_stages_with_the_same_function_need_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"), [([], r"\[\]"), ("search", "'search'"), (search, "<function search")], ids=repr
+    ("given", "shown"),
+    [([], r"\[\]"), ("search", "'search'"), (search, "<function search")],
+    ids=["list", "name", "function"],
 )
 def test_input_that_is_not_a_reference_is_rejected(given: Any, shown: str) -> None:
     flow: Any = Flow("p")
@@ -403,3 +407,161 @@ def test_build_options_of_flow_and_pipeline_are_the_same() -> None:
 def test_result_without_a_value_has_its_data_as_value() -> None:
     result = StageResult("s", "OK", {"a": 1})  # type: ignore[arg-type]
     assert result.value == {"a": 1}
+
+
+# ------------------------------------------------------------ annotations of connected stages
+
+T = TypeVar("T")
+
+
+class Animal: ...
+
+
+class Dog(Animal): ...
+
+
+class Row(TypedDict):
+    text: str
+    score: float
+
+
+@pytest.mark.parametrize(
+    ("returned", "accepted"),
+    [
+        (int, int),
+        (Dog, Animal),
+        (int, float),
+        (list[int], list[int]),
+        (list[int], Sequence[int]),
+        (list[int], list),
+        (list, list[int]),
+        (int, int | None),
+        (int, float | None),
+        (dict[str, Any], dict[str, int]),
+        (list[Any], list[int]),
+        (Any, int),
+        (int, object),
+        (list[T], list[int]),  # type: ignore[valid-type]
+        (int | StageOutput, int),
+        (StageOutput, int),
+        (Row, dict[str, Any]),
+        (Callable[[int], str], Callable[[bool], str]),
+        (Literal["a"], str),
+    ],
+    ids=str,
+)
+def test_build_accepts_compatible_annotations(returned: Any, accepted: Any) -> None:
+    build_connected(returned, accepted)
+
+
+@pytest.mark.parametrize(
+    ("returned", "accepted", "shown"),
+    [
+        (str, int, "is int, but stage 'first' returns str"),
+        (Animal, Dog, "is Dog, but stage 'first' returns Animal"),
+        (float, int, "is int, but stage 'first' returns float"),
+        (list[str], list[int], r"is list\[int\], but stage 'first' returns list\[str\]"),
+        (int | None, int, r"is int, but stage 'first' returns int \| None"),
+        (str | StageOutput, int, "is int, but stage 'first' returns str"),
+        (tuple[int, str], tuple[int, int], r"returns tuple\[int, str\]"),
+        (dict, list, "is list, but stage 'first' returns dict"),
+    ],
+    ids=str,
+)
+def test_build_reports_incompatible_annotations(returned: Any, accepted: Any, shown: str) -> None:
+    with pytest.raises(PipelineValidationError, match=shown):
+        build_connected(returned, accepted)
+
+
+def build_connected(returned: Any, accepted: Any) -> None:
+    async def first() -> Any: ...
+
+    async def second(value: Any) -> None: ...
+
+    first.__annotations__["return"] = returned
+    second.__annotations__["value"] = accepted
+    flow = Flow("p")
+    flow.add(second, flow.add(first))
+    flow.build()
+
+
+def test_default_of_a_missing_input_is_compared() -> None:
+    async def length(text: str) -> int:
+        return len(text)
+
+    async def text() -> str:
+        return "text"
+
+    flow = Flow("p")
+    first = flow.add(text)
+    flow.add(length, first.or_default("none"), name="valid")
+    flow.add(length, first.or_none(), name="none")  # type: ignore[arg-type]
+    flow.add(length, first.or_default(3), name="number")  # type: ignore[arg-type]
+    assert [problem.partition(":")[0] for problem in problems(flow)] == ["stage 'none'", "stage 'number'"]
+
+
+async def returns_row(ctx: StageContext) -> Row:
+    return {"text": "t", "score": 1.0}
+
+
+async def returns_document(ctx: StageContext) -> Document:
+    return Document("t", 1.0)
+
+
+@pytest.mark.parametrize("source", [returns_row, returns_document], ids=lambda source: source.__name__)
+def test_parameters_by_name_are_compared_with_the_fields_of_a_dependency(source: Any) -> None:
+    async def valid(ctx: StageContext, text: str, score: float = 0, other: int = 1) -> None: ...
+
+    async def wrong_type(ctx: StageContext, text: int) -> None: ...
+
+    async def misspelled(ctx: StageContext, txet: str) -> None: ...
+
+    pipeline = Pipeline("p").with_stage("source", source)
+    for stage_function in (valid, wrong_type, misspelled):
+        name = stage_function.__name__
+        pipeline = pipeline.with_stage(name, stage_function, dependencies=("source",))
+    with pytest.raises(PipelineValidationError) as caught:
+        pipeline.build()
+    assert list(caught.value.problems) == [
+        (
+            "stage 'wrong_type': parameter 'text' of wrong_type is int, but 'text' in the output of stage "
+            "'source' is str"
+        ),
+        (
+            "stage 'misspelled': no dependency returns a value for parameter 'txet' of misspelled; "
+            "did you mean 'text'?"
+        ),
+    ]
+
+
+def test_parameters_of_a_dependency_with_unknown_fields_are_accepted() -> None:
+    async def unknown(ctx: StageContext) -> dict[str, Any]:
+        return {"a": 1}
+
+    async def reads(ctx: StageContext, text: str) -> None: ...
+
+    pipeline = Pipeline("p").with_stage("row", returns_document).with_stage("unknown", unknown)
+    pipeline.with_stage("reads", reads, dependencies=("row", "unknown")).build()
+
+
+def test_annotation_that_cannot_be_evaluated_is_accepted() -> None:
+    async def first() -> "Missing":  # type: ignore[name-defined]  # noqa: F821, UP037
+        ...
+
+    async def second(value: int) -> None: ...
+
+    flow = Flow("p")
+    flow.add(second, flow.add(first))
+    flow.build()
+
+
+def test_classes_are_compared_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "beartype.door", None)
+    build_connected(list[str], list[int])
+    with pytest.raises(PipelineValidationError):
+        build_connected(str, int)
+
+
+def test_import_of_the_library_does_not_import_beartype() -> None:
+    code = "import sys, stageflow.pipeline; sys.exit('beartype' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import did_you_mean
 from ..retry import Retry
 from ..stages import StageKind
+from ._annotations import annotation_problems
 from ._plan import GraphOptions
 from ._spec import Entry, Parameter, StageSpec, class_of, entry_of, parameters_of, returns_coroutine
 
@@ -46,7 +47,7 @@ def problems_of(name: Any, specs: Sequence[StageSpec], options: GraphOptions) ->
         if len(shown) > _MAX_CYCLE_SHOWN:
             shown[6:-5] = [f"… {len(shown) - 11} more …"]
         problems.append(f"dependency cycle: {' -> '.join(shown)}; remove one of these edges")
-    return problems
+    return problems or annotation_problems(specs)
 
 
 def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list[str]:

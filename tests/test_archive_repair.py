@@ -406,17 +406,19 @@ FILES = {
 }
 
 
-REPLACE: list[Callable[[Path], Any]] = [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")]
+OTHERS: list[Callable[[Path], Any]] = [os.mkdir, lambda path: path.symlink_to("nowhere")]
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_nothing_waits_for_what_is_in_place_of_a_file(folder: Path, tmp_path: Path, file: str) -> None:
     write(folder, run(4))
+    # A FIFO, which blocks a reader, in place of every file; a directory and a link in place of every other.
+    replacements = (os.mkfifo, OTHERS[list(FILES).index(file) % len(OTHERS)])
     copies = [
-        shutil.copytree(folder, tmp_path / str(number) / folder.name) for number, _ in enumerate(REPLACE)
+        shutil.copytree(folder, tmp_path / str(number) / folder.name) for number in range(len(replacements))
     ]
     paths: list[Path] = [FILES[file](copy) for copy in copies]
-    for replace, path in zip(REPLACE, paths, strict=True):
+    for replace, path in zip(replacements, paths, strict=True):
         path.unlink(missing_ok=True)
         replace(path)
     # In a process: one that waits in native code cannot be interrupted.

@@ -163,7 +163,7 @@ def test_volume_and_sampling_say_what_a_field_and_a_sampler_cost(journal: Path, 
     assert held["journal_bytes"] > 0
     assert {share["name"] for share in held["types"]} == {"stage.wide", "pipeline.wide", "cache.miss"}
     assert "attributes.hits" in {share["name"] for share in held["fields"]}
-    assert "B an event" in run(journal, "volume")
+    assert "B/event" in run(journal, "volume")
     sampler = tmp_path / "sampling.toml"
     sampler.write_text("keep_failures = false\nfirst_of_a_kind = false\none_in = 1000000")
     told = run(journal, "sampling", str(sampler))

@@ -516,7 +516,7 @@ def test_the_picture_fits_and_says_everything_in_words(width: int):
         "2 fields differ",
         r"m-large\x1b[2J",
         "go along with",
-        "what came with it",
+        "likely effects",
         "left out",
         "next",
     ):

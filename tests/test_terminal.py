@@ -108,7 +108,7 @@ def drawn(picture: Any, width: int = 80, kind: type[Console] = UncroppedConsole)
 
 def test_value_that_does_not_fit_its_column_is_on_lines_of_its_own() -> None:
     rows = [("id", Text("short")), ("path", Text("/x" * 20))]
-    assert drawn(Pairs(rows, widest=20), 30) == f"id    short\npath\n{'/x' * 20}\n"
+    assert drawn(Pairs(rows, max_label=20), 30) == f"id    short\npath\n{'/x' * 20}\n"
 
 
 def test_path_that_needs_the_whole_row_is_not_indented() -> None:

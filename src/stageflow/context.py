@@ -21,7 +21,7 @@ from ._log import log_safely
 from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
-from .errors import InvalidArgumentError, describe, did_you_mean, type_name
+from .errors import InvalidArgumentError, describe, did_you_mean, invalid_argument, type_name
 from .stages import Artifact, StageKind, StageOutput, StageResult
 
 __all__ = [
@@ -529,14 +529,17 @@ class StageContext:
             data: Data of the event. A value that is not a mapping is stored under `payload`.
 
         Raises:
-            InvalidArgumentError: `type` is not a string.
-            ValueError: `type` is empty, or reserved for the library.
+            InvalidArgumentError: `type` is not a string, is empty, or is reserved for the library.
         """
         self._check_name("emit_event", type, 'emit_event("chat.tokens", {"count": 3})')
         if not type or type.startswith(("stage.wide", "pipeline.wide")):
-            raise ValueError(
-                f"stage {self.stage!r}: emit_event({type!r}): expected a custom type such as 'chat.tokens'; "
-                "'stage.wide' and 'pipeline.wide' are reserved"
+            raise invalid_argument(
+                "emit_event()",
+                "type",
+                type,
+                "a custom type such as 'chat.tokens'",
+                stage=self.stage,
+                hint="'stage.wide' and 'pipeline.wide' are reserved",
             )
         self._events_count += 1
         self._recorder.custom_event(self.stage, self.attempt, self._events_count, type, data)

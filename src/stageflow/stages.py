@@ -11,7 +11,7 @@ from typing import Any, cast
 from msgspec import Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
-from .errors import StageOutputError, as_text, describe, type_name
+from .errors import StageOutputError, as_text, describe, invalid_argument, type_name
 
 __all__ = ["Artifact", "StageKind", "StageOutput", "StageResult", "StageStatus"]
 
@@ -127,7 +127,7 @@ class StageOutput(Struct, frozen=True, eq=False):
         Raises:
             StageOutputError: `error` is None or an exception class that needs arguments, or `after` is not a
                 number.
-            ValueError: `after` is negative, infinite or NaN.
+            InvalidArgumentError: `after` is negative, infinite or NaN.
         """
         if after is not None:
             if not isinstance(after, Real) or isinstance(after, bool):
@@ -136,7 +136,7 @@ class StageOutput(Struct, frozen=True, eq=False):
                     hint="write StageOutput.retry(error, after=2.5)",
                 )
             if not 0 <= after < float("inf"):
-                raise ValueError(f"StageOutput.retry(after={after!r}): expected 0 or more seconds")
+                raise invalid_argument("StageOutput.retry()", "after", after, "0 or more seconds")
         text, exception = _describe_error("retry", error)
         return StageOutput(StageStatus.RETRY, {}, error=text, exception=exception, after=after)
 

@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import invalid_argument
 from ..schema import CUSTOM_EVENT_KEYS
 from ._escape import format_pairs, on_one_line, visible
 from ._runs import draw_runs
@@ -358,15 +359,13 @@ def draw_run(
         width: Width of the waterfall in columns; default the full width.
 
     Raises:
-        ValueError: `run` is not the data of a `pipeline.wide` event.
+        InvalidArgumentError: `run` is not the data of a `pipeline.wide` event.
 
     Example:
         Console().print(draw_run(run, stages))
     """
     if "stage_summaries" not in run:
-        raise ValueError(
-            "draw_run() needs the data of a pipeline.wide event; a run that was cut off has none"
-        )
+        raise invalid_argument("draw_run()", "run", run, "the data of a pipeline.wide event")
     return _RunView(run, stage_histories(run, stages), list(events), list(children), width)
 
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from .._files import absolute_path, only_one
 from .._log import log_safely
-from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError, describe
+from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError, describe, invalid_argument
 from ..journal import (
     CursorFile,
     Journal,
@@ -538,7 +538,7 @@ class BackgroundCompactor:
         every: Seconds between the end of one call and the next; default 60.
 
     Raises:
-        ValueError: `every` is no positive number.
+        InvalidArgumentError: `every` is no positive number.
 
     Example:
         with BackgroundCompactor(Compactor("journal"), every=60):
@@ -547,7 +547,7 @@ class BackgroundCompactor:
 
     def __init__(self, compactor: Compactor, every: float = 60.0) -> None:
         if not (isinstance(every, int | float) and every > 0):
-            raise ValueError(f"BackgroundCompactor(every={every!r}); give seconds, more than 0")
+            raise invalid_argument("BackgroundCompactor", "every", every, "more than 0 seconds")
         self._compactor = compactor
         self._every = every
         self._closed = threading.Event()

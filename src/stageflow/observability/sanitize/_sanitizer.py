@@ -13,7 +13,7 @@ from msgspec import Struct
 from ..._interrupts import INTERRUPTS
 from ..._log import log_safely
 from ..._value import ValueType
-from ...errors import as_text, describe
+from ...errors import as_text, describe, invalid_argument
 from ._coerce import (
     REPR_CHARS,
     Coercer,
@@ -64,7 +64,7 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             names are stored in one attribute, `other`, so that the number of columns is bounded.
 
     Raises:
-        ValueError: A limit is not a positive integer.
+        InvalidArgumentError: A limit is not a positive integer.
     """
 
     fields: int = 256
@@ -78,7 +78,7 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"EventLimits: {name} must be a positive integer, got {value!r}")
+                raise invalid_argument("EventLimits", name, value, "an integer of 1 or more")
 
 
 class SanitizeRules(Struct, frozen=True):

@@ -26,7 +26,7 @@ _INDENT = 4
 _MIN_BAR = 6
 _MAX_BAR = 40
 _DEFAULT_WIDTH = 120
-_STATISTICS_WIDTH = len("  selected only  q < 1e-99")
+_STATISTICS_WIDTH = len("   exclusive  q < 1e-99")
 _WORDS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^ '"])+|['"]""")
 _MAX_NAMES = 6
 """Maximum number of names to list; the others are counted."""
@@ -106,7 +106,7 @@ def _lines(difference: Difference, number: int, width: int) -> list[RenderableTy
     head = Text(f"{number:>2}  ")
     head.append(on_one_line(difference), style="bold")
     lines: list[RenderableType] = [head]
-    statistics = Text(f"{_lift(difference):>15}  q {_q(difference.q_value)}", style=QUIET)
+    statistics = Text(f"{_lift(difference):>12}  q {_q(difference.q_value)}", style=QUIET)
     sides = ((difference.selection.share, BAD), (difference.rest.share, ""))
     shares = [Text(share(part, 1), style=style) for part, style in sides]
     available = width - _INDENT - sum(len(label) for label in ("selected ", "  rest "))
@@ -155,7 +155,7 @@ def _redundant(differences: Sequence[Difference], numbers: dict[str, int]) -> Ta
 
 def _lift(difference: Difference) -> str:
     if difference.lift is None:
-        return "selected only"
+        return "exclusive"
     return f"{difference.lift:,.0f}x" if difference.lift >= 10 else f"{difference.lift:.1f}x"
 
 

@@ -265,9 +265,9 @@ async def test_amount_that_is_not_a_number_adds_nothing_and_fails_nothing(
 async def test_argument_that_is_not_a_mapping_is_rejected(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         for wrong in (5, "text", [1]):
-            with pytest.raises(InvalidArgumentError, match="expects a mapping, not"):
+            with pytest.raises(InvalidArgumentError, match="fields must be a mapping, got"):
                 ctx.annotate(wrong)  # type: ignore[arg-type]
-            with pytest.raises(InvalidArgumentError, match="expects a mapping, not"):
+            with pytest.raises(InvalidArgumentError, match="fields must be a mapping, got"):
                 ctx.annotate_run(wrong)  # type: ignore[arg-type]
 
     assert (await graph_of(sink, work).run()).ok

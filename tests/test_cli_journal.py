@@ -60,7 +60,7 @@ async def pay(ctx):
     if ctx.run.data == "again" and ctx.attempt == 1:
         raise ConnectionError("the bank is down")
     if ctx.run.data == "shut":
-        return StageOutput.cancel("the shop is shut")
+        return StageOutput.stop("the shop is shut")
     return None
 
 

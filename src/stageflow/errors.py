@@ -193,7 +193,7 @@ class MissingInputError(InputError):
 
 
 class StageOutputError(StageflowError, TypeError):
-    """A stage returned an invalid value, or called a function of `StageOutput` with an invalid argument."""
+    """A stage returned an invalid value, or an interceptor violated its contract."""
 
 
 class StageTimeoutError(StageflowError, TimeoutError):
@@ -388,6 +388,7 @@ def invalid_argument(
     known: Iterable[str] = (),
     pipeline: str | None = None,
     stage: str | None = None,
+    run_id: str | None = None,
     hint: str | None = None,
 ) -> InvalidArgumentError:
     """Return the error about an invalid value of an argument.
@@ -400,6 +401,7 @@ def invalid_argument(
         known: The valid values, if the error should suggest the closest one.
         pipeline: Name of the pipeline, or None.
         stage: Name of the stage, or None.
+        run_id: Id of the run, or None.
         hint: How to fix it, or None.
 
     Example:
@@ -415,7 +417,11 @@ def invalid_argument(
         given = given[:_MAX_VALUE] + "..."
     near = did_you_mean(value, known) if isinstance(value, str) else ""
     return InvalidArgumentError(
-        f"{call}: {name} must be {expected}, got {given}{near}", pipeline=pipeline, stage=stage, hint=hint
+        f"{call}: {name} must be {expected}, got {given}{near}",
+        pipeline=pipeline,
+        stage=stage,
+        run_id=run_id,
+        hint=hint,
     )
 
 
@@ -525,5 +531,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     import difflib  # needed only for an error message
 
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    by_lower_case = {each.lower(): each for each in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower_case[matches[0]]!r}?" if matches else ""

@@ -192,9 +192,11 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
         """Return the wait after attempt number `attempt` in seconds, at least 0.
 
         Raises:
-            ValueError: The wait function returned no finite number.
+            InvalidArgumentError: The wait function did not return a finite number.
         """
         wait = float(self.wait(attempt) if callable(self.wait) else self.wait)
         if not math.isfinite(wait):
-            raise ValueError(f"the wait after attempt {attempt} is {wait} s; expected a finite number")
+            raise invalid_argument(
+                "Retry", "wait", wait, f"a finite number of seconds after attempt {attempt}"
+            )
         return max(0.0, wait)

@@ -136,8 +136,8 @@ def _as_output(dependency: str, output: Any) -> StageOutput:
         )
     if output.status in (StageStatus.CANCEL, StageStatus.RETRY):
         raise InvalidArgumentError(
-            f"inputs[{dependency!r}] is StageOutput.{output.status.lower()}(...), after which no stage "
-            "starts; use ok, skip or fail"
+            f"inputs[{dependency!r}] has the status {output.status}, after which no stage starts; "
+            "use ok, skip or fail"
         )
     return replace(output, routes=None)
 

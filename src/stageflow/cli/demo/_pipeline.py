@@ -175,7 +175,7 @@ async def guard(ctx: StageContext) -> StageOutput:
     question = ctx.run.data["question"].strip()
     ctx.annotate(chars=len(question))
     if not question:
-        return StageOutput.cancel("the question is empty")
+        return StageOutput.stop("the question is empty")
     if len(question) > _MAX_QUESTION:
         return StageOutput.fail(
             f"the question has {len(question)} characters; the maximum is {_MAX_QUESTION}"
@@ -243,7 +243,7 @@ async def route(ctx: StageContext) -> StageOutput:
     if _COMPARES.search(question) and len(topics) != 1:
         return StageOutput.route("compare", topics=topics)
     if not ctx.inputs.require_from("search", "hits"):
-        return StageOutput.cancel("the language reference contains no match")
+        return StageOutput.stop("the language reference contains no match")
     return StageOutput.route("quote")
 
 

@@ -263,7 +263,7 @@ def draw_waterfall(
             Text.assemble(("* ", "bold") if stage.name in critical else "  ", visible(stage.name)),
             colored(visible(end["status"])),
             "" if tries is None else str(tries),
-            milliseconds(end.get("queue_ms")) if tries != 0 or _never_started(end) else "",
+            milliseconds(end.get("queue_ms")) if tries != 0 or _was_ready(end) else "",
             milliseconds(end["duration_ms"]) if tries != 0 and end["status"] != "OPEN" else "",
         ]
         rows.append(row)
@@ -299,12 +299,12 @@ def _spans(stage: StageHistory, began: datetime) -> list[Span]:
     spans.insert(0, Span(_ready(stage, began), _started(end, began), WAITING, QUIET))
     if _ran(stage):
         spans.append(_span(end, began, RUNNING if end["status"] == "RUNNING" else RAN))
-    elif not stage.retried and not _never_started(end):
+    elif not stage.retried and not _was_ready(end):
         return []
     return spans
 
 
-def _never_started(end: Record) -> bool:
+def _was_ready(end: Record) -> bool:
     """Return whether a stage was ready when its run ended; in a crash, it may have been running."""
     return end["status"] == "CANCEL" and bool(end.get("queue_ms"))
 

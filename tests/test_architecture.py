@@ -404,7 +404,7 @@ def test_foundation_imports_only_modules_below(build):
     assert "`_interrupts` may import no other package" in broken
 
 
-def test_package_that_the_table_does_not_have_is_found(build):
+def test_package_missing_in_the_table_is_found(build):
     (broken,) = forbidden_imports(build({"attic/chest": ""}))
     assert "`attic` is not in MAY_IMPORT or FOUNDATION" in broken
 
@@ -427,7 +427,7 @@ def test_package_may_import_its_own_modules(build):
     assert cycle(source) == []
 
 
-def test_faults_of_modules_are_found(build):
+def test_problems_of_modules_are_found(build):
     source = build({"events/utils": "", "events/_long": "x = 1\n" * MAX_LINES})
     (source / "bare.py").write_text("x = 1\n")
     (source / "two.py").write_text('"""Two sentences. In one line."""\n')

@@ -67,7 +67,7 @@ def test_a_repair_reports_and_records_the_rows_that_were_lost(
     before = len(run_ids(folder))
     damage(path)
     written = command("doctor", "--journal", folder, "--repair")
-    assert "nothing to repair" not in written
+    assert "Nothing to repair" not in written
     assert re.search(
         rf"repaired: \S*{re.escape(path.name)} {problem}.*; the archive no longer has its 1 row", written
     )
@@ -80,7 +80,7 @@ def test_a_repair_reports_and_records_the_rows_that_were_lost(
     assert lost.problem.startswith(problem)
     state = json.loads(command("doctor", "--journal", folder, "--json"))
     assert [file["rows"] for file in state["archive"]["lost"]] == [1]
-    assert "There was nothing to repair." in command("doctor", "--journal", folder, "--repair")
+    assert "Nothing to repair." in command("doctor", "--journal", folder, "--repair")
 
 
 def test_losses_of_several_repairs_are_all_on_record(folder: Path) -> None:
@@ -114,11 +114,11 @@ def test_an_intact_copy_of_a_lost_file_comes_back(
     # A damaged copy stays where it is.
     path.write_bytes(content[:-1] + b"X")
     path.chmod(0o600)
-    assert "nothing to repair" in command("doctor", "--journal", folder, "--repair")
+    assert "Nothing to repair" in command("doctor", "--journal", folder, "--repair")
     assert path not in data_files(folder, beginning)
     path.write_bytes(content)
     assert "a repair puts it back" in command("doctor", "--journal", folder, code=1)
-    assert "is intact, and in the archive again" in command("doctor", "--journal", folder, "--repair")
+    assert "is intact and part of the archive again" in command("doctor", "--journal", folder, "--repair")
     assert run_ids(folder) == ids
     with EventStore(folder) as store:
         assert sum(total.count for total in store.totals() if total.stage is None) == len(ids)
@@ -128,7 +128,7 @@ def test_an_intact_copy_of_a_lost_file_comes_back(
         write(folder, run(number))
         compact(folder)
     assert check_archive(folder).lost == []
-    assert "nothing to repair" in command("doctor", "--journal", folder, "--repair")
+    assert "Nothing to repair" in command("doctor", "--journal", folder, "--repair")
     assert len(run_ids(folder)) == len(ids) + 8
 
 
@@ -177,7 +177,7 @@ def test_a_repair_writes_a_damaged_record_of_the_durable_version_again(
     with pytest.raises(ArchiveDamagedError, match=r"(?s)durable\.json is damaged.*doctor --repair"):
         compact(folder)
     assert "durable.json" in command("doctor", "--journal", folder, code=1)
-    assert "durable.json set aside" in command("doctor", "--journal", folder, "--repair")
+    assert "durable.json moved to _stageflow/" in command("doctor", "--journal", folder, "--repair")
     assert json.loads(durable.read_bytes())["version"] >= version
     command("doctor", "--journal", folder)
     compact(folder)

@@ -37,7 +37,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_runs_and_show_look_into_the_archive_too(journal: Path) -> None:
+def test_runs_and_show_read_the_archive(journal: Path) -> None:
     lines = [json.loads(line) for line in run(journal, "runs", "--json").splitlines()]
     assert len(lines) == 12
     oldest = lines[-1]["event_id"]
@@ -48,7 +48,7 @@ def test_runs_and_show_look_into_the_archive_too(journal: Path) -> None:
     assert "no run" in CliRunner().invoke(app, ["show", "0199", "--journal", str(journal)]).stderr
 
 
-def test_stats_counts_what_there_is(journal: Path) -> None:
+def test_stats_counts_stages_and_runs(journal: Path) -> None:
     table = run(journal, "stats", "--pipeline", "ask")
     assert table.splitlines()[0].split()[:3] == ["stage", "count", "fail"]
     assert run(journal, "stats").splitlines()[0].split()[:3] == ["pipeline", "stage", "count"]
@@ -87,7 +87,7 @@ def test_slowest_names_the_stage_that_took_longest(journal: Path) -> None:
     assert "queue ms" in run(journal, "slowest", "--over", "stages")
 
 
-def test_compare_takes_windows_versions_and_sql(journal: Path) -> None:
+def test_compare_accepts_windows_versions_and_sql(journal: Path) -> None:
     both = json.loads(
         run(journal, "compare", "1d..now", "2d..1d", "--over", "runs", "--json").splitlines()[0]
     )
@@ -98,7 +98,7 @@ def test_compare_takes_windows_versions_and_sql(journal: Path) -> None:
     run(journal, "compare", "soon..now", "true", exit_code=2)
 
 
-def test_explain_says_what_is_different(tmp_path: Path) -> None:
+def test_explain_prints_the_differences(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     write_runs(
         folder,
@@ -113,7 +113,7 @@ def test_explain_says_what_is_different(tmp_path: Path) -> None:
     run(folder, "explain", "slow")
 
 
-def test_query_answers_as_a_table_as_json_and_as_csv(journal: Path) -> None:
+def test_query_prints_a_table_json_or_csv(journal: Path) -> None:
     sql = "select pipeline_name, count(*) as n, null as nothing from runs group by 1 order by 1"
     assert (
         run(journal, "query", sql) == "pipeline_name  n  nothing\nask            6  -\nchild          6  -\n"
@@ -129,7 +129,7 @@ def test_query_answers_as_a_table_as_json_and_as_csv(journal: Path) -> None:
     assert "--limit 0 all" in more.stderr
 
 
-def test_a_query_that_is_wrong_is_told_without_a_traceback(journal: Path) -> None:
+def test_invalid_query_is_reported_without_a_traceback(journal: Path) -> None:
     told = subprocess.run(
         [sys.executable, "-m", "stageflow", "query", "select nope from runs", "--journal", str(journal)],
         capture_output=True,
@@ -143,7 +143,7 @@ def test_a_query_that_is_wrong_is_told_without_a_traceback(journal: Path) -> Non
     assert "leaked" not in told.stderr
 
 
-def test_compact_says_what_it_did(tmp_path: Path) -> None:
+def test_compact_reports_the_archived_events(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     run_some(folder)
     assert run(folder, "compact", "--keep", "0s").endswith("events of 1 file archived\n")
@@ -157,13 +157,15 @@ def test_compact_says_what_it_did(tmp_path: Path) -> None:
     run(folder, "compact", "--max-age", "soon", exit_code=2)
 
 
-def test_volume_and_sampling_say_what_a_field_and_a_sampler_cost(journal: Path, tmp_path: Path) -> None:
+def test_volume_and_sampling_report_the_size_of_fields_and_the_effect_of_a_sampler(
+    journal: Path, tmp_path: Path
+) -> None:
     held = json.loads(run(journal, "volume", "--json"))
     assert held["bytes"] > 0
     assert held["journal_bytes"] > 0
     assert {share["name"] for share in held["types"]} == {"stage.wide", "pipeline.wide", "cache.miss"}
     assert "attributes.hits" in {share["name"] for share in held["fields"]}
-    assert "B an event" in run(journal, "volume")
+    assert "B/event" in run(journal, "volume")
     sampler = tmp_path / "sampling.toml"
     sampler.write_text("keep_failures = false\nfirst_of_a_kind = false\none_in = 1000000")
     told = run(journal, "sampling", str(sampler))
@@ -239,13 +241,13 @@ def test_tail_reports_events_that_are_in_the_archive_only(tmp_path: Path, filter
     assert answer.stdout.count("\n") == events
 
 
-def test_an_archive_alone_can_be_asked(journal: Path) -> None:
+def test_archive_without_a_journal_can_be_queried(journal: Path) -> None:
     asked = ["query", "select count(*) from runs", "--csv", "--archive", str(journal / "archive")]
     found = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert found.stdout == "count_star()\n6\n"
 
 
-def test_what_the_extra_brings_is_named_where_it_is_missing(journal: Path) -> None:
+def test_missing_store_extra_is_named(journal: Path) -> None:
     script = (
         "import sys; sys.modules['duckdb'] = None\n"
         "from stageflow.cli import main; sys.argv = ['stageflow', 'stats', '--journal', sys.argv[1]]; main()"

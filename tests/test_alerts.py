@@ -18,7 +18,7 @@ from kill_alerts import trials
 from typer.testing import CliRunner
 from webhook_receiver import AS_TEXT, Receiver
 
-from stageflow._files import only_one
+from stageflow._files import try_lock
 from stageflow.alerts import (
     AlertLoop,
     AlertRules,
@@ -659,7 +659,7 @@ def test_what_was_cut_off_while_it_was_sent_is_sent_with_the_same_id_and_says_so
 
 def test_one_evaluator_at_a_time(incident: EventStore, tmp_path: Path) -> None:
     rules = AlertRules(rules=(FAILS,))
-    with only_one(str(tmp_path / "alerts.json.lock")) as mine:
+    with try_lock(str(tmp_path / "alerts.json.lock")) as mine:
         assert mine
         assert run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5)).busy
     assert not run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5)).busy

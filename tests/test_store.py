@@ -210,9 +210,9 @@ def test_attributes_come_back_as_they_were_whatever_they_are(
         for attributes in batch:
             data = template | {"event_id": f"made/{len(written)}", "attributes": attributes}
             written[data["event_id"]] = attributes
-            sink.take(_event(data))
+            sink.deliver(_event(data))
         sink.close()
-        compact(folder, most_attributes=8)
+        compact(folder, max_attributes=8)
     with EventStore(folder) as store:
         found = store._queries.ask(
             lambda cursor: _attributes(cursor.execute("from events where starts_with(event_id, 'made/')")),
@@ -238,7 +238,7 @@ def test_a_key_that_a_newer_schema_has_is_kept(tmp_path: Path) -> None:
     run_some(tmp_path / "other", times=1)
     lines = next((tmp_path / "other").glob("*.ndjson")).read_text().split("\n")
     data = next(json.loads(line)["data"] for line in lines if line.startswith('{"type":"pipeline.wide"'))
-    sink.take(_event(data | {"from_the_future": {"deep": 1}}))
+    sink.deliver(_event(data | {"from_the_future": {"deep": 1}}))
     sink.close()
     compact(tmp_path / "journal")
     with EventStore(tmp_path / "journal") as store:
@@ -258,7 +258,7 @@ def test_events_of_other_programs_are_kept_as_they_are(tmp_path: Path) -> None:
         ("mine", {}),
     ]
     for type, data in strange:
-        sink.take(Event(type, data))
+        sink.deliver(Event(type, data))
     sink.close()
     for _ in range(2):
         with EventStore(tmp_path / "journal") as store:

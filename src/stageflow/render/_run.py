@@ -351,7 +351,7 @@ def draw_run(
     there are any. A run under way is drawn as far as it has come.
 
     Args:
-        run: The data of its `pipeline.wide` event, or what `RunStory.run` has in its place.
+        run: The data of its `pipeline.wide` event, or what `RunRecord.run` has in its place.
         stages: The data of its `stage.wide` events.
         events: Its stages' own events, type and data.
         children: The data of the `pipeline.wide` of each run that was started inside it.

@@ -109,7 +109,7 @@ def _totals(state: Record) -> RenderableType:
         ("runs under way", count(under_way) or "0"),
         ("runs completed after a crash", count(state["crashed"]) or "0"),
         ("removed when archived, or to make room", _deleted(deleted)),
-        ("kept aside in broken/", count(state["kept_aside"])),
+        ("kept aside in broken/", count(state["quarantined"])),
     )
     return Pairs([(label, Text(value)) for label, value in rows if value])
 
@@ -152,8 +152,8 @@ def _cursors(cursors: Sequence[Record]) -> RenderableType | None:
     for cursor in cursors:
         missed = Text(count(cursor["missed"]), style=BAD)
         figures = [count(cursor[key]) for key in ("events", "broken", "torn")]
-        at_work = "yes" if cursor["at_work"] else "no"
-        table.add(on_one_line(cursor["name"]), at_work, size(cursor["behind_bytes"]), *figures, missed)
+        active = "yes" if cursor["active"] else "no"
+        table.add(on_one_line(cursor["name"]), active, size(cursor["behind_bytes"]), *figures, missed)
     return table
 
 

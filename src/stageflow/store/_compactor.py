@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from .._files import absolute_path, only_one
+from .._files import absolute_path, try_lock
 from .._log import log_safely
 from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError, describe
 from ..journal import (
@@ -196,7 +196,7 @@ class Compactor:
         max_bytes: Of the archive; beyond it the oldest days are dropped; default None, for no bound.
         counts_max_age: Seconds after which the exact counts are dropped too; default None, for never.
         sampler: Which runs are kept; default None, for all.
-        most_attributes: How many attributes have a column of their own; default 256. The others
+        max_attributes: How many attributes have a column of their own; default 256. The others
             stand in `rest`, as JSON.
         batch_bytes: Of segments that are taken at once; default 256 MiB. It bounds the memory.
         target_bytes: Small files are merged until they have about this size; default 128 MiB.
@@ -219,7 +219,7 @@ class Compactor:
         max_bytes: int | None = None,
         counts_max_age: float | None = None,
         sampler: TailSampler | None = None,
-        most_attributes: int = 256,
+        max_attributes: int = 256,
         batch_bytes: int = 256 << 20,
         target_bytes: int = 128 << 20,
     ) -> None:
@@ -240,7 +240,7 @@ class Compactor:
         )
         self._use(read_address(self.journal) if self._given is None else self._given)
         self._sampler = sampler
-        self._most_attributes = most_attributes
+        self._max_attributes = max_attributes
         self._batch_bytes = batch_bytes
 
     def _use(self, address: str) -> None:
@@ -261,7 +261,7 @@ class Compactor:
             OSError: The journal cannot be read, or the archive not be written.
         """
         # For economy alone: two at once would be right, and one of them for nothing.
-        with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
+        with as_os_errors(self.archive.address), try_lock(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 return Compacted(busy=True)
             self._check_address()
@@ -305,7 +305,7 @@ class Compactor:
             ArchiveDamagedError: A durable file is damaged.
             OSError: The archive cannot be written.
         """
-        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+        with try_lock(os.path.join(self.journal, _LOCK)) as alone:
             return self.recover_alone() if alone else []
 
     @contextlib.contextmanager
@@ -315,7 +315,7 @@ class Compactor:
         Raises:
             OSError: Another compactor is running.
         """
-        with only_one(os.path.join(self.journal, _LOCK)) as alone:
+        with try_lock(os.path.join(self.journal, _LOCK)) as alone:
             if not alone:
                 raise OSError(errno.EBUSY, "another process is compacting", self.journal)
             yield
@@ -400,7 +400,7 @@ class Compactor:
     def _take(self, batch: Sequence[Segment]) -> tuple[int, int]:
         """Take some segments into the archive; return how many events they had, and how many are kept."""
         with self._workplace.open() as database:
-            attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._most_attributes)
+            attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._max_attributes)
             self.archive.prepare(_columns(database, "batch"))
             merged = merge(database, "batch", attributes, self.archive.files(), self._local)
             superseded = merged.superseded

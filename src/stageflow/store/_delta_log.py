@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
-from .._files import is_regular, make_private, only_one, open_regular, replace_file, sync, sync_directory
+from .._files import is_regular, make_private, open_regular, replace_file, sync, sync_directory, try_lock
 from .._state_file import decode_stored, encode_state, read_state
 from ..errors import ArchiveDamagedError, DamagedFileError
 
@@ -536,7 +536,7 @@ class DeltaLog:
     def locked(self) -> Any:
         """Hold the lock of this log for recovery and cleaning; yield False if another process holds it."""
         make_directory(self.address, self._state)
-        with only_one(os.path.join(self._state, "lock")) as alone:
+        with try_lock(os.path.join(self._state, "lock")) as alone:
             yield alone
 
     def set_aside(self, path: str) -> str:

@@ -20,7 +20,7 @@ from ..errors import (
     RunNotFoundError,
     SettingsError,
 )
-from ..journal import Journal, Names, RunFilter, RunStory, find_run, read_failures
+from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
 from ._address import absolute_address, default_address, read_address, same_address
 from ._archive import Archive
 from ._columns import FAILURE, text
@@ -251,7 +251,7 @@ class EventStore:
             before: The last run of the previous page; default None, for the first page.
 
         Returns:
-            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunStory.run`.
+            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunRecord.run`.
 
         Raises:
             QueryError: The predicate is invalid.
@@ -282,7 +282,7 @@ class EventStore:
             ]
         return sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
 
-    def run(self, run_id: str = "last") -> RunStory:
+    def run(self, run_id: str = "last") -> RunRecord:
         """Return everything that is known about one run.
 
         Args:

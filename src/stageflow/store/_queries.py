@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from .._failures import FailureOutcomes
 from ..errors import ArchiveDamagedError, QueryError
-from ..journal import Journal, RunStory, no_run, several_runs
+from ..journal import Journal, RunRecord, no_run, several_runs
 from ._archive import Archive
 from ._columns import text
 from ._database import as_os_errors, interruptible, open_database, without_advice
@@ -101,7 +101,7 @@ class Queries:
         self._lock = threading.RLock()
         self._database = open_database(memory, disk=disk)
         self._snapshot = Snapshot(
-            self._database, journal, archive, failures, most_attributes=256, verify=verify
+            self._database, journal, archive, failures, max_attributes=256, verify=verify
         )
         self.left_out: OSError | None = None
         self._close_doors()
@@ -351,7 +351,7 @@ _Told = tuple[str, dict[str, Any]]
 
 def tell_story(
     queries: Queries, journal: str | None, run_id: str, find: Callable[[], str | None] | None = None
-) -> RunStory:
+) -> RunRecord:
     """Return everything that is known about the run with this id or prefix.
 
     Args:
@@ -372,7 +372,7 @@ def tell_story(
     for told in runs.values():
         ended = [data for type, data in told if type == "pipeline.wide"]
         if ended:
-            return RunStory(ended[-1], _stages(told), _own(told), _children(queries, journal, ended[-1]))
+            return RunRecord(ended[-1], _stages(told), _own(told), _children(queries, journal, ended[-1]))
     if not runs and find is not None and (known := find()) not in (None, run_id):
         return tell_story(queries, journal, known)
     if journal is None:
@@ -380,7 +380,7 @@ def tell_story(
     # The run is in progress, or unknown: only the journal has its start.
     story = Journal(journal).run(next(iter(runs), run_id))
     told = next(iter(runs.values()), [])
-    return RunStory(story.run, _stages(told), _own(told), _children(queries, journal, story.run))
+    return RunRecord(story.run, _stages(told), _own(told), _children(queries, journal, story.run))
 
 
 def _gather(queries: Queries, run_id: str) -> dict[str, list[_Told]]:

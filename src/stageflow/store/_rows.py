@@ -78,7 +78,7 @@ def load_rows(
     table: str,
     segments: Sequence[Segment],
     known: Attributes,
-    most_attributes: int,
+    max_attributes: int,
 ) -> Attributes:
     """Make a table of the events of these segments, and return the columns that attributes have there.
 
@@ -89,7 +89,7 @@ def load_rows(
         table: Its name.
         segments: What to read.
         known: Columns that there are already: a key keeps its type.
-        most_attributes: How many columns attributes may have; the rest stands in `rest`.
+        max_attributes: How many columns attributes may have; the rest stands in `rest`.
 
     Raises:
         FileNotFoundError: A segment is gone.
@@ -105,7 +105,7 @@ def load_rows(
         # No line is longer than its file. So much memory is not asked for where it need not be.
         _parse(connection, parsed, segments, max(os.stat(segment.path).st_size for segment in segments) + 1)
     kinds = count_kinds(connection, f"select event.data.attributes from {parsed} where {_IS_TYPED}")
-    attributes = choose_columns(kinds, known, most_attributes)
+    attributes = choose_columns(kinds, known, max_attributes)
     connection.execute(
         f"create or replace table {table} as {_typed(parsed, attributes, kinds)}"
         f" union all by name {_untyped(parsed)}"

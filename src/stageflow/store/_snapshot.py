@@ -81,7 +81,7 @@ class Snapshot:
         journal: Directory of the journal; None for the archive alone.
         archive: The archive.
         failures: Called before each look: which outcomes count as failures.
-        most_attributes: How many columns attributes may have.
+        max_attributes: How many columns attributes may have.
         verify: Whether to verify the checksum of each archive file before reading it.
     """
 
@@ -91,7 +91,7 @@ class Snapshot:
         journal: str | None,
         archive: Archive,
         failures: Callable[[], FailureOutcomes],
-        most_attributes: int,
+        max_attributes: int,
         verify: bool = False,
     ) -> None:
         self._verify = verify
@@ -100,7 +100,7 @@ class Snapshot:
         self._archive = archive
         self._failures = failures
         self._local = LocalFiles(archive)
-        self._most_attributes = most_attributes
+        self._max_attributes = max_attributes
         self._seen: _Seen | None = None
         self._files: list[ArchiveFile] = []
         self._damaged: set[str] = set()
@@ -239,7 +239,7 @@ class Snapshot:
     ) -> None:
         database = self._database
         self._files = files
-        attributes = load_rows(database, "live", live, known, self._most_attributes)
+        attributes = load_rows(database, "live", live, known, self._max_attributes)
         if self._verify and (damaged := self._local.damaged_in(files)):
             self._damaged |= {file.path for file in damaged}
             raise self._local.error_of(damaged)

@@ -121,8 +121,8 @@ def test_a_number_is_split_where_the_sides_differ_most():
     assert (tokens.kind, tries.kind) == ("number", "category")
     assert isinstance(tokens.value, float)
     assert 800 < tokens.value < 830
-    assert tokens.says == f"> {tokens.value:g}"
-    assert (tries.says, tries.synonyms) == ("= 3", ("attributes.tries > 1",))
+    assert tokens.description == f"> {tokens.value:g}"
+    assert (tries.description, tries.synonyms) == ("= 3", ("attributes.tries > 1",))
 
 
 @pytest.mark.parametrize(("failed", "ok"), [(1, 5), (2, 6), (1, 300), (3, 3), (3, 20_000)])
@@ -189,7 +189,7 @@ def test_a_value_that_never_fails_is_found_by_its_absence():
         "r", np.where(failed & (regions == 0), dice.integers(1, 5, RUNS), regions)
     )
     found = by_field(explain(store(runs)).differences)["attributes.region"]
-    assert found.says in {"<> r0", *(f"= r{number}" for number in range(1, 5))}
+    assert found.description in {"<> r0", *(f"= r{number}" for number in range(1, 5))}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -220,9 +220,9 @@ def test_fields_that_define_the_selection_are_left_out():
     assert [one.field for one in found.differences] == ["attributes.cause"]
     why = left_out(found)
     defining = ("status", "outcome", "error", "error_type", "first_failed_stage", "reason", "stages_failed")
-    assert {why[name] for name in defining} == {"they say what the selection is made by"}
-    assert why["pipeline_run_id"] == "names of one run"
-    assert why["request_id"] == "nearly every value is another one"
+    assert {why[name] for name in defining} == {"used to define the selection"}
+    assert why["pipeline_run_id"] == "unique ids"
+    assert why["request_id"] == "nearly every value is unique"
 
 
 def test_other_names_for_what_the_selection_is_made_by_are_left_out():
@@ -232,7 +232,7 @@ def test_other_names_for_what_the_selection_is_made_by_are_left_out():
     runs["attributes.plan"] = np.where(numbers == 3, "free", named("plan", dice.integers(0, 3, RUNS)))
     found = explain(store(runs), "org_id = 'org3'")
     assert [str(one) for one in found.differences] == ["attributes.plan = free"]
-    assert left_out(found)["attributes.org_name"] == "other names for what the selection is made by"
+    assert left_out(found)["attributes.org_name"] == "equivalent to a field that defines the selection"
 
 
 def test_synonyms_stand_under_one_row():
@@ -332,7 +332,7 @@ def test_of_slow_runs_it_is_said_which_stage_takes_the_time():
     found = explain(store(runs, stages), "duration_ms > 3000")
     assert str(found.differences[0]) == "attributes.cold = true"
     assert found.consequences[0].field == "answer/duration_ms"
-    assert left_out(found)["duration_ms"] == "they say what the selection is made by"
+    assert left_out(found)["duration_ms"] == "used to define the selection"
 
 
 def test_of_a_version_its_failures_are_a_difference():
@@ -433,9 +433,9 @@ def test_the_same_question_gets_the_same_answer():
 @pytest.mark.parametrize(
     ("where", "verdict"),
     [
-        ("status = 'NONE'", "nothing is selected"),
-        ("status IN ('OK', 'FAIL')", "everything is selected, and nothing is left to compare it with"),
-        ("NULL", "nothing is selected"),
+        ("status = 'NONE'", "no rows are selected"),
+        ("status IN ('OK', 'FAIL')", "there are no other rows to compare the selection with"),
+        ("NULL", "no rows are selected"),
     ],
 )
 def test_a_side_without_rows_is_said(where: str, verdict: str):
@@ -471,7 +471,7 @@ def test_a_bad_predicate_says_what_is_wrong_and_the_way_out(where: str, said: st
 def test_a_view_that_there_is_not_is_said():
     with pytest.raises(QueryError, match="there is no view 'runs'"):
         explain(duckdb.connect())
-    with pytest.raises(QueryError, match="there is no view 'events'"):
+    with pytest.raises(QueryError, match="cannot explain 'events'"):
         explain(duckdb.connect(), over="events")  # type: ignore[arg-type]
 
 
@@ -493,7 +493,7 @@ def test_of_too_many_stages_those_that_most_of_a_side_has_are_compared():
     assert str(first) == "fetch0/status has a value"
     assert {one.along_with for one in others} == {str(first)}
     assert [str(one) for one in found.consequences] == ["fetch0/status = OK"]
-    assert len([why for why in left_out(found).values() if why == "stages of few runs"]) == 50
+    assert len([why for why in left_out(found).values() if why == "stages that occur in few runs"]) == 50
 
 
 def drawn(found: Explanation, width: int | None, **how: Any) -> str:
@@ -527,7 +527,7 @@ def test_the_picture_fits_and_says_everything_in_words(width: int):
 
 def test_a_picture_of_nothing_says_so():
     found = explain(store(some_runs(many=100)[0]), "status = 'NONE'")
-    assert "nothing is selected" in drawn(found, 80)
+    assert "no rows are selected" in drawn(found, 80)
 
 
 def test_two_causes_that_it_takes_together_are_told_together() -> None:
@@ -545,7 +545,7 @@ def test_two_causes_that_it_takes_together_are_told_together() -> None:
     """)
     found = explain(connection, "duration_ms > 500")
     assert found.together is not None
-    assert set(found.together.says) == {"org_id = org-3", "attributes.model = m-2"}
+    assert set(found.together.descriptions) == {"org_id = org-3", "attributes.model = m-2"}
     assert (found.together.selection.share, found.together.rest.share) == (1.0, 0.0)
     assert len(connection.execute(found.together.sql).fetchall()) == 100
     # What a timer, or a model's first word, took is no cause of a slow run.

@@ -47,9 +47,9 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     lines.append(Text(f"{explanation.verdict}", style="bold"))
     places = {str(one): n for n, one in enumerate(explanation.differences, 1)}
     if (both := explanation.together) is not None:
-        numbers = " and ".join(str(places.get(one, "")) for one in both.says)
+        numbers = " and ".join(str(places.get(one, "")) for one in both.descriptions)
         lines += ["", Text(f"it takes {numbers} together:", style="bold")]
-        lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.says))))
+        lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.descriptions))))
         told = f"{share(both.selection.share, 1)} of the selected, {share(both.rest.share, 1)} of the rest"
         lines.append(Text(" " * _INDENT + told))
     lines += _listed(explanation.differences, places, columns)

@@ -117,7 +117,7 @@ def test_an_intact_copy_of_a_lost_file_comes_back(
     assert "nothing to repair" in command("doctor", "--journal", folder, "--repair")
     assert path not in data_files(folder, beginning)
     path.write_bytes(content)
-    assert "a repair puts it back" in command("doctor", "--journal", folder, code=1)
+    assert "a repair adds it again" in command("doctor", "--journal", folder, code=1)
     assert "is intact, and in the archive again" in command("doctor", "--journal", folder, "--repair")
     assert run_ids(folder) == ids
     with EventStore(folder) as store:
@@ -352,10 +352,10 @@ def test_an_address_without_an_archive_is_an_error(tmp_path: Path, address: str)
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
-        ("select 1; select 2", "one query at a time, and these are 2 statements"),
+        ("select 1; select 2", "expected a single statement, got 2"),
         ("", "the query is empty"),
         (" -- nothing", "the query is empty"),
-        ("drop view runs", "queries alone, and this is a statement of kind DROP"),
+        ("drop view runs", "expected a SELECT statement, got a statement of kind DROP"),
     ],
 )
 def test_what_is_no_query_is_described(folder: Path, sql: str, message: str) -> None:
@@ -381,7 +381,7 @@ def test_the_hint_of_a_time_limit_names_the_option(folder: Path) -> None:
 def test_a_query_that_needs_too_much_memory_gets_no_advice_about_settings(folder: Path, sql: str) -> None:
     with (
         EventStore(folder, memory="100MB", disk="10MB") as store,
-        pytest.raises(QueryError, match=r"Out of Memory.*\n.*asked") as raised,
+        pytest.raises(QueryError, match=r"Out of Memory.*\n.*query: ") as raised,
     ):
         store.sql(sql)
     written = str(raised.value)

@@ -542,7 +542,7 @@ def test_interrupted_move_is_completed(folder: Path, tmp_path: Path, monkeypatch
 
     before = counts(folder)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "remember_address", die)
+        patched.setattr(module, "store_address", die)
         with pytest.raises(KeyboardInterrupt):
             move_archive(folder, tmp_path / "other")
     assert counts(folder) == before

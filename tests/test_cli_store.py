@@ -171,7 +171,7 @@ def test_volume_and_sampling_say_what_a_field_and_a_sampler_cost(journal: Path, 
     sampler.write_text("one = 1")
     wrong = CliRunner().invoke(app, ["sampling", str(sampler), "--journal", str(journal)])
     assert wrong.exit_code == 2
-    assert "there is no field 'one'" in wrong.stderr
+    assert "unknown field 'one'" in wrong.stderr
 
 
 def test_totals_are_exact(journal: Path) -> None:

@@ -572,8 +572,8 @@ def test_one_cause_is_not_told_as_two() -> None:
 @pytest.mark.parametrize(
     ("predicate", "problem"),
     [
-        ("1.4", "names no field"),
-        ("1 = 1", "names no field"),
+        ("1.4", "refers to no field"),
+        ("1 = 1", "refers to no field"),
         ("user = 'u1'", "use user_id"),
         ("user = 'u1' and status = 'OK'", "use user_id"),
         ("status = 'OK' and current_user = 'u1'", "use user_id"),

@@ -38,6 +38,7 @@ CLEAN = (
     "src/stageflow/journal",
     "src/stageflow/observability",
     "src/stageflow/pipeline",
+    "src/stageflow/store",
     "src/stageflow/testing",
 )
 """Files, directories and glob patterns, relative to the project. The goal is ("src", "docs", "README.md")."""

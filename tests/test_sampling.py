@@ -354,8 +354,8 @@ def test_a_sampler_is_read_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("slower = 2", "no field 'slower' at $; did you mean 'slower_than'?"),
-        ("[[rules]]\nwhen = 'x'", "no field 'when' at $.rules[0]; did you mean 'where'?"),
+        ("slower = 2", "unknown field 'slower' at $; did you mean 'slower_than'?"),
+        ("[[rules]]\nwhen = 'x'", "unknown field 'when' at $.rules[0]; did you mean 'where'?"),
         ("one_in = 0.5", "one_in=0.5"),
         ("slower_than = 'long'", "$.slower_than"),
         ("target_per_minute = -1", "target_per_minute=-1"),

@@ -214,7 +214,7 @@ def test_attributes_come_back_as_they_were_whatever_they_are(
         sink.close()
         compact(folder, max_attributes=8)
     with EventStore(folder) as store:
-        found = store._queries.ask(
+        found = store._queries.run(
             lambda cursor: _attributes(cursor.execute("from events where starts_with(event_id, 'made/')")),
             "",
         )
@@ -560,12 +560,12 @@ def test_a_query_that_is_wrong_says_what_it_was_and_the_way_out(store: EventStor
     with pytest.raises(QueryError) as raised:
         store.sql("select no_such_column from runs")
     assert "no_such_column" in str(raised.value)
-    assert "asked: select no_such_column from runs" in str(raised.value)
+    assert "query: select no_such_column from runs" in str(raised.value)
     assert '"attributes.NAME"' in str(raised.value)
 
 
 def test_a_query_that_takes_too_long_is_ended(store: EventStore) -> None:
-    with pytest.raises(QueryError, match=r"no answer within 0\.2 s"):
+    with pytest.raises(QueryError, match=r"no result within 0\.2 s"):
         store.sql("select sum(a.range * b.range) from range(10000000) a, range(10000000) b", timeout=0.2)
     assert store.sql("select 1").rows == [(1,)]
 

@@ -62,7 +62,7 @@ def is_measured_time(name: str) -> bool:
     return _MEASURED.search(name) is not None
 
 
-DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.shape == "JSON") | {"rest"}
+DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.json_type == "JSON") | {"rest"}
 """JSON documents, whose fields are compared one by one or not at all."""
 
 IDS = fields_with(Role.IDENTITY) | {"segment", "sample_reason"}

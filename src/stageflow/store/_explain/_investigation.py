@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import QueryError
 from .._columns import FAILURE
-from .._selection import Over, as_query_error, must_bind, named_fields
+from .._selection import Over, as_query_error, check_binds, named_fields
 from ._difference import Difference, Explanation, LeftOut, Together
 from ._fields import (
     DOCUMENTS,
@@ -73,7 +73,7 @@ def investigate(
     referenced: set[str] = set()
     for predicate in (where, *([against] if against is not None else [])):
         referenced |= named_fields(connection, predicate, {*names, *RESULTS})
-        must_bind(connection, over, predicate)
+        check_binds(connection, over, predicate)
     request = _Request(where, against, over, limit, alpha, frozenset(referenced))
     try:
         with sample_rows(connection, over, columns, where, against) as sample:

@@ -263,9 +263,9 @@ async def test_what_is_no_number_adds_nothing_and_fails_nothing(
 async def test_what_is_no_mapping_is_refused_at_once(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         for wrong in (5, "text", [1]):
-            with pytest.raises(InvalidArgumentError, match="expects a mapping, not"):
+            with pytest.raises(InvalidArgumentError, match="fields must be a mapping, got"):
                 ctx.annotate(wrong)  # type: ignore[arg-type]
-            with pytest.raises(InvalidArgumentError, match="expects a mapping, not"):
+            with pytest.raises(InvalidArgumentError, match="fields must be a mapping, got"):
                 ctx.annotate_run(wrong)  # type: ignore[arg-type]
 
     assert (await graph_of(sink, work).run()).ok

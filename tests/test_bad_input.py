@@ -34,6 +34,7 @@ from stageflow import (
 from stageflow.errors import (
     DeadlineExceededError,
     InputError,
+    InvalidArgumentError,
     PipelineValidationError,
     StageOutputError,
     StageTimeoutError,
@@ -362,7 +363,7 @@ async def test_run_rejects_other_types_of_context() -> None:
     with pytest.raises(TypeError) as caught:
         await graph.run({"user_id": "u"})  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "pipeline 'p': run() expects a PipelineContext, not dict\n"
+        "run(): ctx must be a PipelineContext, got {'user_id': 'u'} [pipeline 'p']\n"
         "  hint: write graph.run(PipelineContext(data={...}))"
     )
 
@@ -372,27 +373,32 @@ async def test_invalid_deadline_is_rejected(deadline: Any) -> None:
     graph = Pipeline("p").with_stage("a", quick).build()
     with pytest.raises(ValueError) as caught:
         await graph.run(deadline=deadline)
-    assert str(caught.value) == f"pipeline 'p': run(deadline={deadline!r}): expected more than 0 seconds"
+    assert str(caught.value) == (
+        f"run(): deadline must be more than 0 seconds, got {deadline!r} [pipeline 'p']"
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (functools.partial(Retry, attempts=0), "Retry(attempts=0): expected an integer of 1 or more"),
-        (functools.partial(Retry, attempts=1.5), "Retry(attempts=1.5): expected an integer of 1 or more"),
-        (functools.partial(Retry, wait=-1), "Retry(wait=-1): expected 0 or more seconds"),
-        (functools.partial(stageflow.retry.Fixed, -1), "Fixed(seconds=-1): expected 0 or more seconds"),
+        (functools.partial(Retry, attempts=0), "Retry: attempts must be an integer of 1 or more, got 0"),
+        (functools.partial(Retry, attempts=1.5), "Retry: attempts must be an integer of 1 or more, got 1.5"),
+        (functools.partial(Retry, wait=-1), "Retry: wait must be 0 or more seconds, got -1"),
+        (functools.partial(stageflow.retry.Fixed, -1), "Fixed: seconds must be 0 or more seconds, got -1"),
         (
             functools.partial(stageflow.retry.Exponential, initial=math.inf),
-            "Exponential(initial=inf): expected 0 or more seconds",
+            "Exponential: initial must be 0 or more seconds, got inf",
         ),
         (
             functools.partial(stageflow.retry.Exponential, jitter=2),
-            "Exponential(jitter=2): expected a number from 0 to 1",
+            "Exponential: jitter must be a number from 0 to 1, got 2",
         ),
         (
             functools.partial(StageOutput.retry, "e", after=-1),
-            "StageOutput.retry(after=-1): expected 0 or more seconds",
+            (
+                "StageOutput.retry(): after must be 0 or more seconds, got -1\n"
+                "  hint: write StageOutput.retry(error, after=2.5)"
+            ),
         ),
     ],
 )
@@ -414,7 +420,7 @@ def test_wide_events_are_emitted_for_a_context() -> None:
         stageflow.observability.emit_stage_wide(
             "a", stageflow.StageResult("a", StageStatus.OK), {}, MemoryEventSink()
         )  # type: ignore[arg-type]
-    assert str(caught.value) == "ctx must be a PipelineContext or a StageContext, got {}"
+    assert str(caught.value) == "emit_event(): ctx must be a PipelineContext or a StageContext, got {}"
 
 
 # ---------------------------------------------------------------- invalid return values
@@ -512,7 +518,7 @@ async def test_invalid_return_value_without_a_repr_fails_the_stage(sink: MemoryE
 
 
 @pytest.mark.parametrize("reason", [404, ValueError("enough"), ["a"], Unreadable(), b"bytes"], ids=type)
-@pytest.mark.parametrize("make", [StageOutput.skip, StageOutput.cancel])
+@pytest.mark.parametrize("make", [StageOutput.skip, StageOutput.stop])
 async def test_reason_can_be_any_object(
     sink: MemoryEventSink, make: Callable[[Any], StageOutput], reason: Any
 ) -> None:
@@ -532,15 +538,21 @@ async def test_error_can_be_any_object(sink: MemoryEventSink, error: Any) -> Non
 
 
 MISSING_VALUES: dict[str, tuple[Callable[[], StageOutput], str]] = {
-    "ok": (lambda: StageOutput.ok(None), "StageOutput.ok() expects a mapping, not NoneType"),  # type: ignore[arg-type]
-    "fail": (lambda: StageOutput.fail(None), "StageOutput.fail() expects an error, not None"),  # type: ignore[arg-type]
-    "retry": (lambda: StageOutput.retry(None), "StageOutput.retry() expects an error, not None"),  # type: ignore[arg-type]
-    "skip": (lambda: StageOutput.skip(None), "StageOutput.skip() expects a reason, not None"),
-    "cancel": (lambda: StageOutput.cancel(None), "StageOutput.cancel() expects a reason, not None"),
-    "route": (lambda: StageOutput.route(None), "StageOutput.route() expects labels as strings, not NoneType"),  # type: ignore[arg-type]
+    "ok": (lambda: StageOutput.ok(None), "StageOutput.ok(): data must be a mapping, got None"),  # type: ignore[arg-type]
+    "fail": (
+        lambda: StageOutput.fail(None),
+        "StageOutput.fail(): error must be text or an exception, got None",
+    ),  # type: ignore[arg-type]
+    "retry": (
+        lambda: StageOutput.retry(None),
+        "StageOutput.retry(): error must be text or an exception, got None",
+    ),  # type: ignore[arg-type]
+    "skip": (lambda: StageOutput.skip(None), "StageOutput.skip(): reason must be text, got None"),
+    "cancel": (lambda: StageOutput.stop(None), "StageOutput.stop(): reason must be text, got None"),
+    "route": (lambda: StageOutput.route(None), "StageOutput.route(): labels must be strings, got None"),  # type: ignore[arg-type]
     "after": (
         lambda: StageOutput.retry("down", after="soon"),  # type: ignore[arg-type]
-        "StageOutput.retry(after=...) expects a number of seconds, not str",
+        "StageOutput.retry(): after must be 0 or more seconds, got 'soon'",
     ),
     "exception class": (
         lambda: StageOutput.fail(UnicodeDecodeError),  # type: ignore[arg-type]
@@ -558,7 +570,7 @@ async def test_stage_output_rejects_missing_values(sink: MemoryEventSink, functi
 
     results = await run(sink, work)
     error = results["s"].exception
-    assert isinstance(error, StageOutputError)
+    assert isinstance(error, InvalidArgumentError)
     assert isinstance(error, TypeError)
     assert error.message.startswith(message)
     assert error.hint
@@ -580,7 +592,7 @@ async def test_stage_output_rejects_missing_values(sink: MemoryEventSink, functi
         (lambda: Pipeline("p").with_stage("s", quick, dependency="a"), "did you mean 'dependencies'?"),
         (
             lambda: asyncio.run(Pipeline("p").with_stage("s", quick).run({"a": 1})),
-            "expects a PipelineContext",
+            "ctx must be a PipelineContext, got",
         ),
         (
             lambda: stageflow.observability.emit_pipeline_wide({}, {}),

@@ -1237,7 +1237,7 @@ def test_pipeline_wide_is_emitted_once_if_two_causes_end_the_run_at_once(sink: M
 
     async def stop(ctx: StageContext) -> StageOutput:
         await asyncio.sleep(5)
-        return StageOutput.cancel("enough")
+        return StageOutput.stop("enough")
 
     async def main() -> None:
         pipeline = (

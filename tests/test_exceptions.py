@@ -356,7 +356,7 @@ async def test_ok_rejects_every_value_that_is_not_a_mapping(value: Any) -> None:
 
     result = await run_stage(gives)
     assert result.status is StageStatus.FAIL
-    assert result.error == f"StageOutputError: StageOutput.ok() expects a mapping, not {type(value).__name__}"
+    assert result.error == f"InvalidArgumentError: StageOutput.ok(): data must be a mapping, got {value!r}"
     assert "pass the value under a name, as in StageOutput.ok(items=[...])" in str(result.exception)
 
 

@@ -211,9 +211,13 @@ def test_line_is_bounded_and_rotates_through_what_does_not_fit(tmp_path: Path) -
     lines = [line for file in tmp_path.glob("*.ndjson") for line in file.read_bytes().splitlines()]
     beats = [line for line in lines if line.startswith(b'{"type":"heartbeat"')]
     assert all(len(line) <= 64 << 10 for line in beats)
-    full = next(beat for beat in heartbeats(tmp_path) if beat["omitted_runs"])
-    assert len(full["runs"]) + full["omitted_runs"] == len(ids)
-    assert len(full["attributes"]) + full["omitted_attributes"] == len(ids)
+    # The first heartbeat may be written before every stage has started.
+    counts = [
+        (len(beat["runs"]) + beat["omitted_runs"], len(beat["attributes"]) + beat["omitted_attributes"])
+        for beat in heartbeats(tmp_path)
+        if beat["omitted_runs"] and beat["omitted_attributes"]
+    ]
+    assert (len(ids), len(ids)) in counts
 
 
 @pytest.mark.timeout(60)

@@ -139,7 +139,7 @@ STAGES: dict[str, tuple[Callable[[Hostile], Stage], str]] = {
     "fail exception": (returning(lambda hostile: StageOutput.fail(hostile.Error())), "FAIL"),
     "fail text": (returning(lambda hostile: StageOutput.fail(hostile.Text("no"))), "FAIL"),
     "skip": (returning(lambda hostile: StageOutput.skip(hostile.Value())), "SKIP"),
-    "cancel": (returning(lambda hostile: StageOutput.cancel(hostile.Value())), "CANCEL"),
+    "cancel": (returning(lambda hostile: StageOutput.stop(hostile.Value())), "CANCEL"),
 }
 
 

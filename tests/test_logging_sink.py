@@ -60,7 +60,7 @@ async def test_the_level_is_configurable_and_nothing_is_built_below_it(
 ) -> None:
     lines = await logged(LoggingEventSink("DEBUG"), caplog)
     assert [level for level, _ in lines] == ["DEBUG", "DEBUG", "ERROR", "ERROR"]
-    with pytest.raises(ValueError, match=r"^level must be a logging level such as .*, got 'loud'"):
+    with pytest.raises(ValueError, match=r"level must be a logging level such as .*, got 'loud'"):
         LoggingEventSink("loud")
 
 

@@ -398,7 +398,10 @@ async def test_iterating_run_many_without_a_block_raises_with_a_hint() -> None:
         async for _ in GRAPH.run_many(contexts(0)):
             pass
     assert "hint: async with graph.run_many(contexts) as runs" in str(caught.value)
-    with pytest.raises(ValueError, match=r"^pipeline 'p': run_many\(concurrency=0\): expected an integer"):
+    with pytest.raises(
+        ValueError,
+        match=r"^run_many\(\): concurrency must be an integer of 1 or more, got 0 \[pipeline 'p'\]",
+    ):
         GRAPH.run_many(contexts(0), concurrency=0)
 
 
@@ -413,7 +416,7 @@ async def mixed(ctx: Any) -> Any:
     if kind == 2:
         return StageOutput.skip(f"run {number}")
     if kind == 3:
-        return StageOutput.cancel(f"run {number}")
+        return StageOutput.stop(f"run {number}")
     if kind == 4 and ctx.attempt == 1:
         return StageOutput.retry(f"run {number}", after=number % 5)
     return {"n": number, "seen": ctx.inputs.get_from("first", "n")}

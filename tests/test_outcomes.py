@@ -585,7 +585,7 @@ def test_graceful_cancel_ends_the_run_with_status_ok(sink: MemoryEventSink) -> N
 
     pipeline = (
         Pipeline("p")
-        .with_stage("guard", returning(StageOutput.cancel("blocked", rule=7), after=5), StageKind.GUARD)
+        .with_stage("guard", returning(StageOutput.stop("blocked", rule=7), after=5), StageKind.GUARD)
         .with_stage("running", running)
         .with_stage("answer", quick, dependencies=("guard",))
     )
@@ -606,7 +606,7 @@ def test_graceful_cancel_does_not_hide_an_earlier_failure(sink: MemoryEventSink)
     pipeline = (
         Pipeline("p")
         .with_stage("boom", raising(ValueError("boom")))
-        .with_stage("stop", returning(StageOutput.cancel("enough"), after=1))
+        .with_stage("stop", returning(StageOutput.stop("enough"), after=1))
     )
     results = run(pipeline, sink, on_failure="continue")
     assert (results.outcome, results.status) == ("failed", FAIL)
@@ -617,7 +617,7 @@ def test_graceful_cancel_does_not_hide_an_earlier_failure(sink: MemoryEventSink)
     ("output", "count"),
     [
         (StageOutput.skip(), "stages_skipped"),
-        (StageOutput.cancel(), "stages_cancelled"),
+        (StageOutput.stop(), "stages_cancelled"),
         (StageOutput.retry("never", after=0), "stages_failed"),
     ],
 )
@@ -638,7 +638,7 @@ def test_skip_cancel_and_retry_do_not_count_as_completed(
     [
         ("ok", "OK", quick, None),
         ("degraded", "OK", raising(ValueError()), None),
-        ("stopped", "OK", returning(StageOutput.cancel()), None),
+        ("stopped", "OK", returning(StageOutput.stop()), None),
         ("failed", "FAIL", raising(ValueError()), None),
         ("timeout", "FAIL", endless, 5),
     ],
@@ -798,7 +798,7 @@ async def test_synchronous_stage_runs_in_a_daemon_thread(sink: MemoryEventSink, 
         (None, OK),
         (StageOutput.skip(), SKIP),
         (StageOutput.fail("no"), FAIL),
-        (StageOutput.cancel(), CANCEL),
+        (StageOutput.stop(), CANCEL),
         (42, FAIL),
     ],
 )
@@ -1287,7 +1287,7 @@ def test_manual_emit_with_results_matches_the_automatic_events(sink: MemoryEvent
     last = {
         "ok": quick,
         "failed": raising(ValueError("boom"), after=1),
-        "stopped": returning(StageOutput.cancel("enough"), after=1),
+        "stopped": returning(StageOutput.stop("enough"), after=1),
         "retried": returning(StageOutput.retry("again", after=1)),
     }[ending]
     pipeline = (

@@ -356,7 +356,7 @@ class World:
             "fail": StageOutput.fail("failed"),
             "nonsense": 42,
             "retry": StageOutput.retry("not yet", after=stage.wait),
-            "cancel": StageOutput.cancel("enough"),
+            "cancel": StageOutput.stop("enough"),
         }[end]
 
     # The run.

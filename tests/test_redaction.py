@@ -398,7 +398,7 @@ async def test_failing_detector_redacts_the_complete_text(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"detect": ("mail",)}, "unknown detector 'mail'"),
+        ({"detect": ("mail",)}, "detect must be of .*, got 'mail'; did you mean 'email'"),
         ({"patterns": {"x": "("}}, "not a valid regular expression"),
         ({"names": "customer_*"}, r"names must be a tuple, got 'customer_\*'"),
         ({"detect": "email"}, "detect must be a tuple, got"),
@@ -585,7 +585,7 @@ async def test_attribute_names_beyond_the_limit_share_one_attribute(sink: Memory
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, math.inf, "many"])
 def test_limits_must_be_positive_integers(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="must be a positive integer, got"):
+    with pytest.raises(ValueError, match="must be an integer of 1 or more, got"):
         EventLimits(fields=wrong)
 
 

@@ -412,7 +412,7 @@ class World:
                 "skip": StageOutput.skip("s"),
                 "no": StageOutput.skip("when"),
                 "fail": StageOutput.fail("f"),
-                "stop": StageOutput.cancel("enough"),
+                "stop": StageOutput.stop("enough"),
             }[how]
         self.state.attempt_ended(index, ctx, output, raised, 0, 0)
 

@@ -588,7 +588,7 @@ def test_an_answer_says_whether_there_is_more(store: EventStore) -> None:
 def test_a_store_without_a_journal_says_so(tmp_path: Path) -> None:
     with pytest.raises(JournalNotFoundError):
         EventStore(tmp_path / "none")
-    with pytest.raises(ValueError, match="requires a journal"):
+    with pytest.raises(ValueError, match="a journal or an archive is required"):
         EventStore()
     (tmp_path / "empty").mkdir()
     with EventStore(tmp_path / "empty") as store:

@@ -7,7 +7,7 @@ from typing import get_args
 
 from msgspec import Struct
 
-from .errors import did_you_mean
+from .errors import InvalidArgumentError, did_you_mean
 from .schema import Outcome
 
 __all__ = ["FailureOutcomes"]
@@ -30,7 +30,7 @@ class FailureOutcomes(Struct, frozen=True):
 
     Raises:
         TypeError: The outcomes are a string instead of a list.
-        ValueError: The list is empty, or an outcome is unknown or `ok`.
+        InvalidArgumentError: The list is empty, or an outcome is unknown or `ok`.
 
     Example:
         >>> FailureOutcomes().is_failure("cancelled"), FailureOutcomes().not_counted
@@ -41,10 +41,12 @@ class FailureOutcomes(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.outcomes:
-            raise ValueError('failure_outcomes must not be empty; use for example ["failed", "timeout"]')
+            raise InvalidArgumentError(
+                'failure_outcomes must not be empty; use for example ["failed", "timeout"]'
+            )
         for outcome in self.outcomes:
             if outcome not in _POSSIBLE:
-                raise ValueError(
+                raise InvalidArgumentError(
                     f"failure_outcomes must be of {', '.join(_POSSIBLE)}, got {outcome!r}"
                     + did_you_mean(str(outcome), _POSSIBLE)
                 )
@@ -53,7 +55,9 @@ class FailureOutcomes(Struct, frozen=True):
     def of(cls, outcomes: Iterable[str]) -> FailureOutcomes:
         """Return the definition with these outcomes, in canonical order."""
         if isinstance(outcomes, str):
-            raise TypeError(f"failure_outcomes must be a list such as [{outcomes!r}], got {outcomes!r}")
+            raise InvalidArgumentError(
+                f"failure_outcomes must be a list such as [{outcomes!r}], got {outcomes!r}"
+            )
         given = list(outcomes)
         known = [outcome for outcome in _POSSIBLE if outcome in given]
         return cls((*known, *(outcome for outcome in given if outcome not in _POSSIBLE)))

@@ -21,7 +21,7 @@ from ._log import log_safely
 from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
-from .errors import InvalidArgumentError, describe, did_you_mean, type_name
+from .errors import InvalidArgumentError, describe, did_you_mean, invalid_argument
 from .stages import Artifact, StageKind, StageOutput, StageResult
 
 __all__ = [
@@ -427,29 +427,35 @@ class StageContext:
             INTERRUPTS.contain(error)
             if not isinstance(fields, Mapping):
                 raise self._invalid(
-                    f"{function}() expects a mapping, not {type_name(fields)}",
+                    function,
+                    "fields",
+                    fields,
+                    "a mapping",
                     f'write {function}(rows=17), or {function}({{"db.rows": 17}}) for names with dots',
                 ) from None
             return {"fields": fields, **more}
 
-    def _check_name(self, function: str, name: str, example: str) -> None:
+    def _check_name(self, function: str, name: str, example: str, *, label: str = "name") -> None:
         if not isinstance(name, str):
-            raise self._invalid(
-                f"{function}() expects a name as a string, not {type_name(name)}", f"write {example}"
-            )
+            raise self._invalid(function, label, name, "a string", f"write {example}")
 
     def _check_keywords(self, function: str, given: Mapping[str, Any], keywords: Any) -> None:
         known: frozenset[str] = keywords.__optional_keys__
         if not given.keys() <= known:
             unknown = next(name for name in given if name not in known)
-            raise self._invalid(
+            raise InvalidArgumentError(
                 f"{function}() has no argument {unknown!r}{did_you_mean(unknown, known)}",
-                f"its keyword arguments are {', '.join(keywords.__annotations__)}",
+                stage=self.stage,
+                run_id=str(self.run.pipeline_run_id),
+                hint=f"its keyword arguments are {', '.join(keywords.__annotations__)}",
             )
 
-    def _invalid(self, message: str, hint: str) -> InvalidArgumentError:
-        return InvalidArgumentError(
-            message, stage=self.stage, run_id=str(self.run.pipeline_run_id), hint=hint
+    def _invalid(
+        self, function: str, name: str, value: object, expected: str, hint: str
+    ) -> InvalidArgumentError:
+        run_id = str(self.run.pipeline_run_id)
+        return invalid_argument(
+            f"{function}()", name, value, expected, stage=self.stage, run_id=run_id, hint=hint
         )
 
     def _record(self, fields: dict[str, Any], added: dict[str, Any]) -> None:
@@ -529,14 +535,16 @@ class StageContext:
             data: Data of the event. A value that is not a mapping is stored under `payload`.
 
         Raises:
-            InvalidArgumentError: `type` is not a string.
-            ValueError: `type` is empty, or reserved for the library.
+            InvalidArgumentError: `type` is not a string, is empty, or is reserved for the library.
         """
-        self._check_name("emit_event", type, 'emit_event("chat.tokens", {"count": 3})')
+        self._check_name("emit_event", type, 'emit_event("chat.tokens", {"count": 3})', label="type")
         if not type or type.startswith(("stage.wide", "pipeline.wide")):
-            raise ValueError(
-                f"stage {self.stage!r}: emit_event({type!r}): expected a custom type such as 'chat.tokens'; "
-                "'stage.wide' and 'pipeline.wide' are reserved"
+            raise self._invalid(
+                "emit_event",
+                "type",
+                type,
+                "a custom type such as 'chat.tokens'",
+                "'stage.wide' and 'pipeline.wide' are reserved",
             )
         self._events_count += 1
         self._recorder.custom_event(self.stage, self.attempt, self._events_count, type, data)

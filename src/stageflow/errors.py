@@ -2,7 +2,7 @@
 
 StageflowError
 ├── PipelineValidationError      the description of a pipeline is invalid (also a ValueError)
-├── InvalidArgumentError         an argument is unknown or has the wrong type (also a TypeError)
+├── InvalidArgumentError         an argument is unknown or invalid (also a ValueError and a TypeError)
 ├── InputError                   a stage cannot read an input (also a LookupError)
 │   ├── UnknownInputError        the stage to read from is not an ancestor of the stage that reads
 │   └── MissingInputError        the ancestor was skipped, or did not return the key
@@ -21,6 +21,7 @@ StageflowError
 ├── ArchiveAddressError          another archive has events of the journal (also a ValueError)
 ├── ArchiveDamagedError          a file of an archive is damaged or missing (also an OSError)
 ├── CursorInUseError             another reader uses the same cursor
+├── ClosedError                  the reader or store is closed (also a ValueError)
 ├── DamagedFileError             a stored file is damaged (also an OSError and a ValueError)
 ├── AlertRuleError               a file of alert rules is invalid (also a ValueError)
 └── AlertStateError              the state of alerts cannot be read or changed
@@ -40,6 +41,7 @@ __all__ = [
     "ArchiveAddressError",
     "ArchiveDamagedError",
     "CircuitOpenError",
+    "ClosedError",
     "CursorInUseError",
     "DamagedFileError",
     "DeadlineExceededError",
@@ -62,6 +64,7 @@ __all__ = [
     "as_text",
     "describe",
     "did_you_mean",
+    "invalid_argument",
     "is_internal_code",
     "leaves_of",
     "name_of_error",
@@ -78,6 +81,10 @@ _ENGINE = tuple(
 # The descriptors of the built-in classes: a subclass or a metaclass can override the attributes.
 _NAME_OF_TYPE = type.__dict__["__name__"]
 _EXCEPTIONS_OF_GROUP: Any = BaseExceptionGroup.__dict__["exceptions"]
+
+
+_MAX_VALUE = 200
+"""Maximum length of the value in an error about an argument, in characters."""
 
 
 class StageflowError(Exception):
@@ -169,8 +176,8 @@ class PipelineValidationError(StageflowError, ValueError):
         return self.message
 
 
-class InvalidArgumentError(StageflowError, TypeError):
-    """A function or class of the library was called with an unknown argument, or one of the wrong type."""
+class InvalidArgumentError(StageflowError, ValueError, TypeError):
+    """A function or class of the library was called with an unknown argument, or with an invalid value."""
 
 
 class InputError(StageflowError, LookupError):
@@ -186,7 +193,7 @@ class MissingInputError(InputError):
 
 
 class StageOutputError(StageflowError, TypeError):
-    """A stage returned an invalid value, or called a function of `StageOutput` with an invalid argument."""
+    """A stage returned an invalid value, or an interceptor violated its contract."""
 
 
 class StageTimeoutError(StageflowError, TimeoutError):
@@ -292,6 +299,10 @@ class ArchiveDamagedError(StageflowError, OSError):
         self.files = tuple(files)
 
 
+class ClosedError(StageflowError, ValueError):
+    """A reader or a store was used after it was closed, or in a forked child."""
+
+
 class ArchiveAddressError(StageflowError, ValueError):
     """The address of a journal's archive cannot be changed as requested, because events would not be visible.
 
@@ -366,6 +377,52 @@ def is_internal_code(filename: str) -> bool:
     because a stage can, for instance, read a journal.
     """
     return filename.startswith(_ENGINE) or os.path.dirname(filename) == _PACKAGE
+
+
+def invalid_argument(
+    call: str,
+    name: str,
+    value: object,
+    expected: str,
+    *,
+    known: Iterable[str] = (),
+    pipeline: str | None = None,
+    stage: str | None = None,
+    run_id: str | None = None,
+    hint: str | None = None,
+) -> InvalidArgumentError:
+    """Return the error about an invalid value of an argument.
+
+    Args:
+        call: The class or function, such as "Retry" or "read()".
+        name: Name of the argument.
+        value: Its value; a long one is truncated.
+        expected: The valid values, such as "an integer of 1 or more".
+        known: The valid values, if the error should suggest the closest one.
+        pipeline: Name of the pipeline, or None.
+        stage: Name of the stage, or None.
+        run_id: Id of the run, or None.
+        hint: How to fix it, or None.
+
+    Example:
+        >>> str(invalid_argument("Retry", "attempts", 0, "an integer of 1 or more"))
+        'Retry: attempts must be an integer of 1 or more, got 0'
+    """
+    try:
+        given = repr(value)
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        given = f"<repr() of {type_name(value)} failed: {type_name(error)}>"
+    if len(given) > _MAX_VALUE:
+        given = given[:_MAX_VALUE] + "..."
+    near = did_you_mean(value, known) if isinstance(value, str) else ""
+    return InvalidArgumentError(
+        f"{call}: {name} must be {expected}, got {given}{near}",
+        pipeline=pipeline,
+        stage=stage,
+        run_id=run_id,
+        hint=hint,
+    )
 
 
 def as_text(value: object) -> str:
@@ -474,5 +531,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     import difflib  # needed only for an error message
 
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    by_lower_case = {each.lower(): each for each in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower_case[matches[0]]!r}?" if matches else ""

@@ -14,7 +14,7 @@ from typing import Unpack
 
 from ._fork import FORKED, reset_in_child
 from ._log import log_safely
-from .errors import describe
+from .errors import describe, invalid_argument
 from .events import DELIVERY, flush, get_event_sink
 from .observability import emit_health
 from .pipeline import active_runs
@@ -45,7 +45,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
 
     Raises:
         SettingsError: As for `configure`.
-        ValueError: `flush_timeout` is not a number, or negative.
+        InvalidArgumentError: `flush_timeout` is not a number, or negative.
         SystemExit: With status 143, after a SIGTERM.
 
     Example:
@@ -54,7 +54,7 @@ async def session(*, flush_timeout: float | None = None, **given: Unpack[Given])
     """
     # Checked here, because an error on exit would prevent the shutdown.
     if flush_timeout is not None and not (isinstance(flush_timeout, (int, float)) and flush_timeout >= 0):
-        raise ValueError(f"session(flush_timeout={flush_timeout!r}): expected 0 or more seconds")
+        raise invalid_argument("session()", "flush_timeout", flush_timeout, "0 or more seconds")
     found = settings()
     if found is None or given:
         found = configure(**given)

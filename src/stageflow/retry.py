@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ._interrupts import is_a
 from ._value import ValueType
-from .errors import leaves_of
+from .errors import invalid_argument, leaves_of
 
 __all__ = ["Exponential", "Fixed", "Linear", "Retry", "Wait", "check_seconds"]
 
@@ -23,10 +23,10 @@ Covered = type[BaseException] | tuple[type[BaseException], ...] | Callable[[Base
 
 
 def check_seconds(policy: str, **seconds: float | None) -> None:
-    """Raise a ValueError for a number of seconds that is negative, infinite or not a number."""
+    """Raise an InvalidArgumentError for a number of seconds that is negative, infinite or not a number."""
     for name, value in seconds.items():
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{policy}({name}={value!r}): expected 0 or more seconds")
+            raise invalid_argument(policy, name, value, "0 or more seconds")
 
 
 def _with_jitter(seconds: float, jitter: float) -> float:
@@ -118,7 +118,7 @@ class Exponential(Struct, metaclass=ValueType, frozen=True):
 
 def _check_jitter(policy: str, jitter: float) -> None:
     if not isinstance(jitter, (int, float)) or not 0 <= jitter <= 1:
-        raise ValueError(f"{policy}(jitter={jitter!r}): expected a number from 0 to 1")
+        raise invalid_argument(policy, "jitter", jitter, "a number from 0 to 1")
 
 
 class Retry(Struct, metaclass=ValueType, frozen=True):
@@ -134,7 +134,8 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
             limit. The stage fails at once if the wait would exceed it.
 
     Raises:
-        ValueError: `attempts` is less than 1, `wait` or `deadline` is negative, or `on` has another type.
+        InvalidArgumentError: `attempts` is less than 1, `wait` or `deadline` is negative, or `on` has another
+            type.
 
     Example:
         >>> Retry(attempts=3, on=ConnectionError).covers(ConnectionResetError())
@@ -148,7 +149,7 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
 
     def __post_init__(self) -> None:
         if not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ValueError(f"Retry(attempts={self.attempts!r}): expected an integer of 1 or more")
+            raise invalid_argument("Retry", "attempts", self.attempts, "an integer of 1 or more")
         if not callable(self.wait):
             check_seconds("Retry", wait=self.wait)
         if self.deadline is not None:
@@ -157,9 +158,11 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
         for covered in classes:
             is_class = isinstance(covered, type) and issubclass(covered, BaseException)
             if not is_class and (isinstance(self.on, (tuple, type)) or not callable(covered)):
-                raise ValueError(
-                    f"Retry(on={self.on!r}): expected an exception class, a tuple of classes, "
-                    "or a function of the exception"
+                raise invalid_argument(
+                    "Retry",
+                    "on",
+                    self.on,
+                    "an exception class, a tuple of classes, or a function of the exception",
                 )
 
     def covers(self, error: BaseException) -> bool:
@@ -189,9 +192,11 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
         """Return the wait after attempt number `attempt` in seconds, at least 0.
 
         Raises:
-            ValueError: The wait function returned no finite number.
+            InvalidArgumentError: The wait function did not return a finite number.
         """
         wait = float(self.wait(attempt) if callable(self.wait) else self.wait)
         if not math.isfinite(wait):
-            raise ValueError(f"the wait after attempt {attempt} is {wait} s; expected a finite number")
+            raise invalid_argument(
+                "Retry", "wait", wait, f"a finite number of seconds after attempt {attempt}"
+            )
         return max(0.0, wait)

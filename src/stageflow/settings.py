@@ -17,7 +17,7 @@ from ._failures import FailureOutcomes
 from ._files import absolute_path
 from ._fork import reset_in_child
 from ._toml import parse_toml
-from .errors import SettingsError, did_you_mean
+from .errors import InvalidArgumentError, SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
 from .journal import JournalSink, write_failures
 from .observability import Defaults, EventLimits, Redact, SanitizeRules, use_defaults, use_sanitize_rules
@@ -225,7 +225,9 @@ def _check_options(new: Settings) -> None:
     known = list(inspect.signature(JournalSink).parameters)[1:]
     for name in new.journal_options:
         if name not in known:
-            raise TypeError(f"unknown option {name!r} of JournalSink{did_you_mean(str(name), known)}")
+            raise InvalidArgumentError(
+                f"unknown option {name!r} of JournalSink{did_you_mean(str(name), known)}"
+            )
 
 
 def _origin(found: Settings, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from msgspec import Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
-from .errors import StageOutputError, as_text, describe, type_name
+from .errors import InvalidArgumentError, as_text, describe, invalid_argument
 
 __all__ = ["Artifact", "StageKind", "StageOutput", "StageResult", "StageStatus"]
 
@@ -52,7 +52,7 @@ _EMPTY: Mapping[str, Any] = {}
 
 
 class StageOutput(Struct, frozen=True, eq=False):
-    """The outcome of one attempt; create one with `ok`, `skip`, `fail`, `cancel`, `retry` or `route`.
+    """The outcome of one attempt; create one with `ok`, `skip`, `fail`, `stop`, `retry` or `route`.
 
     Returning a mapping is short for `StageOutput.ok(mapping)`, returning None for `StageOutput.ok()`.
 
@@ -79,11 +79,14 @@ class StageOutput(Struct, frozen=True, eq=False):
         """The stage succeeded; its dependents read `data` and `fields` through `ctx.inputs`.
 
         Raises:
-            StageOutputError: `data` is not a mapping.
+            InvalidArgumentError: `data` is not a mapping.
         """
         if type(data) is not dict and not isinstance(data, Mapping) and not hasattr(data, "keys"):
-            raise StageOutputError(
-                f"StageOutput.ok() expects a mapping, not {type_name(data)}",
+            raise invalid_argument(
+                "StageOutput.ok()",
+                "data",
+                data,
+                "a mapping",
                 hint="pass the value under a name, as in StageOutput.ok(items=[...])",
             )
         return StageOutput(StageStatus.OK, {**data, **fields})
@@ -93,7 +96,7 @@ class StageOutput(Struct, frozen=True, eq=False):
         """The stage had nothing to do; its dependents still run.
 
         Raises:
-            StageOutputError: `reason` is None.
+            InvalidArgumentError: `reason` is None.
         """
         text = _reason("skip", reason) or "skipped by the stage"
         return StageOutput(StageStatus.SKIP, fields, reason=text)
@@ -103,20 +106,28 @@ class StageOutput(Struct, frozen=True, eq=False):
         """The stage failed. The retry policy does not apply: it is not retried.
 
         Raises:
-            StageOutputError: `error` is None, or an exception class that needs arguments.
+            InvalidArgumentError: `error` is None, or an exception class that needs arguments.
         """
         text, exception = _describe_error("fail", error)
         return StageOutput(StageStatus.FAIL, fields, error=text, exception=exception)
 
     @staticmethod
-    def cancel(reason: object = "", /, **fields: Any) -> StageOutput:
+    def stop(reason: object = "", /, **fields: Any) -> StageOutput:
         """Stop the whole run gracefully: this is not an error, and the status of the run is OK.
 
+        The stages that are running are cancelled, and no further stage starts. `cancel` is an alias.
+
         Raises:
-            StageOutputError: `reason` is None.
+            InvalidArgumentError: `reason` is None.
+
+        Example:
+            >>> StageOutput.stop("the question was off topic").reason
+            'the question was off topic'
         """
-        text = _reason("cancel", reason) or "stopped by the stage"
+        text = _reason("stop", reason) or "stopped by the stage"
         return StageOutput(StageStatus.CANCEL, fields, reason=text)
+
+    cancel = stop  # the name in stageflow-core
 
     @staticmethod
     def retry(error: str | BaseException, /, *, after: float | None = None) -> StageOutput:
@@ -125,18 +136,17 @@ class StageOutput(Struct, frozen=True, eq=False):
         A stage without a policy has three attempts. When no attempt is left, the stage fails with `error`.
 
         Raises:
-            StageOutputError: `error` is None or an exception class that needs arguments, or `after` is not a
-                number.
-            ValueError: `after` is negative, infinite or NaN.
+            InvalidArgumentError: `error` is None or an exception class that needs arguments, or `after` is
+                not a number of 0 or more.
         """
-        if after is not None:
-            if not isinstance(after, Real) or isinstance(after, bool):
-                raise StageOutputError(
-                    f"StageOutput.retry(after=...) expects a number of seconds, not {type_name(after)}",
-                    hint="write StageOutput.retry(error, after=2.5)",
-                )
-            if not 0 <= after < float("inf"):
-                raise ValueError(f"StageOutput.retry(after={after!r}): expected 0 or more seconds")
+        if after is not None and not _is_duration(after):
+            raise invalid_argument(
+                "StageOutput.retry()",
+                "after",
+                after,
+                "0 or more seconds",
+                hint="write StageOutput.retry(error, after=2.5)",
+            )
         text, exception = _describe_error("retry", error)
         return StageOutput(StageStatus.RETRY, {}, error=text, exception=exception, after=after)
 
@@ -147,21 +157,31 @@ class StageOutput(Struct, frozen=True, eq=False):
         Without a label, all dependents with a `route=` are skipped. Dependents without a `route=` always run.
 
         Raises:
-            StageOutputError: A label is not a string.
+            InvalidArgumentError: A label is not a string.
         """
         for label in labels:
             if not isinstance(label, str):
-                raise StageOutputError(
-                    f"StageOutput.route() expects labels as strings, not {type_name(label)}",
+                raise invalid_argument(
+                    "StageOutput.route()",
+                    "labels",
+                    label,
+                    "strings",
                     hint='write StageOutput.route("short"), or StageOutput.route() to skip all of them',
                 )
         return StageOutput(StageStatus.OK, fields, routes=labels)
 
 
+def _is_duration(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < float("inf")
+
+
 def _reason(function: str, reason: object) -> str:
     if reason is None:
-        raise StageOutputError(
-            f"StageOutput.{function}() expects a reason, not None",
+        raise invalid_argument(
+            f"StageOutput.{function}()",
+            "reason",
+            reason,
+            "text",
             hint=f'write StageOutput.{function}("...") with the reason, or omit the argument',
         )
     return as_text(reason)
@@ -169,8 +189,11 @@ def _reason(function: str, reason: object) -> str:
 
 def _describe_error(function: str, error: str | BaseException) -> tuple[str, BaseException | None]:
     if error is None:
-        raise StageOutputError(
-            f"StageOutput.{function}() expects an error, not None",
+        raise invalid_argument(
+            f"StageOutput.{function}()",
+            "error",
+            error,
+            "text or an exception",
             hint=f'write StageOutput.{function}("...") with a description, or pass the exception',
         )
     if is_a(error, type) and issubclass(cast("type", error), BaseException):
@@ -188,7 +211,7 @@ def _instantiate(function: str, kind: type[BaseException]) -> BaseException:
     except BaseException as raised:
         INTERRUPTS.contain(raised)
         name = type.__dict__["__name__"].__get__(kind)
-        raise StageOutputError(
+        raise InvalidArgumentError(
             f"StageOutput.{function}() cannot create the exception {name}: {describe(raised)}",
             hint="pass an instance of the exception",
         ) from None

@@ -47,7 +47,7 @@ class AlertLoop:
     Raises:
         AlertRuleError: The file is invalid.
         JournalNotFoundError: The directory does not exist.
-        ValueError: `every` is not a number above 0.
+        InvalidArgumentError: `every` is not a number above 0.
 
     Example:
         with AlertLoop("journal", "alerts.toml", every=60):

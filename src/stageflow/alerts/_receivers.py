@@ -113,7 +113,7 @@ class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"
         url_env: Environment variable with the URL, which is a secret for most services.
 
     Raises:
-        ValueError: A field has an invalid value.
+        InvalidArgumentError: A field has an invalid value.
 
     Example:
         >>> Apprise(name="phone", url_env="PHONE_URL").missing()
@@ -183,7 +183,7 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
         timeout: Seconds for one attempt; default 15.
 
     Raises:
-        ValueError: A field has an invalid value.
+        InvalidArgumentError: A field has an invalid value.
 
     Example:
         >>> Webhook(name="ops", url="https://ops.example/hook", secret_env="OPS_SECRET").timeout

@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from .._files import replace_file, try_lock
 from .._state_file import StateFile, read_state
 from .._time import rfc3339
-from ..errors import AlertStateError
+from ..errors import AlertStateError, InvalidArgumentError
 from ..journal import RunFilter
 from ..store import LONGEST_RUN, Over, condition, text
 
@@ -289,7 +289,7 @@ def add_silence(state: str, silence: Silence, now: datetime, *, lift: bool = Fal
 Severity = Literal["critical", "warning", "info"]
 
 
-class WrongField(ValueError):
+class WrongField(InvalidArgumentError):
     """A field of a rule or receiver has an invalid value.
 
     Attributes:
@@ -354,7 +354,7 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
         silences: Silences of this rule.
 
     Raises:
-        ValueError: A field has an invalid value.
+        InvalidArgumentError: A field has an invalid value.
     """
 
     name: str

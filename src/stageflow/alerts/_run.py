@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from .._files import absolute_path, make_private, try_lock
 from .._time import get_clock
-from ..errors import AlertStateError, QueryError
+from ..errors import AlertStateError, InvalidArgumentError, QueryError
 from ._delivery import Sent, post, send_due
 from ._evaluation import Finding, evaluate, why
 from ._notice import sample_notice
@@ -49,7 +49,7 @@ class AlertRules(Struct, frozen=True, kw_only=True):
         silences: Silences, each with the name of a rule.
 
     Raises:
-        ValueError: A name is not unique, or a rule or silence refers to an unknown name.
+        InvalidArgumentError: A name is not unique, or a rule or silence refers to an unknown name.
     """
 
     rules: tuple[Rule, ...]
@@ -63,14 +63,16 @@ class AlertRules(Struct, frozen=True, kw_only=True):
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise ValueError(f"more than one {kind} is named {twice[0]!r}")
+                raise InvalidArgumentError(f"AlertRules: more than one {kind} is named {twice[0]!r}")
         receivers = {receiver.name for receiver in self.receivers}
         for rule in self.rules:
             if unknown := set(rule.receivers) - receivers:
-                raise ValueError(f"rule {rule.name!r} names an unknown receiver {sorted(unknown)[0]!r}")
+                raise InvalidArgumentError(
+                    f"AlertRules: rule {rule.name!r} names an unknown receiver {sorted(unknown)[0]!r}"
+                )
         for silence in self.silences:
             if silence.rule not in {rule.name for rule in self.rules}:
-                raise ValueError(f"a silence names an unknown rule {silence.rule!r}")
+                raise InvalidArgumentError(f"AlertRules: a silence names an unknown rule {silence.rule!r}")
 
 
 class AlertRun(Struct, frozen=True, kw_only=True):

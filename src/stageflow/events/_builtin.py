@@ -11,6 +11,7 @@ from typing import Any
 
 from .._failures import FailureOutcomes
 from .._fork import reset_in_child
+from ..errors import invalid_argument
 from ..schema import Heartbeat, RunClosed, RunOpen
 from ._delivery import DELIVERY, BackgroundLoop, accepts_marks, offer
 from ._sink import DirectSink, Event, EventSink, ForwardingSink
@@ -129,7 +130,7 @@ class LoggingEventSink(DirectSink):
             `crashed`. A run that was cancelled externally is logged at `level`.
 
     Raises:
-        ValueError: The level or an outcome is unknown.
+        InvalidArgumentError: The level or an outcome is unknown.
 
     Example:
         sink = LoggingEventSink(level=logging.DEBUG)
@@ -163,11 +164,13 @@ def level_number(level: int | str) -> int:
     """Return the number of a logging level.
 
     Raises:
-        ValueError: The level is unknown.
+        InvalidArgumentError: The level is unknown.
     """
     number = logging.getLevelNamesMapping().get(level) if isinstance(level, str) else level
     if not isinstance(number, int):
-        raise ValueError(f"level must be a logging level such as logging.INFO or 'INFO', got {level!r}")
+        raise invalid_argument(
+            "LoggingEventSink", "level", level, "a logging level such as logging.INFO or 'INFO'"
+        )
     return number
 
 

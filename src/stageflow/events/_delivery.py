@@ -27,6 +27,7 @@ from typing import Any, TypeGuard
 from .._cpython import register_before_threads_end, running_loop
 from .._fork import reset_in_child
 from .._interrupts import INTERRUPTS
+from ..errors import invalid_argument
 from ._channel import GLOBAL_COUNTERS, Channel, Drainable, EventStats, delivering
 from ._sink import DirectSink, Event, EventSink, NoOpEventSink
 
@@ -347,8 +348,8 @@ def set_drain_timeout(seconds: float) -> None:
         seconds: The timeout in seconds, for all sinks together; default 5.
 
     Raises:
-        ValueError: The timeout is negative or not finite.
+        InvalidArgumentError: The timeout is negative or not finite.
     """
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"set_drain_timeout(): seconds must be a finite number, 0 or more, got {seconds!r}")
+        raise invalid_argument("set_drain_timeout()", "seconds", seconds, "a finite number of 0 or more")
     DELIVERY.drain_timeout = float(seconds)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from .._files import make_private_below, replace_file
 from .._state_file import StateFile, encode_state, read_state
-from ..errors import DamagedFileError
+from ..errors import DamagedFileError, invalid_argument
 from ._format import Offset
 from ._segments import CURSORS, list_writers
 
@@ -65,12 +65,14 @@ def check_cursor_name(name: str) -> str:
     """Return the name of a reader if it is valid.
 
     Raises:
-        ValueError: The name is invalid.
+        InvalidArgumentError: The name is invalid.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"invalid reader name {name!r}; use at most 100 letters, digits, '.', '_' and '-',"
-            " starting with a letter or a digit"
+        raise invalid_argument(
+            "JournalReader",
+            "name",
+            name,
+            "at most 100 letters, digits, '.', '_' and '-', starting with a letter or a digit",
         )
     return name
 

@@ -17,7 +17,7 @@ from .._files import absolute_path
 from .._state_file import StateFile, decode_stored, decoder
 from .._time import epoch_us, get_clock, rfc3339
 from .._value import ValueType
-from ..errors import JournalNotFoundError, RunNotFoundError, did_you_mean
+from ..errors import JournalNotFoundError, RunNotFoundError, did_you_mean, invalid_argument
 from ..schema import CorrelationIds, PipelineWide, RunOpen
 from ._check import JournalState, Progress, check
 from ._format import (
@@ -106,7 +106,7 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         roots: If True, select only root runs, which were not started inside a stage of another run.
 
     Raises:
-        ValueError: A time is invalid, `until` is not later than `since`, or a name or id is empty.
+        InvalidArgumentError: A time is invalid, `until` is not later than `since`, or a name or id is empty.
     """
 
     status: str | None = None
@@ -128,20 +128,18 @@ class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             # An empty string is usually an unset variable. It must not select all runs.
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
-                raise ValueError(f"RunFilter: {name} must be a non-empty str or None, got {value!r}")
+                raise invalid_argument("RunFilter", name, value, "a non-empty str or None")
         # Normalize to six decimal places, like the times of events, so that they can be compared as strings.
         for name in ("since", "until"):
             if (time := getattr(self, name)) is not None:
                 try:
                     force_setattr(self, name, rfc3339(epoch_us(time)))
                 except (TypeError, ValueError):
-                    raise ValueError(
-                        f"RunFilter: {name} must be an RFC 3339 time ('2026-11-23T16:00:00Z'), got {time!r}"
+                    raise invalid_argument(
+                        "RunFilter", name, time, "an RFC 3339 time such as '2026-11-23T16:00:00Z'"
                     ) from None
         if self.since is not None and self.until is not None and self.until <= self.since:
-            raise ValueError(
-                f"RunFilter: until must be later than since, got {self.until!r} and {self.since!r}"
-            )
+            raise invalid_argument("RunFilter", "until", self.until, f"later than since ({self.since!r})")
 
     def required_bytes(self) -> list[bytes]:
         """Return byte strings that the line of every selected run contains, to skip other lines undecoded."""
@@ -456,11 +454,11 @@ class Journal:
             The data of the `pipeline.wide` event of each run; for a run in progress, see `RunRecord.run`.
 
         Raises:
-            ValueError: `limit` is not a positive integer.
+            InvalidArgumentError: `limit` is not a positive integer.
             OSError: The journal cannot be read.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"runs(): limit must be a positive integer or None, got {limit!r}")
+            raise invalid_argument("runs()", "limit", limit, "an integer of 1 or more, or None")
         self._complete_crashed()
         filter = filter or RunFilter()
         required = filter.required_bytes()

@@ -19,7 +19,14 @@ from .._files import OwnedFile, absolute_path, make_private_below, open_owned, t
 from .._log import log_safely
 from .._state_file import decode_stored, decoder
 from .._time import epoch_us
-from ..errors import CursorInUseError, DamagedFileError, JournalNotFoundError
+from ..errors import (
+    ClosedError,
+    CursorInUseError,
+    DamagedFileError,
+    InvalidArgumentError,
+    JournalNotFoundError,
+    invalid_argument,
+)
 from ._cursor import CursorFile, Position, check_cursor_name, load_cursor, store_cursor
 from ._format import decode, is_timestamp
 from ._recovery import recover
@@ -128,8 +135,8 @@ class JournalReader:
         JournalNotFoundError: The directory does not exist.
         CursorInUseError: Another reader is using this name.
         DamagedFileError: The stored position cannot be read, or the cursor or its lock is not a regular file.
-        ValueError: The name is empty, longer than 100 characters, or contains characters other than letters,
-            digits, ".", "_" and "-".
+        InvalidArgumentError: The name is empty, longer than 100 characters, or contains characters other
+            than letters, digits, ".", "_" and "-".
 
     Example:
         with JournalReader("journal", "warehouse") as reader:
@@ -212,28 +219,29 @@ class JournalReader:
 
     # ------------------------------------------------------------ reading
 
-    def read(self, most: int = 1000, *, timeout: float = 0.0) -> list[Entry]:
+    def read(self, limit: int = 1000, *, timeout: float = 0.0) -> list[Entry]:
         """Return the next events, or an empty list if there are none yet.
 
         Args:
-            most: Maximum number of events; default 1000.
+            limit: Maximum number of events; default 1000.
             timeout: Maximum time to wait for the first event, in seconds; default 0. The call blocks, so
                 asynchronous code must call it in a separate thread.
 
         Raises:
-            ValueError: `most` or `timeout` is out of range, or the reader is closed.
+            InvalidArgumentError: `limit` or `timeout` is out of range.
+            ClosedError: The reader is closed.
             OSError: The journal cannot be read.
         """
         self._check_open()
-        if not isinstance(most, int) or most < 1:
-            raise ValueError(f"read(): most must be a positive integer, got {most!r}")
+        if not isinstance(limit, int) or limit < 1:
+            raise invalid_argument("read()", "limit", limit, "an integer of 1 or more")
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
-            raise ValueError(f"read(): timeout must be a number of seconds, 0 or more, got {timeout!r}")
+            raise invalid_argument("read()", "timeout", timeout, "0 or more seconds")
         deadline = time.monotonic() + timeout
         while True:
             # The remainder of an earlier scan does not include files opened since then.
             is_new = self._pending_steps is None
-            steps = self._next_steps(most)
+            steps = self._next_steps(limit)
             for step in steps:
                 self._apply(step)
             found = [step.entry for step in steps if step.entry is not None]
@@ -262,8 +270,8 @@ class JournalReader:
         self.torn += step.torn
         self.missed += step.missed
 
-    def _next_steps(self, most: int) -> list[_Step]:
-        """Return the next steps, with up to `most` events. Nothing is applied yet, so an error loses none."""
+    def _next_steps(self, limit: int) -> list[_Step]:
+        """Return the next steps, with up to `limit` events. An error loses none: nothing is applied yet."""
         for _ in range(_MAX_ATTEMPTS):
             if self._pending_steps is None:
                 self._complete_crashed()
@@ -275,7 +283,7 @@ class JournalReader:
                 for step in steps:
                     found.append(step)
                     events += step.entry is not None
-                    if events >= most:
+                    if events >= limit:
                         self._pending_steps = steps
                         break
             except FileNotFoundError:
@@ -364,13 +372,14 @@ class JournalReader:
         The position is synced to disk, so it survives a crash of the machine.
 
         Raises:
-            ValueError: The reader has no name, or is closed.
+            InvalidArgumentError: The reader has no name.
+            ClosedError: The reader is closed.
             CursorInUseError: Other code in this process closed the reader's lock file, and another reader
                 acquired the name.
             OSError: The position could not be written; the previously stored position is unchanged.
         """
         if self.name is None:
-            raise ValueError('commit() requires a named reader: JournalReader(path, "name")')
+            raise InvalidArgumentError("commit() requires a named reader", hint='JournalReader(path, "name")')
         self._check_open()
         if self._lock is not None and not self._lock.is_intact():
             self._lock.release()
@@ -391,9 +400,9 @@ class JournalReader:
 
     def _check_open(self) -> None:
         if self.name is not None and self._lock is None:
-            raise ValueError(
-                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it in the child)"
-                "\n  hint: create a new JournalReader"
+            raise ClosedError(
+                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it in the child)",
+                hint="create a new JournalReader",
             )
 
     def close(self) -> None:
@@ -466,7 +475,7 @@ _decode_times = decoder(_Times)
 
 
 def newest_entries(
-    directory: str, most: int, matches: Callable[[Entry], bool], may_match: Callable[[bytes], bool]
+    directory: str, limit: int, matches: Callable[[Entry], bool], may_match: Callable[[bytes], bool]
 ) -> list[Entry]:
     """Return the newest events that match, oldest first.
 
@@ -475,7 +484,7 @@ def newest_entries(
 
     Args:
         directory: Directory of the journal.
-        most: Maximum number of events.
+        limit: Maximum number of events.
         matches: Returns whether to include an event.
         may_match: Returns whether an undecoded line can contain a matching event.
 
@@ -483,11 +492,11 @@ def newest_entries(
         OSError: The directory cannot be read.
     """
     found: list[Entry] = []
-    if most > 0:
+    if limit > 0:
         for entry in _entries_backwards(directory, may_match):
             if matches(entry):
                 found.append(entry)
-                if len(found) == most:
+                if len(found) == limit:
                     break
     return found[::-1]
 

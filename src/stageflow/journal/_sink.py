@@ -10,13 +10,13 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from msgspec.structs import replace
 
 from .._files import NO_ROOM, absolute_path, make_private, network_file_system, sync
 from .._log import log_safely
-from ..errors import describe
+from ..errors import describe, invalid_argument
 from ..events import DELIVERY, DirectSink, Event, EventLost
 from ..schema import Heartbeat, PipelineWide, RunClosed, RunOpen
 from ._format import WriterClosed, encode_mark
@@ -64,8 +64,8 @@ class JournalSink(DirectSink):
 
     Raises:
         OSError: The directory cannot be created.
-        ValueError: A limit is not a positive number, `fsync` is not one of the three values, or the path is a
-            file.
+        InvalidArgumentError: A limit is not a positive number, `fsync` is not one of the three values, or
+            the path is a file.
 
     Example:
         >>> JournalSink("journal", fsync="always")
@@ -84,8 +84,10 @@ class JournalSink(DirectSink):
         max_age: float | None = None,
         max_line_bytes: int = 16_000_000,
     ) -> None:
-        if fsync not in ("never", "interval", "always"):
-            raise ValueError(f"JournalSink: fsync must be 'never', 'interval' or 'always', got {fsync!r}")
+        if fsync not in get_args(Fsync):
+            raise invalid_argument(
+                "JournalSink", "fsync", fsync, "'never', 'interval' or 'always'", known=get_args(Fsync)
+            )
         for name, bound in (
             ("fsync_interval", fsync_interval),
             ("segment_bytes", segment_bytes),
@@ -95,9 +97,9 @@ class JournalSink(DirectSink):
             ("max_line_bytes", max_line_bytes),
         ):
             if bound is not None and not (isinstance(bound, (int, float)) and bound > 0):
-                raise ValueError(f"JournalSink: {name} must be a number greater than 0, got {bound!r}")
+                raise invalid_argument("JournalSink", name, bound, "a number greater than 0")
         if not os.fspath(path) or os.path.isfile(path):
-            raise ValueError(f"JournalSink: path must be a directory, got {os.fspath(path)!r}")
+            raise invalid_argument("JournalSink", "path", os.fspath(path), "a directory")
         self.path = absolute_path(path)
         self._options = {
             "fsync": fsync,

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from .._ids import parse_traceparent, random_bits, trace_flags, uuid7
 from .._time import get_clock
 from ..context import ContextOfRun, PipelineContext, StageContext, current_stage
-from ..errors import InvalidArgumentError, as_text
+from ..errors import as_text, invalid_argument
 from ..events import home_loop
 from ..schema import CorrelationIds, PipelineMetadata, ProcessSample, RunIdentity, Trace, span_id
 from ._resource import active_span, resource, service_name
@@ -239,7 +239,7 @@ def run_context_of(ctx: PipelineContext | StageContext | Any) -> RunContext:
     if known is not None:
         return known.run
     if not isinstance(context, PipelineContext):
-        raise InvalidArgumentError(f"ctx must be a PipelineContext or a StageContext, got {ctx!r}")
+        raise invalid_argument("emit_event()", "ctx", ctx, "a PipelineContext or a StageContext")
     return RunContext(context, _text(context.topology) or "pipeline")
 
 

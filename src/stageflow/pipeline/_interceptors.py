@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from .._interrupts import is_a
 from .._time import get_clock
 from ..context import StageContext
-from ..errors import CircuitOpenError
+from ..errors import CircuitOpenError, invalid_argument
 from ..retry import Covered, Retry, check_seconds
 from ..stages import StageOutput, StageResult, StageStatus
 
@@ -96,7 +96,7 @@ class CircuitBreaker:
             bool. An exception group counts if every leaf does. Other exceptions count as a success.
 
     Raises:
-        ValueError: `failures` is less than 1, or `reset_after` is negative.
+        InvalidArgumentError: `failures` is less than 1, or `reset_after` is negative.
 
     Example:
         pipeline.with_stage("search", search, interceptors=(CircuitBreaker(failures=5),))
@@ -104,7 +104,7 @@ class CircuitBreaker:
 
     def __init__(self, failures: int = 5, reset_after: float = 30.0, on: Covered = Exception) -> None:
         if not isinstance(failures, int) or failures < 1:
-            raise ValueError(f"CircuitBreaker(failures={failures!r}): expected an integer of 1 or more")
+            raise invalid_argument("CircuitBreaker", "failures", failures, "an integer of 1 or more")
         check_seconds("CircuitBreaker", reset_after=reset_after)
         self.failures = failures
         self.reset_after = reset_after
@@ -216,7 +216,7 @@ class Log:
         logger: Logger to use; default the one named "stageflow".
 
     Raises:
-        ValueError: `level` is not a number.
+        InvalidArgumentError: `level` is not a number.
 
     Example:
         graph = pipeline.build(interceptors=(Log(logging.INFO),))
@@ -224,7 +224,7 @@ class Log:
 
     def __init__(self, level: int = logging.DEBUG, logger: logging.Logger | None = None) -> None:
         if not isinstance(level, int):
-            raise ValueError(f"Log(level={level!r}): expected an integer such as logging.INFO")
+            raise invalid_argument("Log", "level", level, "an integer such as logging.INFO")
         self._level = level
         self._logger = logger or logging.getLogger("stageflow")
 

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from enum import Enum, auto
 
 from .._fork import reset_in_child
-from ..errors import LimitDeadlockError
+from ..errors import LimitDeadlockError, invalid_argument
 from ..observability import defaults, on_change
 
 __all__ = [
@@ -322,7 +322,7 @@ class Limits(Mapping[str, Limit]):
     once with `LimitDeadlockError`.
 
     Raises:
-        ValueError: A number of permits is less than 1.
+        InvalidArgumentError: A number of permits is less than 1.
 
     Example:
         >>> limits = Limits(openai=8, gpu=1)
@@ -333,7 +333,7 @@ class Limits(Mapping[str, Limit]):
     def __init__(self, **permits: int) -> None:
         for name, count in permits.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"Limits({name}={count!r}): expected an integer of 1 or more")
+                raise invalid_argument("Limits", name, count, "an integer of 1 or more")
         self._limits = {name: Limit(name, count) for name, count in permits.items()}
 
     def __getitem__(self, name: str) -> Limit:

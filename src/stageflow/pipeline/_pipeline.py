@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack
 
 from .._log import log_safely
 from ..context import PipelineContext, StageContext, StageRunner
-from ..errors import InvalidArgumentError, PipelineValidationError
+from ..errors import InvalidArgumentError, PipelineValidationError, invalid_argument
 from ..observability import WideEventEmitter, defaults
 from ..render import graph_as_dot, graph_as_mermaid, graph_as_text
 from ..results import PipelineResults
@@ -51,8 +51,7 @@ class StageGraph:
 
         Raises:
             asyncio.CancelledError: The run was cancelled externally; its record is written.
-            InvalidArgumentError: `ctx` is not a `PipelineContext`.
-            ValueError: `deadline` is not a positive number.
+            InvalidArgumentError: `ctx` is not a `PipelineContext`, or `deadline` is not a positive number.
 
         Example:
             results = await graph.run(PipelineContext(user_id="u1", data={"question": "why?"}))
@@ -63,8 +62,12 @@ class StageGraph:
         elif isinstance(ctx, StageContext):
             ctx = ctx.run
         elif not isinstance(ctx, PipelineContext):
-            raise InvalidArgumentError(
-                f"pipeline {self.name!r}: run() expects a PipelineContext, not {type(ctx).__name__}",
+            raise invalid_argument(
+                "run()",
+                "ctx",
+                ctx,
+                "a PipelineContext",
+                pipeline=self.name,
                 hint="write graph.run(PipelineContext(data={...}))",
             )
         self._check_deadline(deadline)
@@ -72,9 +75,7 @@ class StageGraph:
 
     def _check_deadline(self, deadline: float | None) -> None:
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < math.inf):
-            raise ValueError(
-                f"pipeline {self.name!r}: run(deadline={deadline!r}): expected more than 0 seconds"
-            )
+            raise invalid_argument("run()", "deadline", deadline, "more than 0 seconds", pipeline=self.name)
 
     def run_sync(
         self, ctx: PipelineContext | None = None, *, deadline: float | None = None
@@ -105,8 +106,8 @@ class StageGraph:
             deadline: Maximum duration of each run in seconds; default no limit.
 
         Raises:
-            ValueError: `concurrency` is less than 1, or `deadline` is not a positive number.
-            InvalidArgumentError: `contexts` is not iterable.
+            InvalidArgumentError: `contexts` is not iterable, `concurrency` is less than 1, or `deadline` is
+                not a positive number.
 
         Example:
             async with graph.run_many(contexts, concurrency=100) as runs:
@@ -114,14 +115,13 @@ class StageGraph:
                     print(results.outcome)
         """
         if not isinstance(concurrency, int) or concurrency < 1:
-            raise ValueError(
-                f"pipeline {self.name!r}: run_many(concurrency={concurrency!r}): "
-                "expected an integer of 1 or more"
+            raise invalid_argument(
+                "run_many()", "concurrency", concurrency, "an integer of 1 or more", pipeline=self.name
             )
         self._check_deadline(deadline)
         if not isinstance(contexts, (Iterable, AsyncIterable)):
-            raise InvalidArgumentError(
-                f"pipeline {self.name!r}: run_many({contexts!r}): expected an iterable of PipelineContext"
+            raise invalid_argument(
+                "run_many()", "contexts", contexts, "an iterable of PipelineContext", pipeline=self.name
             )
         return ManyRuns(lambda ctx: self.run(ctx, deadline=deadline), contexts, concurrency)
 
@@ -235,7 +235,7 @@ class Pipeline:
             InvalidArgumentError: `other` is not a pipeline.
         """
         if not isinstance(other, Pipeline):
-            raise InvalidArgumentError(f"compose() expects a Pipeline, not {type(other).__name__}")
+            raise invalid_argument("compose()", "other", other, "a Pipeline", pipeline=self.name)
         ours = {id(spec) for spec in self.stages}
         theirs = (spec for spec in other.stages if id(spec) not in ours)
         return Pipeline(self.name, stages=(*self.stages, *theirs))

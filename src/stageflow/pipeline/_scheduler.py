@@ -174,7 +174,7 @@ class Scheduler:
 
     def _closed(self) -> None:
         """End without another loop iteration: the coroutine of the run was closed."""
-        # If the run is garbage, its callbacks may hold the last reference to the coroutine that is being closed.
+        # The callback of the future may have the last reference to the coroutine that is being closed.
         self._waiter = None
         self.state.cancelled("the coroutine of run() was closed", self.now())
         # The loop may already be closed, so it can neither cancel tasks nor call timers.

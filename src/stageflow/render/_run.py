@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import invalid_argument
 from ..schema import CUSTOM_EVENT_KEYS
 from ._escape import on_one_line, pairs, visible
 from ._runs import draw_runs
@@ -358,15 +359,13 @@ def draw_run(
         width: Columns that the waterfall may take; default all there are.
 
     Raises:
-        ValueError: `run` is not the data of a `pipeline.wide` event.
+        InvalidArgumentError: `run` is not the data of a `pipeline.wide` event.
 
     Example:
         Console().print(draw_run(run, stages))
     """
     if "stage_summaries" not in run:
-        raise ValueError(
-            "draw_run() needs the data of a pipeline.wide event; a run that was cut off has none"
-        )
+        raise invalid_argument("draw_run()", "run", run, "the data of a pipeline.wide event")
     return _Told(run, stories_of(run, stages), list(events), list(children), width)
 
 

@@ -176,7 +176,7 @@ def repair_archive(
 ) -> RepairedArchive:
     """Recover the log, and remove damaged and missing files from the table.
 
-    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. What was lost is recorded
+    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. Lost files are recorded
     there in `lost.json`. A log whose durable part is damaged is not repaired: that needs a backup.
 
     Raises:

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from .._files import absolute_path, try_lock
 from .._log import log_safely
-from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError, describe
+from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError, describe, invalid_argument
 from ..journal import (
     CursorFile,
     Journal,
@@ -540,7 +540,7 @@ class BackgroundCompactor:
         every: Seconds between the end of a call and the start of the next; default 60.
 
     Raises:
-        ValueError: `every` is not a positive number.
+        InvalidArgumentError: `every` is not a positive number.
 
     Example:
         with BackgroundCompactor(Compactor("journal"), every=60):
@@ -549,7 +549,7 @@ class BackgroundCompactor:
 
     def __init__(self, compactor: Compactor, every: float = 60.0) -> None:
         if not (isinstance(every, int | float) and every > 0):
-            raise ValueError(f"BackgroundCompactor(every={every!r}); give seconds, more than 0")
+            raise invalid_argument("BackgroundCompactor", "every", every, "more than 0 seconds")
         self._compactor = compactor
         self._every = every
         self._closed = threading.Event()

@@ -16,9 +16,11 @@ from .._files import absolute_path
 from ..errors import (
     ArchiveDamagedError,
     DamagedFileError,
+    InvalidArgumentError,
     JournalNotFoundError,
     RunNotFoundError,
     SettingsError,
+    invalid_argument,
 )
 from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
 from ._address import absolute_address, default_address, read_address, same_address
@@ -96,7 +98,7 @@ class EventStore:
         if self.path is not None and not os.path.isdir(self.path):
             raise JournalNotFoundError(self.path)
         if self.path is None and archive is None:
-            raise ValueError("EventStore() requires a journal or an archive")
+            raise InvalidArgumentError("EventStore: a journal or an archive is required")
         self._given = absolute_address(archive) if archive is not None else None
         self._failures = None if failure_outcomes is None else FailureOutcomes.of(failure_outcomes)
         self._storage_options = storage_options
@@ -255,10 +257,10 @@ class EventStore:
 
         Raises:
             QueryError: The predicate is invalid.
-            ValueError: `limit` is not a positive integer.
+            InvalidArgumentError: `limit` is not a positive integer.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"runs(limit={limit!r}): expected an integer of 1 or more, or None for all")
+            raise invalid_argument("runs()", "limit", limit, "an integer of 1 or more, or None")
         condition_ = condition("runs", filter, where)
         if before is not None:
             last = text(before["started_at"], before["event_id"])
@@ -541,10 +543,10 @@ class EventStore:
             limit: Maximum number of differences.
 
         Raises:
-            ValueError: `slowest` is not between 0 and 1.
+            InvalidArgumentError: `slowest` is not between 0 and 1.
         """
         if not 0 < slowest < 1:
-            raise ValueError(f"explain_slow(slowest={slowest!r}): expected a share between 0 and 1")
+            raise invalid_argument("explain_slow()", "slowest", slowest, "a share between 0 and 1")
         rows, queries = f"select * from {over} where {condition(over, filter, None)}", self._queries
 
         def find_and_explain(cursor: DuckDBPyConnection) -> Explanation:

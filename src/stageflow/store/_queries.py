@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from .._failures import FailureOutcomes
-from ..errors import ArchiveDamagedError, QueryError
+from ..errors import ArchiveDamagedError, ClosedError, QueryError, invalid_argument
 from ..journal import Journal, RunRecord, no_run, several_runs
 from ._archive import Archive
 from ._columns import text
@@ -270,17 +270,19 @@ class Queries:
 
     def _check_open(self) -> None:
         if self.is_closed:
-            raise ValueError("this EventStore is closed (a fork closes it for the child); make another one")
+            raise ClosedError(
+                "this EventStore is closed (a fork closes it in the child)", hint="create a new EventStore"
+            )
 
 
 def check_timeout(seconds: float) -> float:
     """Return a timeout in seconds if it is valid.
 
     Raises:
-        ValueError: It is not a positive number, or it is too large.
+        InvalidArgumentError: It is not a positive number, or it is too large.
     """
     if not (isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX):
-        raise ValueError(f"timeout={seconds!r}; give seconds, more than 0")
+        raise invalid_argument("EventStore", "timeout", seconds, "more than 0 seconds")
     return seconds
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from .._failures import FailureOutcomes
 from .._toml import parse_toml
 from .._value import ValueType
-from ..errors import QueryError, SettingsError, did_you_mean
+from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
 from ._columns import AMENDMENTS, FAILURE, quoted, text
 from ._merge import failure_of
 from ._selection import parenthesized, parse_predicate
@@ -31,7 +31,7 @@ class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         reason: The value of `sample_reason` of these runs; default the condition.
 
     Raises:
-        ValueError: `one_in` is less than 1.
+        InvalidArgumentError: `one_in` is less than 1.
     """
 
     where: str
@@ -61,7 +61,7 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         one_in: Without a target, the number of runs that a kept run represents; default 1, to keep all.
 
     Raises:
-        ValueError: A number is out of range.
+        InvalidArgumentError: A number is out of range.
 
     Example:
         >>> TailSampler(slower_than=2.0, per_key="topology", target_per_minute=10).keep_failures
@@ -81,12 +81,12 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         for name in ("slower_than", "target_per_minute"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"TailSampler({name}={value!r}); give a number, more than 0, or None")
+                raise invalid_argument("TailSampler", name, value, "a number greater than 0, or None")
 
 
-def _check_one_in(what: str, one_in: object) -> None:
+def _check_one_in(owner: str, one_in: object) -> None:
     if not (isinstance(one_in, int | float) and one_in >= 1):
-        raise ValueError(f"{what}(one_in={one_in!r}); give a number, 1 or more")
+        raise invalid_argument(owner, "one_in", one_in, "a number of 1 or more")
 
 
 def read_sampler(path: str | os.PathLike[str]) -> TailSampler:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..errors import did_you_mean
+from ..errors import did_you_mean, invalid_argument
 from ..events import MemoryEventSink, get_event_sink, set_event_sink
 from ..journal import amend
 from ..observability import defaults, use_defaults
@@ -201,7 +201,7 @@ class CapturedEvents:
 
         Raises:
             AssertionError: A stage ended with another status, is missing, or is unexpected.
-            ValueError: A status is not a terminal status of a stage.
+            InvalidArgumentError: A status is not a terminal status of a stage.
 
         Example:
             events.assert_stages(load="OK", answer="FAIL")
@@ -209,8 +209,9 @@ class CapturedEvents:
         __tracebackhide__ = True
         for name, status in statuses.items():
             if status not in _TERMINAL:
-                near = did_you_mean(str(status).upper(), _TERMINAL)
-                raise ValueError(f"{name}={status!r}: expected one of {', '.join(_TERMINAL)}{near}")
+                raise invalid_argument(
+                    "assert_stages()", name, status, f"one of {', '.join(_TERMINAL)}", known=_TERMINAL
+                )
         stages = self.stages
         if len({_run_id(event) for event in stages}) > 1:
             raise AssertionError(

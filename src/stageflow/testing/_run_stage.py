@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from msgspec.structs import replace
 
 from ..context import PipelineContext, StageContext
-from ..errors import InvalidArgumentError, did_you_mean
+from ..errors import InvalidArgumentError, did_you_mean, invalid_argument
 from ..pipeline import Interceptor, Pipeline, Proceed, StageCall, StageSpec, carried_description
 from ..retry import Retry
 from ..stages import StageOutput, StageResult, StageStatus
@@ -62,8 +62,8 @@ async def run_stage(
 
     Raises:
         PipelineValidationError: The stage or its description is invalid.
-        ValueError: The output of a dependency is missing, or the retry policy has fewer attempts.
-        InvalidArgumentError: An input cannot be the output of a stage.
+        InvalidArgumentError: The output of a dependency is missing, an input cannot be the output of a
+            stage, or the retry policy has fewer attempts.
 
     Example:
         >>> def answer(ctx, documents):
@@ -75,8 +75,8 @@ async def run_stage(
     """
     name = name or _name_of(stage)
     if inputs is not None and not isinstance(inputs, Mapping):
-        raise InvalidArgumentError(
-            f"inputs must be a mapping from the name of each dependency to its output, got {inputs!r}"
+        raise invalid_argument(
+            "run_stage()", "inputs", inputs, "a mapping from the name of each dependency to its output"
         )
     outputs = {dependency: _as_output(dependency, output) for dependency, output in (inputs or {}).items()}
     (spec,) = Pipeline().with_stage(name, stage, retry=retry, timeout=timeout).stages
@@ -128,14 +128,16 @@ def _as_output(dependency: str, output: Any) -> StageOutput:
     if output is None or isinstance(output, Mapping):
         return StageOutput.ok(output or {})
     if not isinstance(output, StageOutput):
-        raise InvalidArgumentError(
-            f'inputs[{dependency!r}] must be a mapping, or a StageOutput such as StageOutput.skip("..."), '
-            f"got {type(output).__name__} {output!r}"
+        raise invalid_argument(
+            "run_stage()",
+            f"inputs[{dependency!r}]",
+            output,
+            'a mapping, or a StageOutput such as StageOutput.skip("...")',
         )
     if output.status in (StageStatus.CANCEL, StageStatus.RETRY):
         raise InvalidArgumentError(
-            f"inputs[{dependency!r}] is StageOutput.{output.status.lower()}(...), after which no stage "
-            "starts; use ok, skip or fail"
+            f"inputs[{dependency!r}] has the status {output.status}, after which no stage starts; "
+            "use ok, skip or fail"
         )
     return replace(output, routes=None)
 
@@ -146,9 +148,10 @@ def _with_dependencies(spec: StageSpec, outputs: Mapping[str, StageOutput]) -> P
     further = tuple(other for other in outputs if other not in direct)
     for dependency in direct:
         if dependency not in outputs:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"stage {name!r} depends on {dependency!r}, but inputs does not contain its output"
-                f"{did_you_mean(dependency, further)}\n  hint: inputs={{{dependency!r}: {{...}}}}"
+                f"{did_you_mean(dependency, further)}",
+                hint=f"inputs={{{dependency!r}: {{...}}}}",
             )
     pipeline = Pipeline(name)
     for ancestor in (*further, *direct):
@@ -174,11 +177,14 @@ def _starting_at(attempt: int, spec: StageSpec) -> StageSpec:
     if attempt == 1:
         return spec
     if not isinstance(attempt, int) or attempt < 1:
-        raise ValueError(f"attempt must be an integer of 1 or more, got {attempt!r}")
+        raise invalid_argument("run_stage()", "attempt", attempt, "an integer of 1 or more")
     policy = spec.retry or Retry(attempts=max(3, attempt), on=())
     if attempt > policy.attempts:
-        raise ValueError(
-            f"attempt={attempt!r}, but the retry policy of stage {spec.name!r} has {policy.attempts} attempts"
+        raise invalid_argument(
+            "run_stage()",
+            "attempt",
+            attempt,
+            f"at most {policy.attempts}, the attempts of the retry policy of stage {spec.name!r}",
         )
 
     async def skip_earlier_attempts(call: StageCall, proceed: Proceed) -> StageOutput:

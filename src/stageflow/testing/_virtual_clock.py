@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from .._time import set_clock
+from ..errors import invalid_argument
 from ..executors import busy_threads
 
 __all__ = ["VirtualClock"]
@@ -51,12 +52,15 @@ class VirtualClock:
         """Advance wall time and monotonic time.
 
         Raises:
-            ValueError: `seconds` is negative; use `step_wall` to set the wall clock back.
+            InvalidArgumentError: `seconds` is negative; use `step_wall` to set the wall clock back.
         """
         if not seconds >= 0:
-            raise ValueError(
-                f"advance({seconds!r}): expected 0 or more seconds; "
-                "use step_wall() to set the wall clock back"
+            raise invalid_argument(
+                "advance()",
+                "seconds",
+                seconds,
+                "0 or more seconds",
+                hint="use step_wall() to set the wall clock back",
             )
         self._now_ns += round(seconds * 1e9)
 

@@ -175,7 +175,7 @@ async def guard(ctx: StageContext) -> StageOutput:
     question = ctx.run.data["question"].strip()
     ctx.annotate(chars=len(question))
     if not question:
-        return StageOutput.cancel("nothing was asked")
+        return StageOutput.stop("nothing was asked")
     if len(question) > _LONGEST_QUESTION:
         return StageOutput.fail(f"the question has {len(question)} characters; ask in {_LONGEST_QUESTION}")
     quoted = [word for text in _QUOTED.findall(question) for word in words_in(text)]
@@ -241,7 +241,7 @@ async def route(ctx: StageContext) -> StageOutput:
     if _COMPARES.search(question) and len(topics) != 1:
         return StageOutput.route("compare", topics=topics)
     if not ctx.inputs.require_from("search", "hits"):
-        return StageOutput.cancel("the language reference has nothing on that")
+        return StageOutput.stop("the language reference has nothing on that")
     return StageOutput.route("quote")
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from ..._interrupts import INTERRUPTS
 from ..._value import ValueType
-from ...errors import InvalidArgumentError
+from ...errors import InvalidArgumentError, invalid_argument
 from ._coerce import safe_text
 from ._detectors import DETECTORS
 from ._secrets import Detector, is_secret_name, is_secret_number
@@ -44,8 +44,8 @@ class Redact(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             default) to record all. `*` matches any characters.
 
     Raises:
-        InvalidArgumentError: An option has the wrong type.
-        ValueError: A detector is unknown, or a pattern is not a valid regular expression.
+        InvalidArgumentError: An option has the wrong type, a detector is unknown, or a pattern is not a
+            valid regular expression.
 
     Example:
         >>> Redact(detect=("credentials", "email"), patterns={"order": r"ORD-[0-9]{6}"}).detect
@@ -61,29 +61,31 @@ class Redact(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         for option in ("names", "detect", "allow"):
             given = getattr(self, option)
             if isinstance(given, str):  # a string is a collection of its characters
-                raise ValueError(f"Redact: {option} must be a tuple, got {given!r}; use ({given!r},)")
+                raise invalid_argument("Redact", option, given, "a tuple", hint=f"use ({given!r},)")
             if given is not None and not (
                 isinstance(given, Collection) and all(isinstance(name, str) for name in given)
             ):
-                raise InvalidArgumentError(
-                    f"Redact: {option} must be a tuple of str, got {given!r}",
-                    hint=f'use Redact({option}=("...",))',
+                raise invalid_argument(
+                    "Redact", option, given, "a tuple of str", hint=f'use Redact({option}=("...",))'
                 )
         if not isinstance(self.patterns, Mapping):
-            raise InvalidArgumentError(
-                f"Redact: patterns must be a mapping, got {self.patterns!r}",
+            raise invalid_argument(
+                "Redact",
+                "patterns",
+                self.patterns,
+                "a mapping",
                 hint='use Redact(patterns={"order": r"ORD-[0-9]{6}"})',
             )
         unknown = [name for name in self.detect if name not in DETECTORS]
         if unknown:
-            raise ValueError(
-                f"Redact: unknown detector {unknown[0]!r}; known detectors: {', '.join(DETECTORS)}"
+            raise invalid_argument(
+                "Redact", "detect", unknown[0], f"of {', '.join(DETECTORS)}", known=DETECTORS
             )
         for name, pattern in self.patterns.items():
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(
+                raise InvalidArgumentError(
                     f"Redact: pattern {name!r} is not a valid regular expression: {error}"
                 ) from None
 

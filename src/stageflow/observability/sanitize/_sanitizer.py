@@ -13,7 +13,7 @@ from msgspec import Struct
 from ..._interrupts import INTERRUPTS
 from ..._log import log_safely
 from ..._value import ValueType
-from ...errors import as_text, describe
+from ...errors import as_text, describe, invalid_argument
 from ._coerce import (
     REPR_CHARS,
     Coercer,
@@ -64,7 +64,7 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             names are stored in one attribute, `other`, so that the number of columns is bounded.
 
     Raises:
-        ValueError: A limit is not a positive integer.
+        InvalidArgumentError: A limit is not a positive integer.
     """
 
     fields: int = 256
@@ -78,7 +78,7 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"EventLimits: {name} must be a positive integer, got {value!r}")
+                raise invalid_argument("EventLimits", name, value, "an integer of 1 or more")
 
 
 class SanitizeRules(Struct, frozen=True):
@@ -206,52 +206,63 @@ class Sanitizer:
 
         Large values are truncated before they are searched for secrets, so the work is bounded.
         """
-        redactor, limits = self._rules.redactor, self._rules.limits
+        limits = self._rules.limits
         sanitized = copy_if_simple(fields, limits.fields, limits.name_chars, limits.event_bytes)
-        renamed = sanitized is None
+        renames = sanitized is None
         if sanitized is None:
             sanitized = self._coerced(fields, within)
-        known = {} if redactor is None else redactor.known
+        if self._rules.redactor is not None and self._redact_by_name(sanitized, self._rules.redactor):
+            renames = True
+        chars = self._sanitize_values(sanitized, within)
+        if renames:
+            sanitized = self._with_sanitized_names(sanitized)
+        if chars * 6 > limits.event_bytes:
+            sanitized = self._with_size_limit(sanitized, within)
+        return sanitized
+
+    def _redact_by_name(self, fields: dict[str, Any], redactor: Redactor) -> bool:
+        """Redact the fields whose names are sensitive; return whether a name has not been seen before."""
+        known, has_new_name = redactor.known, False
+        for name, value in fields.items():
+            withheld = known.get(name)
+            if withheld is None:
+                withheld = redactor.is_withheld(name)
+                has_new_name = has_new_name or name not in known
+            if withheld and not (value is None or type(value) is bool or redactor.is_measure(name, value)):
+                self.redacted += 1
+                fields[name] = REDACTED
+        return has_new_name
+
+    def _sanitize_values(self, fields: dict[str, Any], within: str) -> int:
+        """Redact and truncate the values in place; return an upper bound of their length in characters."""
+        redactor, limits = self._rules.redactor, self._rules.limits
         chars = 0
-        for name, value in sanitized.items():
+        for name, value in fields.items():
             kind = type(value)
-            if redactor is not None:
-                withheld = known.get(name)
-                if withheld is None:
-                    withheld = redactor.is_withheld(name)
-                    renamed = renamed or name not in known
-                if value is None or kind is bool:
-                    continue
-                if withheld and not redactor.is_measure(name, value):
-                    self.redacted += 1
-                    sanitized[name] = REDACTED
-                    continue
-            if kind is str:
-                # Check the length first, because a lookup hashes the is_complete text.
+            if value is REDACTED:
+                chars += len(REDACTED)
+            elif kind is str:
+                # Check the length first, because a lookup hashes the whole text.
                 if redactor is None or len(value) > limits.text_chars or value not in redactor.clean:
                     value, cut = self._sanitize(value, limits.text_chars)
-                    sanitized[name] = value
+                    fields[name] = value
                     if cut:
                         self._note_truncated(f"{within}.{self.name(name)}")
                 chars += len(value)
             elif kind is int:
                 if abs(value) >= _LONG_NUMBER:
-                    sanitized[name] = self._sanitize_number(value)
+                    fields[name] = self._sanitize_number(value)
             elif kind is not float and kind is not bool and value is not None:
-                sanitized[name] = self._sanitize_nested(value, f"{within}.{self.name(name)}")
-                chars += limits.event_bytes  # the size is unknown, so it is measured below
-        if renamed:
-            sanitized = self._with_sanitized_names(sanitized)
-        if chars * 6 > limits.event_bytes:
-            sizes = {
-                name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in sanitized.items()
-            }
-            self._cut_largest(sanitized, sizes, within)
-            # Convert `Truncated` to `str`, because msgspec does not encode subclasses of `str`.
-            sanitized = {
-                name: str(value) if type(value) is Truncated else value for name, value in sanitized.items()
-            }
-        return sanitized
+                fields[name] = self._sanitize_nested(value, f"{within}.{self.name(name)}")
+                chars += limits.event_bytes  # the size is unknown, so it is measured
+        return chars
+
+    def _with_size_limit(self, fields: dict[str, Any], within: str) -> dict[str, Any]:
+        """Return the fields with the largest values truncated until they fit into an event."""
+        sizes = {name: len(msgspec.json.encode(value)) + len(name) + 4 for name, value in fields.items()}
+        self._cut_largest(fields, sizes, within)
+        # Convert `Truncated` to `str`, because msgspec does not encode subclasses of `str`.
+        return {name: str(value) if type(value) is Truncated else value for name, value in fields.items()}
 
     def _coerced(self, fields: Mapping[str, Any], within: str) -> dict[str, Any]:
         """Return a copy of fields of any type, with bounded size but not yet redacted."""

@@ -27,7 +27,7 @@ __all__ = ["EVERYTHING", "LONGEST_RUN", "RETRIES", "Scope", "Snapshot", "is_miss
 
 
 LONGEST_RUN = timedelta(days=7)
-"""Maximum duration of a run: rows are stored by the day of their start, and readers skip earlier days."""
+"""Assumed maximum duration of a run. Rows are stored by the day of their start; readers skip earlier days."""
 
 RETRIES = 20
 """How often a reader lists the files again if a listed file has disappeared."""

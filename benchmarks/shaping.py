@@ -38,7 +38,7 @@ EVERY_DETECTOR = Redact(detect=("credentials", "email", "card", "iban", "ip"))
 class Encoding(DirectSink):
     """Encodes an event, as the journal does, and drops it."""
 
-    def take(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         event.line()
 
 

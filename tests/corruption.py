@@ -39,7 +39,7 @@ from stageflow.journal._retention import RetentionPolicy
 from stageflow.journal._segments import find_lines, list_writers
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore
-from stageflow.store._address import remember_address
+from stageflow.store._address import store_address
 
 RULES = """
 [[rules]]
@@ -486,8 +486,8 @@ def run_trials(
 
 def point_to(journal: Path) -> None:
     """Store the address of this copy's archive, not that of the template, in `archive.json`."""
-    remember_address(str(journal), "elsewhere")  # the default address is not stored
-    remember_address(str(journal), str(journal / "archive"))
+    store_address(str(journal), "elsewhere")  # the default address is not stored
+    store_address(str(journal), str(journal / "archive"))
 
 
 def main() -> None:

@@ -43,12 +43,17 @@ def work(folder: str) -> None:
     from stageflow.alerts._state import AlertState, ReceiverState, write_state
     from stageflow.journal import JournalReader
     from stageflow.observability import WideEventEmitter
-    from stageflow.store import Compactor, _archive as archive, _compactor as upkeep, _delta_log as delta_log
+    from stageflow.store import (
+        Compactor,
+        _archive as archive,
+        _compactor as compaction,
+        _delta_log as delta_log,
+    )
 
     # Compress months of operation into seconds: merges, checkpoints and log cleanup.
     archive._COMMITS_PER_CHECKPOINT = 4
     delta_log._CLEAN_AFTER = 0.0
-    upkeep._MANY = 3
+    compaction._MIN_MERGED_FILES = 3
 
     journal = os.path.join(folder, "disk", "journal")
     promised = os.open(os.path.join(folder, "promised"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -99,12 +99,12 @@ class Past:
             "process": {"uptime_s": (at - began).total_seconds()},
             "sinks": sinks,
         }
-        self._sink.take(Event("stageflow.health", data))
+        self._sink.deliver(Event("stageflow.health", data))
 
     def events(self, lines: Iterable[tuple[str, dict[str, Any]]]) -> None:
         """Write events as they are."""
         for type, data in lines:
-            self._sink.take(Event(type, data))
+            self._sink.deliver(Event(type, data))
 
     def close(self) -> None:
         """Close the journal's file."""

@@ -35,11 +35,11 @@ class Storm(NamedTuple):
     """What a storm left.
 
     Attributes:
-        kills: How many processes were killed, of each kind.
-        acknowledged: How many events were acknowledged.
-        views: How many times readers looked at everything.
-        commits: How often the archive was changed.
-        problems: What is wrong, a sentence each.
+        kills: Number of killed processes, by kind.
+        acknowledged: Number of acknowledged events.
+        views: How often readers read all events.
+        commits: Number of commits to the archive.
+        problems: Descriptions of problems, one sentence each.
     """
 
     kills: Counter[str]

@@ -18,7 +18,7 @@ from kill_alerts import trials
 from typer.testing import CliRunner
 from webhook_receiver import AS_TEXT, Receiver
 
-from stageflow._files import only_one
+from stageflow._files import try_lock
 from stageflow.alerts import (
     AlertLoop,
     AlertRules,
@@ -663,7 +663,7 @@ def test_interrupted_delivery_is_repeated_with_the_same_id_and_marked(
 
 def test_only_one_process_evaluates_at_a_time(incident: EventStore, tmp_path: Path) -> None:
     rules = AlertRules(rules=(FAILS,))
-    with only_one(str(tmp_path / "alerts.json.lock")) as mine:
+    with try_lock(str(tmp_path / "alerts.json.lock")) as mine:
         assert mine
         assert run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5)).busy
     assert not run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5)).busy

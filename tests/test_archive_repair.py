@@ -1,4 +1,4 @@
-"""What `doctor` says of a damaged archive, what a repair does, and what other commands answer meanwhile."""
+"""Tests for a damaged archive: the report of `doctor`, the repair, and the output of other commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(*arguments: str | Path, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def archived(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs in a commit each, all of them durable, and none of them in the journal any more."""
+    """Return a journal with three archived runs, in one durable commit each, and without their segments."""
     folder = write_batches(tmp_path_factory.mktemp("archived") / "journal", range(1, 4))
     compact(folder, batch_bytes=1)
     assert not list(folder.glob("*.ndjson"))
@@ -60,7 +60,7 @@ def corrupt(path: Path) -> None:
         (lambda path: (path.unlink(), path.symlink_to("nowhere")), "is missing"),
     ],
 )
-def test_a_repair_reports_and_records_the_rows_that_were_lost(
+def test_repair_reports_and_records_the_rows_that_were_lost(
     folder: Path, damage: Callable[[Path], Any], problem: str
 ) -> None:
     path = data_files(folder)[0]
@@ -72,7 +72,7 @@ def test_a_repair_reports_and_records_the_rows_that_were_lost(
         rf"repaired: \S*{re.escape(path.name)} {problem}.*; the archive no longer has its 1 row", written
     )
     assert len(run_ids(folder)) == before - 1
-    # The loss stays on record.
+    # The loss remains recorded.
     for _ in range(2):
         assert "1 row of 1 damaged or missing file lost" in command("doctor", "--journal", folder)
     (lost,) = check_archive(folder).lost
@@ -83,14 +83,14 @@ def test_a_repair_reports_and_records_the_rows_that_were_lost(
     assert "Nothing to repair." in command("doctor", "--journal", folder, "--repair")
 
 
-def test_losses_of_several_repairs_are_all_on_record(folder: Path) -> None:
+def test_losses_of_several_repairs_are_all_recorded(folder: Path) -> None:
     for path in data_files(folder)[:2]:
         path.unlink()
         assert repair_archive(folder).lost_rows == 1
     assert sum(file.rows for file in check_archive(folder).lost) == 2
 
 
-def test_a_damaged_record_of_losses_is_moved_away(folder: Path) -> None:
+def test_damaged_record_of_losses_is_moved_away(folder: Path) -> None:
     data_files(folder)[0].unlink()
     repair_archive(folder)
     record = folder / "archive" / "_stageflow" / "lost.json"
@@ -103,7 +103,7 @@ def test_a_damaged_record_of_losses_is_moved_away(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [Path.unlink, corrupt])
 @pytest.mark.parametrize("beginning", ["part-", "counts-"])
-def test_an_intact_copy_of_a_lost_file_comes_back(
+def test_intact_copy_of_a_lost_file_is_restored(
     folder: Path, beginning: str, damage: Callable[[Path], Any]
 ) -> None:
     path = data_files(folder, beginning)[0]
@@ -117,13 +117,13 @@ def test_an_intact_copy_of_a_lost_file_comes_back(
     assert "Nothing to repair" in command("doctor", "--journal", folder, "--repair")
     assert path not in data_files(folder, beginning)
     path.write_bytes(content)
-    assert "a repair puts it back" in command("doctor", "--journal", folder, code=1)
-    assert "is intact and part of the archive again" in command("doctor", "--journal", folder, "--repair")
+    assert "a repair adds it again" in command("doctor", "--journal", folder, code=1)
+    assert "is intact, and in the archive again" in command("doctor", "--journal", folder, "--repair")
     assert run_ids(folder) == ids
     with EventStore(folder) as store:
         assert sum(total.count for total in store.totals() if total.stage is None) == len(ids)
     assert check_archive(folder).lost == []
-    # It is not taken for lost once it is merged into another file.
+    # It does not count as lost after it was merged into another file.
     for number in range(4, 12):
         write(folder, run(number))
         compact(folder)
@@ -132,7 +132,7 @@ def test_an_intact_copy_of_a_lost_file_comes_back(
     assert len(run_ids(folder)) == len(ids) + 8
 
 
-def test_a_copy_whose_events_are_archived_again_does_not_come_back(folder: Path) -> None:
+def test_copy_whose_events_are_archived_again_is_not_restored(folder: Path) -> None:
     path = data_files(folder)[0]
     content, ids = path.read_bytes(), run_ids(folder)
     path.unlink()
@@ -167,7 +167,7 @@ def make_directory(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [empty, cut, zero, change_a_digit, make_fifo, make_directory])
-def test_a_repair_writes_a_damaged_record_of_the_durable_version_again(
+def test_repair_rewrites_a_damaged_record_of_the_durable_version(
     folder: Path, damage: Callable[[Path], Any]
 ) -> None:
     durable = folder / "archive" / "_stageflow" / "durable.json"
@@ -192,7 +192,7 @@ def test_a_repair_writes_a_damaged_record_of_the_durable_version_again(
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_doctor_says_how_much_a_damaged_log_puts_at_stake(folder: Path, version: int) -> None:
+def test_doctor_reports_how_many_events_a_damaged_log_puts_at_risk(folder: Path, version: int) -> None:
     write(folder, run(4))  # the journal has this one
     files = [*data_files(folder), *data_files(folder, "counts-")]
     empty(commit_path(folder, version))
@@ -208,14 +208,14 @@ def test_doctor_says_how_much_a_damaged_log_puts_at_stake(folder: Path, version:
     assert at_stake in command("compact", "--journal", folder, code=1)
     with pytest.raises(ArchiveDamagedError, match=at_stake):
         repair_archive(folder)
-    # A file of events that is damaged as well is named, and its events cannot be counted.
+    # If a file of events is damaged as well, it is reported, and its events cannot be counted.
     corrupt(files[0])
     written = command("doctor", "--journal", folder, code=1)
     assert "1 damaged or missing; 1 file of its log" in written
     assert "gives up 2 archived events in 2 files" in written
 
 
-def test_the_hint_says_that_nothing_is_lost_while_the_journal_has_everything(tmp_path: Path) -> None:
+def test_hint_states_that_nothing_is_lost_while_the_journal_has_all_events(tmp_path: Path) -> None:
     folder = write_batches(tmp_path / "journal", range(1, 4))
     Compactor(folder, batch_bytes=1, keep_seconds=3600).compact()
     empty(commit_path(folder, 1))
@@ -247,7 +247,7 @@ def remove_address(folder: Path) -> None:
         remove_address,
     ],
 )
-def test_runs_of_the_journal_are_shown_beside_a_damaged_archive(
+def test_runs_of_the_journal_are_shown_if_the_archive_is_damaged(
     folder: Path, damage: Callable[[Path], Any]
 ) -> None:
     write(folder, run(4))
@@ -258,7 +258,7 @@ def test_runs_of_the_journal_are_shown_beside_a_damaged_archive(
             "warning: only the runs of the journal are shown, because the archive cannot be read:" in written
         )
         assert "00000004" in written
-    # What counts refuses: a part of the records would give a wrong number.
+    # Commands that count fail, because a part of the events would result in a wrong number.
     for arguments in (["stats"], ["query", "select count(*) from runs"]):
         assert "hint:" in command(*arguments, "--journal", folder, code=1)
 
@@ -270,11 +270,11 @@ SCHEMAS = {
     "a key of another name": (rb'"schemaString"', rb'"schemaStrinh"'),
     "a day that is none": (rb'"day":"[^"]*"', rb'"day":"x"'),
 }
-"""Damage of a commit that leaves it valid JSON, and no checksum covers."""
+"""Damage of a commit that is still valid JSON and not covered by a checksum."""
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
-def test_a_log_that_delta_cannot_read_is_named(folder: Path, kind: str) -> None:
+def test_log_that_delta_cannot_read_is_reported(folder: Path, kind: str) -> None:
     pattern, replacement = SCHEMAS[kind]
     changed = 0
     for path in (folder / "archive" / "_delta_log").glob("*.json"):
@@ -291,7 +291,7 @@ def test_a_log_that_delta_cannot_read_is_named(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["the first commit", "the newest commit", "the hint"])
-def test_file_of_the_log_that_nests_too_deeply_gives_no_traceback(folder: Path, file: str) -> None:
+def test_deeply_nested_log_file_is_an_error_without_traceback(folder: Path, file: str) -> None:
     path: Path = FILES[file](folder)
     path.write_bytes(b'{"add":' + b"[" * 3000)
     for arguments in (["doctor"], ["stats"], ["compact"], ["doctor", "--repair"]):
@@ -311,8 +311,8 @@ def test_damaged_statistics_of_a_file_make_no_row_unreadable(folder: Path, stats
 
 
 @pytest.mark.parametrize("at", [-5, -8, -30, 4, 40])
-def test_a_file_that_duckdb_cannot_read_is_named(folder: Path, at: int) -> None:
-    """Damage in place, of the length of the file and of its footer among others."""
+def test_file_that_duckdb_cannot_read_is_reported(folder: Path, at: int) -> None:
+    """Damage the file in place, including its footer and its length."""
     with EventStore(folder, verify=True) as store:
         store.runs()  # all files were found intact
         for path in data_files(folder):
@@ -331,7 +331,7 @@ def test_a_file_that_duckdb_cannot_read_is_named(folder: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("address", ["nonexistent", "s3:/bucket/events"])
-def test_an_address_without_an_archive_is_an_error(tmp_path: Path, address: str) -> None:
+def test_address_without_an_archive_is_an_error(tmp_path: Path, address: str) -> None:
     address = address if ":" in address else str(tmp_path / address)
     for arguments in (
         ["stats"],
@@ -352,19 +352,19 @@ def test_an_address_without_an_archive_is_an_error(tmp_path: Path, address: str)
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
-        ("select 1; select 2", "one query at a time, and these are 2 statements"),
+        ("select 1; select 2", "expected a single statement, got 2"),
         ("", "the query is empty"),
         (" -- nothing", "the query is empty"),
-        ("drop view runs", "queries alone, and this is a statement of kind DROP"),
+        ("drop view runs", "expected a SELECT statement, got a statement of kind DROP"),
     ],
 )
-def test_what_is_no_query_is_described(folder: Path, sql: str, message: str) -> None:
+def test_statement_that_is_not_a_query_is_an_error(folder: Path, sql: str, message: str) -> None:
     written = command("query", sql, "--journal", folder, code=1)
     assert message in written
     assert "the views are runs, stages, events and counts" in written
 
 
-def test_the_hint_of_a_time_limit_names_the_option(folder: Path) -> None:
+def test_hint_of_a_timeout_names_the_option(folder: Path) -> None:
     sql = "select count(*) from range(10_000_000_000) a, range(1_000) b"
     assert "--timeout on the command line" in command(
         "query", sql, "--journal", folder, "--timeout", "1s", code=1
@@ -378,10 +378,10 @@ def test_the_hint_of_a_time_limit_names_the_option(folder: Path) -> None:
         "select count(distinct x) from (select random() as x from range(30_000_000))",
     ],
 )
-def test_a_query_that_needs_too_much_memory_gets_no_advice_about_settings(folder: Path, sql: str) -> None:
+def test_out_of_memory_error_contains_no_advice_about_settings(folder: Path, sql: str) -> None:
     with (
         EventStore(folder, memory="100MB", disk="10MB") as store,
-        pytest.raises(QueryError, match=r"Out of Memory.*\n.*asked") as raised,
+        pytest.raises(QueryError, match=r"Out of Memory.*\n.*query: ") as raised,
     ):
         store.sql(sql)
     written = str(raised.value)
@@ -389,7 +389,7 @@ def test_a_query_that_needs_too_much_memory_gets_no_advice_about_settings(folder
     assert "aggregate before sorting" in written
 
 
-def test_hints_about_columns_belong_to_errors_about_columns(folder: Path) -> None:
+def test_only_errors_about_columns_have_hints_about_columns(folder: Path) -> None:
     assert "describe runs" in command("query", "select nothing from runs", "--journal", folder, code=1)
     assert "describe runs" not in command("query", "select cast('x' as int)", "--journal", folder, code=1)
 
@@ -410,7 +410,7 @@ OTHERS: list[Callable[[Path], Any]] = [os.mkdir, lambda path: path.symlink_to("n
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_waits_for_what_is_in_place_of_a_file(folder: Path, tmp_path: Path, file: str) -> None:
+def test_entry_in_place_of_a_file_does_not_block(folder: Path, tmp_path: Path, file: str) -> None:
     write(folder, run(4))
     # A FIFO, which blocks a reader, in place of every file; a directory and a link in place of every other.
     replacements = (os.mkfifo, OTHERS[list(FILES).index(file) % len(OTHERS)])
@@ -421,7 +421,7 @@ def test_nothing_waits_for_what_is_in_place_of_a_file(folder: Path, tmp_path: Pa
     for replace, path in zip(replacements, paths, strict=True):
         path.unlink(missing_ok=True)
         replace(path)
-    # In a process: one that waits in native code cannot be interrupted.
+    # Use a process, because a thread that waits in native code cannot be interrupted.
     script = """if True:
         import sys
         from typer.main import get_command

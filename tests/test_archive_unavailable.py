@@ -1,4 +1,4 @@
-"""What is answered while an archive is damaged, missing or out of reach, and how its address changes."""
+"""Tests for queries while the archive is damaged, missing or unreachable, and for changes of its address."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from stageflow.store import Compactor, EventStore, _snapshot as snapshot, forget
 
 NOW = datetime.now(UTC)
 OLD, RECENT = timedelta(days=40), timedelta(minutes=4)
-"""How long ago the archived runs began, and the runs that only the journal has."""
+"""How long ago the archived runs started, and the runs that only the journal has."""
 
 Damage = Callable[[Path], Any]
 
@@ -62,7 +62,7 @@ def rows(numbers: Sequence[int], ago: timedelta, **more: Any) -> bytes:
 
 
 def write_at(folder: Path, numbers: Sequence[int], ago: timedelta, **more: Any) -> None:
-    """Write runs that began some time ago into segments that were written at that time."""
+    """Write runs with an earlier start to segments with the same modification time."""
     before = set(folder.glob("*.ndjson"))
     write(folder, rows(numbers, ago, **more))
     written = (NOW - ago).timestamp() + 5
@@ -79,7 +79,7 @@ def now() -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine runs in the archive alone, six in the journal alone."""
+    """Return a journal with six runs whose archive has nine others."""
     folder = tmp_path_factory.mktemp("made") / "journal"
     write_at(folder, range(1, 10), OLD)
     compact(folder)
@@ -135,7 +135,7 @@ RULES: list[Rule] = [
     NoRuns(name="no runs", pipeline="other"),
     FailureRate(name="stage", stage="s0", above=0.05, min_events=1),
 ]
-"""Rules for which the journal alone has everything."""
+"""Rules whose events are all in the journal."""
 
 NEED_ARCHIVE: list[Rule] = [
     FailureRate(name="long window", above=0.05, window=50 * 24 * 3600.0),
@@ -148,7 +148,7 @@ NEED_ARCHIVE: list[Rule] = [
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_is_one_clear_error_and_the_journal_is_shown(folder: Path, kind: str) -> None:
+def test_damage_is_reported_once_and_the_journal_is_shown(folder: Path, kind: str) -> None:
     DAMAGES[kind](folder)
     for arguments in (["stats"], ["errors"], ["totals"], ["query", "select count(*) from runs"], ["explain"]):
         out, error = command(*arguments, "--journal", folder, code=1)
@@ -182,7 +182,7 @@ def test_rules_that_do_not_need_the_damaged_part_are_evaluated(folder: Path, kin
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_statistics_of_what_the_journal_has_are_shown_with_a_warning(folder: Path, kind: str) -> None:
+def test_statistics_of_the_journal_are_shown_with_a_warning(folder: Path, kind: str) -> None:
     DAMAGES[kind](folder)
     for arguments in (["stats"], ["errors"], ["totals"], ["slowest"], ["explain"]):
         out, error = command(*arguments, "--since", "10m", "--journal", folder)
@@ -193,7 +193,7 @@ def test_statistics_of_what_the_journal_has_are_shown_with_a_warning(folder: Pat
 
 
 @pytest.mark.parametrize("kind", ["missing", "not a file", "dangling link", "missing counts"])
-def test_missing_file_is_looked_for_twice_and_no_more(
+def test_missing_file_is_looked_for_only_twice(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = data_files(folder, *["counts-"] * (kind == "missing counts"))[0]
@@ -221,7 +221,7 @@ def test_missing_file_is_looked_for_twice_and_no_more(
             store.totals()
 
 
-def test_intact_files_of_other_days_answer(tmp_path: Path) -> None:
+def test_query_of_intact_days_succeeds(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     write_at(folder, range(1, 10), OLD)
     compact(folder)
@@ -245,7 +245,7 @@ def test_intact_files_of_other_days_answer(tmp_path: Path) -> None:
         assert recent.name in (finding.error or "")
 
 
-def test_damaged_counts_concern_only_what_reads_them(folder: Path) -> None:
+def test_damaged_counts_affect_only_queries_that_read_them(folder: Path) -> None:
     cut(data_files(folder, "counts-")[0])
     with EventStore(folder) as store:
         assert store.sql("select count(*) from runs").rows == [(15,)]
@@ -283,8 +283,8 @@ def test_damage_found_while_reading_is_left_out_as_well(folder: Path) -> None:
             store.slowest()
 
 
-def test_journal_that_may_lack_events_does_not_answer(folder: Path) -> None:
-    """Segments were removed until shortly before the window, or nobody knows."""
+def test_journal_that_may_lack_events_does_not_replace_the_archive(folder: Path) -> None:
+    """Segments were removed until shortly before the window, or it is unknown when."""
     shutil.rmtree(folder / "archive")
     since = NOW - OLD - timedelta(days=1)
     with EventStore(folder) as store:
@@ -300,7 +300,7 @@ def test_journal_that_may_lack_events_does_not_answer(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root reads every file")
 @pytest.mark.parametrize("what", ["archive", "archive/_delta_log", "a file"])
-def test_unreadable_archive_is_named_and_left_out(folder: Path, what: str) -> None:
+def test_unreadable_archive_is_reported_and_left_out(folder: Path, what: str) -> None:
     path = data_files(folder)[0] if what == "a file" else folder / what
     path.chmod(0)
     as_user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
@@ -347,7 +347,7 @@ def test_unreadable_archive_is_named_and_left_out(folder: Path, what: str) -> No
     assert counts(folder) == (15, 30)  # the repair took nothing out
 
 
-def test_loop_reports_once_that_it_does_without_the_archive(
+def test_alert_loop_reports_once_that_the_archive_is_left_out(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(log_of(folder))
@@ -379,7 +379,7 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 @pytest.fixture
 def down(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address of object storage where nothing answers."""
+    """Return an address of object storage that refuses connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     set_environment(monkeypatch, port)
@@ -388,7 +388,7 @@ def down(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def overloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Object storage that answers each request with status 503; the requests."""
+    """Start object storage that answers each request with status 503; return the list of requests."""
     requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -427,7 +427,7 @@ def test_failed_request_is_retried_a_limited_number_of_times(
 
 
 @pytest.mark.timeout(120)
-def test_object_storage_that_is_down_is_a_warning_where_the_journal_suffices(folder: Path, down: str) -> None:
+def test_unavailable_object_storage_is_a_warning_if_the_journal_suffices(folder: Path, down: str) -> None:
     (folder / "archive.json").write_text(json.dumps({"address": down}))
     out, error = command("runs", "--json", "--journal", folder)
     assert out.count('"event_id"') == 6
@@ -456,7 +456,7 @@ def test_address_that_cannot_be_reached_is_not_stored(tmp_path: Path, down: str)
 
 
 @pytest.mark.parametrize("command_name", ["runs", "show", "stats", "totals"])
-def test_wrong_address_is_a_warning_where_the_journal_suffices(tmp_path: Path, command_name: str) -> None:
+def test_wrong_address_is_a_warning_if_the_journal_suffices(tmp_path: Path, command_name: str) -> None:
     folder = write(tmp_path / "journal", rows([1, 2, 3], RECENT))
     out, error = command(command_name, "--archive", tmp_path / "nowhere", "--json", "--journal", folder)
     assert out
@@ -494,7 +494,9 @@ def test_address_is_stored_with_the_first_commit(tmp_path: Path) -> None:
     assert json.loads((folder / "archive.json").read_text())["address"] == str(tmp_path / "archive")
 
 
-def test_changing_the_address_reports_what_would_not_be_visible(folder: Path, tmp_path: Path) -> None:
+def test_changing_the_address_reports_the_events_that_would_not_be_visible(
+    folder: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     _, error = command("compact", "--archive", other, "--journal", folder, code=1)
     assert "18 events of 9 runs would not be visible" in error
@@ -542,7 +544,7 @@ def test_interrupted_move_is_completed(folder: Path, tmp_path: Path, monkeypatch
 
     before = counts(folder)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "remember_address", die)
+        patched.setattr(module, "store_address", die)
         with pytest.raises(KeyboardInterrupt):
             move_archive(folder, tmp_path / "other")
     assert counts(folder) == before
@@ -562,7 +564,7 @@ def test_archive_is_not_moved_into_another_one_nor_while_it_is_damaged(folder: P
     assert not (folder / "archive.json").exists()
 
 
-def test_forgotten_archive_gives_way_to_a_new_one(folder: Path, tmp_path: Path) -> None:
+def test_forgotten_archive_is_replaced_by_a_new_one(folder: Path, tmp_path: Path) -> None:
     _, error = command("compact", "--forget", "--journal", folder, code=1)
     assert "exists, so a new one cannot be created there" in error
     _, error = command("compact", "--archive", tmp_path / "other", "--forget", "--journal", folder)
@@ -601,7 +603,7 @@ def test_forget_changes_nothing_if_the_new_address_cannot_be_used(folder: Path, 
     assert counts(folder) == before
 
 
-def test_log_that_is_lost_can_be_given_up_as_the_error_says(folder: Path) -> None:
+def test_archive_with_a_lost_log_can_be_given_up_as_the_hint_states(folder: Path) -> None:
     shutil.rmtree(log_of(folder))
     _, error = command("compact", "--journal", folder, code=1)
     assert "move the archive away, and run `stageflow compact --forget" in error
@@ -611,7 +613,7 @@ def test_log_that_is_lost_can_be_given_up_as_the_error_says(folder: Path) -> Non
     assert forget_archive(folder, folder.parent / "new").events == 0
 
 
-def test_damaged_address_is_replaced_by_the_one_that_is_given(folder: Path) -> None:
+def test_damaged_address_is_replaced_by_the_requested_one(folder: Path) -> None:
     (folder / "archive.json").write_bytes(b"\xe6")
     with pytest.raises(DamagedFileError):
         Compactor(folder)

@@ -156,7 +156,7 @@ def test_names_of_any_characters_are_archived_in_any_order(
         ctx.annotate_run(next(pending))
 
     graph = Pipeline("p").with_stage("s", annotates).build()
-    for _ in told:  # each in a commit of its own: a column that exists keeps its name
+    for _ in told:  # one commit each: an existing column keeps its name
         asyncio.run(graph.run())
         sink.close()
         before = read_back(folder)
@@ -164,7 +164,7 @@ def test_names_of_any_characters_are_archived_in_any_order(
         assert as_set(read_back(folder)) == as_set(before)
 
 
-def test_store_archives_automatically_with_any_attribute_names(tmp_path: Path) -> None:
+def test_store_archives_a_backlog_with_any_attribute_names(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     stageflow.configure(sink=(sink := JournalSink(folder)), health_seconds=None)
 
@@ -181,7 +181,7 @@ def test_store_archives_automatically_with_any_attribute_names(tmp_path: Path) -
         assert len(store.runs()) == 3
 
 
-def test_unassigned_unicode_character_gets_no_column() -> None:
+def test_attribute_with_an_unknown_character_has_no_column() -> None:
     from stageflow.store._columns import is_column_name
 
     unknown = next(chr(code) for code in range(0x378, sys.maxunicode) if not chr(code).isprintable())

@@ -393,7 +393,7 @@ def test_misplaced_entry_is_reported(journal: Path, name: str, found: str, why: 
         "file": lambda: path.write_bytes(b""),
     }[found]()
     (damaged,) = Journal(journal).check().damaged
-    assert (damaged.path, damaged.why) == (str(path), why)
+    assert (damaged.path, damaged.reason) == (str(path), why)
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ def test_damaged_data_file_raises_an_error_that_names_it_and_repair_removes_it(
     damage(damaged)
     for command in (["stats"], ["runs"], ["query", "from runs"], ["volume"]):
         found = CliRunner().invoke(app, [*command, "--journal", str(folder)])
-        # `runs` goes on with the journal alone.
+        # `runs` continues with the journal alone.
         assert found.exit_code == (0 if command == ["runs"] else 1), command
         assert damaged.name in found.stderr
         assert "doctor --repair" in found.stderr

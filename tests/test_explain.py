@@ -1,4 +1,4 @@
-"""Holds what `explain` finds, what it leaves out, and that it finds nothing where nothing is."""
+"""Tests for `explain`: the differences, the fields that it leaves out, and random data."""
 
 import io
 import math
@@ -22,7 +22,7 @@ Columns = dict[str, Any]
 
 
 def store(runs: Columns, stages: Columns | None = None) -> duckdb.DuckDBPyConnection:
-    """The views of a store, as tables."""
+    """Return a connection with the views of a store as tables."""
     connection = duckdb.connect()
     for name, columns in (("runs", runs), ("stages", stages)):
         if columns is not None:
@@ -37,7 +37,7 @@ def named(kind: str, numbers: Iterable[Any]) -> np.ndarray:
 
 
 def some_runs(seed: int = 1, many: int = RUNS, failures: float = 0.05) -> tuple[Columns, Any, Any]:
-    """Runs of which some failed, and a mask that explains most of these; with it the dice."""
+    """Return runs with failures, a mask that explains most failures, and the random generator."""
     dice = np.random.default_rng(seed)
     failed = dice.random(many) < failures
     caused = dice.random(many) < np.where(failed, 0.7, 0.03)
@@ -64,7 +64,7 @@ def by_field(differences: Iterable[Difference]) -> dict[str, Difference]:
     return {one.field: one for one in differences}
 
 
-def test_a_value_that_most_failures_share_stands_first():
+def test_value_of_most_failures_ranks_first():
     runs, caused, dice = some_runs()
     runs["attributes.model"] = np.where(caused, "m-large", named("m", dice.integers(0, 5, RUNS)))
     runs["attributes.copy"] = np.where(dice.random(RUNS) < 0.1, ~caused, caused)
@@ -83,7 +83,7 @@ def test_a_value_that_most_failures_share_stands_first():
     assert list(first.run_ids) == [f"run{number}" for number in newest]
 
 
-def test_what_only_goes_along_with_a_cause_is_said_to():
+def test_difference_that_a_cause_accounts_for_refers_to_it():
     runs, caused, dice = some_runs()
     runs["attributes.cause"] = caused
     runs["attributes.copy"] = np.where(dice.random(RUNS) < 0.05, ~caused, caused)
@@ -97,7 +97,7 @@ def test_what_only_goes_along_with_a_cause_is_said_to():
 
 
 def test_q_values_are_corrected_by_benjamini_and_yekutieli():
-    """Its factor over Benjamini-Hochberg, the harmonic number, holds for fields that depend on each other."""
+    """The factor over Benjamini-Hochberg, the harmonic number, is for fields that depend on each other."""
     runs, caused, dice = some_runs(failures=0.2)
     runs["attributes.cause"] = dice.random(RUNS) < np.where(caused, 0.5, 0.2)
     p_values = set()
@@ -112,7 +112,7 @@ def test_q_values_are_corrected_by_benjamini_and_yekutieli():
     assert len(p_values) == 1
 
 
-def test_a_number_is_split_where_the_sides_differ_most():
+def test_number_is_split_where_the_distributions_differ_most():
     runs, caused, dice = some_runs()
     runs["attributes.tokens"] = np.where(caused, dice.uniform(813, 2_000, RUNS), dice.uniform(0, 812, RUNS))
     runs["attributes.tries"] = np.where(caused, 3, 1)
@@ -121,12 +121,12 @@ def test_a_number_is_split_where_the_sides_differ_most():
     assert (tokens.kind, tries.kind) == ("number", "category")
     assert isinstance(tokens.value, float)
     assert 800 < tokens.value < 830
-    assert tokens.says == f"> {tokens.value:g}"
-    assert (tries.says, tries.synonyms) == ("= 3", ("attributes.tries > 1",))
+    assert tokens.description == f"> {tokens.value:g}"
+    assert (tries.description, tries.synonyms) == ("= 3", ("attributes.tries > 1",))
 
 
 @pytest.mark.parametrize(("failed", "ok"), [(1, 5), (2, 6), (1, 300), (3, 3), (3, 20_000)])
-def test_numbers_that_few_runs_separate_are_not_certain(failed: int, ok: int):
+def test_split_of_few_runs_has_a_q_value_of_at_least_its_probability(failed: int, ok: int):
     """No test of the order of numbers can report less than the probability of that order by chance."""
     count = failed + ok
     runs: Columns = {
@@ -143,7 +143,7 @@ def test_numbers_that_few_runs_separate_are_not_certain(failed: int, ok: int):
         assert not found.differences
 
 
-def test_a_time_is_split_too_so_that_it_says_since_when():
+def test_time_is_split_at_the_start_of_an_incident():
     runs, caused, _ = some_runs()
     hour = np.datetime64("2026-11-24T00:00:00", "us") + np.where(caused, 7_300, 100).astype("timedelta64[s]")
     runs["started_at"] = hour + np.arange(RUNS).astype("timedelta64[ms]")
@@ -151,7 +151,7 @@ def test_a_time_is_split_too_so_that_it_says_since_when():
     assert str(first) == "started_at > 2026-11-24T02:00:00"
 
 
-def test_that_a_field_has_no_value_or_that_it_has_one_is_found():
+def test_presence_and_absence_of_a_value_are_differences():
     runs, caused, dice = some_runs()
     ids = named("id", range(RUNS))
     runs["attributes.tier"] = np.where(caused, None, named("tier", dice.integers(0, 3, RUNS)))
@@ -168,7 +168,7 @@ def test_that_a_field_has_no_value_or_that_it_has_one_is_found():
     assert found.kind == "absence"
 
 
-def test_what_a_failed_run_had_no_time_to_write_is_no_cause():
+def test_attribute_that_only_failed_runs_lack_is_a_consequence():
     runs, caused, dice = some_runs()
     failed = runs["status"] == "FAIL"
     runs["attributes.cause"] = caused
@@ -181,7 +181,7 @@ def test_what_a_failed_run_had_no_time_to_write_is_no_cause():
     assert [str(one) for one in found.consequences] == ["attributes.answer is missing"]
 
 
-def test_a_value_that_never_fails_is_found_by_its_absence():
+def test_value_that_never_fails_is_reported_as_not_equal():
     runs, _, dice = some_runs(failures=0.3)
     failed = runs["status"] == "FAIL"
     regions = dice.integers(0, 5, RUNS)
@@ -189,11 +189,11 @@ def test_a_value_that_never_fails_is_found_by_its_absence():
         "r", np.where(failed & (regions == 0), dice.integers(1, 5, RUNS), regions)
     )
     found = by_field(explain(store(runs)).differences)["attributes.region"]
-    assert found.says in {"<> r0", *(f"= r{number}" for number in range(1, 5))}
+    assert found.description in {"<> r0", *(f"= r{number}" for number in range(1, 5))}
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_nothing_is_found_where_the_failures_are_dealt_at_random(seed: int):
+def test_random_failures_have_no_differences(seed: int):
     runs, caused, dice = some_runs(seed)
     runs["attributes.cause"] = caused
     for number in range(20):
@@ -220,22 +220,22 @@ def test_fields_that_define_the_selection_are_left_out():
     assert [one.field for one in found.differences] == ["attributes.cause"]
     why = left_out(found)
     defining = ("status", "outcome", "error", "error_type", "first_failed_stage", "reason", "stages_failed")
-    assert {why[name] for name in defining} == {"they say what the selection is made by"}
-    assert why["pipeline_run_id"] == "names of one run"
-    assert why["request_id"] == "nearly every value is another one"
+    assert {why[name] for name in defining} == {"used to define the selection"}
+    assert why["pipeline_run_id"] == "unique ids"
+    assert why["request_id"] == "nearly every value is unique"
 
 
-def test_other_names_for_what_the_selection_is_made_by_are_left_out():
+def test_fields_equivalent_to_the_defining_field_are_left_out():
     runs, _, dice = some_runs()
     numbers = dice.integers(0, 30, RUNS)
     runs["org_id"], runs["attributes.org_name"] = named("org", numbers), named("Org No. ", numbers)
     runs["attributes.plan"] = np.where(numbers == 3, "free", named("plan", dice.integers(0, 3, RUNS)))
     found = explain(store(runs), "org_id = 'org3'")
     assert [str(one) for one in found.differences] == ["attributes.plan = free"]
-    assert left_out(found)["attributes.org_name"] == "other names for what the selection is made by"
+    assert left_out(found)["attributes.org_name"] == "equivalent to a field that defines the selection"
 
 
-def test_synonyms_stand_under_one_row():
+def test_equivalent_values_are_synonyms_of_one_difference():
     runs, caused, dice = some_runs()
     numbers = np.where(caused, 7, dice.integers(0, 7, RUNS))
     runs["org_id"], runs["attributes.org_name"] = named("org", numbers), named("Org No. ", numbers)
@@ -244,14 +244,14 @@ def test_synonyms_stand_under_one_row():
     assert found.synonyms == ("attributes.org_name = Org No. 7",)
 
 
-def test_a_user_with_repeats_is_no_mere_id():
+def test_id_that_repeats_is_compared():
     runs, caused, dice = some_runs()
     runs["user_id"] = named("user", np.where(caused, 0, dice.integers(1, RUNS, RUNS)))
     assert [str(one) for one in explain(store(runs)).differences] == ["user_id = user0"]
 
 
 @pytest.mark.parametrize("rate", [4, 10])
-def test_a_sampled_row_counts_for_as_many_as_it_stands_for(rate: int):
+def test_sampled_row_counts_with_its_weight(rate: int):
     runs, caused, dice = some_runs()
     runs["attributes.cause"] = named("v", np.where(caused, 9, dice.integers(0, 4, RUNS)))
     runs["attributes.tokens"] = np.where(caused, 500.0, 0.0) + dice.random(RUNS).round(2)
@@ -270,7 +270,7 @@ def test_a_sampled_row_counts_for_as_many_as_it_stands_for(rate: int):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_weights_make_no_certainty(seed: int):
+def test_weights_add_no_certainty(seed: int):
     runs, _, dice = some_runs(seed, many=1_000, failures=0.1)
     runs["sample_rate"] = 1 + dice.lognormal(1, 2, 1_000)
     for number in range(20):
@@ -297,7 +297,7 @@ def stages_of(runs: Columns, names: Iterable[str], dice: Any) -> Columns:
     }
 
 
-def test_fields_of_the_stages_of_runs_are_looked_at():
+def test_fields_of_the_stages_of_runs_are_compared():
     runs, caused, dice = some_runs()
     stages = stages_of(runs, ("fetch", "answer", "store"), dice)
     failed = np.repeat(runs["status"] == "FAIL", 3)
@@ -306,7 +306,7 @@ def test_fields_of_the_stages_of_runs_are_looked_at():
     stages["status"][failed & answer] = "FAIL"
     stages["error_type"][failed & answer] = "TimeoutError"
     stages["duration_ms"][failed & answer] += 1_000
-    # What never ran has no attributes. That is what a failure comes to, not how it came about.
+    # A stage that never ran has no attributes, which is an effect of the failure and not its cause.
     stages["status"][failed & last] = "CANCEL"
     stages["attributes.model"][failed & last] = None
     connection = store(runs, stages)
@@ -323,7 +323,7 @@ def test_fields_of_the_stages_of_runs_are_looked_at():
     assert runs_of(connection, found.differences[0].sql) == found.differences[0].selection.rows
 
 
-def test_of_slow_runs_it_is_said_which_stage_takes_the_time():
+def test_slow_runs_have_the_slow_stage_as_a_consequence():
     runs, caused, dice = some_runs()
     stages = stages_of(runs, ("fetch", "answer"), dice)
     stages["duration_ms"][np.repeat(caused, 2) & (stages["stage_name"] == "answer")] += 5_000
@@ -332,10 +332,10 @@ def test_of_slow_runs_it_is_said_which_stage_takes_the_time():
     found = explain(store(runs, stages), "duration_ms > 3000")
     assert str(found.differences[0]) == "attributes.cold = true"
     assert found.consequences[0].field == "answer/duration_ms"
-    assert left_out(found)["duration_ms"] == "they say what the selection is made by"
+    assert left_out(found)["duration_ms"] == "used to define the selection"
 
 
-def test_of_a_version_its_failures_are_a_difference():
+def test_failures_of_a_version_are_a_difference():
     runs, caused, _ = some_runs()
     runs["service_version"] = np.where(caused, "2.0", "1.0").astype(object)
     found = explain(store(runs), "service_version = '2.0'")
@@ -353,7 +353,7 @@ def test_stages_are_compared_with_stages():
     assert found.selection.rows + found.rest.rows == 2 * RUNS
 
 
-def test_many_stages_of_one_run_are_one_witness():
+def test_stages_are_clustered_by_run():
     runs, _, dice = some_runs(many=60)
     stages = stages_of(runs, [f"s{number}" for number in range(40)], dice)
     cancelled = np.isin(stages["pipeline_run_id"], ["run1", "run2"])
@@ -365,7 +365,7 @@ def test_many_stages_of_one_run_are_one_witness():
     assert "user_id" not in by_field(found.differences)
 
 
-def test_the_rest_may_be_chosen():
+def test_against_restricts_the_rest():
     runs, caused, _ = some_runs()
     runs["attributes.cause"] = caused
     found = explain(store(runs), against="status = 'OK' AND org_id <> 'org1'")
@@ -379,7 +379,7 @@ def runs_of(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
     return int(many)
 
 
-def test_its_queries_run_and_select_what_was_counted():
+def test_queries_of_differences_return_the_counted_rows():
     runs, caused, dice = some_runs()
     for number, values in enumerate(
         (
@@ -400,7 +400,7 @@ def test_its_queries_run_and_select_what_was_counted():
         assert runs_of(connection, one.sql) == one.selection.rows, one.sql
 
 
-def test_a_question_leaves_nothing_behind():
+def test_explain_leaves_no_table_behind():
     runs, _, _ = some_runs()
     connection = store(runs)
     explain(connection)
@@ -409,7 +409,7 @@ def test_a_question_leaves_nothing_behind():
     assert [row[0] for row in connection.execute("SHOW TABLES").fetchall()] == ["runs"]
 
 
-def test_a_transaction_of_the_caller_goes_on():
+def test_transaction_of_the_caller_continues():
     runs, caused, _ = some_runs()
     connection = store({**runs, "attributes.cause": caused})
     connection.begin()
@@ -420,7 +420,7 @@ def test_a_transaction_of_the_caller_goes_on():
     assert found.selection.rows + found.rest.rows == (runs["org_id"] != "org1").sum()
 
 
-def test_the_same_question_gets_the_same_answer():
+def test_explain_is_deterministic():
     runs, caused, _ = some_runs(many=60_000)
     runs["attributes.cause"] = caused
     connection = store(runs)
@@ -433,12 +433,12 @@ def test_the_same_question_gets_the_same_answer():
 @pytest.mark.parametrize(
     ("where", "verdict"),
     [
-        ("status = 'NONE'", "nothing is selected"),
-        ("status IN ('OK', 'FAIL')", "everything is selected, and nothing is left to compare it with"),
-        ("NULL", "nothing is selected"),
+        ("status = 'NONE'", "no rows are selected"),
+        ("status IN ('OK', 'FAIL')", "there are no other rows to compare the selection with"),
+        ("NULL", "no rows are selected"),
     ],
 )
-def test_a_side_without_rows_is_said(where: str, verdict: str):
+def test_verdict_reports_a_side_without_rows(where: str, verdict: str):
     runs, _, _ = some_runs(many=100)
     found = explain(store(runs), where)
     assert found.verdict == verdict
@@ -457,7 +457,7 @@ def test_a_side_without_rows_is_said(where: str, verdict: str):
         ("foo(org_id)", "foo does not exist"),
     ],
 )
-def test_a_bad_predicate_says_what_is_wrong_and_the_way_out(where: str, said: str):
+def test_invalid_predicate_raises_an_error_with_a_hint(where: str, said: str):
     connection = store(some_runs(many=100)[0])
     for asked in ({"where": where}, {"against": where}):
         with pytest.raises(QueryError, match=re.escape(said)) as caught:
@@ -468,14 +468,14 @@ def test_a_bad_predicate_says_what_is_wrong_and_the_way_out(where: str, said: st
     assert connection.execute("SELECT count(*) FROM runs").fetchall() == [(100,)]
 
 
-def test_a_view_that_there_is_not_is_said():
+def test_missing_view_is_an_error():
     with pytest.raises(QueryError, match="there is no view 'runs'"):
         explain(duckdb.connect())
-    with pytest.raises(QueryError, match="there is no view 'events'"):
+    with pytest.raises(QueryError, match="cannot explain 'events'"):
         explain(duckdb.connect(), over="events")  # type: ignore[arg-type]
 
 
-def test_a_missing_package_says_which_extra_it_is_of(monkeypatch: pytest.MonkeyPatch):
+def test_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.startswith("stageflow.store.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "scipy", None)
@@ -483,7 +483,7 @@ def test_a_missing_package_says_which_extra_it_is_of(monkeypatch: pytest.MonkeyP
         explain(duckdb.connect())
 
 
-def test_of_too_many_stages_those_that_most_of_a_side_has_are_compared():
+def test_only_the_most_frequent_stages_are_compared():
     runs, caused, dice = some_runs()
     stages = stages_of(runs, ("fetch",), dice)
     kinds = np.where(caused, 0, dice.integers(1, 100, RUNS))
@@ -493,7 +493,7 @@ def test_of_too_many_stages_those_that_most_of_a_side_has_are_compared():
     assert str(first) == "fetch0/status has a value"
     assert {one.along_with for one in others} == {str(first)}
     assert [str(one) for one in found.consequences] == ["fetch0/status = OK"]
-    assert len([why for why in left_out(found).values() if why == "stages of few runs"]) == 50
+    assert len([why for why in left_out(found).values() if why == "stages that occur in few runs"]) == 50
 
 
 def drawn(found: Explanation, width: int | None, **how: Any) -> str:
@@ -504,7 +504,7 @@ def drawn(found: Explanation, width: int | None, **how: Any) -> str:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_picture_fits_and_says_everything_in_words(width: int):
+def test_drawing_fits_the_width_and_describes_every_difference(width: int):
     runs, caused, dice = some_runs()
     runs["attributes.gen_ai.request.model"] = np.where(caused, "m-large\x1b[2J", "m-small").astype(object)
     runs["attributes.copy"] = np.where(dice.random(RUNS) < 0.05, ~caused, caused)
@@ -525,12 +525,12 @@ def test_the_picture_fits_and_says_everything_in_words(width: int):
     assert "…" not in text
 
 
-def test_a_picture_of_nothing_says_so():
+def test_drawing_of_an_empty_selection_contains_the_verdict():
     found = explain(store(some_runs(many=100)[0]), "status = 'NONE'")
-    assert "nothing is selected" in drawn(found, 80)
+    assert "no rows are selected" in drawn(found, 80)
 
 
-def test_two_causes_that_it_takes_together_are_told_together() -> None:
+def test_two_causes_that_only_fail_together_are_reported_together() -> None:
     connection = duckdb.connect()
     connection.execute("""
         CREATE TABLE runs AS SELECT
@@ -545,10 +545,10 @@ def test_two_causes_that_it_takes_together_are_told_together() -> None:
     """)
     found = explain(connection, "duration_ms > 500")
     assert found.together is not None
-    assert set(found.together.says) == {"org_id = org-3", "attributes.model = m-2"}
+    assert set(found.together.descriptions) == {"org_id = org-3", "attributes.model = m-2"}
     assert (found.together.selection.share, found.together.rest.share) == (1.0, 0.0)
     assert len(connection.execute(found.together.sql).fetchall()) == 100
-    # What a timer, or a model's first word, took is no cause of a slow run.
+    # A measured time, such as the time to the first chunk, is not a cause of a slow run.
     assert "attributes.gen_ai.response.time_to_first_chunk" not in {one.field for one in found.differences}
     assert "attributes.gen_ai.response.time_to_first_chunk" in {one.field for one in found.consequences}
     out = io.StringIO()
@@ -556,7 +556,7 @@ def test_two_causes_that_it_takes_together_are_told_together() -> None:
     assert "only in combination: 1 and 2" in out.getvalue()
 
 
-def test_one_cause_is_not_told_as_two() -> None:
+def test_single_cause_is_not_reported_as_two() -> None:
     connection = duckdb.connect()
     connection.execute("""
         CREATE TABLE runs AS SELECT 'run-' || i AS pipeline_run_id,
@@ -572,8 +572,8 @@ def test_one_cause_is_not_told_as_two() -> None:
 @pytest.mark.parametrize(
     ("predicate", "problem"),
     [
-        ("1.4", "names no field"),
-        ("1 = 1", "names no field"),
+        ("1.4", "refers to no field"),
+        ("1 = 1", "refers to no field"),
         ("user = 'u1'", "use user_id"),
         ("user = 'u1' and status = 'OK'", "use user_id"),
         ("status = 'OK' and current_user = 'u1'", "use user_id"),

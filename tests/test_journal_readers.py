@@ -14,7 +14,7 @@ import pytest
 from conftest import Program
 
 from stageflow import JournalSink, Pipeline, PipelineContext, StageGraph
-from stageflow._files import only_one
+from stageflow._files import try_lock
 from stageflow.errors import CursorInUseError, DamagedFileError, JournalNotFoundError, RunNotFoundError
 from stageflow.events import Event
 from stageflow.journal import Journal, JournalReader, RunFilter
@@ -288,7 +288,7 @@ async def test_new_reader_counts_events_that_retention_removed(tmp_path: Path) -
 async def test_custom_events_but_not_marks_are_counted_as_removed(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     for number in range(5):
-        sink.take(Event("order.placed", {"number": number}))
+        sink.deliver(Event("order.placed", {"number": number}))
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     sink.close()
     lines = sum(len(path.read_bytes().splitlines()) for path in tmp_path.glob("*.ndjson"))
@@ -302,7 +302,7 @@ async def test_new_reader_waits_for_retention_to_count(tmp_path: Path) -> None:
     graph, sink = graph_on(tmp_path)
     await graph.run(PipelineContext(pipeline_run_id="r1"))
     sink.close()
-    with only_one(str(tmp_path / "lock")) as mine:
+    with try_lock(str(tmp_path / "lock")) as mine:
         assert mine
         started = threading.Event()
         found: list[JournalReader] = []

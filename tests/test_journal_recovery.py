@@ -363,7 +363,7 @@ def test_torn_last_line_is_skipped_and_counted(program: Start) -> None:
     assert len(Journal(one.journal).check().torn) == 1
     assert Journal(one.journal).repair().torn == 1
     state = Journal(one.journal).check()
-    assert (state.torn, state.kept_aside, state.problems) == ([], 1, [])
+    assert (state.torn, state.quarantined, state.problems) == ([], 1, [])
 
 
 @pytest.mark.timeout(180)  # on a loaded machine

@@ -30,6 +30,7 @@ CLEAN = (
     "src/stageflow/observability",
     "src/stageflow/pipeline",
     "src/stageflow/render",
+    "src/stageflow/store",
     "src/stageflow/testing",
 )
 """Files, directories and glob patterns, relative to the project. The goal is ("src", "docs", "README.md")."""

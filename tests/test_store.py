@@ -1,4 +1,4 @@
-"""The store: journal and archive asked as one, every event exactly once and as it was emitted."""
+"""Tests for the store: queries over journal and archive return each event once and unchanged."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def build(sink: JournalSink, *, failing: bool = False) -> Any:
 
 
 def run_some(folder: Path, times: int = 3, **context: Any) -> list[PipelineResults]:
-    """Leave runs of all kinds in a journal, and close it."""
+    """Write runs of all kinds to a journal, and close it."""
     sink = JournalSink(folder, fsync="never")
 
     async def runs() -> list[PipelineResults]:
@@ -105,24 +105,24 @@ def compact(folder: Path, **options: Any) -> None:
     Compactor(folder, keep_seconds=options.pop("keep_seconds", 0), **options).compact()
 
 
-def as_sets(story: Any) -> tuple[Any, ...]:
-    """A story, of which two stages that ended in the same microsecond may stand in any order."""
+def as_sets(record: Any) -> tuple[Any, ...]:
+    """Return a run record in a fixed order: stages that ended in the same microsecond have none."""
 
     def sorted_by_id(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return sorted(events, key=lambda event: event["event_id"])
 
     return (
-        story.run,
-        sorted_by_id(story.stages),
-        sorted([(type, data) for type, data in story.events], key=str),
-        sorted_by_id(story.children),
+        record.run,
+        sorted_by_id(record.stages),
+        sorted([(type, data) for type, data in record.events], key=str),
+        sorted_by_id(record.children),
     )
 
 
-# ---------------------------------------------------------------- each event, once, as it was
+# ---------------------------------------------------------------- each event once and unchanged
 
 
-def test_a_story_is_the_same_in_the_journal_in_the_archive_and_in_between(tmp_path: Path) -> None:
+def test_run_record_is_the_same_from_journal_archive_or_both(tmp_path: Path) -> None:
     runs = ids(run_some(tmp_path / "journal"))
     expected = {run: as_sets(Journal(tmp_path / "journal").run(run)) for run in runs}
     with EventStore(tmp_path / "journal") as store:
@@ -136,7 +136,7 @@ def test_a_story_is_the_same_in_the_journal_in_the_archive_and_in_between(tmp_pa
         assert store.run("last").run == Journal(tmp_path / "journal").run("last").run
 
 
-def test_the_runs_of_a_store_are_those_that_the_journal_had_newest_first(tmp_path: Path) -> None:
+def test_runs_returns_the_runs_of_the_journal_newest_first(tmp_path: Path) -> None:
     run_some(tmp_path / "journal", times=4)
     expected = Journal(tmp_path / "journal").runs(limit=None)
     assert len(expected) == 8  # each has a child
@@ -168,7 +168,7 @@ def test_the_runs_of_a_store_are_those_that_the_journal_had_newest_first(tmp_pat
     ],
     ids=str,
 )
-def test_a_filter_chooses_the_same_runs_in_the_archive(tmp_path: Path, where: RunFilter) -> None:
+def test_filter_selects_the_same_runs_in_journal_and_archive(tmp_path: Path, where: RunFilter) -> None:
     run_some(tmp_path / "journal")
     expected = Journal(tmp_path / "journal").runs(where)
     compact(tmp_path / "journal")
@@ -193,7 +193,7 @@ values = st.recursive(
 
 @given(st.lists(st.lists(st.dictionaries(keys, values, max_size=5), max_size=4), min_size=1, max_size=3))
 @settings(max_examples=settings.default.max_examples // 3)
-def test_attributes_come_back_as_they_were_whatever_they_are(
+def test_attributes_of_any_value_survive_archiving(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[dict[str, Any]]]
 ) -> None:
     folder = tmp_path_factory.mktemp("any") / "journal"
@@ -210,11 +210,11 @@ def test_attributes_come_back_as_they_were_whatever_they_are(
         for attributes in batch:
             data = template | {"event_id": f"made/{len(written)}", "attributes": attributes}
             written[data["event_id"]] = attributes
-            sink.take(_event(data))
+            sink.deliver(_event(data))
         sink.close()
-        compact(folder, most_attributes=8)
+        compact(folder, max_attributes=8)
     with EventStore(folder) as store:
-        found = store._queries.ask(
+        found = store._queries.run(
             lambda cursor: _attributes(cursor.execute("from events where starts_with(event_id, 'made/')")),
             "",
         )
@@ -233,12 +233,12 @@ def _attributes(cursor: Any) -> Any:
     return {data["event_id"]: data["attributes"] for _, data in events_of(cursor)}
 
 
-def test_a_key_that_a_newer_schema_has_is_kept(tmp_path: Path) -> None:
+def test_unknown_key_of_a_newer_schema_is_kept(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path / "journal", fsync="never")
     run_some(tmp_path / "other", times=1)
     lines = next((tmp_path / "other").glob("*.ndjson")).read_text().split("\n")
     data = next(json.loads(line)["data"] for line in lines if line.startswith('{"type":"pipeline.wide"'))
-    sink.take(_event(data | {"from_the_future": {"deep": 1}}))
+    sink.deliver(_event(data | {"from_the_future": {"deep": 1}}))
     sink.close()
     compact(tmp_path / "journal")
     with EventStore(tmp_path / "journal") as store:
@@ -246,7 +246,7 @@ def test_a_key_that_a_newer_schema_has_is_kept(tmp_path: Path) -> None:
     assert json.loads(rest)["from_the_future"] == {"deep": 1}
 
 
-def test_events_of_other_programs_are_kept_as_they_are(tmp_path: Path) -> None:
+def test_events_of_other_programs_are_kept_unchanged(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path / "journal", fsync="never")
     from stageflow.events._sink import Event
 
@@ -258,7 +258,7 @@ def test_events_of_other_programs_are_kept_as_they_are(tmp_path: Path) -> None:
         ("mine", {}),
     ]
     for type, data in strange:
-        sink.take(Event(type, data))
+        sink.deliver(Event(type, data))
     sink.close()
     for _ in range(2):
         with EventStore(tmp_path / "journal") as store:
@@ -268,22 +268,22 @@ def test_events_of_other_programs_are_kept_as_they_are(tmp_path: Path) -> None:
         compact(tmp_path / "journal")
 
 
-# ---------------------------------------------------------------- what comes later, and what comes twice
+# ---------------------------------------------------------------- amendments and repeated events
 
 
 def late(folder: Path, archive_between: bool) -> dict[str, Any]:
-    """Run a pipeline whose stage says more after it ended, and return its events by id."""
+    """Run a pipeline whose stage is annotated after it ended, and return the attributes of stage and run."""
     sink = JournalSink(folder, fsync="never", segment_bytes=1)
     contexts: list[Any] = []
 
-    async def speaks(ctx: Any) -> dict[str, Any]:
+    async def annotated(ctx: Any) -> dict[str, Any]:
         ctx.annotate(tokens=1, model="m1")
         contexts.append(ctx)
         return {}
 
     graph = (
         Pipeline("late")
-        .with_stage("speaks", speaks)
+        .with_stage("annotated", annotated)
         .build(
             emit_stage_wide_events=True,
             emit_pipeline_wide_event=True,
@@ -304,13 +304,15 @@ def late(folder: Path, archive_between: bool) -> dict[str, Any]:
     asyncio.run(main())
     sink.close()
     with EventStore(folder) as store:
-        story = store.run("last")
-    (stage,) = story.stages
-    return {"stage": stage["attributes"], "run": story.run["attributes"]}
+        record = store.run("last")
+    (stage,) = record.stages
+    return {"stage": stage["attributes"], "run": record.run["attributes"]}
 
 
 @pytest.mark.parametrize("archive_between", [False, True])
-def test_what_amends_an_event_is_in_it_wherever_the_two_are(tmp_path: Path, archive_between: bool) -> None:
+def test_amendment_is_merged_into_its_event_in_journal_and_archive(
+    tmp_path: Path, archive_between: bool
+) -> None:
     folder = tmp_path / "journal"
     expected = {
         "stage": {"tokens": 7, "model": "m1", "late": "yes", "later": {"deep": True}},
@@ -319,13 +321,13 @@ def test_what_amends_an_event_is_in_it_wherever_the_two_are(tmp_path: Path, arch
     assert late(folder, archive_between) == expected
     compact(folder)
     with EventStore(folder) as store:
-        story = store.run("last")
-        assert {"stage": story.stages[0]["attributes"], "run": story.run["attributes"]} == expected
+        record = store.run("last")
+        assert {"stage": record.stages[0]["attributes"], "run": record.run["attributes"]} == expected
         assert store.sql("select count(*) from events").rows == [(2,)]
         assert store.sql("""select "attributes.tokens" from stages""").rows == [(7.0,)]
 
 
-def test_an_event_that_was_emitted_twice_counts_once_wherever_the_two_are(tmp_path: Path) -> None:
+def test_event_that_was_emitted_twice_counts_once(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     results = run_some(folder, times=1)[0]
     with EventStore(folder) as store:
@@ -344,7 +346,7 @@ def test_an_event_that_was_emitted_twice_counts_once_wherever_the_two_are(tmp_pa
             assert store.sql("select event_id from events order by 1").rows == before
 
 
-def test_a_run_under_way_and_one_that_was_cut_off_are_told_as_they_are(
+def test_running_and_crashed_runs_are_shown_with_their_state(
     tmp_path: Path, program: Callable[[str], Program]
 ) -> None:
     dies = program("""
@@ -356,7 +358,7 @@ def test_a_run_under_way_and_one_that_was_cut_off_are_told_as_they_are(
             print("waiting", flush=True)
             await asyncio.sleep(60)
 
-        # Each event in a file of its own: all but the last is closed, and goes into the archive.
+        # One event per segment: all segments except the last are closed, and can be archived.
         set_event_sink(JournalSink(sys.argv[1], segment_bytes=1))
         graph = (Pipeline("dies").with_stage("first", first)
             .with_stage("waits", waits, dependencies=("first",))
@@ -368,32 +370,32 @@ def test_a_run_under_way_and_one_that_was_cut_off_are_told_as_they_are(
     with EventStore(dies.journal) as store:
         (run,) = store.runs()
         assert (run["status"], run["outcome"]) == ("OPEN", "open")
-        story = store.run("last")
-        assert [(stage["stage_name"], stage["status"]) for stage in story.stages] == [("first", "OK")]
+        record = store.run("last")
+        assert [(stage["stage_name"], stage["status"]) for stage in record.stages] == [("first", "OK")]
         dies.process.send_signal(signal.SIGKILL)
         dies.ended()
         compact(dies.journal)
         (run,) = store.runs()
         assert (run["status"], run["outcome"]) == ("FAIL", "crashed")
-        story = store.run(run["event_id"])
-        assert [(stage["stage_name"], stage["status"]) for stage in story.stages] == [
+        record = store.run(run["event_id"])
+        assert [(stage["stage_name"], stage["status"]) for stage in record.stages] == [
             ("first", "OK"),
             ("waits", "CANCEL"),
         ]
         assert store.sql("select count(*) from events").rows == [(3,)]
 
 
-def test_a_segment_that_vanishes_between_listing_and_opening_is_looked_for_in_the_archive(
+def test_segment_archived_while_it_is_read_is_read_from_the_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "journal"
     run_some(folder)
     load = snapshot_module.load_rows
-    looks = []
+    loads = []
 
-    def vanished(*args: Any) -> Any:
-        looks.append(len(args[2]))
-        if len(looks) == 1:
+    def archive_first(*args: Any) -> Any:
+        loads.append(len(args[2]))
+        if len(loads) == 1:
             compact(folder)
             assert not list(folder.glob("*.ndjson"))
         return load(*args)
@@ -401,13 +403,13 @@ def test_a_segment_that_vanishes_between_listing_and_opening_is_looked_for_in_th
     with EventStore(folder) as store:
         before = store.sql("select event_id from events order by 1").rows
         assert before
-    monkeypatch.setattr(snapshot_module, "load_rows", vanished)
+    monkeypatch.setattr(snapshot_module, "load_rows", archive_first)
     with EventStore(folder) as store:
         assert store.sql("select event_id from events order by 1").rows == before
-    assert looks == [1, 0]
+    assert loads == [1, 0]
 
 
-def test_a_file_of_the_archive_that_was_replaced_and_removed_is_looked_for_again(tmp_path: Path) -> None:
+def test_archive_file_that_was_replaced_and_deleted_is_listed_again(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     with EventStore(run_and_compact(folder)) as store:
         count = store.sql("select count(*) from events").rows
@@ -429,7 +431,7 @@ def run_and_compact(folder: Path) -> Path:
 
 
 @pytest.mark.timeout(180)  # on a loaded machine
-def test_a_storm_of_kills_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+def test_killed_compactors_and_writers_neither_lose_nor_duplicate_events(tmp_path: Path) -> None:
     left = storm(tmp_path, 3)
     assert not left.problems
     assert left.acknowledged > 100
@@ -437,10 +439,10 @@ def test_a_storm_of_kills_loses_nothing_and_doubles_nothing(tmp_path: Path) -> N
     assert left.commits
 
 
-# ---------------------------------------------------------------- what stays, and where
+# ---------------------------------------------------------------- retention and address of the archive
 
 
-def test_a_segment_stays_in_the_journal_until_every_reader_has_read_it(tmp_path: Path) -> None:
+def test_segment_stays_in_the_journal_until_every_reader_has_read_it(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     run_some(folder)
     with Journal(folder).reader("warehouse") as reader:
@@ -497,7 +499,7 @@ def test_compactor_leaves_the_open_segment_of_a_live_writer(tmp_path: Path) -> N
         assert roots(opened) == sorted(ids(found))
 
 
-def test_an_archive_elsewhere_is_remembered_by_its_journal(tmp_path: Path) -> None:
+def test_journal_stores_the_address_of_its_archive(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     runs = ids(run_some(folder))
     compact(folder, archive=tmp_path / "else where [1]")
@@ -508,17 +510,17 @@ def test_an_archive_elsewhere_is_remembered_by_its_journal(tmp_path: Path) -> No
         assert len(store.runs()) == 6
 
 
-def test_a_reader_that_finds_much_to_do_takes_it_into_the_archive_itself(tmp_path: Path) -> None:
+def test_store_archives_a_large_backlog_before_a_query(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     run_some(folder)
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     with EventStore(
-        folder, compact_beyond=100, progress=lambda done, whole: told.append((done, whole))
+        folder, compact_beyond=100, progress=lambda done, total: calls.append((done, total))
     ) as store:
         assert len(store.runs()) == 6
         assert store.archive.version >= 0
-    assert told[0][0] == 0
-    assert told[-1][0] == told[-1][1] > 0
+    assert calls[0][0] == 0
+    assert calls[-1][0] == calls[-1][1] > 0
 
 
 # ---------------------------------------------------------------- SQL
@@ -549,28 +551,28 @@ def store(tmp_path: Path) -> Any:
         "from glob('/etc/*')",
     ],
 )
-def test_a_query_can_read_the_views_and_nothing_else(store: EventStore, query: str) -> None:
+def test_query_can_read_the_views_and_nothing_else(store: EventStore, query: str) -> None:
     before = store.sql("select count(*) from events").rows
     with pytest.raises(QueryError):
         store.sql(query)
     assert store.sql("select count(*) from events").rows == before
 
 
-def test_a_query_that_is_wrong_says_what_it_was_and_the_way_out(store: EventStore) -> None:
+def test_error_of_an_invalid_query_contains_the_query_and_a_hint(store: EventStore) -> None:
     with pytest.raises(QueryError) as raised:
         store.sql("select no_such_column from runs")
     assert "no_such_column" in str(raised.value)
-    assert "asked: select no_such_column from runs" in str(raised.value)
+    assert "query: select no_such_column from runs" in str(raised.value)
     assert '"attributes.NAME"' in str(raised.value)
 
 
-def test_a_query_that_takes_too_long_is_ended(store: EventStore) -> None:
-    with pytest.raises(QueryError, match=r"no answer within 0\.2 s"):
+def test_query_that_exceeds_the_timeout_is_interrupted(store: EventStore) -> None:
+    with pytest.raises(QueryError, match=r"no result within 0\.2 s"):
         store.sql("select sum(a.range * b.range) from range(10000000) a, range(10000000) b", timeout=0.2)
     assert store.sql("select 1").rows == [(1,)]
 
 
-def test_a_query_that_needs_too_much_memory_is_ended(tmp_path: Path) -> None:
+def test_query_that_exceeds_the_memory_limit_fails(tmp_path: Path) -> None:
     with (
         EventStore(run_and_compact(tmp_path / "journal"), memory="200MB") as store,
         pytest.raises(QueryError, match="Memory"),
@@ -578,14 +580,14 @@ def test_a_query_that_needs_too_much_memory_is_ended(tmp_path: Path) -> None:
         store.sql("select list(range) from range(1000000000)")
 
 
-def test_an_answer_says_whether_there_is_more(store: EventStore) -> None:
+def test_rows_report_whether_the_limit_cut_off_more(store: EventStore) -> None:
     assert store.sql("from range(3)", limit=3).more is False
     rows = store.sql("select range as n from range(3)", limit=2)
     assert (rows.more, rows.dicts()) == (True, [{"n": 0}, {"n": 1}])
     assert store.sql("select $one + 1", {"one": 41}).rows == [(42,)]
 
 
-def test_a_store_without_a_journal_says_so(tmp_path: Path) -> None:
+def test_store_without_a_journal_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(JournalNotFoundError):
         EventStore(tmp_path / "none")
     with pytest.raises(ValueError, match="a journal or an archive is required"):
@@ -600,7 +602,7 @@ def test_a_store_without_a_journal_says_so(tmp_path: Path) -> None:
             store.run("01")
 
 
-def test_who_may_only_read_a_journal_sees_it_as_it_stands(tmp_path: Path) -> None:
+def test_store_of_a_read_only_journal_reads_it_without_recovery(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     runs = ids(run_some(folder))
     os.chmod(folder, 0o500)

@@ -1,4 +1,4 @@
-"""The store among hostile folders, queries, lines and ends: nothing is lost, changed or written over."""
+"""Tests for the store with hostile directories, queries, lines and process exits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from stageflow.store import Compactor, EventStore, SampleRule, TailSampler, forg
 CLOSED = b'{"type":"writer.closed","journal":{"adopted_by":null,"crashed":0}}\n'
 
 
-def run(number: int, **told: Any) -> bytes:
-    """Lines of one run."""
-    return "".join(lines_of(number, told)).encode()
+def run(number: int, **fields: Any) -> bytes:
+    """Return the lines of one run."""
+    return "".join(lines_of(number, fields)).encode()
 
 
 def write(folder: Path, *segments: bytes, closed: bool = True) -> Path:
-    """Write segments of a writer that ended, or died."""
+    """Write segments of a writer that closed, or died."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = new_writer()
     contents = [*segments, CLOSED] if closed else list(segments)
@@ -42,7 +42,7 @@ def with_attributes(lines: bytes, attributes: dict[str, Any]) -> bytes:
 
 
 def amendment(number: int, at: int, attributes: dict[str, Any]) -> bytes:
-    """A line that says more of a run that has ended."""
+    """Return a line that amends a run that has ended."""
     run_id = f"{number:08d}-run"
     data = {
         "event_id": run_id,
@@ -72,7 +72,7 @@ def files_below(folder: Path) -> set[Path]:
 # ---------------------------------------------------------------- nothing is lost
 
 
-def test_what_could_not_be_taken_yet_is_not_deleted_for_its_age(
+def test_segment_that_is_not_archived_is_not_deleted_for_its_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "journal", run(1) + run(2), closed=False)
@@ -82,7 +82,7 @@ def test_what_could_not_be_taken_yet_is_not_deleted_for_its_age(
     def full(self: Journal) -> list[str]:
         raise OSError(28, "No space left on device")
 
-    # The writer died. What completes it cannot be written at first, and can a moment later.
+    # The writer died. Its record cannot be completed at first, but can be later.
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "recover", full)
         Compactor(folder).compact()
@@ -90,7 +90,7 @@ def test_what_could_not_be_taken_yet_is_not_deleted_for_its_age(
     assert run_ids(folder) == ["00000001-run", "00000002-run"]
 
 
-def test_the_position_of_the_archive_is_written_anew_where_its_file_is_broken(tmp_path: Path) -> None:
+def test_damaged_cursor_of_the_archive_is_rewritten(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1))
     compact(folder)
     (folder / "cursors" / "archive.json").write_text("no position")
@@ -100,7 +100,7 @@ def test_the_position_of_the_archive_is_written_anew_where_its_file_is_broken(tm
     assert not list(folder.glob("*.ndjson"))
 
 
-def test_a_listing_leaves_out_no_segment_that_is_older_than_one_in_it(tmp_path: Path) -> None:
+def test_listing_contains_every_segment_older_than_a_listed_one(tmp_path: Path) -> None:
     writer = new_writer()
     making = subprocess.Popen(
         [
@@ -127,37 +127,37 @@ def test_a_listing_leaves_out_no_segment_that_is_older_than_one_in_it(tmp_path: 
 # ---------------------------------------------------------------- nothing is changed
 
 
-def told(folder: Path) -> dict[str, Any]:
+def attributes_by_run(folder: Path) -> dict[str, Any]:
     with EventStore(folder) as store:
         return {event["event_id"]: event["attributes"] for event in store.runs(limit=None)}
 
 
 @pytest.mark.parametrize("compacted", ["never", "at the end", "in between"])
-def test_the_last_word_on_an_attribute_counts_whatever_kind_it_is(tmp_path: Path, compacted: str) -> None:
+def test_last_value_of_an_attribute_wins_whatever_its_type(tmp_path: Path, compacted: str) -> None:
     folder = tmp_path / "journal"
     first = {"k": "text", "n": {"a": 1}, "o": 5, "p": 1, "same": "s", "z": {"q": None, "r": 1}, "b": True}
     second = {"k": 1, "n": {"b": 2}, "o": None, "p": "one", "z": {"q": None, "s": None}, "new": None}
     third = {"p": 3, "b": {"c": None}, "late": [None, {"d": None}]}
     write(folder, *(with_attributes(run(number), {"k": 2, "o": 6, "p": 2, "b": False}) for number in (2, 3)))
     write(folder, with_attributes(run(1), first))
-    for at, said in enumerate((second, third)):
+    for at, attributes in enumerate((second, third)):
         if compacted == "in between":
             compact(folder)
-        write(folder, amendment(1, at, said))
+        write(folder, amendment(1, at, attributes))
     if compacted == "at the end":
         compact(folder)
-    assert told(folder)["00000001-run"] == first | second | third
+    assert attributes_by_run(folder)["00000001-run"] == first | second | third
 
 
-def test_two_words_at_one_moment_are_both_heard_and_one_word_told_twice_once(tmp_path: Path) -> None:
+def test_simultaneous_amendments_both_count_and_a_repeated_one_counts_once(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1), amendment(1, 0, {"a": 1}), amendment(1, 0, {"b": 2}))
     write(folder, amendment(1, 0, {"a": 1}))
-    assert told(folder) == {"00000001-run": {"a": 1, "b": 2}}
+    assert attributes_by_run(folder) == {"00000001-run": {"a": 1, "b": 2}}
     with EventStore(folder) as store:
         assert store.sql("select redacted from runs").rows == [(2,)]
 
 
-def test_what_is_null_stays_so_beside_a_key_that_a_newer_schema_has(tmp_path: Path) -> None:
+def test_null_is_kept_next_to_an_unknown_key(tmp_path: Path) -> None:
     attributes = {"a": None, "b": {"x": None}, "c": 2**53 + 1, "d": -(2**53) - 1, "e": 2**53 - 1}
     line = with_attributes(run(1), attributes).replace(b'"attributes":', b'"newer":{"y":null},"attributes":')
     folder = write(tmp_path / "journal", line)
@@ -169,11 +169,11 @@ def test_what_is_null_stays_so_beside_a_key_that_a_newer_schema_has(tmp_path: Pa
         compact(folder)
 
 
-# ---------------------------------------------------------------- the folder it lies in
+# ---------------------------------------------------------------- names of parent directories
 
 
 @pytest.mark.parametrize("above", ["service=api", "status=live", "env=prod", "day=monday", "a*[b]?", "it's"])
-def test_the_folders_above_say_nothing_of_the_events(tmp_path: Path, above: str) -> None:
+def test_names_of_parent_directories_do_not_become_columns(tmp_path: Path, above: str) -> None:
     folder = tmp_path / above / "journal"
     for number in (1, 2):
         write(folder, run(1) + run(number))
@@ -186,7 +186,7 @@ def test_the_folders_above_say_nothing_of_the_events(tmp_path: Path, above: str)
         assert store.volume().events == 2
 
 
-# ---------------------------------------------------------------- queries that want more than to read
+# ---------------------------------------------------------------- queries that do more than read
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_the_folders_above_say_nothing_of_the_events(tmp_path: Path, above: str)
         "from query('with x as (copy (select 1) to ''{}/x.csv'') from x')",
     ],
 )
-def test_a_query_writes_no_file(tmp_path: Path, query: str) -> None:
+def test_query_cannot_write_a_file(tmp_path: Path, query: str) -> None:
     folder = write(tmp_path / "journal", run(1))
     compact(folder)
     with EventStore(folder) as store:
@@ -229,14 +229,14 @@ PREDICATES = [
 
 
 @pytest.mark.parametrize("predicate", PREDICATES)
-def test_a_predicate_does_not_reach_beyond_its_place(tmp_path: Path, predicate: str) -> None:
+def test_predicate_cannot_escape_its_parentheses(tmp_path: Path, predicate: str) -> None:
     folder = write(tmp_path / "journal", run(1, stages=1))
     compact(folder)
     predicate = predicate.format(folder)
     other = RunFilter(pipeline="another")
     with EventStore(folder) as store:
         before = files_below(tmp_path)
-        questions: list[Callable[[], Any]] = [
+        queries: list[Callable[[], Any]] = [
             lambda: store.stats(filter=other, where=predicate),
             lambda: store.runs(other, where=predicate),
             lambda: store.errors(other, where=predicate),
@@ -247,25 +247,25 @@ def test_a_predicate_does_not_reach_beyond_its_place(tmp_path: Path, predicate: 
             lambda: store.explain("true", against=predicate, filter=other),
             lambda: store.dry_run(TailSampler(rules=(SampleRule(where=predicate),))),
         ]
-        for ask in questions:
+        for execute in queries:
             with pytest.raises(QueryError, match="invalid predicate"):
-                ask()
+                execute()
         assert files_below(tmp_path) == before
         with pytest.raises(QueryError, match="mine"):
             store.sql("from mine")
 
 
-def test_a_comment_in_a_predicate_is_one(tmp_path: Path) -> None:
+def test_predicate_can_contain_a_comment(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1, stages=1))
     with EventStore(folder) as store:
         assert len(store.runs(RunFilter(pipeline="p"), where="status = 'OK' -- the good ones")) == 1
         assert store.stats(where="true -- all", filter=RunFilter(pipeline="p"))[0].count == 1
 
 
-HALF = "\udcff"  # as a command has an argument that is no UTF-8
+HALF = "\udcff"  # as in a command-line argument that is not valid UTF-8
 
 
-def test_text_that_is_none_finds_nothing(tmp_path: Path) -> None:
+def test_lone_surrogate_matches_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1, stages=1))
     compact(folder)
     with EventStore(folder) as store:
@@ -279,7 +279,7 @@ def test_text_that_is_none_finds_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), "1"])
-def test_a_bound_in_time_is_one(tmp_path: Path, timeout: Any) -> None:
+def test_timeout_must_be_a_valid_number(tmp_path: Path, timeout: Any) -> None:
     folder = write(tmp_path / "journal", run(1))
     with EventStore(folder) as store, pytest.raises(ValueError, match="more than 0"):
         store.sql("select 1", timeout=timeout)
@@ -288,18 +288,18 @@ def test_a_bound_in_time_is_one(tmp_path: Path, timeout: Any) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_what_nobody_fetches_is_not_looked_for(tmp_path: Path) -> None:
+def test_query_stops_when_its_remaining_rows_are_not_fetched(tmp_path: Path) -> None:
     endless = "with recursive n as (select 1 as i union all select i + 1 from n) from n"
     with EventStore(write(tmp_path / "journal", run(1))) as store:
-        for _ in range(5):  # each took ten seconds
+        for _ in range(5):  # each would take ten seconds
             assert store.sql(endless, limit=3).more
 
 
-# ---------------------------------------------------------------- the end of a process
+# ---------------------------------------------------------------- exit of a process
 
 
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.6])
-def test_the_interpreter_ends_well_while_a_compactor_is_at_work(tmp_path: Path, seconds: float) -> None:
+def test_interpreter_exits_cleanly_while_a_compactor_is_running(tmp_path: Path, seconds: float) -> None:
     folder = write(tmp_path / "journal", *(run(number, stages=3) for number in range(200)))
     ended = subprocess.run(
         [
@@ -321,7 +321,7 @@ def test_the_interpreter_ends_well_while_a_compactor_is_at_work(tmp_path: Path, 
     assert len(run_ids(folder)) == 200
 
 
-# ---------------------------------------------------------------- disks and files that are not as they should
+# ---------------------------------------------------------------- damaged files and full disks
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_the_interpreter_ends_well_while_a_compactor_is_at_work(tmp_path: Path, 
         pytest.param(b'{"torn\n\xff\xfe\n[1]\n5\nnull\n{}\n{"data":1}\n', id="no events"),
     ],
 )
-def test_no_line_keeps_the_others_out(tmp_path: Path, between: bytes) -> None:
+def test_no_line_prevents_others_from_being_archived(tmp_path: Path, between: bytes) -> None:
     folder = write(tmp_path / "journal", run(1) + between + run(2), run(3) + run(4)[:-20])
     for _ in range(2):
         assert run_ids(folder) == ["00000001-run", "00000002-run", "00000003-run"]
@@ -340,7 +340,7 @@ def test_no_line_keeps_the_others_out(tmp_path: Path, between: bytes) -> None:
     assert not list(folder.glob("*.ndjson"))
 
 
-def test_who_cannot_be_told_where_the_archive_is_does_not_begin_another(tmp_path: Path) -> None:
+def test_unreadable_address_does_not_start_another_archive(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1))
     compact(folder, archive=tmp_path / "archive")
     (folder / "archive.json").write_text('{"addr')
@@ -361,7 +361,11 @@ def test_missing_archive_is_an_error_until_it_is_restored_or_forgotten(tmp_path:
         assert len(store.runs()) == 1
         (folder / "archive").rename(tmp_path / "not mounted")
         write(folder, run(2))
-        for attempt in (store.runs, compactor.compact, compactor.compact):  # the second: without its segments
+        for attempt in (
+            store.runs,
+            compactor.compact,
+            compactor.compact,
+        ):  # the second attempt has no segments
             with pytest.raises(ArchiveDamagedError, match=r"does not exist, but 1 events.*(?s:.*)--forget"):
                 attempt()
         assert not (folder / "archive").exists()
@@ -378,7 +382,7 @@ def test_missing_archive_is_an_error_until_it_is_restored_or_forgotten(tmp_path:
         assert [row["event_id"] for row in store.runs()] == ["00000003-run"]
 
 
-def test_a_full_disk_is_an_error_that_names_the_archive_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_full_disk_is_an_error_that_names_the_archive_and_leaves_no_files(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", b"".join(run(number, stages=20) for number in range(2000)))
     before = files_below(folder)
     full = subprocess.run(
@@ -408,8 +412,8 @@ def test_a_full_disk_is_an_error_that_names_the_archive_and_leaves_nothing_behin
     assert len(run_ids(folder)) == 2000
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="asks the kernel what a file is")
-def test_the_data_is_on_the_disk_before_the_table_says_so_and_both_before_a_segment_goes(
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="requires /proc")
+def test_data_is_synced_before_the_commit_and_both_before_a_segment_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "journal", run(1))
@@ -426,26 +430,26 @@ def test_the_data_is_on_the_disk_before_the_table_says_so_and_both_before_a_segm
     compact(folder)
     of_data = [(commits, segments) for path, commits, segments in seen if path.endswith(".parquet")]
     of_log = [segments for path, _, segments in seen if "_delta_log" in path]
-    assert of_data == [(1, 2)] * 2  # the table was made; nothing is in it
+    assert of_data == [(1, 2)] * 2  # the table exists and is empty
     assert of_log == [2, 2]
     assert not list(folder.glob("*.ndjson"))
 
 
-def test_a_store_that_is_closed_or_its_parents_says_so(tmp_path: Path) -> None:
+def test_closed_or_forked_store_raises_an_error(tmp_path: Path) -> None:
     folder = write(tmp_path / "journal", run(1))
     compact(folder)
     store = EventStore(folder)
     assert len(store.runs()) == 1
     child = os.fork()
     if child == 0:
-        asked: list[Callable[[], Any]] = [
+        queries: list[Callable[[], Any]] = [
             store.runs,
             lambda: store.sql("select 1"),
             Compactor(folder).compact,
         ]
-        for ask in asked:
+        for execute in queries:
             try:
-                ask()
+                execute()
             except (ValueError, OSError) as error:
                 if "fork" not in str(error):
                     os._exit(1)
@@ -457,6 +461,6 @@ def test_a_store_that_is_closed_or_its_parents_says_so(tmp_path: Path) -> None:
     store.close()
     store.close()
     more: list[Callable[[], Any]] = [store.runs, lambda: store.sql("select 1"), store.stats]
-    for ask in more:
+    for execute in more:
         with pytest.raises(ValueError, match="closed"):
-            ask()
+            execute()

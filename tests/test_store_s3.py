@@ -1,4 +1,4 @@
-"""An archive on object storage, against a real server that speaks S3 (SeaweedFS)."""
+"""Tests for archives on object storage, with a real S3 server (SeaweedFS)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def make_bucket(address: str, process: subprocess.Popen[bytes]) -> bool:
 
 @pytest.fixture
 def s3(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of an archive that nobody has used, reached as the environment says."""
+    """Return the address of a new archive, with credentials in the environment."""
     for name, value in (
         ("AWS_ACCESS_KEY_ID", "key"),
         ("AWS_SECRET_ACCESS_KEY", "secret"),
@@ -127,7 +127,7 @@ def s3(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://events/{tmp_path.name}"
 
 
-def test_two_servers_start_on_one_machine(server: str, tmp_path: Path) -> None:
+def test_two_servers_run_on_the_same_machine(server: str, tmp_path: Path) -> None:
     """No port is fixed, because several instances of the suite may run concurrently."""
     ports = free_ports()
     other = start_server(tmp_path, ports)
@@ -139,7 +139,7 @@ def test_two_servers_start_on_one_machine(server: str, tmp_path: Path) -> None:
     assert not re.search(r"address already in use", (tmp_path / "log").read_text())
 
 
-def test_an_archive_on_object_storage_is_as_good_as_one_on_a_disk(tmp_path: Path, s3: str) -> None:
+def test_archive_on_object_storage_returns_the_same_results_as_one_on_disk(tmp_path: Path, s3: str) -> None:
     folder = tmp_path / "journal"
     runs = ids(run_some(folder))
     expected = {run: as_sets(Journal(folder).run(run)) for run in runs}
@@ -152,7 +152,7 @@ def test_an_archive_on_object_storage_is_as_good_as_one_on_a_disk(tmp_path: Path
         assert len(store.runs()) == 6
 
 
-def test_files_are_copied_once_and_copies_that_nobody_uses_go(tmp_path: Path, s3: str) -> None:
+def test_files_are_downloaded_once_and_unused_copies_are_evicted(tmp_path: Path, s3: str) -> None:
     folder = tmp_path / "journal"
     run_some(folder)
     Compactor(folder, s3, keep_seconds=0).compact()
@@ -178,7 +178,7 @@ def test_number_of_retries_applies_to_reading_and_writing(tmp_path: Path, s3: st
         assert len(store.runs()) == 6
 
 
-def test_of_two_who_commit_at_once_the_second_is_told_so(s3: str) -> None:
+def test_second_of_two_simultaneous_commits_raises_conflict(s3: str) -> None:
     one, other = Archive(s3), Archive(s3)
     columns = {"day": "DATE", "event_id": "VARCHAR"}
     one.refresh()
@@ -202,7 +202,7 @@ while True:
 """
 
 
-def test_compactors_that_are_killed_lose_nothing_and_double_nothing(tmp_path: Path, s3: str) -> None:
+def test_killed_compactors_neither_lose_nor_duplicate_events(tmp_path: Path, s3: str) -> None:
     folder = tmp_path / "journal"
     with EventStore(folder_with_runs(folder, 4), s3) as store:
         expected = store.sql("select event_id from events order by 1").rows

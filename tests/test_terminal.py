@@ -169,11 +169,11 @@ def test_doctor_shows_complete_names(tmp_path: Path, columns: int) -> None:
 
 def test_names_that_fit_stay_in_a_table() -> None:
     state = {
-        "path": "journal", "writers": [], "bytes": 0, "free_bytes": 0, "crashed": 0, "kept_aside": 0,
+        "path": "journal", "writers": [], "bytes": 0, "free_bytes": 0, "crashed": 0, "quarantined": 0,
         "deleted": {"lines": 0}, "torn": [], "problems": [],
         "cursors": [
             {
-                "name": "warehouse", "at_work": True, "behind_bytes": 10, "events": 1, "broken": 0, "torn": 0,
+                "name": "warehouse", "active": True, "behind_bytes": 10, "events": 1, "broken": 0, "torn": 0,
                 "missed": 0,
             }
         ],

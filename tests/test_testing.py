@@ -88,7 +88,7 @@ def test_previous_sink_is_restored_after_the_block() -> None:
         quick.build().run_sync(PipelineContext(data={"x": 1 / 0}))
     assert sink.events == []
     assert get_event_sink() is sink
-    assert not defaults().emits
+    assert not defaults().emit_wide_events
 
 
 def test_configured_sink_receives_events_again_after_the_block(sink: MemoryEventSink) -> None:

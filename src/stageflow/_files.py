@@ -24,12 +24,12 @@ __all__ = [
     "make_private",
     "make_private_below",
     "network_file_system",
-    "only_one",
     "open_owned",
     "open_regular",
     "replace_file",
     "sync",
     "sync_directory",
+    "try_lock",
 ]
 
 
@@ -341,7 +341,7 @@ def is_locked(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def only_one(path: str) -> Generator[bool]:
+def try_lock(path: str) -> Generator[bool]:
     """Try to lock a file, which is created if necessary; yield whether this process holds the lock."""
     file = open_owned(path, os.O_RDWR | os.O_CREAT)
     try:

@@ -209,7 +209,7 @@ def _apply(new: Settings, old: Settings | None) -> None:
     use_sanitize_rules(SanitizeRules(new.redact, new.limits))
     use_defaults(
         Defaults(
-            emits=True,
+            emit_wide_events=True,
             service=new.service,
             version=new.version,
             environment=new.environment,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from .._files import only_one, replace_file
+from .._files import replace_file, try_lock
 from .._state_file import StateFile, read_state
 from .._time import rfc3339
 from ..errors import AlertStateError, InvalidArgumentError
@@ -271,7 +271,7 @@ def add_silence(state: str, silence: Silence, now: datetime, *, lift: bool = Fal
     path = silences_path(state)
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
-        with only_one(path + ".lock") as mine:
+        with try_lock(path + ".lock") as mine:
             if mine:
                 kept = [
                     each

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from .._files import absolute_path, make_private, only_one
+from .._files import absolute_path, make_private, try_lock
 from .._time import get_clock
 from ..errors import AlertStateError, InvalidArgumentError, QueryError
 from ._delivery import Sent, post, send_due
@@ -129,7 +129,7 @@ def run_alerts(
     path = state_path(store.path, state)
     moment = present() if now is None else now
     make_private(os.path.dirname(path))
-    with only_one(path + ".lock") as mine:
+    with try_lock(path + ".lock") as mine:
         if not mine:
             return AlertRun(at=moment, busy=True)
         before = read_state(path)

@@ -31,7 +31,7 @@ class MemoryEventSink(DirectSink):
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any] | None]] = []
 
-    def take(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Append an event to `events`."""
         self.events.append((event.type, event.data()))
 
@@ -62,7 +62,7 @@ class FanoutEventSink(DirectSink):
             DELIVERY.channel_of(sink)
         self.sinks = sinks
 
-    def take(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Offer an event to every sink."""
         for sink in self.sinks:
             offer(sink, event)
@@ -149,7 +149,7 @@ class LoggingEventSink(DirectSink):
         self._level = level_number(level)
         self._logger = logger or logging.getLogger("stageflow")
 
-    def take(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Log an event."""
         outcome = _field(event.body, "outcome")
         failed = (

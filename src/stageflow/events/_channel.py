@@ -374,7 +374,7 @@ class Channel:
 
     Args:
         sink: The sink. The channel does not keep it alive; `offer` receives it again.
-        method: The method to call: "take", "emit" or "try_emit"; "" for the one that the sink implements.
+        method: The method to call: "deliver", "emit" or "try_emit"; "" for the one that the sink implements.
         delivery: Provides the event loops.
     """
 
@@ -382,7 +382,7 @@ class Channel:
         self.name = type(sink).__name__
         self.stalled = False
         self._call, self._in_place, self.method = _how_to_call(sink, method)
-        self.direct = self._call is _TAKE
+        self.direct = self._call is _DELIVER
         # No hint for a direct sink: a journal in a separate thread would lose events on SIGKILL.
         self._hint = "" if self.direct else "; BackgroundEventSink(sink) runs it in a separate thread"
         self._forwards = isinstance(sink, ForwardingSink)
@@ -409,7 +409,7 @@ class Channel:
         outcome = None
         start = time.monotonic()
         try:
-            outcome = sink.take(event) if self.direct else self._call(sink, event)
+            outcome = sink.deliver(event) if self.direct else self._call(sink, event)
         except BaseException as caught:
             error = caught
         blocked = time.monotonic() - start
@@ -535,11 +535,11 @@ class Channel:
             )
 
 
-def _take(sink: DirectSink, event: Event) -> None:
-    sink.take(event)
+def _deliver(sink: DirectSink, event: Event) -> None:
+    sink.deliver(event)
 
 
-_TAKE: Callable[[Any, Event], Any] = _take
+_DELIVER: Callable[[Any, Event], Any] = _deliver
 
 
 def _forward(sink: ForwardingSink, event: Event) -> Any:
@@ -559,8 +559,8 @@ def _how_to_call(sink: Any, method: str) -> tuple[Callable[[Any, Event], Any], b
     if issubclass(kind, ForwardingSink) and (method == "forward" or not implemented):
         _how_to_call(sink.sink, "")
         return _forward, False, "forward"
-    if issubclass(kind, DirectSink) and (method == "take" or not implemented):
-        return _TAKE, True, "take"
+    if issubclass(kind, DirectSink) and (method == "deliver" or not implemented):
+        return _DELIVER, True, "deliver"
     if inspect.isclass(sink):
         raise InvalidArgumentError(
             f"event sink must be an instance, got the class {sink.__name__}; use {sink.__name__}()"

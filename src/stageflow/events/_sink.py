@@ -109,12 +109,12 @@ class EventSink:
 class DirectSink(EventSink, ABC):
     """A sink that receives each event synchronously as an `Event`, before the emitting call returns.
 
-    `take` must not block. If a subclass overrides `emit` or `try_emit`, the library calls that method
+    `deliver` must not block. If a subclass overrides `emit` or `try_emit`, the library calls that method
     instead.
     """
 
     @abstractmethod
-    def take(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Process one event.
 
         Raises:
@@ -134,11 +134,11 @@ class DirectSink(EventSink, ABC):
 
     async def emit(self, *, type: str, data: dict[str, Any] | None) -> None:
         """Process one event."""
-        self._delivery.offer_through(self, "take", Event(type, data))
+        self._delivery.offer_through(self, "deliver", Event(type, data))
 
     def try_emit(self, *, type: str, data: dict[str, Any] | None) -> Awaitable[None] | None:
         """Process one event."""
-        self._delivery.offer_through(self, "take", Event(type, data))
+        self._delivery.offer_through(self, "deliver", Event(type, data))
         return _Done()
 
 
@@ -168,7 +168,7 @@ class ForwardingSink(EventSink, ABC):
 class NoOpEventSink(DirectSink):
     """Discards events. This is the default; the library does not even build events for it."""
 
-    def take(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Discard an event."""
 
 

@@ -10,7 +10,7 @@ from ._journal import (
     Journal,
     Names,
     RunFilter,
-    RunStory,
+    RunRecord,
     amend as amend,
     find_run as find_run,
     no_run as no_run,
@@ -43,6 +43,6 @@ __all__ = [
     "Names",
     "Repaired",
     "RunFilter",
-    "RunStory",
+    "RunRecord",
     "WriterState",
 ]

@@ -109,7 +109,7 @@ class CursorState(Struct, frozen=True):
 
     Attributes:
         name: Name of the reader.
-        at_work: True while a process uses this name.
+        active: True while a process uses this name.
         behind_bytes: Number of bytes that it has not read yet.
         events: Number of events that it has read.
         broken: Number of damaged lines that it skipped.
@@ -120,7 +120,7 @@ class CursorState(Struct, frozen=True):
     """
 
     name: str
-    at_work: bool
+    active: bool
     behind_bytes: int
     events: int
     broken: int
@@ -144,7 +144,7 @@ class JournalState(Struct, frozen=True):
         damaged: Files that cannot be used at all, such as a damaged cursor or a symbolic link.
         missing: Gaps in the segment sequence of a writer that retention or archiving do not explain.
         without_end: Ids of the runs whose writer has closed and whose end is damaged or missing.
-        kept_aside: Number of lines and files in `broken/`.
+        quarantined: Number of lines and files in `broken/`.
         crashed: Number of runs that were completed after a crash.
         deleted: Counts of what retention and archiving deleted.
         problems: Descriptions of what needs attention, one sentence each.
@@ -160,7 +160,7 @@ class JournalState(Struct, frozen=True):
     damaged: list[DamagedFile]
     missing: list[MissingSegments]
     without_end: list[str]
-    kept_aside: int
+    quarantined: int
     crashed: int
     deleted: Deleted
     problems: list[str]
@@ -171,12 +171,12 @@ class DamagedFile(Struct, frozen=True):
 
     Attributes:
         path: Path of the file.
-        why: Description of the damage.
+        reason: Description of the damage.
         remedy: How to fix it.
     """
 
     path: str
-    why: str
+    reason: str
     remedy: str
 
 
@@ -237,7 +237,7 @@ def check(
         damaged=damaged,
         missing=missing,
         without_end=without_end,
-        kept_aside=len(entry_names(os.path.join(directory, BROKEN))),
+        quarantined=len(entry_names(os.path.join(directory, BROKEN))),
         crashed=crashed,
         deleted=deleted,
         problems=problems,
@@ -361,12 +361,12 @@ def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
                 behind += max(0, _size(segment) - (offset if segment.sequence == at else 0))
     lock = os.path.join(directory, CURSORS, f"{name}.lock")
     try:
-        at_work = is_locked(lock)
+        active = is_locked(lock)
     except OSError:
-        at_work = False
+        active = False
     return CursorState(
         name,
-        at_work,
+        active,
         behind,
         cursor.events,
         cursor.broken,
@@ -407,7 +407,7 @@ def _problems(
             f" readers skip {_them(many)}, and `stageflow doctor --repair` removes {_them(many)}"
         )
     for file in damaged:
-        yield f"{file.path} is damaged: {file.why}; {file.remedy}"
+        yield f"{file.path} is damaged: {file.reason}; {file.remedy}"
     if leftover_files:
         many = len(leftover_files)
         yield (

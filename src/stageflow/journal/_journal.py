@@ -1,4 +1,4 @@
-"""`Journal`: queries, checks and repairs a journal; `RunFilter` and `RunStory`."""
+"""`Journal`: queries, checks and repairs a journal; `RunFilter` and `RunRecord`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ __all__ = [
     "Names",
     "RunFilter",
     "RunHeader",
-    "RunStory",
+    "RunRecord",
     "amend",
     "collect_line",
     "decode_run_header",
@@ -257,7 +257,7 @@ class Names(Struct, frozen=True):
         return None
 
 
-class RunStory(Struct, frozen=True):
+class RunRecord(Struct, frozen=True):
     """The complete record of one run.
 
     Attributes:
@@ -451,7 +451,7 @@ class Journal:
             limit: Maximum number of runs; default 20, None for all.
 
         Returns:
-            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunStory.run`.
+            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunRecord.run`.
 
         Raises:
             InvalidArgumentError: `limit` is not a positive integer.
@@ -502,7 +502,7 @@ class Journal:
         return list(selected.values())
 
     def in_progress(self, filter: RunFilter | None = None) -> list[dict[str, Any]]:
-        """Return the runs that have not ended, in no particular order; see `RunStory.run` for their fields.
+        """Return the runs that have not ended, in no particular order; see `RunRecord.run` for their fields.
 
         If the journal is not writable, this includes runs whose process died.
 
@@ -544,7 +544,7 @@ class Journal:
         with contextlib.suppress(OSError):
             recover(self.path)
 
-    def run(self, run_id: str) -> RunStory:
+    def run(self, run_id: str) -> RunRecord:
         """Return the complete record of one run.
 
         Args:
@@ -590,7 +590,7 @@ class Journal:
                 f"journal {self.path!r} contains events of run {known}, but neither its start nor its end",
                 hint="they may have been deleted by retention",
             )
-        return RunStory(partial_record, run.stages, run.events, [*run.children, *self._open_children(run)])
+        return RunRecord(partial_record, run.stages, run.events, [*run.children, *self._open_children(run)])
 
     def _open_children(self, run: CollectedRun) -> list[dict[str, Any]]:
         if not (ids := run.children_without_end()):
@@ -600,7 +600,7 @@ class Journal:
             (child for child in found if child["event_id"] in ids), key=lambda child: str(child["started_at"])
         )
 
-    def _last(self) -> RunStory:
+    def _last(self) -> RunRecord:
         error = RunNotFoundError(f"journal {self.path!r} contains no runs yet")
         for run in self.runs(limit=20):
             try:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Raw, Struct
 
-from .._files import OwnedFile, absolute_path, make_private_below, only_one, open_owned
+from .._files import OwnedFile, absolute_path, make_private_below, open_owned, try_lock
 from .._log import log_safely
 from .._state_file import decode_stored, decoder
 from .._time import epoch_us
@@ -436,7 +436,7 @@ def _retention_paused(directory: str) -> Generator[None]:
     deadline = time.monotonic() + _PAUSE_SECONDS
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a reader without write permission cannot pause it
-            while not stack.enter_context(only_one(os.path.join(directory, LOCK))):
+            while not stack.enter_context(try_lock(os.path.join(directory, LOCK))):
                 stack.close()
                 if time.monotonic() > deadline:
                     break

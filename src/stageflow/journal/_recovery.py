@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from .._files import is_locked, is_regular, only_one, replace_file
+from .._files import is_locked, is_regular, replace_file, try_lock
 from .._state_file import decoder
 from .._time import epoch_us, rfc3339
 from .._wide import build_pipeline_wide, build_stage_wide
@@ -325,7 +325,7 @@ def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
         return []
     crashed: list[str] = []
     errors: list[OSError] = []
-    with only_one(os.path.join(directory, LOCK)) as alone:
+    with try_lock(os.path.join(directory, LOCK)) as alone:
         if alone:
             for segments in list_writers(directory).values():
                 try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from .._files import only_one, open_regular, replace_file
+from .._files import open_regular, replace_file, try_lock
 from .._state_file import StateFile
 from ._check import UNREADABLE, Damage, Progress, check, leftover_files
 from ._cursor import reset_cursor
@@ -82,7 +82,7 @@ def repair(
     moved = [Moved(path, quarantine_file(directory, path)) for path in in_order]
     crashed = recover(directory)
     found = check(directory, progress, state_files)
-    with only_one(os.path.join(directory, LOCK)) as alone:
+    with try_lock(os.path.join(directory, LOCK)) as alone:
         if not alone:
             raise OSError(
                 errno.EBUSY, "another process is repairing this journal or applying retention", directory
@@ -104,7 +104,7 @@ def repair(
             os.unlink(path)
     # A writer whose closing line was damaged counts as dead from now on.
     crashed += recover(directory)
-    with only_one(os.path.join(directory, LOCK)) as alone:
+    with try_lock(os.path.join(directory, LOCK)) as alone:
         missing, without_end = _record_losses(directory) if alone else ([], [])
     return Repaired(crashed, len(found.torn), len(found.broken), moved, removed, missing, without_end)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from .._failures import FailureOutcomes
-from .._files import NO_ROOM, is_locked, is_regular, make_private, only_one, replace_file
+from .._files import NO_ROOM, is_locked, is_regular, make_private, replace_file, try_lock
 from .._state_file import StateFile, encode_state, read_state
 from .._time import rfc3339
 from ..errors import DamagedFileError
@@ -160,7 +160,7 @@ class RetentionPolicy(Struct, frozen=True):
             return Deleted()
         with contextlib.suppress(OSError):
             recover(directory)  # complete the record of a dead writer before deleting a part of it
-        with only_one(os.path.join(directory, LOCK)) as alone:
+        with try_lock(os.path.join(directory, LOCK)) as alone:
             if not alone:
                 return Deleted()
             _mark_retention(directory)

@@ -155,7 +155,7 @@ class JournalSink(DirectSink):
 
     # ------------------------------------------------------------ the sink interface
 
-    def take(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Write one event."""
         body = event.body
         try:

@@ -13,7 +13,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
     """The default settings of a process.
 
     Attributes:
-        emits: True to emit wide events for graphs that do not set this option.
+        emit_wide_events: True to emit wide events for graphs that do not set this option.
         service: Name of the service; None to detect it from the environment.
         version: Version of the service.
         environment: Deployment environment, for example "production".
@@ -22,7 +22,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
         max_threads: Maximum number of synchronous stages that run in threads at once.
     """
 
-    emits: bool = False
+    emit_wide_events: bool = False
     service: str | None = None
     version: str | None = None
     environment: str | None = None

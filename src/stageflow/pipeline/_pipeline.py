@@ -287,7 +287,11 @@ class Pipeline:
         if limits is not None and not isinstance(limits, Limits):
             problems.append(f"limits must be Limits(name=permits), got {limits!r}")
         if wide_event_emitter is not None:
-            if emit_stage_wide_events is None and emit_pipeline_wide_event is None and not defaults().emits:
+            if (
+                emit_stage_wide_events is None
+                and emit_pipeline_wide_event is None
+                and not defaults().emit_wide_events
+            ):
                 log_safely(
                     log,
                     "pipeline %r was built with an emitter but emits no wide events: call configure(),"

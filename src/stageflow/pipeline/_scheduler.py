@@ -97,8 +97,8 @@ class Scheduler:
             run,
             self.context,
             plan.emitter,
-            stages=defaults().emits if plan.emits_stages is None else plan.emits_stages,
-            pipeline=defaults().emits if plan.emits_pipeline is None else plan.emits_pipeline,
+            stages=defaults().emit_wide_events if plan.emits_stages is None else plan.emits_stages,
+            pipeline=defaults().emit_wide_events if plan.emits_pipeline is None else plan.emits_pipeline,
         )
         self.variables = copy_context()
         self.variables.run(deliver_on, self.loop)

@@ -47,9 +47,9 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     lines.append(Text(f"{explanation.verdict}", style="bold"))
     numbers = {str(difference): n for n, difference in enumerate(explanation.differences, 1)}
     if (both := explanation.together) is not None:
-        combined = " and ".join(str(numbers.get(text, "")) for text in both.says)
+        combined = " and ".join(str(numbers.get(text, "")) for text in both.descriptions)
         lines += ["", Text(f"only in combination: {combined}", style="bold")]
-        lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.says))))
+        lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.descriptions))))
         shares = f"{share(both.selection.share, 1)} of the selected, {share(both.rest.share, 1)} of the rest"
         lines.append(Text(" " * _INDENT + shares))
     lines += _section(explanation.differences, numbers, columns)

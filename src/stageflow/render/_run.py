@@ -352,7 +352,7 @@ def draw_run(
     A run in progress is drawn with what is known so far.
 
     Args:
-        run: The data of its `pipeline.wide` event, or `RunStory.run`.
+        run: The data of its `pipeline.wide` event, or `RunRecord.run`.
         stages: The data of its `stage.wide` events.
         events: Type and data of its custom events.
         children: The data of the `pipeline.wide` event of each child run.

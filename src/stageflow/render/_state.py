@@ -109,7 +109,7 @@ def _totals(state: Record) -> RenderableType:
         ("runs in progress", count(in_progress) or "0"),
         ("runs completed after a crash", count(state["crashed"]) or "0"),
         ("deleted after archiving, or to free space", _deleted(deleted)),
-        ("kept in broken/", count(state["kept_aside"])),
+        ("kept in broken/", count(state["quarantined"])),
     )
     return Pairs([(label, Text(value)) for label, value in rows if value])
 
@@ -152,7 +152,7 @@ def _cursors(cursors: Sequence[Record]) -> RenderableType | None:
     for cursor in cursors:
         missed = Text(count(cursor["missed"]), style=BAD)
         numbers = [count(cursor[key]) for key in ("events", "broken", "torn")]
-        active = "yes" if cursor["at_work"] else "no"
+        active = "yes" if cursor["active"] else "no"
         table.add(on_one_line(cursor["name"]), active, size(cursor["behind_bytes"]), *numbers, missed)
     return table
 

@@ -1,6 +1,6 @@
-"""The store: events in columns that last, and the questions that can be asked of them."""
+"""The store: archives events in columns, and answers queries over the journal and the archive."""
 
-# For other packages of stageflow.
+# Names without an entry in `__all__` are for other packages of stageflow.
 from ._address import (
     ADDRESS_FILE as ADDRESS_FILE,
     has_archive as has_archive,

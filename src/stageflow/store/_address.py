@@ -1,4 +1,4 @@
-"""Where the archive of a journal is: beside it, or wherever `archive.json` in its directory says."""
+"""The address of a journal's archive: the default, or the one that `archive.json` in its directory states."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ __all__ = [
     "default_address",
     "has_archive",
     "read_address",
-    "remember_address",
     "same_address",
+    "store_address",
 ]
 
 
 CURSOR = "archive"
-"""The name of the archive among the readers of a journal."""
+"""Name of the cursor of the archive in the journal."""
 
-BESIDE = "archive"
-"""The archive's folder in the directory of its journal, unless another address was given."""
+DEFAULT_FOLDER = "archive"
+"""Default directory of the archive, in the directory of the journal."""
 
-REMEMBERED = "archive.json"
+ADDRESS_FILE_NAME = "archive.json"
 
 
-class _Remembered(Struct):
+class _StoredAddress(Struct):
     address: Annotated[str, Meta(min_length=1)]
 
 
 ADDRESS_FILE = StateFile(
-    REMEMBERED,
-    _Remembered,
+    ADDRESS_FILE_NAME,
+    _StoredAddress,
     "specify the address of the archive again with `stageflow compact --archive ADDRESS`,"
-    f" or delete the file if the archive is in `{BESIDE}`, in the directory of the journal",
+    f" or delete the file if the archive is in `{DEFAULT_FOLDER}`, in the directory of the journal",
     after="specify the address of the archive again with `stageflow compact --archive ADDRESS`,"
-    f" unless it is in `{BESIDE}`, in the directory of the journal",
+    f" unless it is in `{DEFAULT_FOLDER}`, in the directory of the journal",
 )
 
 
@@ -54,18 +54,18 @@ def read_address(journal: str) -> str:
 
     Raises:
         DamagedFileError: The file that contains the address is damaged.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
-    # No fallback to the default address if the file is damaged: that would be another, empty archive.
-    remembered = read_state(os.path.join(journal, REMEMBERED), _Remembered, ADDRESS_FILE.remedy)
-    address = remembered.address if remembered is not None else BESIDE
-    # A relative address is relative to the file that has it.
+    # Do not fall back to the default address if the file is damaged: it would be another, empty archive.
+    remembered = read_state(os.path.join(journal, ADDRESS_FILE_NAME), _StoredAddress, ADDRESS_FILE.remedy)
+    address = remembered.address if remembered is not None else DEFAULT_FOLDER
+    # A relative address is relative to the directory of the file.
     return address if is_remote(address) else absolute_path(os.path.join(journal, address))
 
 
 def default_address(journal: str) -> str:
-    """Return the address of the archive of a journal that states no other."""
-    return os.path.join(journal, BESIDE)
+    """Return the default address of the archive of a journal."""
+    return os.path.join(journal, DEFAULT_FOLDER)
 
 
 def absolute_address(address: str | os.PathLike[str]) -> str:
@@ -81,19 +81,19 @@ def same_address(one: str, other: str) -> bool:
 
 
 def archived_events(journal: str) -> int | None:
-    """Return how many events the archive of a journal had, by its cursor; None if nothing was archived."""
+    """Return the number of events in the archive according to its cursor; None if nothing was archived."""
     with contextlib.suppress(ValueError, OSError):
         cursor = load_cursor(journal, CURSOR)
-        # It has no positions if retention has removed every segment that was archived.
+        # The cursor has no positions if retention has removed every archived segment.
         if cursor is not None and (cursor.positions or cursor.events):
             return cursor.events
     return None
 
 
-def remember_address(journal: str, address: str) -> None:
-    """Write down where the archive of a journal is, for whoever opens that journal next.
+def store_address(journal: str, address: str) -> None:
+    """Store the address of a journal's archive in the directory of the journal.
 
-    Credentials belong into the environment, and are not written down.
+    Credentials are not stored; they are read from the environment.
 
     Raises:
         OSError: The directory cannot be written.
@@ -104,11 +104,11 @@ def remember_address(journal: str, address: str) -> None:
         known = read_address(journal)
     if known is None or not same_address(known, address):
         make_private(journal)
-        replace_file(os.path.join(journal, REMEMBERED), encode_state(_Remembered(address)))
+        replace_file(os.path.join(journal, ADDRESS_FILE_NAME), encode_state(_StoredAddress(address)))
 
 
 def has_archive(journal: str) -> bool:
     """Return whether a journal has an archive, or had one that is missing now, without opening it."""
     address = read_address(journal)
-    # The folder, not its log: an archive whose log is gone is damaged, and not absent.
+    # Check for the directory, not the log: an archive without its log is damaged, not absent.
     return is_remote(address) or os.path.isdir(address) or archived_events(journal) is not None

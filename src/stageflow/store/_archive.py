@@ -36,15 +36,15 @@ _CHECKSUM = re.compile(r"\.crc32-([0-9a-f]{8})\.parquet$")
 
 
 class ArchiveFile(Struct, frozen=True):
-    """One file of the table.
+    """A file of the table.
 
     Attributes:
-        path: Relative to the table.
-        size: Bytes.
-        rows: How many rows it has.
-        day: Of its events, as "2026-11-24".
-        first_id: The smallest `event_id` in it; None where it is not known.
-        last_id: The largest.
+        path: Path relative to the table.
+        size: Size in bytes.
+        rows: Number of rows.
+        day: The day of its events, such as "2026-11-24".
+        first_id: The smallest `event_id` in the file; None if unknown.
+        last_id: The largest `event_id` in the file; None if unknown.
     """
 
     path: str
@@ -67,7 +67,7 @@ class ArchiveFile(Struct, frozen=True):
 
 
 COUNTS = "counts"
-"""How the names of files begin that have counts and no events."""
+"""Prefix of the names of files that contain counts instead of events."""
 
 
 def stats_of(file: ArchiveFile) -> str:
@@ -88,15 +88,15 @@ _CONFIGURATION: dict[str, str | None] = {
 _COMMITS_PER_CHECKPOINT = 20
 
 _MAX_RETRIES = "4"
-"""Of a request to object storage: with backoff, an outage is then reported after about a second."""
+"""Maximum number of retries of a request to object storage: an outage is reported after about a second."""
 
 
 class Conflict(Exception):
-    """Somebody else has committed since the table was read."""
+    """Another process has committed since the table was read."""
 
 
 def unreadable(address: str, error: PermissionError) -> OSError:
-    """Return the error for a file or directory of an archive that this user may not read."""
+    """Return the error for a file or directory of an archive that this user is not permitted to read."""
     return OSError(
         f"archive {address}: {error.filename} cannot be read: {error.strerror}"
         "\n  hint: grant this user read permission"
@@ -104,21 +104,21 @@ def unreadable(address: str, error: PermissionError) -> OSError:
 
 
 def is_remote(address: str) -> bool:
-    """Tell whether an address is one of object storage: "s3://bucket/events"."""
+    """Return whether an address refers to object storage: "s3://bucket/events"."""
     return "://" in address
 
 
 class Archive:
-    """A version of the table, and what can be done to it.
+    """A version of the table, and operations on the table.
 
     Args:
-        address: A directory, or "s3://bucket/events" and its like.
-        storage_options: How to get at object storage, as `deltalake` takes it; what is missing is
-            taken from the environment (`AWS_ACCESS_KEY_ID`, ...). `max_retries` is the number of retries of a
+        address: A directory, or a URL such as "s3://bucket/events".
+        storage_options: Options for object storage, as `deltalake` accepts them; missing options are read
+            from the environment (`AWS_ACCESS_KEY_ID`, ...). `max_retries` is the number of retries of a
             failed request; default 4.
 
     Attributes:
-        version: Of the table as it was last read; -1 where there is none yet.
+        version: The version of the table that was read last; -1 if there is no table.
         readable: Whether the last `refresh` succeeded.
     """
 
@@ -134,7 +134,7 @@ class Archive:
         self.readable = False
 
     def refresh(self) -> None:
-        """Look at the table as it is now.
+        """Read the current version of the table.
 
         Raises:
             MissingExtraError: `deltalake` is not installed.
@@ -154,10 +154,10 @@ class Archive:
             from deltalake.exceptions import TableNotFoundError
         except ModuleNotFoundError as error:
             raise MissingExtraError("the archive", "store") from error
-        _must_not_be_forked()
+        _check_not_forked()
         if self.log is not None:
-            if not self.log.exists() and not self._has_remains():
-                self._forget()  # there is none, or somebody has removed it
+            if not self.log.exists() and not self._has_data_files():
+                self._forget()  # there is no archive, or it was deleted
                 return
             self.log.check()
         try:
@@ -169,8 +169,8 @@ class Archive:
                 if self._table.version() != self.version:
                     self.attributes()  # the schema may be damaged as well
         except TableNotFoundError:
-            if self.log is not None and self._has_remains():
-                raise self._lost_log() from None
+            if self.log is not None and self._has_data_files():
+                raise self._lost_log_error() from None
             self._forget()
             return
         if self._table.version() != self.version:
@@ -179,23 +179,23 @@ class Archive:
 
     @contextlib.contextmanager
     def _log_errors(self) -> Generator[None]:
-        """Raise what delta-rs reports about an intact-looking log on a disk as damage of that log."""
+        """Convert errors that delta-rs raises while reading a local log to `ArchiveDamagedError`."""
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
             yield
         except BaseException as error:
-            # Values that it does not expect make it panic, which is no `Exception`.
+            # Unexpected values make delta-rs panic, which raises a `BaseException`.
             unexpected = isinstance(error, DeltaError | ValueError | LookupError | TypeError | AttributeError)
             unexpected = unexpected or type(error).__name__ == "PanicException"
             ours = isinstance(error, StageflowError | TableNotFoundError)
             if self.log is None or ours or not unexpected:
                 raise
             self._forget()
-            self.log.check()  # it may have been damaged just now
-            said = str(error).partition("\n")[0]  # delta-rs adds a backtrace
+            self.log.check()  # it may have been damaged meanwhile
+            message = str(error).partition("\n")[0]  # delta-rs adds a backtrace
             raise ArchiveDamagedError(
-                f"archive {self.address}: a commit in {self.log.path}/ cannot be read: {said}",
+                f"archive {self.address}: a commit in {self.log.path}/ cannot be read: {message}",
                 files=[self.log.path],
                 hint=restore_hint(),
             ) from error
@@ -205,24 +205,24 @@ class Archive:
         self._watermarks = {}
         self.version = -1
         if self.log is not None:
-            self.log.forget()
+            self.log.invalidate()
 
-    def _has_remains(self) -> bool:
-        """Return whether a local archive contains data files, regardless of its log."""
+    def _has_data_files(self) -> bool:
+        """Return whether a local archive has data files, regardless of its log."""
         try:
             return any(name.endswith(".parquet") for day in self.days() for name in os.listdir(day))
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def days(self) -> list[str]:
-        """Return the folders of a local archive that hold its files, one a day."""
+        """Return the directories of a local archive that contain its files, one per day."""
         try:
             with os.scandir(self.address) as entries:
                 return [entry.path for entry in entries if entry.name.startswith("day=")]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _lost_log(self) -> ArchiveDamagedError:
+    def _lost_log_error(self) -> ArchiveDamagedError:
         path = os.path.join(self.address, "_delta_log")
         return ArchiveDamagedError(
             f"archive {self.address}: its log {path} is missing or empty, but it contains data files",
@@ -230,12 +230,14 @@ class Archive:
             hint=restore_hint(),
         )
 
-    def recover(self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]) -> list[str]:
+    def recover(
+        self, archived: Mapping[str, int], has_segments: Callable[[str, int, int], bool]
+    ) -> list[str]:
         """Move incomplete files at the end of the log, left by a crash of the machine, to `_stageflow`.
 
         Args:
-            promised: Per writer, the last segment that is archived according to the journal.
-            is_kept: Called with a writer and two sequences; returns whether the journal still has the
+            archived: The last archived sequence of each writer, according to the journal.
+            has_segments: Called with a writer and two sequences; returns whether the journal still has the
                 segments after the first, up to the second.
 
         Returns:
@@ -247,40 +249,39 @@ class Archive:
         """
         if self.log is None:
             return []
-        begins_anew = False
+        is_empty = False
 
-        def may_return_to(version: int, undone: Mapping[str, int]) -> bool:
-            nonlocal begins_anew
-            begins_anew = version < 0
-            return self._may_return_to(version, undone, promised, is_kept)
+        def can_return_to(version: int, undone: Mapping[str, int]) -> bool:
+            nonlocal is_empty
+            is_empty = version < 0
+            return self._can_return_to(version, undone, archived, has_segments)
 
-        moved = self.log.recover(may_return_to)
+        moved = self.log.recover(can_return_to)
         if moved:
-            if (
-                begins_anew
-            ):  # no version has these files, and the next log shall not be taken for a rest of it
+            if is_empty:
+                # No version refers to the data files: move them too, before a new log is created.
                 moved += map(self.log.set_aside, self.days())
             self._forget()
         return moved
 
-    def why_not_recoverable(
-        self, promised: Mapping[str, int], is_kept: Callable[[str, int, int], bool]
+    def recovery_error(
+        self, archived: Mapping[str, int], has_segments: Callable[[str, int, int], bool]
     ) -> ArchiveDamagedError | None:
         """Return the error that `recover` would raise; None if it would succeed. Nothing is changed."""
         if self.log is None or not self.log.exists():
             return None
-        return self.log.why_not_recoverable(
-            lambda version, undone: self._may_return_to(version, undone, promised, is_kept)
+        return self.log.recovery_error(
+            lambda version, undone: self._can_return_to(version, undone, archived, has_segments)
         )
 
-    def _may_return_to(
+    def _can_return_to(
         self,
         version: int,
         undone: Mapping[str, int],
-        promised: Mapping[str, int],
-        is_kept: Callable[[str, int, int], bool],
+        archived: Mapping[str, int],
+        has_segments: Callable[[str, int, int], bool],
     ) -> bool:
-        """Return whether nothing is lost if a version is the last one again."""
+        """Return whether no event is lost if an earlier version becomes the last one."""
         from deltalake import DeltaTable
 
         earlier = Archive(self.address)
@@ -288,15 +289,17 @@ class Archive:
             earlier._table = DeltaTable(self.address, version=version)
         paths = [os.path.join(self.address, *file.path.split("/")) for file in earlier.files()]
         return (
-            all(earlier.watermark(writer) >= number for writer, number in promised.items())
-            and all(is_kept(writer, earlier.watermark(writer), number) for writer, number in undone.items())
+            all(earlier.watermark(writer) >= number for writer, number in archived.items())
+            and all(
+                has_segments(writer, earlier.watermark(writer), number) for writer, number in undone.items()
+            )
             and all(map(os.path.exists, paths))
         )
 
-    # ------------------------------------------------------------ what is in it
+    # ------------------------------------------------------------ content
 
     def watermark(self, writer: str) -> int:
-        """Return the sequence up to which a writer's segments are in the table; 0 for none."""
+        """Return the sequence of a writer's last archived segment; 0 for none."""
         if self._table is None:
             return 0
         if writer not in self._watermarks:
@@ -304,7 +307,7 @@ class Archive:
         return self._watermarks[writer]
 
     def attributes(self) -> Attributes:
-        """Return the columns of attributes, and their types."""
+        """Return the attribute columns and their types."""
         if self._table is None:
             return {}
         return {
@@ -314,7 +317,7 @@ class Archive:
         }
 
     def columns(self) -> dict[str, str]:
-        """Return the types of all columns, as DuckDB names them, by name."""
+        """Return the DuckDB types of all columns, by name."""
         from deltalake.schema import ArrayType
 
         if self._table is None:
@@ -337,32 +340,32 @@ class Archive:
         }
         count = len(columns["path"])
 
-        def of(name: str) -> list[Any]:
+        def values(name: str) -> list[Any]:
             return columns.get(name) or [None] * count
 
         return [
             ArchiveFile(unquote(path), size, rows or 0, str(day), first, last)
             for path, size, rows, day, first, last in zip(
-                of("path"),
-                of("size_bytes"),
-                of("num_records"),
-                of("partition.day"),
-                of("min.event_id"),
-                of("max.event_id"),
+                values("path"),
+                values("size_bytes"),
+                values("num_records"),
+                values("partition.day"),
+                values("min.event_id"),
+                values("max.event_id"),
                 strict=True,
             )
         ]
 
-    # ------------------------------------------------------------ what can be done to it
+    # ------------------------------------------------------------ changes
 
     def prepare(self, columns: Mapping[str, str]) -> None:
-        """Make the table where there is none, and see to it that it has these columns.
+        """Create the table if it does not exist, and add missing columns.
 
         Args:
-            columns: Their types, in DuckDB's words, by name.
+            columns: DuckDB types of the columns, by name.
 
         Raises:
-            Conflict: Somebody else did the same just now.
+            Conflict: Another process did the same meanwhile.
             OSError: The table cannot be written.
         """
         from deltalake import DeltaTable, Schema
@@ -373,7 +376,7 @@ class Archive:
                 raise OSError(f"an archive cannot be in a folder whose name looks encoded: {self.address}")
             if self.log is not None:
                 self.log.make_directories()
-            _or_conflict(
+            _raise_conflict(
                 lambda: DeltaTable.create(
                     self.address,
                     schema=Schema(fields),
@@ -383,13 +386,15 @@ class Archive:
                     post_commithook_properties=self._hooks(),
                 )
             )
-            self._committed()
+            self._after_commit()
             return
         known = {field.name for field in self._table.schema().fields}
         if missing := [field for field in fields if field.name not in known]:
             table = self._table
-            _or_conflict(lambda: table.alter.add_columns(missing, post_commithook_properties=self._hooks()))
-            self._committed()
+            _raise_conflict(
+                lambda: table.alter.add_columns(missing, post_commithook_properties=self._hooks())
+            )
+            self._after_commit()
 
     def _hooks(self) -> PostCommitHookProperties | None:
         """Return the post-commit hooks of delta-rs: none on a local disk, because delta-rs does not sync."""
@@ -399,7 +404,7 @@ class Archive:
             return None
         return PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 
-    def _committed(self) -> None:
+    def _after_commit(self) -> None:
         if self.log is not None:
             self.log.sync()  # the next commit builds on this one, and must not survive without it
         self.refresh()
@@ -410,22 +415,22 @@ class Archive:
         removed: Iterable[ArchiveFile] = (),
         watermarks: Mapping[str, int] | None = None,
     ) -> None:
-        """Let files come and go at once, and write down how far their writers are in the table then.
+        """Add and remove files and set the watermarks of writers, in one commit.
 
         Args:
-            added: What is there already, and in no version yet.
-            removed: What is in this version; it stays on the disk for those who read it.
-            watermarks: By writer.
+            added: Existing files that are not in any version.
+            removed: Files of this version. They stay on the disk for processes that are reading them.
+            watermarks: The last archived sequence, by writer.
 
         Raises:
-            Conflict: Somebody else has committed since the table was read; nothing was changed.
+            Conflict: Another process has committed since the table was read; nothing was changed.
             OSError: The table cannot be written.
         """
         from deltalake import CommitProperties, Transaction
         from deltalake.transaction import AddAction, RemoveAction
 
         table = self._table
-        assert table is not None, "prepare() comes first"
+        assert table is not None, "call prepare() first"
         added, removed, watermarks = list(added), list(removed), dict(watermarks or {})
         self._sync_files(added)
         now_ms = time.time_ns() // 1_000_000
@@ -441,7 +446,7 @@ class Archive:
             app_transactions=[Transaction(writer, number) for writer, number in watermarks.items()],
             custom_metadata={ACTIONS_CHECKSUM: checksum},
         )
-        _or_conflict(
+        _raise_conflict(
             lambda: table.create_write_transaction(
                 actions,
                 "append",
@@ -451,35 +456,35 @@ class Archive:
                 post_commithook_properties=self._hooks(),
             )
         )
-        self._committed()
+        self._after_commit()
 
     def remove_unused(self, hours: int = 1) -> int:
-        """Delete files that no version of the last hours has, and return how many."""
+        """Delete files that no version of the last `hours` hours contains, and return their number."""
         if self._table is None:
             return 0
         self.sync()  # a crash must not restore a version whose files are deleted
-        gone = self._table.vacuum(
+        deleted = self._table.vacuum(
             hours,
             dry_run=False,
             enforce_retention_duration=False,
             full=True,
             post_commithook_properties=self._hooks(),
         )
-        self._committed()
-        return len(gone)
+        self._after_commit()
+        return len(deleted)
 
     def shorten_log(self) -> None:
-        """Write and sync a checkpoint after every 20 commits, and then delete old commits.
+        """Write and sync a checkpoint every 20 commits, and then delete old commits.
 
-        On object storage delta-rs does the same after a commit.
+        On object storage, delta-rs does this after a commit.
 
         Raises:
             OSError: The log cannot be changed.
         """
         if self._table is None or self.log is None:
             return
-        with self.log.locked() as alone:
-            if alone and self.log.is_checkpoint_due(self.version, _COMMITS_PER_CHECKPOINT):
+        with self.log.locked() as locked:
+            if locked and self.log.is_checkpoint_due(self.version, _COMMITS_PER_CHECKPOINT):
                 self._table.create_checkpoint()
                 self.log.mark_durable()
                 self.log.clean()
@@ -487,7 +492,7 @@ class Archive:
     # ------------------------------------------------------------ durability
 
     def sync(self) -> None:
-        """Make this version durable, whichever process committed it; then segments may be deleted.
+        """Make this version durable, whichever process committed it; afterwards, segments can be deleted.
 
         Raises:
             OSError: The version cannot be made durable.
@@ -496,7 +501,7 @@ class Archive:
             self.log.mark_durable()
 
     def _sync_files(self, files: Iterable[ArchiveFile]) -> None:
-        """Sync files before a commit names them."""
+        """Sync files before a commit refers to them."""
         if self.log is None:
             return
         paths = [os.path.join(self.address, *file.path.split("/")) for file in files]
@@ -506,22 +511,22 @@ class Archive:
             sync_directory(folder)
 
 
-_used_by: int | None = None
-"""The process in which `deltalake` has begun to work: its threads do not outlive a fork."""
+_process_id: int | None = None
+"""The process that first used `deltalake`, whose threads do not survive a fork."""
 
 
-def _must_not_be_forked() -> None:
-    global _used_by
-    if _used_by is None:
-        _used_by = os.getpid()
-    elif _used_by != os.getpid():
+def _check_not_forked() -> None:
+    global _process_id
+    if _process_id is None:
+        _process_id = os.getpid()
+    elif _process_id != os.getpid():
         raise OSError(
-            f"process {_used_by} had used an archive when it was forked: this one cannot"
-            "\n  hint: start it with `spawn`, or open the archive in the child alone"
+            f"process {_process_id} used an archive before it was forked, so this process cannot use one"
+            "\n  hint: start it with `spawn`, or open the archive only in the child"
         )
 
 
-def _or_conflict(change: Callable[[], object]) -> None:
+def _raise_conflict(change: Callable[[], object]) -> None:
     from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:
@@ -529,7 +534,7 @@ def _or_conflict(change: Callable[[], object]) -> None:
     except CommitFailedError as error:
         raise Conflict(str(error)) from error
     except DeltaError as error:
-        # Of two who make the table at once, the second is told so in words alone.
+        # If two processes create the table at once, only the message of the error identifies the conflict.
         if "already exists" not in str(error):
             raise
         raise Conflict(str(error)) from error

@@ -11,16 +11,16 @@ from msgspec import Struct
 from ..errors import ArchiveDamagedError
 from ._address import read_address
 from ._archive import Archive, ArchiveFile, is_remote
-from ._compactor import Compactor, must_be_there
+from ._compactor import Compactor, check_exists
 from ._database import as_os_errors
 from ._losses import (
     LostFile,
     files_on_disk,
     forget_lost,
     lost_files,
+    move_damaged_record,
     record_lost,
     returned_files,
-    set_damaged_list_aside,
 )
 from ._parquet import LocalFiles
 
@@ -35,8 +35,8 @@ class DamagedFile(Struct, frozen=True):
     """A file of an archive that is damaged or missing.
 
     Attributes:
-        path: Its path; for a data file, relative to the archive.
-        problem: What is wrong with it.
+        path: Path of the file; for a data file, relative to the archive.
+        problem: Description of the damage.
         rows: Number of its rows; 0 for a file of the log.
     """
 
@@ -49,15 +49,15 @@ class ArchiveState(Struct, frozen=True):
     """The result of `check_archive`.
 
     Attributes:
-        address: The archive.
-        version: Of the table; -1 if it cannot be read or there is none.
-        files: How many files the table has; if its log cannot be read, how many are in its folders.
-        bytes: Their size.
+        address: Address of the archive.
+        version: Version of the table; -1 if it cannot be read or does not exist.
+        files: Number of files of the table, or in its directories if its log cannot be read.
+        bytes: Total size of these files.
         damaged: Files that are damaged or missing.
-        without_checksum: Files that were written before checksums existed; only their size was checked.
-        set_aside: Names of files that a recovery or repair set aside, in `_stageflow`.
-        lost: Files that repairs took out of the table.
-        problems: What needs attention, a sentence each, with the remedy.
+        without_checksum: Number of files from before checksums were introduced; only their size was checked.
+        set_aside: Names of files that a recovery or repair moved to `_stageflow`.
+        lost: Files that repairs removed from the table.
+        problems: Descriptions of what needs attention, one sentence each, with the remedy.
     """
 
     address: str
@@ -75,10 +75,10 @@ class RepairedArchive(Struct, frozen=True):
     """The result of `repair_archive`.
 
     Attributes:
-        set_aside: Paths of the files it moved to `_stageflow`.
-        lost_rows: How many rows the table no longer has because their file was damaged or missing.
-        removed: The files that had these rows.
-        restored: Files that an earlier repair had taken out; an intact copy was at their path.
+        set_aside: Paths of the files that were moved to `_stageflow`.
+        lost_rows: Number of rows that were removed because their file was damaged or missing.
+        removed: The files that contained these rows.
+        restored: Files that an earlier repair removed, and that were added again from an intact copy.
     """
 
     set_aside: list[str]
@@ -115,7 +115,7 @@ def check_archive(
     try:
         with as_os_errors(archive.address):
             archive.refresh()
-            must_be_there(archive, os.fspath(journal))
+            check_exists(archive, os.fspath(journal))
             files = archive.files()
     except ArchiveDamagedError as found:
         error = Compactor(journal, storage_options=storage_options).diagnose(found)
@@ -123,7 +123,7 @@ def check_archive(
         damaged = [DamagedFile(path, "is damaged or missing", 0) for path in error.files]
         problems.append(f"{error.message}; {error.hint}")
     local = LocalFiles(archive)
-    whole = sum(file.size for file in files)
+    total = sum(file.size for file in files)
     done = 0
     for file in files:
         if (problem := local.damage_of(file)) is not None:
@@ -131,21 +131,21 @@ def check_archive(
             problems.append(
                 f"archive {archive.address}: {file.path} {problem}; restore it from a backup"
                 + (
-                    f", or a repair takes it out of the archive ({file.rows:,} rows)"
+                    f", or run a repair to remove it from the archive ({file.rows:,} rows)"
                     if archive.version >= 0
                     else ""
                 )
             )
         done += file.size
         if progress is not None:
-            progress(done, whole)
+            progress(done, total)
     lost: list[LostFile] = []
     try:
         lost = lost_files(archive, files)
         if archive.version >= 0:
             problems += [
-                f"archive {archive.address}: {file.path} was lost, and an intact copy is there;"
-                f" a repair puts it back ({file.rows:,} rows)"
+                f"archive {archive.address}: {file.path} was lost, but there is an intact copy;"
+                f" a repair adds it again ({file.rows:,} rows)"
                 for file in returned_files(archive, local)
             ]
     except ArchiveDamagedError as error:
@@ -162,10 +162,10 @@ def check_archive(
         address=archive.address,
         version=archive.version,
         files=len(files),
-        bytes=whole,
+        bytes=total,
         damaged=damaged,
         without_checksum=sum(file.checksum is None for file in files),
-        set_aside=[] if archive.log is None else archive.log.names_set_aside(),
+        set_aside=[] if archive.log is None else archive.log.moved_files(),
         lost=lost,
         problems=problems,
     )
@@ -176,7 +176,7 @@ def repair_archive(
 ) -> RepairedArchive:
     """Recover the log, and remove damaged and missing files from the table.
 
-    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. What was lost is recorded
+    Damaged files are moved to `_stageflow` in the archive; nothing is deleted. Lost files are recorded
     there in `lost.json`. A log whose durable part is damaged is not repaired: that needs a backup.
 
     Raises:
@@ -186,14 +186,15 @@ def repair_archive(
     compactor = Compactor(journal, storage_options=storage_options)
     archive = compactor.archive
     local = LocalFiles(archive)
-    with as_os_errors(archive.address), compactor.alone():
+    with as_os_errors(archive.address), compactor.locked():
         moved: list[str] = []
         if archive.log is not None:
-            moved += map(archive.log.set_aside, archive.log.misplaced())  # first: the lock may be one
-            moved += archive.log.set_damaged_record_aside()
-        moved += set_damaged_list_aside(archive)
+            # Do this first, because the lock file may be one of them.
+            moved += map(archive.log.set_aside, archive.log.misplaced())
+            moved += archive.log.move_damaged_record()
+        moved += move_damaged_record(archive)
         try:
-            moved += compactor.recover_alone()
+            moved += compactor.recover_locked()
             archive.refresh()
         except ArchiveDamagedError as error:
             raise compactor.diagnose(error) from None
@@ -204,32 +205,34 @@ def repair_archive(
             archive.commit([file])
             forget_lost(archive, [file])
             restored.append(file.path)
-        bad = [(file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None]
-        if bad:
-            files = [file for file, _ in bad]
-            record_lost(archive, bad)
+        damaged = [
+            (file, problem) for file in archive.files() if (problem := local.damage_of(file)) is not None
+        ]
+        if damaged:
+            files = [file for file, _ in damaged]
+            record_lost(archive, damaged)
             archive.commit([], files)
             archive.sync()
             if archive.log is not None:
                 moved += [
                     archive.log.set_aside(path) for path in local.paths_of(files) if os.path.lexists(path)
                 ]
-    removed = [DamagedFile(file.path, problem, file.rows) for file, problem in bad]
-    return RepairedArchive(moved, sum(file.rows for file, _ in bad), removed, restored)
+    removed = [DamagedFile(file.path, problem, file.rows) for file, problem in damaged]
+    return RepairedArchive(moved, sum(file.rows for file, _ in damaged), removed, restored)
 
 
 def _permission_problems(archive: Archive) -> Iterator[str]:
     if is_remote(archive.address):
         return
-    readable = sum(_is_open_to_others(path) for path in _paths_below(archive.address))
-    if readable:
+    count = sum(_is_accessible_to_others(path) for path in _paths_below(archive.address))
+    if count:
         yield (
-            f"archive {archive.address}: users other than its owner and group can read {readable:,} files;"
-            f" chmod -R o= {archive.address}"
+            f"archive {archive.address}: users other than its owner and group can read {count:,} files;"
+            f" run chmod -R o= {archive.address}"
         )
 
 
-def _is_open_to_others(path: str) -> bool:
+def _is_accessible_to_others(path: str) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return bool(os.stat(path).st_mode & 0o007)
     return False

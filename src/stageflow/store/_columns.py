@@ -1,4 +1,4 @@
-"""The columns of the archive, including those of attributes."""
+"""The columns of the archive, and SQL that converts attributes to and from columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct, inspect as shapes
+from msgspec import Struct, inspect as msgspec_types
 
 from ..schema import PipelineWide, StageWide, WideAmend
 
@@ -20,50 +20,50 @@ __all__ = [
     "AMENDMENTS",
     "ATTRIBUTE",
     "COLUMNS",
+    "DATA_PATHS",
     "FAILURE",
-    "MAP",
-    "PLACES",
-    "TYPED",
+    "MAP_TYPE",
+    "SCHEMAS",
     "Attributes",
     "Column",
     "Field",
     "Kinds",
-    "all_attributes",
     "attribute_column",
+    "attribute_map",
     "attribute_values",
     "caseless",
     "choose_columns",
     "columns_of",
     "count_kinds",
-    "encode_shape",
+    "encode_structure",
     "fields_of",
     "is_column_name",
-    "others_in_rest",
+    "other_keys_in_rest",
     "quoted",
-    "rest_of",
-    "shape_of",
+    "rest_column",
+    "structure_of",
     "text",
 ]
 
 
 ATTRIBUTE = "attributes."
-"""How the columns of attributes begin."""
+"""Prefix of the columns of attributes."""
 
-TYPED: Mapping[str, type[Struct]] = {
+SCHEMAS: Mapping[str, type[Struct]] = {
     "stage.wide": StageWide,
     "pipeline.wide": PipelineWide,
     "stage.wide.amend": WideAmend,
     "pipeline.wide.amend": WideAmend,
 }
-"""The types of events whose fields are columns; of all others the data stands in `rest` as it is."""
+"""The types of events whose fields are columns. The data of other events is stored unchanged in `rest`."""
 
 FAILURE = "failure"
-"""The column of the views that states whether a row counts as a failure; see `weights.failure_of`."""
+"""The column of the views that states whether a row counts as a failure; see `failure_of`."""
 
 AMENDMENTS = ("stage.wide.amend", "pipeline.wide.amend")
 
 _NAME = re.compile(r"[^\s,;{}()=\"'/]{1,100}")
-"""What Delta Lake lets be the name of a column, and what nobody has to escape."""
+"""Column names that Delta Lake accepts, and that need no escaping."""
 
 
 class Field(Struct, frozen=True):
@@ -71,9 +71,9 @@ class Field(Struct, frozen=True):
 
     Attributes:
         name: The key.
-        parts: The keys below it, where it holds an object whose fields are columns; else none.
-        column: The column it is in, where it has no parts.
-        optional: True where it may be null as a whole.
+        parts: The keys of the nested object, if its fields are columns; otherwise empty.
+        column: The column that contains the value, if the field has no parts.
+        optional: True if the whole field can be null.
     """
 
     name: str
@@ -83,103 +83,106 @@ class Field(Struct, frozen=True):
 
 
 class Column(Struct, frozen=True):
-    """A column: its name, and its type in DuckDB's words.
+    """A column of the archive.
 
-    `shape` is its type in the words of DuckDB's `from_json`.
+    Attributes:
+        name: Name of the column.
+        type: Its DuckDB type.
+        json_type: The type of the value in JSON, as in the structure argument of DuckDB's `from_json`.
     """
 
     name: str
     type: str
-    shape: Any
+    json_type: Any
 
 
-def _kind(type: shapes.Type) -> tuple[str, Any]:
-    """Return the type of a column that holds such values, and its shape in JSON."""
-    if isinstance(type, shapes.Metadata):
-        return _kind(type.type)
-    if isinstance(type, shapes.UnionType):
-        return _kind(next(each for each in type.types if not isinstance(each, shapes.NoneType)))
-    if isinstance(type, shapes.StrType | shapes.LiteralType):
+def _types(type: msgspec_types.Type) -> tuple[str, Any]:
+    """Return the DuckDB type of a column for values of a type, and their type in JSON."""
+    if isinstance(type, msgspec_types.Metadata):
+        return _types(type.type)
+    if isinstance(type, msgspec_types.UnionType):
+        return _types(next(each for each in type.types if not isinstance(each, msgspec_types.NoneType)))
+    if isinstance(type, msgspec_types.StrType | msgspec_types.LiteralType):
         return "VARCHAR", "VARCHAR"
-    if isinstance(type, shapes.BoolType):
+    if isinstance(type, msgspec_types.BoolType):
         return "BOOLEAN", "BOOLEAN"
-    if isinstance(type, shapes.IntType):
+    if isinstance(type, msgspec_types.IntType):
         return "BIGINT", "BIGINT"
-    if isinstance(type, shapes.FloatType):
+    if isinstance(type, msgspec_types.FloatType):
         return "DOUBLE", "DOUBLE"
     if (
-        isinstance(type, shapes.ListType)
-        and _kind(type.item_type)[0] == "VARCHAR"
+        isinstance(type, msgspec_types.ListType)
+        and _types(type.item_type)[0] == "VARCHAR"
         and not _is_struct(type.item_type)
     ):
         return "VARCHAR[]", ["VARCHAR"]
     return "VARCHAR", "JSON"
 
 
-def _is_struct(type: shapes.Type) -> bool:
-    return isinstance(type, shapes.StructType)
+def _is_struct(type: msgspec_types.Type) -> bool:
+    return isinstance(type, msgspec_types.StructType)
 
 
-def _without_null(type: shapes.Type) -> tuple[shapes.Type, bool]:
-    if isinstance(type, shapes.Metadata):
+def _without_null(type: msgspec_types.Type) -> tuple[msgspec_types.Type, bool]:
+    if isinstance(type, msgspec_types.Metadata):
         return _without_null(type.type)
-    if isinstance(type, shapes.UnionType):
-        others = [each for each in type.types if not isinstance(each, shapes.NoneType)]
+    if isinstance(type, msgspec_types.UnionType):
+        others = [each for each in type.types if not isinstance(each, msgspec_types.NoneType)]
         return _without_null(others[0])[0], len(others) < len(type.types)
     return type, False
 
 
-def fields_of(shape: type[Struct]) -> list[Field]:
-    """Return the fields of a wide event, in the order of the schema, but for its attributes."""
-    return [field for field, _ in _fields(shape)]
+def fields_of(schema: type[Struct]) -> list[Field]:
+    """Return the fields of a wide event except its attributes, in the order of the schema."""
+    return [field for field, _ in _fields(schema)]
 
 
 @functools.cache
-def _fields(shape: type[Struct]) -> list[tuple[Field, list[Column]]]:
+def _fields(schema: type[Struct]) -> list[tuple[Field, list[Column]]]:
     found = []
-    info = shapes.type_info(shape)
-    assert isinstance(info, shapes.StructType)
+    info = msgspec_types.type_info(schema)
+    assert isinstance(info, msgspec_types.StructType)
     for field in info.fields:
         if field.name == "attributes":
             continue
         inner, optional = _without_null(field.type)
-        if isinstance(inner, shapes.StructType) and all(
-            _kind(part.type)[0] != "VARCHAR[]" and _kind(part.type)[1] != "JSON" for part in inner.fields
+        if isinstance(inner, msgspec_types.StructType) and all(
+            _types(part.type)[0] != "VARCHAR[]" and _types(part.type)[1] != "JSON" for part in inner.fields
         ):
-            columns = [Column(part.name, *_kind(part.type)) for part in inner.fields]
+            columns = [Column(part.name, *_types(part.type)) for part in inner.fields]
             found.append(
                 (Field(field.name, tuple(part.name for part in inner.fields), "", optional), columns)
             )
             continue
-        type, json = _kind(field.type)
+        type, json = _types(field.type)
         if field.name.endswith("_at"):
             type = "TIMESTAMPTZ"
         found.append((Field(field.name, (), field.name, optional), [Column(field.name, type, json)]))
     return found
 
 
-def columns_of(shape: type[Struct]) -> list[str]:
-    """Return the columns of a wide event, but for those of its attributes."""
-    return [column.name for _, columns in _fields(shape) for column in columns]
+def columns_of(schema: type[Struct]) -> list[str]:
+    """Return the columns of a wide event, except those of its attributes."""
+    return [column.name for _, columns in _fields(schema) for column in columns]
 
 
 def _collect() -> tuple[dict[str, Column], dict[str, tuple[str, ...]]]:
     columns: dict[str, Column] = {}
-    places: dict[str, tuple[str, ...]] = {}
-    for shape in (StageWide, PipelineWide, WideAmend):
-        for field, found in _fields(shape):
+    paths: dict[str, tuple[str, ...]] = {}
+    for schema in (StageWide, PipelineWide, WideAmend):
+        for field, found in _fields(schema):
             for column in found:
                 columns.setdefault(column.name, column)
-                place = (field.name, column.name) if field.parts else (field.name,)
-                assert places.setdefault(column.name, place) == place, f"two fields are named {column.name}"
-    # Of a stage's own event, which has no schema.
+                path = (field.name, column.name) if field.parts else (field.name,)
+                assert paths.setdefault(column.name, path) == path, f"two fields are named {column.name}"
+    # The time of a custom event, which has no schema.
     columns["emitted_at"] = Column("emitted_at", "TIMESTAMPTZ", "VARCHAR")
-    places["emitted_at"] = ("emitted_at",)
-    return columns, places
+    paths["emitted_at"] = ("emitted_at",)
+    return columns, paths
 
 
-COLUMNS, PLACES = _collect()
-"""The columns of the schema by name, and where in an event's data each is found."""
+COLUMNS, DATA_PATHS = _collect()
+"""The columns of the schema by name, and the path of each in the data of an event."""
 
 
 def attribute_column(key: str) -> str:
@@ -193,10 +196,10 @@ def attribute_column(key: str) -> str:
 
 
 def is_column_name(key: str) -> bool:
-    """Return whether an attribute's key may be a part of a column's name.
+    """Return whether the key of an attribute can be part of a column name.
 
-    Control, format and private-use characters are not allowed, nor are characters that this Python version
-    does not know: DuckDB and Delta Lake may know an upper and a lower case of them.
+    Control, format and private-use characters are not allowed. Neither are characters that this version of
+    Python does not know, because DuckDB or Delta Lake may know an upper and a lower case of them.
     """
     return _NAME.fullmatch(key) is not None and key.isprintable()
 
@@ -204,7 +207,7 @@ def is_column_name(key: str) -> bool:
 def caseless(key: str) -> str:
     """Return a form that two keys share if DuckDB, Delta Lake or Spark treats their columns as the same.
 
-    Each of them ignores case in its own way: some only in ASCII, some depending on the context of a letter.
+    Each of them handles case differently: some only in ASCII, some depending on the context of a letter.
 
     Example:
         >>> (
@@ -218,7 +221,7 @@ def caseless(key: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name as SQL has it.
+    """Return a name as an SQL identifier in quotes.
 
     Example:
         >>> quoted("attributes.hits")
@@ -228,9 +231,9 @@ def quoted(name: str) -> str:
 
 
 def text(*values: str) -> str:
-    """Return texts as SQL has them, with commas between.
+    """Return texts as SQL literals, separated by commas.
 
-    Half of a surrogate pair, as an argument of a command may have it, is written out: nothing has it.
+    A lone surrogate, as in an undecodable command-line argument, is escaped; no stored text contains it.
 
     Example:
         >>> text("a", "it's")
@@ -240,40 +243,40 @@ def text(*values: str) -> str:
     return ", ".join("'" + value.replace("'", "''") + "'" for value in encoded)
 
 
-def shape_of(columns: Iterable[Column]) -> dict[str, Any]:
-    """Return the shape of an event's data, as `from_json` takes it, for these columns."""
-    shape: dict[str, Any] = {}
+def structure_of(columns: Iterable[Column]) -> dict[str, Any]:
+    """Return the structure of an event's data with these columns, as `from_json` accepts it."""
+    structure: dict[str, Any] = {}
     for column in columns:
-        *above, last = PLACES[column.name]
-        inner = shape
+        *above, last = DATA_PATHS[column.name]
+        inner = structure
         for key in above:
             inner = inner.setdefault(key, {})
-        inner[last] = column.shape
-    return shape
+        inner[last] = column.json_type
+    return structure
 
 
-def encode_shape(shape: Any) -> str:
-    """Return a shape as text in SQL."""
-    return text(msgspec.json.encode(shape).decode())
+def encode_structure(structure: Any) -> str:
+    """Return a structure as an SQL literal."""
+    return text(msgspec.json.encode(structure).decode())
 
 
 Attributes = dict[str, str]
-"""The columns of attributes: the key of each, and its type in DuckDB's words."""
+"""The DuckDB types of attribute columns, by the key of the attribute."""
 
 Kinds = Mapping[str, Mapping[str, int]]
-"""How often each attribute has which kind of value."""
+"""How often each attribute has a value of each kind."""
 
 _TYPE_OF = {"text": "VARCHAR", "number": "DOUBLE", "bool": "BOOLEAN"}
-"""The kinds of JSON values that a column can carry, and its type then."""
+"""The column type for each kind of JSON value that can be a column."""
 
 _KIND_OF = {type: kind for kind, type in _TYPE_OF.items()}
 
-MAP = "MAP(VARCHAR, JSON)"
-"""What all attributes of an event are in DuckDB, before they are put into columns."""
+MAP_TYPE = "MAP(VARCHAR, JSON)"
+"""The DuckDB type of all attributes of an event, before they are converted to columns."""
 
 
 def _attribute_kind(value: str) -> str:
-    # From 2**53 on a whole number may not be the same as a double any more.
+    # From 2**53 on, a double cannot represent every integer.
     return f"""case coalesce(left({value}, 1), 'n')
         when '"' then 'text' when 't' then 'bool' when 'f' then 'bool' when 'n' then 'null'
         when '{{' then 'object' when '[' then 'array'
@@ -282,11 +285,11 @@ def _attribute_kind(value: str) -> str:
 
 
 def count_kinds(connection: DuckDBPyConnection, maps: str) -> Kinds:
-    """Return how often each attribute has which kind of value, the most frequent first.
+    """Return how often each attribute has a value of each kind, most frequent attribute first.
 
     Args:
-        connection: Where they are.
-        maps: SQL that selects maps of attributes.
+        connection: The DuckDB connection.
+        maps: SQL query for maps of attributes.
     """
     found = connection.execute(f"""
         select entry.key, {_attribute_kind("(entry.value::varchar)")} as kind, count(*)
@@ -299,14 +302,15 @@ def count_kinds(connection: DuckDBPyConnection, maps: str) -> Kinds:
     return kinds
 
 
-def choose_columns(kinds: Kinds, known: Attributes, most: int) -> Attributes:
-    """Return the columns of attributes: those there are, and as many new ones as there is room for."""
+def choose_columns(kinds: Kinds, known: Attributes, max_columns: int) -> Attributes:
+    """Return the attribute columns: the known ones, and new ones up to the maximum."""
     chosen = dict(known)
     taken = set(map(caseless, chosen))
     for key, counts in kinds.items():
-        fit = [kind for kind in counts if kind in _TYPE_OF]
-        if fit and len(chosen) < most and is_column_name(key) and (name := caseless(key)) not in taken:
-            chosen[key] = _TYPE_OF[max(fit, key=counts.__getitem__)]
+        fitting = [kind for kind in counts if kind in _TYPE_OF]
+        is_allowed = len(chosen) < max_columns and is_column_name(key)
+        if fitting and is_allowed and (name := caseless(key)) not in taken:
+            chosen[key] = _TYPE_OF[max(fitting, key=counts.__getitem__)]
             taken.add(name)
     return chosen
 
@@ -315,12 +319,12 @@ def choose_columns(kinds: Kinds, known: Attributes, most: int) -> Attributes:
 
 
 def attribute_values(attributes: Attributes, entries: str, kinds: Kinds | None = None) -> list[str]:
-    """Return in SQL the values of the columns, each with its name.
+    """Return the SQL expressions of attribute columns, each with its name.
 
     Args:
         attributes: The columns.
-        entries: SQL that gives all attributes of a row.
-        kinds: Which kinds of values there are in all of them, where that is known.
+        entries: SQL expression of the map of all attributes of a row.
+        kinds: The kinds of values of each attribute, if known.
     """
     values = []
     for key, type in attributes.items():
@@ -335,13 +339,13 @@ def attribute_values(attributes: Attributes, entries: str, kinds: Kinds | None =
     return values
 
 
-def rest_of(others: str, attributes: Attributes, entries: str, kinds: Kinds | None = None) -> str:
-    """Return in SQL what of a row is in no column, as JSON; null for nothing.
+def rest_column(others: str, attributes: Attributes, entries: str, kinds: Kinds | None = None) -> str:
+    """Return the SQL expression of the column `rest`: all values that are in no column, as JSON, or null.
 
     Args:
-        others: SQL that gives what there is beside attributes, as an object of JSON, or null.
+        others: SQL expression of the keys other than attributes, as a JSON object, or null.
         attributes: The columns.
-        entries: SQL that gives all attributes of the row.
+        entries: SQL expression of the map of all attributes of the row.
         kinds: See `attribute_values`.
     """
     fits = {(key, _KIND_OF[type]) for key, type in attributes.items()}
@@ -351,7 +355,7 @@ def rest_of(others: str, attributes: Attributes, entries: str, kinds: Kinds | No
     pairs = text(*(f"{kind} {key}" for key, kind in sorted(fits))) or "''"
     strays = f"""list_filter(map_entries({entries}),
         lambda entry: {_attribute_kind("(entry.value::varchar)")} || ' ' || entry.key not in ({pairs}))"""
-    # Put together as text: to merge two objects of JSON leaves out what is null.
+    # Concatenate texts, because `json_merge_patch` removes null values.
     as_field = f"""'"attributes":' || to_json(map_from_entries({strays}))::varchar || '}}'"""
     return f"""case when {entries} is null or len({strays}) = 0 then {others}
         else coalesce({others}[:-2] || ',', '{{') || {as_field} end"""
@@ -360,17 +364,19 @@ def rest_of(others: str, attributes: Attributes, entries: str, kinds: Kinds | No
 # ------------------------------------------------------------ from columns to a map
 
 
-def all_attributes(attributes: Attributes) -> str:
-    """Return in SQL the map of all attributes of a row, out of its columns and `rest`."""
+def attribute_map(attributes: Attributes) -> str:
+    """Return the SQL expression of the map of all attributes of a row, from its columns and `rest`."""
     pairs = ", ".join(
         f"{{'key': {text(key)}, 'value': to_json({quoted(attribute_column(key))})}}" for key in attributes
     )
     in_columns = f"list_filter([{pairs}], lambda pair: pair.value is not null)" if pairs else "[]"
     in_rest = f"""case when json_type(rest, '$.attributes') = 'OBJECT'
-        then from_json(rest::json->'$.attributes', '"{MAP}"') end"""
-    return f"""map_concat(map_from_entries({in_columns})::{MAP}, coalesce({in_rest}, map {{}}::{MAP}))"""
+        then from_json(rest::json->'$.attributes', '"{MAP_TYPE}"') end"""
+    return (
+        f"map_concat(map_from_entries({in_columns})::{MAP_TYPE}, coalesce({in_rest}, map {{}}::{MAP_TYPE}))"
+    )
 
 
-def others_in_rest() -> str:
-    """Return in SQL what `rest` has beside attributes; null where there is none."""
+def other_keys_in_rest() -> str:
+    """Return the SQL expression of the keys of `rest` other than attributes; null if there are none."""
     return "case when rest is not null then json_merge_patch(rest, '{\"attributes\":null}')::varchar end"

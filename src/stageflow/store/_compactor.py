@@ -1,4 +1,4 @@
-"""Compacts a journal now and then, in a thread of the process that writes it or of any other."""
+"""Moves closed segments of a journal into its archive, once or periodically in a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from .._files import absolute_path, only_one
+from .._files import absolute_path, try_lock
 from .._log import log_safely
 from ..errors import ArchiveDamagedError, DamagedFileError, JournalNotFoundError, describe, invalid_argument
 from ..journal import (
@@ -33,11 +33,11 @@ from ..journal import (
     store_cursor,
     writer_is_closed,
 )
-from ._address import CURSOR, absolute_address, archived_events, read_address, remember_address, same_address
+from ._address import CURSOR, absolute_address, archived_events, read_address, same_address, store_address
 from ._archive import COUNTS, Archive, ArchiveFile, Conflict
-from ._database import Workplace, as_os_errors
-from ._losses import left_behind, with_count
-from ._merge import KINDS, NO_KINDS, Merged, count_rows, merge, summed
+from ._database import InterruptibleDatabase, as_os_errors
+from ._losses import address_conflict, with_loss_count
+from ._merge import KNOWN_KINDS, NO_KINDS, Merged, count_rows, merge, sum_counts
 from ._parquet import LocalFiles, may_be_damage, select_rows
 from ._rows import load_rows
 from ._sampling import TailSampler, sample
@@ -49,46 +49,46 @@ __all__ = [
     "BackgroundCompactor",
     "Compacted",
     "Compactor",
+    "Maintenance",
     "Progress",
-    "Upkeep",
+    "check_exists",
     "closed_segments",
-    "must_be_there",
 ]
 
 
-_MANY = 8
-"""From so many small files of one day on they are merged."""
+_MIN_MERGED_FILES = 8
+"""Minimum number of small files of one day that are worth merging."""
 
 
-class Upkeep(Struct, frozen=True, kw_only=True):
-    """What is done to an archive after rows came in.
+class Maintenance(Struct, frozen=True, kw_only=True):
+    """Maintains an archive after rows were added.
 
     Attributes:
         archive: The archive.
-        workplace: Where files are merged.
-        local: Its files.
-        max_age: Seconds after which events are dropped, by whole days; None for never.
-        max_bytes: Of events; beyond it the oldest days are dropped; None for no bound.
+        database: The database in which files are merged.
+        local: The local paths of the archive's files.
+        max_age: Seconds after which events are dropped, in whole days; None for never.
+        max_bytes: Maximum size of the events; beyond it, the oldest days are dropped. None for no limit.
         counts_max_age: Seconds after which exact counts are dropped; None for never.
-        target_bytes: Small files are merged until they have about this size.
+        target_bytes: Approximate size up to which small files are merged.
     """
 
     archive: Archive
-    workplace: Workplace
+    database: InterruptibleDatabase
     local: LocalFiles
     max_age: float | None
     max_bytes: int | None
     counts_max_age: float | None
     target_bytes: int
 
-    def keep_up(self) -> tuple[int, int]:
-        """Merge and drop what is due; return how many small files were merged, and how many rows dropped.
+    def run(self) -> tuple[int, int]:
+        """Merge small files and drop expired rows; return the number of merged files and dropped rows.
 
         Raises:
             OSError: The archive cannot be written.
         """
         merged = self._merge_small_files()
-        dropped = self._drop_old()
+        dropped = self._drop_expired()
         if merged or dropped:
             self.archive.remove_unused()
         self.archive.shorten_log()
@@ -96,77 +96,77 @@ class Upkeep(Struct, frozen=True, kw_only=True):
 
     def _merge_small_files(self) -> int:
         merged = 0
-        for _, files in groupby(sorted(self.archive.files(), key=_shelf), key=_shelf):
+        for _, files in groupby(sorted(self.archive.files(), key=_merge_key), key=_merge_key):
             small = [file for file in files if file.size < self.target_bytes // 2]
-            if len(small) >= _MANY:
-                with contextlib.suppress(Conflict, FileNotFoundError):  # another time
+            if len(small) >= _MIN_MERGED_FILES:
+                with contextlib.suppress(Conflict, FileNotFoundError):  # the next call tries again
                     merged += self._merge(small)
         return merged
 
     def _merge(self, small: Sequence[ArchiveFile]) -> int:
         # Do not rewrite a damaged file: the new checksum would hide the damage.
         small = [file for file in small if self.local.damage_of(file) is None]
-        if len(small) < _MANY:
+        if len(small) < _MIN_MERGED_FILES:
             return 0
         rows = f"from {select_rows(self.local.paths(small))}"
-        with self.workplace.open() as database:
+        with self.database.open() as database:
             if small[0].has_events:
                 written = self.local.write(database, rows)
             else:
-                written = self.local.write(database, summed(rows), COUNTS)
-        with self.local.taken_back(written):
+                written = self.local.write(database, sum_counts(rows), COUNTS)
+        with self.local.deleted_on_failure(written):
             self.archive.commit(written, small)
         return len(small)
 
-    def _drop_old(self) -> int:
-        events = sorted((file for file in self.archive.files() if file.has_events), key=_shelf)
+    def _drop_expired(self) -> int:
+        events = sorted((file for file in self.archive.files() if file.has_events), key=_merge_key)
         size = sum(file.size for file in events)
-        oldest = _day_of(self.max_age)
-        gone: list[ArchiveFile] = []
-        for (_, day), of_day in groupby(events, key=_shelf):
-            too_much = self.max_bytes is not None and size > self.max_bytes
-            if day >= oldest and not too_much:
+        oldest = _oldest_day(self.max_age)
+        expired: list[ArchiveFile] = []
+        for (_, day), of_day in groupby(events, key=_merge_key):
+            too_large = self.max_bytes is not None and size > self.max_bytes
+            if day >= oldest and not too_large:
                 break
             of_this_day = list(of_day)
-            gone += of_this_day
+            expired += of_this_day
             size -= sum(file.size for file in of_this_day)
-        oldest = _day_of(self.counts_max_age)
+        oldest = _oldest_day(self.counts_max_age)
         old_counts = [file for file in self.archive.files() if not file.has_events and file.day < oldest]
-        if gone or old_counts:
+        if expired or old_counts:
             try:
-                self.archive.commit([], gone + old_counts)
-            except Conflict:  # another time
+                self.archive.commit([], expired + old_counts)
+            except Conflict:  # the next call tries again
                 return 0
-        return sum(file.rows for file in gone)
+        return sum(file.rows for file in expired)
 
 
-def _shelf(file: ArchiveFile) -> tuple[bool, str]:
-    """Return which files may be merged with each other."""
+def _merge_key(file: ArchiveFile) -> tuple[bool, str]:
+    """Return the sort key of a file; files with the same key can be merged."""
     return file.has_events, file.day
 
 
-def _day_of(age: float | None) -> str:
-    """Return the oldest day that is kept."""
+def _oldest_day(age: float | None) -> str:
+    """Return the oldest day to keep."""
     return "" if age is None else str((datetime.now(UTC) - timedelta(seconds=age)).date())
 
 
 _LOCK = "archive.lock"
-_TRIES = 50
+_MAX_ATTEMPTS = 50
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes of segments that are done, and all there are."""
+"""Called with the number of bytes of segments that are archived, and the total."""
 
 
 class Compacted(Struct, frozen=True):
-    """What one call did.
+    """The result of `Compactor.compact`.
 
     Attributes:
-        segments: How many segments are in the archive now that were not.
-        rows: How many events they had.
-        kept_rows: How many of them are in the archive: all, unless they were sampled.
-        merged_files: How many small files were made into larger ones.
-        dropped_rows: How many rows were dropped for their age or for the archive's size.
-        busy: True where another process was at it, and nothing was done.
+        segments: Number of segments that were added to the archive.
+        rows: Number of their events.
+        kept_rows: Number of these events that are in the archive; all of them, unless they were sampled.
+        merged_files: Number of small files that were merged into larger ones.
+        dropped_rows: Number of rows that were dropped because of their age or the size of the archive.
+        busy: True if another process was compacting, and nothing was done.
     """
 
     segments: int = 0
@@ -178,31 +178,32 @@ class Compacted(Struct, frozen=True):
 
 
 class Compactor:
-    """Keeps the archive of a journal.
+    """Moves closed segments of a journal into its archive, and maintains the archive.
 
-    Any number of compactors may work on one journal, and each may be killed at any point: each
-    event is in the archive once.
+    Any number of compactors can work on one journal, and each can be killed at any point: the archive
+    contains each event once.
 
     Args:
         journal: Directory of the journal.
-        archive: Address of the archive: a directory, or "s3://bucket/events"; default the one that
-            this journal has, or `archive` in its directory. The journal stores it with the first commit.
-            For a journal whose events are in another archive, see `move_archive` and `forget_archive`.
-        storage_options: How to get at object storage; see `EventStore`.
-        keep_seconds: How long a segment stays in the journal after it was last written to, at
-            least; default 600. It stays until every named reader has read it.
-        max_age: Seconds after which events are dropped from the archive, by whole days; default
-            None, for never.
-        max_bytes: Of the archive; beyond it the oldest days are dropped; default None, for no bound.
-        counts_max_age: Seconds after which the exact counts are dropped too; default None, for never.
-        sampler: Which runs are kept; default None, for all.
-        most_attributes: How many attributes have a column of their own; default 256. The others
-            stand in `rest`, as JSON.
-        batch_bytes: Of segments that are taken at once; default 256 MiB. It bounds the memory.
-        target_bytes: Small files are merged until they have about this size; default 128 MiB.
+        archive: Address of the archive: a directory, or "s3://bucket/events"; default the current archive
+            of the journal, or `archive` in its directory. The journal stores it with the first commit. For a
+            journal whose events are in another archive, see `move_archive` and `forget_archive`.
+        storage_options: Options for object storage; see `EventStore`.
+        keep_seconds: Minimum time in seconds that a segment stays in the journal after the last write to it;
+            default 600. It also stays until every named reader has read it.
+        max_age: Seconds after which events are dropped from the archive, in whole days; default None, for
+            never.
+        max_bytes: Maximum size of the archive; beyond it, the oldest days are dropped. Default None, for no
+            limit.
+        counts_max_age: Seconds after which the exact counts are dropped; default None, for never.
+        sampler: Selects the runs to keep; default None, for all.
+        max_attributes: Maximum number of attributes that have separate columns; default 256. Others are
+            stored in `rest`, as JSON.
+        batch_bytes: Size of the segments that are archived at once, which limits the memory; default 256 MiB.
+        target_bytes: Approximate size up to which small files are merged; default 128 MiB.
 
     Raises:
-        JournalNotFoundError: There is no journal.
+        JournalNotFoundError: The directory does not exist.
 
     Example:
         print(Compactor("journal").compact().rows)
@@ -219,7 +220,7 @@ class Compactor:
         max_bytes: int | None = None,
         counts_max_age: float | None = None,
         sampler: TailSampler | None = None,
-        most_attributes: int = 256,
+        max_attributes: int = 256,
         batch_bytes: int = 256 << 20,
         target_bytes: int = 128 << 20,
     ) -> None:
@@ -228,11 +229,11 @@ class Compactor:
             raise JournalNotFoundError(self.journal)
         self._given = absolute_address(archive) if archive is not None else None
         self._storage_options = storage_options
-        self._workplace = Workplace()
-        self._room = RetentionPolicy(max_age=keep_seconds)
-        self._new_upkeep = functools.partial(
-            Upkeep,
-            workplace=self._workplace,
+        self._database = InterruptibleDatabase()
+        self._retention = RetentionPolicy(max_age=keep_seconds)
+        self._new_maintenance = functools.partial(
+            Maintenance,
+            database=self._database,
             max_age=max_age,
             max_bytes=max_bytes,
             counts_max_age=counts_max_age,
@@ -240,60 +241,60 @@ class Compactor:
         )
         self._use(read_address(self.journal) if self._given is None else self._given)
         self._sampler = sampler
-        self._most_attributes = most_attributes
+        self._max_attributes = max_attributes
         self._batch_bytes = batch_bytes
 
     def _use(self, address: str) -> None:
         self.archive = Archive(address, self._storage_options)
         self._local = LocalFiles(self.archive)
-        self._upkeep = self._new_upkeep(archive=self.archive, local=self._local)
+        self._maintenance = self._new_maintenance(archive=self.archive, local=self._local)
 
     def compact(self, progress: Progress | None = None) -> Compacted:
-        """Take every closed segment into the archive; then merge small files, and drop what is too much.
+        """Move every closed segment into the archive; then merge small files and drop expired rows.
 
         Args:
-            progress: Called now and then; see `Progress`.
+            progress: Called after each batch; see `Progress`.
 
         Raises:
-            ArchiveAddressError: Events of the journal are in the archive at another address.
+            ArchiveAddressError: Events of the journal are in an archive at another address.
             ArchiveDamagedError: A file of the archive, or the archive itself, is damaged or missing.
             MissingExtraError: The packages of `stageflow[store]` are not installed.
-            OSError: The journal cannot be read, or the archive not be written.
+            OSError: The journal cannot be read, or the archive cannot be written.
         """
-        # For economy alone: two at once would be right, and one of them for nothing.
-        with as_os_errors(self.archive.address), only_one(os.path.join(self.journal, _LOCK)) as alone:
-            if not alone:
+        # The lock only saves work: two compactors would be correct, but one of them would work in vain.
+        with as_os_errors(self.archive.address), try_lock(os.path.join(self.journal, _LOCK)) as locked:
+            if not locked:
                 return Compacted(busy=True)
             self._check_address()
             try:
-                self.recover_alone()
+                self.recover_locked()
                 self.archive.refresh()
             except ArchiveDamagedError as error:
                 raise self.diagnose(error) from None
-            must_be_there(self.archive, self.journal)
+            check_exists(self.archive, self.journal)
             with contextlib.suppress(OSError):
                 Journal(self.journal).recover()
             try:
-                segments, rows, kept = self._take_all(progress or _in_silence)
+                segments, rows, kept = self._archive_all(progress or _ignore_progress)
                 self.archive.sync()
                 if self._given is not None and self.archive.version >= 0:
-                    remember_address(self.journal, self._given)
-                self._tell_cursor()
-                self._room.apply(self.journal)
-                merged, dropped = self._upkeep.keep_up()
+                    store_address(self.journal, self._given)
+                self._store_cursor()
+                self._retention.apply(self.journal)
+                merged, dropped = self._maintenance.run()
             except Exception as error:
                 if may_be_damage(error):
-                    self._local.forget()
-                    self._local.must_be_intact(self.archive.files())
+                    self._local.invalidate()
+                    self._local.verify(self.archive.files())
                 raise
         return Compacted(segments, rows, kept, merged, dropped)
 
     def interrupt(self) -> None:
-        """Break off the step that another thread is at, if it can be; there `compact` raises then.
+        """Interrupt the current step of another thread, if possible; `compact` raises an error there.
 
-        Nothing is lost: whoever compacts next begins that step anew.
+        Nothing is lost: the next compaction repeats the step.
         """
-        self._workplace.interrupt()
+        self._database.interrupt()
 
     def recover(self) -> list[str]:
         """Make an archive readable again after a crash of the machine; `compact` calls this method.
@@ -305,26 +306,26 @@ class Compactor:
             ArchiveDamagedError: A durable file is damaged.
             OSError: The archive cannot be written.
         """
-        with only_one(os.path.join(self.journal, _LOCK)) as alone:
-            return self.recover_alone() if alone else []
+        with try_lock(os.path.join(self.journal, _LOCK)) as locked:
+            return self.recover_locked() if locked else []
 
     @contextlib.contextmanager
-    def alone(self) -> Generator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the lock that excludes other compactors of this journal.
 
         Raises:
             OSError: Another compactor is running.
         """
-        with only_one(os.path.join(self.journal, _LOCK)) as alone:
-            if not alone:
+        with try_lock(os.path.join(self.journal, _LOCK)) as locked:
+            if not locked:
                 raise OSError(errno.EBUSY, "another process is compacting", self.journal)
             yield
 
-    def recover_alone(self) -> list[str]:
-        """Do what `recover` does, for a caller that keeps other compactors away."""
+    def recover_locked(self) -> list[str]:
+        """Do the same as `recover`; the caller holds the lock of the journal."""
         if self.archive.log is not None and not os.path.isdir(self.archive.address):
             return []
-        return self.archive.recover(self._promised(), self._keeps())
+        return self.archive.recover(self._archived_sequences(), self._segment_check())
 
     def _check_address(self) -> None:
         """Use the archive that the journal has now: another process may have changed its address."""
@@ -333,33 +334,33 @@ class Compactor:
         except DamagedFileError:
             if self._given is None:
                 raise
-            return  # the address that was given replaces it
+            return  # the requested address replaces it
         if same_address(address, self.archive.address):
             return
         if self._given is None:
             self._use(address)
         elif archived_events(self.journal) is not None:
-            raise left_behind(self.journal, address, self.archive.address, self._storage_options)
+            raise address_conflict(self.journal, address, self.archive.address, self._storage_options)
 
     def diagnose(self, error: ArchiveDamagedError) -> ArchiveDamagedError:
-        """Return an error that says whether a compaction would recover the archive, and what is at stake.
+        """Return an error that states whether a compaction would recover the archive, and the possible loss.
 
         Args:
-            error: That reading the archive raised. Nothing is changed.
+            error: The error that was raised while reading the archive. Nothing is changed.
         """
         with contextlib.suppress(OSError):
-            error = self.archive.why_not_recoverable(self._promised(), self._keeps()) or error
-        return with_count(error, self.archive, self.journal)
+            error = self.archive.recovery_error(self._archived_sequences(), self._segment_check()) or error
+        return with_loss_count(error, self.archive, self.journal)
 
-    def _promised(self) -> dict[str, int]:
-        """Return how far each writer's segments are archived, according to the journal."""
+    def _archived_sequences(self) -> dict[str, int]:
+        """Return the last archived sequence of each writer, according to the journal."""
         with contextlib.suppress(ValueError):
             if known := load_cursor(self.journal, CURSOR):
                 return {writer: at - 1 for writer, (at, _) in known.positions.items()}
         return {}
 
-    def _keeps(self) -> Callable[[str, int, int], bool]:
-        """Return a function that says whether the journal has the segments between two sequences."""
+    def _segment_check(self) -> Callable[[str, int, int], bool]:
+        """Return a function that returns whether the journal has the segments between two sequences."""
         segments = {
             writer: {segment.sequence for segment in found}
             for writer, found in list_writers(self.journal).items()
@@ -368,78 +369,79 @@ class Compactor:
 
     # ------------------------------------------------------------ into the archive
 
-    def _take_all(self, progress: Progress) -> tuple[int, int, int]:
-        done = taken = rows = kept = 0
-        tries = 0
+    def _archive_all(self, progress: Progress) -> tuple[int, int, int]:
+        done = archived = rows = kept = 0
+        attempts = 0
         while True:
             self.archive.refresh()
             waiting = closed_segments(self.journal, self.archive)
             if not waiting:
-                return taken, rows, kept
-            batch = _first(waiting, self._batch_bytes)
+                return archived, rows, kept
+            batch = _first_batch(waiting, self._batch_bytes)
             sizes = {segment.path: _size(segment) for segment in waiting}
             progress(done, done + sum(sizes.values()))
             try:
-                found, left = self._take(batch)
+                found, left = self._archive_batch(batch)
             except (Conflict, FileNotFoundError):
-                # Somebody else was quicker, or made room: look again what there is to do.
-                tries += 1
-                if tries > _TRIES:
+                # Another process archived or deleted a segment first: list the segments again.
+                attempts += 1
+                if attempts > _MAX_ATTEMPTS:
                     raise
-                if tries > _TRIES // 10:
+                if attempts > _MAX_ATTEMPTS // 10:
                     self.archive.refresh()
-                    self._local.paths(self.archive.files())  # after so many tries, a missing file is damage
-                time.sleep(random.uniform(0, 0.05 * tries))
+                    # After repeated failures, raise an error if a file is missing.
+                    self._local.paths(self.archive.files())
+                time.sleep(random.uniform(0, 0.05 * attempts))
                 continue
-            taken += len(batch)
+            archived += len(batch)
             rows += found
             kept += left
             done += sum(sizes[segment.path] for segment in batch)
             progress(done, done + sum(sizes.values()) - sum(sizes[segment.path] for segment in batch))
 
-    def _take(self, batch: Sequence[Segment]) -> tuple[int, int]:
-        """Take some segments into the archive; return how many events they had, and how many are kept."""
-        with self._workplace.open() as database:
-            attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._most_attributes)
+    def _archive_batch(self, batch: Sequence[Segment]) -> tuple[int, int]:
+        """Archive a batch of segments; return the number of its events, and how many of them are kept."""
+        with self._database.open() as database:
+            attributes = load_rows(database, "batch", batch, self.archive.attributes(), self._max_attributes)
             self.archive.prepare(_columns(database, "batch"))
             merged = merge(database, "batch", attributes, self.archive.files(), self._local)
             superseded = merged.superseded
             count = _count(database)
             written = self._local.write(database, count_rows("batch", superseded), COUNTS) if count else []
-            with self._local.taken_back(written):
+            with self._local.deleted_on_failure(written):
                 if self._sampler is not None:
                     failures = read_failures(self.journal)
-                    sample(database, self._sampler, "batch", merged.near, self._kinds(), failures)
+                    sample(database, self._sampler, "batch", merged.related_rows, self._kinds(), failures)
                 kept = _count(database)
                 rows, replaced = "from batch", []
                 if superseded.count:
-                    replaced = self._holding(database, merged)
-                    self._local.must_be_intact(replaced)  # a new file would hide the damage
-                    rows += f""" union all by name (
-                        select * from {select_rows(self._local.paths(replaced))} where {superseded.spares})"""
+                    replaced = self._files_to_replace(database, merged)
+                    self._local.verify(replaced)  # a new file would hide the damage
+                    old_rows = select_rows(self._local.paths(replaced))
+                    rows += f" union all by name (select * from {old_rows} where {superseded.is_current})"
                 written += self._local.write(database, rows)
                 last = {segment.writer: segment.sequence for segment in batch}
                 self.archive.commit(written, replaced, last)
         return count - superseded.count, kept - superseded.count
 
     def _kinds(self) -> str:
-        """Return in SQL the kinds of runs that are known."""
+        """Return an SQL query for the known kinds of runs."""
         counts = [file for file in self.archive.files() if not file.has_events]
-        return KINDS.format(counts=select_rows(self._local.paths(counts))) if counts else NO_KINDS
+        return KNOWN_KINDS.format(counts=select_rows(self._local.paths(counts))) if counts else NO_KINDS
 
-    def _holding(self, database: DuckDBPyConnection, merged: Merged) -> list[ArchiveFile]:
+    def _files_to_replace(self, database: DuckDBPyConnection, merged: Merged) -> list[ArchiveFile]:
         """Return the archive files with rows that the batch supersedes."""
         found = []
         for file, path in zip(merged.files, self._local.paths(merged.files), strict=True):
-            held = f"select 1 from {select_rows([path])} where {merged.superseded.replaces} limit 1"
-            if database.execute(held).fetchall():
+            query = f"select 1 from {select_rows([path])} where {merged.superseded.is_superseded} limit 1"
+            if database.execute(query).fetchall():
                 found.append(file)
         return found
 
     # ------------------------------------------------------------ off the journal's disk
 
-    def _tell_cursor(self) -> None:
-        """Write down what is in the archive, as every reader of a journal does: what has been read may go."""
+    def _store_cursor(self) -> None:
+        """Store which events are archived as a cursor, so that retention can delete their segments."""
         writers = list_writers(self.journal)
         positions = {
             writer: (self.archive.watermark(writer) + 1, 0)
@@ -448,9 +450,9 @@ class Compactor:
         }
         try:
             known = load_cursor(self.journal, CURSOR)
-        except ValueError:  # what it says is in the archive as well
+        except ValueError:  # damaged; the archive has the same information
             known = None
-        # Also where nothing is in the archive yet: what no reader has to read goes for its age alone.
+        # Write it even if nothing is archived: otherwise retention would delete segments only by their age.
         if known is None or positions != known.positions:
             store_cursor(
                 self.journal,
@@ -459,15 +461,15 @@ class Compactor:
             )
 
 
-def must_be_there(archive: Archive, journal: str) -> None:
+def check_exists(archive: Archive, journal: str) -> None:
     """Raise an error if an archive does not exist, although events of the journal were archived.
 
     Args:
-        archive: After `refresh`.
+        archive: The archive, after `refresh`.
         journal: Directory of the journal.
 
     Raises:
-        ArchiveDamagedError: It is missing: its disk may not be mounted, or its address may be wrong.
+        ArchiveDamagedError: The archive is missing: its disk may not be mounted, or its address may be wrong.
     """
     if archive.version < 0 and (events := archived_events(journal)) is not None:
         raise ArchiveDamagedError(
@@ -480,7 +482,7 @@ def must_be_there(archive: Archive, journal: str) -> None:
 
 
 def closed_segments(journal: str, archive: Archive) -> list[Segment]:
-    """Return the segments that nobody writes to and that are not in the archive, oldest writer first."""
+    """Return the segments that are no longer written to and not in the archive, oldest writer first."""
     found: list[Segment] = []
     for writer, segments in list_writers(journal).items():
         rest = [segment for segment in segments if segment.sequence > archive.watermark(writer)]
@@ -490,13 +492,13 @@ def closed_segments(journal: str, archive: Archive) -> list[Segment]:
     return found
 
 
-def _first(waiting: Sequence[Segment], most_bytes: int) -> list[Segment]:
-    """Return as many of the first segments as have so many bytes together, and one at least."""
+def _first_batch(waiting: Sequence[Segment], max_bytes: int) -> list[Segment]:
+    """Return the first segments up to a total size, but at least one."""
     batch: list[Segment] = []
     size = 0
     for segment in waiting:
         size += _size(segment)
-        if batch and size > most_bytes:
+        if batch and size > max_bytes:
             break
         batch.append(segment)
     return batch
@@ -518,7 +520,7 @@ def _columns(database: DuckDBPyConnection, table: str) -> dict[str, str]:
     return {name: type for name, type, *_ in database.execute(f"describe {table}").fetchall()}
 
 
-def _in_silence(done: int, whole: int) -> None:
+def _ignore_progress(done: int, total: int) -> None:
     pass
 
 
@@ -526,19 +528,19 @@ log = logging.getLogger("stageflow.store")
 
 
 class BackgroundCompactor:
-    """Calls `compact` of a compactor again and again, in a daemon thread, until it is closed.
+    """Calls `compact` periodically in a daemon thread until it is closed.
 
-    What goes wrong is logged, once for each kind of error, and tried again. DuckDB and Delta Lake
-    work outside of Python's lock, but they take processor time: a process with a service level to
-    keep leaves it to another one, `stageflow compact --every 1m`. When the interpreter ends, what is
-    under way is broken off: nothing is lost, and another one does it.
+    Errors are logged, once for each type of error, and the next call tries again. DuckDB and Delta Lake
+    release Python's global lock, but they use processor time: if the latency of a process matters, run
+    `stageflow compact --every 1m` as a separate process. When the interpreter exits, the current step is
+    interrupted; nothing is lost, and the next compaction repeats it.
 
     Args:
-        compactor: What is called.
-        every: Seconds between the end of one call and the next; default 60.
+        compactor: The compactor.
+        every: Seconds between the end of a call and the start of the next; default 60.
 
     Raises:
-        InvalidArgumentError: `every` is no positive number.
+        InvalidArgumentError: `every` is not a positive number.
 
     Example:
         with BackgroundCompactor(Compactor("journal"), every=60):
@@ -551,9 +553,9 @@ class BackgroundCompactor:
         self._compactor = compactor
         self._every = every
         self._closed = threading.Event()
-        self._told: set[str] = set()
+        self._logged_kinds: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="stageflow-compactor", daemon=True)
-        atexit.register(self._break_off)
+        atexit.register(self._stop_at_exit)
         self._thread.start()
 
     def _run(self) -> None:
@@ -561,11 +563,11 @@ class BackgroundCompactor:
             try:
                 self._compactor.compact()
             except Exception as error:
-                if self._closed.is_set():  # it was broken off
+                if self._closed.is_set():  # it was interrupted
                     return
                 kind = type(error).__name__
-                if kind not in self._told:
-                    self._told.add(kind)
+                if kind not in self._logged_kinds:
+                    self._logged_kinds.add(kind)
                     log_safely(
                         log,
                         "journal %s could not be compacted: %s (further occurrences are not logged)",
@@ -576,18 +578,18 @@ class BackgroundCompactor:
                 return
 
     def close(self, timeout: float = 5.0) -> None:
-        """Let what is under way end, for so many seconds at most, and stop."""
+        """Wait up to `timeout` seconds for the current call to end, and stop."""
         self._closed.set()
         self._thread.join(timeout)
         if not self._thread.is_alive():
-            atexit.unregister(self._break_off)
+            atexit.unregister(self._stop_at_exit)
 
-    def _break_off(self, seconds: float = 10.0) -> None:
-        """End the thread: one that comes back from native code into an interpreter that is gone crashes."""
+    def _stop_at_exit(self, seconds: float = 10.0) -> None:
+        """Stop the thread, which would crash on returning from native code after the interpreter exits."""
         self._closed.set()
         deadline = time.monotonic() + seconds
         while self._thread.is_alive() and time.monotonic() < deadline:
-            # Again and again: it ends a statement, and there may be none at this moment.
+            # Repeat: an interrupt affects only a statement that is being executed.
             self._compactor.interrupt()
             self._thread.join(0.02)
 

@@ -20,22 +20,22 @@ __all__ = ["Comparison", "ErrorGroup", "Side", "Slow", "compare", "errors", "slo
 
 
 class ErrorGroup(Struct, frozen=True):
-    """Failures that are alike: of one stage, or of runs that failed as a whole, by one kind of error.
+    """Similar failures: of one stage, or of runs that failed as a whole, with the same kind of error.
 
-    Messages that differ in numbers and ids alone are alike.
+    Failures are similar if their messages differ only in numbers and ids.
 
     Attributes:
-        pipeline: Name of the pipeline; of a stage the topology that it ran in.
-        stage: Name of the stage; None where the run itself failed: its deadline, its process.
-        kind: The class of the exception; of a run without one its outcome ("timeout", "crashed"). Runs
-            whose outcome does not count as a failure are left out, by default those that were cancelled.
+        pipeline: Name of the pipeline; for a stage, the topology that it ran in.
+        stage: Name of the stage; None if the run itself failed, for example by its deadline.
+        kind: The class of the exception; for a run without an exception, its outcome ("timeout", "crashed").
+            Runs whose outcome does not count as a failure are excluded, by default those that were cancelled.
         message: The newest message.
-        rows: How many events there are.
-        count: How many they stand for.
-        runs: How many runs had it.
-        first: When it first happened.
-        last: When it last happened.
-        examples: Ids of the newest runs that had it, five at most.
+        rows: Number of events.
+        count: The weighted number of events.
+        runs: Number of runs with this failure.
+        first: When the failure first occurred.
+        last: When the failure last occurred.
+        examples: Ids of up to five of the newest runs with this failure.
     """
 
     pipeline: str
@@ -52,26 +52,26 @@ class ErrorGroup(Struct, frozen=True):
 
 _EXAMPLES = 5
 
-_ALIKE = r"""regexp_replace(regexp_replace(message,
+_NORMALIZED_MESSAGE = r"""regexp_replace(regexp_replace(message,
     '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|0x[0-9a-fA-F]+', '#', 'g'), '[0-9]+', '#', 'g')"""
 
 
 def errors(connection: DuckDBPyConnection, of_stages: str, of_runs: str, *, limit: int) -> list[ErrorGroup]:
-    """Return groups of failures, the most frequent first.
+    """Return groups of similar failures, most frequent first.
 
     Args:
-        connection: That has the views.
-        of_stages: Which stages count.
-        of_runs: Which runs count.
-        limit: How many groups at most.
+        connection: The connection with the views.
+        of_stages: Condition for the stages to include.
+        of_runs: Condition for the runs to include.
+        limit: Maximum number of groups.
     """
-    # A run whose stage failed is in the group of that stage. Texts are made alike when the same ones
-    # are together already: most failures say the same as others, to the letter.
+    # A run whose stage failed belongs to the group of that stage. Group by the exact message first, and
+    # normalize each distinct message once: most failures have the same message as others.
     found = connection.execute(f"""
         with failures as (
             select if(type = 'stage.wide', topology, pipeline_name) as pipeline,
                 stage_name as stage, coalesce(error_type, outcome, 'failed') as kind,
-                coalesce(error, '') as message, count(*) as n, {count_if()} as stands_for,
+                coalesce(error, '') as message, count(*) as n, {count_if()} as weighted_count,
                 count(distinct pipeline_run_id) as runs, min(ended_at) as first, max(ended_at) as last,
                 arg_max(pipeline_run_id, ended_at, {_EXAMPLES}) as examples
             from events
@@ -79,29 +79,29 @@ def errors(connection: DuckDBPyConnection, of_stages: str, of_runs: str, *, limi
                 or (type = 'pipeline.wide' and first_failed_stage is null and {of_runs}))
             group by 1, 2, 3, 4
         )
-        select pipeline, stage, kind, arg_max(message, last), sum(n)::bigint, sum(stands_for) as stands_for,
-            sum(runs)::bigint, min(first), max(last),
+        select pipeline, stage, kind, arg_max(message, last), sum(n)::bigint,
+            sum(weighted_count) as weighted_count, sum(runs)::bigint, min(first), max(last),
             list_distinct(flatten(list(examples order by last desc)))[1:{_EXAMPLES}]
-        from failures group by pipeline, stage, kind, {_ALIKE}
-        order by stands_for desc, pipeline, stage, kind limit {limit}
+        from failures group by pipeline, stage, kind, {_NORMALIZED_MESSAGE}
+        order by weighted_count desc, pipeline, stage, kind limit {limit}
     """).fetchall()
     return [ErrorGroup(pipeline or "", *rest) for pipeline, *rest in found]
 
 
 class Slow(Struct, frozen=True):
-    """A run or a stage that took long.
+    """A slow run or stage.
 
     Attributes:
-        run_id: `pipeline_run_id`.
-        pipeline: Name of the pipeline; of a stage the topology that it ran in.
-        stage: Name of the stage; of a run the slowest one on its critical path, where that is known.
-        status: How it ended.
-        duration_ms: Milliseconds that it took.
-        stage_ms: Milliseconds that `stage` took, from ready to ended.
+        run_id: The `pipeline_run_id`.
+        pipeline: Name of the pipeline; for a stage, the topology that it ran in.
+        stage: Name of the stage; for a run, the slowest stage on its critical path, if known.
+        status: The status of a stage, or the outcome of a run.
+        duration_ms: Duration in milliseconds.
+        stage_ms: Milliseconds from when `stage` was ready until it ended.
         queue_ms: Milliseconds that a stage was ready and waited; None for runs.
-        attempts: How often a stage was tried; None for runs.
-        started_at: When it began.
-        user_id: For whom.
+        attempts: Number of attempts of a stage; None for runs.
+        started_at: When the run or stage started.
+        user_id: The user of the run.
     """
 
     run_id: str
@@ -117,7 +117,7 @@ class Slow(Struct, frozen=True):
 
 
 def slowest(connection: DuckDBPyConnection, condition: str, over: Over, *, limit: int) -> list[Slow]:
-    """Return what took longest, the longest first."""
+    """Return the runs or stages with the longest durations."""
     if over == "stages":
         query = f"""
             select pipeline_run_id, topology, stage_name, status, duration_ms, total_ms, queue_ms, attempts,
@@ -141,20 +141,20 @@ def slowest(connection: DuckDBPyConnection, condition: str, over: Over, *, limit
     return [Slow(run, name or "", *rest) for run, name, *rest in connection.execute(query).fetchall()]
 
 
-_MOST_DURATIONS = 5_000
-"""So many durations of each side are compared rank by rank; more would not change the answer."""
+_MAX_DURATIONS = 5_000
+"""Maximum number of durations per side for the rank test; more do not change the result."""
 
 
 class Side(Struct, frozen=True):
     """One side of a comparison.
 
     Attributes:
-        rows: How many events were looked at.
-        count: How many ends they stand for; 0 for what is new, or gone.
+        rows: Number of events.
+        count: The weighted number of events; 0 for a stage or pipeline that is new or was removed.
         failure_rate: Share of failures, as in `Stat`; None if all were cancelled.
-        p50_ms: Median duration in milliseconds; None where nothing ran.
-        p95_ms: 95 % took no longer.
-        estimated: True where a row stands for more than one: then the numbers are estimates.
+        p50_ms: Median duration in milliseconds; None if nothing ran.
+        p95_ms: 95th percentile of the duration, in milliseconds.
+        estimated: True if a row has a weight other than 1, so that the numbers are estimates.
     """
 
     rows: int = 0
@@ -166,16 +166,16 @@ class Side(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """One stage, or one pipeline, before and after.
+    """One stage or pipeline before and after a change.
 
     Attributes:
-        pipeline: Name of the pipeline; of a stage the topology that it ran in.
+        pipeline: Name of the pipeline; for a stage, the topology that it ran in.
         stage: Name of the stage; None for whole runs.
-        before: The one side.
-        after: The other.
-        q_failures: How likely the failure rates differ by chance alone (Fisher's exact test), corrected
-            for all comparisons made (Benjamini-Hochberg); None where one side has nothing.
-        q_durations: The same of durations (Mann-Whitney U test).
+        before: The first selection.
+        after: The second selection.
+        q_failures: Probability that the failure rates differ by chance (Fisher's exact test), corrected for
+            all comparisons (Benjamini-Hochberg); None if one side has no rows.
+        q_durations: The same for durations (Mann-Whitney U test).
     """
 
     pipeline: str
@@ -186,9 +186,9 @@ class Comparison(Struct, frozen=True):
     q_durations: float | None
 
 
-class _Found(NamedTuple):
+class _Group(NamedTuple):
     side: Side
-    rated: int  # rows that count in the failure rate
+    rated: int  # number of rows that count in the failure rate
     durations: Sequence[float]
 
 
@@ -198,22 +198,22 @@ _Name = tuple[str, str]
 def compare(
     connection: DuckDBPyConnection, before: str, after: str, over: Over, *, weighted: bool
 ) -> list[Comparison]:
-    """Return each stage, or pipeline, on both sides; what changed most surely first.
+    """Compare each stage or pipeline between two selections; most significant changes first.
 
     Args:
-        connection: That has the views.
-        before: Which rows are the one side.
-        after: Which are the other.
-        over: Runs or stages.
-        weighted: Whether any row stands for more than one.
+        connection: The connection with the views.
+        before: Condition for the rows of the first selection.
+        after: Condition for the rows of the second selection.
+        over: "runs" or "stages".
+        weighted: Whether any row has a weight other than 1.
     """
     one, other = (_side(connection, where, over, weighted) for where in (before, after))
     names = sorted({*one, *other})
-    nothing = _Found(Side(), 0, ())
+    nothing = _Group(Side(), 0, ())
     pairs = [(one.get(name, nothing), other.get(name, nothing)) for name in names]
-    p_values = [_failures_differ(a, b) for a, b in pairs]
-    p_values += [_durations_differ(a.durations, b.durations) for a, b in pairs]
-    q_values = _corrected(p_values)
+    p_values = [_failure_p(a, b) for a, b in pairs]
+    p_values += [_duration_p(a.durations, b.durations) for a, b in pairs]
+    q_values = _correct(p_values)
     found = [
         Comparison(pipeline, stage or None, a.side, b.side, q_values[at], q_values[len(names) + at])
         for at, ((pipeline, stage), (a, b)) in enumerate(zip(names, pairs, strict=True))
@@ -223,50 +223,50 @@ def compare(
     )
 
 
-def _side(connection: DuckDBPyConnection, where: str, over: Over, weighted: bool) -> dict[_Name, _Found]:
+def _side(connection: DuckDBPyConnection, where: str, over: Over, weighted: bool) -> dict[_Name, _Group]:
     of_stages = over == "stages"
     name, stage = ("topology", "stage_name") if of_stages else ("pipeline_name", "null::varchar")
     ran = "case when attempts > 0 then duration_ms end" if of_stages else "duration_ms"
     rows = f"""select *, {name} as pipeline, {stage} as stage from {over}
         where {"status <> 'RETRY' and " if of_stages else ""}{where}"""
     found = connection.execute(f"""
-        select coalesce(pipeline, ''), coalesce(stage, ''), count(*), {count_if()} as stands_for,
+        select coalesce(pipeline, ''), coalesce(stage, ''), count(*), {count_if()} as weighted_count,
             count(*) filter ({FAILURE} is not null),
             {count_if(FAILURE)} / nullif({count_if(f"{FAILURE} is not null")}, 0),
             {percentiles((0.5, 0.95), weighted=weighted)},
-            (array_agg(value order by hash(event_id)) filter (value is not null))[1:{_MOST_DURATIONS}]
+            (array_agg(value order by hash(event_id)) filter (value is not null))[1:{_MAX_DURATIONS}]
         from {ranked(rows, ran, ("pipeline", "stage"), weighted=weighted)} group by pipeline, stage
     """).fetchall()
     sides = {}
     for pipeline, stage, rows, count, rated, failure_rate, ranks, durations in found:
         p50_ms, p95_ms = ranks or (None, None)
         side = Side(rows, count, failure_rate, p50_ms, p95_ms, estimated=count != rows)
-        sides[pipeline, stage] = _Found(side, rated, durations or ())
+        sides[pipeline, stage] = _Group(side, rated, durations or ())
     return sides
 
 
-def _failures_differ(one: _Found, other: _Found) -> float | None:
+def _failure_p(one: _Group, other: _Group) -> float | None:
     from scipy.stats import fisher_exact
 
     if not one.rated or not other.rated:
         return None
-    # Rows, not what they stand for: a weight is no evidence.
+    # Use the number of rows, because weights do not add certainty.
     failed = [round(found.rated * (found.side.failure_rate or 0.0)) for found in (one, other)]
     found: Any = fisher_exact([failed, [one.rated - failed[0], other.rated - failed[1]]])
     return float(found.pvalue)
 
 
-def _durations_differ(one: Sequence[float], other: Sequence[float]) -> float | None:
+def _duration_p(one: Sequence[float], other: Sequence[float]) -> float | None:
     from scipy.stats import mannwhitneyu
 
     if not one or not other:
         return None
     found: Any = mannwhitneyu(one, other)
-    # Undefined in scipy 1.18 if all values are equal: then nothing differs.
+    # scipy 1.18 returns nan if all values are equal.
     return 1.0 if math.isnan(found.pvalue) else float(found.pvalue)
 
 
-def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
+def _correct(p_values: Sequence[float | None]) -> list[float | None]:
     from scipy.stats import false_discovery_control
 
     known = [p for p in p_values if p is not None]

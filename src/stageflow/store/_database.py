@@ -1,4 +1,4 @@
-"""The DuckDB in memory that does the work: UTC, no downloads, no more memory than it may have."""
+"""Opens in-memory DuckDB databases with fixed settings, and converts errors of the libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._columns import text
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Workplace", "as_os_errors", "interruptible", "open_database", "without_advice"]
+__all__ = ["InterruptibleDatabase", "as_os_errors", "duckdb_message", "interruptible", "open_database"]
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def interruptible() -> Generator[None]:
 
 @contextlib.contextmanager
 def as_os_errors(address: str) -> Generator[None]:
-    """Convert errors of the libraries about a disk or a table to an `OSError` that names the archive."""
+    """Convert errors of DuckDB and delta-rs about files or tables to an `OSError` that names the archive."""
     try:
         with interruptible():
             yield
@@ -45,23 +45,23 @@ def as_os_errors(address: str) -> Generator[None]:
             ) from error
         if not _is_of_libraries(error) or type(error).__name__ == "InterruptException":
             raise
-        raise OSError(f"archive {address}: {without_advice(error)}") from error
+        raise OSError(f"archive {address}: {duckdb_message(error)}") from error
 
 
 def _is_of_object_storage(error: Exception) -> bool:
-    """Return whether delta-rs or obstore raised an error; most of delta-rs are a plain `OSError`."""
+    """Return whether delta-rs or obstore raised an error; delta-rs mostly raises a plain `OSError`."""
     kinds = _kinds(error) & {("_internal", "DeltaError"), ("obstore", "BaseError")}
     return bool(kinds) or (type(error) is OSError and error.errno is None)
 
 
 def _on_one_line(error: Exception) -> str:
-    """Return the text of an error without the terminal colours, line breaks and debug output of delta-rs."""
+    """Return the text of an error without the terminal colors, line breaks and debug output of delta-rs."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("Debug source")[0].replace("\u21b3", "")
     return " ".join(text.split())
 
 
 def _is_of_libraries(error: Exception) -> bool:
-    """Return whether DuckDB or delta-rs raised an error; a damaged file makes both raise any of theirs."""
+    """Return whether DuckDB or delta-rs raised an error; a damaged file can cause any of their errors."""
     return bool(_kinds(error) & {("_duckdb", "Error"), ("duckdb", "Error"), ("_internal", "DeltaError")})
 
 
@@ -69,21 +69,21 @@ def _kinds(error: Exception) -> set[tuple[str, str]]:
     return {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
 
 
-def without_advice(error: Exception) -> str:
-    """Return the text of an error of DuckDB; without its advice about settings, which nobody can change."""
-    said = str(error).strip()
-    return said.partition("\n")[0] if type(error).__name__ == "OutOfMemoryException" else said
+def duckdb_message(error: Exception) -> str:
+    """Return the text of a DuckDB error, without its advice to change settings, which are locked."""
+    message = str(error).strip()
+    return message.partition("\n")[0] if type(error).__name__ == "OutOfMemoryException" else message
 
 
-class Workplace:
-    """Has one database at a time, and lets another thread break off what is done there."""
+class InterruptibleDatabase:
+    """Opens one database at a time, whose current statement another thread can interrupt."""
 
     def __init__(self) -> None:
         self._database: DuckDBPyConnection | None = None
 
     @contextlib.contextmanager
     def open(self) -> Generator[DuckDBPyConnection]:
-        """Open a database, and close it at the end."""
+        """Open a database, and close it when the block ends."""
         with open_database() as database:
             self._database = database
             try:
@@ -92,18 +92,18 @@ class Workplace:
                 self._database = None
 
     def interrupt(self) -> None:
-        """End the statement that is being executed, if one is."""
+        """Interrupt the current statement, if there is one."""
         import duckdb
 
         if (database := self._database) is not None:
-            with contextlib.suppress(duckdb.ConnectionException):  # it was closed just now
+            with contextlib.suppress(duckdb.ConnectionException):  # it was closed meanwhile
                 database.interrupt()
 
 
 def open_database(
     memory: str = "2GB", threads: int | None = None, *, disk: str | None = None
 ) -> DuckDBPyConnection:
-    """Return a new database in memory. What does not fit is spilled to a temporary folder.
+    """Return a new in-memory database, which spills larger data to a temporary directory.
 
     Args:
         memory: Limit of DuckDB's memory, such as "2GB".
@@ -115,7 +115,7 @@ def open_database(
     """
     try:
         import duckdb
-        import pytz  # noqa: F401 - DuckDB asks for it when it hands out a moment
+        import pytz  # noqa: F401 - DuckDB requires it to return timestamps
     except ModuleNotFoundError as error:
         raise MissingExtraError("the store", "store") from error
     config: dict[str, str | bool | int | float | list[str]] = {
@@ -124,7 +124,7 @@ def open_database(
         "memory_limit": memory,
         # Names in a query must never resolve to variables of the Python program.
         "python_enable_replacements": False,
-        # By itself it would take `.tmp` where the process happens to be, and another process the same.
+        # The default is `.tmp` in the working directory, which several processes would share.
         "temp_directory": os.path.join(tempfile.gettempdir(), f"stageflow-{secrets.token_hex(8)}"),
     }
     if threads is not None:
@@ -135,6 +135,6 @@ def open_database(
     if disk is not None:  # DuckDB 2.0.0 ignores it in `config`
         connection.execute(f"set max_temp_directory_size = {text(disk)}")
     connection.execute("set parquet_metadata_cache = true")  # a file of an archive never changes
-    # Rows of an answer that asked for no order may come in any.
+    # A query that needs an order states it.
     connection.execute("set preserve_insertion_order = false")
     return connection

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
-from .._files import is_regular, make_private, only_one, open_regular, replace_file, sync, sync_directory
+from .._files import is_regular, make_private, open_regular, replace_file, sync, sync_directory, try_lock
 from .._state_file import decode_stored, encode_state, read_state
 from ..errors import ArchiveDamagedError, DamagedFileError
 
@@ -101,7 +101,7 @@ def actions_checksum(
 
 
 def is_complete_checkpoint(path: str, recorded: tuple[int, int] | None) -> bool:
-    """Return whether a checkpoint has the recorded size and CRC-32; without them, whether it may be whole."""
+    """Return whether a checkpoint has the recorded size and CRC-32, or looks complete without them."""
     with open(open_regular(path), "rb") as file:
         content = file.read()
     if recorded is not None:
@@ -111,7 +111,7 @@ def is_complete_checkpoint(path: str, recorded: tuple[int, int] | None) -> bool:
 
 
 def is_complete_commit(path: str) -> bool:
-    """Return whether every action of a commit is there."""
+    """Return whether a commit contains all of its actions."""
     with open(open_regular(path), "rb") as file:
         content = file.read()
     try:
@@ -222,7 +222,7 @@ class DeltaLog:
             return False
         return True
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Invalidate the cached information about files on disk."""
         self._verified = {}
         self._inspected = None
@@ -295,7 +295,7 @@ class DeltaLog:
                 hint="`stageflow doctor --repair` checks the log and rewrites the file",
             ) from error
 
-    def set_damaged_record_aside(self) -> list[str]:
+    def move_damaged_record(self) -> list[str]:
         """Move a damaged record of the durable version away; return its new path, if it was moved.
 
         `mark_durable` writes a new one. Until then a recovery relies on what the journal recorded.
@@ -304,7 +304,7 @@ class DeltaLog:
             self.durable()
         except ArchiveDamagedError:
             moved = [self.set_aside(self._durable_path)]
-            self.forget()
+            self.invalidate()
             return moved
         return []
 
@@ -376,7 +376,7 @@ class DeltaLog:
         elif last < durable.version:
             missing = _commit_name(last + 1)
         if has_hint and not is_regular(os.path.join(self.path, _HINT)):
-            damaged.append(_HINT)  # delta-rs would wait for ever for somebody who writes into a FIFO
+            damaged.append(_HINT)  # delta-rs would block indefinitely on a FIFO
         elif has_hint and (named := self._hint()) is not None and (named > base or named not in checkpoints):
             damaged.append(_HINT)
         return LogState(good, last, tuple(damaged), missing)
@@ -433,29 +433,29 @@ class DeltaLog:
         return self._is_intact_checkpoint(name, durable, strict=False)
 
     def _damaged(
-        self, state: LogState, durable: Durable, *, is_promised: bool = False
+        self, state: LogState, durable: Durable, *, is_archived: bool = False
     ) -> ArchiveDamagedError:
         # Intact commits that build on a damaged one are useless, not damaged.
         names = [name for name in state.damaged if not self._is_intact(name, durable)]
         names += [state.missing] if state.missing is not None else []
         names = names or list(state.damaged)
-        # The oldest one is the cause, and the others build on it. Where the log begins with a checkpoint,
-        # the checkpoint is.
+        # The oldest file is the cause; the others build on it. If the log begins with a checkpoint, the
+        # checkpoint is the cause.
         begins_later = state.missing == _commit_name(0) and state.last > 0
         damaged_checkpoints = [name for name in state.damaged if _CHECKPOINT.fullmatch(name)]
         if begins_later and damaged_checkpoints:
-            first, what = damaged_checkpoints[0], "is damaged or incomplete"
+            first, problem = damaged_checkpoints[0], "is damaged or incomplete"
         elif state.missing is not None:
-            first, what = state.missing, "is missing"
+            first, problem = state.missing, "is missing"
         else:
-            first, what = min(names), "is damaged or incomplete"
-        recoverable = state.good >= durable.version and not begins_later and not is_promised
-        message = f"archive {self.address}: {os.path.join('_delta_log', first)} {what}"
+            first, problem = min(names), "is damaged or incomplete"
+        recoverable = state.good >= durable.version and not begins_later and not is_archived
+        message = f"archive {self.address}: {os.path.join('_delta_log', first)} {problem}"
         if state.good >= 0:
             message += f"; version {state.good} of {state.last} is complete"
         if state.good < durable.version:
             message += f", and version {durable.version} was durable"
-        elif is_promised:
+        elif is_archived:
             message += ", and the journal cannot replace the rest"
         return ArchiveDamagedError(
             message,
@@ -469,11 +469,11 @@ class DeltaLog:
 
     # ------------------------------------------------------------ recovery
 
-    def recover(self, may_return_to: Callable[[int, Mapping[str, int]], bool]) -> list[str]:
+    def recover(self, can_return_to: Callable[[int, Mapping[str, int]], bool]) -> list[str]:
         """Move incomplete files to `_stageflow`, so that the newest complete version becomes the last one.
 
         Args:
-            may_return_to: Called with a version and the transactions of intact commits that recovery would
+            can_return_to: Called with a version and the transactions of intact commits that recovery would
                 remove; returns whether that version loses no event that was durably archived.
 
         Returns:
@@ -485,36 +485,36 @@ class DeltaLog:
         """
         if not self.exists():
             return []
-        with self.locked() as alone:
-            if not alone:  # another process is recovering it
+        with self.locked() as locked:
+            if not locked:  # another process is recovering it
                 return []
             state = self.inspect(strict=True)
             if not state.damaged and state.missing is None:
                 return []
             durable = self.durable()
-            if (why_not := self._refusal(state, durable, may_return_to)) is not None:
-                raise why_not
-            # The newest first: a crash in between leaves a log that is recovered in the same way.
+            if (error := self._recovery_error(state, durable, can_return_to)) is not None:
+                raise error
+            # The newest first: after a crash in between, the log can be recovered in the same way.
             moved = [self.set_aside(os.path.join(self.path, name)) for name in state.damaged]
-            self.forget()
+            self.invalidate()
             return moved
 
-    def why_not_recoverable(
-        self, may_return_to: Callable[[int, Mapping[str, int]], bool]
+    def recovery_error(
+        self, can_return_to: Callable[[int, Mapping[str, int]], bool]
     ) -> ArchiveDamagedError | None:
         """Return the error that `recover` would raise; None if it would succeed. Nothing is changed."""
         state = self.inspect(strict=True)
-        return self._refusal(state, self.durable(), may_return_to)
+        return self._recovery_error(state, self.durable(), can_return_to)
 
-    def _refusal(
-        self, state: LogState, durable: Durable, may_return_to: Callable[[int, Mapping[str, int]], bool]
+    def _recovery_error(
+        self, state: LogState, durable: Durable, can_return_to: Callable[[int, Mapping[str, int]], bool]
     ) -> ArchiveDamagedError | None:
         if state.last <= state.good and state.missing is None:
             return None
         if state.good < durable.version:
             return self._damaged(state, durable)
-        if not may_return_to(state.good, self._transactions(state)):
-            return self._damaged(state, durable, is_promised=True)
+        if not can_return_to(state.good, self._transactions(state)):
+            return self._damaged(state, durable, is_archived=True)
         return None
 
     def commit_names(self) -> list[str]:
@@ -536,8 +536,8 @@ class DeltaLog:
     def locked(self) -> Any:
         """Hold the lock of this log for recovery and cleaning; yield False if another process holds it."""
         make_directory(self.address, self._state)
-        with only_one(os.path.join(self._state, "lock")) as alone:
-            yield alone
+        with try_lock(os.path.join(self._state, "lock")) as locked:
+            yield locked
 
     def set_aside(self, path: str) -> str:
         """Move a file or directory of the archive to `_stageflow`, and return its new path."""
@@ -553,7 +553,7 @@ class DeltaLog:
         return target
 
     def misplaced(self) -> list[str]:
-        """Return what is in place of a state file: links, directories, FIFOs. `set_aside` moves them away."""
+        """Return the paths of links, directories and FIFOs in place of state files; see `set_aside`."""
         try:
             names = sorted(os.listdir(self._state))
         except (FileNotFoundError, NotADirectoryError):
@@ -561,7 +561,7 @@ class DeltaLog:
         paths = [os.path.join(self._state, name) for name in names if not name.startswith("set-aside-")]
         return [path for path in paths if not is_regular(path)]
 
-    def names_set_aside(self) -> list[str]:
+    def moved_files(self) -> list[str]:
         """Return the names of the files that a recovery or repair moved to `_stageflow`."""
         try:
             names = os.listdir(self._state)

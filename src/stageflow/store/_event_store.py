@@ -1,4 +1,4 @@
-"""`EventStore` answers queries about all runs of a journal and its archive."""
+"""`EventStore`: queries over all runs of a journal and its archive."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ..errors import (
     SettingsError,
     invalid_argument,
 )
-from ..journal import Journal, Names, RunFilter, RunStory, find_run, read_failures
+from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
 from ._address import absolute_address, default_address, read_address, same_address
 from ._archive import Archive
 from ._columns import FAILURE, text
-from ._compactor import Compactor, Progress, closed_segments, must_be_there
+from ._compactor import Compactor, Progress, check_exists, closed_segments
 from ._comparison import Comparison, ErrorGroup, Slow, compare, errors, slowest
 from ._explain import explain
 from ._explain._difference import Explanation
 from ._merge import NO_KINDS, percentiles, ranked
-from ._queries import Queries, Rows, tell_story
+from ._queries import Queries, Rows, load_run
 from ._rows import events_of
 from ._sampling import Sampled, TailSampler, decide, report
-from ._selection import Over, condition, parenthesised
+from ._selection import Over, condition, parenthesized
 from ._snapshot import Scope
 from ._statistics import Stat, Total, Volume, stats, totals
 
@@ -45,7 +45,7 @@ __all__ = ["EventStore"]
 
 
 class EventStore:
-    """Queries a journal and its archive, while other processes write to both.
+    """Queries over a journal and its archive, while other processes write to both.
 
     Each event occurs exactly once in a result, with its later amendments. Counts, rates and percentiles are
     weighted by `sample_rate`. All methods block, as those of DuckDB do: call them with `asyncio.to_thread`
@@ -118,7 +118,7 @@ class EventStore:
 
     @property
     def _queries(self) -> Queries:
-        """The queries over the archive that the journal has now: another process may have moved it."""
+        """The queries over the current archive of the journal, which another process may have moved."""
         with self._opening:
             if not self._current.is_closed:
                 address = self._address()
@@ -170,10 +170,10 @@ class EventStore:
 
     @property
     def archive_error(self) -> OSError | None:
-        """The reason why the last query did not read the archive, or a part of it; None if it read all of it.
+        """The reason why the last query did not read all of the archive; None if it did.
 
         An archive that is damaged or cannot be reached is left out only if the result is complete without it:
-        the journal, or intact files of the archive, have all events since the time that the query states.
+        the journal, or intact files of the archive, contain all events since the time that the query states.
         """
         return self._queries.left_out
 
@@ -183,8 +183,8 @@ class EventStore:
         """Read the current state of the journal and the archive; each query does this.
 
         Raises:
-            ArchiveDamagedError: Files of events in the archive are damaged or missing, and the journal no
-                longer has these events.
+            ArchiveDamagedError: Files with events are damaged or missing, and the journal no longer has these
+                events.
             OSError: The journal or the archive cannot be read.
         """
         self._queries.refresh(Scope(counts=False))
@@ -213,7 +213,7 @@ class EventStore:
             if not may_write or not Compactor(self.path, storage_options=self._storage_options).recover():
                 raise
             self.archive.refresh()
-        must_be_there(self.archive, self.path)
+        check_exists(self.archive, self.path)
         if self._given is not None and self.archive.version < 0:
             raise ArchiveDamagedError(
                 f"there is no archive at {self.archive.address}",
@@ -253,7 +253,7 @@ class EventStore:
             before: The last run of the previous page; default None, for the first page.
 
         Returns:
-            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunStory.run`.
+            The data of the `pipeline.wide` event of each run; for a run in progress, see `RunRecord.run`.
 
         Raises:
             QueryError: The predicate is invalid.
@@ -267,7 +267,7 @@ class EventStore:
             condition_ += f" and (started_at, event_id) < ({last.replace(',', '::timestamptz,', 1)})"
         query = f"""select 'pipeline.wide' as type, * from runs where {condition_}
             order by started_at desc, event_id desc {f"limit {limit}" if limit is not None else ""}"""
-        ended = self._queries.ask(
+        ended = self._queries.run(
             lambda cursor: _data(cursor.execute(query)),
             query,
             predicates=[where],
@@ -284,8 +284,8 @@ class EventStore:
             ]
         return sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
 
-    def run(self, run_id: str = "last") -> RunStory:
-        """Return everything that is known about one run.
+    def run(self, run_id: str = "last") -> RunRecord:
+        """Return all stored information about one run.
 
         Args:
             run_id: Its `pipeline_run_id`; a request, session, user or org id that belongs to one root run;
@@ -296,21 +296,21 @@ class EventStore:
         """
         if run_id != "last":
             where = f"journal {self.path!r}" if self.path is not None else f"archive {self.archive.address}"
-            return tell_story(self._queries, self.path, run_id, lambda: find_run(self.runs, run_id, where))
+            return load_run(self._queries, self.path, run_id, lambda: find_run(self.runs, run_id, where))
         error = RunNotFoundError("there are no runs yet")
         for run in self.runs(limit=20):
             try:
-                return tell_story(self._queries, self.path, str(run["event_id"]))
+                return load_run(self._queries, self.path, str(run["event_id"]))
             except RunNotFoundError as not_found:  # its id is damaged in one of its events
                 error = not_found
         raise error
 
     def names(self) -> Names:
-        """Return the names of all pipelines and stages, also of those whose events were dropped."""
+        """Return the names of all pipelines and stages, even if their events were dropped."""
         query = """select distinct pipeline_name, null from runs
             union select distinct topology, stage_name from stages
             union select distinct coalesce(pipeline_name, topology), stage_name from counts"""
-        found = self._queries.ask(
+        found = self._queries.run(
             lambda cursor: cursor.execute(query).fetchall(), "names", scope=Scope(counts=True)
         )
         pipelines = {pipeline for pipeline, _ in found if pipeline is not None}
@@ -349,7 +349,7 @@ class EventStore:
             store.stats("runs", by="org_id")
         """
         selected, queries = condition(over, filter, where), self._queries
-        return queries.ask(
+        return queries.run(
             lambda cursor: stats(cursor, selected, over, by=by, bucket_s=bucket, weighted=queries.weighted),
             selected,
             predicates=[where],
@@ -369,14 +369,14 @@ class EventStore:
 
         Args:
             since: RFC 3339; rounded down to the hour. Default None, for all.
-            until: RFC 3339; hours that began earlier are included.
+            until: RFC 3339; hours that started earlier are included.
             pipeline: Only this pipeline.
             stage: Only this stage.
 
         Raises:
             QueryError: A time is invalid.
         """
-        return self._queries.ask(
+        return self._queries.run(
             lambda cursor: totals(cursor, since=since, until=until, pipeline=pipeline, stage=stage),
             f"totals since {since} until {until}",
             scope=Scope.began_since(since and f"{since[:13]}:00:00.000000Z", counts=True),
@@ -402,7 +402,7 @@ class EventStore:
             decide(cursor, "decided", sampler, runs, NO_KINDS)
             return report(cursor, "decided", runs)
 
-        return self._queries.ask(apply, runs, scope=_scope(filter))
+        return self._queries.run(apply, runs, scope=_scope(filter))
 
     def errors(
         self, filter: RunFilter | None = None, *, where: str | None = None, limit: int = 20
@@ -418,7 +418,7 @@ class EventStore:
             QueryError: The predicate is invalid.
         """
         of_stages, of_runs = (condition(over, filter, where) for over in ("stages", "runs"))
-        return self._queries.ask(
+        return self._queries.run(
             lambda cursor: errors(cursor, of_stages, of_runs, limit=limit),
             of_stages,
             predicates=[where],
@@ -446,7 +446,7 @@ class EventStore:
             QueryError: The predicate is invalid.
         """
         selected = condition(over, filter, where)
-        return self._queries.ask(
+        return self._queries.run(
             lambda cursor: slowest(cursor, selected, over, limit=limit),
             selected,
             predicates=[where],
@@ -475,10 +475,10 @@ class EventStore:
         Example:
             store.compare("started_at < '2026-11-24 12:00'", "started_at >= '2026-11-24 12:00'")
         """
-        one, other = (condition(over, filter, where) for where in (before, after))
+        first, second = (condition(over, filter, where) for where in (before, after))
         queries = self._queries
-        return queries.ask(
-            lambda cursor: compare(cursor, one, other, over, weighted=queries.weighted),
+        return queries.run(
+            lambda cursor: compare(cursor, first, second, over, weighted=queries.weighted),
             f"{before} / {after}",
             predicates=[before, after],
             over=[over],
@@ -504,12 +504,12 @@ class EventStore:
                 are neither failures nor cancelled.
             against: SQL predicate of the rows to compare with; default all other rows.
             over: "runs" or "stages".
-            filter: Restricts both sides, for example to a pipeline or a time window; default None.
+            filter: Restricts both selections, for example to a pipeline or a time window; default None.
             limit: Maximum number of differences.
             alpha: Maximum q-value of a difference.
 
         Raises:
-            QueryError: A predicate is invalid, or names an unknown field.
+            QueryError: A predicate is invalid, or refers to an unknown field.
 
         Example:
             print(store.explain("duration_ms > 2000").differences)
@@ -517,7 +517,7 @@ class EventStore:
         if where is None:
             where, against = FAILURE, against if against is not None else f"not {FAILURE}"
         selected, rest = _within(filter, over, where, against)
-        return self._queries.ask(
+        return self._queries.run(
             lambda cursor: explain(cursor, selected, against=rest, over=over, limit=limit, alpha=alpha),
             selected,
             predicates=[where, against],
@@ -559,7 +559,7 @@ class EventStore:
             where, against = _within(filter, over, f"duration_ms > {threshold_ms!r}", None)
             return explain(cursor, where, against=against, over=over, limit=limit)
 
-        return queries.ask(find_and_explain, rows, scope=_scope(filter))
+        return queries.run(find_and_explain, rows, scope=_scope(filter))
 
     # ------------------------------------------------------------ closing
 
@@ -589,12 +589,12 @@ def _scope(filter: RunFilter | None) -> Scope:
 
 
 def _within(filter: RunFilter | None, over: Over, where: str, against: str | None) -> tuple[str, str | None]:
-    """Return the predicates of both sides, restricted to the rows of a filter."""
+    """Return the predicates of the selection and the rest, restricted to the rows of a filter."""
     if filter is None or filter == RunFilter():
         return where, against
     common = condition(over, filter, None)
-    rest = common if against is None else f"{parenthesised(against)} and {common}"
-    return f"{parenthesised(where)} and {common}", rest
+    rest = common if against is None else f"{parenthesized(against)} and {common}"
+    return f"{parenthesized(where)} and {common}", rest
 
 
 def _sort_key(run: Mapping[str, Any]) -> tuple[str, str]:

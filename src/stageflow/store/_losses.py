@@ -1,4 +1,4 @@
-"""Finds lost archive files, and what is lost with them."""
+"""Finds lost files of an archive, and counts the events that are lost with them."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from ._delta_log import make_directory, mode_of, restore_hint
 from ._parquet import LocalFiles, select_rows
 
 __all__ = [
+    "ArchivedOnly",
     "LostFile",
-    "Remains",
-    "archived_alone",
+    "address_conflict",
     "copy_lost",
+    "count_archived_only",
+    "count_on_disk",
     "files_on_disk",
     "forget_lost",
-    "left_behind",
     "lost_files",
+    "move_damaged_record",
     "record_lost",
-    "remains_of",
     "returned_files",
-    "set_damaged_list_aside",
-    "with_count",
+    "with_loss_count",
 ]
 
 
-class Remains(Struct, frozen=True):
-    """What an archive has that the journal no longer has.
+class ArchivedOnly(Struct, frozen=True):
+    """Events that are in an archive and no longer in the journal.
 
     Attributes:
-        events: Number of events in its intact files.
+        events: Number of events in the intact files of the archive.
         files: Number of these files.
         runs: Number of runs whose end is among the events.
     """
@@ -51,7 +51,7 @@ class Remains(Struct, frozen=True):
     runs: int
 
 
-def left_behind(
+def address_conflict(
     journal: str, address: str, other: str, storage_options: Mapping[str, str] | None
 ) -> ArchiveAddressError:
     """Return the error that states what would not be visible if a journal had another archive.
@@ -62,12 +62,12 @@ def left_behind(
         other: The address that was requested.
         storage_options: As for `EventStore`.
     """
-    found = archived_alone(Archive(address, storage_options), journal)
-    what = "an unknown number of events, because the archive cannot be read,"
+    found = count_archived_only(Archive(address, storage_options), journal)
+    events = "an unknown number of events, because the archive cannot be read,"
     if found is not None:
-        what = f"{found.events:,} events of {found.runs:,} runs"
+        events = f"{found.events:,} events of {found.runs:,} runs"
     return ArchiveAddressError(
-        f"journal {journal} is archived in {address}: with archive {other}, {what} would not be visible",
+        f"journal {journal} is archived in {address}: with archive {other}, {events} would not be visible",
         hint=f"`stageflow compact --archive {other} --move` copies them there first;"
         f" `stageflow compact --archive {other} --forget` gives them up",
         events=None if found is None else found.events,
@@ -75,7 +75,7 @@ def left_behind(
     )
 
 
-def archived_alone(archive: Archive, journal: str) -> Remains | None:
+def count_archived_only(archive: Archive, journal: str) -> ArchivedOnly | None:
     """Count the events of an archive that the journal no longer has; None if the archive cannot be read."""
     try:
         with as_os_errors(archive.address):
@@ -83,35 +83,33 @@ def archived_alone(archive: Archive, journal: str) -> Remains | None:
             files = [file for file in archive.files() if file.has_events]
             return _count(LocalFiles(archive).paths(files), journal)
     except ArchiveDamagedError:
-        return remains_of(archive, journal)
+        return count_on_disk(archive, journal)
     except OSError:
         return None
 
 
-def with_count(error: ArchiveDamagedError, archive: Archive, journal: str) -> ArchiveDamagedError:
-    """Return an error whose hint says how many events are given up if the archive is moved away."""
+def with_loss_count(error: ArchiveDamagedError, archive: Archive, journal: str) -> ArchiveDamagedError:
+    """Return an error whose hint states how many events would be given up by moving the archive away."""
     if restore_hint() not in (error.hint or ""):
         return error
-    remains = remains_of(archive, journal)
-    if remains is None:
+    found = count_on_disk(archive, journal)
+    if found is None:
         return error
-    what = "no event: the journal still has all that are in intact files of the archive"
-    if remains.events:
-        what = (
-            f"{remains.events:,} archived events in {remains.files:,} files, which the journal no longer has"
-        )
-    hint = (error.hint or "").replace(restore_hint(), restore_hint(what))
+    loss = "no event: the journal still has all events of the intact archive files"
+    if found.events:
+        loss = f"{found.events:,} archived events in {found.files:,} files, which the journal no longer has"
+    hint = (error.hint or "").replace(restore_hint(), restore_hint(loss))
     return ArchiveDamagedError(error.message, files=error.files, hint=hint)
 
 
-def remains_of(archive: Archive, journal: str) -> Remains | None:
+def count_on_disk(archive: Archive, journal: str) -> ArchivedOnly | None:
     """Count the events in the files of a local archive that the journal no longer has.
 
-    Its log is not needed. Files that an intact commit replaced are left out; an event that is in several
-    files counts once.
+    This does not require the log. Files that an intact commit replaced are excluded; an event that is in
+    several files counts once.
 
     Returns:
-        None where they cannot be counted: on object storage, or if DuckDB cannot read the files.
+        None if the events cannot be counted: on object storage, or if DuckDB cannot read the files.
     """
     if is_remote(archive.address):
         return None
@@ -130,29 +128,29 @@ def remains_of(archive: Archive, journal: str) -> Remains | None:
         return None
 
 
-def _count(paths: list[str], journal: str) -> Remains:
-    # A segment of which retention kept a part does not count: the journal may have lost the other lines.
-    kept = [
+def _count(paths: list[str], journal: str) -> ArchivedOnly:
+    # Exclude segments that retention has shortened: the journal may have lost their other lines.
+    segments = [
         os.path.basename(segment.path)
-        for segments in list_writers(journal).values()
-        for segment in segments
+        for of_writer in list_writers(journal).values()
+        for segment in of_writer
         if ".kept." not in os.path.basename(segment.path)
     ]
     rows = select_rows(paths)
     if rows is None:
-        return Remains(0, 0, 0)
-    elsewhere = f"segment not in ({text(*kept)})" if kept else "true"
+        return ArchivedOnly(0, 0, 0)
+    not_in_journal = f"segment not in ({text(*segments)})" if segments else "true"
     with open_database() as database:
         # Custom events have no id.
         ((events, runs),) = database.execute(f"""
             select count(distinct event_id) + count(*) filter (event_id is null),
                 count(distinct event_id) filter (type = 'pipeline.wide')
-            from {rows} where type not in ({text(*AMENDMENTS)}) and {elsewhere}""").fetchall()
-    return Remains(int(events), len(paths), int(runs))
+            from {rows} where type not in ({text(*AMENDMENTS)}) and {not_in_journal}""").fetchall()
+    return ArchivedOnly(int(events), len(paths), int(runs))
 
 
 def files_on_disk(archive: Archive) -> list[ArchiveFile]:
-    """Return the Parquet files in the folders of a local archive, whatever its log says."""
+    """Return the Parquet files in the folders of a local archive, regardless of its log."""
     if is_remote(archive.address):
         return []
     return [
@@ -189,15 +187,15 @@ _NAME = os.path.join("_stageflow", "lost.json")
 
 
 class LostFile(Struct, frozen=True):
-    """A file that a repair took out of the table.
+    """A file that a repair removed from the table.
 
     Attributes:
-        path: Its path in the archive.
-        problem: What was wrong with it.
-        size: Its bytes when it was written.
-        rows: How many rows it had.
-        day: Of its events.
-        since: When a repair took it out, in UTC.
+        path: Path of the file in the archive.
+        problem: Description of the damage.
+        size: Size of the intact file in bytes.
+        rows: Number of its rows.
+        day: The day of its events.
+        since: When a repair removed it, in UTC.
     """
 
     path: str
@@ -213,26 +211,26 @@ class _Lost(Struct, frozen=True):
 
 
 def lost_files(archive: Archive, present: Iterable[ArchiveFile]) -> list[LostFile]:
-    """Return the files that repairs took out of an archive; object storage has no record of them.
+    """Return the files that repairs removed from an archive; object storage has no record of them.
 
     Args:
         archive: The archive.
-        present: The files that the table has: a repair that was interrupted did not take its files out.
+        present: The files of the table: a repair that was interrupted did not remove its files.
 
     Raises:
         ArchiveDamagedError: The record is damaged.
-        OSError: It cannot be read.
+        OSError: The record cannot be read.
     """
-    there = {file.path for file in present}
-    return [file for file in _read(archive).files if file.path not in there]
+    paths = {file.path for file in present}
+    return [file for file in _read(archive).files if file.path not in paths]
 
 
 def record_lost(archive: Archive, files: Iterable[tuple[ArchiveFile, str]]) -> None:
-    """Record files, and what is wrong with each, before a repair takes them out of the table.
+    """Record files and their damage before a repair removes them from the table.
 
     Raises:
         ArchiveDamagedError: The record is damaged.
-        OSError: It cannot be written.
+        OSError: The record cannot be written.
     """
     if archive.log is None:
         return
@@ -251,10 +249,10 @@ def copy_lost(archive: Archive, to: Archive) -> None:
 
 
 def forget_lost(archive: Archive, files: Iterable[ArchiveFile]) -> None:
-    """Take files that the table has off the record.
+    """Delete the files that the table has from the record.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The record cannot be written.
     """
     present = {file.path for file in files}
     lost = _read(archive).files
@@ -263,9 +261,9 @@ def forget_lost(archive: Archive, files: Iterable[ArchiveFile]) -> None:
 
 
 def returned_files(archive: Archive, local: LocalFiles) -> list[ArchiveFile]:
-    """Return lost files of which an intact copy is back at their path.
+    """Return the lost files of which there is an intact copy at the original path.
 
-    A file is left out if the table has one of its events: it would be there twice.
+    A file is excluded if the table has one of its events, because the event would occur twice.
     """
     files = archive.files()
     found = []
@@ -283,13 +281,13 @@ def _overlaps(file: ArchiveFile, files: Iterable[ArchiveFile], local: LocalFiles
     if others is None or not file.has_events:
         return False
     with open_database() as database:
-        same = f"""select 1 from {select_rows(local.paths_of([file]))}
+        common = f"""select 1 from {select_rows(local.paths_of([file]))}
             where event_id in (select event_id from {others}) limit 1"""
-        return bool(database.execute(same).fetchall())
+        return bool(database.execute(common).fetchall())
 
 
-def set_damaged_list_aside(archive: Archive) -> list[str]:
-    """Move a damaged record away; return its new path, if it was moved."""
+def move_damaged_record(archive: Archive) -> list[str]:
+    """Move a damaged record away; return a list with its new path, or an empty list if it is intact."""
     try:
         _read(archive)
     except ArchiveDamagedError:

@@ -1,4 +1,4 @@
-"""Changes the archive of a journal: moves the archived events to another address, or gives them up."""
+"""Moves the archived events of a journal to another address, or gives them up."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from msgspec import Struct
 
 from ..errors import ArchiveAddressError
 from ..journal import CursorFile, list_writers, store_cursor
-from ._address import CURSOR, absolute_address, remember_address, same_address
+from ._address import CURSOR, absolute_address, same_address, store_address
 from ._archive import Archive, is_remote
-from ._compactor import Compactor, must_be_there
+from ._compactor import Compactor, check_exists
 from ._database import as_os_errors
-from ._losses import archived_alone, copy_lost
+from ._losses import copy_lost, count_archived_only
 from ._parquet import LocalFiles
 
 __all__ = ["ForgottenArchive", "MovedArchive", "forget_archive", "move_archive"]
@@ -22,12 +22,11 @@ __all__ = ["ForgottenArchive", "MovedArchive", "forget_archive", "move_archive"]
 class MovedArchive(Struct, frozen=True):
     """The result of `move_archive`.
 
-    Attributes:
-        source: Address of the previous archive. Its files are still there.
-        address: Address of the archive that the journal has now.
-        files: Number of files that were copied.
-        bytes: Their size.
-        rows: Number of rows of events in the archive.
+    source: Address of the previous archive. Its files are still there.
+    address: Address of the current archive of the journal.
+    files: Number of files that were copied.
+    bytes: Total size of these files.
+    rows: Number of event rows in the archive.
     """
 
     source: str
@@ -42,8 +41,8 @@ class ForgottenArchive(Struct, frozen=True):
 
     Attributes:
         address: Address of the archive that was given up. If it exists, its files are still there.
-        events: Number of events that it has and the journal no longer has; None if it cannot be read.
-        runs: Number of runs whose end is among them; None if it cannot be read.
+        events: Number of its events that the journal no longer has; None if the archive cannot be read.
+        runs: Number of runs whose end is among them; None if the archive cannot be read.
     """
 
     address: str
@@ -57,7 +56,7 @@ def move_archive(
     *,
     storage_options: Mapping[str, str] | None = None,
 ) -> MovedArchive:
-    """Copy the archive of a journal to another address, and use it from then on.
+    """Copy the archive of a journal to another address, and use the copy from now on.
 
     Every file is verified and copied, and one commit adds all of them to the new archive, before the journal
     stores the new address. If it is interrupted, call it again. The previous archive is not changed: delete
@@ -65,7 +64,8 @@ def move_archive(
 
     Args:
         journal: Directory of the journal.
-        archive: The new address: a directory, or "s3://bucket/events". For the current one, nothing is done.
+        archive: The new address: a directory, or "s3://bucket/events". If it is the current one, nothing is
+            done.
         storage_options: As for `EventStore`; for both addresses.
 
     Raises:
@@ -81,19 +81,19 @@ def move_archive(
     old, new = compactor.archive, Archive(address, storage_options)
     if same_address(old.address, new.address):
         return MovedArchive(old.address, old.address, 0, 0, 0)
-    with as_os_errors(old.address), compactor.alone():
+    with as_os_errors(old.address), compactor.locked():
         old.refresh()
-        must_be_there(old, compactor.journal)
+        check_exists(old, compactor.journal)
         files = old.files()
         sources = LocalFiles(old)
-        sources.must_be_intact(files)
+        sources.verify(files)
         with as_os_errors(new.address):
             new.refresh()
             copied = {file.path for file in new.files()}
             if copied - {file.path for file in files}:
                 raise ArchiveAddressError(
                     f"{new.address} contains another archive, so {old.address} cannot be moved there",
-                    hint="give an address where there is no archive",
+                    hint="use an address without an archive",
                 )
             missing = [file for file in files if file.path not in copied]
             if old.version >= 0:
@@ -103,7 +103,7 @@ def move_archive(
                 new.commit(missing, watermarks={writer: at for writer, at in writers.items() if at})
                 new.sync()
                 copy_lost(old, new)
-        remember_address(compactor.journal, address)
+        store_address(compactor.journal, address)
     return MovedArchive(
         old.address,
         new.address,
@@ -126,7 +126,7 @@ def forget_archive(
 
     Args:
         journal: Directory of the journal.
-        archive: Address of the new archive; default the current address, if there is no archive any more.
+        archive: Address of the new archive; default the current address, if no archive exists there.
         storage_options: As for `EventStore`.
 
     Raises:
@@ -140,22 +140,22 @@ def forget_archive(
     """
     compactor = Compactor(journal, storage_options=storage_options)
     old = compactor.archive
-    with compactor.alone():
+    with compactor.locked():
         stays = archive is None or same_address(absolute_address(archive), old.address)
         exists = is_remote(old.address) or os.path.lexists(old.address)
         if stays and exists:
             raise ArchiveAddressError(
                 f"archive {old.address} exists, so a new one cannot be created there",
-                hint="move it away first, or give the address of the new archive:"
+                hint="move it away first, or specify the address of the new archive:"
                 " `stageflow compact --archive ADDRESS --forget`",
             )
-        given_up = archived_alone(old, compactor.journal) if exists else None
+        given_up = count_archived_only(old, compactor.journal) if exists else None
         if archive is not None:
             new = Archive(absolute_address(archive), storage_options)
             with as_os_errors(new.address):
                 new.refresh()
             # First, so that an interruption never leaves the old address with a cursor that knows no events.
-            remember_address(compactor.journal, new.address)
+            store_address(compactor.journal, new.address)
         store_cursor(compactor.journal, CURSOR, CursorFile())
     if given_up is None:
         return ForgottenArchive(old.address, None, None)

@@ -1,4 +1,4 @@
-"""The files of an archive as DuckDB has them: those of object storage through copies on this disk."""
+"""Local paths of an archive's files; files on object storage are downloaded to a cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import ArchiveDamagedError, MissingExtraError, QueryError
 from ._archive import Archive, ArchiveFile, Conflict, is_remote, unreadable
 from ._columns import text
 from ._delta_log import make_directory, mode_of
-from ._rows import as_pattern
+from ._rows import escape_glob
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -26,24 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["LocalFiles", "checksum_of", "may_be_damage", "select_rows"]
 
 
-_ROWS_OF_A_GROUP = 40_960
-"""How many rows a reader takes or leaves at once; DuckDB's own number."""
+_ROW_GROUP_SIZE = 40_960
+"""Number of rows that a reader reads or skips at once."""
 
 
 class LocalFiles:
-    """Paths of an archive's files on this disk.
+    """Local paths of an archive's files.
 
-    A file of the table never changes, so a copy of one is right as long as it is there.
+    Files of the table never change, so a cached copy remains valid.
 
     Args:
-        archive: Whose files.
-        folder: For copies; default `stageflow` in the user's folder for caches (`XDG_CACHE_HOME`).
-        most_bytes: Of copies; beyond that those that were used least recently go. Default 10 GB.
+        archive: The archive.
+        folder: Directory of the cache; default `stageflow` in the cache directory of the user
+            (`XDG_CACHE_HOME`).
+        max_bytes: Maximum size of the cache; beyond it, the least recently used copies are deleted. Default
+            10 GB.
     """
 
-    def __init__(self, archive: Archive, folder: str | None = None, most_bytes: int = 10_000_000_000) -> None:
+    def __init__(self, archive: Archive, folder: str | None = None, max_bytes: int = 10_000_000_000) -> None:
         self._archive = archive
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._verified: set[str] = set()
         self.folder = archive.address
         if is_remote(archive.address):
@@ -54,12 +56,12 @@ class LocalFiles:
             self.folder = os.path.join(folder or os.path.join(caches, "stageflow"), own)
 
     def paths(self, files: Iterable[ArchiveFile]) -> list[str]:
-        """Return where these files are, after copying those that are not here yet.
+        """Return the local paths of files, after downloading missing copies.
 
         Raises:
-            FileNotFoundError: One of them was removed.
+            FileNotFoundError: A file was removed.
             ArchiveDamagedError: The size of a file differs from the size recorded in the commit.
-            OSError: It cannot be copied.
+            OSError: A file cannot be downloaded.
         """
         files = list(files)
         paths = self.paths_of(files)
@@ -69,45 +71,47 @@ class LocalFiles:
                     raise self.error_of([file])
         if is_remote(self._archive.address):
             missing = [
-                (file, path) for file, path in zip(files, paths, strict=True) if not _is_whole(path, file)
+                (file, path)
+                for file, path in zip(files, paths, strict=True)
+                if not _has_full_size(path, file)
             ]
             if missing:
                 self._copy(missing)
-                self._make_room(set(paths))
+                self._evict(set(paths))
         return paths
 
     def paths_of(self, files: Iterable[ArchiveFile]) -> list[str]:
-        """Return where these files are, or would be."""
+        """Return the local paths of files, whether they exist or not."""
         return [os.path.join(self.folder, *file.path.split("/")) for file in files]
 
-    def write(self, connection: DuckDBPyConnection, rows: str, beginning: str = "part") -> list[ArchiveFile]:
-        """Write rows into new files, that belong to the table once they are committed.
+    def write(self, connection: DuckDBPyConnection, rows: str, prefix: str = "part") -> list[ArchiveFile]:
+        """Write rows to new files, which belong to the table once they are committed.
 
         Args:
-            connection: That has the rows.
-            rows: SQL that selects them.
-            beginning: Of the names of the files.
+            connection: The connection that contains the rows.
+            rows: SQL query for the rows.
+            prefix: Prefix of the file names.
 
         Raises:
-            OSError: They cannot be written.
+            OSError: The files cannot be written.
         """
         files = []
         connection.execute(f"create or replace temp view written as {rows}")
         days = connection.execute("select distinct day from written order by day").fetchall()
-        # One day at a time: DuckDB's own way to write a file for each takes half as long again.
+        # Write one day at a time: DuckDB's partitioned write takes 1.5 times as long.
         for (day,) in days:
             folder = os.path.join(self.folder, f"day={day}")
-            name = f"{beginning}-{uuid.uuid4()}"
+            name = f"{prefix}-{uuid.uuid4()}"
             path = os.path.join(folder, f"{name}.parquet")
-            self._make_folder(folder)
+            self._make_directory(folder)
             ((_, count, size, _, columns, *_),) = connection.execute(f"""
                 copy (select * exclude (day) from written where day = '{day}' order by type, event_id)
                 to {text(path)} (
-                    format parquet, compression zstd, row_group_size {_ROWS_OF_A_GROUP}, return_stats
+                    format parquet, compression zstd, row_group_size {_ROW_GROUP_SIZE}, return_stats
                 )""").fetchall()
             # The checksum is part of the name, which commits, checkpoints and all readers preserve.
             name += f".crc32-{checksum_of(path):08x}.parquet"
-            os.chmod(path, self._mode_of_files())
+            os.chmod(path, self._file_mode())
             os.rename(path, os.path.join(folder, name))
             files.append(ArchiveFile(f"day={day}/{name}", size, count, str(day), *_ids(columns)))
         if is_remote(self._archive.address):
@@ -116,20 +120,20 @@ class LocalFiles:
                 remote.put(file.path, Path(path))
         return files
 
-    def _make_folder(self, path: str) -> None:
+    def _make_directory(self, path: str) -> None:
         if self._archive.log is not None:
             make_directory(self._archive.address, path)
         else:
             make_private(path)
 
-    def _mode_of_files(self) -> int:
+    def _file_mode(self) -> int:
         return 0o600 if self._archive.log is None else mode_of(self._archive.address).file
 
     def add_copies(self, files: Iterable[ArchiveFile], sources: Iterable[str]) -> None:
-        """Copy files of another archive into this one, where they have the same paths.
+        """Copy files of another archive to the same paths in this one.
 
         Raises:
-            OSError: They cannot be read or written.
+            OSError: The files cannot be read or written.
         """
         files = list(files)
         remote = None
@@ -139,19 +143,19 @@ class LocalFiles:
             if remote is not None:
                 remote.put(file.path, Path(source))
                 continue
-            self._make_folder(os.path.dirname(path))
+            self._make_directory(os.path.dirname(path))
             shutil.copyfile(source, path)
-            os.chmod(path, self._mode_of_files())
+            os.chmod(path, self._file_mode())
 
     # ------------------------------------------------------------ damage
 
     def damage_of(self, file: ArchiveFile) -> str | None:
         """Read a file in full, and return a description of its damage, or None if it is intact.
 
-        An intact file is read only once.
+        A file that is intact is read only once.
 
         Raises:
-            OSError: This user may not read it.
+            OSError: This user is not permitted to read it.
         """
         (path,) = self.paths_of([file])
         if is_remote(self._archive.address):
@@ -167,7 +171,7 @@ class LocalFiles:
                 return "does not match its checksum"
         except FileNotFoundError:
             return "is missing"
-        except PermissionError as error:  # a repair must not take it for damage
+        except PermissionError as error:  # a repair must not treat it as damaged
             raise unreadable(self._archive.address, error) from error
         except OSError as error:
             return f"cannot be read: {error.strerror}"
@@ -175,11 +179,11 @@ class LocalFiles:
             self._verified.add(path)
         return None
 
-    def forget(self) -> None:
-        """Have every file be read again before it is taken for intact."""
+    def invalidate(self) -> None:
+        """Verify every file again."""
         self._verified = set()
 
-    def must_be_intact(self, files: Iterable[ArchiveFile]) -> None:
+    def verify(self, files: Iterable[ArchiveFile]) -> None:
         """Read these files in full and verify their checksums.
 
         Raises:
@@ -193,7 +197,7 @@ class LocalFiles:
         return [file for file in files if self.damage_of(file) is not None]
 
     def error_of(self, files: list[ArchiveFile]) -> ArchiveDamagedError:
-        """Return the error that names damaged files."""
+        """Return the error that lists damaged files."""
         paths = self.paths_of(files)
         others = f" (and {len(files) - 1} other files)" if len(files) > 1 else ""
         return ArchiveDamagedError(
@@ -204,10 +208,10 @@ class LocalFiles:
         )
 
     @contextlib.contextmanager
-    def taken_back(self, files: Iterable[ArchiveFile]) -> Generator[None]:
-        """Delete files on this disk that were written for nothing: others could not be, or the commit.
+    def deleted_on_failure(self, files: Iterable[ArchiveFile]) -> Generator[None]:
+        """Delete files on this disk that were written in vain, because another write or the commit failed.
 
-        Where nobody knows whether they were committed they stay.
+        Files are kept if it is unknown whether they were committed.
         """
         import duckdb
 
@@ -228,15 +232,17 @@ class LocalFiles:
                 with open(fd, "wb") as copy:
                     for chunk in store.get(file.path).stream():
                         copy.write(chunk)
-                if not _is_whole(temporary, file):
-                    raise OSError(f"{file.path} of archive {self._archive.address} came in part")
+                if not _has_full_size(temporary, file):
+                    raise OSError(
+                        f"{file.path} of archive {self._archive.address} was downloaded incompletely"
+                    )
                 os.rename(temporary, path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
                 raise
 
-    def _make_room(self, needed: set[str]) -> None:
+    def _evict(self, needed: set[str]) -> None:
         copies = []
         for folder, _, names in os.walk(self.folder):
             for name in names:
@@ -246,7 +252,7 @@ class LocalFiles:
                     copies.append((found.st_atime, found.st_size, path))
         size = sum(each for _, each, _ in copies)
         for _, each, path in sorted(copies):
-            if size <= self._most_bytes:
+            if size <= self._max_bytes:
                 break
             if path not in needed:
                 with contextlib.suppress(FileNotFoundError):
@@ -255,7 +261,7 @@ class LocalFiles:
 
 
 def _ids(columns: Mapping[str, Mapping[str, str]]) -> tuple[str | None, str | None]:
-    """Return the smallest and the largest `event_id` of a file, as far as DuckDB says it exactly."""
+    """Return the smallest and the largest `event_id` of a file, if DuckDB reports exact values."""
     ids = columns.get('"event_id"', {})
     exact = ids.get("min_is_exact") == ids.get("max_is_exact") == "true"
     return (ids["min"], ids["max"]) if exact else (None, None)
@@ -265,7 +271,7 @@ def checksum_of(path: str) -> int:
     """Return the CRC-32 of a file, which detects every single flipped bit, at 1.9 GB/s.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     checksum = 0
     with open(open_regular(path), "rb", buffering=0) as file:
@@ -274,7 +280,7 @@ def checksum_of(path: str) -> int:
     return checksum
 
 
-def _is_whole(path: str, file: ArchiveFile) -> bool:
+def _has_full_size(path: str, file: ArchiveFile) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.getsize(path) == file.size
     return False
@@ -285,7 +291,7 @@ def _open_store(address: str, options: Mapping[str, str]) -> Any:
         from obstore.store import from_url
     except ModuleNotFoundError as error:
         raise MissingExtraError("an archive on object storage", "store") from error
-    # Both libraries build on the same one, but obstore takes two of the options as arguments.
+    # Both libraries use the same Rust crate, but obstore has separate arguments for two of the options.
     rest: dict[str, Any] = {key: value for key, value in options.items() if key.upper() != "AWS_ALLOW_HTTP"}
     allow_http = options.get("AWS_ALLOW_HTTP") or os.environ.get("AWS_ALLOW_HTTP") or ""
     return from_url(
@@ -297,18 +303,18 @@ def _open_store(address: str, options: Mapping[str, str]) -> Any:
 
 
 def select_rows(paths: Iterable[str]) -> str | None:
-    """Return what is, in SQL, all rows of these files; None for no file."""
+    """Return an SQL expression for all rows of files; None for no files."""
     paths = list(paths)
     if not paths:
         return None
-    listed = text(*map(as_pattern, paths))
+    listed = text(*map(escape_glob, paths))
     if "=" not in os.path.dirname(os.path.dirname(paths[0])):
         return (
             f"read_parquet([{listed}], union_by_name = true, hive_partitioning = true,"
             " hive_types = {'day': DATE})"
         )
-    # DuckDB takes every folder `a=b` above a file for a column, and `service=api` may mean something
-    # else. Then the day is read by itself, and a condition on it passes over no file.
+    # DuckDB interprets every parent directory of the form `a=b` as a column, even one such as `service=api`
+    # above the archive. Derive the day from the path then; a condition on it prunes no files.
     return f"""(select *, regexp_extract(filename, '/day=([^/]*)/[^/]*$', 1)::date as day
         from read_parquet([{listed}], union_by_name = true, hive_partitioning = false))"""
 

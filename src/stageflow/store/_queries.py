@@ -1,4 +1,4 @@
-"""The whole story of one run, out of the archive and the journal."""
+"""Runs queries over the current state of a journal and its archive."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from msgspec import Struct
 
 from .._failures import FailureOutcomes
 from ..errors import ArchiveDamagedError, ClosedError, QueryError, invalid_argument
-from ..journal import Journal, RunStory, no_run, several_runs
+from ..journal import Journal, RunRecord, no_run, several_runs
 from ._archive import Archive
 from ._columns import text
-from ._database import as_os_errors, interruptible, open_database, without_advice
+from ._database import as_os_errors, duckdb_message, interruptible, open_database
 from ._parquet import may_be_damage
-from ._rows import as_pattern, events_of
-from ._sandbox import VIEWS_HINT, must_read_views_only, parse
+from ._rows import escape_glob, events_of
+from ._sandbox import VIEWS_HINT, check_reads_views_only, parse
 from ._selection import (
     FIELDS_HINT,
     Over,
+    check_binds,
+    check_encodable,
     fields_of,
     hint_for_text,
-    must_be_predicate,
-    must_be_text,
-    must_bind,
-    must_not_use_names_of_duckdb,
+    parse_predicate,
+    refuse_duckdb_names,
 )
-from ._snapshot import EVERYTHING, RETRIES, Scope, Snapshot, gone
+from ._snapshot import EVERYTHING, RETRIES, Scope, Snapshot, is_missing_file
 from ._statistics import Volume
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Queries", "Rows", "tell_story"]
+__all__ = ["Queries", "Rows", "load_run"]
 
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 _EXPLAIN = re.compile(r"\s*explain\s+(analyze\s+)?(\(\s*(analyze|format)\b[^)]*\)\s*)?", re.IGNORECASE)
 
 
 class Rows(Struct, frozen=True):
-    """The answer to a query.
+    """The result of a query.
 
     Attributes:
         columns: Names of the columns.
-        rows: Their values; a moment is a `datetime` in UTC.
-        more: True where there are more rows than were asked for.
+        rows: The rows; timestamps are `datetime` objects in UTC.
+        more: True if `limit` cut off further rows.
     """
 
     columns: list[str]
@@ -64,20 +64,20 @@ class Rows(Struct, frozen=True):
 
 
 class Queries:
-    """A database over journal and archive that threads may share; one of them asks at a time.
+    """A database over a journal and its archive. Threads can share it; it executes one query at a time.
 
     Args:
         journal: Directory of the journal; None for the archive alone.
         archive: The archive.
-        memory: That DuckDB may use.
+        memory: Memory limit of DuckDB.
         disk: Size limit of DuckDB's temporary directory.
-        timeout: Seconds for one question, where it is not told otherwise.
-        before: Called before each look at what there is now.
-        failures: The same; returns which outcomes count as failures.
+        timeout: Default timeout of a query, in seconds.
+        before: Called before each refresh.
+        failures: Called at each refresh; returns which outcomes count as failures.
         verify: Whether to verify the checksum of each archive file before reading it.
 
     Attributes:
-        left_out: Why the last answer does not include the archive, or parts of it that were not needed; None
+        left_out: Why the last result does not include the archive, or parts of it that were not needed; None
             if it includes all of it.
     """
 
@@ -101,16 +101,16 @@ class Queries:
         self._lock = threading.RLock()
         self._database = open_database(memory, disk=disk)
         self._snapshot = Snapshot(
-            self._database, journal, archive, failures, most_attributes=256, verify=verify
+            self._database, journal, archive, failures, max_attributes=256, verify=verify
         )
         self.left_out: OSError | None = None
-        self._close_doors()
+        self._restrict_access()
 
-    def _close_doors(self) -> None:
-        """Have DuckDB read the folders of the snapshot alone, and nobody change that."""
-        # Paths of files are given to it as patterns, and it compares them as they are written.
+    def _restrict_access(self) -> None:
+        """Let DuckDB read only the directories of the snapshot, and lock this setting."""
+        # DuckDB compares paths literally, so allow each directory both as a path and as a pattern.
         plain = [os.path.join(folder, "") for folder in self._snapshot.folders]
-        folders = text(*plain, *map(as_pattern, plain))
+        folders = text(*plain, *map(escape_glob, plain))
         self._database.execute(f"set allowed_directories = [{folders}]")
         self._database.execute("set enable_external_access = false")
         self._database.execute("set lock_configuration = true")
@@ -127,38 +127,38 @@ class Queries:
 
     @property
     def weighted(self) -> bool:
-        """True where a row of the snapshot stands for more than one."""
+        """True if a row of the snapshot has a weight other than 1."""
         return self._snapshot.weighted
 
     def refresh(self, scope: Scope) -> None:
-        """Look at journal and archive as they are now.
+        """Load the current state of the journal and the archive.
 
         Args:
-            scope: What the question needs. If the archive cannot be read, and what can be read suffices,
-                `left_out` is set, and nothing is raised.
+            scope: The rows that the query needs. If the archive cannot be read but the scope is available,
+                `left_out` is set and nothing is raised.
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged or missing.
-            OSError: One of them cannot be read.
+            OSError: The journal or the archive cannot be read.
         """
-        self._must_be_open()
+        self._check_open()
         with self._lock, as_os_errors(self._archive.address):
             try:
-                self._look()
+                self._refresh_all()
                 self.left_out = None
             except OSError as error:
                 if not self._snapshot.refresh_within(scope):
                     raise
                 self.left_out = error
 
-    def _look(self) -> None:
+    def _refresh_all(self) -> None:
         with as_os_errors(self._archive.address):
             self._before()
             try:
                 self._snapshot.refresh()
             except Exception as error:
                 if may_be_damage(error):
-                    self._snapshot.must_be_intact()
+                    self._snapshot.verify()
                 raise
 
     def sql(
@@ -169,88 +169,88 @@ class Queries:
         timeout: float | None,
         since: datetime | None = None,
     ) -> Rows:
-        """Answer one query; see `EventStore.sql`."""
-        must_be_text(query)
+        """Run one query; see `EventStore.sql`."""
+        check_encodable(query)
         counts = "counts" in query.lower()
         scope = Scope(counts=counts) if since is None else Scope.ended_since(since, counts=counts)
 
-        def question(cursor: DuckDBPyConnection) -> Rows:
-            _must_be_query(cursor, query)  # the names that it must not use depend on the snapshot
+        def execute(cursor: DuckDBPyConnection) -> Rows:
+            _check_query(cursor, query)  # which names are allowed depends on the snapshot
             return _fetch(cursor.execute(query, parameters), limit)
 
-        return self.ask(question, query, timeout, scope=scope)
+        return self.run(execute, query, timeout, scope=scope)
 
-    def ask(
+    def run(
         self,
-        question: Callable[[DuckDBPyConnection], _Answer],
-        asked: str,
+        execute: Callable[[DuckDBPyConnection], _Result],
+        sql: str,
         timeout: float | None = None,
         *,
         predicates: Sequence[str | None] = (),
         over: Sequence[Over] = (),
         scope: Scope = EVERYTHING,
-    ) -> _Answer:
-        """Ask on the snapshot of now, in a transaction that can only read, for so many seconds at most.
+    ) -> _Result:
+        """Run a query on the current snapshot, in a read-only transaction with a timeout.
 
         Args:
-            question: What asks.
-            asked: What an error says was asked.
+            execute: Executes the query with a cursor.
+            sql: The query, for error messages.
             timeout: Seconds; default that of the store.
-            predicates: What is part of the question and came from outside.
-            over: The views that have every field of these predicates.
-            scope: What it needs; see `refresh`.
+            predicates: Predicates that the caller of the library passed; they are validated first.
+            over: The views that must have every field of these predicates.
+            scope: The rows that the query needs; see `refresh`.
 
         Raises:
-            QueryError: There is no answer, or a predicate is none.
+            QueryError: The query fails or exceeds the timeout, or a predicate is invalid.
         """
         import duckdb
 
         seconds = self.timeout if timeout is None else check_timeout(timeout)
-        self._must_be_open()
+        self._check_open()
         with self._lock:
-            lost: object = None
+            previous: object = None
             for attempt in range(RETRIES):
                 self.refresh(scope)
-                seen = self._snapshot.seen
+                state = self._snapshot.state
                 cursor = self._database.cursor()
-                alarm = threading.Timer(seconds, _interrupt, [cursor])
-                alarm.daemon = True
-                alarm.start()
+                timer = threading.Timer(seconds, _interrupt, [cursor])
+                timer.daemon = True
+                timer.start()
                 try:
                     with interruptible():
                         # In addition to the sandbox: a query cannot write.
                         cursor.execute("begin transaction read only")
                         for predicate in filter(None, predicates):
-                            must_be_predicate(cursor, predicate)
+                            parse_predicate(cursor, predicate)
                             for view in over:
-                                must_bind(cursor, view, predicate)
-                        return question(cursor)
+                                check_binds(cursor, view, predicate)
+                        return execute(cursor)
                 except duckdb.InterruptException:
                     raise QueryError(
-                        f"no answer within {seconds:g} s: {asked}",
-                        sql=asked,
+                        f"no result within {seconds:g} s: {sql}",
+                        sql=sql,
                         hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
-                    if attempt < RETRIES - 1 and seen != lost and gone(error):
-                        lost = seen
-                        self._snapshot.forget()
-                    elif not may_be_damage(error) or not self._is_answerable_without_damage():
-                        raise _unanswered(cursor, asked, error) from None
+                    if attempt < RETRIES - 1 and state != previous and is_missing_file(error):
+                        previous = state
+                        self._snapshot.invalidate()
+                    elif not may_be_damage(error) or not self._can_leave_out_damage():
+                        raise _as_query_error(cursor, sql, error) from None
                 finally:
-                    alarm.cancel()
-                    cursor.interrupt()  # what nobody will fetch need not be found
+                    timer.cancel()
+                    cursor.interrupt()  # rows that were not fetched need not be computed
                     cursor.close()
         raise AssertionError("the last attempt has raised")
 
-    def _is_answerable_without_damage(self) -> bool:
+    def _can_leave_out_damage(self) -> bool:
         """Verify the archive, and return whether another attempt may leave out damaged files.
 
         Raises:
-            ArchiveDamagedError: A file is damaged, and no other attempt can do without it.
+            ArchiveDamagedError: A file is damaged, and no other attempt can leave it out.
         """
         try:
-            self._snapshot.must_be_intact()
+            self._snapshot.verify()
         except ArchiveDamagedError:
             if self.left_out is not None:
                 raise
@@ -258,17 +258,17 @@ class Queries:
         return False
 
     def volume(self) -> Volume:
-        """Return how much is stored; see `EventStore.volume`."""
-        return self.ask(self._snapshot.volume, "volume")
+        """Return the size of the stored events; see `EventStore.volume`."""
+        return self.run(self._snapshot.volume, "volume")
 
     def close(self) -> None:
-        """Give free what the database holds."""
-        if self._pid == os.getpid():  # a forked child has none of its threads
+        """Close the database."""
+        if self._pid == os.getpid():  # a forked child does not have the threads of the database
             with self._lock:
                 self._closed = True
                 self._database.close()
 
-    def _must_be_open(self) -> None:
+    def _check_open(self) -> None:
         if self.is_closed:
             raise ClosedError(
                 "this EventStore is closed (a fork closes it in the child)", hint="create a new EventStore"
@@ -276,10 +276,10 @@ class Queries:
 
 
 def check_timeout(seconds: float) -> float:
-    """Return a number of seconds, if one can wait for so long.
+    """Return a timeout in seconds if it is valid.
 
     Raises:
-        InvalidArgumentError: One cannot.
+        InvalidArgumentError: It is not a positive number, or it is too large.
     """
     if not (isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX):
         raise invalid_argument("EventStore", "timeout", seconds, "more than 0 seconds")
@@ -289,24 +289,24 @@ def check_timeout(seconds: float) -> float:
 def _interrupt(cursor: DuckDBPyConnection) -> None:
     import duckdb
 
-    with contextlib.suppress(duckdb.ConnectionException):  # the answer came just now
+    with contextlib.suppress(duckdb.ConnectionException):  # the query ended meanwhile
         cursor.interrupt()
 
 
-def _must_be_query(connection: DuckDBPyConnection, query: str) -> None:
-    kinds = _kinds_of(connection, query)
-    # What `explain analyze` explains it carries out as well: that may be to write a file.
+def _check_query(connection: DuckDBPyConnection, query: str) -> None:
+    kinds = _statement_types(connection, query)
+    # `explain analyze` executes the statement that it explains, which could write a file.
     explain = _EXPLAIN.match(query) if kinds == ["EXPLAIN"] else None
     if explain:
-        kinds = _kinds_of(connection, query[explain.end() :])
+        kinds = _statement_types(connection, query[explain.end() :])
     if kinds != ["SELECT"]:
         if not kinds:
-            why = "the query is empty"
+            problem = "the query is empty"
         elif len(kinds) > 1:
-            why = f"the store answers one query at a time, and these are {len(kinds)} statements: {query}"
+            problem = f"expected a single statement, got {len(kinds)}: {query}"
         else:
-            why = f"the store answers queries alone, and this is a statement of kind {kinds[0]}: {query}"
-        raise QueryError(why, sql=query, hint=f"begin with select or from; {VIEWS_HINT}")
+            problem = f"expected a SELECT statement, got a statement of kind {kinds[0]}: {query}"
+        raise QueryError(problem, sql=query, hint=f"start with select or from; {VIEWS_HINT}")
     tree = parse(connection, query[explain.end() :] if explain else query)
     if tree["error"]:
         raise QueryError(
@@ -314,17 +314,17 @@ def _must_be_query(connection: DuckDBPyConnection, query: str) -> None:
             sql=query,
             hint="start with select or from; for PIVOT, write `from runs pivot (...)`",
         )
-    must_read_views_only(connection, tree, query)
-    must_not_use_names_of_duckdb(tree, query)
+    check_reads_views_only(connection, tree, query)
+    refuse_duckdb_names(tree, query)
 
 
-def _kinds_of(connection: DuckDBPyConnection, query: str) -> list[str]:
+def _statement_types(connection: DuckDBPyConnection, query: str) -> list[str]:
     import duckdb
 
     try:
         return [statement.type.name for statement in connection.extract_statements(query)]
     except duckdb.Error as error:
-        raise _unanswered(connection, query, error) from None
+        raise _as_query_error(connection, query, error) from None
 
 
 def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:
@@ -335,8 +335,8 @@ def _fetch(cursor: DuckDBPyConnection, limit: int | None) -> Rows:
     return Rows(columns, rows[:limit], len(rows) > limit)
 
 
-def _unanswered(connection: DuckDBPyConnection, asked: str, error: Exception) -> QueryError:
-    said = without_advice(error)
+def _as_query_error(connection: DuckDBPyConnection, sql: str, error: Exception) -> QueryError:
+    message = duckdb_message(error)
     hint = None
     name = type(error).__name__
     if name == "OutOfMemoryException":
@@ -344,71 +344,73 @@ def _unanswered(connection: DuckDBPyConnection, asked: str, error: Exception) ->
     elif name in ("BinderException", "CatalogException"):
         cursor = connection.cursor()  # the error has aborted the transaction of the connection
         known = {field for view in ("runs", "stages") for field in fields_of(cursor, view)}
-        hint = hint_for_text(cursor, error, asked, known) or FIELDS_HINT
-    return QueryError(f"{said}\n  asked: {asked}", sql=asked, hint=hint)
+        hint = hint_for_text(cursor, error, sql, known) or FIELDS_HINT
+    return QueryError(f"{message}\n  query: {sql}", sql=sql, hint=hint)
 
 
-_Told = tuple[str, dict[str, Any]]
+_Event = tuple[str, dict[str, Any]]
 
 
-def tell_story(
+def load_run(
     queries: Queries, journal: str | None, run_id: str, find: Callable[[], str | None] | None = None
-) -> RunStory:
+) -> RunRecord:
     """Return everything that is known about the run with this id or prefix.
 
     Args:
         queries: The queries.
         journal: Directory of the journal; None for the archive alone.
-        run_id: The id or a prefix of it.
-        find: Returns the id of the run if no id begins with `run_id`; default None, for an error.
+        run_id: The id, or a prefix of it.
+        find: Returns the id of the run if no id has the prefix `run_id`; default None, for an error.
 
     Raises:
         RunNotFoundError: There is no such run, or there are several.
     """
-    runs = _gather(queries, run_id)
+    runs = _events_by_run(queries, run_id)
     if run_id in runs:
         runs = {run_id: runs[run_id]}
     if len(runs) > 1:
         where = f"archive {queries.address}" if journal is None else f"journal {journal!r}"
         raise several_runs(where, run_id, sorted(runs))
-    for told in runs.values():
-        ended = [data for type, data in told if type == "pipeline.wide"]
+    for events in runs.values():
+        ended = [data for type, data in events if type == "pipeline.wide"]
         if ended:
-            return RunStory(ended[-1], _stages(told), _own(told), _children(queries, journal, ended[-1]))
+            children = _children(queries, journal, ended[-1])
+            return RunRecord(ended[-1], _stages(events), _custom_events(events), children)
     if not runs and find is not None and (known := find()) not in (None, run_id):
-        return tell_story(queries, journal, known)
+        return load_run(queries, journal, known)
     if journal is None:
         raise no_run(f"archive {queries.address}", run_id)
     # The run is in progress, or unknown: only the journal has its start.
-    story = Journal(journal).run(next(iter(runs), run_id))
-    told = next(iter(runs.values()), [])
-    return RunStory(story.run, _stages(told), _own(told), _children(queries, journal, story.run))
+    record = Journal(journal).run(next(iter(runs), run_id))
+    events = next(iter(runs.values()), [])
+    children = _children(queries, journal, record.run)
+    return RunRecord(record.run, _stages(events), _custom_events(events), children)
 
 
-def _gather(queries: Queries, run_id: str) -> dict[str, list[_Told]]:
-    # Between these two lies every id that begins so: by that, and not by `starts_with`, whole parts of
-    # files are passed over.
+def _events_by_run(queries: Queries, run_id: str) -> dict[str, list[_Event]]:
+    # Every id with this prefix is in the range from `first` to `last`. DuckDB prunes row groups by a range,
+    # but not by `starts_with`.
     first, last = text(run_id), text(run_id + "\U0010ffff")
     query = f"""select * from events
         where event_id >= {first} and event_id < {last}
             and pipeline_run_id >= {first} and pipeline_run_id < {last}
         order by coalesce(ended_at, emitted_at), type = 'pipeline.wide', started_at, attempt, event_id"""
 
-    def gather(cursor: DuckDBPyConnection) -> dict[str, list[_Told]]:
-        runs: dict[str, list[_Told]] = {}
+    def fetch(cursor: DuckDBPyConnection) -> dict[str, list[_Event]]:
+        runs: dict[str, list[_Event]] = {}
         for type, data in events_of(cursor.execute(query)):
             runs.setdefault(str(data["correlation_ids"]["pipeline_run_id"]), []).append((type, data))
         return runs
 
-    return queries.ask(gather, query)
+    return queries.run(fetch, query)
 
 
-def _stages(told: list[_Told]) -> list[dict[str, Any]]:
-    return [data for type, data in told if type == "stage.wide"]
+def _stages(events: list[_Event]) -> list[dict[str, Any]]:
+    return [data for type, data in events if type == "stage.wide"]
 
 
-def _own(told: list[_Told]) -> list[_Told]:
-    return [(type, data) for type, data in told if type not in ("stage.wide", "pipeline.wide")]
+def _custom_events(events: list[_Event]) -> list[_Event]:
+    return [(type, data) for type, data in events if type not in ("stage.wide", "pipeline.wide")]
 
 
 def _children(queries: Queries, journal: str | None, run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -425,8 +427,8 @@ def _children(queries: Queries, journal: str | None, run: dict[str, Any]) -> lis
 
 
 def _ended_children(queries: Queries, run: dict[str, Any]) -> list[dict[str, Any]]:
-    # They began while it was under way, or a little later, out of a stage that refused to end: with
-    # that said, whole parts of files are passed over.
+    # A child starts while its parent runs, or a little later if a stage does not stop. The condition on
+    # `started_at` lets DuckDB prune row groups.
     until = ""
     if run["ended_at"] is not None:
         until = f"and started_at <= {text(run['ended_at'])}::timestamptz + interval 1 hour"
@@ -435,4 +437,4 @@ def _ended_children(queries: Queries, run: dict[str, Any]) -> list[dict[str, Any
             and started_at >= {text(run["started_at"])}::timestamptz
             {until}
         order by started_at"""
-    return queries.ask(lambda cursor: [data for _, data in events_of(cursor.execute(query))], query)
+    return queries.run(lambda cursor: [data for _, data in events_of(cursor.execute(query))], query)

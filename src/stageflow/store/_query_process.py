@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from ..errors import QueryError, StageflowError
 from ._queries import Rows, check_timeout
-from ._selection import must_be_text
+from ._selection import check_encodable
 
 __all__ = ["MEMORY", "query_in_process"]
 
@@ -33,10 +33,10 @@ __all__ = ["MEMORY", "query_in_process"]
 MEMORY = 2_000_000_000
 """Bytes that DuckDB may use by default."""
 
-_BESIDE_DUCKDB = 1_000_000_000
-"""Bytes that the process may use in addition: the interpreter, rows, memory that DuckDB does not count."""
+_OVERHEAD = 1_000_000_000
+"""Bytes that the process may use in addition: the interpreter, rows, memory that DuckDB does not track."""
 
-_LARGEST_ANSWER = 1_000_000_000
+_MAX_RESULT = 1_000_000_000
 """Maximum size of a result in bytes."""
 
 _READING, _ARCHIVING, _DONE = b"R", b"A", b"D"
@@ -71,7 +71,7 @@ def query_in_process(
         journal: Directory of the journal; None for the archive alone.
         archive: Address of the archive; None for the archive of the journal.
         sql: The query; see `EventStore.sql`.
-        limit: How many rows at most; None for all.
+        limit: Maximum number of rows; None for all.
         timeout: Seconds for everything except archiving a backlog. This includes about half a second to start
             the process; with a shorter timeout, half of it remains for the query.
         memory: Bytes for DuckDB. The process can use 1 GB more; the kernel enforces this on Linux.
@@ -83,7 +83,7 @@ def query_in_process(
         QueryError: The query is invalid, or exceeds a limit.
         StageflowError: The journal or the archive cannot be read.
     """
-    must_be_text(sql)
+    check_encodable(sql)
     request = _Request(journal, archive, sql, limit, check_timeout(timeout), memory, disk, verify)
     folder = tempfile.mkdtemp(prefix="stageflow-query-")
     try:
@@ -100,7 +100,7 @@ def query_in_process(
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(msgspec.json.encode(request))
-            answer = _receive(child, request, progress, errors)
+            result = _receive(child, request, progress, errors)
         finally:
             child.kill()
             child.wait()
@@ -108,9 +108,9 @@ def query_in_process(
                 child.stdout.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _receive(
@@ -125,25 +125,25 @@ def _receive(
     archiving_since: float | None = None
     deadline: float | None = None
     while True:
-        kind = received.take(1, deadline)
+        kind = received.read(1, deadline)
         now = time.monotonic()
         if kind == _READING:
             started += now - archiving_since if archiving_since is not None else 0.0
             deadline = max(started + request.timeout, now + request.timeout / 2)
         elif kind == _ARCHIVING:
             archiving_since = now if archiving_since is None else archiving_since
-            numbers = received.take(16, None)
+            numbers = received.read(16, None)
             if progress is not None:
                 progress(int.from_bytes(numbers[:8], "big"), int.from_bytes(numbers[8:], "big"))
         elif kind == _DONE:
-            size = int.from_bytes(received.take(8, None), "big")
-            answer: Rows | BaseException = pickle.loads(received.take(size, None))
-            return answer
+            size = int.from_bytes(received.read(8, None), "big")
+            result: Rows | BaseException = pickle.loads(received.read(size, None))
+            return result
         elif received.ended:
             return _died(child, request, errors)
         else:
             return QueryError(
-                f"no answer within {request.timeout:g} s: {request.sql}",
+                f"no result within {request.timeout:g} s: {request.sql}",
                 sql=request.sql,
                 hint="narrow it down (day >= '2026-11-24'), or allow more time:"
                 " --timeout on the command line, timeout= in a program",
@@ -157,7 +157,7 @@ class _Received:
         self._fd = pipe.fileno()
         self.ended = False
 
-    def take(self, size: int, deadline: float | None) -> bytes:
+    def read(self, size: int, deadline: float | None) -> bytes:
         """Return `size` bytes, or fewer if the pipe is closed or the deadline has passed."""
         chunks = bytearray()
         while len(chunks) < size:
@@ -177,12 +177,12 @@ def _died(child: subprocess.Popen[bytes], request: _Request, errors: str) -> Que
     with open(errors, encoding="utf-8", errors="replace") as file:
         lines = file.read().strip().splitlines()
     if status < 0:
-        bound = (request.memory + _BESIDE_DUCKDB) / 1e9
-        why = f"{signal.Signals(-status).name}; its memory is limited to {bound:g} GB"
+        limit = (request.memory + _OVERHEAD) / 1e9
+        cause = f"{signal.Signals(-status).name}; its memory is limited to {limit:g} GB"
     else:
-        why = lines[-1] if lines else f"exit code {status}"
+        cause = lines[-1] if lines else f"exit code {status}"
     return QueryError(
-        f"the query process died ({why}): {request.sql}",
+        f"the query process died ({cause}): {request.sql}",
         sql=request.sql,
         hint="narrow it down, or aggregate before sorting and collecting values",
     )
@@ -197,33 +197,33 @@ def _serve() -> None:
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
-    _limit_memory(request.memory + _BESIDE_DUCKDB)
-    answer: Rows | BaseException
+    _limit_memory(request.memory + _OVERHEAD)
+    result: Rows | BaseException
     try:
-        answer = _answer(request, out)
+        result = _query(request, out)
     except MemoryError:
-        answer = QueryError(f"the result does not fit into memory: {request.sql}", sql=request.sql)
+        result = QueryError(f"the result does not fit into memory: {request.sql}", sql=request.sql)
     except (StageflowError, OSError, ValueError) as error:
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        answer = error
-    content = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-    if len(content) > _LARGEST_ANSWER:
-        refused = QueryError(
-            f"the result is larger than {_LARGEST_ANSWER / 1e9:g} GB: {request.sql}",
+        result = error
+    content = pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
+    if len(content) > _MAX_RESULT:
+        too_large = QueryError(
+            f"the result is larger than {_MAX_RESULT / 1e9:g} GB: {request.sql}",
             sql=request.sql,
             hint="limit the rows, or aggregate them",
         )
-        content = pickle.dumps(refused, pickle.HIGHEST_PROTOCOL)
+        content = pickle.dumps(too_large, pickle.HIGHEST_PROTOCOL)
     _write(out, _DONE + len(content).to_bytes(8, "big"))
     _write(out, content)
     os._exit(0)  # the parent has the whole result; do not wait for threads of DuckDB
 
 
-def _answer(request: _Request, out: IO[bytes]) -> Rows:
+def _query(request: _Request, out: IO[bytes]) -> Rows:
     from ._event_store import EventStore
 
-    def archiving(done: int, whole: int) -> None:
-        _write(out, _ARCHIVING + done.to_bytes(8, "big") + whole.to_bytes(8, "big"))
+    def archiving(done: int, total: int) -> None:
+        _write(out, _ARCHIVING + done.to_bytes(8, "big") + total.to_bytes(8, "big"))
 
     with EventStore(
         request.journal,
@@ -240,17 +240,17 @@ def _answer(request: _Request, out: IO[bytes]) -> Rows:
 
 
 def _write(out: IO[bytes], content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[out.write(rest) :]
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[out.write(remaining) :]
 
 
-def _limit_memory(most: int) -> None:
+def _limit_memory(size: int) -> None:
     import resource
 
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Converts events to rows, and rows to events."""
+"""Converts events of the journal to rows of the archive, and back."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from ..schema import CUSTOM_EVENT_KEYS
 from ._columns import (
     ATTRIBUTE,
     COLUMNS,
-    MAP,
-    PLACES,
-    TYPED,
+    DATA_PATHS,
+    MAP_TYPE,
+    SCHEMAS,
     Attributes,
     Field,
     Kinds,
     attribute_values,
     choose_columns,
     count_kinds,
-    encode_shape,
+    encode_structure,
     fields_of,
     quoted,
-    rest_of,
-    shape_of,
+    rest_column,
+    structure_of,
     text,
 )
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["as_pattern", "events_of", "load_rows"]
+__all__ = ["escape_glob", "events_of", "load_rows"]
 
 
-_LONGEST_LINE = 16 << 20
-"""Bytes of a line that is found at the first attempt; DuckDB holds twice that in memory for each thread."""
+_DEFAULT_MAX_LINE = 16 << 20
+"""Default limit of a line in bytes; DuckDB allocates twice that for each thread."""
 
 
 def _as_time(value: str) -> str:
@@ -52,25 +52,26 @@ def _as_time(value: str) -> str:
     return f"case when {in_range} then try_cast({value} as timestamptz) end"
 
 
-_NEEDED = {
+_REQUIRED_KEYS = {
     type: [f"event.data.{name} is not null" for name in ("event_id", "schema_version", *REQUIRED[type])]
-    for type in TYPED
+    for type in SCHEMAS
 }
-_TIMES = {
+_VALID_TIMES = {
     type: [
         f"({_as_time(f'event.data.{name}')}) is not null" for name in REQUIRED[type] if name.endswith("_at")
     ]
-    for type in TYPED
+    for type in SCHEMAS
 }
 _IS_TYPED = "({})".format(
     " or ".join(
-        f"(event.type = {text(type)} and {' and '.join([*_NEEDED[type], *_TIMES[type]])})" for type in TYPED
+        f"(event.type = {text(type)} and {' and '.join([*_REQUIRED_KEYS[type], *_VALID_TIMES[type]])})"
+        for type in SCHEMAS
     )
 )
 """SQL: true for an intact wide event; false for a damaged one and for a custom event of the same name."""
 
-_BESIDE_A_PAYLOAD = tuple(name for name, place in PLACES.items() if place[0] in CUSTOM_EVENT_KEYS)
-"""The columns of a stage's own event; a payload may have any other key, and means something else by it."""
+_CUSTOM_EVENT_COLUMNS = tuple(name for name, path in DATA_PATHS.items() if path[0] in CUSTOM_EVENT_KEYS)
+"""The columns of a custom event. A key of its payload can have the name of any other column."""
 
 
 def load_rows(
@@ -78,83 +79,84 @@ def load_rows(
     table: str,
     segments: Sequence[Segment],
     known: Attributes,
-    most_attributes: int,
+    max_attributes: int,
 ) -> Attributes:
-    """Make a table of the events of these segments, and return the columns that attributes have there.
+    """Create a table of the events of segments, and return its attribute columns.
 
-    A line that is broken, or is being written, is no row.
+    Damaged and incomplete lines are ignored.
 
     Args:
-        connection: Where the table is made; one of that name is replaced.
-        table: Its name.
-        segments: What to read.
-        known: Columns that there are already: a key keeps its type.
-        most_attributes: How many columns attributes may have; the rest stands in `rest`.
+        connection: The DuckDB connection.
+        table: Name of the table; an existing table is replaced.
+        segments: The segments to read.
+        known: Existing attribute columns, which keep their types.
+        max_attributes: Maximum number of attribute columns; other attributes are stored in `rest`.
 
     Raises:
-        FileNotFoundError: A segment is gone.
+        FileNotFoundError: A segment does not exist any more.
     """
     import duckdb
 
     parsed = f"{table}_parsed"
     try:
-        _parse(connection, parsed, segments, _LONGEST_LINE)
+        _parse(connection, parsed, segments, _DEFAULT_MAX_LINE)
     except duckdb.InvalidInputException as error:
         if "maximum_object_size" not in str(error):
             raise
-        # No line is longer than its file. So much memory is not asked for where it need not be.
+        # No line is longer than its file. This needs more memory, so it is only the second attempt.
         _parse(connection, parsed, segments, max(os.stat(segment.path).st_size for segment in segments) + 1)
     kinds = count_kinds(connection, f"select event.data.attributes from {parsed} where {_IS_TYPED}")
-    attributes = choose_columns(kinds, known, most_attributes)
+    attributes = choose_columns(kinds, known, max_attributes)
     connection.execute(
-        f"create or replace table {table} as {_typed(parsed, attributes, kinds)}"
-        f" union all by name {_untyped(parsed)}"
+        f"create or replace table {table} as {_schema_rows(parsed, attributes, kinds)}"
+        f" union all by name {_other_rows(parsed)}"
     )
     connection.execute(f"drop table {parsed}")
     return attributes
 
 
-def as_pattern(path: str) -> str:
-    """Return a path as a pattern that fits it alone: DuckDB takes every path for one.
+def escape_glob(path: str) -> str:
+    """Return a glob pattern that matches only this path: DuckDB interprets every path as a pattern.
 
     Example:
-        >>> as_pattern("data[1]/a.parquet")
+        >>> escape_glob("data[1]/a.parquet")
         'data[[]1]/a.parquet'
     """
-    return "".join(f"[{sign}]" if sign in "[*?" else sign for sign in path)
+    return "".join(f"[{character}]" if character in "[*?" else character for character in path)
 
 
 # ------------------------------------------------------------ parsing
 
 
 def _parse(connection: DuckDBPyConnection, parsed: str, segments: Sequence[Segment], longest: int) -> None:
-    """Make a table of the lines: segment, event as far as the schema goes, and the line where it has more."""
-    data = shape_of(COLUMNS.values())
-    data["attributes"] = MAP
-    shape = encode_shape({"type": "VARCHAR", "journal": "JSON", "data": data})
-    # Nothing is filtered here: a filter that looks into `event` would have every line parsed twice.
+    """Create a table with the segment and the event of each line, and the line if it has other keys."""
+    data = structure_of(COLUMNS.values())
+    data["attributes"] = MAP_TYPE
+    structure = encode_structure({"type": "VARCHAR", "journal": "JSON", "data": data})
+    # Do not filter here: a filter on `event` would parse every line twice.
     connection.execute(f"""
         create or replace table {parsed} as
-        select replace(parse_filename(filename), '.kept', '') as segment, from_json(json, {shape}) as event,
-            case when {_has_no_more("json")} then null else json end as line
+        select replace(parse_filename(filename), '.kept', '') as segment,
+            from_json(json, {structure}) as event,
+            case when {_has_schema_keys_only("json")} then null else json end as line
         from {_lines(segments, longest)}
     """)
 
 
-def _has_no_more(line: str) -> str:
-    """Return what says in SQL that an event is one of ours, with just as many keys as its schema has."""
+def _has_schema_keys_only(line: str) -> str:
+    """Return SQL that is true for a wide event that has exactly the keys of its schema."""
     return " or ".join(
         f"""(starts_with({line}, '{{"type":"{type}","data":{{')"""
-        f" and len(json_keys({line}, '$.data')) = {len(shape.__struct_fields__)})"
-        for type, shape in TYPED.items()
+        f" and len(json_keys({line}, '$.data')) = {len(schema.__struct_fields__)})"
+        for type, schema in SCHEMAS.items()
     )
 
 
 def _lines(segments: Sequence[Segment], longest: int) -> str:
-    files = [as_pattern(segment.path) for segment in segments if os.stat(segment.path).st_size]
+    files = [escape_glob(segment.path) for segment in segments if os.stat(segment.path).st_size]
     if not files:
         return "(select null::json as json, '' as filename where false)"
-    # It leaves out what is no JSON, also a last line of which half is written.
+    # DuckDB ignores invalid JSON, such as a last line that is being written.
     return f"""read_ndjson_objects([{text(*files)}], filename = true, ignore_errors = true,
         maximum_object_size = {longest})"""
 
@@ -166,62 +168,64 @@ def _schema_values(names: Sequence[str]) -> list[str]:
     values = []
     for name in names:
         column = COLUMNS[name]
-        value = "event.data." + ".".join(map(quoted, PLACES[name]))
+        value = "event.data." + ".".join(map(quoted, DATA_PATHS[name]))
         if column.type == "TIMESTAMPTZ":
             value = _as_time(value)
         elif name == "sample_rate":  # weights every count and rate
             value = f"case when {value} >= 1 and isfinite({value}) then {value} else 1 end"
-        elif column.type == "DOUBLE":  # DuckDB accepts NaN and 1e999; one such value invalidates every sum
+        elif column.type == "DOUBLE":  # DuckDB accepts NaN and 1e999, which would make every sum invalid
             value = f"case when isfinite({value}) then {value} end"
-        elif column.shape == "JSON":
+        elif column.json_type == "JSON":
             value = f"nullif({value}::varchar, 'null')"
         values.append(f"{value} as {quoted(name)}")
     return values
 
 
 def _unknown_keys() -> str:
-    """Return in SQL, as JSON, the keys of an event's data that no schema of ours has; null for none."""
+    """Return the SQL expression of the keys of an event that the schemas do not have, as JSON or null."""
     known = ", ".join(
-        f'"{field}":null' for field in dict.fromkeys([*(place[0] for place in PLACES.values()), "attributes"])
+        f'"{field}":null'
+        for field in dict.fromkeys([*(path[0] for path in DATA_PATHS.values()), "attributes"])
     )
     patched = f"json_merge_patch(line->'$.data', {text('{' + known + '}')})::varchar"
     return f"case when line is not null then {patched} end"
 
 
-def _day(*moments: str) -> str:
-    # An event that has no time of its own has that of its writer: its name begins with it.
-    moments = (*moments, "strptime(left(segment, 8), '%Y%m%d')")
-    return f"coalesce({', '.join(f'try_cast({moment} as date)' for moment in moments)})"
+def _day(*times: str) -> str:
+    # An event without a time has the day of its writer, with which the name of the segment begins.
+    times = (*times, "strptime(left(segment, 8), '%Y%m%d')")
+    return f"coalesce({', '.join(f'try_cast({time} as date)' for time in times)})"
 
 
-def _typed(parsed: str, attributes: Attributes, kinds: Kinds) -> str:
+def _schema_rows(parsed: str, attributes: Attributes, kinds: Kinds) -> str:
     entries = "event.data.attributes"
     values = [*_schema_values(list(COLUMNS)), *attribute_values(attributes, entries, kinds)]
     day = _day("event.data.started_at[:10]", "event.data.amended_at[:10]")
     return f"""select segment, event.type as type, {day} as day, null::varchar as sample_reason,
         {", ".join(values)},
-        {rest_of(_unknown_keys(), attributes, entries, kinds)} as rest from {parsed} where {_IS_TYPED}"""
+        {rest_column(_unknown_keys(), attributes, entries, kinds)} as rest from {parsed} where {_IS_TYPED}"""
 
 
-def _untyped(parsed: str) -> str:
+def _other_rows(parsed: str) -> str:
     return f"""select segment, event.type as type, {_day("event.data.emitted_at[:10]")} as day,
-        {", ".join(_schema_values(_BESIDE_A_PAYLOAD))}, coalesce((line->'$.data')::varchar, 'null') as rest
+        {", ".join(_schema_values(_CUSTOM_EVENT_COLUMNS))},
+        coalesce((line->'$.data')::varchar, 'null') as rest
         from {parsed} where not ({_IS_TYPED}) and event.type is not null and json_exists(line, '$.data')"""
 
 
-_FIELDS: dict[str, list[Field]] = {type: fields_of(shape) for type, shape in TYPED.items()}
+_FIELDS: dict[str, list[Field]] = {type: fields_of(schema) for type, schema in SCHEMAS.items()}
 
-_AS_JSON = frozenset(name for name, column in COLUMNS.items() if column.shape == "JSON")
-"""The columns that hold JSON."""
+_JSON_COLUMNS = frozenset(name for name, column in COLUMNS.items() if column.json_type == "JSON")
+"""The columns that contain JSON."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def events_of(cursor: DuckDBPyConnection) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return type and data of the event that each row of an answer was.
+    """Yield the type and data of the event of each row of a result.
 
-    `type` and `rest` are among its columns. Numbers are equal to those that were emitted;
-    moments have six digits of a second.
+    The result must have the columns `type` and `rest`. Numbers are equal to those that were emitted; times
+    have microseconds.
     """
     names = [name for name, *_ in cursor.description or ()]
     for values in cursor.fetchall():
@@ -248,7 +252,7 @@ def _data(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             data[field.name] = _value(field.name, row.get(field.name))
     data["attributes"] = {
-        name.removeprefix(ATTRIBUTE): _plain(value)
+        name.removeprefix(ATTRIBUTE): _as_integer(value)
         for name, value in row.items()
         if name.startswith(ATTRIBUTE) and value is not None
     } | rest.pop("attributes", {})
@@ -262,11 +266,11 @@ def _value(name: str, value: Any) -> Any:
         return None
     if isinstance(value, datetime):
         return rfc3339((value - _EPOCH) // timedelta(microseconds=1))
-    if name in _AS_JSON:
+    if name in _JSON_COLUMNS:
         return decode_stored(value.encode())
-    return _plain(value)
+    return _as_integer(value)
 
 
-def _plain(value: Any) -> Any:
-    # All numbers of a column are doubles. JSON has one kind of number, and 3 is how people write it.
+def _as_integer(value: Any) -> Any:
+    # All numeric columns are doubles. JSON has a single type of number, and 3 is written without a fraction.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

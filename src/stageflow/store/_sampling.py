@@ -1,4 +1,4 @@
-"""Tail sampling: which runs the archive keeps."""
+"""Tail sampling: selects the runs that the archive keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._value import ValueType
 from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
 from ._columns import AMENDMENTS, FAILURE, quoted, text
 from ._merge import failure_of
-from ._selection import must_be_predicate, parenthesised
+from ._selection import parenthesized, parse_predicate
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -23,12 +23,12 @@ __all__ = ["SampleRule", "Sampled", "TailSampler", "decide", "read_sampler", "re
 
 
 class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
-    """A rule: runs for which a condition holds are kept, one in so many.
+    """A rule that keeps one in `one_in` of the runs that match a condition.
 
     Attributes:
-        where: SQL over the columns of `runs`: "user_id = 'u1'".
-        one_in: How many runs one that is kept stands for, 1 or more; default 1, to keep all.
-        reason: What `sample_reason` says of them; default the condition.
+        where: SQL predicate over the columns of `runs`: "user_id = 'u1'".
+        one_in: The number of runs that a kept run represents, 1 or more; default 1, to keep all.
+        reason: The value of `sample_reason` of these runs; default the condition.
 
     Raises:
         InvalidArgumentError: `one_in` is less than 1.
@@ -39,26 +39,26 @@ class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     reason: str | None = None
 
     def __post_init__(self) -> None:
-        _must_be_at_least_one("SampleRule", self.one_in)
+        _check_one_in("SampleRule", self.one_in)
 
 
 class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
-    """Decides once for each run, and all runs that it started, when its record is complete.
+    """Decides which runs to keep, once per root run and all its children, when the record is complete.
 
-    The first of these that fits decides: what failed or crashed, what was slow, and what is the first
-    of its kind (pipeline, outcome and version) is kept; then the rules, in their order; then a rate
-    for each key, minute by minute, or one in so many.
+    The first match applies, in this order: runs that failed or crashed, slow runs and the first run of each
+    kind (pipeline, outcome and version) are kept; then the rules, in their order; then a target rate per key
+    and minute, or one in `one_in`.
 
     Attributes:
-        keep_failures: Keep every run that counts as a failure (see `failure_outcomes` in `Settings`), or has
-            such a run or a failed stage in it; default True. A run that was cancelled externally is sampled
-            like one that succeeded.
-        slower_than: Seconds; runs that took longer are kept. Default None, for none.
+        keep_failures: Keep every run that counts as a failure (see `failure_outcomes` in `Settings`), or
+            contains such a run or a failed stage; default True. A run that was cancelled externally is
+            sampled like one that succeeded.
+        slower_than: Keep runs that took longer, in seconds; default None, to ignore the duration.
         first_of_a_kind: Keep the first run of each pipeline, outcome and version; default True.
-        rules: Rules for all others; the first that fits decides.
-        per_key: Column of `runs` for whose values a target is set; default "topology".
-        target_per_minute: How many runs of each key are kept a minute, about; default None, for no target.
-        one_in: How many runs one that is kept stands for, where there is no target; default 1, to keep all.
+        rules: Rules for all other runs; the first match applies.
+        per_key: The column of `runs` for whose values `target_per_minute` is set; default "topology".
+        target_per_minute: Approximate number of runs to keep per key and minute; default None, for no target.
+        one_in: Without a target, the number of runs that a kept run represents; default 1, to keep all.
 
     Raises:
         InvalidArgumentError: A number is out of range.
@@ -77,23 +77,23 @@ class TailSampler(Struct, metaclass=ValueType, frozen=True, kw_only=True):
     one_in: float = 1.0
 
     def __post_init__(self) -> None:
-        _must_be_at_least_one("TailSampler", self.one_in)
+        _check_one_in("TailSampler", self.one_in)
         for name in ("slower_than", "target_per_minute"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
                 raise invalid_argument("TailSampler", name, value, "a number greater than 0, or None")
 
 
-def _must_be_at_least_one(what: str, one_in: object) -> None:
+def _check_one_in(owner: str, one_in: object) -> None:
     if not (isinstance(one_in, int | float) and one_in >= 1):
-        raise invalid_argument(what, "one_in", one_in, "a number of 1 or more")
+        raise invalid_argument(owner, "one_in", one_in, "a number of 1 or more")
 
 
 def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
-    """Return the sampler that a TOML file describes: the fields of `TailSampler`, and `[[rules]]`.
+    """Read a sampler from a TOML file with the fields of `TailSampler`, and `[[rules]]`.
 
     Raises:
-        SettingsError: A field is unknown or has a wrong value, or the file is no TOML.
+        SettingsError: A field is unknown or has a wrong value, or the file is not valid TOML.
         OSError: The file cannot be read.
     """
     origin = os.fspath(path)
@@ -103,14 +103,14 @@ def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
         except ValueError as error:
             raise SettingsError(f"invalid TOML: {error}", origin) from None
     rules = table.get("rules", [])
-    for place, given, kind in [
+    for location, given, kind in [
         ("$", table, TailSampler),
         *((f"$.rules[{n}]", rule, SampleRule) for n, rule in enumerate(rules) if isinstance(rule, dict)),
     ]:
         for name in given:
             if name not in kind.__struct_fields__:
                 near = did_you_mean(name, kind.__struct_fields__)
-                raise SettingsError(f"there is no field {name!r} at {place}{near}", origin)
+                raise SettingsError(f"unknown field {name!r} at {location}{near}", origin)
     try:
         return msgspec.convert(table, TailSampler)
     except (msgspec.ValidationError, ValueError) as error:
@@ -118,20 +118,20 @@ def read_sampler(path: str | os.PathLike[str]) -> TailSampler:
 
 
 _ROOT = "coalesce(root_run_id, pipeline_run_id)"
-_WHERE_IT_FALLS = "(md5_number_lower(root)::double / 18446744073709551616)"
-"""From 0 to 1, the same for a root on every machine."""
+_HASH_POSITION = "(md5_number_lower(root)::double / 18446744073709551616)"
+"""SQL: a number from 0 to 1 that depends only on the id of the root run."""
 
 
 class Sampled(Struct, frozen=True):
-    """What a sampler makes of the runs of one key that it kept, or dropped, for one reason.
+    """The sampling result of runs with the same key and reason.
 
     Attributes:
         key: Value of `per_key`.
-        reason: Why: "failed", "slow", "first of its kind", a rule, "target" or "one in N".
-        runs: How many runs there are.
-        kept: How many of them are kept.
-        events: How many wide events the runs have.
-        kept_events: How many of them are kept.
+        reason: "failed", "slow", "first of its kind", the reason of a rule, "target" or "one in N".
+        runs: Number of runs.
+        kept: Number of runs that are kept.
+        events: Number of wide events of these runs.
+        kept_events: Number of wide events that are kept.
     """
 
     key: str
@@ -143,17 +143,17 @@ class Sampled(Struct, frozen=True):
 
 
 def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, runs: str, kinds: str) -> None:
-    """Create a table of root runs with their rate, the reason, and whether the run is kept.
+    """Create a table of root runs with their rate, the reason, and whether they are kept.
 
     Args:
-        connection: Where it is made.
+        connection: The DuckDB connection.
         decided: Name of the table to create.
-        sampler: What decides.
-        runs: SQL that selects runs: the columns of `runs`.
-        kinds: SQL that selects the kinds of runs (pipeline, outcome, version) that are known.
+        sampler: The sampler.
+        runs: SQL query for the runs, with the columns of `runs`.
+        kinds: SQL query for the known kinds of runs (pipeline, outcome, version).
 
     Raises:
-        QueryError: A rule, or the key, is none.
+        QueryError: A rule or the key is invalid.
     """
     import duckdb
 
@@ -165,16 +165,16 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
     if sampler.first_of_a_kind:
         always.append("when is_first then 'first of its kind'")
     for rule in sampler.rules:
-        must_be_predicate(connection, rule.where)
-    rules = [f"when {parenthesised(rule.where)} then {n}" for n, rule in enumerate(sampler.rules)]
+        parse_predicate(connection, rule.where)
+    rules = [f"when {parenthesized(rule.where)} then {n}" for n, rule in enumerate(sampler.rules)]
     rates = [f"when {n} then {float(rule.one_in)!r}" for n, rule in enumerate(sampler.rules)]
     reasons = [f"when {n} then {text(rule.reason or rule.where)}" for n, rule in enumerate(sampler.rules)]
     if sampler.target_per_minute is not None:
-        together = "count(*) over (partition by always, rule, key, minute)"
-        rest = f"greatest(1.0, {together} / {float(sampler.target_per_minute)!r})"
-        why = "target"
+        in_minute = "count(*) over (partition by always, rule, key, minute)"
+        rate = f"greatest(1.0, {in_minute} / {float(sampler.target_per_minute)!r})"
+        reason = "target"
     else:
-        rest, why = f"{float(sampler.one_in)!r}", f"one in {sampler.one_in:g}"
+        rate, reason = f"{float(sampler.one_in)!r}", f"one in {sampler.one_in:g}"
     key = quoted(sampler.per_key)
     try:
         connection.execute(f"""
@@ -193,23 +193,24 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
                         not in ({kinds}) as is_first
                 from ({runs}) where pipeline_run_id = {_ROOT}
                 qualify row_number() over (partition by pipeline_run_id order by started_at desc) = 1
-            ), judged as (
+            ), classified as (
                 select root, coalesce(key, '') as key, minute, rule, case {" ".join(always)} end as always
                 from trees left join roots using (root)
             ), rated as (
                 select *, case when always is not null then 1.0
-                    else coalesce(case rule {" ".join(rates) or "when 0 then 1"} end, {rest}) end as rate
-                from judged
+                    else coalesce(case rule {" ".join(rates) or "when 0 then 1"} end, {rate}) end as rate
+                from classified
             )
-            select root, key, rate, {_WHERE_IT_FALLS} < 1 / rate as kept,
-                coalesce(always, case rule {" ".join(reasons) or "when 0 then ''"} end, {text(why)}) as reason
+            select root, key, rate, {_HASH_POSITION} < 1 / rate as kept,
+                coalesce(always, case rule {" ".join(reasons) or "when 0 then ''"} end, {text(reason)})
+                    as reason
             from rated
         """)
     except duckdb.Error as error:
         raise QueryError(
-            f"a rule of the sampler, or its key {sampler.per_key!r}, is none: {error}",
+            f"invalid sampling rule, or unknown per_key column {sampler.per_key!r}: {error}",
             sql="; ".join(rule.where for rule in sampler.rules),
-            hint="rules are SQL over the columns of `runs`; the key is one of them",
+            hint="rules are SQL predicates over the columns of `runs`, and per_key is one of these columns",
         ) from None
 
 
@@ -233,59 +234,61 @@ def sample(
     kinds: str,
     failures: FailureOutcomes,
 ) -> None:
-    """Leave in a table of new rows those that are kept, and write down what each stands for, and why.
+    """Delete the rows of runs that are not kept from a table, and set `sample_rate` and `sample_reason`.
 
-    A run of which a part is in the archive already is kept, as that part was; so is one whose end is not
-    among the rows. Events of no run are kept.
+    A run that is partly in the archive is kept, with the rate of the archived part. A run whose end is not
+    among the rows is kept too, and so are events that belong to no run.
 
     Args:
-        connection: That has the table.
-        sampler: What decides.
-        table: Of new rows.
-        archived: SQL that selects the rows of the archive that may belong to them; None for none.
+        connection: The connection that contains the table.
+        sampler: The sampler.
+        table: Name of the table of new rows.
+        archived: SQL query for the archived rows that may belong to the same runs; None for no rows.
         kinds: See `decide`.
         failures: The outcomes of runs that count as failures.
 
     Raises:
-        QueryError: A rule, or the key, is none.
+        QueryError: A rule or the key is invalid.
     """
-    decided, known, begun, fates = (f"{table}_{name}" for name in ("decided", "known", "begun", "fates"))
+    decided, known, continued, fates = (
+        f"{table}_{name}" for name in ("decided", "known", "continued", "fates")
+    )
     ended = f"(select *, {failure_of(failures)} as {FAILURE} from {table} where type = 'pipeline.wide')"
-    some = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
+    rows = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
     connection.execute(f"""
         create or replace temp table {known} as
         select id, max(rate) as rate
-        from (select unnest([pipeline_run_id, root_run_id]) as id, sample_rate as rate {some})
+        from (select unnest([pipeline_run_id, root_run_id]) as id, sample_rate as rate {rows})
         where id is not null group by 1
     """)
     connection.execute(f"""
-        create or replace temp table {begun} as
+        create or replace temp table {continued} as
         select {_ROOT} as root, max(known.rate) as rate
         from {ended} join {known} known on id in (pipeline_run_id, root_run_id) group by 1
     """)
-    new = f"select * from {ended} where {_ROOT} not in (select root from {begun})"
+    new = f"select * from {ended} where {_ROOT} not in (select root from {continued})"
     decide(connection, decided, sampler, new, kinds)
     connection.execute(f"""
         create or replace temp table {fates} as
-        select run, coalesce(decided.rate, begun.rate, known.rate, 1.0) as rate,
-            coalesce(decided.kept, true) as kept, coalesce(decided.reason, 'incomplete') as why,
-            begun.root is not null or known.id is not null as is_known
+        select run, coalesce(decided.rate, continued.rate, known.rate, 1.0) as rate,
+            coalesce(decided.kept, true) as kept, coalesce(decided.reason, 'incomplete') as fate_reason,
+            continued.root is not null or known.id is not null as is_known
         from (
             select pipeline_run_id as run, coalesce(max(root_run_id), pipeline_run_id) as root
             from {table} where pipeline_run_id is not null group by pipeline_run_id
         )
-        left join {decided} decided using (root) left join {begun} begun using (root)
+        left join {decided} decided using (root) left join {continued} continued using (root)
         left join {known} known on known.id = run
     """)
     connection.execute(f"""
         delete from {table} where pipeline_run_id in (select run from {fates} where not kept)
-            -- What amends an event of a run that was dropped has nothing to amend.
+            -- The event that an amendment belongs to was dropped with its run.
             or (type in ({text(*AMENDMENTS)}) and pipeline_run_id not in (select id from {known}))
     """)
     connection.execute(f"""
         update {table} set
             sample_rate = case when is_known then greatest(coalesce(sample_rate, 1), rate)
                 else coalesce(sample_rate, 1) * rate end,
-            sample_reason = coalesce(sample_reason, why)
+            sample_reason = coalesce(sample_reason, fate_reason)
         from {fates} where run = pipeline_run_id
     """)

@@ -16,7 +16,7 @@ from ..errors import QueryError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["VIEWS", "VIEWS_HINT", "must_read_views_only", "parse", "parts"]
+__all__ = ["VIEWS", "VIEWS_HINT", "check_reads_views_only", "parse", "parts"]
 
 
 VIEWS = frozenset({"runs", "stages", "events", "counts"})
@@ -35,7 +35,7 @@ _TABLES = frozenset(
 
 # Refuse functions whose result depends on anything other than their arguments (current_setting, write_log,
 # nextval, sleep_ms, ...), except functions for time and random numbers.
-_VOLATILE_BUT_ALLOWED = frozenset(
+_ALLOWED_VOLATILE = frozenset(
     {
         "current_date",
         "current_localtime",
@@ -60,7 +60,7 @@ _REFUSED = frozenset(
 )
 
 
-_HARMLESS_REFS = frozenset(
+_ALLOWED_REFS = frozenset(
     {"COLUMN_REF", "LAMBDA_REF", "POSITIONAL_REFERENCE", "SHOW_REF", "BOUND_COLUMN_REF", "BOUND_REF"}
 )
 
@@ -78,7 +78,7 @@ def parse(connection: DuckDBPyConnection, statement: str) -> Any:
         raise QueryError("the query is nested too deeply", sql=statement) from None
 
 
-def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) -> None:
+def check_reads_views_only(connection: DuckDBPyConnection, tree: Any, query: str) -> None:
     """Raise an error if a parsed statement does anything except read the views.
 
     Args:
@@ -94,7 +94,7 @@ def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) 
         # Outside the scope of the expression, DuckDB would resolve its name to a file or to one of its
         # tables.
         if not name.replace("_", "a").replace(" ", "a").isalnum() or _is_table(connection, name):
-            raise _refused(query, f"the common table expression {name!r}", "give it another name")
+            raise _refused(query, f"the common table expression {name!r}", "rename it")
     functions: set[str] = set()
     for part in parts(tree):
         kind = part.get("type")
@@ -103,7 +103,7 @@ def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) 
         if isinstance(kind, str) and kind.endswith("_NODE") and kind not in _QUERIES:
             raise _refused(query, f"{kind.removesuffix('_QUERY_NODE').removesuffix('_NODE')} in a query")
         if kind == "BASE_TABLE":
-            _must_be_view(part, ctes, query)
+            _check_view(part, ctes, query)
         elif kind == "SHOW_REF" and part.get("query") is None:
             raise _refused(query, "SHOW", "`describe runs` lists the columns of a view")
         elif kind == "TABLE_FUNCTION":
@@ -111,7 +111,7 @@ def must_read_views_only(connection: DuckDBPyConnection, tree: Any, query: str) 
             if name not in _TABLE_FUNCTIONS:
                 raise _refused(query, f"the table function {name}()")
         elif (
-            isinstance(kind, str) and ("_REF" in kind or kind.endswith("_GET")) and kind not in _HARMLESS_REFS
+            isinstance(kind, str) and ("_REF" in kind or kind.endswith("_GET")) and kind not in _ALLOWED_REFS
         ):
             raise _refused(query, f"a reference of kind {kind}")
         if "function_name" in part:
@@ -130,7 +130,7 @@ def _is_table(connection: DuckDBPyConnection, name: str) -> bool:
     )
 
 
-def _must_be_view(table: Mapping[str, Any], ctes: set[str], query: str) -> None:
+def _check_view(table: Mapping[str, Any], ctes: set[str], query: str) -> None:
     name = str(table.get("table_name", "")).lower()
     schema, catalog = str(table.get("schema_name", "")).lower(), str(table.get("catalog_name", "")).lower()
     if name in ctes and not schema and not catalog:
@@ -141,7 +141,7 @@ def _must_be_view(table: Mapping[str, Any], ctes: set[str], query: str) -> None:
 
 
 _impure: frozenset[str] | None = None
-"""Built-in functions that depend on more than their arguments; DuckDB takes 20 ms to list them."""
+"""Built-in functions that depend on more than their arguments; listing them takes DuckDB 20 ms."""
 
 
 def _refused_functions(connection: DuckDBPyConnection, names: set[str]) -> set[str]:
@@ -156,7 +156,7 @@ def _refused_functions(connection: DuckDBPyConnection, names: set[str]) -> set[s
                     or function_type = 'macro' and macro_definition ilike '%from %')"""
         ).fetchall()
         _impure = frozenset(name for (name,) in rows)
-    return names & (_impure - _VOLATILE_BUT_ALLOWED | _REFUSED)
+    return names & (_impure - _ALLOWED_VOLATILE | _REFUSED)
 
 
 def _ctes(tree: Any) -> Iterator[str]:
@@ -179,7 +179,9 @@ def parts(tree: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(part)
 
 
-def _refused(query: str, what: str, hint: str = VIEWS_HINT) -> QueryError:
+def _refused(query: str, construct: str, hint: str = VIEWS_HINT) -> QueryError:
     return QueryError(
-        f"a query can read only the views, but this one references {what}: {query}", sql=query, hint=hint
+        f"a query can read only the views, but this one references {construct}: {query}",
+        sql=query,
+        hint=hint,
     )

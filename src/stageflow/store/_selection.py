@@ -1,4 +1,4 @@
-"""Selects rows: by SQL predicate, by filter, or by a short form."""
+"""Conditions for rows: SQL predicates, filters, and short forms such as `2h..1h`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._timeparse import parse_time
 from ..errors import QueryError, did_you_mean
 from ..journal import OTHER_IDS, RunFilter
 from ._columns import FAILURE, text
-from ._sandbox import must_read_views_only, parse, parts
+from ._sandbox import check_reads_views_only, parse, parts
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -22,15 +22,15 @@ __all__ = [
     "Over",
     "as_predicate",
     "as_query_error",
+    "check_binds",
+    "check_encodable",
     "condition",
     "fields_of",
     "hint_for_text",
-    "must_be_predicate",
-    "must_be_text",
-    "must_bind",
-    "must_not_use_names_of_duckdb",
     "named_fields",
-    "parenthesised",
+    "parenthesized",
+    "parse_predicate",
+    "refuse_duckdb_names",
     "resolve_field",
 ]
 
@@ -40,53 +40,53 @@ FIELDS_HINT = '`describe runs` and `describe stages` list the fields; an attribu
 _UNKNOWN_COLUMN = re.compile(r'(?:Referenced column "|does not have a column named ")([^"]+)"')
 
 _CONSTANT = re.compile(r"\s*(true|false|null)\s*(--.*)?", re.IGNORECASE)
-"""A predicate that is the same for every row on purpose."""
+"""A constant predicate, which is accepted because it is intended."""
 
 _WORD = re.compile(r"\w+")
 
-_OF_DUCKDB = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"}
-"""Names that are no fields of the views, but to which DuckDB assigns a value."""
+_DUCKDB_NAMES = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"}
+"""Names that are not fields of the views, but to which DuckDB assigns a value."""
 
 
-def parenthesised(predicate: str) -> str:
-    """Return a predicate in parentheses, so that it can be combined; a comment at its end does not hide them.
+def parenthesized(predicate: str) -> str:
+    """Return a predicate in parentheses, on separate lines if it may end with a comment.
 
     Example:
-        >>> parenthesised("a or b")
+        >>> parenthesized("a or b")
         '(a or b)'
     """
     return f"({predicate}\n)" if "--" in predicate else f"({predicate})"
 
 
-def must_be_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
-    """Return how DuckDB parses a predicate.
+def parse_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
+    """Return the parse tree of a predicate.
 
     Raises:
         QueryError: It is not a single expression, reads anything except the views, or escapes the parentheses
             that enclose it.
     """
-    # Its own parentheses must match without the enclosing ones: then none of them can close an enclosing one.
+    # Parse it without the parentheses first: a predicate such as `a) or (b` is then invalid.
     _parse(connection, predicate, predicate)
-    tree = _parse(connection, predicate, parenthesised(predicate))
-    must_read_views_only(connection, tree, predicate)
-    must_not_use_names_of_duckdb(tree, predicate)
-    # A constant such as `1.4` is never intended as a predicate.
+    tree = _parse(connection, predicate, parenthesized(predicate))
+    check_reads_views_only(connection, tree, predicate)
+    refuse_duckdb_names(tree, predicate)
+    # A constant such as `1.4` is probably a mistake.
     if not any(_names(tree)) and not _CONSTANT.fullmatch(predicate):
         raise QueryError(
-            f"{predicate!r} names no field: it is the same for every row",
+            f"{predicate!r} refers to no field, so it has the same value for every row",
             sql=predicate,
             hint="`describe runs` lists the fields: user_id = 'u1', service_version = '1.4'",
         )
     return tree
 
 
-def must_not_use_names_of_duckdb(tree: Any, sql: str) -> None:
-    """Refuse `user` and similar names: DuckDB does not report them as unknown but returns its own user.
+def refuse_duckdb_names(tree: Any, sql: str) -> None:
+    """Refuse `user` and similar names: for DuckDB they are not unknown, but its own user.
 
     Raises:
         QueryError: A query or predicate uses such a name and does not define it.
     """
-    used = {names[0].lower() for names in _references(tree) if len(names) == 1} & _OF_DUCKDB
+    used = {names[0].lower() for names in _references(tree) if len(names) == 1} & _DUCKDB_NAMES
     used -= {str(part.get("alias")).lower() for part in parts(tree)}
     if used:
         name = min(used)
@@ -98,11 +98,11 @@ def must_not_use_names_of_duckdb(tree: Any, sql: str) -> None:
         )
 
 
-def must_be_text(query: str) -> None:
+def check_encodable(query: str) -> None:
     """Verify that a query can be encoded as UTF-8.
 
     Raises:
-        QueryError: It contains half of a surrogate pair.
+        QueryError: It contains a lone surrogate.
     """
     try:
         query.encode()
@@ -111,7 +111,7 @@ def must_be_text(query: str) -> None:
 
 
 def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> Any:
-    must_be_text(predicate)
+    check_encodable(predicate)
     tree = parse(connection, f"SELECT 1 WHERE {condition}")
     if tree["error"]:
         raise QueryError(
@@ -123,13 +123,13 @@ def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> An
 
 
 def named_fields(connection: DuckDBPyConnection, predicate: str, known: Collection[str]) -> set[str]:
-    """Return which of the known fields a predicate names.
+    """Return the known fields to which a predicate refers.
 
     Raises:
-        QueryError: It is not one expression.
+        QueryError: The predicate is invalid.
     """
-    # DuckDB's parser distinguishes text from names, which a pattern cannot.
-    tree = must_be_predicate(connection, predicate)
+    # Use DuckDB's parser, because a pattern cannot distinguish text from names.
+    tree = parse_predicate(connection, predicate)
     lowered = {name.lower(): name for name in known}
     return {lowered[name.lower()] for name in _names(tree) if name.lower() in lowered}
 
@@ -154,11 +154,11 @@ def fields_of(connection: DuckDBPyConnection, view: str) -> list[str]:
     return [name for name, *_ in connection.execute(f"describe select * from {view}").fetchall()]
 
 
-def must_bind(connection: DuckDBPyConnection, over: Over, predicate: str) -> None:
+def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> None:
     """Verify that a predicate can be evaluated for the rows of a view.
 
     Raises:
-        QueryError: It names an unknown field, or DuckDB cannot evaluate it.
+        QueryError: It refers to an unknown field, or DuckDB cannot evaluate it.
     """
     import duckdb
 
@@ -172,14 +172,14 @@ def must_bind(connection: DuckDBPyConnection, over: Over, predicate: str) -> Non
 def as_query_error(
     connection: DuckDBPyConnection, error: Exception, predicate: str, known: Collection[str]
 ) -> QueryError:
-    """Return an error of DuckDB about a predicate as `QueryError`, with the closest name of a field."""
+    """Convert a DuckDB error about a predicate to a `QueryError` that suggests the closest field."""
     found = _UNKNOWN_COLUMN.search(str(error))
     if found is None:
         first = str(error).partition("\n")[0].rstrip("!.")
         return QueryError(
             f"DuckDB cannot evaluate the predicate {predicate!r}: {first}", sql=predicate, hint=FIELDS_HINT
         )
-    hint = hint_for_text(connection, error, f"select 1 where {parenthesised(predicate)}", known)
+    hint = hint_for_text(connection, error, f"select 1 where {parenthesized(predicate)}", known)
     if hint is None and _WORD.fullmatch(predicate.strip()):
         hint = (
             "a predicate compares fields: user_id = 'u1'; `explain` and `compare` also accept failed,"
@@ -189,7 +189,7 @@ def as_query_error(
 
 
 def unknown_field(name: str, known: Collection[str], sql: str, hint: str | None = None) -> QueryError:
-    """Return the error about a name that is not a field, with the closest name of a field."""
+    """Return the error about an unknown field, which suggests the closest one."""
     near = f'; did you mean "attributes.{name}"?' if f"attributes.{name}" in known else ""
     where = "" if sql == name else f" in {sql!r}"
     return QueryError(
@@ -239,7 +239,7 @@ def condition(over: Over, filter: RunFilter | None, where: str | None) -> str:
         over: The view.
         filter: A filter of runs. For stages, `stage`, `pipeline` (their topology) and `status` are compared
             with their own fields.
-        where: SQL predicate in addition to it; `must_be_predicate` validates it.
+        where: Additional SQL predicate; `parse_predicate` validates it.
 
     Example:
         >>> condition("stages", RunFilter(stage="search:FAIL"), "attempts > 1")
@@ -281,7 +281,7 @@ def condition(over: Over, filter: RunFilter | None, where: str | None) -> str:
             root = "parent_run_id is null"
             of_root = f"pipeline_run_id in (select pipeline_run_id from runs where {root})"
             conditions.append(root if over == "runs" else of_root)
-        # The day, too: files are pruned by it.
+        # Include the day, by which files are pruned.
         if filter.since:
             conditions.append(f"started_at >= {text(filter.since)}::timestamptz")
             conditions.append(f"day >= {text(filter.since[:10])}::date")
@@ -289,7 +289,7 @@ def condition(over: Over, filter: RunFilter | None, where: str | None) -> str:
             conditions.append(f"started_at < {text(filter.until)}::timestamptz")
             conditions.append(f"day <= {text(filter.until[:10])}::date")
     if where:
-        conditions.append(parenthesised(where))
+        conditions.append(parenthesized(where))
     return " and ".join(conditions) or "true"
 
 

@@ -1,4 +1,4 @@
-"""What a reader sees at one moment: the archive, and of the journal what is not in it, each event once."""
+"""Creates the views over a consistent state of the archive and the journal, with each event once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .._failures import FailureOutcomes
 from .._time import epoch_us, rfc3339
 from ..journal import Journal, Segment, is_complete_since, list_writers
 from ._archive import Archive, ArchiveFile
-from ._columns import AMENDMENTS, ATTRIBUTE, FAILURE, TYPED, Attributes, columns_of, quoted, text
-from ._merge import count_rows, failure_of, merge, summed
+from ._columns import AMENDMENTS, ATTRIBUTE, FAILURE, SCHEMAS, Attributes, columns_of, quoted, text
+from ._merge import count_rows, failure_of, merge, sum_counts
 from ._parquet import LocalFiles, may_be_damage, select_rows
 from ._rows import load_rows
 from ._statistics import Volume, volume
@@ -23,27 +23,27 @@ from ._statistics import Volume, volume
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["EVERYTHING", "LONGEST_RUN", "RETRIES", "Scope", "Snapshot", "gone"]
+__all__ = ["EVERYTHING", "LONGEST_RUN", "RETRIES", "Scope", "Snapshot", "is_missing_file"]
 
 
 LONGEST_RUN = timedelta(days=7)
-"""A row is stored under the day on which it began: readers of recent rows skip files of earlier days."""
+"""Assumed maximum duration of a run. Rows are stored by the day of their start; readers skip earlier days."""
 
 RETRIES = 20
-"""How often a reader looks again when what it had listed is gone, and another listing is different."""
+"""How often a reader lists the files again if a listed file has disappeared."""
 
-_JOURNAL_ALONE: Literal["journal"] = "journal"
+_JOURNAL_ONLY: Literal["journal"] = "journal"
 
-_Seen = tuple[object, FailureOutcomes, tuple[tuple[str, int], ...]]
+_State = tuple[object, FailureOutcomes, tuple[tuple[str, int], ...]]
 
 
 class Scope(Struct, frozen=True):
-    """The rows that a question needs: where a part of the archive cannot be read, the rest may suffice.
+    """The rows that a query needs. If a part of the archive cannot be read, the rest may suffice.
 
     Attributes:
-        since: RFC 3339: it needs only events that were written at or after this moment; empty for all.
-        first_day: It needs only rows of this day and later ones, such as "2026-11-24"; empty for all.
-        counts: Whether it reads the view `counts`.
+        since: RFC 3339; the query needs only events that were written at or after this time; empty for all.
+        first_day: The query needs only rows of this day and later, such as "2026-11-24"; empty for all.
+        counts: Whether the query reads the view `counts`.
     """
 
     since: str = ""
@@ -51,18 +51,18 @@ class Scope(Struct, frozen=True):
     counts: bool = True
 
     @classmethod
-    def ended_since(cls, moment: datetime, *, counts: bool = False) -> Scope:
-        """Return the scope of rows that ended at a moment or later."""
-        first = (moment.astimezone(UTC) - LONGEST_RUN).date().isoformat()
-        return cls(rfc3339(epoch_us(moment.isoformat())), first, counts)
+    def ended_since(cls, time: datetime, *, counts: bool = False) -> Scope:
+        """Return the scope of rows that ended at or after a time."""
+        first = (time.astimezone(UTC) - LONGEST_RUN).date().isoformat()
+        return cls(rfc3339(epoch_us(time.isoformat())), first, counts)
 
     @classmethod
     def began_since(cls, since: str | None, *, counts: bool = False) -> Scope:
-        """Return the scope of rows that began at a moment (RFC 3339) or later; None for all rows."""
+        """Return the scope of rows that started at or after a time (RFC 3339); None for all rows."""
         return cls(since or "", (since or "")[:10], counts)
 
     def needs(self, file: ArchiveFile) -> bool:
-        """Return whether the rows of a file may be among them."""
+        """Return whether a file may contain rows of the scope."""
         return file.day >= self.first_day and (self.counts or file.has_events)
 
 
@@ -70,18 +70,18 @@ EVERYTHING = Scope()
 
 
 class Snapshot:
-    """The views `events`, `stages`, `runs` and `counts` of a database, and what they stand on.
+    """The views `events`, `stages`, `runs` and `counts` of a database, and the files that they read.
 
-    A segment is listed before the archive is looked at. So what went from the journal into the
-    archive in between is in the archive's version, and is left out of the journal's part; what goes
-    there later is in neither, and its file is still there, or the reader looks again.
+    The segments are listed before the archive is read. If a segment is archived in between, its events are
+    in the version of the archive that is read, and the segment is ignored. If it is archived later, its
+    events are not in that version, and its file still exists; otherwise the files are listed again.
 
     Args:
-        database: Where the views are made.
+        database: The database in which the views are created.
         journal: Directory of the journal; None for the archive alone.
         archive: The archive.
-        failures: Called before each look: which outcomes count as failures.
-        most_attributes: How many columns attributes may have.
+        failures: Called at each refresh; returns which outcomes count as failures.
+        max_attributes: Maximum number of attribute columns.
         verify: Whether to verify the checksum of each archive file before reading it.
     """
 
@@ -91,7 +91,7 @@ class Snapshot:
         journal: str | None,
         archive: Archive,
         failures: Callable[[], FailureOutcomes],
-        most_attributes: int,
+        max_attributes: int,
         verify: bool = False,
     ) -> None:
         self._verify = verify
@@ -100,31 +100,31 @@ class Snapshot:
         self._archive = archive
         self._failures = failures
         self._local = LocalFiles(archive)
-        self._most_attributes = most_attributes
-        self._seen: _Seen | None = None
+        self._max_attributes = max_attributes
+        self._state: _State | None = None
         self._files: list[ArchiveFile] = []
         self._damaged: set[str] = set()
         self.weighted = False
 
     @property
     def folders(self) -> list[str]:
-        """The folders that the database has to read."""
+        """The directories that the database must be able to read."""
         return [self._local.folder, *([self._journal] if self._journal is not None else [])]
 
     def refresh(self) -> None:
-        """Look at everything as it is now.
+        """Load the current state of the journal and the archive.
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged or missing.
-            OSError: Something cannot be read.
+            OSError: The journal or the archive cannot be read.
         """
-        self._look(None)
+        self._refresh(None)
 
     def refresh_within(self, scope: Scope) -> bool:
-        """Look only at what a question needs, after `refresh` failed because of the archive.
+        """Load only the rows of a scope, after `refresh` failed because of the archive.
 
         Returns:
-            False if it also needs what cannot be read.
+            False if a part of the scope cannot be read.
 
         Raises:
             OSError: The journal cannot be read.
@@ -132,62 +132,62 @@ class Snapshot:
         can_read = self._archive.readable and self._archive.version >= 0
         if can_read and not any(map(scope.needs, self._damaged_files())):
             try:
-                self._look(scope)
+                self._refresh(scope)
             except Exception as error:
                 if not may_be_damage(error):
                     raise
             else:
                 return True
         if self._journal is not None and is_complete_since(self._journal, scope.since):
-            self._look(_JOURNAL_ALONE)
+            self._refresh(_JOURNAL_ONLY)
             return True
         return False
 
-    def _look(self, part: Scope | Literal["journal"] | None) -> None:
-        """Look at everything, at what is in a scope, or at the journal as if there was no archive."""
-        lost: _Seen | None = None
+    def _refresh(self, part: Scope | Literal["journal"] | None) -> None:
+        """Load everything, the rows of a scope, or the journal without the archive."""
+        previous: _State | None = None
         for attempt in range(RETRIES):
-            live = self._list_live(alone=part == _JOURNAL_ALONE)
-            files = [] if part == _JOURNAL_ALONE else self._archive.files()
-            known = {} if part == _JOURNAL_ALONE else self._archive.attributes()
+            live = self._list_live(include_archived=part == _JOURNAL_ONLY)
+            files = [] if part == _JOURNAL_ONLY else self._archive.files()
+            known = {} if part == _JOURNAL_ONLY else self._archive.attributes()
             if isinstance(part, Scope):
                 files = list(filter(part.needs, files))
             elif part is None and (damaged := self._damaged_files()):
                 raise self._local.error_of(damaged)
-            seen: _Seen = (
+            state: _State = (
                 (self._archive.version, part),
                 self._failures(),
                 tuple((segment.path, size) for segment, size in live),
             )
-            if seen == self._seen:
+            if state == self._state:
                 return
-            self._seen = None
+            self._state = None
             try:
-                self._load([segment for segment, _ in live], files, known, seen[1])
+                self._load([segment for segment, _ in live], files, known, state[1])
             except Exception as error:
                 # A file that is still listed was not replaced by another process: it is missing.
-                if attempt == RETRIES - 1 or seen == lost or not gone(error):
+                if attempt == RETRIES - 1 or state == previous or not is_missing_file(error):
                     raise
-                lost = seen
+                previous = state
             else:
-                self._seen = seen
+                self._state = state
                 return
 
     def volume(self, cursor: DuckDBPyConnection) -> Volume:
-        """Return how much there is of what was seen last."""
-        _, _, live = self._seen or (0, (), ())
+        """Return the size of the loaded events."""
+        _, _, live = self._state or (0, (), ())
         files = self._files
         paths = self._local.paths(file for file in files if file.has_events)
         return volume(cursor, files, paths, sum(size for _, size in live))
 
-    def must_be_intact(self) -> None:
+    def verify(self) -> None:
         """Verify every file of the archive that is not yet known to be intact.
 
         Raises:
             ArchiveDamagedError: A file is damaged or missing.
         """
         files = self._archive.files()
-        self._local.forget()  # it may have been damaged since it was read first
+        self._local.invalidate()  # a file may have been damaged after it was read for the first time
         damaged = self._local.damaged_in(files)
         self._damaged = {file.path for file in damaged}
         if damaged:
@@ -203,29 +203,29 @@ class Snapshot:
         return damaged
 
     @property
-    def seen(self) -> object:
-        """What the last look listed; equal for two looks that listed the same files."""
-        return self._seen
+    def state(self) -> object:
+        """The state that was loaded last; equal if the same files were listed."""
+        return self._state
 
-    def forget(self) -> None:
-        """Have the next look take nothing for known."""
-        self._seen = None
+    def invalidate(self) -> None:
+        """Load everything again at the next refresh."""
+        self._state = None
 
-    def _list_live(self, *, alone: bool) -> list[tuple[Segment, int]]:
-        """Return the segments that are not in the archive, or all of them, and their sizes."""
+    def _list_live(self, *, include_archived: bool) -> list[tuple[Segment, int]]:
+        """Return the segments that are not in the archive, and their sizes."""
         if self._journal is None:
             self._archive.refresh()
             return []
         with contextlib.suppress(OSError):
-            # Who may read a journal but not write it sees it as it stands.
+            # A process without write permission reads the journal without recovering it.
             Journal(self._journal).recover()
         writers = list_writers(self._journal)
-        if not alone:
+        if not include_archived:
             self._archive.refresh()
         found = []
         for writer, segments in writers.items():
             for segment in segments:
-                if alone or segment.sequence > self._archive.watermark(writer):
+                if include_archived or segment.sequence > self._archive.watermark(writer):
                     with contextlib.suppress(FileNotFoundError):
                         found.append((segment, os.stat(segment.path).st_size))
         return found
@@ -239,7 +239,7 @@ class Snapshot:
     ) -> None:
         database = self._database
         self._files = files
-        attributes = load_rows(database, "live", live, known, self._most_attributes)
+        attributes = load_rows(database, "live", live, known, self._max_attributes)
         if self._verify and (damaged := self._local.damaged_in(files)):
             self._damaged |= {file.path for file in damaged}
             raise self._local.error_of(damaged)
@@ -247,8 +247,8 @@ class Snapshot:
         archived = select_rows(self._local.paths(file for file in files if file.has_events))
         rows = "from live"
         if archived is not None:
-            those = f" where {superseded.spares}" if superseded.count else ""
-            rows = f"select * from {archived}{those} union all by name from live"
+            remaining = f" where {superseded.is_current}" if superseded.count else ""
+            rows = f"select * from {archived}{remaining} union all by name from live"
         database.execute(f"""
             create or replace view events as select *, {failure_of(failures)} as {FAILURE}
             from ({rows}) where type not in ({text(*AMENDMENTS)})""")
@@ -261,15 +261,15 @@ class Snapshot:
             select started_at as hour, topology, pipeline_name, stage_name, status, outcome, service_version,
                 sample_rate as count, day,
                 {failure_of(failures, is_run="stage_name is null")} as {FAILURE}
-            from ({summed(counted)})""")
-        self._make_view("stages", "stage.wide", attributes)
-        self._make_view("runs", "pipeline.wide", attributes)
+            from ({sum_counts(counted)})""")
+        self._create_view("stages", "stage.wide", attributes)
+        self._create_view("runs", "pipeline.wide", attributes)
         found = database.execute("select coalesce(max(sample_rate), 1) > 1 from events").fetchone()
         self.weighted = found is not None and bool(found[0])
 
-    def _make_view(self, name: str, type: str, attributes: dict[str, str]) -> None:
+    def _create_view(self, name: str, type: str, attributes: dict[str, str]) -> None:
         columns = [
-            *columns_of(TYPED[type]),
+            *columns_of(SCHEMAS[type]),
             *(ATTRIBUTE + key for key in attributes),
             FAILURE,
             "sample_reason",
@@ -284,8 +284,8 @@ class Snapshot:
         )
 
 
-def gone(error: Exception) -> bool:
-    """Tell whether an error says that a file is not there any more."""
+def is_missing_file(error: Exception) -> bool:
+    """Return whether an error reports that a file does not exist."""
     return isinstance(error, FileNotFoundError) or (
         type(error).__name__ == "IOException"
         and any(part in str(error) for part in ("No files found", "No such file", "Cannot open file"))

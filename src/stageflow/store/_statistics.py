@@ -1,4 +1,4 @@
-"""Built-in queries for statistics: groups, totals, volume."""
+"""Built-in queries for statistics: groups, totals and volume."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from ._archive import ArchiveFile
 from ._columns import FAILURE, quoted, text
-from ._merge import FEWEST, FEWEST_ABOVE, Z, count_if, percentiles, ranked
-from ._rows import as_pattern
+from ._merge import MIN_ROWS_ABOVE, MIN_SAMPLED_ROWS, Z, count_if, percentiles, ranked
+from ._rows import escape_glob
 from ._selection import Over, resolve_field
 
 if TYPE_CHECKING:
@@ -23,36 +23,36 @@ __all__ = ["Interval", "Share", "Stat", "Total", "Volume", "stats", "totals", "v
 _RANKS = (0.5, 0.9, 0.95, 0.99)
 
 Interval = tuple[float, float]
-"""Between these two the number is that all events would have given, in 95 of 100 cases."""
+"""A 95 % confidence interval: the lower and the upper end."""
 
 
 class Stat(Struct, frozen=True):
-    """What is known of one stage, or of one pipeline, as a whole or in one stretch of time.
+    """The statistics of a stage or a pipeline, overall or in one time bucket.
 
-    Counts are of runs, or of ends of a stage, each as often as its `sample_rate` says.
+    Counts are numbers of runs, or of ended stages, weighted by `sample_rate`.
 
     Attributes:
-        pipeline: Name of the pipeline; of a stage the topology that it ran in.
+        pipeline: Name of the pipeline; for a stage, the topology that it ran in.
         stage: Name of the stage; None for whole runs.
-        since: When the stretch of time begins; None for all of it.
-        rows: How many events were looked at.
-        count: How many ends there were.
-        ok: How many of them were OK and did not count as failures.
-        failed: How many stages had status FAIL, or how many runs had an outcome that counts as a failure:
-            by default `failed`, `timeout` and `crashed`.
-        skipped: How many stages were skipped; 0 for runs.
-        cancelled: How many stages were cancelled, or how many runs were cancelled externally.
-        retried: How many attempts were tried again; 0 for runs.
+        since: Start of the time bucket; None without buckets.
+        rows: Number of events.
+        count: Number of runs or stages that ended.
+        ok: Number of them that were OK and did not count as failures.
+        failed: Number of stages with status FAIL, or of runs with an outcome that counts as a failure: by
+            default `failed`, `timeout` and `crashed`.
+        skipped: Number of stages that were skipped; 0 for runs.
+        cancelled: Number of stages that were cancelled, or of runs that were cancelled externally.
+        retried: Number of attempts that were retried; 0 for runs.
         failure_rate: `failed`, divided by the number of ends without those that were cancelled (and
             suspended runs); None if there are none.
-        p50_ms: Median duration in milliseconds: of runs, or of stages that ran. None where none did.
-        p90_ms: 90 % took no longer.
-        p95_ms: 95 % took no longer.
-        p99_ms: 99 % took no longer.
-        estimated: True where a row stands for more than one: then the numbers are estimates.
-        count_interval: The 95 % interval of `count`; None where nothing was sampled, or too little.
-        failure_rate_interval: That of `failure_rate`.
-        p95_interval: That of `p95_ms`.
+        p50_ms: Median duration of runs, or of stages that ran, in milliseconds; None if nothing ran.
+        p90_ms: 90th percentile of the duration, in milliseconds.
+        p95_ms: 95th percentile of the duration, in milliseconds.
+        p99_ms: 99th percentile of the duration, in milliseconds.
+        estimated: True if a row has a weight other than 1, so that the numbers are estimates.
+        count_interval: The 95 % interval of `count`; None if no rows, or too few, were sampled.
+        failure_rate_interval: The 95 % interval of `failure_rate`.
+        p95_interval: The 95 % interval of `p95_ms`.
         group: Value of the field `by`, as text; None if the rows have no value, or without `by`.
     """
 
@@ -111,7 +111,7 @@ def stats(
     rows = f"""select *, {name} as pipeline, {stage} as stage, {since} as since, {group} as by_value
         from {over} where {condition}"""
     ordered = ranked(rows, ran, _KEYS, weighted=weighted)
-    figures = f"""
+    statistics = f"""
         select pipeline, stage, since, by_value,
             count(*), {count_if(ended)} as ended,
             {count_if(f"status = 'OK' and {FAILURE} is not true")}, {count_if(FAILURE)} as failed,
@@ -119,10 +119,10 @@ def stats(
             failed / nullif({count_if(f"{FAILURE} is not null")}, 0) as failure_rate,
             {percentiles(_RANKS, weighted=weighted)} as ranks
         from ordered group by {", ".join(_KEYS)}"""
-    intervals = _intervals(ended) if weighted else "select * from figures"
+    intervals = _intervals(ended) if weighted else "select * from statistics"
     found = connection.execute(f"""
         with ordered as {"materialized" if weighted else "not materialized"} (from {ordered}),
-            figures as ({figures})
+            statistics as ({statistics})
         {intervals} order by since nulls first, ended desc, pipeline, stage, by_value
     """).fetchall()
     result = []
@@ -130,7 +130,7 @@ def stats(
         found if weighted else ((*row, 0, ((None, None),) * 3) for row in found)
     ):
         values: list[Any] = [*counts, *(ranks or (None,) * 4), sampled > 0]
-        values += [*_certain(sampled, intervals), value]
+        values += [*_known_intervals(sampled, intervals), value]
         result.append(Stat(pipeline or "", stage_name, start, *values))
     return result
 
@@ -139,16 +139,16 @@ _KEYS = ("pipeline", "stage", "since", "by_value")
 """The columns by which rows are grouped."""
 
 
-def _certain(sampled: int, intervals: Sequence[Sequence[float | None]]) -> Iterator[Interval | None]:
+def _known_intervals(sampled: int, intervals: Sequence[Sequence[float | None]]) -> Iterator[Interval | None]:
     for low, high in intervals:
-        yield None if sampled < FEWEST or low is None or high is None else (low, high)
+        yield None if sampled < MIN_SAMPLED_ROWS or low is None or high is None else (low, high)
 
 
 def _intervals(ended: str) -> str:
-    """Return SQL that gives, beside the figures, how many rows were sampled, and the three intervals."""
+    """Return SQL that adds the number of sampled rows and the three intervals to the statistics."""
     same = " and ".join(f"{key} is not distinct from f.{key}" for key in _KEYS)
-    extra = "sample_rate * (sample_rate - 1)"  # what a row that was sampled adds to a variance
-    # What nothing was kept of at all may still have been there: the low end is what was seen.
+    extra = "sample_rate * (sample_rate - 1)"  # the contribution of a sampled row to the variance
+    # The variance does not include events of which none was kept; the number of rows is a lower bound.
     return f"""
         , errors as (
             select f.pipeline, f.stage, f.since, f.by_value,
@@ -161,8 +161,8 @@ def _intervals(ended: str) -> str:
                 sqrt(coalesce(sum({extra} * power({FAILURE}::int - f.failure_rate, 2))
                     filter ({FAILURE} is not null), 0)) / nullif(rated, 0) as of_rate,
                 sqrt(coalesce(sum({extra} * power((value <= f.ranks[3])::int - 0.95, 2))
-                    filter (value is not null), 0)) / nullif(max(whole), 0) as of_p95
-            from figures f join ordered o on o.{same.replace(" and ", " and o.")}
+                    filter (value is not null), 0)) / nullif(max(total_weight), 0) as of_p95
+            from statistics f join ordered o on o.{same.replace(" and ", " and o.")}
             group by {", ".join(f"f.{key}" for key in _KEYS)}
         ), ends as (
             select o.pipeline, o.stage, o.since, o.by_value,
@@ -174,24 +174,24 @@ def _intervals(ended: str) -> str:
         select f.*, sampled,
             [[greatest(f.ended - {Z} * of_count, seen), f.ended + {Z} * of_count],
             [greatest(rate - {Z} * of_rate, 0), least(rate + {Z} * of_rate, 1)],
-            case when above >= {FEWEST_ABOVE} then [low, high] else [null, null] end]
-        from figures f
+            case when above >= {MIN_ROWS_ABOVE} then [low, high] else [null, null] end]
+        from statistics f
             join errors e on e.{same.replace(" and ", " and e.")}
             join ends x on x.{same.replace(" and ", " and x.")}
         """
 
 
 class Total(Struct, frozen=True):
-    """How often a pipeline, or a stage, ended so, counted before anything was sampled.
+    """The exact number of runs of a pipeline, or of ends of a stage, with the same outcome.
 
     Attributes:
-        pipeline: Name of the pipeline; of a stage the topology that it ran in.
+        pipeline: Name of the pipeline; for a stage, the topology that it ran in.
         stage: Name of the stage; None for whole runs.
-        status: OK, FAIL, SKIP, CANCEL, RETRY.
-        outcome: Of runs: ok, degraded, failed, ...; None for stages.
-        count: How often.
-        failure: Whether it counts as a failure: True or False; None if failure rates leave it out, because
-            it was cancelled, suspended or retried.
+        status: OK, FAIL, SKIP, CANCEL or RETRY.
+        outcome: Outcome of the runs: ok, degraded, failed, ...; None for stages.
+        count: The number, counted before sampling.
+        failure: Whether it counts as a failure: True or False; None if failure rates exclude it, because it
+            was cancelled, suspended or retried.
     """
 
     pipeline: str
@@ -210,7 +210,7 @@ def totals(
     pipeline: str | None,
     stage: str | None,
 ) -> list[Total]:
-    """Return totals of whole hours, those of runs first."""
+    """Return totals of full hours, those of runs first."""
     conditions = [
         *([f"hour >= date_trunc('hour', {text(since)}::timestamptz)"] if since else []),
         *([f"hour < {text(until)}::timestamptz"] if until else []),
@@ -227,14 +227,14 @@ def totals(
 
 
 class Share(Struct, frozen=True):
-    """What a day, a type of events or a field takes of an archive.
+    """The part of an archive that a day, a type of event or a field makes up.
 
     Attributes:
         name: The day, the type or the column.
-        events: How many rows there are; of a field, in how many of them it has a value.
-        happened: How many wide events there were before sampling; None where that is not counted.
-        bytes: Compressed, on the disk. Of a type: what its values take of each column, shared out by
-            their number.
+        events: Number of rows; for a field, the number of rows that have a value.
+        happened: Number of wide events before sampling; None if they are not counted.
+        bytes: Compressed size on disk. The size of a column is divided among the types by the number of their
+            values.
     """
 
     name: str
@@ -244,16 +244,16 @@ class Share(Struct, frozen=True):
 
 
 class Volume(Struct, frozen=True):
-    """What an archive holds; of the journal what is not archived yet, in bytes.
+    """The size of an archive, and of the segments that are not archived yet.
 
     Attributes:
-        events: Rows of the archive.
-        bytes: Of their files.
-        count_bytes: Of the files of exact counts.
-        journal_bytes: Of segments that are not in the archive, as lines of JSON.
-        days: By day, the newest first.
-        types: By type, the largest first.
-        fields: By column, the largest first.
+        events: Number of event rows in the archive.
+        bytes: Size of their files.
+        count_bytes: Size of the files of exact counts.
+        journal_bytes: Size of the segments that are not in the archive.
+        days: By day, newest first.
+        types: By type, largest first.
+        fields: By column, largest first.
     """
 
     events: int
@@ -268,29 +268,29 @@ class Volume(Struct, frozen=True):
 def volume(
     connection: DuckDBPyConnection, files: Sequence[ArchiveFile], paths: Sequence[str], journal_bytes: int
 ) -> Volume:
-    """Return what these files hold.
+    """Return the volume of files.
 
     Args:
-        connection: That has the views.
+        connection: The connection with the views.
         files: All files of the archive.
-        paths: Where those of them are that have events.
+        paths: Local paths of the files that contain events.
         journal_bytes: See `Volume`.
     """
-    held = [file for file in files if file.has_events]
+    event_files = [file for file in files if file.has_events]
     happened = {
         str(day): count
         for day, count in connection.execute("select day, sum(count) from counts group by 1").fetchall()
     }
     days: dict[str, tuple[int, int]] = {}
-    for file in held:
+    for file in event_files:
         rows, size = days.get(file.day, (0, 0))
         days[file.day] = (rows + file.rows, size + file.size)
     fields = _bytes_of_columns(connection, paths) if paths else {}
     by_type = _values_by_type(connection, paths, list(fields)) if paths else {}
     values = {name: sum(counts[name] for counts in by_type.values()) for name in fields}
     return Volume(
-        sum(file.rows for file in held),
-        sum(file.size for file in held),
+        sum(file.rows for file in event_files),
+        sum(file.size for file in event_files),
         sum(file.size for file in files if not file.has_events),
         journal_bytes,
         [
@@ -319,7 +319,7 @@ def volume(
 def _bytes_of_columns(connection: DuckDBPyConnection, paths: Sequence[str]) -> dict[str, int]:
     found = connection.execute(f"""
         select split_part(path_in_schema, ', ', 1) as name, sum(total_compressed_size)::bigint
-        from parquet_metadata([{text(*map(as_pattern, paths))}]) group by 1
+        from parquet_metadata([{text(*map(escape_glob, paths))}]) group by 1
     """).fetchall()
     return dict(found)
 
@@ -327,8 +327,10 @@ def _bytes_of_columns(connection: DuckDBPyConnection, paths: Sequence[str]) -> d
 def _values_by_type(
     connection: DuckDBPyConnection, paths: Sequence[str], columns: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Return, for each type, how many rows there are (under ""), and how many values in each column."""
+    """Return, for each type, the number of rows (with the key ""), and of values in each column."""
     counted = ", ".join(f"count({quoted(name)})" for name in columns)
-    rows = f"read_parquet([{text(*map(as_pattern, paths))}], union_by_name = true, hive_partitioning = false)"
+    rows = (
+        f"read_parquet([{text(*map(escape_glob, paths))}], union_by_name = true, hive_partitioning = false)"
+    )
     found = connection.execute(f"select type, count(*), {counted} from {rows} group by 1").fetchall()
     return {type: dict(zip(["", *columns], counts, strict=True)) for type, *counts in found}

@@ -95,7 +95,7 @@ def capture_events() -> Generator[CapturedEvents]:
     sink = MemoryEventSink()
     sink_before = get_event_sink()
     # Without health events, which are emitted at arbitrary times.
-    capturing = msgspec.structs.replace(defaults(), emits=True, health_seconds=None)
+    capturing = msgspec.structs.replace(defaults(), emit_wide_events=True, health_seconds=None)
     set_event_sink(sink)
     defaults_before = use_defaults(capturing)
     try:

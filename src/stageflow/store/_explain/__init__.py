@@ -1,4 +1,4 @@
-"""What is different about some runs, asked of every field that they have."""
+"""Differences between a selection of runs or stages and the rest, over every field."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ def explain(
     limit: int = 20,
     alpha: float = 0.05,
 ) -> Explanation:
-    """Return what is different about a selection of runs, or of stages, against the rest.
+    """Compare a selection of runs or stages with the rest, and return what differs.
 
     Every field is compared: the columns of the view, all attributes, and for runs the status, error
     type, duration, waiting time, attempts and attributes of each of their stages. Values are compared
-    by their share (Fisher's exact test), numbers by their best split (Kolmogorov and Smirnov) and
-    their mean rank; whether a field has a value at all counts as well. Every comparison is corrected
-    for: Bonferroni within a field, Benjamini and Yekutieli over the fields.
+    by their share (Fisher's exact test), numbers by their best split (Kolmogorov-Smirnov) and their mean
+    rank. Whether a field has a value is compared as well. All comparisons are corrected: within a field
+    by Bonferroni, over the fields by Benjamini-Yekutieli.
 
-    Where the selection is made by what a run came to (its status, its time), fields of that kind say
-    so again: those that do are left out, and the others are `consequences`, apart from the
-    `differences` that may be causes. So is an attribute that is missing, where all others have it: who
-    ends early writes less.
+    If the predicate refers to results of runs (their status or duration), equivalent fields are left
+    out, and other results are returned as `consequences`, because they are likely effects and not causes.
+    The same applies to an attribute that is missing although almost all other rows have it: a run that
+    ends early writes fewer attributes.
 
-    A row counts for as many as its `sample_rate` says in every share; what is significant follows from
-    Kish's effective size, so that weights add no certainty. Over stages it follows from how many
-    runs they are of. Of more than about 25,000 rows a side a fixed sample is looked at.
+    Every share is weighted by `sample_rate`. Significance is based on Kish's effective sample size, so
+    that weights do not add certainty, and stage rows are clustered by run. If a side has more than
+    about 25,000 rows, a fixed sample is used.
 
     Args:
-        connection: A connection to DuckDB with the views `runs` and `stages`. Nothing is left in it.
-        where: Any predicate over the view: what is selected. Null counts as no. Default None, for failures:
-            the column `failure` of a store, or status FAIL in views without that column.
-        against: A predicate for the rest; None, the default, for everything that is not selected; with the
-            default `where`, without what is cancelled. What both name belongs to the selection.
-        over: "runs", the default, or "stages": which view.
-        limit: Maximum number of differences, and of consequences.
-        alpha: Up to which q-value a difference is told.
+        connection: A connection to DuckDB with the views `runs` and `stages`. It is left unchanged.
+        where: A predicate over the view, which defines the selection; NULL counts as false. Default None,
+            for failures: the column `failure` of a store, or status FAIL in views without that column.
+        against: A predicate for the rest; default None, for all rows that are not selected. With the
+            default `where`, None also excludes cancelled rows. Rows that match both predicates belong to
+            the selection.
+        over: The view to compare: "runs" (default) or "stages".
+        limit: Maximum number of differences, and of consequences; default 20.
+        alpha: Maximum q-value of a difference; default 0.05.
 
     Raises:
-        QueryError: A predicate is none, or names a field that there is not.
+        QueryError: A predicate is invalid, or it refers to an unknown field.
         MissingExtraError: The extra "store" is not installed.
 
     Example:
@@ -67,11 +68,11 @@ def explain(
     """
     if over not in ("runs", "stages"):
         raise QueryError(
-            f"there is no view {over!r} to explain", sql=str(over), hint='over="runs" or "stages"'
+            f"cannot explain {over!r}: unknown view", sql=str(over), hint='use over="runs" or over="stages"'
         )
     try:
         investigation = import_module("._investigation", __package__)
     except ModuleNotFoundError as error:
         raise MissingExtraError("explain", "store") from error
-    answer: Explanation = investigation.investigate(connection, where, against, over, limit, alpha)
-    return answer
+    explanation: Explanation = investigation.investigate(connection, where, against, over, limit, alpha)
+    return explanation

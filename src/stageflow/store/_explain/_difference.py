@@ -1,4 +1,4 @@
-"""What an explanation says: the differences between some runs and the others, and what was looked at."""
+"""The result of `explain`: the differences between a selection and the rest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Difference", "Explanation", "LeftOut", "Part", "Together"]
 
 
 class Part(Struct, frozen=True, gc=False):
-    """How many rows of one side have something.
+    """The rows of the selection, or of the rest, that match a condition.
 
     Attributes:
-        rows: Rows that have it, of those that were looked at.
-        count: What these rows stand for: the sum of their `sample_rate`.
-        share: `count` by that of the whole side, 0 to 1.
+        rows: Number of matching rows among the compared rows.
+        count: The number of rows that these represent: the sum of their `sample_rate`.
+        share: `count` divided by the count of the whole selection or rest, 0 to 1.
     """
 
     rows: int
@@ -26,30 +26,31 @@ class Part(Struct, frozen=True, gc=False):
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """One field, and what of it is more frequent in the selection than in the rest.
+    """A condition on one field that the selection meets more often than the rest.
 
     Attributes:
-        field: A column of the view; for a stage's field of a run "stage/column".
-        kind: "category" (a value), "number" (a split) or "absence" (it has no value).
-        value: The value or, for a number, where it is split; None for an absence.
-        says: The same in words that follow the field: "= acme", "<> eu", "> 812.5", "is missing".
-        selection: How many of the selection have it.
-        rest: How many of the rest have it.
-        lift: How many times as frequent it is in the selection; None where the rest has none.
-        effect: The share in the selection less that in the rest, 0 to 1 (Youden's J). Ranks the rows.
-        q_value: Its p-value, corrected for every comparison that was made: of all that is told up to a
-            q-value, at most this share is expected to be chance.
-        run_ids: Up to five runs of the selection that have it, the newest first.
-        sql: A query for the rows of the selection that have it.
-        synonyms: Fields that say the same of the same rows, each with its value.
-        along_with: A difference before this one that accounts for it: within the rows that have that
-            one, and within those that do not, this one does not show. None where it stands for itself.
+        field: A column of the view, or "stage/column" for a field of a stage of a run.
+        kind: "category" (a value), "number" (a threshold) or "absence" (no value).
+        value: The value, or the threshold of a number; None for an absence.
+        description: The condition as text, without the field: "= acme", "<> eu", "> 812.5", "is missing".
+        selection: The rows of the selection that meet the condition.
+        rest: The rows of the rest that meet the condition.
+        lift: The share in the selection divided by the share in the rest; None if no row of the rest matches.
+        effect: The share in the selection minus the share in the rest, 0 to 1 (Youden's J). Differences
+            are ranked by it.
+        q_value: The p-value, corrected for all comparisons: among all differences up to a q-value, at most
+            this share is expected to be due to chance.
+        run_ids: Ids of up to five selected runs that meet the condition, newest first.
+        sql: A query for the selected rows that meet the condition.
+        synonyms: Conditions on other fields that match the same rows.
+        along_with: An earlier difference that accounts for this one: this one is not significant after
+            controlling for it. None if there is none.
     """
 
     field: str
     kind: Literal["category", "number", "absence"]
     value: str | float | bool | None
-    says: str
+    description: str
     selection: Part
     rest: Part
     lift: float | None
@@ -61,51 +62,53 @@ class Difference(Struct, frozen=True, kw_only=True):
     along_with: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.field} {self.says}"
+        return f"{self.field} {self.description}"
 
 
 class Together(Struct, frozen=True):
-    """Two differences that each still show among the rows that have the other: it takes both.
+    """Two differences that explain the selection only together.
+
+    Each is significant among the rows that meet the other.
 
     Attributes:
-        says: The two.
-        selection: Rows of the selection that have both.
-        rest: Rows of the rest that have both.
-        sql: A query that returns what of the selection has both.
+        descriptions: The two conditions, each with its field.
+        selection: The rows of the selection that meet both conditions.
+        rest: The rows of the rest that meet both conditions.
+        sql: A query for the selected rows that meet both conditions.
     """
 
-    says: tuple[str, str]
+    descriptions: tuple[str, str]
     selection: Part
     rest: Part
     sql: str
 
 
 class LeftOut(Struct, frozen=True):
-    """Fields that were not compared, and why."""
+    """Fields that were not compared, and the reason."""
 
     why: str
     fields: tuple[str, ...]
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
-    """What is different about a selection of runs or stages.
+    """The differences between a selection of runs or stages and the rest.
 
     Attributes:
         where: The predicate of the selection.
-        against: That of the rest; None for all other rows.
+        against: The predicate of the rest; None for all other rows.
         over: "runs" or "stages".
-        selection: All rows selected, and what they stand for.
-        rest: All rows of the rest, likewise.
-        selection_looked_at: Rows of the selection that were looked at: all, or a fixed sample.
-        rest_looked_at: Rows of the rest that were looked at.
-        fields: How many fields were compared.
-        comparisons: How many comparisons that took; all of them are corrected for.
-        alpha: Up to which q-value a difference is told.
+        selection: All selected rows, and the number that they represent.
+        rest: All rows of the rest, and the number that they represent.
+        selection_looked_at: Number of selected rows that were compared: all of them, or a fixed sample.
+        rest_looked_at: Number of rows of the rest that were compared.
+        fields: Number of fields that were compared.
+        comparisons: Number of comparisons; the q-values are corrected for all of them.
+        alpha: Maximum q-value of a difference.
         verdict: The result in one sentence.
-        differences: What was given to a run: what explains most stands first.
-        consequences: What the run came to, where the selection was made by that: statuses and times.
-        together: Two of the differences of which it takes both; None where there are no such two.
-        left_out: What was not compared, and why.
+        differences: Possible causes, ordered by their effect; the largest is first.
+        consequences: Likely effects, such as statuses and times, if the predicate refers to results of runs.
+        together: Two of the differences that explain the selection only together; None if there are none.
+        left_out: The fields that were not compared, and the reasons.
     """
 
     where: str

@@ -10,33 +10,34 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ._sample import Counts, Floats, Mask, Sides
+from ._sample import Cohorts, Counts, Floats, Mask
 
 __all__ = ["MISSING", "Split", "Values", "best_split", "compare_values", "p_of_mask"]
 
 
 MISSING = 0
-"""The code of a row that has no value."""
+"""The code of a missing value."""
 
-_FEWEST = 3
-"""Rows that must have a value before it can be a finding: of two, nobody would say that it is the cause."""
+_MIN_ROWS = 3
+"""Minimum number of rows with a value for a finding: two occurrences are too few for a conclusion."""
 
-_WORTH_A_CLOSER_LOOK = 0.05
-"""Below this the approximate test is replaced by the exact one; no p-value above it can be significant."""
+_EXACT_BELOW = 0.05
+"""Below this p-value, the exact test replaces the approximate one. No higher p-value can be significant."""
 
 
 @dataclass(frozen=True)
 class Values:
-    """What comparing the values of one field gave, an item for each value.
+    """The comparison of the values of one field, with one item per value.
 
     Attributes:
-        codes: The values; `MISSING` among them where rows have none.
-        first: A row that has the value.
-        p: The p-value of its table, 1 where too few rows have it.
-        surplus: By how much its share in the selection is above that in the rest.
-        comparisons: How many tables were looked at.
-        repeats: The share of rows with a value whose value occurs more than twice, on the side where
-            there are more of them.
+        codes: The values, in ascending order; `MISSING` is first if values are missing.
+        of_rows: The index of the value of each row.
+        first: The index of a row that has the value.
+        p: The p-value of the value's table; 1 if too few rows have it.
+        surplus: The share in the selection minus the share in the rest.
+        comparisons: Number of tables that were tested.
+        repeats: The share of rows whose value occurs more than twice, among those with a value; the
+            higher one of the two cohorts.
     """
 
     codes: NDArray[np.uint64]
@@ -49,107 +50,108 @@ class Values:
 
     @property
     def distinct(self) -> int:
-        """How many values there are, a missing one not counted."""
+        """Number of values, not counting a missing one."""
         return len(self.codes) - int(MISSING in self.codes[:1])
 
     def rows_with(self, at: int) -> Mask:
-        """Return the mask of the rows that have a value."""
+        """Return the mask of the rows that have the value at an index."""
         return np.asarray(self.of_rows == at)
 
 
-def compare_values(codes: NDArray[np.uint64], sides: Sides) -> Values:
-    """Compare the share of every value, a missing one included.
+def compare_values(codes: NDArray[np.uint64], cohorts: Cohorts) -> Values:
+    """Compare the share of every value, and of a missing value.
 
     Args:
-        codes: The value of each row, as a number; `MISSING` where it has none.
-        sides: The rows.
+        codes: The value of each row, as a number; `MISSING` if it has none.
+        cohorts: The selection and the rest.
     """
     values, first, of_rows = np.unique(codes, return_index=True, return_inverse=True)
-    selection, rest = sides.counts(of_rows, len(values))
-    frequent = selection.rows + rest.rows >= _FEWEST
+    selection, rest = cohorts.counts(of_rows, len(values))
+    frequent = selection.rows + rest.rows >= _MIN_ROWS
     p = np.ones(len(values))
     if len(values) > 1:
-        p[frequent] = _p(sides, _of(selection, frequent), _of(rest, frequent))
+        p[frequent] = _p(cohorts, _subset(selection, frequent), _subset(rest, frequent))
     present = values != MISSING
     repeats = max(
-        float(side.rows[present & frequent].sum() / max(1.0, side.rows[present].sum()))
-        for side in (selection, rest)
+        float(counts.rows[present & frequent].sum() / max(1.0, counts.rows[present].sum()))
+        for counts in (selection, rest)
     )
-    many = int(frequent.sum())
+    tests = int(frequent.sum())
     return Values(
         codes=values,
         of_rows=of_rows,
         first=first,
         p=p,
-        surplus=selection.weight / sides.weights_of[0] - rest.weight / sides.weights_of[1],
-        # Of two values, each table is the other one with its columns swapped.
-        comparisons=max(1, many - 1 if len(values) == 2 else many) if len(values) > 1 else 0,
+        surplus=selection.weight / cohorts.totals[0] - rest.weight / cohorts.totals[1],
+        # If there are two values, their tables are the same with the columns swapped.
+        comparisons=max(1, tests - 1 if len(values) == 2 else tests) if len(values) > 1 else 0,
         repeats=repeats,
     )
 
 
-def p_of_mask(mask: Mask, sides: Sides) -> float:
-    """Return the p-value of one table: rows that have something, against those that do not."""
-    if mask.all() or not mask.any() or sides.selected.all() or not sides.selected.any():
+def p_of_mask(mask: Mask, cohorts: Cohorts) -> float:
+    """Return the p-value of a single table: rows that match a mask and rows that do not."""
+    if mask.all() or not mask.any() or cohorts.selected.all() or not cohorts.selected.any():
         return 1.0
-    selection, rest = sides.counts(mask.astype(np.intp), 2)
-    return float(_p(sides, selection, rest)[1])
+    selection, rest = cohorts.counts(mask.astype(np.intp), 2)
+    return float(_p(cohorts, selection, rest)[1])
 
 
-def _of(counts: Counts, some: Mask) -> Counts:
-    return Counts(counts.rows[some], counts.weight[some], counts.squares[some])
+def _subset(counts: Counts, mask: Mask) -> Counts:
+    return Counts(counts.rows[mask], counts.weight[mask], counts.squares[mask])
 
 
-def _p(sides: Sides, selection: Counts, rest: Counts) -> Floats:
-    """Two-sided p-values: by chi-squared first, and exactly where that is low."""
-    (share, worth), (other, others) = sides.worth(selection, 0), sides.worth(rest, 1)
-    having, having_others = share * worth, other * others
-    table = np.stack([having, worth - having, having_others, others - having_others])
-    total, all_having = worth + others, having + having_others
+def _p(cohorts: Cohorts, selection: Counts, rest: Counts) -> Floats:
+    """Return two-sided p-values: chi-squared, or Fisher's exact test if those are low."""
+    share, size = cohorts.effective_sizes(selection, 0)
+    rest_share, rest_size = cohorts.effective_sizes(rest, 1)
+    with_value, rest_with_value = share * size, rest_share * rest_size
+    table = np.stack([with_value, size - with_value, rest_with_value, rest_size - rest_with_value])
+    total, all_with_value = size + rest_size, with_value + rest_with_value
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = np.stack(
             [
-                all_having * worth / total,
-                (total - all_having) * worth / total,
-                all_having * others / total,
-                (total - all_having) * others / total,
+                all_with_value * size / total,
+                (total - all_with_value) * size / total,
+                all_with_value * rest_size / total,
+                (total - all_with_value) * rest_size / total,
             ]
         )
         p = np.asarray(stats.power_divergence(table, expected, ddof=2, axis=0).pvalue)
     p[~np.isfinite(p)] = 1.0
-    closer = p < _WORTH_A_CLOSER_LOOK
-    # Witnesses, and not what they stand for: one of them never shows anything, whatever its weight.
-    closer &= ~((share > other) & (np.minimum(selection.rows, np.round(having)) < _FEWEST))
-    p[~closer] = 1.0
-    if closer.any():
-        a, b, n, m = (np.round(part[closer]) for part in (having, having_others, worth, others))
+    exact = p < _EXACT_BELOW
+    # The minimum applies to rows, not to weights: a single row is never enough, whatever its weight.
+    exact &= ~((share > rest_share) & (np.minimum(selection.rows, np.round(with_value)) < _MIN_ROWS))
+    p[~exact] = 1.0
+    if exact.any():
+        a, b, n, m = (np.round(part[exact]) for part in (with_value, rest_with_value, size, rest_size))
         drawn = (n + m, a + b, n)
         tail = np.where(a / n > b / m, stats.hypergeom.sf(a - 1, *drawn), stats.hypergeom.cdf(a, *drawn))
-        p[closer] = np.minimum(1.0, 2 * tail)  # Fisher's exact test, the smaller tail doubled
+        p[exact] = np.minimum(1.0, 2 * tail)  # Fisher's exact test: twice the smaller tail
     return p
 
 
 _COMPARISONS = 2
-"""The split and the shift."""
+"""The test of the split, and the test of the mean rank."""
 
-_MOST_EXACT = 10_000
-"""Largest product of the sizes of two samples for which their p-value is calculated exactly."""
+_MAX_EXACT = 10_000
+"""Maximum product of the two sample sizes for which the p-value is calculated exactly."""
 
-_MOST_TIED = 0.5
-"""A shift is looked for where no single number is more frequent: the test knows of ranks, not of heaps."""
+_MAX_TIED_SHARE = 0.5
+"""If a single number has a larger share, mean ranks are not compared: the test assumes few ties."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where the numbers of one field are best split, and whether that shows anything.
+    """The best split of the numbers of one field, and its significance.
 
     Attributes:
         low: The largest number below the split.
-        high: The smallest number above it.
-        above: Whether it is the larger numbers that are more frequent in the selection.
-        mask: The rows on that side of it.
-        p: The lower p-value of the two comparisons.
-        comparisons: How many there were.
+        high: The smallest number above the split.
+        above: Whether the numbers above the split are more frequent in the selection.
+        mask: The rows whose numbers are on that side of the split.
+        p: The lower p-value of the comparisons.
+        comparisons: Number of comparisons.
     """
 
     low: float
@@ -160,23 +162,23 @@ class Split:
     comparisons: int
 
 
-def best_split(numbers: Floats, sides: Sides) -> Split | None:
-    """Return the best split of a field, or None where its numbers are all the same.
+def best_split(numbers: Floats, cohorts: Cohorts) -> Split | None:
+    """Return the best split of a field, or None if all numbers are the same.
 
-    The split is where the two distribution functions are furthest apart, so its p-value is that of
-    Kolmogorov and Smirnov, in which every possible split is accounted for. The shift is that of the
-    mean rank.
+    The split is at the largest distance between the two distribution functions. Its p-value is that of
+    the Kolmogorov-Smirnov test, which accounts for every possible split. The second test compares the
+    mean ranks.
 
     Args:
-        numbers: A number for each row; nan where it has none.
-        sides: The rows.
+        numbers: The number of each row; nan if it has none.
+        cohorts: The selection and the rest.
     """
     present = ~np.isnan(numbers)
     if present.all():
-        here, values = sides, numbers
+        here, values = cohorts, numbers
     else:
-        here, values = sides.among(present), numbers[present]
-    if not len(values) or 0.0 in here.weights_of:
+        here, values = cohorts.subset(present), numbers[present]
+    if not len(values) or 0.0 in here.totals:
         return None
     order = np.argsort(values)
     ordered = values[order]
@@ -184,65 +186,65 @@ def best_split(numbers: Floats, sides: Sides) -> Split | None:
     if len(ends) < 2:
         return None
     weights, selected = here.weights[order], here.selected[order]
-    up_to = [np.cumsum(np.where(side, weights, 0.0))[ends] for side in (selected, ~selected)]
-    selection, rest = (reached / reached[-1] for reached in up_to)
-    apart = rest - selection
-    at = int(np.argmax(np.abs(apart[:-1])))
-    worth, others = here.worth_of(np.ones(len(values), dtype=bool))
-    p = _distance_p(float(abs(apart[at])), max(1, round(worth)), max(1, round(others)))
-    pooled = up_to[0] + up_to[1]
-    heaps = np.diff(pooled, prepend=0.0) / pooled[-1]
+    cumulative = [np.cumsum(np.where(mask, weights, 0.0))[ends] for mask in (selected, ~selected)]
+    selection, rest = (sums / sums[-1] for sums in cumulative)
+    distance = rest - selection
+    at = int(np.argmax(np.abs(distance[:-1])))
+    size, rest_size = here.effective_size()
+    p = _distance_p(float(abs(distance[at])), max(1, round(size)), max(1, round(rest_size)))
+    pooled = cumulative[0] + cumulative[1]
+    tied_shares = np.diff(pooled, prepend=0.0) / pooled[-1]
     comparisons = 1
-    if heaps.max() <= _MOST_TIED:
+    if tied_shares.max() <= _MAX_TIED_SHARE:
         comparisons = _COMPARISONS
-        ranks = np.cumsum(heaps) - heaps / 2
-        # A t-test of few ranks may report less than the probability of the most extreme order of them.
-        p = min(p, max(_shift(ranks, selection, rest, worth, others), _least_p(worth, others)))
-    low, high, above = float(ordered[ends[at]]), float(ordered[ends[at + 1]]), bool(apart[at] > 0)
+        ranks = np.cumsum(tied_shares) - tied_shares / 2
+        # With few ranks, a t-test can return less than the probability of their most extreme order.
+        p = min(p, max(_rank_p(ranks, selection, rest, size, rest_size), _min_p(size, rest_size)))
+    low, high, above = float(ordered[ends[at]]), float(ordered[ends[at + 1]]), bool(distance[at] > 0)
     mask = present & ((numbers > low) if above else (numbers <= low))
     return Split(low, high, above, np.asarray(mask), p, comparisons)
 
 
 def _distance_p(distance: float, n: int, m: int) -> float:
-    """Return the p-value of the two-sample test of Kolmogorov and Smirnov.
+    """Return the p-value of the two-sample Kolmogorov-Smirnov test.
 
     Args:
         distance: The largest distance between the two distribution functions.
-        n: Size of one sample.
-        m: Size of the other.
+        n: Size of the first sample.
+        m: Size of the second sample.
     """
-    if n * m > _MOST_EXACT:
-        # The distribution of one sample and a continuous function; the correction covers the steps of the
-        # other sample.
+    if n * m > _MAX_EXACT:
+        # Approximate by the one-sample distribution; the correction accounts for the steps of the other
+        # sample.
         corrected = max(0.0, distance - 1 / max(n, m))
         p = float(stats.kstwo.sf(corrected, max(1, round(n * m / (n + m)))))
-        return max(p, _least_p(n, m))
-    # Each order of the two samples is a path from (0, 0) to (n, m); count those that stay closer than that.
-    least = distance * n * m * (1 - 1e-12)
-    closer = [1 if j * n < least else 0 for j in range(m + 1)]
-    closer = list(accumulate(closer, lambda reached, is_closer: reached * is_closer))
+        return max(p, _min_p(n, m))
+    # Each order of the two samples is a path from (0, 0) to (n, m). Count the paths with a smaller distance.
+    limit = distance * n * m * (1 - 1e-12)
+    paths = [1 if j * n < limit else 0 for j in range(m + 1)]
+    paths = list(accumulate(paths, lambda count, is_closer: count * is_closer))
     for i in range(1, n + 1):
-        reached = 0
+        count = 0
         for j in range(m + 1):
-            reached = reached + closer[j] if abs(i * m - j * n) < least else 0
-            closer[j] = reached
+            count = count + paths[j] if abs(i * m - j * n) < limit else 0
+            paths[j] = count
     orders = math.comb(n + m, n)
-    return (orders - closer[m]) / orders
+    return (orders - paths[m]) / orders
 
 
-def _least_p(n: float, m: float) -> float:
-    """Return the p-value of two samples that are completely apart: no test of their order can report less."""
+def _min_p(n: float, m: float) -> float:
+    """Return the p-value of two samples that do not overlap: the minimum of any test of their order."""
     return math.exp(min(0.0, math.log(2) + math.lgamma(n + 1) + math.lgamma(m + 1) - math.lgamma(n + m + 1)))
 
 
-def _shift(ranks: Floats, selection: Floats, rest: Floats, worth: float, others: float) -> float:
-    """The p-value of a shift of the mean rank, from the distribution of the ranks on each side."""
-    if worth + others <= 2:
+def _rank_p(ranks: Floats, selection: Floats, rest: Floats, size: float, rest_size: float) -> float:
+    """Return the p-value of a difference between mean ranks, from two cumulative distributions."""
+    if size + rest_size <= 2:
         return 1.0
-    shares = [np.diff(side, prepend=0.0) for side in (selection, rest)]
+    shares = [np.diff(cumulative, prepend=0.0) for cumulative in (selection, rest)]
     means = [float((share * ranks).sum()) for share in shares]
-    spreads = [
+    deviations = [
         float(np.sqrt((share * (ranks - mean) ** 2).sum())) for share, mean in zip(shares, means, strict=True)
     ]
-    found = stats.ttest_ind_from_stats(means[0], spreads[0], worth, means[1], spreads[1], others)
-    return float(found.pvalue) if np.isfinite(found.pvalue) else 1.0
+    result = stats.ttest_ind_from_stats(means[0], deviations[0], size, means[1], deviations[1], rest_size)
+    return float(result.pvalue) if np.isfinite(result.pvalue) else 1.0

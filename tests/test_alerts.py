@@ -547,7 +547,7 @@ def test_webhook_errors_do_not_contain_the_secret(
         monkeypatch.setenv("OPS_SECRET", secret)
         with pytest.raises(NotDelivered) as caught:
             hook.send(sample_notice(NOON))
-        assert caught.value.why == why
+        assert caught.value.reason == why
         assert hook.missing() == [why]
     monkeypatch.setenv("OPS_SECRET", AS_TEXT)
     monkeypatch.setenv("OPS_URL", "file:///etc/passwd")

@@ -57,7 +57,7 @@ def some_runs(seed: int = 1, many: int = RUNS, failures: float = 0.05) -> tuple[
 
 
 def left_out(found: Explanation) -> dict[str, str]:
-    return {name: one.why for one in found.left_out for name in one.fields}
+    return {name: one.reason for one in found.left_out for name in one.fields}
 
 
 def by_field(differences: Iterable[Difference]) -> dict[str, Difference]:

@@ -122,7 +122,7 @@ def read_state(path: str, kind: type[T], remedy: str) -> T | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except DamagedFileError as error:
-        raise DamagedFileError(path, error.why, hint=remedy) from None
+        raise DamagedFileError(path, error.reason, hint=remedy) from None
     try:
         if found := _CHECKSUM.match(content):
             content = b"{" + content[found.end() :]

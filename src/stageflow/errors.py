@@ -334,13 +334,13 @@ class DamagedFileError(StageflowError, OSError, ValueError):
 
     Attributes:
         file: Path of the file.
-        why: Description of the damage.
+        reason: Description of the damage.
     """
 
-    def __init__(self, file: str, why: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{file} is damaged: {why}", hint=hint)
+    def __init__(self, file: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{file} is damaged: {reason}", hint=hint)
         self.file = file
-        self.why = why
+        self.reason = reason
 
 
 class AlertRuleError(StageflowError, ValueError):

@@ -111,7 +111,7 @@ def send_due(
                     receiver=receiver.name,
                     notice=trying.notice,
                     attempt=trying.attempts,
-                    error=None if failure is None else failure.why,
+                    error=None if failure is None else failure.reason,
                 )
             )
             state = _after(state, trying, count, failure, now)
@@ -138,7 +138,7 @@ def _after(
 ) -> AlertState:
     if failure is None:
         return _put(state, tried, None, replace(count, sent=count.sent + 1, last_error=None))
-    count = replace(count, failures=count.failures + 1, last_error=failure.why)
+    count = replace(count, failures=count.failures + 1, last_error=failure.reason)
     if failure.final or now - tried.notice.at > _GIVE_UP_AFTER:
         return _put(state, tried, None, replace(count, given_up=count.given_up + 1))
     wait = max(backoff(tried.attempts), min(failure.retry_after or 0.0, _MAX_SECONDS))

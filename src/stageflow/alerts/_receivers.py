@@ -29,14 +29,14 @@ class NotDelivered(Exception):
     """A receiver did not accept a notice.
 
     Attributes:
-        why: The reason in one line, without secrets.
+        reason: What happened, in one line, without secrets.
         retry_after: Seconds that the receiver requests before a retry; None if it does not.
         final: True if the notice must not be retried.
     """
 
-    def __init__(self, why: str, *, retry_after: float | None = None, final: bool = False) -> None:
-        super().__init__(why)
-        self.why = why
+    def __init__(self, reason: str, *, retry_after: float | None = None, final: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
         self.retry_after = retry_after
         self.final = final
 
@@ -151,7 +151,7 @@ class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"
             address = self.url or of_environment(self.url_env)
             return [] if _apprise().Apprise().add(address) else ["Apprise does not support this URL"]
         except NotDelivered as error:
-            return [error.why]
+            return [error.reason]
         except MissingExtraError as error:
             return [str(error)]
 
@@ -246,11 +246,11 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
             if self.url_env and (why := _url_problem(of_environment(self.url_env))):
                 found.append(f"{self.url_env}: {why}")
         except NotDelivered as error:
-            found.append(error.why)
+            found.append(error.reason)
         try:
             self._secrets()
         except NotDelivered as error:
-            found.append(error.why)
+            found.append(error.reason)
         return found
 
     def _secrets(self) -> list[bytes]:

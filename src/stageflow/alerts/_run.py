@@ -181,7 +181,7 @@ def try_receivers(rules: AlertRules, now: datetime, *, only: str | None = None) 
             try:
                 receiver.send(sample_notice(now))
             except NotDelivered as failure:
-                error = failure.why
+                error = failure.reason
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as failure:  # a custom receiver may raise anything

@@ -264,7 +264,7 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
             else:
                 read_state(path, file.kind, file.remedy)
         except DamagedFileError as error:
-            yield DamagedFile(path, error.why, file.remedy)
+            yield DamagedFile(path, error.reason, file.remedy)
         except OSError as error:
             yield DamagedFile(path, _reason(error), UNREADABLE)
 
@@ -283,7 +283,7 @@ def _describe_misplaced(directory: str, path: str) -> str:
 
 
 def _reason(error: OSError) -> str:
-    return error.why if isinstance(error, DamagedFileError) else error.strerror or str(error)
+    return error.reason if isinstance(error, DamagedFileError) else error.strerror or str(error)
 
 
 def _deletion_counts(directory: str) -> Deleted:

@@ -176,7 +176,7 @@ def _excluded(left_out: LeftOut) -> Text:
     named = ", ".join(on_one_line(name) for name in left_out.fields[:_MAX_NAMES]) + (
         f" and {more} more" if more > 0 else ""
     )
-    return Text(f"excluded: {named} ({left_out.why})", style=QUIET)
+    return Text(f"excluded: {named} ({left_out.reason})", style=QUIET)
 
 
 def _next(sql: str, first: Difference, width: int | None) -> list[Text]:

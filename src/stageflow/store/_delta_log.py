@@ -290,7 +290,7 @@ class DeltaLog:
             return read_state(self._durable_path, Durable, "") or Durable()
         except DamagedFileError as error:
             raise ArchiveDamagedError(
-                f"archive {self.address}: {self._durable_path} is damaged: {error.why}",
+                f"archive {self.address}: {self._durable_path} is damaged: {error.reason}",
                 files=[self._durable_path],
                 hint="`stageflow doctor --repair` checks the log and rewrites the file",
             ) from error

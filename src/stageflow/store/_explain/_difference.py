@@ -86,7 +86,7 @@ class Together(Struct, frozen=True):
 class LeftOut(Struct, frozen=True):
     """Fields that were not compared, and the reason."""
 
-    why: str
+    reason: str
     fields: tuple[str, ...]
 
 

@@ -1,6 +1,6 @@
-"""Kills the demo at random moments, and checks that its journal has every event it had acknowledged.
+"""Kills the demo at random times, and checks that its journal contains every acknowledged event.
 
-A command too, for a longer trial than the suite has time for: `python -m tests.kill_demo 50`.
+`python -m tests.kill_demo 50` runs more kills than the test suite.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 RUNS = 60
 EVENTS = 700
-"""What so many runs leave at least, roughly: no moment of death is later."""
+"""A lower bound of the number of events of these runs; no kill is later."""
 
 
 class Death(NamedTuple):
-    """What was left of one demo that was killed.
+    """The journal of one demo that was killed.
 
     Attributes:
         acknowledged: Ids of the events whose emission had returned.
-        found: How many whole lines its journal has.
-        problems: What is wrong with them, a sentence each.
+        found: Number of complete lines in its journal.
+        problems: Descriptions of missing, duplicate and damaged events.
     """
 
     acknowledged: list[str]
@@ -33,16 +33,16 @@ class Death(NamedTuple):
     problems: list[str]
 
 
-def moments(many: int, seed: int = 1) -> list[int]:
-    """Return after how many acknowledgements to kill: the same moments each time."""
-    dice = random.Random(seed)
-    return [dice.randint(1, EVENTS) for _ in range(many)]
+def moments(number: int, seed: int = 1) -> list[int]:
+    """Return numbers of acknowledgements after which to kill; the same ones for a seed."""
+    rng = random.Random(seed)
+    return [rng.randint(1, EVENTS) for _ in range(number)]
 
 
 def kill_after(acknowledgements: int, journal: Path) -> Death:
-    """Run the demo, send it a SIGKILL after so many acknowledgements, and look at what it left.
+    """Run the demo, send it a SIGKILL after a number of acknowledgements, and check its journal.
 
-    It goes on while the signal is on its way, so where it is hit is for the machine to say.
+    The demo continues until the signal arrives, so the exact position of the kill varies.
     """
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "stageflow", "demo"]
@@ -58,18 +58,21 @@ def kill_after(acknowledgements: int, journal: Path) -> Death:
     _, errors = process.communicate()
     problems = []
     if process.returncode != -signal.SIGKILL:
-        problems.append(f"it ended with {process.returncode}, not by the signal: {errors.decode()}")
-    ids, broken = whole_lines(journal)
+        problems.append(f"the demo exited with {process.returncode}, not by the signal: {errors.decode()}")
+    ids, broken = complete_lines(journal)
     problems += broken
     problems += [
-        f"{event_id} was acknowledged and is not there" for event_id in set(acknowledged) - ids.keys()
+        f"{event_id} was acknowledged, but is missing" for event_id in set(acknowledged) - ids.keys()
     ]
-    problems += [f"{event_id} is there {count} times" for event_id, count in ids.items() if count > 1]
+    problems += [f"{event_id} occurs {count} times" for event_id, count in ids.items() if count > 1]
     return Death(acknowledged, sum(ids.values()), problems)
 
 
-def whole_lines(journal: Path) -> tuple[dict[str, int], list[str]]:
-    """Return how often each event is in a journal, and what does not parse. A torn end is no whole line."""
+def complete_lines(journal: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the number of occurrences of each event in a journal, and descriptions of invalid lines.
+
+    A torn last line is not complete, and is ignored.
+    """
     ids: dict[str, int] = {}
     broken = []
     for file in journal.rglob("*.ndjson"):
@@ -80,22 +83,22 @@ def whole_lines(journal: Path) -> tuple[dict[str, int], list[str]]:
             except (ValueError, KeyError) as error:
                 broken.append(f"{file.name}: {error!r} in {line[:200]!r}")
             else:
-                if event_id is not None:  # a mark of the journal's own is no event
+                if event_id is not None:  # marks of the journal are not events
                     ids[event_id] = ids.get(event_id, 0) + 1
     return ids, broken
 
 
-def main(many: int) -> int:
+def main(number: int) -> int:
     lost = acknowledged = 0
-    for number, moment in enumerate(moments(many, seed=random.randrange(1 << 30)), 1):
+    for count, moment in enumerate(moments(number, seed=random.randrange(1 << 30)), 1):
         with tempfile.TemporaryDirectory() as directory:
             death = kill_after(moment, Path(directory))
         acknowledged += len(death.acknowledged)
         lost += len(death.problems)
         print(
-            f"{number:>4}  {len(death.acknowledged):>5} acknowledged, {death.found:>5} found", *death.problems
+            f"{count:>4}  {len(death.acknowledged):>5} acknowledged, {death.found:>5} found", *death.problems
         )
-    print(f"{many} times killed: {acknowledged:,} events acknowledged, {lost} problems")
+    print(f"{number} kills: {acknowledged:,} events acknowledged, {lost} problems")
     return 1 if lost else 0
 
 

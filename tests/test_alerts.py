@@ -111,7 +111,7 @@ def kinds(notices: Sequence[Notice]) -> list[str]:
 # ------------------------------------------------------------ a recorded incident
 
 
-def test_an_incident_fires_once_and_resolves_once(incident: EventStore) -> None:
+def test_alert_fires_once_and_resolves_once_per_incident(incident: EventStore) -> None:
     notices = told(incident, [FAILS, SLOW], range(-30, 60))
     for rule in (FAILS, SLOW):
         fired, resolved = (notice for notice in notices if notice.rule == rule.name)
@@ -122,12 +122,12 @@ def test_an_incident_fires_once_and_resolves_once(incident: EventStore) -> None:
         assert fired.id != resolved.id
 
 
-def test_a_quiet_day_is_silent(incident: EventStore) -> None:
+def test_alerts_do_not_fire_without_an_incident(incident: EventStore) -> None:
     burn = BurnRate(name="budget", slo=0.999)
     assert told(incident, [FAILS, SLOW, burn], range(-100, 0, 5)) == []
 
 
-def test_two_events_fire_nothing(past: Past) -> None:
+def test_rule_does_not_fire_below_min_events(past: Past) -> None:
     for second in (10, 20):
         past.run(after(0, seconds=second), failed=True, ms=9000)
     rules = [FAILS, SLOW, BurnRate(name="budget", slo=0.999)]
@@ -138,7 +138,7 @@ def test_two_events_fire_nothing(past: Past) -> None:
         assert kinds(told(store, [eager], [1])) == ["firing"]
 
 
-def test_a_message_carries_the_numbers_and_how_to_go_on(incident: EventStore) -> None:
+def test_notice_contains_the_values_and_commands(incident: EventStore) -> None:
     fired, resolved = told(incident, [FAILS], range(0, 40, 5))
     assert fired.title == "[FIRING] checkout fails: failure rate 15.0 %"
     assert fired.value == pytest.approx(0.15)
@@ -163,7 +163,9 @@ def test_a_message_carries_the_numbers_and_how_to_go_on(incident: EventStore) ->
     assert "lasted       25 min" in resolved.text.splitlines()
 
 
-def test_what_is_different_is_told(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notice_contains_the_differences_of_affected_runs(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(600):
         failed = number % 10 == 0
         # Of another pipeline are those of an hour ago: that is no difference within the rule's own.
@@ -183,7 +185,7 @@ def test_what_is_different_is_told(past: Past, monkeypatch: pytest.MonkeyPatch) 
         assert fired.explained == ()
 
 
-def test_a_sample_is_weighted_and_said_to_be_an_estimate(past: Past) -> None:
+def test_sampled_events_are_weighted_and_the_value_is_an_estimate(past: Past) -> None:
     past.minutes(0, 5, failed=0.5)
     past.close()
     (segment,) = past.path.glob("*.ndjson")
@@ -206,7 +208,7 @@ def test_a_sample_is_weighted_and_said_to_be_an_estimate(past: Past) -> None:
 # ------------------------------------------------------------ firing, pending, resolved
 
 
-def test_a_rate_around_its_threshold_gives_one_notice(past: Past) -> None:
+def test_rate_that_oscillates_around_its_threshold_sends_one_notice(past: Past) -> None:
     for minute in range(0, 40, 2):
         past.minutes(minute, minute + 1, failed=0.6, each=20)
         past.minutes(minute + 1, minute + 2, failed=0.45, each=20)
@@ -219,7 +221,7 @@ def test_a_rate_around_its_threshold_gives_one_notice(past: Past) -> None:
         assert len(told(store, [eager], range(1, 50))) == 40
 
 
-def test_it_fires_once_it_was_bad_so_many_times_in_a_row(incident: EventStore) -> None:
+def test_for_requires_consecutive_bad_evaluations(incident: EventStore) -> None:
     rule = FailureRate(name="r", above=0.05, for_=3)
     (fired,) = told(incident, [rule], [2, 4, 6, 8])
     assert (fired.began, fired.at) == (after(2), after(6))
@@ -229,7 +231,7 @@ def test_it_fires_once_it_was_bad_so_many_times_in_a_row(incident: EventStore) -
     assert told(incident, [rule], [2, 4, -10, 6, 8]) == []
 
 
-def test_one_that_still_fires_is_told_again_only_where_that_is_wanted(incident: EventStore) -> None:
+def test_firing_alert_is_repeated_only_with_repeat_every(incident: EventStore) -> None:
     assert kinds(told(incident, [FAILS], range(1, 20))) == ["firing"]
     again = FailureRate(name="r", above=0.05, repeat_every=300)
     notices = told(incident, [again], range(2, 20))
@@ -246,7 +248,7 @@ def test_too_few_events_neither_fire_nor_resolve(past: Past) -> None:
         assert kinds(told(store, [FAILS], [5, 16, 21, 60])) == ["firing"]
 
 
-def test_an_alert_whose_rule_is_gone_resolves(incident: EventStore) -> None:
+def test_alert_of_a_removed_rule_resolves(incident: EventStore) -> None:
     state = evaluate(incident, [FAILS], AlertState(), after(10)).state
     evaluation = evaluate(incident, [SLOW], state, after(11))
     gone = [notice for notice in evaluation.notices if notice.rule == FAILS.name]
@@ -256,7 +258,7 @@ def test_an_alert_whose_rule_is_gone_resolves(incident: EventStore) -> None:
     assert FAILS.name not in evaluation.state.rules
 
 
-def test_a_rule_that_cannot_be_evaluated_stops_no_other_and_stays_what_it_was(incident: EventStore) -> None:
+def test_rule_that_cannot_be_evaluated_keeps_its_status_and_affects_no_other(incident: EventStore) -> None:
     state = evaluate(incident, [FAILS], AlertState(), after(10)).state
     broken = SqlRows(name=FAILS.name, sql="select nothing from runs")
     evaluation = evaluate(incident, [broken, SLOW], state, after(11))
@@ -267,7 +269,7 @@ def test_a_rule_that_cannot_be_evaluated_stops_no_other_and_stays_what_it_was(in
     assert evaluation.state.rules[FAILS.name].errors == 1
 
 
-def test_silences(incident: EventStore) -> None:
+def test_silence_suppresses_notices_until_it_ends(incident: EventStore) -> None:
     def quiet(begin: float, end: float) -> Silence:
         return Silence(rule=FAILS.name, since=after(begin), until=after(end), reason="known")
 
@@ -290,7 +292,7 @@ def test_silences(incident: EventStore) -> None:
 # ------------------------------------------------------------ kinds of rules
 
 
-def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
+def test_burn_rate_fires_only_if_both_windows_of_a_pair_exceed_it(incident: EventStore) -> None:
     rule = BurnRate(name="budget", slo=0.99, windows=(BurnWindows(long=3600, short=300, above=14.4),))
     # 30 % of errors are 30x; after 30 minutes with 20 of these the long window has 10x, and more later.
     assert told(incident, [rule], range(0, 40, 2)) == []
@@ -310,14 +312,14 @@ def test_burn_rate_needs_both_windows_of_a_pair(incident: EventStore) -> None:
     ]
 
 
-def test_burn_rate_of_what_is_slow(incident: EventStore) -> None:
+def test_burn_rate_counts_slow_runs_as_failures(incident: EventStore) -> None:
     slow = BurnRate(name="slow", slo=0.99, slower_than=0.5, pipeline="checkout", min_events=50)
     (fired,) = told(incident, [slow], [-20, 0, 10])
     # All of 10 minutes, in the 130 that the window of 6 hours has: that exceeds its threshold most.
     assert fired.value == pytest.approx(100 * 10 / 130, rel=0.01)
 
 
-def test_percentiles_of_stages_and_of_runs(incident: EventStore) -> None:
+def test_slower_than_evaluates_percentiles_of_stages_and_runs(incident: EventStore) -> None:
     for rule in (SLOW, SlowerThan(name="r", pipeline="checkout", quantile="p50", above=0.5, window=300)):
         fired, resolved = told(incident, [rule], range(0, 40, 2))
         assert fired.value == 0.9
@@ -325,7 +327,7 @@ def test_percentiles_of_stages_and_of_runs(incident: EventStore) -> None:
         assert fired.summary.endswith(" 900 ms")
 
 
-def test_no_runs(past: Past) -> None:
+def test_no_runs_fires_if_runs_are_missing(past: Past) -> None:
     past.minutes(-30, 0, pipeline="import")
     past.minutes(60, 70, pipeline="import")
     past.minutes(-30, 70)
@@ -341,7 +343,7 @@ def test_no_runs(past: Past) -> None:
         assert kinds(told(store, [few], [0, 3])) == ["firing"]
 
 
-def test_a_run_under_way_is_a_run(program: Any) -> None:
+def test_run_in_progress_counts_for_no_runs(program: Any) -> None:
     script = """
         import asyncio, sys
         from stageflow import JournalSink, Pipeline, set_event_sink
@@ -369,7 +371,7 @@ def test_a_run_under_way_is_a_run(program: Any) -> None:
         assert len(fired.runs) == 1
 
 
-def test_events_dropped_are_those_of_the_window(past: Past) -> None:
+def test_events_dropped_counts_only_its_window(past: Past) -> None:
     began = after(-90)
     past.health(after(-30), 100, began=began)
     past.health(after(-1), 100, began=began)
@@ -393,7 +395,7 @@ def test_events_dropped_are_those_of_the_window(past: Past) -> None:
         assert notices[0].notes == ("3 by HttpSink: sink_error",)
 
 
-def test_rows_of_a_query(incident: EventStore) -> None:
+def test_sql_rule_fires_if_its_query_returns_rows(incident: EventStore) -> None:
     query = """select pipeline_run_id, stage_name from stages
         where ended_at > $since and ended_at <= $now and duration_ms > 800"""
     rule = SqlRows(name="dear", sql=query, window=120)
@@ -404,7 +406,7 @@ def test_rows_of_a_query(incident: EventStore) -> None:
     assert resolved.summary == "0 rows"
 
 
-def test_the_rules_of_the_guide(incident: EventStore) -> None:
+def test_rules_in_the_docs_fire_and_resolve(incident: EventStore) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "alerting.md").read_text()
     whole, of_sql, receivers = re.findall(r"^```toml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
     five = parse_rules(whole)
@@ -423,7 +425,7 @@ def test_the_rules_of_the_guide(incident: EventStore) -> None:
 # ------------------------------------------------------------ from end to end
 
 
-def test_a_receiver_verifies_the_signature(incident: EventStore, receiver: Receiver, tmp_path: Path) -> None:
+def test_webhook_signature_can_be_verified(incident: EventStore, receiver: Receiver, tmp_path: Path) -> None:
     rules = AlertRules(rules=(FAILS,), receivers=(webhook(receiver),))
     for minute in range(0, 40, 2):
         run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(minute))
@@ -442,7 +444,9 @@ def webhook(receiver: Receiver, **more: Any) -> Webhook:
     return Webhook(name="ops", url=receiver.url, secret_env="OPS_SECRET", **more)
 
 
-def test_two_secrets_sign_each(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webhook_is_signed_with_each_of_two_secrets(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPS_SECRET", f"whsec_{'A' * 40} {AS_TEXT.removeprefix('whsec_')}")
     webhook(receiver).send(sample_notice(NOON))
     (delivery,) = receiver.deliveries
@@ -450,7 +454,7 @@ def test_two_secrets_sign_each(receiver: Receiver, monkeypatch: pytest.MonkeyPat
     assert delivery.signed
 
 
-def test_a_receiver_that_is_down_is_tried_again_and_counted(
+def test_delivery_to_an_unavailable_receiver_is_retried_and_counted(
     incident: EventStore, receiver: Receiver, tmp_path: Path
 ) -> None:
     receiver.answer = 503
@@ -478,7 +482,7 @@ def test_a_receiver_that_is_down_is_tried_again_and_counted(
     assert {delivery.id for delivery in receiver.deliveries} == {last.sent[0].notice.id}
 
 
-def test_what_is_behind_waits_and_comes_in_order(
+def test_later_notices_wait_and_are_delivered_in_order(
     incident: EventStore, receiver: Receiver, tmp_path: Path
 ) -> None:
     got: list[Notice] = []
@@ -513,7 +517,7 @@ def test_notification_never_overtakes_a_pending_retry(
     assert receiver.kinds() == ["firing", "firing", "resolved"]
 
 
-def test_what_a_receiver_will_never_take_is_given_up(
+def test_notice_that_is_never_accepted_is_given_up(
     incident: EventStore, receiver: Receiver, tmp_path: Path
 ) -> None:
     state = tmp_path / "alerts.json"
@@ -531,7 +535,7 @@ def test_what_a_receiver_will_never_take_is_given_up(
     assert (late.waiting, late.receivers["ops"].given_up) == ((), 2)
 
 
-def test_what_stops_a_webhook_says_so_without_the_secret(
+def test_webhook_errors_do_not_contain_the_secret(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = webhook(receiver)
@@ -555,7 +559,7 @@ def test_what_stops_a_webhook_says_so_without_the_secret(
         hook.send(sample_notice(NOON))
 
 
-def test_a_callable_that_raises_is_tried_again(incident: EventStore, tmp_path: Path) -> None:
+def test_call_receiver_that_raises_is_retried(incident: EventStore, tmp_path: Path) -> None:
     got: list[Notice] = []
 
     def fickle(notice: Notice) -> None:
@@ -572,7 +576,7 @@ def test_a_callable_that_raises_is_tried_again(incident: EventStore, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")  # by a module that Apprise imports
-def test_apprise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apprise_receives_the_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[tuple[str, str, str]] = []
 
     @notify(on="stageflowtest")
@@ -594,7 +598,7 @@ def test_apprise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Apprise(name="odd", url="nothing://x").missing() == ["Apprise does not support this URL"]
 
 
-def test_rules_tell_the_receivers_that_they_name(incident: EventStore, tmp_path: Path) -> None:
+def test_rule_notifies_only_its_receivers(incident: EventStore, tmp_path: Path) -> None:
     got: dict[str, list[Notice]] = {"day": [], "night": []}
     rules = AlertRules(
         rules=(
@@ -613,7 +617,7 @@ def test_rules_tell_the_receivers_that_they_name(incident: EventStore, tmp_path:
 # ------------------------------------------------------------ restarts, kills, others at work
 
 
-def test_a_restart_tells_nothing_twice(incident: EventStore, receiver: Receiver, tmp_path: Path) -> None:
+def test_restart_sends_no_notice_twice(incident: EventStore, receiver: Receiver, tmp_path: Path) -> None:
     assert incident.path is not None
     for minute in range(0, 40, 5):
         with EventStore(incident.path) as fresh:
@@ -622,13 +626,13 @@ def test_a_restart_tells_nothing_twice(incident: EventStore, receiver: Receiver,
     assert receiver.kinds() == ["firing", "resolved"]
 
 
-def test_a_kill_makes_no_second_notice(tmp_path: Path) -> None:
+def test_kill_causes_no_duplicate_notice(tmp_path: Path) -> None:
     found = trials(tmp_path, 0, 4)
     assert sum(trial.died for trial in found) >= 4
     assert [problem for trial in found for problem in trial.problems] == []
 
 
-def test_what_was_cut_off_while_it_was_sent_is_sent_with_the_same_id_and_says_so(
+def test_interrupted_delivery_is_repeated_with_the_same_id_and_marked(
     incident: EventStore, tmp_path: Path
 ) -> None:
     class Killed(SystemExit):
@@ -657,7 +661,7 @@ def test_what_was_cut_off_while_it_was_sent_is_sent_with_the_same_id_and_says_so
     assert again.receivers["phone"].in_doubt == 1
 
 
-def test_one_evaluator_at_a_time(incident: EventStore, tmp_path: Path) -> None:
+def test_only_one_process_evaluates_at_a_time(incident: EventStore, tmp_path: Path) -> None:
     rules = AlertRules(rules=(FAILS,))
     with try_lock(str(tmp_path / "alerts.json.lock")) as mine:
         assert mine
@@ -665,7 +669,7 @@ def test_one_evaluator_at_a_time(incident: EventStore, tmp_path: Path) -> None:
     assert not run_alerts(incident, rules, state=tmp_path / "alerts.json", now=after(5)).busy
 
 
-def test_a_state_that_cannot_be_read_is_not_begun_anew(incident: EventStore, tmp_path: Path) -> None:
+def test_unreadable_state_is_not_reset(incident: EventStore, tmp_path: Path) -> None:
     state = tmp_path / "alerts.json"
     state.write_text('{"version": 2}')
     with pytest.raises(DamagedFileError, match="move the file away"):
@@ -673,7 +677,7 @@ def test_a_state_that_cannot_be_read_is_not_begun_anew(incident: EventStore, tmp
     assert state.read_text() == '{"version": 2}'
 
 
-def test_a_silence_beside_the_state(incident: EventStore, tmp_path: Path) -> None:
+def test_silence_stored_next_to_the_state_applies(incident: EventStore, tmp_path: Path) -> None:
     state = tmp_path / "alerts.json"
     got: list[Notice] = []
     rules = AlertRules(rules=(FAILS,), receivers=(Call(name="log", function=got.append),))
@@ -687,7 +691,7 @@ def test_a_silence_beside_the_state(incident: EventStore, tmp_path: Path) -> Non
     assert kinds(got) == ["firing"]
 
 
-def test_a_loop_in_the_process_evaluates_until_it_is_stopped(past: Past) -> None:
+def test_alert_loop_evaluates_until_it_is_stopped(past: Past) -> None:
     now = datetime.now(NOON.tzinfo)
     for second in range(30):
         past.run(now - timedelta(seconds=second), failed=True)
@@ -770,7 +774,7 @@ reason = "known"
 """
 
 
-def test_everything_that_is_wrong_is_told_with_its_path() -> None:
+def test_all_problems_of_a_rules_file_are_reported_with_their_paths() -> None:
     with pytest.raises(AlertRuleError) as caught:
         parse_rules(WRONG, "ops.toml")
     assert list(caught.value.problems) == [
@@ -824,7 +828,7 @@ def test_everything_that_is_wrong_is_told_with_its_path() -> None:
         ("[[rules]]\nname = 'a'", "at $.rules[0].kind: the key is required; it is one of burn_rate, "),
     ],
 )
-def test_what_is_no_list_of_rules(text: str, problem: str) -> None:
+def test_file_without_a_list_of_rules_is_reported(text: str, problem: str) -> None:
     with pytest.raises(AlertRuleError) as caught:
         parse_rules(text)
     assert caught.value.problems[0].startswith(problem)
@@ -860,7 +864,7 @@ def test_missing_keys_are_reported_in_one_style(table: str) -> None:
     assert list(caught.value.problems) == [INCOMPLETE[table]]
 
 
-def test_rules_in_python_say_what_is_wrong() -> None:
+def test_invalid_rules_in_python_raise_with_the_problem() -> None:
     with pytest.raises(ValueError, match="r: above: expected a share below 1"):
         FailureRate(name="r", above=5)
     with pytest.raises(ValueError, match="r: slo: expected a share below 1"):
@@ -915,7 +919,9 @@ def cli(
     return call
 
 
-def test_alerts_run(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> None:
+def test_alerts_run_prints_findings_and_sends_notices(
+    cli: Callable[..., tuple[int, str]], receiver: Receiver
+) -> None:
     code, printed = cli("run")
     assert code == 0
     assert "checkout fails   firing " in printed
@@ -927,7 +933,7 @@ def test_alerts_run(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> 
     assert receiver.kinds() == ["firing"]
 
 
-def test_alerts_run_ends_with_1_where_nobody_hears_it(
+def test_alerts_run_exits_with_1_if_no_receiver_accepts_a_notice(
     cli: Callable[..., tuple[int, str]], receiver: Receiver
 ) -> None:
     receiver.answer = 500
@@ -938,7 +944,7 @@ def test_alerts_run_ends_with_1_where_nobody_hears_it(
     )
 
 
-def test_alerts_check(
+def test_alerts_check_reports_all_problems(
     cli: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("check") == (0, "OK: 2 rules, 1 receiver\n")
@@ -965,7 +971,9 @@ def test_alerts_check(
     assert cli("check", "--rules", "none.toml")[0] == 2
 
 
-def test_alerts_test(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> None:
+def test_alerts_test_sends_a_sample_to_each_receiver(
+    cli: Callable[..., tuple[int, str]], receiver: Receiver
+) -> None:
     code, printed = cli("test")
     assert code == 0
     assert "ops        webhook   sent" in printed
@@ -979,7 +987,7 @@ def test_alerts_test(cli: Callable[..., tuple[int, str]], receiver: Receiver) ->
     assert cli("test", "--receiver", "opps")[0] == 2
 
 
-def test_alerts_silence_and_list(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> None:
+def test_alerts_list_shows_silences(cli: Callable[..., tuple[int, str]], receiver: Receiver) -> None:
     code, printed = cli("silence", "checkout fails", "--for", "2h", "--reason", "the bank works on it")
     assert code == 0
     assert printed.startswith("checkout fails: silenced until 20")

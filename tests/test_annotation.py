@@ -65,7 +65,7 @@ async def test_counters_add_up_in_the_stage_and_in_the_run(sink: MemoryEventSink
     assert pipeline_wide(sink.events)["attributes"] == {"cache.hit": 4, "rows": 0.3}
 
 
-def test_a_timer_gives_a_count_and_milliseconds(sink: MemoryEventSink) -> None:
+def test_timer_records_a_count_and_milliseconds(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         for seconds in (0.25, 0.5):
             with ctx.timer("db") as timer:
@@ -90,7 +90,9 @@ async def test_totals_of_the_run_have_the_attempts_that_were_retried(sink: Memor
     assert pipeline_wide(sink.events)["attributes"] == {"calls": 2}
 
 
-async def test_names_with_dots_and_fields_of_the_run(sink: MemoryEventSink) -> None:
+async def test_annotate_accepts_names_with_dots_and_annotate_run_sets_fields_of_the_run(
+    sink: MemoryEventSink,
+) -> None:
     async def work(ctx: StageContext) -> None:
         ctx.annotate({"db.system": "postgresql"}, rows=3)
         ctx.annotate_run({"customer.tier": "gold"}, region="eu")
@@ -100,7 +102,7 @@ async def test_names_with_dots_and_fields_of_the_run(sink: MemoryEventSink) -> N
     assert pipeline_wide(sink.events)["attributes"] == {"customer.tier": "gold", "region": "eu"}
 
 
-async def test_from_anywhere_below_a_stage(sink: MemoryEventSink) -> None:
+async def test_module_functions_work_in_functions_called_by_a_stage(sink: MemoryEventSink) -> None:
     def deep() -> None:
         stageflow.annotate(deep=True)
         stageflow.annotate_run(run=True)
@@ -128,7 +130,7 @@ async def test_from_anywhere_below_a_stage(sink: MemoryEventSink) -> None:
     assert pipeline_wide(sink.events)["attributes"]["run"] is True
 
 
-def test_outside_of_a_stage_nothing_happens() -> None:
+def test_module_functions_do_nothing_outside_of_a_stage() -> None:
     stageflow.annotate(x=1)
     stageflow.annotate_run(x=1)
     stageflow.count("x")
@@ -191,7 +193,7 @@ async def test_calls_of_models_are_summed(sink: MemoryEventSink) -> None:
     assert CONVENTION == "gen-ai/1.42.0"
 
 
-async def test_a_wrong_word_is_refused(sink: MemoryEventSink) -> None:
+async def test_unknown_keyword_is_rejected(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         # What a type checker refuses, too, has to be refused by the call: not everybody has one.
         with pytest.raises(TypeError, match="tokens_in"):
@@ -216,7 +218,7 @@ class Torn(Mapping[str, Any]):
         return "<Torn>"
 
 
-async def test_a_mapping_that_cannot_be_read_costs_its_own_field(sink: MemoryEventSink) -> None:
+async def test_unreadable_mapping_loses_only_its_own_field(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         ctx.annotate(rows=1, torn=Torn(), nested={"deep": [Torn(), 2]})
         ctx.annotate(Torn(), more=1)
@@ -238,7 +240,7 @@ async def test_a_mapping_that_cannot_be_read_costs_its_own_field(sink: MemoryEve
     assert (second["torn"], second["n"]) == ("<Torn>", 1)
 
 
-async def test_what_is_no_number_adds_nothing_and_fails_nothing(
+async def test_amount_that_is_not_a_number_adds_nothing_and_fails_nothing(
     sink: MemoryEventSink, caplog: pytest.LogCaptureFixture
 ) -> None:
     nonsense: Any = ["x", None, "password=s3cr3tAb", math.nan, 1 << 5000]
@@ -260,7 +262,7 @@ async def test_what_is_no_number_adds_nothing_and_fails_nothing(
     assert "s3cr3tAb" not in caplog.text
 
 
-async def test_what_is_no_mapping_is_refused_at_once(sink: MemoryEventSink) -> None:
+async def test_argument_that_is_not_a_mapping_is_rejected(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         for wrong in (5, "text", [1]):
             with pytest.raises(InvalidArgumentError, match="fields must be a mapping, got"):
@@ -303,7 +305,7 @@ async def test_wrong_arguments_are_reported_with_what_to_write(sink: MemoryEvent
     assert stage_wide(sink.events, "work")["attributes"] == {}
 
 
-def test_a_timer_in_itself_and_in_many_tasks_counts_every_block(sink: MemoryEventSink) -> None:
+def test_nested_and_concurrent_timers_count_every_block(sink: MemoryEventSink) -> None:
     async def work(ctx: StageContext) -> None:
         timer = ctx.timer("db")
 
@@ -348,7 +350,7 @@ async def late(sink: Any, run_id: str) -> None:
     ctx.annotate_run(late=True)
 
 
-async def test_what_comes_after_the_end_amends_the_event(sink: MemoryEventSink) -> None:
+async def test_fields_set_after_the_end_amend_the_event(sink: MemoryEventSink) -> None:
     await late(sink, "r")
     assert attributes(sink, "step") == {"rows": 1, "calls": 1}
     amendments = [(type, data or {}) for type, data in sink.events if type.endswith(".amend")]
@@ -361,7 +363,7 @@ async def test_what_comes_after_the_end_amends_the_event(sink: MemoryEventSink) 
     assert amendments[0][1]["correlation_ids"]["user_id"] == "u1"
 
 
-async def test_the_journal_merges_amendments(tmp_path: Path) -> None:
+async def test_journal_merges_amendments(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path)
     await late(sink, "r")
     story = Journal(tmp_path).run("r")
@@ -376,7 +378,7 @@ async def test_the_journal_merges_amendments(tmp_path: Path) -> None:
 # ------------------------------------------------------------ trace context
 
 
-async def test_calls_of_a_stage_carry_on_the_trace(sink: MemoryEventSink) -> None:
+async def test_calls_of_a_stage_continue_the_trace(sink: MemoryEventSink) -> None:
     headers: list[str] = []
 
     async def work(ctx: StageContext) -> None:
@@ -391,7 +393,7 @@ async def test_calls_of_a_stage_carry_on_the_trace(sink: MemoryEventSink) -> Non
     assert run["parent_span_id"] == "00f067aa0ba902b7"
 
 
-async def test_the_active_span_of_opentelemetry_is_the_parent(sink: MemoryEventSink) -> None:
+async def test_active_opentelemetry_span_is_the_parent(sink: MemoryEventSink) -> None:
     from opentelemetry.sdk.trace import TracerProvider
 
     async def work(ctx: StageContext) -> None: ...

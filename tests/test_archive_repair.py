@@ -67,7 +67,7 @@ def test_repair_reports_and_records_the_rows_that_were_lost(
     before = len(run_ids(folder))
     damage(path)
     written = command("doctor", "--journal", folder, "--repair")
-    assert "nothing to repair" not in written
+    assert "Nothing to repair" not in written
     assert re.search(
         rf"repaired: \S*{re.escape(path.name)} {problem}.*; the archive no longer has its 1 row", written
     )
@@ -80,7 +80,7 @@ def test_repair_reports_and_records_the_rows_that_were_lost(
     assert lost.problem.startswith(problem)
     state = json.loads(command("doctor", "--journal", folder, "--json"))
     assert [file["rows"] for file in state["archive"]["lost"]] == [1]
-    assert "There was nothing to repair." in command("doctor", "--journal", folder, "--repair")
+    assert "Nothing to repair." in command("doctor", "--journal", folder, "--repair")
 
 
 def test_losses_of_several_repairs_are_all_recorded(folder: Path) -> None:
@@ -114,11 +114,11 @@ def test_intact_copy_of_a_lost_file_is_restored(
     # A damaged copy stays where it is.
     path.write_bytes(content[:-1] + b"X")
     path.chmod(0o600)
-    assert "nothing to repair" in command("doctor", "--journal", folder, "--repair")
+    assert "Nothing to repair" in command("doctor", "--journal", folder, "--repair")
     assert path not in data_files(folder, beginning)
     path.write_bytes(content)
     assert "a repair adds it again" in command("doctor", "--journal", folder, code=1)
-    assert "is intact, and in the archive again" in command("doctor", "--journal", folder, "--repair")
+    assert "is intact and part of the archive again" in command("doctor", "--journal", folder, "--repair")
     assert run_ids(folder) == ids
     with EventStore(folder) as store:
         assert sum(total.count for total in store.totals() if total.stage is None) == len(ids)
@@ -128,7 +128,7 @@ def test_intact_copy_of_a_lost_file_is_restored(
         write(folder, run(number))
         compact(folder)
     assert check_archive(folder).lost == []
-    assert "nothing to repair" in command("doctor", "--journal", folder, "--repair")
+    assert "Nothing to repair" in command("doctor", "--journal", folder, "--repair")
     assert len(run_ids(folder)) == len(ids) + 8
 
 
@@ -177,7 +177,7 @@ def test_repair_rewrites_a_damaged_record_of_the_durable_version(
     with pytest.raises(ArchiveDamagedError, match=r"(?s)durable\.json is damaged.*doctor --repair"):
         compact(folder)
     assert "durable.json" in command("doctor", "--journal", folder, code=1)
-    assert "durable.json set aside" in command("doctor", "--journal", folder, "--repair")
+    assert "durable.json moved to _stageflow/" in command("doctor", "--journal", folder, "--repair")
     assert json.loads(durable.read_bytes())["version"] >= version
     command("doctor", "--journal", folder)
     compact(folder)
@@ -406,17 +406,19 @@ FILES = {
 }
 
 
-REPLACE: list[Callable[[Path], Any]] = [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")]
+OTHERS: list[Callable[[Path], Any]] = [os.mkdir, lambda path: path.symlink_to("nowhere")]
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_entry_in_place_of_a_file_does_not_block(folder: Path, tmp_path: Path, file: str) -> None:
     write(folder, run(4))
+    # A FIFO, which blocks a reader, in place of every file; a directory and a link in place of every other.
+    replacements = (os.mkfifo, OTHERS[list(FILES).index(file) % len(OTHERS)])
     copies = [
-        shutil.copytree(folder, tmp_path / str(number) / folder.name) for number, _ in enumerate(REPLACE)
+        shutil.copytree(folder, tmp_path / str(number) / folder.name) for number in range(len(replacements))
     ]
     paths: list[Path] = [FILES[file](copy) for copy in copies]
-    for replace, path in zip(REPLACE, paths, strict=True):
+    for replace, path in zip(replacements, paths, strict=True):
         path.unlink(missing_ok=True)
         replace(path)
     # Use a process, because a thread that waits in native code cannot be interrupted.

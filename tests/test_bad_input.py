@@ -438,6 +438,9 @@ async def run(sink: MemoryEventSink, stage: Any, kind: StageKind = StageKind.WOR
     return results
 
 
+OUTPUT_HINT = "return StageOutput.ok(...), or a value"
+
+
 def returning(value: Any, wait: bool) -> Any:
     async def stage(ctx: StageContext) -> Any:
         if wait:
@@ -449,22 +452,23 @@ def returning(value: Any, wait: bool) -> Any:
 
 @pytest.mark.parametrize("wait", [False, True])
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "shown", "hint"),
     [
-        (42, "int 42"),
-        ("text", "str 'text'"),
-        ([1, 2], "list [1, 2]"),
-        (True, "bool True"),
-        ("x" * 200, "str '" + "x" * 78 + "…"),
-        (StageStatus.OK, "StageStatus <StageStatus.OK: 'OK'>"),
-        (StageOutput("OK", {}), "a StageOutput with status='OK'"),  # type: ignore[arg-type]
-        (StageOutput(StageStatus.OK, None), "a StageOutput with data=None"),  # type: ignore[arg-type]
-        (StageOutput(StageStatus.SKIP, {}, reason=4), "a StageOutput with reason=4"),  # type: ignore[arg-type]
-        (StageOutput(StageStatus.FAIL, {}, error=4), "a StageOutput with error=4"),  # type: ignore[arg-type]
+        (StageStatus.OK, "StageStatus <StageStatus.OK: 'OK'>", "return StageOutput.ok(...)"),
+        (ValueError("no"), "ValueError ValueError('no')", "raise it, or return StageOutput.fail(error)"),
+        (
+            ValueError("x" * 200),
+            "ValueError ValueError('" + "x" * 67 + "…",
+            "raise it, or return StageOutput.fail(error)",
+        ),
+        (StageOutput("OK", {}), "a StageOutput with status='OK'", OUTPUT_HINT),  # type: ignore[arg-type]
+        (StageOutput(StageStatus.OK, None), "a StageOutput with data=None", OUTPUT_HINT),  # type: ignore[arg-type]
+        (StageOutput(StageStatus.SKIP, {}, reason=4), "a StageOutput with reason=4", OUTPUT_HINT),  # type: ignore[arg-type]
+        (StageOutput(StageStatus.FAIL, {}, error=4), "a StageOutput with error=4", OUTPUT_HINT),  # type: ignore[arg-type]
     ],
 )
 async def test_invalid_return_value_fails_the_stage_with_a_hint(
-    sink: MemoryEventSink, value: Any, shown: str, wait: bool
+    sink: MemoryEventSink, value: Any, shown: str, hint: str, wait: bool
 ) -> None:
     results = await run(sink, returning(value, wait))
     assert results["s"].status is StageStatus.FAIL
@@ -473,7 +477,7 @@ async def test_invalid_return_value_fails_the_stage_with_a_hint(
     assert isinstance(error, TypeError)
     assert error.message == f"the stage returned {shown}"
     assert error.stage == "s"
-    assert error.hint == "return StageOutput.ok(key=value), a mapping, or None"
+    assert error.hint == hint
     assert results.outcome == "failed"
     assert stage_wide(sink.events, "s")["error_type"] == "StageOutputError"
 
@@ -511,10 +515,19 @@ class Unreadable:
         return 987_654_321  # without another key, it is never compared
 
 
+class UnreadableError(Unreadable, Exception): ...
+
+
 async def test_invalid_return_value_without_a_repr_fails_the_stage(sink: MemoryEventSink) -> None:
-    results = await run(sink, returning(Unreadable(), wait=False))
+    results = await run(sink, returning(UnreadableError(), wait=False))
     assert results["s"].status is StageStatus.FAIL
-    assert "<repr() of Unreadable failed: " in (results["s"].error or "")
+    assert "<repr() of UnreadableError failed: " in (results["s"].error or "")
+
+
+async def test_value_that_cannot_be_read_is_a_valid_value(sink: MemoryEventSink) -> None:
+    results = await run(sink, returning(Unreadable(), wait=False))
+    assert results["s"].status is StageStatus.OK
+    assert stage_wide(sink.events, "s")["data_keys"] == ["value"]
 
 
 @pytest.mark.parametrize("reason", [404, ValueError("enough"), ["a"], Unreadable(), b"bytes"], ids=type)

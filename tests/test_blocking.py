@@ -11,7 +11,7 @@ from blockbuster import BlockingError
 import stageflow
 
 
-async def test_a_blocking_call_in_a_file_of_the_library_is_caught() -> None:
+async def test_blocking_call_in_the_library_is_detected() -> None:
     ours = str(Path(stageflow.__file__).parent / "pretended.py")
     names = {"time": time}
     exec(compile("def blocks(): time.sleep(0.001)", ours, "exec"), names)

@@ -28,7 +28,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, terminal_width=200)
 
 
-def test_version():
+def test_version_is_printed():
     done = run("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"stageflow {stageflow.__version__}\n", "")
 
@@ -58,13 +58,13 @@ def test_help_of_a_command_names_its_options(command, options):
     assert options <= set(done.stdout.split())
 
 
-def test_the_console_script_is_this_one():
+def test_console_script_runs_the_app():
     (script,) = entry_points(group="console_scripts", name="stageflow")
     assert script.value == "_stageflow_command:main"
 
 
 @pytest.mark.parametrize("event_type", ["stage.wide", "pipeline.wide"])
-def test_schema_prints_what_is_published(event_type):
+def test_schema_prints_the_published_schema(event_type):
     done = call("schema", event_type)
     assert done.exit_code == 0
     assert done.stdout == (SCHEMAS / f"{event_type}.json").read_text(encoding="utf-8")
@@ -84,12 +84,12 @@ def test_schema_writes_the_published_files_byte_for_byte(tmp_path):
     assert written == {file.name: file.read_bytes() for file in SCHEMAS.glob("*.json")}
 
 
-def test_schema_writes_one_where_one_is_named(tmp_path):
+def test_schema_with_a_name_writes_only_that_schema(tmp_path):
     assert call("schema", "stage.wide", "--to", str(tmp_path)).exit_code == 0
     assert [file.name for file in tmp_path.iterdir()] == ["stage.wide.json"]
 
 
-def test_schema_that_cannot_write_says_so(tmp_path):
+def test_schema_reports_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     done = run("schema", "--to", str(tmp_path / "file"))
     assert done.returncode == 1
@@ -97,21 +97,21 @@ def test_schema_that_cannot_write_says_so(tmp_path):
     assert str(tmp_path / "file") in done.stderr
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
+def test_unknown_schema_is_rejected_with_the_known_names():
     done = run("schema", "stage.narrow")
     assert done.returncode == 2
     assert "'stage.wide', 'pipeline.wide'" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_a_missing_extra_is_named(missing):
+def test_missing_extra_is_named(missing):
     done = run(code=f"import sys; sys.modules[{missing!r}] = None; from stageflow.cli import main; main()")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == 'the command line needs typer and rich: pip install "stageflow[cli]"\n'
 
 
-def test_a_fault_of_ours_is_not_taken_for_a_missing_extra():
+def test_import_error_of_the_library_is_not_reported_as_a_missing_extra():
     done = run(
         code="import sys; sys.modules['stageflow.journal'] = None; from stageflow.cli import main; main()"
     )

@@ -178,7 +178,7 @@ def newest_of(path: Path, **ids: str) -> dict[str, Any]:
 # ------------------------------------------------------------ runs
 
 
-def test_runs_are_listed_newest_first_with_what_went_wrong(shop):
+def test_runs_are_listed_newest_first_with_their_errors(shop):
     out = stageflow("runs", "--journal", shop).stdout
     head, *lines = out.splitlines()
     assert head.split() == ["began", "outcome", "pipeline", "ms", "stages", "run", "user", "request", "why"]
@@ -219,13 +219,13 @@ def test_runs_are_listed_newest_first_with_what_went_wrong(shop):
         (("--pipeline", "nix"), []),
     ],
 )
-def test_each_filter_chooses(shop, options, expected):
+def test_each_filter_selects_its_runs(shop, options, expected):
     done = stageflow("runs", "--json", *options, "--journal", shop)
     assert [known for known in requests(done.stdout) if known] == expected
     assert bool(done.stderr) == (not expected)
 
 
-def test_runs_can_be_chosen_to_the_microsecond(shop):
+def test_runs_can_be_selected_to_the_microsecond(shop):
     # The file system's clock ticks in milliseconds: a file may look older than what is in it.
     os.utime(next(shop.glob("*.ndjson")))
     began = newest_of(shop, request_id="again")["started_at"]
@@ -234,12 +234,12 @@ def test_runs_can_be_chosen_to_the_microsecond(shop):
     assert requests(before) == ["broke", "fine"]
 
 
-def test_json_has_all_of_a_run(shop):
+def test_json_contains_all_fields_of_a_run(shop):
     out = stageflow("runs", "--json", "--limit", "0", "--journal", shop).stdout
     assert [json.loads(line) for line in out.splitlines()] == Journal(shop).runs(limit=None)
 
 
-def test_nothing_that_fits_is_said_on_the_side(shop, tmp_path):
+def test_message_that_no_run_matches_is_on_stderr(shop, tmp_path):
     done = stageflow("runs", "--journal", shop, "--id", "nobody")
     assert (done.stdout, done.stderr) == ("", f"No runs in {shop} match.\n")
     quiet = stageflow("runs", "--journal", shop, "--id", "nobody", "--json")
@@ -262,13 +262,13 @@ def test_nothing_that_fits_is_said_on_the_side(shop, tmp_path):
         (("show", ""), "the id is empty"),
     ],
 )
-def test_a_wrong_word_is_refused_with_the_right_ones(shop, options, said):
+def test_invalid_argument_is_rejected_with_the_accepted_forms(shop, options, said):
     done = stageflow(*options, "--journal", shop, code=2)
     assert said in re.sub(r"[\s│]+", " ", done.stderr)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140, 220])
-def test_the_list_fits_the_terminal_and_its_ids_lead_on(shop, width):
+def test_list_fits_the_terminal_and_its_ids_are_accepted_by_show(shop, width):
     runs = Journal(shop).runs()
     lines = drawn(draw_runs(runs, width=width), width=width).splitlines()
     assert max(map(len, lines)) <= width
@@ -286,14 +286,14 @@ def test_the_list_fits_the_terminal_and_its_ids_lead_on(shop, width):
 
 
 @pytest.mark.parametrize("command", ["runs", "show", "tail", "doctor"])
-def test_a_journal_that_is_not_there_is_named_with_the_way_out(command):
+def test_missing_journal_is_reported_with_a_hint(command):
     done = stageflow(command, "--journal", "nix", code=2)
     assert done.stdout == ""
     assert f"there is no journal at {os.path.abspath('nix')!r}" in done.stderr
     assert "--journal" in done.stderr
 
 
-def test_the_usual_places_are_looked_at_in_order(shop, tmp_path, monkeypatch):
+def test_default_journals_are_tried_in_order(shop, tmp_path, monkeypatch):
     def count() -> int:
         return len(stageflow("runs", "--json").stdout.splitlines())
 
@@ -310,7 +310,7 @@ def test_the_usual_places_are_looked_at_in_order(shop, tmp_path, monkeypatch):
 # ------------------------------------------------------------ show
 
 
-def test_a_run_is_shown_by_its_id_a_beginning_and_as_the_last(shop):
+def test_show_accepts_an_id_a_prefix_and_last(shop):
     run = newest_of(shop, request_id="again")
     known = run["event_id"]
     whole = stageflow("show", known, "--journal", shop).stdout
@@ -334,16 +334,16 @@ def test_a_run_is_shown_by_its_id_a_beginning_and_as_the_last(shop):
     assert last == stageflow("show", "last", "--journal", shop).stdout
 
 
-def test_runs_inside_a_run_name_each_other(shop):
+def test_parent_and_child_runs_name_each_other(shop):
     parent, child = (newest_of(shop, request_id="parent"), Journal(shop).runs(limit=1)[0])
     shown = stageflow("show", parent["event_id"], "--journal", shop).stdout
-    assert shown.index("runs started inside it") < shown.index(child["event_id"])
+    assert shown.index("child runs") < shown.index(child["event_id"])
     assert re.search(
         rf"parent +{parent['event_id']}", stageflow("show", child["event_id"], "--journal", shop).stdout
     )
 
 
-def test_json_has_all_of_a_story(shop):
+def test_json_of_show_contains_run_stages_events_and_children(shop):
     known = newest_of(shop, request_id="parent")["event_id"]
     told = json.loads(stageflow("show", known, "--json", "--journal", shop).stdout)
     story = Journal(shop).run(known)
@@ -359,7 +359,7 @@ def test_json_has_all_of_a_story(shop):
 @pytest.mark.parametrize(
     ("run", "said"), [("nix", "contains no run 'nix'"), ("01", "contains 7 runs that match")]
 )
-def test_a_run_that_cannot_be_told_is_said_so(shop, run, said):
+def test_run_that_cannot_be_shown_is_reported(shop, run, said):
     done = stageflow("show", run, "--journal", shop, code=1)
     assert done.stdout == ""
     assert said in done.stderr
@@ -367,7 +367,7 @@ def test_a_run_that_cannot_be_told_is_said_so(shop, run, said):
 
 
 @pytest.mark.parametrize("command", ["runs", "show", "tail"])
-def test_a_record_cannot_give_orders_to_the_terminal(shop, command):
+def test_control_characters_in_a_record_are_escaped(shop, command):
     known = newest_of(shop, request_id="broke")["event_id"]
     for way in ((), ("--json",)):
         options = (known,) if command == "show" else ("--id", known)
@@ -411,12 +411,12 @@ asyncio.run(graph.run(PipelineContext(user_id="u-9")))
 """
 
 
-def test_a_run_is_open_while_it_lives_and_crashed_once_it_was_killed(program):
+def test_run_is_open_until_its_process_is_killed_and_then_crashed(program):
     running = program(UNENDING)
     running.wait_for("ready")
     journal = running.journal
     listed = stageflow("runs", "--journal", journal, "--status", "open").stdout
-    assert re.search(r" open +unending .* 1/4 .* u-9 +has not ended: again, slow, last", listed)
+    assert re.search(r" open +unending .* 1/4 .* u-9 +not ended: again, slow, last", listed)
     shown = stageflow("show", "--journal", journal).stdout
     assert re.search(r"^unending  open  [\d.,]+ ms so far$", shown, re.MULTILINE)
     assert re.search(r"^  slow +(OPEN|RUNNING .*▓)$", shown, re.MULTILINE)
@@ -515,7 +515,7 @@ def test_open_run_is_shown_with_what_is_known_so_far(in_progress):
     assert re.search(r"^  again +RUNNING +2 +[\d.,]+ +░?▓+$", shown, re.MULTILINE)
     assert re.search(r"^  in_a_thread +RUNNING +1 +[\d.,]+ +▓+$", shown, re.MULTILINE)
     assert re.search(r"^  quick +OK .*\n(.*RUNNING.*\n){3}  last +OPEN$", shown, re.MULTILINE)
-    assert "▓ running until now" in shown
+    assert "▓ still running" in shown
     for attributes in ("db.rows=17", "attempts_note=second", "where=thread", "rows=3"):
         assert attributes in shown
     assert re.search(r"^  \S+Z +ok +ended ", shown, re.MULTILINE)
@@ -575,7 +575,7 @@ def tailed(*options: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("many", [0, 1, 5, 1000])
-def test_the_last_events_come_in_the_order_of_the_journal(shop, many):
+def test_tail_prints_the_newest_events_in_journal_order(shop, many):
     assert tailed("-n", many, "--journal", shop) == (events_of(shop)[-many:] if many else [])
 
 
@@ -591,7 +591,7 @@ def test_files_are_read_backwards_whatever_the_size_of_a_piece(shop, tmp_path, m
     assert found == [event["data"] for event in events_of(shop)]
 
 
-def test_the_newest_of_several_processes_come_first_and_older_files_stay_closed(tmp_path, monkeypatch):
+def test_tail_reads_only_the_newest_files_of_several_processes(tmp_path, monkeypatch):
     for number in range(3):
         write_journal(tmp_path / str(number))
     journal = tmp_path / "journal"
@@ -632,13 +632,13 @@ def test_the_newest_of_several_processes_come_first_and_older_files_stay_closed(
         (("--id", "u-1"), lambda _, data: data["correlation_ids"]["user_id"] == "u-1"),
     ],
 )
-def test_each_filter_of_tail_chooses(shop, options, fits):
+def test_each_filter_of_tail_selects_its_events(shop, options, fits):
     expected = [event for event in events_of(shop) if fits(event["type"], event["data"])]
     assert expected
     assert tailed(*options, "-n", 1000, "--journal", shop) == expected
 
 
-def test_an_event_is_a_line_that_says_it_all(shop):
+def test_tail_in_a_pipe_prints_each_event_in_full_on_one_line(shop):
     lines = stageflow("tail", "-n", "1000", "--journal", shop).stdout.splitlines()
     assert len(lines) == len(events_of(shop))
     (failed,) = (line for line in lines if " FAIL " in line and " pay " in line)
@@ -648,7 +648,7 @@ def test_an_event_is_a_line_that_says_it_all(shop):
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z  ", searched)
 
 
-def test_on_a_terminal_lines_fit_and_errors_get_their_own(shop):
+def test_tail_on_a_terminal_fits_and_has_errors_on_separate_lines(shop):
     text = on_a_terminal("tail", "-n", "1000", "--journal", shop, columns=80, NO_COLOR="1")
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
@@ -656,7 +656,7 @@ def test_on_a_terminal_lines_fit_and_errors_get_their_own(shop):
     assert re.search(r"^ {11}ConnectionError: the bank is down$", text, re.MULTILINE)
 
 
-def test_what_an_application_hands_a_sink_past_the_library_is_shown(tmp_path):
+def test_tail_shows_events_that_the_application_passed_to_the_sink(tmp_path):
     sink = JournalSink("journal")
     for data in ({"status": 7, "duration_ms": "x", "correlation_ids": 3}, None, {"ended_at": "soon"}):
         sink.try_emit(type="by.hand", data=data)
@@ -689,7 +689,7 @@ def following(shop: Path, tmp_path: Path) -> Iterator[Any]:
         process.communicate()
 
 
-def test_tail_follows_and_ctrl_c_ends_it_quietly(following):
+def test_tail_follows_until_ctrl_c_and_ends_without_a_message(following):
     process, journal = following("--json", "--type", "pipeline.wide")
     one_more(journal)
     assert json.loads(process.stdout.readline())["data"]["pipeline_name"] == "late"
@@ -698,14 +698,14 @@ def test_tail_follows_and_ctrl_c_ends_it_quietly(following):
     assert (process.returncode, out, err) == (130, "", "")
 
 
-def test_a_tail_that_nobody_reads_any_more_ends(following):
+def test_tail_ends_when_its_reader_closes_the_pipe(following):
     process, _ = following()
     process.stdout.close()  # nothing is written any more, and still it ends
     assert process.wait(LATER) == 0
     assert process.stderr.read() == ""
 
 
-def test_what_comes_while_the_newest_are_looked_for_is_shown_once(shop, tmp_path, monkeypatch):
+def test_event_written_during_the_search_for_the_newest_is_shown_once(shop, tmp_path, monkeypatch):
     write_journal(tmp_path / "journal")
     really, turns = tail_module.newest_entries, iter((False, False, True))
 
@@ -723,7 +723,7 @@ def test_what_comes_while_the_newest_are_looked_for_is_shown_once(shop, tmp_path
 
 
 @pytest.mark.parametrize("command", [("runs", "--json"), ("tail", "-n", "100000"), ("show", "last")])
-def test_a_pipe_that_is_closed_ends_it_quietly(shop, command):
+def test_closed_pipe_ends_the_command_without_a_message(shop, command):
     reader, writer = os.pipe()
     os.close(reader)
     process = in_process(*command, "--journal", shop, stdout=writer)
@@ -733,7 +733,7 @@ def test_a_pipe_that_is_closed_ends_it_quietly(shop, command):
 
 
 @pytest.mark.parametrize("command", ["runs", "doctor"])
-def test_colour_is_for_terminals_that_want_it(shop, command):
+def test_color_is_used_only_on_terminals_without_no_color(shop, command):
     assert "\x1b[" in on_a_terminal(command, "--journal", shop)
     assert "\x1b[" not in on_a_terminal(command, "--journal", shop, NO_COLOR="1")
     out = stageflow(command, "--journal", shop).stdout
@@ -752,13 +752,13 @@ def test_help_has_examples(command):
 # ------------------------------------------------------------ doctor
 
 
-def test_a_sound_journal_is_well(shop):
+def test_doctor_finds_no_problem_in_an_intact_journal(shop):
     done = stageflow("doctor", "--journal", shop)
-    assert "All is well." in done.stdout
+    assert "No problems found." in done.stdout
     assert (done.stderr, len(done.stdout.splitlines())) == ("", 11)
 
 
-def test_damage_is_shown_and_mended(tmp_path):
+def test_doctor_shows_damage_and_repairs_it(tmp_path):
     write_journal(tmp_path / "journal")
     (file,) = (tmp_path / "journal").glob("*.ndjson")
     whole = file.read_bytes()
@@ -775,10 +775,10 @@ def test_damage_is_shown_and_mended(tmp_path):
     assert file.read_bytes().endswith(b"torn"), "nothing is changed without --repair"
 
     mended = stageflow("doctor", "--repair")
-    assert "1 torn last line taken out and kept in broken/" in mended.stdout
-    assert "1 damaged line taken out and kept in broken/" in mended.stdout
-    assert "All is well." in mended.stdout
-    assert "There was nothing to repair." in stageflow("doctor", "--repair").stdout
+    assert "1 torn last line moved to broken/" in mended.stdout
+    assert "1 damaged line moved to broken/" in mended.stdout
+    assert "No problems found." in mended.stdout
+    assert "Nothing to repair." in stageflow("doctor", "--repair").stdout
     assert json.loads(stageflow("doctor", "--repair", "--json").stdout)["repaired"]["torn"] == 0
     assert events_of_readable(file) == before
 
@@ -806,7 +806,7 @@ def test_doctor_counts_in_correct_grammar(tmp_path, many):
         assert problems[2] == f"2 lines are damaged; {skipped}"
 
 
-def test_the_problems_in_json_name_the_journal_of_the_command(tmp_path):
+def test_problems_in_json_name_the_journal_of_the_command(tmp_path):
     write_journal(tmp_path / "journal")
     (tmp_path / "journal" / "deleted.json").write_bytes(b"no json")
     for named, command in (
@@ -821,7 +821,7 @@ def test_doctor_draws_the_archive_before_its_verdict(tmp_path):
     write_journal(tmp_path / "journal")
     stageflow("compact")
     lines = stageflow("doctor").stdout.splitlines()
-    assert lines[-1] == "All is well."
+    assert lines[-1] == "No problems found."
     assert any(line.startswith("archive ") for line in lines[:-1])
 
 
@@ -835,7 +835,7 @@ def events_of_readable(file: Path) -> int:
     return sum(map(is_json, file.read_bytes().splitlines()))
 
 
-def test_readers_are_listed_with_how_far_they_came(tmp_path):
+def test_doctor_lists_readers_with_their_positions(tmp_path):
     write_journal(tmp_path / "journal")
     with Journal("journal").reader("warehouse") as reader:
         reader.read(5)
@@ -874,15 +874,15 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
         ("2026-11-23T10:00+02:00", "2026-11-23T08:00:00"),
     ],
 )
-def test_times_are_read_as_people_say_them(text, expected):
+def test_relative_times_are_parsed(text, expected):
     assert parse_time(text, NOON, UTC) == expected + ".000000Z"
 
 
-def test_a_time_of_an_event_is_read_as_it_stands():
+def test_time_in_the_format_of_events_is_accepted():
     assert parse_time("2026-11-23T20:57:00.769094Z", NOON) == "2026-11-23T20:57:00.769094Z"
 
 
-def test_a_time_without_a_zone_is_one_of_this_zone():
+def test_time_without_a_time_zone_is_local():
     east = timezone(timedelta(hours=13))
     assert parse_time("today", NOON, east) == "2026-11-23T11:00:00.000000Z"
     assert parse_time("2026-11-23T10:00", NOON, east) == "2026-11-22T21:00:00.000000Z"
@@ -895,13 +895,13 @@ def test_a_time_without_a_zone_is_one_of_this_zone():
         *("yesterday x", "99999999999d", "0001-01-01", "9999-12-31T23:59-12:00", "\uff12h"),
     ],
 )
-def test_what_is_no_time_is_refused_with_the_forms(text):
+def test_invalid_time_is_rejected_with_the_accepted_forms(text):
     with pytest.raises(ValueError) as refused:
         parse_time(text, NOON, timezone(timedelta(hours=2)))
     assert TIME_FORMATS in str(refused.value)
 
 
-def test_slow_runs_can_be_chosen(shop):
+def test_slow_runs_can_be_selected(shop):
     everything = [
         json.loads(line)
         for line in stageflow("runs", "--json", "--limit", "0", "--journal", shop).stdout.splitlines()
@@ -913,7 +913,7 @@ def test_slow_runs_can_be_chosen(shop):
     assert [json.loads(line)["duration_ms"] for line in slow] == [slowest]
 
 
-def test_any_directory_is_no_journal(tmp_path):
+def test_directory_without_segments_is_not_a_journal(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for command in ("runs", "doctor", "show"):
         done = stageflow(command, "--journal", tmp_path, code=2)

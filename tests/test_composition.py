@@ -367,7 +367,7 @@ def routed() -> Pipeline:
     )
 
 
-def test_pipeline_as_mermaid() -> None:
+def test_to_mermaid_returns_a_flowchart() -> None:
     assert routed().to_mermaid().splitlines() == [
         "flowchart LR",
         '    s0{{"r"}}',
@@ -378,7 +378,7 @@ def test_pipeline_as_mermaid() -> None:
     ]
 
 
-def test_pipeline_as_dot() -> None:
+def test_to_dot_returns_a_graph() -> None:
     assert routed().to_dot().splitlines() == [
         'digraph "the \\"p\\"" {',
         "    rankdir=LR;",

@@ -63,7 +63,7 @@ def command(path: Path, *arguments: str) -> tuple[int, str]:
 # ------------------------------------------------------------ random damage
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_damage_affects_only_the_file_that_has_it(seed: int) -> None:
     outcome = corruption.run_trials(10, seed, slow_every=10)
     assert outcome.problems == []
@@ -267,11 +267,20 @@ KINDS = [
 ]
 
 
+def without_archive(journal: Path) -> None:
+    """Remove the archive, because `doctor` would check it every time."""
+    shutil.rmtree(journal / "archive")
+    for path in (journal / "archive.json", *(journal / "cursors").glob("archive*")):
+        path.unlink()
+
+
 @pytest.mark.parametrize(("name", "damage"), KINDS)
 def test_damaged_state_file_is_reported_and_moved_to_broken(journal: Path, name: str, damage: str) -> None:
     file = journal / name
     if not file.exists():
         file.write_bytes(b"{}")
+    if name != "archive.json":
+        without_archive(journal)
     content = file.read_bytes()
     outside = journal.parent / "outside"
     outside.write_bytes(b"private")

@@ -1,4 +1,4 @@
-"""Runs the demo as a user does, holds its journal against the law, and kills it."""
+"""`stageflow demo`: its output, the record guarantees in its journal, and kills of its process."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from kill_demo import kill_after, moments
 from typer.testing import CliRunner
 
 from stageflow.cli._app import app
-from stageflow.cli.demo import _corpus as index
-from stageflow.cli.demo._corpus import PlainScan, read_corpus
+from stageflow.cli.demo import _corpus as corpus
+from stageflow.cli.demo._corpus import LinearScan, read_corpus
 
 RUNS = 40
 STAGES = 10
 KILLS = 5
-"""For more of them: `python -m tests.kill_demo 50`."""
+"""Number of kills; `python -m tests.kill_demo 50` runs more."""
 
 
 class Demo(NamedTuple):
-    """One demo that was run, and what it left."""
+    """The output and the journal of one demo."""
 
     directory: Path
     status: int
@@ -64,11 +64,11 @@ def run_id(event: dict) -> str:
     return event["correlation_ids"]["pipeline_run_id"]
 
 
-def test_it_ends_well_and_says_nothing_on_the_side(shown):
+def test_demo_exits_with_0_and_an_empty_stderr(shown):
     assert (shown.status, shown.err) == (0, "")
 
 
-def test_the_journal_keeps_the_law(shown):
+def test_journal_satisfies_the_record_guarantees(shown):
     runs, stages = shown.events("pipeline.wide"), shown.events("stage.wide")
     terminal = [stage for stage in stages if stage["status"] != "RETRY"]
     assert len({run_id(run) for run in runs}) == len(runs) == RUNS
@@ -81,7 +81,7 @@ def test_the_journal_keeps_the_law(shown):
         assert run["stages_total"] == sum(counts) == STAGES
 
 
-def test_every_way_to_end_is_there(shown):
+def test_demo_has_a_run_for_every_outcome(shown):
     outcomes = {run["outcome"] for run in shown.events("pipeline.wide")}
     assert outcomes == {"ok", "degraded", "stopped", "failed", "timeout", "cancelled"}
     stages = shown.events("stage.wide")
@@ -91,7 +91,7 @@ def test_every_way_to_end_is_there(shown):
     assert {"look_up", "quote", "compare", "contrast"} <= skipped
 
 
-def test_it_shows_what_the_journal_has(shown):
+def test_output_shows_the_content_of_the_journal(shown):
     counted = Counter(run["outcome"] for run in shown.events("pipeline.wide"))
     for outcome, many in counted.items():
         assert re.search(rf"^ +{outcome} +{many} ", shown.out, re.MULTILINE)
@@ -100,19 +100,19 @@ def test_it_shows_what_the_journal_has(shown):
     assert answers[0]["answer"].splitlines()[0] in shown.out
     assert re.search(rf"pipeline.wide +{RUNS} of +{RUNS} ", shown.out)
     assert re.search(rf"terminal stage.wide +{RUNS * STAGES} of +{RUNS * STAGES} ", shown.out)
-    assert "The record is whole." in shown.out
+    assert "The record is complete." in shown.out
     failed = {run_id(run) for run in shown.events("pipeline.wide") if run["outcome"] == "failed"}
     assert any(known in shown.out for known in failed)
     assert "fts5: syntax error" in shown.out
 
 
-def test_in_a_pipe_it_is_plain_and_fits(shown):
+def test_output_in_a_pipe_has_no_escape_sequences_and_80_columns(shown):
     assert "\x1b" not in shown.out
-    pictures = shown.out[: shown.out.index("The journal ──")]
-    assert max(map(len, pictures.splitlines())) <= 80
+    drawn = shown.out[: shown.out.index("The journal ──")]
+    assert max(map(len, drawn.splitlines())) <= 80
 
 
-def test_the_commands_it_names_look_into_the_journal(shown):
+def test_suggested_commands_query_the_journal(shown):
     commands = re.findall(
         r"^  (\S.* \.stageflow/demo.*)$", shown.out[shown.out.rindex("The journal") :], re.M
     )
@@ -126,14 +126,14 @@ def test_the_commands_it_names_look_into_the_journal(shown):
         assert done.stdout, command
 
 
-def test_a_second_demo_in_the_same_place_shows_its_own_runs(tmp_path):
+def test_second_demo_in_the_same_directory_shows_only_its_own_runs(tmp_path):
     assert demo(tmp_path, "--runs", "3").status == 0
     second = demo(tmp_path, "--runs", "4")
     assert re.search(r"pipeline.wide +4 of +4 ", second.out)
     assert len(second.events("pipeline.wide")) == 7
 
 
-def test_one_question_is_answered_and_its_run_told(tmp_path):
+def test_single_question_is_answered_and_its_run_shown(tmp_path):
     asked = demo(tmp_path, "--journal", "j", "--ask", 'How does "with" work? And `contextlib.suppress`?')
     assert asked.status == 0, asked.err
     assert "contextlib.suppress(*exceptions)" in asked.out
@@ -145,33 +145,33 @@ def test_one_question_is_answered_and_its_run_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("question", "outcome", "said"),
+    ("question", "outcome", "expected"),
     [
-        ("", "stopped", "nothing was asked"),
-        ("qwertz", "stopped", "the language reference has nothing on that"),
+        ("", "stopped", "the question is empty"),
+        ("qwertz", "stopped", "the language reference contains no match"),
         ("Why? " * 60, "failed", "the question has 299 characters"),
         ("fts: (", "failed", "no FTS5 expression"),
         ("How do I use `list.push`?", "degraded", "has no attribute 'push'"),
         ('Compare "with" with "try".', "ok", 'from help("with"), help("try")'),
     ],
 )
-def test_each_question_ends_as_it_should(tmp_path, question, outcome, said):
+def test_question_has_the_expected_outcome_and_output(tmp_path, question, outcome, expected):
     asked = demo(tmp_path, "--ask", question)
     assert asked.status == 0, asked.err
     assert [run["outcome"] for run in asked.events("pipeline.wide")] == [outcome]
-    assert said in " ".join(asked.out.split())
+    assert expected in " ".join(asked.out.split())
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_directory_is_reported(tmp_path):
     (tmp_path / "file").touch()
     done = demo(tmp_path, "--journal", "file")
     assert done.status == 1
-    assert "cannot be written to file" in done.out
+    assert "Cannot write the journal to file" in done.out
     assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_on_a_terminal_it_is_coloured_unless_told_not_to(tmp_path, plain):
+def test_output_on_a_terminal_is_colored_unless_no_color_is_set(tmp_path, plain):
     reader, writer = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1" if plain else ""}
     process = subprocess.Popen(
@@ -186,35 +186,35 @@ def test_on_a_terminal_it_is_coloured_unless_told_not_to(tmp_path, plain):
     try:
         while read := os.read(reader, 65536):
             text += read
-    except OSError:  # Linux says so where others give nothing: the other end was closed
+    except OSError:  # the other end was closed; other systems return an empty read
         pass
     os.close(reader)
     assert process.wait() == 0
-    assert "The record is whole." in text.decode()
+    assert "The record is complete." in text.decode()
     assert (b"\x1b" in text) is not plain
 
 
-def test_without_full_text_search_it_scans_and_says_so(tmp_path, monkeypatch):
+def test_demo_without_full_text_search_reports_a_linear_scan(tmp_path, monkeypatch):
     def compiled_without(_):
         raise sqlite3.OperationalError("no such module: fts5")
 
-    monkeypatch.setattr(index, "FullText", compiled_without)
+    monkeypatch.setattr(corpus, "FullText", compiled_without)
     done = CliRunner().invoke(app, ["demo", "--runs", "20", "--journal", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "a plain scan in Python (this SQLite has no full-text search: no such module: fts5)" in " ".join(
+    assert "a linear scan in Python (this SQLite has no full-text search: no such module: fts5)" in " ".join(
         done.output.split()
     )
-    assert "The record is whole." in done.output
+    assert "The record is complete." in done.output
 
 
-def test_the_plain_scan_finds_what_has_most_of_the_words():
-    hits = PlainScan(read_corpus()).search(["object", "considered", "false"], 3)
+def test_linear_scan_ranks_passages_by_matching_words():
+    hits = LinearScan(read_corpus()).search(["object", "considered", "false"], 3)
     assert "truth" in {hit.passage.topic for hit in hits}
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
 @pytest.mark.parametrize("moment", moments(KILLS))
-def test_what_was_acknowledged_survives_a_kill(tmp_path, moment):
+def test_acknowledged_events_survive_a_kill(tmp_path, moment):
     death = kill_after(moment, tmp_path)
     assert not death.problems
     assert len(death.acknowledged) >= moment

@@ -15,7 +15,9 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(stageflow.__pat
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_hold(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_in_docstrings_produce_the_documented_output(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     names = {**vars(stageflow), **vars(module)}

@@ -68,14 +68,14 @@ def command(*arguments: str | Path) -> str:
 # ------------------------------------------------------------ every rate
 
 
-def test_statistics_leave_out_cancelled_and_suspended_runs(folder: Path) -> None:
+def test_statistics_exclude_cancelled_and_suspended_runs(folder: Path) -> None:
     with EventStore(folder) as store:
         (stat,) = store.stats("runs")
     assert (stat.count, stat.ok, stat.failed, stat.cancelled) == (130, 80, 10, 40)  # suspended runs are OK
     assert stat.failure_rate == RATE
 
 
-def test_totals_say_what_counts_as_a_failure(folder: Path) -> None:
+def test_totals_state_whether_an_outcome_is_a_failure(folder: Path) -> None:
     with EventStore(folder) as store:
         totals = {total.outcome: (total.count, total.failure) for total in store.totals()}
     failures = dict.fromkeys(("failed", "timeout", "crashed"), True) | dict.fromkeys(
@@ -106,7 +106,7 @@ def test_explain_compares_failures_with_runs_that_were_not_cancelled(folder: Pat
     assert (shown["selection"]["rows"], shown["rest"]["rows"]) == (10, 70)
 
 
-def test_comparisons_leave_out_cancelled_runs(folder: Path) -> None:
+def test_comparisons_exclude_cancelled_runs(folder: Path) -> None:
     with EventStore(folder) as store:
         (row,) = store.compare("outcome <> 'stopped'", "outcome = 'cancelled'", "runs")
     assert row.before.failure_rate == 10 / 75
@@ -128,7 +128,7 @@ def test_alerts_fire_for_the_rate_without_cancelled_runs(folder: Path, above: fl
 
 
 @pytest.mark.parametrize("slower_than", [None, 0.005])
-def test_burn_rates_leave_out_cancelled_runs(tmp_path: Path, slower_than: float | None) -> None:
+def test_burn_rates_exclude_cancelled_runs(tmp_path: Path, slower_than: float | None) -> None:
     write_runs(tmp_path / "journal", runs({"ok": 30, "cancelled": 60}, ms=1.0))
     write_runs(
         tmp_path / "journal", ({**run, "id": f"late-{n}"} for n, run in enumerate(runs({"cancelled": 9})))
@@ -141,7 +141,7 @@ def test_burn_rates_leave_out_cancelled_runs(tmp_path: Path, slower_than: float 
     assert finding.summary.startswith("burn rate 0.0x and 0.0x")
 
 
-def test_burst_of_cancelled_runs_pages_nobody(tmp_path: Path) -> None:
+def test_burst_of_cancelled_runs_fires_no_alert(tmp_path: Path) -> None:
     async def waits(ctx: Any) -> None:
         await asyncio.sleep(60)
 
@@ -211,7 +211,7 @@ def test_setting_of_the_writer_is_the_definition_of_every_reader(folder: Path, t
         assert other.stats("runs")[0].failed == 1
 
 
-def test_a_process_without_the_setting_leaves_the_definition(tmp_path: Path) -> None:
+def test_process_without_the_setting_does_not_change_the_definition(tmp_path: Path) -> None:
     stageflow.configure(journal=tmp_path / "journal", failure_outcomes=["crashed"])
     stageflow.settings.reset()
     stageflow.configure(journal=tmp_path / "journal")
@@ -227,7 +227,7 @@ def test_wrong_outcome_is_an_error_that_names_the_setting(wrong: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("wrong", [[], "failed", ["ok"]])
-def test_every_place_that_takes_outcomes_rejects_wrong_ones(wrong: Any, tmp_path: Path) -> None:
+def test_every_parameter_for_outcomes_rejects_invalid_ones(wrong: Any, tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     for build in (LoggingEventSink, lambda **given: EventStore(tmp_path / "journal", **given)):
         with pytest.raises((TypeError, ValueError), match="failure_outcomes"):

@@ -377,7 +377,7 @@ def test_heartbeat_after_the_end_of_all_runs_opens_no_segment(tmp_path: Path) ->
     assert heartbeats(tmp_path) == []
 
 
-def test_no_heartbeat_without_a_journal() -> None:
+def test_heartbeat_is_not_written_without_a_journal() -> None:
     async def works(ctx: StageContext) -> dict[str, list[str]]:
         return {"threads": [thread.name for thread in threading.enumerate()]}
 

@@ -406,7 +406,7 @@ async def test_missing_parameters_of_a_stage_with_many_dependencies_cost_linear_
     assert len(results["takes"].missing_inputs) == 7 * 16_000
 
 
-def test_the_error_for_a_cycle_of_many_stages_shows_its_ends() -> None:
+def test_error_about_a_long_cycle_shows_its_ends() -> None:
     size = 3000
     stages = [
         spec

@@ -224,8 +224,8 @@ def test_queued_run_of_a_closed_loop_releases_no_permit_when_it_is_collected() -
     assert most == 1
 
 
-@pytest.mark.parametrize("collects", range(8))
-@pytest.mark.parametrize("threshold", [5, 50, 700])
+@pytest.mark.parametrize("collects", [0, 2, 5])
+@pytest.mark.parametrize("threshold", [50, 700])
 def test_collecting_a_queued_run_reports_no_error_in_any_order(threshold: int, collects: int) -> None:
     limits = Limits(gpu=1)
 

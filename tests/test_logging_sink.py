@@ -38,7 +38,7 @@ async def logged(sink: LoggingEventSink, caplog: pytest.LogCaptureFixture) -> li
     return [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
-async def test_an_event_is_one_readable_line_with_its_payload_as_json(
+async def test_event_is_logged_as_one_line_with_its_payload_as_json(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     lines = await logged(LoggingEventSink(), caplog)
@@ -55,7 +55,7 @@ async def test_an_event_is_one_readable_line_with_its_payload_as_json(
     assert payloads[2]["error"] == "ValueError: two\nlines"
 
 
-async def test_the_level_is_configurable_and_nothing_is_built_below_it(
+async def test_level_is_configurable_and_disabled_levels_build_no_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     lines = await logged(LoggingEventSink("DEBUG"), caplog)

@@ -799,7 +799,8 @@ async def test_synchronous_stage_runs_in_a_daemon_thread(sink: MemoryEventSink, 
         (StageOutput.skip(), SKIP),
         (StageOutput.fail("no"), FAIL),
         (StageOutput.stop(), CANCEL),
-        (42, FAIL),
+        (42, OK),
+        (StageStatus.OK, FAIL),
     ],
 )
 async def test_synchronous_function_supports_every_outcome(

@@ -121,10 +121,10 @@ def block_with(text: str) -> str:
 if PAGES:
 
     @pytest.mark.parametrize("block", RUNNABLE, ids=range(len(RUNNABLE)))
-    async def test_a_block_runs_as_printed(block: str) -> None:
+    async def test_code_block_of_the_page_runs(block: str) -> None:
         await run_block(block)
 
-    def test_the_three_bare_signatures_hold() -> None:
+    def test_documented_signatures_are_compatible() -> None:
         assert len(SIGNATURES) == 3
         parameters = inspect.signature(WideEventEmitter).parameters
         assert list(parameters) == ["event_sink"]
@@ -138,7 +138,7 @@ if PAGES:
             assert list(ours.parameters) == [arg.arg for arg in printed.args.args]
             assert ours.parameters["event_sink"].default is None
 
-    async def test_the_basic_setup_emits_to_the_configured_sink() -> None:
+    async def test_basic_setup_emits_to_the_configured_sink() -> None:
         sink = MemoryEventSink()
         set_event_sink(sink)
         try:
@@ -149,7 +149,7 @@ if PAGES:
         assert [event["stage_name"] for event in sink.of_type("stage.wide")] == ["input", "llm"]
         assert len(sink.of_type("pipeline.wide")) == 1
 
-    async def test_the_custom_emitter_prints_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_custom_emitter_prints_failures(capsys: pytest.CaptureFixture[str]) -> None:
         def broken(ctx: Any) -> StageOutput:
             return StageOutput.fail("no model")
 
@@ -158,7 +158,7 @@ if PAGES:
         await page["graph"].run()
         assert capsys.readouterr().out == "Stage llm failed: no model\n"
 
-    async def test_the_analytics_sink_prints_each_event(capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_analytics_sink_prints_each_event(capsys: pytest.CaptureFixture[str]) -> None:
         page = await run_block(block_with("class AnalyticsEventSink"))
         await page["graph"].run()
         assert await stageflow.flush()
@@ -166,13 +166,13 @@ if PAGES:
         assert [text.split(" - ")[0] for text in printed] == ["stage.wide", "pipeline.wide"]
         assert json.loads(printed[0].split(" - ", 1)[1])["stage_name"] == "stage1"
 
-    async def test_the_monitor_prints_slow_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_monitor_prints_slow_stages(capsys: pytest.CaptureFixture[str]) -> None:
         page = await run_block(block_with("class PerformanceMonitoringEmitter"))
         slow = StageResult("llm", StageStatus.OK, started_ns=10**9, ended_ns=4 * 10**9)
         page["monitor"].emit_stage_wide("llm", slow, PipelineContext())
         assert capsys.readouterr().out == ("ALERT: Stage llm took 3000.0ms (threshold: 2000ms)\n")
 
-    async def test_the_tracker_counts_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_tracker_counts_errors(capsys: pytest.CaptureFixture[str]) -> None:
         def broken(ctx: Any) -> None:
             raise ValueError("boom")
 
@@ -186,7 +186,7 @@ if PAGES:
         assert recent["run_id"] == page["results"].context.pipeline_run_id
         assert capsys.readouterr().out.startswith("Errors: {'total_errors': 1")
 
-    async def test_the_database_sink_receives_every_event() -> None:
+    async def test_database_sink_receives_every_event() -> None:
         class Database:
             def __init__(self) -> None:
                 self.rows: list[dict[str, Any]] = []
@@ -219,7 +219,7 @@ if PAGES:
         return "number" if isinstance(value, (int, float)) else type(value).__name__
 
     @pytest.mark.parametrize("event_type", ["stage.wide", "pipeline.wide"])
-    def test_an_event_has_the_top_level_keys_of_the_page(event_type: str) -> None:
+    def test_event_has_the_top_level_keys_of_the_page(event_type: str) -> None:
         examples = [json.loads(block) for block in blocks("json") if '"OK|' not in block]
         (example,) = [
             example for example in examples if ("stage_name" in example) == (event_type == "stage.wide")
@@ -244,7 +244,7 @@ if PAGES:
         jsonschema.validate(event, schema)
 
 
-def test_an_awaitable_run_is_needed_for_nothing_by_hand() -> None:
+def test_manual_emission_does_not_require_an_event_loop() -> None:
     sink = MemoryEventSink()
     emit_stage_wide("s", StageResult("s", StageStatus.OK), PipelineContext(), sink)
     assert asyncio._get_running_loop() is None

@@ -44,7 +44,7 @@ def runs_of(path: Path) -> int:
     return len(Journal(path).runs())
 
 
-def test_a_journal_stays_where_it_is_through_rotation_after_chdir(tmp_path: Path, other: Path) -> None:
+def test_rotation_after_chdir_does_not_move_the_journal(tmp_path: Path, other: Path) -> None:
     sink = JournalSink("journal", segment_bytes=1)
     stageflow.configure(sink=sink, health_seconds=None)
     GRAPH.run_sync()
@@ -57,7 +57,7 @@ def test_a_journal_stays_where_it_is_through_rotation_after_chdir(tmp_path: Path
     assert os.listdir(other) == []
 
 
-def test_a_journal_stays_where_it_is_after_chdir_and_fork(program: Start, tmp_path: Path) -> None:
+def test_fork_after_chdir_does_not_move_the_journal(program: Start, tmp_path: Path) -> None:
     status, _, err = program("""
         import os, sys
         import stageflow
@@ -80,7 +80,7 @@ def test_a_journal_stays_where_it_is_after_chdir_and_fork(program: Start, tmp_pa
     assert runs_of(tmp_path / "journal") == 2
 
 
-def test_a_pickled_journal_is_the_same_journal_in_another_directory(tmp_path: Path, other: Path) -> None:
+def test_pickled_sink_writes_to_the_same_journal_from_another_directory(tmp_path: Path, other: Path) -> None:
     with_path = pickle.dumps(JournalSink("journal"))
     os.chdir(other)
     assert pickle.loads(with_path).path == str(tmp_path / "journal")
@@ -99,7 +99,7 @@ def test_configuring_the_same_journal_again_after_chdir_changes_nothing(
     assert stageflow.configure(service="shop").journal == str(other / "journal")
 
 
-def test_a_failed_change_of_the_journal_is_not_remembered(tmp_path: Path, other: Path) -> None:
+def test_failed_change_of_the_journal_has_no_effect(tmp_path: Path, other: Path) -> None:
     (tmp_path / "file").touch()
     stageflow.configure(journal="journal")
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_a_failed_change_of_the_journal_is_not_remembered(tmp_path: Path, other:
     assert stageflow.configure(journal="journal").journal == str(tmp_path / "journal")
 
 
-def test_a_path_in_pyproject_is_relative_to_that_file(tmp_path: Path, other: Path) -> None:
+def test_path_in_pyproject_is_relative_to_that_file(tmp_path: Path, other: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[tool.stageflow]\njournal = "records/journal"\n')
     deep = other / "deep"
     deep.mkdir()
@@ -121,12 +121,12 @@ def test_a_path_in_pyproject_is_relative_to_that_file(tmp_path: Path, other: Pat
     assert os.listdir(deep) == []
 
 
-def test_an_absolute_path_in_pyproject_is_used_as_it_is(tmp_path: Path, other: Path) -> None:
+def test_absolute_path_in_pyproject_is_not_changed(tmp_path: Path, other: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(f"[tool.stageflow]\njournal = {json.dumps(str(other / 'j'))}\n")
     assert stageflow.configure().journal == str(other / "j")
 
 
-def test_readers_of_a_journal_stay_with_it_after_chdir(tmp_path: Path, other: Path) -> None:
+def test_readers_continue_with_their_journal_after_chdir(tmp_path: Path, other: Path) -> None:
     stageflow.configure(journal="journal", health_seconds=None)
     GRAPH.run_sync()
     journal, reader = Journal("journal"), JournalReader("journal", "warehouse")
@@ -151,7 +151,7 @@ def test_readers_of_a_journal_stay_with_it_after_chdir(tmp_path: Path, other: Pa
     assert (tmp_path / "journal/alerts.json").is_file()
 
 
-def test_a_relative_archive_stays_where_it_is(tmp_path: Path, other: Path) -> None:
+def test_relative_archive_address_is_independent_of_chdir(tmp_path: Path, other: Path) -> None:
     sink = JournalSink("journal")
     stageflow.configure(sink=sink, health_seconds=None)
     GRAPH.run_sync()
@@ -165,7 +165,7 @@ def test_a_relative_archive_stays_where_it_is(tmp_path: Path, other: Path) -> No
     assert os.listdir(other) == []
 
 
-def test_a_relative_address_in_archive_json_is_relative_to_the_journal(tmp_path: Path, other: Path) -> None:
+def test_relative_address_in_archive_json_is_relative_to_the_journal(tmp_path: Path, other: Path) -> None:
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal/archive.json").write_text('{"address": "../store"}')
     os.chdir(other)
@@ -173,13 +173,13 @@ def test_a_relative_address_in_archive_json_is_relative_to_the_journal(tmp_path:
         assert store.archive.address == str(tmp_path / "store")
 
 
-def test_a_path_may_be_bytes_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+def test_path_can_be_bytes_and_cannot_be_empty(tmp_path: Path) -> None:
     assert JournalSink(os.fsencode("journal")).path == str(tmp_path / "journal")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"path must be a directory, got ''"):
         JournalSink("")
 
 
-def test_silences_are_kept_beside_the_state_of_alerts(tmp_path: Path, other: Path) -> None:
+def test_silences_are_stored_next_to_the_state_of_alerts(tmp_path: Path, other: Path) -> None:
     now = datetime(2026, 11, 23, tzinfo=UTC)
     stageflow.configure(journal="journal", health_seconds=None)
     asyncio.run(GRAPH.run())

@@ -141,7 +141,9 @@ def gone(call: Callable[[], Any]) -> None:
         call()
 
 
-def test_fastapi(place: Place, port: int, background: ThreadPoolExecutor) -> None:
+def test_fastapi_recipe_records_requests_and_disconnects(
+    place: Place, port: int, background: ThreadPoolExecutor
+) -> None:
     place.write("shop.py")
     command = "uvicorn shop:app --timeout-graceful-shutdown 20"
     # Less patient than the page, so that the test is too.
@@ -190,7 +192,7 @@ def test_fastapi(place: Place, port: int, background: ThreadPoolExecutor) -> Non
     assert [writer.state for writer in Journal(place.journal).check().writers] == ["closed"]
 
 
-def test_fastapi_stages_that_take_time_to_end(
+def test_fastapi_recipe_records_stages_that_end_slowly(
     place: Place, port: int, background: ThreadPoolExecutor
 ) -> None:
     """The lifespan waits for those that the server has cancelled."""
@@ -214,7 +216,9 @@ def test_fastapi_stages_that_take_time_to_end(
 
 
 @pytest.mark.parametrize("worker", ["", "asgi"], ids=["uvicorn", "asgi"])
-def test_gunicorn(place: Place, port: int, background: ThreadPoolExecutor, worker: str) -> None:
+def test_gunicorn_recipe_records_runs_of_every_worker(
+    place: Place, port: int, background: ThreadPoolExecutor, worker: str
+) -> None:
     place.write("desk.py", "gunicorn.conf.py")
     # Less patient than the page, so that the test is too.
     patience = '"timeout_graceful_shutdown": 2'
@@ -302,7 +306,9 @@ RUNTIME = """
 """
 
 
-def test_lambda(place: Place, collector: ThreadingHTTPServer) -> None:
+def test_lambda_recipe_delivers_events_before_it_returns(
+    place: Place, collector: ThreadingHTTPServer
+) -> None:
     place.write("lambda_function.py")
     machine = place.run(
         sys.executable,
@@ -328,7 +334,7 @@ def test_lambda(place: Place, collector: ThreadingHTTPServer) -> None:
 
 
 @pytest.mark.parametrize("pool", ["--pool=solo", "--pool=prefork --concurrency=2"], ids=["solo", "prefork"])
-def test_celery(place: Place, pool: str) -> None:
+def test_celery_recipe_records_tasks(place: Place, pool: str) -> None:
     place.write("tasks.py", "celeryconfig.py")
     (place.path / "queue").mkdir()
     worker = place.start(f"celery -A tasks worker {pool}", "--without-gossip", "--without-mingle")
@@ -362,7 +368,7 @@ def test_celery(place: Place, pool: str) -> None:
 CELL = re.compile(r"```python cell\n(?P<code>.*?)```\n\n```text\n(?P<prints>.*?)```", re.DOTALL)
 
 
-def test_jupyter(place: Place) -> None:
+def test_jupyter_recipe_prints_the_documented_output(place: Place) -> None:
     cells = list(CELL.finditer(PAGE))
     assert len(cells) == PAGE.count("```python cell")
     notebook = {

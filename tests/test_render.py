@@ -1,4 +1,4 @@
-"""Holds the pictures: what they say, that they line up, and that they fit."""
+"""Text for the terminal: content, alignment and width."""
 
 import io
 import re
@@ -24,8 +24,8 @@ def at(ms: float) -> str:
     return f"2026-11-23T17:00:{ms / 1000:09.6f}Z"
 
 
-def page_stage(name, status="OK", start=0.0, took=10.0, error=None, **more):
-    """What the page says of a `stage.wide`, and nothing else."""
+def core_stage(name, status="OK", start=0.0, took=10.0, error=None, **more):
+    """Return a `stage.wide` with only the keys that stageflow-core documents."""
     return {
         "stage_name": name,
         "status": status,
@@ -43,11 +43,11 @@ def page_stage(name, status="OK", start=0.0, took=10.0, error=None, **more):
 
 
 def stage(name, status="OK", start=0.0, took=10.0, *, tries=1, queue=0.0, **more):
-    return page_stage(name, status, start, took, attempts=tries, attempt=tries, queue_ms=queue, **more)
+    return core_stage(name, status, start, took, attempts=tries, attempt=tries, queue_ms=queue, **more)
 
 
-def page_run(stages, status="OK", took=100.0, error=None, **more):
-    """What the page says of a `pipeline.wide`, and nothing else."""
+def core_run(stages, status="OK", took=100.0, error=None, **more):
+    """Return a `pipeline.wide` with only the keys that stageflow-core documents."""
     ends = [stage for stage in stages if stage["status"] != "RETRY"]
     return {
         "status": status,
@@ -93,7 +93,7 @@ STAGES = [
     stage("answer", "CANCEL", start=100, took=0, tries=0, reason="never started"),
     stage("close", "CANCEL", start=100, took=0, tries=0, reason="never started"),
 ]
-FAILED = page_run(
+FAILED = core_run(
     STAGES,
     "FAIL",
     error="stage 'search' failed: ValueError: no",
@@ -107,9 +107,9 @@ FAILED = page_run(
 )
 
 
-def drawn(picture, width=80, **console) -> str:
+def drawn(renderable, width=80, **console) -> str:
     file = io.StringIO()
-    Console(file=file, width=width, **console).print(picture)
+    Console(file=file, width=width, **console).print(renderable)
     return file.getvalue()
 
 
@@ -121,27 +121,27 @@ def rule(text: str) -> str:
     return next(line for line in text.splitlines() if line.startswith("───"))
 
 
-def test_a_run_is_told_in_full():
+def test_draw_run_shows_ids_labels_attributes_and_reasons():
     text = drawn(draw_run(FAILED, STAGES))
     head = text.splitlines()[0]
     assert head.split() == ["reference-desk", "failed", "100.00", "ms"]
-    for said in (
+    for expected in (
         RUN_ID,
         "user_id=u-7",
         "service=desk",
         "4bf92f3577b34da6a3ce929d0e0e4736",
         'chars=16  query="two words"',
         "attempt 1: database is locked",
-        "asked in vain for guard.wrods",
+        "missing inputs: guard.wrods",
         "route 'quote' was not chosen",
     ):
-        assert said in text
-    assert "session_id" not in text, "an id that there is none of needs no place"
+        assert expected in text
+    assert "session_id" not in text, "ids that are None are omitted"
     assert "stage 'search' failed: ValueError: no" in text
-    assert "reason" not in text.split("stage")[0], "the error says it already"
+    assert "reason" not in text.split("stage")[0], "the error contains it already"
 
 
-def test_the_waterfall_shows_when_each_stage_ran():
+def test_waterfall_shows_when_each_stage_ran():
     text = drawn(draw_run(FAILED, STAGES))
     bar_at = line(text, "stage").index("0 to 100.00 ms")
     bars = {name: line(text, name)[bar_at:].rstrip() for name in ("guard", "search", "tally", "quote")}
@@ -155,7 +155,7 @@ def test_the_waterfall_shows_when_each_stage_ran():
     assert bars["quote"] == ""
 
 
-def test_the_critical_path_is_marked_without_colour():
+def test_waterfall_marks_the_critical_path_without_color():
     text = drawn(draw_run(FAILED, STAGES))
     assert [name for name in ("guard", "search", "tally", "answer") if line(text, name)[0] == "*"] == [
         "guard",
@@ -163,41 +163,43 @@ def test_the_critical_path_is_marked_without_colour():
     ]
 
 
-def test_stages_stand_in_the_order_in_which_they_became_ready():
+def test_waterfall_lists_stages_in_the_order_in_which_they_became_ready():
     text = drawn(draw_run(FAILED, STAGES))
     rows = re.findall(r"^(?:\* |  )(\w+) +(?:OK|FAIL|SKIP|CANCEL) ", text, re.MULTILINE)
     assert rows == ["guard", "search", "tally", "quote", "answer", "close"]
 
 
-def test_figures_are_aligned_to_the_right():
+def test_waterfall_aligns_numbers_to_the_right():
     stages = [stage("one", took=1.5), stage("two", took=12345.678, tries=12), stage("three", took=0.004)]
-    text = drawn(draw_run(page_run(stages, took=20000.0), stages), width=100)
+    text = drawn(draw_run(core_run(stages, took=20000.0), stages), width=100)
     ends = {re.search(r"\d\.\d\d  ", line(text, name)[30:]).end() for name in ("one", "two", "three")}
     assert len(ends) == 1
     assert "12,345.68" in text
 
 
-def test_who_said_the_same_stands_together():
+def test_stages_with_the_same_details_share_one_entry():
     assert re.search(r"answer, close +never started", drawn(draw_run(FAILED, STAGES)))
 
 
-def test_an_exception_comes_with_its_stack_and_its_cause_once():
+def test_exception_is_shown_once_with_its_stack_and_cause():
     text = drawn(draw_run(FAILED, STAGES))
-    told = text[text.index("exception in search") :]
-    assert told.index("desk.py:10 in search") < told.index("index.py:20 in match")
-    assert told.index("caused by sqlite3.OperationalError: syntax error") < told.index("index.py:21 in _ask")
-    assert text.count("index.py:20") == 1, "the run carries the exception of its stage once more"
+    shown = text[text.index("exception in search") :]
+    assert shown.index("desk.py:10 in search") < shown.index("index.py:20 in match")
+    assert shown.index("caused by sqlite3.OperationalError: syntax error") < shown.index(
+        "index.py:21 in _ask"
+    )
+    assert text.count("index.py:20") == 1, "the run has the same exception as its stage"
 
 
-def test_a_run_that_no_stage_failed_shows_its_own_exception():
+def test_exception_of_the_run_is_shown_if_no_stage_failed():
     late = {**EXCEPTION, "type": "DeadlineExceededError", "chain": []}
-    run = page_run([stage("slow", "CANCEL")], "FAIL", outcome="timeout", exception=late)
+    run = core_run([stage("slow", "CANCEL")], "FAIL", outcome="timeout", exception=late)
     assert "exception in the run" in drawn(draw_run(run, [stage("slow", "CANCEL")]))
 
 
-def test_what_the_page_says_is_enough():
-    stages = [page_stage("input"), page_stage("llm", "FAIL", error="boom")]
-    run = page_run(stages, "FAIL", error="boom")
+def test_draw_run_requires_only_the_documented_keys():
+    stages = [core_stage("input"), core_stage("llm", "FAIL", error="boom")]
+    run = core_run(stages, "FAIL", error="boom")
     run["started_at"], run["ended_at"] = "2026-11-23T17:00:00Z", "2026-11-23T17:00:00.1Z"
     text = drawn(draw_run(run, stages))
     assert text.startswith("reference  FAIL  100.00 ms")
@@ -205,93 +207,93 @@ def test_what_the_page_says_is_enough():
     assert "boom" in text
 
 
-def test_a_run_without_stage_events_is_told_by_its_summaries():
+def test_run_without_stage_events_is_drawn_from_its_summaries():
     text = drawn(draw_run(FAILED))
     assert "50.00" in line(text, "search")
-    assert "█" not in text.split("* the run")[0]
+    assert "█" not in text.split("* on the critical")[0]
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_it_fits_the_width_and_uses_it(width):
+def test_output_fits_and_uses_the_width(width):
     names = {f"stage_with_a_name_of_some_length_{number}": number for number in range(3)}
     many = [*STAGES, *(stage(name, start=number) for name, number in names.items())]
-    run = page_run(many, "FAIL", error="x" * 300, outcome="failed", exception=EXCEPTION)
+    run = core_run(many, "FAIL", error="x" * 300, outcome="failed", exception=EXCEPTION)
     lines = drawn(draw_run(run, many), width=width).splitlines()
     lines += drawn(draw_summary([run], many), width=width).splitlines()
     assert max(map(len, lines)) <= width
-    told = drawn(draw_run(FAILED, STAGES), width=width)
-    assert len(rule(told)) == width
+    shown = drawn(draw_run(FAILED, STAGES), width=width)
+    assert len(rule(shown)) == width
 
 
-def test_a_narrow_terminal_has_no_bars_and_all_the_figures():
+def test_narrow_terminal_shows_numbers_without_bars():
     text = drawn(draw_run(FAILED, STAGES), width=50)
-    assert "█" not in text.split("* the run")[0]
+    assert "█" not in text.split("* on the critical")[0]
     assert "50.00" in line(text, "search")
 
 
-def test_ascii_alone_will_do():
+def test_ascii_terminal_is_supported():
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     Console(file=file, width=80).print(draw_run(FAILED, STAGES), draw_summary([FAILED], STAGES))
     file.seek(0)
     assert re.search(r"%+\.+#+", line(file.read(), "tally"))
 
 
-def test_colours_come_with_a_terminal_and_the_words_stay_without():
-    def coloured(**console):
+def test_text_is_the_same_with_and_without_color():
+    def colored(**console):
         return drawn(draw_run(FAILED, STAGES), force_terminal=True, **console)
 
-    assert "\x1b[31mfailed" in coloured(color_system="standard")
-    plain = coloured(color_system=None)
+    assert "\x1b[31mfailed" in colored(color_system="standard")
+    plain = colored(color_system=None)
     assert "\x1b" not in plain
     assert plain == drawn(draw_run(FAILED, STAGES))
 
 
-def own(number, **data):
-    """What the library hands a sink for `ctx.emit_event`."""
+def custom_event(number, **data):
+    """Return the type and data that a sink receives for `ctx.emit_event`."""
     envelope = {"event_id": f"{RUN_ID}/guard/1/{number}", "stage_name": "guard", "attempt": 1}
     return "desk.asked", {**envelope, "emitted_at": at(number), "correlation_ids": IDS, **data}
 
 
-def test_events_of_its_own_are_listed_up_to_a_bound():
-    text = drawn(draw_run(FAILED, STAGES, events=[own(number, hits=number) for number in range(25)]))
+def test_custom_events_are_listed_up_to_a_limit():
+    text = drawn(draw_run(FAILED, STAGES, events=[custom_event(number, hits=number) for number in range(25)]))
     assert re.search(r"3.00  desk.asked  guard  hits=3 *$", text, re.MULTILINE)
     assert "and 5 more" in text
     assert "hits=20" not in text
     assert "event_id" not in text
 
 
-def test_an_event_that_says_much_is_cut():
-    text = drawn(draw_run(FAILED, STAGES, events=[own(1, text="x" * 5000)]))
+def test_long_custom_event_is_truncated():
+    text = drawn(draw_run(FAILED, STAGES, events=[custom_event(1, text="x" * 5000)]))
     assert 290 < text.count("x") < 320
 
 
-def test_runs_inside_it_are_listed():
+def test_child_runs_are_listed():
     text = drawn(draw_run(FAILED, STAGES, children=[{**FAILED, "pipeline_name": "inner"}]))
-    assert re.search(r"failed +inner +100.00 ", text[text.index("runs started inside it") :])
+    assert re.search(r"failed +inner +100.00 ", text[text.index("child runs") :])
 
 
-def test_a_stage_that_was_cut_off_is_drawn_as_one_that_waited():
-    cut_off = [
+def test_interrupted_stage_is_drawn_as_waiting():
+    interrupted = [
         stage("ready", "CANCEL", start=100, took=0, tries=0, queue=60.0),
         stage("again", "RETRY", start=10, took=20, error="down"),
         {**stage("again", "CANCEL", start=100, took=0, tries=1, queue=70.0), "attempt": 2},
         stage("never", "CANCEL", start=100, took=0, tries=0),
     ]
-    text = drawn(draw_run(page_run(cut_off, "FAIL", outcome="crashed"), cut_off))
+    text = drawn(draw_run(core_run(interrupted, "FAIL", outcome="crashed"), interrupted))
     assert re.search(r"60.00 +·+$", line(text, "ready"))
     assert re.search(r"70.00 +0.00 +░+·+$", line(text, "again"))
     assert line(text, "never").split() == ["never", "CANCEL", "0"]
 
 
-def test_a_run_under_way_is_drawn_as_far_as_it_has_come():
+def test_run_in_progress_is_drawn_with_its_duration_so_far():
     stages = [stage("guard"), stage("search", "OPEN", took=0.0)]
-    run = {**page_run(stages, "OPEN", outcome="open"), "ended_at": None}
+    run = {**core_run(stages, "OPEN", outcome="open"), "ended_at": None}
     text = drawn(draw_run(run, stages[:1]))
     assert text.startswith("reference  open  100.00 ms so far")
     assert line(text, "search").split() == ["search", "OPEN"]
 
 
-def test_a_list_of_runs_gives_up_what_is_missed_least():
+def test_list_of_runs_omits_the_least_important_columns_first():
     def headings(width):
         return drawn(draw_runs([FAILED], width=width), width=width or 500).splitlines()[0].split()
 
@@ -302,15 +304,15 @@ def test_a_list_of_runs_gives_up_what_is_missed_least():
     assert drawn(draw_runs([], width=80)).split()[0] == "began"
 
 
-def test_what_turns_writing_around_is_spelled_out():
+def test_bidirectional_control_characters_are_escaped():
     stages = [stage("guard", error="exe.\u202efdp")]
-    assert r"exe.\u202efdp" in drawn(draw_run(page_run(stages), stages))
+    assert r"exe.\u202efdp" in drawn(draw_run(core_run(stages), stages))
 
 
-def test_a_record_cannot_give_orders_to_the_terminal():
+def test_control_characters_and_markup_in_records_are_not_interpreted():
     evil = "\x1b[2J\x1b]0;owned\x07[bold]:boom:\r\x9b1m"
     stages = [stage(evil, "FAIL", error=evil, attributes={evil: evil}, reason=evil)]
-    run = page_run(stages, "FAIL", error=evil, outcome=evil)
+    run = core_run(stages, "FAIL", error=evil, outcome=evil)
     exception = {"type": evil, "message": evil, "stack": [evil], "chain": [], "relation": None}
     stages[0]["exception"] = exception
     text = drawn(draw_run(run, stages), width=200) + drawn(draw_summary([run], stages), width=200)
@@ -323,10 +325,10 @@ def row(text: str, name: str) -> list[str]:
     return line(text, name).split()
 
 
-def test_the_summary_counts_runs_by_outcome():
+def test_summary_counts_runs_by_outcome():
     runs = [
-        *(page_run([], outcome="ok", took=float(ms)) for ms in range(1, 101)),
-        *(page_run([], outcome="failed", took=5.0) for _ in range(25)),
+        *(core_run([], outcome="ok", took=float(ms)) for ms in range(1, 101)),
+        *(core_run([], outcome="failed", took=5.0) for _ in range(25)),
     ]
     text = drawn(draw_summary(runs, []))
     assert row(text, "ok") == ["ok", "100", "80.0", "%", "50.00", "95.00"]
@@ -334,7 +336,7 @@ def test_the_summary_counts_runs_by_outcome():
     assert row(text, "all")[:2] == ["all", "125"]
 
 
-def test_the_summary_counts_what_stages_came_to():
+def test_summary_counts_statuses_of_stages():
     events = [
         *(stage("search", took=float(ms)) for ms in range(1, 20)),
         stage("search", "FAIL", took=500.0),
@@ -347,18 +349,18 @@ def test_the_summary_counts_what_stages_came_to():
     assert row(text, "search") == ["search", "20", "10.00", "19.00", "1", "1", "1", "1"]
 
 
-def test_a_sampled_record_counts_for_those_it_stands_for():
-    runs = [page_run([], outcome="ok", took=1.0, sample_rate=99.0), page_run([], outcome="failed", took=9.0)]
+def test_summary_weights_sampled_records_by_their_sample_rate():
+    runs = [core_run([], outcome="ok", took=1.0, sample_rate=99.0), core_run([], outcome="failed", took=9.0)]
     text = drawn(draw_summary(runs, [stage("search", sample_rate=10)]))
     assert row(text, "ok") == ["ok", "99", "99.0", "%", "1.00", "1.00"]
     assert row(text, "search")[1] == "10"
 
 
-def test_a_summary_of_nothing_says_so():
+def test_summary_without_runs_has_a_total_of_zero():
     assert row(drawn(draw_summary([], [])), "all") == ["all", "0"]
 
 
-def test_percentiles_are_values_that_were_measured():
+def test_percentiles_are_measured_values():
     assert percentile([], 50) is None
     assert percentile([(3.0, 1)], 95) == 3.0
     assert [percentile([(float(n), 1) for n in range(1, 11)], rank) for rank in (0, 50, 95, 100)] == [
@@ -370,7 +372,7 @@ def test_percentiles_are_values_that_were_measured():
 
 
 def test_table_of_runs_shows_an_event_of_another_producer_without_counts() -> None:
-    run = page_run([stage("guard")])
+    run = core_run([stage("guard")])
     for name in ("stages_total", "stages_completed", "stages_failed", "stages_skipped", "stages_cancelled"):
         del run[name]
     text = drawn(draw_runs([run], width=120), width=120)

@@ -95,7 +95,7 @@ def damaged(tmp_path: Path) -> Path:
         ("a\n\nb  c", 5, ["a", "", "b  c"]),
     ],
 )
-def test_text_is_wrapped_at_blanks_only(text: str, width: int, lines: list[str]) -> None:
+def test_text_is_wrapped_only_at_spaces(text: str, width: int, lines: list[str]) -> None:
     assert [line.plain for line in wrap(Text(text), width)] == lines
 
 
@@ -106,16 +106,16 @@ def drawn(picture: Any, width: int = 80, kind: type[Console] = UncroppedConsole)
     return captured.get()
 
 
-def test_value_that_does_not_fit_its_column_is_on_lines_of_its_own() -> None:
+def test_value_that_does_not_fit_its_column_starts_on_a_new_line() -> None:
     rows = [("id", Text("short")), ("path", Text("/x" * 20))]
-    assert drawn(Pairs(rows, widest=20), 30) == f"id    short\npath\n{'/x' * 20}\n"
+    assert drawn(Pairs(rows, max_label=20), 30) == f"id    short\npath\n{'/x' * 20}\n"
 
 
-def test_path_that_needs_the_whole_row_is_not_indented() -> None:
+def test_path_that_needs_the_full_width_is_not_indented() -> None:
     assert drawn(Paragraph(Text(f"see {'/x' * 10} now"), "  - "), 20) == f"  - see\n{'/x' * 10}\n    now\n"
 
 
-def test_other_consoles_lose_nothing_of_a_long_word() -> None:
+def test_other_consoles_print_long_words_in_full() -> None:
     assert drawn(Paragraph(Text("x" * 50)), 20, Console).replace("\n", "") == "x" * 50
 
 
@@ -196,7 +196,7 @@ def test_problems_of_doctor_keep_paths(damaged: Path) -> None:
 # ------------------------------------------------------------ alerts
 
 
-def test_alerts_print_an_error_once_below_the_table(damaged: Path, tmp_path: Path) -> None:
+def test_alerts_run_prints_an_error_once_below_the_table(damaged: Path, tmp_path: Path) -> None:
     lines = on_a_terminal("alerts", "run", "--journal", damaged, "--rules", tmp_path / "alerts.toml")
     table = [line for line in lines if re.match("first|second", line)]
     assert len(table) == 2

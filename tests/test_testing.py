@@ -465,7 +465,7 @@ def test_run_stage_starts_with_the_requested_attempt(stageflow_events: CapturedE
         run_stage_sync(rank, given, attempt=4)
 
 
-def test_timeout_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
+def test_timeout_expires_on_a_virtual_clock(virtual_clock: VirtualClock) -> None:
     async def slow(ctx: Any) -> None:
         await asyncio.sleep(3600)
 

@@ -103,7 +103,7 @@ def test_no_control_character_is_in_any_output(shop: Path, command: tuple[str, .
 @pytest.mark.parametrize(
     "command", [("runs", "--limit", "9"), ("show", "last"), ("errors",), ("slowest",), ("stats",)]
 )
-def test_a_terminal_gets_only_the_escape_sequences_of_colours(shop: Path, command: tuple[str, ...]) -> None:
+def test_terminal_receives_only_escape_sequences_for_colors(shop: Path, command: tuple[str, ...]) -> None:
     out = on_a_terminal(*command, "--journal", shop, columns=200)
     rest = re.sub(r"\x1b\[[0-9;]*m", "", out).replace("\r\n", "\n")
     assert CONTROLS.findall(rest) == []
@@ -149,7 +149,7 @@ def test_problems_of_a_rules_file_are_printed_without_control_characters(tmp_pat
     assert CONTROLS.findall(say("alerts", "check", "--rules", rules)) == []
 
 
-def test_commands_print_only_through_functions_that_spell_out_control_characters() -> None:
+def test_commands_print_only_through_functions_that_escape_control_characters() -> None:
     folder = Path(stageflow.__file__).parent / "cli"
     printing = re.compile(r"(?<![\w.])print\(|\becho\(|stdout\.write|\bConsole\(")
     found = {path.name for path in folder.glob("*.py") if printing.search(path.read_text(encoding="utf-8"))}
@@ -185,7 +185,7 @@ def as_sql(value: str) -> str:
     return " || ".join(f"chr({ord(letter)})" for letter in value) or "''"
 
 
-def test_csv_for_a_spreadsheet_holds_no_formula(shop: Path) -> None:
+def test_csv_for_a_spreadsheet_contains_no_formula(shop: Path) -> None:
     head, *rows = cells("--no-formulas", journal=shop, values=FORMULAS + HARMLESS)
     assert head == ["text", "'=n"]
     for value, (text, _) in zip(FORMULAS, rows, strict=False):
@@ -227,7 +227,7 @@ def notice_about(text: str) -> Notice:
 
 
 @pytest.mark.parametrize("mention", MENTIONS)
-def test_a_notice_mentions_nobody_and_links_to_nothing(mention: str) -> None:
+def test_notice_contains_no_working_mention_or_link(mention: str) -> None:
     notice = notice_about(f"agent = {mention} (100 %)")
     body = notice.payload()["data"]
     for text in (notice.title, notice.text, body["summary"], *body["notes"], *body["explained"]):
@@ -243,17 +243,17 @@ def test_no_combination_of_signs_is_a_mention(text: str) -> None:
     assert not ORDERS.search(notice.text + notice.title)
 
 
-def test_a_notice_leaves_other_text_as_it_is() -> None:
+def test_notice_does_not_change_other_text() -> None:
     for text in ("ann@shop.example", "a < 3", "x[1] > 2 (100.0 % of these)", "50 % @ 3 ms", "a -> b"):
         assert text in notice_about(text).text
 
 
-def test_the_name_of_a_rule_may_mention_somebody() -> None:
+def test_name_of_a_rule_can_contain_a_mention() -> None:
     notice = msgspec.structs.replace(sample_notice(present()), rule="checkout fails @here")
     assert "checkout fails @here" in notice.title
 
 
-def test_an_alert_about_values_of_users_is_neutral_for_every_receiver(shop: Path) -> None:
+def test_alert_about_values_of_users_is_neutral_for_every_receiver(shop: Path) -> None:
     told: list[Notice] = []
     rules = AlertRules(
         rules=(FailureRate(name="fails", above=0.05),), receivers=(Call(name="me", function=told.append),)
@@ -267,7 +267,7 @@ def test_an_alert_about_values_of_users_is_neutral_for_every_receiver(shop: Path
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")  # by a module that Apprise imports
-def test_services_get_neutral_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_receive_neutral_text(monkeypatch: pytest.MonkeyPatch) -> None:
     from apprise.plugins import discord, mattermost
 
     class Answer:

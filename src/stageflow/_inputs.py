@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from .errors import MissingInputError, UnknownInputError, did_you_mean
-from .stages import StageResult, StageStatus
+from .stages import StageRef, StageResult, StageStatus, is_missing
 
 __all__ = ["StageInputs", "Upstream"]
+
+T = TypeVar("T")
 
 
 class Upstream(Protocol):
@@ -83,6 +85,29 @@ class StageInputs:
         raise MissingInputError(
             f"{stage!r} did not return {key!r}{did_you_mean(str(key), keys)}",
             hint=f"it returned {_listed(keys)}",
+            **self._where(),
+        )
+
+    def value(self, ref: StageRef[T]) -> T:
+        """Return the value of the stage that a reference from `Flow.add` refers to.
+
+        Raises:
+            UnknownInputError: The stage is not an ancestor of this stage.
+            MissingInputError: The stage did not end OK, and the reference has no default.
+
+        Example:
+            documents = ctx.inputs.value(search)
+        """
+        result = self._result(ref.name)
+        if result.status is StageStatus.OK:
+            value: T = result.value
+            return value
+        if ref.if_missing == "default" and is_missing(result):
+            default: T = ref.default
+            return default
+        raise MissingInputError(
+            f"{ref.name!r} has no value: it ended with {result.status} ({result.error or result.reason})",
+            hint="use or_none() or or_default(...) on the reference to run without it",
             **self._where(),
         )
 

@@ -6,6 +6,7 @@ StageflowError
 ├── InputError                   a stage cannot read an input (also a LookupError)
 │   ├── UnknownInputError        the stage to read from is not an ancestor of the stage that reads
 │   └── MissingInputError        the ancestor was skipped, or did not return the key
+├── StageNotFinishedError        a stage has no value, because it did not end OK (also a LookupError)
 ├── StageOutputError             a stage returned an invalid value (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
 ├── LimitDeadlockError           a stage would wait indefinitely for a limit
@@ -57,6 +58,7 @@ __all__ = [
     "RunNotFoundError",
     "SettingsError",
     "StageFailedError",
+    "StageNotFinishedError",
     "StageOutputError",
     "StageTimeoutError",
     "StageflowError",
@@ -190,6 +192,10 @@ class UnknownInputError(InputError):
 
 class MissingInputError(InputError):
     """The ancestor was skipped, or did not return the key."""
+
+
+class StageNotFinishedError(StageflowError, LookupError):
+    """The value of a stage was requested that was skipped, failed, was cancelled or has not run."""
 
 
 class StageOutputError(StageflowError, TypeError):

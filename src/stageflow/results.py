@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from .context import PipelineContext
-from .errors import RunFailedError, StageFailedError, did_you_mean
+from .errors import RunFailedError, StageFailedError, StageNotFinishedError, did_you_mean
 from .schema import Outcome
-from .stages import StageResult, StageStatus
+from .stages import StageRef, StageResult, StageStatus, is_missing
 
 __all__ = ["PipelineResults"]
+
+T = TypeVar("T")
 
 
 class PipelineResults(dict[str, StageResult]):
@@ -85,6 +87,39 @@ class PipelineResults(dict[str, StageResult]):
             KeyError: There is no such stage; the message suggests the closest match.
         """
         return dict(self[stage].data)
+
+    @overload
+    def value(self, stage: StageRef[T]) -> T: ...
+
+    @overload
+    def value(self, stage: str) -> Any: ...
+
+    def value(self, stage: StageRef[T] | str) -> T | Any:
+        """Return the value that a stage returned.
+
+        Args:
+            stage: A reference from `Flow.add`, or the name of the stage.
+
+        Raises:
+            KeyError: There is no such stage; the message suggests the closest match.
+            StageNotFinishedError: The stage did not end OK, and the reference has no default.
+
+        Example:
+            answer = results.value(reply)
+        """
+        ref = StageRef[Any](stage) if isinstance(stage, str) else stage
+        result = self[ref.name]
+        if result.status is StageStatus.OK:
+            return result.value
+        if ref.if_missing == "default" and is_missing(result):
+            return ref.default
+        raise StageNotFinishedError(
+            f"stage {ref.name!r} has no value: it ended with {result.status}"
+            f" ({result.error or result.reason})",
+            pipeline=self.pipeline_name,
+            run_id=str(self.context.pipeline_run_id),
+            hint="results.raise_on_failure() raises the error of a failed run",
+        )
 
     def raise_on_failure(self) -> PipelineResults:
         """Return these results if the run is ok.

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from numbers import Real
-from typing import Any, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
 from .errors import InvalidArgumentError, as_text, describe, invalid_argument
 
-__all__ = ["Artifact", "StageKind", "StageOutput", "StageResult", "StageStatus"]
+__all__ = ["Artifact", "StageKind", "StageOutput", "StageRef", "StageResult", "StageStatus", "is_missing"]
+
+T_co = TypeVar("T_co", covariant=True)
+D = TypeVar("D")
 
 
 class StageKind(StrEnum):
@@ -54,7 +57,9 @@ _EMPTY: Mapping[str, Any] = {}
 class StageOutput(Struct, frozen=True, eq=False):
     """The outcome of one attempt; create one with `ok`, `skip`, `fail`, `stop`, `retry` or `route`.
 
-    Returning a mapping is short for `StageOutput.ok(mapping)`, returning None for `StageOutput.ok()`.
+    Returning a mapping is short for `StageOutput.ok(mapping)`. A stage can also return any other value: the
+    fields of a dataclass, a msgspec Struct or a pydantic model are its `data`; of another value, such as a
+    list, `data` is `{"value": value}`.
 
     An error or reason is text or an exception; of any other object the record contains the `str()`. None is
     not accepted: a record would contain the word "None" where a value was missing.
@@ -73,6 +78,13 @@ class StageOutput(Struct, frozen=True, eq=False):
     reason: str | None = None
     after: float | None = None
     routes: tuple[str, ...] | None = None
+    returned: Any = UNSET
+    """The value that the stage returned if it is not a mapping; see `value`."""
+
+    @property
+    def value(self) -> Any:
+        """The value of the stage: the returned value, or `data` if it returned a mapping or `StageOutput`."""
+        return self.data if self.returned is UNSET else self.returned
 
     @staticmethod
     def ok(data: Mapping[str, Any] = _EMPTY, /, **fields: Any) -> StageOutput:
@@ -224,6 +236,33 @@ class Artifact(Struct, frozen=True):
     payload: Any = None
 
 
+class StageRef(Struct, Generic[T_co], frozen=True):
+    """A reference to the value of a stage, as returned by `Flow.add`: an input of another stage.
+
+    Attributes:
+        name: Name of the stage.
+        if_missing: What happens if the stage was skipped, or is optional and failed: "skip" skips the stages
+            that this reference is an input of; "default" passes `default` to them.
+        default: The value that replaces a missing one.
+
+    Example:
+        >>> StageRef("search").or_none()
+        StageRef(name='search', if_missing='default', default=None)
+    """
+
+    name: str
+    if_missing: Literal["skip", "default"] = "skip"
+    default: Any = None
+
+    def or_none(self) -> StageRef[T_co | None]:
+        """Return a reference that provides None if the stage was skipped, or is optional and failed."""
+        return StageRef(self.name, "default", None)
+
+    def or_default(self, default: D) -> StageRef[T_co | D]:
+        """Return a reference that provides `default` if the stage was skipped, or is optional and failed."""
+        return StageRef(self.name, "default", default)
+
+
 class StageResult(Struct, frozen=True, eq=False):
     """The result of a stage: its terminal status, data, times and annotations.
 
@@ -266,6 +305,13 @@ class StageResult(Struct, frozen=True, eq=False):
     """Position of the stage in its pipeline, starting at 0."""
     loop_blocked_ms: float | None = None
     """Milliseconds for which one step of the last attempt blocked the event loop; None for 50 or less."""
+    returned: Any = UNSET
+    """The value that the stage returned if it is not a mapping; see `value`."""
+
+    @property
+    def value(self) -> Any:
+        """The value of the stage: the returned value, or `data` if it returned a mapping or `StageOutput`."""
+        return self.data if self.returned is UNSET else self.returned
 
     @property
     def ok(self) -> bool:
@@ -296,3 +342,9 @@ class StageResult(Struct, frozen=True, eq=False):
     def ended_at(self) -> datetime:
         """End of the last attempt, UTC."""
         return datetime.fromtimestamp(self.ended_ns / 1e9, UTC)
+
+
+def is_missing(result: StageResult) -> bool:
+    """Return whether a stage that has ended provides no value, although its dependents still run."""
+    status = result.status
+    return status is StageStatus.SKIP or (status is StageStatus.FAIL and result.optional)

@@ -168,7 +168,7 @@ def runs(
         roots=roots,
     )
     maximum = _DEFAULT_LIMIT if limit is None else limit
-    # Request one more than is shown, to know whether there are more.
+    # Request an additional run, to detect whether there are more than are shown.
     requested = maximum + 1 if maximum else None
     if where is not None:
         with open_store(journal, archive, verify=verify) as store:

@@ -134,7 +134,7 @@ def errors(
     """Show failures, grouped by similar messages, most frequent first.
 
     Messages are similar if they differ only in numbers and ids. Runs that failed without a failed stage
-    (because of their deadline or a crash) form groups of their own.
+    (because of their deadline or a crash) form separate groups.
 
     - `stageflow errors --since 2h`
 

@@ -4,6 +4,7 @@ from ._active import ActiveRun, active_runs
 
 # `carried_description` and `StageSpec` are exported for other packages of stageflow.
 from ._decorator import carried_description as carried_description, stage
+from ._flow import Flow
 from ._interceptors import CircuitBreaker, Interceptor, Log, Proceed, StageCall
 from ._limits import Limit, Limits
 from ._many import ManyRuns
@@ -13,6 +14,7 @@ from ._spec import StageSpec as StageSpec
 __all__ = [
     "ActiveRun",
     "CircuitBreaker",
+    "Flow",
     "Interceptor",
     "Limit",
     "Limits",

@@ -1,4 +1,4 @@
-"""One attempt of a stage: its interceptors, its call, and the conversion of its result to an output."""
+"""One attempt of a stage: its interceptors and its call."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from types import CoroutineType
 from typing import Any
-
-from msgspec.structs import replace
 
 from .._fork import FORKED
 from .._interrupts import INTERRUPTS, is_a
@@ -22,146 +19,25 @@ from ..errors import (
     StageOutputError,
     StageTimeoutError,
     describe,
-    did_you_mean,
     is_internal_code,
-    type_name,
     with_message,
 )
 from ..executors import in_thread
-from ..stages import StageKind, StageOutput, StageStatus
+from ..stages import StageOutput, StageStatus
 from ._interceptors import Interceptor, Proceed, StageCall
 from ._limits import THREADS, ThreadPermit, thread_permit
+from ._output import output_of
 from ._plan import Node
 from ._spec import arguments
 
-__all__ = ["Attempt", "StageScope", "begin", "failure", "first_step", "intercepted", "output_of", "timed_out"]
+__all__ = ["Attempt", "StageScope", "begin", "failure", "first_step", "intercepted", "timed_out"]
 
 Call = Callable[..., Any]
 
 _UNSET = object()
-_NONE = type(None)
-# The constructor accepts any value; the methods that create an output use these types.
-_FIELD_TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("status", (StageStatus,)),
-    ("data", (dict,)),
-    ("error", (str, _NONE)),
-    ("exception", (BaseException, _NONE)),
-    ("reason", (str, _NONE)),
-    ("after", (float, int, _NONE)),
-    ("routes", (tuple, _NONE)),
-)
-
-
-_OUTPUT_HINT = "return StageOutput.ok(key=value), a mapping, or None"
-_ROUTE_HINT = "return StageOutput.route(label), or StageOutput.route() for none of them"
 
 _DECLINED = StageOutput.skip("when= returned false")
 """The output of an attempt whose `when=` returned false: `execute` was not called."""
-
-
-def output_of(value: Any, node: Node) -> StageOutput:
-    """Convert the return value of a stage to an output; an invalid value becomes a failure.
-
-    Raises:
-        BaseException: An application object raised during a type check.
-    """
-    if type(value) is StageOutput:
-        if (
-            value.status is StageStatus.OK
-            and type(value.data) is dict
-            and value.routes is None
-            and value.error is None
-            and value.exception is None
-            and value.reason is None
-            and value.after is None
-            and not node.route_labels
-        ):
-            return value
-        return _checked(value, node)
-    if node.route_labels:
-        return _invalid(f"{_short_repr(value)} and chose no route", node, _ROUTE_HINT)
-    if value is None:
-        return StageOutput(StageStatus.OK, {})
-    if type(value) is dict:
-        return StageOutput(StageStatus.OK, value.copy())
-    if isinstance(value, Mapping):
-        return StageOutput(StageStatus.OK, dict(value))
-    hint = "did you forget an `await`?" if inspect.isawaitable(value) else _OUTPUT_HINT
-    if inspect.iscoroutine(value):
-        value.close()
-    return _invalid(f"{type(value).__name__} {_short_repr(value)}", node, hint)
-
-
-def _checked(output: StageOutput, node: Node) -> StageOutput:
-    """Return an output whose fields have exactly the expected types.
-
-    An instance of a subclass may raise from any operation, in the middle of the engine's own steps.
-    """
-    for name, types in _FIELD_TYPES:
-        if not is_a(getattr(output, name), types):
-            return _invalid(f"a StageOutput with {name}={_short_repr(getattr(output, name))}", node)
-    after: Any = output.after
-    if after is not None:
-        after = float.__float__(after) if is_a(after, float) else int.__int__(after)
-        if not 0 <= after < math.inf:
-            return _invalid(f"a StageOutput with after={after!r}", node)
-    output = StageOutput(
-        output.status,
-        output.data if type(output.data) is dict else dict(output.data),
-        _plain_text(output.error),
-        output.exception,
-        _plain_text(output.reason),
-        after,
-        output.routes,
-    )
-    return output if output.status is not StageStatus.OK else _routed(output, node)
-
-
-def _plain_text(text: str | None) -> str | None:
-    return None if text is None else str.__str__(text)
-
-
-def _invalid(returned: str, node: Node, hint: str = _OUTPUT_HINT) -> StageOutput:
-    error = StageOutputError(
-        f"the stage returned {returned}", pipeline=node.pipeline, stage=node.name, hint=hint
-    )
-    return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
-
-
-def _short_repr(value: Any) -> str:
-    try:
-        text = str.__str__(repr(value))
-    except BaseException as error:
-        INTERRUPTS.postpone(error)
-        return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _routed(output: StageOutput, node: Node) -> StageOutput:
-    if output.routes is None:
-        return (
-            _invalid("StageOutput.ok and chose no route", node, _ROUTE_HINT) if node.route_labels else output
-        )
-    if node.kind is not StageKind.ROUTE:
-        error = StageOutputError(
-            f"a stage of kind {node.kind.name} returned StageOutput.route",
-            pipeline=node.pipeline,
-            stage=node.name,
-            hint="declare the stage with kind=StageKind.ROUTE",
-        )
-        return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
-    for label in output.routes:
-        if label not in node.route_labels:
-            known = ", ".join(repr(known) for known in node.route_labels) or "none"
-            error = StageOutputError(
-                f"no dependent has the route {label!r}{did_you_mean(str(label), node.route_labels)}",
-                pipeline=node.pipeline,
-                stage=node.name,
-                hint=f"the routes of its dependents are {known}",
-            )
-            return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
-    labels = tuple(node.route_labels[node.route_labels.index(label)] for label in output.routes)
-    return replace(output, routes=labels)
 
 
 def timed_out(node: Node, run_id: str, raised: BaseException | None) -> StageTimeoutError:
@@ -467,7 +343,9 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
             scope.instance = node.make()
             scope.variables = copy_context()
         call = scope.instance.execute
-    if node.parameters:
+    if node.inputs is not None:
+        call = _with_inputs(call, node.takes_context, [ctx.inputs.value(ref) for ref in node.inputs])
+    elif node.parameters:
         call = functools.partial(call, **arguments(ctx, node.parameters, node.dependencies))
     if node.plain:
         start = functools.partial(_call_in_thread, call, ctx, scope, bool(node.interceptors))
@@ -479,6 +357,13 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
         return _call_when(node.when, start, ctx, scope)
     steps: Coroutine[Any, Any, Any] = start()
     return steps
+
+
+def _with_inputs(call: Call, takes_context: bool, values: list[Any]) -> Call:
+    """Return a function of the context that calls `call` with the values of its inputs."""
+    if takes_context:
+        return lambda ctx: call(ctx, *values)
+    return lambda _: call(*values)
 
 
 async def _call_in_thread(call: Call, ctx: StageContext, scope: StageScope, is_intercepted: bool) -> Any:

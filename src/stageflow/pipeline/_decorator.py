@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack, overload
 from ..errors import InvalidArgumentError
 from ._spec import StageDescription, class_of, has_attribute, options_of
 
-__all__ = ["carried_description", "stage", "without_description"]
+__all__ = ["carried_description", "name_of", "stage", "without_description"]
 
 Runner = TypeVar("Runner", bound=Callable[..., Any])
 
@@ -54,7 +54,7 @@ def stage(runner: Any = None, /, **description: Any) -> Any:
     given = options_of(description, "@stage")
 
     def describe(runner: Any) -> Any:
-        described = {"name": _name_of(runner), **given}
+        described = {"name": name_of(runner), **given}
         if isinstance(runner, FunctionType):
             return _copy_of(runner, described)
         if inspect.isclass(runner) and _ATTRIBUTE not in vars(runner):
@@ -81,7 +81,8 @@ class Described:
         return f"<stage {self.description['name']!r}: {self.runner!r}>"
 
 
-def _name_of(runner: Any) -> str:
+def name_of(runner: Any) -> str:
+    """Return the name of a function or class, also inside `functools.partial`."""
     while isinstance(runner, (functools.partial, Described)):
         runner = runner.func if isinstance(runner, functools.partial) else runner.runner
     return getattr(runner, "__name__", None) or type(runner).__name__

@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 from collections.abc import AsyncIterable, Iterable
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from .._log import log_safely
 from ..context import PipelineContext, StageContext, StageRunner
@@ -22,7 +22,7 @@ from ._limits import Limits
 from ._many import Contexts, ManyRuns
 from ._plan import GraphOptions, Plan
 from ._scheduler import Scheduler
-from ._spec import StageOptions, StageSpec, options_of
+from ._spec import StageOptions, StageSpec, as_tuple, options_of
 from ._validation import problems_of
 
 __all__ = ["Pipeline", "StageGraph"]
@@ -140,6 +140,19 @@ class StageGraph:
         return f"<StageGraph {self.name!r}: {', '.join(self._plan.index)}>"
 
 
+class BuildOptions(TypedDict, total=False):
+    """The options of `Pipeline.build`."""
+
+    emit_stage_wide_events: bool | None
+    emit_pipeline_wide_event: bool | None
+    wide_event_emitter: WideEventEmitter | None
+    on_failure: Literal["cancel", "continue"]
+    max_concurrency: int | None
+    grace: float
+    limits: Limits | None
+    interceptors: Iterable[Interceptor]
+
+
 class Pipeline:
     """An immutable, named DAG of stages. Methods that change it return a new pipeline.
 
@@ -204,7 +217,7 @@ class Pipeline:
         )
         merged = {**carried_description(runner), **given, "name": name}
         for option in ("dependencies", "interceptors"):
-            merged[option] = _as_tuple(merged.get(option))
+            merged[option] = as_tuple(merged.get(option))
         spec = StageSpec(runner=without_description(runner), **merged)
         return Pipeline(self.name, stages=(*self.stages, spec))
 
@@ -269,7 +282,7 @@ class Pipeline:
         Raises:
             PipelineValidationError: The description is invalid; the error lists all problems.
         """
-        options = GraphOptions(_as_tuple(interceptors), limits if isinstance(limits, Limits) else {})
+        options = GraphOptions(as_tuple(interceptors), limits if isinstance(limits, Limits) else {})
         problems = problems_of(self.name, self.stages, options)
         if limits is not None and not isinstance(limits, Limits):
             problems.append(f"limits must be Limits(name=permits), got {limits!r}")
@@ -337,13 +350,6 @@ class Pipeline:
     def __repr__(self) -> str:
         names = ", ".join(str(spec.name) for spec in self.stages)
         return f"<Pipeline {self.name!r}: {names or 'no stages'}>"
-
-
-def _as_tuple(given: Any) -> tuple[Any, ...]:
-    """Return an iterable as a tuple, and a single value as a tuple of one item."""
-    if given is None:
-        return ()
-    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def _emitter_problems(emitter: Any) -> list[str]:

@@ -164,7 +164,7 @@ def _compile(
     make, called = entry.make, entry.called
     call = called if make is None else None
     interceptors = (*options.interceptors, *spec.interceptors)
-    parameters = parameters_of(called, entry.context_at)
+    parameters = parameters_of(called, entry.context_at) if spec.inputs is None else ()
     plain = not returns_coroutine(called)
     return Node(
         **{**asdict(spec), "interceptors": interceptors},
@@ -172,10 +172,10 @@ def _compile(
         pipeline=pipeline,
         make=make,
         call=call,
-        direct=not (plain or spec.when or make or interceptors or parameters),
+        direct=not (plain or spec.when or make or interceptors or parameters or spec.inputs is not None),
         plain=plain,
         first_attempt=1 if spec.when is None else 0,
-        gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None),
+        gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None or bool(spec.inputs)),
         shared_limit=options.limits[spec.limit] if spec.limit is not None else None,
         parameters=parameters,
         dependents=dependents,

@@ -45,7 +45,7 @@ from ..errors import DeadlineExceededError, LimitDeadlockError, StageflowError, 
 from ..results import PipelineResults
 from ..retry import Retry
 from ..schema import Outcome
-from ..stages import StageOutput, StageResult, StageStatus
+from ..stages import StageOutput, StageResult, StageStatus, is_missing
 from ._attempt import timed_out
 from ._plan import Node, Plan
 
@@ -486,6 +486,7 @@ class RunState:
             ctx.outcome_by if ctx else None,
             node.index,
             ctx.loop_blocked_ms if ctx else None,
+            output.returned,
         )
 
     def _apply_result(self, index: int, result: StageResult, at: int) -> None:
@@ -572,6 +573,10 @@ class RunState:
             results = [self.results[index[name]] for name in node.dependencies]
             if all(result is None or result.status in (SKIP, FAIL) for result in results):
                 return "every one of its dependencies was skipped"
+        for ref in node.inputs or ():
+            result = self.results[index[ref.name]]
+            if ref.if_missing == "skip" and result is not None and is_missing(result):
+                return f"its input {ref.name!r} " + ("was skipped" if result.status is SKIP else "failed")
         return None
 
     def _choice_of(self, router: int) -> str:

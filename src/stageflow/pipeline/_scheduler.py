@@ -34,8 +34,9 @@ from ..errors import LimitDeadlockError, with_message
 from ..observability import RunRecorder, defaults, deliver_on, start_run
 from ..results import PipelineResults
 from ._active import HEARTBEATS, add_active_run, remove_active_run
-from ._attempt import Attempt, StageScope, begin, failure, first_step, output_of
+from ._attempt import Attempt, StageScope, begin, failure, first_step
 from ._limits import THREADS, Permit, ThreadPermit, innermost_permit, thread_permit
+from ._output import output_of
 from ._plan import Node, Plan
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, Effect, RunState
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from ..context import StageContext
 from ..errors import InvalidArgumentError, MissingInputError, did_you_mean
 from ..retry import Retry
-from ..stages import StageKind
+from ..stages import StageKind, StageRef
 from ._interceptors import Interceptor
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "StageOptions",
     "StageSpec",
     "arguments",
+    "as_tuple",
     "class_of",
     "entry_of",
     "has_attribute",
@@ -197,6 +198,10 @@ class StageSpec(Struct, frozen=True, eq=False):
     retry: Retry | None = None
     limit: str | None = None
     interceptors: tuple[Interceptor, ...] = ()
+    inputs: tuple[StageRef[Any], ...] | None = None
+    """The values to pass by position, for a stage of a `Flow`; None for a stage described by names."""
+    takes_context: bool = True
+    """False for a function of a `Flow` that is called without the context."""
 
     def record(self) -> dict[str, Any]:
         """Return the description as plain values, for rendering."""
@@ -220,6 +225,13 @@ class StageSpec(Struct, frozen=True, eq=False):
             "dependencies": self.dependencies,
             "policies": {name: text for name, text in policies.items() if text is not None},
         }
+
+
+def as_tuple(given: Any) -> tuple[Any, ...]:
+    """Return an iterable as a tuple, and a single value as a tuple of one item."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def options_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import did_you_mean
 from ..retry import Retry
 from ..stages import StageKind
+from ._annotations import annotation_problems
 from ._plan import GraphOptions
 from ._spec import Entry, Parameter, StageSpec, class_of, entry_of, parameters_of, returns_coroutine
 
@@ -46,7 +47,7 @@ def problems_of(name: Any, specs: Sequence[StageSpec], options: GraphOptions) ->
         if len(shown) > _MAX_CYCLE_SHOWN:
             shown[6:-5] = [f"… {len(shown) - 11} more …"]
         problems.append(f"dependency cycle: {' -> '.join(shown)}; remove one of these edges")
-    return problems
+    return problems or annotation_problems(specs)
 
 
 def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list[str]:
@@ -72,7 +73,7 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     for dependency, count in Counter(dependencies).items():
         if count > 1:
             problems.append(f"{stage}: it lists the dependency {dependency!r} {count} times")
-    if (runner_problem := _runner_problem(spec.runner)) is not None:
+    if (runner_problem := _runner_problem(spec)) is not None:
         problems.append(f"{stage}: {runner_problem}")
     timeout = spec.timeout
     if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
@@ -81,7 +82,7 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         problems.append(f"{stage}: retry must be a policy such as Retry(attempts=3), got {spec.retry!r}")
     if spec.when is not None and not _accepts(spec.when, 1):
         problems.append(f"{stage}: when must be a function of the stage's context, got {_name_of(spec.when)}")
-    if not dependencies:
+    if not dependencies and spec.inputs is None:
         problems += [
             f"{stage}: parameter {name!r} is passed from a dependency, but the stage has none"
             for name, has_default, _ in _named_parameters(spec.runner)
@@ -124,7 +125,8 @@ def _name_problem(name: Any) -> str:
     return ""
 
 
-def _runner_problem(runner: Any) -> str | None:
+def _runner_problem(spec: StageSpec) -> str | None:
+    runner = spec.runner
     entry = entry_of(runner)
     cls = class_of(runner)
     if entry is None:
@@ -145,7 +147,22 @@ def _runner_problem(runner: Any) -> str | None:
             )
         except ValueError:  # Python cannot determine the signature
             pass
-    return _call_problem(entry)
+    return _call_problem(entry) if spec.inputs is None else _inputs_problem(entry, spec)
+
+
+def _inputs_problem(entry: Entry, spec: StageSpec) -> str | None:
+    """Return why the inputs of a stage of a flow do not match the parameters of its function."""
+    inputs = spec.inputs or ()
+    called = entry.called
+    try:
+        inspect.signature(called).bind(*[object()] * (entry.context_at + spec.takes_context + len(inputs)))
+    except TypeError as error:
+        context = "the context and " if spec.takes_context else ""
+        given = ", ".join(ref.name for ref in inputs) or "none"
+        return f"{_name_of(called)} cannot be called with {context}{len(inputs)} inputs ({given}): {error}"
+    except ValueError:  # Python cannot determine the signature
+        pass
+    return _generator_problem(called)
 
 
 def _named_parameters(runner: Any) -> tuple[Parameter, ...]:
@@ -180,6 +197,10 @@ def _call_problem(entry: Entry) -> str | None:
         )
     except ValueError:  # Python cannot determine the signature
         pass
+    return _generator_problem(called)
+
+
+def _generator_problem(called: Any) -> str | None:
     if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         return f"{_name_of(called)} is a generator function; a stage must return a single value"
     return None

@@ -1,7 +1,7 @@
-"""Pictures, drawn from records alone: plain dicts, as the journal has them.
+"""Renders graphs, runs, tables and explanations from plain records.
 
-Those of a graph are text and need nothing. Those for a terminal need rich, which is an extra: it is
-imported when one of them is asked for.
+Graphs are rendered as text without dependencies. Functions for a terminal require rich, which is an extra and
+is imported on first use.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
     "track",
 ]
 
-_WITH_RICH = {
+_REQUIRING_RICH = {
     "EventLines": "_events",
     "OUTCOMES": "_style",
     "STATUSES": "_style",
@@ -90,7 +90,7 @@ _WITH_RICH = {
 
 
 def __getattr__(name: str) -> Any:
-    module = _WITH_RICH.get(name)
+    module = _REQUIRING_RICH.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -34,7 +34,7 @@ def draw_alert_run(run: Record) -> RenderableType:
     if run["busy"]:
         return Text("Another process is evaluating the rules; this evaluation was skipped.")
     sections: list[Sequence[RenderableType]] = [
-        [Text(f"evaluated {_second(run['at'])}", style=QUIET)],
+        [Text(f"evaluated {_seconds(run['at'])}", style=QUIET)],
         [_rules(run["findings"])],
         _errors(run["findings"]),
         [_sent(sent) for sent in run["sent"]],
@@ -57,13 +57,13 @@ def draw_alert_list(status: Record) -> RenderableType:
             rule["kind"],
             rule["severity"],
             _status(rule["status"]),
-            _second(rule["began"]),
+            _seconds(rule["began"]),
             _value(rule),
         )
     silenced = _table("silenced", ("until", "reason"))
     for silence in silences:
         silenced.add_row(
-            on_one_line(silence["rule"]), _second(silence["until"]), on_one_line(silence["reason"])
+            on_one_line(silence["rule"]), _seconds(silence["until"]), on_one_line(silence["reason"])
         )
     return _spaced(
         [
@@ -79,7 +79,7 @@ def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:
     """Return whether each receiver accepted the sample.
 
     Args:
-        tests: `receiver`, `kind` and `error` of each.
+        tests: `receiver`, `kind` and `error` of each test.
     """
     table = _table("receiver", ("kind", "sample"))
     for test in tests:
@@ -87,7 +87,7 @@ def draw_alert_tests(tests: Sequence[Record]) -> RenderableType:
         result = Text("sent", style="green") if error is None else Text("failed", style=BAD)
         table.add_row(on_one_line(test["receiver"]), test["kind"], result)
     failed = [(test["receiver"], test["error"]) for test in tests if test["error"] is not None]
-    return _spaced([[table], _each_once(failed)])
+    return _spaced([[table], _grouped_errors(failed)])
 
 
 def _rules(findings: Iterable[Record]) -> Table:
@@ -96,7 +96,7 @@ def _rules(findings: Iterable[Record]) -> Table:
         table.add_row(
             on_one_line(finding["rule"]),
             _status(finding["status"]),
-            _second(finding["began"]),
+            _seconds(finding["began"]),
             _value(finding),
             on_one_line(finding["events"]),
         )
@@ -108,7 +108,7 @@ def _value(rule: Record) -> Text:
         return Text("error, see below", style=BAD)
     value = Text(on_one_line(rule["summary"]))
     if silence := rule.get("silenced"):
-        value.append(f" (silenced until {_second(silence['until'])})", style=QUIET)
+        value.append(f" (silenced until {_seconds(silence['until'])})", style=QUIET)
     return value
 
 
@@ -137,23 +137,23 @@ def _sent(sent: Record) -> RenderableType:
     text = f"{_title(sent['notice'])} -> {on_one_line(sent['receiver'])}"
     if sent["error"] is None:
         return Paragraph(Text(f"sent    {text}"))
-    why = f" (attempt {sent['attempt']}: {on_one_line(sent['error'])})"
-    return Paragraph(Text(f"failed  {text}{why}", style=BAD))
+    details = f" (attempt {sent['attempt']}: {on_one_line(sent['error'])})"
+    return Paragraph(Text(f"failed  {text}{details}", style=BAD))
 
 
 def _errors(rules: Iterable[Record]) -> list[RenderableType]:
-    """Return the errors of rules, which do not fit into the tables."""
-    return _each_once((rule["rule"], rule["error"]) for rule in rules if rule["error"] is not None)
+    """Return the errors of rules, which are too long for the tables."""
+    return _grouped_errors((rule["rule"], rule["error"]) for rule in rules if rule["error"] is not None)
 
 
-def _each_once(errors: Iterable[tuple[str, str]]) -> list[RenderableType]:
-    """Return each distinct error once, with the names of all rules or receivers that have it."""
+def _grouped_errors(errors: Iterable[tuple[str, str]]) -> list[RenderableType]:
+    """Return each distinct error once, with the names of all rules or receivers with that error."""
     names: dict[str, list[str]] = {}
     for name, error in errors:
         names.setdefault(error, []).append(on_one_line(name))
     return [
-        Paragraph(Text(f"error of {', '.join(those)}: {visible(error)}", style=BAD))
-        for error, those in names.items()
+        Paragraph(Text(f"error of {', '.join(affected)}: {visible(error)}", style=BAD))
+        for error, affected in names.items()
     ]
 
 
@@ -175,7 +175,7 @@ def _status(status: str) -> Text:
     return Text(status, style=_STATES.get(status, ""))
 
 
-def _second(time: str | None) -> str:
+def _seconds(time: str | None) -> str:
     return "" if time is None else f"{time[:19].replace('T', ' ')}Z"
 
 

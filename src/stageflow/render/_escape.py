@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["on_one_line", "pairs", "shown", "visible"]
+__all__ = ["format_pairs", "format_value", "on_one_line", "visible"]
 
 
-# C0 without the line feed, DEL and C1: what moves cursors, sets titles and starts escape sequences.
-# Characters that change the direction of text or have no width could make a text look like another one.
+# C0 except the line feed, DEL and C1: they move the cursor, set titles and start escape sequences.
+# Bidirectional and zero-width characters can make a text look like a different one.
 _CONTROLS = (
     {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x0A}
     | {0x09: "    "}
@@ -20,7 +20,7 @@ _CONTROLS = (
 
 
 def visible(text: Any) -> str:
-    r"""Return `text` with each control character but the line feed spelled out.
+    r"""Return `text` with all control characters escaped, except line feeds.
 
     Example:
         >>> print(visible("\x1b[2Jgone?"))
@@ -30,7 +30,7 @@ def visible(text: Any) -> str:
 
 
 def on_one_line(text: Any) -> str:
-    r"""Return `text` as `visible` does, with a blank for each line feed.
+    r"""Return `text` escaped as by `visible`, with line feeds replaced by spaces.
 
     Example:
         >>> on_one_line("two\nlines")
@@ -39,11 +39,11 @@ def on_one_line(text: Any) -> str:
     return visible(text).replace("\n", " ")
 
 
-def shown(value: Any) -> str:
-    """Return a value of a record on one line: short words as they are, everything else as JSON.
+def format_value(value: Any) -> str:
+    """Return a value of a record on one line: single words unchanged, everything else as JSON.
 
     Example:
-        >>> shown("yield"), shown("two words"), shown([1, None])
+        >>> format_value("yield"), format_value("two words"), format_value([1, None])
         ('yield', '"two words"', '[1, null]')
     """
     if isinstance(value, str) and value.isprintable() and value and " " not in value:
@@ -51,11 +51,13 @@ def shown(value: Any) -> str:
     return visible(json.dumps(value, ensure_ascii=False, default=repr))
 
 
-def pairs(values: dict[str, Any]) -> str:
-    """Return what a mapping of a record has, but for the values that are null.
+def format_pairs(values: dict[str, Any]) -> str:
+    """Return the entries of a mapping that are not None as `key=value`, on one line.
 
     Example:
-        >>> pairs({"hits": 3, "topic": None, "query": "two words"})
+        >>> format_pairs({"hits": 3, "topic": None, "query": "two words"})
         'hits=3  query="two words"'
     """
-    return "  ".join(f"{visible(key)}={shown(value)}" for key, value in values.items() if value is not None)
+    return "  ".join(
+        f"{visible(key)}={format_value(value)}" for key, value in values.items() if value is not None
+    )

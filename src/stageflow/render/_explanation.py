@@ -1,4 +1,4 @@
-"""What is different about some runs: each difference with its share on both sides."""
+"""Renders an explanation: differences between the selected rows and the rest, with the share of each side."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ __all__ = ["draw_explanation"]
 
 
 _INDENT = 4
-_NARROWEST_BAR = 6
-_WIDEST_BAR = 40
-_WIDTH_IN_A_PIPE = 120
-_FIGURES = len("  only there  q < 1e-99")
+_MIN_BAR = 6
+_MAX_BAR = 40
+_DEFAULT_WIDTH = 120
+_STATISTICS_WIDTH = len("   exclusive  q < 1e-99")
 _WORDS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^ '"])+|['"]""")
-_NAMES = 6
-"""Fields of one reason that are named; of the others it is said how many they are."""
+_MAX_NAMES = 6
+"""Maximum number of names to list; the others are counted."""
 
 
 def draw_explanation(explanation: Explanation, *, width: int | None) -> RenderableType:
-    """Return the differences, what explains most first, then what came with them and what to do next.
+    """Return the differences, largest first, then likely effects and a query for further investigation.
 
     Args:
-        explanation: What `explain` returned.
-        width: How many columns there are. None for any number: 120 are used, and nothing is cut.
+        explanation: The result of `explain`.
+        width: Width of the terminal in columns. None for no limit: 120 columns, and nothing is truncated.
 
     Example:
         Console().print(draw_explanation(explain(connection), width=80))
     """
-    columns = width or _WIDTH_IN_A_PIPE
+    columns = width or _DEFAULT_WIDTH
     lines: list[RenderableType] = [*_head(explanation), ""]
     lines.append(Text(f"{explanation.verdict}", style="bold"))
-    places = {str(one): n for n, one in enumerate(explanation.differences, 1)}
+    numbers = {str(difference): n for n, difference in enumerate(explanation.differences, 1)}
     if (both := explanation.together) is not None:
-        numbers = " and ".join(str(places.get(one, "")) for one in both.descriptions)
-        lines += ["", Text(f"it takes {numbers} together:", style="bold")]
+        combined = " and ".join(str(numbers.get(text, "")) for text in both.descriptions)
+        lines += ["", Text(f"only in combination: {combined}", style="bold")]
         lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.descriptions))))
-        told = f"{share(both.selection.share, 1)} of the selected, {share(both.rest.share, 1)} of the rest"
-        lines.append(Text(" " * _INDENT + told))
-    lines += _listed(explanation.differences, places, columns)
+        shares = f"{share(both.selection.share, 1)} of the selected, {share(both.rest.share, 1)} of the rest"
+        lines.append(Text(" " * _INDENT + shares))
+    lines += _section(explanation.differences, numbers, columns)
     if explanation.consequences:
-        lines += ["", Text("what came with it (the course of the runs, rather no cause)", style="bold")]
-        places = {str(one): n for n, one in enumerate(explanation.consequences, 1)}
-        lines += _listed(explanation.consequences, places, columns)
+        lines += ["", Text("likely effects, not causes", style="bold")]
+        numbers = {str(difference): n for n, difference in enumerate(explanation.consequences, 1)}
+        lines += _section(explanation.consequences, numbers, columns)
     if explanation.fields:
-        lines += ["", _compared(explanation), *map(_left_out, explanation.left_out)]
+        lines += ["", _compared(explanation), *map(_excluded, explanation.left_out)]
     if first := (explanation.differences or explanation.consequences):
         sql = explanation.together.sql if explanation.together is not None else first[0].sql
-        # In a pipe it stays on one line: whoever looks for it there wants all of it.
+        # In a pipe, the query stays on one line, so that programs can find all of it.
         lines += ["", *_next(sql, first[0], columns if width is not None else None)]
     return Group(*lines)
 
@@ -78,85 +78,85 @@ def _head(explanation: Explanation) -> list[Text]:
         (selection, explanation.selection_looked_at),
         (rest, explanation.rest_looked_at),
     )
-    for line, (side, looked_at) in zip(lines, sizes, strict=True):
-        line.append(f"  {_many(side.rows, kind)}")
+    for line, (side, analyzed) in zip(lines, sizes, strict=True):
+        line.append(f"  {_row_count(side.rows, kind)}")
         if round(side.count) != side.rows:
-            line.append(f" that stand for {side.count:,.0f}")
-        if looked_at < side.rows and explanation.fields:
-            line.append(f", a sample of {looked_at:,} looked at")
+            line.append(f" that represent {side.count:,.0f}")
+        if analyzed < side.rows and explanation.fields:
+            line.append(f", a sample of {analyzed:,} analyzed")
     return lines
 
 
-def _many(rows: int, kind: str) -> str:
+def _row_count(rows: int, kind: str) -> str:
     return f"{rows:,} {kind[:-1] if rows == 1 else kind}"
 
 
-def _listed(differences: Sequence[Difference], places: dict[str, int], width: int) -> list[RenderableType]:
+def _section(differences: Sequence[Difference], numbers: dict[str, int], width: int) -> list[RenderableType]:
     lines: list[RenderableType] = []
-    alone = [one for one in differences if one.along_with is None]
-    for one in alone:
-        lines += ["", *_lines(one, places[str(one)], width)]
-    if along := [one for one in differences if one.along_with is not None]:
-        lines += ["", Text("these go along with one above: apart from it they do not show", style=QUIET)]
-        lines.append(_along(along, places))
+    for difference in differences:
+        if difference.along_with is None:
+            lines += ["", *_lines(difference, numbers[str(difference)], width)]
+    if redundant := [difference for difference in differences if difference.along_with is not None]:
+        lines += ["", Text("not significant after controlling for a difference above", style=QUIET)]
+        lines.append(_redundant(redundant, numbers))
     return lines
 
 
-def _lines(one: Difference, place: int, width: int) -> list[RenderableType]:
-    head = Text(f"{place:>2}  ")
-    head.append(on_one_line(one), style="bold")
+def _lines(difference: Difference, number: int, width: int) -> list[RenderableType]:
+    head = Text(f"{number:>2}  ")
+    head.append(on_one_line(difference), style="bold")
     lines: list[RenderableType] = [head]
-    figures = Text(f"{_lift(one):>12}  q {_q(one.q_value)}", style=QUIET)
-    both = ((one.selection.share, BAD), (one.rest.share, ""))
-    shares = [Text(share(part, 1), style=style) for part, style in both]
-    room = width - _INDENT - sum(len(words) for words in ("selected ", "  rest "))
-    room -= _FIGURES + 2 * (len("100.0 %") + 1)
-    bar = min(_WIDEST_BAR, room // 2) if room // 2 >= _NARROWEST_BAR else 0
+    statistics = Text(f"{_lift(difference):>12}  q {_q(difference.q_value)}", style=QUIET)
+    sides = ((difference.selection.share, BAD), (difference.rest.share, ""))
+    shares = [Text(share(part, 1), style=style) for part, style in sides]
+    available = width - _INDENT - sum(len(label) for label in ("selected ", "  rest "))
+    available -= _STATISTICS_WIDTH + 2 * (len("100.0 %") + 1)
+    bar = min(_MAX_BAR, available // 2) if available // 2 >= _MIN_BAR else 0
     table = Table.grid()
     for _ in range(8 if bar else 6):
         table.add_column(no_wrap=True)
     cells: list[RenderableType] = [" " * _INDENT]
-    for words, (part, style), shown in zip(("selected ", "  rest "), both, shares, strict=True):
+    for label, (part, style), text in zip(("selected ", "  rest "), sides, shares, strict=True):
         cells += [
-            Text(words, style=QUIET),
+            Text(label, style=QUIET),
             *([_Bar(part, bar, style)] if bar else []),
-            Text(f"{shown.plain:>8}", style=style),
+            Text(f"{text.plain:>8}", style=style),
         ]
-    table.add_row(*cells, figures)
+    table.add_row(*cells, statistics)
     lines.append(table)
-    if one.synonyms:
+    if difference.synonyms:
         same = Text(" " * _INDENT + "the same rows: ", style=QUIET)
-        named = [on_one_line(synonym) for synonym in one.synonyms]
-        more = len(named) - _NAMES
-        same.append(", ".join(named[:_NAMES]) + (f" and {more} more" if more > 0 else ""))
+        named = [on_one_line(synonym) for synonym in difference.synonyms]
+        more = len(named) - _MAX_NAMES
+        same.append(", ".join(named[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else ""))
         lines.append(same)
     return lines
 
 
-def _along(along: Sequence[Difference], places: dict[str, int]) -> Table:
+def _redundant(differences: Sequence[Difference], numbers: dict[str, int]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for _ in range(4):
         table.add_column(justify="right", no_wrap=True)
-    table.add_row("", "", "", "", *(Text(words, style=QUIET) for words in ("selected", "rest")))
-    for one in along:
-        by = places.get(one.along_with or "")
+    table.add_row("", "", "", "", *(Text(label, style=QUIET) for label in ("selected", "rest")))
+    for difference in differences:
+        by = numbers.get(difference.along_with or "")
         table.add_row(
-            f"{places[str(one)]:>2}",
-            on_one_line(one),
+            f"{numbers[str(difference)]:>2}",
+            on_one_line(difference),
             Text(f"with {by}" if by else "", style=QUIET),
-            Text(_lift(one), style=QUIET),
-            share(one.selection.share, 1),
-            share(one.rest.share, 1),
+            Text(_lift(difference), style=QUIET),
+            share(difference.selection.share, 1),
+            share(difference.rest.share, 1),
         )
     return table
 
 
-def _lift(one: Difference) -> str:
-    if one.lift is None:
-        return "only there"
-    return f"{one.lift:,.0f}x" if one.lift >= 10 else f"{one.lift:.1f}x"
+def _lift(difference: Difference) -> str:
+    if difference.lift is None:
+        return "exclusive"
+    return f"{difference.lift:,.0f}x" if difference.lift >= 10 else f"{difference.lift:.1f}x"
 
 
 def _q(value: float) -> str:
@@ -165,45 +165,45 @@ def _q(value: float) -> str:
 
 def _compared(explanation: Explanation) -> Text:
     return Text(
-        f"{explanation.fields:,} fields in {explanation.comparisons:,} comparisons, all corrected for; "
-        f"what is told has q <= {explanation.alpha:g}",
+        f"{explanation.fields:,} fields, corrected for {explanation.comparisons:,} comparisons; "
+        f"differences have q <= {explanation.alpha:g}",
         style=QUIET,
     )
 
 
-def _left_out(of: LeftOut) -> Text:
-    more = len(of.fields) - _NAMES
-    named = ", ".join(on_one_line(name) for name in of.fields[:_NAMES]) + (
+def _excluded(left_out: LeftOut) -> Text:
+    more = len(left_out.fields) - _MAX_NAMES
+    named = ", ".join(on_one_line(name) for name in left_out.fields[:_MAX_NAMES]) + (
         f" and {more} more" if more > 0 else ""
     )
-    return Text(f"left out: {named} ({of.why})", style=QUIET)
+    return Text(f"excluded: {named} ({left_out.why})", style=QUIET)
 
 
 def _next(sql: str, first: Difference, width: int | None) -> list[Text]:
-    parts = [on_one_line(sql)] if width is None else _folded(on_one_line(sql), width - 10)
+    parts = [on_one_line(sql)] if width is None else _wrapped(on_one_line(sql), width - 10)
     lines = [
         Text.assemble(("next" if not n else "", QUIET), " " * (10 if n else 6), part)
         for n, part in enumerate(parts)
     ]
     if first.run_ids:
-        lines.append(Text.assemble(("one run   ", QUIET), f"stageflow show {on_one_line(first.run_ids[0])}"))
+        lines.append(Text.assemble(("example   ", QUIET), f"stageflow show {on_one_line(first.run_ids[0])}"))
     return lines
 
 
-def _folded(sql: str, width: int) -> list[str]:
-    """Fold a query at blanks, but at none inside quotes: it can be copied as it stands."""
-    folded = [""]
+def _wrapped(sql: str, width: int) -> list[str]:
+    """Wrap a query at spaces outside quotes, so that it can be copied."""
+    lines = [""]
     for word in _WORDS.findall(sql):
-        line = f"{folded[-1]} {word}".strip()
-        if cell_len(line) <= width or not folded[-1]:
-            folded[-1] = line
+        line = f"{lines[-1]} {word}".strip()
+        if cell_len(line) <= width or not lines[-1]:
+            lines[-1] = line
         else:
-            folded.append(word)
-    return folded
+            lines.append(word)
+    return lines
 
 
 class _Bar:
-    """A share of a fixed number of columns, drawn to an eighth of one."""
+    """A bar for a share, with a resolution of an eighth of a column."""
 
     _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -215,7 +215,7 @@ class _Bar:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         eighths = round(self.part * self.width * 8)
         if self.part:
-            eighths = max(1, eighths)  # little is not nothing
+            eighths = max(1, eighths)  # a small share is still visible
         if options.ascii_only:
             bar = "#" * -(-eighths // 8)
         else:

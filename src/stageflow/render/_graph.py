@@ -1,4 +1,4 @@
-"""A pipeline as a picture, from plain records: Mermaid, DOT, or lines of text for a terminal."""
+"""Renders the graph of a pipeline, from plain records, as Mermaid, DOT, or text for a terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["graph_as_dot", "graph_as_mermaid", "graph_as_text"]
 
 
 Record = Mapping[str, Any]
-"""One stage: `name`, `kind`, `dependencies`, and `policies` from the name of a policy to its text."""
+"""One stage: `name`, `kind`, `dependencies`, and `policies`, a mapping of policy names to their texts."""
 
 _SHAPES = {"route": ("{{", "}}"), "guard": ("[/", "/]"), "enrich": ("([", "])"), "agent": ("[[", "]]")}
 _DOT_SHAPES = {"route": "diamond", "guard": "parallelogram", "agent": "component"}
 
 
 def graph_as_mermaid(stages: Sequence[Record]) -> str:
-    """Return a Mermaid flowchart: a shape by kind, dashed edges into stages that may be skipped.
+    """Return a Mermaid flowchart. The shape shows the kind; edges to stages that can be skipped are dashed.
 
     Example:
         >>> print(graph_as_mermaid([{"name": "a", "kind": "work", "dependencies": (), "policies": {}}]))
@@ -33,10 +33,10 @@ def graph_as_mermaid(stages: Sequence[Record]) -> str:
     for stage in stages:
         for dependency in stage["dependencies"]:
             route = stage["policies"].get("route") if dependency in routers else None
-            arrow = "-.->" if _may_be_skipped(stage) else "-->"
+            arrow = "-.->" if _can_be_skipped(stage) else "-->"
             label = f"|{_escaped(route)}|" if route else ""
-            before = number.get(dependency, _escaped(dependency))
-            lines.append(f"    {before} {arrow}{label} {number[stage['name']]}")
+            source = number.get(dependency, _escaped(dependency))
+            lines.append(f"    {source} {arrow}{label} {number[stage['name']]}")
     return "\n".join(lines)
 
 
@@ -66,7 +66,7 @@ def graph_as_dot(stages: Sequence[Record], name: str = "pipeline") -> str:
     for stage in stages:
         for dependency in stage["dependencies"]:
             route = stage["policies"].get("route") if dependency in routers else None
-            style = ["style=dashed"] if _may_be_skipped(stage) else []
+            style = ["style=dashed"] if _can_be_skipped(stage) else []
             style += [f"label={_quoted(route)}"] if route else []
             tail = f" [{', '.join(style)}]" if style else ""
             lines.append(f"    {_quoted(dependency)} -> {_quoted(stage['name'])}{tail};")
@@ -75,7 +75,7 @@ def graph_as_dot(stages: Sequence[Record], name: str = "pipeline") -> str:
 
 
 def graph_as_text(stages: Sequence[Record]) -> str:
-    """Return a table of stages: kind, dependencies and policies, in the order they may run.
+    """Return a table of stages with their kind, dependencies and policies, in topological order.
 
     Example:
         >>> print(graph_as_text([{"name": "a", "kind": "work", "dependencies": (), "policies": {}}]))
@@ -84,7 +84,7 @@ def graph_as_text(stages: Sequence[Record]) -> str:
     """
     level: dict[str, int] = {}
     rows = []
-    for stage in _in_order(stages):
+    for stage in _topological(stages):
         level[stage["name"]] = 1 + max((level[name] for name in stage["dependencies"]), default=0)
         policies = " ".join(
             key if value == "" else f"{key}={value}" for key, value in stage["policies"].items()
@@ -100,20 +100,20 @@ def graph_as_text(stages: Sequence[Record]) -> str:
     )
 
 
-def _in_order(stages: Sequence[Record]) -> Iterable[Record]:
-    """Yield every stage after its dependencies."""
+def _topological(stages: Sequence[Record]) -> Iterable[Record]:
+    """Yield the stages in topological order."""
     waiting = {stage["name"]: len(stage["dependencies"]) for stage in stages}
     dependents: dict[str, list[Record]] = {stage["name"]: [] for stage in stages}
     for stage in stages:
         for dependency in stage["dependencies"]:
             dependents[dependency].append(stage)
-    free = [stage for stage in stages if not stage["dependencies"]]
-    for stage in free:  # it grows while it is read
+    ready = [stage for stage in stages if not stage["dependencies"]]
+    for stage in ready:  # the list grows during the iteration
         yield stage
-        for after in dependents[stage["name"]]:
-            waiting[after["name"]] -= 1
-            if not waiting[after["name"]]:
-                free.append(after)
+        for dependent in dependents[stage["name"]]:
+            waiting[dependent["name"]] -= 1
+            if not waiting[dependent["name"]]:
+                ready.append(dependent)
 
 
 def _label(stage: Record) -> list[str]:
@@ -127,13 +127,13 @@ def _routers(stages: Sequence[Record]) -> set[str]:
     return {stage["name"] for stage in stages if stage["kind"] == "route"}
 
 
-def _may_be_skipped(stage: Record) -> bool:
+def _can_be_skipped(stage: Record) -> bool:
     return bool({"route", "when", "conditional"} & stage["policies"].keys())
 
 
 def _escaped(text: str) -> str:
-    for mark, entity in (("&", "&amp;"), ('"', "&quot;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
-        text = text.replace(mark, entity)
+    for character, entity in (("&", "&amp;"), ('"', "&quot;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
+        text = text.replace(character, entity)
     return text
 
 

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from ..errors import invalid_argument
 from ..schema import CUSTOM_EVENT_KEYS
-from ._escape import on_one_line, pairs, visible
+from ._escape import format_pairs, on_one_line, visible
 from ._runs import draw_runs
-from ._style import BAD, QUIET, STATUSES, Pairs, Paragraph, coloured
+from ._style import BAD, QUIET, STATUSES, Pairs, Paragraph, colored
 from ._tables import milliseconds
 
 __all__ = [
@@ -29,14 +29,14 @@ __all__ = [
     "RUNNING",
     "WAITING",
     "Span",
-    "StageStory",
+    "StageHistory",
     "Timeline",
+    "custom_fields",
+    "draw_custom_events",
     "draw_exception",
-    "draw_own_events",
     "draw_run",
     "draw_waterfall",
-    "said_by",
-    "stories_of",
+    "stage_histories",
 ]
 
 
@@ -44,7 +44,7 @@ _LINKS = {"cause": "caused by", "context": "while handling", "group": "sub-excep
 
 
 def draw_exception(exception: dict[str, Any]) -> Text:
-    """Return the `exception` of an event as lines, innermost frame of each stack last.
+    """Return the `exception` of an event as lines, with the innermost frame of each stack last.
 
     Example:
         Console().print(draw_exception(event["exception"]))
@@ -76,19 +76,19 @@ def _exception_notes(exception: dict[str, Any]) -> list[Text]:
 
 Record = dict[str, Any]
 
-_MOST = 20
-"""So many are drawn: of more, nobody reads the picture."""
+_MAX_EVENTS = 20
+"""Maximum number of custom events to show."""
 
-_LONGEST = 300
-"""Characters of one event."""
+_MAX_CHARACTERS = 300
+"""Maximum number of characters of one custom event."""
 
 
-def draw_own_events(run: Record, events: Sequence[tuple[str, Record]]) -> RenderableType:
-    """Return a table of the first of these events, and how many more there are.
+def draw_custom_events(run: Record, events: Sequence[tuple[str, Record]]) -> RenderableType:
+    """Return a table of the first custom events of a run, and the number of further ones.
 
     Args:
-        run: The data of the run's `pipeline.wide`.
-        events: Type and data of each.
+        run: The data of the `pipeline.wide` event of the run.
+        events: Type and data of each event.
     """
     began = datetime.fromisoformat(run["started_at"])
     table = Table.grid(padding=(0, 2))
@@ -96,51 +96,51 @@ def draw_own_events(run: Record, events: Sequence[tuple[str, Record]]) -> Render
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    for type, data in events[:_MOST]:
-        text = said_by(data)
+    for type, data in events[:_MAX_EVENTS]:
+        text = custom_fields(data)
         table.add_row(
-            _after(began, data.get("emitted_at")),
+            _offset(began, data.get("emitted_at")),
             Text(on_one_line(type)),
             Text(on_one_line(data.get("stage_name") or "")),
-            Text(text if len(text) <= _LONGEST else text[:_LONGEST] + "…"),
+            Text(text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"),
         )
-    if (more := len(events) - _MOST) > 0:
+    if (more := len(events) - _MAX_EVENTS) > 0:
         table.add_row("", f"and {more:,} more")
     lines = Table.grid()
-    lines.add_row(Text("events of its own, after ms", style=QUIET))
+    lines.add_row(Text("custom events, with ms since the start of the run", style=QUIET))
     lines.add_row(Padding(table, (0, 0, 0, 2)))
     return lines
 
 
-def said_by(data: Record) -> str:
-    """Return what an event has beside what the library says of each.
+def custom_fields(data: Record) -> str:
+    """Return the fields of a custom event, without those that the library adds.
 
     Example:
-        >>> said_by({"event_id": "r/a/1/0", "stage_name": "a", "hits": 3})
+        >>> custom_fields({"event_id": "r/a/1/0", "stage_name": "a", "hits": 3})
         'hits=3'
     """
-    return pairs({key: value for key, value in data.items() if key not in CUSTOM_EVENT_KEYS})
+    return format_pairs({key: value for key, value in data.items() if key not in CUSTOM_EVENT_KEYS})
 
 
-def _after(began: datetime, emitted_at: Any) -> str:
+def _offset(began: datetime, emitted_at: Any) -> str:
     try:
-        after = datetime.fromisoformat(emitted_at) - began
-    except (TypeError, ValueError):  # emitted past the library
+        offset = datetime.fromisoformat(emitted_at) - began
+    except (TypeError, ValueError):  # not emitted by `ctx.emit_event`
         return ""
-    return milliseconds(after.total_seconds() * 1000)
+    return milliseconds(offset.total_seconds() * 1000)
 
 
 WAITING = ("·", ".")
 RETRIED = ("░", "%")
 RAN = ("█", "#")
 RUNNING = ("▓", "=")
-"""The marks of a span: for terminals of today, and for those that take ASCII alone."""
+"""Characters for spans: for Unicode terminals, and for ASCII terminals."""
 
-_NARROWEST = 8
+_MIN_TIMELINE = 8
 
 
 class Span(NamedTuple):
-    """A stretch of time, in milliseconds since the start of the run."""
+    """A time span, in milliseconds since the start of the run."""
 
     start: float
     end: float
@@ -149,21 +149,21 @@ class Span(NamedTuple):
 
 
 class Timeline:
-    """Draws spans, each at least one cell wide; a later one stands over an earlier one.
+    """Draws spans, each at least one cell wide; later spans cover earlier ones.
 
     Args:
-        spans: What to draw.
-        whole: Milliseconds that the full width stands for.
+        spans: The spans.
+        total: Milliseconds that the full width represents.
     """
 
-    def __init__(self, spans: Sequence[Span], whole: float) -> None:
+    def __init__(self, spans: Sequence[Span], total: float) -> None:
         self.spans = spans
-        self.whole = whole
+        self.total = total
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         cells: list[tuple[str, str]] = [(" ", "")] * width
-        scale = width / self.whole if self.whole > 0 else 0.0
+        scale = width / self.total if self.total > 0 else 0.0
         for span in self.spans:
             first = min(max(int(span.start * scale), 0), width - 1)
             last = min(max(round(span.end * scale), first + 1), width)
@@ -172,29 +172,29 @@ class Timeline:
             yield Segment(mark, console.get_style(style) if style else Style.null())
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(min(_NARROWEST, options.max_width), options.max_width)
+        return Measurement(min(_MIN_TIMELINE, options.max_width), options.max_width)
 
 
 _HEADINGS = ("  stage", "status", "tries", "queue ms", "ms")
 
 _GAP = 3
-"""Columns between two columns of the table."""
+"""Spaces between two columns of the table."""
 
-_NARROWEST_BAR = 12
-"""Columns that bars get, even if stages have long names."""
+_MIN_BAR = 12
+"""Minimum width of the bars, even if stages have long names."""
 
-_BAR_FROM = 64
-"""Columns from which on there is room for the bars."""
+_MIN_WIDTH_FOR_BARS = 64
+"""Minimum width of the terminal for bars."""
 
 
-class StageStory(NamedTuple):
-    """Everything a record has of one stage.
+class StageHistory(NamedTuple):
+    """All recorded events of one stage.
 
     Attributes:
         name: Name of the stage.
-        end: Its terminal `stage.wide`, or its line in the run's `stage_summaries`; for one that is running,
-            also what is known of the attempt, with status "RUNNING".
-        retried: Its `stage.wide` with status RETRY, in order.
+        end: Its terminal `stage.wide`, or its entry in the `stage_summaries` of the run; for a running stage,
+            the entry and the known fields of the attempt, with status "RUNNING".
+        retried: Its `stage.wide` events with status RETRY, in order.
     """
 
     name: str
@@ -202,33 +202,33 @@ class StageStory(NamedTuple):
     retried: list[Record]
 
 
-def stories_of(run: Record, stages: Iterable[Record]) -> list[StageStory]:
-    """Return a story for each stage of a run, in the order in which they became ready."""
-    stories = {
-        summary["stage_name"]: StageStory(summary["stage_name"], summary, [])
+def stage_histories(run: Record, stages: Iterable[Record]) -> list[StageHistory]:
+    """Return the history of each stage of a run, in the order in which the stages became ready."""
+    histories = {
+        summary["stage_name"]: StageHistory(summary["stage_name"], summary, [])
         for summary in run["stage_summaries"]
     }
     for event in stages:
         name = event["stage_name"]
-        known = stories.get(name) or StageStory(name, event, [])
+        known = histories.get(name) or StageHistory(name, event, [])
         if event["status"] == "RETRY":
             known.retried.append(event)
         else:
             known = known._replace(end=event)
-        stories[name] = known
+        histories[name] = known
     for running in run.get("stages_running") or () if run["status"] == "OPEN" else ():
-        story = stories.get(running["stage_name"])
-        if story is not None and story.end["status"] == "OPEN":
-            stories[story.name] = story._replace(end=_running_bar(story.end, running, run))
+        history = histories.get(running["stage_name"])
+        if history is not None and history.end["status"] == "OPEN":
+            histories[history.name] = history._replace(end=_running_event(history.end, running, run))
     began = datetime.fromisoformat(run["started_at"])
-    # Sorting is stable: what became ready at the same moment keeps the order of the pipeline.
-    return sorted(stories.values(), key=lambda story: _ready(story, began))
+    # Sorting is stable: stages that became ready at the same time keep the order of the pipeline.
+    return sorted(histories.values(), key=lambda history: _ready(history, began))
 
 
-def _running_bar(summary: Record, running: Record, run: Record) -> Record:
-    """Return a stage that is running as its `stage.wide` would be if the attempt ended now."""
+def _running_event(summary: Record, running: Record, run: Record) -> Record:
+    """Return the `stage.wide` that a running stage would have if its attempt ended now."""
     started_at = running["started_at"]
-    if started_at is None:  # no heartbeat states it: the summary has the time since the stage was ready
+    if started_at is None:  # no heartbeat contains it; the summary has the time since the stage became ready
         started = datetime.fromisoformat(run["started_at"])
         started += timedelta(milliseconds=run["duration_ms"] - summary["duration_ms"])
         started_at = started.isoformat()
@@ -242,18 +242,18 @@ def _running_bar(summary: Record, running: Record, run: Record) -> Record:
 
 
 def draw_waterfall(
-    run: Record, stages: Iterable[StageStory], *, width: int, whole_names: bool = False
+    run: Record, stages: Iterable[StageHistory], *, width: int, full_names: bool = False
 ) -> Table:
-    """Return a table of stages with a bar each, across `width` columns.
+    """Return a table of stages with a bar for each, `width` columns wide.
 
-    With `whole_names`, the table is wider where long names need it; otherwise they are cut, so that there is
-    room for the bars.
+    With `full_names`, the table is wider if long names require it; otherwise they are truncated, to leave
+    space for the bars.
 
-    A `*` marks the critical path: the stages that the run had to wait for.
+    A `*` marks the stages on the critical path, which determined the duration of the run.
     """
     began = datetime.fromisoformat(run["started_at"])
     critical = set(run.get("critical_path") or ())
-    bars = width >= _BAR_FROM
+    bars = width >= _MIN_WIDTH_FOR_BARS
     rows: list[list[Any]] = []
     timelines = []
     for stage in stages:
@@ -261,9 +261,9 @@ def draw_waterfall(
         tries = end.get("attempts")
         row: list[Any] = [
             Text.assemble(("* ", "bold") if stage.name in critical else "  ", visible(stage.name)),
-            coloured(visible(end["status"])),
+            colored(visible(end["status"])),
             "" if tries is None else str(tries),
-            milliseconds(end.get("queue_ms")) if tries != 0 or _waited_in_vain(end) else "",
+            milliseconds(end.get("queue_ms")) if tries != 0 or _was_ready(end) else "",
             milliseconds(end["duration_ms"]) if tries != 0 and end["status"] != "OPEN" else "",
         ]
         rows.append(row)
@@ -274,12 +274,12 @@ def draw_waterfall(
         for number, heading in enumerate(_HEADINGS)
         if number
     )
-    room = width - others - (_GAP + _NARROWEST_BAR if bars else 0)
-    if whole_names:
-        width += max(0, names - room)
+    available = width - others - (_GAP + _MIN_BAR if bars else 0)
+    if full_names:
+        width += max(0, names - available)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=QUIET, width=width)
     table.add_column(
-        _HEADINGS[0], no_wrap=True, overflow="ellipsis", max_width=None if whole_names else max(8, room)
+        _HEADINGS[0], no_wrap=True, overflow="ellipsis", max_width=None if full_names else max(8, available)
     )
     table.add_column(_HEADINGS[1], no_wrap=True)
     for heading in _HEADINGS[2:]:
@@ -291,42 +291,42 @@ def draw_waterfall(
     return table
 
 
-def _spans(stage: StageStory, began: datetime) -> list[Span]:
+def _spans(stage: StageHistory, began: datetime) -> list[Span]:
     end = stage.end
     spans = [_span(event, began, RETRIED) for event in stage.retried]
-    if "started_at" not in end:  # not started yet, or known by its summary alone
+    if "started_at" not in end:  # not started yet, or only its summary is known
         return spans
     spans.insert(0, Span(_ready(stage, began), _started(end, began), WAITING, QUIET))
     if _ran(stage):
         spans.append(_span(end, began, RUNNING if end["status"] == "RUNNING" else RAN))
-    elif not stage.retried and not _waited_in_vain(end):
+    elif not stage.retried and not _was_ready(end):
         return []
     return spans
 
 
-def _waited_in_vain(end: Record) -> bool:
-    """Tell whether a stage was ready when its run ended: in a crash it may have been running."""
+def _was_ready(end: Record) -> bool:
+    """Return whether a stage was ready when its run ended; in a crash, it may have been running."""
     return end["status"] == "CANCEL" and bool(end.get("queue_ms"))
 
 
-def _ran(stage: StageStory) -> bool:
-    """Tell whether the times of a stage's end are those of an attempt that is not yet drawn."""
+def _ran(stage: StageHistory) -> bool:
+    """Return whether the last event of a stage describes an attempt that is not drawn yet."""
     end = stage.end
     attempts = end.get("attempts", 1)
     if not attempts or end.get("attempt", attempts) > attempts:
-        return False  # it waited, for its first attempt or for another
+        return False  # it was waiting for an attempt
     return not stage.retried or stage.retried[-1]["started_at"] != end["started_at"]
 
 
 def _span(event: Record, began: datetime, mark: tuple[str, str]) -> Span:
     start = _started(event, began)
-    return Span(start, start + event["duration_ms"], mark, str(coloured(event["status"]).style))
+    return Span(start, start + event["duration_ms"], mark, str(colored(event["status"]).style))
 
 
-def _ready(stage: StageStory, began: datetime) -> float:
+def _ready(stage: StageHistory, began: datetime) -> float:
     first = stage.retried[0] if stage.retried else stage.end
     if "started_at" not in first:
-        return float("inf") if first["status"] == "OPEN" else 0.0  # those that are not known to run come last
+        return float("inf") if first["status"] == "OPEN" else 0.0  # stages that are not known to run are last
     return _started(first, began) - (first.get("queue_ms") or 0.0)
 
 
@@ -334,8 +334,8 @@ def _started(event: Record, began: datetime) -> float:
     return (datetime.fromisoformat(event["started_at"]) - began).total_seconds() * 1000
 
 
-_LABEL = 20
-"""Columns that the names beside what they stand for may take."""
+_MAX_LABEL = 20
+"""Maximum width of labels in columns."""
 
 
 def draw_run(
@@ -346,17 +346,17 @@ def draw_run(
     children: Iterable[Record] = (),
     width: int | None = None,
 ) -> RenderableType:
-    """Return the story of one run: header, waterfall, what its stages said, exceptions.
+    """Return a full view of one run: header, waterfall, stage details, exceptions, custom events, child runs.
 
-    It needs only the keys that every writer of these events knows, and shows the others where
-    there are any. A run under way is drawn as far as it has come.
+    It requires only the keys that every producer of these events writes, and shows the others if present.
+    A run in progress is drawn with what is known so far.
 
     Args:
-        run: The data of its `pipeline.wide` event, or what `RunRecord.run` has in its place.
+        run: The data of its `pipeline.wide` event, or `RunRecord.run`.
         stages: The data of its `stage.wide` events.
-        events: Its stages' own events, type and data.
-        children: The data of the `pipeline.wide` of each run that was started inside it.
-        width: Columns that the waterfall may take; default all there are.
+        events: Type and data of its custom events.
+        children: The data of the `pipeline.wide` event of each child run.
+        width: Width of the waterfall in columns; default the full width.
 
     Raises:
         InvalidArgumentError: `run` is not the data of a `pipeline.wide` event.
@@ -366,16 +366,16 @@ def draw_run(
     """
     if "stage_summaries" not in run:
         raise invalid_argument("draw_run()", "run", run, "the data of a pipeline.wide event")
-    return _Told(run, stories_of(run, stages), list(events), list(children), width)
+    return _RunView(run, stage_histories(run, stages), list(events), list(children), width)
 
 
-class _Told:
-    """The story, laid out when the width is known."""
+class _RunView:
+    """The view of one run, which is laid out when the width is known."""
 
     def __init__(
         self,
         run: Record,
-        stages: list[StageStory],
+        stages: list[StageHistory],
         events: list[tuple[str, Record]],
         children: list[Record],
         width: int | None,
@@ -390,16 +390,16 @@ class _Told:
         width = options.max_width if self.width is None else self.width
         yield from _header(self.run, options.ascii_only)
         yield ""
-        yield draw_waterfall(self.run, self.stages, width=width, whole_names=self.width is not None)
+        yield draw_waterfall(self.run, self.stages, width=width, full_names=self.width is not None)
         yield _legend(self.run, options.ascii_only)
         yield from _notes(self.stages)
         yield from _exceptions(self.run, self.stages)
         if self.events:
             yield ""
-            yield draw_own_events(self.run, self.events)
+            yield draw_custom_events(self.run, self.events)
         if self.children:
             yield ""
-            yield Text("runs started inside it", style=QUIET)
+            yield Text("child runs", style=QUIET)
             yield Padding(
                 draw_runs(self.children, width=None if self.width else options.max_width - 2), (0, 0, 0, 2)
             )
@@ -410,7 +410,7 @@ def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
     yield Text.assemble(
         (visible(run.get("pipeline_name") or metadata["topology"]), "bold"),
         "  ",
-        coloured(visible(run.get("outcome") or run["status"])),
+        colored(visible(run.get("outcome") or run["status"])),
         f"  {milliseconds(run['duration_ms'])} ms",
         " so far" if run["status"] == "OPEN" else "",
     )
@@ -422,21 +422,21 @@ def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
         ("reason", reason if reason and reason not in (error or "") else None),
         ("run", ids["pipeline_run_id"]),
         ("started", run["started_at"]),
-        ("ids", pairs({key: value for key, value in ids.items() if key != "pipeline_run_id"})),
-        ("labels", pairs(metadata)),
-        ("process", pairs({key: resource.get(key) for key in ("pid", "host", "service_version")})),
+        ("ids", format_pairs({key: value for key, value in ids.items() if key != "pipeline_run_id"})),
+        ("labels", format_pairs(metadata)),
+        ("process", format_pairs({key: resource.get(key) for key in ("pid", "host", "service_version")})),
         ("running", _running(run)),
         ("critical path", _critical_path(run, ascii_only)),
         ("parent", run.get("parent_run_id")),
         ("root", root if root not in (ids["pipeline_run_id"], run.get("parent_run_id")) else None),
         ("trace", (run.get("trace") or {}).get("trace_id")),
-        ("attributes", pairs(run.get("attributes") or {})),
+        ("attributes", format_pairs(run.get("attributes") or {})),
     )
     shown = [(label, visible(value)) for label, value in rows if value]
     yield Pairs(
         [(label, Text(value, style=BAD if label == "error" else "")) for label, value in shown],
         indent=2,
-        widest=_LABEL,
+        max_label=_MAX_LABEL,
     )
 
 
@@ -456,28 +456,28 @@ def _critical_path(run: Record, ascii_only: bool) -> str:
 
 def _legend(run: Record, ascii_only: bool) -> Text:
     waiting, retried, ran, running = (mark[ascii_only] for mark in (WAITING, RETRIED, RAN, RUNNING))
-    star = "* the run waited for it   " if run.get("critical_path") else ""
-    words = f"{star}{waiting} ready   {retried} retried   {ran} ran"
+    star = "* on the critical path   " if run.get("critical_path") else ""
+    legend = f"{star}{waiting} queued   {retried} retried   {ran} ran"
     if run["status"] == "OPEN" and run.get("stages_running"):
-        words += f"   {running} running until now"
-    return Text(words, style=QUIET)
+        legend += f"   {running} still running"
+    return Text(legend, style=QUIET)
 
 
-def _notes(stages: list[StageStory]) -> Iterator[RenderableType]:
-    """What stages said: reasons, errors, attributes. Who said the same stands together."""
-    said: dict[str, tuple[list[str], Text]] = {}
+def _notes(stages: list[StageHistory]) -> Iterator[RenderableType]:
+    """Yield reasons, errors and attributes of stages; stages with the same details share one entry."""
+    details: dict[str, tuple[list[str], Text]] = {}
     for stage in stages:
         notes = _notes_of(stage)
-        names, _ = said.setdefault(notes.plain, ([], notes))
+        names, _ = details.setdefault(notes.plain, ([], notes))
         names.append(visible(stage.name))
-    said.pop("", None)
-    if said:
+    details.pop("", None)
+    if details:
         yield ""
-        rows = [(", ".join(names), notes) for names, notes in said.values()]
-        yield Pairs(rows, indent=2, widest=_LABEL)
+        rows = [(", ".join(names), notes) for names, notes in details.values()]
+        yield Pairs(rows, indent=2, max_label=_MAX_LABEL)
 
 
-def _notes_of(stage: StageStory) -> Text:
+def _notes_of(stage: StageHistory) -> Text:
     end = stage.end
     lines = [
         Text(f"attempt {event.get('attempt')}: {visible(event['error'])}", style=STATUSES["RETRY"])
@@ -488,19 +488,19 @@ def _notes_of(stage: StageStory) -> Text:
     if end.get("reason"):
         lines.append(Text(visible(end["reason"])))
     if end.get("missing_inputs"):
-        lines.append(Text(visible("asked in vain for " + ", ".join(end["missing_inputs"]))))
+        lines.append(Text(visible("missing inputs: " + ", ".join(end["missing_inputs"]))))
     if end.get("attributes"):
-        lines.append(Text(pairs(end["attributes"])))
+        lines.append(Text(format_pairs(end["attributes"])))
     return Text("\n").join(lines)
 
 
-def _exceptions(run: Record, stages: list[StageStory]) -> Iterator[RenderableType]:
-    told: list[Any] = []
+def _exceptions(run: Record, stages: list[StageHistory]) -> Iterator[RenderableType]:
+    shown: list[Any] = []
     for where, record in (*((stage.name, stage.end) for stage in stages), ("the run", run)):
         exception = record.get("exception")
-        # A run that a stage failed carries the exception of that stage once more.
-        if exception and exception not in told:
-            told.append(exception)
+        # A run that failed because of a stage has the same exception as that stage.
+        if exception and exception not in shown:
+            shown.append(exception)
             yield ""
             yield Text.assemble(("exception in ", QUIET), visible(where))
             yield Paragraph(draw_exception(exception), "  ")

@@ -21,33 +21,33 @@ __all__ = ["draw_archive_state", "draw_journal_state", "draw_repaired", "draw_re
 
 Record = dict[str, Any]
 
-_MOST = 15
-"""Rows of a table: every process that ever wrote is one."""
+_MAX_ROWS = 15
+"""Maximum number of rows of a table: each process that ever wrote is one row."""
 
 _WIDE, _NARROW = 90, 72
-"""Columns from which on there is room for all of a table, and below which for little."""
+"""Minimum width for all columns of a table, and for all but the least important."""
 
 _UNLIMITED = 10_000
-"""Columns at which a table has its natural width."""
+"""A width at which every table has its natural width."""
 
 _STATES = {"live": "green", "dead": BAD, "completed": "yellow", "closed": QUIET}
 
 
 def draw_journal_state(state: Record, archive: RenderableType | None = None) -> RenderableType:
-    """Return tables of a journal's writers, readers and damages, and what should be seen to.
+    """Return tables of the writers, readers and damage of a journal, and its problems.
 
     Args:
-        state: A `JournalState`, as plain values.
-        archive: What `draw_archive_state` returned; it is printed before the problems.
+        state: A `JournalState` as plain values.
+        archive: The result of `draw_archive_state`; it is printed before the problems.
 
     Example:
         Console().print(draw_journal_state(msgspec.to_builtins(Journal("journal").check())))
     """
-    return _Told(state, archive)
+    return _StateView(state, archive)
 
 
-class _Told:
-    """The state, laid out when the width is known."""
+class _StateView:
+    """The state, which is laid out when the width is known."""
 
     def __init__(self, state: Record, archive: RenderableType | None) -> None:
         self.state = state
@@ -59,7 +59,7 @@ class _Told:
         for table in (
             _writers(state["writers"], options.max_width),
             _cursors(state["cursors"]),
-            _damages(state),
+            _damage(state),
             self.archive,
         ):
             if table is not None:
@@ -68,32 +68,32 @@ class _Told:
 
 
 def draw_repaired(repaired: Record) -> RenderableType:
-    """Return what a repair did.
+    """Return a description of the repairs of a journal.
 
     Args:
-        repaired: A `Repaired`, as plain values.
+        repaired: A `Repaired` as plain values.
     """
     done = [
-        f"{len(ids):,} {_plural('run', len(ids))} of dead processes completed: {_some(ids)}"
+        f"{len(ids):,} {_plural('run', len(ids))} of dead processes completed: {_first_ids(ids)}"
         for ids in [repaired["crashed"]]
         if ids
     ]
-    for key, what in (("torn", "torn last line"), ("broken", "damaged line")):
-        if many := repaired[key]:
-            done.append(f"{many:,} {_plural(what, many)} taken out and kept in broken/")
+    for key, kind in (("torn", "torn last line"), ("broken", "damaged line")):
+        if number := repaired[key]:
+            done.append(f"{number:,} {_plural(kind, number)} moved to broken/")
     for moved in repaired["moved"]:
         after = f"; {moved['remedy']}" if moved["remedy"] else ""
         done.append(f"{moved['path']} was damaged and is now {moved['to']}{after}")
     if missing := repaired["missing"]:
-        many = sum(gap["last"] - gap["first"] + 1 for gap in missing)
-        done.append(f"{many:,} missing {_plural('segment', many)} recorded as missing")
+        number = sum(gap["last"] - gap["first"] + 1 for gap in missing)
+        done.append(f"{number:,} missing {_plural('segment', number)} recorded as missing")
     if ids := repaired["without_end"]:
         runs = f"{len(ids):,} {_plural('run', len(ids))}"
-        done.append(f"{runs} marked as closed, because the end is damaged or missing: {_some(ids)}")
+        done.append(f"{runs} marked as closed, because the end is damaged or missing: {_first_ids(ids)}")
     if removed := repaired["removed"]:
-        done.append(f"{len(removed):,} left-over {_plural('file', len(removed))} removed")
+        done.append(f"{len(removed):,} temporary {_plural('file', len(removed))} deleted")
     if not done:
-        return Text("There was nothing to repair.")
+        return Text("Nothing to repair.")
     return Group(*(Paragraph(Text(f"repaired: {visible(line)}")) for line in done))
 
 
@@ -101,15 +101,15 @@ def _totals(state: Record) -> RenderableType:
     writers, deleted = state["writers"], state["deleted"]
     lines = sum(writer["lines"] for writer in writers)
     files = sum(writer["segments"] for writer in writers)
-    under_way = sum(len(writer["open_runs"]) for writer in writers if writer["state"] == "live")
+    in_progress = sum(len(writer["open_runs"]) for writer in writers if writer["state"] == "live")
     rows = (
         ("journal", on_one_line(state["path"])),
-        ("has", f"{lines:,} lines, {size(state['bytes'])} in {files:,} {_plural('file', files)}"),
+        ("content", f"{lines:,} lines, {size(state['bytes'])} in {files:,} {_plural('file', files)}"),
         ("free", size(state["free_bytes"])),
-        ("runs under way", count(under_way) or "0"),
+        ("runs in progress", count(in_progress) or "0"),
         ("runs completed after a crash", count(state["crashed"]) or "0"),
-        ("removed when archived, or to make room", _deleted(deleted)),
-        ("kept aside in broken/", count(state["quarantined"])),
+        ("deleted after archiving, or to free space", _deleted(deleted)),
+        ("kept in broken/", count(state["quarantined"])),
     )
     return Pairs([(label, Text(value)) for label, value in rows if value])
 
@@ -124,14 +124,14 @@ def _deleted(deleted: Record) -> str:
 def _writers(writers: Sequence[Record], width: int) -> RenderableType | None:
     if not writers:
         return None
-    # What a narrow terminal has no room for: the pid stands in the name as well.
-    left_out = {"pid", "files"} if width < _WIDE else set()
-    left_out |= {"size"} if width < _NARROW else set()
-    headings = [name for name in ("state", "pid", "files", "size", "lines", "open") if name not in left_out]
+    # Omitted on a narrow terminal; the name contains the pid as well.
+    omitted = {"pid", "files"} if width < _WIDE else set()
+    omitted |= {"size"} if width < _NARROW else set()
+    headings = [name for name in ("state", "pid", "files", "size", "lines", "open") if name not in omitted]
     table = _Listing(["writer", *headings], left={"state"})
-    # Those that matter now, then the newest of the others.
-    matter = [writer for writer in writers if writer["state"] in ("live", "dead")]
-    ordered = [*matter[::-1], *(writer for writer in writers[::-1] if writer not in matter)]
+    # Live and dead writers first, then the newest of the others.
+    first = [writer for writer in writers if writer["state"] in ("live", "dead")]
+    ordered = [*first[::-1], *(writer for writer in writers[::-1] if writer not in first)]
     for writer in ordered:
         cells: dict[str, str | Text] = {
             "state": Text(writer["state"], style=_STATES.get(writer["state"], "")),
@@ -148,21 +148,21 @@ def _writers(writers: Sequence[Record], width: int) -> RenderableType | None:
 def _cursors(cursors: Sequence[Record]) -> RenderableType | None:
     if not cursors:
         return None
-    table = _Listing(["reader", "at work", "behind", "events", "broken", "torn", "files missed"])
+    table = _Listing(["reader", "active", "behind", "events", "broken", "torn", "files missed"])
     for cursor in cursors:
         missed = Text(count(cursor["missed"]), style=BAD)
-        figures = [count(cursor[key]) for key in ("events", "broken", "torn")]
+        numbers = [count(cursor[key]) for key in ("events", "broken", "torn")]
         active = "yes" if cursor["active"] else "no"
-        table.add(on_one_line(cursor["name"]), active, size(cursor["behind_bytes"]), *figures, missed)
+        table.add(on_one_line(cursor["name"]), active, size(cursor["behind_bytes"]), *numbers, missed)
     return table
 
 
-def _damages(state: Record) -> RenderableType | None:
-    damages = [(kind, damage) for kind in ("torn", "broken") for damage in state[kind]]
-    if not damages:
+def _damage(state: Record) -> RenderableType | None:
+    damaged = [(kind, damage) for kind in ("torn", "broken") for damage in state[kind]]
+    if not damaged:
         return None
     table = _Listing(["damaged", "kind", "at byte", "bytes"], left={"kind"})
-    for kind, damage in damages:
+    for kind, damage in damaged:
         name = on_one_line(damage["path"].rpartition("/")[2])
         table.add(name, Text(kind, style=BAD), str(damage["offset"]), count(damage["bytes"]))
     return table
@@ -170,7 +170,7 @@ def _damages(state: Record) -> RenderableType | None:
 
 def _problems(problems: Sequence[str]) -> RenderableType:
     if not problems:
-        return Text("All is well.", style="green")
+        return Text("No problems found.", style="green")
     return Group(
         Text("Needs attention:", style=BAD),
         *(Paragraph(Text(visible(problem), style=BAD), "  - ") for problem in problems),
@@ -178,10 +178,10 @@ def _problems(problems: Sequence[str]) -> RenderableType:
 
 
 class _Listing:
-    """A table whose first column is never cut: where it does not fit, names have lines of their own.
+    """A table whose first column is never truncated: if it does not fit, names are on separate lines.
 
     Args:
-        headings: Of all columns.
+        headings: Headings of all columns.
         left: Headings of columns that are aligned to the left, in addition to the first one.
     """
 
@@ -197,7 +197,7 @@ class _Listing:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=QUIET)
         for heading in self._headings:
             table.add_column(heading, justify="left" if heading in self._left else "right", no_wrap=True)
-        shown, more = self._rows[:_MOST], len(self._rows) - _MOST
+        shown, more = self._rows[:_MAX_ROWS], len(self._rows) - _MAX_ROWS
         for row in shown:
             table.add_row(*row)
         if Measurement.get(console, options.update(max_width=_UNLIMITED), table).minimum <= options.max_width:
@@ -206,19 +206,19 @@ class _Listing:
             yield Text(self._headings[0], style=QUIET)
             for name, *cells in shown:
                 yield Paragraph(Text.assemble(name), "  ")
-                figures = zip(self._headings[1:], cells, strict=True)
-                parts = [Text.assemble((f"{heading} ", QUIET), cell) for heading, cell in figures if cell]
+                labeled = zip(self._headings[1:], cells, strict=True)
+                parts = [Text.assemble((f"{heading} ", QUIET), cell) for heading, cell in labeled if cell]
                 yield Paragraph(Text("   ").join(parts), "      ")
         if more > 0:
             yield Text(f"and {more:,} more", style=QUIET)
 
 
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_MOST]) + (", ..." if len(ids) > _MOST else "")
+def _first_ids(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:_MAX_ROWS]) + (", ..." if len(ids) > _MAX_ROWS else "")
 
 
-def _plural(word: str, many: int) -> str:
-    return word if many == 1 else f"{word}s"
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
 
 
 def draw_archive_state(state: Record) -> RenderableType:
@@ -230,16 +230,16 @@ def draw_archive_state(state: Record) -> RenderableType:
     unknown = state["without_checksum"]
     checked = "" if unknown and unknown == state["files"] else "every checksum matches"
     if damaged := [file["path"] for file in state["damaged"]]:
-        of_events = sum(not os.path.isabs(path) for path in damaged)  # the others by their whole path
-        checked = f"{of_events:,} damaged or missing" if of_events else checked
-        if others := len(damaged) - of_events:
+        data_files = sum(not os.path.isabs(path) for path in damaged)  # the others have absolute paths
+        checked = f"{data_files:,} damaged or missing" if data_files else checked
+        if others := len(damaged) - data_files:
             checked += f"; {others:,} {_plural('file', others)} of its log or state damaged or missing"
     if unknown:
         checked += f"{checked and '; '}no checksum is recorded for {unknown:,} of them"
-    held = f"{state['files']:,} {_plural('file', state['files'])}, {size(state['bytes'])}"
-    line = f"archive {on_one_line(state['address'])}: {held}; {checked}"
-    if aside := state["set_aside"]:
-        line += f"; {len(aside):,} {_plural('file', len(aside))} set aside in _stageflow/"
+    content = f"{state['files']:,} {_plural('file', state['files'])}, {size(state['bytes'])}"
+    line = f"archive {on_one_line(state['address'])}: {content}; {checked}"
+    if moved := state["set_aside"]:
+        line += f"; {len(moved):,} {_plural('file', len(moved))} moved to _stageflow/"
     if lost := state["lost"]:
         rows = sum(file["rows"] for file in lost)
         line += (
@@ -255,9 +255,10 @@ def draw_repaired_archive(repaired: Record) -> RenderableType:
     Args:
         repaired: A `RepairedArchive` as plain values.
     """
-    lines = [f"repaired: {on_one_line(path)} set aside" for path in repaired["set_aside"]]
+    lines = [f"repaired: {on_one_line(path)} moved to _stageflow/" for path in repaired["set_aside"]]
     lines += [
-        f"repaired: {on_one_line(path)} is intact, and in the archive again" for path in repaired["restored"]
+        f"repaired: {on_one_line(path)} is intact and part of the archive again"
+        for path in repaired["restored"]
     ]
     lines += [
         f"repaired: {on_one_line(file['path'])} {file['problem']};"

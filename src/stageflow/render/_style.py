@@ -19,7 +19,7 @@ __all__ = [
     "Pairs",
     "Paragraph",
     "UncroppedConsole",
-    "coloured",
+    "colored",
     "track",
     "wrap",
 ]
@@ -45,14 +45,14 @@ STATUSES = {"OK": "green", "SKIP": QUIET, "RETRY": "yellow", "FAIL": BAD, "CANCE
 """The statuses of stages and runs."""
 
 _RUNNING = {"RUNNING": "blue"}
-"""How a stage that is running is shown: its record has the status OPEN until it ends."""
+"""Color of running stages; in the record, their status is OPEN until they end."""
 
 
-def coloured(word: str) -> Text:
-    """Return an outcome or a status in its colour.
+def colored(word: str) -> Text:
+    """Return an outcome or a status in its color.
 
     Example:
-        >>> coloured("failed").style
+        >>> colored("failed").style
         'red'
     """
     return Text(word, style=OUTCOMES.get(word) or STATUSES.get(word) or _RUNNING.get(word) or "")
@@ -63,41 +63,41 @@ _GAP = 2
 
 
 def wrap(text: Text, width: int) -> list[Text]:
-    """Return the lines of a text, wrapped at spaces. A continuation line has the indentation of its line.
+    """Return the lines of a text, wrapped at spaces. Continuation lines are indented like their first line.
 
-    The indentation is smaller if a word would not fit otherwise. A word longer than `width` has its own line,
-    which the terminal continues on the next row: rich can only break or crop such a word, and a path that is
-    broken cannot be copied.
+    The indentation is smaller if a word would not fit otherwise. A word longer than `width` is
+    printed on a separate line, which the terminal continues on the next row. Rich could only break or crop
+    such a word, and a path with a line feed in it cannot be copied.
 
     Example:
         >>> [line.plain for line in wrap(Text("cannot read /a/long/path here"), 14)]
         ['cannot read', '/a/long/path', 'here']
     """
     lines = []
-    for whole in text.split("\n", allow_blank=True):
-        words = whole.plain.split(" ")
+    for paragraph in text.split("\n", allow_blank=True):
+        words = paragraph.plain.split(" ")
         indent = next((number for number, word in enumerate(words) if word), 0)
-        start = end = at = indent  # the line so far is from `start` to `end`; the next word begins at `at`
+        start = end = at = indent  # the line is `start` to `end`; the next word starts at `at`
         for word in words[indent:]:
-            if start < end and word and indent + cell_len(whole.plain[start : at + len(word)]) > width:
-                lines.append(_fitted(Text(" " * indent).append_text(whole[start:end]), width))
+            if start < end and word and indent + cell_len(paragraph.plain[start : at + len(word)]) > width:
+                lines.append(_fitted(Text(" " * indent).append_text(paragraph[start:end]), width))
                 start = at
             if word:
                 end = at + len(word)
             at += len(word) + 1
-        lines.append(_fitted(Text(" " * indent).append_text(whole[start:end]), width))
+        lines.append(_fitted(Text(" " * indent).append_text(paragraph[start:end]), width))
     return lines
 
 
 def _fitted(line: Text, width: int) -> Text:
-    """Return a line with as much of its indentation as fits: a path may need the whole width."""
+    """Return a line with as much of its indentation as fits: a path can need the full width."""
     line.rstrip()
-    blanks = len(line.plain) - len(line.plain.lstrip(" "))
-    return line[min(blanks, max(0, line.cell_len - width)) :]
+    indent = len(line.plain) - len(line.plain.lstrip(" "))
+    return line[min(indent, max(0, line.cell_len - width)) :]
 
 
 class UncroppedConsole(Console):
-    """A console whose user prints with `crop=False`: lines longer than the terminal are printed as a whole.
+    """A console that is used with `crop=False`: lines longer than the terminal are printed in full.
 
     On any other console, `Paragraph` and `Pairs` break words that are longer than a row, because rich would
     omit the rest of the line.
@@ -108,8 +108,8 @@ class Paragraph:
     """A text wrapped to the width of the terminal.
 
     Args:
-        text: What to print.
-        first: What precedes the first line, such as "- "; further lines are indented as much.
+        text: The text.
+        first: Prefix of the first line, such as "- "; further lines are indented by its width.
     """
 
     def __init__(self, text: Text, first: str = "") -> None:
@@ -124,21 +124,21 @@ class Paragraph:
 
 
 class Pairs:
-    """Labels and their values, in two columns; a value that does not fit its column gets lines of its own.
+    """Labels and values in two columns; a value that does not fit in its column starts on a new line.
 
     Args:
-        rows: Label and value of each.
-        indent: Blanks before each line.
-        widest: Number of columns that labels may take.
+        rows: Labels and their values.
+        indent: Number of spaces before each line.
+        max_label: Maximum width of labels in columns.
     """
 
-    def __init__(self, rows: Sequence[tuple[str, Text]], *, indent: int = 0, widest: int = 40) -> None:
+    def __init__(self, rows: Sequence[tuple[str, Text]], *, indent: int = 0, max_label: int = 40) -> None:
         self.rows = rows
         self.indent = indent
-        self.widest = widest
+        self.max_label = max_label
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        column = min(self.widest, max((cell_len(label) for label, _ in self.rows), default=0))
+        column = min(self.max_label, max((cell_len(label) for label, _ in self.rows), default=0))
         for label, value in self.rows:
             heading = Text(" " * self.indent).append(label, style=QUIET)
             before = self.indent + column + _GAP
@@ -174,13 +174,18 @@ async def track(
     description: str = "runs",
     console: Console | None = None,
 ) -> AsyncIterator[Results]:
-    """Yield what `runs` yields, and show how many came, on standard error if that is a terminal.
+    """Yield the results of `runs`, with a progress bar on standard error if it is a terminal.
 
     Args:
-        runs: What `run_many()` gives.
-        total: How many will come; without it the bar only counts.
-        description: What stands before the bar.
-        console: Where to draw; default standard error.
+        runs: The result of `run_many()`.
+        total: Expected number of runs; default None, which shows the number of completed runs only.
+        description: Text before the bar; default "runs".
+        console: The console; default standard error.
+
+    Example:
+        async with graph.run_many(contexts) as runs:
+            async for results in track(runs, total=100):
+                ...
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = console or Console(stderr=True)

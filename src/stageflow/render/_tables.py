@@ -15,7 +15,6 @@ __all__ = [
     "GAP",
     "Column",
     "count",
-    "cut",
     "draw_columns",
     "fit",
     "lines_of",
@@ -23,12 +22,13 @@ __all__ = [
     "percentile",
     "share",
     "size",
+    "truncate_column",
     "width_of",
 ]
 
 
 def count(number: float | None) -> str:
-    """Return a count with its thousands apart, or nothing for none.
+    """Return a count with thousands separators, or an empty string for 0 and None.
 
     Example:
         >>> count(12345), count(0)
@@ -38,7 +38,7 @@ def count(number: float | None) -> str:
 
 
 def milliseconds(number: float | None) -> str:
-    """Return milliseconds with two decimals, or nothing where none were measured.
+    """Return milliseconds with two decimals, or an empty string for None.
 
     Example:
         >>> milliseconds(1234.5678), milliseconds(None)
@@ -47,25 +47,25 @@ def milliseconds(number: float | None) -> str:
     return "" if number is None else f"{number:,.2f}"
 
 
-def share(part: float, whole: float) -> str:
+def share(part: float, total: float) -> str:
     """Return a share in percent.
 
     Example:
         >>> share(1, 3)
         '33.3 %'
     """
-    return f"{100 * part / whole:.1f} %" if whole else ""
+    return f"{100 * part / total:.1f} %" if total else ""
 
 
 def percentile(weighted: Iterable[tuple[float, float]], rank: float) -> float | None:
-    """Return the smallest value that `rank` percent of all weight lies at or below.
+    """Return a weighted percentile: the smallest value at or below which `rank` percent of the weight lies.
 
     Args:
         weighted: Pairs of a value and its weight.
         rank: 0 to 100.
 
     Returns:
-        None where there are no values.
+        None if there are no values.
 
     Example:
         >>> percentile([(5.0, 1), (1.0, 1), (3.0, 8)], 50)
@@ -82,7 +82,7 @@ def percentile(weighted: Iterable[tuple[float, float]], rank: float) -> float | 
 
 
 def size(number: float) -> str:
-    """Return a number of bytes.
+    """Return a number of bytes with a decimal unit.
 
     Example:
         >>> size(999), size(64 << 20)
@@ -96,22 +96,22 @@ def size(number: float) -> str:
 
 
 GAP = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 
-_SHORTEST = 6
-"""Characters to which a column may be cut."""
+_MIN_WIDTH = 6
+"""Minimum width of a truncated column."""
 
 _READABLE = 14
-"""Characters below which a column is cut only when nothing can be left out any more."""
+"""Width to which columns are truncated before other columns are omitted."""
 
 
 class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        heading: What stands above it.
-        cells: From top to bottom.
-        right: True for numbers, whose ends line up.
+        heading: Heading of the column.
+        cells: Cells from top to bottom.
+        right: True to align the cells to the right, for numbers; default False.
     """
 
     heading: str
@@ -119,42 +119,42 @@ class Column(NamedTuple):
     right: bool = False
 
     def width(self) -> int:
-        """Return how many cells of a terminal it takes."""
+        """Return the width of the column in terminal cells."""
         return max([cell_len(self.heading), *(cell.cell_len for cell in self.cells)])
 
 
 def width_of(columns: Mapping[str, Column]) -> int:
-    """Return how wide these columns are beside each other."""
+    """Return the width of a table of these columns."""
     return sum(column.width() + GAP for column in columns.values()) - GAP
 
 
-def cut(columns: Mapping[str, Column], name: str, width: int, shortest: int = _SHORTEST) -> None:
-    """Cut the cells of one column, as far as it takes to get all of them into a width, and no shorter."""
+def truncate_column(columns: Mapping[str, Column], name: str, width: int, minimum: int = _MIN_WIDTH) -> None:
+    """Truncate the cells of one column just enough for the table to fit a width, down to `minimum`."""
     over = width_of(columns) - width
     if over > 0:
         column = columns[name]
         for cell in column.cells:
-            cell.truncate(max(shortest, column.width() - over), overflow="ellipsis")
+            cell.truncate(max(minimum, column.width() - over), overflow="ellipsis")
 
 
 def fit(
     columns: Mapping[str, Column], width: int, spare: Iterable[str], flexible: Iterable[str]
 ) -> dict[str, Column]:
-    """Return what of these columns fits a width; see `draw_columns`."""
+    """Return the columns that fit a width, truncated if necessary; see `draw_columns`."""
     fitting = dict(columns)
     for name in (name for name in flexible if name in fitting):
-        cut(fitting, name, width, _READABLE)
+        truncate_column(fitting, name, width, _READABLE)
     for name in spare:
         if width_of(fitting) <= width:
             break
         fitting.pop(name, None)
     for name in (name for name in flexible if name in fitting):
-        cut(fitting, name, width)
+        truncate_column(fitting, name, width)
     return fitting
 
 
 def lines_of(columns: Mapping[str, Column]) -> list[Text]:
-    """Return the headings, and then each row, as lines of text."""
+    """Return the headings and the rows as lines of text."""
     rows = zip(*(column.cells for column in columns.values()), strict=True)
     heading = [Text(column.heading, style=QUIET) for column in columns.values()]
     widths = [column.width() for column in columns.values()]
@@ -163,9 +163,9 @@ def lines_of(columns: Mapping[str, Column]) -> list[Text]:
     for row in (heading, *rows):
         line = Text(no_wrap=True, overflow="ignore")
         for cell, width, right in zip(row, widths, rights, strict=True):
-            blanks = " " * (width - cell.cell_len)
-            line.append(blanks if right else "").append_text(cell)
-            line.append(("" if right else blanks) + " " * GAP)
+            padding = " " * (width - cell.cell_len)
+            line.append(padding if right else "").append_text(cell)
+            line.append(("" if right else padding) + " " * GAP)
         line.rstrip()
         lines.append(line)
     return lines
@@ -177,11 +177,11 @@ def draw_columns(
     """Return a table that fits a width.
 
     Args:
-        columns: By name, from left to right.
-        width: Cells that there are; None for any number: then nothing is cut.
-        spare: Names of the columns that are left out where there is no room, the least missed first.
-        flexible: Names of the columns that are cut before that, as long as they can still be read, and
-            after it.
+        columns: Columns by name, from left to right.
+        width: Width of the terminal in columns; None for no limit: nothing is truncated.
+        spare: Names of the columns that are omitted if the table does not fit, least important first.
+        flexible: Names of the columns that are truncated: to a readable width before columns are omitted, and
+            further if the table still does not fit.
     """
     columns = fit(columns, width, spare, flexible) if width is not None else columns
     lines = lines_of(columns)

@@ -1,4 +1,4 @@
-"""A reference desk: a pipeline that answers questions about Python out of Python's own language reference."""
+"""A demo pipeline that answers questions about Python from the Python language reference."""
 
 from ._command import demo
 

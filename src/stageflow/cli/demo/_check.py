@@ -1,4 +1,4 @@
-"""Checks the record of the demonstration."""
+"""Checks the record of the demo against the record guarantees."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Record:
     """Events by type, in the order of the journal.
 
     Attributes:
-        runs: The data of all `pipeline.wide`.
-        stages: The data of all `stage.wide`.
-        answers: The data of all `desk.answered`.
+        runs: The data of all `pipeline.wide` events.
+        stages: The data of all `stage.wide` events.
+        answers: The data of all `desk.answered` events.
     """
 
     def __init__(self, events: Iterator[tuple[str, Event]]) -> None:
@@ -64,47 +64,63 @@ _COUNTS = {
 
 
 class Check(NamedTuple):
-    """What was counted, and what is wrong with it: nothing, if all is well."""
+    """The counts of events, and the violations of the record guarantees.
+
+    Attributes:
+        runs: Number of runs that were started.
+        pipelines: Number of `pipeline.wide` events.
+        expected: Expected number of terminal `stage.wide` events.
+        terminals: Number of terminal `stage.wide` events.
+        retries: Number of `stage.wide` events with status RETRY.
+        answers: Number of `desk.answered` events.
+        problems: Violations of the record guarantees; empty if there are none.
+    """
 
     runs: int
     pipelines: int
-    due: int
+    expected: int
     terminals: int
     retries: int
-    own: int
-    wrong: list[str]
+    answers: int
+    problems: list[str]
 
 
 def check(record: Record, runs: int, stages: int) -> Check:
-    """Count the events of `runs` runs of a pipeline with `stages` stages.
+    """Count the events of `runs` runs of a pipeline with `stages` stages, and check the record guarantees.
 
-    The law: one `pipeline.wide` a run; one terminal `stage.wide` a stage and run; and the counts
-    of the one are those of the others.
+    Each run has one `pipeline.wide` event and one terminal `stage.wide` event per stage, and the counts in
+    the `pipeline.wide` event equal the numbers of these.
     """
     pipelines = Counter(run_id_of(run) for run in record.runs)
     terminals = Counter(
         (run_id_of(stage), stage["stage_name"]) for stage in record.stages if stage["status"] != "RETRY"
     )
     ends = Counter((run_id_of(stage), stage["status"]) for stage in record.stages)
-    wrong = [f"{len(pipelines)} runs have a pipeline.wide, of {runs}"] if len(pipelines) != runs else []
-    wrong += [f"run {run_id} has {many} pipeline.wide" for run_id, many in pipelines.items() if many != 1]
-    wrong += [
-        f"run {run_id} has {many} terminal stage.wide of {stage!r}"
-        for (run_id, stage), many in terminals.items()
-        if many != 1
+    problems = (
+        [f"{len(pipelines)} of {runs} runs have a pipeline.wide event"] if len(pipelines) != runs else []
+    )
+    problems += [
+        f"run {run_id} has {number} pipeline.wide events"
+        for run_id, number in pipelines.items()
+        if number != 1
+    ]
+    problems += [
+        f"run {run_id} has {number} terminal stage.wide events of stage {stage!r}"
+        for (run_id, stage), number in terminals.items()
+        if number != 1
     ]
     for run in record.runs:
         run_id = run_id_of(run)
-        wrong += [
-            f"run {run_id} says {key}={run[key]}, and has {ends[run_id, status]} stage.wide of {status}"
+        problems += [
+            f"run {run_id} has {key}={run[key]}, but {ends[run_id, status]} {status} events"
             for key, status in _COUNTS.items()
             if run[key] != ends[run_id, status]
         ]
         if run["stages_total"] != stages:
-            wrong.append(f"run {run_id} says stages_total={run['stages_total']}, of {stages}")
+            problems.append(f"run {run_id} has stages_total={run['stages_total']}, expected {stages}")
     if terminals.total() != runs * stages:
-        wrong.append(f"{terminals.total()} terminal stage.wide, of {runs * stages}")
+        problems.append(f"{terminals.total()} terminal stage.wide events, expected {runs * stages}")
     retries = len(record.stages) - terminals.total()
     return Check(
-        runs, pipelines.total(), runs * stages, terminals.total(), retries, len(record.answers), wrong
+        runs, pipelines.total(), runs * stages, terminals.total(), retries, len(record.answers), problems
     )

@@ -1,4 +1,4 @@
-"""The command `demo`, and its report."""
+"""The command `stageflow demo`, and its report."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ __all__ = [
 
 
 class Acknowledgements(EventSink):
-    """Writes the `event_id` of each event, a line each, to a file descriptor.
+    """Writes the `event_id` of each event to a file descriptor, one per line.
 
-    In a `FanoutEventSink` behind the journal it has an event when the journal is done with it.
+    After the journal in a `FanoutEventSink`, it receives an event when the journal has written it.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -62,16 +62,16 @@ class Acknowledgements(EventSink):
 async def ask_all(
     graph: StageGraph, desk: Desk, asked: Sequence[Question], batch: str, answered: Callable[[], None]
 ) -> None:
-    """Ask all questions at once, and wait until the last of them has come to an end.
+    """Ask all questions concurrently, and wait until all runs have ended.
 
-    The desk is still learning its words when they come. Who writes to its tally then finds it locked.
+    The desk indexes its words at the same time, so that runs find the database of its tally locked and retry.
 
     Args:
-        graph: The pipeline.
-        desk: What its runs share.
+        graph: The graph of the pipeline.
+        desk: The resources that its runs share.
         asked: The questions.
-        batch: What the `request_id` of each run begins with.
-        answered: Called whenever one of them has.
+        batch: Prefix of the `request_id` of each run.
+        answered: Called when a run has ended.
     """
     async with asyncio.TaskGroup() as clients:
         clients.create_task(asyncio.to_thread(desk.tally.learn, desk.passages))
@@ -81,7 +81,7 @@ async def ask_all(
 
 
 async def ask(graph: StageGraph, desk: Desk, question: Question, request_id: str) -> None:
-    """Ask one question. What comes of it stands in the journal."""
+    """Ask one question; the journal contains the result."""
     user = question.user
     context = PipelineContext(
         request_id=request_id,
@@ -94,13 +94,13 @@ async def ask(graph: StageGraph, desk: Desk, question: Question, request_id: str
         resources={"desk": desk},
     )
     run = asyncio.ensure_future(graph.run(context, deadline=question.deadline))
-    # Not `asyncio.timeout` around the run: this client hangs up, and waits for nothing any more.
+    # Not `asyncio.timeout`: this client disconnects, which cancels the run from outside.
     _, waiting = await asyncio.wait({run}, timeout=question.patience)
     if waiting:
         run.cancel()
         await asyncio.wait({run})
     if not run.cancelled():
-        run.result()  # raises only where the engine itself is at fault
+        run.result()  # raises only on a bug in the engine
 
 
 def show_answer(terminal: Console, answer: Event) -> None:
@@ -115,8 +115,8 @@ def show_answer(terminal: Console, answer: Event) -> None:
 
 
 def show_summary(terminal: Console, record: Record) -> None:
-    """Show what became of all runs."""
-    _title(terminal, "All runs, as the journal has them")
+    """Show the outcomes of all runs."""
+    _title(terminal, "All runs, read from the journal")
     _inset(terminal, draw_summary(record.runs, record.stages))
 
 
@@ -127,32 +127,38 @@ def show_run(terminal: Console, title: str, record: Record, run: Event) -> None:
 
 
 def show_check(terminal: Console, check: Check, lost: int) -> None:
-    """Show whether the journal has what the runs must have left."""
-    _title(terminal, "Is the record whole?")
-    held = not check.wrong and not lost
+    """Show whether the record in the journal is complete."""
+    _title(terminal, "Record guarantees")
+    complete = not check.problems and not lost
     lines = [
-        f"pipeline.wide        {check.pipelines:>7,} of {check.runs:>7,}  one for each run",
-        f"terminal stage.wide  {check.terminals:>7,} of {check.due:>7,}  one for each stage of each run",
-        f"RETRY stage.wide     {check.retries:>7,}             one for each attempt that was retried",
-        f"the desk's own       {check.own:>7,}             one for each answer that was given",
-        f"lost on the way      {lost:>7,}             as the sinks counted",
+        f"pipeline.wide        {check.pipelines:>7,} of {check.runs:>7,}  one per run",
+        f"terminal stage.wide  {check.terminals:>7,} of {check.expected:>7,}  one per stage and run",
+        f"RETRY stage.wide     {check.retries:>7,}             one per retried attempt",
+        f"desk.answered        {check.answers:>7,}             one per answer",
+        f"lost                 {lost:>7,}             as counted by the sinks",
     ]
     _inset(terminal, Text("\n".join(lines)))
-    _inset(terminal, Text("The record is whole." if held else "It is not:", style="green" if held else "red"))
-    for problem in check.wrong:
+    _inset(
+        terminal,
+        Text(
+            "The record is complete." if complete else "The record is incomplete:",
+            style="green" if complete else "red",
+        ),
+    )
+    for problem in check.problems:
         _inset(terminal, Text(f"- {visible(problem)}"))
 
 
 def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
-    """Show where the journal is, and commands that look into it.
+    """Show the path of the journal, and commands to query it.
 
     Args:
-        terminal: Where to show it.
-        journal: The directory.
-        run_id: A run to look at, if there is one.
+        terminal: The console to print to.
+        journal: The directory of the journal.
+        run_id: The run to show in an example; None for the last one.
     """
     _title(terminal, "The journal")
-    print_text(f"  {journal} has an event a line, as JSON. To look into it:")
+    print_text(f"  {journal} contains one event per line, as JSON. To query it:")
     terminal.print()
     stageflow, where = _stageflow(), shlex.quote(str(journal))
     commands = [
@@ -167,19 +173,19 @@ def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
         failed = 'select(.data.stage_name and .data.status == "FAIL").data | [.stage_name, .error]'
         commands.append(f"jq -c '{failed}' {where}/*.ndjson")
     for command in commands:
-        # Never wrapped: a command is there to be copied.
+        # Commands are not wrapped, so that they can be copied.
         terminal.print(Text(f"  {command}"), soft_wrap=True)
 
 
 def _stageflow() -> str:
-    """Return how to call this program again: it need not be on the path."""
+    """Return the command that runs this program, which is not always on the path."""
     if shutil.which("stageflow"):
         return "stageflow"
-    beside = Path(sys.executable).with_name("stageflow")
-    if not beside.exists():
+    script = Path(sys.executable).with_name("stageflow")
+    if not script.exists():
         return f"{shlex.quote(sys.executable)} -m stageflow"
     here = Path.cwd()
-    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
 
 
 def _title(terminal: Console, title: str) -> None:
@@ -188,45 +194,45 @@ def _title(terminal: Console, title: str) -> None:
     terminal.print()
 
 
-def _inset(terminal: Console, picture: RenderableType) -> None:
-    terminal.print(Padding(picture, (0, 0, 0, 2)))
+def _inset(terminal: Console, renderable: RenderableType) -> None:
+    terminal.print(Padding(renderable, (0, 0, 0, 2)))
 
 
 def demo(
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="How many questions to ask.")] = 300,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Number of questions to ask.")] = 300,
     question: Annotated[
         str | None,
         typer.Option(
             "--ask", metavar="QUESTION", help="Ask only this question, and show its run.", show_default=False
         ),
     ] = None,
-    journal: Annotated[
-        Path, typer.Option(metavar="DIR", help="Directory that the events are written to.")
-    ] = Path(".stageflow/demo"),
+    journal: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write the events to.")] = Path(
+        ".stageflow/demo"
+    ),
     ack_fd: Annotated[
         int | None,
         typer.Option(
             min=0,
             metavar="FD",
-            help="For tests that kill: write the id of each event to this file descriptor, once the"
-            " journal has the event.",
+            help="For tests that kill the process: write the id of each event to this file descriptor when"
+            " the journal has written the event.",
             hidden=True,
         ),
     ] = None,
 ) -> None:
-    """Answer questions about Python from its own language reference, and show the record of it.
+    """Answer questions about Python from the Python language reference, and show the record of the runs.
 
-    Each question is one run of a pipeline of ten stages. Some runs fail, run out of time or are
-    cancelled, as runs do. Everything shown at the end is read back from the journal.
+    Each question is one run of a pipeline of ten stages. Some runs fail, time out or are cancelled.
+    Everything that is shown at the end is read from the journal.
     """
     terminal = open_terminal()
     try:
         desk = Desk(journal)
     except ModuleNotFoundError as error:
-        print_text(f"This Python came without its language reference: {error}.")
+        print_text(f"This Python installation does not include the language reference: {error}.")
         raise typer.Exit(1) from None
     except (OSError, sqlite3.OperationalError) as error:
-        print_text(f"The journal cannot be written to {journal}: {error}.")
+        print_text(f"Cannot write the journal to {journal}: {error}.")
         raise typer.Exit(1) from None
     asked = questions(runs) if question is None else [Question(question)]
     sink = JournalSink(journal)
@@ -237,29 +243,29 @@ def demo(
         with closing(desk.index):
             _run(desk, asked, batch, sink if ack_fd is None else _acknowledged(sink, ack_fd))
     except KeyboardInterrupt:
-        print_text(f"Interrupted. The journal in {journal} says how far each run had come.")
+        print_text(f"Interrupted. The journal in {journal} contains the progress of each run.")
         raise typer.Exit(130) from None
     took = time.monotonic() - began
     record = read_record(reader, batch)
     if question is None:
-        terminal.print(f"{len(asked):,} runs took {took:.1f} s and left {len(record):,} events.")
-        told = _show_all(terminal, record)
+        terminal.print(f"{len(asked):,} runs took {took:.1f} s and recorded {len(record):,} events.")
+        shown = _show_all(terminal, record)
     else:
-        told = _show_one(terminal, record)
+        shown = _show_one(terminal, record)
     found = check(record, runs=len(asked), stages=len(reference_desk().stages))
     counted = stats().of("JournalSink")
     lost = sum(counted.rejected.values()) + sum(counted.dropped.values()) + counted.pending
     show_check(terminal, found, lost)
-    show_journal(terminal, journal, run_id_of(told) if told else None)
-    if found.wrong or lost:
+    show_journal(terminal, journal, run_id_of(shown) if shown else None)
+    if found.problems or lost:
         raise typer.Exit(1)
 
 
 def _introduce(terminal: Console, desk: Desk, asked: Sequence[Question]) -> None:
-    what = "one question" if len(asked) == 1 else f"{len(asked):,} questions at once"
+    number = "one question" if len(asked) == 1 else f"{len(asked):,} questions concurrently"
     terminal.print(
-        f"Asking {what} about Python. Its own language reference answers:"
-        f" {len(desk.passages):,} passages, found by {desk.index_name}."
+        f"Asking {number} about Python. The answers come from the {len(desk.passages):,} passages of the"
+        f" Python language reference, searched with {desk.index_name}."
     )
 
 
@@ -282,28 +288,28 @@ def _run(desk: Desk, asked: Sequence[Question], batch: str, sink: EventSink) -> 
 
 
 def _show_all(terminal: Console, record: Record) -> Event | None:
-    """Show everything there is, and one failed run in full. Return that one, or the last."""
+    """Show all runs, and one failed run in full. Return that run, or the last one if none failed."""
     if record.answers:
         show_answer(terminal, record.answers[0])
     show_summary(terminal, record)
     failed = [run for run in record.runs if run["outcome"] == "failed"]
     if not failed:
         return record.runs[-1] if record.runs else None
-    # The one with the most to tell: an exception, and stages that had begun.
-    telling = max(
+    # Prefer a run with an exception, and with many stages that had started.
+    example = max(
         failed,
         key=lambda run: (
             run["exception"] is not None,
             sum(stage["attempts"] > 0 for stage in record.stages_of(run)),
         ),
     )
-    show_run(terminal, "One failed run, in full", record, telling)
-    return telling
+    show_run(terminal, "One failed run, in full", record, example)
+    return example
 
 
 def _show_one(terminal: Console, record: Record) -> Event | None:
     for answer in record.answers:
         show_answer(terminal, answer)
     for run in record.runs:
-        show_run(terminal, "Its run, in full", record, run)
+        show_run(terminal, "The run, in full", record, run)
     return record.runs[0] if record.runs else None

@@ -1,4 +1,4 @@
-"""The documents and questions of the demonstration."""
+"""The documents and questions of the demo."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
     "FullText",
     "Hit",
     "Index",
+    "LinearScan",
     "Pair",
     "Passage",
-    "PlainScan",
     "Question",
     "describe_object",
-    "most_alike",
+    "most_similar",
     "open_index",
     "questions",
     "read_corpus",
@@ -36,18 +36,18 @@ __all__ = [
 
 
 _UNDERLINE = re.compile(r"([*=\-~\"'^])\1{2,}")
-_GOES_ON = re.compile(r"\s|\* |(?:Changed|New|Deprecated) |See also|(?!class )[a-z]+ ")
-"""How a block begins that belongs to the one before it: code, an item, a remark, the rest of a sentence."""
+_CONTINUATION = re.compile(r"\s|\* |(?:Changed|New|Deprecated) |See also|(?!class )[a-z]+ ")
+"""Beginnings of blocks that belong to the previous one: code, list items, notes, continued sentences."""
 _WORD = re.compile(r"[a-z_]\w*", re.IGNORECASE)
 
 
 class Passage(NamedTuple):
-    """One paragraph of the reference, with the code or the list that belongs to it.
+    """One paragraph of the reference, with the code or list that belongs to it.
 
     Attributes:
-        topic: What to give to `help()` to read on: `help("yield")`.
-        heading: The heading that it stands under.
-        text: The passage itself.
+        topic: Argument of `help()` for the whole topic, as in `help("yield")`.
+        heading: Heading of the section.
+        text: Text of the passage.
     """
 
     topic: str
@@ -56,14 +56,14 @@ class Passage(NamedTuple):
 
 
 def read_corpus() -> list[Passage]:
-    """Return all passages, each text once.
+    """Return all passages, without duplicates.
 
     Raises:
-        ModuleNotFoundError: This Python came without its `pydoc_data`.
+        ModuleNotFoundError: This Python installation does not include `pydoc_data`.
     """
     from pydoc_data.topics import topics
 
-    # Some topics contain others whole, so that each reads well by itself: the shortest has the passage.
+    # Some topics contain others completely; a passage belongs to the shortest topic that contains it.
     by_text: dict[str, Passage] = {}
     for topic, text in sorted(topics.items(), key=lambda item: len(item[1])):
         for passage in _passages(topic, text):
@@ -72,7 +72,7 @@ def read_corpus() -> list[Passage]:
 
 
 def words_in(text: str) -> list[str]:
-    """Return the words and names of a text, lower case.
+    """Return the words and names of a text in lower case.
 
     Example:
         >>> words_in("What is __init__?")
@@ -89,7 +89,7 @@ def _passages(topic: str, text: str) -> Iterator[Passage]:
             if kept:
                 yield Passage(topic, heading, kept)
             heading, kept = lines[0].strip(), "\n".join(lines[2:])
-        elif kept and (_GOES_ON.match(lines[0]) or kept.startswith(" ")):
+        elif kept and (_CONTINUATION.match(lines[0]) or kept.startswith(" ")):
             kept += "\n\n" + "\n".join(lines)
         else:
             if kept:
@@ -99,60 +99,60 @@ def _passages(topic: str, text: str) -> Iterator[Passage]:
         yield Passage(topic, heading, kept)
 
 
-_PAIRS_A_TURN = 25
-"""So many pairs, about half a millisecond, and others have the loop."""
+_PAIRS_PER_STEP = 25
+"""Number of pairs to compare, in about half a millisecond, before yielding to the event loop."""
 
-_WORDS = 60
-"""Of longer passages the beginning is compared."""
+_MAX_WORDS = 60
+"""Number of words of a passage that are compared."""
 
 
 class Pair(NamedTuple):
-    """Two passages, and how alike they are: 0 not at all, 1 word for word."""
+    """Two passages and their similarity, from 0 to 1 for identical texts."""
 
     left: Passage
     right: Passage
     ratio: float
 
 
-async def most_alike(left: Iterable[Passage], right: Iterable[Passage]) -> tuple[Pair | None, int]:
-    """Compare each passage of `left` with each of `right`; return the best pair and how many there were.
+async def most_similar(left: Iterable[Passage], right: Iterable[Passage]) -> tuple[Pair | None, int]:
+    """Compare each passage of `left` with each of `right`; return the best pair and the number of pairs.
 
-    Passages of one topic are not compared with each other. It can be cancelled every few pairs.
+    Passages of the same topic are not compared. The comparison can be cancelled every few pairs.
     """
     best: Pair | None = None
     compared = 0
-    others = [(passage, passage.text.split()[:_WORDS]) for passage in right]
+    others = [(passage, passage.text.split()[:_MAX_WORDS]) for passage in right]
     for passage in left:
-        # A matcher prepares its second sequence once, for any number of first ones.
-        matcher = SequenceMatcher(None, b=passage.text.split()[:_WORDS], autojunk=False)
+        # A matcher preprocesses its second sequence once, for any number of first sequences.
+        matcher = SequenceMatcher(None, b=passage.text.split()[:_MAX_WORDS], autojunk=False)
         for other, words in others:
             if other.topic == passage.topic:
                 continue
             compared += 1
-            if compared % _PAIRS_A_TURN == 0:
+            if compared % _PAIRS_PER_STEP == 0:
                 await asyncio.sleep(0)
             matcher.set_seq1(words)
-            least = best.ratio if best else 0.0
-            # The quick ones are upper bounds: most pairs need no closer look.
-            if matcher.real_quick_ratio() > least and matcher.quick_ratio() > least:
+            minimum = best.ratio if best else 0.0
+            # The quick ratios are upper bounds, which rule out most pairs.
+            if matcher.real_quick_ratio() > minimum and matcher.quick_ratio() > minimum:
                 ratio = matcher.ratio()
-                if ratio > least:
+                if ratio > minimum:
                     best = Pair(passage, other, ratio)
     return best, compared
 
 
 class Hit(NamedTuple):
-    """A passage that was found; the higher the score, the better it fits."""
+    """A passage that matches, with its score; higher is better."""
 
     passage: Passage
     score: float
 
 
 class Index(Protocol):
-    """A way to find passages."""
+    """An index of passages."""
 
     def search(self, words: Sequence[str], limit: int) -> list[Hit]:
-        """Return the passages with any of `words`, best first."""
+        """Return the passages that contain any of `words`, best first."""
         ...
 
     def match(self, expression: str, limit: int) -> list[Hit]:
@@ -160,12 +160,12 @@ class Index(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release the resources of the index."""
         ...
 
 
 class FullText:
-    """SQLite FTS5: words by their stems, ranked by BM25; topic and heading count for more.
+    """An index in SQLite FTS5 with stemming, ranked by BM25; topic and heading have a higher weight.
 
     Raises:
         sqlite3.OperationalError: This SQLite was compiled without FTS5.
@@ -197,39 +197,39 @@ class FullText:
         self._database.close()
 
 
-class PlainScan:
-    """Reads every passage for every question, in Python; ranks by how many of the words it has."""
+class LinearScan:
+    """A linear scan in Python, ranked by the number of matching words."""
 
     def __init__(self, passages: Sequence[Passage]) -> None:
-        self._read = [(passage, frozenset(words_in(" ".join(passage)))) for passage in passages]
+        self._words = [(passage, frozenset(words_in(" ".join(passage)))) for passage in passages]
 
     def search(self, words: Sequence[str], limit: int) -> list[Hit]:
         wanted = set(words)
-        hits = [Hit(passage, len(wanted & known)) for passage, known in self._read if wanted & known]
-        # Of two that have as many of the words, the shorter one says less beside the point.
+        hits = [Hit(passage, len(wanted & known)) for passage, known in self._words if wanted & known]
+        # Among passages with the same number of words, prefer the shorter one.
         return sorted(hits, key=lambda hit: (-hit.score, len(hit.passage.text)))[:limit]
 
     def match(self, expression: str, limit: int) -> list[Hit]:
-        raise LookupError(f"the expression {expression!r} needs a SQLite with FTS5")
+        raise LookupError(f"the expression {expression!r} requires SQLite with FTS5")
 
     def close(self) -> None:
         pass
 
 
 def open_index(passages: Sequence[Passage]) -> tuple[Index, str]:
-    """Return the best index that this machine has, and its name in words."""
+    """Return the best index that is available, and its name."""
     try:
         return FullText(passages), f"SQLite {sqlite3.sqlite_version} FTS5"
     except sqlite3.OperationalError as error:
-        return PlainScan(passages), f"a plain scan in Python (this SQLite has no full-text search: {error})"
+        return LinearScan(passages), f"a linear scan in Python (this SQLite has no full-text search: {error})"
 
 
-# Importing one of these does more than to define names: it prints, opens a browser, plays.
+# Importing these modules has side effects: they print, open a browser or start a program.
 _NOT_IMPORTED = {"antigravity", "idlelib", "this", "turtledemo"}
 
 
 class Described(NamedTuple):
-    """An object of Python in two lines: how it is called, and the first line of its docstring."""
+    """The signature of a Python object, and the first line of its docstring."""
 
     signature: str
     summary: str
@@ -239,7 +239,7 @@ def describe_object(name: str) -> Described:
     """Describe a builtin, or a name in a module of the standard library.
 
     Raises:
-        LookupError: The name stands for nothing; the cause says where the way to it ended.
+        LookupError: There is no object with that name; the cause is the failed import or attribute lookup.
 
     Example:
         >>> describe_object("len")
@@ -251,7 +251,7 @@ def describe_object(name: str) -> Described:
         raise LookupError(f"Python has no object {name!r}") from error
     try:
         signature = f"{name}{inspect.signature(found)}"
-    except (TypeError, ValueError):  # no callable, or written in C without a signature
+    except (TypeError, ValueError):  # not callable, or implemented in C without a signature
         signature = name
     return Described(signature, (inspect.getdoc(found) or "").partition("\n")[0])
 
@@ -267,7 +267,7 @@ def _find(name: str) -> Any:
         raise ModuleNotFoundError(f"neither a builtin nor a module of the standard library: {first!r}")
     for part in rest:
         if inspect.ismodule(found) and not hasattr(found, part):
-            with contextlib.suppress(ImportError):  # no module either: the next line says so better
+            with contextlib.suppress(ImportError):  # not a module either; the next line raises a better error
                 importlib.import_module(f"{found.__name__}.{part}")
         found = getattr(found, part)
     return found
@@ -275,13 +275,13 @@ def _find(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and how long whoever asks it will wait.
+    """A question, with time limits.
 
     Attributes:
-        text: The question, in words. "`a.b`" names an object, "fts:" begins an FTS5 expression.
-        user: Number of the user who asks.
-        deadline: Seconds that the desk gives itself for it.
-        patience: Seconds after which the client gives up and goes away.
+        text: The question. "`a.b`" names an object; the prefix "fts:" marks an FTS5 expression.
+        user: Number of the user who asks; default 0.
+        deadline: Deadline of the run in seconds; default None.
+        patience: Seconds after which the client cancels the run; default None.
     """
 
     text: str
@@ -291,13 +291,13 @@ class Question:
 
 
 _LONG = "Which two topics of the reference are most alike?"
-"""All passages with all others: a second or two of work where nothing ends it before."""
+"""Compares all passages with all others, which takes one or two seconds if it is not interrupted."""
 
-_ENDINGS = (
+_ONE_PER_OUTCOME = (
     Question("When is an object considered false?"),  # ok
     Question("How do I add to a list with `list.push`?"),  # degraded: there is no such method
-    Question("   "),  # stopped: nothing was asked
-    Question("fts: yield AND ("),  # failed: no expression
+    Question("   "),  # stopped: the question is empty
+    Question("fts: yield AND ("),  # failed: an invalid expression
     Question("Why? " * 60),  # failed: too long
     Question(_LONG, deadline=0.25),  # timeout
     Question(_LONG, patience=0.15),  # cancelled
@@ -312,17 +312,17 @@ _OBJECTS = (
     "itertools.pairwise", "json.dumps", "len", "list.sort", "os.path.join", "pathlib.Path", "range",
     "re.compile", "sorted", "str.join", "sum", "textwrap.dedent", "zip",
 )  # fmt: skip
-_MISTAKEN = (
+_NONEXISTENT_OBJECTS = (
     "asyncio.gather_all", "dict.has_key", "json.parse", "list.push", "numpy.array", "os.path.exist",
     "str.contains", "str.reverse",
 )  # fmt: skip
-_ABOUT = (
+_STATEMENT_QUESTIONS = (
     'How does "{statement}" work?',
-    'What may stand in a "{statement}" statement?',
+    'What can appear in a "{statement}" statement?',
     'Where is "{statement}" not allowed?',
     'What happens when an exception is raised inside "{statement}"?',
 )
-_OTHERS = (
+_OTHER_QUESTIONS = (
     'What happens when "__eq__" is defined without "__hash__"?',
     "How are default parameter values evaluated?",
     "How is a slice of a sequence written?",
@@ -334,31 +334,31 @@ _OTHERS = (
     "fts: NEAR(generator close, 8)",
     "fts: heading:slots AND descriptor",
 )
-_IN_VAIN = ("qwertz uiopü", "Bitte einen Kaffee", "zzz")
+_WITHOUT_MATCH = ("qwertz uiopü", "Bitte einen Kaffee", "zzz")
 
 
-def questions(many: int, *, seed: int = 1) -> list[Question]:
-    """Return `many` questions, the same each time: one of each ending first, then a mixture."""
-    return [*_ENDINGS, *islice(_mixture(random.Random(seed)), many)][:many]
+def questions(number: int, *, seed: int = 1) -> list[Question]:
+    """Return `number` questions: one for each outcome, then a pseudorandom mixture that depends on `seed`."""
+    return [*_ONE_PER_OUTCOME, *islice(_mixture(random.Random(seed)), number)][:number]
 
 
-def _mixture(dice: random.Random) -> Iterator[Question]:
+def _mixture(rng: random.Random) -> Iterator[Question]:
     while True:
-        user = round(dice.paretovariate(1.1)) % 40  # a few people ask most
-        statement, other = dice.sample(_STATEMENTS, 2)
-        about = dice.choice(_ABOUT).format(statement=statement)
-        (text,) = dice.choices(
+        user = round(rng.paretovariate(1.1)) % 40  # a few users ask most of the questions
+        statement, other = rng.sample(_STATEMENTS, 2)
+        about = rng.choice(_STATEMENT_QUESTIONS).format(statement=statement)
+        (text,) = rng.choices(
             (
                 about,
-                dice.choice(_OTHERS),
-                f"{about} And what is `{dice.choice(_OBJECTS)}`?",
+                rng.choice(_OTHER_QUESTIONS),
+                f"{about} And what is `{rng.choice(_OBJECTS)}`?",
                 f'Compare "{statement}" with "{other}".',
-                f"How do I use `{dice.choice(_MISTAKEN)}`?",
-                dice.choice(_IN_VAIN),
+                f"How do I use `{rng.choice(_NONEXISTENT_OBJECTS)}`?",
+                rng.choice(_WITHOUT_MATCH),
             ),
             (40, 25, 15, 10, 7, 3),
         )
-        yield dice.choices(
+        yield rng.choices(
             (
                 Question(text, user),
                 Question(_LONG, user, deadline=0.25),

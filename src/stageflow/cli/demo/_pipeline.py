@@ -1,4 +1,4 @@
-"""The pipeline of the demonstration."""
+"""The pipeline of the demo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._corpus import (
     Pair,
     Passage,
     describe_object,
-    most_alike,
+    most_similar,
     open_index,
     read_corpus,
     words_in,
@@ -45,50 +45,50 @@ __all__ = [
 ]
 
 
-_PASSAGES_AT_ONCE = 80
-"""So many passages are counted before what they gave is written."""
+_PASSAGES_PER_WRITE = 80
+"""Number of passages whose words are counted before each write."""
 
-_PATIENT = 5.0
+_LOCK_TIMEOUT = 5.0
 """Seconds to wait for another demo in the same directory."""
 
 
 class Tally:
-    """How often each word of the reference was asked about.
+    """Counts how often each word of the reference was asked about.
 
-    SQLite lets one writer in at a time. With `timeout=0` the others do not queue up inside it:
-    they get `sqlite3.OperationalError: database is locked`, and it is for them to come again.
+    SQLite allows one writer at a time. With `timeout=0`, other writers do not wait: they fail with
+    `sqlite3.OperationalError: database is locked`, and must retry.
 
     Args:
-        path: The file; made where there is none.
+        path: Path of the database; created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._writing(timeout=_PATIENT) as database:
+        with self._writing(timeout=_LOCK_TIMEOUT) as database:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS word (word TEXT PRIMARY KEY, passages INT, asked INT DEFAULT 0)"
             )
 
     def learn(self, passages: Sequence[Passage]) -> None:
-        """Write down in how many passages each word stands, in one transaction. It blocks.
+        """Store the number of passages that contain each word, in one transaction. This method blocks.
 
-        Until it is through, nobody else can write.
+        Other writers fail until the transaction is committed.
 
         Raises:
-            sqlite3.OperationalError: Somebody else was writing all the time.
+            sqlite3.OperationalError: The database was locked for 5 s.
         """
-        with self._writing(timeout=_PATIENT) as database:
+        with self._writing(timeout=_LOCK_TIMEOUT) as database:
             database.execute("UPDATE word SET passages = 0")
-            for at in range(0, len(passages), _PASSAGES_AT_ONCE):
-                some = passages[at : at + _PASSAGES_AT_ONCE]
-                known = Counter(word for passage in some for word in set(words_in(passage.text)))
+            for at in range(0, len(passages), _PASSAGES_PER_WRITE):
+                batch = passages[at : at + _PASSAGES_PER_WRITE]
+                known = Counter(word for passage in batch for word in set(words_in(passage.text)))
                 _insert(database, list(known.items()))
 
     def add(self, words: Sequence[str]) -> int:
-        """Count `words`, and return how many of them the reference knows.
+        """Count `words`, and return the number of them that occur in the reference.
 
         Raises:
-            sqlite3.OperationalError: Somebody else is writing.
+            sqlite3.OperationalError: The database is locked.
         """
         with self._writing() as database:
             counted = database.execute(
@@ -99,7 +99,7 @@ class Tally:
     @contextmanager
     def _writing(self, timeout: float = 0) -> Generator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path, timeout=timeout, isolation_level=None)) as database:
-            # Nothing is synced to the disk: a count that a power cut takes along is no loss.
+            # Writes are not synced: losing counts in a power failure is acceptable.
             database.execute("PRAGMA synchronous = OFF")
             database.execute("BEGIN IMMEDIATE")
             try:
@@ -111,33 +111,33 @@ class Tally:
 
 
 def _insert(database: sqlite3.Connection, rows: list[tuple[str, int]]) -> None:
-    # Many rows a statement: at each one the thread lets go of the interpreter, and waits to have it back.
+    # Many rows per statement: each statement releases the GIL and has to acquire it again.
     for at in range(0, len(rows), 400):
-        some = rows[at : at + 400]
+        batch = rows[at : at + 400]
         database.execute(
-            f"INSERT INTO word(word, passages) VALUES {', '.join(['(?, ?)'] * len(some))}"
+            f"INSERT INTO word(word, passages) VALUES {', '.join(['(?, ?)'] * len(batch))}"
             " ON CONFLICT(word) DO UPDATE SET passages = passages + excluded.passages",
-            [value for row in some for value in row],
+            [value for row in batch for value in row],
         )
 
 
 class Desk:
-    """The reference desk, opened for the day.
+    """The resources that all runs share.
 
     Args:
-        directory: Where the tally is kept.
+        directory: Directory of the database of the tally.
 
     Attributes:
-        passages: Every passage of the reference.
+        passages: All passages of the reference.
         topics: The passages of each topic.
-        index: Finds passages.
-        index_name: What the index is, in words.
-        tally: Counts what was asked.
+        index: The index of the passages.
+        index_name: Name of the index.
+        tally: Counts the words of the questions.
 
     Raises:
-        ModuleNotFoundError: This Python came without its language reference.
-        OSError: The directory cannot be made.
-        sqlite3.OperationalError: The tally cannot be written.
+        ModuleNotFoundError: This Python installation does not include the language reference.
+        OSError: The directory cannot be created.
+        sqlite3.OperationalError: The database of the tally cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -151,9 +151,9 @@ class Desk:
         self.tally = Tally(directory / "tally.sqlite3")
 
 
-_LONGEST_QUESTION = 200
-_LONGEST_QUOTE = 600
-_HITS = 5
+_MAX_QUESTION = 200
+_MAX_QUOTE = 600
+_MAX_HITS = 5
 _STOP_WORDS = {
     "a", "an", "and", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from", "given",
     "give", "how", "i", "if", "in", "is", "it", "its", "may", "mean", "not", "of", "on", "or",
@@ -171,22 +171,24 @@ def _desk(ctx: StageContext) -> Desk:
 
 
 async def guard(ctx: StageContext) -> StageOutput:
-    """Turn away what is no question, and find the words of one."""
+    """Reject empty and long questions, and extract the words of the others."""
     question = ctx.run.data["question"].strip()
     ctx.annotate(chars=len(question))
     if not question:
-        return StageOutput.stop("nothing was asked")
-    if len(question) > _LONGEST_QUESTION:
-        return StageOutput.fail(f"the question has {len(question)} characters; ask in {_LONGEST_QUESTION}")
+        return StageOutput.stop("the question is empty")
+    if len(question) > _MAX_QUESTION:
+        return StageOutput.fail(
+            f"the question has {len(question)} characters; the maximum is {_MAX_QUESTION}"
+        )
     quoted = [word for text in _QUOTED.findall(question) for word in words_in(text)]
     words = [word for word in words_in(question) if word in quoted or word not in _STOP_WORDS]
     return StageOutput.ok(question=question, words=words, names=_NAMED.findall(question))
 
 
 async def search(ctx: StageContext) -> StageOutput:
-    """Search the passages, by words or by an expression after "fts:".
+    """Search the passages, for words or for an expression after "fts:".
 
-    The index is in memory and answers in a fraction of a millisecond: a thread would cost more.
+    The index is in memory and answers in a fraction of a millisecond, so a thread would cost more.
     """
     question: str = ctx.inputs.require_from("guard", "question")
     words: list[str] = ctx.inputs.require_from("guard", "words")
@@ -195,12 +197,12 @@ async def search(ctx: StageContext) -> StageOutput:
         expression = question.removeprefix("fts:").strip()
         ctx.annotate(query=expression)
         try:
-            hits = index.match(expression, _HITS)
+            hits = index.match(expression, _MAX_HITS)
         except sqlite3.OperationalError as error:
             raise ValueError(f"no FTS5 expression: {expression!r}") from error
     else:
         ctx.annotate(query=" ".join(words))
-        hits = index.search(words, _HITS)
+        hits = index.search(words, _MAX_HITS)
     ctx.annotate(hits=len(hits), topic=hits[0].passage.topic if hits else None)
     return StageOutput.ok(hits=hits)
 
@@ -215,7 +217,7 @@ async def match_titles(ctx: StageContext) -> StageOutput:
 
 
 def tally(ctx: StageContext) -> StageOutput:
-    """Count the words of the question. Another run may be counting its own: then this one is retried."""
+    """Count the words of the question. The stage is retried if another run has locked the database."""
     words: list[str] = ctx.inputs.require_from("guard", "words")
     known = _desk(ctx).tally.add(words)
     ctx.annotate(words=len(words), words_known=known)
@@ -223,30 +225,30 @@ def tally(ctx: StageContext) -> StageOutput:
 
 
 def names_an_object(ctx: StageContext) -> bool:
-    """Tell whether a name stands in backquotes."""
+    """Return whether the question contains a name in backquotes."""
     return bool(ctx.inputs.require_from("guard", "names"))
 
 
 def look_up(ctx: StageContext) -> StageOutput:
-    """Describe the Python object of that name, or fail: there may be none. It may have to be imported."""
+    """Describe the Python object of that name, importing its module if necessary; fail if there is none."""
     names: list[str] = ctx.inputs.require_from("guard", "names")
     ctx.annotate(object=names[0])
     return StageOutput.ok(described=describe_object(names[0]))
 
 
 async def route(ctx: StageContext) -> StageOutput:
-    """Decide whether to quote the best passage or to compare topics; stop where nothing was found."""
+    """Select whether to quote the best passage or to compare topics; stop if nothing was found."""
     question: str = ctx.inputs.require_from("guard", "question")
     topics: list[str] = ctx.inputs.require_from("match_titles", "topics")
     if _COMPARES.search(question) and len(topics) != 1:
         return StageOutput.route("compare", topics=topics)
     if not ctx.inputs.require_from("search", "hits"):
-        return StageOutput.stop("the language reference has nothing on that")
+        return StageOutput.stop("the language reference contains no match")
     return StageOutput.route("quote")
 
 
 async def quote(ctx: StageContext) -> StageOutput:
-    """Quote the best passage, preferably one out of a topic that the question names."""
+    """Quote the best passage, preferably from a topic that the question names."""
     hits: list[Hit] = ctx.inputs.require_from("search", "hits")
     topics: list[str] = ctx.inputs.require_from("match_titles", "topics")
     best = next((hit for hit in hits if hit.passage.topic in topics), hits[0])
@@ -255,7 +257,7 @@ async def quote(ctx: StageContext) -> StageOutput:
 
 
 async def compare(ctx: StageContext) -> StageOutput:
-    """Find the two passages most alike: of the topics named, or of all there are."""
+    """Find the two most similar passages of the named topics, or of all topics."""
     desk = _desk(ctx)
     topics: list[str] = ctx.inputs.require_from("route", "topics")
     if topics:
@@ -263,24 +265,26 @@ async def compare(ctx: StageContext) -> StageOutput:
         right = [passage for topic in topics[1:] for passage in desk.topics[topic]]
     else:
         left = right = desk.passages
-    pair, compared = await most_alike(left, right)
+    pair, compared = await most_similar(left, right)
     ctx.annotate(pairs=compared, ratio=round(pair.ratio, 3) if pair else None)
     return StageOutput.ok(pair=pair)
 
 
 async def contrast(ctx: StageContext) -> StageOutput:
-    """Find the words that only one of the two passages has."""
+    """Find the words that occur in only one of the two passages."""
     pair: Pair | None = ctx.inputs.require_from("compare", "pair")
     if pair is None:
         return StageOutput.skip("no two passages have a word in common")
     left, right = (dict.fromkeys(words_in(passage.text)) for passage in (pair.left, pair.right))
-    only = [[word for word in one if word not in other] for one, other in ((left, right), (right, left))]
+    only = [
+        [word for word in words if word not in others] for words, others in ((left, right), (right, left))
+    ]
     ctx.annotate(only_left=len(only[0]), only_right=len(only[1]))
     return StageOutput.ok(only_left=only[0], only_right=only[1])
 
 
 async def answer(ctx: StageContext) -> StageOutput:
-    """Put the answer together, say where it comes from, and leave it in the journal."""
+    """Combine the parts of the answer, name its sources, and record it as an event."""
     parts: list[str] = []
     passages: list[Passage] = []
     if ctx.inputs.result_from("look_up").ok:
@@ -296,8 +300,8 @@ async def answer(ctx: StageContext) -> StageOutput:
         only = [
             " ".join(ctx.inputs.require_from("contrast", key)[:12]) for key in ("only_left", "only_right")
         ]
-        parts.append(f"Only the first has: {only[0]}\nOnly the second has: {only[1]}")
-    text = "\n\n".join(parts) or "The language reference does not say."
+        parts.append(f"Only in the first: {only[0]}\nOnly in the second: {only[1]}")
+    text = "\n\n".join(parts) or "The language reference has no answer."
     sources = [f'help("{topic}")' for topic in dict.fromkeys(passage.topic for passage in passages)]
     question = ctx.inputs.require_from("guard", "question")
     ctx.emit_event("desk.answered", {"question": question, "answer": text, "sources": sources})
@@ -306,11 +310,11 @@ async def answer(ctx: StageContext) -> StageOutput:
 
 
 def _cut(text: str) -> str:
-    """Return the text, or whole paragraphs of it, or as much of the first as there is room for."""
-    if len(text) <= _LONGEST_QUOTE:
+    """Return the text, truncated after a paragraph if possible, otherwise after a word."""
+    if len(text) <= _MAX_QUOTE:
         return text
-    end = text.rfind("\n\n", 0, _LONGEST_QUOTE)
-    return text[:end] if end > 0 else text[: text.rfind(" ", 0, _LONGEST_QUOTE)] + " …"
+    end = text.rfind("\n\n", 0, _MAX_QUOTE)
+    return text[:end] if end > 0 else text[: text.rfind(" ", 0, _MAX_QUOTE)] + " …"
 
 
 def reference_desk() -> Pipeline:

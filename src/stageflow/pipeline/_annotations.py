@@ -1,0 +1,205 @@
+"""Compares the annotations of functions that are connected: what one returns, and what the other accepts.
+
+The comparison is conservative: a pair that cannot be decided is accepted. Classes are compared without
+further packages; other types, such as `list[int]` and unions, require the extra `types` (beartype).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from ..errors import did_you_mean
+from ..stages import StageOutput, StageRef
+from ._spec import StageSpec, entry_of, parameters_of
+
+__all__ = ["annotation_problems"]
+
+_UNKNOWN: Any = Any
+_WIDENED = {float: (int,), complex: (float, int)}
+"""The classes that a type checker accepts in place of another one, although they are not subclasses of it."""
+
+
+class _Signature(Struct, frozen=True):
+    """The annotations of the function of a stage; `Any` if there is none, or it cannot be evaluated."""
+
+    name: str
+    returns: Any
+    parameters: dict[str, Any]
+
+
+def annotation_problems(specs: Sequence[StageSpec]) -> list[str]:
+    """Return one sentence per connection of two stages whose annotations do not match."""
+    signatures = {spec.name: _signature_of(spec) for spec in specs}
+    problems: list[str] = []
+    for spec in specs:
+        if spec.inputs is not None:
+            problems += _problems_of_inputs(spec, signatures)
+        else:
+            problems += _problems_of_parameters(spec, signatures)
+    return problems
+
+
+def _problems_of_inputs(spec: StageSpec, signatures: dict[str, _Signature]) -> Iterator[str]:
+    called = signatures[spec.name]
+    parameters = list(called.parameters.items())[1 if spec.takes_context else 0 :]
+    for ref, (name, accepted) in zip(spec.inputs or (), parameters, strict=False):
+        source = signatures[ref.name]
+        given = _with_default(source.returns, ref)
+        if not _is_compatible(given, accepted):
+            yield (
+                f"stage {spec.name!r}: parameter {name!r} of {called.name} is {_text(accepted)}, but stage"
+                f" {ref.name!r} returns {_text(given)}"
+                + ("; use or_default() with another value" if ref.if_missing == "default" else "")
+            )
+
+
+def _problems_of_parameters(spec: StageSpec, signatures: dict[str, _Signature]) -> Iterator[str]:
+    entry = entry_of(spec.runner)
+    if entry is None or not spec.dependencies:
+        return
+    called = signatures[spec.name]
+    fields = {name: _fields_of(signatures[name].returns) for name in spec.dependencies}
+    for name, has_default, _ in parameters_of(entry.called, entry.context_at):
+        sources = [(stage, known[name]) for stage, known in fields.items() if known and name in known]
+        if len(sources) == 1:
+            ((stage, given),) = sources
+            accepted = called.parameters.get(name, _UNKNOWN)
+            if not _is_compatible(given, accepted):
+                yield (
+                    f"stage {spec.name!r}: parameter {name!r} of {called.name} is {_text(accepted)}, but"
+                    f" {name!r} in the output of stage {stage!r} is {_text(given)}"
+                )
+        elif not sources and not has_default and all(known is not None for known in fields.values()):
+            names = [each for known in fields.values() for each in known or ()]
+            yield (
+                f"stage {spec.name!r}: no dependency returns a value for parameter {name!r}"
+                f" of {called.name}{did_you_mean(name, names)}"
+            )
+
+
+def _signature_of(spec: StageSpec) -> _Signature:
+    entry = entry_of(spec.runner)
+    assert entry is not None, "validated"
+    called = entry.called
+    while hasattr(called, "func"):  # functools.partial
+        called = called.func
+    if not inspect.isroutine(called):
+        called = getattr(type(called), "__call__", called)  # noqa: B004 - the function, for its annotations
+    name = getattr(called, "__qualname__", repr(called)).rpartition("<locals>.")[2]
+    try:
+        hints = typing.get_type_hints(called)
+        declared = inspect.signature(entry.called).parameters
+    except Exception:  # an annotation cannot be evaluated, or Python cannot determine the signature
+        return _Signature(name, _UNKNOWN, {})
+    names = list(declared)[entry.context_at :]
+    returns = hints.get("return", _UNKNOWN)
+    return _Signature(name, _without_output(returns), {name: hints.get(name, _UNKNOWN) for name in names})
+
+
+def _without_output(returned: Any) -> Any:
+    """Return the type of the value of a stage: `R | StageOutput` provides R; StageOutput alone is unknown."""
+    if returned is StageOutput:
+        return _UNKNOWN
+    if _is_union(returned):
+        left = tuple(each for each in typing.get_args(returned) if each is not StageOutput)
+        return _union(left) if left else _UNKNOWN
+    return returned
+
+
+def _with_default(returned: Any, ref: StageRef[Any]) -> Any:
+    if ref.if_missing != "default" or returned is Any:
+        return returned
+    return _union((returned, type(ref.default)))
+
+
+def _fields_of(returned: Any) -> dict[str, Any] | None:
+    """Return the types of the fields of a dataclass, Struct or TypedDict; None for other types."""
+    if not inspect.isclass(returned):
+        return None
+    if not (
+        issubclass(returned, Struct) or dataclasses.is_dataclass(returned) or typing.is_typeddict(returned)
+    ):
+        return None
+    try:
+        return typing.get_type_hints(returned)
+    except Exception:
+        return None
+
+
+def _is_compatible(given: Any, accepted: Any) -> bool:
+    """Return False if a value of type `given` is certainly no valid argument for a parameter `accepted`."""
+    try:
+        if _is_undecidable(given) or _is_undecidable(accepted) or accepted is object:
+            return True
+        return any(_is_subtype(given, each) for each in _alternatives(accepted))
+    except Exception:
+        return True  # a type that the comparison does not support
+
+
+def _alternatives(accepted: Any) -> Iterator[Any]:
+    """Yield the type, and the type with the classes added that a type checker accepts in its place."""
+    yield accepted
+    members = typing.get_args(accepted) if _is_union(accepted) else (accepted,)
+    widened = [also for each in members if inspect.isclass(each) for also in _WIDENED.get(each, ())]
+    if widened:
+        yield _union((*members, *widened))
+
+
+def _is_subtype(given: Any, accepted: Any) -> bool:
+    if _is_bare_generic(given) or _is_bare_generic(accepted):
+        given, accepted = typing.get_origin(given) or given, typing.get_origin(accepted) or accepted
+    if inspect.isclass(given) and inspect.isclass(accepted):
+        return issubclass(given, accepted)
+    is_subhint = _find_is_subhint()
+    return is_subhint is None or is_subhint(given, accepted)
+
+
+def _find_is_subhint() -> Callable[[Any, Any], bool] | None:
+    try:
+        from beartype.door import is_subhint
+    except ImportError:
+        return None
+    return is_subhint
+
+
+def _is_undecidable(hint: Any) -> bool:
+    """Return whether a type contains a part that accepts anything, or that depends on other types."""
+    if hint is Any or isinstance(hint, (TypeVar, str, typing.ParamSpec, typing.TypeVarTuple)):
+        return True
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return False
+    if typing.is_typeddict(hint) or origin is typing.get_origin(Callable[..., Any]):
+        return True
+    if inspect.isclass(hint) and getattr(hint, "_is_protocol", False):
+        return True
+    return any(_is_undecidable(each) for each in typing.get_args(hint) if each is not Ellipsis)
+
+
+def _is_bare_generic(hint: Any) -> bool:
+    return inspect.isclass(hint) and not typing.get_args(hint) and hasattr(hint, "__class_getitem__")
+
+
+def _union(members: tuple[Any, ...]) -> Any:
+    return functools.reduce(operator.or_, members)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _text(hint: Any) -> str:
+    return (
+        hint.__name__
+        if inspect.isclass(hint) and not typing.get_args(hint)
+        else str(hint).replace("typing.", "")
+    )

@@ -128,7 +128,7 @@ STAGES: dict[str, tuple[Callable[[Hostile], Stage], str]] = {
         f"data {name}": (returning(lambda h, make=make: {"v": make(h)}), "OK")
         for name, make in VALUES.items()
     },
-    "return value": (returning(lambda hostile: hostile.Value()), "FAIL"),
+    "return value": (returning(lambda hostile: hostile.Value()), "OK"),
     "return class": (returning(lambda hostile: hostile.Disguised()), "FAIL"),
     "return mapping": (returning(lambda hostile: hostile.Mapped()), "FAIL"),
     "return data key": (returning(lambda hostile: {hostile.Value(): 1}), "OK"),

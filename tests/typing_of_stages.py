@@ -27,7 +27,7 @@ class WithoutExecute:
     pass
 
 
-class WrongResult:
+class Text:
     def execute(self, ctx: StageContext) -> str:
         return "rows"
 
@@ -53,6 +53,10 @@ def text(ctx: StageContext) -> str:
     return "rows"
 
 
+async def coroutine_of_set(ctx: StageContext) -> set[WithoutExecute]:
+    return set()
+
+
 accepted = (
     Pipeline("accepted")
     .with_stage("class", Synchronous)
@@ -64,6 +68,9 @@ accepted = (
     .with_stage("partial", partial(coroutine, rows=1))
     .with_stage("lambda", lambda ctx: {"rows": 1})
     .with_stage("untyped", untyped)
+    .with_stage("text", Text)
+    .with_stage("text function", text)
+    .with_stage("set", coroutine_of_set)
     .with_stages(described, described)
 )
 
@@ -71,8 +78,6 @@ accepted = (
 def rejected(pipeline: Pipeline) -> None:
     pipeline.with_stage("number", 42)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     pipeline.with_stage("class", WithoutExecute)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    pipeline.with_stage("result", WrongResult)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    pipeline.with_stage("text", text)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     pipeline.with_stages(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, Unpack
@@ -557,8 +557,11 @@ current_stage: ContextVar[StageContext | None] = ContextVar("stageflow_stage", d
 """The context of the attempt that the current code belongs to."""
 
 
-StageReturn: TypeAlias = StageOutput | Mapping[str, Any] | None
-"""The values that a stage can return. A mapping is the data of an output with status OK; None has no data."""
+StageReturn: TypeAlias = StageOutput | Mapping[str, Any] | Sequence[Any] | Set[Any] | float | bytes | None
+"""The values of a synchronous function that type checkers accept; at run time, a stage can return any value.
+
+Classes are callable, too: if any value were accepted, type checkers would accept every class as a stage.
+"""
 
 
 class Stage(Protocol):
@@ -567,7 +570,7 @@ class Stage(Protocol):
     The class can define `name` and `kind`; arguments of `with_stage` override them.
     """
 
-    def execute(self, *arguments: Any, **inputs: Any) -> StageReturn | Awaitable[StageReturn]:
+    def execute(self, *arguments: Any, **inputs: Any) -> object:
         """Execute the stage. A coroutine runs on the event loop, a synchronous method in a thread.
 
         The only positional argument is the `StageContext`. Other parameters receive the values of the same
@@ -576,7 +579,9 @@ class Stage(Protocol):
         ...
 
 
-StageRunner: TypeAlias = Stage | type[Stage] | Callable[..., StageReturn | Awaitable[StageReturn]]
+StageRunner: TypeAlias = (
+    Stage | type[Stage] | Callable[..., Awaitable[object]] | Callable[..., StageReturn | Awaitable[object]]
+)
 """The types of stages that `with_stage` accepts: a class, an instance, or a function."""
 
 

@@ -20,7 +20,7 @@ from .._time import get_clock
 from .._timeparse import TIME_FORMATS, parse_duration, parse_time
 from ..errors import DamagedFileError, QueryError, SettingsError, did_you_mean
 from ..journal import Journal, RunFilter
-from ..store import Over, as_predicate
+from ..store import as_predicate
 from ._output import open_terminal, print_text
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def json_option(description: str) -> Any:
     return typer.Option("--json", help=description)
 
 
-def over_option(default: Over) -> Any:
+def over_option(default: str) -> Any:
     """Return `--over`.
 
     Args:

@@ -24,6 +24,7 @@ from ._spec import StageSpec, entry_of, parameters_of
 __all__ = ["annotation_problems"]
 
 _UNKNOWN: Any = Any
+_UNIONS = (typing.Union, types.UnionType)  # pyright: ignore[reportDeprecated]
 _WIDENED = {float: (int,), complex: (float, int)}
 """The classes that a type checker accepts in place of another one, although they are not subclasses of it."""
 
@@ -194,7 +195,7 @@ def _union(members: tuple[Any, ...]) -> Any:
 
 
 def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_origin(hint) in _UNIONS
 
 
 def _text(hint: Any) -> str:

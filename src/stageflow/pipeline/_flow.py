@@ -316,9 +316,9 @@ class Flow:
         """Add a stage that calls a function with the values of other stages, and return a reference to it.
 
         The first parameter of the function receives the context if it is annotated as `StageContext`, is
-        named `ctx`, or if the function has more required parameters than there are inputs. A synchronous function
-        runs in a thread. A stage is skipped if one of its inputs was skipped, or is optional and failed,
-        unless that input is `ref.or_none()` or `ref.or_default(value)`.
+        named `ctx`, or if the function has more required parameters than there are inputs. A synchronous
+        function runs in a thread. A stage is skipped if one of its inputs was skipped, or is optional and
+        failed, unless that input is `ref.or_none()` or `ref.or_default(value)`.
 
         Args:
             function: The function; its name is the name of the stage unless `name=` is set.

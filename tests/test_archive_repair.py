@@ -118,7 +118,7 @@ def test_intact_copy_of_a_lost_file_is_restored(
     assert path not in data_files(folder, beginning)
     path.write_bytes(content)
     assert "a repair adds it again" in command("doctor", "--journal", folder, code=1)
-    assert "is intact, and in the archive again" in command("doctor", "--journal", folder, "--repair")
+    assert "is intact and part of the archive again" in command("doctor", "--journal", folder, "--repair")
     assert run_ids(folder) == ids
     with EventStore(folder) as store:
         assert sum(total.count for total in store.totals() if total.stage is None) == len(ids)

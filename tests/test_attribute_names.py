@@ -164,7 +164,7 @@ def test_names_of_any_characters_are_archived_in_any_order(
         assert as_set(read_back(folder)) == as_set(before)
 
 
-def test_store_archives_a_backlog_with_any_attribute_names(tmp_path: Path) -> None:
+def test_store_archives_automatically_with_any_attribute_names(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     stageflow.configure(sink=(sink := JournalSink(folder)), health_seconds=None)
 
@@ -181,7 +181,7 @@ def test_store_archives_a_backlog_with_any_attribute_names(tmp_path: Path) -> No
         assert len(store.runs()) == 3
 
 
-def test_attribute_with_an_unknown_character_has_no_column() -> None:
+def test_unassigned_unicode_character_gets_no_column() -> None:
     from stageflow.store._columns import is_column_name
 
     unknown = next(chr(code) for code in range(0x378, sys.maxunicode) if not chr(code).isprintable())

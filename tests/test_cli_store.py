@@ -37,7 +37,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_runs_and_show_include_the_archive(journal: Path) -> None:
+def test_runs_and_show_read_the_archive(journal: Path) -> None:
     lines = [json.loads(line) for line in run(journal, "runs", "--json").splitlines()]
     assert len(lines) == 12
     oldest = lines[-1]["event_id"]
@@ -48,7 +48,7 @@ def test_runs_and_show_include_the_archive(journal: Path) -> None:
     assert "no run" in CliRunner().invoke(app, ["show", "0199", "--journal", str(journal)]).stderr
 
 
-def test_stats_shows_counts_of_stages(journal: Path) -> None:
+def test_stats_counts_stages_and_runs(journal: Path) -> None:
     table = run(journal, "stats", "--pipeline", "ask")
     assert table.splitlines()[0].split()[:3] == ["stage", "count", "fail"]
     assert run(journal, "stats").splitlines()[0].split()[:3] == ["pipeline", "stage", "count"]
@@ -98,7 +98,7 @@ def test_compare_accepts_windows_versions_and_sql(journal: Path) -> None:
     run(journal, "compare", "soon..now", "true", exit_code=2)
 
 
-def test_explain_shows_the_differences(tmp_path: Path) -> None:
+def test_explain_prints_the_differences(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     write_runs(
         folder,
@@ -143,7 +143,7 @@ def test_invalid_query_is_reported_without_a_traceback(journal: Path) -> None:
     assert "leaked" not in told.stderr
 
 
-def test_compact_prints_a_summary(tmp_path: Path) -> None:
+def test_compact_reports_the_archived_events(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     run_some(folder)
     assert run(folder, "compact", "--keep", "0s").endswith("events of 1 file archived\n")
@@ -157,7 +157,9 @@ def test_compact_prints_a_summary(tmp_path: Path) -> None:
     run(folder, "compact", "--max-age", "soon", exit_code=2)
 
 
-def test_volume_and_sampling_show_the_size_of_fields_and_kept_events(journal: Path, tmp_path: Path) -> None:
+def test_volume_and_sampling_report_the_size_of_fields_and_the_effect_of_a_sampler(
+    journal: Path, tmp_path: Path
+) -> None:
     held = json.loads(run(journal, "volume", "--json"))
     assert held["bytes"] > 0
     assert held["journal_bytes"] > 0
@@ -239,13 +241,13 @@ def test_tail_reports_events_that_are_only_in_the_archive(tmp_path: Path, filter
     assert answer.stdout.count("\n") == events
 
 
-def test_archive_can_be_queried_without_its_journal(journal: Path) -> None:
+def test_archive_without_a_journal_can_be_queried(journal: Path) -> None:
     asked = ["query", "select count(*) from runs", "--csv", "--archive", str(journal / "archive")]
     found = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert found.stdout == "count_star()\n6\n"
 
 
-def test_missing_extra_is_reported_with_its_name(journal: Path) -> None:
+def test_missing_store_extra_is_named(journal: Path) -> None:
     script = (
         "import sys; sys.modules['duckdb'] = None\n"
         "from stageflow.cli import main; sys.argv = ['stageflow', 'stats', '--journal', sys.argv[1]]; main()"

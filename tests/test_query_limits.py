@@ -192,7 +192,7 @@ DEAF = {
 
 
 @pytest.mark.parametrize("query", DEAF.values(), ids=DEAF)
-def test_query_that_cannot_be_interrupted_is_killed_at_its_timeout(folder: Path, query: str) -> None:
+def test_query_that_cannot_be_interrupted_is_killed_at_its_time_limit(folder: Path, query: str) -> None:
     began = time.monotonic()
     query_in_process(str(folder), None, "select 1", timeout=60)
     start = time.monotonic() - began  # the time to start and end a process on a busy machine
@@ -203,7 +203,7 @@ def test_query_that_cannot_be_interrupted_is_killed_at_its_timeout(folder: Path,
     assert 3.6 < took < 4.4 + max(0.0, start - 0.7), f"{took:.2f} s, {start:.2f} s for a trivial query"
 
 
-def test_short_timeout_leaves_time_for_a_short_query(folder: Path) -> None:
+def test_short_query_completes_within_a_short_limit(folder: Path) -> None:
     assert query_in_process(str(folder), None, "select 1", timeout=1).rows == [(1,)]
 
 
@@ -215,7 +215,7 @@ def test_short_timeout_leaves_time_for_a_short_query(folder: Path) -> None:
         "select repeat('x', 1000000) from range(10000)",
     ],
 )
-def test_query_cannot_exceed_its_memory_limit(folder: Path, query: str) -> None:
+def test_query_does_not_exceed_its_memory_limit(folder: Path, query: str) -> None:
     measured = subprocess.run(
         [
             sys.executable,
@@ -242,7 +242,7 @@ def test_query_cannot_exceed_its_memory_limit(folder: Path, query: str) -> None:
     assert measured.stderr  # the error states why there is no result
 
 
-def test_query_cannot_exceed_its_disk_limit(folder: Path) -> None:
+def test_query_does_not_exceed_its_disk_limit(folder: Path) -> None:
     # A query cannot create a table, so this creates one in the database of a store.
     fill = "create table t as select md5(range::varchar) || uuid() as x from range(1500000)"
     with (
@@ -277,7 +277,7 @@ def test_long_statement_prints_no_progress(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_query_process_raises_the_errors_of_the_store(folder: Path, tmp_path: Path) -> None:
+def test_query_in_process_raises_the_same_errors_as_the_store(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(QueryError, match="no_such_column"):
         query_in_process(str(folder), None, "select no_such_column from runs")
     with pytest.raises(FileNotFoundError, match="no journal"):

@@ -86,7 +86,7 @@ PLAIN = TailSampler(first_of_a_kind=False)
 # ---------------------------------------------------------------- what is kept
 
 
-def test_failed_crashed_and_slow_runs_are_kept_and_others_are_sampled(tmp_path: Path) -> None:
+def test_failed_crashed_and_slow_runs_are_kept_and_others_sampled(tmp_path: Path) -> None:
     runs = [
         {
             "fails": n % 50 == 0,
@@ -110,7 +110,7 @@ def test_failed_crashed_and_slow_runs_are_kept_and_others_are_sampled(tmp_path: 
         assert store.sql("select count(*) from runs where outcome = 'crashed'").rows == [(50,)]
 
 
-def test_run_and_its_children_have_the_same_sampling_decision(tmp_path: Path) -> None:
+def test_run_and_its_child_runs_are_kept_or_dropped_together(tmp_path: Path) -> None:
     runs = []
     for n in range(400):
         runs += [{"id": f"{n:04d}-child-{c}", "parent": f"{n:04d}-root", "stages": 2} for c in range(2)]
@@ -124,7 +124,7 @@ def test_run_and_its_children_have_the_same_sampling_decision(tmp_path: Path) ->
         assert trees["0007"]
 
 
-def test_run_with_a_failed_child_is_kept_with_it(tmp_path: Path) -> None:
+def test_run_whose_child_failed_is_kept(tmp_path: Path) -> None:
     runs: list[dict[str, Any]] = [{"id": "a-child", "parent": "a", "fails": True}, {"id": "a"}]
     runs += [{"id": "b-child", "parent": "b"}, {"id": "b"}]
     write_runs(tmp_path / "journal", runs)
@@ -153,7 +153,7 @@ def test_rules_apply_in_order(tmp_path: Path) -> None:
         assert 25 < found["one in 20"][0] < 80
 
 
-def test_target_applies_per_key_and_minute(tmp_path: Path) -> None:
+def test_target_per_minute_applies_to_each_key(tmp_path: Path) -> None:
     # Two minutes: 2,000 runs of "busy" in each, and 5 of "quiet".
     runs = [{"pipeline": "busy", "second": n * 0.06 % 120} for n in range(4000)]
     runs += [{"pipeline": "quiet", "second": n * 20} for n in range(6)]
@@ -184,7 +184,7 @@ def test_first_run_of_a_kind_is_kept_once(tmp_path: Path) -> None:
     assert rows == [("1", "first of its kind"), ("2", "first of its kind")]
 
 
-def test_rate_of_a_sampled_event_is_multiplied(tmp_path: Path) -> None:
+def test_incoming_sample_rate_is_multiplied(tmp_path: Path) -> None:
     write_runs(tmp_path / "journal", [{"sample_rate": 4} for _ in range(2000)])
     compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, one_in=5))
     with EventStore(tmp_path / "journal") as store:
@@ -195,7 +195,7 @@ def test_rate_of_a_sampled_event_is_multiplied(tmp_path: Path) -> None:
         assert total.count == 8000
 
 
-def test_run_that_spans_two_batches_is_kept_completely(tmp_path: Path) -> None:
+def test_run_divided_by_the_end_of_a_batch_is_kept(tmp_path: Path) -> None:
     write_runs(tmp_path / "journal", [{"stages": 5} for _ in range(301)], segments=4)
     compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, one_in=1e12), batch_bytes=1)
     with EventStore(tmp_path / "journal") as store:
@@ -204,7 +204,7 @@ def test_run_that_spans_two_batches_is_kept_completely(tmp_path: Path) -> None:
         assert {(count, reason) for _, count, reason in runs} == {(6, "incomplete")}
 
 
-def test_repeated_and_amended_events_keep_their_weight(tmp_path: Path) -> None:
+def test_duplicates_and_amendments_do_not_change_weights(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     sampler = TailSampler(first_of_a_kind=False, keep_failures=False, one_in=2)
     results = run_some(folder, times=12)
@@ -227,7 +227,7 @@ def test_repeated_and_amended_events_keep_their_weight(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what stays exact, and what is estimated
 
 
-def test_totals_are_exact_and_every_failed_run_is_kept(tmp_path: Path) -> None:
+def test_totals_are_exact_and_failed_runs_are_complete(tmp_path: Path) -> None:
     dice = random.Random(1)
     runs = [
         {"pipeline": f"p{n % 7}", "stages": 3, "fails": dice.random() < 0.02, "second": n * 3.0}
@@ -246,7 +246,7 @@ def test_totals_are_exact_and_every_failed_run_is_kept(tmp_path: Path) -> None:
         assert some.totals(**hours) == full.totals(**hours) != []
 
 
-def test_counts_are_kept_after_their_events_are_dropped(tmp_path: Path) -> None:
+def test_counts_remain_after_their_events_are_dropped(tmp_path: Path) -> None:
     write_runs(tmp_path / "journal", [{"stages": 2} for _ in range(100)])
     compact(tmp_path / "journal")
     with EventStore(tmp_path / "journal") as store:
@@ -259,7 +259,7 @@ def test_counts_are_kept_after_their_events_are_dropped(tmp_path: Path) -> None:
         assert store.totals() == []
 
 
-def test_merging_files_of_counts_keeps_the_counts(tmp_path: Path) -> None:
+def test_merging_files_of_counts_does_not_change_the_counts(tmp_path: Path) -> None:
     for n in range(9):
         write_runs(tmp_path / "journal", [{"id": f"{n}-{m}"} for m in range(10)])
         compact(tmp_path / "journal")
@@ -301,7 +301,7 @@ def test_intervals_contain_the_true_value_in_at_least_180_of_200_cases(tmp_path:
     assert min(hit.values()) >= 180, hit
 
 
-def test_too_few_sampled_rows_have_no_interval(tmp_path: Path) -> None:
+def test_interval_is_omitted_if_too_few_rows_were_sampled(tmp_path: Path) -> None:
     write_runs(tmp_path / "journal", [{} for _ in range(60)])
     compact(tmp_path / "journal", sampler=TailSampler(first_of_a_kind=False, one_in=10))
     with EventStore(tmp_path / "journal") as store:
@@ -310,7 +310,7 @@ def test_too_few_sampled_rows_have_no_interval(tmp_path: Path) -> None:
     assert stat.count_interval is stat.failure_rate_interval is stat.p95_interval is None
 
 
-def test_statistics_of_weighted_rows_equal_those_of_repeated_rows(tmp_path: Path) -> None:
+def test_statistics_of_weighted_rows_equal_those_of_the_represented_rows(tmp_path: Path) -> None:
     dice = random.Random(3)
     weighted = [
         {"ms": dice.lognormvariate(4, 1), "fails": dice.random() < 0.2, "sample_rate": dice.randrange(1, 6)}
@@ -364,7 +364,7 @@ def test_sampler_is_read_from_a_file(tmp_path: Path) -> None:
         ("a = " + "[" * 10_000, "nested too deeply"),
     ],
 )
-def test_invalid_sampler_file_is_an_error_that_names_the_field(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_file_is_reported_with_the_location(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "sampling.toml"
     path.write_text(text)
     with pytest.raises(SettingsError) as raised:
@@ -386,7 +386,7 @@ def test_invalid_rule_loses_no_events(tmp_path: Path, sampler: TailSampler) -> N
         assert len(store.runs()) == 10
 
 
-def test_background_compactor_compacts_while_others_write(tmp_path: Path) -> None:
+def test_background_compactor_compacts_during_writes(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     folder.mkdir()
     with EventStore(folder) as store:
@@ -416,7 +416,7 @@ def test_background_compactor_compacts_while_others_write(tmp_path: Path) -> Non
         assert runs.count == stages.count == count / 2
 
 
-def test_slowest_share_is_weighted(tmp_path: Path) -> None:
+def test_slowest_share_is_weighted_by_sample_rate(tmp_path: Path) -> None:
     # One tenth of the runs were slow, but five sixths of the rows: the fast ones were sampled 1 in 45.
     runs = [{"ms": 900.0 + n, "user": "u1"} for n in range(50)]
     runs += [{"ms": 10.0, "user": "u2", "sample_rate": 45} for _ in range(10)]

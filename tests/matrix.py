@@ -181,10 +181,10 @@ def run_suite(python: Interpreter, uvloop: bool, arguments: Sequence[str]) -> Re
         copy_tree(tree)
         install(python)
         env = {"PYTHONPATH": python.inside(tree / "tests/uvloop_site")} if uvloop else {}
-        left_out = [f"--ignore={name}" for name in LEFT_OUT.get(python.version, {})]
+        excluded = [f"--ignore={name}" for name in LEFT_OUT.get(python.version, {})]
         pytest = (python.inside(python.folder / "venv/bin/python"), "-m", "pytest")
         command = python.command(
-            *pytest, f"--junitxml={python.inside(report)}", *left_out, *arguments, cwd=tree, env=env
+            *pytest, f"--junitxml={python.inside(report)}", *excluded, *arguments, cwd=tree, env=env
         )
         log = python.folder / ("log-uvloop" if uvloop else "log")
         with log.open("wb") as file:

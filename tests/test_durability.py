@@ -406,7 +406,7 @@ def test_damaged_data_file_raises_an_error_that_names_it_and_repair_removes_it(
     assert len(run_ids(folder)) == 1
     state = check_archive(folder)
     assert (state.problems, state.damaged) == ([], [])
-    assert len(state.set_aside) == (0 if damage is Path.unlink else 1)
+    assert len(state.quarantined) == (0 if damage is Path.unlink else 1)
 
 
 def test_compact_reports_a_damaged_file_that_it_needs(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def some_runs(seed: int = 1, many: int = RUNS, failures: float = 0.05) -> tuple[
     return runs, caused, dice
 
 
-def left_out(found: Explanation) -> dict[str, str]:
-    return {name: one.reason for one in found.left_out for name in one.fields}
+def excluded(found: Explanation) -> dict[str, str]:
+    return {name: one.reason for one in found.excluded for name in one.fields}
 
 
 def by_field(differences: Iterable[Difference]) -> dict[str, Difference]:
@@ -218,7 +218,7 @@ def test_fields_that_define_the_selection_are_left_out():
     runs["attributes.cause"] = caused
     found = explain(store(runs))
     assert [one.field for one in found.differences] == ["attributes.cause"]
-    why = left_out(found)
+    why = excluded(found)
     defining = ("status", "outcome", "error", "error_type", "first_failed_stage", "reason", "stages_failed")
     assert {why[name] for name in defining} == {"used to define the selection"}
     assert why["pipeline_run_id"] == "unique ids"
@@ -232,7 +232,7 @@ def test_fields_equivalent_to_the_defining_field_are_left_out():
     runs["attributes.plan"] = np.where(numbers == 3, "free", named("plan", dice.integers(0, 3, RUNS)))
     found = explain(store(runs), "org_id = 'org3'")
     assert [str(one) for one in found.differences] == ["attributes.plan = free"]
-    assert left_out(found)["attributes.org_name"] == "equivalent to a field that defines the selection"
+    assert excluded(found)["attributes.org_name"] == "equivalent to a field that defines the selection"
 
 
 def test_equivalent_values_are_synonyms_of_one_difference():
@@ -332,7 +332,7 @@ def test_slow_runs_have_the_slow_stage_as_a_consequence():
     found = explain(store(runs, stages), "duration_ms > 3000")
     assert str(found.differences[0]) == "attributes.cold = true"
     assert found.consequences[0].field == "answer/duration_ms"
-    assert left_out(found)["duration_ms"] == "used to define the selection"
+    assert excluded(found)["duration_ms"] == "used to define the selection"
 
 
 def test_failures_of_a_version_are_a_difference():
@@ -371,7 +371,7 @@ def test_against_restricts_the_rest():
     found = explain(store(runs), against="status = 'OK' AND org_id <> 'org1'")
     assert found.differences[0].field == "attributes.cause"
     assert found.rest.rows == ((runs["status"] == "OK") & (runs["org_id"] != "org1")).sum()
-    assert "org_id" in left_out(found)
+    assert "org_id" in excluded(found)
 
 
 def runs_of(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
@@ -426,7 +426,7 @@ def test_explain_is_deterministic():
     connection = store(runs)
     found = explain(connection)
     assert found == explain(connection)
-    assert found.rest_looked_at < found.rest.rows
+    assert found.rest_compared < found.rest.rows
     assert found.differences[0].field == "attributes.cause"
 
 
@@ -493,7 +493,7 @@ def test_only_the_most_frequent_stages_are_compared():
     assert str(first) == "fetch0/status has a value"
     assert {one.along_with for one in others} == {str(first)}
     assert [str(one) for one in found.consequences] == ["fetch0/status = OK"]
-    assert len([why for why in left_out(found).values() if why == "stages that occur in few runs"]) == 50
+    assert len([why for why in excluded(found).values() if why == "stages that occur in few runs"]) == 50
 
 
 def drawn(found: Explanation, width: int | None, **how: Any) -> str:

@@ -17,7 +17,7 @@ from ._style import BAD, QUIET
 from ._tables import share
 
 if TYPE_CHECKING:
-    from ..store import Difference, Explanation, LeftOut
+    from ..store import Difference, ExcludedFields, Explanation
 
 __all__ = ["draw_explanation"]
 
@@ -58,7 +58,7 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
         numbers = {str(difference): n for n, difference in enumerate(explanation.consequences, 1)}
         lines += _section(explanation.consequences, numbers, columns)
     if explanation.fields:
-        lines += ["", _compared(explanation), *map(_excluded, explanation.left_out)]
+        lines += ["", _compared(explanation), *map(_excluded, explanation.excluded)]
     if first := (explanation.differences or explanation.consequences):
         sql = explanation.together.sql if explanation.together is not None else first[0].sql
         # In a pipe, the query stays on one line, so that programs can find all of it.
@@ -75,8 +75,8 @@ def _head(explanation: Explanation) -> list[Text]:
         Text.assemble(("against   ", QUIET), others),
     ]
     sizes = (
-        (selection, explanation.selection_looked_at),
-        (rest, explanation.rest_looked_at),
+        (selection, explanation.selection_compared),
+        (rest, explanation.rest_compared),
     )
     for line, (side, analyzed) in zip(lines, sizes, strict=True):
         line.append(f"  {_row_count(side.rows, kind)}")
@@ -171,12 +171,12 @@ def _compared(explanation: Explanation) -> Text:
     )
 
 
-def _excluded(left_out: LeftOut) -> Text:
-    more = len(left_out.fields) - _MAX_NAMES
-    named = ", ".join(on_one_line(name) for name in left_out.fields[:_MAX_NAMES]) + (
+def _excluded(excluded: ExcludedFields) -> Text:
+    more = len(excluded.fields) - _MAX_NAMES
+    named = ", ".join(on_one_line(name) for name in excluded.fields[:_MAX_NAMES]) + (
         f" and {more} more" if more > 0 else ""
     )
-    return Text(f"excluded: {named} ({left_out.reason})", style=QUIET)
+    return Text(f"excluded: {named} ({excluded.reason})", style=QUIET)
 
 
 def _next(sql: str, first: Difference, width: int | None) -> list[Text]:

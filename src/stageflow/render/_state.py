@@ -238,7 +238,7 @@ def draw_archive_state(state: Record) -> RenderableType:
         checked += f"{checked and '; '}no checksum is recorded for {unknown:,} of them"
     content = f"{state['files']:,} {_plural('file', state['files'])}, {size(state['bytes'])}"
     line = f"archive {on_one_line(state['address'])}: {content}; {checked}"
-    if moved := state["set_aside"]:
+    if moved := state["quarantined"]:
         line += f"; {len(moved):,} {_plural('file', len(moved))} moved to _stageflow/"
     if lost := state["lost"]:
         rows = sum(file["rows"] for file in lost)
@@ -255,7 +255,7 @@ def draw_repaired_archive(repaired: Record) -> RenderableType:
     Args:
         repaired: A `RepairedArchive` as plain values.
     """
-    lines = [f"repaired: {on_one_line(path)} moved to _stageflow/" for path in repaired["set_aside"]]
+    lines = [f"repaired: {on_one_line(path)} moved to _stageflow/" for path in repaired["quarantined"]]
     lines += [
         f"repaired: {on_one_line(path)} is intact and part of the archive again"
         for path in repaired["restored"]

@@ -13,7 +13,7 @@ from ._compactor import BackgroundCompactor, Compacted, Compactor
 from ._comparison import Comparison, ErrorGroup, Side, Slow
 from ._event_store import EventStore
 from ._explain import explain
-from ._explain._difference import Difference, Explanation, LeftOut, Part, Together
+from ._explain._difference import Difference, ExcludedFields, Explanation, Part, Together
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
@@ -34,9 +34,9 @@ __all__ = [
     "Difference",
     "ErrorGroup",
     "EventStore",
+    "ExcludedFields",
     "Explanation",
     "ForgottenArchive",
-    "LeftOut",
     "LostFile",
     "MovedArchive",
     "Part",

@@ -260,7 +260,7 @@ class Archive:
         if moved:
             if is_empty:
                 # No version refers to the data files: move them too, before a new log is created.
-                moved += map(self.log.set_aside, self.days())
+                moved += map(self.log.quarantine, self.days())
             self._forget()
         return moved
 

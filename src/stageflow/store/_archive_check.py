@@ -55,7 +55,7 @@ class ArchiveState(Struct, frozen=True):
         bytes: Total size of these files.
         damaged: Files that are damaged or missing.
         without_checksum: Number of files from before checksums were introduced; only their size was checked.
-        set_aside: Names of files that a recovery or repair moved to `_stageflow`.
+        quarantined: Names of files that a recovery or repair moved to `_stageflow`.
         lost: Files that repairs removed from the table.
         problems: Descriptions of what needs attention, one sentence each, with the remedy.
     """
@@ -66,7 +66,7 @@ class ArchiveState(Struct, frozen=True):
     bytes: int
     damaged: list[DamagedFile]
     without_checksum: int
-    set_aside: list[str]
+    quarantined: list[str]
     lost: list[LostFile]
     problems: list[str]
 
@@ -75,13 +75,13 @@ class RepairedArchive(Struct, frozen=True):
     """The result of `repair_archive`.
 
     Attributes:
-        set_aside: Paths of the files that were moved to `_stageflow`.
+        quarantined: Paths of the files that were moved to `_stageflow`.
         lost_rows: Number of rows that were removed because their file was damaged or missing.
         removed: The files that contained these rows.
         restored: Files that an earlier repair removed, and that were added again from an intact copy.
     """
 
-    set_aside: list[str]
+    quarantined: list[str]
     lost_rows: int
     removed: list[DamagedFile] = []
     restored: list[str] = []
@@ -165,7 +165,7 @@ def check_archive(
         bytes=total,
         damaged=damaged,
         without_checksum=sum(file.checksum is None for file in files),
-        set_aside=[] if archive.log is None else archive.log.moved_files(),
+        quarantined=[] if archive.log is None else archive.log.moved_files(),
         lost=lost,
         problems=problems,
     )
@@ -190,7 +190,7 @@ def repair_archive(
         moved: list[str] = []
         if archive.log is not None:
             # Do this first, because the lock file may be one of them.
-            moved += map(archive.log.set_aside, archive.log.misplaced())
+            moved += map(archive.log.quarantine, archive.log.misplaced())
             moved += archive.log.move_damaged_record()
         moved += move_damaged_record(archive)
         try:
@@ -215,7 +215,7 @@ def repair_archive(
             archive.sync()
             if archive.log is not None:
                 moved += [
-                    archive.log.set_aside(path) for path in local.paths_of(files) if os.path.lexists(path)
+                    archive.log.quarantine(path) for path in local.paths_of(files) if os.path.lexists(path)
                 ]
     removed = [DamagedFile(file.path, problem, file.rows) for file, problem in damaged]
     return RepairedArchive(moved, sum(file.rows for file, _ in damaged), removed, restored)

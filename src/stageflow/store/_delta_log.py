@@ -303,7 +303,7 @@ class DeltaLog:
         try:
             self.durable()
         except ArchiveDamagedError:
-            moved = [self.set_aside(self._durable_path)]
+            moved = [self.quarantine(self._durable_path)]
             self.invalidate()
             return moved
         return []
@@ -495,7 +495,7 @@ class DeltaLog:
             if (error := self._recovery_error(state, durable, can_return_to)) is not None:
                 raise error
             # The newest first: after a crash in between, the log can be recovered in the same way.
-            moved = [self.set_aside(os.path.join(self.path, name)) for name in state.damaged]
+            moved = [self.quarantine(os.path.join(self.path, name)) for name in state.damaged]
             self.invalidate()
             return moved
 
@@ -539,7 +539,7 @@ class DeltaLog:
         with try_lock(os.path.join(self._state, "lock")) as locked:
             yield locked
 
-    def set_aside(self, path: str) -> str:
+    def quarantine(self, path: str) -> str:
         """Move a file or directory of the archive to `_stageflow`, and return its new path."""
         make_directory(self.address, self._state)
         number = 1
@@ -553,7 +553,7 @@ class DeltaLog:
         return target
 
     def misplaced(self) -> list[str]:
-        """Return the paths of links, directories and FIFOs in place of state files; see `set_aside`."""
+        """Return the paths of links, directories and FIFOs in place of state files; see `quarantine`."""
         try:
             names = sorted(os.listdir(self._state))
         except (FileNotFoundError, NotADirectoryError):

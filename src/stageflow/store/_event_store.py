@@ -175,7 +175,7 @@ class EventStore:
         An archive that is damaged or cannot be reached is left out only if the result is complete without it:
         the journal, or intact files of the archive, contain all events since the time that the query states.
         """
-        return self._queries.left_out
+        return self._queries.excluded
 
     # ------------------------------------------------------------ current state
 

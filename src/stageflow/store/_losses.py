@@ -292,7 +292,7 @@ def move_damaged_record(archive: Archive) -> list[str]:
         _read(archive)
     except ArchiveDamagedError:
         assert archive.log is not None
-        return [archive.log.set_aside(_path(archive))]
+        return [archive.log.quarantine(_path(archive))]
     return []
 
 

@@ -77,7 +77,7 @@ class Queries:
         verify: Whether to verify the checksum of each archive file before reading it.
 
     Attributes:
-        left_out: Why the last result does not include the archive, or parts of it that were not needed; None
+        excluded: Why the last result does not include the archive, or parts of it that were not needed; None
             if it includes all of it.
     """
 
@@ -103,7 +103,7 @@ class Queries:
         self._snapshot = Snapshot(
             self._database, journal, archive, failures, max_attributes=256, verify=verify
         )
-        self.left_out: OSError | None = None
+        self.excluded: OSError | None = None
         self._restrict_access()
 
     def _restrict_access(self) -> None:
@@ -135,7 +135,7 @@ class Queries:
 
         Args:
             scope: The rows that the query needs. If the archive cannot be read but the scope is available,
-                `left_out` is set and nothing is raised.
+                `excluded` is set and nothing is raised.
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged or missing.
@@ -145,11 +145,11 @@ class Queries:
         with self._lock, as_os_errors(self._archive.address):
             try:
                 self._refresh_all()
-                self.left_out = None
+                self.excluded = None
             except OSError as error:
                 if not self._snapshot.refresh_within(scope):
                     raise
-                self.left_out = error
+                self.excluded = error
 
     def _refresh_all(self) -> None:
         with as_os_errors(self._archive.address):
@@ -252,7 +252,7 @@ class Queries:
         try:
             self._snapshot.verify()
         except ArchiveDamagedError:
-            if self.left_out is not None:
+            if self.excluded is not None:
                 raise
             return True
         return False

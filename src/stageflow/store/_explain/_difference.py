@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from .._selection import Over
 
-__all__ = ["Difference", "Explanation", "LeftOut", "Part", "Together"]
+__all__ = ["Difference", "ExcludedFields", "Explanation", "Part", "Together"]
 
 
 class Part(Struct, frozen=True, gc=False):
@@ -83,7 +83,7 @@ class Together(Struct, frozen=True):
     sql: str
 
 
-class LeftOut(Struct, frozen=True):
+class ExcludedFields(Struct, frozen=True):
     """Fields that were not compared, and the reason."""
 
     reason: str
@@ -99,8 +99,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
         over: "runs" or "stages".
         selection: All selected rows, and the number that they represent.
         rest: All rows of the rest, and the number that they represent.
-        selection_looked_at: Number of selected rows that were compared: all of them, or a fixed sample.
-        rest_looked_at: Number of rows of the rest that were compared.
+        selection_compared: Number of selected rows that were compared: all of them, or a fixed sample.
+        rest_compared: Number of rows of the rest that were compared.
         fields: Number of fields that were compared.
         comparisons: Number of comparisons; the q-values are corrected for all of them.
         alpha: Maximum q-value of a difference.
@@ -108,7 +108,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
         differences: Possible causes, ordered by their effect; the largest is first.
         consequences: Likely effects, such as statuses and times, if the predicate refers to results of runs.
         together: Two of the differences that explain the selection only together; None if there are none.
-        left_out: The fields that were not compared, and the reasons.
+        excluded: The fields that were not compared, and the reasons.
     """
 
     where: str
@@ -116,8 +116,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
     over: Over
     selection: Part
     rest: Part
-    selection_looked_at: int
-    rest_looked_at: int
+    selection_compared: int
+    rest_compared: int
     fields: int
     comparisons: int
     alpha: float
@@ -125,4 +125,4 @@ class Explanation(Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...] = ()
     consequences: tuple[Difference, ...] = ()
     together: Together | None = None
-    left_out: tuple[LeftOut, ...] = ()
+    excluded: tuple[ExcludedFields, ...] = ()

@@ -88,13 +88,13 @@ class FieldComparison:
         comparisons: Number of comparisons.
         findings: Conditions that the selection meets more often, whether significant or not.
         lowest: The lowest p-value of all comparisons, multiplied by their number.
-        left_out: Why the values of the field were not compared; None if they were.
+        excluded: Why the values of the field were not compared; None if they were.
     """
 
     comparisons: int = 0
     findings: list[Finding] = field(default_factory=list)
     lowest: float = 1.0
-    left_out: str | None = None
+    excluded: str | None = None
 
 
 def compare(field: Field, values: NDArray[Any], cohorts: Cohorts, *, absence: bool) -> FieldComparison:
@@ -116,11 +116,11 @@ def compare(field: Field, values: NDArray[Any], cohorts: Cohorts, *, absence: bo
     found = compare_values(codes, cohorts)
     split = None if numbers is None else best_split(numbers, cohorts)
     if len(found.codes) < 2 and not split:
-        return FieldComparison(left_out="the same in every row")
+        return FieldComparison(excluded="the same in every row")
     by_value = by_value and (numbers is None or found.distinct <= _MAX_DISTINCT_NUMBERS)
-    left_out = None
+    excluded = None
     if numbers is None and found.repeats < _MIN_REPEATED_SHARE:
-        left_out = "nearly every value is unique"
+        excluded = "nearly every value is unique"
         by_value = False
     missing = absence and found.codes[0] == MISSING
     comparisons = (split.comparisons if split else 0) + (found.comparisons if by_value else int(missing))
@@ -132,8 +132,8 @@ def compare(field: Field, values: NDArray[Any], cohorts: Cohorts, *, absence: bo
     if split:
         findings.append(Finding(field, "number", split.mask, min(1.0, split.p * comparisons), split=split))
         lowest.append(findings[-1].p)
-    left_out = None if missing else left_out
-    return FieldComparison(comparisons, findings, min(lowest, default=1.0), left_out)
+    excluded = None if missing else excluded
+    return FieldComparison(comparisons, findings, min(lowest, default=1.0), excluded)
 
 
 def _value_findings(

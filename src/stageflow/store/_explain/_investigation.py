@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import QueryError
 from .._columns import FAILURE
 from .._selection import Over, as_query_error, check_binds, named_fields
-from ._difference import Difference, Explanation, LeftOut, Together
+from ._difference import Difference, ExcludedFields, Explanation, Together
 from ._fields import (
     DOCUMENTS,
     IDS,
@@ -131,17 +131,17 @@ class _Investigation:
 
     def _compare_fields(self) -> list[FieldComparison]:
         self._leave_out_by_name()
-        left_out = frozenset(name for names in self._left_out.values() for name in names)
+        excluded = frozenset(name for names in self._left_out.values() for name in names)
         comparisons: list[FieldComparison] = []
-        fields = [self._sample.fields(left_out | self._leave_out_by_values())]
+        fields = [self._sample.fields(excluded | self._leave_out_by_values())]
         if self._request.over == "runs":
             fields.append(self._sample.stage_fields(self._stage_columns()))
         for field, values in (each for group in fields for each in group):
             # A missing status means that the stage did not run, which the other fields follow.
             absence = field.stage is None or field.is_attribute or field.column.name == "status"
             comparison = compare(field, values, self._sample.cohorts, absence=absence)
-            if comparison.left_out:
-                self._left_out[comparison.left_out].append(field.name)
+            if comparison.excluded:
+                self._left_out[comparison.excluded].append(field.name)
             if comparison.comparisons:
                 comparisons.append(comparison)
         self._leave_out("stages that occur in few runs", self._sample.skipped_stages)
@@ -167,11 +167,11 @@ class _Investigation:
             return frozenset()
         others = frozenset(column.name for column in self._columns.values() if column not in categories)
         codes = {field.column.name: values for field, values in self._sample.fields(others)}
-        left_out = {name for names in self._left_out.values() for name in names}
+        excluded = {name for names in self._left_out.values() for name in names}
         equivalent = set()
         for name, values in codes.items():
             for other in defining & codes.keys():
-                if name in left_out or name in equivalent:
+                if name in excluded or name in equivalent:
                     continue
                 pairs = np.unique(np.stack([values, codes[other]]), axis=1).shape[1]
                 if 1 < pairs == len(np.unique(values)) == len(np.unique(codes[other])):
@@ -279,8 +279,8 @@ class _Investigation:
             over=self._request.over,
             selection=selection,
             rest=rest,
-            selection_looked_at=int(selected.sum()),
-            rest_looked_at=int((~selected).sum()),
+            selection_compared=int(selected.sum()),
+            rest_compared=int((~selected).sum()),
             fields=fields,
             comparisons=comparisons,
             alpha=self._request.alpha,
@@ -288,5 +288,5 @@ class _Investigation:
             differences=differences,
             consequences=consequences,
             together=together,
-            left_out=tuple(LeftOut(reason, tuple(names)) for reason, names in self._left_out.items()),
+            excluded=tuple(ExcludedFields(reason, tuple(names)) for reason, names in self._left_out.items()),
         )

@@ -174,9 +174,9 @@ class Sample:
         self._newest_first = np.argsort(-_numbers(starts), kind="stable")
         self.skipped_stages: tuple[str, ...] = ()
 
-    def fields(self, left_out: frozenset[str]) -> Iterator[tuple[Field, NDArray[Any]]]:
+    def fields(self, excluded: frozenset[str]) -> Iterator[tuple[Field, NDArray[Any]]]:
         """Yield each field that is not left out, with its value in each row."""
-        columns = [column for column in self._columns if column.name not in left_out]
+        columns = [column for column in self._columns if column.name not in excluded]
         if not columns:
             return
         expressions = ", ".join(f"{column.code_sql} AS c{n}" for n, column in enumerate(columns))

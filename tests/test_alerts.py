@@ -31,7 +31,7 @@ from stageflow.alerts import (
     CrashedRuns,
     EventsDropped,
     FailureRate,
-    Measured,
+    Measurement,
     NoRuns,
     NotDelivered,
     Notice,
@@ -1025,11 +1025,11 @@ class Custom(Rule, frozen=True, kw_only=True):
 
     does: Callable[[], Any]
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         found = self.does()
-        return found if isinstance(found, Measured) else self.measured(now, **found)
+        return found if isinstance(found, Measurement) else self.measured(now, **found)
 
-    def measured(self, now: datetime, **more: Any) -> Measured:
+    def measured(self, now: datetime, **more: Any) -> Measurement:
         fields = {
             "value": 1.0,
             "summary": "it is bad",
@@ -1039,7 +1039,7 @@ class Custom(Rule, frozen=True, kw_only=True):
             "rows": 1,
         }
         window = Window.ending(now, 60)
-        return Measured(**{**fields, "events": 1.0, "noun": "runs", "window": window, **more})
+        return Measurement(**{**fields, "events": 1.0, "noun": "runs", "window": window, **more})
 
     def commands(self, window: Window) -> Sequence[str]:
         return ["stageflow runs"]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from stageflow.cli._app import app
 from stageflow.errors import QueryError
 from stageflow.store import EventStore
-from stageflow.store._query_process import query_in_process
+from stageflow.store._query_process import query_in_subprocess
 
 
 @pytest.fixture(scope="module")
@@ -194,17 +194,17 @@ DEAF = {
 @pytest.mark.parametrize("query", DEAF.values(), ids=DEAF)
 def test_query_that_cannot_be_interrupted_is_killed_at_its_time_limit(folder: Path, query: str) -> None:
     began = time.monotonic()
-    query_in_process(str(folder), None, "select 1", timeout=60)
+    query_in_subprocess(str(folder), None, "select 1", timeout=60)
     start = time.monotonic() - began  # the time to start and end a process on a busy machine
     began = time.monotonic()
     with pytest.raises(QueryError, match="no result within 4 s"):
-        query_in_process(str(folder), None, query, timeout=4)
+        query_in_subprocess(str(folder), None, query, timeout=4)
     took = time.monotonic() - began
     assert 3.6 < took < 4.4 + max(0.0, start - 0.7), f"{took:.2f} s, {start:.2f} s for a trivial query"
 
 
 def test_short_query_completes_within_a_short_limit(folder: Path) -> None:
-    assert query_in_process(str(folder), None, "select 1", timeout=1).rows == [(1,)]
+    assert query_in_subprocess(str(folder), None, "select 1", timeout=1).rows == [(1,)]
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,9 @@ def test_query_does_not_exceed_its_memory_limit(folder: Path, query: str) -> Non
             """if True:
             import resource, sys
             from stageflow.errors import QueryError
-            from stageflow.store._query_process import query_in_process
+            from stageflow.store._query_process import query_in_subprocess
             try:
-                query_in_process(sys.argv[1], None, sys.argv[2], limit=None, memory=300_000_000, timeout=20)
+                query_in_subprocess(sys.argv[1], None, sys.argv[2], limit=None, memory=300_000_000, timeout=20)
             except QueryError as error:
                 print(str(error).splitlines()[0], file=sys.stderr)
             print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000)
@@ -262,7 +262,7 @@ def test_killed_query_leaves_no_temporary_files(
         "select max(s) from (select repeat('x', 1000) || range as s from range(900000) order by hash(range))"
     )
     with pytest.raises(QueryError, match="no result"):
-        query_in_process(str(folder), None, query + ", range(1000000000)", memory=400_000_000, timeout=2)
+        query_in_subprocess(str(folder), None, query + ", range(1000000000)", memory=400_000_000, timeout=2)
     assert files_below(tmp_path) == set()
     assert list(tmp_path.iterdir()) == []
 
@@ -277,12 +277,12 @@ def test_long_statement_prints_no_progress(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_query_in_process_raises_the_same_errors_as_the_store(folder: Path, tmp_path: Path) -> None:
+def test_query_in_subprocess_raises_the_same_errors_as_the_store(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(QueryError, match="no_such_column"):
-        query_in_process(str(folder), None, "select no_such_column from runs")
+        query_in_subprocess(str(folder), None, "select no_such_column from runs")
     with pytest.raises(FileNotFoundError, match="no journal"):
-        query_in_process(str(tmp_path / "none"), None, "select 1")
-    rows = query_in_process(str(folder), None, "from range(3)", limit=2)
+        query_in_subprocess(str(tmp_path / "none"), None, "select 1")
+    rows = query_in_subprocess(str(folder), None, "from range(3)", limit=2)
     assert (rows.columns, rows.rows, rows.more) == (["range"], [(0,), (1,)], True)
     shown = CliRunner().invoke(app, ["query", "from glob('/*')", "--journal", str(folder)])
     assert (shown.exit_code, shown.stdout) == (1, "")
@@ -417,4 +417,4 @@ def test_query_that_nests_deeply_is_answered_or_rejected(folder: Path, query: st
 
 def test_query_with_a_lone_surrogate_is_rejected(folder: Path) -> None:
     with pytest.raises(QueryError, match="surrogates not allowed"):
-        query_in_process(str(folder), None, "select '\udcff'")
+        query_in_subprocess(str(folder), None, "select '\udcff'")

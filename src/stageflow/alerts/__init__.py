@@ -6,7 +6,7 @@ from ._notice import Notice, sample_notice
 from ._receivers import Apprise, Call, NotDelivered, Receiver, Webhook
 
 # For other packages of stageflow.
-from ._rule import SILENCES_FILE as SILENCES_FILE, Measured, Rule, Silence, add_silence as add_silence
+from ._rule import SILENCES_FILE as SILENCES_FILE, Measurement, Rule, Silence, add_silence as add_silence
 from ._rules import (
     BurnRate,
     BurnWindows,
@@ -44,7 +44,7 @@ __all__ = [
     "EventsDropped",
     "FailureRate",
     "Finding",
-    "Measured",
+    "Measurement",
     "NoRuns",
     "NotDelivered",
     "Notice",

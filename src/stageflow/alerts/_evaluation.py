@@ -18,7 +18,7 @@ from .._interrupts import is_a
 from .._log import log_safely
 from ..errors import StageflowError, describe
 from ._notice import Notice
-from ._rule import Measured, Rule, Silence, how_many, is_silenced, percent, rfc3339_of
+from ._rule import Measurement, Rule, Silence, how_many, is_silenced, percent, rfc3339_of
 from ._state import AlertState, Incident, RuleState
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _evaluate(
 
 
 def _step(
-    rule: Rule, before: RuleState, measured: Measured, now: datetime, *, quiet: bool
+    rule: Rule, before: RuleState, measured: Measurement, now: datetime, *, quiet: bool
 ) -> tuple[RuleState, Literal["firing", "repeated", "resolved"] | None]:
     """Return the state after a measurement, and the kind of notice that is due."""
     seen = RuleState(evaluated_at=now, value=measured.value, summary=measured.summary, errors=before.errors)
@@ -186,7 +186,7 @@ def _notice(
     rule: Rule,
     before: RuleState,
     after: RuleState,
-    measured: Measured,
+    measured: Measurement,
     kind: Literal["firing", "repeated", "resolved"],
     now: datetime,
 ) -> Notice:
@@ -242,7 +242,7 @@ def _close_orphaned(name: str, gone: RuleState, now: datetime) -> Notice:
 def _finding(
     rule: Rule,
     after: RuleState,
-    measured: Measured | None,
+    measured: Measurement | None,
     silence: Silence | None,
     archive_error: str | None = None,
 ) -> Finding:
@@ -261,7 +261,7 @@ def _finding(
     )
 
 
-def _commands(rule: Rule, measured: Measured) -> list[str]:
+def _commands(rule: Rule, measured: Measurement) -> list[str]:
     try:
         return [str(command) for command in rule.commands(measured.window)]
     except Exception as error:
@@ -269,7 +269,7 @@ def _commands(rule: Rule, measured: Measured) -> list[str]:
         return []
 
 
-def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
+def _runs(store: EventStore, measured: Measurement) -> tuple[str, ...]:
     """Return ids of affected runs, newest first."""
     if measured.selection is None:
         return ()
@@ -284,7 +284,7 @@ def _runs(store: EventStore, measured: Measured) -> tuple[str, ...]:
         return ()
 
 
-def _explained(store: EventStore, measured: Measured) -> tuple[str, ...]:
+def _explained(store: EventStore, measured: Measurement) -> tuple[str, ...]:
     """Return the differences between the affected runs and the others."""
     if measured.selection is None:
         return ()

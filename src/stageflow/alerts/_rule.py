@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HYSTERESIS",
     "SILENCES_FILE",
-    "Measured",
+    "Measurement",
     "Rule",
     "Severity",
     "Silence",
@@ -303,7 +303,7 @@ class WrongField(InvalidArgumentError):
         self.problem = problem
 
 
-class Measured(Struct, frozen=True, kw_only=True):
+class Measurement(Struct, frozen=True, kw_only=True):
     """The result of measuring a rule in one window.
 
     Attributes:
@@ -387,7 +387,7 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
 
     # Abstract: each subclass overrides `measure` and `commands`. `abc.ABC` cannot declare that: its metaclass
     # conflicts with the one of `msgspec.Struct`.
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         """Measure the rule in the window that ends now.
 
         Raises:

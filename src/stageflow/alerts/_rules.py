@@ -17,7 +17,7 @@ from ..render import on_one_line
 from ..store import FAILURE, condition, count_if, percentiles, ranked, text
 from ._rule import (
     HYSTERESIS,
-    Measured,
+    Measurement,
     Rule,
     Threshold,
     Window,
@@ -77,11 +77,11 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
                 self.name, "above", f"expected a share below 1 (0.05 is 5 %), got {self.above!r}"
             )
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         window = Window.ending(now, self.window)
         rows, events, share = failed_share(store, window, self.pipeline, self.stage)
         bad, good = self.verdict(share, enough=rows >= self.min_events)
-        return Measured(
+        return Measurement(
             value=share,
             summary=f"failure rate {percent(share)}" if share is not None else "failure rate unknown",
             threshold=f"above {percent(self.above)}, resolves below {percent(self.below)}",
@@ -143,7 +143,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
     def _slow(self) -> str:
         return f"duration_ms > {self.above * 1000:.15g}"
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         window = Window.ending(now, self.window)
         over: Literal["runs", "stages"] = "stages" if self.stage else "runs"
         ran = _RAN if self.stage else ""
@@ -156,7 +156,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
         seconds = None if value is None else value / 1000
         bad, good = self.verdict(seconds, enough=seen >= self.min_events)
         slow = self._slow
-        return Measured(
+        return Measurement(
             value=seconds,
             summary=f"{self.quantile} {value:,.0f} ms" if value is not None else f"{self.quantile} unknown",
             threshold=f"above {self.above * 1000:,.0f} ms, resolves below {self.below * 1000:,.0f} ms",
@@ -251,7 +251,7 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
             return FAILED
         return f"({FAILED} or duration_ms > {self.slower_than * 1000:.15g})"
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         budget = 1 - self.slo
         found = []
         for pair in self.windows:
@@ -276,7 +276,7 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
         )
         rates = " and ".join("unknown" if burn is None else f"{burn:.1f}x" for burn in burns)
         pairs = " or ".join(map(str, self.windows))
-        return Measured(
+        return Measurement(
             value=burns[0],
             summary=f"burn rate {rates} over {span(pair.long)} and {span(pair.short)}",
             threshold=f"above {pairs}, of the {percent(budget)} that SLO {100 * self.slo:g} % allows",
@@ -315,7 +315,7 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         super().__post_init__()
         check_number(self.name, "fewer_than", self.fewer_than, least=1)
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         window = Window.ending(now, self.window)
         where = RunFilter(pipeline=self.pipeline, stage=self.stage)
         # A run that started in the window has ended in it, or has not ended.
@@ -330,7 +330,7 @@ class NoRuns(Rule, frozen=True, kw_only=True, tag="no_runs"):
         bad = events < self.fewer_than
         notes = [self._last(store, condition("runs", where, f"ended_at <= '{exactly(now)}'"))] if bad else []
         runs = f"{events:,.0f} runs in {span(self.window)}"
-        return Measured(
+        return Measurement(
             value=float(events),
             summary=runs if events else f"no runs in {span(self.window)}",
             threshold=f"fewer than {self.fewer_than:,}",
@@ -379,14 +379,14 @@ class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
     window: float = 3600.0
     min_events: int = 1
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         window = Window.ending(now, self.window)
         ended = window.rows("runs", self.pipeline, self.stage)
         query = f"select count(*), {count_if()}, {count_if(_CRASHED)} from runs where {ended}"
         ((rows, events, crashed),) = store.sql(query, since=window.since).rows
         bad, good = self.verdict(float(crashed), enough=rows >= self.min_events, exact=True)
         crashes = window.rows("runs", self.pipeline, self.stage, _CRASHED)
-        return Measured(
+        return Measurement(
             value=float(crashed),
             summary=f"{crashed:,.0f} crashed runs",
             threshold=f"above {self.above:g}",
@@ -432,7 +432,7 @@ class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
     above: float = 0.0
     min_events: int = 1
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         window = Window.ending(now, self.window)
         back = window.since - _LOOK_BACK
         found = store.sql(
@@ -446,7 +446,7 @@ class EventsDropped(Threshold, frozen=True, kw_only=True, tag="events_dropped"):
         whole = sum(lost.values())
         bad, good = self.verdict(float(whole), enough=rows >= self.min_events, exact=True)
         why = sorted(lost.items(), key=lambda item: (-item[1], item[0]))
-        return Measured(
+        return Measurement(
             value=float(whole),
             summary=f"{whole:,} events lost",
             threshold=f"above {self.above:g}",
@@ -546,7 +546,7 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
         given = {"since": window.since, "now": window.until}
         return {name: given[name] for name in sorted(set(_PARAMETER.findall(self.sql)))}
 
-    def measure(self, store: EventStore, now: datetime) -> Measured:
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
         window = Window.ending(now, self.window)
         found = store.sql(self.sql, self.parameters(window) or None, limit=_MAX_ROWS)
         many = len(found.rows)
@@ -554,7 +554,7 @@ class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
         runs = [
             str(row["pipeline_run_id"]) for row in found.dicts() if row.get("pipeline_run_id") is not None
         ]
-        return Measured(
+        return Measurement(
             value=float(many),
             summary=f"{many:,} {'row' if many == 1 else 'rows'}{' and more' if found.more else ''}",
             threshold=f"above {self.above:g}",

@@ -33,14 +33,14 @@ def explain(
     which: Annotated[
         str,
         typer.Argument(
-            metavar="WHICH",
+            metavar="SELECTION",
             help="failed, slow (the slowest 5 %), a window (2h..1h), version=1.5, or an SQL predicate.",
         ),
     ] = "failed",
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="WHICH", show_default=False, help="What to compare with; default all other rows."
+            metavar="SELECTION", show_default=False, help="What to compare with; default all other rows."
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -70,7 +70,7 @@ def explain(
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
     slow = which == "slow" and against is None
-    where = None if slow or which == "failed" else as_selection(which, "WHICH")
+    where = None if slow or which == "failed" else as_selection(which, "SELECTION")
     rest = None if against is None else as_selection(against, "--against")
     with open_store(journal, archive, verify=verify) as store:
         if slow:

@@ -154,7 +154,7 @@ def span_option(
             raise typer.BadParameter(f"{text!r} is zero; expected a longer time span")
         return seconds
 
-    return typer.Option(name, metavar="SPAN", callback=check, show_default=show_default, help=description)
+    return typer.Option(name, metavar="DURATION", callback=check, show_default=show_default, help=description)
 
 
 def json_option(description: str) -> Any:

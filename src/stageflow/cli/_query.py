@@ -43,11 +43,11 @@ def query(
     - `stageflow query "describe stages"`
     """
     text = sys.stdin.read() if sql == "-" else sql
-    from ..store import query_in_process
+    from ..store import query_in_subprocess
 
     path = None if journal is None and archive is not None else find_journal(journal).path
     with show_progress("archiving") as progress:
-        rows = query_in_process(
+        rows = query_in_subprocess(
             path,
             archive,
             text,

@@ -17,7 +17,7 @@ from ..errors import DamagedFileError
 from ._cursor import CursorFile, cursor_names, cursor_state_file, load_cursor
 from ._format import decode
 from ._losses import MissingSegments, closed_by, missing_segments, runs_without_end
-from ._recovery import open_runs, writer_is_closed, writer_lives
+from ._recovery import open_runs, writer_is_alive, writer_is_closed
 from ._retention import DELETED_FILE, FAILURES_FILE, Deleted, read_deletion_counts, retention_has_run
 from ._segments import (
     BROKEN,
@@ -330,7 +330,7 @@ def _state_of(segments: list[Segment]) -> tuple[str, list[str], int, OSError | N
         if writer_is_closed(segments):
             closed = closed_by(segments[-1])
             return "completed" if closed.adopted_by else "closed", [], closed.crashed, None
-        state = "live" if writer_lives(segments) else "dead"
+        state = "live" if writer_is_alive(segments) else "dead"
     except FileNotFoundError:  # deleted meanwhile
         return "closed", [], 0, None
     except OSError as error:

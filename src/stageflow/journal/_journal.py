@@ -43,8 +43,8 @@ from ._recovery import (
     open_runs,
     recover,
     update_progress,
+    writer_is_alive,
     writer_is_closed,
-    writer_lives,
 )
 from ._repair import Repaired, repair
 from ._segments import (
@@ -698,7 +698,7 @@ def _newest_first(writers: Writers) -> list[Segment]:
 
 
 def _in_progress_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, Any]]:
-    if writer_lives(segments):
+    if writer_is_alive(segments):
         for run in open_runs(segments).values():
             yield run.partial_record(now_us)
         return
@@ -709,7 +709,7 @@ def _in_progress_in(segments: list[Segment], now_us: int) -> Iterator[dict[str, 
 
 
 def _crashed_in(segments: list[Segment]) -> Iterator[dict[str, list[tuple[str, Struct]]]]:
-    if not writer_is_closed(segments) and not writer_lives(segments):
+    if not writer_is_closed(segments) and not writer_is_alive(segments):
         yield crashed_runs(segments)
 
 

@@ -61,8 +61,8 @@ __all__ = [
     "open_runs",
     "recover",
     "update_progress",
+    "writer_is_alive",
     "writer_is_closed",
-    "writer_lives",
 ]
 
 
@@ -343,7 +343,7 @@ def writer_is_closed(segments: list[Segment]) -> bool:
     return last_line_starts_with(segments[-1], WRITER_CLOSED)
 
 
-def writer_lives(segments: list[Segment]) -> bool:
+def writer_is_alive(segments: list[Segment]) -> bool:
     """Return whether the process of a writer holds the lock of its last segment."""
     return is_locked(segments[-1].path)
 
@@ -363,7 +363,7 @@ def _has_died(segments: list[Segment], closed: set[str]) -> bool:
         if writer_is_closed(segments):
             closed.add(writer)
             return False
-        if writer_lives(segments):
+        if writer_is_alive(segments):
             return False
     except FileNotFoundError:
         return False  # deleted in the meantime

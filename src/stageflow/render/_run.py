@@ -175,7 +175,7 @@ class Timeline:
         return Measurement(min(_MIN_TIMELINE, options.max_width), options.max_width)
 
 
-_HEADINGS = ("  stage", "status", "tries", "queue ms", "ms")
+_HEADINGS = ("  stage", "status", "attempts", "queue ms", "ms")
 
 _GAP = 3
 """Spaces between two columns of the table."""

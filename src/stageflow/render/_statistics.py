@@ -86,8 +86,8 @@ def _shares(name: str, rows: Sequence[Record], total: int, events: int, width: i
             right=True,
         ),
     }
-    if any(row["happened"] is not None for row in rows):
-        columns["happened"] = Column("happened", [Text(count(row["happened"])) for row in rows], right=True)
+    if any(row["emitted"] is not None for row in rows):
+        columns["emitted"] = Column("emitted", [Text(count(row["emitted"])) for row in rows], right=True)
     columns |= {
         "size": Column("size", [Text(size(row["bytes"])) for row in rows], right=True),
         "share": Column("share", [Text(share(row["bytes"], total)) for row in rows], right=True),
@@ -104,7 +104,7 @@ def draw_sampled(rows: Sequence[Record], *, width: int | None) -> RenderableType
     """Return the effect of a sampler: the runs and events kept for each key and reason, and in total.
 
     Args:
-        rows: `Sampled` objects as plain values.
+        rows: `SamplingResult` objects as plain values.
         width: Width of the terminal in columns; None for no limit.
     """
     names = ("runs", "kept", "events", "kept_events")
@@ -227,7 +227,7 @@ def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType
     """Return a line for each of the slowest runs or stages.
 
     Args:
-        slow: `Slow` objects as plain values.
+        slow: `SlowRecord` objects as plain values.
         width: Width of the terminal in columns; None for no limit.
     """
     columns = {
@@ -236,7 +236,7 @@ def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType
         **_name_columns(slow),
         "stage ms": _number_column("stage ms", slow, "stage_ms", milliseconds),
         "queue": _number_column("queue ms", slow, "queue_ms", milliseconds),
-        "tries": _number_column("tries", slow, "attempts", count),
+        "attempts": _number_column("attempts", slow, "attempts", count),
         "began": Column("began", [Text(_time(row["started_at"])) for row in slow]),
         "run": Column(
             "run", [Text(on_one_line(each)) for each in short_ids([row["run_id"] or "" for row in slow])]
@@ -244,7 +244,7 @@ def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType
         "user": Column("user", [Text(on_one_line(row["user_id"] or "")) for row in slow]),
     }
     columns = {name: column for name, column in columns.items() if any(column.cells)}
-    spare = ("tries", "queue", "user", "began", "stage ms", "pipeline")
+    spare = ("attempts", "queue", "user", "began", "stage ms", "pipeline")
     return draw_columns(columns, width=width, spare=spare, flexible=("user", "pipeline", "stage"))
 
 

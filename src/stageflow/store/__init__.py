@@ -9,8 +9,8 @@ from ._address import (
 )
 from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
 from ._columns import FAILURE as FAILURE, text as text
-from ._compactor import BackgroundCompactor, Compacted, Compactor
-from ._comparison import Comparison, ErrorGroup, Side, Slow
+from ._compactor import BackgroundCompactor, CompactionResult, Compactor
+from ._comparison import Comparison, ErrorGroup, Side, SlowRecord
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._difference import Difference, ExcludedFields, Explanation, Part, Together
@@ -18,8 +18,8 @@ from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
 from ._queries import Rows
-from ._query_process import query_in_process
-from ._sampling import Sampled, SampleRule, TailSampler, read_sampler
+from ._query_process import query_in_subprocess
+from ._sampling import SampleRule, SamplingResult, TailSampler, read_sampler
 from ._selection import Over as Over, as_predicate as as_predicate, condition as condition
 from ._snapshot import LONGEST_RUN as LONGEST_RUN
 from ._statistics import Share, Stat, Total, Volume
@@ -27,7 +27,7 @@ from ._statistics import Share, Stat, Total, Volume
 __all__ = [
     "ArchiveState",
     "BackgroundCompactor",
-    "Compacted",
+    "CompactionResult",
     "Compactor",
     "Comparison",
     "DamagedFile",
@@ -43,10 +43,10 @@ __all__ = [
     "RepairedArchive",
     "Rows",
     "SampleRule",
-    "Sampled",
+    "SamplingResult",
     "Share",
     "Side",
-    "Slow",
+    "SlowRecord",
     "Stat",
     "TailSampler",
     "Together",
@@ -56,7 +56,7 @@ __all__ = [
     "explain",
     "forget_archive",
     "move_archive",
-    "query_in_process",
+    "query_in_subprocess",
     "read_sampler",
     "repair_archive",
 ]

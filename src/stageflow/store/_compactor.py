@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackgroundCompactor",
-    "Compacted",
+    "CompactionResult",
     "Compactor",
     "Maintenance",
     "Progress",
@@ -157,7 +157,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of bytes of segments that are archived, and the total."""
 
 
-class Compacted(Struct, frozen=True):
+class CompactionResult(Struct, frozen=True):
     """The result of `Compactor.compact`.
 
     Attributes:
@@ -249,7 +249,7 @@ class Compactor:
         self._local = LocalFiles(self.archive)
         self._maintenance = self._new_maintenance(archive=self.archive, local=self._local)
 
-    def compact(self, progress: Progress | None = None) -> Compacted:
+    def compact(self, progress: Progress | None = None) -> CompactionResult:
         """Move every closed segment into the archive; then merge small files and drop expired rows.
 
         Args:
@@ -264,7 +264,7 @@ class Compactor:
         # The lock only saves work: two compactors would be correct, but one of them would work in vain.
         with as_os_errors(self.archive.address), try_lock(os.path.join(self.journal, _LOCK)) as locked:
             if not locked:
-                return Compacted(busy=True)
+                return CompactionResult(busy=True)
             self._check_address()
             try:
                 self.recover_locked()
@@ -287,7 +287,7 @@ class Compactor:
                     self._local.invalidate()
                     self._local.verify(self.archive.files())
                 raise
-        return Compacted(segments, rows, kept, merged, dropped)
+        return CompactionResult(segments, rows, kept, merged, dropped)
 
     def interrupt(self) -> None:
         """Interrupt the current step of another thread, if possible; `compact` raises an error there.

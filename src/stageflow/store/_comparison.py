@@ -16,7 +16,7 @@ from ._selection import Over
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Comparison", "ErrorGroup", "Side", "Slow", "compare", "errors", "slowest"]
+__all__ = ["Comparison", "ErrorGroup", "Side", "SlowRecord", "compare", "errors", "slowest"]
 
 
 class ErrorGroup(Struct, frozen=True):
@@ -88,7 +88,7 @@ def errors(connection: DuckDBPyConnection, of_stages: str, of_runs: str, *, limi
     return [ErrorGroup(pipeline or "", *rest) for pipeline, *rest in found]
 
 
-class Slow(Struct, frozen=True):
+class SlowRecord(Struct, frozen=True):
     """A slow run or stage.
 
     Attributes:
@@ -116,7 +116,7 @@ class Slow(Struct, frozen=True):
     user_id: str | None
 
 
-def slowest(connection: DuckDBPyConnection, condition: str, over: Over, *, limit: int) -> list[Slow]:
+def slowest(connection: DuckDBPyConnection, condition: str, over: Over, *, limit: int) -> list[SlowRecord]:
     """Return the runs or stages with the longest durations."""
     if over == "stages":
         query = f"""
@@ -138,7 +138,7 @@ def slowest(connection: DuckDBPyConnection, condition: str, over: Over, *, limit
             select pipeline_run_id, pipeline_name, stage, outcome, duration_ms, stage_ms, null, null,
                 started_at, user_id
             from slow left join longest using (pipeline_run_id) order by duration_ms desc, event_id"""
-    return [Slow(run, name or "", *rest) for run, name, *rest in connection.execute(query).fetchall()]
+    return [SlowRecord(run, name or "", *rest) for run, name, *rest in connection.execute(query).fetchall()]
 
 
 _MAX_DURATIONS = 5_000

@@ -27,13 +27,13 @@ from ._address import absolute_address, default_address, read_address, same_addr
 from ._archive import Archive
 from ._columns import FAILURE, text
 from ._compactor import Compactor, Progress, check_exists, closed_segments
-from ._comparison import Comparison, ErrorGroup, Slow, compare, errors, slowest
+from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
 from ._explain import explain
 from ._explain._difference import Explanation
 from ._merge import NO_KINDS, percentiles, ranked
 from ._queries import Queries, Rows, load_run
 from ._rows import events_of
-from ._sampling import Sampled, TailSampler, decide, report
+from ._sampling import SamplingResult, TailSampler, decide, report
 from ._selection import Over, condition, parenthesized
 from ._snapshot import Scope
 from ._statistics import Stat, Total, Volume, stats, totals
@@ -386,7 +386,7 @@ class EventStore:
         """Return the number and size of stored events by day, type and field."""
         return self._queries.volume()
 
-    def dry_run(self, sampler: TailSampler, filter: RunFilter | None = None) -> list[Sampled]:
+    def dry_run(self, sampler: TailSampler, filter: RunFilter | None = None) -> list[SamplingResult]:
         """Return which stored runs a sampler would have kept. Nothing is changed.
 
         Args:
@@ -398,7 +398,7 @@ class EventStore:
         """
         runs = f"select * from runs where {condition('runs', filter, None)}"
 
-        def apply(cursor: DuckDBPyConnection) -> list[Sampled]:
+        def apply(cursor: DuckDBPyConnection) -> list[SamplingResult]:
             decide(cursor, "decided", sampler, runs, NO_KINDS)
             return report(cursor, "decided", runs)
 
@@ -433,7 +433,7 @@ class EventStore:
         *,
         where: str | None = None,
         limit: int = 20,
-    ) -> list[Slow]:
+    ) -> list[SlowRecord]:
         """Return the runs, or stages, with the longest durations.
 
         Args:

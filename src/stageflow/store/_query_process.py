@@ -27,7 +27,7 @@ from ..errors import QueryError, StageflowError
 from ._queries import Rows, check_timeout
 from ._selection import check_encodable
 
-__all__ = ["MEMORY", "query_in_process"]
+__all__ = ["MEMORY", "query_in_subprocess"]
 
 
 MEMORY = 2_000_000_000
@@ -53,7 +53,7 @@ class _Request(Struct, frozen=True):
     verify: bool
 
 
-def query_in_process(
+def query_in_subprocess(
     journal: str | None,
     archive: str | None,
     sql: str,

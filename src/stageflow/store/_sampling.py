@@ -19,7 +19,7 @@ from ._selection import parenthesized, parse_predicate
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["SampleRule", "Sampled", "TailSampler", "decide", "read_sampler", "report", "sample"]
+__all__ = ["SampleRule", "SamplingResult", "TailSampler", "decide", "read_sampler", "report", "sample"]
 
 
 class SampleRule(Struct, metaclass=ValueType, frozen=True, kw_only=True):
@@ -122,7 +122,7 @@ _HASH_POSITION = "(md5_number_lower(root)::double / 18446744073709551616)"
 """SQL: a number from 0 to 1 that depends only on the id of the root run."""
 
 
-class Sampled(Struct, frozen=True):
+class SamplingResult(Struct, frozen=True):
     """The sampling result of runs with the same key and reason.
 
     Attributes:
@@ -214,7 +214,7 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
         ) from None
 
 
-def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[Sampled]:
+def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[SamplingResult]:
     """Return the sampling decisions for these runs, most events first; `decided` is the table of `decide`."""
     found = connection.execute(f"""
         select key, reason, count(*), count(*) filter (kept),
@@ -223,7 +223,7 @@ def report(connection: DuckDBPyConnection, decided: str, runs: str) -> list[Samp
         from (select {_ROOT} as root, stages_total from ({runs})) join {decided} using (root)
         group by key, reason order by events desc, key, reason
     """).fetchall()
-    return [Sampled(*row) for row in found]
+    return [SamplingResult(*row) for row in found]
 
 
 def sample(

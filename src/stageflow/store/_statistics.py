@@ -232,14 +232,14 @@ class Share(Struct, frozen=True):
     Attributes:
         name: The day, the type or the column.
         events: Number of rows; for a field, the number of rows that have a value.
-        happened: Number of wide events before sampling; None if they are not counted.
+        emitted: Number of wide events before sampling; None if they are not counted.
         bytes: Compressed size on disk. The size of a column is divided among the types by the number of their
             values.
     """
 
     name: str
     events: int
-    happened: float | None
+    emitted: float | None
     bytes: int
 
 
@@ -277,7 +277,7 @@ def volume(
         journal_bytes: See `Volume`.
     """
     event_files = [file for file in files if file.has_events]
-    happened = {
+    emitted = {
         str(day): count
         for day, count in connection.execute("select day, sum(count) from counts group by 1").fetchall()
     }
@@ -294,7 +294,7 @@ def volume(
         sum(file.size for file in files if not file.has_events),
         journal_bytes,
         [
-            Share(day, rows, happened.get(day), size)
+            Share(day, rows, emitted.get(day), size)
             for day, (rows, size) in sorted(days.items(), reverse=True)
         ],
         sorted(

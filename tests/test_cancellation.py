@@ -530,7 +530,7 @@ def test_run_past_its_deadline_is_cancelled(sink: MemoryEventSink) -> None:
     assert log == ["clean-up began", "clean-up ended"]
     event = check_record(sink.events, ["s", "after"])
     assert (event["status"], event["outcome"]) == ("FAIL", "timeout")
-    assert event["error"] == "DeadlineExceededError: the run took longer than its deadline of 5 s"
+    assert event["error"] == "DeadlineExceededError: the run exceeded its deadline of 5 s"
     assert event["error_type"] == "DeadlineExceededError"
     assert (results.outcome, results.status, results.ok) == ("timeout", StageStatus.FAIL, False)
     assert isinstance(results.exception, TimeoutError)

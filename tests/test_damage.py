@@ -754,4 +754,4 @@ def test_unreadable_file_hides_only_itself(program: Start) -> None:
     )
     status, out, err = one.ended()
     assert (status, out) == (0, "done\n"), err
-    assert "skipping a part of the journal that cannot be read" in err
+    assert "skipping an unreadable part of the journal" in err

@@ -138,7 +138,7 @@ def test_burn_rates_exclude_cancelled_runs(tmp_path: Path, slower_than: float | 
         (finding,) = evaluate(store, [rule], AlertState(), BEGAN + timedelta(minutes=2)).findings
     assert finding.error is None
     assert (finding.status, finding.events) == ("inactive", "30 runs")
-    assert finding.summary.startswith("burn rate 0.0x and 0.0x")
+    assert finding.summary.startswith("burn rate 0.0x over 1 h, 0.0x over 5 min")
 
 
 def test_burst_of_cancelled_runs_fires_no_alert(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ async def test_require_from_raises_for_a_skipped_stage() -> None:
         "'skipped' did not return 'hits': it ended with SKIP (nobody asked) "
         f"[stage 'reader', pipeline 'ask', run {run_id}]\n"
         "  hint: use get_from('skipped', 'hits', default) to run without it, "
-        "or conditional=True to be skipped with it"
+        "or conditional=True to skip this stage when the value is missing"
     )
 
 

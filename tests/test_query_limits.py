@@ -225,7 +225,9 @@ def test_query_does_not_exceed_its_memory_limit(folder: Path, query: str) -> Non
             from stageflow.errors import QueryError
             from stageflow.store._query_process import query_in_subprocess
             try:
-                query_in_subprocess(sys.argv[1], None, sys.argv[2], limit=None, memory=300_000_000, timeout=20)
+                query_in_subprocess(
+                    sys.argv[1], None, sys.argv[2], limit=None, memory=300_000_000, timeout=20
+                )
             except QueryError as error:
                 print(str(error).splitlines()[0], file=sys.stderr)
             print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000)

@@ -392,7 +392,7 @@ async def test_failing_detector_redacts_the_complete_text(
 
     await build(sink, fail).run()
     assert stage_wide(sink.events, "fail")["error"] == "[redaction failed]"
-    assert "could not redact a text" in caplog.text
+    assert "could not redact a string" in caplog.text
 
 
 @pytest.mark.parametrize(

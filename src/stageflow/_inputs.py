@@ -78,7 +78,7 @@ class StageInputs:
             raise MissingInputError(
                 f"{stage!r} did not return {key!r}: it ended with {result.status} ({why})",
                 hint=f"use get_from({stage!r}, {key!r}, default) to run without it, "
-                "or conditional=True to be skipped with it",
+                "or conditional=True to skip this stage when the value is missing",
                 **self._where(),
             )
         keys = [str(known) for known in result.data]

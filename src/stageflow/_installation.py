@@ -1,7 +1,7 @@
 """Detects other distributions that install a package named `stageflow` into the same directory.
 
-pip does not report this: the distribution that is installed last replaces files of the other one. The import
-of this module raises ImportError if the directory contains modules of another distribution.
+pip does not report this: the distribution that is installed last overwrites files of the other one. The
+import of this module raises ImportError if the directory contains modules of another distribution.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def other_distributions() -> list[str]:
     # The same name twice, if the package has an editable installation.
     names = {*packages_distributions().get(_OWN_NAME, ())} - {_OWN_NAME}
     return [
-        f"the distribution {name} also installs a package named `stageflow`, and one replaces files of the"
-        f" other: run `pip uninstall {name}`, then `pip install --force-reinstall --no-deps stageflow`"
+        f"the distribution {name} also installs a package named `stageflow`, and one overwrites files of"
+        f" the other: run `pip uninstall {name}`, then `pip install --force-reinstall --no-deps stageflow`"
         for name in sorted(names)
     ]
 

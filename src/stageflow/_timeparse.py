@@ -10,7 +10,8 @@ from ._time import rfc3339
 __all__ = ["TIME_FORMATS", "parse_duration", "parse_time"]
 
 TIME_FORMATS = (
-    "2h, 1h30m, 90s, 7d, 2 hours ago, now, today, yesterday, 14:30, 2026-11-23, 2026-11-23T10:00, ...T10:00Z"
+    "2h (two hours ago), 1h30m, 90s, 7d, 2 hours ago, now, today, yesterday, 14:30, 2026-11-23,"
+    " 2026-11-23T10:00, ...T10:00Z"
 )
 """The formats that `parse_time` accepts, for error messages and help texts."""
 
@@ -34,7 +35,7 @@ def parse_time(text: str, now: datetime, zone: tzinfo | None = None) -> str:
 
     Args:
         text: The time, in one of the formats that `TIME_FORMATS` lists.
-        now: The current time, with a time zone.
+        now: The current time, timezone-aware.
         zone: The time zone of a text that contains none; default the zone of this machine.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The outbox: delivers notices with retries, and stores the state before and after each attempt."""
+"""The outbox: delivers notifications with retries, and stores the state before and after each attempt."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MAX_PENDING = 1000
 
 
 class Sent(Struct, frozen=True, kw_only=True):
-    """The result of one attempt to deliver a notice.
+    """The result of one attempt to deliver a notification.
 
     Attributes:
         receiver: Name of the receiver.
-        notice: The notice.
+        notice: The notification.
         attempt: Number of the attempt, from 1.
         error: Why the attempt failed; None if it succeeded.
     """
@@ -49,7 +49,7 @@ def backoff(failures: int) -> float:
 
 
 def post(state: AlertState, notices: Iterable[Notice], receivers: Sequence[Receiver]) -> AlertState:
-    """Return the state with a delivery of each notice to each of its receivers in the outbox.
+    """Return the state with a delivery of each notification to each of its receivers in the outbox.
 
     Deliveries to receivers that no longer exist, and the oldest of too many, are dropped and counted.
     """
@@ -77,10 +77,10 @@ def post(state: AlertState, notices: Iterable[Notice], receivers: Sequence[Recei
 def send_due(
     state: AlertState, receivers: Iterable[Receiver], now: datetime, save: Callable[[AlertState], None]
 ) -> tuple[AlertState, list[Sent]]:
-    """Send due notices, to each receiver in order, and return the new state.
+    """Send due notifications, to each receiver in order, and return the new state.
 
-    The state is saved before and after each attempt. If the process dies during an attempt, the notice is
-    therefore known to be in doubt, and is sent again with the same id.
+    The state is saved before and after each attempt. If the process dies during an attempt, the
+    notification is therefore known to be in doubt, and is sent again with the same id.
 
     Args:
         state: The state with the outbox.
@@ -92,7 +92,8 @@ def send_due(
     for receiver in receivers:
         for delivery in [each for each in state.outbox if each.receiver == receiver.name]:
             if delivery.next_at is not None and delivery.next_at > now:
-                break  # later notices wait as well: a resolve notice must follow its firing notice
+                # Later notifications wait as well: a resolve notification must follow the firing one.
+                break
             count = state.receivers.get(receiver.name, ReceiverState())
             trying = replace(
                 delivery,

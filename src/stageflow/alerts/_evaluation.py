@@ -1,4 +1,4 @@
-"""`evaluate`: calculates the new state and the due notices from the rules and the previous state."""
+"""`evaluate`: calculates the new state and the due notifications from the rules and the previous state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Evaluation", "Finding", "evaluate", "why"]
 log = logging.getLogger("stageflow.alerts")
 
 _MAX_LINES = 3
-"""Maximum number of runs, and of lines of an explanation, in one notice."""
+"""Maximum number of runs, and of lines of an explanation, in one notification."""
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -44,11 +44,11 @@ class Finding(Struct, frozen=True, kw_only=True):
         summary: The measured value as text.
         threshold: The threshold as text.
         events: Number of events that the value is based on, as text.
-        began: Time at which the rule was first found bad; None if it is not.
+        began: Time of the first evaluation in which the condition of the rule was met; None if it is not met.
         silenced: The silence that applies; None if there is none.
         error: Why the evaluation failed; None if it succeeded.
-        archive_error: Why the archive, or a part of it, could not be read; the rule does not need it. None if
-            all of it was read.
+        archive_error: Why the archive, or a part of it, could not be read; the evaluation did not depend on
+            that part. None if all of it was read.
     """
 
     rule: str
@@ -68,8 +68,8 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     """The result of one evaluation of all rules.
 
     Attributes:
-        state: The new state; store it before you send a notice.
-        notices: The due notices.
+        state: The new state; store it before you send a notification.
+        notices: The due notifications.
         findings: The result of each rule.
     """
 
@@ -85,17 +85,17 @@ def evaluate(
     now: datetime,
     silences: Iterable[Silence] = (),
 ) -> Evaluation:
-    """Evaluate rules over a store, without sending or writing anything.
+    """Evaluate rules against a store, without sending or writing anything.
 
     A rule that cannot be evaluated keeps its status: if it raises an exception, of any class except
-    `KeyboardInterrupt` and `SystemExit`, the finding contains the error, the log states it when it changes,
-    and the other rules are evaluated. An alert whose rule was removed resolves.
+    `KeyboardInterrupt` and `SystemExit`, the finding contains the error, the error is logged whenever it
+    changes, and the other rules are evaluated. An alert whose rule was removed resolves.
 
     Args:
         store: The store.
         rules: The rules.
         state: The state after the previous evaluation; `AlertState()` for the first.
-        now: The current time, with a time zone; all windows end at it.
+        now: The current time, timezone-aware; all windows end at it.
         silences: Silences in addition to those of the rules.
 
     Example:
@@ -129,7 +129,7 @@ def evaluate(
 
 
 def why(error: BaseException) -> str:
-    """Return an error as text that a file can store, with its remedy."""
+    """Format an error and its hint as text that can be stored in a file."""
     text = describe(error)
     if is_a(error, StageflowError) and isinstance(hint := getattr(error, "hint", None), str):
         text += f"; {hint}"
@@ -154,7 +154,7 @@ def _evaluate(
 def _step(
     rule: Rule, before: RuleState, measured: Measurement, now: datetime, *, quiet: bool
 ) -> tuple[RuleState, Literal["firing", "repeated", "resolved"] | None]:
-    """Return the state after a measurement, and the kind of notice that is due."""
+    """Return the state after a measurement, and the kind of notification that is due."""
     seen = RuleState(evaluated_at=now, value=measured.value, summary=measured.summary, errors=before.errors)
     incident = before.incident
     if incident is None:
@@ -166,7 +166,7 @@ def _step(
         incident = Incident(id=_id(rule.name, began), receivers=rule.receivers)
         before = replace(before, bad=bad, began=began)
     elif measured.good:
-        # A silence does not suppress a resolve notice, because someone may still be handling the incident.
+        # A silence does not suppress a resolve notification: someone may still be handling the incident.
         return seen, "resolved" if incident.notices else None
     kind: Literal["firing", "repeated"] | None = None
     if not quiet:
@@ -193,7 +193,7 @@ def _notice(
     over = kind == "resolved"
     incident = before.incident if over else after.incident
     began = before.began if over else after.began
-    assert incident is not None and began is not None  # noqa: PT018 - one of them alone is never None
+    assert incident is not None and began is not None  # noqa: PT018 - either both are None or neither is
     runs = () if over else measured.runs[:_MAX_LINES] or _runs(store, measured)
     commands = _commands(rule, measured)
     commands += [f"stageflow show {shlex.quote(run)}" for run in runs[:1]]
@@ -223,7 +223,7 @@ def _notice(
 
 
 def _close_orphaned(name: str, gone: RuleState, now: datetime) -> Notice:
-    """Return the resolve notice of an orphaned alert: its rule was removed."""
+    """Return the resolve notification of an orphaned alert: its rule was removed."""
     assert gone.incident is not None
     return Notice(
         id=_notice_id(gone.incident, "resolved"),
@@ -265,7 +265,9 @@ def _commands(rule: Rule, measured: Measurement) -> list[str]:
     try:
         return [str(command) for command in rule.commands(measured.window)]
     except Exception as error:
-        log_safely(log, "cannot determine the commands of alert rule %r: %s", rule.name, describe(error))
+        log_safely(
+            log, "cannot determine the suggested commands for alert rule %r: %s", rule.name, describe(error)
+        )
         return []
 
 
@@ -292,7 +294,7 @@ def _explained(store: EventStore, measured: Measurement) -> tuple[str, ...]:
         found = store.explain(measured.selection, against=measured.rest, limit=_MAX_LINES)
         return tuple(map(_as_text, found.differences))
     except Exception as error:
-        # The explanation is optional: its failure must not suppress the notice.
+        # The explanation is optional: its failure must not suppress the notification.
         log_safely(log, "cannot explain an alert: %s", describe(error))
         return ()
 

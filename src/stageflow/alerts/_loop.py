@@ -30,7 +30,7 @@ class AlertLoop:
     Several processes can run a loop for the same journal: one evaluates, the others skip that evaluation.
     An error in one evaluation is logged and counted, and does not affect the next one. The thread is a
     daemon: it does not delay the end of the process, and the next evaluation of any process sends the
-    notices that it had not sent.
+    notifications that it had not sent.
 
     Args:
         store: The store, or the directory of a journal.
@@ -121,7 +121,7 @@ class AlertLoop:
     def _warn(self, found: AlertRun) -> None:
         errors = {finding.archive_error for finding in found.findings} - {None}
         for error in sorted(filter(None, errors - self._warned)):
-            log_safely(log, "a part of the archive that no alert rule needs cannot be read: %s", error)
+            log_safely(log, "cannot read part of the archive (no alert rule needs it): %s", error)
         self._warned = errors
 
     def _close(self) -> None:

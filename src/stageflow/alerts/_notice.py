@@ -50,12 +50,12 @@ class Notice(Struct, frozen=True, kw_only=True):
     not changed, because the operator has chosen it, and neither are the fields.
 
     Attributes:
-        id: Unique id of this notice; receivers can use it to discard duplicates.
+        id: Unique id of this notification; receivers can use it to discard duplicates.
         kind: "firing", "repeated" (it still fires), "resolved" or "test".
         rule: Name of the rule.
         rule_kind: Its kind: "failure_rate".
         severity: Severity of the rule.
-        incident: The id that a firing notice, its repetitions and its resolve notice share.
+        incident: The id that a firing notification, its repetitions and its resolve notification share.
         at: Time of the evaluation.
         began: Time at which the rule was first found bad.
         summary: The measured value as text.
@@ -97,13 +97,13 @@ class Notice(Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The notice in one line."""
+        """The notification in one line."""
         word = "STILL FIRING" if self.kind == "repeated" else self.kind.upper()
         return f"[{word}] {on_one_line(self.rule)}: {without_mentions(self.summary)}"
 
     @property
     def text(self) -> str:
-        """The notice as text, without its title."""
+        """The notification as text, without its title."""
         rows = [("threshold", self.threshold), ("severity", self.severity)]
         if self.window_since and self.window_until:
             length = span(round((self.window_until - self.window_since).total_seconds(), 3))
@@ -136,7 +136,7 @@ class Notice(Struct, frozen=True, kw_only=True):
 
 
 def sample_notice(now: datetime) -> Notice:
-    """Return a sample notice.
+    """Return a sample notification.
 
     Example:
         >>> from datetime import UTC

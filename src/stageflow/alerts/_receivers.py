@@ -26,12 +26,12 @@ __all__ = ["Apprise", "Call", "NotDelivered", "Receiver", "Webhook", "of_environ
 
 
 class NotDelivered(Exception):
-    """A receiver did not accept a notice.
+    """A receiver did not accept a notification.
 
     Attributes:
         reason: What happened, in one line, without secrets.
         retry_after: Seconds that the receiver requests before a retry; None if it does not.
-        final: True if the notice must not be retried.
+        final: True if the notification must not be retried.
     """
 
     def __init__(self, reason: str, *, retry_after: float | None = None, final: bool = False) -> None:
@@ -42,7 +42,7 @@ class NotDelivered(Exception):
 
 
 class Receiver(Protocol):
-    """Receives notices, one at a time. `Webhook`, `Apprise` and `Call` are receivers."""
+    """Receives notifications, one at a time. `Webhook`, `Apprise` and `Call` are receivers."""
 
     @property
     def name(self) -> str:
@@ -50,10 +50,10 @@ class Receiver(Protocol):
         ...
 
     def send(self, notice: Notice, *, in_doubt: bool = False) -> None:
-        """Deliver a notice.
+        """Deliver a notification.
 
         Args:
-            notice: The notice.
+            notice: The notification.
             in_doubt: True if it may have arrived before, because the process died during the last attempt.
 
         Raises:
@@ -78,7 +78,7 @@ def of_environment(name: str) -> str:
 
 
 class Call(Struct, frozen=True, kw_only=True):
-    """Calls a function with each notice; if it raises an exception, the notice is retried.
+    """Calls a function with each notification; if it raises an exception, the notification is retried.
 
     Attributes:
         name: Name that rules refer to.
@@ -102,10 +102,10 @@ _TYPES = {"critical": "failure", "warning": "warning", "info": "info"}
 
 
 class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"):
-    """Sends a notice as text through Apprise: mail, chat, pagers. Requires `stageflow[alerts]`.
+    """Sends a notification as text through Apprise: mail, chat, pagers. Requires `stageflow[alerts]`.
 
-    Most of these services do not support ids, so the title of a notice that may have arrived before ends
-    with "(possible duplicate)".
+    Most of these services do not support ids, so the title of a notification that may have arrived before
+    ends with "(possible duplicate)".
 
     Attributes:
         name: Name that rules refer to.
@@ -169,10 +169,11 @@ _MIN_SECRET_BYTES = 24
 
 
 class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"):
-    """POSTs a notice as JSON, with the headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+    """POSTs a notification as JSON, signed according to Standard Webhooks.
 
-    A response of 2xx means success; redirects are not followed. All attempts of a notice have the same id, so
-    a receiver can discard duplicates.
+    The headers are `webhook-id`, `webhook-timestamp` and `webhook-signature`. A response of 2xx means
+    success; redirects are not followed. All attempts of a notification have the same id, so a receiver can
+    discard duplicates.
 
     Attributes:
         name: Name that rules refer to.
@@ -271,7 +272,7 @@ def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
 
     Args:
         secret: The decoded secret.
-        message_id: Id of the notice.
+        message_id: Id of the notification.
         timestamp: Seconds since the Unix epoch, as an integer.
         body: The exact body of the request.
 

@@ -117,7 +117,7 @@ def in_shell(text: str) -> str:
 
 
 def how_many(events: float, rows: int, noun: str) -> str:
-    """Return a count as text, which states whether it is an estimate.
+    """Return a count as text, which contains whether it is an estimate.
 
     Example:
         >>> how_many(85, 85, "runs"), how_many(4200, 85, "runs")
@@ -189,7 +189,7 @@ _POLL_SECONDS = 0.05
 
 
 class Silence(Struct, frozen=True, kw_only=True):
-    """Suppresses the notifications of an alert for a while; the rule is still evaluated.
+    """Temporarily suppresses the notifications of an alert; the rule is still evaluated.
 
     Attributes:
         until: End. UTC if it has no time zone.
@@ -319,7 +319,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
         selection: SQL predicate over the view `runs` for the affected runs; None if there are none.
         rest: SQL predicate over the view `runs` for the runs to compare them with.
         runs: Ids of affected runs, if the rule determines them itself.
-        notes: Further lines for the notice.
+        notes: Further lines for the notification.
     """
 
     value: float | None
@@ -422,7 +422,7 @@ class Threshold(Rule, frozen=True, kw_only=True):
 
     Attributes:
         above: Threshold above which it fires.
-        resolve_below: Threshold below which it resolves; default 80 % of `above`.
+        resolve_below: Threshold below which it resolves; default 80% of `above`.
     """
 
     above: float

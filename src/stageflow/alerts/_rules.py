@@ -51,7 +51,7 @@ __all__ = [
 
 FAILED = FAILURE
 COUNTED = f"{FAILURE} is not null"
-"""SQL: true for the runs and ends of stages that a failure rate counts."""
+"""SQL: true for the runs and executions of stages that a failure rate counts."""
 
 
 class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
@@ -62,7 +62,7 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
     ends except cancelled ones.
 
     Attributes:
-        above: A share: 0.05 is 5 %.
+        above: A share: 0.05 is 5%.
         resolve_below: A share as well.
 
     Example:
@@ -73,9 +73,7 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.above >= 1:
-            raise WrongField(
-                self.name, "above", f"expected a share below 1 (0.05 is 5 %), got {self.above!r}"
-            )
+            raise WrongField(self.name, "above", f"expected a share below 1 (0.05 is 5%), got {self.above!r}")
 
     def measure(self, store: EventStore, now: datetime) -> Measurement:
         window = Window.ending(now, self.window)
@@ -89,7 +87,7 @@ class FailureRate(Threshold, frozen=True, kw_only=True, tag="failure_rate"):
             good=good,
             rows=rows,
             events=events,
-            noun=f"ends of stage {self.stage}" if self.stage else "runs",
+            noun=f"executions of stage {self.stage}" if self.stage else "runs",
             window=window,
             selection=window.runs(self.pipeline, self.stage, FAILED),
             rest=window.runs(self.pipeline, self.stage, COUNTED),
@@ -129,7 +127,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
 
     Attributes:
         above: Seconds.
-        resolve_below: Seconds; default 80 % of `above`.
+        resolve_below: Seconds; default 80% of `above`.
         quantile: "p50", "p90", "p95" (the default) or "p99".
 
     Example:
@@ -164,7 +162,7 @@ class SlowerThan(Threshold, frozen=True, kw_only=True, tag="slower_than"):
             good=good,
             rows=seen,
             events=float(events),
-            noun=f"ends of stage {self.stage}" if self.stage else "runs",
+            noun=f"executions of stage {self.stage}" if self.stage else "runs",
             window=window,
             selection=window.runs(self.pipeline, self.stage, f"{ran} and {slow}" if ran else slow),
             rest=window.runs(self.pipeline, self.stage, ran),
@@ -193,27 +191,27 @@ class BurnWindows(Struct, frozen=True, kw_only=True):
     above: float
 
     def __str__(self) -> str:
-        return f"{self.above:g}x over {span(self.long)} and {span(self.short)}"
+        return f"{self.above:g}x over both {span(self.long)} and {span(self.short)}"
 
 
 class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
     """Fires if errors consume the error budget of an SLO too fast, in both windows of a pair.
 
     A burn rate of 1 consumes the whole budget in exactly the period of the SLO. The alert resolves when the
-    burn rate of every short window is below 80 % of its threshold. `min_events` applies to the long window;
+    burn rate of every short window is below 80% of its threshold. `min_events` applies to the long window;
     `window` has no effect.
 
     Attributes:
         slo: The share that should be good: 0.999.
         slower_than: Seconds; runs or stages that took longer also count as bad. Default None: only failures
             do. Runs that were cancelled externally count neither as good nor as bad, as in `FailureRate`.
-        windows: The pairs; default 14.4x over 1 h and 5 min, and 6x over 6 h and 30 min, which use
-            2 % and 5 % of the budget of 30 days.
+        windows: The pairs; default 14.4x over both 1 h and 5 min, and 6x over both 6 h and 30 min,
+            which consume 2% and 5% of a 30-day budget.
         resolve_share: Share of `above` below which the short windows resolve; default 0.8.
 
     Example:
         >>> print(*BurnRate(name="budget", slo=0.999).windows, sep="; ")
-        14.4x over 1 h and 5 min; 6x over 6 h and 30 min
+        14.4x over both 1 h and 5 min; 6x over both 6 h and 30 min
     """
 
     slo: float
@@ -274,17 +272,20 @@ class BurnRate(Rule, frozen=True, kw_only=True, tag="burn_rate"):
         pair, window, (rows, events, _), burns = max(
             bad or found, key=lambda one: min(burn or 0.0 for burn in one[3]) / one[0].above
         )
-        rates = " and ".join("unknown" if burn is None else f"{burn:.1f}x" for burn in burns)
-        pairs = " or ".join(map(str, self.windows))
+        rates = ", ".join(
+            f"{'unknown' if burn is None else f'{burn:.1f}x'} over {span(seconds)}"
+            for burn, seconds in zip(burns, (pair.long, pair.short), strict=True)
+        )
+        pairs = ", or above ".join(map(str, self.windows))
         return Measurement(
             value=burns[0],
-            summary=f"burn rate {rates} over {span(pair.long)} and {span(pair.short)}",
+            summary=f"burn rate {rates}",
             threshold=f"above {pairs}, of the {percent(budget)} that SLO {100 * self.slo:g} % allows",
             bad=bool(bad),
             good=good,
             rows=rows,
             events=events,
-            noun=f"ends of stage {self.stage}" if self.stage else "runs",
+            noun=f"executions of stage {self.stage}" if self.stage else "runs",
             window=window,
             selection=window.runs(self.pipeline, self.stage, f"{COUNTED} and {self._failed}"),
             rest=window.runs(self.pipeline, self.stage, COUNTED),
@@ -516,7 +517,7 @@ _PARAMETER = re.compile(r"\$(since|now)\b")
 class SqlRows(Threshold, frozen=True, kw_only=True, tag="sql"):
     """Fires if a query over `runs`, `stages` and `events` returns more than a number of rows.
 
-    `$now` and `$since` are the bounds of the window. The notice contains the first rows; the column
+    `$now` and `$since` are the bounds of the window. The notification contains the first rows; the column
     `pipeline_run_id` identifies the affected runs. `pipeline` and `stage` have no effect.
 
     Attributes:

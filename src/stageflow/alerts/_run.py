@@ -82,7 +82,7 @@ class AlertRun(Struct, frozen=True, kw_only=True):
         at: Time of the evaluation.
         busy: True if another process was evaluating, so that this evaluation was skipped.
         findings: The result of each rule.
-        sent: Attempts to send notices.
+        sent: Attempts to send notifications.
         waiting: Pending deliveries.
         receivers: Counters by receiver name.
     """
@@ -107,13 +107,13 @@ def run_alerts(
     state: str | os.PathLike[str] | None = None,
     now: datetime | None = None,
 ) -> AlertRun:
-    """Evaluate every rule, store the state, and send due notices.
+    """Evaluate every rule, store the state, and send due notifications.
 
     Args:
         store: The store.
         rules: The rules and receivers.
         state: File for the state; default `alerts.json` in the directory of the journal.
-        now: The current time, with a time zone; default that of the clock.
+        now: The current time, timezone-aware; default that of the clock.
 
     Returns:
         The result. If another process is evaluating with the same state, `busy` is True.
@@ -162,12 +162,14 @@ def state_path(journal: str | None, named: str | os.PathLike[str] | None = None)
     if named is not None:
         return absolute_path(named)
     if journal is None:
-        raise AlertStateError("", "a store without a journal has no default path; pass state=...")
+        raise AlertStateError(
+            "", "a store without a journal has no default path for the alert state; pass state=..."
+        )
     return os.path.join(journal, STATE)
 
 
 def try_receivers(rules: AlertRules, now: datetime, *, only: str | None = None) -> Sequence[dict[str, Any]]:
-    """Send a sample notice to each receiver, and return `receiver`, `kind` and `error` of each.
+    """Send a sample notification to each receiver, and return `receiver`, `kind` and `error` of each.
 
     Args:
         rules: The rules with the receivers.

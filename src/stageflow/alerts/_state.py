@@ -31,9 +31,9 @@ class Incident(Struct, frozen=True, kw_only=True):
     """A period in which an alert fires.
 
     Attributes:
-        id: The id that all its notices share.
+        id: The id that all its notifications share.
         notified_at: Time of the last notification; None if a silence suppressed it.
-        notices: Number of notices.
+        notices: Number of notifications.
         receivers: Names of the receivers; empty for all.
     """
 
@@ -70,15 +70,15 @@ class RuleState(Struct, frozen=True, kw_only=True):
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
-    """A notice that is being delivered to one receiver.
+    """A notification that is being delivered to one receiver.
 
     Attributes:
         receiver: Name of the receiver.
-        notice: The notice.
+        notice: The notification.
         attempts: Number of attempts.
         next_at: Earliest time of the next attempt; None for immediately.
         sending: True during an attempt. If it is true at the start of an evaluation, the process died during
-            the attempt, and the notice may have arrived.
+            the attempt, and the notification may have arrived.
         in_doubt: True if that has happened.
     """
 
@@ -94,11 +94,11 @@ class ReceiverState(Struct, frozen=True, kw_only=True):
     """Counters of the deliveries to one receiver.
 
     Attributes:
-        sent: Notices that it accepted.
-        attempts: Attempts to deliver a notice.
+        sent: Notifications that it accepted.
+        attempts: Attempts to deliver a notification.
         failures: Failed attempts.
         in_doubt: Attempts during which the process died.
-        given_up: Notices that are no longer retried.
+        given_up: Notifications that are no longer retried.
         last_error: Why the last attempt failed; None if it succeeded.
     """
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from .._timeparse import TIME_FORMATS, parse_time
+from .._timeparse import parse_time
 from ..alerts import (
     AlertLoop,
     AlertRules,
@@ -48,7 +48,7 @@ alerts = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Evaluate alert rules over a journal, and notify receivers.",
+    help="Evaluate alert rules against a journal, and notify receivers.",
 )
 
 RulesOption = Annotated[
@@ -61,7 +61,7 @@ StateOption = Annotated[
         "--state",
         metavar="FILE",
         show_default=False,
-        help="File for the state; default alerts.json in the directory of the journal.",
+        help="File for the state. Defaults to alerts.json in the directory of the journal.",
     ),
 ]
 _DEFAULT_RULES = Path("alerts.toml")
@@ -75,13 +75,14 @@ def run(
     verify: VerifyOption = False,
     state: StateOption = None,
     every: Annotated[
-        Any, span_option("--every", "s", description="Repeat at this interval (90s, 5m); default once.")
+        Any,
+        span_option("--every", "s", description="Repeat at this interval (90s, 5m); by default, runs once."),
     ] = None,
     as_json: Annotated[bool, json_option("Print one JSON object per evaluation.")] = False,
 ) -> None:
     """Evaluate every rule, send due notifications, and print the results.
 
-    The exit code is 1 if a rule could not be evaluated, or a receiver rejected a notification; the next
+    The exit code is 1 if a rule could not be evaluated, or a notification could not be delivered; the next
     evaluation retries both. A firing alert is not an error.
 
     - `stageflow alerts run`
@@ -119,9 +120,9 @@ def check(
 ) -> None:
     """Validate the rules.
 
-    If there is a journal, the rules are evaluated over it without side effects. Settings of receivers that
-    are missing in this environment are warnings, because they may exist where the rules run. The exit code
-    is 1 if there is a problem.
+    If there is a journal, the rules are evaluated against it without side effects. Receiver settings that are
+    missing from this environment are reported as warnings, because they may exist where the rules run. The
+    exit code is 1 if there is a problem.
 
     - `stageflow alerts check`
 
@@ -158,13 +159,14 @@ def check(
 def send_sample(
     rules: RulesOption = _DEFAULT_RULES,
     receiver: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Only this receiver; default all.")
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="Only this receiver. Defaults to all."),
     ] = None,
     as_json: Annotated[bool, json_option("Print one JSON object per receiver.")] = False,
 ) -> None:
     """Send a sample notification to each receiver.
 
-    The exit code is 1 if a receiver rejects it.
+    The exit code is 1 if a notification could not be delivered.
 
     - `stageflow alerts test`
 
@@ -195,17 +197,23 @@ def silence(
     state: StateOption = None,
     length: Annotated[Any, span_option("--for", "h", description="Duration: 2h, 1h30m.")] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="WHEN", show_default=False, help=f"End: {TIME_FORMATS}.")
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            show_default=False,
+            help="Time at which the silence ends: 2026-11-23, 2026-11-23T10:00 or ...T10:00Z."
+            " For a duration, use --for.",
+        ),
     ] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason; `alerts list` shows it.")] = "",
     lift: Annotated[bool, typer.Option("--lift", help="End the silence of this rule.")] = False,
 ) -> None:
-    """Silence the notifications of a rule for a while.
+    """Temporarily silence the notifications of a rule.
 
-    If the alert is still firing when the silence ends, receivers are notified then. If an alert that was
-    sent before the silence resolves during it, receivers are notified at once.
+    If the alert is still firing when the silence ends, receivers are notified then. If an alert resolves
+    during the silence and its firing notification was already sent, receivers are notified immediately.
 
-    - `stageflow alerts silence 'checkout fails' --for 2h --reason 'the bank works on it'`
+    - `stageflow alerts silence 'checkout fails' --for 2h --reason 'the bank is working on it'`
 
     - `stageflow alerts silence 'checkout fails' --lift`
     """

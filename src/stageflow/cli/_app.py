@@ -44,7 +44,7 @@ def stageflow(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Run pipelines inside a backend, with one complete record of every run.
+    """Inspect, query and monitor the records of pipeline runs.
 
     Start with `stageflow demo`: it needs no network and no API key. `stageflow runs` and `stageflow show`
     then display its runs, as they do for any journal.

@@ -34,13 +34,13 @@ def explain(
         str,
         typer.Argument(
             metavar="SELECTION",
-            help="failed, slow (the slowest 5 %), a window (2h..1h), version=1.5, or an SQL predicate.",
+            help="failed, slow (the slowest 5%), a window (2h..1h), version=1.5, or an SQL predicate.",
         ),
     ] = "failed",
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="SELECTION", show_default=False, help="What to compare with; default all other rows."
+            metavar="SELECTION", show_default=False, help="What to compare with. Defaults to all other rows."
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -56,7 +56,7 @@ def explain(
 ) -> None:
     """Explain how failed, slow or any other runs differ from the rest.
 
-    Every field is compared, and differences that can be due to chance are omitted. `--pipeline`, `--stage`,
+    Every field is compared, and differences that could be due to chance are omitted. `--pipeline`, `--stage`,
     `--since` and `--until` restrict both sides.
 
     - `stageflow explain --since 2h`

@@ -36,13 +36,14 @@ def compact(
         span_option(
             "--keep",
             "m",
-            description="Minimum age of closed files before they are archived.",
+            description="Minimum time that an archived segment stays in the journal after the last write"
+            " to it.",
             from_zero=True,
             show_default=True,
         ),
     ] = "10m",
     max_age: Annotated[
-        Any, span_option("--max-age", "d", description="Drop events that are older, by day: 90d.")
+        Any, span_option("--max-age", "d", description="Drop events older than this, in whole days: 90d.")
     ] = None,
     max_bytes: Annotated[
         int | None,
@@ -54,7 +55,7 @@ def compact(
         ),
     ] = None,
     counts_max_age: Annotated[
-        Any, span_option("--counts-max-age", "d", description="Drop exact counts that are older: 730d.")
+        Any, span_option("--counts-max-age", "d", description="Drop exact counts older than this: 730d.")
     ] = None,
     sampler: Annotated[
         Path | None,
@@ -63,7 +64,10 @@ def compact(
         ),
     ] = None,
     move: Annotated[
-        bool, typer.Option("--move", help="Copy the archive to the address of --archive, and use that one.")
+        bool,
+        typer.Option(
+            "--move", help="Copy the archive to the address of --archive, and use the copy from then on."
+        ),
     ] = False,
     forget: Annotated[
         bool,
@@ -78,10 +82,10 @@ def compact(
 ) -> None:
     """Move closed segments of a journal into its archive, a Delta Lake table.
 
-    The journal stores the address of the archive with the first commit, so you specify it once. Several
-    processes can run this command, and any of them can be killed: each event is archived exactly once. If
-    there are archived events at another address, the command reports how many would become invisible, and
-    does nothing without `--move` or `--forget`.
+    The journal stores the address of the archive on the first commit, so you need to specify it only once.
+    Several processes can run this command, and any of them can be killed: each event is archived exactly
+    once. If there are archived events at another address, the command reports how many would become
+    invisible, and does nothing without `--move` or `--forget`.
 
     - `stageflow compact`
 
@@ -121,7 +125,7 @@ def compact(
             if not same_address(compactor.archive.address, read_address(path)):
                 print_text(
                     "There is nothing to archive yet: the journal stores the address"
-                    f" {compactor.archive.address} with the first commit.",
+                    f" {compactor.archive.address} on the first commit.",
                     err=True,
                 )
         if every is None:
@@ -161,11 +165,12 @@ def doctor(
         bool,
         typer.Option(
             "--repair",
-            help="Complete the runs of dead processes, move damaged data to broken/, delete temporary files.",
+            help="Complete the runs of dead processes, move damaged data to broken/, and delete"
+            " temporary files.",
         ),
     ] = False,
     as_json: Annotated[
-        bool, json_option("Print the state as one JSON object, with the changes of a repair.")
+        bool, json_option("Print the state as one JSON object, including the changes that --repair made.")
     ] = False,
 ) -> None:
     """Check every line and state file of a journal, and every file of its archive.

@@ -169,7 +169,7 @@ def over_option(default: str) -> Any:
         default: The default, for the help.
     """
     return typer.Option(
-        "--over", metavar="runs|stages", show_default=False, help=f"Runs or stages; default {default}."
+        "--over", metavar="runs|stages", show_default=False, help=f"Runs or stages. Defaults to {default}."
     )
 
 
@@ -191,7 +191,7 @@ IdOption = Annotated[
         metavar="ID",
         callback=_not_empty,
         show_default=False,
-        help="Only this request, session, user or org id, or this prefix of a run id.",
+        help="Only runs with this request, session, user or org id, or whose run id starts with this prefix.",
     ),
 ]
 SinceOption = Annotated[
@@ -200,7 +200,7 @@ SinceOption = Annotated[
         metavar="WHEN",
         callback=_as_time,
         show_default=False,
-        help=f"Started at this time or later: {TIME_FORMATS}. Times without a zone are local.",
+        help=f"Started at this time or later: {TIME_FORMATS}. Times without a time zone are local.",
     ),
 ]
 UntilOption = Annotated[
@@ -318,7 +318,7 @@ JournalOption = Annotated[
         metavar="DIR",
         envvar=_VARIABLE,
         show_default=False,
-        help=f"Directory of the journal; default {' or '.join(_DEFAULTS)}, the first that exists.",
+        help=f"Directory of the journal. Defaults to the first that exists of {' and '.join(_DEFAULTS)}.",
     ),
 ]
 
@@ -361,7 +361,7 @@ ArchiveOption = Annotated[
         metavar="ADDRESS",
         envvar="STAGEFLOW_ARCHIVE",
         show_default=False,
-        help="A directory or s3://bucket/path; default the archive of the journal.",
+        help="A directory or s3://bucket/path. Defaults to the archive of the journal.",
     ),
 ]
 VerifyOption = Annotated[

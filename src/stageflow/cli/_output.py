@@ -126,8 +126,10 @@ def print_json(*lines: bytes) -> None:
     sys.stdout.flush()
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, not truncated.")]
-CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV with a header, not truncated.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object per line, without truncating values.")
+]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV with a header, without truncating values.")]
 NoFormulasOption = Annotated[
     bool,
     typer.Option(

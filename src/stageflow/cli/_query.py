@@ -33,8 +33,8 @@ def query(
     """Run an SQL query over the views `runs`, `stages` and `events`, in DuckDB's dialect.
 
     The query can read only these views. It runs in a separate process that is killed when the time limit
-    expires, and that can use 3 GB of memory and 10 GB of temporary files. Quote the names of attribute
-    columns: `"attributes.hits"`.
+    expires, and that can use at most 3 GB of memory and 10 GB of temporary files. Quote the names of
+    attribute columns: `"attributes.hits"`.
 
     - `stageflow query "select status, count(*) from runs group by 1"`
 

@@ -47,7 +47,8 @@ def show(
         typer.Argument(
             metavar="RUN",
             show_default=False,
-            help="Id of the run, of its request, session, user or org, or a unique prefix; default `last`.",
+            help="Id of the run, of its request, session, user or org, or a unique prefix."
+            " Defaults to `last`.",
         ),
     ] = "last",
     journal: JournalOption = None,
@@ -117,7 +118,10 @@ def runs(
     slower_than: Annotated[
         Any,
         span_option(
-            "--slower-than", "ms", description="Only runs that took longer: 500ms, 2s, 1m.", from_zero=True
+            "--slower-than",
+            "ms",
+            description="Only runs that took longer than this: 500ms, 2s, 1m.",
+            from_zero=True,
         ),
     ] = None,
     since: SinceOption = None,
@@ -131,7 +135,7 @@ def runs(
             min=0,
             metavar="N",
             show_default=False,
-            help=f"Maximum number of runs; 0 for all; default {_DEFAULT_LIMIT}.",
+            help=f"Maximum number of runs; 0 for all. Defaults to {_DEFAULT_LIMIT}.",
         ),
     ] = None,
     archive: ArchiveOption = None,

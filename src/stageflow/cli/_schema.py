@@ -20,7 +20,7 @@ def schema(
         typer.Argument(
             metavar="TYPE",
             show_default=False,
-            help="stage.wide, pipeline.wide, stage.wide.amend or pipeline.wide.amend; default all.",
+            help="stage.wide, pipeline.wide, stage.wide.amend or pipeline.wide.amend. Defaults to all.",
         ),
     ] = None,
     to: Annotated[

@@ -170,7 +170,9 @@ def slowest(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Show the slowest runs, with the slowest stage on the critical path of each, or the slowest stages.
+    """Show the slowest runs, each with the slowest stage on its critical path.
+
+    With `--over stages`, the command shows the slowest stages.
 
     - `stageflow slowest --since 1d`
 
@@ -213,8 +215,8 @@ def compare(
 ) -> None:
     """Compare two time windows, two versions or any two selections, stage by stage.
 
-    A `!` marks a significant difference (q below 0.05, corrected for all comparisons): after failure rates,
-    and after medians for durations. The most significant differences come first.
+    A `!` after a failure rate or a median duration marks a significant difference (q < 0.05, corrected for
+    multiple comparisons). The most significant differences come first.
 
     - `stageflow compare 2h..1h 1h..now`
 
@@ -261,7 +263,7 @@ def totals(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Count runs by outcome exactly, even if events were sampled or dropped.
+    """Show exact run counts by outcome, even if events were sampled or dropped.
 
     The command counts full hours: `--since` is rounded down to the hour.
 
@@ -285,7 +287,9 @@ def totals(
 
 
 def volume(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of fields and days.")] = 15,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of fields, and of days, to show.")
+    ] = 15,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     verify: VerifyOption = False,
@@ -293,7 +297,7 @@ def volume(
 ) -> None:
     """Show the number and size of archived events by day, by type and by field.
 
-    Sizes are compressed bytes on disk. `happened` is the number of wide events before sampling.
+    Sizes are compressed bytes on disk. `emitted` is the number of wide events before sampling.
 
     - `stageflow volume`
 

@@ -44,7 +44,7 @@ _POLL_SECONDS = 1.0
 
 def tail(
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Continue with new events until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Keep printing new events until you press Ctrl-C.")
     ] = False,
     lines: Annotated[int, typer.Option("-n", min=0, metavar="N", help="Number of past events to show.")] = 10,
     journal: JournalOption = None,
@@ -70,9 +70,9 @@ def tail(
     any_id: IdOption = None,
     as_json: Annotated[bool, json_option("Print one JSON object per event, with type and data.")] = False,
 ) -> None:
-    """Show the newest events, one per line; with -f, continue with new events until Ctrl-C.
+    """Show the newest events, one per line; with -f, keep printing new events until you press Ctrl-C.
 
-    Times are in UTC: the end of a stage or run, or the emission of a custom event.
+    Times are in UTC and show when a stage or run ended, or when a custom event was emitted.
 
     - `stageflow tail -f --status FAIL`
 

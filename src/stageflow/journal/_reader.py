@@ -401,7 +401,8 @@ class JournalReader:
     def _check_open(self) -> None:
         if self.name is not None and self._lock is None:
             raise ClosedError(
-                f"reader {self.name!r} of journal {self.path!r} is closed (a fork closes it in the child)",
+                f"reader {self.name!r} of journal {self.path!r} is closed"
+                " (a reader is closed in the child process after a fork)",
                 hint="create a new JournalReader",
             )
 

@@ -167,8 +167,8 @@ class UnfinishedRun:
 
         Args:
             why: Human-readable reason why the run ended.
-            ended_us: End of the run, in microseconds since the epoch. It is raised to the time of the last
-                known event.
+            ended_us: End of the run, in microseconds since the epoch. If it is earlier than the
+                last known event, the time of that event is used.
         """
         opened = self.opened
         started_us = epoch_us(opened.started_at)
@@ -205,7 +205,7 @@ class UnfinishedRun:
     def _running(self, stage: KnownStage) -> StageInProgress | None:
         """Return the attempt of a stage that was running when the process died, if a heartbeat reports it."""
         running = self.progress.running.get(stage.outline.name)
-        # An older heartbeat may report an attempt that was retried since then.
+        # An older heartbeat may report an attempt that has since been retried.
         return running if running is not None and running.attempt > stage.retried else None
 
     def _running_stage_end(
@@ -231,14 +231,14 @@ class UnfinishedRun:
         )
 
     def _started_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
-        """Return when a running attempt started, or when its stage was ready if no heartbeat states it."""
+        """Return when a running attempt started; if no heartbeat reports it, when its stage became ready."""
         ready_us, _ = self._ready_time_and_reason(stage, started_us, ended_us)
         if running.started_at is None or not is_timestamp(running.started_at):
             return ready_us
         return min(max(epoch_us(running.started_at), ready_us), ended_us)
 
     def _ready_time_and_reason(self, stage: KnownStage, started_us: int, ended_us: int) -> tuple[int, str]:
-        """Return when a stage became ready, and the reason of its terminal event."""
+        """Return when a stage became ready, and the reason for its terminal event."""
         if stage.retried:
             return stage.last_ended_us, f"process died after attempt {stage.retried}"
         before = [self.stages[name] for name in stage.outline.dependencies if name in self.stages]
@@ -279,9 +279,9 @@ class UnfinishedRun:
     def partial_record(self, now_us: int) -> dict[str, Any]:
         """Return the record of a run in progress: the keys of a `pipeline.wide`, as far as they are known.
 
-        `status` and `outcome` are "OPEN" and "open", as is the status of each stage that has not ended.
-        `stages_running` lists the attempts that were running at the last heartbeat, each with its start (null
-        if the heartbeat does not state it) and its attributes so far.
+        `status` and `outcome` are "OPEN" and "open"; each stage that has not ended also has the status
+        "OPEN". `stages_running` lists the attempts that were running at the last heartbeat, each with its
+        start (null if the heartbeat does not contain it) and its attributes so far.
         """
         opened = self.opened
         record: dict[str, Any] = msgspec.to_builtins(
@@ -310,8 +310,8 @@ class UnfinishedRun:
 def recover(directory: str, *, closed: set[str] | None = None) -> list[str]:
     """Complete the record of every run whose process died, and return the ids of those runs.
 
-    If several processes try at the same time, one of them does it. It writes the last segment of the dead
-    writer atomically.
+    If several processes try at the same time, only one performs the recovery. That process writes the last
+    segment of the dead writer atomically.
 
     Args:
         directory: Directory of the journal.

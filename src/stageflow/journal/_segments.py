@@ -247,7 +247,7 @@ def readable(found: Iterable[T]) -> Iterator[T]:
     except FileNotFoundError:
         return
     except OSError as error:
-        log_safely(log, "skipping a part of the journal that cannot be read: %s", error)
+        log_safely(log, "skipping an unreadable part of the journal: %s", error)
 
 
 def quarantine_line(directory: str, segment: str, offset: int, text: bytes) -> None:

@@ -113,15 +113,15 @@ class ManyRuns:
         self._was_read.set()
         if ended.cancelled():
             raise StageflowError(
-                "other code cancelled the task of a run of run_many()",
-                hint="the record of the run is written",
+                "other code cancelled the task of a run started by run_many()",
+                hint="the record of the run was still written",
             )
         return ended.result()
 
     def _check_entered(self) -> None:
         if self._feeder is None:
             raise RuntimeError(
-                "run_many() is a context manager: its runs must not outlive the loop over them"
+                "run_many() is a context manager; enter it before you iterate over its results"
                 "\n  hint: async with graph.run_many(contexts) as runs: async for results in runs: ..."
             )
 

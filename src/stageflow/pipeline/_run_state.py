@@ -397,9 +397,9 @@ class RunState:
         self._end(_cancelled(reason), at)
 
     def deadline_passed(self, deadline: float, at: int) -> None:
-        """The run took longer than its deadline, in seconds."""
+        """The run exceeded its deadline, in seconds."""
         error = DeadlineExceededError(
-            f"the run took longer than its deadline of {deadline:g} s",
+            f"the run exceeded its deadline of {deadline:g} s",
             pipeline=self.pipeline_name,
             run_id=self.run_id,
         )

@@ -4,13 +4,14 @@
 permits. It reports each event to the state and then executes the effects. Both happen on one loop, without an
 await in between.
 
-Stages run in *workers*. A worker is a task that runs ready stages one after another, so a stage whose last
-dependency has just ended without waiting runs in the task of that dependency.
+Stages run in *workers*. A worker is a task that runs ready stages one after another: if the last dependency
+of a stage ends without suspending, the stage runs in the task of that dependency.
 
 A stage may leave something behind that later cancels its task: a generator with an open `asyncio.timeout` or
-`TaskGroup`, which keeps a reference to the task that entered it. No other stage may wait in that task. So a
-worker ends after a stage that has waited, or that has left a reference to the task, and the next stage runs
-in another task. (A task for each stage would be simpler, and twice as slow for stages that do not wait.)
+`TaskGroup`, which keeps a reference to the task that entered it. No other stage may suspend in that task. So
+a worker ends after a stage that has suspended, or that has left a reference to the task, and the next stage
+runs in another task. (A task for each stage would be simpler, and twice as slow for stages that do not
+suspend.)
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ YIELD_EVERY = 16
 """Number of stages that a worker starts before it yields to the event loop."""
 
 LOOP_BLOCKED_NS = 50_000_000
-"""A stage that blocks the event loop for longer in one step is reported."""
+"""A stage that blocks the event loop for longer than this in a single step is reported."""
 
 _blocking: set[tuple[str, str]] = set()
 """The pipelines and stages whose blocking of the event loop has been logged."""
@@ -73,7 +74,7 @@ def _ends_run(
 
 
 def _close(steps: Coroutine[Any, Any, Any], variables: Context) -> None:
-    """Close a coroutine that was not driven to its end because the engine was interrupted or failed."""
+    """Close a coroutine that was not driven to completion because the engine was interrupted or failed."""
     try:
         variables.run(steps.close)
     except BaseException as error:  # the engine raises the first interrupt
@@ -213,8 +214,8 @@ class Scheduler:
     def _dispatch_soon(self) -> None:
         """Start workers for ready stages in the next loop iteration.
 
-        Not immediately: if the current stage ends without waiting, its worker can run the next stage. A task
-        is therefore created only for stages that wait concurrently with others.
+        Not immediately: if the current stage ends without suspending, its worker can run the next stage. A
+        task is therefore created only for stages that wait concurrently with others.
         """
         if self.state.ready and not self._dispatching:
             self._dispatching = True
@@ -224,7 +225,7 @@ class Scheduler:
     def _dispatch(self) -> None:
         self._dispatching = False
         if self._yielding:
-            return  # that worker is not waiting; it will start the next stage itself
+            return  # the yielding worker is not blocked; it will start the next stage itself
         for _ in range(self.state.startable):
             self._start_worker()
 
@@ -344,7 +345,7 @@ class Scheduler:
                 else:
                     try:
                         output = output_of(value, node)
-                    except BaseException as error:  # the value may define any method arbitrarily
+                    except BaseException as error:  # the class of the value may override any method
                         INTERRUPTS.postpone(error)
                         raised, output = error if is_a(error, Exception) else None, failure(error)
                 state.attempt_ended(
@@ -387,7 +388,7 @@ class Scheduler:
                     self._yielding -= 1
                 strong, weak = strong_references(), weak_references()
         self._workers.discard(task)
-        task.remove_done_callback(self._worker_done)  # it ends normally: this saves a callback of the loop
+        task.remove_done_callback(self._worker_done)  # it ends normally: this saves an event-loop callback
 
     def _scope(self, index: int) -> StageScope:
         scope = self.scopes.get(index)
@@ -401,11 +402,11 @@ class Scheduler:
         return self.variables if scope is None or scope.variables is None else scope.variables
 
     def _note_blocking(self, node: Node, ctx: StageContext, nanoseconds: int) -> None:
-        """Record the longest step of an attempt, and log a warning, if it blocked the event loop for long."""
+        """Record the longest step of an attempt, and log a warning, if it blocked the loop for too long."""
         if nanoseconds <= LOOP_BLOCKED_NS:
             return
         if node.plain and node.make is None and node.when is None and not node.interceptors:
-            return  # all of its code runs in a thread; to start one may take long on a busy machine
+            return  # all of its code runs in a thread; starting one can take a long time on a busy machine
         ctx.loop_blocked_ms = nanoseconds // 1000 / 1000
         key = (self.pipeline_name, ctx.stage)
         if key not in _blocking and len(_blocking) < _MAX_BLOCKING:
@@ -445,7 +446,7 @@ class Scheduler:
             if state.emits:
                 self._emit()
             state.pending = False
-            for effect, index, seconds in state.effects:  # including those that are added meanwhile
+            for effect, index, seconds in state.effects:  # including those that are added in the meantime
                 self._execute_one(effect, index, seconds)
             state.effects.clear()
             if state.ending is not None:
@@ -515,7 +516,7 @@ class Scheduler:
         self._dispatch_soon()
 
     def _start_timeout(self, attempt: Attempt, seconds: float) -> None:
-        """Start the timer of a suspended attempt. Its time has been running since the attempt started."""
+        """Start the timer of a suspended attempt. The timeout is measured from the start of the attempt."""
         seconds -= (self.now() - attempt.began) / 1e9
         if seconds > 0:
             attempt.timer = self.loop.call_later(seconds, self._timed_out, attempt)

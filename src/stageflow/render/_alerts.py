@@ -23,7 +23,7 @@ _STATES = {"firing": f"bold {BAD}", "pending": "yellow", "inactive": "green"}
 
 
 def draw_alert_run(run: Record) -> RenderableType:
-    """Return the status of each rule, the sent notices, and the counters of receivers.
+    """Return the status of each rule, the sent notifications, and the counters of receivers.
 
     Args:
         run: An `AlertRun` as plain values.
@@ -113,9 +113,14 @@ def _value(rule: Record) -> Text:
 
 
 def _receivers(receivers: Record, waiting: Sequence[Record]) -> RenderableType:
-    counters = ("sent", "attempts", "failures", "in_doubt", "given_up")
-    headings = (*(key.replace("_", " ") for key in counters), "waiting")
-    table = _table("receiver", headings)
+    counters = {
+        "sent": "sent",
+        "attempts": "attempts",
+        "failures": "failures",
+        "in_doubt": "unconfirmed",
+        "given_up": "abandoned",
+    }
+    table = _table("receiver", (*counters.values(), "pending"))
     for column in table.columns[1:7]:
         column.justify = "right"
     for name, state in receivers.items():

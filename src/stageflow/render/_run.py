@@ -107,7 +107,7 @@ def draw_custom_events(run: Record, events: Sequence[tuple[str, Record]]) -> Ren
     if (more := len(events) - _MAX_EVENTS) > 0:
         table.add_row("", f"and {more:,} more")
     lines = Table.grid()
-    lines.add_row(Text("custom events, with ms since the start of the run", style=QUIET))
+    lines.add_row(Text("custom events (ms since run start)", style=QUIET))
     lines.add_row(Padding(table, (0, 0, 0, 2)))
     return lines
 
@@ -184,7 +184,7 @@ _MIN_BAR = 12
 """Minimum width of the bars, even if stages have long names."""
 
 _MIN_WIDTH_FOR_BARS = 64
-"""Minimum width of the terminal for bars."""
+"""Minimum terminal width at which bars are drawn."""
 
 
 class StageHistory(NamedTuple):
@@ -326,7 +326,7 @@ def _span(event: Record, began: datetime, mark: tuple[str, str]) -> Span:
 def _ready(stage: StageHistory, began: datetime) -> float:
     first = stage.retried[0] if stage.retried else stage.end
     if "started_at" not in first:
-        return float("inf") if first["status"] == "OPEN" else 0.0  # stages that are not known to run are last
+        return float("inf") if first["status"] == "OPEN" else 0.0  # stages not known to be running come last
     return _started(first, began) - (first.get("queue_ms") or 0.0)
 
 

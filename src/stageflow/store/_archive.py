@@ -373,7 +373,9 @@ class Archive:
         fields = [delta_field(name, type) for name, type in columns.items()]
         if self._table is None:
             if not is_remote(self.address) and unquote(self.address) != self.address:
-                raise OSError(f"an archive cannot be in a folder whose name looks encoded: {self.address}")
+                raise OSError(
+                    f"an archive cannot be in a folder whose name looks percent-encoded: {self.address}"
+                )
             if self.log is not None:
                 self.log.make_directories()
             _raise_conflict(

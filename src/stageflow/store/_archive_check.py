@@ -155,7 +155,8 @@ def check_archive(
         if all(path != file.path for file in damaged):
             damaged.append(DamagedFile(path, "is not a regular file", 0))
             problems.append(
-                f"archive {archive.address}: {path} is not a regular file; a repair moves it away"
+                f"archive {archive.address}: {path} is not a regular file;"
+                " `stageflow doctor --repair` moves it aside"
             )
     problems += _permission_problems(archive)
     return ArchiveState(

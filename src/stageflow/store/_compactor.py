@@ -61,7 +61,7 @@ _MIN_MERGED_FILES = 8
 
 
 class Maintenance(Struct, frozen=True, kw_only=True):
-    """Maintains an archive after rows were added.
+    """Maintains an archive after rows have been added.
 
     Attributes:
         archive: The archive.
@@ -154,7 +154,7 @@ _LOCK = "archive.lock"
 _MAX_ATTEMPTS = 50
 
 Progress = Callable[[int, int], None]
-"""Called with the number of bytes of segments that are archived, and the total."""
+"""Called with the number of bytes archived so far, and the total."""
 
 
 class CompactionResult(Struct, frozen=True):
@@ -190,7 +190,7 @@ class Compactor:
             journal whose events are in another archive, see `move_archive` and `forget_archive`.
         storage_options: Options for object storage; see `EventStore`.
         keep_seconds: Minimum time in seconds that a segment stays in the journal after the last write to it;
-            default 600. It also stays until every named reader has read it.
+            default 600. It stays longer if a named reader has not read it yet.
         max_age: Seconds after which events are dropped from the archive, in whole days; default None, for
             never.
         max_bytes: Maximum size of the archive; beyond it, the oldest days are dropped. Default None, for no
@@ -199,7 +199,7 @@ class Compactor:
         sampler: Selects the runs to keep; default None, for all.
         max_attributes: Maximum number of attributes that have separate columns; default 256. Others are
             stored in `rest`, as JSON.
-        batch_bytes: Size of the segments that are archived at once, which limits the memory; default 256 MiB.
+        batch_bytes: Maximum size of the segments archived in one batch; limits memory use. Default 256 MiB.
         target_bytes: Approximate size up to which small files are merged; default 128 MiB.
 
     Raises:
@@ -261,7 +261,8 @@ class Compactor:
             MissingExtraError: The packages of `stageflow[store]` are not installed.
             OSError: The journal cannot be read, or the archive cannot be written.
         """
-        # The lock only saves work: two compactors would be correct, but one of them would work in vain.
+        # The lock only saves work: two compactors would still be correct, but one of them would do redundant
+        # work.
         with as_os_errors(self.archive.address), try_lock(os.path.join(self.journal, _LOCK)) as locked:
             if not locked:
                 return CompactionResult(busy=True)
@@ -290,9 +291,9 @@ class Compactor:
         return CompactionResult(segments, rows, kept, merged, dropped)
 
     def interrupt(self) -> None:
-        """Interrupt the current step of another thread, if possible; `compact` raises an error there.
+        """Interrupt the current step of another thread, if possible.
 
-        Nothing is lost: the next compaction repeats the step.
+        `compact` raises an error in that thread. Nothing is lost: the next compaction repeats the step.
         """
         self._database.interrupt()
 
@@ -303,7 +304,7 @@ class Compactor:
             New paths of incomplete files at the end of the log, which were moved to `_stageflow`.
 
         Raises:
-            ArchiveDamagedError: A durable file is damaged.
+            ArchiveDamagedError: A file that was already synced to disk is damaged.
             OSError: The archive cannot be written.
         """
         with try_lock(os.path.join(self.journal, _LOCK)) as locked:
@@ -438,10 +439,10 @@ class Compactor:
                 found.append(file)
         return found
 
-    # ------------------------------------------------------------ off the journal's disk
+    # ------------------------------------------------------------ releasing archived segments
 
     def _store_cursor(self) -> None:
-        """Store which events are archived as a cursor, so that retention can delete their segments."""
+        """Store the archived position of each writer as a cursor, for retention."""
         writers = list_writers(self.journal)
         positions = {
             writer: (self.archive.watermark(writer) + 1, 0)
@@ -476,13 +477,13 @@ def check_exists(archive: Archive, journal: str) -> None:
             f"archive {archive.address} does not exist, but {events:,} events of journal {journal}"
             " were archived",
             files=[archive.address],
-            hint="mount or restore the archive, or correct its address. To give it up and start a new one:"
-            " `stageflow compact --forget`",
+            hint="mount or restore the archive, or correct its address. To abandon it and start a new one,"
+            " run `stageflow compact --forget`",
         )
 
 
 def closed_segments(journal: str, archive: Archive) -> list[Segment]:
-    """Return the segments that are no longer written to and not in the archive, oldest writer first."""
+    """Return the segments that are closed and not yet in the archive, oldest writer first."""
     found: list[Segment] = []
     for writer, segments in list_writers(journal).items():
         rest = [segment for segment in segments if segment.sequence > archive.watermark(writer)]
@@ -531,7 +532,7 @@ class BackgroundCompactor:
     """Calls `compact` periodically in a daemon thread until it is closed.
 
     Errors are logged, once for each type of error, and the next call tries again. DuckDB and Delta Lake
-    release Python's global lock, but they use processor time: if the latency of a process matters, run
+    release the GIL, but they use CPU time: if the latency of a process matters, run
     `stageflow compact --every 1m` as a separate process. When the interpreter exits, the current step is
     interrupted; nothing is lost, and the next compaction repeats it.
 
@@ -578,7 +579,7 @@ class BackgroundCompactor:
                 return
 
     def close(self, timeout: float = 5.0) -> None:
-        """Wait up to `timeout` seconds for the current call to end, and stop."""
+        """Stop, waiting up to `timeout` seconds for the current call to finish."""
         self._closed.set()
         self._thread.join(timeout)
         if not self._thread.is_alive():

@@ -69,7 +69,7 @@ def address_conflict(
     return ArchiveAddressError(
         f"journal {journal} is archived in {address}: with archive {other}, {events} would not be visible",
         hint=f"`stageflow compact --archive {other} --move` copies them there first;"
-        f" `stageflow compact --archive {other} --forget` gives them up",
+        f" `stageflow compact --archive {other} --forget` abandons them",
         events=None if found is None else found.events,
         runs=None if found is None else found.runs,
     )
@@ -89,7 +89,7 @@ def count_archived_only(archive: Archive, journal: str) -> ArchivedOnly | None:
 
 
 def with_loss_count(error: ArchiveDamagedError, archive: Archive, journal: str) -> ArchiveDamagedError:
-    """Return an error whose hint states how many events would be given up by moving the archive away."""
+    """Return an error whose hint states how many events would be lost by moving the archive away."""
     if restore_hint() not in (error.hint or ""):
         return error
     found = count_on_disk(archive, journal)
@@ -316,5 +316,5 @@ def _read(archive: Archive) -> _Lost:
         raise ArchiveDamagedError(
             f"archive {archive.address}: {error.message}",
             files=[error.file],
-            hint="`stageflow doctor --repair` moves it away; the archive does not need it",
+            hint="`stageflow doctor --repair` moves it aside; the archive does not need it",
         ) from error

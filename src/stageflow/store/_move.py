@@ -40,7 +40,7 @@ class ForgottenArchive(Struct, frozen=True):
     """The result of `forget_archive`.
 
     Attributes:
-        address: Address of the archive that was given up. If it exists, its files are still there.
+        address: Address of the archive that was abandoned. If it exists, its files are still there.
         events: Number of its events that the journal no longer has; None if the archive cannot be read.
         runs: Number of runs whose end is among them; None if the archive cannot be read.
     """

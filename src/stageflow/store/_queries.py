@@ -271,7 +271,8 @@ class Queries:
     def _check_open(self) -> None:
         if self.is_closed:
             raise ClosedError(
-                "this EventStore is closed (a fork closes it in the child)", hint="create a new EventStore"
+                "this EventStore is closed (an EventStore is closed in the child process after a fork)",
+                hint="create a new EventStore",
             )
 
 

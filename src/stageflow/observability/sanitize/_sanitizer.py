@@ -193,7 +193,7 @@ class Sanitizer:
             self._rules.logged.add(type(error).__name__)
             log_safely(
                 log,
-                "could not redact a text, which is omitted: %s (further occurrences are not logged)",
+                "could not redact a string; it was omitted: %s (further occurrences are not logged)",
                 describe(error),
             )
 

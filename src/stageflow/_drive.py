@@ -6,7 +6,7 @@
                      +----------- step(steps.send, value) or step(steps.throw, error)
 
 A task has exactly one context. Driving coroutines manually lets several stages run in one task, each in its
-own context: this costs 10 % less than one task per stage, and no stage sees context variables of another.
+own context: this costs 10% less than one task per stage, and no stage sees context variables of another.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def open_database(
     Args:
         memory: Limit of DuckDB's memory, such as "2GB".
         threads: Number of threads; default one per processor.
-        disk: Size limit of the temporary directory; None for DuckDB's default, 90 % of the free space.
+        disk: Size limit of the temporary directory; None for DuckDB's default, 90% of the free space.
 
     Raises:
         MissingExtraError: `duckdb` is not installed.

@@ -539,7 +539,7 @@ class EventStore:
             over: "runs" or "stages".
             filter: The runs or stages to compare; default all. Select one pipeline or stage if they differ in
                 kind.
-            slowest: The share that counts as slow; default 0.05, the slowest 5 %.
+            slowest: The share that counts as slow; default 0.05, the slowest 5%.
             limit: Maximum number of differences.
 
         Raises:

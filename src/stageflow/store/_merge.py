@@ -45,7 +45,7 @@ __all__ = [
 
 
 Z = 1.96
-"""Number of standard errors on each side of an estimate in a 95 % interval."""
+"""Number of standard errors on each side of an estimate in a 95% interval."""
 
 MIN_SAMPLED_ROWS = 20
 """Minimum number of sampled rows for an interval."""

@@ -23,7 +23,7 @@ __all__ = ["Interval", "Share", "Stat", "Total", "Volume", "stats", "totals", "v
 _RANKS = (0.5, 0.9, 0.95, 0.99)
 
 Interval = tuple[float, float]
-"""A 95 % confidence interval: the lower and the upper end."""
+"""A 95% confidence interval: the lower and the upper end."""
 
 
 class Stat(Struct, frozen=True):
@@ -50,9 +50,9 @@ class Stat(Struct, frozen=True):
         p95_ms: 95th percentile of the duration, in milliseconds.
         p99_ms: 99th percentile of the duration, in milliseconds.
         estimated: True if a row has a weight other than 1, so that the numbers are estimates.
-        count_interval: The 95 % interval of `count`; None if no rows, or too few, were sampled.
-        failure_rate_interval: The 95 % interval of `failure_rate`.
-        p95_interval: The 95 % interval of `p95_ms`.
+        count_interval: The 95% interval of `count`; None if no rows, or too few, were sampled.
+        failure_rate_interval: The 95% interval of `failure_rate`.
+        p95_interval: The 95% interval of `p95_ms`.
         group: Value of the field `by`, as text; None if the rows have no value, or without `by`.
     """
 

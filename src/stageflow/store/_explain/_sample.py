@@ -133,7 +133,7 @@ class Cohorts:
 
 
 _MAX_ROWS = 25_000
-"""Per cohort. A share of 1 % is then known to a tenth of it, and a million stages take less than 2 s."""
+"""Per cohort. A share of 1% is then known to a tenth of it, and a million stages take less than 2 s."""
 
 _MAX_STAGES = 50
 """Stages whose fields are compared: those that occur in most runs of either cohort."""

@@ -1,4 +1,4 @@
-"""Alerts: rules evaluated over the store, with a persistent state and notifications to receivers."""
+"""Alerts: rules evaluated against the store, with a persistent state and notifications to receivers."""
 
 from ._evaluation import Evaluation, Finding, evaluate
 from ._loop import AlertLoop

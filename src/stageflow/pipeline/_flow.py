@@ -65,7 +65,7 @@ class Flow:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline as described so far; `compose` combines it with stages that refer to each other by name."""
+        """The pipeline as described so far; `compose` combines it with stages of a `Pipeline`."""
         return self._pipeline
 
     # The most common form comes first, because mypy quotes the first overload in its errors. The coroutine

@@ -199,7 +199,7 @@ class StageSpec(Struct, frozen=True, eq=False):
     limit: str | None = None
     interceptors: tuple[Interceptor, ...] = ()
     inputs: tuple[StageRef[Any], ...] | None = None
-    """The values to pass by position, for a stage of a `Flow`; None for a stage that refers to others by name."""
+    """The values to pass by position, for a stage of a `Flow`; None for a stage of a `Pipeline`."""
     takes_context: bool = True
     """False for a function of a `Flow` that is called without the context."""
 

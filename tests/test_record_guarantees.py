@@ -31,6 +31,7 @@ from stageflow import (
     StageGraph,
     StageKind,
     StageOutput,
+    StageStatus,
 )
 from stageflow.events import FanoutEventSink, MemoryEventSink
 from stageflow.observability import WideEventEmitter, emit_pipeline_wide, emit_stage_wide
@@ -354,7 +355,7 @@ class World:
             "none": None,
             "skip": StageOutput.skip("nothing to do"),
             "fail": StageOutput.fail("failed"),
-            "nonsense": 42,
+            "nonsense": StageStatus.OK,  # a status is not an output
             "retry": StageOutput.retry("not yet", after=stage.wait),
             "cancel": StageOutput.stop("enough"),
         }[end]

@@ -91,7 +91,7 @@ def _signature_of(spec: StageSpec) -> _Signature:
     entry = entry_of(spec.runner)
     assert entry is not None, "validated"
     called = entry.called
-    while hasattr(called, "func"):  # functools.partial
+    while isinstance(called, functools.partial):
         called = called.func
     if not inspect.isroutine(called):
         called = getattr(type(called), "__call__", called)  # noqa: B004 - the function, for its annotations

@@ -18,6 +18,8 @@ from ._plan import Node
 
 __all__ = ["output_of"]
 
+_OK = StageStatus.OK  # on Python 3.11, reading a member of an enum takes 0.1 us
+
 
 _NONE = type(None)
 # The constructor accepts any value; the methods that create an output use these types.
@@ -43,7 +45,7 @@ def output_of(value: Any, node: Node) -> StageOutput:
     """
     if type(value) is StageOutput:
         if (
-            value.status is StageStatus.OK
+            value.status is _OK
             and type(value.data) is dict
             and value.routes is None
             and value.error is None
@@ -56,12 +58,12 @@ def output_of(value: Any, node: Node) -> StageOutput:
         return _checked(value, node)
     if node.route_labels:
         return _invalid(f"{_short_repr(value)} and chose no route", node, _ROUTE_HINT)
-    if type(value) is dict:
-        return StageOutput(StageStatus.OK, value.copy())
     if value is None:
-        return StageOutput(StageStatus.OK, {}, returned=None)
+        return StageOutput(_OK, {}, None, None, None, None, None, None)
+    if type(value) is dict:
+        return StageOutput(_OK, value.copy())
     if isinstance(value, Mapping):
-        return StageOutput(StageStatus.OK, dict(value))
+        return StageOutput(_OK, dict(value))
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
             value.close()
@@ -72,7 +74,7 @@ def output_of(value: Any, node: Node) -> StageOutput:
         return _invalid(_described(value), node, f"return StageOutput.{value.lower()}(...)")
     if isinstance(value, BaseException):
         return _invalid(_described(value), node, "raise it, or return StageOutput.fail(error)")
-    return StageOutput(StageStatus.OK, _fields_of(value), returned=value)
+    return StageOutput(_OK, _fields_of(value), returned=value)
 
 
 def _described(value: Any) -> str:
@@ -117,7 +119,7 @@ def _checked(output: StageOutput, node: Node) -> StageOutput:
         output.routes,
         output.returned,
     )
-    return output if output.status is not StageStatus.OK else _routed(output, node)
+    return output if output.status is not _OK else _routed(output, node)
 
 
 def _plain_text(text: str | None) -> str | None:

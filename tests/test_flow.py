@@ -8,7 +8,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
 
 import msgspec
@@ -134,6 +134,20 @@ async def test_fields_of_a_model_are_the_data() -> None:
     results = await Pipeline("p").with_stage("s", returns).run()
     assert results.value("s") is model
     assert results.data("s") == {"a": 1, "b": [2]}
+
+
+@dataclass
+class Partial:
+    first: int
+    second: int = field(init=False)
+
+
+async def test_field_that_is_not_set_is_not_in_the_data() -> None:
+    async def returns(ctx: StageContext) -> Partial:
+        return Partial(1)
+
+    results = (await Pipeline("p").with_stage("s", returns).run()).raise_on_failure()
+    assert results.data("s") == {"first": 1}
 
 
 async def test_stage_output_keeps_its_data_as_the_value() -> None:

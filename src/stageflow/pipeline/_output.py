@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -93,7 +94,11 @@ def _fields_of(value: Any) -> dict[str, Any]:
         names = models
     else:
         return {"value": value}
-    return {name: getattr(value, name) for name in names}
+    fields = {}
+    for name in names:
+        with contextlib.suppress(AttributeError):  # a field that was never set
+            fields[name] = getattr(value, name)
+    return fields
 
 
 def _checked(output: StageOutput, node: Node) -> StageOutput:

@@ -1,0 +1,119 @@
+"""Flows that type checkers accept and reject: mypy and pyright check this file, and unused ignores in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_type
+
+from stageflow import PipelineResults, Retry, StageContext, StageOutput
+from stageflow.pipeline import Flow
+from stageflow.stages import StageRef
+
+
+@dataclass
+class Document:
+    text: str
+    score: float
+
+
+async def search(ctx: StageContext) -> list[Document]:
+    return []
+
+
+async def rank(ctx: StageContext, documents: list[Document]) -> list[Document] | StageOutput:
+    return documents if documents else StageOutput.skip("no documents")
+
+
+async def embed(documents: Sequence[Document]) -> list[float]:
+    return [document.score for document in documents]
+
+
+def best(documents: list[Document]) -> Document:
+    return documents[0]
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    return text[:limit]
+
+
+async def write(ctx: StageContext, documents: list[Document], vectors: list[float]) -> str:
+    return f"{len(documents)} {len(vectors)}"
+
+
+async def lenient(documents: list[Document] | None, document: Document) -> int:
+    return len(documents or ())
+
+
+async def stop(ctx: StageContext) -> StageOutput:
+    return StageOutput.stop("enough")
+
+
+flow = Flow("accepted")
+documents = flow.add(search, timeout=5)
+ranked = flow.add(rank, documents, retry=Retry(attempts=3))
+vectors = flow.add(embed, ranked)
+top = flow.add(best, ranked, name="top")
+reply = flow.add(write, ranked, vectors, dependencies=(top, "search"))
+number = flow.add(lenient, ranked.or_none(), top)
+short = flow.add(partial(shorten, limit=10), reply)
+empty = flow.add(embed, documents.or_default([]), name="empty")
+length = flow.add(lambda text: len(text), short, name="length")
+flow.add(stop)
+graph = flow.build(on_failure="continue", max_concurrency=3)
+
+assert_type(documents, StageRef[list[Document]])
+assert_type(ranked, StageRef[list[Document]])  # not `list[Document] | StageOutput`
+assert_type(vectors, StageRef[list[float]])
+assert_type(top, StageRef[Document])
+assert_type(reply, StageRef[str])
+assert_type(number, StageRef[int])
+assert_type(top.or_none(), StageRef[Document | None])
+assert_type(top.or_default(3), StageRef[Document | int])
+
+
+def accepted(results: PipelineResults) -> tuple[str, Document, Document | None]:
+    return results.value(reply), results.value(top), results.value(top.or_none())
+
+
+async def reads(ctx: StageContext, found: list[Document]) -> str:
+    return ctx.inputs.value(reply) + ctx.inputs.value(top).text
+
+
+flow.add(reads, ranked)
+
+
+def rejected(results: PipelineResults, ctx: StageContext) -> None:
+    flow.add(rank, vectors)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, top)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(best, reply)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(write, vectors, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(write, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(write, ranked, vectors, top)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(search, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(embed)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(best, ranked, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, ranked.or_none())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(best, ranked.or_default(3))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(embed, ranked.or_default("none"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, [])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, search)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, "search")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, ranked, retri=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    flow.add(rank, ranked, retry=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, ranked, timeout="5")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, ranked, dependencies=(search,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(42)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(None)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    number_of: int = results.value(reply)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    text: str = results.value(number)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(results.value(reply).nope)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    print(results.value(top.or_none()).text)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    results.value(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    found: int = ctx.inputs.value(ranked)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    ctx.inputs.value("search")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    flow.build(on_failure="stop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    flow.build(max_concurency=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    print(number_of, text, found)

@@ -418,7 +418,10 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
     ):
         yield store
         if store.archive_error is not None:
-            _warn("a part of the archive that this result does not need cannot be read", store.archive_error)
+            _warn(
+                "part of the archive cannot be read, but this result does not depend on it",
+                store.archive_error,
+            )
 
 
 @contextmanager

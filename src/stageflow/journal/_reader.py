@@ -114,9 +114,9 @@ class JournalReader:
     A reader that starts after events were archived or deleted does not receive them; `removed_events` is
     their number. `EventStore` can still query the archived ones.
 
-    A reader with a name resumes at its last `commit()`, and reads later events again. Readers never block a
-    writer. Segments older than `max_age` are deleted only after every named reader has read them, but a
-    journal that exceeds its `max_bytes` deletes segments that were not read.
+    A named reader resumes at its last `commit()`, and rereads the events that it read after that. Readers
+    never block a writer. Segments older than `max_age` are deleted only after every named reader has read
+    them, but a journal that exceeds its `max_bytes` deletes segments that were not read.
 
     Args:
         path: Directory of the journal.

@@ -294,7 +294,8 @@ def _deadlock(permit: Permit, held: list[Permit]) -> LimitDeadlockError:
     if len(held) == 1:
         why = f"its only permit is held by {stages[0]}, which waits for this run"
     else:
-        why = f"all {len(held)} permits are held by {_first(stages)}, which wait for runs that wait for it"
+        holders = _first(stages)
+        why = f"all {len(held)} permits are held by {holders}, which wait for runs that wait for this limit"
     return LimitDeadlockError(
         f"limit {permit.limit.name!r} would never become available: {why}",
         limit=permit.limit.name,
@@ -302,7 +303,7 @@ def _deadlock(permit: Permit, held: list[Permit]) -> LimitDeadlockError:
         pipeline=permit.pipeline,
         stage=permit.stage,
         run_id=permit.run_id,
-        hint="use another limit for the stages of nested runs than for the stages that start them; "
+        hint="do not use the same limit for the stages of nested runs and for the stages that start them; "
         f"permits are held in run{'s' if len(runs) > 1 else ''} {_first(runs)}",
     )
 

@@ -359,7 +359,7 @@ class Flow:
         return StageRef(name)
 
     def build(self, **options: Unpack[BuildOptions]) -> StageGraph:
-        """Validate the description, and return a graph: a shorthand for `flow.pipeline.build(...)`.
+        """Validate the definition, and return a graph: a shorthand for `flow.pipeline.build(...)`.
 
         Raises:
             PipelineValidationError: The definition is invalid; the error lists all problems.

@@ -846,7 +846,7 @@ INCOMPLETE = {
         "at $.receivers[0].kind: the key is required; it is one of apprise, webhook"
     ),
     "[[receivers]]\nkind = 'apprise'\nname = 'ops'": (
-        "at $.receivers[0].url: one of the keys url and url_env is required"
+        "at $.receivers[0].url: either url or url_env is required"
     ),
     "[[silences]]\nuntil = 2026-11-25T08:00:00Z\nreason = 'known'": (
         "at $.silences[0].rule: the key is required"

@@ -210,7 +210,7 @@ def test_execute_without_a_parameter_for_the_context_is_reported() -> None:
     shown = f"{Forgot.__qualname__}.execute"
     wrong = (
         "cannot be called with the context as its only positional argument; "
-        "write `execute(self, ctx)`, or a function of `ctx` (further parameters are passed by name)"
+        "write `execute(self, ctx)`, or a function that takes `ctx` (further parameters are passed by name)"
     )
     assert problem(Pipeline("p").with_stage("a", Forgot)) == f"stage 'a': {shown} {wrong}"
     assert problem(Pipeline("p").with_stage("a", Forgot())) == f"stage 'a': {shown} {wrong}"
@@ -278,7 +278,7 @@ def test_invalid_retry_is_reported() -> None:
 
 def test_condition_that_is_not_callable_is_reported() -> None:
     pipeline = Pipeline("p").with_stage("a", quick, when=True)  # type: ignore[arg-type]
-    assert problem(pipeline) == "stage 'a': when must be a function of the stage's context, got True"
+    assert problem(pipeline) == "stage 'a': when must be a function that takes the stage's context, got True"
 
 
 def test_route_without_a_router_is_reported() -> None:

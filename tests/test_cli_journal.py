@@ -917,7 +917,7 @@ def test_directory_without_segments_is_not_a_journal(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for command in ("runs", "doctor", "show"):
         done = stageflow(command, "--journal", tmp_path, code=2)
-        assert "the directory contains files, but no files of a journal" in done.stderr
+        assert "the directory contains files, but none of them belong to a journal" in done.stderr
 
 
 # ------------------------------------------------------------ ids

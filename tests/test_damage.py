@@ -369,16 +369,16 @@ def test_damaged_address_does_not_create_a_new_archive(journal: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "found", "why"),
     [
-        ("deleted.json", "directory", "a directory is in place of this file"),
+        ("deleted.json", "directory", "the path is a directory, not a regular file"),
         (
             "20261123T160028Z-p4711-9f3a61c2-000001.ndjson",
             "directory",
-            "a directory is in place of this file",
+            "the path is a directory, not a regular file",
         ),
-        ("cursors/x.json", "fifo", "a FIFO is in place of this file"),
-        ("lock.lock", "link", "a symbolic link is in place of this file"),
-        ("broken", "file", "a file is in place of this directory"),
-        ("broken", "link", "a symbolic link is in place of this directory"),
+        ("cursors/x.json", "fifo", "the path is a FIFO, not a regular file"),
+        ("lock.lock", "link", "the path is a symbolic link, not a regular file"),
+        ("broken", "file", "the path is a file, not a directory"),
+        ("broken", "link", "the path is a symbolic link, not a directory"),
     ],
 )
 def test_misplaced_entry_is_reported(journal: Path, name: str, found: str, why: str) -> None:

@@ -294,8 +294,8 @@ def test_nested_run_that_waits_for_the_permit_of_its_own_stage_fails_at_once() -
     assert str(error) == (
         "limit 'gpu' would never become available: its only permit is held by stage 'runs' of pipeline "
         f"'parent', which waits for this run [stage 'works', pipeline 'leaf', run {child_id}]"
-        "\n  hint: use another limit for the stages of nested runs than for the stages that start them; "
-        f"permits are held in run {run_id}"
+        "\n  hint: do not use the same limit for the stages of nested runs and for the stages that "
+        f"start them; permits are held in run {run_id}"
     )
     assert (error.limit, error.holders) == ("gpu", (("parent", "runs", run_id),))
     event = events.stage("works")

@@ -398,7 +398,7 @@ async def test_failing_detector_redacts_the_complete_text(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"detect": ("mail",)}, "detect must be of .*, got 'mail'; did you mean 'email'"),
+        ({"detect": ("mail",)}, "detect must be one of .*, got 'mail'; did you mean 'email'"),
         ({"patterns": {"x": "("}}, "not a valid regular expression"),
         ({"names": "customer_*"}, r"names must be a tuple, got 'customer_\*'"),
         ({"detect": "email"}, "detect must be a tuple, got"),

@@ -179,7 +179,10 @@ async def test_missing_settings_are_detected_from_the_platform(
         ),
         (
             {"redact": {"names": ["x"], "detect": ["mail"]}},
-            f"redact: Redact: detect must be of {', '.join(DETECTORS)}, got 'mail'; did you mean 'email'?",
+            (
+                f"redact: Redact: detect must be one of {', '.join(DETECTORS)}, got 'mail'; "
+                "did you mean 'email'?"
+            ),
         ),
     ],
 )

@@ -47,7 +47,7 @@ class FailureOutcomes(Struct, frozen=True):
         for outcome in self.outcomes:
             if outcome not in _POSSIBLE:
                 raise InvalidArgumentError(
-                    f"failure_outcomes must be of {', '.join(_POSSIBLE)}, got {outcome!r}"
+                    f"each of failure_outcomes must be one of {', '.join(_POSSIBLE)}, got {outcome!r}"
                     + did_you_mean(str(outcome), _POSSIBLE)
                 )
 

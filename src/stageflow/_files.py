@@ -103,8 +103,8 @@ def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def _not_regular(path: str) -> DamagedFileError:
-    found = "a symbolic link is" if is_symlink(path) else "something other than a regular file is"
-    return DamagedFileError(path, f"{found} in its place", hint=_REMEDY)
+    reason = "the path is a symbolic link" if is_symlink(path) else "the path is not a regular file"
+    return DamagedFileError(path, reason, hint=_REMEDY)
 
 
 def is_regular(path: str) -> bool:
@@ -136,8 +136,8 @@ def make_private_below(path: str) -> None:
 
 
 def _not_a_directory(path: str) -> DamagedFileError:
-    found = "a symbolic link is" if is_symlink(path) else "a file is"
-    return DamagedFileError(path, f"{found} in place of this directory", hint=_REMEDY)
+    found = "a symbolic link" if is_symlink(path) else "a file"
+    return DamagedFileError(path, f"the path is {found}, not a directory", hint=_REMEDY)
 
 
 def make_private(path: str) -> None:

@@ -1,7 +1,7 @@
 """The exception hierarchy, and functions that describe exceptions.
 
 StageflowError
-├── PipelineValidationError      the description of a pipeline is invalid (also a ValueError)
+├── PipelineValidationError      the definition of a pipeline is invalid (also a ValueError)
 ├── InvalidArgumentError         an argument is unknown or invalid (also a ValueError and a TypeError)
 ├── InputError                   a stage cannot read an input (also a LookupError)
 │   ├── UnknownInputError        the stage to read from is not an ancestor of the stage that reads
@@ -159,7 +159,7 @@ def _restore(cls: type[StageflowError], args: tuple[Any, ...], state: dict[str, 
 
 
 class PipelineValidationError(StageflowError, ValueError):
-    """The description of a pipeline is invalid. The error lists all problems, not only the first.
+    """The definition of a pipeline is invalid. The error lists all problems, not only the first.
 
     Attributes:
         problems: One sentence per problem, with the name of the stage and a hint.

@@ -126,10 +126,11 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
 
     Args:
         attempts: Maximum number of attempts, including the first; 1 or more.
-        wait: Seconds between attempts, or a function of the number of the failed attempt: `Fixed`, `Linear`,
-            `Exponential`, or a custom one.
-        on: The exceptions to retry: a class, a tuple of classes, or a function from the exception to a bool.
-            With `()`, only `StageOutput.retry` is retried. An exception group is retried if every leaf is.
+        wait: Seconds between attempts, or a function that takes the number of the failed attempt and returns
+            seconds: `Fixed`, `Linear`, `Exponential`, or a custom one.
+        on: The exceptions to retry: a class, a tuple of classes, or a function that takes the exception and
+            returns a bool. With `()`, only `StageOutput.retry` is retried. An exception group is retried if
+            every leaf is.
         deadline: Seconds from the start of the first attempt after which no attempt starts; default no
             limit. The stage fails at once if the wait would exceed it.
 
@@ -162,7 +163,7 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
                     "Retry",
                     "on",
                     self.on,
-                    "an exception class, a tuple of classes, or a function of the exception",
+                    "an exception class, a tuple of classes, or a function that takes the exception",
                 )
 
     def covers(self, error: BaseException) -> bool:

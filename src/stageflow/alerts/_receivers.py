@@ -126,7 +126,7 @@ class Apprise(Struct, frozen=True, kw_only=True, tag_field="kind", tag="apprise"
 
     def __post_init__(self) -> None:
         if not self.url and not self.url_env:
-            raise WrongField(self.name, "url", "one of the keys url and url_env is required")
+            raise WrongField(self.name, "url", "either url or url_env is required")
         if self.url and self.url_env:
             raise WrongField(self.name, "url", "expected either url or url_env, got both")
 
@@ -200,7 +200,7 @@ class Webhook(Struct, frozen=True, kw_only=True, tag_field="kind", tag="webhook"
     def __post_init__(self) -> None:
         check_number(self.name, "timeout", self.timeout, above=0)
         if not self.url and not self.url_env:
-            raise WrongField(self.name, "url", "one of the keys url and url_env is required")
+            raise WrongField(self.name, "url", "either url or url_env is required")
         if self.url and self.url_env:
             raise WrongField(self.name, "url", "expected either url or url_env, got both")
         if self.url and _url_problem(self.url):

@@ -76,7 +76,11 @@ def run(
     state: StateOption = None,
     every: Annotated[
         Any,
-        span_option("--every", "s", description="Repeat at this interval (90s, 5m); by default, runs once."),
+        span_option(
+            "--every",
+            "s",
+            description="Repeat at this interval (90s, 5m). By default, the command runs once.",
+        ),
     ] = None,
     as_json: Annotated[bool, json_option("Print one JSON object per evaluation.")] = False,
 ) -> None:

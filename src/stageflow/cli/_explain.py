@@ -40,7 +40,9 @@ def explain(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="SELECTION", show_default=False, help="What to compare with. Defaults to all other rows."
+            metavar="SELECTION",
+            show_default=False,
+            help="Selection to compare against. Defaults to all other rows.",
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,

@@ -200,12 +200,18 @@ SinceOption = Annotated[
         metavar="WHEN",
         callback=_as_time,
         show_default=False,
-        help=f"Started at this time or later: {TIME_FORMATS}. Times without a time zone are local.",
+        help=f"Only those that started at or after this time: {TIME_FORMATS}. Times without a time zone are"
+        " local.",
     ),
 ]
 UntilOption = Annotated[
     str | None,
-    typer.Option(metavar="WHEN", callback=_as_time, show_default=False, help="Started before this time."),
+    typer.Option(
+        metavar="WHEN",
+        callback=_as_time,
+        show_default=False,
+        help="Only those that started before this time.",
+    ),
 ]
 StageOption = Annotated[
     str | None,
@@ -318,7 +324,7 @@ JournalOption = Annotated[
         metavar="DIR",
         envvar=_VARIABLE,
         show_default=False,
-        help=f"Directory of the journal. Defaults to the first that exists of {' and '.join(_DEFAULTS)}.",
+        help=f"Journal directory. Defaults to {_DEFAULTS[0]}, or to {_DEFAULTS[1]} if only that exists.",
     ),
 ]
 
@@ -418,7 +424,10 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
     ):
         yield store
         if store.archive_error is not None:
-            _warn("a part of the archive that this result does not need cannot be read", store.archive_error)
+            _warn(
+                "part of the archive cannot be read, but this result does not depend on it",
+                store.archive_error,
+            )
 
 
 @contextmanager

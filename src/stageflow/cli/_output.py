@@ -133,7 +133,9 @@ CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV with a header,
 NoFormulasOption = Annotated[
     bool,
     typer.Option(
-        "--no-formulas", help="Print CSV for spreadsheets, with ' before each cell that would be a formula."
+        "--no-formulas",
+        help="Print CSV that is safe to open in a spreadsheet: cells that look like formulas are prefixed "
+        "with '.",
     ),
 ]
 

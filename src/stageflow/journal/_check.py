@@ -272,14 +272,16 @@ def _damaged_files(directory: str, state_files: Iterable[StateFile]) -> Iterator
 def _describe_misplaced(directory: str, path: str) -> str:
     """Describe which type of entry is in the place of a file or directory of the journal."""
     expected = (
-        "directory" if path in (os.path.join(directory, each) for each in (CURSORS, BROKEN)) else "file"
+        "directory"
+        if path in (os.path.join(directory, each) for each in (CURSORS, BROKEN))
+        else "regular file"
     )
     try:
         mode = os.lstat(path).st_mode
     except OSError:  # removed meanwhile
         mode = 0
     found = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
-    return f"{found} is in place of this {expected}"
+    return f"the path is {found}, not a {expected}"
 
 
 def _reason(error: OSError) -> str:

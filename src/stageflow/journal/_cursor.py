@@ -133,7 +133,7 @@ def _refuse_link(directory: str) -> None:
     if os.path.islink(path):
         raise DamagedFileError(
             path,
-            "a symbolic link is in place of this directory",
+            "the path is a symbolic link, not a directory",
             hint="`stageflow doctor --repair` removes it",
         )
 

@@ -114,9 +114,9 @@ class JournalReader:
     A reader that starts after events were archived or deleted does not receive them; `removed_events` is
     their number. `EventStore` can still query the archived ones.
 
-    A reader with a name resumes at its last `commit()`, and reads later events again. Readers never block a
-    writer. Segments older than `max_age` are deleted only after every named reader has read them, but a
-    journal that exceeds its `max_bytes` deletes segments that were not read.
+    A named reader resumes at its last `commit()`, and rereads the events that it read after that. Readers
+    never block a writer. Segments older than `max_age` are deleted only after every named reader has read
+    them, but a journal that exceeds its `max_bytes` deletes segments that were not read.
 
     Args:
         path: Directory of the journal.
@@ -186,7 +186,7 @@ class JournalReader:
         lock.release()
         raise CursorInUseError(
             f"cursor {name!r} of journal {self.path!r} is in use by process {pid}",
-            hint="a name can be used by one reader at a time; use another name",
+            hint="only one reader can use a name at a time; use another name",
         )
 
     def _load(self, at_end: bool) -> CursorFile:
@@ -252,7 +252,10 @@ class JournalReader:
                 time.sleep(min(_POLL_SECONDS, left))
 
     def __iter__(self) -> Iterator[Entry]:
-        """Yield all events that exist now. `commit()` in between covers the events yielded so far."""
+        """Yield all events that exist now.
+
+        Calling `commit()` during iteration commits the events yielded so far.
+        """
         self._check_open()
         try:
             while steps := self._next_steps(1000):
@@ -261,7 +264,7 @@ class JournalReader:
                     if step.entry is not None:
                         yield step.entry
         finally:
-            self._pending_steps = None  # read the steps that were not yielded again
+            self._pending_steps = None  # the next read repeats the steps that were not yielded
 
     def _apply(self, step: _Step) -> None:
         self._positions[step.writer] = step.position
@@ -480,8 +483,8 @@ def newest_entries(
 ) -> list[Entry]:
     """Return the newest events that match, oldest first.
 
-    Files are read backwards, newest first, until enough events were found. The events of one process are in
-    the order of its journal.
+    Files are read backwards, newest first, until enough events have been found. The events of one process are
+    in the order of its journal.
 
     Args:
         directory: Directory of the journal.
@@ -505,8 +508,8 @@ def newest_entries(
 def _entries_backwards(directory: str, may_match: Callable[[bytes], bool]) -> Iterator[Entry]:
     """Yield the events of all writers, newest first.
 
-    A writer is queued by the time of its last write, and its files are opened only when no other writer has
-    newer events.
+    Writers are ordered by the time of their last write, and the files of a writer are opened only when no
+    other writer has newer events.
     """
     heap: list[tuple[int, int, Entry | None, Iterator[Entry]]] = []
     for number, segments in enumerate(list_writers(directory).values()):

@@ -233,7 +233,7 @@ def reason_not_journal(directory: str) -> str | None:
         return "it is a file"
     known = {CURSORS, BROKEN, DELETED, FAILURES, LOCK}
     if names and not any(name in known or _SEGMENT.fullmatch(name.lstrip(".")) for name in names):
-        return "the directory contains files, but no files of a journal"
+        return "the directory contains files, but none of them belong to a journal"
     return None
 
 

@@ -204,7 +204,7 @@ class JournalSink(DirectSink):
         if len(line) > self._max_line_bytes:
             raise EventLost(
                 "line_too_long",
-                f"the line of the event has {len(line):,} bytes, more than the limit of"
+                f"the line of the event is {len(line):,} bytes long, which exceeds the limit of"
                 f" {self._max_line_bytes:,} set by JournalSink({self.path!r}, max_line_bytes=...)",
             )
         try:

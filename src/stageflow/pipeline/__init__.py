@@ -1,4 +1,4 @@
-"""Describe, validate and run pipelines."""
+"""Define, validate and run pipelines."""
 
 from ._active import ActiveRun, active_runs
 

@@ -360,7 +360,7 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
 
 
 def _with_inputs(call: Call, takes_context: bool, values: list[Any]) -> Call:
-    """Return a function of the context that calls `call` with the values of its inputs."""
+    """Return a function that takes the context and calls `call` with the values of its inputs."""
     if takes_context:
         return lambda ctx: call(ctx, *values)
     return lambda _: call(*values)

@@ -359,10 +359,10 @@ class Flow:
         return StageRef(name)
 
     def build(self, **options: Unpack[BuildOptions]) -> StageGraph:
-        """Validate the description, and return a graph: a shorthand for `flow.pipeline.build(...)`.
+        """Validate the definition, and return a graph: a shorthand for `flow.pipeline.build(...)`.
 
         Raises:
-            PipelineValidationError: The description is invalid; the error lists all problems.
+            PipelineValidationError: The definition is invalid; the error lists all problems.
         """
         return self._pipeline.build(**options)
 
@@ -372,7 +372,7 @@ class Flow:
         """Run the pipeline with default options: a shorthand for `flow.build().run(ctx)`.
 
         Raises:
-            PipelineValidationError: The description is invalid; the error lists all problems.
+            PipelineValidationError: The definition is invalid; the error lists all problems.
         """
         return await self._pipeline.run(ctx, deadline=deadline)
 

@@ -92,8 +92,9 @@ class CircuitBreaker:
     Args:
         failures: Number of consecutive failures that open the circuit; 1 or more.
         reset_after: Seconds until a trial is allowed.
-        on: The exceptions that count: a class, a tuple of classes, or a function from the exception to a
-            bool. An exception group counts if every leaf does. Other exceptions count as a success.
+        on: The exceptions that count: a class, a tuple of classes, or a function that takes the exception
+            and returns a bool. An exception group counts if every leaf does. Other exceptions count as a
+            success.
 
     Raises:
         InvalidArgumentError: `failures` is less than 1, or `reset_after` is negative.

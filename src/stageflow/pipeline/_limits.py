@@ -150,7 +150,8 @@ class Limit:
         self.name = name
         self.permits = permits
         self._held: set[Permit] = set()
-        # Released permits stay in the queue until they are at its front: to remove one would cost its length.
+        # Released permits stay in the queue until they reach the front: removing one earlier takes linear
+        # time.
         self._queue: list[tuple[int, Permit]] = []
         _limits.add(self)
 
@@ -179,7 +180,7 @@ class Limit:
             return permit.state is _State.HELD
 
     def defer(self, permit: Permit) -> None:
-        """Pass a permit that was granted on to the next stage; the request keeps its place in the queue."""
+        """Give up a granted permit in favor of the next stage; the request keeps its place in the queue."""
         with _lock:
             if permit.state is _State.HELD:
                 permit.state = _State.DEFERRED
@@ -294,7 +295,8 @@ def _deadlock(permit: Permit, held: list[Permit]) -> LimitDeadlockError:
     if len(held) == 1:
         why = f"its only permit is held by {stages[0]}, which waits for this run"
     else:
-        why = f"all {len(held)} permits are held by {_first(stages)}, which wait for runs that wait for it"
+        holders = _first(stages)
+        why = f"all {len(held)} permits are held by {holders}, which wait for runs that wait for this limit"
     return LimitDeadlockError(
         f"limit {permit.limit.name!r} would never become available: {why}",
         limit=permit.limit.name,
@@ -302,7 +304,7 @@ def _deadlock(permit: Permit, held: list[Permit]) -> LimitDeadlockError:
         pipeline=permit.pipeline,
         stage=permit.stage,
         run_id=permit.run_id,
-        hint="use another limit for the stages of nested runs than for the stages that start them; "
+        hint="do not use the same limit for the stages of nested runs and for the stages that start them; "
         f"permits are held in run{'s' if len(runs) > 1 else ''} {_first(runs)}",
     )
 
@@ -314,9 +316,9 @@ def _first(names: list[str]) -> str:
 class Limits(Mapping[str, Limit]):
     """Limits by name. Share one object among the graphs that share the limited resource.
 
-    A stage with `limit="openai"` starts an attempt only when it has acquired one of the 8 permits. It
-    releases the permit when the attempt ends or is abandoned, so it holds none during the wait before a
-    retry. The wait is part of `queue_ms`.
+    With `Limits(openai=8)`, a stage with `limit="openai"` starts an attempt only when it has acquired one of
+    the 8 permits. It releases the permit when the attempt ends or is abandoned, so it holds none during the
+    wait before a retry. The wait is part of `queue_ms`.
 
     A stage that would wait indefinitely, because all permits are held by stages that wait for it, fails at
     once with `LimitDeadlockError`.
@@ -374,7 +376,7 @@ class ThreadPermit:
         self.nested_runs = 0
 
     def wait(self) -> asyncio.Future[None]:
-        """Return a future for the grant. The limit holds its lock."""
+        """Return a future for the grant. The caller must hold the lock of the limit."""
         self.is_waiting = True
         self.granted = self._loop.create_future()
         return self.granted

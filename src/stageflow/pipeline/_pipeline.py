@@ -1,4 +1,4 @@
-"""`Pipeline`, the immutable description of stages, and `StageGraph`, which runs it."""
+"""`Pipeline`, the immutable definition of stages, and `StageGraph`, which runs it."""
 
 from __future__ import annotations
 
@@ -195,13 +195,14 @@ class Pipeline:
         Args:
             name: Name of the stage, unique in the pipeline and without "/".
             runner: A class with a method `execute(ctx)` (instantiated per run), an instance of such a class
-                (shared by all runs), or a function of `ctx`. A synchronous function or method runs in a
-                thread. Further parameters are passed by name, from the outputs of the dependencies.
+                (shared by all runs), or a function that takes `ctx`. A synchronous function or method runs in
+                a thread. Further parameters are passed by name, from the outputs of the dependencies.
             kind: Purpose of the stage; default TRANSFORM.
             dependencies: Names of the stages that must end before this one starts.
             conditional: Skip this stage if all of its dependencies were skipped.
             optional: If this stage fails, the run continues; dependents run as after a skip.
-            when: A function of `ctx`, called just before the stage starts; a false value skips the stage.
+            when: A function that takes `ctx`, called just before the stage starts; a false value skips the
+                stage.
             route: Run this stage only if a dependency of kind ROUTE returned `StageOutput.route` with this
                 label.
             timeout: Maximum duration of one attempt in seconds; default no limit.
@@ -265,7 +266,7 @@ class Pipeline:
         limits: Limits | None = None,
         interceptors: Iterable[Interceptor] = (),
     ) -> StageGraph:
-        """Validate the description, and return a graph that can run any number of times.
+        """Validate the definition, and return a graph that can run any number of times.
 
         Args:
             emit_stage_wide_events: Whether to emit `stage.wide` for every stage; default None, which emits
@@ -280,7 +281,7 @@ class Pipeline:
             interceptors: Interceptors for each attempt of every stage, outermost first.
 
         Raises:
-            PipelineValidationError: The description is invalid; the error lists all problems.
+            PipelineValidationError: The definition is invalid; the error lists all problems.
         """
         options = GraphOptions(as_tuple(interceptors), limits if isinstance(limits, Limits) else {})
         problems = problems_of(self.name, self.stages, options)
@@ -327,7 +328,7 @@ class Pipeline:
         """Run the pipeline with default options: a shorthand for `pipeline.build().run(ctx)`.
 
         Raises:
-            PipelineValidationError: The description is invalid; the error lists all problems.
+            PipelineValidationError: The definition is invalid; the error lists all problems.
         """
         if self._graph is None:
             self._graph = self.build()

@@ -133,7 +133,7 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
 
 
 def compile_nodes(specs: Sequence[StageSpec], pipeline: str, options: GraphOptions) -> tuple[Node, ...]:
-    """Return the nodes of a validated description, in the same order."""
+    """Return the nodes of a validated definition, in the same order."""
     places = {spec.name: index for index, spec in enumerate(specs)}
     dependents: list[list[int]] = [[] for _ in specs]
     labels: list[list[str]] = [[] for _ in specs]
@@ -189,8 +189,8 @@ class Plan:
 
     Attributes:
         name: Name of the pipeline.
-        specs: The description that it was compiled from.
-        nodes: The stages, in the order of the description. The number of a stage is its position here.
+        specs: The definition that it was compiled from.
+        nodes: The stages, in the order of the definition. The number of a stage is its position here.
         index: The number of each stage, by name.
         waiting: The number of dependencies of each stage.
         roots: Numbers of the stages without dependencies.

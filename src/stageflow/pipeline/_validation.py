@@ -1,4 +1,4 @@
-"""Validates the description of a pipeline, and reports all problems at once."""
+"""Validates the definition of a pipeline, and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     if spec.retry is not None and not isinstance(spec.retry, Retry):
         problems.append(f"{stage}: retry must be a policy such as Retry(attempts=3), got {spec.retry!r}")
     if spec.when is not None and not _accepts(spec.when, 1):
-        problems.append(f"{stage}: when must be a function of the stage's context, got {_name_of(spec.when)}")
+        problems.append(
+            f"{stage}: when must be a function that takes the stage's context, got {_name_of(spec.when)}"
+        )
     if not dependencies and spec.inputs is None:
         problems += [
             f"{stage}: parameter {name!r} is passed from a dependency, but the stage has none"
@@ -193,7 +195,8 @@ def _call_problem(entry: Entry) -> str | None:
         if isinstance(called, functools.partial):
             return problem + "bind the parameters before the context by position: functools.partial(f, value)"
         return problem + (
-            "write `execute(self, ctx)`, or a function of `ctx` (further parameters are passed by name)"
+            "write `execute(self, ctx)`, or a function that takes `ctx` "
+            "(further parameters are passed by name)"
         )
     except ValueError:  # Python cannot determine the signature
         pass

@@ -225,7 +225,8 @@ class Archive:
     def _lost_log_error(self) -> ArchiveDamagedError:
         path = os.path.join(self.address, "_delta_log")
         return ArchiveDamagedError(
-            f"archive {self.address}: its log {path} is missing or empty, but it contains data files",
+            f"archive {self.address}: the log {path} is missing or empty,"
+            " but the archive contains data files",
             files=[path],
             hint=restore_hint(),
         )

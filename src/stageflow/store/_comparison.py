@@ -250,7 +250,7 @@ def _failure_p(one: _Group, other: _Group) -> float | None:
 
     if not one.rated or not other.rated:
         return None
-    # Use the number of rows, because weights do not add certainty.
+    # Use the number of rows, so that weighting does not inflate significance.
     failed = [round(found.rated * (found.side.failure_rate or 0.0)) for found in (one, other)]
     found: Any = fisher_exact([failed, [one.rated - failed[0], other.rated - failed[1]]])
     return float(found.pvalue)

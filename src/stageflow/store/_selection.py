@@ -91,8 +91,7 @@ def refuse_duckdb_names(tree: Any, sql: str) -> None:
     if used:
         name = min(used)
         raise QueryError(
-            f"{name!r} is DuckDB's own {name.removeprefix('current_').removeprefix('session_')}, not a field"
-            f" of the views: {sql}",
+            f"{name!r} is built into DuckDB and is not a field of the views: {sql}",
             sql=sql,
             hint="use user_id" if name.endswith("user") else FIELDS_HINT,
         )
@@ -309,7 +308,7 @@ def as_predicate(text: str) -> str:
         raise QueryError(
             "slow cannot be compared with another selection",
             sql=text,
-            hint="use a limit, such as duration_ms > 500; `explain slow` compares with all other rows",
+            hint="use a threshold, such as duration_ms > 500; `explain slow` compares with all other rows",
         )
     if version := re.fullmatch(r"version=(\S+)", text):
         return "service_version = '{}'".format(version[1].replace("'", "''"))

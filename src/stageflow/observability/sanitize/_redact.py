@@ -79,7 +79,7 @@ class Redact(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         unknown = [name for name in self.detect if name not in DETECTORS]
         if unknown:
             raise invalid_argument(
-                "Redact", "detect", unknown[0], f"of {', '.join(DETECTORS)}", known=DETECTORS
+                "Redact", "detect", unknown[0], f"one of {', '.join(DETECTORS)}", known=DETECTORS
             )
         for name, pattern in self.patterns.items():
             try:

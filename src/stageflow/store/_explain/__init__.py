@@ -30,7 +30,7 @@ def explain(
     type, duration, waiting time, attempts and attributes of each of their stages. Values are compared
     by their share (Fisher's exact test), numbers by their best split (Kolmogorov-Smirnov) and their mean
     rank. Whether a field has a value is compared as well. All comparisons are corrected: within a field
-    by Bonferroni, over the fields by Benjamini-Yekutieli.
+    by the Bonferroni method, across fields by the Benjamini-Yekutieli procedure.
 
     If the predicate refers to results of runs (their status or duration), equivalent fields are left
     out, and other results are returned as `consequences`, because they are likely effects and not causes.
@@ -38,8 +38,8 @@ def explain(
     ends early writes fewer attributes.
 
     Every share is weighted by `sample_rate`. Significance is based on Kish's effective sample size, so
-    that weights do not add certainty, and stage rows are clustered by run. If a side has more than
-    about 25,000 rows, a fixed sample is used.
+    that weighting does not inflate significance, and stage rows are clustered by run. If a side has more
+    than about 25,000 rows, a deterministic sample is used.
 
     Args:
         connection: A connection to DuckDB with the views `runs` and `stages`. It is left unchanged.

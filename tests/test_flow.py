@@ -7,11 +7,13 @@ import functools
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar
 
+import attrs
 import msgspec
+import pydantic
 import pytest
 
 from stageflow import (
@@ -29,6 +31,7 @@ from stageflow.errors import (
     MissingInputError,
     PipelineValidationError,
     StageNotFinishedError,
+    StageOutputError,
     UnknownInputError,
 )
 from stageflow.pipeline import Flow
@@ -47,13 +50,15 @@ class Point(msgspec.Struct):
     y: int
 
 
-class Model:
-    """As a pydantic model declares its fields."""
+class PydanticModel(pydantic.BaseModel):
+    a: int
+    b: list[int]
 
-    model_fields = {"a": None, "b": None}  # noqa: RUF012
 
-    def __init__(self) -> None:
-        self.a, self.b = 1, [2]
+@attrs.define
+class AttrsModel:
+    a: int
+    b: list[int]
 
 
 async def search(ctx: StageContext) -> list[Document]:
@@ -125,15 +130,42 @@ async def test_stage_can_return_any_value(value: Any, data: dict[str, Any], sync
     assert events.stage("s")["data_keys"] == list(data)
 
 
-async def test_fields_of_a_model_are_the_data() -> None:
-    model = Model()
-
-    async def returns(ctx: StageContext) -> Model:
+@pytest.mark.parametrize("model", [PydanticModel(a=1, b=[2]), AttrsModel(1, [2])], ids=["pydantic", "attrs"])
+async def test_fields_of_a_model_are_the_data(model: Any) -> None:
+    async def returns(ctx: StageContext) -> Any:
         return model
+
+    async def wrong_type(ctx: StageContext, a: str) -> None: ...
 
     results = await Pipeline("p").with_stage("s", returns).run()
     assert results.value("s") is model
     assert results.data("s") == {"a": 1, "b": [2]}
+    returns.__annotations__["return"] = type(model)
+    pipeline = Pipeline("p").with_stage("s", returns).with_stage("t", wrong_type, dependencies=("s",))
+    with pytest.raises(PipelineValidationError, match="'a' in the output of stage 's' is int"):
+        pipeline.build()
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "generator", "async generator"])
+async def test_value_that_can_be_read_only_once_is_rejected(kind: str) -> None:
+    async def coroutine() -> None: ...
+
+    async def chunks() -> AsyncIterator[int]:
+        yield 1
+
+    async def returns(ctx: StageContext) -> Any:
+        return {"coroutine": coroutine, "generator": lambda: (n for n in [1]), "async generator": chunks}[
+            kind
+        ]()
+
+    results = await Pipeline("p").with_stage("s", returns).run()
+    error = results["s"].exception
+    assert isinstance(error, StageOutputError)
+    assert error.hint == (
+        "did you forget an `await`?"
+        if kind == "coroutine"
+        else "a generator can be read only once; return a list"
+    )
 
 
 @dataclass

@@ -5,17 +5,7 @@ from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
 # For other packages of stageflow.
 from ._cursor import CursorFile as CursorFile, load_cursor as load_cursor, store_cursor as store_cursor
 from ._format import REQUIRED as REQUIRED, is_well_formed as is_well_formed
-from ._journal import (
-    OTHER_IDS as OTHER_IDS,
-    Journal,
-    Names,
-    RunFilter,
-    RunRecord,
-    amend as amend,
-    find_run as find_run,
-    no_run as no_run,
-    several_runs as several_runs,
-)
+from ._journal import Journal, find_run as find_run, no_run as no_run, several_runs as several_runs
 from ._reader import Entry, JournalReader, newest_entries as newest_entries
 from ._recovery import writer_is_closed as writer_is_closed
 from ._repair import Moved, Repaired
@@ -26,6 +16,8 @@ from ._retention import (
     read_failures as read_failures,
     write_failures as write_failures,
 )
+from ._run_filter import OTHER_IDS as OTHER_IDS, Names, RunFilter
+from ._run_record import RunRecord, amend as amend
 from ._segments import Segment as Segment, list_writers as list_writers
 from ._sink import JournalSink
 

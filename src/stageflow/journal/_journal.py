@@ -1,4 +1,4 @@
-"""`Journal`: queries, checks and repairs a journal; `RunFilter` and `RunRecord`."""
+"""`Journal`: queries, checks and repairs a journal."""
 
 from __future__ import annotations
 
@@ -6,47 +6,36 @@ import contextlib
 import heapq
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
-from msgspec.structs import force_setattr
+from msgspec import Struct
 
 from .._files import absolute_path
-from .._state_file import StateFile, decode_stored, decoder
-from .._time import epoch_us, get_clock, rfc3339
-from .._value import ValueType
-from ..errors import JournalNotFoundError, RunNotFoundError, did_you_mean, invalid_argument
-from ..schema import CorrelationIds, PipelineWide, RunOpen
+from .._state_file import StateFile
+from .._time import get_clock, rfc3339
+from ..errors import JournalNotFoundError, RunNotFoundError, invalid_argument
+from ..schema import PipelineWide
 from ._check import JournalState, Progress, check
 from ._format import (
-    HEARTBEAT,
     PIPELINE_AMEND,
     PIPELINE_WIDE,
-    RUN_CLOSED,
-    RUN_OPEN,
-    decode,
     decode_event,
-    decode_heartbeat,
-    decode_run_open,
     is_complete_run,
-    is_well_formed,
-    run_of,
 )
 from ._losses import open_runs_of_closed_writer
 from ._reader import JournalReader
 from ._recovery import (
-    RunProgress,
-    UnfinishedRun,
     crashed_runs,
     open_runs,
     recover,
-    update_progress,
     writer_is_alive,
     writer_is_closed,
 )
 from ._repair import Repaired, repair
+from ._run_filter import Names, RunFilter, RunHeader, decode_run_header, json_content
+from ._run_record import CollectedRun, RunRecord, amend, collect_line
 from ._segments import (
     Segment,
     Writers,
@@ -57,329 +46,11 @@ from ._segments import (
     reason_not_journal,
 )
 
-__all__ = [
-    "OTHER_IDS",
-    "CollectedRun",
-    "Journal",
-    "Names",
-    "RunFilter",
-    "RunHeader",
-    "RunRecord",
-    "amend",
-    "collect_line",
-    "decode_run_header",
-    "find_run",
-    "json_content",
-    "no_run",
-    "several_runs",
-]
+__all__ = ["Journal", "find_run", "no_run", "several_runs"]
 
-
-_STARTED_AT = b'"started_at":"'
-_STARTED_AT_LIMIT = 200
-"""Maximum offset of `started_at` in a line that is searched without decoding it."""
 
 _MAX_CANDIDATES = 100
 """Maximum number of runs that are collected for an ambiguous id prefix."""
-
-
-OTHER_IDS = ("request", "session", "user", "org")
-"""The kinds of ids in addition to run ids: fields of `RunFilter`, and with the suffix `_id` of records."""
-
-
-class RunFilter(Struct, metaclass=ValueType, frozen=True, kw_only=True):
-    """Selects runs. A run must satisfy all fields that are not None.
-
-    Attributes:
-        status: A status ("OK", "FAIL", "OPEN") or an outcome ("failed", "crashed", ...); case-insensitive.
-        pipeline: Name of the pipeline.
-        stage: Name of a stage, optionally with its status ("search:FAIL").
-        id: One of the five correlation ids, or a prefix of the run id.
-        id_prefix: A prefix of one of the five correlation ids.
-        request: The `request_id`.
-        session: The `session_id`.
-        user: The `user_id`.
-        org: The `org_id`.
-        slower_than: Minimum duration of the run, in seconds (exclusive).
-        since: RFC 3339 time; selects runs that started at this time or later.
-        until: RFC 3339 time; selects runs that started earlier.
-        roots: If True, select only root runs, which were not started inside a stage of another run.
-
-    Raises:
-        InvalidArgumentError: A time is invalid, `until` is not later than `since`, or a name or id is empty.
-    """
-
-    status: str | None = None
-    pipeline: str | None = None
-    stage: str | None = None
-    id: str | None = None
-    id_prefix: str | None = None
-    request: str | None = None
-    session: str | None = None
-    user: str | None = None
-    org: str | None = None
-    slower_than: float | None = None
-    since: str | None = None
-    until: str | None = None
-    roots: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("status", "pipeline", "stage", "id", "id_prefix", *OTHER_IDS):
-            # An empty string is usually an unset variable. It must not select all runs.
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value):
-                raise invalid_argument("RunFilter", name, value, "a non-empty str or None")
-        # Normalize to six decimal places, like the times of events, so that they can be compared as strings.
-        for name in ("since", "until"):
-            if (time := getattr(self, name)) is not None:
-                try:
-                    force_setattr(self, name, rfc3339(epoch_us(time)))
-                except (TypeError, ValueError):
-                    raise invalid_argument(
-                        "RunFilter", name, time, "an RFC 3339 time such as '2026-11-23T16:00:00Z'"
-                    ) from None
-        if self.since is not None and self.until is not None and self.until <= self.since:
-            raise invalid_argument("RunFilter", "until", self.until, f"later than since ({self.since!r})")
-
-    def required_bytes(self) -> list[bytes]:
-        """Return byte strings that the line of every selected run contains, to skip other lines undecoded."""
-        stage = self.stage.partition(":")[0] if self.stage else None
-        ids = (self.id, self.id_prefix, self.request, self.session, self.user, self.org)
-        return [json_content(text) for text in (self.pipeline, *ids, stage) if text]
-
-    def matches(self, run: RunHeader) -> bool:
-        """Return whether the filter selects a run."""
-        return (
-            (self.status is None or self.status.lower() in (run.status.lower(), run.outcome))
-            and (self.pipeline is None or self.pipeline == run.pipeline_name)
-            and (self.slower_than is None or run.duration_ms > self.slower_than * 1000)
-            and (self.since is None or run.started_at >= self.since)
-            and (self.until is None or run.started_at < self.until)
-            and (self.id is None or run.matches_id(self.id))
-            and (self.id_prefix is None or run.matches_id_prefix(self.id_prefix))
-            and all(
-                (value := getattr(self, name)) is None or value == getattr(run.correlation_ids, f"{name}_id")
-                for name in OTHER_IDS
-            )
-            and (self.stage is None or run.matches_stage(self.stage))
-            and (not self.roots or run.parent_run_id is None)
-        )
-
-
-class _Summary(Struct, frozen=True, gc=False):
-    stage_name: str
-    status: str
-
-
-class RunHeader(Struct, frozen=True):
-    """The fields of a `pipeline.wide` event that filters use."""
-
-    status: str = ""
-    outcome: str = ""
-    started_at: str = ""
-    duration_ms: float = 0.0
-    event_id: str = ""
-    pipeline_name: str = ""
-    parent_run_id: str | None = None
-    correlation_ids: CorrelationIds = CorrelationIds()
-    stage_summaries: list[_Summary] = []
-
-    def matches_id(self, wanted: str) -> bool:
-        ids = self.correlation_ids
-        return self.event_id.startswith(wanted) or wanted in (
-            ids.request_id,
-            ids.session_id,
-            ids.user_id,
-            ids.org_id,
-        )
-
-    def matches_id_prefix(self, prefix: str) -> bool:
-        ids = self.correlation_ids
-        return any(
-            known is not None and known.startswith(prefix)
-            for known in (self.event_id, ids.request_id, ids.session_id, ids.user_id, ids.org_id)
-        )
-
-    def matches_stage(self, wanted: str) -> bool:
-        name, _, status = wanted.partition(":")
-        return any(
-            summary.stage_name == name and status.upper() in ("", summary.status)
-            for summary in self.stage_summaries
-        )
-
-
-_decode_header = decoder(RunHeader)
-
-
-def decode_run_header(text: bytes, cutoff: str) -> RunHeader | None:
-    """Decode the header of a run; return None if the run started before `cutoff` or the line is damaged."""
-    if cutoff:
-        # `started_at` is near the start of the line, so most old lines are skipped without decoding them.
-        at = text.find(_STARTED_AT, 0, _STARTED_AT_LIMIT) + len(_STARTED_AT)
-        if len(_STARTED_AT) <= at and text[at : at + len(cutoff)] < cutoff.encode():
-            return None
-    line = decode(text)
-    head = _decode_header(line.data) if line is not None and isinstance(line.data, Raw) else None
-    # A custom event with this type but without the fields of a wide event is not a run.
-    return head if head and head.event_id and head.started_at and head.status else None
-
-
-def json_content(text: str) -> bytes:
-    """Return text as JSON without the quotes, as a line contains it."""
-    return msgspec.json.encode(text)[1:-1]
-
-
-class Names(Struct, frozen=True):
-    """The names of pipelines and stages that occur in records.
-
-    Attributes:
-        pipelines: Names of pipelines, including the topologies of stages.
-        stages: Names of stages.
-    """
-
-    pipelines: frozenset[str]
-    stages: frozenset[str]
-
-    def unknown(self, filter: RunFilter) -> str | None:
-        """Return which pipeline or stage of a filter does not occur, with the closest name; None if all do.
-
-        Example:
-            >>> Names(frozenset({"chat"}), frozenset({"search"})).unknown(RunFilter(pipeline="chatt"))
-            "no pipeline 'chatt'; did you mean 'chat'?"
-        """
-        stage = filter.stage.partition(":")[0] if filter.stage else None
-        for kind, name, known in (
-            ("pipeline", filter.pipeline, self.pipelines),
-            ("stage", stage, self.stages),
-        ):
-            if name is not None and name not in known:
-                return f"no {kind} {name!r}{did_you_mean(name, known)}"
-        return None
-
-
-class RunRecord(Struct, frozen=True):
-    """The complete record of one run.
-
-    Attributes:
-        run: The data of its `pipeline.wide` event. For a run in progress, the same keys as far as they are
-            known, with status "OPEN", outcome "open" and `stages_running`: the attempts that were running at
-            the last heartbeat of the process, with their attributes so far.
-        stages: The data of its `stage.wide` events, in order.
-        events: The custom events of its stages, as pairs of type and data, in order.
-        children: The data of the `pipeline.wide` event of each run that was started inside this run; for a
-            child in progress, the known fields, as in `run`.
-    """
-
-    run: dict[str, Any]
-    stages: list[dict[str, Any]]
-    events: list[tuple[str, dict[str, Any]]]
-    children: list[dict[str, Any]]
-
-
-class CollectedRun:
-    """The lines collected for one run."""
-
-    def __init__(self) -> None:
-        self.is_run = False
-        self.opened: RunOpen | None = None
-        self.closed: str | None = None
-        self.pipeline_wide: dict[str, Any] | None = None
-        self.stages: list[dict[str, Any]] = []
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.children: list[dict[str, Any]] = []
-        self.opened_children: list[str] = []
-        self.amendments: list[dict[str, Any]] = []
-        self.progress = RunProgress()
-
-    def add_crash_events(self, events: Iterable[tuple[str, Struct]]) -> None:
-        """Add the events that complete a crashed run, as if they had been written."""
-        for type, body in events:
-            data = msgspec.to_builtins(body)
-            if type == "pipeline.wide":
-                self.pipeline_wide = data
-            else:
-                self.stages.append(data)
-
-    def apply_amendments(self) -> None:
-        """Apply the collected amendments to the events that they belong to."""
-        events = {event["event_id"]: event for event in self.stages if "event_id" in event}
-        if self.pipeline_wide is not None:
-            events[self.pipeline_wide["event_id"]] = self.pipeline_wide
-        for amendment in self.amendments:
-            amend(events, amendment)
-
-    def is_complete(self) -> bool:
-        """Return whether there is a terminal event for each stage that `pipeline.wide` counts."""
-        ended = sum(stage.get("status") != "RETRY" for stage in self.stages)
-        return self.pipeline_wide is not None and ended >= self.pipeline_wide.get("stages_total", 0)
-
-    def children_without_end(self) -> set[str]:
-        """Return the ids of the runs that were started inside this run and have no `pipeline.wide`."""
-        return set(self.opened_children) - {str(child["event_id"]) for child in self.children}
-
-    def partial_record(self) -> dict[str, Any] | None:
-        """Return the known fields of a run without a `pipeline.wide`, or None if its start is unknown."""
-        if self.opened is None:
-            return None
-        run = UnfinishedRun(self.opened, map(msgspec.json.encode, self.stages), self.progress)
-        if self.closed is None:
-            return run.partial_record(get_clock().wall_ns() // 1000)
-        return run.partial_record(run.last_known_us()) | {
-            "status": "CLOSED",
-            "outcome": "closed",
-            "reason": self.closed,
-        }
-
-
-def collect_line(collected: dict[str, CollectedRun], text: bytes, wanted: str) -> None:
-    """Collect a line if it belongs to a run whose id starts with `wanted`, or to a child of such a run."""
-    if text.startswith(HEARTBEAT):
-        if (heartbeat := decode_heartbeat(text)) is not None:
-            update_progress({run_id: run.progress for run_id, run in collected.items()}, heartbeat)
-        return
-    line = decode(text)
-    if line is None:
-        return
-    body = line.data if isinstance(line.data, Raw) else line.journal
-    data = decode_stored(body) if isinstance(body, Raw) else None
-    if not isinstance(data, dict) or not isinstance(body, Raw) or not is_well_formed(line.type, body):
-        return
-    run_id = run_of(text)
-    if text.startswith(RUN_OPEN) and str(data.get("parent_run_id") or "").startswith(wanted):
-        collected.setdefault(str(data["parent_run_id"]), CollectedRun()).opened_children.append(str(run_id))
-    if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
-        collected.setdefault(str(data["parent_run_id"]), CollectedRun()).children.append(data)
-    if not run_id or not run_id.startswith(wanted):
-        return
-    run = collected.setdefault(run_id, CollectedRun())
-    if text.startswith(RUN_OPEN):
-        if (opened := decode_run_open(text)) is not None:
-            # Earlier lines belong to an earlier run with the same id.
-            collected[run_id] = run = CollectedRun()
-            run.is_run = True
-            run.opened = opened
-    elif text.startswith(RUN_CLOSED):
-        run.closed = str(data.get("reason"))
-    elif line.journal is not UNSET:
-        pass
-    elif line.type == "pipeline.wide":
-        run.pipeline_wide, run.is_run = data, True
-    elif line.type == "stage.wide":
-        run.stages.append(data)
-        run.is_run = True
-    elif line.type in ("stage.wide.amend", "pipeline.wide.amend"):
-        run.amendments.append(data)
-    else:
-        run.events.append((line.type, data))
-
-
-def amend(events: Mapping[str, dict[str, Any]], amendment: Mapping[str, Any]) -> None:
-    """Apply an amendment to the event that it belongs to, if `events` contains it."""
-    event = events.get(str(amendment.get("event_id")))
-    if event is not None:
-        event["attributes"] = {**(event.get("attributes") or {}), **(amendment.get("attributes") or {})}
-        event["redacted"] = (event.get("redacted") or 0) + (amendment.get("redacted") or 0)
-        event["truncated"] = [*(event.get("truncated") or []), *(amendment.get("truncated") or [])]
 
 
 class Journal:

@@ -6,7 +6,6 @@ further packages; other types, such as `list[int]` and unions, require the extra
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import operator
@@ -19,6 +18,7 @@ from msgspec import Struct
 
 from ..errors import did_you_mean
 from ..stages import StageOutput, StageRef
+from ._output import model_fields
 from ._spec import StageSpec, entry_of, parameters_of
 
 __all__ = ["annotation_problems"]
@@ -37,9 +37,21 @@ class _Signature(Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+class _Signatures(dict[str, _Signature]):
+    """The signatures of stages by name, created on demand because evaluating annotations is slow."""
+
+    def __init__(self, specs: Sequence[StageSpec]) -> None:
+        super().__init__()
+        self._specs = {spec.name: spec for spec in specs}
+
+    def __missing__(self, name: str) -> _Signature:
+        self[name] = signature = _signature_of(self._specs[name])
+        return signature
+
+
 def annotation_problems(specs: Sequence[StageSpec]) -> list[str]:
     """Return one sentence per connection of two stages whose annotations do not match."""
-    signatures = {spec.name: _signature_of(spec) for spec in specs}
+    signatures = _Signatures(specs)
     problems: list[str] = []
     for spec in specs:
         if spec.inputs is not None:
@@ -49,10 +61,12 @@ def annotation_problems(specs: Sequence[StageSpec]) -> list[str]:
     return problems
 
 
-def _problems_of_inputs(spec: StageSpec, signatures: dict[str, _Signature]) -> Iterator[str]:
+def _problems_of_inputs(spec: StageSpec, signatures: _Signatures) -> Iterator[str]:
+    if not spec.inputs:
+        return
     called = signatures[spec.name]
     parameters = list(called.parameters.items())[1 if spec.takes_context else 0 :]
-    for ref, (name, accepted) in zip(spec.inputs or (), parameters, strict=False):
+    for ref, (name, accepted) in zip(spec.inputs, parameters, strict=False):
         source = signatures[ref.name]
         given = _with_default(source.returns, ref)
         if not _is_compatible(given, accepted):
@@ -63,13 +77,14 @@ def _problems_of_inputs(spec: StageSpec, signatures: dict[str, _Signature]) -> I
             )
 
 
-def _problems_of_parameters(spec: StageSpec, signatures: dict[str, _Signature]) -> Iterator[str]:
+def _problems_of_parameters(spec: StageSpec, signatures: _Signatures) -> Iterator[str]:
     entry = entry_of(spec.runner)
-    if entry is None or not spec.dependencies:
+    parameters = parameters_of(entry.called, entry.context_at) if entry is not None else ()
+    if not parameters or not spec.dependencies:
         return
     called = signatures[spec.name]
     fields = {name: _fields_of(signatures[name].returns) for name in spec.dependencies}
-    for name, has_default, _ in parameters_of(entry.called, entry.context_at):
+    for name, has_default, _ in parameters:
         sources = [(stage, known[name]) for stage, known in fields.items() if known and name in known]
         if len(sources) == 1:
             ((stage, given),) = sources
@@ -123,11 +138,9 @@ def _with_default(returned: Any, ref: StageRef[Any]) -> Any:
 
 
 def _fields_of(returned: Any) -> dict[str, Any] | None:
-    """Return the types of the fields of a dataclass, Struct or TypedDict; None for other types."""
-    if not inspect.isclass(returned):
-        return None
-    if not (
-        issubclass(returned, Struct) or dataclasses.is_dataclass(returned) or typing.is_typeddict(returned)
+    """Return the types of the fields of a model or a TypedDict; None for other types."""
+    if not inspect.isclass(returned) or (
+        model_fields(returned) is None and not typing.is_typeddict(returned)
     ):
         return None
     try:

@@ -343,8 +343,9 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
             scope.instance = node.make()
             scope.variables = copy_context()
         call = scope.instance.execute
-    if node.inputs is not None:
-        call = _with_inputs(call, node.takes_context, [ctx.inputs.value(ref) for ref in node.inputs])
+    if node.inputs or not node.takes_context:
+        values = [ctx.inputs.value(ref) for ref in node.inputs or ()]
+        call = _with_inputs(call, node.takes_context, values)
     elif node.parameters:
         call = functools.partial(call, **arguments(ctx, node.parameters, node.dependencies))
     if node.plain:

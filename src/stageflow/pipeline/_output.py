@@ -17,11 +17,10 @@ from ..errors import StageOutputError, describe, did_you_mean, type_name
 from ..stages import StageKind, StageOutput, StageStatus
 from ._plan import Node
 
-__all__ = ["output_of"]
+__all__ = ["model_fields", "output_of"]
+
 
 _OK = StageStatus.OK  # on Python 3.11, reading a member of an enum takes 0.1 us
-
-
 _NONE = type(None)
 # The constructor accepts any value; the methods that create an output use these types.
 _FIELD_TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
@@ -82,17 +81,21 @@ def _described(value: Any) -> str:
     return f"{type_name(value)} {_short_repr(value)}"
 
 
-def _fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of a Struct, a dataclass or a pydantic model; of another value, one field `value`."""
-    kind = type(value)
-    names: Iterable[str]
+def model_fields(kind: type) -> Iterable[str] | None:
+    """Return the names of the fields of a Struct, dataclass, attrs class or pydantic model, or None."""
     if issubclass(kind, Struct):
-        names = kind.__struct_fields__
-    elif dataclasses.is_dataclass(kind):
-        names = [field.name for field in dataclasses.fields(kind)]
-    elif isinstance(models := getattr(kind, "model_fields", None), dict):  # pydantic
-        names = models
-    else:
+        return kind.__struct_fields__
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    if (attributes := getattr(kind, "__attrs_attrs__", None)) is not None:
+        return [attribute.name for attribute in attributes]
+    return getattr(kind, "__pydantic_fields__", None)
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """Return the fields of a model; of another value, one field `value`."""
+    names = model_fields(type(value))
+    if names is None:
         return {"value": value}
     fields = {}
     for name in names:

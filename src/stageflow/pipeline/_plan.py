@@ -172,7 +172,8 @@ def _compile(
         pipeline=pipeline,
         make=make,
         call=call,
-        direct=not (plain or spec.when or make or interceptors or parameters or spec.inputs is not None),
+        direct=spec.takes_context
+        and not (plain or spec.when or make or interceptors or parameters or spec.inputs),
         plain=plain,
         first_attempt=1 if spec.when is None else 0,
         gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None or bool(spec.inputs)),

@@ -46,7 +46,7 @@ from ..results import PipelineResults
 from ..retry import Retry
 from ..schema import Outcome
 from ..stages import StageOutput, StageResult, StageStatus, is_missing
-from ._attempt import timed_out
+from ._attempt import retried_or_failed, timed_out
 from ._plan import Node, Plan
 
 __all__ = [
@@ -369,7 +369,7 @@ class RunState:
             return
         abandoned = f"it did not end within {self._plan.grace:g} s and was left running"
         if phase == TIMED_OUT:
-            late = timed_out(self.nodes[index], self.run_id, None)
+            late = timed_out(self.nodes[index], self.nodes[index].timeout, self.run_id, None)
             output = StageOutput(FAIL, {}, describe(late), late, abandoned)
         else:
             why = self.ending.reason if self.ending else "the run ended"
@@ -442,13 +442,13 @@ class RunState:
             except BaseException as error:  # a subclass may refuse new attributes
                 INTERRUPTS.postpone(error)
         if phase == TIMED_OUT:
-            raised = timed_out(node, self.run_id, raised)
+            raised = timed_out(node, node.timeout, self.run_id, raised)
             output = StageOutput(FAIL, {}, describe(raised), raised)
         if self.ending is not None:
             return output if phase == TIMED_OUT else _cancelled_output(output, raised, self.ending.reason)
         if attempt and (raised is not None or output.status is RETRY):
             since = ended - self._first_began.get(index, began)
-            return _retried_or_failed(output, node.retry or _DEFAULT_RETRY, attempt, raised, since / 1e9)
+            return retried_or_failed(output, node.retry or _DEFAULT_RETRY, attempt, raised, since / 1e9)
         return output
 
     def _result(
@@ -716,40 +716,3 @@ def _cancelled_output(output: StageOutput, raised: BaseException | None, why: st
     with INTERRUPTS:
         error = describe(exception) if exception is not None else None
     return StageOutput(CANCEL, {}, error=error, exception=exception, reason=f"cancelled: {why}")
-
-
-def _retried_or_failed(
-    output: StageOutput, policy: Retry, attempt: int, raised: BaseException | None, since: float
-) -> StageOutput:
-    """Return RETRY with its wait if the policy allows another attempt, else FAIL.
-
-    `since` is the number of seconds since the start of the first attempt.
-    """
-    requested = output.status is RETRY
-    after: float | None = None
-    reason: str | None = None
-    try:
-        if not requested and (raised is None or not policy.covers(raised)):
-            return output
-        if attempt < policy.attempts:
-            after = policy.seconds_after(attempt) if output.after is None else output.after
-            if policy.deadline is not None and since + after > policy.deadline:
-                reason = (
-                    f"attempt {attempt} of {policy.attempts} failed after {since:.3g} s, and the next one "
-                    f"in {after:g} s would be past the deadline of {policy.deadline:g} s"
-                )
-                return StageOutput(FAIL, {}, output.error, output.exception, reason)
-            status = RETRY
-            reason = f"attempt {attempt} of {policy.attempts} failed, the next one in {after:g} s"
-        else:
-            status = FAIL
-            reason = (
-                f"no attempts left ({attempt} of {policy.attempts})" if attempt > 1 or requested else None
-            )
-    except BaseException as error:
-        # The policy may call functions of the application.
-        INTERRUPTS.postpone(error)
-        status = FAIL
-        with INTERRUPTS:
-            reason = f"its retry policy raised {describe(error)}"
-    return StageOutput(status, {}, error=output.error, exception=output.exception, reason=reason, after=after)

@@ -35,7 +35,8 @@ from ..errors import LimitDeadlockError, with_message
 from ..observability import RunRecorder, defaults, deliver_on, start_run
 from ..results import PipelineResults
 from ._active import HEARTBEATS, add_active_run, remove_active_run
-from ._attempt import Attempt, StageScope, begin, failure, first_step
+from ._attempt import Attempt, StageScope, failure, first_step
+from ._call import begin
 from ._limits import THREADS, Permit, ThreadPermit, innermost_permit, thread_permit
 from ._output import output_of
 from ._plan import Node, Plan
@@ -309,11 +310,9 @@ class Scheduler:
             began = now()
             try:
                 if node.direct:
-                    steps, waits_for = variables.run(first_step, ctx, node.call)
+                    steps, waits_for = variables.run(first_step, ctx, node.call, ctx)
                 else:
-                    steps, waits_for = variables.run(
-                        first_step, ctx, functools.partial(begin, node, self._scope(index))
-                    )
+                    steps, waits_for = variables.run(first_step, ctx, begin, node, self._scope(index), ctx)
             except StopIteration as stop:
                 value = stop.value
             except BaseException as error:

@@ -14,6 +14,7 @@ from ._time import rfc3339
 from .schema import (
     SCHEMA_VERSION,
     ExceptionInfo,
+    Items,
     Outcome,
     PipelineWide,
     ProcessSample,
@@ -70,6 +71,7 @@ def build_stage_wide(
     redacted: int = 0,
     truncated: list[str] = _NO_NAMES,
     loop_blocked_ms: float | None = None,
+    items: Items | None = None,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -115,6 +117,7 @@ def build_stage_wide(
         Trace(trace.trace_id, span_id(span_base, sequence, attempt), trace.span_id),
         1,  # sample_rate
         loop_blocked_ms,
+        items,
     )
 
 

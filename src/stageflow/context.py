@@ -17,11 +17,13 @@ from msgspec.structs import replace
 from ._genai import Amount, EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
 from ._inputs import StageInputs, Upstream
 from ._interrupts import INTERRUPTS
+from ._items import ItemTally
 from ._log import log_safely
 from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
 from .errors import InvalidArgumentError, describe, did_you_mean, invalid_argument
+from .schema import Items
 from .stages import Artifact, StageKind, StageOutput, StageResult
 
 __all__ = [
@@ -61,6 +63,19 @@ class Recorder(Protocol):
 
     def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
         """Emit a custom event, the `number`th of the attempt, with the correlation ids of the run."""
+        ...
+
+    def item_event(
+        self,
+        stage: str,
+        attempt: int,
+        index: int,
+        item_attempt: int,
+        key: str,
+        output: StageOutput,
+        duration_ms: float,
+    ) -> None:
+        """Emit `stage.item` for an attempt of an item of a mapped stage."""
         ...
 
     def annotate_run(self, fields: Mapping[str, Any]) -> None:
@@ -256,6 +271,7 @@ class StageContext:
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
     _inputs: StageInputs | None = None
+    _items: ItemTally | None = None
     _sealed = False
 
     def __init__(
@@ -297,6 +313,11 @@ class StageContext:
             await client.post(url, headers={"traceparent": ctx.traceparent})
         """
         return self._recorder.traceparent(self._sequence, self.attempt)
+
+    @property
+    def items(self) -> Items | None:
+        """The items of a mapped stage so far, without durations; None for other stages."""
+        return None if self._items is None else self._items.so_far()
 
     def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add fields to the `attributes` of this attempt's `stage.wide` event.
@@ -538,13 +559,13 @@ class StageContext:
             InvalidArgumentError: `type` is not a string, is empty, or is reserved for the library.
         """
         self._check_name("emit_event", type, 'emit_event("chat.tokens", {"count": 3})', label="type")
-        if not type or type.startswith(("stage.wide", "pipeline.wide")):
+        if not type or type.startswith(("stage.wide", "stage.item", "pipeline.wide")):
             raise self._invalid(
                 "emit_event",
                 "type",
                 type,
                 "a custom type such as 'chat.tokens'",
-                "'stage.wide' and 'pipeline.wide' are reserved",
+                "'stage.wide', 'stage.item' and 'pipeline.wide' are reserved",
             )
         self._events_count += 1
         self._recorder.custom_event(self.stage, self.attempt, self._events_count, type, data)

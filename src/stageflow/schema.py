@@ -19,7 +19,9 @@ __all__ = [
     "AttributesSoFar",
     "CorrelationIds",
     "ExceptionInfo",
+    "FailedItem",
     "Heartbeat",
+    "Items",
     "Outcome",
     "PipelineMetadata",
     "PipelineWide",
@@ -42,6 +44,7 @@ __all__ = [
     "event_id",
     "fields_with",
     "json_schemas",
+    "prefix_of",
     "roles",
     "span_id",
 ]
@@ -166,6 +169,37 @@ class Trace(Struct, frozen=True, gc=False):
     parent_span_id: Annotated[Annotated[str, Meta(pattern="^[0-9a-f]{16}$")] | None, _IDENTITY]
 
 
+class FailedItem(Struct, frozen=True, gc=False):
+    """An item of a mapped stage that failed: its key, and the type and message of its error."""
+
+    key: str
+    type: str | None
+    message: str
+
+
+class Items(Struct, frozen=True, gc=False):
+    """The items of a mapped stage. An item that neither succeeded, failed nor was skipped did not end.
+
+    `total` is the number of items, or the number received so far if the stage ended before its input did.
+    `retried` is the number of items with more than one attempt. Durations are those of the items that ended,
+    including their retries, rounded down by less than 1 %. `slowest` is the key of the item with `max_ms`.
+    `failures` contains the first few failed items, and `failure_types` the types of the errors of all of
+    them.
+    """
+
+    total: Annotated[Count, _LABEL] = 0
+    ok: Annotated[Count, _OUTCOME] = 0
+    failed: Annotated[Count, _OUTCOME] = 0
+    skipped: Annotated[Count, _OUTCOME] = 0
+    retried: Annotated[Count, _WORK] = 0
+    p50_ms: Annotated[Milliseconds | None, _DURATION] = None
+    p95_ms: Annotated[Milliseconds | None, _DURATION] = None
+    max_ms: Annotated[Milliseconds | None, _DURATION] = None
+    slowest: Annotated[str | None, _IDENTITY] = None
+    failures: Annotated[list[FailedItem], _OUTCOME] = []
+    failure_types: Annotated[list[str], _OUTCOME] = []
+
+
 class StageSummary(Struct, frozen=True, gc=False):
     """An item of `stage_summaries`."""
 
@@ -214,6 +248,7 @@ class StageWide(Struct, frozen=True, gc=False):
     trace: Trace | None = None
     sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD] = 1
     loop_blocked_ms: Annotated[Milliseconds | None, _DURATION] = None
+    items: Annotated[Items | None, Meta(extra={"prefix": "items_"})] = None
 
 
 class PipelineWide(Struct, frozen=True, gc=False):
@@ -320,11 +355,13 @@ class StageInProgress(Struct, frozen=True, gc=False, array_like=True):
     """A running attempt in a heartbeat.
 
     `started_at` is null for an attempt that has not waited for anything yet: only its thread knows its start.
+    `items` are the items of a mapped stage so far, without durations.
     """
 
     stage_name: str
     attempt: Count
     started_at: Timestamp | None
+    items: Items | None = None
 
 
 class RunInProgress(Struct, frozen=True, gc=False, array_like=True):
@@ -363,6 +400,8 @@ class Heartbeat(Struct, frozen=True, gc=False):
 def roles(event: type[Struct]) -> dict[str, frozenset[Role]]:
     """Return the roles of each field of an event type, including the fields of nested objects.
 
+    The names of the fields of `items` have the prefix `items_`, as the columns of the store do.
+
     Example:
         >>> sorted(roles(StageWide)["ended_at"])
         [<Role.DURATION: 'duration'>, <Role.TIME: 'time'>]
@@ -373,15 +412,24 @@ def roles(event: type[Struct]) -> dict[str, frozenset[Role]]:
     for field in info.fields:
         kind = field.type
         if isinstance(kind, msgspec.inspect.Metadata):
-            if kind.extra is not None:
+            if kind.extra is not None and "roles" in kind.extra:
                 found[field.name] = frozenset(kind.extra["roles"])
                 continue
             kind = kind.type
         members = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
         for member in members:
             if isinstance(member, msgspec.inspect.StructType):
-                found |= roles(member.cls)
+                prefix = prefix_of(field)
+                found |= {prefix + name: assigned for name, assigned in roles(member.cls).items()}
     return found
+
+
+def prefix_of(field: msgspec.inspect.Field) -> str:
+    """Return the prefix that distinguishes the fields of a nested object from other fields."""
+    kind = field.type
+    extra = kind.extra if isinstance(kind, msgspec.inspect.Metadata) else None
+    prefix: str = (extra or {}).get("prefix", "")
+    return prefix
 
 
 def fields_with(*wanted: Role) -> frozenset[str]:

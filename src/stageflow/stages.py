@@ -12,8 +12,18 @@ from msgspec import UNSET, Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
 from .errors import InvalidArgumentError, as_text, describe, invalid_argument
+from .schema import Items
 
-__all__ = ["Artifact", "StageKind", "StageOutput", "StageRef", "StageResult", "StageStatus", "is_missing"]
+__all__ = [
+    "Artifact",
+    "ItemFailure",
+    "StageKind",
+    "StageOutput",
+    "StageRef",
+    "StageResult",
+    "StageStatus",
+    "is_missing",
+]
 
 T_co = TypeVar("T_co", covariant=True)
 D = TypeVar("D")
@@ -236,6 +246,28 @@ class Artifact(Struct, frozen=True):
     payload: Any = None
 
 
+class ItemFailure(Struct, frozen=True, eq=False):
+    """The value of a failed item of a mapped stage with `on_item_failure="collect"`.
+
+    Attributes:
+        index: Position of the item, starting at 0.
+        key: The result of `item_key=`, or the index as text.
+        error: Description of the error.
+        exception: The exception, or None if the function returned `StageOutput.fail` with a text.
+        attempts: Number of attempts.
+
+    Example:
+        >>> ItemFailure(3, "3", "ValueError: empty").error
+        'ValueError: empty'
+    """
+
+    index: int
+    key: str
+    error: str
+    exception: BaseException | None = None
+    attempts: int = 1
+
+
 class StageRef(Struct, Generic[T_co], frozen=True):
     """A reference to the value of a stage, as returned by `Flow.add`: an input of another stage.
 
@@ -307,6 +339,8 @@ class StageResult(Struct, frozen=True, eq=False):
     """Milliseconds for which one step of the last attempt blocked the event loop; None for 50 or less."""
     returned: Any = UNSET
     """The value that the stage returned if it is not a mapping; see `value`."""
+    items: Items | None = None
+    """The number of items of a mapped stage, their durations and their failures; None for other stages."""
 
     @property
     def value(self) -> Any:

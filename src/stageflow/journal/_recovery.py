@@ -228,6 +228,7 @@ class UnfinishedRun:
             outline.dependencies,
             reason=f"process died during attempt {running.attempt}",
             attributes=self.progress.attributes.get((outline.name, running.attempt), {}),
+            items=running.items,
         )
 
     def _started_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:

@@ -23,6 +23,7 @@ from ..events import DirectSink
 from ..schema import AttributesSoFar, Heartbeat, RunInProgress, StageInProgress
 from ._recorder import RunRecorder
 from ._resource import sample
+from ._wide_events import sanitized_items
 from .sanitize._sanitizer import new_sanitizer
 
 __all__ = ["Heartbeats", "ObservedRun"]
@@ -206,8 +207,13 @@ def _in_progress(run: ObservedRun, stages: Iterable[tuple[str, int, int | None, 
         recorder.run_id,
         rfc3339((run.began + origin) // 1000),
         [
-            StageInProgress(name, attempt, None if began is None else rfc3339((began + origin) // 1000))
-            for name, attempt, began, _ in stages
+            StageInProgress(
+                name,
+                attempt,
+                None if began is None else rfc3339((began + origin) // 1000),
+                None if ctx is None or ctx.items is None else sanitized_items(ctx.items, new_sanitizer()),
+            )
+            for name, attempt, began, ctx in stages
         ],
     )
 

@@ -19,11 +19,11 @@ from ..errors import as_text, describe, type_name
 from ..events import GLOBAL_COUNTERS, DirectSink, Event, NoOpEventSink, accepts_marks, offer
 from ..results import PipelineResults
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
-from ..stages import StageResult
+from ..stages import StageOutput, StageResult
 from ._emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from ._resource import emit_health_if_due
 from ._run_context import RunContext
-from ._wide_events import stage_wide
+from ._wide_events import item_event, stage_wide
 from .sanitize._coerce import REPR_CHARS, is_mapping, safe_repr
 from .sanitize._sanitizer import new_sanitizer
 
@@ -309,6 +309,45 @@ class RunRecorder:
         if collisions:
             common["payload"] = {key: payload[key] for key in collisions}
         offer(sink, Event(kind, {**payload, **common}))
+
+    def item_event(
+        self,
+        stage: str,
+        attempt: int,
+        index: int,
+        item_attempt: int,
+        key: str,
+        output: StageOutput,
+        duration_ms: float,
+    ) -> None:
+        """Emit `stage.item`, unless the graph emits no `stage.wide`."""
+        if not self.stages:
+            return
+        with INTERRUPTS:
+            sink = self._emitter.event_sink
+            if builtins.type(sink) is NoOpEventSink:
+                return
+            try:
+                offer(
+                    sink,
+                    Event(
+                        "stage.item",
+                        item_event(
+                            self._run.identity(self._context),
+                            f"{event_id(self._run.run_id, stage, attempt)}/{index}/{item_attempt}",
+                            stage,
+                            attempt,
+                            item_attempt,
+                            key,
+                            output,
+                            duration_ms,
+                            self._run.origin_ns + get_clock().monotonic_ns(),
+                        ),
+                    ),
+                )
+            except Exception as error:
+                INTERRUPTS.postpone(error)
+                log_safely(log, "could not emit stage.item of stage %r: %s", stage, describe(error))
 
     # Attributes of the run, and amendments of events that were already emitted; see `context.Recorder`.
 

@@ -5,20 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from .._interrupts import INTERRUPTS
-from .._time import get_clock
+from .._time import get_clock, rfc3339
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..context import PipelineContext
 from ..errors import as_text, name_of_error
 from ..results import PipelineResults
-from ..schema import Outcome, PipelineWide, StageSummary, StageWide, TerminalOrRetry
-from ..stages import StageResult, StageStatus
+from ..schema import (
+    FailedItem,
+    Items,
+    Outcome,
+    PipelineWide,
+    RunIdentity,
+    StageSummary,
+    StageWide,
+    TerminalOrRetry,
+)
+from ..stages import StageOutput, StageResult, StageStatus
 from ._exceptions import exception_info
 from ._resource import sample
 from ._run_context import RunContext
-from .sanitize._sanitizer import new_sanitizer
+from .sanitize._sanitizer import Sanitizer, new_sanitizer
 
-__all__ = ["critical_path", "pipeline_wide", "stage_wide"]
+__all__ = ["critical_path", "item_event", "pipeline_wide", "sanitized_items", "stage_wide"]
+
+
+_MAX_KEY_CHARS = 256
+"""Maximum length of the key of an item in an event."""
+
+_MAX_MESSAGE_CHARS = 1000
+"""Maximum length of the message of a failed item in `stage.wide`."""
 
 
 def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]:
@@ -67,10 +85,19 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     data_keys: list[str] = []
     missing_names: list[str] = []
     attribute_values: dict[str, Any] = {}
+    items = result.items
     redacted = 0
     truncated: list[str] = []
     # Most events contain no application data, so there is nothing to sanitize.
-    if attributes or data or missing or error is not None or reason is not None or exception is not None:
+    if (
+        attributes
+        or data
+        or missing
+        or error is not None
+        or reason is not None
+        or exception is not None
+        or items is not None
+    ):
         sanitizer = new_sanitizer()
         with INTERRUPTS:
             if error is not None:
@@ -82,6 +109,8 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
             data_keys = sanitizer.names(data, "data_keys") if data else []
             missing_names = sanitizer.names(missing, "missing_inputs") if missing else []
             attribute_values = sanitizer.attributes(attributes) if attributes else {}
+            if items is not None:
+                items = sanitized_items(items, sanitizer)
         redacted, truncated = sanitizer.redacted, sanitizer.truncated
     return build_stage_wide(
         identity,
@@ -111,7 +140,58 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         redacted,
         truncated,
         result.loop_blocked_ms,
+        items,
     )
+
+
+def sanitized_items(items: Items, sanitizer: Sanitizer) -> Items:
+    """Return a copy whose keys and messages are sanitized."""
+    return replace(
+        items,
+        slowest=None if items.slowest is None else sanitizer.text(items.slowest, "items", _MAX_KEY_CHARS),
+        failures=[
+            FailedItem(
+                sanitizer.text(failure.key, "items", _MAX_KEY_CHARS),
+                failure.type,
+                sanitizer.text(failure.message, "items", _MAX_MESSAGE_CHARS),
+            )
+            for failure in items.failures
+        ],
+    )
+
+
+def item_event(
+    run: RunIdentity,
+    event_id: str,
+    stage_name: str,
+    attempt: int,
+    item_attempt: int,
+    key: str,
+    output: StageOutput,
+    duration_ms: float,
+    emitted_ns: int,
+) -> dict[str, Any]:
+    """Build the data of `stage.item`, the event of an attempt of an item of a mapped stage."""
+    sanitizer = new_sanitizer()
+    exception = output.exception
+    with INTERRUPTS:
+        data: dict[str, Any] = {
+            "event_id": event_id,
+            "stage_name": stage_name,
+            "attempt": attempt,
+            "emitted_at": rfc3339(emitted_ns // 1000),
+            "correlation_ids": run.correlation_ids,
+            "pipeline_metadata": run.pipeline_metadata,
+            "item": sanitizer.text(key, "item", _MAX_KEY_CHARS),
+            "item_attempt": item_attempt,
+            "status": output.status.value,
+            "duration_ms": duration_ms,
+            "error": None if output.error is None else sanitizer.text(output.error, "error"),
+            "error_type": None if exception is None else name_of_error(exception),
+            "reason": None if output.reason is None else sanitizer.text(output.reason, "reason"),
+            "exception": None if exception is None else exception_info(exception, sanitizer),
+        }
+    return data | {"redacted": sanitizer.redacted, "truncated": sanitizer.truncated}
 
 
 def pipeline_wide(

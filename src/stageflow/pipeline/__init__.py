@@ -1,6 +1,6 @@
 """Define, validate and run pipelines."""
 
-from ._active import ActiveRun, active_runs
+from ._active import ActiveRun, MapProgress, active_runs
 
 # `carried_description` and `StageSpec` are exported for other packages of stageflow.
 from ._decorator import carried_description as carried_description, stage
@@ -20,6 +20,7 @@ __all__ = [
     "Limits",
     "Log",
     "ManyRuns",
+    "MapProgress",
     "Pipeline",
     "Proceed",
     "StageCall",

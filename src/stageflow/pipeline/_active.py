@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Protocol
 
 from msgspec import Struct
@@ -11,7 +12,23 @@ from .._fork import reset_in_child
 from .._time import get_clock
 from ..observability import Heartbeats, ObservedRun
 
-__all__ = ["HEARTBEATS", "ActiveRun", "active_runs", "add_active_run", "remove_active_run"]
+__all__ = ["HEARTBEATS", "ActiveRun", "MapProgress", "active_runs", "add_active_run", "remove_active_run"]
+
+
+class MapProgress(Struct, frozen=True):
+    """The progress of a running mapped stage.
+
+    Attributes:
+        stage: Name of the stage.
+        done: Number of items that have ended.
+        total: Number of items, or the number received so far if it is not known.
+        failed: Number of items that failed.
+    """
+
+    stage: str
+    done: int
+    total: int
+    failed: int
 
 
 class ActiveRun(Struct, frozen=True):
@@ -28,6 +45,8 @@ class ActiveRun(Struct, frozen=True):
     pipeline_run_id: str
     running_ms: float
     stages: tuple[str, ...]
+    maps: tuple[MapProgress, ...] = ()
+    """The mapped stages that are running."""
 
 
 class Running(ObservedRun, Protocol):
@@ -79,10 +98,22 @@ def active_runs() -> list[ActiveRun]:
     """
     now = get_clock().monotonic_ns()
     found = [
-        ActiveRun(run.pipeline_name, run.run_id, (now - run.began) // 1000 / 1000, run.suspended_stages())
+        ActiveRun(
+            run.pipeline_name,
+            run.run_id,
+            (now - run.began) // 1000 / 1000,
+            run.suspended_stages(),
+            tuple(_maps(run)),
+        )
         for run in _runs()
     ]
     return sorted(found, key=lambda run: -run.running_ms)
+
+
+def _maps(run: Running) -> Iterator[MapProgress]:
+    for stage, _, _, ctx in run.stages_in_progress():
+        if ctx is not None and (items := ctx.items) is not None:
+            yield MapProgress(stage, items.ok + items.failed + items.skipped, items.total, items.failed)
 
 
 def _disown_runs() -> None:

@@ -16,6 +16,7 @@ from ..errors import StageOutputError
 from ..stages import StageOutput
 from ._attempt import Call, StageScope, timed_out
 from ._interceptors import Interceptor, Proceed, StageCall
+from ._map import run_map
 from ._output import output_of
 from ._plan import Node
 from ._spec import arguments
@@ -36,7 +37,10 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
             scope.instance = node.make()
             scope.variables = copy_context()
         call = scope.instance.execute
-    if node.inputs or not node.takes_context:
+    if node.map is not None:
+        others = [ctx.inputs.value(ref) for ref in (node.inputs or ())[1:]]
+        call = functools.partial(run_map, node, call, others)
+    elif node.inputs or not node.takes_context:
         values = [ctx.inputs.value(ref) for ref in node.inputs or ()]
         call = _with_inputs(call, node.takes_context, values)
     elif node.parameters:

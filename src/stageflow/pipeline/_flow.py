@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-import typing
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar, Unpack, overload
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from ..context import PipelineContext, StageContext
 from ..errors import invalid_argument
 from ..results import PipelineResults
-from ..stages import StageKind, StageOutput, StageRef
+from ..stages import ItemFailure, StageKind, StageOutput, StageRef
 from ._decorator import carried_description, name_of, without_description
 from ._pipeline import BuildOptions, Pipeline, StageGraph
-from ._spec import StageOptions, StageSpec, as_tuple, entry_of, options_of
+from ._spec import ItemOptions, StageOptions, StageSpec, as_tuple, map_options, options_of, takes_context
 
 __all__ = ["Flow", "FlowOptions"]
 
@@ -37,6 +35,20 @@ class FlowOptions(StageOptions, total=False):
     name: str | None
     kind: StageKind | None
     dependencies: Iterable[StageRef[Any] | str] | None
+
+
+class FlowMapOptions(FlowOptions, ItemOptions, total=False):
+    """The options of `Flow.map`; those of `Pipeline.with_map`, and the name."""
+
+
+class _CollectOptions(FlowOptions, total=False):
+    """The options of `Flow.map` without `on_item_failure`."""
+
+    max_concurrency: int | None
+    total_timeout: float | None
+    item_key: Callable[[Any], object] | None
+    item_events: Literal["problems", "all", "none"] | None
+    slow_after: float | None
 
 
 class Flow:
@@ -335,16 +347,24 @@ class Flow:
             documents = flow.add(search, timeout=5)
             answer = flow.add(write, documents.or_default([]), retry=Retry(attempts=3))
         """
-        where = f"stage {name_of(function)!r}: add()"
-        merged = {**carried_description(function), **options_of(options, where)}
+        given = options_of(options, f"stage {name_of(function)!r}: add()")
+        return self._add("add", function, inputs, {**carried_description(function), **given})
+
+    def _add(
+        self,
+        method: str,
+        function: Callable[..., Any],
+        inputs: tuple[StageRef[Any], ...],
+        merged: dict[str, Any],
+    ) -> StageRef[Any]:
         name = merged.setdefault("name", name_of(function))
         for position, ref in enumerate(inputs, 1):
             if not isinstance(ref, StageRef):
                 raise invalid_argument(
-                    where,
+                    f"stage {name_of(function)!r}: {method}()",
                     f"input {position}",
                     ref,
-                    "a reference returned by add()",
+                    "a reference returned by add() or map()",
                     hint="pass constants with functools.partial, and ids and parameters in the context",
                 )
         dependencies = (*inputs, *as_tuple(merged.get("dependencies")))
@@ -353,10 +373,215 @@ class Flow:
         merged["interceptors"] = as_tuple(merged.get("interceptors"))
         runner = without_description(function)
         spec = StageSpec(
-            runner=runner, inputs=inputs, takes_context=_takes_context(runner, len(inputs)), **merged
+            runner=runner, inputs=inputs, takes_context=takes_context(runner, len(inputs)), **merged
         )
         self._pipeline = Pipeline(self._pipeline.name, stages=(*self._pipeline.stages, spec))
         return StageRef(name)
+
+    # The overloads for "collect" come first: "collect" also matches the option of the others.
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A, B], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A, B], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A, B], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A, B], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        *,
+        on_item_failure: Literal["collect"],
+        **options: Unpack[_CollectOptions],
+    ) -> StageRef[list[R | ItemFailure]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A, B], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A, B], Coroutine[Any, Any, R | StageOutput]],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[StageContext, A, B], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    @overload
+    def map(
+        self,
+        function: Callable[[A, B], R | StageOutput],
+        items: StageRef[Iterable[A]] | StageRef[AsyncIterable[A]],
+        b: StageRef[B],
+        /,
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[list[R]]: ...
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        items: StageRef[Any],
+        /,
+        *inputs: StageRef[Any],
+        **options: Unpack[FlowMapOptions],
+    ) -> StageRef[Any]:
+        """Add a stage that calls a function for each item of another stage's value.
+
+        The value of the stage is the list of the values for the items, in the order of the items. The
+        function is called with the item and the values of further inputs; like `add`, with the context as its
+        first argument if it takes it.
+
+        Args:
+            function: The function; its name is the name of the stage unless `name=` is set.
+            items: Reference to the stage whose value is the items: an iterable or an asynchronous iterable.
+            inputs: References to stages whose values are passed to each call, after the item.
+            options: The options of `Pipeline.with_map`.
+
+        Returns:
+            A reference to the list of values. With `on_item_failure="collect"`, it also contains an
+            `ItemFailure` for each failed item.
+
+        Raises:
+            InvalidArgumentError: An input is not a reference, or an option does not exist.
+
+        Example:
+            vectors = flow.map(embed, documents, max_concurrency=8, retry=Retry(attempts=3))
+        """
+        given = options_of(options, f"stage {name_of(function)!r}: map()", items=True)
+        return self._add(
+            "map", function, (items, *inputs), map_options({**carried_description(function), **given}, None)
+        )
 
     def build(self, **options: Unpack[BuildOptions]) -> StageGraph:
         """Validate the definition, and return a graph: a shorthand for `flow.pipeline.build(...)`.
@@ -378,31 +603,3 @@ class Flow:
 
     def __repr__(self) -> str:
         return f"<Flow {self._pipeline.name!r}: {', '.join(spec.name for spec in self._pipeline.stages)}>"
-
-
-def _takes_context(runner: Any, inputs: int) -> bool:
-    """Return whether the first parameter of a runner is for the context."""
-    entry = entry_of(runner)
-    if entry is None:
-        return True  # `build()` reports it
-    try:
-        parameters = list(inspect.signature(entry.called).parameters.values())[entry.context_at :]
-    except (TypeError, ValueError):  # Python cannot determine the signature
-        return True
-    positional = [
-        each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-    ]
-    if not positional:
-        return False
-    first = positional[0]
-    try:
-        annotation = typing.get_type_hints(entry.called).get(first.name)
-    except Exception:  # a name in an annotation is not defined at run time
-        annotation = first.annotation
-    if isinstance(annotation, str):
-        return annotation.rpartition(".")[2] == StageContext.__name__
-    if annotation not in (first.empty, None, Any, object):
-        return annotation is StageContext
-    if first.name == "ctx":
-        return True
-    return sum(each.default is each.empty for each in positional) == inputs + 1

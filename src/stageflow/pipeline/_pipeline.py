@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, Literal, TypedDict, Unpack
 
 from .._log import log_safely
@@ -15,14 +15,14 @@ from ..errors import InvalidArgumentError, PipelineValidationError, invalid_argu
 from ..observability import WideEventEmitter, defaults
 from ..render import graph_as_dot, graph_as_mermaid, graph_as_text
 from ..results import PipelineResults
-from ..stages import StageKind
+from ..stages import StageKind, StageRef
 from ._decorator import carried_description, without_description
 from ._interceptors import Interceptor
 from ._limits import Limits
 from ._many import Contexts, ManyRuns
 from ._plan import GraphOptions, Plan
 from ._scheduler import Scheduler
-from ._spec import StageOptions, StageSpec, as_tuple, options_of
+from ._spec import ItemOptions, StageOptions, StageSpec, as_tuple, map_options, options_of, takes_context
 from ._validation import problems_of
 
 __all__ = ["Pipeline", "StageGraph"]
@@ -140,6 +140,10 @@ class StageGraph:
         return f"<StageGraph {self.name!r}: {', '.join(self._plan.index)}>"
 
 
+class MapOptions(StageOptions, ItemOptions, total=False):
+    """The options of `Pipeline.with_map`."""
+
+
 class BuildOptions(TypedDict, total=False):
     """The options of `Pipeline.build`."""
 
@@ -222,6 +226,81 @@ class Pipeline:
         spec = StageSpec(runner=without_description(runner), **merged)
         return Pipeline(self.name, stages=(*self.stages, spec))
 
+    def with_map(
+        self,
+        name: str,
+        runner: Callable[..., Any],
+        kind: StageKind | None = None,
+        dependencies: Iterable[str] | None = None,
+        *,
+        over: str | tuple[str, str],
+        **options: Unpack[MapOptions],
+    ) -> Pipeline:
+        """Return this pipeline with a stage that calls a function for each item of another stage's output.
+
+        The value of the stage is the list of the values for the items, in the order of the items; other
+        stages read it as `ctx.inputs.get_from(name, "items")`. The stage has one event, whose `items` counts
+        the items. It is skipped if the stage with the items was skipped, or is optional and failed.
+
+        Args:
+            name: Name of the stage, unique in the pipeline and without "/".
+            runner: A function that takes the item, or the context and the item, or a class with such a method
+                `execute`. It receives the context if its first parameter is annotated as `StageContext`, is
+                named `ctx`, or if it has two required parameters.
+            kind: Purpose of the stage; default TRANSFORM.
+            dependencies: Names of further stages that must end before this one starts.
+            over: The stage and the key of its output that contain the items, or the name of a stage whose
+                value is the items: an iterable or an asynchronous iterable. It is read as items are
+                processed, not ahead of them.
+            max_concurrency: Maximum number of items in progress at once; default 16.
+            on_item_failure: "fail" (the default) fails the stage when an item has failed, and cancels the
+                other items; "skip" omits failed items; "collect" puts an `ItemFailure` in their place.
+            timeout: Maximum duration of one attempt of an item in seconds; default no limit.
+            total_timeout: Maximum duration of the stage in seconds; default no limit.
+            retry: Retry policy of each item; the default is that of `with_stage`.
+            limit: Name of a limit in `build(limits=Limits(...))`; each attempt of an item acquires a permit.
+            item_key: A function that returns a short text for an item, such as its path. The event identifies
+                failed and slow items by it; default the position of the item, starting at 0.
+            item_events: Which attempts of items emit a `stage.item` event: "problems" (the default) those
+                that fail, and those of items that take longer than `slow_after`; "all"; or "none".
+            slow_after: Seconds after which an item is slow; default 1.
+            options: The other options of `with_stage`.
+
+        Raises:
+            InvalidArgumentError: An option does not exist, or `over` is not a stage, or a stage and a key.
+
+        Example:
+            >>> async def main():
+            ...     pipeline = (
+            ...         Pipeline("words")
+            ...         .with_stage("read", lambda ctx: {"words": ["a", "bcd"]})
+            ...         .with_map("measure", lambda word: len(word), over=("read", "words"))
+            ...     )
+            ...     return (await pipeline.run()).value("measure")
+            >>> import asyncio
+            >>> asyncio.run(main())
+            [1, 3]
+        """
+        where = f"stage {name!r}: with_map()"
+        stage, key = over if isinstance(over, tuple) and len(over) == 2 else (over, None)
+        if not isinstance(stage, str) or not isinstance(key, (str, type(None))):
+            raise invalid_argument(
+                where,
+                "over",
+                over,
+                "the name of a stage, or a stage and a key",
+                hint='write over=("search", "documents")',
+            )
+        given = options_of({"kind": kind, "dependencies": dependencies, **options}, where, items=True)
+        merged = map_options({**carried_description(runner), **given, "name": name}, key)
+        merged["interceptors"] = as_tuple(merged.get("interceptors"))
+        merged["dependencies"] = tuple(dict.fromkeys((stage, *as_tuple(merged.get("dependencies")))))
+        runner = without_description(runner)
+        spec = StageSpec(
+            runner=runner, inputs=(StageRef(stage),), takes_context=takes_context(runner, 1), **merged
+        )
+        return Pipeline(self.name, stages=(*self.stages, spec))
+
     def with_stages(self, *runners: StageRunner) -> Pipeline:
         """Return this pipeline with further stages that are described by `@stage`.
 
@@ -283,7 +362,12 @@ class Pipeline:
         Raises:
             PipelineValidationError: The definition is invalid; the error lists all problems.
         """
-        options = GraphOptions(as_tuple(interceptors), limits if isinstance(limits, Limits) else {})
+        is_grace = isinstance(grace, (int, float)) and 0 <= grace < math.inf
+        options = GraphOptions(
+            as_tuple(interceptors),
+            limits if isinstance(limits, Limits) else {},
+            float(grace) if is_grace else 0.0,
+        )
         problems = problems_of(self.name, self.stages, options)
         if limits is not None and not isinstance(limits, Limits):
             problems.append(f"limits must be Limits(name=permits), got {limits!r}")
@@ -304,7 +388,7 @@ class Pipeline:
             problems.append(f'on_failure must be "cancel" or "continue", got {on_failure!r}')
         if max_concurrency is not None and (not isinstance(max_concurrency, int) or max_concurrency < 1):
             problems.append(f"max_concurrency must be an integer of 1 or more, got {max_concurrency!r}")
-        if not isinstance(grace, (int, float)) or not 0 <= grace < math.inf:
+        if not is_grace:
             problems.append(f"grace must be 0 or more seconds, got {grace!r}")
         if problems:
             raise PipelineValidationError(str(self.name), problems)
@@ -317,7 +401,6 @@ class Pipeline:
                 emits_pipeline=emit_pipeline_wide_event,
                 fail_fast=on_failure == "cancel",
                 max_concurrency=max_concurrency,
-                grace=float(grace),
                 options=options,
             )
         )

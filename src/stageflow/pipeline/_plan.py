@@ -92,10 +92,17 @@ class Ancestry:
 
 
 class GraphOptions(Struct, frozen=True):
-    """The options of `build()` that apply to stages: interceptors, and the limits that stages refer to."""
+    """The options of `build()` that apply to stages.
+
+    Attributes:
+        interceptors: Interceptors for each attempt of every stage.
+        limits: The limits that stages refer to.
+        grace: Seconds that a cancelled stage or item has to end.
+    """
 
     interceptors: tuple[Interceptor, ...] = ()
     limits: Mapping[str, Limit] = {}
+    grace: float = 0.0
 
 
 class Node(StageSpec, frozen=True, eq=False, kw_only=True):
@@ -111,6 +118,8 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
         first_attempt: 1, or 0 if `when=` is evaluated before the first attempt.
         gated: True if the outcomes of its dependencies can skip it.
         shared_limit: The limit from which each attempt acquires a permit, or None.
+        item_limit: The limit from which each attempt of an item acquires a permit, or None.
+        grace: Seconds that a cancelled item has to end.
         parameters: The parameters that are passed by name.
         dependents: Positions of the stages that depend on this one.
         dependency_set: Names of its dependencies.
@@ -126,6 +135,8 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
     first_attempt: int
     gated: bool
     shared_limit: Limit | None
+    item_limit: Limit | None
+    grace: float
     parameters: tuple[Parameter, ...]
     dependents: tuple[int, ...]
     dependency_set: frozenset[str]
@@ -165,7 +176,8 @@ def _compile(
     call = called if make is None else None
     interceptors = (*options.interceptors, *spec.interceptors)
     parameters = parameters_of(called, entry.context_at) if spec.inputs is None else ()
-    plain = not returns_coroutine(called)
+    plain = spec.map is None and not returns_coroutine(called)
+    item_limit = None if spec.map is None else spec.map.limit
     return Node(
         **{**asdict(spec), "interceptors": interceptors},
         index=index,
@@ -178,6 +190,8 @@ def _compile(
         first_attempt=1 if spec.when is None else 0,
         gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None or bool(spec.inputs)),
         shared_limit=options.limits[spec.limit] if spec.limit is not None else None,
+        item_limit=options.limits[item_limit] if item_limit is not None else None,
+        grace=options.grace,
         parameters=parameters,
         dependents=dependents,
         dependency_set=frozenset(spec.dependencies),
@@ -215,7 +229,6 @@ class Plan:
         emits_pipeline: bool | None,
         fail_fast: bool,
         max_concurrency: int | None,
-        grace: float,
         options: GraphOptions,
     ) -> None:
         self.name = name
@@ -229,7 +242,7 @@ class Plan:
         self.emits_pipeline = emits_pipeline
         self.fail_fast = fail_fast
         self.max_concurrency = max_concurrency
-        self.grace = grace
+        self.grace = options.grace
         self.limited = any(node.shared_limit is not None for node in self.nodes)
         self.outline = msgspec.Raw(
             msgspec.json.encode(

@@ -487,6 +487,7 @@ class RunState:
             node.index,
             ctx.loop_blocked_ms if ctx else None,
             output.returned,
+            ctx._items.summary() if ctx and ctx._items else None,
         )
 
     def _apply_result(self, index: int, result: StageResult, at: int) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from msgspec import Struct
 
@@ -19,6 +19,8 @@ from ._interceptors import Interceptor
 __all__ = [
     "Condition",
     "Entry",
+    "ItemOptions",
+    "MapSpec",
     "Parameter",
     "StageDescription",
     "StageOptions",
@@ -28,9 +30,11 @@ __all__ = [
     "class_of",
     "entry_of",
     "has_attribute",
+    "map_options",
     "options_of",
     "parameters_of",
     "returns_coroutine",
+    "takes_context",
 ]
 
 
@@ -159,6 +163,34 @@ def _missing(ctx: StageContext, name: str, sources: list[str], outputs: dict[str
     )
 
 
+def takes_context(runner: Any, inputs: int) -> bool:
+    """Return whether the first parameter of a runner is for the context."""
+    entry = entry_of(runner)
+    if entry is None:
+        return True  # `build()` reports it
+    try:
+        parameters = list(inspect.signature(entry.called).parameters.values())[entry.context_at :]
+    except (TypeError, ValueError):  # Python cannot determine the signature
+        return True
+    positional = [
+        each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if not positional:
+        return False
+    first = positional[0]
+    try:
+        annotation = typing.get_type_hints(entry.called).get(first.name)
+    except Exception:  # a name in an annotation is not defined at run time
+        annotation = first.annotation
+    if isinstance(annotation, str):
+        return annotation.rpartition(".")[2] == StageContext.__name__
+    if annotation not in (first.empty, None, Any, object):
+        return annotation is StageContext
+    if first.name == "ctx":
+        return True
+    return sum(each.default is each.empty for each in positional) == inputs + 1
+
+
 class StageOptions(TypedDict, total=False):
     """The options of a stage, as accepted by `with_stage` and `@stage`; None means the default.
 
@@ -173,6 +205,41 @@ class StageOptions(TypedDict, total=False):
     retry: Retry | None
     limit: str | None
     interceptors: Iterable[Interceptor] | None
+
+
+class ItemOptions(TypedDict, total=False):
+    """The options of a mapped stage, in addition to those of a stage; None means the default."""
+
+    max_concurrency: int | None
+    on_item_failure: Literal["fail", "skip", "collect"] | None
+    total_timeout: float | None
+    item_key: Callable[[Any], object] | None
+    item_events: Literal["problems", "all", "none"] | None
+    slow_after: float | None
+
+
+class MapSpec(Struct, frozen=True):
+    """How a stage calls its function for each item of its first input; see `Pipeline.with_map`.
+
+    Attributes:
+        key: The key of the items in the data of the first input; None if its value is the items.
+        retry: The policy for each item.
+        timeout: Maximum duration of one attempt of an item in seconds, or None.
+        limit: Name of the limit of which each attempt of an item acquires a permit, or None.
+    """
+
+    key: str | None = None
+    retry: Retry | None = None
+    timeout: float | None = None
+    limit: str | None = None
+    max_concurrency: int = 16
+    on_item_failure: Literal["fail", "skip", "collect"] = "fail"
+    item_key: Callable[[Any], object] | None = None
+    item_events: Literal["problems", "all", "none"] = "problems"
+    slow_after: float = 1.0
+
+
+_DEFAULT = MapSpec()
 
 
 class StageDescription(StageOptions, total=False):
@@ -201,7 +268,9 @@ class StageSpec(Struct, frozen=True, eq=False):
     inputs: tuple[StageRef[Any], ...] | None = None
     """The values to pass by position, for a stage of a `Flow`; None for a stage of a `Pipeline`."""
     takes_context: bool = True
-    """False for a function of a `Flow` that is called without the context."""
+    """False for a function of a `Flow` or a map that is called without the context."""
+    map: MapSpec | None = None
+    """How to map over the first input; `timeout`, `retry` and `limit` of the spec are those of the stage."""
 
     def record(self) -> dict[str, Any]:
         """Return the description as plain values, for rendering."""
@@ -210,9 +279,7 @@ class StageSpec(Struct, frozen=True, eq=False):
             "when": None if self.when is None else getattr(self.when, "__name__", "when"),
             "conditional": "" if self.conditional else None,
             "optional": "" if self.optional else None,
-            "timeout": None if self.timeout is None else f"{self.timeout:g}s",
-            "retry": None if self.retry is None else str(self.retry.attempts),
-            "limit": self.limit,
+            **self._limits_as_text(),
             "interceptors": ",".join(
                 getattr(interceptor, "__name__", None) or type(interceptor).__name__
                 for interceptor in self.interceptors
@@ -226,6 +293,40 @@ class StageSpec(Struct, frozen=True, eq=False):
             "policies": {name: text for name, text in policies.items() if text is not None},
         }
 
+    def _limits_as_text(self) -> dict[str, str | None]:
+        """Return the timeout, the retry policy and the limits; for a map, those of each item."""
+        spec = self.map
+        if spec is None:
+            return _policies_as_text(self.timeout, self.retry, self.limit)
+        (ref, *_) = self.inputs or (StageRef[Any]("?"),)
+        return {
+            "map": ref.name if spec.key is None else f"{ref.name}.{spec.key}",
+            "max_concurrency": None
+            if spec.max_concurrency == _DEFAULT.max_concurrency
+            else str(spec.max_concurrency),
+            "on_item_failure": None
+            if spec.on_item_failure == _DEFAULT.on_item_failure
+            else spec.on_item_failure,
+            **_policies_as_text(spec.timeout, spec.retry, spec.limit),
+            "total_timeout": None if self.timeout is None else f"{self.timeout:g}s",
+        }
+
+
+def _policies_as_text(timeout: float | None, retry: Retry | None, limit: str | None) -> dict[str, str | None]:
+    return {
+        "timeout": None if timeout is None else f"{timeout:g}s",
+        "retry": None if retry is None else str(retry.attempts),
+        "limit": limit,
+    }
+
+
+def map_options(options: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+    """Return the fields of a `StageSpec` for the options of a mapped stage."""
+    merged = dict(options)
+    fields = {name: merged.pop(name) for name in MapSpec.__struct_fields__ if name in merged}
+    total_timeout = merged.pop("total_timeout", None)
+    return {**merged, "timeout": total_timeout, "map": MapSpec(key, **fields)}
+
 
 def as_tuple(given: Any) -> tuple[Any, ...]:
     """Return an iterable as a tuple, and a single value as a tuple of one item."""
@@ -234,13 +335,18 @@ def as_tuple(given: Any) -> tuple[Any, ...]:
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
-def options_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def options_of(given: Mapping[str, Any], where: str, *, items: bool = False) -> dict[str, Any]:
     """Return the options that are not None.
+
+    Args:
+        given: The options.
+        where: The stage and the call, for the error.
+        items: Whether the options of mapped stages are known, too.
 
     Raises:
         InvalidArgumentError: An option does not exist; the message suggests the closest match.
     """
-    known = StageDescription.__annotations__
+    known = StageDescription.__annotations__ | (ItemOptions.__annotations__ if items else {})
     for name in given:
         if name not in known:
             raise InvalidArgumentError(

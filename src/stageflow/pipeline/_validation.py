@@ -14,7 +14,7 @@ from ..retry import Retry
 from ..stages import StageKind
 from ._annotations import annotation_problems
 from ._plan import GraphOptions
-from ._spec import Entry, Parameter, StageSpec, class_of, entry_of, parameters_of, returns_coroutine
+from ._spec import Entry, MapSpec, Parameter, StageSpec, class_of, entry_of, parameters_of, returns_coroutine
 
 __all__ = ["problems_of"]
 
@@ -75,11 +75,10 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
             problems.append(f"{stage}: it lists the dependency {dependency!r} {count} times")
     if (runner_problem := _runner_problem(spec)) is not None:
         problems.append(f"{stage}: {runner_problem}")
-    timeout = spec.timeout
-    if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
-        problems.append(f"{stage}: timeout must be more than 0 seconds, got {timeout!r}")
-    if spec.retry is not None and not isinstance(spec.retry, Retry):
-        problems.append(f"{stage}: retry must be a policy such as Retry(attempts=3), got {spec.retry!r}")
+    if spec.map is None:
+        problems += [f"{stage}: {each}" for each in _policy_problems("timeout", spec.timeout, spec.retry)]
+    else:
+        problems += [f"{stage}: {each}" for each in _map_problems(spec, spec.map)]
     if spec.when is not None and not _accepts(spec.when, 1):
         problems.append(
             f"{stage}: when must be a function that takes the stage's context, got {_name_of(spec.when)}"
@@ -95,13 +94,45 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     return problems
 
 
+def _policy_problems(name: str, timeout: Any, retry: Any) -> list[str]:
+    problems = []
+    if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
+        problems.append(f"{name} must be more than 0 seconds, got {timeout!r}")
+    if retry is not None and not isinstance(retry, Retry):
+        problems.append(f"retry must be a policy such as Retry(attempts=3), got {retry!r}")
+    return problems
+
+
+def _map_problems(spec: StageSpec, options: MapSpec) -> list[str]:
+    problems = _policy_problems("timeout", options.timeout, options.retry)
+    problems += _policy_problems("total_timeout", spec.timeout, None)
+    if spec.kind is StageKind.ROUTE:
+        problems.append("a mapped stage cannot have kind ROUTE: its items cannot choose a route")
+    most = options.max_concurrency
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        problems.append(f"max_concurrency must be an integer of 1 or more, got {most!r}")
+    for name, allowed in (
+        ("on_item_failure", ("fail", "skip", "collect")),
+        ("item_events", ("problems", "all", "none")),
+    ):
+        if getattr(options, name) not in allowed:
+            expected = ", ".join(f'"{each}"' for each in allowed)
+            problems.append(f"{name} must be one of {expected}, got {getattr(options, name)!r}")
+    if options.item_key is not None and not _accepts(options.item_key, 1):
+        problems.append(f"item_key must be a function that takes an item, got {_name_of(options.item_key)}")
+    if not (_is_number(options.slow_after) and options.slow_after >= 0):
+        problems.append(f"slow_after must be 0 or more seconds, got {options.slow_after!r}")
+    return problems
+
+
 def _option_problems(spec: StageSpec, options: GraphOptions) -> list[str]:
     stage = f"stage {spec.name!r}"
     problems = [f"{stage}: {problem}" for problem in _interceptor_problems(spec.interceptors)]
-    if spec.limit is not None and spec.limit not in options.limits:
-        near = did_you_mean(str(spec.limit), list(options.limits))
+    limit = spec.limit if spec.map is None else spec.map.limit
+    if limit is not None and limit not in options.limits:
+        near = did_you_mean(str(limit), list(options.limits))
         known = ", ".join(repr(name) for name in options.limits) or "none"
-        problems.append(f"{stage}: unknown limit {spec.limit!r}; build() has {known}{near}")
+        problems.append(f"{stage}: unknown limit {limit!r}; build() has {known}{near}")
     return problems
 
 
@@ -160,7 +191,10 @@ def _inputs_problem(entry: Entry, spec: StageSpec) -> str | None:
         inspect.signature(called).bind(*[object()] * (entry.context_at + spec.takes_context + len(inputs)))
     except TypeError as error:
         context = "the context and " if spec.takes_context else ""
-        given = ", ".join(ref.name for ref in inputs) or "none"
+        names = [ref.name for ref in inputs]
+        if spec.map is not None:
+            names[0] = f"an item of {names[0]}"
+        given = ", ".join(names) or "none"
         return f"{_name_of(called)} cannot be called with {context}{len(inputs)} inputs ({given}): {error}"
     except ValueError:  # Python cannot determine the signature
         pass

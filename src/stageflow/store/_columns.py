@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct, inspect as msgspec_types
 
-from ..schema import PipelineWide, StageWide, WideAmend
+from ..schema import PipelineWide, StageWide, WideAmend, prefix_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -71,13 +71,13 @@ class Field(Struct, frozen=True):
 
     Attributes:
         name: The key.
-        parts: The keys of the nested object, if its fields are columns; otherwise empty.
+        parts: The keys of the nested object and their columns, if its fields are columns; otherwise empty.
         column: The column that contains the value, if the field has no parts.
         optional: True if the whole field can be null.
     """
 
     name: str
-    parts: tuple[str, ...]
+    parts: Mapping[str, str]
     column: str
     optional: bool
 
@@ -146,18 +146,22 @@ def _fields(schema: type[Struct]) -> list[tuple[Field, list[Column]]]:
         if field.name == "attributes":
             continue
         inner, optional = _without_null(field.type)
-        if isinstance(inner, msgspec_types.StructType) and all(
-            _types(part.type)[0] != "VARCHAR[]" and _types(part.type)[1] != "JSON" for part in inner.fields
-        ):
-            columns = [Column(part.name, *_types(part.type)) for part in inner.fields]
-            found.append(
-                (Field(field.name, tuple(part.name for part in inner.fields), "", optional), columns)
+        prefix = prefix_of(field)
+        if isinstance(inner, msgspec_types.StructType) and (
+            prefix
+            or all(
+                not isinstance(_types(part.type)[1], list) and _types(part.type)[1] != "JSON"
+                for part in inner.fields
             )
+        ):
+            columns = [Column(prefix + part.name, *_types(part.type)) for part in inner.fields]
+            parts = {part.name: prefix + part.name for part in inner.fields}
+            found.append((Field(field.name, parts, "", optional), columns))
             continue
         type, json = _types(field.type)
         if field.name.endswith("_at"):
             type = "TIMESTAMPTZ"
-        found.append((Field(field.name, (), field.name, optional), [Column(field.name, type, json)]))
+        found.append((Field(field.name, {}, field.name, optional), [Column(field.name, type, json)]))
     return found
 
 
@@ -171,9 +175,10 @@ def _collect() -> tuple[dict[str, Column], dict[str, tuple[str, ...]]]:
     paths: dict[str, tuple[str, ...]] = {}
     for schema in (StageWide, PipelineWide, WideAmend):
         for field, found in _fields(schema):
-            for column in found:
+            keys = list(field.parts) or [""]
+            for key, column in zip(keys, found, strict=True):
                 columns.setdefault(column.name, column)
-                path = (field.name, column.name) if field.parts else (field.name,)
+                path = (field.name, key) if key else (field.name,)
                 assert paths.setdefault(column.name, path) == path, f"two fields are named {column.name}"
     # The time of a custom event, which has no schema.
     columns["emitted_at"] = Column("emitted_at", "TIMESTAMPTZ", "VARCHAR")

@@ -246,7 +246,7 @@ def _data(row: Mapping[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for field in fields:
         if field.parts:
-            parts = {part: _value(part, row.get(part)) for part in field.parts}
+            parts = {key: _value(column, row.get(column)) for key, column in field.parts.items()}
             empty = field.optional and all(value is None for value in parts.values())
             data[field.name] = None if empty else parts
         else:

@@ -68,7 +68,17 @@ DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.json_ty
 IDS = fields_with(Role.IDENTITY) | {"segment", "sample_reason"}
 """Ids of a single run or attempt, and fields that describe how it was stored."""
 
-STAGE_FIELDS = ("status", "error_type", "duration_ms", "queue_ms", "attempts")
+STAGE_FIELDS = (
+    "status",
+    "error_type",
+    "duration_ms",
+    "queue_ms",
+    "attempts",
+    "items_total",
+    "items_failed",
+    "items_failure_types",
+    "items_max_ms",
+)
 """Fields of each stage of a run that are compared, in addition to its attributes."""
 
 

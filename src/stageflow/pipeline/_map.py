@@ -1,0 +1,648 @@
+"""Calls the function of a mapped stage for each item of its input, inside one attempt of the stage.
+
+Items run in *workers*. A worker is a task that processes items one after another until an item suspends; then
+another worker continues with the next item. A task is therefore created only for items that wait, and an item
+that suspends has its own task: what it leaves behind, such as an open `asyncio.timeout`, cancels no other
+item. At most `max_concurrency` workers exist at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections import deque
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sized
+from contextvars import Context, copy_context
+from sys import getrefcount
+from typing import Any, cast
+from weakref import getweakrefcount
+
+from msgspec import Struct
+
+from .._drive import drive
+from .._inputs import StageInputs
+from .._interrupts import INTERRUPTS, is_a
+from .._items import ItemTally
+from .._time import get_clock
+from ..context import StageContext
+from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error
+from ..retry import Retry
+from ..stages import ItemFailure, StageOutput, StageStatus
+from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
+from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
+from ._output import output_of
+from ._plan import Node
+from ._spec import MapSpec, returns_coroutine
+from ._thread_call import call_in_thread
+
+__all__ = ["run_map"]
+
+YIELD_EVERY = 16
+"""Number of items that a worker processes before it yields to the event loop."""
+
+_SIMPLE = frozenset({bool, bytes, dict, float, int, list, str, tuple, type(None)})
+"""Types of return values that need no conversion."""
+
+_PENDING: Any = object()
+_OMITTED: Any = object()
+
+_RETRIES_ON_REQUEST = Retry(attempts=3, on=())
+"""For items without a policy whose function returns `StageOutput.retry`."""
+
+
+async def run_map(node: Node, call: Call, others: list[Any], ctx: StageContext) -> StageOutput:
+    """Call `call` for each item of the first input, and return their values in the order of the items.
+
+    Args:
+        node: The mapped stage.
+        call: The function of the stage.
+        others: Further arguments of the function.
+        ctx: The context of the attempt.
+
+    Raises:
+        MissingInputError: The input does not contain the key of the items.
+        InvalidArgumentError: The items are not iterable.
+    """
+    return await _Map(node, ctx, call, others).run(_items(node, ctx))
+
+
+def _items(node: Node, ctx: StageContext) -> Iterable[Any] | AsyncIterable[Any]:
+    assert node.inputs
+    assert node.map is not None
+    ref, key = node.inputs[0], node.map.key
+    items = ctx.inputs.value(ref) if key is None else ctx.inputs.require_from(ref.name, key)
+    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, (Iterable, AsyncIterable)):
+        raise invalid_argument(
+            "map",
+            f"the value of stage {ref.name!r}" if key is None else f"{key!r} of stage {ref.name!r}",
+            items,
+            "an iterable of items",
+            hint="map over a list; for a mapping, over list(mapping.items())",
+        )
+    return items
+
+
+class ItemContext(StageContext):
+    """The context of one attempt of an item.
+
+    What it records belongs to the stage. `attempt`, `cancelled`, `timed_out` and `abandoned` are those of the
+    item.
+    """
+
+    def __init__(self, stage: StageContext, attempt: int) -> None:
+        super().__init__(
+            stage.run, stage.stage, stage.kind, attempt, stage._sequence, stage._upstream, stage._recorder
+        )
+        self._of_stage = stage
+
+    @property
+    def inputs(self) -> StageInputs:
+        return self._of_stage.inputs
+
+    @property
+    def traceparent(self) -> str:
+        return self._of_stage.traceparent
+
+    def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        self._of_stage.annotate(fields, **more)
+
+    def add_artifact(self, type: str, payload: Any = None) -> None:
+        self._of_stage.add_artifact(type, payload)
+
+    def emit_event(self, type: str, data: Any = None) -> None:
+        self._of_stage.emit_event(type, data)
+
+    def _add(self, amounts: Mapping[str, Any]) -> None:
+        self._of_stage._add(amounts)
+
+
+class _Work(Struct, frozen=True):
+    """An attempt of an item that can start.
+
+    Attributes:
+        index: Position of the item, starting at 0.
+        item: The item.
+        attempt: Number of the attempt, starting at 1.
+        first_began: Start of the first attempt in monotonic nanoseconds; None if this is the first one.
+    """
+
+    index: int
+    item: Any
+    attempt: int = 1
+    first_began: int | None = None
+
+
+class _Suspended:
+    """An attempt of an item that is suspended, or waits for a permit or a thread.
+
+    Attributes:
+        work: The item and its attempt.
+        attempt: The attempt; None while it waits for a permit or a thread.
+        permit: Its permit of the limit.
+        scope: The state of its call in a thread.
+    """
+
+    __slots__ = ("attempt", "permit", "scope", "work")
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        self.attempt: Attempt | None = None
+        self.permit: Permit | None = None
+        self.scope: StageScope | None = None
+
+
+class _Grant:
+    """Waits for a permit of a limit."""
+
+    __slots__ = ("__weakref__", "future")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    def notify(self, permit: Permit) -> None:
+        """Note that the permit was granted."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class _Map:
+    """One attempt of a mapped stage: its items, its workers and their results."""
+
+    def __init__(self, node: Node, ctx: StageContext, call: Call, others: list[Any]) -> None:
+        assert node.map is not None
+        self._node = node
+        self._spec: MapSpec = node.map
+        self._ctx = ctx
+        self._call = call
+        self._others = others
+        self._in_thread = not returns_coroutine(call)
+        self._loop = asyncio.get_running_loop()
+        self._now = get_clock().monotonic_ns
+        self._variables = copy_context()
+        self._run_id = str(ctx.run.pipeline_run_id)
+        self._timeout_ns = None if self._spec.timeout is None else self._spec.timeout * 1e9
+        self._slow_us = self._spec.slow_after * 1e6
+        self._tally = ctx._items = ItemTally()
+        self._values: list[Any] = []
+        self._source: Iterator[Any] = iter(())
+        self._exhausted = False
+        self._received: deque[Any] = deque()
+        self._has_room = asyncio.Event()
+        self._due: deque[_Work] = deque()
+        self._backoffs: dict[int, asyncio.TimerHandle] = {}
+        self._workers: dict[asyncio.Task[None], _Suspended | None] = {}
+        self._feeder: asyncio.Task[None] | None = None
+        self._stopped_by: StageOutput | BaseException | None = None
+        self._done: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self, items: Iterable[Any] | AsyncIterable[Any]) -> StageOutput:
+        """Process all items; see `run_map`."""
+        if isinstance(items, Sized):
+            self._tally.total = len(items)
+        if isinstance(items, Iterable):
+            self._source = iter(items)
+        else:
+            self._feeder = asyncio.Task(
+                self._feed(items), loop=self._loop, name=self._node.name, context=self._variables.copy()
+            )
+            self._feeder.add_done_callback(self._feeder_done)
+        self._start_worker()
+        while not self._done.done():
+            try:
+                await asyncio.shield(self._done)
+            except asyncio.CancelledError as cancelled:
+                self._stop(cancelled)
+            except GeneratorExit:  # this coroutine is closed, and cannot wait any more
+                self._stop(asyncio.CancelledError())
+                raise
+        outcome = self._stopped_by
+        if isinstance(outcome, BaseException):
+            try:
+                raise outcome
+            finally:
+                self._stopped_by = outcome = None  # avoid a reference cycle with this frame
+        if outcome is not None:
+            return outcome
+        values = self._values
+        if self._tally.ok < len(values):
+            values = [value for value in values if value is not _OMITTED]
+        return StageOutput(StageStatus.OK, {"items": values}, returned=values)
+
+    # ------------------------------------------------------------ items and workers
+
+    async def _feed(self, items: AsyncIterable[Any]) -> None:
+        """Receive the items of an asynchronous iterable, each when a worker is free."""
+        try:
+            async for item in items:
+                self._received.append(item)
+                while self._received and self._stopped_by is None:
+                    self._start_worker_if_free()
+                    self._has_room.clear()
+                    await self._has_room.wait()
+        finally:
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _feeder_done(self, task: asyncio.Task[None]) -> None:
+        self._feeder = None
+        if task.cancelled():
+            self._stop(asyncio.CancelledError("the iteration over the items was cancelled"))
+        elif (error := task.exception()) is not None:
+            self._stop(error)
+        self._finish_if_done()
+
+    def _take(self) -> _Work | None:
+        """Return the next attempt that can start, or None if there is none now."""
+        if self._stopped_by is not None:
+            return None
+        if self._due:
+            return self._due.popleft()
+        if self._received:
+            item = self._received.popleft()
+            self._has_room.set()
+        else:
+            try:
+                item = next(self._source)
+            except StopIteration:
+                self._exhausted = True
+                return None
+            except BaseException as error:
+                self._stop(error)
+                return None
+        index = len(self._values)
+        self._values.append(_PENDING)
+        if index >= self._tally.total:
+            self._tally.total = index + 1
+        return _Work(index, item)
+
+    def _start_worker(self) -> None:
+        # The constructor, not `loop.create_task`: an eager task factory would start an item within another.
+        task = asyncio.Task(
+            self._work(), loop=self._loop, name=self._node.name, context=self._variables.copy()
+        )
+        self._workers[task] = None
+        task.add_done_callback(self._worker_done)
+
+    def _start_worker_if_free(self, ending: int = 0) -> None:
+        """Start a worker if there may be work for it and `max_concurrency` allows it."""
+        if self._has_work and len(self._workers) - ending < self._spec.max_concurrency:
+            self._start_worker()
+
+    @property
+    def _has_work(self) -> bool:
+        return self._stopped_by is None and bool(self._due or self._received or not self._exhausted)
+
+    def _worker_done(self, task: asyncio.Task[None]) -> None:
+        if task not in self._workers:
+            return  # its item was abandoned
+        del self._workers[task]
+        if task.cancelled():
+            self._stop(asyncio.CancelledError("a task of the map was cancelled"))
+        elif (error := task.exception()) is not None:
+            self._stop(error)
+        self._finish_if_done()
+
+    def _finish_if_done(self) -> None:
+        if self._workers or self._feeder is not None or self._done.done():
+            return
+        if self._has_work:
+            self._start_worker()
+        elif not self._backoffs:
+            self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._done.set_result(None)
+
+    async def _work(self) -> None:
+        """Process one item after another, until one suspends or none is left."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        strong_references = functools.partial(getrefcount, task)
+        weak_references = functools.partial(getweakrefcount, task)
+        strong, weak = strong_references(), weak_references()
+        call, ctx, others, now = self._call, self._ctx, self._others, self._now
+        direct = not self._in_thread and self._node.item_limit is None
+        takes_context = self._node.takes_context
+        completed = 0
+        while (work := self._take()) is not None:
+            if not direct:
+                await self._process(work, task)
+                break
+            variables = self._variables.copy()
+            value = raised = None
+            item_ctx = ItemContext(ctx, work.attempt) if takes_context else None
+            began = now()
+            try:
+                if item_ctx is not None:
+                    steps, waits_for = variables.run(first_step, item_ctx, call, item_ctx, work.item, *others)
+                else:
+                    steps, waits_for = variables.run(first_step, ctx, call, work.item, *others)
+            except StopIteration as stop:
+                value = stop.value
+            except BaseException as error:
+                raised = error
+            else:
+                suspended = self._workers[task] = _Suspended(work)
+                await self._drive(
+                    suspended, steps, waits_for, item_ctx or ItemContext(ctx, work.attempt), began, variables
+                )
+                break
+            self._ended(work, value, raised, began, now(), is_late=False)
+            del value, raised
+            if strong_references() != strong or weak_references() != weak or task.cancelling():
+                break
+            completed += 1
+            if completed % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+                strong, weak = strong_references(), weak_references()
+        else:
+            return
+        if task in self._workers:
+            self._start_worker_if_free(ending=1)
+
+    # ------------------------------------------------------------ one attempt of an item
+
+    async def _process(self, work: _Work, task: asyncio.Task[None]) -> None:
+        """Run an attempt that needs a permit of a limit, or a thread."""
+        suspended = self._workers[task] = _Suspended(work)
+        self._start_worker_if_free()
+        variables = self._variables.copy()
+        try:
+            await self._acquire_permit(suspended)
+        except LimitDeadlockError as error:
+            began = self._now()
+            self._failed(work, StageOutput(StageStatus.FAIL, {}, describe(error), error), began, began)
+            return
+        try:
+            if suspended.permit is not None:
+                variables.run(innermost_permit.set, suspended.permit)
+            item_ctx = ItemContext(self._ctx, work.attempt)
+            call: Call = functools.partial(self._call, *([item_ctx] if self._node.takes_context else []))
+            if self._in_thread:
+                scope = suspended.scope = StageScope()
+                scope.permit = await self._acquire_thread()
+                function = functools.partial(call, work.item, *self._others)
+                call = functools.partial(call_in_thread, lambda _: function(), item_ctx, scope, False)
+            else:
+                call = functools.partial(call, work.item, *self._others)
+            began, value, raised = self._now(), None, None
+            try:
+                steps, waits_for = variables.run(first_step, item_ctx, call)
+            except StopIteration as stop:
+                value = stop.value
+            except BaseException as error:
+                raised = error
+            else:
+                await self._drive(suspended, steps, waits_for, item_ctx, began, variables)
+                return
+            self._ended(work, value, raised, began, self._now(), is_late=False)
+            del value, raised
+        finally:
+            self._release(suspended)
+
+    async def _drive(
+        self,
+        suspended: _Suspended,
+        steps: Any,
+        waits_for: Any,
+        item_ctx: ItemContext,
+        began: int,
+        variables: Context,
+    ) -> None:
+        """Drive a suspended attempt to its end, and process its outcome."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        if suspended.permit is None and suspended.scope is None:
+            self._start_worker_if_free()
+        attempt = suspended.attempt = Attempt(self._node.index, item_ctx, began, self._now, task, variables)
+        if self._spec.timeout is not None:
+            seconds = self._spec.timeout - (self._now() - began) / 1e9
+            attempt.timer = self._loop.call_later(max(seconds, 0), self._timed_out, task)
+        value = raised = None
+        try:
+            value = await drive(steps, attempt.step, waits_for, attempt.gives_up)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            raised = error
+            with INTERRUPTS:
+                variables.run(steps.close)
+        if item_ctx.abandoned:
+            return  # its outcome has already been processed
+        attempt.stop_timer()
+        suspended.attempt = None
+        if raised is not None and is_a(raised, asyncio.CancelledError) and attempt.cancelled_externally:
+            self._stop(raised)
+        self._ended(suspended.work, value, raised, began, self._now(), is_late=item_ctx.timed_out)
+
+    def _ended(
+        self,
+        work: _Work,
+        value: Any,
+        raised: BaseException | None,
+        began: int,
+        ended: int,
+        *,
+        is_late: bool,
+    ) -> None:
+        """Process the outcome of an attempt."""
+        late = is_late or (self._timeout_ns is not None and ended - began > self._timeout_ns)
+        if raised is None and not late and type(value) in _SIMPLE:
+            self._succeeded(work, value, began, ended)
+            return
+        if late:
+            raised = timed_out(self._node, self._spec.timeout, self._run_id, raised)
+        if raised is not None:
+            output = failure(raised)
+        else:
+            try:
+                output = output_of(value, self._node)
+            except BaseException as error:  # the class of the value may override any method
+                INTERRUPTS.postpone(error)
+                raised, output = error if is_a(error, Exception) else None, failure(error)
+        if self._stopped_by is not None and raised is not None:
+            return  # most likely because the item was cancelled
+        if raised is not None and is_a(raised, (SystemExit, KeyboardInterrupt)):
+            self._stop(raised)
+            return
+        if raised is not None or output.status is StageStatus.RETRY:
+            since = (ended - (began if work.first_began is None else work.first_began)) / 1e9
+            policy = self._spec.retry or _RETRIES_ON_REQUEST
+            output = retried_or_failed(output, policy, work.attempt, raised, since)
+        if output.status is StageStatus.OK:
+            self._succeeded(work, output.value, began, ended)
+        elif output.status is StageStatus.SKIP:
+            self._values[work.index] = _OMITTED
+            self._tally.skipped += 1
+            self._note_end(work, output, began, ended)
+        elif output.status is StageStatus.RETRY:
+            self._retry(work, output, began, ended)
+        elif output.status is StageStatus.FAIL:
+            self._failed(work, output, began, ended)
+        else:
+            self._stop(output)
+
+    def _succeeded(self, work: _Work, value: Any, began: int, ended: int) -> None:
+        self._values[work.index] = value
+        tally = self._tally
+        tally.ok += 1
+        us = (ended - (began if work.first_began is None else work.first_began)) // 1000
+        if us > tally.max_us or us >= self._slow_us or self._spec.item_events == "all":
+            self._note_end(work, _SUCCEEDED, began, ended)
+        else:
+            tally.add_duration(us)
+
+    def _failed(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+        key, error = self._key(work), output.error or "failed"
+        type_name = None if output.exception is None else name_of_error(output.exception)
+        self._tally.add_failure(key, type_name, error)
+        self._note_end(work, output, began, ended)
+        policy = self._spec.on_item_failure
+        if policy == "collect":
+            self._values[work.index] = ItemFailure(work.index, key, error, output.exception, work.attempt)
+        elif policy == "skip":
+            self._values[work.index] = _OMITTED
+        else:
+            text = f"item {key} failed: {error}"
+            self._stop(StageOutput(StageStatus.FAIL, {}, text, output.exception, output.reason))
+
+    def _retry(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+        if work.attempt == 1:
+            self._tally.retried += 1
+        self._emit(work, output, began, ended)
+        if self._stopped_by is None:
+            first_began = began if work.first_began is None else work.first_began
+            again = _Work(work.index, work.item, work.attempt + 1, first_began)
+            self._backoffs[work.index] = self._loop.call_later(output.after or 0, self._retry_due, again)
+
+    def _retry_due(self, work: _Work) -> None:
+        del self._backoffs[work.index]
+        self._due.append(work)
+        self._start_worker_if_free()
+
+    def _note_end(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+        """Count the duration of an item that has ended, and emit its event if necessary."""
+        us = (ended - (began if work.first_began is None else work.first_began)) // 1000
+        self._tally.add_duration(us)
+        if us > self._tally.max_us:
+            self._tally.max_us = us
+            self._tally.slowest = self._key(work)
+        if output.status is StageStatus.FAIL or us >= self._slow_us or self._spec.item_events == "all":
+            self._emit(work, output, began, ended)
+
+    def _emit(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+        if self._spec.item_events == "none" or self._ctx.abandoned:
+            return
+        self._ctx._recorder.item_event(
+            self._node.name,
+            self._ctx.attempt,
+            work.index,
+            work.attempt,
+            self._key(work),
+            output,
+            (ended // 1000 - began // 1000) / 1000,
+        )
+
+    def _key(self, work: _Work) -> str:
+        """Return the key of an item; its index if `item_key` raises."""
+        if self._spec.item_key is not None:
+            try:
+                return as_text(self._spec.item_key(work.item))
+            except BaseException as error:
+                INTERRUPTS.postpone(error)
+        return str(work.index)
+
+    # ------------------------------------------------------------ timeouts and cancellation
+
+    def _timed_out(self, task: asyncio.Task[None]) -> None:
+        suspended = self._workers.get(task)
+        if suspended is not None and (attempt := suspended.attempt) is not None:
+            attempt.cancel(timed_out=True)
+            attempt.timer = self._loop.call_later(self._node.grace, self._abandon, task)
+
+    def _abandon(self, task: asyncio.Task[None]) -> None:
+        """Continue without an attempt that did not end within the grace period of its timeout."""
+        suspended = self._workers.pop(task, None)
+        if suspended is None or (attempt := suspended.attempt) is None:
+            return
+        attempt.abandon()
+        self._release(suspended)
+        if suspended.scope is not None and suspended.scope.returned is not None:
+            suspended.scope.returned.cancel()
+        self._ended(suspended.work, None, None, attempt.began, self._now(), is_late=True)
+        self._start_worker_if_free()
+        self._finish_if_done()
+
+    def _stop(self, outcome: StageOutput | BaseException) -> None:
+        """End the map with this outcome: start no further item, and cancel those that are running."""
+        if self._stopped_by is None:
+            self._stopped_by = outcome
+        self._due.clear()
+        self._received.clear()
+        self._has_room.set()
+        for timer in self._backoffs.values():
+            timer.cancel()
+        self._backoffs.clear()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            if self._feeder is not None:
+                self._feeder.cancel()
+            current = asyncio.current_task(self._loop)
+            for task, suspended in list(self._workers.items()):
+                if task is current:
+                    continue
+                if suspended is None or suspended.attempt is None:
+                    task.cancel()
+                else:
+                    suspended.attempt.cancel(timed_out=False)
+
+    # ------------------------------------------------------------ permits
+
+    async def _acquire_permit(self, suspended: _Suspended) -> None:
+        """Acquire a permit of the limit of the items, if there is one.
+
+        Raises:
+            LimitDeadlockError: It would never be granted.
+        """
+        limit = self._node.item_limit
+        if limit is None:
+            return
+        grant = _Grant(self._loop)
+        permit = Permit(
+            limit,
+            self._node.index,
+            self._node.pipeline,
+            self._node.name,
+            self._run_id,
+            self._loop,
+            grant.notify,
+            self._variables.get(innermost_permit),
+        )
+        if not limit.acquire(permit):
+            try:
+                await grant.future
+            except BaseException:
+                limit.release(permit)
+                raise
+        suspended.permit = permit
+
+    async def _acquire_thread(self) -> ThreadPermit:
+        permit = ThreadPermit(self._loop)
+        if (granted := THREADS.acquire(permit)) is not None:
+            try:
+                await granted
+            except BaseException:
+                THREADS.release(permit)
+                raise
+        return permit
+
+    def _release(self, suspended: _Suspended) -> None:
+        """Release the permits of an attempt; a permit that its function uses in a thread remains."""
+        if suspended.permit is not None:
+            suspended.permit.limit.release(suspended.permit)
+        if suspended.scope is not None and suspended.scope.permit is not None:
+            THREADS.release(suspended.scope.permit)
+            suspended.scope.permit = None
+
+
+_SUCCEEDED = StageOutput(StageStatus.OK, {})

@@ -195,8 +195,7 @@ def _call_problem(entry: Entry) -> str | None:
         if isinstance(called, functools.partial):
             return problem + "bind the parameters before the context by position: functools.partial(f, value)"
         return problem + (
-            "write `execute(self, ctx)`, or a function that takes `ctx` "
-            "(further parameters are passed by name)"
+            "write `execute(self, ctx)`, or a function that takes `ctx` (other parameters are passed by name)"
         )
     except ValueError:  # Python cannot determine the signature
         pass

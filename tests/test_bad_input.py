@@ -210,7 +210,7 @@ def test_execute_without_a_parameter_for_the_context_is_reported() -> None:
     shown = f"{Forgot.__qualname__}.execute"
     wrong = (
         "cannot be called with the context as its only positional argument; "
-        "write `execute(self, ctx)`, or a function that takes `ctx` (further parameters are passed by name)"
+        "write `execute(self, ctx)`, or a function that takes `ctx` (other parameters are passed by name)"
     )
     assert problem(Pipeline("p").with_stage("a", Forgot)) == f"stage 'a': {shown} {wrong}"
     assert problem(Pipeline("p").with_stage("a", Forgot())) == f"stage 'a': {shown} {wrong}"
@@ -312,7 +312,7 @@ def test_all_problems_are_reported_at_once() -> None:
         found[6],
         "wide_event_emitter must be an instance of WideEventEmitter, got <built-in function print>",
         'on_failure must be "cancel" or "continue", got \'stop\'',
-        "max_concurrency must be an integer of 1 or more, got 0",
+        "max_concurrency must be a positive integer, got 0",
         "grace must be 0 or more seconds, got -1",
     )
     assert found[6] in {
@@ -381,8 +381,8 @@ async def test_invalid_deadline_is_rejected(deadline: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (functools.partial(Retry, attempts=0), "Retry: attempts must be an integer of 1 or more, got 0"),
-        (functools.partial(Retry, attempts=1.5), "Retry: attempts must be an integer of 1 or more, got 1.5"),
+        (functools.partial(Retry, attempts=0), "Retry: attempts must be a positive integer, got 0"),
+        (functools.partial(Retry, attempts=1.5), "Retry: attempts must be a positive integer, got 1.5"),
         (functools.partial(Retry, wait=-1), "Retry: wait must be 0 or more seconds, got -1"),
         (functools.partial(stageflow.retry.Fixed, -1), "Fixed: seconds must be 0 or more seconds, got -1"),
         (

@@ -465,9 +465,9 @@ async def test_run_returns_the_complete_record_of_a_run(tmp_path: Path) -> None:
 async def test_invalid_arguments_are_rejected(tmp_path: Path) -> None:
     journal, reader = Journal(tmp_path), JournalReader(tmp_path)
     for wrong in (0, -1, "5"):
-        with pytest.raises(ValueError, match=r"limit must be an integer of 1 or more, or None, got"):
+        with pytest.raises(ValueError, match=r"limit must be a positive integer or None, got"):
             journal.runs(limit=wrong)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"read\(\): limit must be an integer of 1 or more, got"):
+        with pytest.raises(ValueError, match=r"read\(\): limit must be a positive integer, got"):
             reader.read(wrong)  # type: ignore[arg-type]
     for wrong in (float("nan"), -1, "x"):
         with pytest.raises(ValueError, match="timeout must be 0 or more seconds, got"):

@@ -157,7 +157,7 @@ def test_phrase_to_avoid_is_found(text: str, phrase: str) -> None:
         "There is no journal at this path, so there is nothing to read.",
         "The lock is no longer held, and `stages_total` is no more than 100.",
         "What is a stage? Who can read it?",
-        "It continues with the next attempt; expected an integer of 1 or more, got 0.",
+        "It continues with the next attempt; expected a positive integer, got 0.",
     ],
 )
 def test_standard_phrase_is_accepted(text: str) -> None:

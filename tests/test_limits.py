@@ -182,7 +182,7 @@ def test_unknown_limit_is_a_validation_error() -> None:
         "  1. stage 's': unknown limit 'opnai'; build() has 'openai'"
         "; did you mean 'openai'?"
     )
-    with pytest.raises(ValueError, match=r"^Limits: openai must be an integer of 1 or more, got 0$"):
+    with pytest.raises(ValueError, match=r"^Limits: openai must be a positive integer, got 0$"):
         Limits(openai=0)
 
 

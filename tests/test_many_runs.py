@@ -400,7 +400,7 @@ async def test_iterating_run_many_without_a_block_raises_with_a_hint() -> None:
     assert "hint: async with graph.run_many(contexts) as runs" in str(caught.value)
     with pytest.raises(
         ValueError,
-        match=r"^run_many\(\): concurrency must be an integer of 1 or more, got 0 \[pipeline 'p'\]",
+        match=r"^run_many\(\): concurrency must be a positive integer, got 0 \[pipeline 'p'\]",
     ):
         GRAPH.run_many(contexts(0), concurrency=0)
 

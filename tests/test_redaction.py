@@ -585,7 +585,7 @@ async def test_attribute_names_beyond_the_limit_share_one_attribute(sink: Memory
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, math.inf, "many"])
 def test_limits_must_be_positive_integers(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="must be an integer of 1 or more, got"):
+    with pytest.raises(ValueError, match="must be a positive integer, got"):
         EventLimits(fields=wrong)
 
 

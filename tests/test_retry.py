@@ -45,7 +45,7 @@ def test_wait_policies_are_validated_values() -> None:
     assert [Linear(1, step=2, maximum=4)(n) for n in (1, 2, 3)] == [1, 3, 4]
     assert [Exponential(1, maximum=5, jitter=0)(n) for n in (1, 2, 3, 4)] == [1, 2, 4, 5]
     assert all(0.5 <= Exponential(1, jitter=0.5)(1) <= 1 for _ in range(100))
-    with pytest.raises(ValueError, match=r"^Retry: attempts must be an integer of 1 or more, got 0$"):
+    with pytest.raises(ValueError, match=r"^Retry: attempts must be a positive integer, got 0$"):
         Retry(attempts=0)
     with pytest.raises(ValueError, match=r"^Retry: deadline must be 0 or more seconds, got -1$"):
         Retry(deadline=-1)

@@ -18,6 +18,7 @@ from stageflow.schema import (
     CUSTOM_EVENT_KEYS,
     CorrelationIds,
     ExceptionInfo,
+    Items,
     PipelineMetadata,
     PipelineWide,
     ProcessSample,
@@ -52,8 +53,10 @@ def leaves(shape: type[Struct]) -> set[str]:
             "pipeline_metadata": PipelineMetadata,
             "resource": Resource,
             "trace": Trace,
+            "items": Items,
         }.get(name)
-        found |= {name} if nested is None else set(nested.__struct_fields__)
+        prefix = "items_" if nested is Items else ""
+        found |= {name} if nested is None else {prefix + part for part in nested.__struct_fields__}
     return found
 
 
@@ -90,6 +93,7 @@ def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
         "redacted": 9,
         "truncated": ["truncated"],
         "loop_blocked_ms": 10.0,
+        "items": Items(total=11, ok=12, failed=13, skipped=14, retried=15),
     }
     assert [*values] == list(inspect.signature(build_stage_wide).parameters)[2:]
     event = msgspec.to_builtins(build_stage_wide(RUN, 11, *values.values()))

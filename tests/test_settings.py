@@ -169,7 +169,7 @@ async def test_missing_settings_are_detected_from_the_platform(
         ),
         (
             {"limits": {"fields": 0}},
-            "limits: EventLimits: fields must be an integer of 1 or more, got 0",
+            "limits: EventLimits: fields must be a positive integer, got 0",
         ),
         ({"health_seconds": True}, "health_seconds must be more than 0 seconds, or None, got True"),
         ({"journal": "/dev/null"}, "journal: [Errno 17] File exists: '/dev/null'"),

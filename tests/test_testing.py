@@ -459,9 +459,9 @@ def test_run_stage_starts_with_the_requested_attempt(stageflow_events: CapturedE
     # Without a policy, there are as many attempts as necessary.
     assert run_stage_sync(lambda ctx: {"n": ctx.attempt}, attempt=7).data == {"n": 7}
     for wrong in (0, "2"):
-        with pytest.raises(ValueError, match=r"attempt must be an integer of 1 or more, got "):
+        with pytest.raises(ValueError, match=r"attempt must be a positive integer, got "):
             run_stage_sync(load, attempt=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"attempt must be at most 3, the attempts of .* 'rank', got 4$"):
+    with pytest.raises(ValueError, match=r"attempt must be at most 3, the number of .* 'rank', got 4$"):
         run_stage_sync(rank, given, attempt=4)
 
 

@@ -325,7 +325,7 @@ def is_locked(path: str) -> bool:
     """Return whether a process holds the lock of a regular file.
 
     Raises:
-        FileNotFoundError: There is no such file any more.
+        FileNotFoundError: The file no longer exists.
         OSError: It is not a regular file, or cannot be opened.
     """
     # A child forked in the meantime must not keep the file open: it would share the lock.

@@ -18,8 +18,8 @@ _EXACT = float(1 << 53)
 def as_number(value: Any) -> int | float | None:
     """Return a number as a plain `bool`, `int` or `float`; None for anything else, NaN and infinity.
 
-    Numbers are all instances of `numbers.Number`, including `Decimal` and `Fraction`, and scalars and arrays
-    without dimensions of numpy and similar libraries; complex numbers are not. A `Decimal` or `Fraction`
+    Numbers are all instances of `numbers.Number`, including `Decimal` and `Fraction`, and the scalars and
+    zero-dimensional arrays of numpy and similar libraries; complex numbers are not. A `Decimal` or `Fraction`
     becomes the nearest float, or an `int` if it is an integer that a float may not represent exactly.
 
     Example:
@@ -56,7 +56,7 @@ def as_number(value: Any) -> int | float | None:
 
 
 def item_of(value: Any) -> Any:
-    """Return the item of a scalar or an array without dimensions; any other value as it is.
+    """Return the item of a scalar or a zero-dimensional array; any other value as it is.
 
     The types of numpy, torch, jax and cupy have the same interface: `ndim` and `item()`. An array on another
     device is copied, as its `repr` would do. An array that is not computed yet, which has `compute()`, stays

@@ -324,7 +324,7 @@ class StageContext:
 
         A later value replaces an earlier one. A value that JSON cannot represent is recorded as its `repr`;
         so is a custom mapping that cannot be read, under `fields`. Fields that a thread or task adds after
-        the attempt has ended are emitted at once, as a `stage.wide.amend` event with the same `event_id`.
+        the attempt has ended are emitted immediately, as a `stage.wide.amend` event with the same `event_id`.
 
         Args:
             fields: Fields whose names contain dots: `{"gen_ai.request.model": "m"}`.
@@ -381,7 +381,8 @@ class StageContext:
     def annotate_run(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add fields to the `attributes` of the run's `pipeline.wide` event.
 
-        Fields that are added after the run has ended are emitted at once, as a `pipeline.wide.amend` event.
+        Fields that are added after the run has ended are emitted immediately, as a `pipeline.wide.amend`
+        event.
 
         Args:
             fields: Fields whose names contain dots, as for `annotate`.
@@ -547,7 +548,7 @@ class StageContext:
         self._artifacts.append(Artifact(type, payload))
 
     def emit_event(self, type: str, data: Any = None) -> None:
-        """Emit a custom event at once, to the sink of the wide events of the run.
+        """Emit a custom event immediately, to the sink of the wide events of the run.
 
         The event includes the ids of the run and the name of the stage. It is counted in `events_count`.
 

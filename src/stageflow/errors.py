@@ -403,7 +403,7 @@ def invalid_argument(
         call: The class or function, such as "Retry" or "read()".
         name: Name of the argument.
         value: Its value; a long one is truncated.
-        expected: The valid values, such as "an integer of 1 or more".
+        expected: The valid values, such as "a positive integer".
         known: The valid values, if the error should suggest the closest one.
         pipeline: Name of the pipeline, or None.
         stage: Name of the stage, or None.
@@ -411,8 +411,8 @@ def invalid_argument(
         hint: How to fix it, or None.
 
     Example:
-        >>> str(invalid_argument("Retry", "attempts", 0, "an integer of 1 or more"))
-        'Retry: attempts must be an integer of 1 or more, got 0'
+        >>> str(invalid_argument("Retry", "attempts", 0, "a positive integer"))
+        'Retry: attempts must be a positive integer, got 0'
     """
     try:
         given = repr(value)

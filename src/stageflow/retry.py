@@ -132,7 +132,7 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
             returns a bool. With `()`, only `StageOutput.retry` is retried. An exception group is retried if
             every leaf is.
         deadline: Seconds from the start of the first attempt after which no attempt starts; default no
-            limit. The stage fails at once if the wait would exceed it.
+            limit. The stage fails immediately if the wait would exceed it.
 
     Raises:
         InvalidArgumentError: `attempts` is less than 1, `wait` or `deadline` is negative, or `on` has another
@@ -150,7 +150,7 @@ class Retry(Struct, metaclass=ValueType, frozen=True):
 
     def __post_init__(self) -> None:
         if not isinstance(self.attempts, int) or self.attempts < 1:
-            raise invalid_argument("Retry", "attempts", self.attempts, "an integer of 1 or more")
+            raise invalid_argument("Retry", "attempts", self.attempts, "a positive integer")
         if not callable(self.wait):
             check_seconds("Retry", wait=self.wait)
         if self.deadline is not None:

@@ -38,12 +38,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         redact: What to redact from events; None for nothing.
         limits: Maximum size of an event.
         health_seconds: Seconds between two `stageflow.health` events; None for no such events.
-        journal_options: Further arguments of `JournalSink`: `fsync`, `max_bytes`, ...
-        max_threads: Maximum number of synchronous stages that run in threads at once, over all runs of the
-            process.
+        journal_options: Additional arguments of `JournalSink`: `fsync`, `max_bytes`, ...
+        max_threads: Maximum number of synchronous stages that run in threads at the same time, across all
+            runs of the process.
         failure_outcomes: The outcomes that count as failures in statistics, alerts, sampling and retention.
-            They are stored in the journal, for readers in every process. None keeps the definition of the
-            journal, by default `failed`, `timeout` and `crashed`.
+            They are stored in the journal, for readers in every process. None keeps the definition that the
+            journal contains, which is `failed`, `timeout` and `crashed` by default.
         origins: Source of each setting: "argument", the name of an environment variable, or a file.
     """
 
@@ -117,14 +117,14 @@ class Given(TypedDict, total=False):
 def configure(**given: Unpack[Given]) -> Settings:
     """Configure this process: where events are stored, how they describe the process, what is redacted.
 
-    Afterwards, every graph emits its wide events, including graphs that were built before, unless it was
-    built with a flag that disables them. Each setting has the value of the first source that defines it: the
-    arguments, the environment variables (`STAGEFLOW_JOURNAL`, ...), and `[tool.stageflow]` in the nearest
+    Afterwards, every graph emits its wide events, including graphs that were built earlier, unless it was
+    built with a flag that disables them. Each setting takes its value from the first source that defines it:
+    the arguments, the environment variables (`STAGEFLOW_JOURNAL`, ...), and `[tool.stageflow]` in the nearest
     `pyproject.toml` from the working directory upwards. Another call with the same settings has no effect,
-    even if several threads make it at once.
+    even if several threads make it at the same time.
 
     A relative path in `pyproject.toml` is relative to that file; any other is relative to the working
-    directory at the time of the call. A later `os.chdir` has no effect on it, nor has calling `configure`
+    directory at the time of the call. A later `os.chdir` has no effect on it, nor does calling `configure`
     with the same path again.
 
     Args:
@@ -312,7 +312,7 @@ def _validate(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     threads = values.get("max_threads", 1)
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise SettingsError(
-            f"max_threads must be an integer of 1 or more, got {threads!r}", origins["max_threads"]
+            f"max_threads must be a positive integer, got {threads!r}", origins["max_threads"]
         )
     return Settings(**values, origins=origins)
 

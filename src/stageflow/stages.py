@@ -188,7 +188,8 @@ class StageOutput(Struct, frozen=True, eq=False):
                     "labels",
                     label,
                     "strings",
-                    hint='write StageOutput.route("short"), or StageOutput.route() to skip all of them',
+                    hint='write StageOutput.route("short"), or StageOutput.route() to skip all dependents'
+                    " with a route",
                 )
         return StageOutput(StageStatus.OK, fields, routes=labels)
 
@@ -359,12 +360,12 @@ class StageResult(Struct, frozen=True, eq=False):
 
     @property
     def queue_ms(self) -> float:
-        """Milliseconds from ready to the start of the last attempt, including the waits between attempts."""
+        """Milliseconds from when the stage became ready until its last attempt started, including waits."""
         return (self.started_ns // 1000 - (self.ready_ns or self.started_ns) // 1000) / 1000
 
     @property
     def total_ms(self) -> float:
-        """Milliseconds from ready to ended, including all attempts and waits."""
+        """Milliseconds from when the stage became ready until it ended, including all attempts and waits."""
         return (self.ended_ns // 1000 - (self.ready_ns or self.started_ns) // 1000) / 1000
 
     @property

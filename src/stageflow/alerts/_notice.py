@@ -66,7 +66,7 @@ class Notice(Struct, frozen=True, kw_only=True):
         events: Number of events that the value is based on, as text; states whether it is an estimate.
         pipeline: The pipeline of the rule; null for all.
         stage: The stage of the rule; null for whole runs.
-        notes: Further lines, such as the first rows of a query.
+        notes: Additional lines, such as the first rows of a query.
         explained: Differences between the affected runs and the others, at most three lines.
         runs: Ids of affected runs, at most three, newest first.
         commands: Commands for further investigation.

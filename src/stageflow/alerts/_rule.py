@@ -319,7 +319,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
         selection: SQL predicate over the view `runs` for the affected runs; None if there are none.
         rest: SQL predicate over the view `runs` for the runs to compare them with.
         runs: Ids of affected runs, if the rule determines them itself.
-        notes: Further lines for the notification.
+        notes: Additional lines for the notification.
     """
 
     value: float | None
@@ -349,7 +349,7 @@ class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):
             kinds that count, 1.
         for_: Number of consecutive evaluations in which it must be bad to fire; default 1. In a file: `for`.
         severity: "critical", "warning" (default) or "info"; passed on to receivers.
-        repeat_every: Seconds after which a firing alert is sent again; default None, for never.
+        repeat_every: Seconds after which a firing alert is sent again; default None, for no repetition.
         receivers: Names of the receivers to notify; default all.
         silences: Silences of this rule.
 

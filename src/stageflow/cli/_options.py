@@ -169,7 +169,10 @@ def over_option(default: str) -> Any:
         default: The default, for the help.
     """
     return typer.Option(
-        "--over", metavar="runs|stages", show_default=False, help=f"Runs or stages. Defaults to {default}."
+        "--over",
+        metavar="runs|stages",
+        show_default=False,
+        help=f"Whether to query runs or stages. Defaults to {default}.",
     )
 
 
@@ -200,8 +203,8 @@ SinceOption = Annotated[
         metavar="WHEN",
         callback=_as_time,
         show_default=False,
-        help=f"Only those that started at or after this time: {TIME_FORMATS}. Times without a time zone are"
-        " local.",
+        help=f"Only runs or stages that started at or after this time: {TIME_FORMATS}. Times without a time"
+        " zone are local.",
     ),
 ]
 UntilOption = Annotated[
@@ -210,7 +213,7 @@ UntilOption = Annotated[
         metavar="WHEN",
         callback=_as_time,
         show_default=False,
-        help="Only those that started before this time.",
+        help="Only runs or stages that started before this time.",
     ),
 ]
 StageOption = Annotated[

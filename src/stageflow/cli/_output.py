@@ -135,7 +135,7 @@ NoFormulasOption = Annotated[
     typer.Option(
         "--no-formulas",
         help="Print CSV that is safe to open in a spreadsheet: cells that look like formulas are prefixed "
-        "with '.",
+        "with an apostrophe.",
     ),
 ]
 

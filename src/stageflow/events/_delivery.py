@@ -342,7 +342,7 @@ def stats() -> EventStats:
 
 
 def set_drain_timeout(seconds: float) -> None:
-    """Set how long the shutdown of an event loop, the exit of the process and `flush()` wait for sinks.
+    """Set how long the shutdown of an event loop, process exit and `flush()` wait for sinks.
 
     Args:
         seconds: The timeout in seconds, for all sinks together; default 5.

@@ -1,4 +1,4 @@
-"""A pool of daemon threads for synchronous functions; they do not delay the exit of the process.
+"""A pool of daemon threads for synchronous functions; they do not delay process exit.
 
 Each running function has its own thread; `pipeline._limits.ThreadLimit` limits their number.
 """

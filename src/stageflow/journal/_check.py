@@ -425,7 +425,7 @@ def _problems(
         yield f"users other than its owner can access {directory}; run chmod 700 {directory}"
     if (kind := network_file_system(directory)) is not None:
         yield (
-            f"{directory} is on a network file system ({kind}), where a live writer may be taken for dead;"
+            f"{directory} is on a network file system ({kind}), where a live writer may be treated as dead;"
             " move the journal to a local disk"
         )
 

@@ -129,7 +129,7 @@ class Journal:
             OSError: The journal cannot be read.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise invalid_argument("runs()", "limit", limit, "an integer of 1 or more, or None")
+            raise invalid_argument("runs()", "limit", limit, "a positive integer or None")
         self._complete_crashed()
         filter = filter or RunFilter()
         required = filter.required_bytes()

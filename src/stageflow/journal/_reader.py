@@ -64,7 +64,7 @@ _POLL_SECONDS = 0.05
 
 
 _CHUNK = 256 << 10
-"""Number of bytes read at once when reading a file backwards."""
+"""Number of bytes read at a time when reading a file backwards."""
 
 _MTIME_GRANULARITY_US = 50_000
 """File systems have coarse clocks: a file can appear this much older than its last event."""
@@ -234,7 +234,7 @@ class JournalReader:
         """
         self._check_open()
         if not isinstance(limit, int) or limit < 1:
-            raise invalid_argument("read()", "limit", limit, "an integer of 1 or more")
+            raise invalid_argument("read()", "limit", limit, "a positive integer")
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
             raise invalid_argument("read()", "timeout", timeout, "0 or more seconds")
         deadline = time.monotonic() + timeout
@@ -372,7 +372,7 @@ class JournalReader:
     def commit(self) -> None:
         """Store the current position, so that the events read so far are not read again.
 
-        The position is synced to disk, so it survives a crash of the machine.
+        The position is synced to disk, so it survives a machine crash.
 
         Raises:
             InvalidArgumentError: The reader has no name.

@@ -62,13 +62,14 @@ FAILURES_FILE = StateFile(
     FAILURES,
     FailureOutcomes,
     "set `failure_outcomes` again, with `stageflow.configure` or in `[tool.stageflow]`;"
-    " `stageflow doctor --repair` moves the file to broken/; failed, timeout and crashed are then failures",
+    " `stageflow doctor --repair` moves the file to broken/; failed, timeout and crashed then count as"
+    " failures",
     after="set `failure_outcomes` again, unless it had its default: failed, timeout and crashed",
 )
 
 
 def read_failures(journal: str | None) -> FailureOutcomes:
-    """Return which outcomes count as failures in a journal; the default if it does not state any.
+    """Return which outcomes count as failures in a journal; the default if it defines none.
 
     Raises:
         DamagedFileError: The file is damaged. Falling back to the default could change what counts as failed.
@@ -352,11 +353,11 @@ class _RetentionPass:
                 remaining.append(line)
             elif line.text.startswith((PIPELINE_WIDE, RUN_CLOSED)) and run not in started and not is_first:
                 # The run started in an earlier segment, which may still contain its start. Without an end,
-                # the run would be taken for open, and then for crashed.
+                # the run would be treated as open, and then as crashed.
                 end = encode_mark(RunClosed(run, "its record was deleted by retention")).rstrip()
                 remaining.append(LineAt(line.offset, end))
             elif line.text.startswith(WRITER_CLOSED) and is_last and (remaining or not is_first):
-                remaining.append(line)  # otherwise the writer would be taken for dead, and completed again
+                remaining.append(line)  # otherwise the writer would be treated as dead, and completed again
         if not remaining:
             self._delete(segment, [line for line, _ in lines])
             return None

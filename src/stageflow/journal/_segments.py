@@ -305,7 +305,7 @@ class LineAt(Struct, frozen=True, gc=False):
 
 
 class Chunk(Struct, frozen=True):
-    """The lines that were read from a segment at once.
+    """The lines that were read from a segment in one step.
 
     Attributes:
         lines: Complete lines, in order.

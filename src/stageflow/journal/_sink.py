@@ -1,4 +1,4 @@
-"""`JournalSink`: writes every event to disk with one `write`, before emission returns."""
+"""`JournalSink`: writes every event to disk with one `write`, before the emit call returns."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _RETENTION_INTERVAL_SECONDS = 30.0
 class JournalSink(DirectSink):
     """Appends each event as one line of JSON, `{"type": ..., "data": {...}}`, to a segment of this process.
 
-    Each line is passed to the operating system with one `write` before emission returns, so killing the
+    Each line is passed to the operating system with one `write` before the emit call returns, so killing the
     process with SIGKILL loses no event. Any number of processes and threads can write to one directory.
 
     Args:
         path: Directory of the journal. If it does not exist, it is created with access for its owner only. It
             must be on a local disk, because a network file system does not show reliably whether a writer is
             alive.
-        fsync: What a crash of the *machine* can lose. `"interval"`: the events of the last `fsync_interval`
+        fsync: What a *machine* crash can lose. `"interval"`: the events of the last `fsync_interval`
             seconds; a background thread syncs, and callers do not wait. `"never"`: events that the kernel has
             not written yet, usually those of the last 30 s. `"always"`: nothing; each emission waits for the
             disk.

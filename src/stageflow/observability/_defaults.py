@@ -19,7 +19,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
         environment: Deployment environment, for example "production".
         commit: Commit that the service was built from.
         health_seconds: Interval between two `stageflow.health` events, in seconds; None to emit none.
-        max_threads: Maximum number of synchronous stages that run in threads at once.
+        max_threads: Maximum number of synchronous stages that run in threads at the same time.
     """
 
     emit_wide_events: bool = False

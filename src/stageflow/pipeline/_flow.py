@@ -81,7 +81,7 @@ class Flow:
         return self._pipeline
 
     # The most common form comes first, because mypy quotes the first overload in its errors. The coroutine
-    # forms precede those of plain functions, which also match a function that returns a coroutine.
+    # forms precede those of synchronous functions, which also match a function that returns a coroutine.
 
     @overload
     def add(

@@ -78,7 +78,7 @@ class Interceptor(Protocol):
 class CircuitBreaker:
     """Stop calling a stage after consecutive failures, and try it again later.
 
-    While the circuit is open, each attempt fails at once with `CircuitOpenError`. After `reset_after`
+    While the circuit is open, each attempt fails immediately with `CircuitOpenError`. After `reset_after`
     seconds, one attempt is allowed as a trial: if it succeeds, the circuit closes; if it fails, the circuit
     stays open for another `reset_after` seconds. A trial that was cancelled with its run decides nothing, and
     the next attempt is the trial. One breaker keeps one circuit for each stage of each pipeline, shared by
@@ -105,7 +105,7 @@ class CircuitBreaker:
 
     def __init__(self, failures: int = 5, reset_after: float = 30.0, on: Covered = Exception) -> None:
         if not isinstance(failures, int) or failures < 1:
-            raise invalid_argument("CircuitBreaker", "failures", failures, "an integer of 1 or more")
+            raise invalid_argument("CircuitBreaker", "failures", failures, "a positive integer")
         check_seconds("CircuitBreaker", reset_after=reset_after)
         self.failures = failures
         self.reset_after = reset_after
@@ -115,7 +115,7 @@ class CircuitBreaker:
         self._circuits: dict[tuple[str, str], _Circuit] = {}
 
     async def __call__(self, call: StageCall, proceed: Proceed) -> Any:
-        """Fail at once while the circuit is open; otherwise run the attempt and evaluate it."""
+        """Fail immediately while the circuit is open; otherwise run the attempt and evaluate it."""
         with self._lock:
             circuit = self._circuits.setdefault((call.pipeline, call.stage), _Circuit())
             tried_ns = self._admit(circuit, call)

@@ -27,7 +27,7 @@ __all__ = [
     "thread_permit",
 ]
 
-# One lock for all limits: the search for a deadlock looks at several. Reentrant: a run that is dropped
+# One lock for all limits: deadlock detection examines several limits. Reentrant: a run that is dropped
 # releases its permits when it is garbage-collected, which may happen anywhere.
 _lock = threading.RLock()
 
@@ -45,7 +45,7 @@ class _State(Enum):
 
 
 class Permit:
-    """A request of one stage for a permit of a limit, from the request to the release.
+    """A stage's request for a permit, from the request to the release.
 
     It refers to its run and to its event loop weakly: a run that is dropped with its loop must not be kept
     alive by a limit.
@@ -100,12 +100,12 @@ class Permit:
 
     @property
     def loop_is_closed(self) -> bool:
-        """True if no code of the run can run any more."""
+        """True if the code of the run can no longer execute."""
         loop = self._loop()
         return loop is None or loop.is_closed()
 
     def notify_soon(self) -> None:
-        """Call the run on its event loop, which may be that of another thread.
+        """Notify the run on its event loop, which may be that of another thread.
 
         Raises:
             RuntimeError: The loop is closed.
@@ -140,11 +140,11 @@ class Permit:
 
 
 innermost_permit: ContextVar[Permit | None] = ContextVar("stageflow_permit", default=None)
-"""The permit of the stage that is running, or of the innermost stage around its run that holds one."""
+"""The permit of the stage that is running, or of the innermost enclosing stage that holds one."""
 
 
 class Limit:
-    """A number of permits, granted in the order of the requests."""
+    """A number of permits, granted in FIFO order."""
 
     def __init__(self, name: str, permits: int) -> None:
         self.name = name
@@ -271,9 +271,9 @@ def _is_deadlock(permit: Permit) -> bool:
     """Return whether a waiting permit can never be granted.
 
     A stage that holds a permit is blocked if a run that was started in it waits for a permit that is never
-    granted. A permit is never granted if all stages that hold one of its limit are blocked. The search starts
-    from all waiting permits and removes those for which a stage may still release one, until no more can be
-    removed: the remaining permits wait for each other.
+    granted. A permit is never granted if all stages that hold a permit of the same limit are blocked. The
+    search starts from all waiting permits and removes those for which a stage may still release one, until no
+    more can be removed: the remaining permits wait for each other.
     """
     if not all(held.nested_waiting for held in permit.limit.held()):
         return False  # the common case
@@ -320,8 +320,8 @@ class Limits(Mapping[str, Limit]):
     the 8 permits. It releases the permit when the attempt ends or is abandoned, so it holds none during the
     wait before a retry. The wait is part of `queue_ms`.
 
-    A stage that would wait indefinitely, because all permits are held by stages that wait for it, fails at
-    once with `LimitDeadlockError`.
+    A stage that would wait indefinitely, because all permits are held by stages that wait for it, fails
+    immediately with `LimitDeadlockError`.
 
     Raises:
         InvalidArgumentError: A number of permits is less than 1.
@@ -335,7 +335,7 @@ class Limits(Mapping[str, Limit]):
     def __init__(self, **permits: int) -> None:
         for name, count in permits.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise invalid_argument("Limits", name, count, "an integer of 1 or more")
+                raise invalid_argument("Limits", name, count, "a positive integer")
         self._limits = {name: Limit(name, count) for name, count in permits.items()}
 
     def __getitem__(self, name: str) -> Limit:
@@ -360,10 +360,10 @@ reset_in_child(_forget_parent)
 
 
 class ThreadPermit:
-    """The permit of one attempt for a thread: from the request until its function has returned.
+    """The permit of an attempt to use a thread, from the request until its function has returned.
 
     Attributes:
-        granted: Completed when the permit is granted, if it was not granted at once.
+        granted: Completed when the permit is granted, if it was not granted immediately.
     """
 
     __slots__ = ("_loop", "granted", "is_counted", "is_waiting", "nested_runs")
@@ -395,7 +395,7 @@ class ThreadPermit:
 
 
 class ThreadLimit:
-    """A number of permits, granted in the order of the requests.
+    """A number of permits, granted in FIFO order.
 
     A permit does not count while a run that its function has started is in progress: most likely the function
     waits for that run, whose synchronous stages need permits as well. If it counted, functions that wait for

@@ -83,7 +83,7 @@ class StageGraph:
         """Run the pipeline once from code without an event loop: a Celery task, a Django view, a script.
 
         The run uses a new event loop. When it ends, the events that wait for sinks on this loop are
-        delivered. A `BackgroundEventSink` continues in its thread until `flush()` or the exit of the process.
+        delivered. A `BackgroundEventSink` continues in its thread until `flush()` or process exit.
 
         Raises:
             RuntimeError: An event loop is running in this thread; use `await graph.run()` instead.
@@ -116,7 +116,7 @@ class StageGraph:
         """
         if not isinstance(concurrency, int) or concurrency < 1:
             raise invalid_argument(
-                "run_many()", "concurrency", concurrency, "an integer of 1 or more", pipeline=self.name
+                "run_many()", "concurrency", concurrency, "a positive integer", pipeline=self.name
             )
         self._check_deadline(deadline)
         if not isinstance(contexts, (Iterable, AsyncIterable)):
@@ -200,7 +200,7 @@ class Pipeline:
             name: Name of the stage, unique in the pipeline and without "/".
             runner: A class with a method `execute(ctx)` (instantiated per run), an instance of such a class
                 (shared by all runs), or a function that takes `ctx`. A synchronous function or method runs in
-                a thread. Further parameters are passed by name, from the outputs of the dependencies.
+                a thread. Other parameters are passed by name, from the outputs of the dependencies.
             kind: Purpose of the stage; default TRANSFORM.
             dependencies: Names of the stages that must end before this one starts.
             conditional: Skip this stage if all of its dependencies were skipped.
@@ -302,7 +302,7 @@ class Pipeline:
         return Pipeline(self.name, stages=(*self.stages, spec))
 
     def with_stages(self, *runners: StageRunner) -> Pipeline:
-        """Return this pipeline with further stages that are described by `@stage`.
+        """Return this pipeline with additional stages that are described by `@stage`.
 
         Raises:
             InvalidArgumentError: A runner is not described by `@stage`.
@@ -354,7 +354,8 @@ class Pipeline:
             wide_event_emitter: The emitter; default one that uses the global sink.
             on_failure: "cancel" ends the run when a stage fails; "continue" still runs every stage that does
                 not depend on the failed one.
-            max_concurrency: Maximum number of stages of one run that are running at once; default no limit.
+            max_concurrency: Maximum number of stages of one run that are running at the same time; default no
+                limit.
             grace: Seconds that a cancelled stage has to end before it is abandoned.
             limits: The limits that stages refer to with `limit=`. Several graphs can share them.
             interceptors: Interceptors for each attempt of every stage, outermost first.
@@ -387,7 +388,7 @@ class Pipeline:
         if on_failure not in ("cancel", "continue"):
             problems.append(f'on_failure must be "cancel" or "continue", got {on_failure!r}')
         if max_concurrency is not None and (not isinstance(max_concurrency, int) or max_concurrency < 1):
-            problems.append(f"max_concurrency must be an integer of 1 or more, got {max_concurrency!r}")
+            problems.append(f"max_concurrency must be a positive integer, got {max_concurrency!r}")
         if not is_grace:
             problems.append(f"grace must be 0 or more seconds, got {grace!r}")
         if problems:

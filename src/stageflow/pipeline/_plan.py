@@ -213,7 +213,8 @@ class Plan:
         emits_stages: Whether to emit `stage.wide`; None if `stageflow.configure` decides.
         emits_pipeline: Whether to emit `pipeline.wide`; None if `stageflow.configure` decides.
         fail_fast: True if a failure ends the run.
-        max_concurrency: Maximum number of stages of a run that are running at once; None for no limit.
+        max_concurrency: Maximum number of stages of a run that are running at the same time; None for no
+            limit.
         grace: Seconds that a cancelled stage has to end.
         limited: True if any stage has a shared limit.
         outline: The stages for the mark of the start of a run, as JSON.

@@ -262,7 +262,7 @@ class RunState:
         if last is not None:
             # Count the attempt that never started, so that the terminal event has a unique id.
             result = replace(result, attempt=attempts + 1)
-        self.running += 1  # as for an attempt that ends at once
+        self.running += 1  # as for an attempt that ends immediately
         self._apply_result(index, result, at)
 
     def _resume_deferred(self) -> None:
@@ -708,7 +708,7 @@ def _failed_at(result: StageResult) -> Ending:
 def _cancelled_output(output: StageOutput, raised: BaseException | None, why: str) -> StageOutput:
     """Return the outcome of an attempt that was cancelled because the run ended.
 
-    A value that it still returned counts. An exception that it raised results from the cancellation: the
+    A value that it still returned is used. An exception that it raised results from the cancellation: the
     output keeps it, but the stage does not count as failed.
     """
     if raised is None and output.status is not RETRY:

@@ -25,8 +25,8 @@ async def call_in_thread(call: Call, ctx: StageContext, scope: StageScope, is_in
     """Call a synchronous function in a thread, in a copy of the current context variables.
 
     Nothing can interrupt a thread. If the engine cancels the attempt, the attempt ends when the function
-    returns, and its return value counts. If an interceptor cancels the call, for example because of a
-    timeout, the call raises `CancelledError` at once, and the return value is discarded.
+    returns, and its return value is used. If an interceptor cancels the call, for example because of a
+    timeout, the call raises `CancelledError` immediately, and the return value is discarded.
     """
     loop = asyncio.get_running_loop()
     returned: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()

@@ -110,7 +110,7 @@ def _map_problems(spec: StageSpec, options: MapSpec) -> list[str]:
         problems.append("a mapped stage cannot have kind ROUTE: its items cannot choose a route")
     most = options.max_concurrency
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        problems.append(f"max_concurrency must be an integer of 1 or more, got {most!r}")
+        problems.append(f"max_concurrency must be a positive integer, got {most!r}")
     for name, allowed in (
         ("on_item_failure", ("fail", "skip", "collect")),
         ("item_events", ("problems", "all", "none")),
@@ -229,8 +229,7 @@ def _call_problem(entry: Entry) -> str | None:
         if isinstance(called, functools.partial):
             return problem + "bind the parameters before the context by position: functools.partial(f, value)"
         return problem + (
-            "write `execute(self, ctx)`, or a function that takes `ctx` "
-            "(further parameters are passed by name)"
+            "write `execute(self, ctx)`, or a function that takes `ctx` (other parameters are passed by name)"
         )
     except ValueError:  # Python cannot determine the signature
         pass

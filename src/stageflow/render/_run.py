@@ -84,7 +84,7 @@ _MAX_CHARACTERS = 300
 
 
 def draw_custom_events(run: Record, events: Sequence[tuple[str, Record]]) -> RenderableType:
-    """Return a table of the first custom events of a run, and the number of further ones.
+    """Return a table of the first custom events of a run, and the number of the remaining ones.
 
     Args:
         run: The data of the `pipeline.wide` event of the run.

@@ -306,7 +306,7 @@ def draw_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, width: i
     Args:
         columns: Names of the columns.
         rows: Values of the columns in each row.
-        width: Width of the terminal in columns; None for no limit. Long texts are truncated first.
+        width: Width of the terminal in columns; None for no limit. Long strings are truncated first.
     """
     table: dict[str, Column] = {}
     for at, name in enumerate(columns):
@@ -358,7 +358,7 @@ def _estimate_column(
     interval: str | None,
     text_of: Callable[[Any], str],
 ) -> Column:
-    """Return a column of numbers. Estimates have the prefix `~`; `±` precedes half of their interval."""
+    """Return a column of numbers. `~` precedes estimates, and `±` half the width of their interval."""
     cells = []
     for row in rows:
         text = text_of(row[value])

@@ -234,7 +234,7 @@ class Archive:
     def recover(
         self, archived: Mapping[str, int], has_segments: Callable[[str, int, int], bool]
     ) -> list[str]:
-        """Move incomplete files at the end of the log, left by a crash of the machine, to `_stageflow`.
+        """Move incomplete files at the end of the log, left by a machine crash, to `_stageflow`.
 
         Args:
             archived: The last archived sequence of each writer, according to the journal.
@@ -537,7 +537,8 @@ def _raise_conflict(change: Callable[[], object]) -> None:
     except CommitFailedError as error:
         raise Conflict(str(error)) from error
     except DeltaError as error:
-        # If two processes create the table at once, only the message of the error identifies the conflict.
+        # If two processes create the table at the same time, only the message of the error identifies the
+        # conflict.
         if "already exists" not in str(error):
             raise
         raise Conflict(str(error)) from error

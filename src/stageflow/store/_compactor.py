@@ -67,9 +67,9 @@ class Maintenance(Struct, frozen=True, kw_only=True):
         archive: The archive.
         database: The database in which files are merged.
         local: The local paths of the archive's files.
-        max_age: Seconds after which events are dropped, in whole days; None for never.
+        max_age: Seconds after which events are dropped, in whole days; None to keep them.
         max_bytes: Maximum size of the events; beyond it, the oldest days are dropped. None for no limit.
-        counts_max_age: Seconds after which exact counts are dropped; None for never.
+        counts_max_age: Seconds after which exact counts are dropped; None to keep them.
         target_bytes: Approximate size up to which small files are merged.
     """
 
@@ -181,7 +181,7 @@ class Compactor:
     """Moves closed segments of a journal into its archive, and maintains the archive.
 
     Any number of compactors can work on one journal, and each can be killed at any point: the archive
-    contains each event once.
+    contains each event exactly once.
 
     Args:
         journal: Directory of the journal.
@@ -191,11 +191,11 @@ class Compactor:
         storage_options: Options for object storage; see `EventStore`.
         keep_seconds: Minimum time in seconds that a segment stays in the journal after the last write to it;
             default 600. It stays longer if a named reader has not read it yet.
-        max_age: Seconds after which events are dropped from the archive, in whole days; default None, for
-            never.
+        max_age: Seconds after which events are dropped from the archive, in whole days; default None, to
+            keep them.
         max_bytes: Maximum size of the archive; beyond it, the oldest days are dropped. Default None, for no
             limit.
-        counts_max_age: Seconds after which the exact counts are dropped; default None, for never.
+        counts_max_age: Seconds after which the exact counts are dropped; default None, to keep them.
         sampler: Selects the runs to keep; default None, for all.
         max_attributes: Maximum number of attributes that have separate columns; default 256. Others are
             stored in `rest`, as JSON.
@@ -261,8 +261,7 @@ class Compactor:
             MissingExtraError: The packages of `stageflow[store]` are not installed.
             OSError: The journal cannot be read, or the archive cannot be written.
         """
-        # The lock only saves work: two compactors would still be correct, but one of them would do redundant
-        # work.
+        # The lock only avoids redundant work: two concurrent compactors would still be correct.
         with as_os_errors(self.archive.address), try_lock(os.path.join(self.journal, _LOCK)) as locked:
             if not locked:
                 return CompactionResult(busy=True)
@@ -298,7 +297,7 @@ class Compactor:
         self._database.interrupt()
 
     def recover(self) -> list[str]:
-        """Make an archive readable again after a crash of the machine; `compact` calls this method.
+        """Make an archive readable again after a machine crash; `compact` calls this method.
 
         Returns:
             New paths of incomplete files at the end of the log, which were moved to `_stageflow`.
@@ -329,7 +328,7 @@ class Compactor:
         return self.archive.recover(self._archived_sequences(), self._segment_check())
 
     def _check_address(self) -> None:
-        """Use the archive that the journal has now: another process may have changed its address."""
+        """Use the current archive of the journal: another process may have changed its address."""
         try:
             address = read_address(self.journal)
         except DamagedFileError:

@@ -62,7 +62,7 @@ class EventStore:
         disk: Size limit of that directory; default "10GB".
         timeout: Seconds for one query; default 60.
         compact_beyond: Size of the closed segments in bytes from which on a query archives them first;
-            default 256 MiB, None for never.
+            default 256 MiB; None to disable this.
         progress: Called with the number of bytes archived so far and in total, while a query archives
             segments.
         verify: Verify the checksum of each archive file once, before reading it for the first time; default
@@ -190,7 +190,7 @@ class EventStore:
         self._queries.refresh(Scope(counts=False))
 
     def maintain(self) -> None:
-        """Recover the archive after a crash of the machine, and archive a backlog; each query does this.
+        """Recover the archive after a machine crash, and archive a backlog; each query does this.
 
         Raises:
             ArchiveDamagedError: A file of the archive is damaged.
@@ -209,7 +209,7 @@ class EventStore:
         try:
             self.archive.refresh()
         except ArchiveDamagedError:
-            # Any process with write access recovers the archive after a crash of the machine.
+            # Any process with write access recovers the archive after a machine crash.
             if not may_write or not Compactor(self.path, storage_options=self._storage_options).recover():
                 raise
             self.archive.refresh()
@@ -260,7 +260,7 @@ class EventStore:
             InvalidArgumentError: `limit` is not a positive integer.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise invalid_argument("runs()", "limit", limit, "an integer of 1 or more, or None")
+            raise invalid_argument("runs()", "limit", limit, "a positive integer or None")
         condition_ = condition("runs", filter, where)
         if before is not None:
             last = text(before["started_at"], before["event_id"])

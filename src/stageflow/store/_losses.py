@@ -106,7 +106,7 @@ def count_on_disk(archive: Archive, journal: str) -> ArchivedOnly | None:
     """Count the events in the files of a local archive that the journal no longer has.
 
     This does not require the log. Files that an intact commit replaced are excluded; an event that is in
-    several files counts once.
+    several files is counted once.
 
     Returns:
         None if the events cannot be counted: on object storage, or if DuckDB cannot read the files.

@@ -336,7 +336,7 @@ def count_rows(table: str, superseded: Superseded) -> str:
 
 
 def sum_counts(counts: str) -> str:
-    """Return SQL that adds up counts with the same keys."""
+    """Return SQL that sums counts with the same keys."""
     return f"""
         select 'stageflow.counts' as type, null::varchar as event_id, day, started_at, {", ".join(_KEYS)},
             sum(sample_rate) as sample_rate

@@ -121,8 +121,8 @@ def forget_archive(
 ) -> ForgottenArchive:
     """Give up the archived events of a journal, so that the next compaction starts a new archive.
 
-    The journal stores the new address at once; the new archive receives every event that the journal still
-    has. No file is deleted.
+    The journal stores the new address immediately; the new archive receives every event that the journal
+    still has. No file is deleted.
 
     Args:
         journal: Directory of the journal.

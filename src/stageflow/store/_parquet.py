@@ -27,7 +27,7 @@ __all__ = ["LocalFiles", "checksum_of", "may_be_damage", "select_rows"]
 
 
 _ROW_GROUP_SIZE = 40_960
-"""Number of rows that a reader reads or skips at once."""
+"""Number of rows that a reader reads or skips at a time."""
 
 
 class LocalFiles:

@@ -93,7 +93,7 @@ def load_rows(
         max_attributes: Maximum number of attribute columns; other attributes are stored in `rest`.
 
     Raises:
-        FileNotFoundError: A segment does not exist any more.
+        FileNotFoundError: A segment no longer exists.
     """
     import duckdb
 

@@ -83,7 +83,7 @@ def capture_events() -> Generator[CapturedEvents]:
     applies to the whole process: to all threads and all event loops.
 
     The events of an emitter with a separate sink are not captured. If code in the block sets a sink or
-    configures the library, that takes effect at once, and remains in effect after the block.
+    configures the library, that takes effect immediately, and remains in effect after the block.
 
     Example:
         >>> with capture_events() as events:

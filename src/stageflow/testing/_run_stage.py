@@ -50,7 +50,7 @@ async def run_stage(
         stage: A runner as for `with_stage`: a function, a class or an instance.
         inputs: The outputs of the dependencies, by name: a mapping, or a `StageOutput` such as
             `StageOutput.skip("no index")`. If `@stage` declares dependencies, each of them must be included;
-            further stages are ancestors of the dependencies.
+            other stages are ancestors of the dependencies.
         context: The context of the run; default an empty one.
         data: The input of the run, instead of the one in `context`.
         name: Name of the stage; default the name from `@stage`, or that of the function or class.
@@ -143,7 +143,7 @@ def _as_output(dependency: str, output: Any) -> StageOutput:
 
 
 def _with_dependencies(spec: StageSpec, outputs: Mapping[str, StageOutput]) -> Pipeline:
-    """Return a pipeline of a stage and a stub for each of its dependencies and further ancestors."""
+    """Return a pipeline of a stage and a stub for each of its dependencies and their ancestors."""
     name, direct = spec.name, spec.dependencies or tuple(outputs)
     further = tuple(other for other in outputs if other not in direct)
     for dependency in direct:
@@ -177,14 +177,14 @@ def _starting_at(attempt: int, spec: StageSpec) -> StageSpec:
     if attempt == 1:
         return spec
     if not isinstance(attempt, int) or attempt < 1:
-        raise invalid_argument("run_stage()", "attempt", attempt, "an integer of 1 or more")
+        raise invalid_argument("run_stage()", "attempt", attempt, "a positive integer")
     policy = spec.retry or Retry(attempts=max(3, attempt), on=())
     if attempt > policy.attempts:
         raise invalid_argument(
             "run_stage()",
             "attempt",
             attempt,
-            f"at most {policy.attempts}, the attempts of the retry policy of stage {spec.name!r}",
+            f"at most {policy.attempts}, the number of attempts in the retry policy of stage {spec.name!r}",
         )
 
     async def skip_earlier_attempts(call: StageCall, proceed: Proceed) -> StageOutput:

@@ -60,7 +60,7 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         text_chars: Maximum length of a string, in characters; default 16,384.
         name_chars: Maximum length of the name of a field, in characters; default 256.
         event_bytes: Maximum total size of all attributes, or of a payload, in bytes; default 256 KiB.
-        names: Maximum number of different attribute names in one process; default 2,000. Fields with further
+        names: Maximum number of different attribute names in one process; default 2,000. Fields with other
             names are stored in one attribute, `other`, so that the number of columns is bounded.
 
     Raises:
@@ -78,7 +78,7 @@ class EventLimits(Struct, metaclass=ValueType, frozen=True, kw_only=True):
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise invalid_argument("EventLimits", name, value, "an integer of 1 or more")
+                raise invalid_argument("EventLimits", name, value, "a positive integer")
 
 
 class SanitizeRules(Struct, frozen=True):

@@ -108,7 +108,7 @@ class ItemContext(StageContext):
         return self._abandoned or self._of_stage.abandoned
 
     @abandoned.setter
-    def abandoned(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def abandoned(self, value: bool) -> None:
         self._abandoned = value
 
     @property

@@ -238,6 +238,7 @@ def _running_event(summary: Record, running: Record, run: Record) -> Record:
         "attempts": running["attempt"],
         "started_at": started_at,
         "attributes": running.get("attributes"),
+        "items": running.get("items"),
     }
 
 
@@ -489,9 +490,38 @@ def _notes_of(stage: StageHistory) -> Text:
         lines.append(Text(visible(end["reason"])))
     if end.get("missing_inputs"):
         lines.append(Text(visible("missing inputs: " + ", ".join(end["missing_inputs"]))))
+    if end.get("items"):
+        lines += _item_notes(end["items"])
     if end.get("attributes"):
         lines.append(Text(format_pairs(end["attributes"])))
     return Text("\n").join(lines)
+
+
+def _item_notes(items: Record) -> Iterator[Text]:
+    """Yield the counts and durations of the items of a mapped stage, and its first failures."""
+    total, ok, failed, skipped = (items[name] for name in ("total", "ok", "failed", "skipped"))
+    counts = [f"{ok:,} of {total:,} items OK"]
+    for number, what in (
+        (failed, "failed"),
+        (skipped, "skipped"),
+        (items["retried"], "retried"),
+        (total - ok - failed - skipped, "did not end"),
+    ):
+        if number > 0:
+            counts.append(f"{number:,} {what}")
+    yield Text(", ".join(counts))
+    if items.get("max_ms") is not None:
+        yield Text(
+            visible(
+                f"item p50 {milliseconds(items['p50_ms'])} ms, p95 {milliseconds(items['p95_ms'])} ms,"
+                f" max {milliseconds(items['max_ms'])} ms (item {items['slowest']})"
+            )
+        )
+    failures = items.get("failures") or ()
+    for failure in failures:
+        yield Text(visible(f"item {failure['key']}: {failure['message']}"), style=BAD)
+    if failed > len(failures):
+        yield Text(f"and {failed - len(failures):,} more failed items", style=QUIET)
 
 
 def _exceptions(run: Record, stages: list[StageHistory]) -> Iterator[RenderableType]:

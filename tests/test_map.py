@@ -154,7 +154,7 @@ RUNNERS = [
 ]
 
 
-@pytest.mark.parametrize("runner", RUNNERS, ids=str)
+@pytest.mark.parametrize("runner", RUNNERS, ids=map(str, range(len(RUNNERS))))
 async def test_every_kind_of_function_can_be_mapped(runner: Any) -> None:
     assert (await run(over([1, 2, 3], runner))).value("map") == [1, 2, 3]
 
@@ -166,7 +166,9 @@ async def asynchronously(items: Sequence[Any]) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "items", [(1, 2), {1, 2}, dict.fromkeys((1, 2)).keys(), iter([1, 2]), (n for n in (1, 2))], ids=str
+    "items",
+    [(1, 2), {1, 2}, dict.fromkeys((1, 2)).keys(), iter([1, 2]), (n for n in (1, 2))],
+    ids=["tuple", "set", "keys", "iterator", "generator"],
 )
 async def test_any_iterable_can_be_mapped(items: Any) -> None:
     assert sorted((await run(over(items, double))).value("map")) == [2, 4]
@@ -326,7 +328,7 @@ async def test_item_can_stop_the_run() -> None:
         ([1], [1]),
         (3.5, 3.5),
     ],
-    ids=str,
+    ids=["None", "dict", "output", "list", "float"],
 )
 async def test_item_can_return_any_value(value: Any, expected: Any) -> None:
     async def returns(item: int) -> Any:
@@ -336,7 +338,9 @@ async def test_item_can_return_any_value(value: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [ValueError("returned"), StageStatus.OK, StageOutput.route("a"), iter], ids=str
+    "value",
+    [ValueError("returned"), StageStatus.OK, StageOutput.route("a"), iter],
+    ids=["error", "status", "route", "generator"],
 )
 async def test_invalid_value_fails_the_item(value: Any) -> None:
     async def returns(item: int) -> Any:

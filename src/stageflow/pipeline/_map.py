@@ -661,7 +661,8 @@ class _Map:
         left = sum(suspended is not None for suspended in self._workers.values())
         if isinstance(self._stopped_by, StageOutput) and left:
             items = "1 item" if left == 1 else f"{left} items"
-            reason = f"{items} did not end within {self._node.grace:g} s and were left running"
+            was = "was" if left == 1 else "were"
+            reason = f"{items} did not end within {self._node.grace:g} s and {was} left running"
             self._stopped_by = replace(
                 self._stopped_by,
                 reason=f"{self._stopped_by.reason}; {reason}" if self._stopped_by.reason else reason,

@@ -538,15 +538,17 @@ async def test_limit_that_would_never_become_available_fails_the_item() -> None:
 async def test_max_concurrency_is_never_exceeded(max_concurrency: int) -> None:
     running, most = 0, 0
 
-    async def measures(item: int) -> None:
+    async def measures(ctx: StageContext, item: int) -> Any:
         nonlocal running, most
         running += 1
         most = max(most, running)
         for _ in range(item % 3):
             await asyncio.sleep(0)
         running -= 1
+        return StageOutput.retry("again", after=0) if item % 4 == 0 and ctx.attempt == 1 else item
 
-    await run(over(range(60), measures, max_concurrency=max_concurrency))
+    results = await run(over(range(60), measures, max_concurrency=max_concurrency))
+    assert results.value("map") == list(range(60))
     assert most <= max_concurrency
 
 

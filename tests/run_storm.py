@@ -1,7 +1,8 @@
 """Checks the record of random runs: `python -m tests.run_storm 100000`.
 
-The graphs contain maps, nested pipelines and loops, with retries, timeouts, limits and cancellation, in virtual
-time. Every run, including each child run, must satisfy the record guarantees, and leave no task and no permit.
+The graphs contain maps, nested pipelines and loops, with retries, timeouts, limits and cancellation, in
+virtual time. Every run, including each child run, must satisfy the record guarantees, and leave no task and
+no permit.
 """
 
 from __future__ import annotations

@@ -361,7 +361,7 @@ def test_address_without_an_archive_is_an_error(tmp_path: Path, address: str) ->
 def test_statement_that_is_not_a_query_is_an_error(folder: Path, sql: str, message: str) -> None:
     written = command("query", sql, "--journal", folder, code=1)
     assert message in written
-    assert "the views are runs, stages, events and counts" in written
+    assert "the views are runs, stages, items, events and counts" in written
 
 
 def test_hint_of_a_timeout_names_the_option(folder: Path) -> None:

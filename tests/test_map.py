@@ -40,11 +40,12 @@ from stageflow.errors import (
     StageTimeoutError,
 )
 from stageflow.events import MemoryEventSink
-from stageflow.journal import Journal
+from stageflow.journal import Journal, JournalSink
 from stageflow.observability import WideEventEmitter
 from stageflow.pipeline import Flow, active_runs
 from stageflow.schema import FailedItem, Items
 from stageflow.stages import ItemFailure
+from stageflow.store import Compactor, EventStore
 from stageflow.testing import VirtualClock
 
 EMITS = {"emit_stage_wide_events": True, "emit_pipeline_wide_event": True}
@@ -256,11 +257,11 @@ async def test_failed_item_fails_the_stage(runner: Any) -> None:
     results = await run(over([0, 2, 3, 4], runner, max_concurrency=1))
     failed = results["map"]
     assert failed.status is StageStatus.FAIL
-    assert failed.error == "item 2 failed: ValueError: odd: 3"
+    assert (failed.error, failed.reason) == ("ValueError: odd: 3", "item 2 failed")
     assert isinstance(failed.exception, ValueError)
     items = items_of(results)
     assert (items.total, items.ok, items.failed) == (4, 2, 1)
-    assert items.failures == [FailedItem("2", "ValueError", "ValueError: odd: 3")]
+    assert items.failures == [FailedItem("2", "ValueError", "odd: 3")]
 
 
 async def test_failed_item_cancels_the_items_in_progress() -> None:
@@ -276,7 +277,7 @@ async def test_failed_item_cancels_the_items_in_progress() -> None:
             raise
 
     results = await run(over(range(10), hangs, max_concurrency=4))
-    assert results["map"].error == "item 3 failed: ValueError: three"
+    assert results["map"].reason == "item 3 failed"
     assert cancelled == [0, 1, 2]
     items = items_of(results)
     assert (items.total, items.ok, items.failed, items.skipped) == (10, 0, 1, 0)
@@ -759,7 +760,7 @@ def test_permits_of_abandoned_items_are_released(ends_by: str) -> None:
     results = asyncio.run(main())
     assert results["map"].status is StageStatus.FAIL
     if ends_by == "failure":
-        assert results["map"].reason == "1 item did not end within 0.05 s and was left running"
+        assert results["map"].reason == "item 1 failed; 1 item did not end within 0.05 s and was left running"
 
 
 def test_map_whose_items_wait_for_a_retry_ends_at_once() -> None:
@@ -1030,6 +1031,28 @@ async def test_failed_items_emit_events() -> None:
     assert [(event["status"], event["item_attempt"]) for event in events] == [("RETRY", 1), ("FAIL", 2)]
     assert {event["error_type"] for event in events} == {"ValueError"}
     assert {event["stage_name"] for event in events} == {"map"}
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_items_can_be_queried(tmp_path: Path, archived: bool) -> None:
+    sink = JournalSink(tmp_path)
+    graph = over(range(4), odd_fails, on_item_failure="skip", item_key=lambda item: f"file-{item}").build(
+        **EMITS, wide_event_emitter=WideEventEmitter(sink)
+    )
+    await graph.run(PipelineContext(request_id="r1"))
+    sink.close()
+    if archived:
+        Compactor(tmp_path, keep_seconds=0).compact()
+    with EventStore(tmp_path) as store:
+        query = (
+            "select request_id, item, status, error, item_attempt, duration_ms >= 0 from items order by item"
+        )
+        failed = [("r1", f"file-{item}", "FAIL", f"ValueError: odd: {item}", 1, True) for item in (1, 3)]
+        assert [tuple(row) for row in store.sql(query).rows] == failed
+        query = (
+            "select items_total, items_failed, items_failure_types from stages where items_total is not null"
+        )
+        assert [tuple(row) for row in store.sql(query).rows] == [(4, 2, ["ValueError"])]
 
 
 @pytest.mark.parametrize(("item_events", "number"), [("all", 5), ("problems", 2), ("none", 0)])

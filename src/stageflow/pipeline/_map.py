@@ -578,7 +578,8 @@ class _Map:
     def _failed(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
         key, error = self._key(work), output.error or "failed"
         type_name = None if output.exception is None else name_of_error(output.exception)
-        self._tally.add_failure(key, type_name, error)
+        message = error if output.exception is None else as_text(output.exception)
+        self._tally.add_failure(key, type_name, message)
         self._note_end(work, output, began, ended)
         policy = self._spec.on_item_failure
         if policy == "collect":
@@ -586,8 +587,9 @@ class _Map:
         elif policy == "skip":
             self._values[work.index] = _OMITTED
         else:
-            text = f"item {key} failed: {error}"
-            self._stop(StageOutput(StageStatus.FAIL, {}, text, output.exception, output.reason))
+            # The error contains no key, so that equal errors have the same text.
+            reason = f"item {key} failed" + (f": {output.reason}" if output.reason else "")
+            self._stop(StageOutput(StageStatus.FAIL, {}, error, output.exception, reason))
 
     def _retry(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
         if work.attempt == 1:

@@ -367,7 +367,9 @@ def draw_run(
     """
     if "stage_summaries" not in run:
         raise invalid_argument("draw_run()", "run", run, "the data of a pipeline.wide event")
-    return _RunView(run, stage_histories(run, stages), list(events), list(children), width)
+    # The notes of a mapped stage summarize its items.
+    custom = [(type, data) for type, data in events if type != "stage.item"]
+    return _RunView(run, stage_histories(run, stages), custom, list(children), width)
 
 
 class _RunView:
@@ -519,9 +521,12 @@ def _item_notes(items: Record) -> Iterator[Text]:
         )
     failures = items.get("failures") or ()
     for failure in failures:
-        yield Text(visible(f"item {failure['key']}: {failure['message']}"), style=BAD)
+        error = ": ".join(filter(None, (failure["type"], failure["message"])))
+        yield Text(visible(f"item {failure['key']}: {error}"), style=BAD)
     if failed > len(failures):
-        yield Text(f"and {failed - len(failures):,} more failed items", style=QUIET)
+        yield Text(
+            f"and {failed - len(failures):,} more failed items; the view `items` has all of them", style=QUIET
+        )
 
 
 def _exceptions(run: Record, stages: list[StageHistory]) -> Iterator[RenderableType]:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["VIEWS", "VIEWS_HINT", "check_reads_views_only", "parse", "parts"]
 
 
-VIEWS = frozenset({"runs", "stages", "events", "counts"})
+VIEWS = frozenset({"runs", "stages", "items", "events", "counts"})
 
-VIEWS_HINT = "the views are runs, stages, events and counts"
+VIEWS_HINT = "the views are runs, stages, items, events and counts"
 
 _TABLE_FUNCTIONS = frozenset(
     {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}

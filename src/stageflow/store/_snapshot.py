@@ -13,6 +13,7 @@ from msgspec import Struct
 from .._failures import FailureOutcomes
 from .._time import epoch_us, rfc3339
 from ..journal import Journal, Segment, is_complete_since, list_writers
+from ..schema import CorrelationIds, PipelineMetadata
 from ._archive import Archive, ArchiveFile
 from ._columns import AMENDMENTS, ATTRIBUTE, FAILURE, SCHEMAS, Attributes, columns_of, quoted, text
 from ._merge import count_rows, failure_of, merge, sum_counts
@@ -264,6 +265,7 @@ class Snapshot:
             from ({sum_counts(counted)})""")
         self._create_view("stages", "stage.wide", attributes)
         self._create_view("runs", "pipeline.wide", attributes)
+        self._create_item_view()
         found = database.execute("select coalesce(max(sample_rate), 1) > 1 from events").fetchone()
         self.weighted = found is not None and bool(found[0])
 
@@ -282,6 +284,17 @@ class Snapshot:
             # A custom event of this name has no schema version.
             f" from events where type = {text(type)} and schema_version is not null"
         )
+
+    def _create_item_view(self) -> None:
+        """Create the view of the `stage.item` events, whose fields are in `rest`."""
+        ids = [*CorrelationIds.__struct_fields__, *PipelineMetadata.__struct_fields__]
+        self._database.execute(f"""
+            create or replace view items as
+            select {", ".join(ids)}, event_id, stage_name, attempt, rest->>'$.item' as item,
+                try_cast(rest->>'$.item_attempt' as bigint) as item_attempt, rest->>'$.status' as status,
+                try_cast(rest->>'$.duration_ms' as double) as duration_ms, rest->>'$.error' as error,
+                rest->>'$.error_type' as error_type, rest->>'$.reason' as reason, emitted_at, day, segment
+            from events where type = 'stage.item'""")
 
 
 def is_missing_file(error: Exception) -> bool:

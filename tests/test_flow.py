@@ -604,8 +604,11 @@ def test_annotation_that_cannot_be_evaluated_is_accepted() -> None:
 def test_classes_are_compared_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "beartype.door", None)
     build_connected(list[str], list[int])
-    with pytest.raises(PipelineValidationError):
-        build_connected(str, int)
+    build_connected(list[str], Sequence[str])
+    build_connected(list[str] | None, list[str] | None)
+    for given, accepted in ((str, int), (Document, list[Document]), (list[str], dict[str, str])):
+        with pytest.raises(PipelineValidationError):
+            build_connected(given, accepted)
 
 
 def test_import_of_the_library_does_not_import_beartype() -> None:

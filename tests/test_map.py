@@ -1034,12 +1034,12 @@ async def test_failed_items_emit_events() -> None:
 
 
 @pytest.mark.parametrize("archived", [False, True])
-async def test_items_can_be_queried(tmp_path: Path, archived: bool) -> None:
+def test_items_can_be_queried(tmp_path: Path, archived: bool) -> None:
     sink = JournalSink(tmp_path)
     graph = over(range(4), odd_fails, on_item_failure="skip", item_key=lambda item: f"file-{item}").build(
         **EMITS, wide_event_emitter=WideEventEmitter(sink)
     )
-    await graph.run(PipelineContext(request_id="r1"))
+    asyncio.run(graph.run(PipelineContext(request_id="r1")))
     sink.close()
     if archived:
         Compactor(tmp_path, keep_seconds=0).compact()

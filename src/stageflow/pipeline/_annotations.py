@@ -220,10 +220,12 @@ def _alternatives(accepted: Any) -> Iterator[Any]:
 
 
 def _is_subtype(given: Any, accepted: Any) -> bool:
-    if _is_bare_generic(given) or _is_bare_generic(accepted):
-        given, accepted = typing.get_origin(given) or given, typing.get_origin(accepted) or accepted
-    if inspect.isclass(given) and inspect.isclass(accepted):
-        return issubclass(given, accepted)
+    origins = typing.get_origin(given) or given, typing.get_origin(accepted) or accepted
+    if all(map(inspect.isclass, origins)) and not (_is_union(given) or _is_union(accepted)):
+        if not issubclass(*origins):
+            return False
+        if origins == (given, accepted) or _is_bare_generic(given) or _is_bare_generic(accepted):
+            return True
     is_subhint = _find_is_subhint()
     return is_subhint is None or is_subhint(given, accepted)
 

@@ -69,7 +69,21 @@ class NestedPipeline:
             f" `stageflow show {results.context.pipeline_run_id}` shows the last iteration",
         )
 
-ts}
+    def _input(self, ctx: StageContext) -> Any:
+        """Return the data of the first run: that of the parent run, and the outputs of the dependencies."""
+        if not self._dependencies:
+            return ctx.run.data
+        outputs, repeated = _merged(ctx.inputs.result_from(name) for name in self._dependencies)
+        if repeated is not None:
+            key, stages = repeated
+            raise MissingInputError(
+                f"several dependencies returned a value for key {key!r} of the data of pipeline"
+                f" {self._plan.name!r}: {' and '.join(map(repr, stages))}",
+                stage=ctx.stage,
+                run_id=str(ctx.run.pipeline_run_id),
+                hint="return the values under different keys",
+            )
+        return {**(ctx.run.data if isinstance(ctx.run.data, Mapping) else {}), **outputs}
 
     async def _run(self, ctx: StageContext, data: Any) -> PipelineResults:
         context = PipelineContext(data=data, resources=ctx.run.resources)

@@ -273,7 +273,7 @@ class Journal:
 
     def _last(self) -> RunRecord:
         error = RunNotFoundError(f"journal {self.path!r} contains no runs yet")
-        for run in self.runs(limit=20):
+        for run in self.runs(RunFilter(roots=True), limit=20) or self.runs(limit=20):
             try:
                 return self.run(run["event_id"])
             except RunNotFoundError as not_found:  # the id is damaged in one of the run's lines

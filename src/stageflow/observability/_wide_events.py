@@ -46,7 +46,7 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
     that ended last to the dependency that it waited for, and so on.
 
     A stage that is a pipeline is followed by the critical path of its child run, as `STAGE/STAGE OF CHILD`;
-    a loop by that of its longest iteration. The sum does not include them.
+    a loop by that of its last iteration. The sum does not include them.
     """
     at: StageResult | None = None
     for result in results.values():
@@ -70,11 +70,10 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
 
 
 def _with_child(stage: StageResult) -> list[str]:
-    """Return the name of a stage, followed by the critical path of its longest child run."""
-    longest = max(stage.children, key=lambda child: child.ended_ns - child.started_ns, default=None)
-    if longest is None:
+    """Return the name of a stage, followed by the critical path of its last child run."""
+    if not stage.child_runs or (last := stage.child_runs[-1].results) is None:
         return [stage.name]
-    return [stage.name, *(f"{stage.name}/{name}" for name in critical_path(longest)[0])]
+    return [stage.name, *(f"{stage.name}/{name}" for name in critical_path(last)[0])]
 
 
 _NONE = StageResult("", StageStatus.CANCEL)

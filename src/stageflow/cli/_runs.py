@@ -107,7 +107,7 @@ def show(
 
 
 def _nested_runs(records: Any, story: RunRecord) -> dict[str, RunRecord]:
-    """Return the records of the child runs of a run, and of theirs, that its waterfall shows, by run id."""
+    """Return the records of the runs below a run that its waterfall shows, by run id."""
     found: dict[str, RunRecord] = {}
     level = [story]
     for _ in range(_MAX_LEVELS):

@@ -220,7 +220,7 @@ class Journal:
 
         Args:
             run_id: The `pipeline_run_id`; a request, session, user or org id that belongs to one root run; a
-                unique prefix of one of these; or "last" for the newest run.
+                unique prefix of one of these; or "last" for the newest root run.
 
         Raises:
             RunNotFoundError: No run, or more than one run, has this id or prefix.

@@ -289,7 +289,7 @@ class EventStore:
 
         Args:
             run_id: Its `pipeline_run_id`; a request, session, user or org id that belongs to one root run;
-                a prefix of one of these that no other run shares; or "last" for the newest run.
+                a prefix of one of these that no other run shares; or "last" for the newest root run.
 
         Raises:
             RunNotFoundError: No run, or more than one, has this id.

@@ -42,7 +42,7 @@ from stageflow.errors import (
 )
 from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
-from stageflow.pipeline import Interceptor, Proceed, StageCall
+from stageflow.pipeline import Flow, Interceptor, Proceed, StageCall
 from stageflow.render import draw_run
 from stageflow.retry import Fixed
 from stageflow.testing import VirtualClock, run_stage
@@ -939,3 +939,36 @@ def test_newest_run_and_list_of_roots_omit_child_runs(journal: Journal) -> None:
     done = CliRunner().invoke(app, ["runs", "--roots", "--json", "--journal", journal.path])
     assert done.stdout.count("\n") == 1
     assert '"event_id":"outer"' in done.stdout
+
+
+# ---------------------------------------------------------------- flows
+
+
+async def test_flow_contains_pipelines_and_loops() -> None:
+    def question() -> dict[str, int]:
+        return {"n": 5}
+
+    def double(output: dict[str, Any]) -> int:
+        return 2 * int(output["n"])
+
+    flow = Flow("outer")
+    start = flow.add(question)
+    nested = flow.add(one(counts), dependencies=(start,))
+    loop = flow.loop(
+        one(counts).build(), until=reaches(9), max_iterations=9, dependencies=(nested,), name="loop"
+    )
+    doubled = flow.add(double, loop)
+    results = await flow.run()
+    assert (results.value(nested)["n"], results.value(loop)["n"], results.value(doubled)) == (6, 9, 18)
+    assert "loop=child max_iterations=9" in flow.build().describe()
+
+
+def test_mistakes_in_flows_with_pipelines_are_errors() -> None:
+    flow = Flow("outer")
+    start = flow.add(returning(1), name="start")
+    with pytest.raises(InvalidArgumentError, match="a pipeline takes no inputs, got 1"):
+        flow.add(one(seen), start)  # type: ignore[call-overload]
+    with pytest.raises(InvalidArgumentError, match="pipeline must be a Pipeline or a StageGraph"):
+        flow.loop(counts, until=reaches(1), max_iterations=1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="unknown option 'retries'; did you mean 'retry'"):
+        flow.add(one(seen), retries=3)  # type: ignore[call-overload]

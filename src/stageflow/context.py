@@ -56,7 +56,7 @@ Id = str | UUID | None
 log = logging.getLogger("stageflow.pipeline")
 
 MAX_CHILD_RUNS = 1_000
-"""Maximum number of child runs in an event. A stage stores another one, so that the event can note the cut."""
+"""Maximum number of child runs in an event. A stage stores another one, to note that the list was cut."""
 
 # One lock for all contexts: it is held for a few additions. Reentrant: a signal handler may count as well.
 _adding = threading.RLock()

@@ -18,6 +18,7 @@ from store_storm import storm
 
 from stageflow import JournalSink, Pipeline, PipelineContext, PipelineResults, Retry, StageOutput
 from stageflow.errors import JournalNotFoundError, QueryError, RunNotFoundError
+from stageflow.events import Event
 from stageflow.journal import Journal, RunFilter
 from stageflow.observability import WideEventEmitter
 from stageflow.store import Compactor, EventStore, _snapshot as snapshot_module
@@ -210,7 +211,7 @@ def test_attributes_of_any_value_survive_archiving(
         for attributes in batch:
             data = template | {"event_id": f"made/{len(written)}", "attributes": attributes}
             written[data["event_id"]] = attributes
-            sink.deliver(_event(data))
+            sink.deliver(Event("stage.wide", data))
         sink.close()
         compact(folder, max_attributes=8)
     with EventStore(folder) as store:
@@ -219,12 +220,6 @@ def test_attributes_of_any_value_survive_archiving(
             "",
         )
     assert found == written
-
-
-def _event(data: dict[str, Any]) -> Any:
-    from stageflow.events._sink import Event
-
-    return Event("stage.wide", data)
 
 
 def _attributes(cursor: Any) -> Any:
@@ -238,7 +233,23 @@ def test_unknown_key_of_a_newer_schema_is_kept(tmp_path: Path) -> None:
     run_some(tmp_path / "other", times=1)
     lines = next((tmp_path / "other").glob("*.ndjson")).read_text().split("\n")
     data = next(json.loads(line)["data"] for line in lines if line.startswith('{"type":"pipeline.wide"'))
-    sink.deliver(_event(data | {"from_the_future": {"deep": 1}}))
+    sink.deliver(Event("pipeline.wide", data | {"from_the_future": {"deep": 1}}))
+    sink.close()
+    compact(tmp_path / "journal")
+    with EventStore(tmp_path / "journal") as store:
+        ((rest,),) = store.sql("select rest from events").rows
+    assert json.loads(rest)["from_the_future"] == {"deep": 1}
+
+
+@pytest.mark.parametrize("type", ["stage.wide", "pipeline.wide"])
+@pytest.mark.parametrize("removed", ["error", "truncated", "stage_name"])
+def test_event_with_as_many_keys_as_its_schema_is_kept(tmp_path: Path, type: str, removed: str) -> None:
+    run_some(tmp_path / "other", times=1)
+    lines = next((tmp_path / "other").glob("*.ndjson")).read_text().split("\n")
+    data = next(json.loads(line)["data"] for line in lines if line.startswith(f'{{"type":"{type}"'))
+    data.pop(removed, None)
+    sink = JournalSink(tmp_path / "journal", fsync="never")
+    sink.deliver(Event(type, {**data, "from_the_future": {"deep": 1}}))
     sink.close()
     compact(tmp_path / "journal")
     with EventStore(tmp_path / "journal") as store:
@@ -248,7 +259,6 @@ def test_unknown_key_of_a_newer_schema_is_kept(tmp_path: Path) -> None:
 
 def test_events_of_other_programs_are_kept_unchanged(tmp_path: Path) -> None:
     sink = JournalSink(tmp_path / "journal", fsync="never")
-    from stageflow.events._sink import Event
 
     strange: list[tuple[str, Any]] = [
         ("stage.wide", {"not": "ours"}),

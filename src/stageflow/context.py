@@ -262,6 +262,7 @@ class StageContext:
         outcome_by: Name of the interceptor that determined the outcome, or None.
         loop_blocked_ms: Milliseconds for which one step of an attempt that has ended blocked the event loop;
             None for 50 or less.
+        blocked_ns: Nanoseconds for which one step of an item of a mapped stage blocked the event loop.
     """
 
     # Class attributes: creating an attempt that sets none of them takes half the time.
@@ -270,6 +271,7 @@ class StageContext:
     abandoned = False
     outcome_by: str | None = None
     loop_blocked_ms: float | None = None
+    blocked_ns = 0
     _artifacts: list[Artifact] | None = None
     _attributes: dict[str, Any] | None = None
     _child_runs: list[ChildRun] | None = None

@@ -11,13 +11,14 @@ import inspect
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections import abc, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from ..errors import did_you_mean
-from ..stages import StageOutput, StageRef
+from ..stages import ItemFailure, StageOutput, StageRef
 from ._output import model_fields
 from ._spec import StageSpec, entry_of, parameters_of
 
@@ -27,6 +28,27 @@ _UNKNOWN: Any = Any
 _UNIONS = (typing.Union, types.UnionType)  # pyright: ignore[reportDeprecated]
 _WIDENED = {float: (int,), complex: (float, int)}
 """The classes that a type checker accepts in place of another one, although they are not subclasses of it."""
+
+
+_CONTAINERS = frozenset(
+    {
+        list,
+        set,
+        frozenset,
+        deque,
+        abc.AsyncGenerator,
+        abc.AsyncIterable,
+        abc.AsyncIterator,
+        abc.Collection,
+        abc.Generator,
+        abc.Iterable,
+        abc.Iterator,
+        abc.Sequence,
+        abc.Set,
+        abc.MutableSequence,
+    }
+)
+"""The generic types whose first argument is the type of their items."""
 
 
 class _Signature(Struct, frozen=True):
@@ -66,13 +88,24 @@ def _problems_of_inputs(spec: StageSpec, signatures: _Signatures) -> Iterator[st
         return
     called = signatures[spec.name]
     parameters = list(called.parameters.items())[1 if spec.takes_context else 0 :]
-    for ref, (name, accepted) in zip(spec.inputs, parameters, strict=False):
-        source = signatures[ref.name]
-        given = _with_default(source.returns, ref)
-        if not _is_compatible(given, accepted):
+    given = [_with_default(signatures[ref.name].returns, ref) for ref in spec.inputs]
+    returned = [
+        f"stage {ref.name!r} returns {_text(type)}" for ref, type in zip(spec.inputs, given, strict=True)
+    ]
+    if spec.map is not None:
+        key = spec.map.key
+        if key is not None:
+            fields = _fields_of(given[0])
+            given[0] = _UNKNOWN if fields is None else fields.get(key, _UNKNOWN)
+        items = _item_type(given[0])
+        if items is None:
+            yield f"stage {spec.name!r}: {returned[0]}, which is not an iterable of items"
+            return
+        given[0], returned[0] = items, f"an item of stage {spec.inputs[0].name!r} is {_text(items)}"
+    for ref, (name, accepted), type, text in zip(spec.inputs, parameters, given, returned, strict=False):
+        if not _is_compatible(type, accepted):
             yield (
-                f"stage {spec.name!r}: parameter {name!r} of {called.name} is {_text(accepted)}, but stage"
-                f" {ref.name!r} returns {_text(given)}"
+                f"stage {spec.name!r}: parameter {name!r} of {called.name} is {_text(accepted)}, but {text}"
                 + ("; use or_default() with another value" if ref.if_missing == "default" else "")
             )
 
@@ -117,8 +150,11 @@ def _signature_of(spec: StageSpec) -> _Signature:
     except Exception:  # an annotation cannot be evaluated, or Python cannot determine the signature
         return _Signature(name, _UNKNOWN, {})
     names = list(declared)[entry.context_at :]
-    returns = hints.get("return", _UNKNOWN)
-    return _Signature(name, _without_output(returns), {name: hints.get(name, _UNKNOWN) for name in names})
+    returns = _without_output(hints.get("return", _UNKNOWN))
+    if spec.map is not None and returns is not _UNKNOWN:
+        collects = spec.map.on_item_failure == "collect"
+        returns = list[_union((returns, ItemFailure)) if collects else returns]  # type: ignore[misc]
+    return _Signature(name, returns, {name: hints.get(name, _UNKNOWN) for name in names})
 
 
 def _without_output(returned: Any) -> Any:
@@ -129,6 +165,21 @@ def _without_output(returned: Any) -> Any:
         left = tuple(each for each in typing.get_args(returned) if each is not StageOutput)
         return _union(left) if left else _UNKNOWN
     return returned
+
+
+def _item_type(iterated: Any) -> Any:
+    """Return the type of the items of a type: `Any` if it is unknown, None if a map does not accept it."""
+    origin = typing.get_origin(iterated) or iterated
+    if origin is Any or origin is object or not inspect.isclass(origin) or typing.is_typeddict(origin):
+        return _UNKNOWN
+    if issubclass(origin, (str, bytes, Mapping)) or not (
+        hasattr(origin, "__iter__") or hasattr(origin, "__aiter__") or hasattr(origin, "__getitem__")
+    ):
+        return None
+    arguments = typing.get_args(iterated)
+    if origin is tuple:
+        return arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else _UNKNOWN
+    return arguments[0] if origin in _CONTAINERS and len(arguments) >= 1 else _UNKNOWN
 
 
 def _with_default(returned: Any, ref: StageRef[Any]) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 from collections import deque
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sized
 from contextvars import Context, copy_context
@@ -19,8 +20,9 @@ from typing import Any, cast
 from weakref import getweakrefcount
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from .._drive import drive
+from .._drive import UNSTARTED, drive
 from .._inputs import StageInputs
 from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemTally
@@ -28,6 +30,7 @@ from .._time import get_clock
 from ..context import StageContext
 from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error
 from ..retry import Retry
+from ..schema import Items
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
 from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
@@ -43,6 +46,9 @@ YIELD_EVERY = 16
 
 _SIMPLE = frozenset({bool, bytes, dict, float, int, list, str, tuple, type(None)})
 """Types of return values that need no conversion."""
+
+_MAX_KEY_CHARS = 256
+"""Maximum length of the key of an item."""
 
 _PENDING: Any = object()
 _OMITTED: Any = object()
@@ -95,6 +101,23 @@ class ItemContext(StageContext):
             stage.run, stage.stage, stage.kind, attempt, stage._sequence, stage._upstream, stage._recorder
         )
         self._of_stage = stage
+        self._abandoned = False
+
+    @property
+    def abandoned(self) -> bool:
+        return self._abandoned or self._of_stage.abandoned
+
+    @abandoned.setter
+    def abandoned(self, value: bool) -> None:
+        self._abandoned = value
+
+    @property
+    def items(self) -> Items | None:
+        return self._of_stage.items
+
+    @property
+    def missing_inputs(self) -> tuple[str, ...]:
+        return self._of_stage.missing_inputs
 
     @property
     def inputs(self) -> StageInputs:
@@ -189,6 +212,7 @@ class _Map:
         self._tally = ctx._items = ItemTally()
         self._values: list[Any] = []
         self._source: Iterator[Any] = iter(())
+        self._source_variables = copy_context()
         self._exhausted = False
         self._received: deque[Any] = deque()
         self._has_room = asyncio.Event()
@@ -196,18 +220,22 @@ class _Map:
         self._backoffs: dict[int, asyncio.TimerHandle] = {}
         self._workers: dict[asyncio.Task[None], _Suspended | None] = {}
         self._feeder: asyncio.Task[None] | None = None
+        self._feeding: Attempt | None = None
         self._stopped_by: StageOutput | BaseException | None = None
+        self._was_cancelled = False
+        self._grace: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self, items: Iterable[Any] | AsyncIterable[Any]) -> StageOutput:
         """Process all items; see `run_map`."""
         if isinstance(items, Sized):
-            self._tally.total = len(items)
+            with contextlib.suppress(Exception):  # a size that is wrong is corrected at the end
+                self._tally.total = max(0, len(items))
         if isinstance(items, Iterable):
             self._source = iter(items)
         else:
             self._feeder = asyncio.Task(
-                self._feed(items), loop=self._loop, name=self._node.name, context=self._variables.copy()
+                self._receive(items), loop=self._loop, name=self._node.name, context=self._variables.copy()
             )
             self._feeder.add_done_callback(self._feeder_done)
         self._start_worker()
@@ -215,11 +243,19 @@ class _Map:
             try:
                 await asyncio.shield(self._done)
             except asyncio.CancelledError as cancelled:
+                for attempt in self._attempts():
+                    attempt.caller_cancelled()
                 self._stop(cancelled)
             except GeneratorExit:  # this coroutine is closed, and cannot wait any more
-                self._stop(asyncio.CancelledError())
+                self._stopped_by = asyncio.CancelledError()
+                self._cancel_tasks()
                 raise
         outcome = self._stopped_by
+        if self._was_cancelled:
+            # A task of an item was cancelled externally: the engine ends the run, as for other stages.
+            cast("asyncio.Task[None]", asyncio.current_task()).cancel()
+        if inspect.isgenerator(self._source):
+            self._source_variables.run(self._source.close)
         if isinstance(outcome, BaseException):
             try:
                 raise outcome
@@ -228,31 +264,47 @@ class _Map:
         if outcome is not None:
             return outcome
         values = self._values
+        self._tally.total = len(values)
         if self._tally.ok < len(values):
             values = [value for value in values if value is not _OMITTED]
         return StageOutput(StageStatus.OK, {"items": values}, returned=values)
 
     # ------------------------------------------------------------ items and workers
 
-    async def _feed(self, items: AsyncIterable[Any]) -> None:
-        """Receive the items of an asynchronous iterable, each when a worker is free."""
+    async def _receive(self, items: AsyncIterable[Any]) -> None:
+        """Receive the items of an asynchronous iterable; like an item, it is abandoned if it does not end."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._feeding = Attempt(
+            self._node.index, ItemContext(self._ctx, 1), self._now(), self._now, task, self._source_variables
+        )
         try:
-            async for item in items:
+            await drive(self._feed(items), self._feeding.step, UNSTARTED, self._feeding.gives_up)
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._interrupted(error)
+
+    async def _feed(self, items: AsyncIterable[Any]) -> None:
+        """Receive one item after another, each when a worker is free."""
+        iterator = aiter(items)
+        try:
+            async for item in iterator:
                 self._received.append(item)
                 while self._received and self._stopped_by is None:
                     self._start_worker_if_free()
                     self._has_room.clear()
                     await self._has_room.wait()
         finally:
-            close = getattr(items, "aclose", None)
+            close = getattr(iterator, "aclose", None)
             if close is not None:
                 await close()
 
     def _feeder_done(self, task: asyncio.Task[None]) -> None:
-        self._feeder = None
+        error = None if task.cancelled() else task.exception()
+        if self._feeder is None:
+            return  # it was abandoned
+        self._feeder = self._feeding = None
         if task.cancelled():
-            self._stop(asyncio.CancelledError("the iteration over the items was cancelled"))
-        elif (error := task.exception()) is not None:
+            self._cancelled_externally(asyncio.CancelledError("the iteration over the items was cancelled"))
+        elif error is not None:
             self._stop(error)
         self._finish_if_done()
 
@@ -267,7 +319,7 @@ class _Map:
             self._has_room.set()
         else:
             try:
-                item = next(self._source)
+                item = self._source_variables.run(next, self._source)
             except StopIteration:
                 self._exhausted = True
                 return None
@@ -288,9 +340,9 @@ class _Map:
         self._workers[task] = None
         task.add_done_callback(self._worker_done)
 
-    def _start_worker_if_free(self, ending: int = 0) -> None:
+    def _start_worker_if_free(self) -> None:
         """Start a worker if there may be work for it and `max_concurrency` allows it."""
-        if self._has_work and len(self._workers) - ending < self._spec.max_concurrency:
+        if self._has_work and len(self._workers) < self._spec.max_concurrency:
             self._start_worker()
 
     @property
@@ -298,30 +350,49 @@ class _Map:
         return self._stopped_by is None and bool(self._due or self._received or not self._exhausted)
 
     def _worker_done(self, task: asyncio.Task[None]) -> None:
+        """Process the end of a worker that was cancelled or has failed."""
+        error = None if task.cancelled() else task.exception()
         if task not in self._workers:
-            return  # its item was abandoned
+            return  # it has ended normally, or its item was abandoned
         del self._workers[task]
-        if task.cancelled():
-            self._stop(asyncio.CancelledError("a task of the map was cancelled"))
-        elif (error := task.exception()) is not None:
+        if error is None:
+            self._cancelled_externally(asyncio.CancelledError("a task of the map was cancelled"))
+        else:
             self._stop(error)
         self._finish_if_done()
 
+    def _worker_ended(self, task: asyncio.Task[None]) -> None:
+        if task in self._workers:
+            del self._workers[task]
+            task.remove_done_callback(self._worker_done)
+            self._start_worker_if_free()
+            self._finish_if_done()
+
     def _finish_if_done(self) -> None:
-        if self._workers or self._feeder is not None or self._done.done():
+        if self._workers or self._done.done():
             return
         if self._has_work:
             self._start_worker()
-        elif not self._backoffs:
+        elif self._feeder is None and not self._backoffs:
             self._end()
 
     def _end(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._done.set_result(None)
+        if self._grace is not None:
+            self._grace.cancel()
+        if not self._done.done():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._done.set_result(None)
 
     async def _work(self) -> None:
-        """Process one item after another, until one suspends or none is left."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
+        try:
+            await self._process_items(task)
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._interrupted(error)
+        self._worker_ended(task)
+
+    async def _process_items(self, task: asyncio.Task[None]) -> None:
+        """Process one item after another, until one suspends or none is left."""
         strong_references = functools.partial(getrefcount, task)
         weak_references = functools.partial(getweakrefcount, task)
         strong, weak = strong_references(), weak_references()
@@ -332,16 +403,16 @@ class _Map:
         while (work := self._take()) is not None:
             if not direct:
                 await self._process(work, task)
-                break
+                return
             variables = self._variables.copy()
             value = raised = None
-            item_ctx = ItemContext(ctx, work.attempt) if takes_context else None
+            item_ctx = ItemContext(ctx, work.attempt) if takes_context or work.attempt > 1 else None
             began = now()
             try:
-                if item_ctx is not None:
+                if item_ctx is not None and takes_context:
                     steps, waits_for = variables.run(first_step, item_ctx, call, item_ctx, work.item, *others)
                 else:
-                    steps, waits_for = variables.run(first_step, ctx, call, work.item, *others)
+                    steps, waits_for = variables.run(first_step, item_ctx or ctx, call, work.item, *others)
             except StopIteration as stop:
                 value = stop.value
             except BaseException as error:
@@ -351,19 +422,18 @@ class _Map:
                 await self._drive(
                     suspended, steps, waits_for, item_ctx or ItemContext(ctx, work.attempt), began, variables
                 )
-                break
-            self._ended(work, value, raised, began, now(), is_late=False)
+                return
+            ended = now()
+            if ended - began > ctx.blocked_ns:
+                ctx.blocked_ns = ended - began
+            self._ended(work, value, raised, began, ended, is_late=False)
             del value, raised
             if strong_references() != strong or weak_references() != weak or task.cancelling():
-                break
+                return
             completed += 1
             if completed % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
                 strong, weak = strong_references(), weak_references()
-        else:
-            return
-        if task in self._workers:
-            self._start_worker_if_free(ending=1)
 
     # ------------------------------------------------------------ one attempt of an item
 
@@ -431,13 +501,17 @@ class _Map:
             raised = error
             with INTERRUPTS:
                 variables.run(steps.close)
+        if suspended.scope is None and attempt.blocked > self._ctx.blocked_ns:
+            self._ctx.blocked_ns = attempt.blocked
         if item_ctx.abandoned:
+            raised = None  # it refers to this frame
             return  # its outcome has already been processed
         attempt.stop_timer()
         suspended.attempt = None
         if raised is not None and is_a(raised, asyncio.CancelledError) and attempt.cancelled_externally:
-            self._stop(raised)
+            self._cancelled_externally(raised)
         self._ended(suspended.work, value, raised, began, self._now(), is_late=item_ctx.timed_out)
+        del value, raised
 
     def _ended(
         self,
@@ -455,6 +529,8 @@ class _Map:
             self._succeeded(work, value, began, ended)
             return
         if late:
+            if raised is not None:
+                failure(raised)  # removes the frames of the engine, which refer to the exception
             raised = timed_out(self._node, self._spec.timeout, self._run_id, raised)
         if raised is not None:
             output = failure(raised)
@@ -464,11 +540,11 @@ class _Map:
             except BaseException as error:  # the class of the value may override any method
                 INTERRUPTS.postpone(error)
                 raised, output = error if is_a(error, Exception) else None, failure(error)
-        if self._stopped_by is not None and raised is not None:
-            return  # most likely because the item was cancelled
         if raised is not None and is_a(raised, (SystemExit, KeyboardInterrupt)):
-            self._stop(raised)
+            self._interrupted(raised)
             return
+        if raised is not None and self._stopped_by is not None:
+            return  # most likely because the item was cancelled
         if raised is not None or output.status is StageStatus.RETRY:
             since = (ended - (began if work.first_began is None else work.first_began)) / 1e9
             policy = self._spec.retry or _RETRIES_ON_REQUEST
@@ -551,7 +627,7 @@ class _Map:
         """Return the key of an item; its index if `item_key` raises."""
         if self._spec.item_key is not None:
             try:
-                return as_text(self._spec.item_key(work.item))
+                return as_text(self._spec.item_key(work.item))[:_MAX_KEY_CHARS]
             except BaseException as error:
                 INTERRUPTS.postpone(error)
         return str(work.index)
@@ -577,18 +653,67 @@ class _Map:
         self._start_worker_if_free()
         self._finish_if_done()
 
+    def _abandon_all(self) -> None:
+        """End without the attempts that did not end within the grace period after the map was stopped."""
+        left = sum(suspended is not None for suspended in self._workers.values())
+        if isinstance(self._stopped_by, StageOutput) and left:
+            items = "1 item" if left == 1 else f"{left} items"
+            reason = f"{items} did not end within {self._node.grace:g} s and were left running"
+            self._stopped_by = replace(
+                self._stopped_by,
+                reason=f"{self._stopped_by.reason}; {reason}" if self._stopped_by.reason else reason,
+            )
+        for attempt in self._attempts():
+            attempt.stop_timer()
+            attempt.abandon()
+        for suspended in self._workers.values():
+            if suspended is not None:
+                self._release(suspended)
+                if suspended.scope is not None and suspended.scope.returned is not None:
+                    suspended.scope.returned.cancel()
+        self._workers.clear()
+        self._feeder = self._feeding = None
+        self._end()
+
+    def _attempts(self) -> Iterator[Attempt]:
+        """Yield the suspended attempts of items, and that of the source."""
+        if self._feeding is not None:
+            yield self._feeding
+        for suspended in self._workers.values():
+            if suspended is not None and suspended.attempt is not None:
+                yield suspended.attempt
+
+    def _interrupted(self, error: BaseException) -> None:
+        """End the map, and the run, with a `SystemExit` or `KeyboardInterrupt`."""
+        self._stop(error)
+        self._stopped_by = error
+
+    def _cancelled_externally(self, error: BaseException) -> None:
+        """End the map and the run because code outside the run has cancelled one of its tasks."""
+        if self._stopped_by is None:
+            self._was_cancelled = True
+            self._stop(error)
+
     def _stop(self, outcome: StageOutput | BaseException) -> None:
         """End the map with this outcome: start no further item, and cancel those that are running."""
-        if self._stopped_by is None:
-            self._stopped_by = outcome
+        if self._stopped_by is not None:
+            return  # a second cancellation would interrupt the cleanup of the items
+        self._stopped_by = outcome
         self._due.clear()
         self._received.clear()
         self._has_room.set()
         for timer in self._backoffs.values():
             timer.cancel()
         self._backoffs.clear()
+        self._grace = self._loop.call_later(self._node.grace, self._abandon_all)
+        self._cancel_tasks()
+        self._finish_if_done()
+
+    def _cancel_tasks(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            if self._feeder is not None:
+            if self._feeding is not None:
+                self._feeding.cancel(timed_out=False)
+            elif self._feeder is not None:
                 self._feeder.cancel()
             current = asyncio.current_task(self._loop)
             for task, suspended in list(self._workers.items()):

@@ -130,8 +130,9 @@ def _map_problems(spec: StageSpec, options: MapSpec) -> list[str]:
         if getattr(options, name) not in allowed:
             expected = ", ".join(f'"{each}"' for each in allowed)
             problems.append(f"{name} must be one of {expected}, got {getattr(options, name)!r}")
-    if options.item_key is not None and not _accepts(options.item_key, 1):
-        problems.append(f"item_key must be a function that takes an item, got {_name_of(options.item_key)}")
+    key = options.item_key
+    if key is not None and (not _accepts(key, 1) or returns_coroutine(key)):
+        problems.append(f"item_key must be a synchronous function that takes an item, got {_name_of(key)}")
     if not (_is_number(options.slow_after) and options.slow_after >= 0):
         problems.append(f"slow_after must be 0 or more seconds, got {options.slow_after!r}")
     return problems

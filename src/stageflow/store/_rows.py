@@ -144,10 +144,10 @@ def _parse(connection: DuckDBPyConnection, parsed: str, segments: Sequence[Segme
 
 
 def _has_schema_keys_only(line: str) -> str:
-    """Return SQL that is true for a wide event that has exactly the keys of its schema."""
+    """Return SQL that is true for a wide event that has exactly the keys of its schema, in their order."""
     return " or ".join(
         f"""(starts_with({line}, '{{"type":"{type}","data":{{')"""
-        f" and len(json_keys({line}, '$.data')) = {len(schema.__struct_fields__)})"
+        f" and json_keys({line}, '$.data') = [{text(*schema.__struct_fields__)}])"
         for type, schema in SCHEMAS.items()
     )
 

@@ -237,9 +237,10 @@ class Pipeline:
         merged = {**carried_description(runner), **given, "name": name}
         for option in ("dependencies", "interceptors"):
             merged[option] = as_tuple(merged.get(option))
+        runner = without_description(runner)
         if isinstance(runner, (Pipeline, StageGraph)):
             merged["child"] = ChildSpec(runner.name)
-        spec = StageSpec(runner=without_description(runner), **merged)
+        spec = StageSpec(runner=runner, **merged)
         return Pipeline(self.name, stages=(*self.stages, spec))
 
     def with_loop(

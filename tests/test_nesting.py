@@ -203,11 +203,20 @@ async def test_runs_started_by_the_code_of_a_stage_are_listed_without_results(si
     assert results["starts"].children == ()
 
 
-async def test_runs_started_by_items_of_a_map_are_listed_in_its_event(sink: MemoryEventSink) -> None:
+@pytest.mark.parametrize("takes_context", [False, True])
+async def test_runs_started_by_items_of_a_map_are_listed_in_its_event(
+    sink: MemoryEventSink, takes_context: bool
+) -> None:
     inner = recorded(one(seen), sink)
 
-    async def starts(item: int) -> None:
+    async def with_context(ctx: StageContext, item: int) -> None:
+        await asyncio.sleep(0)
         await inner.run()
+
+    async def without_context(item: int) -> None:
+        await inner.run()
+
+    starts: Any = with_context if takes_context else without_context
 
     pipeline = (
         Pipeline("outer")
@@ -473,6 +482,18 @@ def test_record_of_a_child_that_ignores_cancellation_precedes_the_event_of_its_s
     assert isinstance(results["work"].exception, StageTimeoutError)
 
 
+def test_stages_of_a_nested_pipeline_have_the_grace_period_of_the_parent(sink: MemoryEventSink) -> None:
+    async def cleans_up(ctx: StageContext) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(5)
+
+    results = run(one(one(cleans_up), "outer"), sink, deadline=3, grace=9)
+    assert (results.outcome, results.duration_ms) == ("timeout", 8000)
+    assert results["work"].children[0].abandoned == ()
+
+
 def test_child_of_a_run_whose_coroutine_is_closed_is_recorded(sink: MemoryEventSink) -> None:
     graph = recorded(one(one(returning(None, after=60)), "outer"), sink)
     loop = asyncio.new_event_loop()
@@ -540,6 +561,14 @@ def test_loop_repeats_the_pipeline_until_the_condition_is_true(sink: MemoryEvent
     assert [child.data("work")["n"] for child in results["loop"].children] == [3, 4, 5]
     assert stage_wide(sink.events, "loop")["child_runs"] == [id_of(run) for run in results["loop"].children]
     assert outcomes(sink, "child") == ["ok"] * 3
+
+
+async def test_iterations_keep_the_data_of_the_run_that_they_do_not_return() -> None:
+    async def work(ctx: StageContext) -> dict[str, Any]:
+        return {"n": ctx.run.data.get("n", 0) + ctx.run.data["step"]}
+
+    pipeline = Pipeline("outer").with_loop("loop", one(work), until=reaches(6), max_iterations=3)
+    assert (await pipeline.run(PipelineContext(data={"step": 2}))).data("loop") == {"n": 6}
 
 
 async def test_condition_of_a_loop_can_be_asynchronous() -> None:

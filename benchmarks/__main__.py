@@ -10,6 +10,7 @@ import tempfile
 from stageflow.events import set_drain_timeout
 
 from .journal import bench_journal
+from .maps import bench_maps
 from .reading import bench_reading
 from .scale import bench_scale
 from .shaping import bench_shaping
@@ -23,6 +24,7 @@ async def bench(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         await bench_stages(rounds, folder)
         await bench_scale(rounds, folder)
+        await bench_maps(rounds)
         await bench_journal(rounds, folder)
         bench_reading(folder)
         bench_store(folder)

@@ -154,7 +154,7 @@ RUNNERS = [
 ]
 
 
-@pytest.mark.parametrize("runner", RUNNERS, ids=str)
+@pytest.mark.parametrize("runner", RUNNERS, ids=map(str, range(len(RUNNERS))))
 async def test_every_kind_of_function_can_be_mapped(runner: Any) -> None:
     assert (await run(over([1, 2, 3], runner))).value("map") == [1, 2, 3]
 
@@ -166,7 +166,9 @@ async def asynchronously(items: Sequence[Any]) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "items", [(1, 2), {1, 2}, dict.fromkeys((1, 2)).keys(), iter([1, 2]), (n for n in (1, 2))], ids=str
+    "items",
+    [(1, 2), {1, 2}, dict.fromkeys((1, 2)).keys(), iter([1, 2]), (n for n in (1, 2))],
+    ids=["tuple", "set", "keys", "iterator", "generator"],
 )
 async def test_any_iterable_can_be_mapped(items: Any) -> None:
     assert sorted((await run(over(items, double))).value("map")) == [2, 4]
@@ -326,7 +328,7 @@ async def test_item_can_stop_the_run() -> None:
         ([1], [1]),
         (3.5, 3.5),
     ],
-    ids=str,
+    ids=["None", "dict", "output", "list", "float"],
 )
 async def test_item_can_return_any_value(value: Any, expected: Any) -> None:
     async def returns(item: int) -> Any:
@@ -336,7 +338,9 @@ async def test_item_can_return_any_value(value: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [ValueError("returned"), StageStatus.OK, StageOutput.route("a"), iter], ids=str
+    "value",
+    [ValueError("returned"), StageStatus.OK, StageOutput.route("a"), iter],
+    ids=["error", "status", "route", "generator"],
 )
 async def test_invalid_value_fails_the_item(value: Any) -> None:
     async def returns(item: int) -> Any:
@@ -534,15 +538,17 @@ async def test_limit_that_would_never_become_available_fails_the_item() -> None:
 async def test_max_concurrency_is_never_exceeded(max_concurrency: int) -> None:
     running, most = 0, 0
 
-    async def measures(item: int) -> None:
+    async def measures(ctx: StageContext, item: int) -> Any:
         nonlocal running, most
         running += 1
         most = max(most, running)
         for _ in range(item % 3):
             await asyncio.sleep(0)
         running -= 1
+        return StageOutput.retry("again", after=0) if item % 4 == 0 and ctx.attempt == 1 else item
 
-    await run(over(range(60), measures, max_concurrency=max_concurrency))
+    results = await run(over(range(60), measures, max_concurrency=max_concurrency))
+    assert results.value("map") == list(range(60))
     assert most <= max_concurrency
 
 
@@ -624,6 +630,297 @@ async def test_external_cancellation_of_an_item_cancels_the_run() -> None:
     assert results["map"].status is StageStatus.CANCEL
 
 
+# ------------------------------------------------------------ scheduling and endings of the map
+
+
+async def test_item_starts_as_soon_as_a_worker_is_free() -> None:
+    turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def source() -> AsyncIterator[int]:
+        nonlocal turn
+        for item in range(3):
+            turn = asyncio.get_running_loop().create_future()
+            yield item
+            await turn
+
+    async def completes_turn(item: int) -> int:
+        await asyncio.sleep(0)
+        turn.set_result(None)
+        return item
+
+    assert (await run(over(source(), completes_turn, max_concurrency=1))).value("map") == [0, 1, 2]
+
+
+async def test_items_of_an_asynchronous_source_can_wait_for_each_other() -> None:
+    second_started = asyncio.Event()
+
+    async def waits(item: int) -> None:
+        if item == 1:
+            second_started.set()
+        await second_started.wait()
+
+    await run(over(asynchronously(range(4)), waits, max_concurrency=2))
+
+
+def test_retry_that_is_due_starts_when_a_worker_ends() -> None:
+    clock, attempts = VirtualClock(), []
+
+    async def item(ctx: StageContext, seconds: float) -> None:
+        if seconds == 0 and ctx.attempt == 1:
+            raise ConnectionError("again")
+        attempts.append((seconds, asyncio.get_running_loop().time() - began))
+        await asyncio.sleep(seconds)
+
+    async def main() -> None:
+        nonlocal began
+        began = asyncio.get_running_loop().time()
+        await run(over([0, 1, 20], item, max_concurrency=2, retry=Retry(wait=1)))
+
+    began = 0.0
+    clock.run(main())
+    assert dict(attempts)[0] == pytest.approx(1, abs=0.1)
+
+
+async def stubborn(item: int) -> int:
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            continue
+
+
+def hangs_in_thread(item: int) -> int:
+    hanging.wait(20)
+    return item
+
+
+hanging = threading.Event()
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+@pytest.mark.parametrize("runner", [stubborn, hangs_in_thread], ids=["async", "sync"])
+def test_item_that_never_ends_does_not_block_the_end_of_the_loop(runner: Any, awaited: bool) -> None:
+    sink = MemoryEventSink()
+    hanging.clear()
+
+    async def main() -> None:
+        graph = over([1], runner).build(**EMITS, wide_event_emitter=WideEventEmitter(sink), grace=0.05)
+        task = asyncio.create_task(graph.run())
+        while not active_runs() or active_runs()[0].stages != ("map",):
+            await asyncio.sleep(0.001)
+        if awaited:
+            task.cancel()
+            await asyncio.wait([task])
+
+    asyncio.run(main())
+    hanging.set()
+    check_record(sink.events, ["source", "map"])
+    assert stage_wide(sink.events, "map")["abandoned"]
+
+
+def test_source_that_never_ends_does_not_block_the_end_of_the_loop() -> None:
+    class Endless:
+        def __aiter__(self) -> Endless:
+            return self
+
+        async def __anext__(self) -> int:
+            return await stubborn(0)
+
+    sink = MemoryEventSink()
+
+    async def main() -> None:
+        graph = over(Endless(), double).build(**EMITS, wide_event_emitter=WideEventEmitter(sink), grace=0.05)
+        task = asyncio.create_task(graph.run())
+        while not active_runs() or active_runs()[0].stages != ("map",):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+    check_record(sink.events, ["source", "map"])
+
+
+@pytest.mark.parametrize("ends_by", ["total_timeout", "failure"])
+def test_permits_of_abandoned_items_are_released(ends_by: str) -> None:
+    limits = Limits(db=2)
+
+    async def item(number: int) -> None:
+        if number == 0 and ends_by == "failure":
+            raise ValueError("zero")
+        await stubborn(number)
+
+    async def main() -> PipelineResults:
+        options: dict[str, Any] = {"total_timeout": 0.05} if ends_by == "total_timeout" else {}
+        graph = over([1, 0], item, limit="db", **options).build(limits=limits, grace=0.05)
+        results = await graph.run()
+        assert limits["db"].taken == 0  # although the item is still running
+        return results
+
+    results = asyncio.run(main())
+    assert results["map"].status is StageStatus.FAIL
+    if ends_by == "failure":
+        assert results["map"].reason == "1 item did not end within 0.05 s and was left running"
+
+
+def test_map_whose_items_wait_for_a_retry_ends_at_once() -> None:
+    clock = VirtualClock()
+
+    async def fails(item: int) -> None:
+        raise ConnectionError("down")
+
+    results = clock.run(run(over([1], fails, retry=Retry(wait=100), total_timeout=5)))
+    assert results["map"].duration_ms == pytest.approx(5000, abs=100)
+    assert not results["map"].abandoned
+
+
+@pytest.mark.parametrize("where", ["cleanup", "source"])
+def test_interrupt_during_the_end_of_a_map_ends_the_run(where: str) -> None:
+    sink = MemoryEventSink()
+
+    async def item(number: int) -> None:
+        if number == 0 and where == "cleanup":
+            raise ValueError("zero")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if where == "cleanup":
+                raise SystemExit(3)
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(0)
+        raise SystemExit(3)
+
+    items = source() if where == "source" else [1, 0]
+    graph = over(items, item).build(**EMITS, wide_event_emitter=WideEventEmitter(sink))
+    with pytest.raises(SystemExit):
+        asyncio.run(graph.run())
+    check_record(sink.events, ["source", "map"])
+
+
+async def test_cleanup_of_items_is_cancelled_once() -> None:
+    cleaned = []
+    started = asyncio.Event()
+
+    async def cleans(item: int) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            cleaned.append(item)
+
+    graph = over([0, 1, 2], cleans, limit="db").build(limits=Limits(db=1))
+    task = asyncio.create_task(graph.run())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned == [0]
+
+
+async def test_item_that_cancels_its_own_task_and_returns_is_ok() -> None:
+    async def cancels(item: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return item
+
+    assert (await run(over(range(5), cancels))).value("map") == [0, 1, 2, 3, 4]
+
+
+async def test_generator_of_a_source_is_closed() -> None:
+    closed = []
+
+    class Source:
+        async def __aiter__(self) -> AsyncIterator[int]:
+            try:
+                for item in range(100):
+                    yield item
+            finally:
+                await asyncio.sleep(0)
+                closed.append("asynchronous")
+
+    def synchronous_source() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.append("synchronous")
+
+    await run(over(Source(), odd_fails))
+    await run(over(synchronous_source(), odd_fails))
+    assert closed == ["asynchronous", "synchronous"]
+
+
+async def test_generator_can_set_context_variables() -> None:
+    def source() -> Iterator[int]:
+        token = variable.set("source")
+        yield from range(5)
+        variable.reset(token)
+
+    assert (await run(over(source(), double))).value("map") == [0, 2, 4, 6, 8]
+
+
+class Lies(list[int]):
+    def __len__(self) -> int:
+        return 10
+
+
+class NoSize(list[int]):
+    def __len__(self) -> int:
+        raise RuntimeError("no size")
+
+
+@pytest.mark.parametrize("items", [Lies([1, 2]), NoSize([1, 2])], ids=["wrong", "raises"])
+async def test_total_is_the_number_of_items(items: Any) -> None:
+    results = await run(over(items, double))
+    assert items_of(results).total == 2
+
+
+async def test_context_of_an_item_has_the_items_so_far() -> None:
+    async def reads(ctx: StageContext, item: int) -> int:
+        assert ctx.items is not None
+        return ctx.items.ok
+
+    assert (await run(over(range(4), reads, max_concurrency=1))).value("map") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("suspend", [False, True])
+def test_item_that_blocks_the_loop_is_reported(suspend: bool) -> None:
+    clock = VirtualClock()
+
+    async def blocks(item: int) -> None:
+        if suspend:
+            await asyncio.sleep(0)
+        clock.advance(0.3)
+
+    results = clock.run(run(over([1, 2], blocks)))
+    assert results["map"].loop_blocked_ms == 300
+
+
+def test_late_items_leave_no_reference_cycles() -> None:
+    async def raises_late(item: int) -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            raise ValueError("late") from None
+
+    graph = over(range(20), raises_late, timeout=1, on_item_failure="skip").build()
+
+    async def main() -> None:
+        await graph.run()
+        gc.collect()
+        gc.disable()
+        try:
+            await graph.run()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+    VirtualClock().run(main())
+
+
 # ------------------------------------------------------------ isolation
 
 
@@ -650,7 +947,8 @@ async def test_items_do_not_see_the_context_variables_of_other_items(runner: str
     assert (await run(over(range(20), function))).value("map") == ["unset"] * 20
 
 
-async def test_generator_that_an_item_leaves_open_cancels_no_other_item() -> None:
+@pytest.mark.parametrize("suspend", [False, True])
+async def test_generator_that_an_item_leaves_open_cancels_no_other_item(suspend: bool) -> None:
     left = []
 
     async def with_timeout() -> AsyncIterator[None]:
@@ -662,6 +960,8 @@ async def test_generator_that_an_item_leaves_open_cancels_no_other_item() -> Non
             generator = with_timeout()
             left.append(generator)
             await anext(generator)
+            if suspend:
+                await asyncio.sleep(0)
         else:
             await asyncio.sleep(0.02)
         return item
@@ -992,12 +1292,12 @@ def test_record_of_a_map_is_complete(
     cancel_after: float | None,
 ) -> None:
     sink = MemoryEventSink()
-    running = 0
+    running = most = 0
 
     async def item(ctx: StageContext, work: tuple[int, str]) -> Any:
-        nonlocal running
+        nonlocal running, most
         running += 1
-        assert running <= max_concurrency
+        most = max(most, running)
         try:
             index, outcome = work
             if outcome in ("slow", "late"):
@@ -1040,6 +1340,7 @@ def test_record_of_a_map_is_complete(
 
     results = asyncio.run(main()) if in_thread else VirtualClock().run(main())
     check_record(sink.events, ["source", "map"])
+    assert most <= max_concurrency
     assert limits["api"].taken == limits["api"].waiting == 0
     items = stage_wide(sink.events, "map")["items"]
     if items is None:  # the run was cancelled before the map started

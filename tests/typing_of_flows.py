@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_type
 
 from stageflow import PipelineResults, Retry, StageContext, StageOutput
 from stageflow.pipeline import Flow
-from stageflow.stages import StageRef
+from stageflow.stages import ItemFailure, StageRef
 
 
 @dataclass
@@ -73,6 +73,38 @@ assert_type(top.or_none(), StageRef[Document | None])
 assert_type(top.or_default(3), StageRef[Document | int])
 
 
+async def vector(document: Document) -> list[float]:
+    return [document.score]
+
+
+async def compare(ctx: StageContext, document: Document, query: str) -> float:
+    return document.score
+
+
+def shorter(text: str) -> str:
+    return text[:3]
+
+
+def rows() -> AsyncIterator[str]:
+    raise NotImplementedError
+
+
+async def table() -> AsyncIterable[str]:
+    return rows()
+
+
+each = flow.map(vector, ranked, max_concurrency=8, retry=Retry(attempts=3))
+scores = flow.map(compare, ranked, reply, name="scores")
+kept = flow.map(compare, ranked, reply, name="kept", on_item_failure="collect")
+lines = flow.map(shorter, flow.add(table), on_item_failure="skip")
+longest = flow.add(max, lines, name="longest")
+
+assert_type(each, StageRef[list[list[float]]])
+assert_type(scores, StageRef[list[float]])
+assert_type(kept, StageRef[list[float | ItemFailure]])
+assert_type(lines, StageRef[list[str]])
+
+
 def accepted(results: PipelineResults) -> tuple[str, Document, Document | None]:
     return results.value(reply), results.value(top), results.value(top.or_none())
 
@@ -107,6 +139,14 @@ def rejected(results: PipelineResults, ctx: StageContext) -> None:
     flow.add(rank, ranked, dependencies=(search,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     flow.add(42)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     flow.add(None)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.map(vector, top)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.map(vector, lines)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.map(embed, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.map(compare, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.map(compare, reply, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.map(vector, ranked, max_concurrency="8")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.map(vector, ranked, on_item_failure="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(rank, each)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     number_of: int = results.value(reply)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     text: str = results.value(number)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     print(results.value(reply).nope)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

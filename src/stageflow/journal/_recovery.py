@@ -282,7 +282,7 @@ class UnfinishedRun:
 
         `status` and `outcome` are "OPEN" and "open"; each stage that has not ended also has the status
         "OPEN". `stages_running` lists the attempts that were running at the last heartbeat, each with its
-        start (null if the heartbeat does not contain it) and its attributes so far.
+        start (null if the heartbeat does not contain it), its attributes and, for a map, its items so far.
         """
         opened = self.opened
         record: dict[str, Any] = msgspec.to_builtins(
@@ -298,6 +298,7 @@ class UnfinishedRun:
                 "attempt": running.attempt,
                 "started_at": running.started_at,
                 "attributes": self.progress.attributes.get((name, running.attempt), {}),
+                "items": msgspec.to_builtins(running.items),
             }
             for name, stage in self.stages.items()
             if stage.end is None and (running := self._running(stage)) is not None

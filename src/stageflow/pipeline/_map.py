@@ -1,9 +1,8 @@
 """Calls the function of a mapped stage for each item of its input, inside one attempt of the stage.
 
-Items run in *workers*. A worker is a task that processes items one after another until an item suspends; then
-another worker continues with the next item. A task is therefore created only for items that wait, and an item
-that suspends has its own task: what it leaves behind, such as an open `asyncio.timeout`, cancels no other
-item. At most `max_concurrency` workers exist at once.
+Items run in *workers*. A worker is a task that processes items one after another. When an item suspends,
+another worker starts, up to `max_concurrency`. A worker ends after an item that has left a reference to its
+task, such as a generator with an open `asyncio.timeout`, which could cancel the next item.
 """
 
 from __future__ import annotations
@@ -384,15 +383,8 @@ class _Map:
                 self._done.set_result(None)
 
     async def _work(self) -> None:
+        """Process one item after another, until none is left or one leaves a reference to the task."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        try:
-            await self._process_items(task)
-        except (SystemExit, KeyboardInterrupt) as error:
-            self._interrupted(error)
-        self._worker_ended(task)
-
-    async def _process_items(self, task: asyncio.Task[None]) -> None:
-        """Process one item after another, until one suspends or none is left."""
         strong_references = functools.partial(getrefcount, task)
         weak_references = functools.partial(getweakrefcount, task)
         strong, weak = strong_references(), weak_references()
@@ -400,40 +392,54 @@ class _Map:
         direct = not self._in_thread and self._node.item_limit is None
         takes_context = self._node.takes_context
         completed = 0
-        while (work := self._take()) is not None:
-            if not direct:
-                await self._process(work, task)
-                return
-            variables = self._variables.copy()
-            value = raised = None
-            item_ctx = ItemContext(ctx, work.attempt) if takes_context or work.attempt > 1 else None
-            began = now()
-            try:
-                if item_ctx is not None and takes_context:
-                    steps, waits_for = variables.run(first_step, item_ctx, call, item_ctx, work.item, *others)
+        try:
+            while (work := self._take()) is not None:
+                if direct:
+                    variables = self._variables.copy()
+                    value = raised = None
+                    item_ctx = ItemContext(ctx, work.attempt) if takes_context or work.attempt > 1 else None
+                    began = now()
+                    try:
+                        if item_ctx is not None and takes_context:
+                            started = variables.run(first_step, item_ctx, call, item_ctx, work.item, *others)
+                        else:
+                            started = variables.run(first_step, item_ctx or ctx, call, work.item, *others)
+                    except StopIteration as stop:
+                        value = stop.value
+                    except BaseException as error:
+                        raised = error
+                    else:
+                        completed = 0
+                        suspended = self._workers[task] = _Suspended(work)
+                        await self._drive(
+                            suspended, *started, item_ctx or ItemContext(ctx, work.attempt), began, variables
+                        )
+                        del suspended, started, item_ctx
+                        if task not in self._workers:
+                            return  # the item was abandoned
+                        self._workers[task] = None
+                        if strong_references() != strong or weak_references() != weak or task.cancelling():
+                            break
+                        continue
+                    ended = now()
+                    if ended - began > ctx.blocked_ns:
+                        ctx.blocked_ns = ended - began
+                    self._ended(work, value, raised, began, ended, is_late=False)
+                    del value, raised
                 else:
-                    steps, waits_for = variables.run(first_step, item_ctx or ctx, call, work.item, *others)
-            except StopIteration as stop:
-                value = stop.value
-            except BaseException as error:
-                raised = error
-            else:
-                suspended = self._workers[task] = _Suspended(work)
-                await self._drive(
-                    suspended, steps, waits_for, item_ctx or ItemContext(ctx, work.attempt), began, variables
-                )
-                return
-            ended = now()
-            if ended - began > ctx.blocked_ns:
-                ctx.blocked_ns = ended - began
-            self._ended(work, value, raised, began, ended, is_late=False)
-            del value, raised
-            if strong_references() != strong or weak_references() != weak or task.cancelling():
-                return
-            completed += 1
-            if completed % YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-                strong, weak = strong_references(), weak_references()
+                    await self._process(work, task)
+                    if task not in self._workers:
+                        return
+                    self._workers[task] = None
+                if strong_references() != strong or weak_references() != weak or task.cancelling():
+                    break
+                completed += 1
+                if completed % YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
+                    strong, weak = strong_references(), weak_references()
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._interrupted(error)
+        self._worker_ended(task)
 
     # ------------------------------------------------------------ one attempt of an item
 
@@ -658,7 +664,8 @@ class _Map:
         left = sum(suspended is not None for suspended in self._workers.values())
         if isinstance(self._stopped_by, StageOutput) and left:
             items = "1 item" if left == 1 else f"{left} items"
-            reason = f"{items} did not end within {self._node.grace:g} s and were left running"
+            was = "was" if left == 1 else "were"
+            reason = f"{items} did not end within {self._node.grace:g} s and {was} left running"
             self._stopped_by = replace(
                 self._stopped_by,
                 reason=f"{self._stopped_by.reason}; {reason}" if self._stopped_by.reason else reason,

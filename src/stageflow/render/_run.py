@@ -240,6 +240,7 @@ def _running_event(summary: Record, running: Record, run: Record) -> Record:
         "attempts": running["attempt"],
         "started_at": started_at,
         "attributes": running.get("attributes"),
+        "items": running.get("items"),
     }
 
 
@@ -447,7 +448,7 @@ def draw_run(
         events: Type and data of its custom events.
         children: The data of the `pipeline.wide` event of each child run.
         nested: The data of the `pipeline.wide` event and of the `stage.wide` events of child runs, by run id.
-            The waterfall shows them below the stages that started them, and omits them from `children`.
+            The waterfall shows them below the stages that started them.
         width: Width of the waterfall in columns; default the full width.
 
     Raises:
@@ -459,13 +460,13 @@ def draw_run(
     if "stage_summaries" not in run:
         raise invalid_argument("draw_run()", "run", run, "the data of a pipeline.wide event")
     histories = stage_histories(run, stages)
-    in_waterfall = {
-        run_id
-        for stage in histories
-        if any(shown in nested for _, shown in shown_child_runs(stage.end))
-        for run_id in stage.end["child_runs"]
-    }
-    others = [child for child in children if child.get("event_id") not in in_waterfall]
+    # Of many child runs of a stage, the view omits those that the waterfall omits.
+    omitted: set[str] = set()
+    for stage in histories:
+        shown = {run_id for _, run_id in shown_child_runs(stage.end)}
+        if shown & nested.keys():
+            omitted.update(run_id for run_id in stage.end["child_runs"] if run_id not in shown)
+    others = [child for child in children if child.get("event_id") not in omitted]
     return _RunView(run, histories, list(events), others, nested, width)
 
 
@@ -593,9 +594,38 @@ def _notes_of(stage: StageHistory) -> Text:
         lines.append(Text(visible(end["reason"])))
     if end.get("missing_inputs"):
         lines.append(Text(visible("missing inputs: " + ", ".join(end["missing_inputs"]))))
+    if end.get("items"):
+        lines += _item_notes(end["items"])
     if end.get("attributes"):
         lines.append(Text(format_pairs(end["attributes"])))
     return Text("\n").join(lines)
+
+
+def _item_notes(items: Record) -> Iterator[Text]:
+    """Yield the counts and durations of the items of a mapped stage, and its first failures."""
+    total, ok, failed, skipped = (items[name] for name in ("total", "ok", "failed", "skipped"))
+    counts = [f"{ok:,} of {total:,} items OK"]
+    for number, what in (
+        (failed, "failed"),
+        (skipped, "skipped"),
+        (items["retried"], "retried"),
+        (total - ok - failed - skipped, "did not end"),
+    ):
+        if number > 0:
+            counts.append(f"{number:,} {what}")
+    yield Text(", ".join(counts))
+    if items.get("max_ms") is not None:
+        yield Text(
+            visible(
+                f"item p50 {milliseconds(items['p50_ms'])} ms, p95 {milliseconds(items['p95_ms'])} ms,"
+                f" max {milliseconds(items['max_ms'])} ms (item {items['slowest']})"
+            )
+        )
+    failures = items.get("failures") or ()
+    for failure in failures:
+        yield Text(visible(f"item {failure['key']}: {failure['message']}"), style=BAD)
+    if failed > len(failures):
+        yield Text(f"and {failed - len(failures):,} more failed items", style=QUIET)
 
 
 def _exceptions(run: Record, stages: list[StageHistory]) -> Iterator[RenderableType]:

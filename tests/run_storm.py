@@ -1,0 +1,202 @@
+"""Checks the record of random runs: `python -m tests.run_storm 100000`.
+
+The graphs contain maps, nested pipelines and loops, with retries, timeouts, limits and cancellation, in virtual
+time. Every run, including each child run, must satisfy the record guarantees, and leave no task and no permit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from oracle import check_record
+
+from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, StageOutput
+from stageflow.events import MemoryEventSink
+from stageflow.observability import WideEventEmitter
+from stageflow.pipeline import StageGraph
+from stageflow.testing import VirtualClock
+
+OUTCOMES = ("ok", "ok", "ok", "wait", "late", "fail", "skip", "stop", "retry", "flaky")
+MOST_ITEMS = 1000
+
+
+async def act(ctx: StageContext, outcome: str, value: Any) -> Any:
+    """End with this outcome."""
+    if outcome == "wait":
+        await asyncio.sleep(1)
+    elif outcome == "late":
+        await asyncio.sleep(20)
+    elif outcome == "fail":
+        raise ValueError("failed")
+    elif outcome == "flaky" and ctx.attempt == 1:
+        await asyncio.sleep(0)
+        raise ConnectionError("flaky")
+    if outcome == "skip":
+        return StageOutput.skip("nothing to do")
+    if outcome == "stop":
+        return StageOutput.stop("enough")
+    if outcome == "retry" and ctx.attempt == 1:
+        return StageOutput.retry("again", after=0.5)
+    return value
+
+
+def options_of(rng: random.Random) -> dict[str, Any]:
+    """Return options for a stage."""
+    options: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        options["retry"] = Retry(attempts=2, wait=rng.choice([0, 1]), on=ConnectionError)
+    if rng.random() < 0.3:
+        options["timeout"] = rng.choice([0.5, 5])
+    if rng.random() < 0.2:
+        options["optional"] = True
+    return options
+
+
+def random_pipeline(rng: random.Random, depth: int) -> Pipeline:
+    """Return a pipeline of up to six stages; some are maps, pipelines and loops."""
+    pipeline = Pipeline(f"level{depth}")
+    names: list[str] = []
+    for number in range(rng.randint(1, 6)):
+        name = f"s{number}"
+        dependencies = tuple(rng.sample(names, rng.randint(0, min(2, len(names)))))
+        options = options_of(rng)
+        form = rng.random()
+        if form < 0.2 and depth:
+            child = random_pipeline(rng, depth - 1)
+            if rng.random() < 0.5:
+                ends = rng.random() < 0.7
+                pipeline = pipeline.with_loop(
+                    name,
+                    child,
+                    until=lambda results, _ends=ends: _ends and rng.random() < 0.5,
+                    max_iterations=rng.randint(1, 3),
+                    dependencies=dependencies,
+                    **options,
+                )
+            else:
+                pipeline = pipeline.with_stage(name, child, dependencies=dependencies, **options)
+        elif form < 0.5:
+            size = rng.choice([0, 1, 3, 10, 30, MOST_ITEMS if rng.random() < 0.1 else 5])
+            share = rng.random() ** 3
+            outcomes = [rng.choice(OUTCOMES) if rng.random() < share else "ok" for _ in range(size)]
+            pipeline = pipeline.with_stage(f"{name}_items", source(outcomes), dependencies=dependencies)
+            pipeline = pipeline.with_map(
+                name,
+                mapped,
+                over=f"{name}_items",
+                dependencies=dependencies,
+                max_concurrency=rng.randint(1, 20),
+                on_item_failure=rng.choice(["fail", "skip", "collect"]),
+                total_timeout=rng.choice([None, 3]),
+                limit=rng.choice([None, "shared"]),
+                **options,
+            )
+            names.append(f"{name}_items")
+        else:
+            limit = rng.choice([None, None, "shared"])
+            pipeline = pipeline.with_stage(
+                name, stage(rng.choice(OUTCOMES), name), dependencies=dependencies, limit=limit, **options
+            )
+        names.append(name)
+    return pipeline
+
+
+def source(items: list[str]) -> Any:
+    async def run(ctx: StageContext) -> list[str]:
+        return items
+
+    return run
+
+
+async def mapped(ctx: StageContext, item: str) -> Any:
+    return await act(ctx, item, item)
+
+
+def stage(outcome: str, name: str) -> Any:
+    async def run(ctx: StageContext) -> Any:
+        return await act(ctx, outcome, {f"{name}_value": 1})
+
+    return run
+
+
+def check(seed: int) -> int:
+    """Run one random graph, and return the number of its runs."""
+    rng = random.Random(seed)
+    sink = MemoryEventSink()
+    limits = Limits(shared=rng.randint(1, 3))
+    graph: StageGraph = random_pipeline(rng, rng.randint(0, 2)).build(
+        emit_stage_wide_events=True,
+        emit_pipeline_wide_event=True,
+        wide_event_emitter=WideEventEmitter(sink),
+        on_failure=rng.choice(["cancel", "continue"]),
+        max_concurrency=rng.choice([None, None, 1, 3]),
+        limits=limits,
+        grace=1,
+    )
+    cancel_after = rng.choice([None, None, rng.random() * 5])
+    deadline = rng.choice([None, None, 0.5 + rng.random() * 10])
+
+    async def main() -> None:
+        try:
+            async with asyncio.timeout(cancel_after):
+                await graph.run(PipelineContext(), deadline=deadline)
+        except TimeoutError:
+            pass
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
+
+    VirtualClock().run(main())
+    by_run: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    for type, data in sink.events:
+        by_run[data["correlation_ids"]["pipeline_run_id"]].append((type, data))
+    children: set[str] = set()
+    for events in by_run.values():
+        summaries = [data["stage_summaries"] for type, data in events if type == "pipeline.wide"]
+        run = check_record(events, [each["stage_name"] for each in summaries[0]])
+        for type, data in events:
+            if type != "stage.wide":
+                continue
+            children.update(data["child_runs"])
+            if (items := data["items"]) is not None:
+                ended = items["ok"] + items["failed"] + items["skipped"]
+                assert ended <= items["total"], data
+                assert data["status"] != "OK" or ended == items["total"], data
+        if run["parent_run_id"] is not None:
+            assert run["parent_run_id"] in by_run
+    assert children == {run_id for run_id, events in by_run.items() if events[-1][1].get("parent_run_id")}
+    assert (limits["shared"].taken, limits["shared"].waiting) == (0, 0)
+    return len(by_run)
+
+
+def main() -> None:
+    """Read the command line, and check so many runs."""
+    parser = argparse.ArgumentParser(prog="python -m tests.run_storm", description=__doc__)
+    parser.add_argument("runs", type=int, help="number of runs, including child runs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first graph (default 0)")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    began, runs, seed = time.monotonic(), 0, arguments.seed
+    while runs < arguments.runs:
+        try:
+            runs += check(seed)
+        except BaseException:
+            print(f"seed {seed} violates the guarantees")
+            raise
+        seed += 1
+    print(
+        f"{runs:,} runs of {seed - arguments.seed:,} graphs in {time.monotonic() - began:.0f} s: 0 violations"
+    )
+
+
+if __name__ == "__main__":
+    main()

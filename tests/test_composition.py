@@ -412,5 +412,5 @@ def test_diagram_of_a_long_chain_does_not_recurse() -> None:
 
 
 def test_every_stage_option_is_declared_as_keyword_and_as_spec_field() -> None:
-    internal = {"runner", "inputs", "takes_context", "map"}  # set by the methods that add a stage
+    internal = {"runner", "inputs", "takes_context", "map", "child"}  # set by the methods that add a stage
     assert set(StageDescription.__annotations__) == set(StageSpec.__struct_fields__) - internal

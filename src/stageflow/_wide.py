@@ -72,6 +72,7 @@ def build_stage_wide(
     truncated: list[str] = _NO_NAMES,
     loop_blocked_ms: float | None = None,
     items: Items | None = None,
+    child_runs: list[str] = _NO_NAMES,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -118,6 +119,7 @@ def build_stage_wide(
         1,  # sample_rate
         loop_blocked_ms,
         items,
+        child_runs,
     )
 
 

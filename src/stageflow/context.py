@@ -24,9 +24,10 @@ from ._time import get_clock
 from ._value import ValueType
 from .errors import InvalidArgumentError, describe, did_you_mean, invalid_argument
 from .schema import Items
-from .stages import Artifact, StageKind, StageOutput, StageResult
+from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult
 
 __all__ = [
+    "MAX_CHILD_RUNS",
     "ContextOfRun",
     "PipelineContext",
     "Recorder",
@@ -53,6 +54,9 @@ __all__ = [
 Id = str | UUID | None
 
 log = logging.getLogger("stageflow.pipeline")
+
+MAX_CHILD_RUNS = 1_000
+"""Maximum number of child runs in an event. A stage stores another one, to note that the list was cut."""
 
 # One lock for all contexts: it is held for a few additions. Reentrant: a signal handler may count as well.
 _adding = threading.RLock()
@@ -270,10 +274,12 @@ class StageContext:
     blocked_ns = 0
     _artifacts: list[Artifact] | None = None
     _attributes: dict[str, Any] | None = None
+    _child_runs: list[ChildRun] | None = None
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
     _inputs: StageInputs | None = None
     _items: ItemTally | None = None
+    _on_abandon: Callable[[], None] | None = None
     _sealed = False
 
     def __init__(
@@ -527,6 +533,13 @@ class StageContext:
                 log_safely(
                     log, "stage %r: a callback of an interceptor raised %s", self.stage, describe(error)
                 )
+
+    def child_run_started(self, run_id: str) -> None:
+        """Note that the attempt started a run."""
+        if self._child_runs is None:
+            self._child_runs = []
+        if len(self._child_runs) <= MAX_CHILD_RUNS:
+            self._child_runs.append(ChildRun(run_id))
 
     def seal(self) -> dict[str, Any]:
         """Return the attributes of this attempt, which has ended. Later attributes amend its event."""

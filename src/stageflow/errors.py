@@ -9,6 +9,7 @@ StageflowError
 ├── StageNotFinishedError        a stage has no value, because it did not end OK (also a LookupError)
 ├── StageOutputError             a stage returned an invalid value (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
+├── LoopLimitError               a loop ran its maximum number of iterations without reaching its end
 ├── LimitDeadlockError           a stage would wait indefinitely for a limit
 ├── CircuitOpenError             a circuit breaker rejected an attempt
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
@@ -50,6 +51,7 @@ __all__ = [
     "InvalidArgumentError",
     "JournalNotFoundError",
     "LimitDeadlockError",
+    "LoopLimitError",
     "MissingExtraError",
     "MissingInputError",
     "PipelineValidationError",
@@ -224,6 +226,18 @@ class LimitDeadlockError(StageflowError):
         super().__init__(message, **where)
         self.limit = limit
         self.holders = tuple(holders)
+
+
+class LoopLimitError(StageflowError):
+    """A loop ran its maximum number of iterations, and `until` was still false.
+
+    Attributes:
+        results: The `PipelineResults` of the last iteration.
+    """
+
+    def __init__(self, message: str, *, results: Any, **where: Any) -> None:
+        super().__init__(message, **where)
+        self.results = results
 
 
 class DeadlineExceededError(StageflowError, TimeoutError):

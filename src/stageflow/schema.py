@@ -249,6 +249,7 @@ class StageWide(Struct, frozen=True, gc=False):
     sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD] = 1
     loop_blocked_ms: Annotated[Milliseconds | None, _DURATION] = None
     items: Annotated[Items | None, Meta(extra={"prefix": "items_"})] = None
+    child_runs: Annotated[list[str], _IDENTITY] = []
 
 
 class PipelineWide(Struct, frozen=True, gc=False):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from numbers import Real
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from msgspec import UNSET, Struct, field
 
@@ -14,8 +14,12 @@ from ._interrupts import INTERRUPTS, is_a
 from .errors import InvalidArgumentError, as_text, describe, invalid_argument
 from .schema import Items
 
+if TYPE_CHECKING:
+    from .results import PipelineResults
+
 __all__ = [
     "Artifact",
+    "ChildRun",
     "ItemFailure",
     "StageKind",
     "StageOutput",
@@ -247,6 +251,22 @@ class Artifact(Struct, frozen=True):
     payload: Any = None
 
 
+class ChildRun(Struct, frozen=True, eq=False):
+    """A run that was started inside a stage.
+
+    Attributes:
+        run_id: Its `pipeline_run_id`.
+        results: Its results if the stage is a pipeline or a loop and the run has ended; otherwise None.
+
+    Example:
+        >>> ChildRun("01a20a3d").results is None
+        True
+    """
+
+    run_id: str
+    results: PipelineResults | None = None
+
+
 class ItemFailure(Struct, frozen=True, eq=False):
     """The value of a failed item of a mapped stage with `on_item_failure="collect"`.
 
@@ -342,6 +362,17 @@ class StageResult(Struct, frozen=True, eq=False):
     """The value that the stage returned if it is not a mapping; see `value`."""
     items: Items | None = None
     """The number of items of a mapped stage, their durations and their failures; None for other stages."""
+    child_runs: tuple[ChildRun, ...] = ()
+    """The runs that the last attempt started, in order; at most 1,001 of those that its code started."""
+
+    @property
+    def children(self) -> tuple[PipelineResults, ...]:
+        """The results of the child runs of a stage that is a pipeline or a loop, in order; otherwise empty.
+
+        Example:
+            results["research"].children[0].data("search")
+        """
+        return tuple(run.results for run in self.child_runs if run.results is not None)
 
     @property
     def value(self) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from ..journal import RunFilter
-from ..render import OUTCOMES, STATUSES, draw_run, draw_runs
+from ..errors import RunNotFoundError
+from ..journal import RunFilter, RunRecord
+from ..render import OUTCOMES, STATUSES, draw_run, draw_runs, shown_child_runs
 from ._options import (
     ArchiveOption,
     IdOption,
@@ -39,6 +41,12 @@ _OUTCOMES = [outcome for outcome in OUTCOMES if outcome != "closed"]
 _STAGE_STATUSES = [status for status in STATUSES if status != "RETRY"]
 
 _DEFAULT_LIMIT = 20
+
+_MAX_LEVELS = 3
+"""Maximum number of levels of child runs that `show` reads."""
+
+_MAX_NESTED = 40
+"""Maximum number of child runs that `show` reads: each is a separate search."""
 
 
 def show(
@@ -75,6 +83,7 @@ def show(
         raise typer.BadParameter("the id is empty; was a variable not set?", param_hint="RUN")
     with open_records(journal, archive, verify=verify) as records:
         story = records.run(run)
+        nested = {} if as_json else _nested_runs(records, story)
     if as_json:
         record = {
             "run": story.run,
@@ -86,8 +95,35 @@ def show(
         return
     terminal = open_terminal()
     width = None if is_interactive(terminal) else terminal.width
-    drawing = draw_run(story.run, story.stages, events=story.events, children=story.children, width=width)
+    drawing = draw_run(
+        story.run,
+        story.stages,
+        events=story.events,
+        children=story.children,
+        nested={run_id: (child.run, child.stages) for run_id, child in nested.items()},
+        width=width,
+    )
     print_page(terminal, drawing)
+
+
+def _nested_runs(records: Any, story: RunRecord) -> dict[str, RunRecord]:
+    """Return the records of the runs below a run that its waterfall shows, by run id."""
+    found: dict[str, RunRecord] = {}
+    level = [story]
+    for _ in range(_MAX_LEVELS):
+        ids = [
+            run_id
+            for parent in level
+            for stage in parent.stages
+            if stage["status"] != "RETRY"
+            for _, run_id in shown_child_runs(stage)
+        ]
+        level = []
+        for run_id in ids[: _MAX_NESTED - len(found)]:
+            with contextlib.suppress(RunNotFoundError):  # retention may have deleted it
+                child = found[run_id] = records.run(run_id)
+                level.append(child)
+    return found
 
 
 def runs(

@@ -220,7 +220,7 @@ class Journal:
 
         Args:
             run_id: The `pipeline_run_id`; a request, session, user or org id that belongs to one root run; a
-                unique prefix of one of these; or "last" for the newest run.
+                unique prefix of one of these; or "last" for the newest root run.
 
         Raises:
             RunNotFoundError: No run, or more than one run, has this id or prefix.
@@ -273,7 +273,7 @@ class Journal:
 
     def _last(self) -> RunRecord:
         error = RunNotFoundError(f"journal {self.path!r} contains no runs yet")
-        for run in self.runs(limit=20):
+        for run in self.runs(RunFilter(roots=True), limit=20) or self.runs(limit=20):
             try:
                 return self.run(run["event_id"])
             except RunNotFoundError as not_found:  # the id is damaged in one of the run's lines

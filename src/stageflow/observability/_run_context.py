@@ -205,6 +205,8 @@ def start_run(
     known = _RunOf(own, _forget)
     known.key, known.run = id(own), run
     _runs[known.key] = known
+    if current is not None:
+        current.child_run_started(run.run_id)
     return own, run
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from .._interrupts import INTERRUPTS
 from .._time import get_clock, rfc3339
 from .._wide import build_pipeline_wide, build_stage_wide
-from ..context import PipelineContext
+from ..context import MAX_CHILD_RUNS, PipelineContext
 from ..errors import as_text, name_of_error
 from ..results import PipelineResults
 from ..schema import (
@@ -44,6 +44,9 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
 
     A stage is ready when its last dependency ends. The chain is therefore found backwards, from the stage
     that ended last to the dependency that it waited for, and so on.
+
+    A stage that is a pipeline is followed by the critical path of its child run, as `STAGE/STAGE OF CHILD`;
+    a loop by that of its last iteration. The sum does not include them.
     """
     at: StageResult | None = None
     for result in results.values():
@@ -54,7 +57,7 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
     while at is not None:
         # A skipped stage links the chain, but is not a part of it.
         if at.attempts:
-            names.append(at.name)
+            names += reversed(_with_child(at))
             total_us += at.ended_ns // 1000 - (at.ready_ns or at.started_ns) // 1000
         before: StageResult | None = None
         for name in at.dependencies:
@@ -64,6 +67,13 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
         at = before
     names.reverse()
     return names, total_us / 1000
+
+
+def _with_child(stage: StageResult) -> list[str]:
+    """Return the name of a stage, followed by the critical path of its last child run."""
+    if not stage.child_runs or (last := stage.child_runs[-1].results) is None:
+        return [stage.name]
+    return [stage.name, *(f"{stage.name}/{name}" for name in critical_path(last)[0])]
 
 
 _NONE = StageResult("", StageStatus.CANCEL)
@@ -86,6 +96,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     missing_names: list[str] = []
     attribute_values: dict[str, Any] = {}
     items = result.items
+    child_runs: list[str] = []
     redacted = 0
     truncated: list[str] = []
     # Most events contain no application data, so there is nothing to sanitize.
@@ -112,6 +123,10 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
             if items is not None:
                 items = sanitized_items(items, sanitizer)
         redacted, truncated = sanitizer.redacted, sanitizer.truncated
+    if result.child_runs:
+        child_runs = [run.run_id for run in result.child_runs[:MAX_CHILD_RUNS]]
+        if len(result.child_runs) > MAX_CHILD_RUNS:
+            truncated = [*truncated, "child_runs"]
     return build_stage_wide(
         identity,
         run.span_base,
@@ -141,6 +156,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         truncated,
         result.loop_blocked_ms,
         items,
+        child_runs,
     )
 
 

@@ -209,6 +209,8 @@ class Attempt:
     def abandon(self) -> None:
         """Stop waiting for the attempt. It continues in the background; another cancellation closes it."""
         self.ctx.abandoned = self.ctx.cancelled = True
+        if self.ctx._on_abandon is not None:
+            self.ctx._on_abandon()
         if self._loop_ends:
             self.task.cancel()
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from ..context import PipelineContext, StageContext
-from ..errors import invalid_argument
+from ..errors import InvalidArgumentError, invalid_argument
 from ..results import PipelineResults
 from ..stages import ItemFailure, StageKind, StageOutput, StageRef
 from ._decorator import carried_description, name_of, without_description
 from ._pipeline import BuildOptions, Pipeline, StageGraph
-from ._spec import ItemOptions, StageOptions, StageSpec, as_tuple, map_options, options_of, takes_context
+from ._spec import (
+    ChildSpec,
+    ItemOptions,
+    StageOptions,
+    StageSpec,
+    as_tuple,
+    map_options,
+    options_of,
+    takes_context,
+)
 
 __all__ = ["Flow", "FlowOptions"]
 
@@ -322,8 +331,15 @@ class Flow:
         **options: Unpack[FlowOptions],
     ) -> StageRef[R]: ...
 
+    @overload
+    def add(self, function: Pipeline | StageGraph, /, **options: Unpack[FlowOptions]) -> StageRef[Any]: ...
+
     def add(
-        self, function: Callable[..., Any], /, *inputs: StageRef[Any], **options: Unpack[FlowOptions]
+        self,
+        function: Callable[..., Any] | Pipeline | StageGraph,
+        /,
+        *inputs: StageRef[Any],
+        **options: Unpack[FlowOptions],
     ) -> StageRef[Any]:
         """Add a stage that calls a function with the values of other stages, and return a reference to it.
 
@@ -333,7 +349,9 @@ class Flow:
         failed, unless that input is `ref.or_none()` or `ref.or_default(value)`.
 
         Args:
-            function: The function; its name is the name of the stage unless `name=` is set.
+            function: The function; its name is the name of the stage unless `name=` is set. A pipeline or a
+                graph runs as a child run, as in `Pipeline.with_stage`; it takes no inputs, but the outputs of
+                its `dependencies` are part of its `ctx.run.data`.
             inputs: References to the stages whose values are passed to the function, in this order.
             options: The options of `Pipeline.with_stage`.
 
@@ -347,13 +365,61 @@ class Flow:
             documents = flow.add(search, timeout=5)
             answer = flow.add(write, documents.or_default([]), retry=Retry(attempts=3))
         """
+        if isinstance(function, (Pipeline, StageGraph)):
+            return self._add_child("add", function, inputs, options, ChildSpec(function.name))
         given = options_of(options, f"stage {name_of(function)!r}: add()")
         return self._add("add", function, inputs, {**carried_description(function), **given})
+
+    def loop(
+        self,
+        pipeline: Pipeline | StageGraph,
+        /,
+        *,
+        until: Callable[[PipelineResults], bool | Awaitable[bool]],
+        max_iterations: int,
+        **options: Unpack[FlowOptions],
+    ) -> StageRef[Any]:
+        """Add a stage that repeats a pipeline, and return a reference to the output of its last iteration.
+
+        The name of the stage is that of the pipeline unless `name=` is set.
+
+        Args:
+            pipeline: The pipeline to repeat.
+            until: A function that takes the results of an iteration; a true value ends the loop.
+            max_iterations: Maximum number of iterations.
+            options: The options of `Pipeline.with_loop`.
+
+        Raises:
+            InvalidArgumentError: `pipeline` is not a pipeline or a graph, or an option does not exist.
+
+        Example:
+            answer = flow.loop(turn, until=is_done, max_iterations=10, dependencies=(documents,))
+        """
+        if not isinstance(pipeline, (Pipeline, StageGraph)):
+            raise invalid_argument("loop()", "pipeline", pipeline, "a Pipeline or a StageGraph")
+        return self._add_child("loop", pipeline, (), options, ChildSpec(pipeline.name, until, max_iterations))
+
+    def _add_child(
+        self,
+        method: str,
+        pipeline: Pipeline | StageGraph,
+        inputs: tuple[StageRef[Any], ...],
+        options: FlowOptions,
+        child: ChildSpec,
+    ) -> StageRef[Any]:
+        where = f"stage {pipeline.name!r}: {method}()"
+        if inputs:
+            raise InvalidArgumentError(
+                f"{where}: a pipeline takes no inputs, got {len(inputs)}",
+                hint="pass the references in dependencies=(...), and read the outputs in ctx.run.data",
+            )
+        merged = {"name": pipeline.name, **options_of(options, where), "child": child}
+        return self._add(method, pipeline, (), merged)
 
     def _add(
         self,
         method: str,
-        function: Callable[..., Any],
+        function: Any,
         inputs: tuple[StageRef[Any], ...],
         merged: dict[str, Any],
     ) -> StageRef[Any]:

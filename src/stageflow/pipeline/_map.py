@@ -132,6 +132,9 @@ class ItemContext(StageContext):
     def add_artifact(self, type: str, payload: Any = None) -> None:
         self._of_stage.add_artifact(type, payload)
 
+    def child_run_started(self, run_id: str) -> None:
+        self._of_stage.child_run_started(run_id)
+
     def emit_event(self, type: str, data: Any = None) -> None:
         self._of_stage.emit_event(type, data)
 

@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Literal, TypedDict, Unpack
+
+from msgspec.structs import replace
 
 from .._log import log_safely
 from ..context import PipelineContext, StageContext, StageRunner
@@ -20,9 +22,19 @@ from ._decorator import carried_description, without_description
 from ._interceptors import Interceptor
 from ._limits import Limits
 from ._many import Contexts, ManyRuns
+from ._nested import NestedPipeline
 from ._plan import GraphOptions, Plan
 from ._scheduler import Scheduler
-from ._spec import ItemOptions, StageOptions, StageSpec, as_tuple, map_options, options_of, takes_context
+from ._spec import (
+    ChildSpec,
+    ItemOptions,
+    StageOptions,
+    StageSpec,
+    as_tuple,
+    map_options,
+    options_of,
+    takes_context,
+)
 from ._validation import problems_of
 
 __all__ = ["Pipeline", "StageGraph"]
@@ -187,7 +199,7 @@ class Pipeline:
     def with_stage(
         self,
         name: str,
-        runner: StageRunner,
+        runner: StageRunner | Pipeline | StageGraph,
         kind: StageKind | None = None,
         dependencies: Iterable[str] | None = None,
         **options: Unpack[StageOptions],
@@ -200,7 +212,9 @@ class Pipeline:
             name: Name of the stage, unique in the pipeline and without "/".
             runner: A class with a method `execute(ctx)` (instantiated per run), an instance of such a class
                 (shared by all runs), or a function that takes `ctx`. A synchronous function or method runs in
-                a thread. Other parameters are passed by name, from the outputs of the dependencies.
+                a thread. Other parameters are passed by name, from the outputs of the dependencies. A
+                pipeline or a graph runs as a child run, whose `ctx.run.data` is that of this run, overlaid
+                with the outputs of the dependencies; the value of the stage is the output of its last stages.
             kind: Purpose of the stage; default TRANSFORM.
             dependencies: Names of the stages that must end before this one starts.
             conditional: Skip this stage if all of its dependencies were skipped.
@@ -223,8 +237,71 @@ class Pipeline:
         merged = {**carried_description(runner), **given, "name": name}
         for option in ("dependencies", "interceptors"):
             merged[option] = as_tuple(merged.get(option))
-        spec = StageSpec(runner=without_description(runner), **merged)
+        runner = without_description(runner)
+        if isinstance(runner, (Pipeline, StageGraph)):
+            merged["child"] = ChildSpec(runner.name)
+        spec = StageSpec(runner=runner, **merged)
         return Pipeline(self.name, stages=(*self.stages, spec))
+
+    def with_loop(
+        self,
+        name: str,
+        pipeline: Pipeline | StageGraph,
+        kind: StageKind | None = None,
+        dependencies: Iterable[str] | None = None,
+        *,
+        until: Callable[[PipelineResults], bool | Awaitable[bool]],
+        max_iterations: int,
+        **options: Unpack[StageOptions],
+    ) -> Pipeline:
+        """Return this pipeline with a stage that repeats another pipeline.
+
+        Each iteration is a child run. The `ctx.run.data` of the first one is that of this run, overlaid with
+        the outputs of the dependencies; that of each further one is the data of the previous iteration,
+        overlaid with its output. The value of the stage is the output of the last iteration: the data of its
+        last stages. The stage fails if an iteration fails. `StageOutput.stop` in an iteration ends the loop,
+        and the stage is OK.
+
+        Args:
+            name: Name of the stage, unique in the pipeline and without "/".
+            pipeline: The pipeline to repeat. `build()` builds a `Pipeline` with its own limits, emitter and
+                grace period; a `StageGraph` keeps the options that it was built with.
+            kind: Purpose of the stage; default TRANSFORM.
+            dependencies: Names of the stages that must end before this one starts.
+            until: A function, synchronous or asynchronous, that takes the results of an iteration; a true
+                value ends the loop.
+            max_iterations: Maximum number of iterations. If `until` is still false after the last one, the
+                stage fails with `LoopLimitError`, and is not retried.
+            options: The other options of `with_stage`. `timeout` and `retry` apply to the loop as a whole; a
+                retry starts with the first iteration.
+
+        Raises:
+            InvalidArgumentError: `pipeline` is not a pipeline or a graph, or an option does not exist.
+
+        Example:
+            >>> async def main():
+            ...     double = Pipeline("double").with_stage("n", lambda ctx: {"n": ctx.run.data["n"] * 2})
+            ...     pipeline = Pipeline("p").with_loop(
+            ...         "grow", double, until=lambda results: results.data("n")["n"] > 100, max_iterations=10
+            ...     )
+            ...     results = await pipeline.run(PipelineContext(data={"n": 3}))
+            ...     return results.data("grow"), len(results["grow"].children)
+            >>> import asyncio
+            >>> asyncio.run(main())
+            ({'n': 192}, 6)
+        """
+        if not isinstance(pipeline, (Pipeline, StageGraph)):
+            raise invalid_argument(
+                f"stage {name!r}: with_loop()",
+                "pipeline",
+                pipeline,
+                "a Pipeline or a StageGraph",
+                hint='put a function into a pipeline: Pipeline("step").with_stage("step", function)',
+            )
+        added = self.with_stage(name, pipeline, kind, dependencies, **options)
+        (*others, spec) = added.stages
+        child = ChildSpec(pipeline.name, until, max_iterations)
+        return Pipeline(self.name, stages=(*others, replace(spec, child=child)))
 
     def with_map(
         self,
@@ -347,6 +424,9 @@ class Pipeline:
     ) -> StageGraph:
         """Validate the definition, and return a graph that can run any number of times.
 
+        Pipelines that are stages of this one are built with the same limits, emitter, `emit_*` options and
+        grace period, and with defaults for the other options.
+
         Args:
             emit_stage_wide_events: Whether to emit `stage.wide` for every stage; default None, which emits
                 them once `stageflow.configure` was called.
@@ -369,7 +449,18 @@ class Pipeline:
             limits if isinstance(limits, Limits) else {},
             float(grace) if is_grace else 0.0,
         )
-        problems = problems_of(self.name, self.stages, options)
+        valid_emitter = wide_event_emitter if isinstance(wide_event_emitter, WideEventEmitter) else None
+        specs, child_problems = _with_children(
+            self.stages,
+            {
+                "emit_stage_wide_events": emit_stage_wide_events,
+                "emit_pipeline_wide_event": emit_pipeline_wide_event,
+                "wide_event_emitter": valid_emitter,
+                "limits": limits if isinstance(limits, Limits) else None,
+                "grace": options.grace,
+            },
+        )
+        problems = problems_of(self.name, specs, options) + child_problems
         if limits is not None and not isinstance(limits, Limits):
             problems.append(f"limits must be Limits(name=permits), got {limits!r}")
         if wide_event_emitter is not None:
@@ -396,7 +487,7 @@ class Pipeline:
         return StageGraph(
             Plan(
                 self.name,
-                self.stages,
+                specs,
                 emitter=wide_event_emitter or WideEventEmitter(),
                 emits_stages=emit_stage_wide_events,
                 emits_pipeline=emit_pipeline_wide_event,
@@ -435,6 +526,27 @@ class Pipeline:
     def __repr__(self) -> str:
         names = ", ".join(str(spec.name) for spec in self.stages)
         return f"<Pipeline {self.name!r}: {names or 'no stages'}>"
+
+
+def _with_children(
+    specs: Iterable[StageSpec], options: BuildOptions
+) -> tuple[tuple[StageSpec, ...], list[str]]:
+    """Return the specs with a runner for each pipeline, built with `options`, and the problems of these."""
+    compiled, problems = [], []
+    for spec in specs:
+        graph = spec.runner
+        if isinstance(graph, Pipeline):
+            try:
+                graph = graph.build(**options)
+            except PipelineValidationError as error:
+                where = f"stage {spec.name!r}: pipeline {graph.name!r}"
+                problems += [f"{where}: {problem}" for problem in error.problems]
+        if isinstance(graph, StageGraph) and spec.child is not None:
+            runner = NestedPipeline(graph._plan, spec.child, spec.dependencies)
+            compiled.append(replace(spec, runner=runner))
+        else:
+            compiled.append(spec)
+    return tuple(compiled), problems
 
 
 def _emitter_problems(emitter: Any) -> list[str]:

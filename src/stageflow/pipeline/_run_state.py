@@ -488,6 +488,7 @@ class RunState:
             ctx.loop_blocked_ms if ctx else None,
             output.returned,
             ctx._items.summary() if ctx and ctx._items else None,
+            tuple(ctx._child_runs) if ctx and ctx._child_runs else (),
         )
 
     def _apply_result(self, index: int, result: StageResult, at: int) -> None:

@@ -146,7 +146,7 @@ class Scheduler:
                     attempt.caller_cancelled()
                 self._cancelled(with_message("cancelled externally", error))
             except GeneratorExit:
-                self._closed()
+                self._closed("the coroutine of run() was closed")
                 raise
         interrupt = self.state.interrupt
         if interrupt is None:
@@ -175,11 +175,21 @@ class Scheduler:
         self.state.deadline_passed(self.deadline or 0, self.now())
         self._apply()
 
-    def _closed(self) -> None:
-        """End without another loop iteration: the coroutine of the run was closed."""
+    @_ends_run
+    def abandoned(self) -> None:
+        """End now, because the stage of the parent run that waits for this run was abandoned."""
+        reason = "the stage of its parent run was abandoned"
+        if self.loop.is_closed():
+            self._closed(reason)
+        else:
+            self._cancelled(reason)
+            self._grace_over(-1)
+
+    def _closed(self, reason: str) -> None:
+        """End without another loop iteration."""
         # The callback of the future may have the last reference to the coroutine that is being closed.
         self._waiter = None
-        self.state.cancelled("the coroutine of run() was closed", self.now())
+        self.state.cancelled(reason, self.now())
         # The loop may already be closed, so it can neither cancel tasks nor call timers.
         self.state.effects = [each for each in self.state.effects if each[0] == "release"]
         for task in self._workers:

@@ -17,6 +17,7 @@ from ..stages import StageKind, StageRef
 from ._interceptors import Interceptor
 
 __all__ = [
+    "ChildSpec",
     "Condition",
     "Entry",
     "ItemOptions",
@@ -242,6 +243,20 @@ class MapSpec(Struct, frozen=True):
 _DEFAULT = MapSpec()
 
 
+class ChildSpec(Struct, frozen=True):
+    """How a stage runs a pipeline; see `Pipeline.with_stage` and `Pipeline.with_loop`.
+
+    Attributes:
+        pipeline: Name of the pipeline.
+        until: For a loop, whether an iteration is the last one, given its results.
+        max_iterations: Maximum number of iterations; None for a stage that is not a loop.
+    """
+
+    pipeline: str
+    until: Any = None
+    max_iterations: int | None = None
+
+
 class StageDescription(StageOptions, total=False):
     """The arguments of `@stage`, including those that `with_stage` accepts by position."""
 
@@ -271,10 +286,13 @@ class StageSpec(Struct, frozen=True, eq=False):
     """False for a function of a `Flow` or a map that is called without the context."""
     map: MapSpec | None = None
     """How to map over the first input; `timeout`, `retry` and `limit` of the spec are those of the stage."""
+    child: ChildSpec | None = None
+    """How to run the pipeline or graph that is the runner."""
 
     def record(self) -> dict[str, Any]:
         """Return the description as plain values, for rendering."""
         policies = {
+            **self._child_as_text(),
             "route": self.route,
             "when": None if self.when is None else getattr(self.when, "__name__", "when"),
             "conditional": "" if self.conditional else None,
@@ -292,6 +310,14 @@ class StageSpec(Struct, frozen=True, eq=False):
             "dependencies": self.dependencies,
             "policies": {name: text for name, text in policies.items() if text is not None},
         }
+
+    def _child_as_text(self) -> dict[str, str | None]:
+        """Return the pipeline that the stage runs."""
+        if self.child is None:
+            return {}
+        if self.child.max_iterations is None:
+            return {"pipeline": self.child.pipeline}
+        return {"loop": self.child.pipeline, "max_iterations": str(self.child.max_iterations)}
 
     def _limits_as_text(self) -> dict[str, str | None]:
         """Return the timeout, the retry policy and the limits; for a map, those of each item."""

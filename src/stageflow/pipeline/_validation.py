@@ -14,7 +14,17 @@ from ..retry import Retry
 from ..stages import StageKind
 from ._annotations import annotation_problems
 from ._plan import GraphOptions
-from ._spec import Entry, MapSpec, Parameter, StageSpec, class_of, entry_of, parameters_of, returns_coroutine
+from ._spec import (
+    ChildSpec,
+    Entry,
+    MapSpec,
+    Parameter,
+    StageSpec,
+    class_of,
+    entry_of,
+    parameters_of,
+    returns_coroutine,
+)
 
 __all__ = ["problems_of"]
 
@@ -73,7 +83,9 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     for dependency, count in Counter(dependencies).items():
         if count > 1:
             problems.append(f"{stage}: it lists the dependency {dependency!r} {count} times")
-    if (runner_problem := _runner_problem(spec)) is not None:
+    if spec.child is not None:
+        problems += [f"{stage}: {each}" for each in _child_problems(spec, spec.child)]
+    elif (runner_problem := _runner_problem(spec)) is not None:
         problems.append(f"{stage}: {runner_problem}")
     if spec.map is None:
         problems += [f"{stage}: {each}" for each in _policy_problems("timeout", spec.timeout, spec.retry)]
@@ -123,6 +135,22 @@ def _map_problems(spec: StageSpec, options: MapSpec) -> list[str]:
         problems.append(f"item_key must be a synchronous function that takes an item, got {_name_of(key)}")
     if not (_is_number(options.slow_after) and options.slow_after >= 0):
         problems.append(f"slow_after must be 0 or more seconds, got {options.slow_after!r}")
+    return problems
+
+
+def _child_problems(spec: StageSpec, child: ChildSpec) -> list[str]:
+    problems = []
+    if spec.kind is StageKind.ROUTE:
+        problems.append("a stage that runs a pipeline cannot have kind ROUTE: it cannot choose a route")
+    most = child.max_iterations
+    if most is None:
+        return problems
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        problems.append(f"max_iterations must be a positive integer, got {most!r}")
+    if not _accepts(child.until, 1):
+        problems.append(
+            f"until must be a function that takes the results of an iteration, got {_name_of(child.until)}"
+        )
     return problems
 
 

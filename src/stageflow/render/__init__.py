@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from ._events import EventLines as EventLines
     from ._explanation import draw_explanation as draw_explanation
-    from ._run import draw_run as draw_run
+    from ._run import draw_run as draw_run, shown_child_runs as shown_child_runs
     from ._runs import draw_runs as draw_runs, draw_summary as draw_summary
     from ._state import (
         draw_archive_state as draw_archive_state,
@@ -84,6 +84,7 @@ _REQUIRING_RICH = {
     "draw_summary": "_runs",
     "draw_totals": "_statistics",
     "draw_volume": "_statistics",
+    "shown_child_runs": "_run",
     "track": "_style",
     "wrap": "_style",
 }

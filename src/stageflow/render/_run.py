@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from rich import box
@@ -36,6 +37,7 @@ __all__ = [
     "draw_exception",
     "draw_run",
     "draw_waterfall",
+    "shown_child_runs",
     "stage_histories",
 ]
 
@@ -242,10 +244,107 @@ def _running_event(summary: Record, running: Record, run: Record) -> Record:
     }
 
 
+ChildRuns = Mapping[str, tuple[Record, Iterable[Record]]]
+"""The data of the `pipeline.wide` and of the `stage.wide` events of child runs, by run id."""
+
+_NO_RUNS: ChildRuns = {}
+
+_MAX_FIRST = 3
+"""Number of child runs of a stage that a waterfall shows if there are many, in addition to the last one."""
+
+
+def shown_child_runs(stage: Record) -> list[tuple[int, str]]:
+    """Return the number and the id of those child runs of a stage that a waterfall shows, in order.
+
+    Example:
+        >>> shown_child_runs({"child_runs": ["a", "b", "c", "d", "e", "f"]})
+        [(1, 'a'), (2, 'b'), (3, 'c'), (6, 'f')]
+    """
+    numbered = list(enumerate(stage.get("child_runs") or (), 1))
+    return numbered if len(numbered) <= _MAX_FIRST + 1 else [*numbered[:_MAX_FIRST], numbered[-1]]
+
+
+class _Row(NamedTuple):
+    """A row of a waterfall: its first column, the texts of the other ones, and its spans."""
+
+    label: Text
+    status: Text
+    texts: tuple[str, str, str]
+    spans: list[Span]
+
+
+def _rows(
+    stages: Iterable[StageHistory],
+    nested: ChildRuns,
+    began: datetime,
+    critical: Sequence[str],
+    indent: int = 0,
+) -> Iterator[_Row]:
+    """Yield a row for each stage of a run, followed by those of its child runs."""
+    for stage in stages:
+        end = stage.end
+        tries = end.get("attempts")
+        yield _Row(
+            _label(stage.name, stage.name in critical, indent),
+            colored(visible(end["status"])),
+            (
+                "" if tries is None else str(tries),
+                milliseconds(end.get("queue_ms")) if tries != 0 or _was_ready(end) else "",
+                milliseconds(end["duration_ms"]) if tries != 0 and end["status"] != "OPEN" else "",
+            ),
+            _spans(stage, began),
+        )
+        within = [name.partition("/")[2] for name in critical if name.startswith(f"{stage.name}/")]
+        yield from _child_rows(end, nested, began, within, indent + 2)
+
+
+def _child_rows(
+    stage: Record, nested: ChildRuns, began: datetime, critical: Sequence[str], indent: int
+) -> Iterator[_Row]:
+    """Yield the rows of the child runs of a stage."""
+    runs = [(number, *nested[run_id]) for number, run_id in shown_child_runs(stage) if run_id in nested]
+    total = len(stage.get("child_runs") or ())
+    in_sequence = all(
+        _name_of(one) == _name_of(other) and one["ended_at"] and one["ended_at"] <= other["started_at"]
+        for (_, one, _), (_, other, _) in pairwise(runs)
+    )
+    last = 0
+    for number, run, stages in runs:
+        if number > last + 1:
+            yield _Row(_label(f"... {number - last - 1:,} more", False, indent), Text(""), ("", "", ""), [])
+        last = number
+        # The critical path of a stage continues into the last one of its child runs.
+        path = critical if number == total else ()
+        if total > 1:
+            name = "iteration" if in_sequence else _name_of(run)
+            yield _Row(
+                _label(f"{name} {number}", False, indent),
+                colored(visible(run.get("outcome") or run["status"])),
+                ("", "", milliseconds(run["duration_ms"])),
+                [],
+            )
+        yield from _rows(stage_histories(run, stages), nested, began, path, indent + 2 * (total > 1))
+
+
+def _name_of(run: Record) -> str:
+    return str(run.get("pipeline_name") or run["pipeline_metadata"]["topology"])
+
+
+def _label(name: str, is_critical: bool, indent: int) -> Text:
+    return Text.assemble(("* ", "bold") if is_critical else "  ", " " * indent, visible(name))
+
+
 def draw_waterfall(
-    run: Record, stages: Iterable[StageHistory], *, width: int, full_names: bool = False
+    run: Record,
+    stages: Iterable[StageHistory],
+    *,
+    width: int,
+    full_names: bool = False,
+    nested: ChildRuns = _NO_RUNS,
 ) -> Table:
     """Return a table of stages with a bar for each, `width` columns wide.
+
+    Below a stage, it shows the stages of its child runs in `nested`, indented.
 
     With `full_names`, the table is wider if long names require it; otherwise they are truncated, to leave
     space for the bars.
@@ -253,22 +352,12 @@ def draw_waterfall(
     A `*` marks the stages on the critical path, which determined the duration of the run.
     """
     began = datetime.fromisoformat(run["started_at"])
-    critical = set(run.get("critical_path") or ())
     bars = width >= _MIN_WIDTH_FOR_BARS
     rows: list[list[Any]] = []
     timelines = []
-    for stage in stages:
-        end = stage.end
-        tries = end.get("attempts")
-        row: list[Any] = [
-            Text.assemble(("* ", "bold") if stage.name in critical else "  ", visible(stage.name)),
-            colored(visible(end["status"])),
-            "" if tries is None else str(tries),
-            milliseconds(end.get("queue_ms")) if tries != 0 or _was_ready(end) else "",
-            milliseconds(end["duration_ms"]) if tries != 0 and end["status"] != "OPEN" else "",
-        ]
-        rows.append(row)
-        timelines.append(Timeline(_spans(stage, began), run["duration_ms"]))
+    for each in _rows(stages, nested, began, run.get("critical_path") or ()):
+        rows.append([each.label, each.status, *each.texts])
+        timelines.append(Timeline(each.spans, run["duration_ms"]))
     names = max((row[0].cell_len for row in rows), default=0)
     others = sum(
         _GAP + max([len(heading), *(cell_len(str(row[number])) for row in rows)])
@@ -345,6 +434,7 @@ def draw_run(
     *,
     events: Iterable[tuple[str, Record]] = (),
     children: Iterable[Record] = (),
+    nested: ChildRuns = _NO_RUNS,
     width: int | None = None,
 ) -> RenderableType:
     """Return a full view of one run: header, waterfall, stage details, exceptions, custom events, child runs.
@@ -357,6 +447,8 @@ def draw_run(
         stages: The data of its `stage.wide` events.
         events: Type and data of its custom events.
         children: The data of the `pipeline.wide` event of each child run.
+        nested: The data of the `pipeline.wide` event and of the `stage.wide` events of child runs, by run id.
+            The waterfall shows them below the stages that started them.
         width: Width of the waterfall in columns; default the full width.
 
     Raises:
@@ -367,9 +459,17 @@ def draw_run(
     """
     if "stage_summaries" not in run:
         raise invalid_argument("draw_run()", "run", run, "the data of a pipeline.wide event")
+    histories = stage_histories(run, stages)
     # The notes of a mapped stage summarize its items.
     custom = [(type, data) for type, data in events if type != "stage.item"]
-    return _RunView(run, stage_histories(run, stages), custom, list(children), width)
+    # Of many child runs of a stage, the view omits those that the waterfall omits.
+    omitted: set[str] = set()
+    for stage in histories:
+        shown = {run_id for _, run_id in shown_child_runs(stage.end)}
+        if shown & nested.keys():
+            omitted.update(run_id for run_id in stage.end["child_runs"] if run_id not in shown)
+    others = [child for child in children if child.get("event_id") not in omitted]
+    return _RunView(run, histories, custom, others, nested, width)
 
 
 class _RunView:
@@ -381,19 +481,23 @@ class _RunView:
         stages: list[StageHistory],
         events: list[tuple[str, Record]],
         children: list[Record],
+        nested: ChildRuns,
         width: int | None,
     ) -> None:
         self.run = run
         self.stages = stages
         self.events = events
         self.children = children
+        self.nested = nested
         self.width = width
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width if self.width is None else self.width
         yield from _header(self.run, options.ascii_only)
         yield ""
-        yield draw_waterfall(self.run, self.stages, width=width, full_names=self.width is not None)
+        yield draw_waterfall(
+            self.run, self.stages, width=width, full_names=self.width is not None, nested=self.nested
+        )
         yield _legend(self.run, options.ascii_only)
         yield from _notes(self.stages)
         yield from _exceptions(self.run, self.stages)
@@ -411,7 +515,7 @@ class _RunView:
 def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
     ids, metadata = run["correlation_ids"], run["pipeline_metadata"]
     yield Text.assemble(
-        (visible(run.get("pipeline_name") or metadata["topology"]), "bold"),
+        (visible(_name_of(run)), "bold"),
         "  ",
         colored(visible(run.get("outcome") or run["status"])),
         f"  {milliseconds(run['duration_ms'])} ms",

@@ -289,7 +289,7 @@ class EventStore:
 
         Args:
             run_id: Its `pipeline_run_id`; a request, session, user or org id that belongs to one root run;
-                a prefix of one of these that no other run shares; or "last" for the newest run.
+                a prefix of one of these that no other run shares; or "last" for the newest root run.
 
         Raises:
             RunNotFoundError: No run, or more than one, has this id.
@@ -298,7 +298,7 @@ class EventStore:
             where = f"journal {self.path!r}" if self.path is not None else f"archive {self.archive.address}"
             return load_run(self._queries, self.path, run_id, lambda: find_run(self.runs, run_id, where))
         error = RunNotFoundError("there are no runs yet")
-        for run in self.runs(limit=20):
+        for run in self.runs(RunFilter(roots=True), limit=20) or self.runs(limit=20):
             try:
                 return load_run(self._queries, self.path, str(run["event_id"]))
             except RunNotFoundError as not_found:  # its id is damaged in one of its events

@@ -1,4 +1,4 @@
-"""What an item of a map costs beside a task, and a stage by reference beside one by name."""
+"""What an item of a map costs beside a task, a stage by reference beside one by name, and a child run."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ async def bench_maps(rounds: int) -> None:
     print(f"  {'memory per item, bytes':<38}" + "".join(f"{size:>14.0f}" for size in memory))
     found = await measure({"by name": _by_name().run, "by reference": _by_reference().run}, rounds)
     print(f"{'a stage by reference, ratio to one by name':<54}{found['by reference'][1]:>14.2f}")
+    found = await measure({"inlined": _inlined().run, "child run": _nested().run}, rounds)
+    print(f"{'a child run of 10 stages, ratio to them inlined':<54}{found['child run'][1]:>14.2f}")
     print()
 
 
@@ -101,6 +103,24 @@ def _by_name() -> StageGraph:
     for number in range(1, _STAGES):
         pipeline = pipeline.with_stage(f"s{number}", _next_by_name, dependencies=(f"s{number - 1}",))
     return pipeline.build()
+
+
+def _steps(pipeline: Pipeline) -> Pipeline:
+    for number in range(10):
+        dependencies = (f"s{number - 1}",) if number else ()
+        pipeline = pipeline.with_stage(f"s{number}", _no_op, dependencies=dependencies)
+    return pipeline
+
+
+async def _no_op(ctx: StageContext) -> None: ...
+
+
+def _inlined() -> StageGraph:
+    return _steps(Pipeline("inlined")).build()
+
+
+def _nested() -> StageGraph:
+    return Pipeline("parent").with_stage("child", _steps(Pipeline("child"))).build()
 
 
 def _by_reference() -> StageGraph:

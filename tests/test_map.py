@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import io
 import json
 import signal
 import threading
@@ -16,6 +17,7 @@ import pytest
 from conftest import Program
 from hypothesis import given, strategies as st
 from oracle import check_record, stage_wide
+from rich.console import Console
 
 from stageflow import (
     Limits,
@@ -43,6 +45,7 @@ from stageflow.events import MemoryEventSink
 from stageflow.journal import Journal, JournalSink
 from stageflow.observability import WideEventEmitter
 from stageflow.pipeline import Flow, active_runs
+from stageflow.render import draw_run
 from stageflow.schema import FailedItem, Items
 from stageflow.stages import ItemFailure
 from stageflow.store import Compactor, EventStore
@@ -1053,6 +1056,29 @@ def test_items_can_be_queried(tmp_path: Path, archived: bool) -> None:
             "select items_total, items_failed, items_failure_types from stages where items_total is not null"
         )
         assert [tuple(row) for row in store.sql(query).rows] == [(4, 2, ["ValueError"])]
+
+
+def test_show_prints_the_items_of_a_map() -> None:
+    sink = MemoryEventSink()
+
+    async def fails(item: int) -> None:
+        if item == 0:
+            raise ConnectionError("again")
+        if item < 8:
+            raise ValueError(f"odd \x1b[31m {item}")
+
+    pipeline = over(range(10), fails, on_item_failure="skip", item_key=lambda item: f"file-{item}")
+    asyncio.run(run(pipeline, sink))
+    (record,) = sink.of_type("pipeline.wide")
+    file = io.StringIO()
+    events = [(type, data) for type, data in sink.events if type == "stage.item"]
+    Console(file=file, width=80).print(draw_run(record, sink.of_type("stage.wide"), events=events))
+    text = file.getvalue()
+    assert "2 of 10 items OK, 8 failed" in text
+    assert "item file-0: ConnectionError: again" in text
+    assert "item file-1: ValueError: odd \\x1b[31m 1" in text
+    assert "and 3 more failed items" in text
+    assert "custom events" not in text
 
 
 @pytest.mark.parametrize(("item_events", "number"), [("all", 5), ("problems", 2), ("none", 0)])

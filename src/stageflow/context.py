@@ -262,7 +262,6 @@ class StageContext:
         outcome_by: Name of the interceptor that determined the outcome, or None.
         loop_blocked_ms: Milliseconds for which one step of an attempt that has ended blocked the event loop;
             None for 50 or less.
-        blocked_ns: Nanoseconds for which one step of an item of a mapped stage blocked the event loop.
     """
 
     # Class attributes: creating an attempt that sets none of them takes half the time.
@@ -271,8 +270,8 @@ class StageContext:
     abandoned = False
     outcome_by: str | None = None
     loop_blocked_ms: float | None = None
-    blocked_ns = 0
     _artifacts: list[Artifact] | None = None
+    _blocked_ns = 0
     _attributes: dict[str, Any] | None = None
     _child_runs: list[ChildRun] | None = None
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None

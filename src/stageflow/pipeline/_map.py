@@ -22,16 +22,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .._drive import UNSTARTED, drive
-from .._inputs import StageInputs
 from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemTally
 from .._time import get_clock
 from ..context import StageContext
 from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error
 from ..retry import Retry
-from ..schema import Items
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
+from ._item_context import ItemContext
 from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
 from ._output import output_of
 from ._plan import Node
@@ -86,60 +85,6 @@ def _items(node: Node, ctx: StageContext) -> Iterable[Any] | AsyncIterable[Any]:
             hint="map over a list; for a mapping, over list(mapping.items())",
         )
     return items
-
-
-class ItemContext(StageContext):
-    """The context of one attempt of an item.
-
-    What it records belongs to the stage. `attempt`, `cancelled`, `timed_out` and `abandoned` are those of the
-    item.
-    """
-
-    def __init__(self, stage: StageContext, attempt: int) -> None:
-        super().__init__(
-            stage.run, stage.stage, stage.kind, attempt, stage._sequence, stage._upstream, stage._recorder
-        )
-        self._of_stage = stage
-        self._abandoned = False
-
-    @property
-    def abandoned(self) -> bool:
-        return self._abandoned or self._of_stage.abandoned
-
-    @abandoned.setter
-    def abandoned(self, value: bool) -> None:
-        self._abandoned = value
-
-    @property
-    def items(self) -> Items | None:
-        return self._of_stage.items
-
-    @property
-    def missing_inputs(self) -> tuple[str, ...]:
-        return self._of_stage.missing_inputs
-
-    @property
-    def inputs(self) -> StageInputs:
-        return self._of_stage.inputs
-
-    @property
-    def traceparent(self) -> str:
-        return self._of_stage.traceparent
-
-    def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        self._of_stage.annotate(fields, **more)
-
-    def add_artifact(self, type: str, payload: Any = None) -> None:
-        self._of_stage.add_artifact(type, payload)
-
-    def child_run_started(self, run_id: str) -> None:
-        self._of_stage.child_run_started(run_id)
-
-    def emit_event(self, type: str, data: Any = None) -> None:
-        self._of_stage.emit_event(type, data)
-
-    def _add(self, amounts: Mapping[str, Any]) -> None:
-        self._of_stage._add(amounts)
 
 
 class _Work(Struct, frozen=True):
@@ -422,8 +367,8 @@ class _Map:
                             break
                         continue
                     ended = now()
-                    if ended - began > ctx.blocked_ns:
-                        ctx.blocked_ns = ended - began
+                    if ended - began > ctx._blocked_ns:
+                        ctx._blocked_ns = ended - began
                     self._ended(work, value, raised, began, ended, is_late=False)
                     del value, raised
                 else:
@@ -507,8 +452,8 @@ class _Map:
             raised = error
             with INTERRUPTS:
                 variables.run(steps.close)
-        if suspended.scope is None and attempt.blocked > self._ctx.blocked_ns:
-            self._ctx.blocked_ns = attempt.blocked
+        if suspended.scope is None and attempt.blocked > self._ctx._blocked_ns:
+            self._ctx._blocked_ns = attempt.blocked
         if item_ctx.abandoned:
             raised = None  # it refers to this frame
             return  # its outcome has already been processed

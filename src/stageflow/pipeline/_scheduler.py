@@ -412,7 +412,7 @@ class Scheduler:
 
     def _note_blocking(self, node: Node, ctx: StageContext, nanoseconds: int) -> None:
         """Record the longest step of an attempt, and log a warning, if it blocked the loop for too long."""
-        nanoseconds = max(nanoseconds, ctx.blocked_ns)
+        nanoseconds = max(nanoseconds, ctx._blocked_ns)
         if nanoseconds <= LOOP_BLOCKED_NS:
             return
         if node.plain and node.make is None and node.when is None and not node.interceptors:

@@ -260,7 +260,8 @@ def shown_child_runs(stage: Record) -> list[tuple[int, str]]:
         >>> shown_child_runs({"child_runs": ["a", "b", "c", "d", "e", "f"]})
         [(1, 'a'), (2, 'b'), (3, 'c'), (6, 'f')]
     """
-    numbered = list(enumerate(stage.get("child_runs") or (), 1))
+    child_runs: list[str] = stage.get("child_runs") or []
+    numbered = list(enumerate(child_runs, 1))
     return numbered if len(numbered) <= _MAX_FIRST + 1 else [*numbered[:_MAX_FIRST], numbered[-1]]
 
 

@@ -1,0 +1,66 @@
+"""`ItemContext`: the context of one attempt of an item of a mapped stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._inputs import StageInputs
+from ..context import StageContext
+from ..schema import Items
+
+__all__ = ["ItemContext"]
+
+
+class ItemContext(StageContext):
+    """The context of one attempt of an item.
+
+    What it records belongs to the stage. `attempt`, `cancelled`, `timed_out` and `abandoned` are those of the
+    item.
+    """
+
+    def __init__(self, stage: StageContext, attempt: int) -> None:
+        super().__init__(
+            stage.run, stage.stage, stage.kind, attempt, stage._sequence, stage._upstream, stage._recorder
+        )
+        self._of_stage = stage
+        self._abandoned = False
+
+    @property
+    def abandoned(self) -> bool:
+        return self._abandoned or self._of_stage.abandoned
+
+    @abandoned.setter
+    def abandoned(self, value: bool) -> None:
+        self._abandoned = value
+
+    @property
+    def items(self) -> Items | None:
+        return self._of_stage.items
+
+    @property
+    def missing_inputs(self) -> tuple[str, ...]:
+        return self._of_stage.missing_inputs
+
+    @property
+    def inputs(self) -> StageInputs:
+        return self._of_stage.inputs
+
+    @property
+    def traceparent(self) -> str:
+        return self._of_stage.traceparent
+
+    def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        self._of_stage.annotate(fields, **more)
+
+    def add_artifact(self, type: str, payload: Any = None) -> None:
+        self._of_stage.add_artifact(type, payload)
+
+    def child_run_started(self, run_id: str) -> None:
+        self._of_stage.child_run_started(run_id)
+
+    def emit_event(self, type: str, data: Any = None) -> None:
+        self._of_stage.emit_event(type, data)
+
+    def _add(self, amounts: Mapping[str, Any]) -> None:
+        self._of_stage._add(amounts)

@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 from ..shapes import Shape, chain, fan_out, layers
 from .contestants import OURS, PEERS, Contestant, InstallError, install
@@ -22,11 +23,24 @@ _RUNS_IN_FLIGHT = 1000
 
 @dataclass(frozen=True)
 class Column:
-    """A shape, and how many runs of it go on at once."""
+    """A shape and how many runs of it go on at once, or a map of so many items."""
 
     title: str
     shape: Shape
     times: int = 1
+    items: int = 0
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What prepares a contestant for it."""
+        if self.items:
+            return {"do": "prepare", "items": self.items}
+        return {"do": "prepare", "shape": self.shape, "times": self.times}
+
+    @property
+    def size(self) -> int:
+        """Number of stages or items."""
+        return self.items or len(self.shape) * self.times
 
 
 COLUMNS = (
@@ -35,6 +49,8 @@ COLUMNS = (
     Column("10 x 10 layers", layers(10, 10)),
     Column("1,000 runs of 5", chain(5), 1000),
     Column("chain of 1,000", chain(1000)),
+    Column("map of 100", {}, items=100),
+    Column("map of 10,000", {}, items=10_000),
 )
 
 Cells = dict[str, str]
@@ -53,10 +69,7 @@ def _found_contestants(names: list[str], left_out: list[str]) -> list[Contestant
 def _ready(process: Process, column: Column) -> float:
     """Prepare and warm up, and return the seconds of the last run of that."""
     # A graph is built twice and checked by one run, beside an import that may take its time.
-    process.ask(
-        {"do": "prepare", "shape": column.shape, "times": column.times},
-        within=_MOST_SECONDS * 3,
-    )
+    process.ask(column.request, within=_MOST_SECONDS * 3)
     seconds = 0.0
     for _ in range(_WARM_UP):
         seconds = process.ask({"do": "run"}, within=_MOST_SECONDS)["seconds"]
@@ -90,9 +103,8 @@ def _measure(
         for title, took in took_now.items():
             seconds[title].append(took)
             ratios[title].append(took / took_now["floor"])
-    stages = len(column.shape) * column.times
     return {
-        title: _cell(statistics.median(seconds[title]) / stages * 1e6, statistics.median(ratios[title]))
+        title: _cell(statistics.median(seconds[title]) / column.size * 1e6, statistics.median(ratios[title]))
         for title in shares
     }
 
@@ -122,7 +134,7 @@ def _memory(contestant: Contestant, folder: str, times: int) -> float:
 
 def _print_costs(titles: list[str], cells: dict[str, Cells]) -> None:
     width = max(len(title) for title in titles) + 2
-    print("microseconds per no-op stage, and in brackets the ratio to the floor; medians")
+    print("microseconds per no-op stage or item, and in brackets the ratio to the floor; medians")
     print(f"{'':<{width}}" + "".join(f"{column:>18}" for column in cells))
     for title in titles:
         print(f"{title:<{width}}" + "".join(f"{column.get(title, '-'):>18}" for column in cells.values()))

@@ -1,4 +1,7 @@
-"""What every adapter has: `async def prepare(shape, gate, ...) -> Run`."""
+"""What every adapter has: `async def prepare(shape, gate, ...) -> Run`.
+
+Those of engines with maps also have `async def prepare_map(items, gate, ...) -> Run`.
+"""
 
 from __future__ import annotations
 

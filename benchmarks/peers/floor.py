@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ..floor import run_floor
 from ..shapes import Shape
 from .adapter import Gate, Run
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_map"]
 
 
 async def prepare(shape: Shape, gate: Gate | None) -> Run:
@@ -19,3 +21,17 @@ async def prepare(shape: Shape, gate: Gate | None) -> Run:
         return {}
 
     return lambda: run_floor(shape, stage)
+
+
+async def prepare_map(items: int, gate: Gate | None) -> Run:
+    """Return what calls a no-op for each item, in a task of its own."""
+
+    async def item(number: int) -> int:
+        if gate is not None:
+            await gate()
+        return number
+
+    async def run() -> list[int]:
+        return await asyncio.gather(*[asyncio.create_task(item(number)) for number in range(items)])
+
+    return run

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+import operator
+from typing import Annotated, Any, TypedDict
 
 from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
 
 from ..shapes import Shape
 from .adapter import Gate, Run
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_map"]
 
 
 class State(TypedDict):
@@ -42,3 +44,29 @@ async def prepare(shape: Shape, gate: Gate | None) -> Run:
     # It counts steps against this limit, and takes a chain for a loop.
     limit = {"recursion_limit": len(shape) + 2}
     return lambda: compiled.ainvoke({"number": 0}, limit)
+
+
+class Mapped(TypedDict):
+    """The values of the items."""
+
+    values: Annotated[list[int], operator.add]
+
+
+async def prepare_map(items: int, gate: Gate | None) -> Run:
+    """Return what sends each item to a node."""
+
+    async def item(state: dict[str, int]) -> dict[str, list[int]]:
+        if gate is not None:
+            await gate()
+        return {"values": [state["number"]]}
+
+    graph = StateGraph(Mapped)
+    graph.add_node("source", lambda state: {"values": []})
+    graph.add_node("item", item)
+    graph.add_edge(START, "source")
+    graph.add_conditional_edges(
+        "source", lambda state: [Send("item", {"number": number}) for number in range(items)], ["item"]
+    )
+    graph.add_edge("item", END)
+    compiled = graph.compile()
+    return lambda: compiled.ainvoke({"values": []})

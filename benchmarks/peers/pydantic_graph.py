@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_graph import GraphBuilder, StepContext, reduce_null
+from pydantic_graph import GraphBuilder, StepContext, reduce_list_append, reduce_null
 
 from ..shapes import Shape
 from .adapter import Gate, Run
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_map"]
 
 
 async def prepare(shape: Shape, gate: Gate | None) -> Run:
@@ -40,5 +40,29 @@ async def prepare(shape: Shape, gate: Gate | None) -> Run:
     followed = {before for dependencies in after for before in dependencies}
     last = tuple(name for name in shape if name not in followed)
     builder.add(builder.edge_from(end_of(last)).to(builder.end_node))
+    graph = builder.build()
+    return lambda: graph.run(infer_name=False)
+
+
+async def prepare_map(items: int, gate: Gate | None) -> Run:
+    """Return what maps a step over so many items, and joins their values in a list."""
+
+    async def source(ctx: StepContext[None, None, Any]) -> list[int]:
+        return list(range(items))
+
+    async def item(ctx: StepContext[None, None, int]) -> int:
+        if gate is not None:
+            await gate()
+        return ctx.inputs
+
+    builder = GraphBuilder(auto_instrument=False)
+    first, mapped = builder.step(source, node_id="source"), builder.step(item, node_id="item")
+    join = builder.join(reduce_list_append, initial_factory=list[int])
+    builder.add(
+        builder.edge_from(builder.start_node).to(first),
+        builder.edge_from(first).map().to(mapped),
+        builder.edge_from(mapped).to(join),
+        builder.edge_from(join).to(builder.end_node),
+    )
     graph = builder.build()
     return lambda: graph.run(infer_name=False)

@@ -35,6 +35,9 @@ class Worker:
             case {"do": "prepare", "shape": shape, "times": times}:
                 await self._make_ready({name: tuple(before) for name, before in shape.items()}, times)
                 return {}
+            case {"do": "prepare", "items": items}:
+                await self._make_map_ready(items)
+                return {}
             case {"do": "run"}:
                 return {"seconds": await self._seconds()}
             case {"do": "memory", "runs": runs}:
@@ -59,6 +62,22 @@ class Worker:
             raise RuntimeError(f"{reached} of {len(shape)} stages were run")
         run = await self._prepare(shape, None)
         self._run = run if times == 1 else at_once(run, times)
+
+    async def _make_map_ready(self, items: int) -> None:
+        """Build the map, after a run that shows that every item is reached."""
+        module = importlib.import_module(f"{__package__}.{self._adapter}")
+        if not hasattr(module, "prepare_map"):
+            raise RuntimeError("it has no map")
+        reached = 0
+
+        async def count() -> None:
+            nonlocal reached
+            reached += 1
+
+        await (await module.prepare_map(items, count, **self._options))()
+        if reached != items:
+            raise RuntimeError(f"{reached} of {items} items were run")
+        self._run = await module.prepare_map(items, None, **self._options)
 
     async def _seconds(self) -> float:
         assert self._run is not None

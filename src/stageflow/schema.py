@@ -178,13 +178,13 @@ class FailedItem(Struct, frozen=True, gc=False):
 
 
 class Items(Struct, frozen=True, gc=False):
-    """The items of a mapped stage. An item that neither succeeded, failed nor was skipped did not end.
+    """The items of a mapped stage. An item that `ok`, `failed` and `skipped` do not count did not end.
 
-    `total` is the number of items, or the number received so far if the stage ended before its input did.
-    `retried` is the number of items with more than one attempt. Durations are those of the items that ended,
-    including their retries, rounded down by less than 1 %. `slowest` is the key of the item with `max_ms`.
-    `failures` contains the first few failed items, and `failure_types` the types of the errors of all of
-    them.
+    `total` is the number of items; if the stage ended early, the size of the input if it is known, otherwise
+    the number of items read so far. `retried` is the number of items with more than one attempt. Durations
+    are those of the items that ended, including their retries; percentiles are rounded down by less than
+    1 %. `slowest` is the key of the item with `max_ms`. `failures` contains the first few failed items, and
+    `failure_types` at most 10 error types, from all failed items.
     """
 
     total: Annotated[Count, _LABEL] = 0

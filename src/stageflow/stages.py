@@ -274,7 +274,7 @@ class ItemFailure(Struct, frozen=True, eq=False):
         index: Position of the item, starting at 0.
         key: The result of `item_key=`, or the index as text.
         error: Description of the error.
-        exception: The exception, or None if the function returned `StageOutput.fail` with a text.
+        exception: The exception, or None if the function returned `StageOutput.fail` with a string.
         attempts: Number of attempts.
 
     Example:

@@ -624,18 +624,19 @@ class Flow:
     ) -> StageRef[Any]:
         """Add a stage that calls a function for each item of another stage's value.
 
-        The value of the stage is the list of the values for the items, in the order of the items. The
-        function is called with the item and the values of further inputs; like `add`, with the context as its
-        first argument if it takes it.
+        The value of the stage is the list of the values for the items, in the order of the items. Each call
+        passes the item and the values of further inputs; as with `add`, the context is the first argument if
+        the function takes it.
 
         Args:
             function: The function; its name is the name of the stage unless `name=` is set.
-            items: Reference to the stage whose value is the items: an iterable or an asynchronous iterable.
+            items: Reference to the stage whose value contains the items: an iterable or an asynchronous
+                iterable.
             inputs: References to stages whose values are passed to each call, after the item.
             options: The options of `Pipeline.with_map`.
 
         Returns:
-            A reference to the list of values. With `on_item_failure="collect"`, it also contains an
+            A reference to the list of values. With `on_item_failure="collect"`, the list also contains an
             `ItemFailure` for each failed item.
 
         Raises:

@@ -82,7 +82,7 @@ def _items(node: Node, ctx: StageContext) -> Iterable[Any] | AsyncIterable[Any]:
             f"the value of stage {ref.name!r}" if key is None else f"{key!r} of stage {ref.name!r}",
             items,
             "an iterable of items",
-            hint="map over a list; for a mapping, over list(mapping.items())",
+            hint="map over a list; for a mapping, use list(mapping.items())",
         )
     return items
 

@@ -256,16 +256,16 @@ class Pipeline:
     ) -> Pipeline:
         """Return this pipeline with a stage that repeats another pipeline.
 
-        Each iteration is a child run. The `ctx.run.data` of the first one is that of this run, overlaid with
-        the outputs of the dependencies; that of each further one is the data of the previous iteration,
-        overlaid with its output. The value of the stage is the output of the last iteration: the data of its
-        last stages. The stage fails if an iteration fails. `StageOutput.stop` in an iteration ends the loop,
-        and the stage is OK.
+        Each iteration is a child run. The `ctx.run.data` of the first iteration is that of the parent run,
+        overlaid with the outputs of the dependencies; that of each subsequent iteration is the data of the
+        previous iteration, overlaid with the output of that iteration. The value of the stage is the output
+        of the last iteration: the data of its last stages. The stage fails if an iteration fails.
+        `StageOutput.stop` in an iteration ends the loop, and the stage is OK.
 
         Args:
             name: Name of the stage, unique in the pipeline and without "/".
-            pipeline: The pipeline to repeat. `build()` builds a `Pipeline` with its own limits, emitter and
-                grace period; a `StageGraph` keeps the options that it was built with.
+            pipeline: The pipeline to repeat. `build()` builds a `Pipeline` with the limits, emitter and grace
+                period of the parent; a `StageGraph` keeps the options that it was built with.
             kind: Purpose of the stage; default TRANSFORM.
             dependencies: Names of the stages that must end before this one starts.
             until: A function, synchronous or asynchronous, that takes the results of an iteration; a true
@@ -316,35 +316,38 @@ class Pipeline:
         """Return this pipeline with a stage that calls a function for each item of another stage's output.
 
         The value of the stage is the list of the values for the items, in the order of the items; other
-        stages read it as `ctx.inputs.get_from(name, "items")`. The stage has one event, whose `items` counts
-        the items. It is skipped if the stage with the items was skipped, or is optional and failed.
+        stages read it as `ctx.inputs.get_from(name, "items")`. The stage has one event, whose field `items`
+        counts the items. The stage is skipped if the stage that provides the items was skipped, or is
+        optional and failed.
 
         Args:
             name: Name of the stage, unique in the pipeline and without "/".
-            runner: A function that takes the item, or the context and the item, or a class with such a method
-                `execute`. It receives the context if its first parameter is annotated as `StageContext`, is
-                named `ctx`, or if it has two required parameters.
+            runner: A function that takes the item, or the context and the item, or a class whose method
+                `execute` does. It receives the context if its first parameter is annotated as `StageContext`
+                or named `ctx`, or if it has two required parameters.
             kind: Purpose of the stage; default TRANSFORM.
             dependencies: Names of further stages that must end before this one starts.
-            over: The stage and the key of its output that contain the items, or the name of a stage whose
-                value is the items: an iterable or an asynchronous iterable. It is read as items are
-                processed, not ahead of them.
+            over: The name of a stage and the key of its output that contains the items, or the name of a
+                stage whose value contains them. The items are an iterable or an asynchronous iterable; the
+                map reads them lazily, as it processes them.
             max_concurrency: Maximum number of items in progress at once; default 16.
-            on_item_failure: "fail" (the default) fails the stage when an item has failed, and cancels the
+            on_item_failure: "fail" (the default) fails the stage as soon as an item fails, and cancels the
                 other items; "skip" omits failed items; "collect" puts an `ItemFailure` in their place.
             timeout: Maximum duration of one attempt of an item in seconds; default no limit.
             total_timeout: Maximum duration of the stage in seconds; default no limit.
             retry: Retry policy of each item; the default is that of `with_stage`.
             limit: Name of a limit in `build(limits=Limits(...))`; each attempt of an item acquires a permit.
-            item_key: A function that returns a short text for an item, such as its path. The event identifies
-                failed and slow items by it; default the position of the item, starting at 0.
-            item_events: Which attempts of items emit a `stage.item` event: "problems" (the default) those
-                that fail, and those of items that take longer than `slow_after`; "all"; or "none".
+            item_key: A function that returns a short string for an item, such as its path. The event
+                identifies failed and slow items by it; default the position of the item, starting at 0.
+            item_events: Which attempts of items emit a `stage.item` event: with "problems" (the default),
+                those that fail, and those of items that take longer than `slow_after`; with "all", all of
+                them; with "none", none.
             slow_after: Seconds after which an item is slow; default 1.
             options: The other options of `with_stage`.
 
         Raises:
-            InvalidArgumentError: An option does not exist, or `over` is not a stage, or a stage and a key.
+            InvalidArgumentError: An option does not exist, or `over` is neither the name of a stage nor the
+                name of a stage and a key.
 
         Example:
             >>> async def main():

@@ -407,7 +407,7 @@ def test_build_reports_inputs_that_a_function_does_not_accept() -> None:
         ),
         "stage 'best': best cannot be called with 2 inputs (search, search): too many positional arguments",
         (
-            "stage 'again': search cannot be called with the context and 1 inputs (search): "
+            "stage 'again': search cannot be called with the context and 1 input (search): "
             "too many positional arguments"
         ),
     )

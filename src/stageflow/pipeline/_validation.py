@@ -224,7 +224,8 @@ def _inputs_problem(entry: Entry, spec: StageSpec) -> str | None:
         if spec.map is not None:
             names[0] = f"an item of {names[0]}"
         given = ", ".join(names) or "none"
-        return f"{_name_of(called)} cannot be called with {context}{len(inputs)} inputs ({given}): {error}"
+        count = f"{len(inputs)} input{'' if len(inputs) == 1 else 's'}"
+        return f"{_name_of(called)} cannot be called with {context}{count} ({given}): {error}"
     except ValueError:  # Python cannot determine the signature
         pass
     return _generator_problem(called)

@@ -1001,3 +1001,62 @@ def test_mistakes_in_flows_with_pipelines_are_errors() -> None:
         flow.loop(counts, until=reaches(1), max_iterations=1)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="unknown option 'retries'; did you mean 'retry'"):
         flow.add(one(seen), retries=3)  # type: ignore[call-overload]
+
+
+# ------------------------------------------------------------ late child runs, and stops
+
+
+async def returns_one(ctx: StageContext) -> dict[str, int]:
+    return {"answer": 1}
+
+
+async def test_cancelled_loop_starts_no_further_iteration() -> None:
+    iterations = []
+
+    async def step(ctx: StageContext) -> None:
+        iterations.append(1)
+
+    async def ignores_cancellation(results: PipelineResults) -> bool:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            pass
+        return False
+
+    child = Pipeline("child").with_stage("step", step)
+    pipeline = Pipeline("p").with_loop(
+        "loop", child, until=ignores_cancellation, max_iterations=5, timeout=0.02
+    )
+    results = await pipeline.build(grace=1).run()
+    assert results["loop"].status is StageStatus.FAIL
+    assert not results["loop"].abandoned
+    assert len(iterations) == 1
+
+
+async def test_data_of_a_stop_replaces_that_of_the_last_stages() -> None:
+    async def stops(ctx: StageContext) -> StageOutput:
+        await asyncio.sleep(0.01)
+        return StageOutput.stop("enough", answer=2)
+
+    child = Pipeline("child").with_stage("fast", returns_one).with_stage("guard", stops)
+    results = await Pipeline("p").with_stage("nested", child).run()
+    assert results["nested"].ok, results["nested"].error
+    assert results.data("nested") == {"answer": 2}
+
+
+async def test_child_run_is_listed_once_beside_runs_of_an_interceptor() -> None:
+    other = Pipeline("other").with_stage("s", returns_one).build()
+
+    async def runs_another(call: Any, proceed: Any) -> Any:
+        task = asyncio.create_task(other.run())
+        output = await proceed()
+        await task
+        return output
+
+    async def slow(ctx: StageContext) -> None:
+        await asyncio.sleep(0.01)
+
+    child = Pipeline("child").with_stage("slow", slow)
+    results = await Pipeline("p").with_stage("nested", child, interceptors=(runs_another,)).run()
+    ids = [run.run_id for run in results["nested"].child_runs]
+    assert len(ids) == len(set(ids)) == 2

@@ -71,7 +71,8 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
 
 def _with_child(stage: StageResult) -> list[str]:
     """Return the name of a stage, followed by the critical path of its last child run."""
-    if not stage.child_runs or (last := stage.child_runs[-1].results) is None:
+    last = next((run.results for run in reversed(stage.child_runs) if run.results is not None), None)
+    if last is None:
         return [stage.name]
     return [stage.name, *(f"{stage.name}/{name}" for name in critical_path(last)[0])]
 

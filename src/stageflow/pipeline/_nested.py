@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -86,6 +87,8 @@ class NestedPipeline:
         return {**(ctx.run.data if isinstance(ctx.run.data, Mapping) else {}), **outputs}
 
     async def _run(self, ctx: StageContext, data: Any) -> PipelineResults:
+        if ctx.cancelled:  # an interceptor or `until` has ignored the cancellation of the attempt
+            raise asyncio.CancelledError
         context = PipelineContext(data=data, resources=ctx.run.resources)
         run = Scheduler(self._plan, context, None)
 
@@ -115,7 +118,10 @@ class NestedPipeline:
             (last,) = ended
             return StageOutput(StageStatus.OK, dict(last.data), reason=reason, returned=last.returned)
         data, repeated = _merged(ended)
-        if repeated is None:
+        if stopped:  # which stages have ended depends on the time, so the data of a stop takes precedence
+            for result in ended:
+                data.update(result.data)
+        if stopped or repeated is None:
             return StageOutput(StageStatus.OK, data, reason=reason)
         key, stages = repeated
         return StageOutput.fail(
@@ -148,6 +154,10 @@ def _store(ctx: StageContext, run: Scheduler) -> None:
     if run.results is None:
         return
     runs = ctx._child_runs = ctx._child_runs or []
-    if runs and runs[-1].run_id == run.run_id:
-        runs.pop()
-    runs.append(ChildRun(run.run_id, run.results))
+    ended = ChildRun(run.run_id, run.results)
+    # Near the end: runs that an interceptor has started may follow.
+    for index in range(len(runs) - 1, max(-1, len(runs) - 100), -1):
+        if runs[index].run_id == run.run_id:
+            runs[index] = ended
+            return
+    runs.append(ended)

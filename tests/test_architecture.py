@@ -48,13 +48,13 @@ MAY_IMPORT = {
     "results": ("stages", "context"),
     "_genai": (),
     "_inputs": ("stages",),
-    "_items": (),
+    "_items": ("stages",),
     "context": ("stages", "_genai", "_inputs", "_items"),
     # execution: does not touch disk or network
     "executors": (),
     "pipeline": ("stages", "retry", "results", "_inputs", "_items", "context", "observability", "executors"),
     # instrumentation: the only layer that depends on both execution and recording
-    "observability": ("stages", "retry", "results", "context", "events"),
+    "observability": ("stages", "retry", "results", "_items", "context", "events"),
     # recording: does not depend on pipelines
     "events": (),
     "journal": ("events",),

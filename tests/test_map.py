@@ -1077,6 +1077,39 @@ def test_items_can_be_queried(tmp_path: Path, archived: bool) -> None:
         assert [tuple(row) for row in store.sql(query).rows] == [(4, 2, ["ValueError"])]
 
 
+async def test_event_contains_at_most_ten_types_of_errors() -> None:
+    async def fails(item: int) -> None:
+        raise type(f"Error{item:02}", (Exception,), {})("failed")
+
+    results = await run(over(range(12), fails, on_item_failure="skip", max_concurrency=1))
+    assert items_of(results).failure_types == [f"Error{number:02}" for number in range(10)]
+    assert len(items_of(results).failures) == 5
+
+
+def test_default_of_slow_after_is_one_second() -> None:
+    sink = MemoryEventSink()
+
+    async def waits(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    VirtualClock().run(run(over([0.5, 1.5], waits), sink))
+    assert [event["item"] for event in sink.of_type("stage.item")] == ["1"]
+
+
+def test_max_concurrency_of_a_map_is_16_by_default() -> None:
+    most = running = 0
+
+    async def counts(item: int) -> None:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(1)
+        running -= 1
+
+    VirtualClock().run(run(over(range(40), counts)))
+    assert most == 16
+
+
 def test_show_prints_the_items_of_a_map() -> None:
     sink = MemoryEventSink()
 

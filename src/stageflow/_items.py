@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from .schema import FailedItem, Items
+from msgspec import Struct
+from msgspec.structs import replace
 
-__all__ = ["ItemTally"]
+from .schema import FailedItem, Items
+from .stages import StageOutput
+
+__all__ = ["ItemAttempt", "ItemTally"]
 
 _MAX_FAILURES = 5
 """Maximum number of failures in an event."""
@@ -17,6 +21,24 @@ _MAX_TYPES = 10
 
 _BITS = 8
 """Durations are rounded down to this number of significant bits: by less than 1 %."""
+
+
+class ItemAttempt(Struct, frozen=True):
+    """An attempt of an item that has ended.
+
+    Attributes:
+        index: Position of the item, starting at 0.
+        key: The text that identifies the item in events.
+        number: Number of the attempt, starting at 1.
+        output: Its outcome.
+        duration_ms: Its duration in milliseconds.
+    """
+
+    index: int
+    key: str
+    number: int
+    output: StageOutput
+    duration_ms: float
 
 
 class ItemTally:
@@ -84,18 +106,12 @@ class ItemTally:
         """Return the counts, durations and failures."""
         counted = sorted(self._durations.items())
         ended = self._durations.total()
-        return Items(
-            self.total,
-            self.ok,
-            self.failed,
-            self.skipped,
-            self.retried,
-            _percentile(counted, ended, 0.5),
-            _percentile(counted, ended, 0.95),
-            None if self.max_us < 0 else self.max_us / 1000,
-            self.slowest,
-            self._failures,
-            sorted(self._types),
+        return replace(
+            self.so_far(),
+            p50_ms=_percentile(counted, ended, 0.5),
+            p95_ms=_percentile(counted, ended, 0.95),
+            max_ms=None if self.max_us < 0 else self.max_us / 1000,
+            slowest=self.slowest,
         )
 
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from ._genai import Amount, EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
 from ._inputs import StageInputs, Upstream
 from ._interrupts import INTERRUPTS
-from ._items import ItemTally
+from ._items import ItemAttempt, ItemTally
 from ._log import log_safely
 from ._numbers import as_number
 from ._time import get_clock
@@ -69,16 +69,7 @@ class Recorder(Protocol):
         """Emit a custom event, the `number`th of the attempt, with the correlation ids of the run."""
         ...
 
-    def item_event(
-        self,
-        stage: str,
-        attempt: int,
-        index: int,
-        item_attempt: int,
-        key: str,
-        output: StageOutput,
-        duration_ms: float,
-    ) -> None:
+    def item_ended(self, stage: str, attempt: int, item: ItemAttempt) -> None:
         """Emit `stage.item` for an attempt of an item of a mapped stage."""
         ...
 
@@ -273,7 +264,7 @@ class StageContext:
     _artifacts: list[Artifact] | None = None
     _blocked_ns = 0
     _attributes: dict[str, Any] | None = None
-    _child_runs: list[ChildRun] | None = None
+    _child_runs: dict[str, ChildRun] | None = None
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
     _inputs: StageInputs | None = None
@@ -536,9 +527,9 @@ class StageContext:
     def child_run_started(self, run_id: str) -> None:
         """Note that the attempt started a run."""
         if self._child_runs is None:
-            self._child_runs = []
+            self._child_runs = {}
         if len(self._child_runs) <= MAX_CHILD_RUNS:
-            self._child_runs.append(ChildRun(run_id))
+            self._child_runs[run_id] = ChildRun(run_id)
 
     def seal(self) -> dict[str, Any]:
         """Return the attributes of this attempt, which has ended. Later attributes amend its event."""

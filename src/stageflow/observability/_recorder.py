@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Raw
 
 from .._interrupts import INTERRUPTS, is_a
+from .._items import ItemAttempt
 from .._log import log_safely
 from .._time import get_clock, rfc3339
 from ..context import PipelineContext, added
@@ -19,7 +20,7 @@ from ..errors import as_text, describe, type_name
 from ..events import GLOBAL_COUNTERS, DirectSink, Event, NoOpEventSink, accepts_marks, offer
 from ..results import PipelineResults
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
-from ..stages import StageOutput, StageResult
+from ..stages import StageResult
 from ._emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from ._resource import emit_health_if_due
 from ._run_context import RunContext
@@ -310,16 +311,7 @@ class RunRecorder:
             common["payload"] = {key: payload[key] for key in collisions}
         offer(sink, Event(kind, {**payload, **common}))
 
-    def item_event(
-        self,
-        stage: str,
-        attempt: int,
-        index: int,
-        item_attempt: int,
-        key: str,
-        output: StageOutput,
-        duration_ms: float,
-    ) -> None:
+    def item_ended(self, stage: str, attempt: int, item: ItemAttempt) -> None:
         """Emit `stage.item`, unless the graph emits no `stage.wide`."""
         if not self.stages:
             return
@@ -328,23 +320,9 @@ class RunRecorder:
             if builtins.type(sink) is NoOpEventSink:
                 return
             try:
-                offer(
-                    sink,
-                    Event(
-                        "stage.item",
-                        item_event(
-                            self._run.identity(self._context),
-                            f"{event_id(self._run.run_id, stage, attempt)}/{index}/{item_attempt}",
-                            stage,
-                            attempt,
-                            item_attempt,
-                            key,
-                            output,
-                            duration_ms,
-                            self._run.origin_ns + get_clock().monotonic_ns(),
-                        ),
-                    ),
-                )
+                identity = self._run.identity(self._context)
+                now = self._run.origin_ns + get_clock().monotonic_ns()
+                offer(sink, Event("stage.item", item_event(identity, stage, attempt, item, now)))
             except Exception as error:
                 INTERRUPTS.postpone(error)
                 log_safely(log, "could not emit stage.item of stage %r: %s", stage, describe(error))

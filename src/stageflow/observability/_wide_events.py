@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from .._interrupts import INTERRUPTS
+from .._items import ItemAttempt
 from .._time import get_clock, rfc3339
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..context import MAX_CHILD_RUNS, PipelineContext
@@ -22,8 +23,9 @@ from ..schema import (
     StageSummary,
     StageWide,
     TerminalOrRetry,
+    event_id,
 )
-from ..stages import StageOutput, StageResult, StageStatus
+from ..stages import StageResult, StageStatus
 from ._exceptions import exception_info
 from ._resource import sample
 from ._run_context import RunContext
@@ -178,31 +180,23 @@ def sanitized_items(items: Items, sanitizer: Sanitizer) -> Items:
 
 
 def item_event(
-    run: RunIdentity,
-    event_id: str,
-    stage_name: str,
-    attempt: int,
-    item_attempt: int,
-    key: str,
-    output: StageOutput,
-    duration_ms: float,
-    emitted_ns: int,
+    run: RunIdentity, stage_name: str, attempt: int, item: ItemAttempt, emitted_ns: int
 ) -> dict[str, Any]:
     """Build the data of `stage.item`, the event of an attempt of an item of a mapped stage."""
     sanitizer = new_sanitizer()
-    exception = output.exception
+    output, exception = item.output, item.output.exception
     with INTERRUPTS:
         data: dict[str, Any] = {
-            "event_id": event_id,
+            "event_id": f"{event_id(run.event_id, stage_name, attempt)}/{item.index}/{item.number}",
             "stage_name": stage_name,
             "attempt": attempt,
             "emitted_at": rfc3339(emitted_ns // 1000),
             "correlation_ids": run.correlation_ids,
             "pipeline_metadata": run.pipeline_metadata,
-            "item": sanitizer.text(key, "item", _MAX_KEY_CHARS),
-            "item_attempt": item_attempt,
+            "item": sanitizer.text(item.key, "item", _MAX_KEY_CHARS),
+            "item_attempt": item.number,
             "status": output.status.value,
-            "duration_ms": duration_ms,
+            "duration_ms": item.duration_ms,
             "error": None if output.error is None else sanitizer.text(output.error, "error"),
             "error_type": None if exception is None else name_of_error(exception),
             "reason": None if output.reason is None else sanitizer.text(output.reason, "reason"),

@@ -153,7 +153,7 @@ def _signature_of(spec: StageSpec) -> _Signature:
     returns = _without_output(hints.get("return", _UNKNOWN))
     if spec.map is not None and returns is not _UNKNOWN:
         collects = spec.map.on_item_failure == "collect"
-        returns = list[_union((returns, ItemFailure)) if collects else returns]  # type: ignore[misc]
+        returns = types.GenericAlias(list, (_union((returns, ItemFailure)) if collects else returns,))
     return _Signature(name, returns, {name: hints.get(name, _UNKNOWN) for name in names})
 
 

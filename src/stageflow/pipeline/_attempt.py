@@ -60,13 +60,18 @@ def _failure(error: BaseException) -> StageOutput:
     return StageOutput(StageStatus.FAIL, {}, error=describe(error), exception=error)
 
 
+_DEFAULT_RETRY = Retry(attempts=3, on=())
+"""For a stage or an item without a policy that returns `StageOutput.retry`."""
+
+
 def retried_or_failed(
-    output: StageOutput, policy: Retry, attempt: int, raised: BaseException | None, since: float
+    output: StageOutput, policy: Retry | None, attempt: int, raised: BaseException | None, since: float
 ) -> StageOutput:
     """Return RETRY with its wait if the policy allows another attempt, else FAIL.
 
     `since` is the number of seconds since the start of the first attempt.
     """
+    policy = policy or _DEFAULT_RETRY
     requested = output.status is StageStatus.RETRY
     after: float | None = None
     reason: str | None = None

@@ -13,6 +13,7 @@ from ._decorator import carried_description, name_of, without_description
 from ._pipeline import BuildOptions, Pipeline, StageGraph
 from ._spec import (
     ChildSpec,
+    CollectOptions,
     ItemOptions,
     StageOptions,
     StageSpec,
@@ -50,14 +51,8 @@ class FlowMapOptions(FlowOptions, ItemOptions, total=False):
     """The options of `Flow.map`; those of `Pipeline.with_map`, and the name."""
 
 
-class _CollectOptions(FlowOptions, total=False):
+class FlowCollectOptions(FlowOptions, CollectOptions, total=False):
     """The options of `Flow.map` without `on_item_failure`."""
-
-    max_concurrency: int | None
-    total_timeout: float | None
-    item_key: Callable[[Any], object] | None
-    item_events: Literal["problems", "all", "none"] | None
-    slow_after: float | None
 
 
 class Flow:
@@ -454,7 +449,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload
@@ -465,7 +460,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload
@@ -477,7 +472,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload
@@ -489,7 +484,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload
@@ -500,7 +495,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload
@@ -511,7 +506,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload
@@ -523,7 +518,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload
@@ -535,7 +530,7 @@ class Flow:
         /,
         *,
         on_item_failure: Literal["collect"],
-        **options: Unpack[_CollectOptions],
+        **options: Unpack[FlowCollectOptions],
     ) -> StageRef[list[R | ItemFailure]]: ...
 
     @overload

@@ -23,26 +23,25 @@ from msgspec.structs import replace
 
 from .._drive import UNSTARTED, drive
 from .._interrupts import INTERRUPTS, is_a
-from .._items import ItemTally
+from .._items import ItemAttempt, ItemTally
 from .._time import get_clock
 from ..context import StageContext
 from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error
-from ..retry import Retry
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
 from ._item_context import ItemContext
 from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
-from ._output import output_of
+from ._output import PLAIN_TYPES, output_of
 from ._plan import Node
 from ._spec import MapSpec, returns_coroutine
 from ._thread_call import call_in_thread
 
 __all__ = ["run_map"]
 
-YIELD_EVERY = 16
+_YIELD_EVERY = 16
 """Number of items that a worker processes before it yields to the event loop."""
 
-_SIMPLE = frozenset({bool, bytes, dict, float, int, list, str, tuple, type(None)})
+_UNCHANGED = PLAIN_TYPES | {dict, type(None)}
 """Types of return values that need no conversion."""
 
 _MAX_KEY_CHARS = 256
@@ -50,9 +49,6 @@ _MAX_KEY_CHARS = 256
 
 _PENDING: Any = object()
 _OMITTED: Any = object()
-
-_RETRIES_ON_REQUEST = Retry(attempts=3, on=())
-"""For items without a policy whose function returns `StageOutput.retry`."""
 
 
 async def run_map(node: Node, call: Call, others: list[Any], ctx: StageContext) -> StageOutput:
@@ -101,6 +97,10 @@ class _Work(Struct, frozen=True):
     item: Any
     attempt: int = 1
     first_began: int | None = None
+
+    def start(self, began: int) -> int:
+        """Return the start of the first attempt, given the start of this one."""
+        return began if self.first_began is None else self.first_began
 
 
 class _Suspended:
@@ -341,7 +341,7 @@ class _Map:
             while (work := self._take()) is not None:
                 if direct:
                     variables = self._variables.copy()
-                    value = raised = None
+                    value, raised, was_immediate = None, None, True
                     item_ctx = ItemContext(ctx, work.attempt) if takes_context or work.attempt > 1 else None
                     began = now()
                     try:
@@ -354,32 +354,29 @@ class _Map:
                     except BaseException as error:
                         raised = error
                     else:
-                        completed = 0
+                        was_immediate = False
                         suspended = self._workers[task] = _Suspended(work)
                         await self._drive(
                             suspended, *started, item_ctx or ItemContext(ctx, work.attempt), began, variables
                         )
                         del suspended, started, item_ctx
-                        if task not in self._workers:
-                            return  # the item was abandoned
-                        self._workers[task] = None
-                        if strong_references() != strong or weak_references() != weak or task.cancelling():
-                            break
-                        continue
-                    ended = now()
-                    if ended - began > ctx._blocked_ns:
-                        ctx._blocked_ns = ended - began
-                    self._ended(work, value, raised, began, ended, is_late=False)
+                    if was_immediate:
+                        ended = now()
+                        if ended - began > ctx._blocked_ns:
+                            ctx._blocked_ns = ended - began
+                        self._ended(work, value, raised, began, ended, is_late=False)
                     del value, raised
                 else:
+                    was_immediate = False
                     await self._process(work, task)
+                if not was_immediate:
                     if task not in self._workers:
-                        return
+                        return  # the item was abandoned
                     self._workers[task] = None
                 if strong_references() != strong or weak_references() != weak or task.cancelling():
                     break
                 completed += 1
-                if completed % YIELD_EVERY == 0:
+                if completed % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
                     strong, weak = strong_references(), weak_references()
         except (SystemExit, KeyboardInterrupt) as error:
@@ -476,7 +473,7 @@ class _Map:
     ) -> None:
         """Process the outcome of an attempt."""
         late = is_late or (self._timeout_ns is not None and ended - began > self._timeout_ns)
-        if raised is None and not late and type(value) in _SIMPLE:
+        if raised is None and not late and type(value) in _UNCHANGED:
             self._succeeded(work, value, began, ended)
             return
         if late:
@@ -497,9 +494,8 @@ class _Map:
         if raised is not None and self._stopped_by is not None:
             return  # most likely because the item was cancelled
         if raised is not None or output.status is StageStatus.RETRY:
-            since = (ended - (began if work.first_began is None else work.first_began)) / 1e9
-            policy = self._spec.retry or _RETRIES_ON_REQUEST
-            output = retried_or_failed(output, policy, work.attempt, raised, since)
+            since = (ended - work.start(began)) / 1e9
+            output = retried_or_failed(output, self._spec.retry, work.attempt, raised, since)
         if output.status is StageStatus.OK:
             self._succeeded(work, output.value, began, ended)
         elif output.status is StageStatus.SKIP:
@@ -515,13 +511,8 @@ class _Map:
 
     def _succeeded(self, work: _Work, value: Any, began: int, ended: int) -> None:
         self._values[work.index] = value
-        tally = self._tally
-        tally.ok += 1
-        us = (ended - (began if work.first_began is None else work.first_began)) // 1000
-        if us > tally.max_us or us >= self._slow_us or self._spec.item_events == "all":
-            self._note_end(work, _SUCCEEDED, began, ended)
-        else:
-            tally.add_duration(us)
+        self._tally.ok += 1
+        self._note_end(work, _SUCCEEDED, began, ended)
 
     def _failed(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
         key, error = self._key(work), output.error or "failed"
@@ -544,8 +535,7 @@ class _Map:
             self._tally.retried += 1
         self._emit(work, output, began, ended)
         if self._stopped_by is None:
-            first_began = began if work.first_began is None else work.first_began
-            again = _Work(work.index, work.item, work.attempt + 1, first_began)
+            again = _Work(work.index, work.item, work.attempt + 1, work.start(began))
             self._backoffs[work.index] = self._loop.call_later(output.after or 0, self._retry_due, again)
 
     def _retry_due(self, work: _Work) -> None:
@@ -555,25 +545,22 @@ class _Map:
 
     def _note_end(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
         """Count the duration of an item that has ended, and emit its event if necessary."""
-        us = (ended - (began if work.first_began is None else work.first_began)) // 1000
-        self._tally.add_duration(us)
-        if us > self._tally.max_us:
-            self._tally.max_us = us
-            self._tally.slowest = self._key(work)
+        us, tally = (ended - work.start(began)) // 1000, self._tally
+        tally.add_duration(us)
+        if us > tally.max_us:
+            tally.max_us = us
+            tally.slowest = self._key(work)
         if output.status is StageStatus.FAIL or us >= self._slow_us or self._spec.item_events == "all":
             self._emit(work, output, began, ended)
 
     def _emit(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
         if self._spec.item_events == "none" or self._ctx.abandoned:
             return
-        self._ctx._recorder.item_event(
+        duration_ms = (ended // 1000 - began // 1000) / 1000
+        self._ctx._recorder.item_ended(
             self._node.name,
             self._ctx.attempt,
-            work.index,
-            work.attempt,
-            self._key(work),
-            output,
-            (ended // 1000 - began // 1000) / 1000,
+            ItemAttempt(work.index, self._key(work), work.attempt, output, duration_ms),
         )
 
     def _key(self, work: _Work) -> str:
@@ -598,10 +585,7 @@ class _Map:
         suspended = self._workers.pop(task, None)
         if suspended is None or (attempt := suspended.attempt) is None:
             return
-        attempt.abandon()
-        self._release(suspended)
-        if suspended.scope is not None and suspended.scope.returned is not None:
-            suspended.scope.returned.cancel()
+        self._leave(suspended)
         self._ended(suspended.work, None, None, attempt.began, self._now(), is_late=True)
         self._start_worker_if_free()
         self._finish_if_done()
@@ -617,17 +601,23 @@ class _Map:
                 self._stopped_by,
                 reason=f"{self._stopped_by.reason}; {reason}" if self._stopped_by.reason else reason,
             )
-        for attempt in self._attempts():
-            attempt.stop_timer()
-            attempt.abandon()
+        if self._feeding is not None:
+            self._feeding.abandon()
         for suspended in self._workers.values():
             if suspended is not None:
-                self._release(suspended)
-                if suspended.scope is not None and suspended.scope.returned is not None:
-                    suspended.scope.returned.cancel()
+                self._leave(suspended)
         self._workers.clear()
         self._feeder = self._feeding = None
         self._end()
+
+    def _leave(self, suspended: _Suspended) -> None:
+        """Stop waiting for an attempt, which continues in the background."""
+        if suspended.attempt is not None:
+            suspended.attempt.stop_timer()
+            suspended.attempt.abandon()
+        self._release(suspended)
+        if suspended.scope is not None and suspended.scope.returned is not None:
+            suspended.scope.returned.cancel()
 
     def _attempts(self) -> Iterator[Attempt]:
         """Yield the suspended attempts of items, and that of the source."""

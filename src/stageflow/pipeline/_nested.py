@@ -153,11 +153,6 @@ def _store(ctx: StageContext, run: Scheduler) -> None:
     """Store the results of a run, which is the last one of its stage."""
     if run.results is None:
         return
-    runs = ctx._child_runs = ctx._child_runs or []
-    ended = ChildRun(run.run_id, run.results)
-    # Near the end: runs that an interceptor has started may follow.
-    for index in range(len(runs) - 1, max(-1, len(runs) - 100), -1):
-        if runs[index].run_id == run.run_id:
-            runs[index] = ended
-            return
-    runs.append(ended)
+    if ctx._child_runs is None:
+        ctx._child_runs = {}
+    ctx._child_runs[run.run_id] = ChildRun(run.run_id, run.results)

@@ -17,7 +17,7 @@ from ..errors import StageOutputError, describe, did_you_mean, type_name
 from ..stages import StageKind, StageOutput, StageStatus
 from ._plan import Node
 
-__all__ = ["model_fields", "output_of"]
+__all__ = ["PLAIN_TYPES", "model_fields", "output_of"]
 
 
 _OK = StageStatus.OK  # on Python 3.11, reading a member of an enum takes 0.1 us
@@ -32,6 +32,9 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("after", (float, int, _NONE)),
     ("routes", (tuple, _NONE)),
 )
+
+PLAIN_TYPES = frozenset({bool, bytes, float, int, list, str, tuple})
+"""Types of values that are neither mappings nor models, and are always valid."""
 
 _OUTPUT_HINT = "return StageOutput.ok(...), or a value"
 _ROUTE_HINT = "return StageOutput.route(label), or StageOutput.route() for none of them"
@@ -62,6 +65,8 @@ def output_of(value: Any, node: Node) -> StageOutput:
         return StageOutput(_OK, {}, None, None, None, None, None, None)
     if type(value) is dict:
         return StageOutput(_OK, value.copy())
+    if type(value) in PLAIN_TYPES:
+        return StageOutput(_OK, {"value": value}, returned=value)
     if isinstance(value, Mapping):
         return StageOutput(_OK, dict(value))
     if inspect.isawaitable(value):

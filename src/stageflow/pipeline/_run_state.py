@@ -43,7 +43,6 @@ from .._interrupts import INTERRUPTS, is_a
 from ..context import PipelineContext, StageContext
 from ..errors import DeadlineExceededError, LimitDeadlockError, StageflowError, describe, with_message
 from ..results import PipelineResults
-from ..retry import Retry
 from ..schema import Outcome
 from ..stages import StageOutput, StageResult, StageStatus, is_missing
 from ._attempt import retried_or_failed, timed_out
@@ -71,10 +70,6 @@ PHASES = ("waiting", "ready", "queued", "running", "timed_out", "cancelling", "b
 WAITING, READY, QUEUED, RUNNING, TIMED_OUT, CANCELLING, BACKOFF, DONE = range(len(PHASES))
 
 _ACTIVE = (RUNNING, TIMED_OUT, CANCELLING)
-
-_DEFAULT_RETRY = Retry(attempts=3, on=())
-"""For a stage without a policy that returns `StageOutput.retry`."""
-
 
 Effect = Literal["cancel", "release", "defer", "resume", "retry_due", "grace_over"]
 """What the scheduler must do for an instance.
@@ -448,7 +443,7 @@ class RunState:
             return output if phase == TIMED_OUT else _cancelled_output(output, raised, self.ending.reason)
         if attempt and (raised is not None or output.status is RETRY):
             since = ended - self._first_began.get(index, began)
-            return retried_or_failed(output, node.retry or _DEFAULT_RETRY, attempt, raised, since / 1e9)
+            return retried_or_failed(output, node.retry, attempt, raised, since / 1e9)
         return output
 
     def _result(
@@ -488,7 +483,7 @@ class RunState:
             ctx.loop_blocked_ms if ctx else None,
             output.returned,
             ctx._items.summary() if ctx and ctx._items else None,
-            tuple(ctx._child_runs) if ctx and ctx._child_runs else (),
+            tuple(ctx._child_runs.values()) if ctx and ctx._child_runs else (),
         )
 
     def _apply_result(self, index: int, result: StageResult, at: int) -> None:

@@ -18,6 +18,7 @@ from ._interceptors import Interceptor
 
 __all__ = [
     "ChildSpec",
+    "CollectOptions",
     "Condition",
     "Entry",
     "ItemOptions",
@@ -208,15 +209,20 @@ class StageOptions(TypedDict, total=False):
     interceptors: Iterable[Interceptor] | None
 
 
-class ItemOptions(TypedDict, total=False):
-    """The options of a mapped stage, in addition to those of a stage; None means the default."""
+class CollectOptions(TypedDict, total=False):
+    """The options of a mapped stage, except `on_item_failure`; None means the default."""
 
     max_concurrency: int | None
-    on_item_failure: Literal["fail", "skip", "collect"] | None
     total_timeout: float | None
     item_key: Callable[[Any], object] | None
     item_events: Literal["problems", "all", "none"] | None
     slow_after: float | None
+
+
+class ItemOptions(CollectOptions, total=False):
+    """The options of a mapped stage, in addition to those of a stage; None means the default."""
+
+    on_item_failure: Literal["fail", "skip", "collect"] | None
 
 
 class MapSpec(Struct, frozen=True):

@@ -7,6 +7,7 @@ import gc
 import io
 import signal
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ from stageflow.errors import (
 from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
 from stageflow.pipeline import Flow, Interceptor, Proceed, StageCall
-from stageflow.render import draw_run
+from stageflow.render import draw_run, shown_child_runs
 from stageflow.retry import Fixed
 from stageflow.testing import VirtualClock, run_stage
 
@@ -141,6 +142,12 @@ async def stubborn(ctx: StageContext) -> None:
             continue
 
 
+@dataclass
+class Question:
+    text: str
+    a: int
+
+
 def one(runner: Any, name: str = "child", **options: Any) -> Pipeline:
     return Pipeline(name).with_stage("work", runner, **options)
 
@@ -228,25 +235,27 @@ async def test_runs_started_by_items_of_a_map_are_listed_in_its_event(
     assert len(stage_wide(sink.events, "starts")["child_runs"]) == 2
 
 
-async def test_event_lists_at_most_1000_child_runs() -> None:
-    sink = MemoryEventSink()
+async def test_event_lists_the_first_999_child_runs_and_the_last(sink: MemoryEventSink) -> None:
     inner = one(seen).build()
+    started: list[str] = []
 
     async def starts(ctx: StageContext) -> None:
-        for _ in range(1005):
-            await inner.run()
+        started.extend([id_of(await inner.run()) for _ in range(1005)])
 
     results = await recorded(Pipeline("outer").with_stage("starts", starts), sink).run()
     event = stage_wide(sink.events, "starts")
-    assert (len(event["child_runs"]), event["truncated"]) == (1000, ["child_runs"])
-    assert len(results["starts"].child_runs) == 1001
+    assert event["child_runs"] == [*started[:999], started[-1]]
+    assert (event["child_runs_total"], event["truncated"]) == (1005, ["child_runs"])
+    assert [child.run_id for child in results["starts"].child_runs] == event["child_runs"]
+    assert results["starts"].child_runs_total == 1005
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
         ({"a": 0, "z": 1}, {"a": 1, "z": 1, "b": 2}),
-        ("text", {"a": 1, "b": 2}),
+        ("text", {"value": "text", "a": 1, "b": 2}),
+        (Question("why?", a=7), {"text": "why?", "a": 1, "b": 2}),
         ({}, {"a": 1, "b": 2}),
     ],
 )
@@ -420,11 +429,51 @@ def test_timeout_of_the_stage_cancels_the_child(sink: MemoryEventSink) -> None:
     assert (results["nested"].duration_ms, outcomes(sink, "child")) == (5000, ["cancelled"])
     (child,) = results["nested"].children
     assert child["work"].status is CANCEL
+    assert child.reason == "cancelled by its parent run: stage 'nested' exceeded its timeout of 5 s"
 
 
 def test_deadline_of_the_parent_cancels_the_child(sink: MemoryEventSink) -> None:
     results = run(one(one(returning(None, after=60)), "outer"), sink, deadline=3)
     assert (results.outcome, outcomes(sink, "child")) == ("timeout", ["cancelled"])
+    (child,) = results["work"].children
+    assert child.reason == "cancelled by its parent run: the run exceeded its deadline of 3 s"
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_cancelled_task_of_a_child_cancels_the_parent_as_its_own_would(
+    sink: MemoryEventSink, depth: int
+) -> None:
+    async def cancels_itself(ctx: StageContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel("by mistake")
+        await asyncio.sleep(1)
+
+    plain = recorded(one(cancels_itself, retry=Retry(attempts=3)), MemoryEventSink())
+    nested = one(cancels_itself)
+    for _ in range(depth):
+        nested = one(nested, "outer", retry=Retry(attempts=3))
+    graph = recorded(nested, sink)
+    (of_plain, of_nested) = VirtualClock().run(asyncio.wait_for(both(plain, graph), 60))
+    for results in (of_plain, of_nested):
+        assert (results.outcome, results["work"].status, results["work"].attempts) == ("cancelled", CANCEL, 1)
+    assert of_plain.reason == "a task of the run was cancelled externally: by mistake"
+    child = of_nested["work"].children[0].context.pipeline_run_id
+    assert of_nested.reason == f"a task of the run was cancelled externally: a task of its child run {child}"
+    check_all_records(sink)
+
+
+async def both(plain: StageGraph, nested: StageGraph) -> tuple[PipelineResults, PipelineResults]:
+    return await plain.run(), await nested.run()
+
+
+def test_record_contains_the_root_cause_of_a_failure_20_levels_deep(sink: MemoryEventSink) -> None:
+    pipeline = one(fails)
+    for _ in range(20):
+        pipeline = one(pipeline)
+    run(pipeline, sink)
+    chain = of_type(sink.events, "stage.wide")[-1]["exception"]["chain"]
+    assert (chain[-1]["type"], chain[-1]["message"]) == ("ValueError", "no index")
 
 
 def test_failure_of_another_stage_cancels_the_child(sink: MemoryEventSink) -> None:
@@ -480,6 +529,8 @@ def test_record_of_a_child_that_ignores_cancellation_precedes_the_event_of_its_s
     (child,) = results["work"].children
     assert child.abandoned == ("work",)
     assert isinstance(results["work"].exception, StageTimeoutError)
+    why = "cancelled by its parent run: stage 'work' exceeded its timeout of 5 s"
+    assert child["work"].reason == f"cancelled: {why}; it was left running"
 
 
 def test_stages_of_a_nested_pipeline_have_the_grace_period_of_the_parent(sink: MemoryEventSink) -> None:
@@ -580,13 +631,32 @@ async def test_condition_of_a_loop_can_be_asynchronous() -> None:
     assert results.data("loop")["n"] == 2
 
 
-@pytest.mark.parametrize("data", ["text", None, 3])
-async def test_data_of_a_loop_need_not_be_a_mapping(data: Any) -> None:
-    async def work(ctx: StageContext) -> dict[str, Any]:
-        return {"n": ctx.run.data["n"] + 1} if isinstance(ctx.run.data, dict) else {"n": 1}
+@pytest.mark.parametrize(
+    ("data", "returned", "expected"),
+    [
+        ("a", lambda data: data + "b", ["a", "ab", "abb"]),
+        (3, lambda data: {"n": 1}, [3, {"value": 3, "n": 1}, {"value": 3, "n": 1}]),
+        (None, lambda data: {"n": 1}, [None, {"value": None, "n": 1}, {"value": None, "n": 1}]),
+        ({"m": 1}, lambda data: 5, [{"m": 1}, {"m": 1, "value": 5}, {"m": 1, "value": 5}]),
+        (Question("why?", 7), lambda data: {"a": 1}, [Question("why?", 7), *[{"text": "why?", "a": 1}] * 2]),
+    ],
+)
+async def test_no_data_of_a_loop_is_lost(
+    data: Any, returned: Callable[[Any], Any], expected: list[Any]
+) -> None:
+    received = []
 
-    pipeline = Pipeline("outer").with_loop("loop", one(work), until=reaches(3), max_iterations=3)
-    assert (await pipeline.run(PipelineContext(data=data))).data("loop") == {"n": 3}
+    async def work(ctx: StageContext) -> Any:
+        received.append(ctx.run.data)
+        return returned(ctx.run.data)
+
+    def until(results: PipelineResults) -> bool:
+        return len(received) == 3
+
+    pipeline = Pipeline("outer").with_loop("loop", one(work), until=until, max_iterations=3)
+    results = await pipeline.run(PipelineContext(data=data))
+    assert received == expected
+    assert results["loop"].value == returned(received[-1])
 
 
 @pytest.mark.parametrize("most", [1, 3])
@@ -677,14 +747,17 @@ async def test_loops_can_be_nested(sink: MemoryEventSink) -> None:
     assert results.data("loop")["n"] == 3  # the second iteration starts with the output of the first
 
 
-async def test_loop_of_1500_iterations_keeps_all_results_and_lists_1000_runs(sink: MemoryEventSink) -> None:
+async def test_loop_of_1500_iterations_keeps_and_lists_the_first_999_and_the_last(
+    sink: MemoryEventSink,
+) -> None:
     pipeline = Pipeline("outer").with_loop("loop", one(counts), until=reaches(1500), max_iterations=1500)
     results = await pipeline.build(
         emit_stage_wide_events=True, wide_event_emitter=WideEventEmitter(sink)
     ).run()
-    assert [child.data("work")["n"] for child in results["loop"].children] == list(range(1, 1501))
+    assert [child.data("work")["n"] for child in results["loop"].children] == [*range(1, 1000), 1500]
     event = stage_wide([each for each in sink.events if (each[1] or {})["stage_name"] == "loop"], "loop")
-    assert (len(event["child_runs"]), event["truncated"]) == (1000, ["child_runs"])
+    assert event["child_runs"] == [id_of(child) for child in results["loop"].children]
+    assert (event["child_runs_total"], event["truncated"]) == (1500, ["child_runs"])
 
 
 # ---------------------------------------------------------------- the critical path
@@ -864,11 +937,33 @@ def test_records_of_a_run_and_its_children_are_completed_after_a_crash(program: 
     assert story.run["outcome"] == "crashed"
     assert [child["outcome"] for child in story.children] == ["ok", "crashed"]
     assert {child["parent_run_id"] for child in story.children} == {"outer"}
+    # The start marks of the children, written before any heartbeat, identify the attempt that started them.
+    loop = next(stage for stage in story.stages if stage["stage_name"] == "loop")
+    assert loop["child_runs"] == [child["event_id"] for child in story.children]
+    assert (loop["child_runs_total"], loop["attempt"], loop["attempts"]) == (2, 1, 1)
+    assert loop["reason"] == "process died during attempt 1"
+    assert {child["trace"]["parent_span_id"] for child in story.children} == {loop["trace"]["span_id"]}
+    shown = CliRunner().invoke(app, ["show", "outer", "--journal", crashing.journal], env={"COLUMNS": "100"})
+    assert "iteration 2" in shown.stdout
     for run in (story.run, *story.children):
         of_this = Journal(crashing.journal).run(run["event_id"])
         events = [("stage.wide", stage) for stage in of_this.stages]
         names = [summary["stage_name"] for summary in run["stage_summaries"]]
         check_record([*events, ("pipeline.wide", of_this.run)], names)
+
+
+def test_show_draws_the_iterations_of_a_running_loop(program: Start) -> None:
+    running = program(CRASHES.replace('ctx.run.data["n"] == 2', 'ctx.run.data["n"] == 1'))
+    running.wait_for("ready")
+    shown = CliRunner().invoke(app, ["show", "outer", "--journal", running.journal], env={"COLUMNS": "100"})
+    assert shown.exit_code == 0, shown.output
+    rows = [" ".join(line.split()[:3]) for line in shown.stdout.splitlines()]
+    assert [row for row in rows if row.startswith("iteration")] == ["iteration 1 ok", "iteration 2 open"]
+
+
+def test_show_numbers_the_last_of_more_than_1000_iterations() -> None:
+    stage = {"child_runs": [str(number) for number in range(1000)], "child_runs_total": 4321}
+    assert shown_child_runs(stage) == [(1, "0"), (2, "1"), (3, "2"), (4321, "999")]
 
 
 @pytest.fixture

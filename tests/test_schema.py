@@ -95,6 +95,7 @@ def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
         "loop_blocked_ms": 10.0,
         "items": Items(total=11, ok=12, failed=13, skipped=14, retried=15),
         "child_runs": ["child_runs"],
+        "child_runs_total": 16,
     }
     assert [*values] == list(inspect.signature(build_stage_wide).parameters)[2:]
     event = msgspec.to_builtins(build_stage_wide(RUN, 11, *values.values()))

@@ -73,6 +73,7 @@ def build_stage_wide(
     loop_blocked_ms: float | None = None,
     items: Items | None = None,
     child_runs: list[str] = _NO_NAMES,
+    child_runs_total: int = 0,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -120,6 +121,7 @@ def build_stage_wide(
         loop_blocked_ms,
         items,
         child_runs,
+        child_runs_total,
     )
 
 

@@ -23,11 +23,10 @@ from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
 from .errors import InvalidArgumentError, describe, did_you_mean, invalid_argument
-from .schema import Items
+from .schema import MAX_CHILD_RUNS, Items
 from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult
 
 __all__ = [
-    "MAX_CHILD_RUNS",
     "ContextOfRun",
     "PipelineContext",
     "Recorder",
@@ -54,9 +53,6 @@ __all__ = [
 Id = str | UUID | None
 
 log = logging.getLogger("stageflow.pipeline")
-
-MAX_CHILD_RUNS = 1_000
-"""Maximum number of child runs in an event. A stage stores another one, to note that the list was cut."""
 
 # One lock for all contexts: it is held for a few additions. Reentrant: a signal handler may count as well.
 _adding = threading.RLock()
@@ -265,6 +261,7 @@ class StageContext:
     _blocked_ns = 0
     _attributes: dict[str, Any] | None = None
     _child_runs: dict[str, ChildRun] | None = None
+    _child_runs_total = 0
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
     _inputs: StageInputs | None = None
@@ -528,8 +525,15 @@ class StageContext:
         """Note that the attempt started a run."""
         if self._child_runs is None:
             self._child_runs = {}
-        if len(self._child_runs) <= MAX_CHILD_RUNS:
-            self._child_runs[run_id] = ChildRun(run_id)
+        elif len(self._child_runs) == MAX_CHILD_RUNS:
+            self._child_runs.popitem()
+        self._child_runs[run_id] = ChildRun(run_id)
+        self._child_runs_total += 1
+
+    def child_run_ended(self, child: ChildRun) -> None:
+        """Store a run that the attempt started and that has ended, if the run is listed."""
+        if self._child_runs is not None and child.run_id in self._child_runs:
+            self._child_runs[child.run_id] = child
 
     def seal(self) -> dict[str, Any]:
         """Return the attributes of this attempt, which has ended. Later attributes amend its event."""

@@ -209,6 +209,10 @@ class StageSummary(Struct, frozen=True, gc=False):
     error: str | None
 
 
+MAX_CHILD_RUNS = 1_000
+"""Maximum number of child runs that a `stage.wide` lists: of more, the first 999 and the last."""
+
+
 class StageWide(Struct, frozen=True, gc=False):
     """`stage.wide`: the complete record of an attempt that was retried, or of the last attempt of a stage."""
 
@@ -250,6 +254,7 @@ class StageWide(Struct, frozen=True, gc=False):
     loop_blocked_ms: Annotated[Milliseconds | None, _DURATION] = None
     items: Annotated[Items | None, Meta(extra={"prefix": "items_"})] = None
     child_runs: Annotated[list[str], _IDENTITY] = []
+    child_runs_total: Annotated[Count, _WORK] = 0
 
 
 class PipelineWide(Struct, frozen=True, gc=False):

@@ -363,7 +363,9 @@ class StageResult(Struct, frozen=True, eq=False):
     items: Items | None = None
     """The number of items of a mapped stage, their durations and their failures; None for other stages."""
     child_runs: tuple[ChildRun, ...] = ()
-    """The runs that the last attempt started, in order; at most 1,001 of those that its code started."""
+    """The runs that the last attempt started, in order; of more than 1,000, the first 999 and the last."""
+    child_runs_total: int = 0
+    """Number of runs that the last attempt started."""
 
     @property
     def children(self) -> tuple[PipelineResults, ...]:

@@ -114,8 +114,8 @@ def _nested_runs(records: Any, story: RunRecord) -> dict[str, RunRecord]:
         ids = [
             run_id
             for parent in level
-            for stage in parent.stages
-            if stage["status"] != "RETRY"
+            for stage in [*parent.stages, *parent.run.get("stages_running", ())]
+            if stage.get("status") != "RETRY"
             for _, run_id in shown_child_runs(stage)
         ]
         level = []

@@ -15,6 +15,7 @@ from .._time import epoch_us, rfc3339
 from .._wide import build_pipeline_wide, build_stage_wide
 from ..events import Event
 from ..schema import (
+    MAX_CHILD_RUNS,
     Heartbeat,
     Milliseconds,
     PipelineWide,
@@ -27,6 +28,7 @@ from ..schema import (
     Terminal,
     TerminalOrRetry,
     Timestamp,
+    span_id,
 )
 from ._format import (
     HEARTBEAT,
@@ -67,17 +69,23 @@ __all__ = [
 
 
 class RunProgress(Struct):
-    """The progress of one run, as reported by heartbeats.
+    """The progress of one run, as reported by heartbeats and by the start marks of its child runs.
 
     Attributes:
         running: The attempts that were running at the last heartbeat, by stage.
         attributes: The last known attributes of the run (key None) and of attempts (key: stage and number).
         process: The process sample of the last heartbeat.
+        child_runs: The ids of the child runs, by the span id of the attempt that started them.
     """
 
     running: dict[str, StageInProgress] = {}
     attributes: dict[tuple[str, int] | None, dict[str, Any]] = {}
     process: ProcessSample | None = None
+    child_runs: dict[str | None, list[str]] = {}
+
+    def child_run_started(self, child: RunOpen) -> None:
+        """Add a child run."""
+        self.child_runs.setdefault(child.trace.parent_span_id, []).append(child.event_id)
 
 
 def update_progress(runs: Mapping[str, RunProgress], heartbeat: Heartbeat) -> None:
@@ -99,12 +107,14 @@ class KnownStage(Struct):
 
     Attributes:
         outline: The outline of the stage, from the start mark of the run.
+        sequence: Position of the stage in its pipeline, starting at 0.
         retried: Number of attempts that were retried.
         end: The terminal event of the stage, or None.
         last_ended_us: End of the last known attempt, in microseconds since the epoch.
     """
 
     outline: StageOutline
+    sequence: int
     retried: int = 0
     end: _StageEnd | None = None
     last_ended_us: int = 0
@@ -138,7 +148,9 @@ class UnfinishedRun:
         self.opened = opened
         self.progress = progress
         outlines = cast("list[StageOutline]", opened.stages)
-        self.stages = {outline.name: KnownStage(outline) for outline in outlines}
+        self.stages = {
+            outline.name: KnownStage(outline, sequence) for sequence, outline in enumerate(outlines)
+        }
         for event in stage_events:
             # An event with this type but without its fields is a custom event, or is damaged.
             end = _decode_end(event)
@@ -149,7 +161,7 @@ class UnfinishedRun:
         stage = self.stages.get(event.stage_name)
         if stage is None:  # the start mark was too long to include the stages
             stage = self.stages[event.stage_name] = KnownStage(
-                StageOutline(event.stage_name, None, [], False)
+                StageOutline(event.stage_name, None, [], False), len(self.stages)
             )
         stage.last_ended_us = epoch_us(event.ended_at)
         if event.status == "RETRY":
@@ -174,16 +186,16 @@ class UnfinishedRun:
         started_us = epoch_us(opened.started_at)
         ended_us = max(ended_us, self.last_known_us())
         if opened.emits_stages:
-            for index, stage in enumerate(self.stages.values()):
+            for stage in self.stages.values():
                 if stage.end is None:
-                    yield "stage.wide", self._stage_end(stage, index, started_us, ended_us)
+                    yield "stage.wide", self._stage_end(stage, started_us, ended_us)
         if opened.emits_pipeline:
             yield "pipeline.wide", self._pipeline_end(why, started_us, ended_us)
 
-    def _stage_end(self, stage: KnownStage, index: int, started_us: int, ended_us: int) -> StageWide:
+    def _stage_end(self, stage: KnownStage, started_us: int, ended_us: int) -> StageWide:
         opened, outline = self.opened, stage.outline
         if (running := self._running(stage)) is not None:
-            return self._running_stage_end(stage, index, running, started_us, ended_us)
+            return self._running_stage_end(stage, running, started_us, ended_us)
         ready_us, reason = self._ready_time_and_reason(stage, started_us, ended_us)
         return build_stage_wide(
             opened,
@@ -193,7 +205,7 @@ class UnfinishedRun:
             ended_us,
             ended_us,
             ready_us,
-            index,
+            stage.sequence,
             # After a retry, the next attempt number is used: the last one belongs to the RETRY event.
             stage.retried + 1 if stage.retried else 0,
             stage.retried,
@@ -203,15 +215,31 @@ class UnfinishedRun:
         )
 
     def _running(self, stage: KnownStage) -> StageInProgress | None:
-        """Return the attempt of a stage that was running when the process died, if a heartbeat reports it."""
+        """Return the attempt of a stage that was running when the process died, if that is known."""
         running = self.progress.running.get(stage.outline.name)
         # An older heartbeat may report an attempt that has since been retried.
-        return running if running is not None and running.attempt > stage.retried else None
+        if running is not None and running.attempt > stage.retried:
+            return running
+        following = stage.retried + 1
+        if self._child_runs(stage, following):
+            return StageInProgress(stage.outline.name, following, None)
+        return None
+
+    def _child_runs(self, stage: KnownStage, attempt: int) -> list[str]:
+        """Return the ids of the runs that an attempt started."""
+        span = span_id(int(self.opened.trace.span_id, 16), stage.sequence, attempt)
+        return self.progress.child_runs.get(span, [])
 
     def _running_stage_end(
-        self, stage: KnownStage, index: int, running: StageInProgress, started_us: int, ended_us: int
+        self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int
     ) -> StageWide:
         opened, outline = self.opened, stage.outline
+        child_runs = self._child_runs(stage, running.attempt)
+        listed = (
+            child_runs
+            if len(child_runs) <= MAX_CHILD_RUNS
+            else [*child_runs[: MAX_CHILD_RUNS - 1], child_runs[-1]]
+        )
         ready_us, _ = self._ready_time_and_reason(stage, started_us, ended_us)
         return build_stage_wide(
             opened,
@@ -221,7 +249,7 @@ class UnfinishedRun:
             self._started_us(stage, running, started_us, ended_us),
             ended_us,
             ready_us,
-            index,
+            stage.sequence,
             running.attempt,
             running.attempt,
             outline.kind,
@@ -229,6 +257,8 @@ class UnfinishedRun:
             reason=f"process died during attempt {running.attempt}",
             attributes=self.progress.attributes.get((outline.name, running.attempt), {}),
             items=running.items,
+            child_runs=listed,
+            child_runs_total=len(child_runs),
         )
 
     def _started_us(self, stage: KnownStage, running: StageInProgress, started_us: int, ended_us: int) -> int:
@@ -281,8 +311,9 @@ class UnfinishedRun:
         """Return the record of a run in progress: the keys of a `pipeline.wide`, as far as they are known.
 
         `status` and `outcome` are "OPEN" and "open"; each stage that has not ended also has the status
-        "OPEN". `stages_running` lists the attempts that were running at the last heartbeat, each with its
-        start (null if the heartbeat does not contain it), its attributes and, for a map, its items so far.
+        "OPEN". `stages_running` lists the attempts that are known to have been running: those at the last
+        heartbeat, and those that have started a child run. Each has its start (null if no heartbeat contains
+        it), its attributes, the ids of its child runs and, for a map, its items so far.
         """
         opened = self.opened
         record: dict[str, Any] = msgspec.to_builtins(
@@ -299,6 +330,7 @@ class UnfinishedRun:
                 "started_at": running.started_at,
                 "attributes": self.progress.attributes.get((name, running.attempt), {}),
                 "items": msgspec.to_builtins(running.items),
+                "child_runs": self._child_runs(stage, running.attempt),
             }
             for name, stage in self.stages.items()
             if stage.end is None and (running := self._running(stage)) is not None
@@ -406,6 +438,9 @@ def open_runs(segments: Iterable[Segment]) -> dict[str, UnfinishedRun]:
                 if (run_id := run_of(text)) in stages:
                     stages[run_id].clear()  # earlier events belong to an earlier run with the same id
                     progress[run_id] = RunProgress()
+                opened = decode_run_open(text)
+                if opened is not None and (parent := progress.get(opened.parent_run_id or "")) is not None:
+                    parent.child_run_started(opened)
             elif (known := stages.get(run_of(text))) is not None:
                 event = decode(text)
                 if event is not None and isinstance(event.data, msgspec.Raw):

@@ -60,7 +60,6 @@ class CollectedRun:
         self.stages: list[dict[str, Any]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.children: list[dict[str, Any]] = []
-        self.opened_children: list[str] = []
         self.amendments: list[dict[str, Any]] = []
         self.progress = RunProgress()
 
@@ -88,7 +87,8 @@ class CollectedRun:
 
     def children_without_end(self) -> set[str]:
         """Return the ids of the runs that were started inside this run and have no `pipeline.wide`."""
-        return set(self.opened_children) - {str(child["event_id"]) for child in self.children}
+        started = {run_id for run_ids in self.progress.child_runs.values() for run_id in run_ids}
+        return started - {str(child["event_id"]) for child in self.children}
 
     def partial_record(self) -> dict[str, Any] | None:
         """Return the known fields of a run without a `pipeline.wide`, or None if its start is unknown."""
@@ -118,19 +118,21 @@ def collect_line(collected: dict[str, CollectedRun], text: bytes, wanted: str) -
     if not isinstance(data, dict) or not isinstance(body, Raw) or not is_well_formed(line.type, body):
         return
     run_id = run_of(text)
-    if text.startswith(RUN_OPEN) and str(data.get("parent_run_id") or "").startswith(wanted):
-        collected.setdefault(str(data["parent_run_id"]), CollectedRun()).opened_children.append(str(run_id))
+    opened = decode_run_open(text) if text.startswith(RUN_OPEN) else None
+    if opened is not None and opened.parent_run_id is not None and opened.parent_run_id.startswith(wanted):
+        collected.setdefault(opened.parent_run_id, CollectedRun()).progress.child_run_started(opened)
     if line.type == "pipeline.wide" and str(data.get("parent_run_id") or "").startswith(wanted):
         collected.setdefault(str(data["parent_run_id"]), CollectedRun()).children.append(data)
     if not run_id or not run_id.startswith(wanted):
         return
     run = collected.setdefault(run_id, CollectedRun())
-    if text.startswith(RUN_OPEN):
-        if (opened := decode_run_open(text)) is not None:
-            # Earlier lines belong to an earlier run with the same id.
-            collected[run_id] = run = CollectedRun()
-            run.is_run = True
-            run.opened = opened
+    if opened is not None:
+        # Earlier lines belong to an earlier run with the same id.
+        collected[run_id] = run = CollectedRun()
+        run.is_run = True
+        run.opened = opened
+    elif text.startswith(RUN_OPEN):
+        pass  # damaged
     elif text.startswith(RUN_CLOSED):
         run.closed = str(data.get("reason"))
     elif line.journal is not UNSET:

@@ -15,6 +15,7 @@ __all__ = ["exception_info"]
 
 _MAX_FRAMES = 20
 _MAX_LINKS = 8
+_MAX_VISITED = 1000
 _MAX_LEAVES = 100
 _MAX_LEAF_STACKS = 8
 _MAX_NOTES = 10
@@ -24,9 +25,10 @@ _MAX_MESSAGE_CHARS = 2000
 def exception_info(error: BaseException, sanitizer: Sanitizer) -> ExceptionInfo:
     """Return the record of an exception: its innermost 20 frames, its notes and its chain.
 
-    Frames of the engine are omitted. The chain contains up to 8 causes and contexts, and up to 100 leaves of
-    exception groups, the first 8 of them with their stacks. Each entry is followed by its own causes. If
-    anything is omitted, the field `exception` is listed as truncated.
+    Frames of the engine are omitted. The chain contains the first 8 causes and contexts and the last one,
+    which is the root cause, and up to 100 leaves of exception groups, the first 8 of them with their stacks.
+    Each entry is followed by its own causes. If anything is omitted, the field `exception` is listed as
+    truncated.
     """
     return _info(error, sanitizer, _chain(error, sanitizer))
 
@@ -53,19 +55,28 @@ def _chain(error: BaseException, sanitizer: Sanitizer) -> list[ExceptionInfo]:
     links: list[ExceptionInfo] = []
     counts = {"group": 0, "other": 0}
     seen = {id(error)}
+    root: tuple[Relation, BaseException] | None = None
     following = _next(error)[::-1]
-    while following:
+    while following and len(seen) < _MAX_VISITED:
         relation, link = following.pop()
         if id(link) in seen:
             continue
         seen.add(id(link))
         kind, limit = ("group", _MAX_LEAVES) if relation == "group" else ("other", _MAX_LINKS)
         if counts[kind] == limit:
-            _note_truncated(sanitizer)
+            if kind == "other":
+                if root is not None:
+                    _note_truncated(sanitizer)
+                root = relation, link
+                following += _next(link)[::-1]
+            else:
+                _note_truncated(sanitizer)
             continue
         counts[kind] += 1
         following += _next(link)[::-1]
         links.append(_info(link, sanitizer, [], relation, with_stack=counts["group"] <= _MAX_LEAF_STACKS))
+    if root is not None:
+        links.append(_info(root[1], sanitizer, [], root[0]))
     return links
 
 

@@ -25,7 +25,8 @@ __all__ = ["RunContext", "deliver_on", "run_context_of", "start_run"]
 class RunContext:
     """The engine's part of a run. Fields that only events need are computed for the first event.
 
-    A nested run continues the trace of its parent run. Other runs continue the trace of the active
+    A nested run continues the trace of its parent run: its span is a child of the span of the attempt that
+    started it. Other runs continue the trace of the active
     OpenTelemetry span if there is one, otherwise the trace of their `traceparent`, and otherwise start a new
     trace.
 
@@ -64,6 +65,7 @@ class RunContext:
         pipeline_name: str,
         parent: RunContext | None = None,
         origin_ns: int = 0,
+        parent_span: str | None = None,
     ) -> None:
         # A context outside a run may have no id. Generate one, because readers deduplicate events by their
         # id.
@@ -79,7 +81,7 @@ class RunContext:
         self.sealed = False
         self.span_base = random_bits(64)
         self._identity: RunIdentity | None = None
-        self._trace, self._flags = _trace(context.traceparent, parent, span_id(self.span_base))
+        self._trace, self._flags = _trace(context.traceparent, parent, parent_span, span_id(self.span_base))
 
     def identity(self, context: PipelineContext) -> RunIdentity:
         """Return the fields that all events of the run share.
@@ -121,14 +123,16 @@ class RunContext:
         return f"00-{self._trace.trace_id}-{span_id(self.span_base, sequence, attempt)}-{self._flags}"
 
 
-def _trace(traceparent: str | None, parent: RunContext | None, own_span: str) -> tuple[Trace, str]:
+def _trace(
+    traceparent: str | None, parent: RunContext | None, parent_span: str | None, own_span: str
+) -> tuple[Trace, str]:
     """Return the span of a run, and the flags of its trace."""
     given = parse_traceparent(traceparent)
     if parent is not None and given is None:
-        return Trace(parent._trace.trace_id, own_span, parent._trace.span_id), parent._flags
+        return Trace(parent._trace.trace_id, own_span, parent_span), parent._flags
     if (active := active_span()) is not None:
-        trace_id, parent_span, flags = active
-        return Trace(trace_id, own_span, parent_span), flags
+        trace_id, active_id, flags = active
+        return Trace(trace_id, own_span, active_id), flags
     if given is not None:
         return Trace(given[0], own_span, given[1]), trace_flags(traceparent)
     # All zeros is an invalid trace id in W3C Trace Context.
@@ -201,7 +205,8 @@ def start_run(
             else _ALL_LABELS
         ),
     )
-    run = RunContext(own, pipeline, parent, origin_ns)
+    span = parse_traceparent(current.traceparent) if current is not None else None
+    run = RunContext(own, pipeline, parent, origin_ns, None if span is None else span[1])
     known = _RunOf(own, _forget)
     known.key, known.run = id(own), run
     _runs[known.key] = known

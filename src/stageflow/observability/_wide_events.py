@@ -11,7 +11,7 @@ from .._interrupts import INTERRUPTS
 from .._items import ItemAttempt
 from .._time import get_clock, rfc3339
 from .._wide import build_pipeline_wide, build_stage_wide
-from ..context import MAX_CHILD_RUNS, PipelineContext
+from ..context import PipelineContext
 from ..errors import as_text, name_of_error
 from ..results import PipelineResults
 from ..schema import (
@@ -127,8 +127,8 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
                 items = sanitized_items(items, sanitizer)
         redacted, truncated = sanitizer.redacted, sanitizer.truncated
     if result.child_runs:
-        child_runs = [run.run_id for run in result.child_runs[:MAX_CHILD_RUNS]]
-        if len(result.child_runs) > MAX_CHILD_RUNS:
+        child_runs = [run.run_id for run in result.child_runs]
+        if result.child_runs_total > len(child_runs):
             truncated = [*truncated, "child_runs"]
     return build_stage_wide(
         identity,
@@ -160,6 +160,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         result.loop_blocked_ms,
         items,
         child_runs,
+        result.child_runs_total,
     )
 
 

@@ -186,14 +186,14 @@ class Attempt:
             self._cancelling = self.task.cancelling()
             self._pending = 0
 
-    def cancel(self, *, timed_out: bool) -> None:
-        """Cancel the attempt."""
+    def cancel(self, reason: str, *, timed_out: bool) -> None:
+        """Cancel the attempt; `reason` is the message of its `CancelledError`."""
         self.ctx.cancelled = True
         self.ctx.timed_out = timed_out
         self._by_engine = True
         self._notice_others()
         self._pending += 1
-        self.task.cancel()
+        self.task.cancel(reason)
 
     def _notice_others(self) -> None:
         if self.task.cancelling() > self._cancelling + self._pending:

@@ -26,7 +26,7 @@ from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemAttempt, ItemTally
 from .._time import get_clock
 from ..context import StageContext
-from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error
+from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error, with_message
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
 from ._item_context import ItemContext
@@ -577,7 +577,8 @@ class _Map:
     def _timed_out(self, task: asyncio.Task[None]) -> None:
         suspended = self._workers.get(task)
         if suspended is not None and (attempt := suspended.attempt) is not None:
-            attempt.cancel(timed_out=True)
+            timeout = self._spec.timeout or 0
+            attempt.cancel(f"the item exceeded its timeout of {timeout:g} s", timed_out=True)
             attempt.timer = self._loop.call_later(self._node.grace, self._abandon, task)
 
     def _abandon(self, task: asyncio.Task[None]) -> None:
@@ -654,9 +655,12 @@ class _Map:
         self._finish_if_done()
 
     def _cancel_tasks(self) -> None:
+        reason = "the map has failed"
+        if isinstance(self._stopped_by, asyncio.CancelledError):
+            reason = with_message("the map was cancelled", self._stopped_by)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             if self._feeding is not None:
-                self._feeding.cancel(timed_out=False)
+                self._feeding.cancel(reason, timed_out=False)
             elif self._feeder is not None:
                 self._feeder.cancel()
             current = asyncio.current_task(self._loop)
@@ -666,7 +670,7 @@ class _Map:
                 if suspended is None or suspended.attempt is None:
                     task.cancel()
                 else:
-                    suspended.attempt.cancel(timed_out=False)
+                    suspended.attempt.cancel(reason, timed_out=False)
 
     # ------------------------------------------------------------ permits
 

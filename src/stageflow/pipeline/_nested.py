@@ -7,10 +7,13 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec import UNSET
+
 from ..context import PipelineContext, StageContext
 from ..errors import LoopLimitError, MissingInputError, RunFailedError, StageOutputError
 from ..results import PipelineResults
 from ..stages import ChildRun, StageOutput, StageResult, StageStatus
+from ._output import fields_of
 from ._plan import Plan
 from ._scheduler import Scheduler
 from ._spec import ChildSpec
@@ -58,7 +61,7 @@ class NestedPipeline:
                 return output
             if iterations == most:
                 return StageOutput.fail(self._limit_reached(most, results, ctx))
-            data = {**(data if isinstance(data, Mapping) else {}), **output.data}
+            data = self._next_data(data, output)
 
     def _limit_reached(self, most: int, results: PipelineResults, ctx: StageContext) -> LoopLimitError:
         return LoopLimitError(
@@ -69,6 +72,13 @@ class NestedPipeline:
             hint="increase max_iterations, or find out why `until` does not become true:"
             f" `stageflow show {results.context.pipeline_run_id}` shows the last iteration",
         )
+
+    @staticmethod
+    def _next_data(data: Any, output: StageOutput) -> Any:
+        """Return the data of the next iteration: single values replace each other, mappings are combined."""
+        if output.returned is not UNSET and not isinstance(data, Mapping):
+            return output.returned
+        return {**_as_mapping(data), **output.data}
 
     def _input(self, ctx: StageContext) -> Any:
         """Return the data of the first run: that of the parent run, and the outputs of the dependencies."""
@@ -84,7 +94,7 @@ class NestedPipeline:
                 run_id=str(ctx.run.pipeline_run_id),
                 hint="return the values under different keys",
             )
-        return {**(ctx.run.data if isinstance(ctx.run.data, Mapping) else {}), **outputs}
+        return {**_as_mapping(ctx.run.data), **outputs}
 
     async def _run(self, ctx: StageContext, data: Any) -> PipelineResults:
         if ctx.cancelled:  # an interceptor or `until` has ignored the cancellation of the attempt
@@ -98,15 +108,28 @@ class NestedPipeline:
 
         ctx._on_abandon = abandon
         try:
-            results = await run.complete()
+            results = await run.complete(cancelled_by="cancelled by its parent run")
         finally:
             ctx._on_abandon = None
             _store(ctx, run)
+        if results.outcome == "cancelled":
+            await self._propagate_cancellation(run)
         try:
             return results.raise_on_failure()
         except RunFailedError as error:
             error.hint = f"`stageflow show {run.run_id}` shows the child run"
             raise
+
+    async def _propagate_cancellation(self, run: Scheduler) -> None:
+        """Cancel the current attempt: other code cancelled a task of the child run.
+
+        The parent run then ends as if that task were its own.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel(f"a task of its child run {run.run_id}")
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
 
     def _output(self, results: PipelineResults, ctx: StageContext) -> StageOutput:
         """Return the output of a run: the data of its last stages, or of the stage that stopped it."""
@@ -134,6 +157,11 @@ class NestedPipeline:
         )
 
 
+def _as_mapping(data: Any) -> Mapping[str, Any]:
+    """Return the data of a run as a mapping, as for the value of a stage: its fields, or the key `value`."""
+    return data if isinstance(data, Mapping) else fields_of(data)
+
+
 def _merged(
     results: Iterable[StageResult],
 ) -> tuple[dict[str, Any], tuple[str, tuple[str, str]] | None]:
@@ -150,9 +178,6 @@ def _merged(
 
 
 def _store(ctx: StageContext, run: Scheduler) -> None:
-    """Store the results of a run, which is the last one of its stage."""
-    if run.results is None:
-        return
-    if ctx._child_runs is None:
-        ctx._child_runs = {}
-    ctx._child_runs[run.run_id] = ChildRun(run.run_id, run.results)
+    """Store the results of a run that has ended."""
+    if run.results is not None:
+        ctx.child_run_ended(ChildRun(run.run_id, run.results))

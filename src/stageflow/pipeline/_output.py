@@ -17,7 +17,7 @@ from ..errors import StageOutputError, describe, did_you_mean, type_name
 from ..stages import StageKind, StageOutput, StageStatus
 from ._plan import Node
 
-__all__ = ["PLAIN_TYPES", "model_fields", "output_of"]
+__all__ = ["PLAIN_TYPES", "fields_of", "model_fields", "output_of"]
 
 
 _OK = StageStatus.OK  # on Python 3.11, reading a member of an enum takes 0.1 us
@@ -79,7 +79,7 @@ def output_of(value: Any, node: Node) -> StageOutput:
         return _invalid(_described(value), node, f"return StageOutput.{value.lower()}(...)")
     if isinstance(value, BaseException):
         return _invalid(_described(value), node, "raise it, or return StageOutput.fail(error)")
-    return StageOutput(_OK, _fields_of(value), returned=value)
+    return StageOutput(_OK, fields_of(value), returned=value)
 
 
 def _described(value: Any) -> str:
@@ -97,7 +97,7 @@ def model_fields(kind: type) -> Iterable[str] | None:
     return getattr(kind, "__pydantic_fields__", None)
 
 
-def _fields_of(value: Any) -> dict[str, Any]:
+def fields_of(value: Any) -> dict[str, Any]:
     """Return the fields of a model; of another value, one field `value`."""
     names = model_fields(type(value))
     if names is None:

@@ -357,17 +357,28 @@ class RunState:
             self.effects.append(("grace_over", index, self._plan.grace))
             self.pending = True
 
-    def grace_over(self, index: int, ctx: StageContext, began: int, at: int) -> None:
-        """A cancelled attempt did not end within the grace period: the run continues without it."""
+    def cancellation_reason(self, index: int) -> str:
+        """Return why the attempt of an instance is being cancelled."""
+        if self.phases[index] == TIMED_OUT:
+            node = self.nodes[index]
+            return f"stage {node.name!r} exceeded its timeout of {node.timeout or 0:g} s"
+        return self.ending.reason if self.ending else "the run ended"
+
+    def grace_over(self, index: int, ctx: StageContext, began: int, at: int, *, waited: bool = True) -> None:
+        """A cancelled attempt did not end within the grace period: the run continues without it.
+
+        `waited` is False if the run did not wait for the grace period.
+        """
         phase = self.phases[index]
         if phase not in (TIMED_OUT, CANCELLING):
             return
-        abandoned = f"it did not end within {self._plan.grace:g} s and was left running"
+        within = f"it did not end within {self._plan.grace:g} s and" if waited else "it"
+        abandoned = f"{within} was left running"
         if phase == TIMED_OUT:
             late = timed_out(self.nodes[index], self.nodes[index].timeout, self.run_id, None)
             output = StageOutput(FAIL, {}, describe(late), late, abandoned)
         else:
-            why = self.ending.reason if self.ending else "the run ended"
+            why = self.cancellation_reason(index)
             output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {abandoned}")
         if self.nodes[index].route_labels:
             self._routes[index] = ()
@@ -484,6 +495,7 @@ class RunState:
             output.returned,
             ctx._items.summary() if ctx and ctx._items else None,
             tuple(ctx._child_runs.values()) if ctx and ctx._child_runs else (),
+            ctx._child_runs_total if ctx else 0,
         )
 
     def _apply_result(self, index: int, result: StageResult, at: int) -> None:

@@ -123,8 +123,13 @@ class Scheduler:
 
     # ------------------------------------------------------------ start and end of the run
 
-    async def complete(self) -> PipelineResults:
-        """Run all stages and return their results; see `StageGraph.run`."""
+    async def complete(self, cancelled_by: str = "cancelled externally") -> PipelineResults:
+        """Run all stages and return their results; see `StageGraph.run`.
+
+        Args:
+            cancelled_by: The reason of the run if its caller is cancelled; the message of the cancellation
+                is appended.
+        """
         if self.deadline is not None:
             self._timers["deadline"] = self.loop.call_later(self.deadline, self._deadline_passed)
         add_active_run(self)
@@ -144,7 +149,7 @@ class Scheduler:
                 cancelled = cancelled or error
                 for attempt in self.attempts.values():
                     attempt.caller_cancelled()
-                self._cancelled(with_message("cancelled externally", error))
+                self._cancelled(with_message(cancelled_by, error))
             except GeneratorExit:
                 self._closed("the coroutine of run() was closed")
                 raise
@@ -183,7 +188,7 @@ class Scheduler:
             self._closed(reason)
         else:
             self._cancelled(reason)
-            self._grace_over(-1)
+            self._grace_over(-1, waited=False)
 
     def _closed(self, reason: str) -> None:
         """End without another loop iteration."""
@@ -195,7 +200,7 @@ class Scheduler:
         for task in self._workers:
             with contextlib.suppress(RuntimeError):
                 task.cancel()
-        self._grace_over(-1)
+        self._grace_over(-1, waited=False)
 
     def _engine_failed(self, error: BaseException) -> None:
         """End the run because of an error in the engine itself."""
@@ -468,7 +473,8 @@ class Scheduler:
         state = self.state
         if effect == "cancel":
             if (attempt := self.attempts.get(index)) is not None:
-                attempt.cancel(timed_out=state.phases[index] == TIMED_OUT)
+                timed_out = state.phases[index] == TIMED_OUT
+                attempt.cancel(state.cancellation_reason(index), timed_out=timed_out)
             elif (request := self._thread_requests.pop(index, None)) is not None:
                 self._withdraw(request)
                 state.attempt_withdrawn(index, self.now())
@@ -539,8 +545,11 @@ class Scheduler:
         self._apply()
 
     @_ends_run
-    def _grace_over(self, index: int) -> None:
-        """Abandon one attempt (-1: all running attempts) that did not end within the grace period."""
+    def _grace_over(self, index: int, *, waited: bool = True) -> None:
+        """Abandon one attempt (-1: all running attempts) that did not end within the grace period.
+
+        `waited` is False if the run did not wait for the grace period.
+        """
         for known, attempt in list(self.attempts.items()):
             if index in (known, -1):
                 del self.attempts[known]
@@ -552,7 +561,7 @@ class Scheduler:
                         scope.returned.cancel()  # the thread continues, but no task waits for it
                 self._release_unused_thread(known)
                 self._note_blocking(self.plan.nodes[known], attempt.ctx, attempt.blocked)
-                self.state.grace_over(known, attempt.ctx, attempt.began, self.now())
+                self.state.grace_over(known, attempt.ctx, attempt.began, self.now(), waited=waited)
                 self._attempt_done(known, attempt.ctx)
         if index < 0:
             self.state.run_grace_over(self.now())

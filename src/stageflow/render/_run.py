@@ -241,6 +241,7 @@ def _running_event(summary: Record, running: Record, run: Record) -> Record:
         "started_at": started_at,
         "attributes": running.get("attributes"),
         "items": running.get("items"),
+        "child_runs": running.get("child_runs"),
     }
 
 
@@ -262,6 +263,8 @@ def shown_child_runs(stage: Record) -> list[tuple[int, str]]:
     """
     child_runs: list[str] = stage.get("child_runs") or []
     numbered = list(enumerate(child_runs, 1))
+    if numbered:  # of more than 1,000 child runs, the event lists the first 999 and the last
+        numbered[-1] = (max(len(child_runs), stage.get("child_runs_total") or 0), child_runs[-1])
     return numbered if len(numbered) <= _MAX_FIRST + 1 else [*numbered[:_MAX_FIRST], numbered[-1]]
 
 
@@ -304,7 +307,7 @@ def _child_rows(
 ) -> Iterator[_Row]:
     """Yield the rows of the child runs of a stage."""
     runs = [(number, *nested[run_id]) for number, run_id in shown_child_runs(stage) if run_id in nested]
-    total = len(stage.get("child_runs") or ())
+    total = max((number for number, _ in shown_child_runs(stage)), default=0)
     in_sequence = all(
         _name_of(one) == _name_of(other) and one["ended_at"] and one["ended_at"] <= other["started_at"]
         for (_, one, _), (_, other, _) in pairwise(runs)

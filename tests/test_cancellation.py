@@ -961,7 +961,7 @@ def test_stage_that_uncancels_does_not_block_ctrl_c(program: Start, times: int) 
             break
     if times > 1:
         running.process.send_signal(signal.SIGINT)
-    status, _, err = running.ended(within=20)
+    status, _, err = running.ended(within=60)
     assert status == -signal.SIGINT
     assert "KeyboardInterrupt" in err
     check_record(running.events(), ["s"])
@@ -1132,7 +1132,7 @@ def test_stage_that_ignores_cancellation_does_not_delay_the_exit(program: Start)
         asyncio.run(main())
         """
     )
-    assert running.ended(within=20) == (0, "('s',)\n", "")
+    assert running.ended(within=60) == (0, "('s',)\n", "")
     event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 
@@ -1166,7 +1166,7 @@ def test_end_of_asyncio_run_waits_only_for_the_grace_period(program: Start) -> N
         print("ended")
         """
     )
-    assert running.ended(within=20) == (0, "running\nended\n", "")
+    assert running.ended(within=60) == (0, "running\nended\n", "")
     event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
 
@@ -1194,7 +1194,7 @@ def test_hanging_thread_delays_neither_the_run_nor_the_exit(program: Start) -> N
         asyncio.run(main())
         """
     )
-    assert running.ended(within=20) == (0, "('s',)\n", "")
+    assert running.ended(within=60) == (0, "('s',)\n", "")
     event = check_record(running.events(), ["s"])
     assert (event["outcome"], event["stages_abandoned"]) == ("timeout", 1)
 

@@ -73,7 +73,7 @@ def test_marked_loop_and_task_can_take_another_step_in_a_forked_child() -> None:
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
 
-    assert asyncio.run(asyncio.wait_for(main(), 20)) == 7
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == 7
 
 
 def test_hook_before_threads_end_can_still_start_a_thread(program: Callable[[str], Program]) -> None:

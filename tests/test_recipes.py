@@ -35,7 +35,7 @@ BIN = Path(sys.executable).parent
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def until(true: Callable[[], Any], within: float = 10) -> Any:
+def until(true: Callable[[], Any], within: float = 60) -> Any:
     """Return what `true` gives once it gives something."""
     ends = time.monotonic() + within
     while time.monotonic() < ends:
@@ -148,7 +148,7 @@ def test_fastapi_recipe_records_requests_and_disconnects(
     command = "uvicorn shop:app --timeout-graceful-shutdown 20"
     # Less patient than the page, so that the test is too.
     server = place.start(command, "--timeout-graceful-shutdown", "1", "--port", str(port))
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         until(lambda: client.get("/openapi.json").is_success)
 
         def ask(request_id: str, question: str, **more: Any) -> httpx.Response:
@@ -208,7 +208,7 @@ def test_fastapi_recipe_records_stages_that_end_slowly(
     url = f"http://127.0.0.1:{port}"
     until(lambda: httpx.get(f"{url}/openapi.json").is_success)
     ask = f"{url}/ask?question=a&seconds=30"
-    background.submit(gone, lambda: httpx.get(ask, headers={"x-request-id": "slow"}, timeout=10))
+    background.submit(gone, lambda: httpx.get(ask, headers={"x-request-id": "slow"}, timeout=60))
     until(lambda: place.is_under_way("slow"))
     server.send_signal(signal.SIGTERM)
     server.wait(10)
@@ -229,7 +229,7 @@ def test_gunicorn_recipe_records_runs_of_every_worker(
     master = place.start("gunicorn desk:app", "-b", f"127.0.0.1:{port}", *options)
     # A connection each: so both workers get some.
     client = httpx.Client(
-        base_url=f"http://127.0.0.1:{port}", headers={"connection": "close"}, timeout=10, verify=False
+        base_url=f"http://127.0.0.1:{port}", headers={"connection": "close"}, timeout=60, verify=False
     )
 
     def work(request_id: str, seconds: float = 0) -> int:

@@ -334,7 +334,7 @@ def test_sigterm_ends_a_process_whose_stage_ignores_cancellation(program: Start,
     one = program(REFUSING + f"\n    asyncio.run(main({work}))")
     one.wait_for("ready")
     one.process.send_signal(signal.SIGTERM)
-    assert one.ended(within=20)[0] == 143
+    assert one.ended(within=60)[0] == 143
     event = pipeline_wide(one.events())
     assert (event["outcome"], event["stages_abandoned"]) == ("cancelled", 1)
     assert Journal(one.journal).check().writers[0].state == "closed"
@@ -373,7 +373,7 @@ def test_second_sigterm_does_not_interrupt_the_shutdown(program: Start) -> None:
     assert one.process.stdin is not None
     one.process.stdin.write("\n")
     one.process.stdin.flush()
-    status, out, err = one.ended(within=20)
+    status, out, err = one.ended(within=60)
     assert (status, out.split()) == (143, ["stageflow.health"]), err
     assert Journal(one.journal).check().writers[0].state == "closed"
 

@@ -27,6 +27,7 @@ from stageflow.schema import (
     RunOpen,
     StageSummary,
     StageWide,
+    Stream,
     Trace,
     roles,
     span_id,
@@ -54,8 +55,9 @@ def leaves(shape: type[Struct]) -> set[str]:
             "resource": Resource,
             "trace": Trace,
             "items": Items,
+            "stream": Stream,
         }.get(name)
-        prefix = "items_" if nested is Items else ""
+        prefix = f"{name}_" if nested in (Items, Stream) else ""
         found |= {name} if nested is None else {prefix + part for part in nested.__struct_fields__}
     return found
 
@@ -96,6 +98,7 @@ def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
         "items": Items(total=11, ok=12, failed=13, skipped=14, retried=15),
         "child_runs": ["child_runs"],
         "child_runs_total": 16,
+        "stream": Stream(chunks=17, bytes=18, first_chunk_ms=19.0, blocked_ms=20.0, abandoned=True),
     }
     assert [*values] == list(inspect.signature(build_stage_wide).parameters)[2:]
     event = msgspec.to_builtins(build_stage_wide(RUN, 11, *values.values()))

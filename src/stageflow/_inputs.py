@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Collection, Iterable
+from typing import Any, Protocol, TypeVar, cast
 
 from .errors import MissingInputError, UnknownInputError, did_you_mean
-from .stages import StageRef, StageResult, StageStatus, is_missing
+from .stages import ChunksRef, StageRef, StageResult, StageStatus, is_missing
 
 __all__ = ["StageInputs", "Upstream"]
 
@@ -28,6 +28,18 @@ class Upstream(Protocol):
 
     def ancestors(self, reader: int) -> Collection[str]:
         """Return the names of all ancestors of stage number `reader`."""
+        ...
+
+    def is_running(self, stage: str) -> bool:
+        """Return whether a stage exists and has not ended."""
+        ...
+
+    def stream(self, reader: int, stage: str) -> AsyncIterator[Any]:
+        """Return the stream of `stage` for stage number `reader`."""
+        ...
+
+    def open_stream(self, ctx: Any) -> Any:
+        """Return the stream of an attempt, which sends its first chunk."""
         ...
 
 
@@ -98,6 +110,8 @@ class StageInputs:
         Example:
             documents = ctx.inputs.value(search)
         """
+        if isinstance(ref, ChunksRef):
+            return cast("T", self._upstream.stream(self._reader, ref.name))
         result = self._result(ref.name)
         if result.status is StageStatus.OK:
             value: T = result.value
@@ -110,6 +124,21 @@ class StageInputs:
             hint="use or_none() or or_default(...) on the reference to run without it",
             **self._where(),
         )
+
+    def stream(self, stage: str) -> AsyncIterator[Any]:
+        """Return an iterator over the chunks of a stage in `streams=`, which may still be running.
+
+        The iterator ends when that stage has ended. Every call returns an iterator over the remaining chunks.
+        A synchronous stage iterates with `for`.
+
+        Raises:
+            InputError: `stage` is not one of the `streams=` of this stage.
+
+        Example:
+            async for text in ctx.inputs.stream("write"):
+                print(text)
+        """
+        return self._upstream.stream(self._reader, stage)
 
     def result_from(self, stage: str) -> StageResult:
         """Return the complete result of an ancestor, including its status and reason.
@@ -124,6 +153,12 @@ class StageInputs:
         if result is not None:
             return result
         readable = sorted(self._upstream.ancestors(self._reader))
+        if stage in readable and self._upstream.is_running(stage):
+            raise MissingInputError(
+                f"{stage!r} has not ended: {self._stage!r} reads its stream",
+                hint=f"read its chunks with ctx.inputs.stream({stage!r})",
+                **self._where(),
+            )
         raise UnknownInputError(
             f"{stage!r} is not an ancestor of {self._stage!r}{did_you_mean(str(stage), readable)}",
             hint=f"it can read {_listed(readable)}; add {stage!r} to its dependencies to read it",

@@ -21,6 +21,7 @@ from .schema import (
     RunIdentity,
     StageSummary,
     StageWide,
+    Stream,
     TerminalOrRetry,
     Trace,
     event_id,
@@ -74,6 +75,7 @@ def build_stage_wide(
     items: Items | None = None,
     child_runs: list[str] = _NO_NAMES,
     child_runs_total: int = 0,
+    stream: Stream | None = None,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -122,6 +124,7 @@ def build_stage_wide(
         items,
         child_runs,
         child_runs_total,
+        stream,
     )
 
 

@@ -22,7 +22,7 @@ from ._log import log_safely
 from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
-from .errors import InvalidArgumentError, describe, did_you_mean, invalid_argument
+from .errors import InvalidArgumentError, StageflowError, describe, did_you_mean, invalid_argument
 from .schema import MAX_CHILD_RUNS, Items
 from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult
 
@@ -268,6 +268,7 @@ class StageContext:
     _items: ItemTally | None = None
     _on_abandon: Callable[[], None] | None = None
     _sealed = False
+    _stream: Any = None
 
     def __init__(
         self,
@@ -313,6 +314,32 @@ class StageContext:
     def items(self) -> Items | None:
         """The items of a mapped stage so far, without durations; None for other stages."""
         return None if self._items is None else self._items.so_far()
+
+    def send(self, value: Any) -> Awaitable[None]:
+        """Send a chunk to the readers of this stage's stream; wait while the buffer of a reader is full.
+
+        The chunks are also collected: if the stage returns None, its value is the collected text, bytes or
+        list. A synchronous stage, which runs in a thread, is a generator function instead.
+
+        Raises:
+            StageflowError: The stage is synchronous, or the attempt has ended.
+
+        Example:
+            await ctx.send("Hello")
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise StageflowError(
+                "ctx.send() needs a coroutine function, and this stage runs in a thread",
+                stage=self.stage,
+                run_id=str(self.run.pipeline_run_id),
+                hint="write a generator function, which yields the chunks",
+            ) from None
+        if self._stream is None:
+            self._stream = self._upstream.open_stream(self)
+        sending: Awaitable[None] = self._stream.send(self, value)
+        return sending
 
     def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Add fields to the `attributes` of this attempt's `stage.wide` event.

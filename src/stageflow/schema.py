@@ -200,6 +200,21 @@ class Items(Struct, frozen=True, gc=False):
     failure_types: Annotated[list[str], _OUTCOME] = []
 
 
+class Stream(Struct, frozen=True, gc=False):
+    """The stream of a stage: the chunks that its last attempt sent, and how long its readers made it wait."""
+
+    chunks: Annotated[Count, _WORK]
+    """Number of chunks."""
+    bytes: Annotated[Count | None, _WORK] = None
+    """Size of the chunks in bytes, as UTF-8 for text; null if a chunk is neither text nor bytes."""
+    first_chunk_ms: Annotated[Milliseconds | None, _DURATION] = None
+    """From the start of the attempt to its first chunk; null without chunks."""
+    blocked_ms: Annotated[Milliseconds, _DURATION] = 0.0
+    """Total time for which the attempt waited because the buffer of a reader was full."""
+    abandoned: Annotated[bool, _OUTCOME] = False
+    """True if the reader outside the run left before the stream ended."""
+
+
 class StageSummary(Struct, frozen=True, gc=False):
     """An item of `stage_summaries`."""
 
@@ -255,6 +270,7 @@ class StageWide(Struct, frozen=True, gc=False):
     items: Annotated[Items | None, Meta(extra={"prefix": "items_"})] = None
     child_runs: Annotated[list[str], _IDENTITY] = []
     child_runs_total: Annotated[Count, _WORK] = 0
+    stream: Annotated[Stream | None, Meta(extra={"prefix": "stream_"})] = None
 
 
 class PipelineWide(Struct, frozen=True, gc=False):

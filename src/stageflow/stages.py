@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from numbers import Real
@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
 from .errors import InvalidArgumentError, as_text, describe, invalid_argument
-from .schema import Items
+from .schema import Items, Stream
 
 if TYPE_CHECKING:
     from .results import PipelineResults
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Artifact",
     "ChildRun",
+    "Chunk",
+    "ChunksRef",
     "ItemFailure",
     "StageKind",
     "StageOutput",
     "StageRef",
     "StageResult",
     "StageStatus",
+    "StreamRef",
     "is_missing",
 ]
 
@@ -316,6 +319,59 @@ class StageRef(Struct, Generic[T_co], frozen=True):
         return StageRef(self.name, "default", default)
 
 
+class ChunksRef(StageRef[T_co], frozen=True):
+    """A reference to the stream of a stage, as returned by `StreamRef.chunks`: an input of another stage.
+
+    Attributes:
+        buffer: Maximum number of chunks that wait for the reader, or "collect" for no such limit.
+    """
+
+    buffer: int | Literal["collect"] = 64
+
+
+class StreamRef(StageRef[Any], Generic[T_co], frozen=True):
+    """A reference to a streaming stage, as returned by `Flow.add` for a generator function.
+
+    As an input of another stage, it provides the collected value: text, bytes or a list. `chunks()` is a
+    reference to the stream itself.
+    """
+
+    def chunks(self, *, buffer: int | Literal["collect"] = 64) -> ChunksRef[AsyncIterator[T_co]]:
+        """Return a reference to the stream: the stage that it is an input of starts with the first chunk.
+
+        Args:
+            buffer: Maximum number of chunks that wait for the reader. The stream waits while that many do.
+                With "collect", it never waits, and fails if the chunks exceed the maximum size of a
+                collected value.
+
+        Example:
+            >>> StreamRef("write").chunks().buffer
+            64
+        """
+        return ChunksRef(self.name, buffer=buffer)
+
+
+class Chunk(Struct, frozen=True, eq=False):
+    """A value that a streaming stage sent, as read from `graph.stream()`.
+
+    Attributes:
+        stage: Name of the stage.
+        number: Position of the chunk in the stream of the stage, starting at 0; -1 for a restart.
+        value: The value; None for a restart.
+        restart: True if the stage starts over, because it failed and is retried with `restart=True`: the
+            chunks that were read before are no longer valid.
+
+    Example:
+        >>> Chunk("write", 0, "Hello").value
+        'Hello'
+    """
+
+    stage: str
+    number: int
+    value: Any
+    restart: bool = False
+
+
 class StageResult(Struct, frozen=True, eq=False):
     """The result of a stage: its terminal status, data, times and annotations.
 
@@ -365,6 +421,8 @@ class StageResult(Struct, frozen=True, eq=False):
     child_runs: tuple[ChildRun, ...] = ()
     """The runs that the last attempt started, in order; of more than 1,000, the first 999 and the last."""
     child_runs_total: int = 0
+    stream: Stream | None = None
+    """The chunks that the last attempt of a streaming stage sent; None if it sent none."""
     """Number of runs that the last attempt started."""
 
     @property

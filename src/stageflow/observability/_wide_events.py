@@ -161,6 +161,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         items,
         child_runs,
         result.child_runs_total,
+        result.stream,
     )
 
 

@@ -10,6 +10,7 @@ from ._limits import Limit, Limits
 from ._many import ManyRuns
 from ._pipeline import Pipeline, StageGraph
 from ._spec import StageSpec as StageSpec
+from ._streamed_run import StreamedRun, SyncStreamedRun
 
 __all__ = [
     "ActiveRun",
@@ -25,6 +26,8 @@ __all__ = [
     "Proceed",
     "StageCall",
     "StageGraph",
+    "StreamedRun",
+    "SyncStreamedRun",
     "active_runs",
     "stage",
 ]

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from ..errors import did_you_mean
-from ..stages import ItemFailure, StageOutput, StageRef
+from ..stages import ChunksRef, ItemFailure, StageOutput, StageRef
 from ._output import model_fields
-from ._spec import StageSpec, entry_of, parameters_of
+from ._spec import StageSpec, entry_of, generator_kind, parameters_of
 
 __all__ = ["annotation_problems"]
 
@@ -52,11 +52,19 @@ _CONTAINERS = frozenset(
 
 
 class _Signature(Struct, frozen=True):
-    """The annotations of the function of a stage; `Any` if there is none, or it cannot be evaluated."""
+    """The annotations of the function of a stage; `Any` if there is none, or it cannot be evaluated.
+
+    Attributes:
+        name: Name of the function.
+        returns: Type of the value of the stage.
+        parameters: The types of the parameters by name.
+        chunk: Type of the chunks of a generator function.
+    """
 
     name: str
     returns: Any
     parameters: dict[str, Any]
+    chunk: Any = _UNKNOWN
 
 
 class _Signatures(dict[str, _Signature]):
@@ -88,9 +96,15 @@ def _problems_of_inputs(spec: StageSpec, signatures: _Signatures) -> Iterator[st
         return
     called = signatures[spec.name]
     parameters = list(called.parameters.items())[1 if spec.takes_context else 0 :]
-    given = [_with_default(signatures[ref.name].returns, ref) for ref in spec.inputs]
+    given = [
+        _given(signatures[ref.name], ref, parameter)
+        for ref, (_, parameter) in zip(
+            spec.inputs, [*parameters, *[("", _UNKNOWN)] * len(spec.inputs)], strict=False
+        )
+    ]
     returned = [
-        f"stage {ref.name!r} returns {_text(type)}" for ref, type in zip(spec.inputs, given, strict=True)
+        f"stage {ref.name!r} {'sends' if isinstance(ref, ChunksRef) else 'returns'} {_text(type)}"
+        for ref, type in zip(spec.inputs, given, strict=True)
     ]
     if spec.map is not None:
         key = spec.map.key
@@ -113,10 +127,10 @@ def _problems_of_inputs(spec: StageSpec, signatures: _Signatures) -> Iterator[st
 def _problems_of_parameters(spec: StageSpec, signatures: _Signatures) -> Iterator[str]:
     entry = entry_of(spec.runner)
     parameters = parameters_of(entry.called, entry.context_at) if entry is not None else ()
-    if not parameters or not spec.dependencies:
+    if not parameters or not spec.ended:
         return
     called = signatures[spec.name]
-    fields = {name: _fields_of(signatures[name].returns) for name in spec.dependencies}
+    fields = {name: _fields_of(signatures[name].returns) for name in spec.ended}
     for name, has_default, _ in parameters:
         sources = [(stage, known[name]) for stage, known in fields.items() if known and name in known]
         if len(sources) == 1:
@@ -151,10 +165,33 @@ def _signature_of(spec: StageSpec) -> _Signature:
         return _Signature(name, _UNKNOWN, {})
     names = list(declared)[entry.context_at :]
     returns = _without_output(hints.get("return", _UNKNOWN))
+    chunk = _UNKNOWN
+    if spec.map is None and generator_kind(entry.called) is not None:
+        chunk = _without_output((typing.get_args(returns) or (_UNKNOWN,))[0])
+        returns = _collected(chunk)
     if spec.map is not None and returns is not _UNKNOWN:
         collects = spec.map.on_item_failure == "collect"
         returns = types.GenericAlias(list, (_union((returns, ItemFailure)) if collects else returns,))
-    return _Signature(name, returns, {name: hints.get(name, _UNKNOWN) for name in names})
+    return _Signature(name, returns, {name: hints.get(name, _UNKNOWN) for name in names}, chunk)
+
+
+def _collected(chunk: Any) -> Any:
+    """Return the type of the collected value of a stream."""
+    if chunk in (str, bytes):
+        return chunk
+    if _is_undecidable(chunk) or _is_union(chunk):
+        return _UNKNOWN
+    return types.GenericAlias(list, (chunk,))
+
+
+def _given(sender: _Signature, ref: StageRef[Any], accepted: Any) -> Any:
+    """Return the type that an input provides; the iterator over a stream suits `for` and `async for`."""
+    if not isinstance(ref, ChunksRef):
+        return _with_default(sender.returns, ref)
+    if sender.chunk is _UNKNOWN:
+        return _UNKNOWN
+    is_synchronous = typing.get_origin(accepted) in (abc.Iterator, abc.Iterable)
+    return types.GenericAlias(abc.Iterator if is_synchronous else abc.AsyncIterator, (sender.chunk,))
 
 
 def _without_output(returned: Any) -> Any:
@@ -268,5 +305,5 @@ def _text(hint: Any) -> str:
     return (
         hint.__name__
         if inspect.isclass(hint) and not typing.get_args(hint)
-        else str(hint).replace("typing.", "")
+        else str(hint).replace("typing.", "").replace("collections.abc.", "")
     )

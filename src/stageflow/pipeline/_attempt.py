@@ -22,13 +22,18 @@ Call = Callable[..., Any]
 
 
 def timed_out(
-    node: Node, timeout: float | None, run_id: str, raised: BaseException | None
+    node: Node, timeout: float | None, run_id: str, raised: BaseException | None, *, is_idle: bool = False
 ) -> StageTimeoutError:
-    """Return the error of an attempt that took too long, regardless of what it returned or raised."""
+    """Return the error of an attempt that took too long, regardless of what it returned or raised.
+
+    `is_idle` is True if it sent no chunk for its `idle_timeout`.
+    """
     if type(raised) is StageTimeoutError and (raised.stage, raised.run_id) == (node.name, run_id):
         return raised
     error = StageTimeoutError(
-        f"the attempt took longer than its timeout of {timeout or 0:g} s",
+        f"the attempt sent no chunk within its idle_timeout of {timeout or 0:g} s"
+        if is_idle
+        else f"the attempt took longer than its timeout of {timeout or 0:g} s",
         pipeline=node.pipeline,
         stage=node.name,
         run_id=run_id,

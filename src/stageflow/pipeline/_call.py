@@ -15,6 +15,7 @@ from ..context import StageContext
 from ..errors import StageOutputError
 from ..stages import StageOutput
 from ._attempt import Call, StageScope, timed_out
+from ._generator import run_generator, run_generator_in_thread
 from ._interceptors import Interceptor, Proceed, StageCall
 from ._map import run_map
 from ._output import output_of
@@ -44,7 +45,9 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
         values = [ctx.inputs.value(ref) for ref in node.inputs or ()]
         call = _with_inputs(call, node.takes_context, values)
     elif node.parameters:
-        call = functools.partial(call, **arguments(ctx, node.parameters, node.dependencies))
+        call = functools.partial(call, **arguments(ctx, node.parameters, node.ended))
+    if node.generator is not None:
+        call = _streaming(node, call, ctx)
     if node.plain:
         start = functools.partial(call_in_thread, call, ctx, scope, bool(node.interceptors))
     else:
@@ -62,6 +65,13 @@ def _with_inputs(call: Call, takes_context: bool, values: list[Any]) -> Call:
     if takes_context:
         return lambda ctx: call(ctx, *values)
     return lambda _: call(*values)
+
+
+def _streaming(node: Node, call: Call, ctx: StageContext) -> Call:
+    """Return a function that takes the context and sends the values of the generator that `call` returns."""
+    if node.generator == "async":
+        return functools.partial(run_generator, call, ctx._stream)
+    return functools.partial(run_generator_in_thread, call, ctx._stream, asyncio.get_running_loop())
 
 
 async def _call_when(
@@ -95,7 +105,7 @@ async def _intercepted(
     call = StageCall(node.pipeline, ctx)
 
     async def innermost() -> StageOutput:
-        output = output_of(await start(), node)
+        output = output_of(await start(), node, ctx)
         if node.timeout is not None:
             # The attempt fails although the stage returned, and the interceptors must see that failure.
             if get_clock().monotonic_ns() - began > node.timeout * 1e9:
@@ -156,7 +166,7 @@ class _Layer:
         if not isinstance(value, (StageOutput, Mapping)):
             returned = "None" if value is None else f"{type(value).__name__}"
             raise self._error(f"returned {returned}", "return await proceed(), or another StageOutput")
-        return output_of(value, self._node)
+        return output_of(value, self._node, None)
 
     def _proceed(self) -> Coroutine[Any, Any, StageOutput]:
         self._proceed_called = True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from ..context import PipelineContext, StageContext
 from ..errors import InvalidArgumentError, invalid_argument
 from ..results import PipelineResults
-from ..stages import ItemFailure, StageKind, StageOutput, StageRef
+from ..stages import ChunksRef, ItemFailure, StageKind, StageOutput, StageRef, StreamRef
 from ._decorator import carried_description, name_of, without_description
 from ._pipeline import BuildOptions, Pipeline, StageGraph
 from ._spec import (
@@ -18,8 +18,11 @@ from ._spec import (
     StageOptions,
     StageSpec,
     as_tuple,
+    entry_of,
+    generator_kind,
     map_options,
     options_of,
+    streams_of,
     takes_context,
 )
 
@@ -31,6 +34,9 @@ C = TypeVar("C")
 D = TypeVar("D")
 E = TypeVar("E")
 R = TypeVar("R")
+
+Chunks = AsyncIterator[R | StageOutput] | Iterator[R | StageOutput]
+"""The return type of a generator function; mypy does not accept the union of the two types of functions."""
 
 
 class FlowOptions(StageOptions, total=False):
@@ -209,6 +215,84 @@ class Flow:
         /,
         **options: Unpack[FlowOptions],
     ) -> StageRef[R]: ...
+
+    # Generator functions, with up to three inputs.
+
+    @overload
+    def add(
+        self,
+        function: Callable[[StageContext], Chunks[R]],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
+
+    @overload
+    def add(
+        self,
+        function: Callable[[], Chunks[R]],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
+
+    @overload
+    def add(
+        self,
+        function: Callable[[StageContext, A], Chunks[R]],
+        a: StageRef[A],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
+
+    @overload
+    def add(
+        self,
+        function: Callable[[A], Chunks[R]],
+        a: StageRef[A],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
+
+    @overload
+    def add(
+        self,
+        function: Callable[[StageContext, A, B], Chunks[R]],
+        a: StageRef[A],
+        b: StageRef[B],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
+
+    @overload
+    def add(
+        self,
+        function: Callable[[A, B], Chunks[R]],
+        a: StageRef[A],
+        b: StageRef[B],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
+
+    @overload
+    def add(
+        self,
+        function: Callable[[StageContext, A, B, C], Chunks[R]],
+        a: StageRef[A],
+        b: StageRef[B],
+        c: StageRef[C],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
+
+    @overload
+    def add(
+        self,
+        function: Callable[[A, B, C], Chunks[R]],
+        a: StageRef[A],
+        b: StageRef[B],
+        c: StageRef[C],
+        /,
+        **options: Unpack[FlowOptions],
+    ) -> StreamRef[R]: ...
 
     @overload
     def add(
@@ -428,15 +512,21 @@ class Flow:
                     "a reference returned by add() or map()",
                     hint="pass constants with functools.partial, and ids and parameters in the context",
                 )
-        dependencies = (*inputs, *as_tuple(merged.get("dependencies")))
+        waits_for = [ref for ref in inputs if not isinstance(ref, ChunksRef)]
+        dependencies = (*waits_for, *as_tuple(merged.get("dependencies")))
         names = [each.name if isinstance(each, StageRef) else each for each in dependencies]
-        merged["dependencies"] = tuple(dict.fromkeys(names))
+        read = [ref for ref in inputs if isinstance(ref, ChunksRef)]
+        merged["streams"] = streams_of([*read, *as_tuple(merged.get("streams"))])
+        merged["dependencies"] = (*dict.fromkeys(names), *(ref.name for ref in merged["streams"]))
         merged["interceptors"] = as_tuple(merged.get("interceptors"))
         runner = without_description(function)
         spec = StageSpec(
             runner=runner, inputs=inputs, takes_context=takes_context(runner, len(inputs)), **merged
         )
         self._pipeline = Pipeline(self._pipeline.name, stages=(*self._pipeline.stages, spec))
+        entry = entry_of(runner)
+        if entry is not None and spec.map is None and generator_kind(entry.called) is not None:
+            return StreamRef[Any](name)
         return StageRef(name)
 
     # The overloads for "collect" come first: "collect" also matches the option of the others.

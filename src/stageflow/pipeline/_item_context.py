@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from .._inputs import StageInputs
@@ -52,6 +52,9 @@ class ItemContext(StageContext):
 
     def annotate(self, fields: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         self._of_stage.annotate(fields, **more)
+
+    def send(self, value: Any) -> Awaitable[None]:
+        return self._of_stage.send(value)
 
     def add_artifact(self, type: str, payload: Any = None) -> None:
         self._of_stage.add_artifact(type, payload)

@@ -484,7 +484,7 @@ class _Map:
             output = failure(raised)
         else:
             try:
-                output = output_of(value, self._node)
+                output = output_of(value, self._node, None)
             except BaseException as error:  # the class of the value may override any method
                 INTERRUPTS.postpone(error)
                 raised, output = error if is_a(error, Exception) else None, failure(error)

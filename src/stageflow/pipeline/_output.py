@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .._interrupts import INTERRUPTS, is_a
+from ..context import StageContext
 from ..errors import StageOutputError, describe, did_you_mean, type_name
 from ..stages import StageKind, StageOutput, StageStatus
 from ._plan import Node
@@ -40,8 +41,10 @@ _OUTPUT_HINT = "return StageOutput.ok(...), or a value"
 _ROUTE_HINT = "return StageOutput.route(label), or StageOutput.route() for none of them"
 
 
-def output_of(value: Any, node: Node) -> StageOutput:
+def output_of(value: Any, node: Node, ctx: StageContext | None) -> StageOutput:
     """Convert the return value of a stage to an output; an invalid value becomes a failure.
+
+    A stage that returns nothing, but has sent chunks with the context `ctx`, returns the collected chunks.
 
     Raises:
         BaseException: An application object raised during a type check.
@@ -62,6 +65,9 @@ def output_of(value: Any, node: Node) -> StageOutput:
     if node.route_labels:
         return _invalid(f"{_short_repr(value)} and chose no route", node, _ROUTE_HINT)
     if value is None:
+        if ctx is not None and ctx._stream is not None:
+            collected: StageOutput = ctx._stream.collected()
+            return collected
         return StageOutput(_OK, {}, None, None, None, None, None, None)
     if type(value) is dict:
         return StageOutput(_OK, value.copy())

@@ -33,8 +33,10 @@ from ._spec import (
     as_tuple,
     map_options,
     options_of,
+    streams_of,
     takes_context,
 )
+from ._streamed_run import OnAbandon, StreamedRun, SyncStreamedRun
 from ._validation import problems_of
 
 __all__ = ["Pipeline", "StageGraph"]
@@ -69,25 +71,121 @@ class StageGraph:
             results = await graph.run(PipelineContext(user_id="u1", data={"question": "why?"}))
             print(results.data("answer")["text"])
         """
-        if ctx is None:
-            ctx = PipelineContext()
-        elif isinstance(ctx, StageContext):
-            ctx = ctx.run
-        elif not isinstance(ctx, PipelineContext):
+        ctx = self._checked("run", ctx)
+        self._check_deadline("run", deadline)
+        return await Scheduler(self._plan, ctx, deadline).complete()
+
+    def stream(
+        self,
+        ctx: PipelineContext | None = None,
+        *,
+        stages: str | Iterable[str] | None = None,
+        buffer: int = 64,
+        on_abandon: OnAbandon = "cancel",
+        deadline: float | None = None,
+    ) -> StreamedRun:
+        """Run the pipeline once, and read the chunks that its streaming stages send while it is running.
+
+        Args:
+            ctx: Ids, labels and input of the run, as for `run()`.
+            stages: Names of the stages whose chunks to read; default all stages that are generator functions.
+                To read a stage that calls `ctx.send`, name it.
+            buffer: Maximum number of chunks that wait for this reader. While that many do, the stages that
+                send further ones wait.
+            on_abandon: What happens if the block is left before the streams have ended: "cancel" (the
+                default) cancels the run; "finish" lets it continue without this reader.
+            deadline: Maximum duration of the run in seconds; default no limit.
+
+        Raises:
+            InvalidArgumentError: A stage does not exist, or an argument is invalid.
+
+        Example:
+            async with graph.stream(PipelineContext(data={"question": "why?"}), stages="write") as run:
+                async for chunk in run:
+                    print(chunk.value, end="")
+            results = await run.results()
+        """
+        context = self._checked("stream", ctx)
+        self._check_deadline("stream", deadline)
+        if not isinstance(buffer, int) or isinstance(buffer, bool) or buffer < 1:
+            raise invalid_argument("stream()", "buffer", buffer, "a positive integer", pipeline=self.name)
+        if on_abandon not in ("cancel", "finish"):
             raise invalid_argument(
-                "run()",
+                "stream()", "on_abandon", on_abandon, '"cancel" or "finish"', pipeline=self.name
+            )
+        return StreamedRun(
+            self.name,
+            lambda: Scheduler(self._plan, context, deadline),
+            self._streaming(stages),
+            buffer,
+            on_abandon,
+        )
+
+    def stream_sync(
+        self,
+        ctx: PipelineContext | None = None,
+        *,
+        stages: str | Iterable[str] | None = None,
+        buffer: int = 64,
+        deadline: float | None = None,
+    ) -> SyncStreamedRun:
+        """Run the pipeline as `stream()` does, from code without an event loop, such as a script.
+
+        Raises:
+            RuntimeError: An event loop is running in this thread; use `stream()` instead.
+            InvalidArgumentError: A stage does not exist, or an argument is invalid.
+
+        Example:
+            with graph.stream_sync(PipelineContext(data={"question": "why?"})) as run:
+                for chunk in run:
+                    print(chunk.value, end="")
+            results = run.results()
+        """
+        self._check_no_loop("stream_sync", "async with graph.stream(ctx) as run: ...")
+        return SyncStreamedRun(self.stream(ctx, stages=stages, buffer=buffer, deadline=deadline))
+
+    def _streaming(self, stages: str | Iterable[str] | None) -> tuple[int, ...]:
+        """Return the numbers of the stages whose chunks to read."""
+        if stages is None:
+            return tuple(node.index for node in self._plan.nodes if node.generator is not None)
+        selected = []
+        for name in as_tuple(stages):
+            name = name.name if isinstance(name, StageRef) else name
+            if name not in self._plan.index:
+                raise invalid_argument(
+                    "stream()", "stages", name, "names of stages", known=self._plan.index, pipeline=self.name
+                )
+            selected.append(self._plan.index[name])
+        return tuple(selected)
+
+    def _checked(self, method: str, ctx: Any) -> PipelineContext:
+        if ctx is None:
+            return PipelineContext()
+        if isinstance(ctx, StageContext):
+            return ctx.run
+        if not isinstance(ctx, PipelineContext):
+            raise invalid_argument(
+                f"{method}()",
                 "ctx",
                 ctx,
                 "a PipelineContext",
                 pipeline=self.name,
-                hint="write graph.run(PipelineContext(data={...}))",
+                hint=f"write graph.{method}(PipelineContext(data={{...}}))",
             )
-        self._check_deadline(deadline)
-        return await Scheduler(self._plan, ctx, deadline).complete()
+        return ctx
 
-    def _check_deadline(self, deadline: float | None) -> None:
+    def _check_deadline(self, method: str, deadline: float | None) -> None:
         if deadline is not None and not (isinstance(deadline, (int, float)) and 0 < deadline < math.inf):
-            raise invalid_argument("run()", "deadline", deadline, "more than 0 seconds", pipeline=self.name)
+            raise invalid_argument(
+                f"{method}()", "deadline", deadline, "more than 0 seconds", pipeline=self.name
+            )
+
+    def _check_no_loop(self, method: str, instead: str) -> None:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                f"pipeline {self.name!r}: {method}() would block the event loop of this thread"
+                f"\n  hint: use `{instead}`"
+            )
 
     def run_sync(
         self, ctx: PipelineContext | None = None, *, deadline: float | None = None
@@ -100,11 +198,7 @@ class StageGraph:
         Raises:
             RuntimeError: An event loop is running in this thread; use `await graph.run()` instead.
         """
-        if asyncio._get_running_loop() is not None:
-            raise RuntimeError(
-                f"pipeline {self.name!r}: run_sync() would block the event loop of this thread"
-                "\n  hint: use `await graph.run(ctx)`"
-            )
+        self._check_no_loop("run_sync", "await graph.run(ctx)")
         return asyncio.run(self.run(ctx, deadline=deadline))
 
     def run_many(
@@ -130,7 +224,7 @@ class StageGraph:
             raise invalid_argument(
                 "run_many()", "concurrency", concurrency, "a positive integer", pipeline=self.name
             )
-        self._check_deadline(deadline)
+        self._check_deadline("run_many", deadline)
         if not isinstance(contexts, (Iterable, AsyncIterable)):
             raise invalid_argument(
                 "run_many()", "contexts", contexts, "an iterable of PipelineContext", pipeline=self.name
@@ -227,9 +321,16 @@ class Pipeline:
             retry: Retry policy; default three attempts for `StageOutput.retry`, and none for exceptions.
             limit: Name of a limit in `build(limits=Limits(...))`; each attempt acquires a permit of it.
             interceptors: Interceptors for each attempt, outermost first, inside those of `build()`.
+            streams: Names of the stages whose streams this stage reads with `ctx.inputs.stream(name)`; it
+                starts with the first chunk. `StreamRef(name).chunks(buffer=...)` sets the size of the buffer,
+                by default 64 chunks.
+            idle_timeout: Maximum time between two chunks that this stage sends, in seconds, not including
+                the time for which it waits for its readers; default no limit.
+            restart: Whether an attempt is retried even if its chunks have been read: the stages that have
+                read them start over, and a reader outside the run receives a `Chunk` with `restart=True`.
 
         Raises:
-            InvalidArgumentError: An option does not exist.
+            InvalidArgumentError: An option does not exist, or `streams` contains something else.
         """
         given = options_of(
             {"kind": kind, "dependencies": dependencies, **options}, f"stage {name!r}: with_stage()"
@@ -237,6 +338,8 @@ class Pipeline:
         merged = {**carried_description(runner), **given, "name": name}
         for option in ("dependencies", "interceptors"):
             merged[option] = as_tuple(merged.get(option))
+        merged["streams"] = streams_of(merged.get("streams"))
+        merged["dependencies"] += tuple(ref.name for ref in merged["streams"])
         runner = without_description(runner)
         if isinstance(runner, (Pipeline, StageGraph)):
             merged["child"] = ChildSpec(runner.name)
@@ -374,6 +477,7 @@ class Pipeline:
         given = options_of({"kind": kind, "dependencies": dependencies, **options}, where, items=True)
         merged = map_options({**carried_description(runner), **given, "name": name}, key)
         merged["interceptors"] = as_tuple(merged.get("interceptors"))
+        merged["streams"] = streams_of(merged.get("streams"))
         merged["dependencies"] = tuple(dict.fromkeys((stage, *as_tuple(merged.get("dependencies")))))
         runner = without_description(runner)
         spec = StageSpec(

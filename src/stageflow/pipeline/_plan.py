@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -15,7 +15,7 @@ from ..schema import StageOutline
 from ..stages import StageKind
 from ._interceptors import Interceptor
 from ._limits import Limit
-from ._spec import Parameter, StageSpec, entry_of, parameters_of, returns_coroutine
+from ._spec import Parameter, StageSpec, entry_of, generator_kind, parameters_of, returns_coroutine
 
 __all__ = ["Ancestry", "GraphOptions", "Node", "Plan", "compile_nodes"]
 
@@ -121,8 +121,13 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
         item_limit: The limit from which each attempt of an item acquires a permit, or None.
         grace: Seconds that a cancelled item has to end.
         parameters: The parameters that are passed by name.
+        generator: "async" or "sync" if `call` is a generator function, which streams its values.
         dependents: Positions of the stages that depend on this one.
+        stream_dependents: Positions of those that read its stream.
+        end_dependents: Positions of those that wait for its end.
         dependency_set: Names of its dependencies.
+        ended: Names of the dependencies that have ended when the stage starts: all but those whose streams it
+            reads.
         route_labels: Route labels of its dependents, for a stage of kind ROUTE.
     """
 
@@ -138,8 +143,12 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
     item_limit: Limit | None
     grace: float
     parameters: tuple[Parameter, ...]
+    generator: Literal["async", "sync"] | None
     dependents: tuple[int, ...]
+    stream_dependents: tuple[int, ...]
+    end_dependents: tuple[int, ...]
     dependency_set: frozenset[str]
+    ended: tuple[str, ...]
     route_labels: tuple[str, ...]
 
 
@@ -148,15 +157,24 @@ def compile_nodes(specs: Sequence[StageSpec], pipeline: str, options: GraphOptio
     places = {spec.name: index for index, spec in enumerate(specs)}
     dependents: list[list[int]] = [[] for _ in specs]
     labels: list[list[str]] = [[] for _ in specs]
+    readers: list[list[int]] = [[] for _ in specs]
     for index, spec in enumerate(specs):
         for name in spec.dependencies:
             before = places[name]
             dependents[before].append(index)
             if spec.route is not None and specs[before].kind is StageKind.ROUTE:
                 labels[before].append(spec.route)
+        for ref in spec.streams:
+            readers[places[ref.name]].append(index)
     return tuple(
         _compile(
-            spec, index, pipeline, options, tuple(dependents[index]), tuple(dict.fromkeys(labels[index]))
+            spec,
+            index,
+            pipeline,
+            options,
+            tuple(dependents[index]),
+            tuple(readers[index]),
+            tuple(dict.fromkeys(labels[index])),
         )
         for index, spec in enumerate(specs)
     )
@@ -168,6 +186,7 @@ def _compile(
     pipeline: str,
     options: GraphOptions,
     dependents: tuple[int, ...],
+    readers: tuple[int, ...],
     route_labels: tuple[str, ...],
 ) -> Node:
     entry = entry_of(spec.runner)
@@ -176,7 +195,8 @@ def _compile(
     call = called if make is None else None
     interceptors = (*options.interceptors, *spec.interceptors)
     parameters = parameters_of(called, entry.context_at) if spec.inputs is None else ()
-    plain = spec.map is None and not returns_coroutine(called)
+    generator = None if spec.map is not None else generator_kind(called)
+    plain = spec.map is None and generator != "async" and not returns_coroutine(called)
     item_limit = None if spec.map is None else spec.map.limit
     return Node(
         **{**asdict(spec), "interceptors": interceptors},
@@ -185,7 +205,7 @@ def _compile(
         make=make,
         call=call,
         direct=spec.takes_context
-        and not (plain or spec.when or make or interceptors or parameters or spec.inputs),
+        and not (plain or generator or spec.when or make or interceptors or parameters or spec.inputs),
         plain=plain,
         first_attempt=1 if spec.when is None else 0,
         gated=bool(spec.dependencies) and (spec.conditional or spec.route is not None or bool(spec.inputs)),
@@ -193,8 +213,12 @@ def _compile(
         item_limit=options.limits[item_limit] if item_limit is not None else None,
         grace=options.grace,
         parameters=parameters,
+        generator=generator,
         dependents=dependents,
+        stream_dependents=readers,
+        end_dependents=tuple(each for each in dependents if each not in readers) if readers else dependents,
         dependency_set=frozenset(spec.dependencies),
+        ended=spec.ended,
         route_labels=route_labels,
     )
 
@@ -217,6 +241,7 @@ class Plan:
             limit.
         grace: Seconds that a cancelled stage has to end.
         limited: True if any stage has a shared limit.
+        has_readers: True if any stage reads a stream.
         outline: The stages for the mark of the start of a run, as JSON.
     """
 
@@ -245,6 +270,7 @@ class Plan:
         self.max_concurrency = max_concurrency
         self.grace = options.grace
         self.limited = any(node.shared_limit is not None for node in self.nodes)
+        self.has_readers = any(node.streams for node in self.nodes)
         self.outline = msgspec.Raw(
             msgspec.json.encode(
                 [

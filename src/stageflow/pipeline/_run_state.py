@@ -22,8 +22,15 @@ The unit of state is an *instance* of a node, numbered from 0. Each instance is 
     cancelling --- attempt_ended() ------------------------------> done
     cancelling --- attempt_withdrawn() --------------------------> done
     cancelling --- grace_over() ---------------------------------> done
+    running ------ the stream that it reads fails ---------------> cancelling
+    running ------ the stream that it reads restarts ------------> cancelling
+    cancelling --- attempt_ended(), the stream restarts ---------> backoff
     backoff ------ retry_due() ----------------------------------> ready
     waiting, ready, queued, backoff --- the run ends ------------> done
+    waiting, ready, queued, backoff --- a dependency fails ------> done
+
+A stage that sends chunks is *streaming* from its first chunk on: the stages that read its stream are ready
+although it is running.
 
 The run itself is *running* until `ending` is set or every instance is done, then *ending* while attempts are
 still running, and *done* once every instance has its terminal result. `done` never changes back.
@@ -31,22 +38,27 @@ still running, and *done* once every instance has its terminal result. `done` ne
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Literal, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from .._interrupts import INTERRUPTS, is_a
 from ..context import PipelineContext, StageContext
-from ..errors import DeadlineExceededError, LimitDeadlockError, StageflowError, describe, with_message
+from ..errors import (
+    LimitDeadlockError,
+    StageflowError,
+    StageTimeoutError,
+    describe,
+    with_message,
+)
 from ..results import PipelineResults
-from ..schema import Outcome
 from ..stages import StageOutput, StageResult, StageStatus, is_missing
 from ._attempt import retried_or_failed, timed_out
+from ._ending import Ending, cancelled_output
 from ._plan import Node, Plan
+from ._reading import Reading
 
 __all__ = [
     "BACKOFF",
@@ -59,7 +71,6 @@ __all__ = [
     "TIMED_OUT",
     "WAITING",
     "Effect",
-    "Ending",
     "RunState",
 ]
 
@@ -81,15 +92,6 @@ Effect = Literal["cancel", "release", "defer", "resume", "retry_due", "grace_ove
 - `resume`: acquire its deferred permit again; a slot of `max_concurrency` is reserved for it.
 - `retry_due`, `grace_over`: call the method of this name after that many seconds.
 """
-
-
-class Ending(Struct, frozen=True):
-    """Why a run ends before all of its stages have. The first cause counts."""
-
-    outcome: Outcome
-    reason: str
-    error: str | None = None
-    exception: BaseException | None = None
 
 
 class RunState:
@@ -114,11 +116,14 @@ class RunState:
         first_failed: The result of the first stage that failed and is not optional.
         interrupt: A `SystemExit` or `KeyboardInterrupt` from a stage, to raise after the record is written.
         done: True once every instance has its terminal result.
+        reading: Which instances read the streams of which others.
     """
 
     __slots__ = (
+        "_cancelling",
         "_deferred",
         "_first_began",
+        "_idle",
         "_limit",
         "_permits",
         "_plan",
@@ -140,6 +145,7 @@ class RunState:
         "pending",
         "phases",
         "pipeline_name",
+        "reading",
         "ready",
         "results",
         "retried",
@@ -179,6 +185,10 @@ class RunState:
         # With `max_concurrency`, an instance that was granted a permit keeps the next free slot for itself.
         self._deferred: dict[int, None] = {}
         self._reserved: dict[int, None] = {}
+        self.reading = Reading(plan.nodes)
+        self._idle: dict[int, None] = {}
+        # Why an attempt is cancelled although the run continues, and whether it is then repeated.
+        self._cancelling: dict[int, tuple[str, bool]] = {}
 
     # ------------------------------------------------------------ events
 
@@ -200,7 +210,7 @@ class RunState:
         if self._limit is not None:
             if self.ready[0] in self._reserved:
                 del self._reserved[self.ready[0]]
-            elif self._full:
+            elif self._full and not self.nodes[self.ready[0]].streams:
                 return -1
         index = self.ready.popleft()
         if self.nodes[index].shared_limit is not None and index not in self._permits:
@@ -218,19 +228,40 @@ class RunState:
         if self._limit is None:
             return ready
         reserved = sum(self.phases[index] == READY for index in self._reserved)
-        return min(ready, self._limit - self.running - len(self._reserved) + reserved)
+        unlimited = sum(bool(self.nodes[index].streams) for index in self.ready)
+        free = self._limit - self._used - len(self._reserved) + reserved
+        return unlimited + max(0, min(ready - unlimited, free))
 
     @property
     def _full(self) -> bool:
         """True if every slot of `max_concurrency` is used or reserved."""
-        return self._limit is not None and self.running + len(self._reserved) >= self._limit
+        return self._limit is not None and self._used + len(self._reserved) >= self._limit
+
+    @property
+    def _used(self) -> int:
+        """The number of running attempts that count towards `max_concurrency`.
+
+        A stage that reads a stream does not count: the stage that sends it may wait for it.
+        """
+        if not self._plan.has_readers:
+            return self.running
+        return sum(
+            phase in _ACTIVE and not node.streams for phase, node in zip(self.phases, self.nodes, strict=True)
+        )
+
+    def _make_ready(self, index: int) -> None:
+        self.phases[index] = READY
+        if self._limit is not None and self.nodes[index].streams:
+            self.ready.appendleft(index)  # those behind it may wait for a slot
+        else:
+            self.ready.append(index)
 
     def permit_granted(self, index: int) -> None:
         """An instance has acquired a permit of its limit."""
         if self.phases[index] != QUEUED or self.ending is not None:
             self._release_permit(index)
             return
-        if self._limit is not None and index not in self._reserved:
+        if self._limit is not None and index not in self._reserved and not self.nodes[index].streams:
             if self._full:
                 # It must not hold a permit that others can use while it waits for a slot.
                 self._deferred[index] = None
@@ -302,13 +333,15 @@ class RunState:
             if cancelled_externally and phase != TIMED_OUT:
                 self.phases[index] = CANCELLING
                 why = with_message("a task of the run was cancelled externally", raised)
-                self._end(_cancelled(why), ended)
+                self._end(Ending.cancelled(why), ended)
             output = self._outcome(index, ctx.attempt, output, raised, began, ended, phase)
+        is_cancelled = phase == CANCELLING and self._cancelling.pop(index, None) is not None
         if not ctx.attempt:
             began = ended
         if node.route_labels:
             self._routes[index] = output.routes or ()
-        self._apply_result(index, self._result(index, ctx, output, ctx.attempt, began, ended), ended)
+        result = self._result(index, ctx, output, ctx.attempt, began, ended)
+        self._apply_result(index, result, ended, is_cancelled=is_cancelled)
 
     def attempt_withdrawn(self, index: int, at: int) -> None:
         """The run ended before an attempt could start: it waited for a thread."""
@@ -349,9 +382,14 @@ class RunState:
             self._routes[index] = ()
         self._apply_result(index, self._result(index, None, output, attempt, began, ended), ended)
 
-    def attempt_timed_out(self, index: int) -> None:
-        """The timeout of a running attempt has passed: it is cancelled, and has a grace period to end."""
+    def attempt_timed_out(self, index: int, *, is_idle: bool = False) -> None:
+        """The timeout of a running attempt has passed: it is cancelled, and has a grace period to end.
+
+        `is_idle` is True for the `idle_timeout`.
+        """
         if self.phases[index] == RUNNING:
+            if is_idle:
+                self._idle[index] = None
             self.phases[index] = TIMED_OUT
             self.effects.append(("cancel", index, 0))
             self.effects.append(("grace_over", index, self._plan.grace))
@@ -359,10 +397,18 @@ class RunState:
 
     def cancellation_reason(self, index: int) -> str:
         """Return why the attempt of an instance is being cancelled."""
+        if index in self._cancelling:
+            return self._cancelling[index][0]
         if self.phases[index] == TIMED_OUT:
-            node = self.nodes[index]
-            return f"stage {node.name!r} exceeded its timeout of {node.timeout or 0:g} s"
+            node, is_idle = self.nodes[index], index in self._idle
+            option, timeout = ("idle_timeout", node.idle_timeout) if is_idle else ("timeout", node.timeout)
+            return f"stage {node.name!r} exceeded its {option} of {timeout or 0:g} s"
         return self.ending.reason if self.ending else "the run ended"
+
+    def _timeout_error(self, index: int, raised: BaseException | None) -> StageTimeoutError:
+        node, is_idle = self.nodes[index], self._idle.pop(index, False) is None
+        timeout = node.idle_timeout if is_idle else node.timeout
+        return timed_out(node, timeout, self.run_id, raised, is_idle=is_idle)
 
     def grace_over(self, index: int, ctx: StageContext, began: int, at: int, *, waited: bool = True) -> None:
         """A cancelled attempt did not end within the grace period: the run continues without it.
@@ -372,19 +418,22 @@ class RunState:
         phase = self.phases[index]
         if phase not in (TIMED_OUT, CANCELLING):
             return
+        is_cancelled = index in self._cancelling
         within = f"it did not end within {self._plan.grace:g} s and" if waited else "it"
         abandoned = f"{within} was left running"
         if phase == TIMED_OUT:
-            late = timed_out(self.nodes[index], self.nodes[index].timeout, self.run_id, None)
+            late = self._timeout_error(index, None)
             output = StageOutput(FAIL, {}, describe(late), late, abandoned)
         else:
             why = self.cancellation_reason(index)
             output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {abandoned}")
+            if self.ending is None and is_cancelled and self._cancelling[index][1]:
+                output = StageOutput(RETRY, {}, reason=f"{why}; {abandoned}", after=0)
+            self._cancelling.pop(index, None)
         if self.nodes[index].route_labels:
             self._routes[index] = ()
-        self._apply_result(
-            index, self._result(index, ctx, output, ctx.attempt, began, at, abandoned=True), at
-        )
+        result = self._result(index, ctx, output, ctx.attempt, began, at, abandoned=True)
+        self._apply_result(index, result, at, is_cancelled=is_cancelled)
 
     def run_grace_over(self, at: int) -> None:
         """The grace period of the run is over: it ends, even if attempts are still running."""
@@ -395,21 +444,30 @@ class RunState:
     def retry_due(self, index: int) -> None:
         """The wait before the next attempt of an instance is over."""
         if self.phases[index] == BACKOFF:
-            self.phases[index] = READY
-            self.ready.append(index)
+            self._make_ready(index)
+
+    # ------------------------------------------------------------ events of streams
+
+    def stream_started(self, index: int, at: int) -> None:
+        """An instance sent its first chunk: the stages that read its stream are ready."""
+        if self.ending is None and self.reading.start(index):
+            self._release(self.nodes[index].stream_dependents, at)
+
+    def _cancel_attempt(self, index: int, reason: str, *, repeat: bool) -> None:
+        """Cancel a running attempt, although the run continues."""
+        self.phases[index] = CANCELLING
+        self._cancelling[index] = reason, repeat
+        self.effects.append(("cancel", index, 0))
+        self.effects.append(("grace_over", index, self._plan.grace))
+        self.pending = True
 
     def cancelled(self, reason: str, at: int) -> None:
         """The run was cancelled externally."""
-        self._end(_cancelled(reason), at)
+        self._end(Ending.cancelled(reason), at)
 
     def deadline_passed(self, deadline: float, at: int) -> None:
         """The run exceeded its deadline, in seconds."""
-        error = DeadlineExceededError(
-            f"the run exceeded its deadline of {deadline:g} s",
-            pipeline=self.pipeline_name,
-            run_id=self.run_id,
-        )
-        self._end(Ending("timeout", error.message, f"DeadlineExceededError: {error.message}", error), at)
+        self._end(Ending.deadline_exceeded(deadline, self.pipeline_name, self.run_id), at)
 
     def interrupted(self, result: StageResult, interrupt: BaseException, at: int) -> None:
         """A `KeyboardInterrupt` or `SystemExit` occurred while emitting a result: the run fails there."""
@@ -448,12 +506,19 @@ class RunState:
             except BaseException as error:  # a subclass may refuse new attributes
                 INTERRUPTS.postpone(error)
         if phase == TIMED_OUT:
-            raised = timed_out(node, node.timeout, self.run_id, raised)
+            raised = self._timeout_error(index, raised)
             output = StageOutput(FAIL, {}, describe(raised), raised)
         if self.ending is not None:
-            return output if phase == TIMED_OUT else _cancelled_output(output, raised, self.ending.reason)
+            return output if phase == TIMED_OUT else cancelled_output(output, raised, self.ending.reason)
+        if index in self._cancelling:
+            reason, repeat = self._cancelling[index]
+            if not repeat:
+                return cancelled_output(output, raised, reason)
+            return output if raised is None else StageOutput(RETRY, {}, reason=reason, after=0)
         if attempt and (raised is not None or output.status is RETRY):
             since = ended - self._first_began.get(index, began)
+            if (why := self.reading.why_not_repeatable(index)) is not None:
+                return StageOutput(FAIL, {}, output.error, output.exception, why)
             return retried_or_failed(output, node.retry, attempt, raised, since / 1e9)
         return output
 
@@ -496,10 +561,14 @@ class RunState:
             ctx._items.summary() if ctx and ctx._items else None,
             tuple(ctx._child_runs.values()) if ctx and ctx._child_runs else (),
             ctx._child_runs_total if ctx else 0,
+            ctx._stream.summary(began) if ctx and ctx._stream else None,
         )
 
-    def _apply_result(self, index: int, result: StageResult, at: int) -> None:
-        """Apply the result of an attempt, and start or end the stages that depend on it."""
+    def _apply_result(self, index: int, result: StageResult, at: int, *, is_cancelled: bool = False) -> None:
+        """Apply the result of an attempt, and start or end the stages that depend on it.
+
+        `is_cancelled` is True if the attempt was cancelled although the run continues.
+        """
         if self._permits and index in self._permits:
             self._release_permit(index)
         status = result.status
@@ -512,6 +581,9 @@ class RunState:
             self.pending = True
             self.phases[index] = BACKOFF
             self.running -= 1
+            for reader, why, repeat in self.reading.restart(index):
+                if self.phases[reader] == RUNNING:
+                    self._cancel_attempt(reader, why, repeat=repeat)
             if self._deferred:
                 self._resume_deferred()
             return
@@ -526,6 +598,10 @@ class RunState:
         elif status is OK or status is SKIP or (status is FAIL and result.optional):
             if self.nodes[index].dependents:
                 self._release_dependents(index, at)
+                if status is FAIL and self.reading.has_started(index):
+                    self._cancel_readers(index)
+        elif status is CANCEL and is_cancelled:
+            self._cancel_downstream(index, at)
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {result.name!r}: {result.reason}"), at)
         elif self._plan.fail_fast:
@@ -551,11 +627,16 @@ class RunState:
     # ------------------------------------------------------------ dependents
 
     def _release_dependents(self, index: int, at: int) -> None:
-        """Make dependents ready whose last dependency has ended; skip those that their dependencies skip."""
+        """Make the dependents of a stage that has ended ready, except those that read its stream already."""
+        node = self.nodes[index]
+        self._release(node.end_dependents if self.reading.has_started(index) else node.dependents, at)
+
+    def _release(self, dependents: tuple[int, ...], at: int) -> None:
+        """Make stages ready if this was their last dependency; skip those that their dependencies skip."""
         nodes, waiting, phases = self.nodes, self._waiting, self.phases
         skipped: list[int] = []
         while True:
-            for after in nodes[index].dependents:
+            for after in dependents:
                 waiting[after] -= 1
                 if waiting[after] or phases[after] == DONE:
                     continue
@@ -563,12 +644,14 @@ class RunState:
                 if nodes[after].gated and (reason := self._skip_reason(nodes[after])) is not None:
                     self._store_unstarted(after, SKIP, reason, at)
                     skipped.append(after)
-                else:
+                elif self._limit is None:
                     phases[after] = READY
                     self.ready.append(after)
+                else:
+                    self._make_ready(after)
             if not skipped:
                 return
-            index = skipped.pop()
+            dependents = nodes[skipped.pop()].dependents
 
     def _skip_reason(self, node: Node) -> str | None:
         """Return why its dependencies skip a stage, or None if they do not."""
@@ -580,7 +663,7 @@ class RunState:
                 return f"route {node.route!r} was not chosen: {chosen}"
         if node.conditional:
             results = [self.results[index[name]] for name in node.dependencies]
-            if all(result is None or result.status in (SKIP, FAIL) for result in results):
+            if all(result is not None and result.status in (SKIP, FAIL) for result in results):
                 return "every one of its dependencies was skipped"
         for ref in node.inputs or ():
             result = self.results[index[ref.name]]
@@ -600,21 +683,45 @@ class RunState:
         return f"{name!r} chose {chosen or 'no route'}"
 
     def _cancel_downstream(self, index: int, at: int) -> None:
-        """Cancel all instances that can no longer start because this instance failed."""
-        reason = f"it depends on {self.nodes[index].name!r}, which failed"
+        """Cancel all instances that can no longer start because this instance failed or was cancelled.
+
+        Those that read its stream may have started.
+        """
+        result = self.results[index]
+        ended = "failed" if result is None or result.status is FAIL else "was cancelled"
+        reason = f"it depends on {self.nodes[index].name!r}, which {ended}"
         following = [index]
+        self._cancel_readers(index)
         while following:
             for after in self.nodes[following.pop()].dependents:
-                if self.phases[after] != DONE:
-                    self._ready_at[after] = at
-                    self._store_unstarted(after, CANCEL, reason, at)
+                if self.phases[after] in (WAITING, READY, QUEUED, BACKOFF):
+                    self._forget(after)
+                    self._store_never_ended(after, reason, at)
                     following.append(after)
+
+    def _cancel_readers(self, index: int) -> None:
+        """Cancel the running stages that are reading the stream of an instance that failed."""
+        for reader in self.reading.unread(index):
+            if self.phases[reader] == RUNNING:
+                name = self.nodes[index].name
+                self._cancel_attempt(reader, f"the stream of {name!r} was incomplete", repeat=False)
+
+    def _forget(self, index: int) -> None:
+        """Remove an instance from every queue."""
+        if self.phases[index] == READY:
+            self.ready.remove(index)
+        if index in self.acquires:
+            self.acquires.remove(index)
+        self._deferred.pop(index, None)
+        self._reserved.pop(index, None)
+        if index in self._permits:
+            self._release_permit(index)
 
     # ------------------------------------------------------------ the end of the run
 
     def _fail(self, result: StageResult, at: int) -> None:
         self.first_failed = self.first_failed or result
-        self._end(_failed_at(result), at)
+        self._end(Ending.failed_at(result), at)
 
     def _end(self, ending: Ending, at: int) -> None:
         """End the run: start no more attempts, cancel running attempts, and finish when all have ended."""
@@ -649,17 +756,22 @@ class RunState:
         for index, result in enumerate(self.results):
             if result is not None:
                 continue
-            last = self.retried.get(index)
-            if last is None:
-                self._ready_at[index] = at
-                self._store_unstarted(index, CANCEL, f"never started: {why}", at)
-                continue
-            # It was waiting for its next attempt: its times are those of its last attempt.
-            output = StageOutput(CANCEL, {}, last.error, last.exception, f"not tried again: {why}")
-            began, ended = last.started_ns - self.origin, last.ended_ns - self.origin
-            final = self._result(index, None, output, last.attempts, began, ended)
-            # Count the attempt that never started, so that the terminal event has a unique id.
-            self._store(index, replace(final, attempt=last.attempts + 1))
+            tried = "never started" if index not in self.retried else "not tried again"
+            self._store_never_ended(index, f"{tried}: {why}", at)
+
+    def _store_never_ended(self, index: int, reason: str, at: int) -> None:
+        """Cancel an instance that has not started, or that waits for its next attempt."""
+        last = self.retried.get(index)
+        if last is None:
+            self._ready_at[index] = at
+            self._store_unstarted(index, CANCEL, reason, at)
+            return
+        # Its times are those of its last attempt.
+        output = StageOutput(CANCEL, {}, last.error, last.exception, reason)
+        began, ended = last.started_ns - self.origin, last.ended_ns - self.origin
+        final = self._result(index, None, output, last.attempts, began, ended)
+        # Count the attempt that never started, so that the terminal event has a unique id.
+        self._store(index, replace(final, attempt=last.attempts + 1))
 
     def _release_permit(self, index: int) -> None:
         self._permits.pop(index, None)
@@ -671,7 +783,7 @@ class RunState:
         ending, failed = self.ending, self.first_failed
         if failed is not None and (ending is None or ending.outcome == "stopped"):
             # It failed before the run stopped; the run continued for the stages that do not depend on it.
-            ending = _failed_at(failed)
+            ending = Ending.failed_at(failed)
         results = [result for result in self.results if result is not None]
         if ending is None:
             degraded = any(result.status is FAIL for result in results)
@@ -688,40 +800,3 @@ class RunState:
             started_ns=began + self.origin,
             ended_ns=self.ended_at + self.origin,
         )
-
-    # ------------------------------------------------------------ data for stages; see `context.Upstream`
-
-    def ancestor(self, reader: int, stage: str) -> StageResult | None:
-        plan = self._plan
-        index = plan.index.get(stage)
-        if index is None:
-            return None
-        if stage in self.nodes[reader].dependency_set or plan.ancestry.contains(reader, index):
-            return self.results[index]
-        return None
-
-    def ancestors(self, reader: int) -> Collection[str]:
-        return self._plan.ancestry.names(reader)
-
-
-def _cancelled(reason: str) -> Ending:
-    return Ending("cancelled", reason, reason)
-
-
-def _failed_at(result: StageResult) -> Ending:
-    text = f"stage {result.name!r} failed: {result.error}"
-    return Ending("failed", f"stage {result.name!r} failed", text, result.exception)
-
-
-def _cancelled_output(output: StageOutput, raised: BaseException | None, why: str) -> StageOutput:
-    """Return the outcome of an attempt that was cancelled because the run ended.
-
-    A value that it still returned is used. An exception that it raised results from the cancellation: the
-    output keeps it, but the stage does not count as failed.
-    """
-    if raised is None and output.status is not RETRY:
-        return output
-    exception = None if is_a(raised, CancelledError) else raised
-    with INTERRUPTS:
-        error = describe(exception) if exception is not None else None
-    return StageOutput(CANCEL, {}, error=error, exception=exception, reason=f"cancelled: {why}")

@@ -41,6 +41,8 @@ from ._limits import THREADS, Permit, ThreadPermit, innermost_permit, thread_per
 from ._output import output_of
 from ._plan import Node, Plan
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, Effect, RunState
+from ._streams import Streams
+from ._upstream import UpstreamOfRun
 
 __all__ = ["Scheduler"]
 
@@ -105,6 +107,8 @@ class Scheduler:
         self.variables = copy_context()
         self.variables.run(deliver_on, self.loop)
         self.state = RunState(plan, self.run_id, self.began, origin)
+        self.streams = Streams(self, plan, self.state)
+        self.upstream = UpstreamOfRun(plan, self.state, self.streams)
         self.attempts: dict[int, Attempt] = {}
         self.scopes: dict[int, StageScope] = {}
         self.results: PipelineResults | None = None
@@ -114,6 +118,7 @@ class Scheduler:
         self._dispatching = False
         self._yielding = 0
         self._retries: dict[int, asyncio.TimerHandle] = {}
+        self._idle: dict[int, asyncio.TimerHandle] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._held: dict[int, Permit] = {}
         self._requests: dict[int, Permit] = {}
@@ -295,6 +300,7 @@ class Scheduler:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         state, now, base = self.state, self.now, self.variables
         context, recorder, nodes = self.context, self.recorder, self.state.nodes
+        upstream = self.upstream
         ready, emits = state.ready, state.emits
         completed = 0
         # With `partial`: since Python 3.14, the position of a call in the code determines whether passing a
@@ -317,7 +323,9 @@ class Scheduler:
                     break  # the run has ended
                 strong, weak = strong_references(), weak_references()
             number = state.attempt_number(index) if state.retried else node.first_attempt
-            ctx = StageContext(context, node.name, node.kind, number, index, state, recorder)
+            ctx = StageContext(context, node.name, node.kind, number, index, upstream, recorder)
+            if node.generator is not None or node.idle_timeout is not None:
+                ctx._stream = self.streams.open(ctx)
             variables = base.copy() if number <= 1 else self._variables_of(index).copy()
             if node.shared_limit is not None:
                 variables.run(innermost_permit.set, self._held[index])
@@ -337,6 +345,8 @@ class Scheduler:
                 try:
                     if node.timeout is not None:
                         self._start_timeout(attempt, node.timeout)
+                    if node.idle_timeout is not None:
+                        self._start_idle_timeout(attempt, node.idle_timeout)
                     value = await drive(steps, attempt.step, waits_for, attempt.gives_up)
                 except GeneratorExit:
                     raise
@@ -348,6 +358,8 @@ class Scheduler:
                     return  # its result has already been recorded
                 del self.attempts[index]
                 attempt.stop_timer()
+                if index in self._idle:
+                    self._idle.pop(index).cancel()
             ended = now()
             if node.plain:
                 self._release_unused_thread(index)
@@ -358,7 +370,7 @@ class Scheduler:
                     output = failure(raised)
                 else:
                     try:
-                        output = output_of(value, node)
+                        output = output_of(value, node, ctx)
                     except BaseException as error:  # the class of the value may override any method
                         INTERRUPTS.postpone(error)
                         raised, output = error if is_a(error, Exception) else None, failure(error)
@@ -443,6 +455,8 @@ class Scheduler:
         if recorder.stages:
             for result in emits:
                 recorder.stage_ended(result)
+        if self.streams.are_used:
+            self.streams.results(emits)
         interrupt = recorder.interrupt if INTERRUPTS.interrupt is None else INTERRUPTS.take()
         last = emits[-1]
         emits.clear()
@@ -475,6 +489,8 @@ class Scheduler:
             if (attempt := self.attempts.get(index)) is not None:
                 timed_out = state.phases[index] == TIMED_OUT
                 attempt.cancel(state.cancellation_reason(index), timed_out=timed_out)
+                if state.nodes[index].plain:
+                    self.streams.interrupt(index)
             elif (request := self._thread_requests.pop(index, None)) is not None:
                 self._withdraw(request)
                 state.attempt_withdrawn(index, self.now())
@@ -511,6 +527,8 @@ class Scheduler:
             permit.limit.release(permit)  # none is left, unless the engine has failed
         self._held.clear()
         self.results = self.state.conclude(self.context, self.began)
+        self.streams.close()
+        self.upstream.streams = None
         try:
             self.recorder.run_ended(self.results)
         finally:
@@ -554,6 +572,8 @@ class Scheduler:
             if index in (known, -1):
                 del self.attempts[known]
                 attempt.stop_timer()
+                if known in self._idle:
+                    self._idle.pop(known).cancel()
                 attempt.abandon()
                 scope = self.scopes.get(known)
                 if scope is not None and scope.returned is not None:
@@ -566,6 +586,29 @@ class Scheduler:
         if index < 0:
             self.state.run_grace_over(self.now())
         self._apply()
+
+    # ------------------------------------------------------------ streams
+
+    @_ends_run
+    def stream_started(self, index: int) -> None:
+        """See `_streams.Owner`."""
+        self.state.stream_started(index, self.now())
+        self._apply()
+
+    def _start_idle_timeout(self, attempt: Attempt, seconds: float) -> None:
+        self._idle[attempt.index] = self.loop.call_later(seconds, self._check_idle, attempt, seconds)
+
+    @_ends_run
+    def _check_idle(self, attempt: Attempt, seconds: float) -> None:
+        """Cancel an attempt that has sent no chunk for `seconds` seconds, unless it waits for a reader."""
+        del self._idle[attempt.index]
+        stream = self.streams.of(attempt.index)
+        left = seconds if stream.is_blocked else seconds - (self.now() - stream.last_ns) / 1e9
+        if left > 0:
+            self._idle[attempt.index] = self.loop.call_later(left, self._check_idle, attempt, seconds)
+        else:
+            self.state.attempt_timed_out(attempt.index, is_idle=True)
+            self._apply()
 
     # ------------------------------------------------------------ permits
 
@@ -617,7 +660,9 @@ class Scheduler:
     async def _acquire_thread(self, index: int) -> bool:
         """Acquire a permit for a thread; return False if the run has ended before it was granted."""
         permit = ThreadPermit(self.loop)
-        if (granted := THREADS.acquire(permit)) is not None:
+        if self.state.nodes[index].streams:
+            THREADS.exceed(permit)  # the stages whose streams it reads may wait for it, in threads
+        elif (granted := THREADS.acquire(permit)) is not None:
             self._thread_requests[index] = permit
             try:
                 await granted

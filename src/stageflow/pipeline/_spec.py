@@ -11,9 +11,9 @@ from typing import Any, Literal, TypedDict
 from msgspec import Struct
 
 from ..context import StageContext
-from ..errors import InvalidArgumentError, MissingInputError, did_you_mean
+from ..errors import InvalidArgumentError, MissingInputError, did_you_mean, invalid_argument
 from ..retry import Retry
-from ..stages import StageKind, StageRef
+from ..stages import ChunksRef, StageKind, StageRef
 from ._interceptors import Interceptor
 
 __all__ = [
@@ -31,11 +31,13 @@ __all__ = [
     "as_tuple",
     "class_of",
     "entry_of",
+    "generator_kind",
     "has_attribute",
     "map_options",
     "options_of",
     "parameters_of",
     "returns_coroutine",
+    "streams_of",
     "takes_context",
 ]
 
@@ -97,6 +99,17 @@ def returns_coroutine(called: Any) -> bool:
     return inspect.iscoroutinefunction(called) or (
         not inspect.isroutine(called) and inspect.iscoroutinefunction(getattr(called, "__call__", None))  # noqa: B004
     )
+
+
+def generator_kind(called: Any) -> Literal["async", "sync"] | None:
+    """Return whether a callable is a generator function, asynchronous or synchronous, or neither."""
+    while isinstance(called, functools.partial):
+        called = called.func
+    if not inspect.isroutine(called):
+        called = getattr(type(called), "__call__", called)  # noqa: B004 - the function itself
+    if inspect.isasyncgenfunction(called):
+        return "async"
+    return "sync" if inspect.isgeneratorfunction(called) else None
 
 
 def parameters_of(called: Any, context_at: int = 0) -> tuple[Parameter, ...]:
@@ -207,6 +220,9 @@ class StageOptions(TypedDict, total=False):
     retry: Retry | None
     limit: str | None
     interceptors: Iterable[Interceptor] | None
+    streams: Iterable[str | StageRef[Any]] | None
+    idle_timeout: float | None
+    restart: bool | None
 
 
 class CollectOptions(TypedDict, total=False):
@@ -247,6 +263,7 @@ class MapSpec(Struct, frozen=True):
 
 
 _DEFAULT = MapSpec()
+_BUFFER = ChunksRef[Any]("").buffer
 
 
 class ChildSpec(Struct, frozen=True):
@@ -294,6 +311,18 @@ class StageSpec(Struct, frozen=True, eq=False):
     """How to map over the first input; `timeout`, `retry` and `limit` of the spec are those of the stage."""
     child: ChildSpec | None = None
     """How to run the pipeline or graph that is the runner."""
+    streams: tuple[ChunksRef[Any], ...] = ()
+    """The streams that the stage reads; `dependencies` includes these stages."""
+    idle_timeout: float | None = None
+    restart: bool = False
+
+    @property
+    def ended(self) -> tuple[str, ...]:
+        """The dependencies that have ended when the stage starts: all but those whose streams it reads."""
+        if not self.streams:
+            return self.dependencies
+        read = {ref.name for ref in self.streams}
+        return tuple(name for name in self.dependencies if name not in read)
 
     def record(self) -> dict[str, Any]:
         """Return the description as plain values, for rendering."""
@@ -304,6 +333,13 @@ class StageSpec(Struct, frozen=True, eq=False):
             "conditional": "" if self.conditional else None,
             "optional": "" if self.optional else None,
             **self._limits_as_text(),
+            "streams": ",".join(
+                ref.name if ref.buffer == _BUFFER else f"{ref.name}(buffer={ref.buffer})"
+                for ref in self.streams
+            )
+            or None,
+            "idle_timeout": None if self.idle_timeout is None else f"{self.idle_timeout:g}s",
+            "restart": "" if self.restart else None,
             "interceptors": ",".join(
                 getattr(interceptor, "__name__", None) or type(interceptor).__name__
                 for interceptor in self.interceptors
@@ -314,6 +350,7 @@ class StageSpec(Struct, frozen=True, eq=False):
             "name": self.name,
             "kind": str(self.kind),
             "dependencies": self.dependencies,
+            "streams": tuple(ref.name for ref in self.streams),
             "policies": {name: text for name, text in policies.items() if text is not None},
         }
 
@@ -365,6 +402,25 @@ def as_tuple(given: Any) -> tuple[Any, ...]:
     if given is None:
         return ()
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+
+
+def streams_of(given: Any) -> tuple[ChunksRef[Any], ...]:
+    """Return the option `streams` as references.
+
+    Raises:
+        InvalidArgumentError: An item is neither a name nor a reference.
+    """
+    refs = []
+    for each in as_tuple(given):
+        if isinstance(each, ChunksRef):
+            refs.append(each)
+        elif isinstance(each, (str, StageRef)):
+            refs.append(ChunksRef[Any](each if isinstance(each, str) else each.name))
+        else:
+            raise invalid_argument(
+                "with_stage()", "streams", each, "names of stages", hint='write streams=("write",)'
+            )
+    return tuple(refs)
 
 
 def options_of(given: Mapping[str, Any], where: str, *, items: bool = False) -> dict[str, Any]:

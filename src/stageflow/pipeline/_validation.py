@@ -57,7 +57,7 @@ def problems_of(name: Any, specs: Sequence[StageSpec], options: GraphOptions) ->
         if len(shown) > _MAX_CYCLE_SHOWN:
             shown[6:-5] = [f"… {len(shown) - 11} more …"]
         problems.append(f"dependency cycle: {' -> '.join(shown)}; remove one of these edges")
-    return problems or annotation_problems(specs)
+    return problems or _deadlock_problems(specs) or annotation_problems(specs)
 
 
 def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list[str]:
@@ -80,9 +80,16 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         elif dependency not in names:
             near = did_you_mean(dependency, sorted(names - {spec.name}))
             problems.append(f"{stage}: unknown dependency {dependency!r}{near}")
+    streamed = {ref.name for ref in spec.streams}
     for dependency, count in Counter(dependencies).items():
-        if count > 1:
+        if count > 1 and dependency in streamed:
+            problems.append(
+                f"{stage}: it reads the stream of {dependency!r}, and also waits for its end;"
+                " remove one of them"
+            )
+        elif count > 1:
             problems.append(f"{stage}: it lists the dependency {dependency!r} {count} times")
+    problems += [f"{stage}: {each}" for each in _stream_problems(spec)]
     if spec.child is not None:
         problems += [f"{stage}: {each}" for each in _child_problems(spec, spec.child)]
     elif (runner_problem := _runner_problem(spec)) is not None:
@@ -104,6 +111,89 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     if spec.route is not None and not routers.intersection(dependencies):
         problems.append(f"{stage}: route={spec.route!r}, but none of its dependencies has kind ROUTE")
     return problems
+
+
+def _stream_problems(spec: StageSpec) -> list[str]:
+    problems = []
+    idle = spec.idle_timeout
+    if idle is not None and not (_is_number(idle) and 0 < idle < math.inf):
+        problems.append(f"idle_timeout must be more than 0 seconds, got {idle!r}")
+    if spec.restart and spec.retry is None:
+        problems.append("restart=True has no effect without a retry policy; add retry=Retry(...)")
+    for ref in spec.streams:
+        buffer: Any = ref.buffer
+        if buffer != "collect" and (not isinstance(buffer, int) or isinstance(buffer, bool) or buffer < 1):
+            problems.append(
+                f'the buffer of the stream of {ref.name!r} must be a positive integer or "collect",'
+                f" got {buffer!r}"
+            )
+    if spec.map is not None and spec.streams:
+        problems.append("a mapped stage cannot read a stream; use a stage that is a generator function")
+    if spec.child is not None and (spec.streams or spec.restart or idle is not None):
+        problems.append("a stage that runs a pipeline has no stream: remove its options for streams")
+    return problems
+
+
+def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
+    """Return one sentence per stream whose reader may wait for a stage that needs the stream.
+
+    Until then, the buffer of the reader is full, so that the stream does not continue.
+    """
+    by_name = {spec.name: spec for spec in specs}
+    problems = []
+    for spec in specs:
+        for ref in spec.streams:
+            if ref.buffer == "collect":
+                continue
+            for before in spec.dependencies:
+                path = None if before == ref.name else _path(by_name, ref.name, before)
+                if path is not None:
+                    problems.append(
+                        f"stage {spec.name!r}: it reads the stream of {ref.name!r}, and also waits for"
+                        f" {before!r}, which needs that stream, so that both may wait forever:"
+                        f" {' -> '.join(map(repr, [*path, spec.name]))};"
+                        f' write StreamRef({ref.name!r}).chunks(buffer="collect") to buffer it'
+                    )
+                    break
+        limit = spec.limit
+        if limit is not None:
+            senders = [before for before in _senders(by_name, spec) if by_name[before].limit == limit]
+            problems += [
+                f"stage {spec.name!r}: it reads the stream of {before!r}, which holds a permit of the same"
+                f" limit {limit!r} and may wait for it; use two limits"
+                for before in senders
+            ]
+    return problems
+
+
+def _senders(by_name: dict[str, StageSpec], spec: StageSpec) -> list[str]:
+    """Return the stages that may wait for a stage to read: those whose streams it reads, and so on."""
+    found: dict[str, None] = {}
+    following = [spec]
+    while following:
+        for ref in following.pop().streams:
+            if ref.buffer != "collect" and ref.name not in found:
+                found[ref.name] = None
+                following.append(by_name[ref.name])
+    return list(found)
+
+
+def _path(by_name: dict[str, StageSpec], first: str, last: str) -> list[str] | None:
+    """Return a path of dependencies from one stage to another, or None."""
+    previous: dict[str, str | None] = {last: None}
+    following = [last]
+    while following:
+        name = following.pop()
+        if name == first:
+            path = [name]
+            while (after := previous[path[-1]]) is not None:
+                path.append(after)
+            return path
+        for before in by_name[name].dependencies:
+            if before not in previous:
+                previous[before] = name
+                following.append(before)
+    return None
 
 
 def _policy_problems(name: str, timeout: Any, retry: Any) -> list[str]:
@@ -228,7 +318,7 @@ def _inputs_problem(entry: Entry, spec: StageSpec) -> str | None:
         return f"{_name_of(called)} cannot be called with {context}{count} ({given}): {error}"
     except ValueError:  # Python cannot determine the signature
         pass
-    return _generator_problem(called)
+    return None
 
 
 def _named_parameters(runner: Any) -> tuple[Parameter, ...]:
@@ -263,12 +353,6 @@ def _call_problem(entry: Entry) -> str | None:
         )
     except ValueError:  # Python cannot determine the signature
         pass
-    return _generator_problem(called)
-
-
-def _generator_problem(called: Any) -> str | None:
-    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
-        return f"{_name_of(called)} is a generator function; a stage must return a single value"
     return None
 
 

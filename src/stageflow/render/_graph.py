@@ -16,7 +16,9 @@ _DOT_SHAPES = {"route": "diamond", "guard": "parallelogram", "agent": "component
 
 
 def graph_as_mermaid(stages: Sequence[Record]) -> str:
-    """Return a Mermaid flowchart. The shape shows the kind; edges to stages that can be skipped are dashed.
+    """Return a Mermaid flowchart.
+
+    The shape shows the kind. Edges to stages that can be skipped are dashed, and those of streams are bold.
 
     Example:
         >>> print(graph_as_mermaid([{"name": "a", "kind": "work", "dependencies": (), "policies": {}}]))
@@ -34,6 +36,8 @@ def graph_as_mermaid(stages: Sequence[Record]) -> str:
         for dependency in stage["dependencies"]:
             route = stage["policies"].get("route") if dependency in routers else None
             arrow = "-.->" if _can_be_skipped(stage) else "-->"
+            if dependency in stage.get("streams", ()):
+                arrow = "==>"
             label = f"|{_escaped(route)}|" if route else ""
             source = number.get(dependency, _escaped(dependency))
             lines.append(f"    {source} {arrow}{label} {number[stage['name']]}")
@@ -67,6 +71,8 @@ def graph_as_dot(stages: Sequence[Record], name: str = "pipeline") -> str:
         for dependency in stage["dependencies"]:
             route = stage["policies"].get("route") if dependency in routers else None
             style = ["style=dashed"] if _can_be_skipped(stage) else []
+            if dependency in stage.get("streams", ()):
+                style = ["style=bold"]
             style += [f"label={_quoted(route)}"] if route else []
             tail = f" [{', '.join(style)}]" if style else ""
             lines.append(f"    {_quoted(dependency)} -> {_quoted(stage['name'])}{tail};")

@@ -1,0 +1,76 @@
+"""Runs a generator function as a stage: each value that it yields is a chunk of the stage's stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
+
+from ..context import StageContext
+from ..errors import StageOutputError
+from ..stages import StageOutput
+from ._streams import StageStream, run_from_thread
+
+__all__ = ["run_generator", "run_generator_in_thread"]
+
+
+async def run_generator(
+    call: Callable[[StageContext], AsyncGenerator[Any, None]], stream: StageStream, ctx: StageContext
+) -> StageOutput:
+    """Send the values of an asynchronous generator; return the output that it yields last, or the chunks.
+
+    Raises:
+        StageOutputError: The generator yielded a value after a `StageOutput`.
+    """
+    output: StageOutput | None = None
+    values = call(ctx)
+    try:
+        async for value in values:
+            if output is not None:
+                raise _yielded_after_output(ctx)
+            if isinstance(value, StageOutput):
+                output = value
+                continue
+            if stream.full:
+                await stream.wait_for_room(ctx)
+            stream.add(value)
+    finally:
+        await values.aclose()
+    return stream.collected() if output is None else output
+
+
+def run_generator_in_thread(
+    call: Callable[[StageContext], Generator[Any, None, Any]],
+    stream: StageStream,
+    loop: asyncio.AbstractEventLoop,
+    ctx: StageContext,
+) -> StageOutput | None:
+    """Send the values of a synchronous generator, from its thread; return the output that it yields last.
+
+    Raises:
+        StageOutputError: The generator yielded a value after a `StageOutput`.
+        asyncio.CancelledError: The attempt was cancelled.
+    """
+    output: StageOutput | None = None
+    values = call(ctx)
+    try:
+        for value in values:
+            if output is not None:
+                raise _yielded_after_output(ctx)
+            if isinstance(value, StageOutput):
+                output = value
+                continue
+            run_from_thread(stream.send(ctx, value), loop)
+            if ctx.cancelled:
+                raise asyncio.CancelledError
+    finally:
+        values.close()
+    return output
+
+
+def _yielded_after_output(ctx: StageContext) -> StageOutputError:
+    return StageOutputError(
+        "the generator yielded a value after a StageOutput",
+        stage=ctx.stage,
+        hint="yield the StageOutput last: it is the output of the stage",
+    )

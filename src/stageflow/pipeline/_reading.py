@@ -1,0 +1,82 @@
+"""Which stages of a run read the streams of which others; part of the state machine of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ._plan import Node
+
+__all__ = ["Reading"]
+
+
+class Reading:
+    """The streams of one run, as far as they affect which stages start, restart and end.
+
+    Stages are numbers; the reader -1 is outside the run.
+    """
+
+    __slots__ = ("_consumed", "_detached", "_nodes", "_started")
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        # Dicts with the value None, not sets: the garbage collector does not visit an empty dict.
+        self._started: dict[int, None] = {}
+        self._consumed: dict[int, dict[int, None]] = {}
+        self._detached: dict[tuple[int, int], None] = {}
+
+    def start(self, index: int) -> bool:
+        """Note that a stage sent a chunk; return whether it is its first."""
+        if index in self._started:
+            return False
+        self._started[index] = None
+        return True
+
+    def has_started(self, index: int) -> bool:
+        """Return whether a stage has sent a chunk, in any attempt."""
+        return index in self._started
+
+    def chunk_read(self, index: int, reader: int) -> None:
+        """Note that a reader has received a chunk of the current attempt of a stage."""
+        self._consumed.setdefault(index, {})[reader] = None
+
+    def detach(self, index: int, reader: int) -> None:
+        """Note that a stage reads no more of the stream of another one."""
+        self._detached[index, reader] = None
+
+    def unread(self, index: int) -> Iterator[int]:
+        """Yield the stages that read the stream of a stage, except those that have stopped."""
+        for reader in self._nodes[index].stream_dependents:
+            if (index, reader) not in self._detached:
+                yield reader
+
+    def why_not_repeatable(self, index: int) -> str | None:
+        """Return why a failed attempt cannot be retried because of its streams, or None if it can be."""
+        if not self._consumed:
+            return None
+        if self._consumed.get(index) and not self._nodes[index].restart:
+            return "not retried: its chunks have been read, and the stage does not set restart=True"
+        sender = self._sender_of(index)
+        if sender is None:
+            return None
+        return f"not retried: it has read chunks of the stream of {sender!r}, which are not repeated"
+
+    def restart(self, index: int) -> Iterator[tuple[int, str, bool]]:
+        """Forget the chunks of a stage that starts over.
+
+        Yields:
+            Each stage that has read some, the reason for which it is cancelled, and whether it starts over,
+            too: not if it has read chunks of another stream.
+        """
+        name = self._nodes[index].name
+        for reader in self._consumed.pop(index, ()):
+            if reader >= 0:
+                other = self._sender_of(reader)
+                but = "" if other is None else f", but that of {other!r} does not"
+                yield reader, f"the stream of {name!r} starts over{but}", other is None
+
+    def _sender_of(self, reader: int) -> str | None:
+        """Return the name of a stage of which a stage has read chunks, or None."""
+        for sender, readers in self._consumed.items():
+            if reader in readers:
+                return self._nodes[sender].name
+        return None

@@ -1,0 +1,589 @@
+"""The streams of a run: bounded buffers between the stages that send chunks and their readers."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections import deque
+from collections.abc import Coroutine, Iterable
+from typing import Any, Protocol, TypeVar
+
+from .._time import get_clock
+from ..context import StageContext
+from ..errors import InputError, StageflowError, StageOutputError, did_you_mean
+from ..schema import Stream
+from ..stages import StageOutput, StageResult, StageStatus
+from ._plan import Plan
+from ._run_state import DONE, RunState
+
+__all__ = [
+    "MAX_COLLECTED",
+    "OUTSIDE",
+    "Buffer",
+    "ChunkReader",
+    "StageStream",
+    "Streams",
+    "is_restart",
+    "run_from_thread",
+]
+
+MAX_COLLECTED = 16 << 20
+"""Maximum size of the collected value of a stream, in characters or bytes; see `_OTHER_SIZE`."""
+
+_OTHER_SIZE = 16
+"""The size of a chunk that is neither text nor bytes."""
+
+_JOIN_EVERY = 4096
+"""Number of chunks of text that are joined, so that many short ones do not take much memory."""
+
+OUTSIDE = -1
+"""The number of the reader outside the run."""
+
+_RESTART: Any = object()
+
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """The part of the scheduler that streams use."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def stream_started(self, index: int) -> None:
+        """A stage whose stream other stages read has sent its first chunk."""
+        ...
+
+
+class Buffer:
+    """The chunks that wait for one reader: of one stage, or outside the run, of several.
+
+    Args:
+        reader: Number of the stage that reads, or -1 outside the run.
+        limit: Maximum number of chunks, or None for no limit.
+        name: Name of the stage that reads, for errors.
+
+    Attributes:
+        ended: True if no chunk will be added.
+        closed: True if the reader reads no more.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_interrupted",
+        "_limit",
+        "_name",
+        "_senders",
+        "_size",
+        "_waiter",
+        "closed",
+        "ended",
+        "reader",
+    )
+
+    def __init__(self, reader: int, limit: int | None, name: str) -> None:
+        self.reader = reader
+        self.ended = False
+        self.closed = False
+        self._name = name
+        self._limit = limit
+        self._size = 0
+        self._interrupted = False
+        self._chunks: deque[tuple[StageStream, int, Any]] = deque()
+        self._senders: list[StageStream] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._limit is not None and len(self._chunks) >= self._limit
+
+    def attach(self, sender: StageStream) -> None:
+        """Receive the chunks of a stage."""
+        self._senders.append(sender)
+        if self._is_full:
+            sender.full += 1
+
+    def add(self, sender: StageStream, number: int, value: Any) -> None:
+        """Add a chunk. The sender has checked that the buffer is not full.
+
+        Raises:
+            StageOutputError: The buffer has no limit, and the chunks exceed the maximum size.
+        """
+        self._chunks.append((sender, number, value))
+        if self._limit is None:
+            self._size += _size_of(value)
+            if self._size > MAX_COLLECTED:
+                raise StageOutputError(
+                    f"the chunks that wait for stage {self._name!r} exceed {MAX_COLLECTED:,}",
+                    stage=sender.name,
+                    hint='let the stage read while the stream is sent, without buffer="collect"',
+                )
+        elif len(self._chunks) == self._limit:
+            for each in self._senders:
+                each.full += 1
+        self._wake()
+
+    async def get(self) -> tuple[StageStream, int, Any]:
+        """Remove and return the next chunk: its sender, its number and its value.
+
+        Raises:
+            StopAsyncIteration: The stream has ended.
+            RuntimeError: Another task is reading.
+        """
+        while not self._chunks:
+            if self._interrupted:
+                raise asyncio.CancelledError
+            if self.ended or self.closed:
+                raise StopAsyncIteration
+            if self._waiter is not None:
+                raise RuntimeError("another task is reading this stream")
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        chunk = self._chunks.popleft()
+        if self._limit is None:
+            self._size -= _size_of(chunk[2])
+        elif len(self._chunks) == self._limit - 1:
+            self._has_room()
+        if self.reader not in chunk[0].readers:
+            chunk[0].has_been_read_by(self.reader)
+        return chunk
+
+    def restart(self, sender: StageStream) -> None:
+        """Remove the chunks of a stage that starts over; notify a reader outside the run that has read some."""
+        was_full = self._is_full
+        self._chunks = deque(each for each in self._chunks if each[0] is not sender)
+        self._size = sum(_size_of(value) for _, _, value in self._chunks)
+        if was_full and not self._is_full:
+            self._has_room()
+        if self.reader == OUTSIDE and OUTSIDE in sender.readers:
+            self._chunks.append((sender, -1, _RESTART))
+            if len(self._chunks) == self._limit:
+                for each in self._senders:
+                    each.full += 1
+            self._wake()
+
+    def end(self) -> None:
+        """No chunk will be added; the reader still receives those that are in the buffer."""
+        self.ended = True
+        self._wake()
+
+    def close(self, *, interrupted: bool = False) -> None:
+        """The reader reads no more: drop the chunks, and let the senders continue.
+
+        If `interrupted`, a read that is waiting raises `CancelledError`.
+        """
+        self._interrupted = self._interrupted or interrupted
+        if not self.closed:
+            self.closed = True
+            was_full = self._is_full
+            self._chunks.clear()
+            if was_full:
+                self._has_room()
+        self._wake()
+
+    def _has_room(self) -> None:
+        for each in self._senders:
+            each.full -= 1
+            if not each.full:
+                each.wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def is_restart(value: Any) -> bool:
+    """Return whether a chunk in a buffer says that its stage starts over."""
+    return value is _RESTART
+
+
+def _size_of(value: Any) -> int:
+    return len(value) if type(value) in (str, bytes) else _OTHER_SIZE
+
+
+def run_from_thread(steps: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """Run a coroutine on the loop of the run, and wait for it in the thread of a stage.
+
+    Raises:
+        asyncio.CancelledError: The attempt was cancelled, or the loop was closed.
+    """
+    try:
+        return asyncio.run_coroutine_threadsafe(steps, loop).result()
+    except (concurrent.futures.CancelledError, RuntimeError) as error:
+        steps.close()
+        if isinstance(error, RuntimeError) and not loop.is_closed():
+            raise
+        raise asyncio.CancelledError from None
+
+
+class StageStream:
+    """The stream of one stage, through all of its attempts.
+
+    Attributes:
+        name: Name of the stage.
+        full: Number of buffers that are full; the stage waits until it is 0.
+        chunks: Number of chunks of the current attempt.
+        readers: The readers that have received a chunk of the current attempt.
+        last_ns: When the attempt began, sent its last chunk or was last blocked.
+        is_blocked: True while the attempt waits for a reader.
+        abandoned: True if the reader outside the run left before the stream ended.
+    """
+
+    __slots__ = (
+        "_blocked_ns",
+        "_buffers",
+        "_bytes",
+        "_collected",
+        "_ctx",
+        "_first_ns",
+        "_index",
+        "_kind",
+        "_room",
+        "_size",
+        "_streams",
+        "_truncated",
+        "abandoned",
+        "chunks",
+        "full",
+        "is_blocked",
+        "last_ns",
+        "name",
+        "readers",
+    )
+
+    def __init__(self, streams: Streams, index: int, name: str) -> None:
+        self.name = name
+        self.full = 0
+        self.abandoned = self.is_blocked = False
+        self.readers: set[int] = set()
+        self._streams = streams
+        self._index = index
+        self._ctx: StageContext | None = None
+        self._buffers: list[Buffer] = []
+        self._room: asyncio.Future[None] | None = None
+        self._begin(0)
+
+    def _begin(self, now: int) -> None:
+        self.last_ns = now
+        self.chunks = 0
+        self._bytes: int | None = 0
+        self._first_ns: int | None = None
+        self._blocked_ns = 0
+        self._kind: type | None = None
+        self._collected: list[Any] = []
+        self._size = 0
+        self._truncated = False
+
+    def attempt_started(self, ctx: StageContext, now: int) -> None:
+        """Start a new attempt."""
+        self._ctx = ctx
+        self._begin(now)
+
+    def attach(self, buffer: Buffer) -> None:
+        """Add a reader."""
+        self._buffers.append(buffer)
+        buffer.attach(self)
+
+    def detach(self, buffer: Buffer) -> None:
+        """Remove a reader."""
+        if buffer in self._buffers:
+            self._buffers.remove(buffer)
+
+    async def send(self, ctx: StageContext, value: Any) -> None:
+        """Send a chunk as soon as no buffer is full.
+
+        Raises:
+            StageflowError: The attempt has ended.
+        """
+        self._check(ctx)
+        if self.full:
+            await self.wait_for_room(ctx)
+            self._check(ctx)
+        self.add(value)
+
+    def _check(self, ctx: StageContext) -> None:
+        if ctx is not self._ctx or ctx._sealed or ctx.abandoned:
+            raise StageflowError(
+                "a chunk was sent after the attempt had ended",
+                stage=self.name,
+                run_id=str(ctx.run.pipeline_run_id),
+                hint="await the tasks that send chunks before the stage returns",
+            )
+
+    async def wait_for_room(self, ctx: StageContext) -> None:
+        """Wait until no buffer is full."""
+        began = get_clock().monotonic_ns()
+        self.is_blocked = True
+        try:
+            while self.full:
+                if self._room is None or self._room.done():
+                    self._room = asyncio.get_running_loop().create_future()
+                await asyncio.shield(self._room)
+                if ctx.cancelled and self.full:  # the attempt runs in a thread
+                    raise asyncio.CancelledError
+        finally:
+            self.is_blocked = False
+            self.last_ns = get_clock().monotonic_ns()
+            self._blocked_ns += self.last_ns - began
+
+    def wake(self) -> None:
+        """Continue an attempt that waits for room."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def add(self, value: Any) -> None:
+        """Add a chunk to the buffers and to the collected value.
+
+        Raises:
+            StageOutputError: A buffer without a limit exceeds the maximum size.
+        """
+        number = self.chunks
+        self.chunks = number + 1
+        kind = type(value)
+        if kind is str:
+            if self._bytes is not None:
+                self._bytes += len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+        elif kind is bytes:
+            if self._bytes is not None:
+                self._bytes += len(value)
+        else:
+            kind, self._bytes = object, None
+        if kind is not self._kind:
+            self._kind = kind if self._kind is None else object
+        if not self._truncated:
+            self._size += _size_of(value)
+            if self._size > MAX_COLLECTED:
+                self._truncated = True
+            else:
+                self._collected.append(value)
+                if kind is str and len(self._collected) >= _JOIN_EVERY and self._kind is str:
+                    self._collected = ["".join(self._collected)]
+        for buffer in self._buffers:
+            buffer.add(self, number, value)
+        self.last_ns = now = get_clock().monotonic_ns()
+        if not number:
+            self._first_ns = now
+            self._streams.stream_started(self._index)
+
+    def has_been_read_by(self, reader: int) -> None:
+        """Note that a reader has received a chunk of the current attempt."""
+        self.readers.add(reader)
+        self._streams.chunk_read(self._index, reader)
+
+    def collected(self) -> StageOutput:
+        """Return the output of an attempt that sent these chunks and returned nothing."""
+        value: Any
+        if self._kind is str:
+            key, value = "text", "".join(self._collected)
+        elif self._kind is bytes:
+            key, value = "bytes", b"".join(self._collected)
+        else:
+            key, value = "chunks", self._collected
+        data = {key: value, "truncated": True} if self._truncated else {key: value}
+        return StageOutput(StageStatus.OK, data, returned=value)
+
+    def summary(self, began_ns: int) -> Stream:
+        """Return the record of the stream of an attempt that began at `began_ns`."""
+        first = None if self._first_ns is None else max(0, self._first_ns - began_ns) // 1000 / 1000
+        return Stream(self.chunks, self._bytes, first, self._blocked_ns // 1000 / 1000, self.abandoned)
+
+    def restart(self) -> None:
+        """The attempt is retried: its chunks are no longer valid."""
+        for buffer in self._buffers:
+            buffer.restart(self)
+        self.readers.clear()
+
+    def end(self) -> None:
+        """The stage has ended."""
+        for buffer in self._buffers:
+            if buffer.reader != OUTSIDE:
+                buffer.end()
+
+
+class ChunkReader:
+    """The stream of another stage, as a stage reads it: an asynchronous iterator over the chunks.
+
+    A synchronous stage, which runs in a thread, iterates over it with `for`.
+
+    The stream ends when its stage has ended. If that stage fails, the stage that reads is cancelled.
+    """
+
+    __slots__ = ("_buffer", "_loop", "_streams")
+
+    def __init__(self, streams: Streams, buffer: Buffer, loop: asyncio.AbstractEventLoop) -> None:
+        self._streams = streams
+        self._buffer = buffer
+        self._loop = loop
+
+    def __aiter__(self) -> ChunkReader:
+        return self
+
+    async def __anext__(self) -> Any:
+        _, _, value = await self._buffer.get()
+        return value
+
+    async def aclose(self) -> None:
+        """Stop reading: the other stage no longer waits for this one."""
+        self._streams.detach(self._buffer)
+
+    def __iter__(self) -> ChunkReader:
+        return self
+
+    def __next__(self) -> Any:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("`for` would block the event loop\n  hint: in a coroutine, write `async for`")
+        try:
+            return run_from_thread(self.__anext__(), self._loop)
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+
+class Streams:
+    """The streams of one run.
+
+    Args:
+        owner: Learns when a stage sends its first chunk.
+        plan: The pipeline.
+        state: The state of the run.
+    """
+
+    __slots__ = ("_buffers", "_loop", "_outside", "_owner", "_plan", "_selected", "_state", "_streams")
+
+    def __init__(self, owner: Owner, plan: Plan, state: RunState) -> None:
+        self._owner: Owner | None = owner
+        self._loop = owner.loop
+        self._plan = plan
+        self._state = state
+        self._streams: dict[int, StageStream] = {}
+        self._buffers: dict[tuple[int, int], Buffer] = {}
+        self._outside: Buffer | None = None
+        self._selected: frozenset[int] = frozenset()
+
+    @property
+    def are_used(self) -> bool:
+        """True if a stage has sent a chunk, or there is a reader."""
+        return bool(self._streams) or self._outside is not None
+
+    def read_outside(self, selected: Iterable[int], limit: int) -> Buffer:
+        """Return the buffer for a reader outside the run of the streams of the selected stages."""
+        self._selected = frozenset(selected)
+        self._outside = Buffer(OUTSIDE, limit, "the reader outside the run")
+        return self._outside
+
+    def of(self, index: int) -> StageStream:
+        """Return the stream of a stage."""
+        stream = self._streams.get(index)
+        if stream is None:
+            stream = self._streams[index] = StageStream(self, index, self._plan.nodes[index].name)
+            for reader in self._plan.nodes[index].stream_dependents:
+                if self._state.phases[reader] != DONE:
+                    stream.attach(self._buffer(index, reader))
+            if self._outside is not None and index in self._selected and not self._outside.closed:
+                stream.attach(self._outside)
+        return stream
+
+    def open(self, ctx: StageContext) -> StageStream:
+        """Return the stream of an attempt that starts, or that sends its first chunk."""
+        stream = self.of(ctx._sequence)
+        stream.attempt_started(ctx, get_clock().monotonic_ns())
+        return stream
+
+    def _buffer(self, index: int, reader: int) -> Buffer:
+        buffer = self._buffers.get((index, reader))
+        if buffer is None:
+            node = self._plan.nodes[reader]
+            ref = next(ref for ref in node.streams if ref.name == self._plan.nodes[index].name)
+            limit = None if ref.buffer == "collect" else ref.buffer
+            buffer = self._buffers[index, reader] = Buffer(reader, limit, node.name)
+        return buffer
+
+    def reader(self, reader: int, stage: str) -> ChunkReader:
+        """Return the stream of another stage for a stage that reads it.
+
+        Raises:
+            InputError: The stage does not read the stream of that stage.
+        """
+        node = self._plan.nodes[reader]
+        names = [ref.name for ref in node.streams]
+        if stage not in names:
+            raise InputError(
+                f"stage {node.name!r} does not read a stream of {stage!r}{did_you_mean(stage, names)}",
+                stage=node.name,
+                pipeline=self._plan.name,
+                hint=f"add streams=({stage!r},) to the stage",
+            )
+        index = self._plan.index[stage]
+        self.of(index)
+        buffer = self._buffer(index, reader)
+        if self._state.phases[index] == DONE:
+            buffer.end()
+        return ChunkReader(self, buffer, self._loop)
+
+    # ------------------------------------------------------------ events
+
+    def stream_started(self, index: int) -> None:
+        """A stage sent the first chunk of an attempt."""
+        if self._owner is not None and self._plan.nodes[index].stream_dependents:
+            self._owner.stream_started(index)
+
+    def chunk_read(self, index: int, reader: int) -> None:
+        """A reader received the first chunk of an attempt of a stage."""
+        self._state.reading.chunk_read(index, reader)
+
+    def detach(self, buffer: Buffer) -> None:
+        """A stage reads no more of a stream."""
+        buffer.close()
+        for (index, reader), each in self._buffers.items():
+            if each is buffer:
+                self._streams[index].detach(buffer)
+                self._state.reading.detach(index, reader)
+
+    def interrupt(self, index: int) -> None:
+        """Wake a stage in a thread that was cancelled, and that reads or sends."""
+        for ref in self._plan.nodes[index].streams:
+            self._buffer(self._plan.index[ref.name], index).close(interrupted=True)
+        if (stream := self._streams.get(index)) is not None:
+            stream.wake()
+
+    def leave(self, *, abandoned: bool) -> None:
+        """The reader outside the run reads no more."""
+        if self._outside is None:
+            return
+        self._outside.close()
+        for index, stream in self._streams.items():
+            stream.detach(self._outside)
+            if abandoned and index in self._selected and self._state.phases[index] != DONE:
+                stream.abandoned = True
+
+    def results(self, results: Iterable[StageResult]) -> None:
+        """Process results of attempts, in order: restart or end the streams that they sent and read."""
+        for result in results:
+            index = result.sequence
+            stream = self._streams.get(index)
+            if result.status is StageStatus.RETRY:
+                if stream is not None:
+                    stream.restart()
+                continue
+            if stream is not None:
+                stream.end()
+            for ref in self._plan.nodes[index].streams:
+                sender = self._plan.index[ref.name]
+                if (buffer := self._buffers.get((sender, index))) is not None:
+                    buffer.close()
+                    self._streams[sender].detach(buffer)
+        if self._outside is not None and all(self._state.phases[each] == DONE for each in self._selected):
+            self._outside.end()
+
+    def close(self) -> None:
+        """The run has ended."""
+        self._owner = None
+        for stream in self._streams.values():
+            stream.end()
+        if self._outside is not None:
+            self._outside.end()

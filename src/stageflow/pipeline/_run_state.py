@@ -383,10 +383,7 @@ class RunState:
         self._apply_result(index, self._result(index, None, output, attempt, began, ended), ended)
 
     def attempt_timed_out(self, index: int, *, is_idle: bool = False) -> None:
-        """The timeout of a running attempt has passed: it is cancelled, and has a grace period to end.
-
-        `is_idle` is True for the `idle_timeout`.
-        """
+        """The `timeout` or `idle_timeout` of a running attempt has passed: cancel it, with a grace period."""
         if self.phases[index] == RUNNING:
             if is_idle:
                 self._idle[index] = None
@@ -419,8 +416,9 @@ class RunState:
         if phase not in (TIMED_OUT, CANCELLING):
             return
         is_cancelled = index in self._cancelling
-        within = f"it did not end within {self._plan.grace:g} s and" if waited else "it"
-        abandoned = f"{within} was left running"
+        abandoned = (
+            f"it {f'did not end within {self._plan.grace:g} s and ' if waited else ''}was left running"
+        )
         if phase == TIMED_OUT:
             late = self._timeout_error(index, None)
             output = StageOutput(FAIL, {}, describe(late), late, abandoned)

@@ -155,7 +155,7 @@ class Buffer:
         return chunk
 
     def restart(self, sender: StageStream) -> None:
-        """Remove the chunks of a stage that starts over; notify a reader outside the run that has read some."""
+        """Remove the chunks of a stage that starts over; notify a reader outside the run if it has some."""
         was_full = self._is_full
         self._chunks = deque(each for each in self._chunks if each[0] is not sender)
         self._size = sum(_size_of(value) for _, _, value in self._chunks)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from oracle import check_record, of_type, stage_wide
 
+import stageflow
 from stageflow import Limits, Pipeline, PipelineResults, Retry, StageContext, StageGraph
 from stageflow.errors import (
     InputError,
@@ -1326,3 +1327,102 @@ def test_first_chunk_arrives_within_two_iterations_of_the_loop() -> None:
     for before, name in (("a", "b"), ("b", "c")):
         pipeline = pipeline.with_stage(name, shout_of(before), streams=(before,))
     assert asyncio.run(passed(pipeline, "c")) <= 6
+
+
+# ---------------------------------------------------------------- usage of language models
+
+
+def test_usage_is_updated_while_the_stream_proceeds(sink: MemoryEventSink) -> None:
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        call = ctx.record_llm("m", input_tokens=7, provider="acme", operation="text_completion")
+        async for word in words("a", "b", "c")(ctx):
+            yield word
+            call.update(output_tokens=len(word) + 1, cost_usd=0.1)
+        call.update(output_tokens=3, finish_reason="stop")
+
+    reading(Pipeline("p").with_stage("write", write), sink)
+    for event in (stage_wide(sink.events, "write"), of_type(sink.events, "pipeline.wide")[0]):
+        attributes = event["attributes"]
+        assert attributes["llm.calls"] == 1
+        assert attributes["gen_ai.usage.input_tokens"] == 7
+        assert attributes["gen_ai.usage.output_tokens"] == 3
+        assert attributes["llm.cost_usd"] == 0.1
+        assert "usage_incomplete" not in attributes
+    of_stage = stage_wide(sink.events, "write")["attributes"]
+    assert of_stage["gen_ai.operation.name"] == "text_completion"
+    assert of_stage["gen_ai.response.finish_reasons"] == ["stop"]
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_usage_is_recorded_or_marked_incomplete_if_the_reader_leaves(
+    sink: MemoryEventSink, reports: bool
+) -> None:
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        call = ctx.record_llm("m", input_tokens=7)
+        for number in range(1, 100):
+            await asyncio.sleep(1)
+            if reports:
+                call.update(output_tokens=number)
+            yield "a"
+        call.update(output_tokens=99)
+
+    results = left_early(recorded(Pipeline("p").with_stage("write", write), sink))
+    assert results.outcome == "cancelled"
+    for event in (stage_wide(sink.events, "write"), of_type(sink.events, "pipeline.wide")[0]):
+        assert event["attributes"]["gen_ai.usage.input_tokens"] == 7
+        assert event["attributes"].get("gen_ai.usage.output_tokens") == (2 if reports else None)
+        assert event["attributes"].get("usage_incomplete") == (None if reports else True)
+
+
+async def test_usage_that_arrives_after_the_attempt_amends_its_event(sink: MemoryEventSink) -> None:
+    calls: list[Any] = []
+
+    async def write(ctx: StageContext) -> None:
+        calls.append(ctx.record_llm("m"))
+
+    async def after(ctx: StageContext) -> None:
+        calls[0].update(output_tokens=5)
+
+    pipeline = Pipeline("p").with_stage("write", write).with_stage("after", after, dependencies=("write",))
+    await recorded(pipeline, sink).run()
+    assert stage_wide(sink.events, "write")["attributes"]["usage_incomplete"] is True
+    amended: dict[str, Any] = {}
+    for event in of_type(sink.events, "stage.wide.amend"):
+        amended |= event["attributes"]
+    assert amended == {
+        "gen_ai.request.model": "m",
+        "gen_ai.usage.output_tokens": 5,
+        "usage_incomplete": False,
+    }
+
+
+async def test_usage_of_items_and_of_several_calls_is_summed(sink: MemoryEventSink) -> None:
+    async def each(ctx: StageContext, item: int) -> int:
+        call = ctx.record_llm("m")
+        call.update(output_tokens=item)
+        call.update(output_tokens=item * 10)
+        if item == 3:
+            ctx.record_llm("m")
+        return item
+
+    pipeline = Pipeline("p").with_stage("list", lambda ctx: [1, 2, 3]).with_map("map", each, over="list")
+    await recorded(pipeline, sink).run()
+    attributes = stage_wide(sink.events, "map")["attributes"]
+    assert (attributes["gen_ai.usage.output_tokens"], attributes["llm.calls"]) == (60, 4)
+    assert attributes["usage_incomplete"] is True
+
+
+async def test_invalid_updates_of_usage_are_errors_or_counted(sink: MemoryEventSink) -> None:
+    async def write(ctx: StageContext) -> None:
+        call = ctx.record_llm("m", output_tokens=1)
+        with pytest.raises(InvalidArgumentError, match="did you mean 'output_tokens'"):
+            call.update(output_token=3)  # type: ignore[call-arg]
+        call.update(output_tokens="many")  # type: ignore[arg-type]
+        call.update(output_tokens=4)
+
+    assert (await recorded(Pipeline("p").with_stage("write", write), sink).run()).outcome == "ok"
+    assert stage_wide(sink.events, "write")["attributes"]["gen_ai.usage.output_tokens"] == 4
+
+
+def test_usage_outside_a_stage_has_no_effect() -> None:
+    stageflow.record_llm("m", input_tokens=1).update(output_tokens=2)

@@ -7,8 +7,11 @@ and may still change, so no other module contains these names. For values that t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, SupportsFloat, SupportsIndex, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsFloat, SupportsIndex, TypedDict, Unpack
+
+from ._numbers import as_number
+from .errors import InvalidArgumentError, did_you_mean
 
 __all__ = [
     "CONVENTION",
@@ -16,7 +19,9 @@ __all__ = [
     "EmbeddingCall",
     "Fields",
     "LlmCall",
+    "LlmUsage",
     "Retrieval",
+    "check_keywords",
     "embedding_fields",
     "llm_fields",
     "retrieval_fields",
@@ -108,6 +113,83 @@ def llm_fields(
         "llm.cost_usd": cost_usd,
     }
     return _without_none(attributes), _without_none(added)
+
+
+class LlmUsage:
+    """A recorded call of a language model, as returned by `record_llm`; its usage can be updated.
+
+    A provider that streams reports the usage while the stream proceeds, or at its end. If the stage records
+    the call first and then updates it, the usage so far is recorded even if the stage is cancelled.
+
+    Example:
+        call = ctx.record_llm("m-large", input_tokens=812)
+        async for event in provider.stream(messages):
+            yield event.text
+            call.update(output_tokens=event.usage.output_tokens)
+    """
+
+    __slots__ = ("_amounts", "_completed", "_model", "_record")
+
+    def __init__(
+        self,
+        model: str,
+        usage: LlmCall,
+        record: Callable[[dict[str, Any], dict[str, Any]], None],
+        completed: Callable[[], None],
+    ) -> None:
+        self._model = model
+        self._record = record
+        self._completed = completed
+        attributes, self._amounts = llm_fields(model, **usage)
+        record(attributes, self._amounts)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the number of output tokens is known."""
+        return "gen_ai.usage.output_tokens" in self._amounts
+
+    def update(self, **usage: Unpack[LlmCall]) -> None:
+        """Replace values of the call; the other values remain.
+
+        Args:
+            usage: The arguments of `record_llm`. A number is the total so far, not an increment.
+
+        Raises:
+            InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
+        """
+        check_keywords("update", usage, LlmCall)
+        attributes, amounts = llm_fields(self._model, **usage)
+        del amounts["llm.calls"]
+        if "operation" not in usage:
+            del attributes["gen_ai.operation.name"]
+        was_complete = self.is_complete
+        changes: dict[str, Any] = {}
+        for name, value in amounts.items():
+            new = as_number(value)
+            if new is None:
+                changes[name] = value  # reported when it is added
+            else:
+                changes[name] = new - (as_number(self._amounts.get(name)) or 0)
+                self._amounts[name] = value
+        self._record(attributes, changes)
+        if self.is_complete and not was_complete:
+            self._completed()
+
+
+def check_keywords(function: str, given: Mapping[str, Any], keywords: Any, **where: str) -> None:
+    """Check the keyword arguments of a function that records a call.
+
+    Raises:
+        InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
+    """
+    known: frozenset[str] = keywords.__optional_keys__
+    if not given.keys() <= known:
+        unknown = next(name for name in given if name not in known)
+        raise InvalidArgumentError(
+            f"{function}() has no argument {unknown!r}{did_you_mean(unknown, known)}",
+            hint=f"its keyword arguments are {', '.join(keywords.__annotations__)}",
+            **where,
+        )
 
 
 def embedding_fields(

@@ -14,7 +14,16 @@ from uuid import UUID
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from ._genai import Amount, EmbeddingCall, LlmCall, Retrieval, embedding_fields, llm_fields, retrieval_fields
+from ._genai import (
+    Amount,
+    EmbeddingCall,
+    LlmCall,
+    LlmUsage,
+    Retrieval,
+    check_keywords,
+    embedding_fields,
+    retrieval_fields,
+)
 from ._inputs import StageInputs, Upstream
 from ._interrupts import INTERRUPTS
 from ._items import ItemAttempt, ItemTally
@@ -22,7 +31,7 @@ from ._log import log_safely
 from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
-from .errors import InvalidArgumentError, StageflowError, describe, did_you_mean, invalid_argument
+from .errors import InvalidArgumentError, StageflowError, describe, invalid_argument
 from .schema import MAX_CHILD_RUNS, Items
 from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult
 
@@ -264,6 +273,7 @@ class StageContext:
     _child_runs_total = 0
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
+    _incomplete_calls = 0
     _inputs: StageInputs | None = None
     _items: ItemTally | None = None
     _on_abandon: Callable[[], None] | None = None
@@ -418,16 +428,21 @@ class StageContext:
         """
         self._recorder.annotate_run(more if fields is None else self._merged("annotate_run", fields, more))
 
-    def record_llm(self, model: str, **usage: Unpack[LlmCall]) -> None:
+    def record_llm(self, model: str, **usage: Unpack[LlmCall]) -> LlmUsage:
         """Record one call of a language model, with the OpenTelemetry attribute names for generative AI.
 
-        Tokens, cost and time are summed over the calls of this attempt, and over the run.
+        Tokens, cost and time are summed over the calls of this attempt, and over the run. If the number of
+        output tokens of a call is still unknown when the attempt ends, the attempt and the run get the
+        attribute `usage_incomplete`.
 
         Args:
             model: Name of the requested model.
             usage: `provider`, `operation` ("chat"), `response_model`, `response_id`, `finish_reason`,
                 `input_tokens` (including the cached ones), `output_tokens`, `cached_tokens`,
                 `reasoning_tokens`, `cost_usd`, `time_to_first_chunk` (seconds), `temperature`, `max_tokens`.
+
+        Returns:
+            The call, whose `update()` replaces values while a stream proceeds.
 
         Raises:
             InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
@@ -436,7 +451,21 @@ class StageContext:
             ctx.record_llm("m-large", provider="acme", input_tokens=812, output_tokens=96, cost_usd=0.0031)
         """
         self._check_keywords("record_llm", usage, LlmCall)
-        self._record(*llm_fields(model, **usage))
+        call = LlmUsage(model, usage, self._record, self._usage_completed)
+        if not call.is_complete:
+            self._usage_started()
+        return call
+
+    def _usage_started(self) -> None:
+        with _adding:
+            self._incomplete_calls += 1
+
+    def _usage_completed(self) -> None:
+        with _adding:
+            self._incomplete_calls -= 1
+            is_complete = not self._incomplete_calls
+        if is_complete and self._sealed:
+            self.annotate(usage_incomplete=False)
 
     def record_embedding(self, model: str, **usage: Unpack[EmbeddingCall]) -> None:
         """Record one call that created embeddings.
@@ -484,15 +513,7 @@ class StageContext:
             raise self._invalid(function, label, name, "a string", f"write {example}")
 
     def _check_keywords(self, function: str, given: Mapping[str, Any], keywords: Any) -> None:
-        known: frozenset[str] = keywords.__optional_keys__
-        if not given.keys() <= known:
-            unknown = next(name for name in given if name not in known)
-            raise InvalidArgumentError(
-                f"{function}() has no argument {unknown!r}{did_you_mean(unknown, known)}",
-                stage=self.stage,
-                run_id=str(self.run.pipeline_run_id),
-                hint=f"its keyword arguments are {', '.join(keywords.__annotations__)}",
-            )
+        check_keywords(function, given, keywords, stage=self.stage, run_id=str(self.run.pipeline_run_id))
 
     def _invalid(
         self, function: str, name: str, value: object, expected: str, hint: str
@@ -564,6 +585,9 @@ class StageContext:
 
     def seal(self) -> dict[str, Any]:
         """Return the attributes of this attempt, which has ended. Later attributes amend its event."""
+        if self._incomplete_calls:
+            self.annotate(usage_incomplete=True)
+            self.annotate_run(usage_incomplete=True)
         self._sealed = True
         # A copy: a thread or task that the attempt started may continue to annotate.
         return self._attributes.copy() if self._attributes else {}
@@ -667,10 +691,11 @@ def timer(name: str) -> Timer:
     return ctx.timer(name) if ctx is not None else Timer(name, lambda amounts: None)
 
 
-def record_llm(model: str, **usage: Unpack[LlmCall]) -> None:
-    """Record one call of a language model; see `StageContext.record_llm`."""
+def record_llm(model: str, **usage: Unpack[LlmCall]) -> LlmUsage:
+    """Record one call of a language model; see `StageContext.record_llm`. No effect outside a stage."""
     if (ctx := current_stage.get()) is not None:
-        ctx.record_llm(model, **usage)
+        return ctx.record_llm(model, **usage)
+    return LlmUsage(model, usage, lambda attributes, amounts: None, lambda: None)
 
 
 def record_embedding(model: str, **usage: Unpack[EmbeddingCall]) -> None:

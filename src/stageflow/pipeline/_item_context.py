@@ -56,6 +56,12 @@ class ItemContext(StageContext):
     def send(self, value: Any) -> Awaitable[None]:
         return self._of_stage.send(value)
 
+    def _usage_started(self) -> None:
+        self._of_stage._usage_started()
+
+    def _usage_completed(self) -> None:
+        self._of_stage._usage_completed()
+
     def add_artifact(self, type: str, payload: Any = None) -> None:
         self._of_stage.add_artifact(type, payload)
 

@@ -1,19 +1,22 @@
 """Checks the record of random runs: `python -m tests.run_storm 100000`.
 
-The graphs contain maps, nested pipelines and loops, with retries, timeouts, limits and cancellation, in
-virtual time. Every run, including each child run, must satisfy the record guarantees, and leave no task and
-no permit.
+The graphs contain streams, maps, nested pipelines and loops, with retries, timeouts, limits and cancellation,
+in virtual time. Readers are slow, stop early or fail; the reader outside the run leaves. Every run, including
+each child run, must satisfy the record guarantees, and leave no task and no permit; no buffer may exceed its
+limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import random
 import sys
 import time
 from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from oracle import check_record
 
 from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, StageOutput
+from stageflow.errors import PipelineValidationError
 from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
 from stageflow.pipeline import StageGraph
+from stageflow.pipeline._streamed_run import _finishing
+from stageflow.pipeline._streams import Buffer
+from stageflow.stages import StreamRef
 from stageflow.testing import VirtualClock
 
 OUTCOMES = ("ok", "ok", "ok", "wait", "late", "fail", "skip", "stop", "retry", "flaky")
@@ -67,6 +74,7 @@ def random_pipeline(rng: random.Random, depth: int) -> Pipeline:
     """Return a pipeline of up to six stages; some are maps, pipelines and loops."""
     pipeline = Pipeline(f"level{depth}")
     names: list[str] = []
+    streaming: list[str] = []
     for number in range(rng.randint(1, 6)):
         name = f"s{number}"
         dependencies = tuple(rng.sample(names, rng.randint(0, min(2, len(names)))))
@@ -86,7 +94,22 @@ def random_pipeline(rng: random.Random, depth: int) -> Pipeline:
                 )
             else:
                 pipeline = pipeline.with_stage(name, child, dependencies=dependencies, **options)
-        elif form < 0.5:
+        elif form < 0.75:
+            read = tuple(rng.sample(streaming, rng.randint(0, min(2, len(streaming)))))
+            buffer = rng.choice(["collect", "collect", 1, 3])
+            if rng.random() < 0.3:
+                options["idle_timeout"] = rng.choice([0.5, 5])
+            if rng.random() < 0.5 and "retry" in options:
+                options["restart"] = True
+            pipeline = pipeline.with_stage(
+                name,
+                streams_chunks(rng, read),
+                dependencies=tuple(each for each in dependencies if each not in read),
+                streams=tuple(StreamRef[Any](each).chunks(buffer=buffer) for each in read),
+                **options,
+            )
+            streaming.append(name)
+        elif form < 0.85:
             size = rng.choice([0, 1, 3, 10, 30, MOST_ITEMS if rng.random() < 0.1 else 5])
             share = rng.random() ** 3
             outcomes = [rng.choice(OUTCOMES) if rng.random() < share else "ok" for _ in range(size)]
@@ -112,6 +135,79 @@ def random_pipeline(rng: random.Random, depth: int) -> Pipeline:
     return pipeline
 
 
+def streams_chunks(rng: random.Random, read: tuple[str, ...]) -> Any:
+    """Return a stage that reads streams, stops early or fails, and sends chunks."""
+    outcome, chunks, pause = rng.choice(OUTCOMES), rng.choice([0, 1, 5, 40]), rng.choice([0, 0, 0.1, 1])
+    most = [rng.choice([0, 2, 1000]) for _ in read]
+    fails_at = rng.choice([None, None, 0, 3])
+    attempts = rng.choice([1, 9])
+    sends = rng.random() < 0.3
+
+    async def values(ctx: StageContext) -> AsyncIterator[int]:
+        number = 0
+        # Concurrently: two stages that read two streams one after the other can wait for each other.
+        received: asyncio.Queue[bool] = asyncio.Queue(1)
+        async with asyncio.TaskGroup() as group:
+            reading = [
+                group.create_task(copy(ctx, name, limit, received))
+                for name, limit in zip(read, most, strict=True)
+                if limit
+            ]
+            group.create_task(wait_for(reading, received))
+            while await received.get():
+                yield number
+                number += 1
+        for _ in range(chunks):
+            if fails_at is not None and number >= fails_at and ctx.attempt <= attempts:
+                raise ConnectionError("lost")
+            await asyncio.sleep(pause)
+            yield number
+            number += 1
+
+    async def generates(ctx: StageContext) -> AsyncIterator[Any]:
+        async with contextlib.aclosing(values(ctx)) as numbers:
+            async for number in numbers:
+                yield number
+        output = await act(ctx, outcome, None)
+        if output is not None:
+            yield output
+
+    async def calls_send(ctx: StageContext) -> Any:
+        async with contextlib.aclosing(values(ctx)) as numbers:
+            async for number in numbers:
+                await ctx.send(str(number))
+        return await act(ctx, outcome, None)
+
+    return calls_send if sends else generates
+
+
+async def copy(ctx: StageContext, name: str, limit: int, received: asyncio.Queue[bool]) -> None:
+    """Read up to `limit` chunks of a stream."""
+    count = 0
+    stream = ctx.inputs.stream(name)
+    while count < limit and await anext(stream, None) is not None:
+        count += 1
+        await received.put(True)
+
+
+async def wait_for(reading: list[asyncio.Task[None]], received: asyncio.Queue[bool]) -> None:
+    """Wait for the readers, and then report the end."""
+    for each in reading:
+        await each
+    await received.put(False)
+
+
+def watch_buffers() -> None:
+    """Check after every chunk that no buffer exceeds its limit."""
+    add = Buffer.add
+
+    def checked(self: Buffer, *arguments: Any) -> None:
+        add(self, *arguments)
+        assert self._limit is None or len(self) <= self._limit, (len(self), self._limit)
+
+    Buffer.add = checked  # type: ignore[method-assign]
+
+
 def source(items: list[str]) -> Any:
     async def run(ctx: StageContext) -> list[str]:
         return items
@@ -130,29 +226,63 @@ def stage(outcome: str, name: str) -> Any:
     return run
 
 
+def check_deadlocks(problems: Iterable[str]) -> None:
+    """Check that a random graph is rejected only because of its streams."""
+    assert all("wait forever" in problem or "may wait for it" in problem for problem in problems), problems
+
+
 def check(seed: int) -> int:
     """Run one random graph, and return the number of its runs."""
     rng = random.Random(seed)
     sink = MemoryEventSink()
     limits = Limits(shared=rng.randint(1, 3))
-    graph: StageGraph = random_pipeline(rng, rng.randint(0, 2)).build(
-        emit_stage_wide_events=True,
-        emit_pipeline_wide_event=True,
-        wide_event_emitter=WideEventEmitter(sink),
-        on_failure=rng.choice(["cancel", "continue"]),
-        max_concurrency=rng.choice([None, None, 1, 3]),
-        limits=limits,
-        grace=1,
-    )
+    pipeline = random_pipeline(rng, rng.randint(0, 2))
+    options: dict[str, Any] = {
+        "emit_stage_wide_events": True,
+        "emit_pipeline_wide_event": True,
+        "wide_event_emitter": WideEventEmitter(sink),
+        "on_failure": rng.choice(["cancel", "continue"]),
+        "max_concurrency": rng.choice([None, None, 1, 3]),
+        "limits": limits,
+        "grace": 1,
+    }
+    try:
+        graph: StageGraph = pipeline.build(**options)
+    except PipelineValidationError as error:
+        check_deadlocks(error.problems)
+        return 0  # a deadlock that `build()` has found
+    reads = rng.random() < 0.5
+    leaves_after, slow = rng.choice([0, 1, 10, 10_000]), rng.choice([0, 0, 0.1, 2])
+    on_abandon = rng.choice(["cancel", "finish"])
     cancel_after = rng.choice([None, None, rng.random() * 5])
     deadline = rng.choice([None, None, 0.5 + rng.random() * 10])
+
+    async def read_outside() -> None:
+        run = graph.stream(
+            PipelineContext(), deadline=deadline, buffer=leaves_after % 7 + 1, on_abandon=on_abandon
+        )
+        async with run:
+            count = 0
+            async for _ in run:
+                count += 1
+                if count > leaves_after:
+                    break
+                await asyncio.sleep(slow)
+        results = await run.results()
+        assert len(results) == len(pipeline.stages)
 
     async def main() -> None:
         try:
             async with asyncio.timeout(cancel_after):
-                await graph.run(PipelineContext(), deadline=deadline)
+                if not reads:
+                    await graph.run(PipelineContext(), deadline=deadline)
+                else:
+                    await read_outside()
         except TimeoutError:
             pass
+        if _finishing:
+            await asyncio.wait(list(_finishing))
+        await asyncio.sleep(0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
 
@@ -168,6 +298,9 @@ def check(seed: int) -> int:
             if type != "stage.wide":
                 continue
             children.update(data["child_runs"])
+            if (stream := data["stream"]) is not None:
+                assert (stream["first_chunk_ms"] is None) == (stream["chunks"] == 0), data
+                assert stream["blocked_ms"] <= data["duration_ms"] + 1, data
             if (items := data["items"]) is not None:
                 ended = items["ok"] + items["failed"] + items["skipped"]
                 assert ended <= items["total"], data
@@ -186,6 +319,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first graph (default 0)")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
+    watch_buffers()
     began, runs, seed = time.monotonic(), 0, arguments.seed
     while runs < arguments.runs:
         try:

@@ -377,13 +377,15 @@ class StageInProgress(Struct, frozen=True, gc=False, array_like=True):
     """A running attempt in a heartbeat.
 
     `started_at` is null for an attempt that has not waited for anything yet: only its thread knows its start.
-    `items` are the items of a mapped stage so far, without durations.
+    `items` are the items of a mapped stage so far, without durations, and `stream` the chunks that the
+    attempt has sent so far.
     """
 
     stage_name: str
     attempt: Count
     started_at: Timestamp | None
     items: Items | None = None
+    stream: Stream | None = None
 
 
 class RunInProgress(Struct, frozen=True, gc=False, array_like=True):

@@ -257,6 +257,7 @@ class UnfinishedRun:
             reason=f"process died during attempt {running.attempt}",
             attributes=self.progress.attributes.get((outline.name, running.attempt), {}),
             items=running.items,
+            stream=running.stream,
             child_runs=listed,
             child_runs_total=len(child_runs),
         )
@@ -313,7 +314,7 @@ class UnfinishedRun:
         `status` and `outcome` are "OPEN" and "open"; each stage that has not ended also has the status
         "OPEN". `stages_running` lists the attempts that are known to have been running: those at the last
         heartbeat, and those that have started a child run. Each has its start (null if no heartbeat contains
-        it), its attributes, the ids of its child runs and, for a map, its items so far.
+        it), its attributes, the ids of its child runs and, for a map or a stream, its items or chunks so far.
         """
         opened = self.opened
         record: dict[str, Any] = msgspec.to_builtins(
@@ -330,6 +331,7 @@ class UnfinishedRun:
                 "started_at": running.started_at,
                 "attributes": self.progress.attributes.get((name, running.attempt), {}),
                 "items": msgspec.to_builtins(running.items),
+                "stream": msgspec.to_builtins(running.stream),
                 "child_runs": self._child_runs(stage, running.attempt),
             }
             for name, stage in self.stages.items()

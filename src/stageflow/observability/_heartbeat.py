@@ -212,6 +212,7 @@ def _in_progress(run: ObservedRun, stages: Iterable[tuple[str, int, int | None, 
                 attempt,
                 None if began is None else rfc3339((began + origin) // 1000),
                 None if ctx is None or ctx.items is None else sanitized_items(ctx.items, new_sanitizer()),
+                None if ctx is None or ctx._stream is None else ctx._stream.summary(began or run.began),
             )
             for name, attempt, began, ctx in stages
         ],

@@ -9,6 +9,7 @@ from typing import Any
 from ..context import StageContext
 from ..errors import StageOutputError
 from ..stages import StageOutput
+from ._limits import THREADS, ThreadPermit, thread_permit
 from ._streams import StageStream, run_from_thread
 
 __all__ = ["run_generator", "run_generator_in_thread"]
@@ -52,6 +53,7 @@ def run_generator_in_thread(
         asyncio.CancelledError: The attempt was cancelled.
     """
     output: StageOutput | None = None
+    permit = thread_permit.get()
     values = call(ctx)
     try:
         for value in values:
@@ -60,12 +62,24 @@ def run_generator_in_thread(
             if isinstance(value, StageOutput):
                 output = value
                 continue
-            run_from_thread(stream.send(ctx, value), loop)
+            run_from_thread(_send(stream, ctx, value, permit), loop)
             if ctx.cancelled:
                 raise asyncio.CancelledError
     finally:
         values.close()
     return output
+
+
+async def _send(stream: StageStream, ctx: StageContext, value: Any, permit: ThreadPermit | None) -> None:
+    """Send a chunk from a thread, whose permit does not count while it waits for a reader."""
+    if not stream.full or permit is None:
+        await stream.send(ctx, value)
+        return
+    THREADS.suspend(permit)
+    try:
+        await stream.send(ctx, value)
+    finally:
+        THREADS.resume(permit)
 
 
 def _yielded_after_output(ctx: StageContext) -> StageOutputError:

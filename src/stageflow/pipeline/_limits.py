@@ -366,14 +366,14 @@ class ThreadPermit:
         granted: Completed when the permit is granted, if it was not granted immediately.
     """
 
-    __slots__ = ("_loop", "granted", "is_counted", "is_waiting", "nested_runs")
+    __slots__ = ("_loop", "granted", "is_counted", "is_waiting", "suspensions")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.granted: asyncio.Future[None] | None = None
         self.is_waiting = False
         self.is_counted = False
-        self.nested_runs = 0
+        self.suspensions = 0
 
     def wait(self) -> asyncio.Future[None]:
         """Return a future for the grant. The caller must hold the lock of the limit."""
@@ -398,8 +398,9 @@ class ThreadLimit:
     """A number of permits, granted in FIFO order.
 
     A permit does not count while a run that its function has started is in progress: most likely the function
-    waits for that run, whose synchronous stages need permits as well. If it counted, functions that wait for
-    nested runs could hold every permit, and none of them would ever return.
+    waits for that run, whose synchronous stages need permits as well. Nor does it count while the function
+    waits for a reader of its stream. If it counted, functions that wait for others could hold every permit,
+    and none of them would ever return.
     """
 
     def __init__(self, permits: int) -> None:
@@ -437,26 +438,26 @@ class ThreadLimit:
         """Release a permit, or withdraw the request for it. A second call has no effect."""
         with self._lock:
             permit.is_waiting = False
-            permit.nested_runs = -1
+            permit.suspensions = -1
             if permit.is_counted:
                 self._count(permit, -1)
                 self._grant()
 
-    def nested_run_started(self, permit: ThreadPermit) -> None:
-        """Do not count the permit of a function that has started a run; no effect once it has returned."""
+    def suspend(self, permit: ThreadPermit) -> None:
+        """Do not count the permit of a function that waits for others; no effect once it has returned."""
         with self._lock:
-            if permit.nested_runs >= 0:
-                permit.nested_runs += 1
+            if permit.suspensions >= 0:
+                permit.suspensions += 1
                 if permit.is_counted:
                     self._count(permit, -1)
                     self._grant()
 
-    def nested_run_ended(self, permit: ThreadPermit) -> None:
-        """Count the permit again, without waiting, when the last run that its function has started ends."""
+    def resume(self, permit: ThreadPermit) -> None:
+        """Count the permit again, without waiting, after as many calls as those of `suspend`."""
         with self._lock:
-            if permit.nested_runs > 0:
-                permit.nested_runs -= 1
-                if not permit.nested_runs:
+            if permit.suspensions > 0:
+                permit.suspensions -= 1
+                if not permit.suspensions:
                     self._count(permit, 1)
 
     def _count(self, permit: ThreadPermit, change: int) -> None:

@@ -13,9 +13,12 @@ class Reading:
     """The streams of one run, as far as they affect which stages start, restart and end.
 
     Stages are numbers; the reader -1 is outside the run.
+
+    Attributes:
+        blocked: The running stages that wait for a reader. They do not count towards `max_concurrency`.
     """
 
-    __slots__ = ("_consumed", "_detached", "_nodes", "_started")
+    __slots__ = ("_consumed", "_detached", "_nodes", "_started", "blocked")
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._nodes = nodes
@@ -23,6 +26,7 @@ class Reading:
         self._started: dict[int, None] = {}
         self._consumed: dict[int, dict[int, None]] = {}
         self._detached: dict[tuple[int, int], None] = {}
+        self.blocked: dict[int, None] = {}
 
     def start(self, index: int) -> bool:
         """Note that a stage sent a chunk; return whether it is its first."""

@@ -241,13 +241,12 @@ class RunState:
     def _used(self) -> int:
         """The number of running attempts that count towards `max_concurrency`.
 
-        A stage that reads a stream does not count: the stage that sends it may wait for it.
+        A stage that waits for a reader does not count, and neither does a stage that reads a stream.
         """
-        if not self._plan.has_readers:
+        if not self._plan.has_readers and not self.reading.blocked:
             return self.running
-        return sum(
-            phase in _ACTIVE and not node.streams for phase, node in zip(self.phases, self.nodes, strict=True)
-        )
+        active = (i for i, phase in enumerate(self.phases) if phase in _ACTIVE)
+        return sum(not self.nodes[i].streams and i not in self.reading.blocked for i in active)
 
     def _make_ready(self, index: int) -> None:
         self.phases[index] = READY
@@ -291,7 +290,7 @@ class RunState:
         self.running += 1  # as for an attempt that ends immediately
         self._apply_result(index, result, at)
 
-    def _resume_deferred(self) -> None:
+    def resume_deferred(self) -> None:
         """Reserve free slots for instances that could not use the permit that they were granted."""
         while self._deferred and not self._full:
             index = next(iter(self._deferred))
@@ -583,7 +582,7 @@ class RunState:
                 if self.phases[reader] == RUNNING:
                     self._cancel_attempt(reader, why, repeat=repeat)
             if self._deferred:
-                self._resume_deferred()
+                self.resume_deferred()
             return
         self.results[index] = result
         self.left -= 1
@@ -608,7 +607,7 @@ class RunState:
             self.first_failed = self.first_failed or result
             self._cancel_downstream(index, at)
         if self._deferred:
-            self._resume_deferred()
+            self.resume_deferred()
         if not self.left or (self.ending is not None and not self.running):
             self._finish(at)
 

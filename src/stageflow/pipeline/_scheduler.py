@@ -139,7 +139,7 @@ class Scheduler:
             self._timers["deadline"] = self.loop.call_later(self.deadline, self._deadline_passed)
         add_active_run(self)
         if self._outer_permit is not None:
-            THREADS.nested_run_started(self._outer_permit)
+            THREADS.suspend(self._outer_permit)
         self.recorder.run_started(self.plan.outline, self.began + self.state.origin)
         if self.recorder.marked_sink is not None:
             HEARTBEATS.run_started()
@@ -536,7 +536,7 @@ class Scheduler:
                 self.state.interrupt = held
             remove_active_run(self)
             if self._outer_permit is not None:
-                THREADS.nested_run_ended(self._outer_permit)
+                THREADS.resume(self._outer_permit)
             if self._waiter is not None and not self._waiter.done():
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     self._waiter.set_result(None)
@@ -593,6 +593,13 @@ class Scheduler:
     def stream_started(self, index: int) -> None:
         """See `_streams.Owner`."""
         self.state.stream_started(index, self.now())
+        self._apply()
+
+    @_ends_run
+    def sender_blocked(self, index: int) -> None:
+        """See `_streams.Owner`."""
+        self.state.reading.blocked[index] = None
+        self.state.resume_deferred()
         self._apply()
 
     def _start_idle_timeout(self, attempt: Attempt, seconds: float) -> None:

@@ -54,6 +54,10 @@ class Owner(Protocol):
         """A stage whose stream other stages read has sent its first chunk."""
         ...
 
+    def sender_blocked(self, index: int) -> None:
+        """A stage waits for a reader."""
+        ...
+
 
 class Buffer:
     """The chunks that wait for one reader: of one stage, or outside the run, of several.
@@ -237,6 +241,7 @@ class StageStream:
 
     __slots__ = (
         "_blocked_ns",
+        "_blocked_since",
         "_buffers",
         "_bytes",
         "_collected",
@@ -274,7 +279,7 @@ class StageStream:
         self.chunks = 0
         self._bytes: int | None = 0
         self._first_ns: int | None = None
-        self._blocked_ns = 0
+        self._blocked_ns = self._blocked_since = 0
         self._kind: type | None = None
         self._collected: list[Any] = []
         self._size = 0
@@ -318,8 +323,9 @@ class StageStream:
 
     async def wait_for_room(self, ctx: StageContext) -> None:
         """Wait until no buffer is full."""
-        began = get_clock().monotonic_ns()
+        self._blocked_since = get_clock().monotonic_ns()
         self.is_blocked = True
+        self._streams.blocked(self._index)
         try:
             while self.full:
                 if self._room is None or self._room.done():
@@ -329,8 +335,9 @@ class StageStream:
                     raise asyncio.CancelledError
         finally:
             self.is_blocked = False
+            self._streams.unblocked(self._index)
             self.last_ns = get_clock().monotonic_ns()
-            self._blocked_ns += self.last_ns - began
+            self._blocked_ns += self.last_ns - self._blocked_since
 
     def wake(self) -> None:
         """Continue an attempt that waits for room."""
@@ -391,7 +398,10 @@ class StageStream:
     def summary(self, began_ns: int) -> Stream:
         """Return the record of the stream of an attempt that began at `began_ns`."""
         first = None if self._first_ns is None else max(0, self._first_ns - began_ns) // 1000 / 1000
-        return Stream(self.chunks, self._bytes, first, self._blocked_ns // 1000 / 1000, self.abandoned)
+        blocked = self._blocked_ns
+        if self.is_blocked:
+            blocked += get_clock().monotonic_ns() - self._blocked_since
+        return Stream(self.chunks, self._bytes, first, blocked // 1000 / 1000, self.abandoned)
 
     def restart(self) -> None:
         """The attempt is retried: its chunks are no longer valid."""
@@ -531,6 +541,15 @@ class Streams:
         """A stage sent the first chunk of an attempt."""
         if self._owner is not None and self._plan.nodes[index].stream_dependents:
             self._owner.stream_started(index)
+
+    def blocked(self, index: int) -> None:
+        """A stage waits for a reader."""
+        if self._owner is not None and self._plan.max_concurrency is not None:
+            self._owner.sender_blocked(index)
+
+    def unblocked(self, index: int) -> None:
+        """A stage continues."""
+        self._state.reading.blocked.pop(index, None)
 
     def chunk_read(self, index: int, reader: int) -> None:
         """A reader received the first chunk of an attempt of a stage."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import did_you_mean
 from ..retry import Retry
-from ..stages import StageKind
+from ..stages import ChunksRef, StageKind
 from ._annotations import annotation_problems
 from ._plan import GraphOptions
 from ._spec import (
@@ -155,6 +155,7 @@ def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
                         f' write StreamRef({ref.name!r}).chunks(buffer="collect") to buffer it'
                     )
                     break
+            problems += _limit_problems(by_name, spec, ref)
         limit = spec.limit
         if limit is not None:
             senders = [before for before in _senders(by_name, spec) if by_name[before].limit == limit]
@@ -164,6 +165,31 @@ def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
                 for before in senders
             ]
     return problems
+
+
+def _limit_problems(by_name: dict[str, StageSpec], spec: StageSpec, ref: ChunksRef[Any]) -> list[str]:
+    """Return a sentence if a stage that must start before a reader needs the permit of the stage it reads."""
+    sender = by_name[ref.name]
+    if sender.limit is None:
+        return []
+    before = _ancestors(by_name, sender)
+    return [
+        f"stage {spec.name!r}: it reads the stream of {ref.name!r}, which may hold its permit of limit"
+        f" {sender.limit!r} until {name!r} has a permit of the same limit; use two limits"
+        for name in _ancestors(by_name, spec)
+        if name != ref.name and name not in before and by_name[name].limit == sender.limit
+    ]
+
+
+def _ancestors(by_name: dict[str, StageSpec], spec: StageSpec) -> dict[str, None]:
+    found: dict[str, None] = {}
+    following = [*spec.dependencies]
+    while following:
+        name = following.pop()
+        if name not in found:
+            found[name] = None
+            following += by_name[name].dependencies
+    return found
 
 
 def _senders(by_name: dict[str, StageSpec], spec: StageSpec) -> list[str]:

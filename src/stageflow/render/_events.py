@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from ._escape import format_pairs, on_one_line
-from ._run import custom_fields
+from ._run import custom_fields, stream_note
 from ._style import BAD, QUIET, colored
 from ._tables import milliseconds
 
@@ -124,4 +124,5 @@ def _details(type: str, data: Record) -> Text:
     shown = Text("" if redundant else on_one_line(reason), style=QUIET)
     attributes = data.get("attributes")
     added = Text(format_pairs(attributes) if isinstance(attributes, dict) else "")
-    return Text("  ").join(text for text in (shown, added) if text)
+    stream = stream_note(data) if isinstance(data.get("stream"), dict) else Text("")
+    return Text("  ").join(text for text in (shown, stream, added) if text)

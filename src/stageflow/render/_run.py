@@ -39,6 +39,7 @@ __all__ = [
     "draw_waterfall",
     "shown_child_runs",
     "stage_histories",
+    "stream_note",
 ]
 
 
@@ -241,6 +242,7 @@ def _running_event(summary: Record, running: Record, run: Record) -> Record:
         "started_at": started_at,
         "attributes": running.get("attributes"),
         "items": running.get("items"),
+        "stream": running.get("stream"),
         "child_runs": running.get("child_runs"),
     }
 
@@ -602,9 +604,34 @@ def _notes_of(stage: StageHistory) -> Text:
         lines.append(Text(visible("missing inputs: " + ", ".join(end["missing_inputs"]))))
     if end.get("items"):
         lines += _item_notes(end["items"])
+    if end.get("stream"):
+        lines.append(stream_note(end))
     if end.get("attributes"):
         lines.append(Text(format_pairs(end["attributes"])))
     return Text("\n").join(lines)
+
+
+def stream_note(stage: Record) -> Text:
+    """Return the chunks of a stage that streamed, their rate, and how long its readers made it wait.
+
+    Example:
+        >>> stream = {"chunks": 41, "first_chunk_ms": 200.0, "blocked_ms": 1500.0, "abandoned": False}
+        >>> stream_note({"stream": stream, "duration_ms": 4200.0}).plain
+        '41 chunks, first after 200.00 ms, 10.0 per s, waited 1500.00 ms for a reader'
+    """
+    stream = stage["stream"]
+    chunks, first = stream["chunks"], stream.get("first_chunk_ms")
+    parts = [f"{chunks:,} chunk{'' if chunks == 1 else 's'}"]
+    if first is not None:
+        parts.append(f"first after {milliseconds(first)} ms")
+        seconds = (stage["duration_ms"] - first) / 1000
+        if chunks > 1 and seconds > 0:
+            parts.append(f"{(chunks - 1) / seconds:,.1f} per s")
+    if stream.get("blocked_ms"):
+        parts.append(f"waited {milliseconds(stream['blocked_ms'])} ms for a reader")
+    if stream.get("abandoned"):
+        parts.append("the reader left")
+    return Text(", ".join(parts))
 
 
 def _item_notes(items: Record) -> Iterator[Text]:

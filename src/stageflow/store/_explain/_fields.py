@@ -78,6 +78,10 @@ STAGE_FIELDS = (
     "items_failed",
     "items_failure_types",
     "items_max_ms",
+    "stream_chunks",
+    "stream_first_chunk_ms",
+    "stream_blocked_ms",
+    "stream_abandoned",
 )
 """Fields of each stage of a run that are compared, in addition to its attributes."""
 

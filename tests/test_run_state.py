@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, StageKind, StageOutput
-from stageflow.errors import LimitDeadlockError
+from stageflow.errors import LimitDeadlockError, PipelineValidationError
 from stageflow.pipeline import _run_state
+from stageflow.pipeline._reading import Reading
 from stageflow.pipeline._run_state import PHASES, RunState
 
 MOST_STAGES = int(os.environ.get("RUN_STATE_STAGES", "4"))
@@ -48,6 +49,7 @@ class Kind:
     condition: bool = False
     routes: bool = False
     route: str | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Case:
     max_concurrency: int | None = None
     permits: int = 1
     cancelled: bool = False
+    streams: frozenset[tuple[int, int]] = frozenset()
 
     def dependencies(self, index: int) -> tuple[int, ...]:
         return tuple(before for before, after in sorted(self.edges) if after == index)
@@ -77,7 +80,11 @@ class Case:
                 f"s{index}",
                 never_called,
                 StageKind.ROUTE if kind.routes else StageKind.WORK,
-                tuple(f"s{before}" for before in self.dependencies(index)),
+                tuple(
+                    f"s{before}" for before in self.dependencies(index) if (before, index) not in self.streams
+                ),
+                streams=tuple(f"s{before}" for before, after in sorted(self.streams) if after == index),
+                restart=kind.restart,
                 optional=kind.optional,
                 conditional=kind.conditional,
                 when=(lambda ctx: True) if kind.condition else None,
@@ -254,9 +261,10 @@ class Model:
 
 
 CONTAINERS = (
-    *("_deferred", "_first_began", "_permits", "_ready_at", "_reserved", "_routes", "_waiting", "acquires"),
-    *("effects", "emits", "phases", "ready", "results", "retried"),
+    *("_cancelling", "_deferred", "_first_began", "_idle", "_permits", "_ready_at", "_reserved", "_routes"),
+    *("_waiting", "acquires", "effects", "emits", "phases", "ready", "results", "retried"),
 )
+READING = ("_consumed", "_detached", "_started", "blocked")
 
 
 class World:
@@ -276,7 +284,7 @@ class World:
         self.drain()
 
     def copy(self) -> World:
-        new = World.__new__(World)
+        new = type(self).__new__(type(self))
         new.plan, new.emitted, new.held = self.plan, self.emitted, self.held
         new.deferred = self.deferred
         new.model, new.numbers = self.model.copy(), dict(self.numbers)
@@ -285,6 +293,12 @@ class World:
             setattr(new.state, name, getattr(self.state, name))
         for name in CONTAINERS:
             setattr(new.state, name, getattr(self.state, name).copy())
+        new.state.reading = Reading(self.plan.nodes)
+        for name in READING:
+            setattr(new.state.reading, name, getattr(self.state.reading, name).copy())
+        new.state.reading._consumed = {
+            sender: readers.copy() for sender, readers in self.state.reading._consumed.items()
+        }
         return new
 
     def key(self) -> Any:
@@ -473,10 +487,11 @@ METHODS = {
 }
 
 
-def explore(case: Case, transitions: set[tuple[str, str, str]]) -> tuple[int, int]:
+def explore(
+    case: Case, transitions: set[tuple[str, str, str]], first: World | None = None
+) -> tuple[int, int]:
     """Visit every reachable state; return the number of states and of steps between them."""
-    plan = case.plan()
-    first = World(case, plan)
+    first = first or World(case, case.plan())
     first.check()
     seen = {first.key()}
     following = [first]
@@ -489,7 +504,9 @@ def explore(case: Case, transitions: set[tuple[str, str, str]]) -> tuple[int, in
             steps += 1
             for index, (old, new) in enumerate(zip(world.state.phases, after.state.phases, strict=True)):
                 if old != new:
-                    own = event[1:2] == (index,) or (event[0] == "take" and PHASES[old] == "ready")
+                    own = (event[1:2] == (index,) and event[0] in METHODS) or (
+                        event[0] == "take" and PHASES[old] == "ready"
+                    )
                     transitions.add((PHASES[old], METHODS[event[0]] if own else "", PHASES[new]))
             key = after.key()
             if key not in seen:
@@ -569,7 +586,9 @@ def test_every_reachable_state_agrees_with_the_model(transitions: set[tuple[str,
 
 def test_state_diagram_in_the_docstring_has_exactly_the_reachable_transitions(
     transitions: set[tuple[str, str, str]],
+    stream_transitions: set[tuple[str, str, str]],
 ) -> None:
+    transitions = transitions | stream_transitions
     drawn: dict[tuple[str, str], str] = {}
     for line in (_run_state.__doc__ or "").splitlines():
         if match := re.fullmatch(r"    ([a-z_, ]+?) -+ (.+?) -*> (\w+)", line):
@@ -583,7 +602,9 @@ def test_state_diagram_in_the_docstring_has_exactly_the_reachable_transitions(
 
 def test_state_diagram_in_the_docs_has_exactly_the_reachable_transitions(
     transitions: set[tuple[str, str, str]],
+    stream_transitions: set[tuple[str, str, str]],
 ) -> None:
+    transitions = transitions | stream_transitions
     page = (Path(__file__).parents[1] / "docs" / "semantics.md").read_text()
     diagram = page.partition("stateDiagram-v2")[2].partition("```")[0]
     drawn = set(re.findall(r"^ +(\w+) --> (\w+):", diagram, re.MULTILINE))
@@ -598,3 +619,191 @@ def test_exploration_copies_every_container_of_the_state() -> None:
         if isinstance(getattr(state, name), list | dict | set | deque | bytearray)
     }
     assert held == set(CONTAINERS)
+    assert {name for name in Reading.__slots__ if name != "_nodes"} == set(READING)
+
+
+# ---------------------------------------------------------------- streams
+
+
+class StreamWorld(World):
+    """A `RunState` whose stages stream. Invariants replace the model."""
+
+    __slots__ = ()
+
+    def key(self) -> Any:
+        state, reading = self.state, self.state.reading
+        return (
+            tuple(state.phases),
+            tuple(state.ready),
+            frozenset(self.emitted),
+            state.ending and state.ending.outcome,
+            state.first_failed and state.first_failed.name,
+            tuple(sorted(self.numbers.items())),
+            state.done,
+            frozenset(reading._started),
+            frozenset((sender, *sorted(readers)) for sender, readers in reading._consumed.items()),
+            frozenset(reading._detached),
+            frozenset(reading.blocked),
+            frozenset(state._cancelling.items()),
+        )
+
+    def events(self) -> Iterator[tuple[Any, ...]]:
+        yield from super().events()
+        state, reading = self.state, self.state.reading
+        if state.done:
+            return
+        for sender, reader in sorted(self.model.case.streams):
+            if PHASES[state.phases[sender]] == "running" and not reading.has_started(sender):
+                yield ("send", sender)
+            reads = PHASES[state.phases[reader]] == "running" and (sender, reader) not in reading._detached
+            if reads and reading.has_started(sender):
+                if reader not in reading._consumed.get(sender, ()):
+                    yield ("read", sender, reader)
+                if self.model.case.kinds[reader].attempts == 1:
+                    yield ("leave", sender, reader)
+            if self.model.case.max_concurrency is not None and PHASES[state.phases[sender]] == "running":
+                yield ("unblock" if sender in reading.blocked else "block", sender)
+
+    def apply(self, event: tuple[Any, ...]) -> None:
+        what, *rest = event
+        state = self.state
+        if what == "take":
+            taken = state.take()
+            if taken >= 0:
+                self.numbers[taken] = state.attempt_number(taken)
+            state.acquires.clear()
+        elif what == "send":
+            state.stream_started(rest[0], 0)
+        elif what == "read":
+            state.reading.chunk_read(rest[0], rest[1])
+        elif what == "leave":
+            state.reading.detach(rest[0], rest[1])
+        elif what == "block":
+            state.reading.blocked[rest[0]] = None
+            state.resume_deferred()
+        elif what == "unblock":
+            del state.reading.blocked[rest[0]]
+        elif what == "retry":
+            state.retry_due(rest[0])
+        elif what == "timeout":
+            state.attempt_timed_out(rest[0])
+        elif what == "grace":
+            state.grace_over(rest[0], self.context(rest[0]), 0, 0)
+        elif what == "cancel":
+            state.cancelled("cancelled", 0)
+        else:
+            self.end(rest[0], rest[1])
+        if what in ("end", "grace"):
+            state.reading.blocked.pop(rest[0], None)
+        self.drain()
+
+    def check(self) -> None:
+        state, case = self.state, self.model.case
+        terminal: dict[str, str] = {}
+        retried: Counter[str] = Counter()
+        for name, status, attempt, _ in self.emitted:
+            assert name not in terminal, "an event after the terminal one"
+            if status == "RETRY":
+                retried[name] += 1
+                assert attempt == retried[name]
+            else:
+                terminal[name] = status
+        phases = [PHASES[phase] for phase in state.phases]
+        assert state.running == sum(phase in ACTIVE for phase in phases)
+        assert state.left == len(phases) - len(terminal)
+        for index, phase in enumerate(phases):
+            if phase in ("waiting", "done"):
+                continue
+            for before in case.dependencies(index):
+                ended = terminal.get(f"s{before}")
+                optional = ended == "FAIL" and case.kinds[before].optional
+                if (before, index) not in case.streams:
+                    assert ended in GOOD or optional, "it started before the end of a dependency"
+                    continue
+                started = state.reading.has_started(before)
+                assert started or ended in GOOD or optional, "it started before the first chunk"
+                if ended == "FAIL" and started and phase == "running":
+                    detached = (before, index) in state.reading._detached
+                    assert detached or state.ending is not None, "it reads a stream that has failed"
+        if state.ending is None and case.max_concurrency is not None:
+            counted = [
+                index
+                for index, phase in enumerate(phases)
+                if phase in ACTIVE
+                and not any(reader == index for _, reader in case.streams)
+                and index not in state.reading.blocked
+            ]
+            # A sender that continues after it waited for a reader does not wait for a slot.
+            assert len(counted) <= case.max_concurrency + len({sender for sender, _ in case.streams})
+        if not state.done:
+            assert next(self.events(), None) is not None, "nothing can happen, and the run is not over"
+            return
+        assert len(terminal) == len(phases)
+        results = state.conclude(PipelineContext(), 0)
+        failed = [name for name, status in terminal.items() if status == "FAIL"]
+        required = [name for name in failed if not case.kinds[int(name[1:])].optional]
+        if results.outcome in ("ok", "degraded"):
+            assert not required
+            assert (results.outcome == "degraded") == bool(failed)
+        if required and results.outcome not in ("cancelled", "timeout"):
+            assert results.outcome == "failed"
+
+
+SENDS = Kind(ends=("ok", "flaky"), attempts=2)
+RESTARTS = Kind(ends=("ok", "flaky", "boom"), attempts=2, restart=True)
+READS = Kind(ends=("ok", "flaky"), attempts=2)
+LEAVES = Kind(ends=("ok", "boom"))
+LOSES = Kind(ends=("ok", "fail"), optional=True)
+
+
+def stream_cases() -> Iterator[Case]:
+    """Yield every DAG of up to three stages, with every choice of the edges that are streams."""
+    families = {
+        "restarts": (RESTARTS, READS, LEAVES),
+        "chain of restarts": (RESTARTS, RESTARTS, LEAVES),
+        "no restart": (SENDS, SENDS, LEAVES),
+        "optional": (LOSES, READS, STOPS),
+        "timeouts": (SLOW, LEAVES, READS),
+    }
+    every_option: tuple[dict[str, Any], ...] = (
+        {"on_failure": "continue"},
+        {"on_failure": "cancel", "cancelled": True},
+        {"on_failure": "continue", "max_concurrency": 1},
+    )
+    chosen = [(name, options) for options in every_option for name in families]
+    number = 0
+    for size in (2, 3):
+        for edges in graphs(size):
+            for count in range(1, len(edges) + 1):
+                for streams in combinations(sorted(edges), count):
+                    # Of graphs with three stages, each gets three of the combinations in turn.
+                    some = [chosen[(number * 4 + step * 7) % len(chosen)] for step in range(3)]
+                    number += 1
+                    for name, options in chosen if size == 2 or EVERY_FAMILY else some:
+                        text = f"{name}, edges {sorted(edges)}, streams {streams}, {options}"
+                        kinds = families[name][:size]
+                        yield Case(text, edges, kinds, streams=frozenset(streams), **options)
+
+
+@pytest.fixture(scope="module")
+def stream_transitions() -> set[tuple[str, str, str]]:
+    found: set[tuple[str, str, str]] = set()
+    states = explored = 0
+    for case in stream_cases():
+        try:
+            plan = case.plan()
+        except PipelineValidationError:
+            continue  # its stages could wait for each other
+        explored += 1
+        states += explore(case, found, StreamWorld(case, plan))[0]
+    assert explored > 50
+    assert states > 10_000
+    return found
+
+
+def test_every_reachable_state_of_streams_satisfies_the_invariants(
+    stream_transitions: set[tuple[str, str, str]],
+) -> None:
+    """The fixture checks each state; a failed or restarted stream cancels its readers."""
+    assert ("running", "", "cancelling") in stream_transitions
+    assert ("cancelling", "attempt_ended()", "backoff") in stream_transitions

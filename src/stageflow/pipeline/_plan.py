@@ -125,6 +125,7 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
         dependents: Positions of the stages that depend on this one.
         stream_dependents: Positions of those that read its stream.
         end_dependents: Positions of those that wait for its end.
+        senders: Positions of the stages whose streams it reads.
         dependency_set: Names of its dependencies.
         ended: Names of the dependencies that have ended when the stage starts: all but those whose streams it
             reads.
@@ -147,6 +148,7 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
     dependents: tuple[int, ...]
     stream_dependents: tuple[int, ...]
     end_dependents: tuple[int, ...]
+    senders: tuple[int, ...]
     dependency_set: frozenset[str]
     ended: tuple[str, ...]
     route_labels: tuple[str, ...]
@@ -174,6 +176,7 @@ def compile_nodes(specs: Sequence[StageSpec], pipeline: str, options: GraphOptio
             options,
             tuple(dependents[index]),
             tuple(readers[index]),
+            tuple(places[ref.name] for ref in spec.streams),
             tuple(dict.fromkeys(labels[index])),
         )
         for index, spec in enumerate(specs)
@@ -187,6 +190,7 @@ def _compile(
     options: GraphOptions,
     dependents: tuple[int, ...],
     readers: tuple[int, ...],
+    senders: tuple[int, ...],
     route_labels: tuple[str, ...],
 ) -> Node:
     entry = entry_of(spec.runner)
@@ -217,6 +221,7 @@ def _compile(
         dependents=dependents,
         stream_dependents=readers,
         end_dependents=tuple(each for each in dependents if each not in readers) if readers else dependents,
+        senders=senders,
         dependency_set=frozenset(spec.dependencies),
         ended=spec.ended,
         route_labels=route_labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..stages import StageResult, StageStatus
 from ._plan import Node
 
 __all__ = ["Reading"]
@@ -44,7 +45,8 @@ class Reading:
         self._consumed.setdefault(index, {})[reader] = None
 
     def detach(self, index: int, reader: int) -> None:
-        """Note that a stage reads no more of the stream of another one."""
+        """Note that a stage reads no more of the stream of another one; it counts as read."""
+        self.chunk_read(index, reader)
         self._detached[index, reader] = None
 
     def unread(self, index: int) -> Iterator[int]:
@@ -52,6 +54,19 @@ class Reading:
         for reader in self._nodes[index].stream_dependents:
             if (index, reader) not in self._detached:
                 yield reader
+
+    def why_incomplete(self, index: int, results: Sequence[StageResult | None]) -> str | None:
+        """Return a reason if a stage reads a stream that ended before all chunks were sent, or None."""
+        for sender in self._nodes[index].senders:
+            result = results[sender]
+            if (
+                result is not None
+                and result.status in (StageStatus.FAIL, StageStatus.CANCEL)
+                and self.has_started(sender)
+                and (sender, index) not in self._detached
+            ):
+                return f"the stream of {result.name!r} was incomplete"
+        return None
 
     def why_not_repeatable(self, index: int) -> str | None:
         """Return why a failed attempt cannot be retried because of its streams, or None if it can be."""

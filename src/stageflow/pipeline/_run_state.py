@@ -24,7 +24,7 @@ The unit of state is an *instance* of a node, numbered from 0. Each instance is 
     cancelling --- grace_over() ---------------------------------> done
     running ------ the stream that it reads fails ---------------> cancelling
     running ------ the stream that it reads restarts ------------> cancelling
-    cancelling --- attempt_ended(), the stream restarts ---------> backoff
+    cancelling --- attempt_ended() or grace_over(), it restarts -> backoff
     backoff ------ retry_due() ----------------------------------> ready
     waiting, ready, queued, backoff --- the run ends ------------> done
     waiting, ready, queued, backoff --- a dependency fails ------> done
@@ -568,6 +568,11 @@ class RunState:
         """
         if self._permits and index in self._permits:
             self._release_permit(index)
+        if result.status is RETRY and (why := self.reading.why_incomplete(index, self.results)) is not None:
+            result, is_cancelled = (
+                replace(result, status=CANCEL, reason=f"cancelled: {why}", retry_after=None),
+                True,
+            )
         status = result.status
         # The phase comes last: until then, an interrupt leaves an attempt that `attempt_lost` completes.
         self.emits.append(result)
@@ -596,16 +601,16 @@ class RunState:
             if self.nodes[index].dependents:
                 self._release_dependents(index, at)
                 if status is FAIL and self.reading.has_started(index):
-                    self._cancel_readers(index)
+                    self._cancel_downstream(index, at, self.nodes[index].stream_dependents)
         elif status is CANCEL and is_cancelled:
-            self._cancel_downstream(index, at)
+            self._cancel_downstream(index, at, self.nodes[index].dependents)
         elif status is CANCEL:
             self._end(Ending("stopped", f"stage {result.name!r}: {result.reason}"), at)
         elif self._plan.fail_fast:
             self._fail(result, at)
         else:
             self.first_failed = self.first_failed or result
-            self._cancel_downstream(index, at)
+            self._cancel_downstream(index, at, self.nodes[index].dependents)
         if self._deferred:
             self.resume_deferred()
         if not self.left or (self.ending is not None and not self.running):
@@ -679,29 +684,25 @@ class RunState:
         chosen = ", ".join(map(repr, self._routes.get(router, ())))
         return f"{name!r} chose {chosen or 'no route'}"
 
-    def _cancel_downstream(self, index: int, at: int) -> None:
-        """Cancel all instances that can no longer start because this instance failed or was cancelled.
-
-        Those that read its stream may have started.
-        """
+    def _cancel_downstream(self, index: int, at: int, dependents: tuple[int, ...]) -> None:
+        """Cancel dependents of an instance that failed or was cancelled, and all instances after them."""
         result = self.results[index]
         ended = "failed" if result is None or result.status is FAIL else "was cancelled"
         reason = f"it depends on {self.nodes[index].name!r}, which {ended}"
-        following = [index]
+        following = [dependents]
         self._cancel_readers(index)
         while following:
-            for after in self.nodes[following.pop()].dependents:
+            for after in following.pop():
                 if self.phases[after] in (WAITING, READY, QUEUED, BACKOFF):
                     self._forget(after)
                     self._store_never_ended(after, reason, at)
-                    following.append(after)
+                    following.append(self.nodes[after].dependents)
 
     def _cancel_readers(self, index: int) -> None:
         """Cancel the running stages that are reading the stream of an instance that failed."""
         for reader in self.reading.unread(index):
-            if self.phases[reader] == RUNNING:
-                name = self.nodes[index].name
-                self._cancel_attempt(reader, f"the stream of {name!r} was incomplete", repeat=False)
+            if self.phases[reader] == RUNNING and (why := self.reading.why_incomplete(reader, self.results)):
+                self._cancel_attempt(reader, why, repeat=False)
 
     def _forget(self, index: int) -> None:
         """Remove an instance from every queue."""

@@ -17,6 +17,7 @@ from .shaping import bench_shaping
 from .sinks import bench_sinks
 from .stages import bench_stages
 from .store import bench_store
+from .streams import bench_streams
 
 
 async def bench(rounds: int) -> None:
@@ -25,6 +26,7 @@ async def bench(rounds: int) -> None:
         await bench_stages(rounds, folder)
         await bench_scale(rounds, folder)
         await bench_maps(rounds)
+        await bench_streams(rounds)
         await bench_journal(rounds, folder)
         bench_reading(folder)
         bench_store(folder)

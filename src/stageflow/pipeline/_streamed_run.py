@@ -93,8 +93,12 @@ class StreamedRun:
         return self
 
     async def __anext__(self) -> Chunk:
-        buffer = self._entered()[1]
-        sender, number, value = await buffer.get()
+        buffer = self._buffer
+        if buffer is None:
+            buffer = self._entered()[1]
+        if not buffer:
+            await buffer.wait()
+        sender, number, value = buffer.get()
         if is_restart(value):
             return Chunk(sender.name, -1, None, restart=True)
         return Chunk(sender.name, number, value)

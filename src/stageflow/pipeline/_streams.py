@@ -130,8 +130,8 @@ class Buffer:
                 each.full += 1
         self._wake()
 
-    async def get(self) -> tuple[StageStream, int, Any]:
-        """Remove and return the next chunk: its sender, its number and its value.
+    async def wait(self) -> None:
+        """Wait for a chunk.
 
         Raises:
             StopAsyncIteration: The stream has ended.
@@ -149,6 +149,9 @@ class Buffer:
                 await self._waiter
             finally:
                 self._waiter = None
+
+    def get(self) -> tuple[StageStream, int, Any]:
+        """Remove and return the next chunk: its sender, its number and its value. `wait()` comes first."""
         chunk = self._chunks.popleft()
         if self._limit is None:
             self._size -= _size_of(chunk[2])
@@ -234,7 +237,7 @@ class StageStream:
         full: Number of buffers that are full; the stage waits until it is 0.
         chunks: Number of chunks of the current attempt.
         readers: The readers that have received a chunk of the current attempt.
-        last_ns: When the attempt began, sent its last chunk or was last blocked.
+        last_ns: When the attempt began, was last blocked or, with an `idle_timeout`, sent its last chunk.
         is_blocked: True while the attempt waits for a reader.
         abandoned: True if the reader outside the run left before the stream ended.
     """
@@ -248,6 +251,7 @@ class StageStream:
         "_ctx",
         "_first_ns",
         "_index",
+        "_is_timed",
         "_kind",
         "_room",
         "_size",
@@ -262,8 +266,9 @@ class StageStream:
         "readers",
     )
 
-    def __init__(self, streams: Streams, index: int, name: str) -> None:
+    def __init__(self, streams: Streams, index: int, name: str, *, is_timed: bool) -> None:
         self.name = name
+        self._is_timed = is_timed
         self.full = 0
         self.abandoned = self.is_blocked = False
         self.readers: set[int] = set()
@@ -354,17 +359,19 @@ class StageStream:
         self.chunks = number + 1
         kind = type(value)
         if kind is str:
+            size = len(value)
             if self._bytes is not None:
-                self._bytes += len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+                self._bytes += size if value.isascii() else len(value.encode("utf-8", "replace"))
         elif kind is bytes:
+            size = len(value)
             if self._bytes is not None:
-                self._bytes += len(value)
+                self._bytes += size
         else:
-            kind, self._bytes = object, None
+            kind, size, self._bytes = object, _OTHER_SIZE, None
         if kind is not self._kind:
             self._kind = kind if self._kind is None else object
         if not self._truncated:
-            self._size += _size_of(value)
+            self._size += size
             if self._size > MAX_COLLECTED:
                 self._truncated = True
             else:
@@ -373,9 +380,10 @@ class StageStream:
                     self._collected = ["".join(self._collected)]
         for buffer in self._buffers:
             buffer.add(self, number, value)
-        self.last_ns = now = get_clock().monotonic_ns()
+        if self._is_timed:
+            self.last_ns = get_clock().monotonic_ns()
         if not number:
-            self._first_ns = now
+            self._first_ns = get_clock().monotonic_ns()
             self._streams.stream_started(self._index)
 
     def has_been_read_by(self, reader: int) -> None:
@@ -435,8 +443,9 @@ class ChunkReader:
         return self
 
     async def __anext__(self) -> Any:
-        _, _, value = await self._buffer.get()
-        return value
+        if not self._buffer:
+            await self._buffer.wait()
+        return self._buffer.get()[2]
 
     async def aclose(self) -> None:
         """Stop reading: the other stage no longer waits for this one."""
@@ -490,8 +499,10 @@ class Streams:
         """Return the stream of a stage."""
         stream = self._streams.get(index)
         if stream is None:
-            stream = self._streams[index] = StageStream(self, index, self._plan.nodes[index].name)
-            for reader in self._plan.nodes[index].stream_dependents:
+            node = self._plan.nodes[index]
+            is_timed = node.idle_timeout is not None
+            stream = self._streams[index] = StageStream(self, index, node.name, is_timed=is_timed)
+            for reader in node.stream_dependents:
                 if self._state.phases[reader] != DONE:
                     stream.attach(self._buffer(index, reader))
             if self._outside is not None and index in self._selected and not self._outside.closed:

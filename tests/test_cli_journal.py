@@ -514,7 +514,7 @@ def test_open_run_is_shown_with_what_is_known_so_far(in_progress):
     assert re.search(r"^  parent +RUNNING +1 +[\d.,]+ +▓+$", shown, re.MULTILINE)
     assert re.search(r"^  again +RUNNING +2 +[\d.,]+ +░?▓+$", shown, re.MULTILINE)
     assert re.search(r"^  in_a_thread +RUNNING +1 +[\d.,]+ +▓+$", shown, re.MULTILINE)
-    assert re.search(r"^  quick +OK .*\n(.*RUNNING.*\n){4}  last +OPEN$", shown, re.MULTILINE)
+    assert re.search(r"^  quick +OK .*\n( +\S.*\n){7}  last +OPEN$", shown, re.MULTILINE)
     assert "▓ still running" in shown
     for attributes in ("db.rows=17", "attempts_note=second", "where=thread", "rows=3"):
         assert attributes in shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, Unpack
@@ -662,7 +662,12 @@ class Stage(Protocol):
 
 
 StageRunner: TypeAlias = (
-    Stage | type[Stage] | Callable[..., Awaitable[object]] | Callable[..., StageReturn | Awaitable[object]]
+    Stage
+    | type[Stage]
+    | Callable[..., Awaitable[object]]
+    | Callable[..., AsyncIterator[object]]
+    | Callable[..., Iterator[object]]
+    | Callable[..., StageReturn | Awaitable[object]]
 )
 """The types of stages that `with_stage` accepts: a class, an instance, or a function."""
 

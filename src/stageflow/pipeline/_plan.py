@@ -127,8 +127,6 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
         end_dependents: Positions of those that wait for its end.
         senders: Positions of the stages whose streams it reads.
         dependency_set: Names of its dependencies.
-        ended: Names of the dependencies that have ended when the stage starts: all but those whose streams it
-            reads.
         route_labels: Route labels of its dependents, for a stage of kind ROUTE.
     """
 
@@ -150,7 +148,6 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
     end_dependents: tuple[int, ...]
     senders: tuple[int, ...]
     dependency_set: frozenset[str]
-    ended: tuple[str, ...]
     route_labels: tuple[str, ...]
 
 
@@ -223,7 +220,6 @@ def _compile(
         end_dependents=tuple(each for each in dependents if each not in readers) if readers else dependents,
         senders=senders,
         dependency_set=frozenset(spec.dependencies),
-        ended=spec.ended,
         route_labels=route_labels,
     )
 

@@ -60,7 +60,12 @@ class Acknowledgements(EventSink):
 
 
 async def ask_all(
-    graph: StageGraph, desk: Desk, asked: Sequence[Question], batch: str, answered: Callable[[], None]
+    graph: StageGraph,
+    desk: Desk,
+    asked: Sequence[Question],
+    batch: str,
+    received: Callable[[str], None],
+    answered: Callable[[], None],
 ) -> None:
     """Ask all questions concurrently, and wait until all runs have ended.
 
@@ -71,17 +76,20 @@ async def ask_all(
         desk: The resources that its runs share.
         asked: The questions.
         batch: Prefix of the `request_id` of each run.
+        received: Called with each line of an answer as soon as it is sent.
         answered: Called when a run has ended.
     """
     async with asyncio.TaskGroup() as clients:
         clients.create_task(asyncio.to_thread(desk.tally.learn, desk.passages))
         for number, question in enumerate(asked):
-            client = clients.create_task(ask(graph, desk, question, f"{batch}-{number}"))
+            client = clients.create_task(ask(graph, desk, question, f"{batch}-{number}", received))
             client.add_done_callback(lambda _: answered())
 
 
-async def ask(graph: StageGraph, desk: Desk, question: Question, request_id: str) -> None:
-    """Ask one question; the journal contains the result."""
+async def ask(
+    graph: StageGraph, desk: Desk, question: Question, request_id: str, received: Callable[[str], None]
+) -> None:
+    """Ask one question, and read its answer; the journal contains the result."""
     user = question.user
     context = PipelineContext(
         request_id=request_id,
@@ -93,7 +101,13 @@ async def ask(graph: StageGraph, desk: Desk, question: Question, request_id: str
         data={"question": question.text},
         resources={"desk": desk},
     )
-    run = asyncio.ensure_future(graph.run(context, deadline=question.deadline))
+
+    async def read() -> None:
+        async with graph.stream(context, stages="answer", deadline=question.deadline) as run:
+            async for chunk in run:
+                received(chunk.value)
+
+    run = asyncio.ensure_future(read())
     # Not `asyncio.timeout`: this client disconnects, which cancels the run from outside.
     _, waiting = await asyncio.wait({run}, timeout=question.patience)
     if waiting:
@@ -109,6 +123,11 @@ def show_answer(terminal: Console, answer: Event) -> None:
     _inset(terminal, Text(visible(answer["question"]), style="bold"))
     terminal.print()
     _inset(terminal, Text(visible(answer["answer"])))
+    show_sources(terminal, answer)
+
+
+def show_sources(terminal: Console, answer: Event) -> None:
+    """Show the sources of an answer."""
     if answer["sources"]:
         terminal.print()
         _inset(terminal, Text("from " + ", ".join(answer["sources"]), style="dim"))
@@ -241,7 +260,8 @@ def demo(
     began = time.monotonic()
     try:
         with closing(desk.index):
-            _run(desk, asked, batch, sink if ack_fd is None else _acknowledged(sink, ack_fd))
+            received = _ignore if question is None else _LiveAnswer(terminal, question).show_line
+            _run(desk, asked, batch, sink if ack_fd is None else _acknowledged(sink, ack_fd), received)
     except KeyboardInterrupt:
         print_text(f"Interrupted. The journal in {journal} contains the progress of each run.")
         raise typer.Exit(130) from None
@@ -273,7 +293,31 @@ def _acknowledged(journal: EventSink, descriptor: int) -> EventSink:
     return FanoutEventSink(journal, Acknowledgements(descriptor))
 
 
-def _run(desk: Desk, asked: Sequence[Question], batch: str, sink: EventSink) -> None:
+class _LiveAnswer:
+    """Shows the answer to a question line by line, while the run sends it."""
+
+    def __init__(self, terminal: Console, question: str) -> None:
+        self._terminal = terminal
+        self._question = question
+        self._started = False
+
+    def show_line(self, line: str) -> None:
+        """Show a line; the question precedes the first one."""
+        if not self._started:
+            self._started = True
+            _title(self._terminal, "A question and its answer, as the run streams it")
+            _inset(self._terminal, Text(visible(self._question), style="bold"))
+            self._terminal.print()
+        _inset(self._terminal, Text(visible(line)))
+
+
+def _ignore(line: str) -> None:
+    """Ignore a line of an answer: the answers to many questions are read from the journal."""
+
+
+def _run(
+    desk: Desk, asked: Sequence[Question], batch: str, sink: EventSink, received: Callable[[str], None]
+) -> None:
     graph = reference_desk().build(
         emit_stage_wide_events=True,
         emit_pipeline_wide_event=True,
@@ -284,7 +328,7 @@ def _run(desk: Desk, asked: Sequence[Question], batch: str, sink: EventSink) -> 
     columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         bar = progress.add_task("answering", total=len(asked))
-        asyncio.run(ask_all(graph, desk, asked, batch, lambda: progress.advance(bar)))
+        asyncio.run(ask_all(graph, desk, asked, batch, received, lambda: progress.advance(bar)))
 
 
 def _show_all(terminal: Console, record: Record) -> Event | None:
@@ -309,7 +353,7 @@ def _show_all(terminal: Console, record: Record) -> Event | None:
 
 def _show_one(terminal: Console, record: Record) -> Event | None:
     for answer in record.answers:
-        show_answer(terminal, answer)
+        show_sources(terminal, answer)
     for run in record.runs:
         show_run(terminal, "The run, in full", record, run)
     return record.runs[0] if record.runs else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import cast
@@ -283,8 +283,8 @@ async def contrast(ctx: StageContext) -> StageOutput:
     return StageOutput.ok(only_left=only[0], only_right=only[1])
 
 
-async def answer(ctx: StageContext) -> StageOutput:
-    """Combine the parts of the answer, name its sources, and record it as an event."""
+async def answer(ctx: StageContext) -> AsyncIterator[str | StageOutput]:
+    """Send the lines of the answer, name its sources, and record it as an event."""
     parts: list[str] = []
     passages: list[Passage] = []
     if ctx.inputs.result_from("look_up").ok:
@@ -302,11 +302,13 @@ async def answer(ctx: StageContext) -> StageOutput:
         ]
         parts.append(f"Only in the first: {only[0]}\nOnly in the second: {only[1]}")
     text = "\n\n".join(parts) or "The language reference has no answer."
+    for line in text.splitlines():
+        yield line
     sources = [f'help("{topic}")' for topic in dict.fromkeys(passage.topic for passage in passages)]
     question = ctx.inputs.require_from("guard", "question")
     ctx.emit_event("desk.answered", {"question": question, "answer": text, "sources": sources})
     ctx.annotate(chars=len(text), sources=len(sources))
-    return StageOutput.ok(text=text, sources=sources)
+    yield StageOutput.ok(text=text, sources=sources)
 
 
 def _cut(text: str) -> str:

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
+import signal
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Program
 from oracle import check_record, of_type, stage_wide
+from typer.testing import CliRunner
 
 import stageflow
-from stageflow import Limits, Pipeline, PipelineResults, Retry, StageContext, StageGraph
+from stageflow import (
+    Journal,
+    JournalSink,
+    Limits,
+    Pipeline,
+    PipelineContext,
+    PipelineResults,
+    Retry,
+    StageContext,
+    StageGraph,
+)
+from stageflow.cli._app import app
 from stageflow.errors import (
     InputError,
     InvalidArgumentError,
@@ -27,6 +44,7 @@ from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
 from stageflow.pipeline import Flow, Proceed, StageCall
 from stageflow.stages import Chunk, StageOutput, StageStatus, StreamRef
+from stageflow.store import EventStore
 from stageflow.testing import VirtualClock
 
 OK, SKIP, RETRY, FAIL, CANCEL = StageStatus
@@ -1426,3 +1444,126 @@ async def test_invalid_updates_of_usage_are_errors_or_counted(sink: MemoryEventS
 
 def test_usage_outside_a_stage_has_no_effect() -> None:
     stageflow.record_llm("m", input_tokens=1).update(output_tokens=2)
+
+
+# ---------------------------------------------------------------- the journal and the command line
+
+
+STREAMS_SLOWLY = """
+    import asyncio, sys
+    import stageflow
+    from stageflow import Pipeline, PipelineContext
+    stageflow.configure(journal=sys.argv[1])
+
+    async def write(ctx):
+        for number in range(5):
+            yield "token "
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+    async def main():
+        graph = Pipeline("p").with_stage("write", write).build()
+        async with graph.stream(PipelineContext(pipeline_run_id="r"), buffer=100) as run:
+            async for chunk in run:
+                pass
+
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def streaming(program: Callable[[str], Program]) -> Program:
+    """A process whose run has sent five chunks, which a heartbeat has recorded."""
+    running = program(STREAMS_SLOWLY)
+    running.wait_for("ready")
+    ends = time.monotonic() + 50
+    while time.monotonic() < ends:
+        found = Journal(running.journal).runs()
+        stages = found[0]["stages_running"] if found else []
+        if stages and stages[0]["stream"]:
+            return running
+        time.sleep(0.05)
+    pytest.fail("no heartbeat contains the stream")
+
+
+def test_show_draws_the_chunks_of_a_running_stage(streaming: Program) -> None:
+    shown = CliRunner().invoke(app, ["show", "r", "--journal", streaming.journal], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0, shown.output
+    assert "5 chunks, first after" in shown.stdout
+
+
+def test_record_of_a_crashed_stream_has_its_chunks_so_far(streaming: Program) -> None:
+    streaming.process.send_signal(signal.SIGKILL)
+    streaming.ended()
+    story = Journal(streaming.journal).run("r")
+    (stage,) = story.stages
+    assert (stage["status"], story.run["outcome"]) == ("CANCEL", "crashed")
+    assert (stage["stream"]["chunks"], stage["stream"]["bytes"]) == (5, 30)
+    assert stage["stream"]["first_chunk_ms"] is not None
+
+
+def test_show_and_tail_summarize_streams(tmp_path: Path) -> None:
+    async def main() -> None:
+        sink = JournalSink(tmp_path / "journal")
+        graph = (
+            Pipeline("p")
+            .with_stage("write", words(*"abcdef", every=0.001))
+            .build(
+                emit_stage_wide_events=True,
+                emit_pipeline_wide_event=True,
+                wide_event_emitter=WideEventEmitter(sink),
+            )
+        )
+        async with graph.stream(PipelineContext(pipeline_run_id="slow"), buffer=1) as run:
+            async for _ in run:
+                await asyncio.sleep(0.02)
+        async with graph.stream(PipelineContext(pipeline_run_id="left")) as run:
+            await anext(run)
+        sink.close()
+
+    asyncio.run(main())
+    journal = str(tmp_path / "journal")
+
+    def invoke(*arguments: str) -> str:
+        done = CliRunner().invoke(app, [*arguments, "--journal", journal], env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert re.search(
+        r"6 chunks, first after [\d.]+ ms, [\d.]+ per s, waited \d[\d.]+ ms for a reader",
+        invoke("show", "slow"),
+    )
+    assert "the reader left" in invoke("show", "left")
+    assert "6 chunks, first after" in invoke("tail")
+
+
+def test_explain_finds_a_slow_client(tmp_path: Path) -> None:
+    sink = JournalSink(tmp_path / "journal")
+    clock = VirtualClock()
+
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        await asyncio.sleep(1)
+        for _ in range(10):
+            yield "token "
+
+    graph = (
+        Pipeline("p")
+        .with_stage("write", write)
+        .build(
+            emit_stage_wide_events=True,
+            emit_pipeline_wide_event=True,
+            wide_event_emitter=WideEventEmitter(sink),
+        )
+    )
+
+    async def main() -> None:
+        for number in range(120):
+            async with graph.stream(PipelineContext(user_id=f"u{number}"), buffer=1) as run:
+                async for _ in run:
+                    await asyncio.sleep(2 if number % 4 == 0 else 0)
+
+    clock.run(main())
+    sink.close()
+    with EventStore(tmp_path / "journal") as store:
+        found = store.explain("duration_ms > 5000")
+    assert "stream_blocked_ms" in str(found)

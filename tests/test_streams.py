@@ -29,6 +29,7 @@ from stageflow import (
     Retry,
     StageContext,
     StageGraph,
+    configure,
 )
 from stageflow.cli._app import app
 from stageflow.errors import (
@@ -228,6 +229,16 @@ def test_value_after_an_output_is_an_error(sink: MemoryEventSink) -> None:
         assert isinstance(results["write"].exception, StageOutputError)
 
 
+def test_value_that_a_generator_returns_is_an_error(sink: MemoryEventSink) -> None:
+    def write(ctx: StageContext) -> Iterator[str]:
+        yield "a"
+        return {"n": 1}
+
+    _, results = reading(Pipeline("p").with_stage("write", write), sink)
+    assert isinstance(results["write"].exception, StageOutputError)
+    assert "the generator returned a value of type dict" in str(results["write"].exception)
+
+
 async def test_stage_that_is_not_a_generator_sends_chunks(sink: MemoryEventSink) -> None:
     async def write(ctx: StageContext) -> None:
         await ctx.send("a")
@@ -310,6 +321,46 @@ async def test_stream_must_be_entered_once() -> None:
     async with graph.stream() as run:
         with pytest.raises(RuntimeError, match="twice"):
             await run.__aenter__()
+
+
+async def test_block_that_is_left_immediately_has_a_record(sink: MemoryEventSink) -> None:
+    graph = recorded(Pipeline("p").with_stage("write", words("a")), sink)
+    async with graph.stream() as run:
+        pass
+    assert [chunk async for chunk in run] == []
+    results = await run.results()
+    assert results.outcome == "cancelled"
+    check(sink, results)
+
+
+async def test_block_that_raises_immediately_has_a_record(sink: MemoryEventSink) -> None:
+    graph = recorded(Pipeline("p").with_stage("write", words("a")), sink)
+    with pytest.raises(ValueError, match="no client"):
+        async with graph.stream():
+            raise ValueError("no client")
+    assert of_type(sink.events, "pipeline.wide")[0]["outcome"] == "cancelled"
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+async def test_reader_that_is_cancelled_while_it_enters_leaves_no_task(
+    sink: MemoryEventSink, after: int
+) -> None:
+    graph = recorded(Pipeline("p").with_stage("write", words("a")), sink)
+
+    async def reads() -> None:
+        async with graph.stream() as run:
+            async for _ in run:
+                pass
+
+    task = asyncio.create_task(reads())
+    for _ in range(after):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    outcomes = [event["outcome"] for event in of_type(sink.events, "pipeline.wide")]
+    assert outcomes == ([] if after == 0 else ["cancelled"])
 
 
 def test_iteration_ends_when_the_selected_stages_have_ended(sink: MemoryEventSink) -> None:
@@ -420,6 +471,41 @@ def test_run_can_continue_without_its_reader(sink: MemoryEventSink) -> None:
     assert (results.outcome, results.value("write")) == ("ok", "abcdef" * 50)
     assert stage_wide(sink.events, "write")["stream"]["abandoned"]
     check(sink, results)
+
+
+def test_streams_that_start_after_the_reader_left_are_abandoned(sink: MemoryEventSink) -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words("a", "b", "c"))
+        .with_stage("ended", words("d", every=0))
+        .with_stage("later", words("e"), dependencies=("write",))
+        .with_stage("other", words("f"), dependencies=("write",))
+    )
+    selected = ("write", "ended", "later")
+    results = left_early(recorded(pipeline, sink), on_abandon="finish", stages=selected)
+    check(sink, results)
+    abandoned = {name: stage_wide(sink.events, name)["stream"]["abandoned"] for name in results}
+    assert abandoned == {"write": True, "ended": False, "later": True, "other": False}
+
+
+def test_streams_that_start_after_the_reader_has_asked_for_the_results_are_not_abandoned(
+    sink: MemoryEventSink,
+) -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words("a", "b", "c"))
+        .with_stage("later", words("e"), dependencies=("write",))
+    )
+    graph = recorded(pipeline, sink)
+
+    async def main() -> PipelineResults:
+        async with graph.stream() as run:
+            await anext(run)
+            return await run.results()
+
+    check(sink, VirtualClock().run(main()))
+    for name in ("write", "later"):
+        assert not stage_wide(sink.events, name)["stream"]["abandoned"]
 
 
 def test_exception_in_the_block_cancels_the_run_and_propagates(sink: MemoryEventSink) -> None:
@@ -588,7 +674,7 @@ def test_chain_of_streams(sink: MemoryEventSink) -> None:
             yield word.upper()
 
     def speak(ctx: StageContext) -> Iterator[bytes]:  # in a thread
-        for word in ctx.inputs.stream("shout"):  # type: ignore[attr-defined]
+        for word in ctx.inputs.stream("shout"):
             yield word.encode()
 
     pipeline = (
@@ -604,6 +690,40 @@ def test_chain_of_streams(sink: MemoryEventSink) -> None:
             return [chunk.value async for chunk in run]
 
     assert asyncio.run(main()) == [b"A", b"B", b"C"]
+
+
+def test_critical_path_counts_overlapping_stages_once(sink: MemoryEventSink) -> None:
+    """Each stage counts until the next one was ready, which is when the stage sent its first chunk."""
+
+    async def slowly(ctx: StageContext) -> None:
+        async for _ in ctx.inputs.stream("write"):
+            await asyncio.sleep(10)
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("before", words("x", every=2))
+        .with_stage("write", words("a", "b", "c"), dependencies=("before",))
+        .with_stage("read", slowly, streams=("write",))
+        .with_stage("after", words("x"), dependencies=("read",))
+    )
+    results = run(pipeline, sink)
+    (event,) = of_type(sink.events, "pipeline.wide")
+    assert event["critical_path"] == ["before", "write", "read", "after"]
+    assert event["critical_path_ms"] == results.duration_ms == 34_000
+
+
+def test_critical_path_contains_the_dependency_that_the_reader_waited_for(sink: MemoryEventSink) -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words(*"abcdefgh"))
+        .with_stage("prepare", words("x", every=4))
+        .with_stage("read", collects, streams=("write",), dependencies=("prepare",))
+        .with_stage("after", words("x"), dependencies=("read",))
+    )
+    results = run(pipeline, sink)
+    (event,) = of_type(sink.events, "pipeline.wide")
+    assert event["critical_path"] == ["prepare", "read", "after"]
+    assert event["critical_path_ms"] == results.duration_ms == 9000
 
 
 def test_several_readers_receive_all_chunks(sink: MemoryEventSink) -> None:
@@ -637,7 +757,7 @@ def test_reader_that_stops_early_does_not_block_the_stage(sink: MemoryEventSink)
     async def closes(ctx: StageContext) -> dict[str, Any]:
         stream = ctx.inputs.stream("write")
         first = await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert [chunk async for chunk in stream] == []
         await asyncio.sleep(100)
         return {"first": first}
@@ -716,6 +836,61 @@ def test_readers_do_not_count_towards_max_concurrency(sink: MemoryEventSink) -> 
     results = run(pipeline, sink, max_concurrency=1)
     assert results.value("last") == "ABCDEFGH" * 20
     assert most == 1
+
+
+@pytest.mark.parametrize("order", [("write", "other", "prepare"), ("prepare", "other", "write")])
+def test_stage_that_a_reader_waits_for_does_not_count_towards_max_concurrency(
+    sink: MemoryEventSink, order: tuple[str, ...]
+) -> None:
+    """The reader cannot start before it, and the stream that occupies the slot waits for the reader."""
+
+    async def nothing(ctx: StageContext) -> None:
+        await asyncio.sleep(1)
+
+    stages: dict[str, Any] = {
+        "write": words(*"ab" * 100, every=0),
+        "other": nothing,
+        "prepare": nothing,
+    }
+    pipeline = Pipeline("p")
+    for name in order:
+        pipeline = pipeline.with_stage(name, stages[name])
+    pipeline = pipeline.with_stage("prepared", nothing, dependencies=("prepare",))
+    pipeline = pipeline.with_stage("read", collects, streams=("write",), dependencies=("prepared",))
+    results = run(pipeline, sink, max_concurrency=1)
+    assert results.data("read")["read"] == list("ab" * 100)
+
+
+def test_streams_of_one_reader_do_not_wait_for_the_slots_of_each_other(sink: MemoryEventSink) -> None:
+    async def both(ctx: StageContext) -> dict[str, Any]:
+        return {name: [each async for each in ctx.inputs.stream(name)] for name in ("write", "other")}
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words(*"ab" * 100, every=0))
+        .with_stage("other", words(*"ab" * 10, every=1))
+        .with_stage("both", both, streams=("write", "other"))
+    )
+    results = run(pipeline, sink, max_concurrency=1)
+    assert results.data("both") == {"write": list("ab" * 100), "other": list("ab" * 10)}
+
+
+async def test_stage_that_a_reader_waits_for_does_not_wait_for_a_thread(sink: MemoryEventSink) -> None:
+    def write(ctx: StageContext) -> Iterator[str]:
+        yield from "ab" * 100
+
+    def prepare(ctx: StageContext) -> None: ...
+
+    configure(max_threads=1)
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", write)
+        .with_stage("prepare", prepare)
+        .with_stage("read", collects, streams=("write",), dependencies=("prepare",))
+    )
+    results = await recorded(pipeline, sink).run(deadline=30)
+    assert results.data("read")["read"] == list("ab" * 100)
+    check(sink, results)
 
 
 def shout_of(stage: str) -> Callable[[StageContext], AsyncIterator[str]]:
@@ -1028,7 +1203,7 @@ async def test_cancelled_synchronous_reader_ends(sink: MemoryEventSink) -> None:
 
     def read(ctx: StageContext) -> None:
         try:
-            for _ in ctx.inputs.stream("write"):  # type: ignore[attr-defined]
+            for _ in ctx.inputs.stream("write"):
                 pass
         except BaseException as error:
             raised.append(error)
@@ -1054,7 +1229,7 @@ async def test_sending_from_a_synchronous_stage_is_an_error_with_a_hint() -> Non
         ctx.send("a")
 
     results = await Pipeline("p").with_stage("write", write).run()
-    assert "write a generator function" in str(results["write"].exception)
+    assert "or a generator function" in str(results["write"].exception)
 
 
 async def test_sending_after_the_attempt_is_an_error() -> None:
@@ -1136,12 +1311,71 @@ def test_reader_that_needs_the_permit_of_the_stage_that_it_reads_is_an_error() -
     assert "'llm'" in problem
 
 
+def test_stage_that_a_reader_waits_for_does_not_need_the_permit_of_the_stream() -> None:
+    async def nothing(ctx: StageContext) -> None: ...
+
+    def pipeline(first: str | None, second: str | None, buffer: Any = 64) -> Pipeline:
+        return (
+            Pipeline("p")
+            .with_stage("write", words("a"), limit=first)
+            .with_stage("prepare", nothing, limit=second)
+            .with_stage("prepared", nothing, dependencies=("prepare",))
+            .with_stage(
+                "read",
+                shout_of("write"),
+                dependencies=("prepared",),
+                streams=(StreamRef("write").chunks(buffer=buffer),),
+            )
+        )
+
+    limits = Limits(llm=4, db=4)
+    (problem,) = problems(pipeline("llm", "llm"), limits=limits)
+    assert "may hold its permit of limit 'llm' until 'prepare' has a permit" in problem
+    pipeline("llm", "db").build(limits=limits)
+    pipeline("llm", None).build(limits=limits)
+    pipeline("llm", "llm", "collect").build(limits=limits)
+
+
+def test_reader_of_two_streams_that_need_the_same_limit_is_an_error() -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words("a"), limit="llm")
+        .with_stage("other", words("b"), limit="llm")
+        .with_stage("both", collects, streams=("write", "other"))
+    )
+    assert len(problems(pipeline, limits=Limits(llm=8))) == 2
+
+
+def test_items_and_indirect_readers_count_for_limits_of_streams() -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words("a"), limit="llm")
+        .with_stage("list", lambda ctx: [1, 2])
+        .with_map("embed", lambda item: item, over="list", limit="llm")
+        .with_stage("shout", shout_of("write"), streams=("write",))
+        .with_stage("read", shout_of("shout"), dependencies=("embed",), streams=("shout",))
+    )
+    (problem,) = problems(pipeline, limits=Limits(llm=8))
+    assert "'llm' until 'embed' has a permit" in problem
+
+
+def test_limit_of_an_ancestor_of_the_stream_is_no_problem() -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("plan", words("a"), limit="llm")
+        .with_stage("write", words("a"), limit="llm", dependencies=("plan",))
+        .with_stage("read", collects, streams=("write",), dependencies=("plan",))
+    )
+    pipeline.build(limits=Limits(llm=1))
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"idle_timeout": 0}, "idle_timeout must be more than 0 seconds"),
         ({"restart": True}, "restart=True has no effect without a retry policy"),
         ({"streams": ("wrte",)}, "unknown dependency 'wrte'"),
+        ({"streams": ("write", "write")}, "it reads the stream of 'write' 2 times"),
         ({"streams": (StreamRef("write").chunks(buffer=0),)}, "must be a positive integer"),
         ({"streams": (StreamRef("write").chunks(buffer=True),)}, "must be a positive integer"),
     ],
@@ -1162,6 +1396,36 @@ def test_stages_without_streams_reject_their_options() -> None:
     assert "a mapped stage cannot read a stream" in mapped
     (child,) = problems(write.with_stage("child", Pipeline("c").with_stage("s", collects), idle_timeout=1))
     assert "has no stream" in child
+
+
+def test_generator_function_cannot_be_mapped() -> None:
+    async def each(item: int) -> AsyncIterator[int]:
+        yield item
+
+    def in_thread(item: int) -> Iterator[int]:
+        yield item
+
+    for function in (each, in_thread):
+        (problem,) = problems(
+            Pipeline("p").with_stage("list", lambda ctx: [1]).with_map("map", function, over="list")
+        )
+        assert "cannot be a generator function" in problem
+
+
+def test_parameter_is_not_passed_from_a_stream() -> None:
+    async def read(ctx: StageContext, text: str) -> int:
+        return len(text)
+
+    write = Pipeline("p").with_stage("write", words("a"))
+    (problem,) = problems(write.with_stage("read", read, streams=("write",)))
+    assert "ctx.inputs.stream('write')" in problem
+
+
+def test_missing_stream_cannot_be_replaced() -> None:
+    chunks = StreamRef[str]("write").chunks()
+    for replace in (chunks.or_none, lambda: chunks.or_default("")):
+        with pytest.raises(InvalidArgumentError, match="cannot be replaced"):
+            replace()
 
 
 def test_descriptions_show_streams() -> None:
@@ -1269,6 +1533,9 @@ def test_streams_work_without_an_event_loop(sink: MemoryEventSink) -> None:
         for _ in run:
             break
     assert run.results().outcome == "cancelled"
+    assert list(run) == []
+    with pytest.raises(RuntimeError, match="twice"):
+        run.__enter__()
 
 
 async def test_synchronous_stream_inside_a_loop_is_an_error_with_a_hint() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from stageflow import (
     Pipeline,
     PipelineContext,
     Retry,
+    StageContext,
     StageKind,
     StageOutput,
     StageStatus,
@@ -23,7 +24,7 @@ from stageflow import (
     set_event_sink,
     stage,
 )
-from stageflow.errors import PipelineValidationError
+from stageflow.errors import InvalidArgumentError, PipelineValidationError
 from stageflow.events import MemoryEventSink, get_event_sink
 from stageflow.observability import WideEventEmitter
 from stageflow.observability._defaults import defaults
@@ -588,3 +589,17 @@ def test_only_the_plugin_imports_pytest() -> None:
     script = "import sys; sys.modules['pytest'] = None; import stageflow.testing; print('fine')"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_run_stage_passes_chunks_to_a_stage_that_reads_a_stream() -> None:
+    @stage(streams=("write",), dependencies=("tone",))
+    async def shout(ctx: StageContext, tone: str) -> AsyncIterator[str]:
+        async for word in ctx.inputs.stream("write"):
+            yield word.upper() + tone
+
+    for chunks, expected in ((["a", "b"], "A!B!"), ([], []), (StageOutput.skip("off"), [])):
+        result = run_stage_sync(shout, {"write": chunks, "tone": {"tone": "!"}})
+        assert (result.status, result.value) == (StageStatus.OK, expected)
+    for invalid in ({"text": "ab"}, "ab", None):
+        with pytest.raises(InvalidArgumentError, match="the list of the chunks of the stream"):
+            run_stage_sync(shout, {"write": invalid, "tone": {"tone": "!"}})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_type
 
 from stageflow import PipelineResults, Retry, StageContext, StageOutput
 from stageflow.pipeline import Flow
-from stageflow.stages import ItemFailure, StageRef
+from stageflow.stages import ItemFailure, StageRef, StreamRef
 
 
 @dataclass
@@ -105,6 +105,51 @@ assert_type(kept, StageRef[list[float | ItemFailure]])
 assert_type(lines, StageRef[list[str]])
 
 
+async def tokens(ctx: StageContext, documents: list[Document]) -> AsyncIterator[str]:
+    yield "a"
+
+
+async def sentences(words: AsyncIterator[str]) -> AsyncIterator[str | StageOutput]:
+    async for word in words:
+        yield word
+    yield StageOutput.ok(sentences=1)
+
+
+def speak(words: Iterator[str]) -> Iterator[bytes]:
+    for word in words:
+        yield word.encode()
+
+
+async def total(text: str, spoken: AsyncIterator[bytes]) -> int:
+    return len(text) + len([each async for each in spoken])
+
+
+words = flow.add(tokens, ranked, idle_timeout=5)
+split = flow.add(sentences, words.chunks(buffer=8))
+spoken = flow.add(speak, split.chunks())
+size = flow.add(total, reply, spoken.chunks(buffer="collect"))
+
+assert_type(words, StreamRef[str])
+assert_type(split, StreamRef[str])
+assert_type(spoken, StreamRef[bytes])
+assert_type(size, StageRef[int])
+
+
+async def reads_by_name(ctx: StageContext) -> None:
+    stream = ctx.inputs.stream("tokens")
+    async for _ in stream:
+        await stream.aclose()
+
+
+def reads_by_name_in_a_thread(ctx: StageContext) -> list[str]:
+    return [word.upper() for word in ctx.inputs.stream("tokens")]
+
+
+async def streams() -> None:
+    async with flow.build().stream(stages=[words, "speak"]) as run:
+        assert_type([chunk.number async for chunk in run], list[int])
+
+
 def accepted(results: PipelineResults) -> tuple[str, Document, Document | None]:
     return results.value(reply), results.value(top), results.value(top.or_none())
 
@@ -118,6 +163,7 @@ flow.add(reads, ranked)
 
 def rejected(results: PipelineResults, ctx: StageContext) -> None:
     flow.add(rank, vectors)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow.add(speak, spoken.chunks())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     flow.add(rank, top)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     flow.add(best, reply)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     flow.add(write, vectors, ranked)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]

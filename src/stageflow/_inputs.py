@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol, TypeVar, cast
 
 from .errors import MissingInputError, UnknownInputError, did_you_mean
-from .stages import ChunksRef, StageRef, StageResult, StageStatus, is_missing
+from .stages import ChunkIterator, ChunksRef, StageRef, StageResult, StageStatus, is_missing
 
 __all__ = ["StageInputs", "Upstream"]
 
@@ -34,7 +34,7 @@ class Upstream(Protocol):
         """Return whether a stage exists and has not ended."""
         ...
 
-    def stream(self, reader: int, stage: str) -> AsyncIterator[Any]:
+    def stream(self, reader: int, stage: str) -> ChunkIterator[Any]:
         """Return the stream of `stage` for stage number `reader`."""
         ...
 
@@ -125,7 +125,7 @@ class StageInputs:
             **self._where(),
         )
 
-    def stream(self, stage: str) -> AsyncIterator[Any]:
+    def stream(self, stage: str) -> ChunkIterator[Any]:
         """Return an iterator over the chunks of a stage in `streams=`, which may still be running.
 
         The iterator ends when that stage has ended. Every call returns an iterator over the remaining chunks.

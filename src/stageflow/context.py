@@ -344,7 +344,7 @@ class StageContext:
                 "ctx.send() needs a coroutine function, and this stage runs in a thread",
                 stage=self.stage,
                 run_id=str(self.run.pipeline_run_id),
-                hint="write a generator function, which yields the chunks",
+                hint="write a coroutine function, or a generator function, which yields the chunks",
             ) from None
         if self._stream is None:
             self._stream = self._upstream.open_stream(self)

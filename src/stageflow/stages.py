@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, TypeVar, cast
 
 from msgspec import UNSET, Struct, field
 
@@ -21,6 +21,7 @@ __all__ = [
     "Artifact",
     "ChildRun",
     "Chunk",
+    "ChunkIterator",
     "ChunksRef",
     "ItemFailure",
     "StageKind",
@@ -319,6 +320,22 @@ class StageRef(Struct, Generic[T_co], frozen=True):
         return StageRef(self.name, "default", default)
 
 
+class ChunkIterator(Protocol[T_co]):
+    """The stream of another stage, as a stage reads it: an `AsyncIterator`, and in a thread an `Iterator`."""
+
+    def __aiter__(self) -> ChunkIterator[T_co]: ...
+
+    async def __anext__(self) -> T_co: ...
+
+    def __iter__(self) -> ChunkIterator[T_co]: ...
+
+    def __next__(self) -> T_co: ...
+
+    async def aclose(self) -> None:
+        """Stop reading: the other stage no longer waits for this one."""
+        ...
+
+
 class ChunksRef(StageRef[T_co], frozen=True):
     """A reference to the stream of a stage, as returned by `StreamRef.chunks`: an input of another stage.
 
@@ -328,6 +345,30 @@ class ChunksRef(StageRef[T_co], frozen=True):
 
     buffer: int | Literal["collect"] = 64
 
+    def or_none(self) -> NoReturn:
+        """Raise an error: a missing stream cannot be replaced.
+
+        Raises:
+            InvalidArgumentError: Always.
+        """
+        raise _not_replaceable("or_none", self.name)
+
+    def or_default(self, default: object) -> NoReturn:
+        """Raise an error: a missing stream cannot be replaced.
+
+        Raises:
+            InvalidArgumentError: Always.
+        """
+        raise _not_replaceable("or_default", self.name)
+
+
+def _not_replaceable(method: str, stage: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"chunks().{method}(): the stream of a stage that was skipped or failed cannot be replaced",
+        stage=stage,
+        hint=f"read it by name, with streams=({stage!r},) and ctx.inputs.stream({stage!r}): it is then empty",
+    )
+
 
 class StreamRef(StageRef[Any], Generic[T_co], frozen=True):
     """A reference to a streaming stage, as returned by `Flow.add` for a generator function.
@@ -336,7 +377,7 @@ class StreamRef(StageRef[Any], Generic[T_co], frozen=True):
     reference to the stream itself.
     """
 
-    def chunks(self, *, buffer: int | Literal["collect"] = 64) -> ChunksRef[AsyncIterator[T_co]]:
+    def chunks(self, *, buffer: int | Literal["collect"] = 64) -> ChunksRef[ChunkIterator[T_co]]:
         """Return a reference to the stream: the stage that it is an input of starts with the first chunk.
 
         Args:
@@ -421,9 +462,9 @@ class StageResult(Struct, frozen=True, eq=False):
     child_runs: tuple[ChildRun, ...] = ()
     """The runs that the last attempt started, in order; of more than 1,000, the first 999 and the last."""
     child_runs_total: int = 0
-    stream: Stream | None = None
-    """The chunks that the last attempt of a streaming stage sent; None if it sent none."""
     """Number of runs that the last attempt started."""
+    stream: Stream | None = None
+    """The stream of the last attempt; None if it sent no chunk and is not a generator function."""
 
     @property
     def children(self) -> tuple[PipelineResults, ...]:

@@ -42,10 +42,12 @@ _MAX_MESSAGE_CHARS = 1000
 
 
 def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]:
-    """Return the chain of stages with the largest sum of `total_ms`, first to last, and that sum.
+    """Return the chain of stages that determined the duration of a run, first to last, and its duration.
 
-    A stage is ready when its last dependency ends. The chain is therefore found backwards, from the stage
-    that ended last to the dependency that it waited for, and so on.
+    A stage is ready when its last dependency has ended, or has sent a chunk that it reads. The chain is
+    therefore found backwards, from the stage that ended last to the dependency that it waited for, and so on.
+    Each stage counts from when it was ready until the next one was, so that stages that overlap because one
+    reads the stream of the other are not counted twice.
 
     A stage that is a pipeline is followed by the critical path of its child run, as `STAGE/STAGE OF CHILD`;
     a loop by that of its last iteration. The sum does not include them.
@@ -56,19 +58,32 @@ def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]
             at = result
     names: list[str] = []
     total_us = 0
+    next_ready = 0
     while at is not None:
+        ready = at.ready_ns or at.started_ns
         # A skipped stage links the chain, but is not a part of it.
         if at.attempts:
             names += reversed(_with_child(at))
-            total_us += at.ended_ns // 1000 - (at.ready_ns or at.started_ns) // 1000
+            ended = at.ended_ns if at.stream is None or not next_ready else min(at.ended_ns, next_ready)
+            total_us += ended // 1000 - ready // 1000
+            next_ready = ready
         before: StageResult | None = None
+        released = 0
         for name in at.dependencies:
             result = results.get(name) or _NONE
-            if result.ended_ns and (before is None or result.ended_ns > before.ended_ns):
-                before = result
+            if result.ended_ns and (at_ns := _released_ns(result, ready)) > released:
+                before, released = result, at_ns
         at = before
     names.reverse()
     return names, total_us / 1000
+
+
+def _released_ns(result: StageResult, ready: int) -> int:
+    """Return when a stage released a dependent that was ready at `ready`: at its end, or its first chunk."""
+    if result.stream is None or result.ended_ns <= ready:
+        return result.ended_ns
+    first = result.stream.first_chunk_ms
+    return ready if first is None else min(ready, result.started_ns + int(first * 1e6))
 
 
 def _with_child(stage: StageResult) -> list[str]:

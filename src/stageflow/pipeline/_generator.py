@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 from ..context import StageContext
-from ..errors import StageOutputError
+from ..errors import StageOutputError, type_name
 from ..stages import StageOutput
 from ._limits import THREADS, ThreadPermit, thread_permit
 from ._streams import StageStream, run_from_thread
@@ -49,12 +49,12 @@ def run_generator_in_thread(
     """Send the values of a synchronous generator, from its thread; return the output that it yields last.
 
     Raises:
-        StageOutputError: The generator yielded a value after a `StageOutput`.
+        StageOutputError: The generator yielded a value after a `StageOutput`, or returned a value.
         asyncio.CancelledError: The attempt was cancelled.
     """
     output: StageOutput | None = None
     permit = thread_permit.get()
-    values = call(ctx)
+    values = _without_result(call(ctx), ctx)
     try:
         for value in values:
             if output is not None:
@@ -68,6 +68,17 @@ def run_generator_in_thread(
     finally:
         values.close()
     return output
+
+
+def _without_result(values: Generator[Any, None, Any], ctx: StageContext) -> Generator[Any, None, None]:
+    """Yield the values of a generator; raise an error if it returns one, which would be lost."""
+    returned = yield from values
+    if returned is not None:
+        raise StageOutputError(
+            f"the generator returned a value of type {type_name(returned)}",
+            stage=ctx.stage,
+            hint="yield the output last, as in `yield StageOutput.ok(answer=42)`",
+        )
 
 
 async def _send(stream: StageStream, ctx: StageContext, value: Any, permit: ThreadPermit | None) -> None:

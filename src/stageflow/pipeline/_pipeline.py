@@ -79,7 +79,7 @@ class StageGraph:
         self,
         ctx: PipelineContext | None = None,
         *,
-        stages: str | Iterable[str] | None = None,
+        stages: str | StageRef[Any] | Iterable[str | StageRef[Any]] | None = None,
         buffer: int = 64,
         on_abandon: OnAbandon = "cancel",
         deadline: float | None = None,
@@ -88,8 +88,8 @@ class StageGraph:
 
         Args:
             ctx: Ids, labels and input of the run, as for `run()`.
-            stages: Names of the stages whose chunks to read; default all stages that are generator functions.
-                To read a stage that calls `ctx.send`, name it.
+            stages: Names of the stages whose chunks to read, or references; default all stages that are
+                generator functions. To read a stage that calls `ctx.send`, name it.
             buffer: Maximum number of chunks that wait for this reader. While that many do, the stages that
                 send further ones wait.
             on_abandon: What happens if the block is left before the streams have ended: "cancel" (the
@@ -125,7 +125,7 @@ class StageGraph:
         self,
         ctx: PipelineContext | None = None,
         *,
-        stages: str | Iterable[str] | None = None,
+        stages: str | StageRef[Any] | Iterable[str | StageRef[Any]] | None = None,
         buffer: int = 64,
         deadline: float | None = None,
     ) -> SyncStreamedRun:
@@ -144,7 +144,7 @@ class StageGraph:
         self._check_no_loop("stream_sync", "async with graph.stream(ctx) as run: ...")
         return SyncStreamedRun(self.stream(ctx, stages=stages, buffer=buffer, deadline=deadline))
 
-    def _streaming(self, stages: str | Iterable[str] | None) -> tuple[int, ...]:
+    def _streaming(self, stages: Any) -> tuple[int, ...]:
         """Return the numbers of the stages whose chunks to read."""
         if stages is None:
             return tuple(node.index for node in self._plan.nodes if node.generator is not None)

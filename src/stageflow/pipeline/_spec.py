@@ -220,7 +220,7 @@ class StageOptions(TypedDict, total=False):
     retry: Retry | None
     limit: str | None
     interceptors: Iterable[Interceptor] | None
-    streams: Iterable[str | StageRef[Any]] | None
+    streams: StageRef[Any] | Iterable[str | StageRef[Any]] | None
     idle_timeout: float | None
     restart: bool | None
 

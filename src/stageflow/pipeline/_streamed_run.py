@@ -63,13 +63,16 @@ class StreamedRun:
         return self._entered()[0].run_id
 
     async def __aenter__(self) -> StreamedRun:
-        if self._run is not None:
-            raise RuntimeError(
-                f"pipeline {self._name!r}: stream() was entered twice\n  hint: call stream() for each run"
-            )
+        self._check_not_entered()
         self._run = run = self._start()
         self._buffer = run.streams.read_outside(self._selected, self._limit)
         self._task = asyncio.create_task(run.complete(cancelled_by="the reader of the stream left"))
+        try:
+            await asyncio.sleep(0)  # a task that is cancelled before its first step would leave no record
+        except asyncio.CancelledError:
+            self._task.cancel()
+            await _wait(self._task)
+            raise
         return self
 
     async def __aexit__(
@@ -120,6 +123,12 @@ class StreamedRun:
         assert run.results is not None
         return run.results
 
+    def _check_not_entered(self) -> None:
+        if self._run is not None:
+            raise RuntimeError(
+                f"pipeline {self._name!r}: stream() was entered twice\n  hint: call stream() for each run"
+            )
+
     def _entered(self) -> tuple[Scheduler, Buffer, asyncio.Task[PipelineResults]]:
         if self._run is None or self._buffer is None or self._task is None:
             raise RuntimeError(
@@ -167,6 +176,7 @@ class SyncStreamedRun:
         return self._run.run_id
 
     def __enter__(self) -> SyncStreamedRun:
+        self._run._check_not_entered()
         self._runner.run(self._run.__aenter__())
         return self
 
@@ -178,7 +188,7 @@ class SyncStreamedRun:
             self._results = self._runner.run(self._run.results())
 
     def __iter__(self) -> Iterator[Chunk]:
-        while (chunk := self._runner.run(self._next())) is not None:
+        while self._results is None and (chunk := self._runner.run(self._next())) is not None:
             yield chunk
 
     async def _next(self) -> Chunk | None:

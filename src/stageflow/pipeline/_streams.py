@@ -472,7 +472,17 @@ class Streams:
         state: The state of the run.
     """
 
-    __slots__ = ("_buffers", "_loop", "_outside", "_owner", "_plan", "_selected", "_state", "_streams")
+    __slots__ = (
+        "_buffers",
+        "_loop",
+        "_outside",
+        "_owner",
+        "_plan",
+        "_selected",
+        "_state",
+        "_streams",
+        "_was_abandoned",
+    )
 
     def __init__(self, owner: Owner, plan: Plan, state: RunState) -> None:
         self._owner: Owner | None = owner
@@ -483,6 +493,7 @@ class Streams:
         self._buffers: dict[tuple[int, int], Buffer] = {}
         self._outside: Buffer | None = None
         self._selected: frozenset[int] = frozenset()
+        self._was_abandoned = False
 
     @property
     def are_used(self) -> bool:
@@ -505,8 +516,11 @@ class Streams:
             for reader in node.stream_dependents:
                 if self._state.phases[reader] != DONE:
                     stream.attach(self._buffer(index, reader))
-            if self._outside is not None and index in self._selected and not self._outside.closed:
-                stream.attach(self._outside)
+            if self._outside is not None and index in self._selected:
+                if self._outside.closed:
+                    stream.abandoned = self._was_abandoned
+                else:
+                    stream.attach(self._outside)
         return stream
 
     def open(self, ctx: StageContext) -> StageStream:
@@ -590,6 +604,7 @@ class Streams:
             stream.detach(self._outside)
             if abandoned and index in self._selected and self._state.phases[index] != DONE:
                 stream.abandoned = True
+        self._was_abandoned = abandoned
 
     def results(self, results: Iterable[StageResult]) -> None:
         """Process results of attempts, in order: restart or end the streams that they sent and read."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import did_you_mean
 from ..retry import Retry
-from ..stages import ChunksRef, StageKind
+from ..stages import StageKind
 from ._annotations import annotation_problems
 from ._plan import GraphOptions
 from ._spec import (
@@ -22,6 +22,7 @@ from ._spec import (
     StageSpec,
     class_of,
     entry_of,
+    generator_kind,
     parameters_of,
     returns_coroutine,
 )
@@ -80,8 +81,15 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         elif dependency not in names:
             near = did_you_mean(dependency, sorted(names - {spec.name}))
             problems.append(f"{stage}: unknown dependency {dependency!r}{near}")
-    streamed = {ref.name for ref in spec.streams}
+    streamed = Counter(ref.name for ref in spec.streams)
+    problems += [
+        f"{stage}: it reads the stream of {name!r} {count} times; read it once, and share the chunks"
+        for name, count in streamed.items()
+        if count > 1
+    ]
     for dependency, count in Counter(dependencies).items():
+        if count > 1 and count == streamed[dependency]:
+            continue
         if count > 1 and dependency in streamed:
             problems.append(
                 f"{stage}: it reads the stream of {dependency!r}, and also waits for its end;"
@@ -102,9 +110,10 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         problems.append(
             f"{stage}: when must be a function that takes the stage's context, got {_name_of(spec.when)}"
         )
-    if not dependencies and spec.inputs is None:
+    if not spec.ended and spec.inputs is None:
+        instead = f"; read the stream with ctx.inputs.stream({next(iter(streamed))!r})" if streamed else ""
         problems += [
-            f"{stage}: parameter {name!r} is passed from a dependency, but the stage has none"
+            f"{stage}: parameter {name!r} is passed from a dependency, but the stage has none{instead}"
             for name, has_default, _ in _named_parameters(spec.runner)
             if not has_default
         ]
@@ -155,30 +164,38 @@ def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
                         f' write StreamRef({ref.name!r}).chunks(buffer="collect") to buffer it'
                     )
                     break
-            problems += _limit_problems(by_name, spec, ref)
+        senders = _senders(by_name, spec)
+        for name in senders:
+            problems += _limit_problems(by_name, spec, by_name[name])
         limit = spec.limit
         if limit is not None:
-            senders = [before for before in _senders(by_name, spec) if by_name[before].limit == limit]
             problems += [
                 f"stage {spec.name!r}: it reads the stream of {before!r}, which holds a permit of the same"
                 f" limit {limit!r} and may wait for it; use two limits"
                 for before in senders
+                if by_name[before].limit == limit
             ]
     return problems
 
 
-def _limit_problems(by_name: dict[str, StageSpec], spec: StageSpec, ref: ChunksRef[Any]) -> list[str]:
-    """Return a sentence if a stage that must start before a reader needs the permit of the stage it reads."""
-    sender = by_name[ref.name]
+def _limit_problems(by_name: dict[str, StageSpec], spec: StageSpec, sender: StageSpec) -> list[str]:
+    """Return a sentence if a stage that must start before a reader needs the permit of a stage that it reads.
+
+    The reader may read the stream of `sender` through other stages.
+    """
     if sender.limit is None:
         return []
     before = _ancestors(by_name, sender)
     return [
-        f"stage {spec.name!r}: it reads the stream of {ref.name!r}, which may hold its permit of limit"
+        f"stage {spec.name!r}: it reads the stream of {sender.name!r}, which may hold its permit of limit"
         f" {sender.limit!r} until {name!r} has a permit of the same limit; use two limits"
         for name in _ancestors(by_name, spec)
-        if name != ref.name and name not in before and by_name[name].limit == sender.limit
+        if name != sender.name and name not in before and _limit_of(by_name[name]) == sender.limit
     ]
+
+
+def _limit_of(spec: StageSpec) -> str | None:
+    return spec.limit if spec.map is None else spec.map.limit
 
 
 def _ancestors(by_name: dict[str, StageSpec], spec: StageSpec) -> dict[str, None]:
@@ -236,6 +253,12 @@ def _map_problems(spec: StageSpec, options: MapSpec) -> list[str]:
     problems += _policy_problems("total_timeout", spec.timeout, None)
     if spec.kind is StageKind.ROUTE:
         problems.append("a mapped stage cannot have kind ROUTE: its items cannot choose a route")
+    entry = entry_of(spec.runner)
+    if entry is not None and generator_kind(entry.called) is not None:
+        problems.append(
+            "the function of a mapped stage cannot be a generator function; return a list,"
+            " or send chunks with ctx.send()"
+        )
     most = options.max_concurrency
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         problems.append(f"max_concurrency must be a positive integer, got {most!r}")
@@ -273,7 +296,7 @@ def _child_problems(spec: StageSpec, child: ChildSpec) -> list[str]:
 def _option_problems(spec: StageSpec, options: GraphOptions) -> list[str]:
     stage = f"stage {spec.name!r}"
     problems = [f"{stage}: {problem}" for problem in _interceptor_problems(spec.interceptors)]
-    limit = spec.limit if spec.map is None else spec.map.limit
+    limit = _limit_of(spec)
     if limit is not None and limit not in options.limits:
         near = did_you_mean(str(limit), list(options.limits))
         known = ", ".join(repr(name) for name in options.limits) or "none"

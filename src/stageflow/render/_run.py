@@ -617,7 +617,7 @@ def stream_note(stage: Record) -> Text:
     Example:
         >>> stream = {"chunks": 41, "first_chunk_ms": 200.0, "blocked_ms": 1500.0, "abandoned": False}
         >>> stream_note({"stream": stream, "duration_ms": 4200.0}).plain
-        '41 chunks, first after 200.00 ms, 10.0 per s, waited 1500.00 ms for a reader'
+        '41 chunks, first after 200.00 ms, 10.0 per s, waited 1,500.00 ms for a reader'
     """
     stream = stage["stream"]
     chunks, first = stream["chunks"], stream.get("first_chunk_ms")

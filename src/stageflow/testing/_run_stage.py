@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 from msgspec.structs import replace
@@ -15,6 +15,9 @@ from ..retry import Retry
 from ..stages import StageOutput, StageResult, StageStatus
 
 __all__ = ["RunStageOptions", "run_stage", "run_stage_sync"]
+
+Input = Mapping[str, Any] | StageOutput | Sequence[Any] | None
+"""The output of a dependency, or the chunks of its stream."""
 
 
 class RunStageOptions(TypedDict, total=False):
@@ -31,7 +34,7 @@ class RunStageOptions(TypedDict, total=False):
 
 async def run_stage(
     stage: Any,
-    inputs: Mapping[str, Mapping[str, Any] | StageOutput | None] | None = None,
+    inputs: Mapping[str, Input] | None = None,
     *,
     context: PipelineContext | None = None,
     data: Any = None,
@@ -50,7 +53,7 @@ async def run_stage(
         stage: A runner as for `with_stage`: a function, a class or an instance.
         inputs: The outputs of the dependencies, by name: a mapping, or a `StageOutput` such as
             `StageOutput.skip("no index")`. If `@stage` declares dependencies, each of them must be included;
-            other stages are ancestors of the dependencies.
+            other stages are ancestors of the dependencies. For a stage in `streams`: the list of its chunks.
         context: The context of the run; default an empty one.
         data: The input of the run, instead of the one in `context`.
         name: Name of the stage; default the name from `@stage`, or that of the function or class.
@@ -78,14 +81,20 @@ async def run_stage(
         raise invalid_argument(
             "run_stage()", "inputs", inputs, "a mapping from the name of each dependency to its output"
         )
-    outputs = {dependency: _as_output(dependency, output) for dependency, output in (inputs or {}).items()}
     (spec,) = Pipeline().with_stage(name, stage, retry=retry, timeout=timeout).stages
     spec = _starting_at(attempt, replace(spec, route=None, limit=None))
-    pipeline = _with_dependencies(spec, outputs)
+    streams = {ref.name for ref in spec.streams}
+    pipeline = _with_dependencies(
+        spec,
+        {
+            dependency: _stub(dependency, output, is_stream=dependency in streams)
+            for dependency, output in (inputs or {}).items()
+        },
+    )
     routes = (routes,) if isinstance(routes, str) else routes
     labels = {f"{name} -> {label}": label for label in routes}
     for after, label in labels.items():
-        pipeline = pipeline.with_stage(after, _stub(StageOutput.ok()), dependencies=(name,), route=label)
+        pipeline = pipeline.with_stage(after, _returns(StageOutput.ok()), dependencies=(name,), route=label)
     context = context or PipelineContext()
     if data is not None:
         context = context.with_data(data)
@@ -99,7 +108,7 @@ async def run_stage(
 
 def run_stage_sync(
     stage: Any,
-    inputs: Mapping[str, Mapping[str, Any] | StageOutput | None] | None = None,
+    inputs: Mapping[str, Input] | None = None,
     **options: Unpack[RunStageOptions],
 ) -> StageResult:
     """Run a single stage from a test without an event loop; see `run_stage`.
@@ -142,12 +151,12 @@ def _as_output(dependency: str, output: Any) -> StageOutput:
     return replace(output, routes=None)
 
 
-def _with_dependencies(spec: StageSpec, outputs: Mapping[str, StageOutput]) -> Pipeline:
+def _with_dependencies(spec: StageSpec, stubs: Mapping[str, Callable[..., Any]]) -> Pipeline:
     """Return a pipeline of a stage and a stub for each of its dependencies and their ancestors."""
-    name, direct = spec.name, spec.dependencies or tuple(outputs)
-    further = tuple(other for other in outputs if other not in direct)
+    name, direct = spec.name, spec.dependencies or tuple(stubs)
+    further = tuple(other for other in stubs if other not in direct)
     for dependency in direct:
-        if dependency not in outputs:
+        if dependency not in stubs:
             raise InvalidArgumentError(
                 f"stage {name!r} depends on {dependency!r}, but inputs does not contain its output"
                 f"{did_you_mean(dependency, further)}",
@@ -158,16 +167,35 @@ def _with_dependencies(spec: StageSpec, outputs: Mapping[str, StageOutput]) -> P
         # Optional, so that the stage under test runs even if a dependency fails.
         pipeline = pipeline.with_stage(
             ancestor,
-            _stub(outputs[ancestor]),
+            stubs[ancestor],
             dependencies=further if ancestor in direct else (),
             optional=True,
         )
     return Pipeline(name, stages=(*pipeline.stages, replace(spec, dependencies=direct)))
 
 
-def _stub(output: StageOutput) -> Callable[[StageContext], Coroutine[Any, Any, StageOutput]]:
+def _stub(dependency: str, output: Any, *, is_stream: bool) -> Callable[..., Any]:
+    """Return a stage for an item of `inputs`."""
+    if not is_stream or isinstance(output, StageOutput):
+        return _returns(_as_output(dependency, output))
+    if not isinstance(output, Sequence) or isinstance(output, (str, bytes)):
+        raise invalid_argument(
+            "run_stage()", f"inputs[{dependency!r}]", output, "the list of the chunks of the stream"
+        )
+    return _sends(output)
+
+
+def _returns(output: StageOutput) -> Callable[[StageContext], Coroutine[Any, Any, StageOutput]]:
     async def stub(ctx: StageContext) -> StageOutput:
         return output
+
+    return stub
+
+
+def _sends(chunks: Sequence[Any]) -> Callable[[StageContext], AsyncIterator[Any]]:
+    async def stub(ctx: StageContext) -> AsyncIterator[Any]:
+        for chunk in chunks:
+            yield chunk
 
     return stub
 

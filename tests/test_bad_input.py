@@ -11,7 +11,7 @@ import json
 import math
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -215,21 +215,6 @@ def test_execute_without_a_parameter_for_the_context_is_reported() -> None:
     assert problem(Pipeline("p").with_stage("a", Forgot)) == f"stage 'a': {shown} {wrong}"
     assert problem(Pipeline("p").with_stage("a", Forgot())) == f"stage 'a': {shown} {wrong}"
     assert problem(Pipeline("p").with_stage("a", nothing)) == f"stage 'a': {nothing.__qualname__} {wrong}"
-
-
-async def agenerator(ctx: StageContext) -> AsyncIterator[int]:
-    yield 1
-
-
-def generator(ctx: StageContext) -> Iterator[int]:
-    yield 1
-
-
-@pytest.mark.parametrize("runner", [agenerator, generator])
-def test_generator_function_is_reported(runner: Any) -> None:
-    assert problem(Pipeline("p").with_stage("a", runner)) == (
-        f"stage 'a': {runner.__name__} is a generator function; a stage must return a single value"
-    )
 
 
 @pytest.mark.parametrize(

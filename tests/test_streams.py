@@ -313,6 +313,18 @@ def test_invalid_arguments_of_stream_are_errors(arguments: Any, problem: str) ->
         Pipeline("p").with_stage("write", words("a")).build().stream(**arguments)
 
 
+def test_stream_of_a_pipeline_without_generators_needs_names() -> None:
+    with pytest.raises(InvalidArgumentError, match="no stage of pipeline 'p' is a generator function"):
+        Pipeline("p").with_stage("sends", lambda ctx: None).build().stream()
+
+
+async def test_chunk_is_sent_although_the_stage_forgets_to_await() -> None:
+    async def forgets(ctx: StageContext) -> None:
+        ctx.send("a")
+
+    assert (await Pipeline("p").with_stage("sends", forgets).run()).value("sends") == "a"
+
+
 async def test_stream_must_be_entered_once() -> None:
     graph = Pipeline("p").with_stage("write", words("a", every=0)).build()
     with pytest.raises(RuntimeError, match="context manager"):

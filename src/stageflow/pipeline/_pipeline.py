@@ -147,7 +147,14 @@ class StageGraph:
     def _streaming(self, stages: Any) -> tuple[int, ...]:
         """Return the numbers of the stages whose chunks to read."""
         if stages is None:
-            return tuple(node.index for node in self._plan.nodes if node.generator is not None)
+            generators = tuple(node.index for node in self._plan.nodes if node.generator is not None)
+            if not generators:
+                raise InvalidArgumentError(
+                    f"stream(): no stage of pipeline {self.name!r} is a generator function",
+                    pipeline=self.name,
+                    hint="to read the stages that call ctx.send(), pass their names as stages=(...)",
+                )
+            return generators
         selected = []
         for name in as_tuple(stages):
             name = name.name if isinstance(name, StageRef) else name

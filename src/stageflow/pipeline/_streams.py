@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 from .._time import get_clock
@@ -229,6 +229,17 @@ def run_from_thread(steps: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLo
         raise asyncio.CancelledError from None
 
 
+class _Sent:
+    """Can be awaited; it does not suspend."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+_SENT = _Sent()
+
+
 class StageStream:
     """The stream of one stage, through all of its attempts.
 
@@ -305,16 +316,21 @@ class StageStream:
         if buffer in self._buffers:
             self._buffers.remove(buffer)
 
-    async def send(self, ctx: StageContext, value: Any) -> None:
-        """Send a chunk as soon as no buffer is full.
+    def send(self, ctx: StageContext, value: Any) -> Awaitable[None]:
+        """Send a chunk: now if no buffer is full, otherwise when the returned object is awaited.
 
         Raises:
             StageflowError: The attempt has ended.
         """
         self._check(ctx)
         if self.full:
-            await self.wait_for_room(ctx)
-            self._check(ctx)
+            return self._send_later(ctx, value)
+        self.add(value)
+        return _SENT
+
+    async def _send_later(self, ctx: StageContext, value: Any) -> None:
+        await self.wait_for_room(ctx)
+        self._check(ctx)
         self.add(value)
 
     def _check(self, ctx: StageContext) -> None:

@@ -617,14 +617,14 @@ def stream_note(stage: Record) -> Text:
     Example:
         >>> stream = {"chunks": 41, "first_chunk_ms": 200.0, "blocked_ms": 1500.0, "abandoned": False}
         >>> stream_note({"stream": stream, "duration_ms": 4200.0}).plain
-        '41 chunks, first after 200.00 ms, 10.0 per s, waited 1,500.00 ms for a reader'
+        '41 chunks, first after 200.00 ms, 16.0 per s, waited 1,500.00 ms for a reader'
     """
     stream = stage["stream"]
     chunks, first = stream["chunks"], stream.get("first_chunk_ms")
     parts = [f"{chunks:,} chunk{'' if chunks == 1 else 's'}"]
     if first is not None:
         parts.append(f"first after {milliseconds(first)} ms")
-        seconds = (stage["duration_ms"] - first) / 1000
+        seconds = (stage["duration_ms"] - first - (stream.get("blocked_ms") or 0)) / 1000
         if chunks > 1 and seconds > 0:
             parts.append(f"{(chunks - 1) / seconds:,.1f} per s")
     if stream.get("blocked_ms"):

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+from ..chunks import CHUNKS, SOURCES
 from ..shapes import Shape, chain, fan_out, layers
 from .contestants import OURS, PEERS, Contestant, InstallError, install
 from .process import NoAnswerError, Process
@@ -54,15 +55,17 @@ COLUMNS = (
 )
 
 Cells = dict[str, str]
+Notes = dict[str, list[str]]
+"""What was not measured and why, and the columns without it."""
 
 
-def _found_contestants(names: list[str], left_out: list[str]) -> list[Contestant]:
+def _found_contestants(names: list[str], notes: Notes) -> list[Contestant]:
     found = list(OURS)
     for name in names:
         try:
             found.append(install(name))
         except InstallError as error:
-            left_out.append(f"{PEERS[name]} is left out: {error}")
+            notes[f"{PEERS[name]} is left out: {error}"] = []
     return found
 
 
@@ -77,7 +80,7 @@ def _ready(process: Process, column: Column) -> float:
 
 
 def _measure(
-    processes: dict[str, Process], column: Column, rounds: int, budget: float, notes: list[str]
+    processes: dict[str, Process], column: Column, rounds: int, budget: float, notes: Notes
 ) -> Cells:
     """Return a cell for each contestant that could run the shape."""
     shares: dict[str, int] = {}
@@ -85,7 +88,7 @@ def _measure(
         try:
             took = _ready(process, column)
         except NoAnswerError as error:
-            notes.append(f"{title}, {column.title}: {error}")
+            _note(notes, title, column.title, error)
         else:
             shares[title] = rounds if title == "floor" else _rounds_of(took, rounds, budget)
     seconds: dict[str, list[float]] = {title: [] for title in shares}
@@ -98,7 +101,7 @@ def _measure(
             try:
                 took_now[title] = processes[title].ask({"do": "run"}, within=_MOST_SECONDS)["seconds"]
             except NoAnswerError as error:
-                notes.append(f"{title}, {column.title}: {error}")
+                _note(notes, title, column.title, error)
                 del shares[title]
         for title, took in took_now.items():
             seconds[title].append(took)
@@ -109,6 +112,10 @@ def _measure(
     }
 
 
+def _note(notes: Notes, title: str, column: str, error: NoAnswerError) -> None:
+    notes.setdefault(f"{title}: {error}", []).append(column)
+
+
 def _rounds_of(took: float, rounds: int, budget: float) -> int:
     """Return in how many of the rounds a contestant takes part: the slow ones in fewer."""
     return max(min(_LEAST_ROUNDS, rounds), min(rounds, int(budget / took)))
@@ -117,6 +124,28 @@ def _rounds_of(took: float, rounds: int, budget: float) -> int:
 def _cell(microseconds: float, ratio: float) -> str:
     ratio_text = f"({ratio:.2f})" if ratio < 9.995 else f"({ratio:,.0f})"
     return f"{microseconds:,.1f} {ratio_text:>7}"
+
+
+def _measure_streams(contestant: Contestant, folder: str, rounds: int, budget: float, notes: Notes) -> Cells:
+    """Return a cell for each source whose chunks the contestant could stream."""
+    cells: Cells = {}
+    process = Process(contestant, folder)
+    try:
+        for source in SOURCES:
+            request = {"do": "stream", "source": source}
+            try:
+                took = process.ask(request | {"rounds": 1}, within=_MOST_SECONDS * 3)["seconds"]
+                found = process.ask(
+                    request | {"rounds": _rounds_of(took, rounds, budget)},
+                    within=_MOST_SECONDS * 3 + budget * 2,
+                )
+            except NoAnswerError as error:
+                _note(notes, contestant.title, source, error)
+            else:
+                cells[source] = _cell(found["seconds"] / CHUNKS * 1e6, found["ratio"])
+    finally:
+        process.end()
+    return cells
 
 
 def _memory(contestant: Contestant, folder: str, times: int) -> float:
@@ -132,44 +161,62 @@ def _memory(contestant: Contestant, folder: str, times: int) -> float:
     return statistics.median(found)
 
 
-def _print_costs(titles: list[str], cells: dict[str, Cells]) -> None:
-    width = max(len(title) for title in titles) + 2
-    print("microseconds per no-op stage or item, and in brackets the ratio to the floor; medians")
-    print(f"{'':<{width}}" + "".join(f"{column:>18}" for column in cells))
-    for title in titles:
-        print(f"{title:<{width}}" + "".join(f"{column.get(title, '-'):>18}" for column in cells.values()))
+def _print_costs(heading: str, columns: list[str], rows: dict[str, Cells]) -> None:
+    width = max(len(title) for title in rows) + 2
+    widths = {column: max(18, len(column) + 2) for column in columns}
+    print(heading)
+    print(f"{'':<{width}}" + "".join(f"{column:>{widths[column]}}" for column in columns))
+    for title, cells in rows.items():
+        print(
+            f"{title:<{width}}" + "".join(f"{cells.get(column, '-'):>{widths[column]}}" for column in columns)
+        )
     print()
 
 
-def _print_memory(contestants: list[Contestant], folder: str, notes: list[str]) -> None:
+def _print_memory(contestants: list[Contestant], folder: str, notes: Notes) -> None:
     width = max(len(contestant.title) for contestant in contestants) + 2
     print(f"memory that a run holds while its only stage waits, {_RUNS_IN_FLIGHT:,} in flight; medians")
     for contestant in contestants:
         try:
             found = f"{_memory(contestant, folder, 3):.1f} kB"
         except NoAnswerError as error:
-            notes.append(f"{contestant.title}, memory: {error}")
+            _note(notes, contestant.title, "memory", error)
             found = "-"
         print(f"{contestant.title:<{width}}{found:>12}")
     print()
 
 
 def _bench(names: list[str], rounds: int, budget: float, folder: str) -> None:
-    notes: list[str] = []
+    notes: Notes = {}
     contestants = _found_contestants(names, notes)
     processes = {contestant.title: Process(contestant, folder) for contestant in contestants}
-    cells: dict[str, Cells] = {}
+    costs: dict[str, Cells] = {title: {} for title in processes}
     try:
         for column in COLUMNS:
             print(f"measuring {column.title}", file=sys.stderr)
-            cells[column.title] = _measure(processes, column, rounds, budget, notes)
+            for title, cell in _measure(processes, column, rounds, budget, notes).items():
+                costs[title][column.title] = cell
     finally:
         for process in processes.values():
             process.end()
-    _print_costs(list(processes), cells)
+    _print_costs(
+        "microseconds per no-op stage or item, and in brackets the ratio to the floor; medians",
+        [column.title for column in COLUMNS],
+        costs,
+    )
+    print("measuring streams", file=sys.stderr)
+    _print_costs(
+        f"microseconds per chunk, of {CHUNKS:,} from a stage to a reader outside the run, and in brackets\n"
+        "the ratio to a hop through a bare bounded queue in the same process; medians",
+        list(SOURCES),
+        {
+            contestant.title: _measure_streams(contestant, folder, rounds, budget, notes)
+            for contestant in contestants
+        },
+    )
     _print_memory(contestants, folder, notes)
-    for note in notes:
-        print(note)
+    for note, columns in notes.items():
+        print(f"{note} ({', '.join(columns)})" if columns else note)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""What every adapter has: `async def prepare(shape, gate, ...) -> Run`.
+"""What an adapter has: `async def prepare(shape, gate, ...) -> Run`, if the engine runs graphs of stages.
 
-Those of engines with maps also have `async def prepare_map(items, gate, ...) -> Run`.
+Those of engines with maps also have `async def prepare_map(items, gate, ...) -> Run`. Those of engines with
+streams have `async def prepare_stream(source, ...) -> Run`, and their run returns how many chunks were read.
 """
 
 from __future__ import annotations

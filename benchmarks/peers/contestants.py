@@ -43,6 +43,7 @@ PEERS = {
     "pydantic_graph": "pydantic-graph",
     "langgraph": "LangGraph",
     "haystack": "Haystack",
+    "pydantic_ai": "pydantic-ai",
 }
 """Adapters of the others, which also name their environments and requirements, and what they are called."""
 

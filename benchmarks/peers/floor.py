@@ -1,14 +1,15 @@
-"""The floor: one bare task per stage."""
+"""The floor: one bare task per stage or item, and one bare bounded queue per stream."""
 
 from __future__ import annotations
 
 import asyncio
 
+from ..chunks import Source, through_queue
 from ..floor import run_floor
 from ..shapes import Shape
 from .adapter import Gate, Run
 
-__all__ = ["prepare", "prepare_map"]
+__all__ = ["prepare", "prepare_map", "prepare_stream"]
 
 
 async def prepare(shape: Shape, gate: Gate | None) -> Run:
@@ -35,3 +36,8 @@ async def prepare_map(items: int, gate: Gate | None) -> Run:
         return await asyncio.gather(*[asyncio.create_task(item(number)) for number in range(items)])
 
     return run
+
+
+async def prepare_stream(source: Source) -> Run:
+    """Return what sends the chunks through a queue."""
+    return through_queue(source)

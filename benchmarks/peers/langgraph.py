@@ -5,13 +5,15 @@ from __future__ import annotations
 import operator
 from typing import Annotated, Any, TypedDict
 
+from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
+from ..chunks import Source
 from ..shapes import Shape
 from .adapter import Gate, Run
 
-__all__ = ["prepare", "prepare_map"]
+__all__ = ["prepare", "prepare_map", "prepare_stream"]
 
 
 class State(TypedDict):
@@ -70,3 +72,27 @@ async def prepare_map(items: int, gate: Gate | None) -> Run:
     graph.add_edge("item", END)
     compiled = graph.compile()
     return lambda: compiled.ainvoke({"values": []})
+
+
+async def prepare_stream(source: Source) -> Run:
+    """Return what reads the chunks that a node writes; its buffer has no limit."""
+
+    async def write(state: State) -> dict[str, Any]:
+        writer = get_stream_writer()
+        async for chunk in source():
+            writer(chunk)
+        return {}
+
+    graph = StateGraph(State)
+    graph.add_node("write", write)
+    graph.add_edge(START, "write")
+    graph.add_edge("write", END)
+    compiled = graph.compile()
+
+    async def run() -> int:
+        count = 0
+        async for _ in compiled.astream({"number": 0}, stream_mode="custom"):
+            count += 1
+        return count
+
+    return run

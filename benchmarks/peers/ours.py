@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import AsyncIterator
 from typing import Any
 
 from stageflow import JournalSink, Pipeline
 from stageflow.observability import WideEventEmitter
 
+from ..chunks import BUFFER, Source
 from ..graphs import build
 from ..shapes import Shape
 from .adapter import Gate, Run
 
-__all__ = ["prepare", "prepare_map"]
+__all__ = ["prepare", "prepare_map", "prepare_stream"]
 
 
 async def prepare(shape: Shape, gate: Gate | None, *, journal: bool = False) -> Run:
@@ -39,6 +41,25 @@ async def prepare_map(items: int, gate: Gate | None, *, journal: bool = False) -
 
     pipeline = Pipeline("map").with_stage("source", source).with_map("map", item, over=("source", "items"))
     return pipeline.build(**_options(journal)).run
+
+
+async def prepare_stream(source: Source, *, journal: bool = False) -> Run:
+    """Return what reads the chunks that a stage yields."""
+
+    async def write(ctx: Any) -> AsyncIterator[str]:
+        async for chunk in source():
+            yield chunk
+
+    graph = Pipeline("stream").with_stage("write", write).build(**_options(journal))
+
+    async def run() -> int:
+        count = 0
+        async with graph.stream(buffer=BUFFER) as streamed:
+            async for _ in streamed:
+                count += 1
+        return count
+
+    return run
 
 
 def _options(journal: bool) -> dict[str, Any]:

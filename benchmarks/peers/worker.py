@@ -6,17 +6,20 @@ It imports nothing of this library: it runs in the environment of the contestant
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import importlib
 import json
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, BinaryIO
 
-from ..rounds import at_once
+from ..chunks import CHUNKS, SOURCES, through_queue
+from ..rounds import at_once, measure
 from ..shapes import Shape, chain
-from .adapter import Gate, Run
+from .adapter import Run
 
 __all__: list[str] = []
 
@@ -40,14 +43,21 @@ class Worker:
                 return {}
             case {"do": "run"}:
                 return {"seconds": await self._seconds()}
+            case {"do": "stream", "source": source, "rounds": rounds}:
+                return await self._stream(source, rounds)
             case {"do": "memory", "runs": runs}:
                 return {"kB": await self._memory(runs)}
         raise ValueError(f"asked for {request!r}")
 
-    async def _prepare(self, shape: Shape, gate: Gate | None) -> Run:
+    def _function(self, name: str, missing: str) -> Callable[..., Awaitable[Run]]:
+        """Return a function of the adapter, or raise an error that states what the engine lacks."""
         module = importlib.import_module(f"{__package__}.{self._adapter}")
-        run: Run = await module.prepare(shape, gate, **self._options)
-        return run
+        if not hasattr(module, name):
+            raise RuntimeError(missing)
+        return functools.partial(getattr(module, name), **self._options)
+
+    def _prepare(self) -> Callable[..., Awaitable[Run]]:
+        return self._function("prepare", "it runs no graph of stages")
 
     async def _make_ready(self, shape: Shape, times: int) -> None:
         """Build the graph, after a run that shows that every stage is reached."""
@@ -57,27 +67,26 @@ class Worker:
             nonlocal reached
             reached += 1
 
-        await (await self._prepare(shape, count))()
+        prepare = self._prepare()
+        await (await prepare(shape, count))()
         if reached != len(shape):
             raise RuntimeError(f"{reached} of {len(shape)} stages were run")
-        run = await self._prepare(shape, None)
+        run = await prepare(shape, None)
         self._run = run if times == 1 else at_once(run, times)
 
     async def _make_map_ready(self, items: int) -> None:
         """Build the map, after a run that shows that every item is reached."""
-        module = importlib.import_module(f"{__package__}.{self._adapter}")
-        if not hasattr(module, "prepare_map"):
-            raise RuntimeError("it has no map")
+        prepare = self._function("prepare_map", "it has no map")
         reached = 0
 
         async def count() -> None:
             nonlocal reached
             reached += 1
 
-        await (await module.prepare_map(items, count, **self._options))()
+        await (await prepare(items, count))()
         if reached != items:
             raise RuntimeError(f"{reached} of {items} items were run")
-        self._run = await module.prepare_map(items, None, **self._options)
+        self._run = await prepare(items, None)
 
     async def _seconds(self) -> float:
         assert self._run is not None
@@ -89,6 +98,16 @@ class Worker:
         await asyncio.sleep(0.001)
         return took
 
+    async def _stream(self, source: str, rounds: int) -> dict[str, float]:
+        """Return what a chunk costs, and its ratio to a hop through a bounded queue in this process."""
+        prepare = self._function("prepare_stream", "its runs do not stream to a reader outside")
+        run = await prepare(SOURCES[source])
+        if (count := await run()) != CHUNKS:
+            raise RuntimeError(f"{count} of {CHUNKS} chunks were read")
+        found = await measure({"queue": through_queue(SOURCES[source]), "stream": run}, rounds)
+        seconds, ratio = found["stream"]
+        return {"seconds": seconds, "ratio": ratio}
+
     async def _memory(self, runs: int) -> float:
         """Return by how much memory grows with each run whose only stage waits."""
         goes_on = asyncio.Event()
@@ -98,7 +117,7 @@ class Worker:
             waiting.put_nowait(None)
             await goes_on.wait()
 
-        run = await self._prepare(chain(1), gate)
+        run = await self._prepare()(chain(1), gate)
         goes_on.set()
         await run()
         await waiting.get()

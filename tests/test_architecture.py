@@ -64,6 +64,7 @@ MAY_IMPORT = {
     # interfaces: call the other packages
     "settings": ("events", "observability", "journal"),
     "lifecycle": ANY,
+    "integrations": ("pipeline", "results", "context", "stages"),
     "cli": ANY,
     "ui": ANY,
     "testing": ANY,
@@ -88,6 +89,7 @@ HEAVY = (
     "rich",
     "scipy",
     "sqlite3",
+    "starlette",
     "typer",
 )
 

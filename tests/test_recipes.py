@@ -215,6 +215,41 @@ def test_fastapi_recipe_records_stages_that_end_slowly(
     assert place.outcomes() == {"slow": "cancelled"}
 
 
+def test_chat_recipe_streams_and_reattaches(place: Place, port: int) -> None:
+    place.write("chat.py")
+    server = place.start("uvicorn chat:app --timeout-graceful-shutdown 5", "--port", str(port))
+    (printed,) = re.findall(r"curl -N .*?\n```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, cookies={"user": "u1"}) as client:
+        assert "EventSource" in until(lambda: client.get("/")).text
+        answer = client.get("/chat", params={"question": "why"}).text
+        assert matches(printed, answer), answer
+
+        received = ""
+        slow = {"question": "why", "pause": 0.3}
+        with client.stream("GET", "/chat", params=slow) as response:
+            for text in response.iter_text():
+                received += text
+                if '"are "' in received:
+                    break
+        last = re.findall("id: (.*)", received)[-1]
+        headers = {"last-event-id": last}
+        stranger = httpx.get(f"http://127.0.0.1:{port}/chat?question=why", headers=headers, timeout=60)
+        assert stranger.status_code == 404
+        received += client.get("/chat", params=slow, headers=headers).text
+        words = [json.loads(data)["value"] for data in re.findall('data: (.*"value".*)', received)]
+        assert words == ["Streams ", "are ", "bounded, ", "see ", "streams.md"]
+
+        with client.stream("GET", "/chat", params={"question": "why", "pause": 60}) as response:
+            next(response.iter_text())  # leaves, and does not reattach before the server stops
+    server.send_signal(signal.SIGTERM)
+    server.wait(20)
+    runs = Journal(place.journal).runs(limit=None)
+    assert [run["outcome"] for run in runs] == ["cancelled", "ok", "ok"], place.log()
+    usage = [run["attributes"].get("gen_ai.usage.output_tokens") for run in runs]
+    assert usage == [None, 5, 5]
+    assert runs[0]["attributes"]["usage_incomplete"] is True
+
+
 @pytest.mark.parametrize("worker", ["", "asgi"], ids=["uvicorn", "asgi"])
 def test_gunicorn_recipe_records_runs_of_every_worker(
     place: Place, port: int, background: ThreadPoolExecutor, worker: str

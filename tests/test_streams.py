@@ -1267,6 +1267,55 @@ async def test_sending_after_the_attempt_is_an_error() -> None:
         late[0].result()
 
 
+# ---------------------------------------------------------------- encoding
+
+
+async def test_encode_replaces_the_values_of_the_reader_outside_the_run(sink: MemoryEventSink) -> None:
+    def encode(chunk: Chunk) -> str:
+        return f"{chunk.stage} {chunk.number}: {chunk.value}"
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words("a", "b", every=0))
+        .with_stage("read", collects, streams=("write",))
+    )
+    async with recorded(pipeline, sink).stream(encode=encode) as run:
+        chunks = [chunk async for chunk in run]
+    results = await run.results()
+    assert [(chunk.number, chunk.value) for chunk in chunks] == [(0, "write 0: a"), (1, "write 1: b")]
+    assert results.value("write") == "ab"
+    assert results.data("read") == {"read": ["a", "b"]}
+
+
+@pytest.mark.parametrize("thread", [False, True])
+async def test_encode_that_raises_fails_the_stage_that_sent_the_chunk(
+    sink: MemoryEventSink, thread: bool
+) -> None:
+    def write(ctx: StageContext) -> Iterator[str]:
+        yield "a"
+        yield "b"
+
+    def encode(chunk: Chunk) -> str:
+        if chunk.value == "b":
+            raise ValueError("not b")
+        return str(chunk.value)
+
+    stage = write if thread else words("a", "b", every=0)
+    graph = recorded(Pipeline("p").with_stage("write", stage), sink)
+    async with graph.stream(encode=encode) as run:
+        chunks = [chunk.value async for chunk in run]
+    results = await run.results()
+    assert (chunks, results.outcome) == (["a"], "failed")
+    assert isinstance(results["write"].exception, ValueError)
+    check(sink, results)
+
+
+async def test_encode_must_be_a_function() -> None:
+    graph = Pipeline("p").with_stage("write", words("a")).build()
+    with pytest.raises(InvalidArgumentError, match="encode must be a function"):
+        graph.stream(encode="json")  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- validation
 
 

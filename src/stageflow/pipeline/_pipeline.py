@@ -17,7 +17,7 @@ from ..errors import InvalidArgumentError, PipelineValidationError, invalid_argu
 from ..observability import WideEventEmitter, defaults
 from ..render import graph_as_dot, graph_as_mermaid, graph_as_text
 from ..results import PipelineResults
-from ..stages import StageKind, StageRef
+from ..stages import Chunk, StageKind, StageRef
 from ._decorator import carried_description, without_description
 from ._interceptors import Interceptor
 from ._limits import Limits
@@ -83,6 +83,7 @@ class StageGraph:
         buffer: int = 64,
         on_abandon: OnAbandon = "cancel",
         deadline: float | None = None,
+        encode: Callable[[Chunk], Any] | None = None,
     ) -> StreamedRun:
         """Run the pipeline once, and read the chunks that its streaming stages send while it is running.
 
@@ -95,6 +96,8 @@ class StageGraph:
             on_abandon: What happens if the block is left before the streams have ended: "cancel" (the
                 default) cancels the run; "finish" lets it continue without this reader.
             deadline: Maximum duration of the run in seconds; default no limit.
+            encode: Called with each chunk when it is sent; what it returns replaces the `value` of the chunk
+                for this reader. If it raises an exception, the stage that sent the chunk fails with it.
 
         Raises:
             InvalidArgumentError: A stage does not exist, or an argument is invalid.
@@ -113,12 +116,15 @@ class StageGraph:
             raise invalid_argument(
                 "stream()", "on_abandon", on_abandon, '"cancel" or "finish"', pipeline=self.name
             )
+        if encode is not None and not callable(encode):
+            raise invalid_argument("stream()", "encode", encode, "a function", pipeline=self.name)
         return StreamedRun(
             self.name,
             lambda: Scheduler(self._plan, context, deadline),
             self._streaming(stages),
             buffer,
             on_abandon,
+            encode,
         )
 
     def stream_sync(

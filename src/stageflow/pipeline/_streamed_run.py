@@ -42,12 +42,14 @@ class StreamedRun:
         selected: tuple[int, ...],
         buffer: int,
         on_abandon: OnAbandon,
+        encode: Callable[[Chunk], Any] | None,
     ) -> None:
         self._name = name
         self._start = start
         self._selected = selected
         self._limit = buffer
         self._on_abandon = on_abandon
+        self._encode = encode
         self._run: Scheduler | None = None
         self._buffer: Buffer | None = None
         self._task: asyncio.Task[PipelineResults] | None = None
@@ -62,10 +64,19 @@ class StreamedRun:
         """
         return self._entered()[0].run_id
 
+    @property
+    def pending(self) -> int:
+        """Number of chunks that can be read without waiting; a restart counts as one.
+
+        Raises:
+            RuntimeError: The block was not entered.
+        """
+        return len(self._entered()[1])
+
     async def __aenter__(self) -> StreamedRun:
         self._check_not_entered()
         self._run = run = self._start()
-        self._buffer = run.streams.read_outside(self._selected, self._limit)
+        self._buffer = run.streams.read_outside(self._selected, self._limit, self._encode)
         self._task = asyncio.create_task(run.complete(cancelled_by="the reader of the stream left"))
         try:
             await asyncio.sleep(0)  # a task that is cancelled before its first step would leave no record

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 from .._time import get_clock
 from ..context import StageContext
 from ..errors import InputError, StageflowError, StageOutputError, did_you_mean
 from ..schema import Stream
-from ..stages import StageOutput, StageResult, StageStatus
+from ..stages import Chunk, StageOutput, StageResult, StageStatus
 from ._plan import Plan
 from ._run_state import DONE, RunState
 
@@ -66,6 +66,7 @@ class Buffer:
         reader: Number of the stage that reads, or -1 outside the run.
         limit: Maximum number of chunks, or None for no limit.
         name: Name of the stage that reads, for errors.
+        encode: Called with each chunk when it is sent; what it returns replaces the value of the chunk.
 
     Attributes:
         ended: True if no chunk will be added.
@@ -74,6 +75,7 @@ class Buffer:
 
     __slots__ = (
         "_chunks",
+        "_encode",
         "_interrupted",
         "_limit",
         "_name",
@@ -85,12 +87,15 @@ class Buffer:
         "reader",
     )
 
-    def __init__(self, reader: int, limit: int | None, name: str) -> None:
+    def __init__(
+        self, reader: int, limit: int | None, name: str, encode: Callable[[Chunk], Any] | None = None
+    ) -> None:
         self.reader = reader
         self.ended = False
         self.closed = False
         self._name = name
         self._limit = limit
+        self._encode = encode
         self._size = 0
         self._interrupted = False
         self._chunks: deque[tuple[StageStream, int, Any]] = deque()
@@ -115,7 +120,10 @@ class Buffer:
 
         Raises:
             StageOutputError: The buffer has no limit, and the chunks exceed the maximum size.
+            Exception: `encode` raised it.
         """
+        if self._encode is not None:
+            value = self._encode(Chunk(sender.name, number, value))
         self._chunks.append((sender, number, value))
         if self._limit is None:
             self._size += _size_of(value)
@@ -370,6 +378,7 @@ class StageStream:
 
         Raises:
             StageOutputError: A buffer without a limit exceeds the maximum size.
+            Exception: A reader cannot encode the value.
         """
         number = self.chunks
         self.chunks = number + 1
@@ -516,10 +525,12 @@ class Streams:
         """True if a stage has sent a chunk, or there is a reader."""
         return bool(self._streams) or self._outside is not None
 
-    def read_outside(self, selected: Iterable[int], limit: int) -> Buffer:
+    def read_outside(
+        self, selected: Iterable[int], limit: int, encode: Callable[[Chunk], Any] | None
+    ) -> Buffer:
         """Return the buffer for a reader outside the run of the streams of the selected stages."""
         self._selected = frozenset(selected)
-        self._outside = Buffer(OUTSIDE, limit, "the reader outside the run")
+        self._outside = Buffer(OUTSIDE, limit, "the reader outside the run", encode)
         return self._outside
 
     def of(self, index: int) -> StageStream:

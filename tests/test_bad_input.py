@@ -96,7 +96,7 @@ def test_unknown_dependency_without_a_close_match_is_reported() -> None:
 
 def test_dependency_listed_twice_is_reported() -> None:
     pipeline = Pipeline("p").with_stage("a", quick).with_stage("b", quick, dependencies=("a", "a"))
-    assert problem(pipeline) == "stage 'b': it lists the dependency 'a' 2 times"
+    assert problem(pipeline) == "stage 'b' lists the dependency 'a' 2 times"
 
 
 def test_dependency_that_is_not_a_name_is_reported() -> None:
@@ -134,7 +134,7 @@ def test_cycle_is_reported_with_its_stages() -> None:
 
 def test_stage_that_depends_on_itself_is_reported() -> None:
     pipeline = Pipeline("p").with_stage("a", quick, dependencies=("a",))
-    assert problem(pipeline) == "stage 'a': it depends on itself; remove this dependency"
+    assert problem(pipeline) == "stage 'a' depends on itself; remove this dependency"
 
 
 def test_long_cycle_is_reported_without_recursion() -> None:

@@ -298,7 +298,7 @@ def test_same_key_of_two_dependencies_is_an_error(sink: MemoryEventSink) -> None
     )
     results = run(pipeline, sink)
     assert isinstance(results["nested"].exception, MissingInputError)
-    assert "several dependencies returned a value for key 'a'" in str(results["nested"].exception)
+    assert "more than one dependency returned the key 'a'" in str(results["nested"].exception)
     assert "'one' and 'two'" in str(results["nested"].exception)
     assert results["nested"].child_runs == ()
 
@@ -669,7 +669,7 @@ def test_loop_that_reaches_its_maximum_fails_and_is_not_retried(sink: MemoryEven
     assert isinstance(error, LoopLimitError)
     assert (error.pipeline, error.stage, error.run_id) == ("outer", "loop", id_of(results))
     assert error.results is results["loop"].children[-1]
-    assert f"maximum of {most} iteration{'s' if most > 1 else ''} of pipeline 'child'" in error.message
+    assert f"after {most} iteration{'s' if most > 1 else ''} of pipeline 'child'" in error.message
     assert (results["loop"].attempts, outcomes(sink, "child")) == (1, ["ok"] * most)
     assert stage_wide(sink.events, "loop")["error_type"] == "LoopLimitError"
 

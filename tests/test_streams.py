@@ -236,7 +236,7 @@ def test_value_that_a_generator_returns_is_an_error(sink: MemoryEventSink) -> No
 
     _, results = reading(Pipeline("p").with_stage("write", write), sink)
     assert isinstance(results["write"].exception, StageOutputError)
-    assert "the generator returned a value of type dict" in str(results["write"].exception)
+    assert "it returned one of type dict" in str(results["write"].exception)
 
 
 async def test_stage_that_is_not_a_generator_sends_chunks(sink: MemoryEventSink) -> None:
@@ -331,7 +331,7 @@ async def test_stream_must_be_entered_once() -> None:
         async for _ in graph.stream():
             pass
     async with graph.stream() as run:
-        with pytest.raises(RuntimeError, match="twice"):
+        with pytest.raises(RuntimeError, match="already entered"):
             await run.__aenter__()
 
 
@@ -651,7 +651,7 @@ def test_buffer_of_an_edge_can_be_unlimited_up_to_the_maximum_size(
     monkeypatch.setattr("stageflow.pipeline._streams.MAX_COLLECTED", 5)
     failed = run(pipeline("collect"), MemoryEventSink())
     assert isinstance(failed["write"].exception, StageOutputError)
-    assert "wait for stage 'read'" in str(failed["write"].exception)
+    assert "waiting for stage 'read'" in str(failed["write"].exception)
 
 
 # ---------------------------------------------------------------- readers inside the run
@@ -801,7 +801,7 @@ def test_reading_the_output_of_a_running_stage_is_an_error_with_a_hint(sink: Mem
     async def reads(ctx: StageContext) -> None:
         with pytest.raises(MissingInputError, match=r"ctx.inputs.stream\('write'\)"):
             ctx.inputs.get_from("write", "text")
-        with pytest.raises(InputError, match="does not read a stream of 'other'"):
+        with pytest.raises(InputError, match="does not read the stream of 'other'"):
             ctx.inputs.stream("other")
 
     pipeline = (
@@ -987,8 +987,8 @@ def test_restart_restarts_the_stages_that_read_chunks(sink: MemoryEventSink) -> 
     retried = [event for event in of_type(sink.events, "stage.wide") if event["status"] == "RETRY"]
     assert {event["stage_name"]: event["reason"] for event in retried} == {
         "write": "attempt 1 of 2 failed, the next one in 1 s",
-        "shout": "the stream of 'write' starts over",
-        "last": "the stream of 'shout' starts over",
+        "shout": "the stream of 'write' restarted",
+        "last": "the stream of 'shout' restarted",
     }
 
 
@@ -1007,7 +1007,7 @@ def test_reader_of_two_streams_cannot_restart_with_one_of_them(sink: MemoryEvent
     )
     results = run(pipeline, sink)
     assert results["both"].status is CANCEL
-    assert "but that of 'other' does not" in str(results["both"].reason)
+    assert "but that of 'other' did not" in str(results["both"].reason)
     assert results["after"].status is CANCEL
     assert results["write"].status is OK
 
@@ -1030,7 +1030,7 @@ def test_stage_that_has_read_chunks_is_not_retried(sink: MemoryEventSink) -> Non
     )
     results = run(pipeline, sink)
     assert (results["fails"].status, results["fails"].attempts) == (FAIL, 1)
-    assert "it has read chunks of the stream of 'write'" in str(results["fails"].reason)
+    assert "the stage has read chunks of the stream of 'write'" in str(results["fails"].reason)
     assert (results.data("fails first")["read"], results["fails first"].attempts) == (["a", "b"], 2)
 
 
@@ -1368,8 +1368,7 @@ def test_reader_that_needs_the_permit_of_the_stage_that_it_reads_is_an_error() -
         .with_stage("read", shout_of("shout"), streams=("shout",), limit="llm")
     )
     (problem,) = problems(pipeline, limits=Limits(llm=4))
-    assert "the stream of 'write'" in problem
-    assert "'llm'" in problem
+    assert "limit 'llm', which 'write' may hold" in problem
 
 
 def test_stage_that_a_reader_waits_for_does_not_need_the_permit_of_the_stream() -> None:
@@ -1391,7 +1390,7 @@ def test_stage_that_a_reader_waits_for_does_not_need_the_permit_of_the_stream() 
 
     limits = Limits(llm=4, db=4)
     (problem,) = problems(pipeline("llm", "llm"), limits=limits)
-    assert "may hold its permit of limit 'llm' until 'prepare' has a permit" in problem
+    assert "cannot start before 'prepare', which needs a permit of limit 'llm'" in problem
     pipeline("llm", "db").build(limits=limits)
     pipeline("llm", None).build(limits=limits)
     pipeline("llm", "llm", "collect").build(limits=limits)
@@ -1417,7 +1416,7 @@ def test_items_and_indirect_readers_count_for_limits_of_streams() -> None:
         .with_stage("read", shout_of("shout"), dependencies=("embed",), streams=("shout",))
     )
     (problem,) = problems(pipeline, limits=Limits(llm=8))
-    assert "'llm' until 'embed' has a permit" in problem
+    assert "cannot start before 'embed', which needs a permit of limit 'llm'" in problem
 
 
 def test_limit_of_an_ancestor_of_the_stream_is_no_problem() -> None:
@@ -1456,7 +1455,7 @@ def test_stages_without_streams_reject_their_options() -> None:
     (mapped,) = problems(write.with_map("map", lambda item: item, over="list", streams=("write",)))
     assert "a mapped stage cannot read a stream" in mapped
     (child,) = problems(write.with_stage("child", Pipeline("c").with_stage("s", collects), idle_timeout=1))
-    assert "has no stream" in child
+    assert "cannot send or read a stream" in child
 
 
 def test_generator_function_cannot_be_mapped() -> None:
@@ -1595,7 +1594,7 @@ def test_streams_work_without_an_event_loop(sink: MemoryEventSink) -> None:
             break
     assert run.results().outcome == "cancelled"
     assert list(run) == []
-    with pytest.raises(RuntimeError, match="twice"):
+    with pytest.raises(RuntimeError, match="already entered"):
         run.__enter__()
 
 

@@ -400,6 +400,7 @@ async def test_inputs_can_be_skipped_or_failed_outputs() -> None:
             (
                 "run_stage(): inputs['load'] must be a mapping, or a StageOutput such as "
                 "StageOutput.skip(\"...\"), got ['a']"
+                "\n  hint: to pass the chunks of a stream, declare it: @stage(streams=('load',))"
             ),
         ),
         (

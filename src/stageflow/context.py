@@ -253,7 +253,8 @@ class StageContext:
         cancelled: True once the attempt was cancelled. A coroutine also gets a `CancelledError`. A
             synchronous function runs in a thread, which cannot be interrupted: a long-running one should
             check this attribute regularly, and return.
-        timed_out: True once the attempt was cancelled because its `timeout` has passed.
+        timed_out: True once the attempt has been cancelled because it exceeded its `timeout` or
+            `idle_timeout`.
         abandoned: True once the run no longer waits for this attempt.
         outcome_by: Name of the interceptor that determined the outcome, or None.
         loop_blocked_ms: Milliseconds for which one step of an attempt that has ended blocked the event loop;
@@ -329,10 +330,10 @@ class StageContext:
         """Send a chunk to the readers of this stage's stream; wait while the buffer of a reader is full.
 
         The chunks are also collected: if the stage returns None, its value is the collected text, bytes or
-        list. A synchronous stage, which runs in a thread, is a generator function instead.
+        list. A synchronous stage, which runs in a thread, must be a generator function.
 
         Raises:
-            StageflowError: The stage is synchronous, or the attempt has ended.
+            StageflowError: It was called in a thread, or the attempt has ended.
 
         Example:
             await ctx.send("Hello")
@@ -341,10 +342,10 @@ class StageContext:
             asyncio.get_running_loop()
         except RuntimeError:
             raise StageflowError(
-                "ctx.send() needs a coroutine function, and this stage runs in a thread",
+                "ctx.send() was called in a thread; it can only be called on the event loop",
                 stage=self.stage,
                 run_id=str(self.run.pipeline_run_id),
-                hint="write a coroutine function, or a generator function, which yields the chunks",
+                hint="make the stage a coroutine function, or a generator function that yields its chunks",
             ) from None
         if self._stream is None:
             self._stream = self._upstream.open_stream(self)

@@ -207,9 +207,9 @@ class Stream(Struct, frozen=True, gc=False):
     """Number of chunks."""
     bytes: Annotated[Count | None, _WORK] = None
     """Size of the chunks in bytes, as UTF-8 for text; null if a chunk is neither text nor bytes."""
-    first_chunk_ms: Annotated[Milliseconds | None, _DURATION] = None
+    first_chunk_ms: Annotated[Milliseconds | None, _WORK] = None
     """From the start of the attempt to its first chunk; null without chunks."""
-    blocked_ms: Annotated[Milliseconds, _DURATION] = 0.0
+    blocked_ms: Annotated[Milliseconds, _WORK] = 0.0
     """Total time for which the attempt waited because the buffer of a reader was full."""
     abandoned: Annotated[bool, _OUTCOME] = False
     """True if the reader outside the run left before the stream ended."""
@@ -225,7 +225,7 @@ class StageSummary(Struct, frozen=True, gc=False):
 
 
 MAX_CHILD_RUNS = 1_000
-"""Maximum number of child runs that a `stage.wide` lists: of more, the first 999 and the last."""
+"""Maximum number of child runs that a `stage.wide` lists: if there are more, the first 999 and the last."""
 
 
 class StageWide(Struct, frozen=True, gc=False):

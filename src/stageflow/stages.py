@@ -366,7 +366,8 @@ def _not_replaceable(method: str, stage: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"chunks().{method}(): the stream of a stage that was skipped or failed cannot be replaced",
         stage=stage,
-        hint=f"read it by name, with streams=({stage!r},) and ctx.inputs.stream({stage!r}): it is then empty",
+        hint=f"read it by name, with streams=({stage!r},) and ctx.inputs.stream({stage!r}): the stream of a"
+        " stage that was skipped or failed is then empty",
     )
 
 
@@ -399,8 +400,8 @@ class Chunk(Struct, frozen=True, eq=False):
         stage: Name of the stage.
         number: Position of the chunk in the stream of the stage, starting at 0; -1 for a restart.
         value: The value; None for a restart.
-        restart: True if the stage starts over, because it failed and is retried with `restart=True`: the
-            chunks that were read before are no longer valid.
+        restart: True for a restart: the stage failed and is retried with `restart=True`. The chunks that were
+            read from it before are no longer valid.
 
     Example:
         >>> Chunk("write", 0, "Hello").value
@@ -460,7 +461,8 @@ class StageResult(Struct, frozen=True, eq=False):
     items: Items | None = None
     """The number of items of a mapped stage, their durations and their failures; None for other stages."""
     child_runs: tuple[ChildRun, ...] = ()
-    """The runs that the last attempt started, in order; of more than 1,000, the first 999 and the last."""
+    """The runs that the last attempt started, in order; if there are more than 1,000, the first 999 and the
+    last."""
     child_runs_total: int = 0
     """Number of runs that the last attempt started."""
     stream: Stream | None = None

@@ -80,7 +80,7 @@ def show(
     - `stageflow show last --json | jq .stages`
     """
     if not run:
-        raise typer.BadParameter("the id is empty; was a variable not set?", param_hint="RUN")
+        raise typer.BadParameter("the id is empty; is a shell variable unset?", param_hint="RUN")
     with open_records(journal, archive, verify=verify) as records:
         story = records.run(run)
         nested = {} if as_json else _nested_runs(records, story)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from ..errors import did_you_mean
-from ..stages import ChunksRef, ItemFailure, StageOutput, StageRef
+from ..stages import ChunksRef, ItemFailure, StageOutput, StageRef, StreamRef
 from ._output import model_fields
 from ._spec import StageSpec, entry_of, generator_kind, parameters_of
 
@@ -121,6 +121,7 @@ def _problems_of_inputs(spec: StageSpec, signatures: _Signatures) -> Iterator[st
             yield (
                 f"stage {spec.name!r}: parameter {name!r} of {called.name} is {_text(accepted)}, but {text}"
                 + ("; use or_default() with another value" if ref.if_missing == "default" else "")
+                + (f"; pass chunks() of {ref.name!r} to read its stream" if _reads(accepted, ref) else "")
             )
 
 
@@ -173,6 +174,11 @@ def _signature_of(spec: StageSpec) -> _Signature:
         collects = spec.map.on_item_failure == "collect"
         returns = types.GenericAlias(list, (_union((returns, ItemFailure)) if collects else returns,))
     return _Signature(name, returns, {name: hints.get(name, _UNKNOWN) for name in names}, chunk)
+
+
+def _reads(accepted: Any, ref: StageRef[Any]) -> bool:
+    """Return whether a parameter is an iterator, but the input is the collected value of a stream."""
+    return isinstance(ref, StreamRef) and typing.get_origin(accepted) in (abc.AsyncIterator, abc.Iterator)
 
 
 def _collected(chunk: Any) -> Any:

@@ -22,18 +22,26 @@ Call = Callable[..., Any]
 
 
 def timed_out(
-    node: Node, timeout: float | None, run_id: str, raised: BaseException | None, *, is_idle: bool = False
+    node: Node,
+    timeout: float | None,
+    run_id: str,
+    raised: BaseException | None,
+    *,
+    is_idle: bool = False,
+    blocked_ms: float = 0,
 ) -> StageTimeoutError:
     """Return the error of an attempt that took too long, regardless of what it returned or raised.
 
-    `is_idle` is True if it sent no chunk for its `idle_timeout`.
+    `is_idle` is True if it sent no chunk for its `idle_timeout`. `blocked_ms` is the time that it waited for
+    the readers of its stream.
     """
     if type(raised) is StageTimeoutError and (raised.stage, raised.run_id) == (node.name, run_id):
         return raised
     error = StageTimeoutError(
         f"the attempt sent no chunk within its idle_timeout of {timeout or 0:g} s"
         if is_idle
-        else f"the attempt took longer than its timeout of {timeout or 0:g} s",
+        else f"the attempt took longer than its timeout of {timeout or 0:g} s"
+        + (f", of which it waited {blocked_ms / 1000:.3g} s for readers of its stream" if blocked_ms else ""),
         pipeline=node.pipeline,
         stage=node.name,
         run_id=run_id,

@@ -75,7 +75,7 @@ def _without_result(values: Generator[Any, None, Any], ctx: StageContext) -> Gen
     returned = yield from values
     if returned is not None:
         raise StageOutputError(
-            f"the generator returned a value of type {type_name(returned)}",
+            f"a generator stage cannot return a value, but it returned one of type {type_name(returned)}",
             stage=ctx.stage,
             hint="yield the output last, as in `yield StageOutput.ok(answer=42)`",
         )

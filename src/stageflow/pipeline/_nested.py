@@ -65,11 +65,11 @@ class NestedPipeline:
 
     def _limit_reached(self, most: int, results: PipelineResults, ctx: StageContext) -> LoopLimitError:
         return LoopLimitError(
-            f"the loop ran its maximum of {most} iteration{'s' if most > 1 else ''} of pipeline"
-            f" {self._plan.name!r}, and `until` was still false",
+            f"`until` was still false after {most} iteration{'s' if most > 1 else ''} of pipeline"
+            f" {self._plan.name!r}, the maximum",
             results=results,
             stage=ctx.stage,
-            hint="increase max_iterations, or find out why `until` does not become true:"
+            hint="increase max_iterations, or find out why `until` never returned true:"
             f" `stageflow show {results.context.pipeline_run_id}` shows the last iteration",
         )
 
@@ -88,7 +88,7 @@ class NestedPipeline:
         if repeated is not None:
             key, stages = repeated
             raise MissingInputError(
-                f"several dependencies returned a value for key {key!r} of the data of pipeline"
+                f"more than one dependency returned the key {key!r} for the data of pipeline"
                 f" {self._plan.name!r}: {' and '.join(map(repr, stages))}",
                 stage=ctx.stage,
                 run_id=str(ctx.run.pipeline_run_id),
@@ -149,10 +149,10 @@ class NestedPipeline:
         key, stages = repeated
         return StageOutput.fail(
             StageOutputError(
-                f"the last stages of pipeline {self._plan.name!r} returned several values for key {key!r}:"
+                f"more than one of the final stages of pipeline {self._plan.name!r} returned the key {key!r}:"
                 f" {' and '.join(map(repr, stages))}",
                 stage=ctx.stage,
-                hint="return the values under different keys, or add a last stage that combines them",
+                hint="return the values under different keys, or add a final stage that combines them",
             )
         )
 

@@ -166,7 +166,13 @@ class StageGraph:
             name = name.name if isinstance(name, StageRef) else name
             if name not in self._plan.index:
                 raise invalid_argument(
-                    "stream()", "stages", name, "names of stages", known=self._plan.index, pipeline=self.name
+                    "stream()",
+                    "stages",
+                    name,
+                    "names of stages",
+                    known=self._plan.index,
+                    pipeline=self.name,
+                    hint=f"the stages are {', '.join(map(repr, self._plan.index))}",
                 )
             selected.append(self._plan.index[name])
         return tuple(selected)
@@ -331,19 +337,21 @@ class Pipeline:
             route: Run this stage only if a dependency of kind ROUTE returned `StageOutput.route` with this
                 label.
             timeout: Maximum duration of one attempt in seconds; default no limit.
-            retry: Retry policy; default three attempts for `StageOutput.retry`, and none for exceptions.
+            retry: Retry policy; by default, `StageOutput.retry` allows three attempts, and exceptions are not
+                retried.
             limit: Name of a limit in `build(limits=Limits(...))`; each attempt acquires a permit of it.
             interceptors: Interceptors for each attempt, outermost first, inside those of `build()`.
             streams: Names of the stages whose streams this stage reads with `ctx.inputs.stream(name)`; it
-                starts with the first chunk. `StreamRef(name).chunks(buffer=...)` sets the size of the buffer,
-                by default 64 chunks.
-            idle_timeout: Maximum time between two chunks that this stage sends, in seconds, not including
-                the time for which it waits for its readers; default no limit.
+                starts when each of them has sent its first chunk or has ended.
+                `StreamRef(name).chunks(buffer=...)` sets the size of the buffer, by default 64 chunks.
+            idle_timeout: Maximum time without a chunk, in seconds: before the first one, between two, and
+                after the last one. Time spent waiting for readers does not count; default no limit.
             restart: Whether an attempt is retried even if its chunks have been read: the stages that have
-                read them start over, and a reader outside the run receives a `Chunk` with `restart=True`.
+                read them restart, and a reader outside the run receives a `Chunk` with `restart=True`.
 
         Raises:
-            InvalidArgumentError: An option does not exist, or `streams` contains something else.
+            InvalidArgumentError: An option does not exist, or `streams` contains something other than
+                stage names and references.
         """
         given = options_of(
             {"kind": kind, "dependencies": dependencies, **options}, f"stage {name!r}: with_stage()"

@@ -77,7 +77,7 @@ class Reading:
         sender = self._sender_of(index)
         if sender is None:
             return None
-        return f"not retried: it has read chunks of the stream of {sender!r}, which are not repeated"
+        return f"not retried: the stage has read chunks of the stream of {sender!r}, which are not sent again"
 
     def restart(self, index: int) -> Iterator[tuple[int, str, bool]]:
         """Forget the chunks of a stage that starts over.
@@ -90,8 +90,8 @@ class Reading:
         for reader in self._consumed.pop(index, ()):
             if reader >= 0:
                 other = self._sender_of(reader)
-                but = "" if other is None else f", but that of {other!r} does not"
-                yield reader, f"the stream of {name!r} starts over{but}", other is None
+                but = "" if other is None else f", but that of {other!r} did not"
+                yield reader, f"the stream of {name!r} restarted{but}", other is None
 
     def _sender_of(self, reader: int) -> str | None:
         """Return the name of a stage of which a stage has read chunks, or None."""

@@ -49,7 +49,6 @@ from ..context import PipelineContext, StageContext
 from ..errors import (
     LimitDeadlockError,
     StageflowError,
-    StageTimeoutError,
     describe,
     with_message,
 )
@@ -333,7 +332,7 @@ class RunState:
                 self.phases[index] = CANCELLING
                 why = with_message("a task of the run was cancelled externally", raised)
                 self._end(Ending.cancelled(why), ended)
-            output = self._outcome(index, ctx.attempt, output, raised, began, ended, phase)
+            output = self._outcome(index, ctx, output, raised, began, ended, phase)
         is_cancelled = phase == CANCELLING and self._cancelling.pop(index, None) is not None
         if not ctx.attempt:
             began = ended
@@ -401,10 +400,11 @@ class RunState:
             return f"stage {node.name!r} exceeded its {option} of {timeout or 0:g} s"
         return self.ending.reason if self.ending else "the run ended"
 
-    def _timeout_error(self, index: int, raised: BaseException | None) -> StageTimeoutError:
-        node, is_idle = self.nodes[index], self._idle.pop(index, False) is None
-        timeout = node.idle_timeout if is_idle else node.timeout
-        return timed_out(node, timeout, self.run_id, raised, is_idle=is_idle)
+    def _timeout_error(self, index: int, ctx: StageContext, raised: BaseException | None) -> Exception:
+        node, blocked_ms = self.nodes[index], ctx._stream.summary(0).blocked_ms if ctx._stream else 0.0
+        if self._idle.pop(index, False) is None:
+            return timed_out(node, node.idle_timeout, self.run_id, raised, is_idle=True)
+        return timed_out(node, node.timeout, self.run_id, raised, blocked_ms=blocked_ms)
 
     def grace_over(self, index: int, ctx: StageContext, began: int, at: int, *, waited: bool = True) -> None:
         """A cancelled attempt did not end within the grace period: the run continues without it.
@@ -419,7 +419,7 @@ class RunState:
             f"it {f'did not end within {self._plan.grace:g} s and ' if waited else ''}was left running"
         )
         if phase == TIMED_OUT:
-            late = self._timeout_error(index, None)
+            late = self._timeout_error(index, ctx, None)
             output = StageOutput(FAIL, {}, describe(late), late, abandoned)
         else:
             why = self.cancellation_reason(index)
@@ -486,7 +486,7 @@ class RunState:
     def _outcome(
         self,
         index: int,
-        attempt: int,
+        ctx: StageContext,
         output: StageOutput,
         raised: BaseException | None,
         began: int,
@@ -494,7 +494,7 @@ class RunState:
         phase: int,
     ) -> StageOutput:
         """Return the outcome of an attempt, given the state of the run."""
-        node = self.nodes[index]
+        node, attempt = self.nodes[index], ctx.attempt
         if is_a(raised, (SystemExit, KeyboardInterrupt)):
             self._interrupted_by(raised)
         if is_a(output.exception, StageflowError):
@@ -503,7 +503,7 @@ class RunState:
             except BaseException as error:  # a subclass may refuse new attributes
                 INTERRUPTS.postpone(error)
         if phase == TIMED_OUT:
-            raised = self._timeout_error(index, raised)
+            raised = self._timeout_error(index, ctx, raised)
             output = StageOutput(FAIL, {}, describe(raised), raised)
         if self.ending is not None:
             return output if phase == TIMED_OUT else cancelled_output(output, raised, self.ending.reason)

@@ -120,7 +120,8 @@ class StreamedRun:
     async def results(self) -> PipelineResults:
         """Discard the chunks that were not read, wait for the end of the run, and return its results.
 
-        After the block was left early, the results are those of the cancelled run.
+        If the block was left early, the results are those of the cancelled run, or with
+        `on_abandon="finish"` those of the complete run.
 
         Raises:
             RuntimeError: The block was not entered.
@@ -137,14 +138,16 @@ class StreamedRun:
     def _check_not_entered(self) -> None:
         if self._run is not None:
             raise RuntimeError(
-                f"pipeline {self._name!r}: stream() was entered twice\n  hint: call stream() for each run"
+                f"pipeline {self._name!r}: this streamed run was already entered"
+                "\n  hint: call stream() or stream_sync() once per run"
             )
 
     def _entered(self) -> tuple[Scheduler, Buffer, asyncio.Task[PipelineResults]]:
         if self._run is None or self._buffer is None or self._task is None:
             raise RuntimeError(
-                f"pipeline {self._name!r}: stream() is a context manager; enter it before you read"
-                "\n  hint: async with graph.stream(ctx) as run: async for chunk in run: ..."
+                f"pipeline {self._name!r}: a streamed run is a context manager; enter it before reading"
+                "\n  hint: write `async with graph.stream(ctx) as run:`, or without an event loop"
+                " `with graph.stream_sync(ctx) as run:`"
             )
         return self._run, self._buffer, self._task
 

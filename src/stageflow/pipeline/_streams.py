@@ -129,9 +129,11 @@ class Buffer:
             self._size += _size_of(value)
             if self._size > MAX_COLLECTED:
                 raise StageOutputError(
-                    f"the chunks that wait for stage {self._name!r} exceed {MAX_COLLECTED:,}",
+                    f"the chunks waiting for stage {self._name!r} exceed {MAX_COLLECTED:,} characters"
+                    " or bytes",
                     stage=sender.name,
-                    hint='let the stage read while the stream is sent, without buffer="collect"',
+                    hint='start the reader earlier, or replace buffer="collect" with a limit,'
+                    " such as buffer=64",
                 )
         elif len(self._chunks) == self._limit:
             for each in self._senders:
@@ -256,7 +258,8 @@ class StageStream:
         full: Number of buffers that are full; the stage waits until it is 0.
         chunks: Number of chunks of the current attempt.
         readers: The readers that have received a chunk of the current attempt.
-        last_ns: When the attempt began, was last blocked or, with an `idle_timeout`, sent its last chunk.
+        last_ns: When the attempt began, last stopped waiting for a reader or, with an `idle_timeout`, last
+            sent a chunk.
         is_blocked: True while the attempt waits for a reader.
         abandoned: True if the reader outside the run left before the stream ended.
     """
@@ -575,7 +578,7 @@ class Streams:
         names = [ref.name for ref in node.streams]
         if stage not in names:
             raise InputError(
-                f"stage {node.name!r} does not read a stream of {stage!r}{did_you_mean(stage, names)}",
+                f"stage {node.name!r} does not read the stream of {stage!r}{did_you_mean(stage, names)}",
                 stage=node.name,
                 pipeline=self._plan.name,
                 hint=f"add streams=({stage!r},) to the stage",

@@ -77,7 +77,7 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     ]
     for dependency in dependencies:
         if dependency == spec.name:
-            problems.append(f"{stage}: it depends on itself; remove this dependency")
+            problems.append(f"{stage} depends on itself; remove this dependency")
         elif dependency not in names:
             near = did_you_mean(dependency, sorted(names - {spec.name}))
             problems.append(f"{stage}: unknown dependency {dependency!r}{near}")
@@ -96,7 +96,7 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
                 " remove one of them"
             )
         elif count > 1:
-            problems.append(f"{stage}: it lists the dependency {dependency!r} {count} times")
+            problems.append(f"{stage} lists the dependency {dependency!r} {count} times")
     problems += [f"{stage}: {each}" for each in _stream_problems(spec)]
     if spec.child is not None:
         problems += [f"{stage}: {each}" for each in _child_problems(spec, spec.child)]
@@ -139,7 +139,10 @@ def _stream_problems(spec: StageSpec) -> list[str]:
     if spec.map is not None and spec.streams:
         problems.append("a mapped stage cannot read a stream; use a stage that is a generator function")
     if spec.child is not None and (spec.streams or spec.restart or idle is not None):
-        problems.append("a stage that runs a pipeline has no stream: remove its options for streams")
+        problems.append(
+            "a stage that runs a pipeline cannot send or read a stream;"
+            " remove streams=, idle_timeout= and restart="
+        )
     return problems
 
 
@@ -158,10 +161,10 @@ def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
                 path = None if before == ref.name else _path(by_name, ref.name, before)
                 if path is not None:
                     problems.append(
-                        f"stage {spec.name!r}: it reads the stream of {ref.name!r}, and also waits for"
-                        f" {before!r}, which needs that stream, so that both may wait forever:"
-                        f" {' -> '.join(map(repr, [*path, spec.name]))};"
-                        f' write StreamRef({ref.name!r}).chunks(buffer="collect") to buffer it'
+                        f"stage {spec.name!r} reads the stream of {ref.name!r} and also waits for {before!r},"
+                        f" which depends on {ref.name!r}: when the buffer is full, the run deadlocks"
+                        f" ({' -> '.join(map(repr, [*path, spec.name]))});"
+                        f' use StreamRef({ref.name!r}).chunks(buffer="collect")'
                     )
                     break
         senders = _senders(by_name, spec)
@@ -170,8 +173,8 @@ def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
         limit = spec.limit
         if limit is not None:
             problems += [
-                f"stage {spec.name!r}: it reads the stream of {before!r}, which holds a permit of the same"
-                f" limit {limit!r} and may wait for it; use two limits"
+                f"stage {spec.name!r} needs a permit of limit {limit!r}, which {before!r} may hold while it"
+                f" waits for {spec.name!r} to read its stream; use two limits"
                 for before in senders
                 if by_name[before].limit == limit
             ]
@@ -187,8 +190,9 @@ def _limit_problems(by_name: dict[str, StageSpec], spec: StageSpec, sender: Stag
         return []
     before = _ancestors(by_name, sender)
     return [
-        f"stage {spec.name!r}: it reads the stream of {sender.name!r}, which may hold its permit of limit"
-        f" {sender.limit!r} until {name!r} has a permit of the same limit; use two limits"
+        f"stage {spec.name!r} cannot start before {name!r}, which needs a permit of limit {sender.limit!r};"
+        f" {sender.name!r} may hold that permit while it waits for {spec.name!r} to read its stream;"
+        " use two limits"
         for name in _ancestors(by_name, spec)
         if name != sender.name and name not in before and _limit_of(by_name[name]) == sender.limit
     ]

@@ -593,7 +593,10 @@ def _notes(stages: list[StageHistory]) -> Iterator[RenderableType]:
 def _notes_of(stage: StageHistory) -> Text:
     end = stage.end
     lines = [
-        Text(f"attempt {event.get('attempt')}: {visible(event['error'])}", style=STATUSES["RETRY"])
+        Text(
+            f"attempt {event.get('attempt')}: {visible(event['error'] or event.get('reason') or '')}",
+            style=STATUSES["RETRY"],
+        )
         for event in stage.retried
     ]
     if end["error"]:

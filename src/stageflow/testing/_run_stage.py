@@ -142,6 +142,9 @@ def _as_output(dependency: str, output: Any) -> StageOutput:
             f"inputs[{dependency!r}]",
             output,
             'a mapping, or a StageOutput such as StageOutput.skip("...")',
+            hint=f"to pass the chunks of a stream, declare it: @stage(streams=({dependency!r},))"
+            if isinstance(output, list)
+            else None,
         )
     if output.status in (StageStatus.CANCEL, StageStatus.RETRY):
         raise InvalidArgumentError(

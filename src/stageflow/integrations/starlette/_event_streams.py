@@ -27,7 +27,7 @@ _END = "end"
 _RECONNECT = b"retry: 1000\n\n"
 """Milliseconds after which a browser reconnects; its default is longer."""
 
-_UNKNOWN = 404, "this run is unknown, has ended, or was started by another user"
+_UNKNOWN = 404, "this run is unknown, has been discarded, or belongs to another user"
 _DISCARDED = 410, "the events after this id are no longer available"
 _CLOSED = 503, "the server is shutting down"
 

@@ -51,7 +51,10 @@ def encode_json(chunk: Chunk) -> bytes:
 def _as_json(value: Any) -> Any:
     dump = getattr(type(value), "model_dump", None)  # a pydantic model
     if dump is None:
-        raise TypeError(f"JSON cannot represent a value of type {type_name(value)}")
+        raise StageOutputError(
+            f"JSON cannot represent a value of type {type_name(value)}",
+            hint="send text, a mapping or a model, or pass encode= to EventStreams",
+        )
     return dump(value, mode="json")
 
 

@@ -264,7 +264,7 @@ CONTAINERS = (
     *("_cancelling", "_deferred", "_first_began", "_idle", "_permits", "_ready_at", "_reserved", "_routes"),
     *("_waiting", "acquires", "effects", "emits", "phases", "ready", "results", "retried"),
 )
-READING = ("_consumed", "_detached", "_started", "blocked")
+READING = ("_consumed", "_detached", "blocked", "started")
 
 
 class World:
@@ -640,7 +640,7 @@ class StreamWorld(World):
             state.first_failed and state.first_failed.name,
             tuple(sorted(self.numbers.items())),
             state.done,
-            frozenset(reading._started),
+            frozenset(reading.started),
             frozenset((sender, *sorted(readers)) for sender, readers in reading._consumed.items()),
             frozenset(reading._detached),
             frozenset(reading.blocked),
@@ -653,10 +653,10 @@ class StreamWorld(World):
         if state.done:
             return
         for sender, reader in sorted(self.model.case.streams):
-            if PHASES[state.phases[sender]] == "running" and not reading.has_started(sender):
+            if PHASES[state.phases[sender]] == "running" and sender not in reading.started:
                 yield ("send", sender)
             reads = PHASES[state.phases[reader]] == "running" and (sender, reader) not in reading._detached
-            if reads and reading.has_started(sender):
+            if reads and (sender in reading.started):
                 if reader not in reading._consumed.get(sender, ()):
                     yield ("read", sender, reader)
                 if self.model.case.kinds[reader].attempts == 1:
@@ -720,7 +720,7 @@ class StreamWorld(World):
                 if (before, index) not in case.streams:
                     assert ended in GOOD or optional, "it started before the end of a dependency"
                     continue
-                started = state.reading.has_started(before)
+                started = before in state.reading.started
                 assert started or ended in GOOD or optional, "it started before the first chunk"
                 if ended == "FAIL" and started and phase == "running":
                     detached = (before, index) in state.reading._detached

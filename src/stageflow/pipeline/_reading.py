@@ -16,29 +16,26 @@ class Reading:
     Stages are numbers; the reader -1 is outside the run.
 
     Attributes:
+        started: The stages that have sent a chunk, in any attempt.
         blocked: The running stages that wait for a reader. They do not count towards `max_concurrency`.
     """
 
-    __slots__ = ("_consumed", "_detached", "_nodes", "_started", "blocked")
+    __slots__ = ("_consumed", "_detached", "_nodes", "blocked", "started")
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._nodes = nodes
         # Dicts with the value None, not sets: the garbage collector does not visit an empty dict.
-        self._started: dict[int, None] = {}
+        self.started: dict[int, None] = {}
         self._consumed: dict[int, dict[int, None]] = {}
         self._detached: dict[tuple[int, int], None] = {}
         self.blocked: dict[int, None] = {}
 
     def start(self, index: int) -> bool:
         """Note that a stage sent a chunk; return whether it is its first."""
-        if index in self._started:
+        if index in self.started:
             return False
-        self._started[index] = None
+        self.started[index] = None
         return True
-
-    def has_started(self, index: int) -> bool:
-        """Return whether a stage has sent a chunk, in any attempt."""
-        return index in self._started
 
     def chunk_read(self, index: int, reader: int) -> None:
         """Note that a reader has received a chunk of the current attempt of a stage."""
@@ -62,7 +59,7 @@ class Reading:
             if (
                 result is not None
                 and result.status in (StageStatus.FAIL, StageStatus.CANCEL)
-                and self.has_started(sender)
+                and sender in self.started
                 and (sender, index) not in self._detached
             ):
                 return f"the stream of {result.name!r} was incomplete"

@@ -600,7 +600,7 @@ class RunState:
         elif status is OK or status is SKIP or (status is FAIL and result.optional):
             if self.nodes[index].dependents:
                 self._release_dependents(index, at)
-                if status is FAIL and self.reading.has_started(index):
+                if status is FAIL and index in self.reading.started:
                     self._cancel_downstream(index, at, self.nodes[index].stream_dependents)
         elif status is CANCEL and is_cancelled:
             self._cancel_downstream(index, at, self.nodes[index].dependents)
@@ -630,8 +630,8 @@ class RunState:
 
     def _release_dependents(self, index: int, at: int) -> None:
         """Make the dependents of a stage that has ended ready, except those that read its stream already."""
-        node = self.nodes[index]
-        self._release(node.end_dependents if self.reading.has_started(index) else node.dependents, at)
+        node, started = self.nodes[index], self.reading.started
+        self._release(node.end_dependents if started and index in started else node.dependents, at)
 
     def _release(self, dependents: tuple[int, ...], at: int) -> None:
         """Make stages ready if this was their last dependency; skip those that their dependencies skip."""

@@ -41,7 +41,6 @@ from ._limits import THREADS, Permit, ThreadPermit, innermost_permit, thread_per
 from ._output import output_of
 from ._plan import Node, Plan
 from ._run_state import CANCELLING, RUNNING, TIMED_OUT, Effect, RunState
-from ._streams import Streams
 from ._upstream import UpstreamOfRun
 
 __all__ = ["Scheduler"]
@@ -107,8 +106,7 @@ class Scheduler:
         self.variables = copy_context()
         self.variables.run(deliver_on, self.loop)
         self.state = RunState(plan, self.run_id, self.began, origin)
-        self.streams = Streams(self, plan, self.state)
-        self.upstream = UpstreamOfRun(plan, self.state, self.streams)
+        self.upstream = UpstreamOfRun(self, plan, self.state)
         self.attempts: dict[int, Attempt] = {}
         self.scopes: dict[int, StageScope] = {}
         self.results: PipelineResults | None = None
@@ -325,7 +323,7 @@ class Scheduler:
             number = state.attempt_number(index) if state.retried else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, upstream, recorder)
             if node.generator is not None or node.idle_timeout is not None:
-                ctx._stream = self.streams.open(ctx)
+                ctx._stream = upstream.open_stream(ctx)
             variables = base.copy() if number <= 1 else self._variables_of(index).copy()
             if node.shared_limit is not None:
                 variables.run(innermost_permit.set, self._held[index])
@@ -455,8 +453,8 @@ class Scheduler:
         if recorder.stages:
             for result in emits:
                 recorder.stage_ended(result)
-        if self.streams.are_used:
-            self.streams.results(emits)
+        if self.upstream.streams is not None:
+            self.upstream.streams.results(emits)
         interrupt = recorder.interrupt if INTERRUPTS.interrupt is None else INTERRUPTS.take()
         last = emits[-1]
         emits.clear()
@@ -489,8 +487,8 @@ class Scheduler:
             if (attempt := self.attempts.get(index)) is not None:
                 timed_out = state.phases[index] == TIMED_OUT
                 attempt.cancel(state.cancellation_reason(index), timed_out=timed_out)
-                if state.nodes[index].plain:
-                    self.streams.interrupt(index)
+                if state.nodes[index].plain and self.upstream.streams is not None:
+                    self.upstream.streams.interrupt(index)
             elif (request := self._thread_requests.pop(index, None)) is not None:
                 self._withdraw(request)
                 state.attempt_withdrawn(index, self.now())
@@ -527,8 +525,7 @@ class Scheduler:
             permit.limit.release(permit)  # none is left, unless the engine has failed
         self._held.clear()
         self.results = self.state.conclude(self.context, self.began)
-        self.streams.close()
-        self.upstream.streams = None
+        self.upstream.close()
         try:
             self.recorder.run_ended(self.results)
         finally:
@@ -609,7 +606,7 @@ class Scheduler:
     def _check_idle(self, attempt: Attempt, seconds: float) -> None:
         """Cancel an attempt that has sent no chunk for `seconds` seconds, unless it waits for a reader."""
         del self._idle[attempt.index]
-        stream = self.streams.of(attempt.index)
+        stream = self.upstream.open_streams().of(attempt.index)
         left = seconds if stream.is_blocked else seconds - (self.now() - stream.last_ns) / 1e9
         if left > 0:
             self._idle[attempt.index] = self.loop.call_later(left, self._check_idle, attempt, seconds)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..results import PipelineResults
 from ..stages import Chunk
 from ._scheduler import Scheduler
-from ._streams import Buffer, is_restart
+from ._streams import Buffer, Streams, is_restart
 
 __all__ = ["OnAbandon", "StreamedRun", "SyncStreamedRun"]
 
@@ -51,6 +51,7 @@ class StreamedRun:
         self._on_abandon = on_abandon
         self._encode = encode
         self._run: Scheduler | None = None
+        self._streams: Streams | None = None
         self._buffer: Buffer | None = None
         self._task: asyncio.Task[PipelineResults] | None = None
         self._left_early = False
@@ -76,7 +77,8 @@ class StreamedRun:
     async def __aenter__(self) -> StreamedRun:
         self._check_not_entered()
         self._run = run = self._start()
-        self._buffer = run.streams.read_outside(self._selected, self._limit, self._encode)
+        self._streams = run.upstream.open_streams()
+        self._buffer = self._streams.read_outside(self._selected, self._limit, self._encode)
         self._task = asyncio.create_task(run.complete(cancelled_by="the reader of the stream left"))
         try:
             await asyncio.sleep(0)  # a task that is cancelled before its first step would leave no record
@@ -89,10 +91,10 @@ class StreamedRun:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        run, buffer, task = self._entered()
+        _, buffer, task = self._entered()
         if not task.done() and (error is not None or not (buffer.ended or buffer.closed) or len(buffer)):
             self._left_early = True
-            run.streams.leave(abandoned=True)
+            self._leave(abandoned=True)
             if self._on_abandon == "finish":
                 _finishing.add(task)
                 task.add_done_callback(_finishing.discard)
@@ -128,12 +130,16 @@ class StreamedRun:
         """
         run, _, task = self._entered()
         if not self._left_early:
-            run.streams.leave(abandoned=False)
+            self._leave(abandoned=False)
         cancelled = await _wait(task)
         if cancelled is not None:
             raise cancelled
         assert run.results is not None
         return run.results
+
+    def _leave(self, *, abandoned: bool) -> None:
+        assert self._streams is not None
+        self._streams.leave(abandoned=abandoned)
 
     def _check_not_entered(self) -> None:
         if self._run is not None:

@@ -523,11 +523,6 @@ class Streams:
         self._selected: frozenset[int] = frozenset()
         self._was_abandoned = False
 
-    @property
-    def are_used(self) -> bool:
-        """True if a stage has sent a chunk, or there is a reader."""
-        return bool(self._streams) or self._outside is not None
-
     def read_outside(
         self, selected: Iterable[int], limit: int, encode: Callable[[Chunk], Any] | None
     ) -> Buffer:

@@ -9,10 +9,10 @@ from ..errors import StageflowError
 from ..stages import StageResult
 from ._plan import Plan
 from ._run_state import RunState
+from ._streams import ChunkReader, Owner, StageStream, Streams
 
 if TYPE_CHECKING:
     from ..context import StageContext
-    from ._streams import ChunkReader, StageStream, Streams
 
 __all__ = ["UpstreamOfRun"]
 
@@ -20,16 +20,41 @@ __all__ = ["UpstreamOfRun"]
 class UpstreamOfRun:
     """The data of one run; see `context.Upstream`.
 
+    Args:
+        owner: The scheduler of the run.
+        plan: The pipeline.
+        state: The state of the run.
+
     Attributes:
-        streams: The streams of the run; None after its end.
+        streams: The streams of the run; None before the first one and after the end of the run.
     """
 
-    __slots__ = ("_plan", "_state", "streams")
+    __slots__ = ("_owner", "_plan", "_state", "streams")
 
-    def __init__(self, plan: Plan, state: RunState, streams: Streams) -> None:
+    def __init__(self, owner: Owner, plan: Plan, state: RunState) -> None:
+        self._owner: Owner | None = owner
         self._plan = plan
         self._state = state
-        self.streams: Streams | None = streams
+        self.streams: Streams | None = None
+
+    def open_streams(self) -> Streams:
+        """Return the streams of the run.
+
+        Raises:
+            StageflowError: The run has ended.
+        """
+        if self.streams is None:
+            if self._owner is None:
+                raise StageflowError("the run has ended", pipeline=self.pipeline_name, run_id=self.run_id)
+            self.streams = Streams(self._owner, self._plan, self._state)
+        return self.streams
+
+    def close(self) -> None:
+        """The run has ended."""
+        self._owner = None
+        if self.streams is not None:
+            self.streams.close()
+            self.streams = None
 
     @property
     def pipeline_name(self) -> str:
@@ -56,17 +81,7 @@ class UpstreamOfRun:
         return index is not None and self._state.results[index] is None
 
     def stream(self, reader: int, stage: str) -> ChunkReader:
-        return self._open_streams(reader).reader(reader, stage)
+        return self.open_streams().reader(reader, stage)
 
     def open_stream(self, ctx: StageContext) -> StageStream:
-        return self._open_streams(ctx._sequence).open(ctx)
-
-    def _open_streams(self, index: int) -> Streams:
-        if self.streams is None:
-            raise StageflowError(
-                "the run has ended",
-                pipeline=self.pipeline_name,
-                stage=self._plan.nodes[index].name,
-                run_id=self.run_id,
-            )
-        return self.streams
+        return self.open_streams().open(ctx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import re
 import signal
@@ -412,14 +413,22 @@ def test_results_discard_the_remaining_chunks(sink: MemoryEventSink) -> None:
     assert not stage_wide(sink.events, "write")["stream"]["abandoned"]
 
 
-async def test_concurrent_reads_are_an_error() -> None:
-    async with Pipeline("p").with_stage("write", words("a", every=30)).build().stream() as run:
-        first = asyncio.create_task(anext(run))
-        await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="another task"):
-            await anext(run)
-        first.cancel()
-        await asyncio.wait([first])
+async def test_tasks_that_read_concurrently_share_the_chunks() -> None:
+    async def workers(ctx: StageContext) -> dict[str, Any]:
+        stream = ctx.inputs.stream("write")
+
+        async def work() -> list[str]:
+            return [chunk async for chunk in stream]
+
+        read = await asyncio.gather(work(), work(), work())
+        return {"read": sorted(chunk for chunks in read for chunk in chunks)}
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", words(*"abcdefgh", every=0.001))
+        .with_stage("work", workers, streams=("write",))
+    )
+    assert (await pipeline.run()).data("work") == {"read": list("abcdefgh")}
 
 
 async def test_cancelled_read_loses_nothing() -> None:
@@ -1316,6 +1325,315 @@ async def test_encode_must_be_a_function() -> None:
         graph.stream(encode="json")  # type: ignore[arg-type]
 
 
+# ---------------------------------------------------------------- cancelled readers in threads
+
+
+def reads_all(ctx: StageContext) -> dict[str, Any]:
+    """Read a stream in a thread."""
+    return {"got": list(ctx.inputs.stream("write"))}
+
+
+async def test_cancelled_reader_of_a_skipped_stage_has_a_record(sink: MemoryEventSink) -> None:
+    started = threading.Event()
+    ends = threading.Event()
+
+    async def generator(ctx: StageContext) -> AsyncIterator[int]:
+        yield 1
+
+    def reader(ctx: StageContext) -> None:
+        started.set()
+        ends.wait(30)
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("skipped", lambda ctx: StageOutput.skip("no"))
+        .with_stage("g", generator, dependencies=("skipped",), conditional=True)
+        .with_stage("r", reader, streams=("g",))
+        .with_stage("write", endless)
+    )
+    graph = recorded(pipeline, sink)
+    async with graph.stream(stages="write") as run:
+        async for _ in run:
+            if started.is_set():
+                asyncio.get_running_loop().call_later(0.05, ends.set)
+                break
+            await asyncio.sleep(0.001)
+    check(sink, await run.results())
+
+
+async def test_cancelled_reader_in_a_thread_does_not_block_the_stage(sink: MemoryEventSink) -> None:
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        for number in range(40):
+            await asyncio.sleep(0.005)
+            yield str(number)
+
+    def reader(ctx: StageContext) -> None:
+        next(iter(ctx.inputs.stream("write")))
+        time.sleep(0.4)
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", write)
+        .with_stage(
+            "reader", reader, streams=(StreamRef("write").chunks(buffer=4),), timeout=0.1, optional=True
+        )
+    )
+    results = await recorded(pipeline, sink).run()
+    assert (results.outcome, results["write"].status, results["reader"].status) == ("degraded", OK, FAIL)
+    check(sink, results)
+
+
+async def test_reader_in_a_thread_restarts_and_is_retried(sink: MemoryEventSink) -> None:
+    def slow_at_first(ctx: StageContext) -> dict[str, Any]:
+        if ctx.attempt == 1:
+            time.sleep(0.3)
+        return reads_all(ctx)
+
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        for number, word in enumerate("abc"):
+            await asyncio.sleep(0.02)
+            if number == 2 and ctx.attempt == 1:
+                raise ConnectionError("lost")
+            yield word
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", write, retry=Retry(attempts=2, wait=0.01), restart=True)
+        .with_stage("read", reads_all, streams=("write",))
+        .with_stage("late", slow_at_first, streams=("write",), timeout=0.2, retry=Retry(attempts=2, wait=0))
+    )
+    results = await recorded(pipeline, sink).run()
+    assert (results.data("read"), results.data("late")) == ({"got": list("abc")}, {"got": list("abc")})
+    assert (results["read"].attempts, results["late"].attempts) == (2, 2)
+    check(sink, results)
+
+
+async def test_readers_in_threads_do_not_count_towards_max_threads() -> None:
+    configure(max_threads=2)
+    inner = Pipeline("tool").with_stage("call", lambda ctx: {"n": 1}).build()
+
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        yield "a"
+        await inner.run()
+        yield "b"
+
+    pipeline = Pipeline("p").with_stage("write", write).with_stage("read", reads_all, streams=("write",))
+    graph = pipeline.build()
+    for results in await asyncio.wait_for(asyncio.gather(*[graph.run() for _ in range(8)]), 50):
+        assert results.data("read") == {"got": ["a", "b"]}
+
+
+# ---------------------------------------------------------------- interrupts, cancellation and late chunks
+
+
+def test_run_finishes_although_its_reader_is_cancelled_while_it_waits(sink: MemoryEventSink) -> None:
+    async def store(ctx: StageContext) -> None:
+        await asyncio.sleep(60)
+
+    pipeline = (
+        Pipeline("p").with_stage("write", words("a")).with_stage("store", store, dependencies=("write",))
+    )
+    graph = recorded(pipeline, sink)
+
+    async def reads(wait_inside: bool) -> None:
+        async with graph.stream(on_abandon="finish") as run:
+            async for _ in run:
+                pass
+            if wait_inside:
+                await run.results()
+
+    async def main() -> None:
+        for inside in (True, False):
+            task = asyncio.create_task(reads(inside))
+            await asyncio.sleep(5)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+        await asyncio.sleep(100)
+        assert [event["outcome"] for event in of_type(sink.events, "pipeline.wide")] == ["ok", "ok"]
+
+    VirtualClock().run(main())
+
+
+def test_cancellation_during_the_exit_of_a_failed_block_is_not_lost(sink: MemoryEventSink) -> None:
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        try:
+            yield "a"
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(1)
+
+    graph = recorded(Pipeline("p").with_stage("write", write), sink)
+
+    async def fails_slowly() -> None:
+        async with asyncio.timeout(0.5), graph.stream() as run:
+            await anext(run)
+            raise ValueError("in the block")
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await fails_slowly()
+
+    VirtualClock().run(main())
+    assert of_type(sink.events, "pipeline.wide")[0]["outcome"] == "cancelled"
+
+
+@pytest.mark.parametrize("interrupt", [SystemExit, KeyboardInterrupt])
+async def test_interrupt_in_a_streaming_stage_is_raised_in_the_block(
+    sink: MemoryEventSink, interrupt: type[BaseException]
+) -> None:
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        yield "a"
+        raise interrupt
+
+    graph = recorded(Pipeline("p").with_stage("write", write), sink)
+
+    async def reads() -> None:
+        async with graph.stream() as run:
+            async for _ in run:
+                pass
+
+    with pytest.raises(interrupt):
+        await reads()
+    await asyncio.sleep(0)  # the loop has not stopped
+    assert of_type(sink.events, "pipeline.wide")[0]["outcome"] == "failed"
+
+
+def test_abandoned_generator_sends_no_more_chunks(sink: MemoryEventSink) -> None:
+    async def stubborn(ctx: StageContext) -> AsyncIterator[int]:
+        for number in range(60):
+            try:
+                await asyncio.sleep(1)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1)
+            yield number
+
+    pipeline = Pipeline("p").with_stage("write", stubborn, timeout=3.5, optional=True)
+    graph = recorded(pipeline.with_stage("other", words(*"abcdefghijklmno")), sink, grace=2)
+
+    async def main() -> None:
+        async with graph.stream() as run:
+            chunks = [chunk async for chunk in run]
+        results = await run.results()
+        assert results["write"].abandoned
+        sent = stage_wide(sink.events, "write")["stream"]["chunks"]
+        assert [chunk.value for chunk in chunks if chunk.stage == "write"] == list(range(sent))
+        await asyncio.sleep(200)
+
+    VirtualClock().run(main())
+
+
+async def test_leftover_task_does_not_affect_the_next_attempt(sink: MemoryEventSink) -> None:
+    late: list[asyncio.Task[None]] = []
+
+    async def write(ctx: StageContext) -> str:
+        if ctx.attempt == 1:
+
+            async def later() -> None:
+                await asyncio.sleep(0.05)
+                await ctx.send("late")
+
+            late.append(asyncio.create_task(later()))
+            raise ConnectionError
+        await ctx.send("a")
+        await asyncio.wait(late)
+        await ctx.send("b")
+        return "done"
+
+    pipeline = Pipeline("p").with_stage("write", write, retry=Retry(attempts=2, wait=0))
+    results = await recorded(pipeline, sink).run()
+    assert (results.value("write"), stage_wide(sink.events, "write")["stream"]["chunks"]) == ("done", 2)
+    with pytest.raises(StageflowError, match="after the attempt had ended"):
+        late[0].result()
+
+
+def test_boundaries_of_many_texts_are_kept_if_another_type_follows(sink: MemoryEventSink) -> None:
+    async def write(ctx: StageContext) -> AsyncIterator[Any]:
+        for number in range(5000):
+            yield str(number)
+        yield {"usage": 1}
+
+    results = run(Pipeline("p").with_stage("write", write), sink)
+    assert results.data("write")["chunks"] == [*map(str, range(5000)), {"usage": 1}]
+
+
+def test_tasks_that_send_concurrently_count_as_one_wait(sink: MemoryEventSink) -> None:
+    async def write(ctx: StageContext) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(send(ctx))
+
+    async def send(ctx: StageContext) -> None:
+        for _ in range(3):
+            await ctx.send("a")
+
+    graph = recorded(Pipeline("p").with_stage("write", write, idle_timeout=5), sink)
+
+    async def main() -> PipelineResults:
+        async with graph.stream(stages="write", buffer=1) as run:
+            async for _ in run:
+                await asyncio.sleep(2)
+        return await run.results()
+
+    results = VirtualClock().run(main())
+    assert results.outcome == "ok"
+    assert 0 < stage_wide(sink.events, "write")["stream"]["blocked_ms"] <= results["write"].duration_ms
+
+
+def test_interceptors_see_that_a_stage_was_idle(sink: MemoryEventSink) -> None:
+    seen: list[BaseException] = []
+
+    async def see(call: StageCall, proceed: Proceed) -> StageOutput:
+        try:
+            return await proceed()
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    async def returns_when_cancelled(ctx: StageContext) -> AsyncIterator[str]:
+        yield "a"
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(600)
+
+    for options in ({"timeout": 60}, {}):
+        pipeline = Pipeline("p").with_stage("write", returns_when_cancelled, idle_timeout=3, **options)  # type: ignore[arg-type]
+        results = run(pipeline, MemoryEventSink(), interceptors=(see,))
+        assert "idle_timeout of 3 s" in str(results["write"].error)
+        assert "idle_timeout of 3 s" in str(seen[-1])
+
+
+def test_incomplete_stream_is_never_used_as_complete(sink: MemoryEventSink) -> None:
+    async def reads(ctx: StageContext) -> dict[str, Any]:
+        stream, text = ctx.inputs.stream("write"), ""
+        while True:
+            try:
+                text += await asyncio.wait_for(anext(stream), 50)
+            except StopAsyncIteration:
+                return {"text": text}
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", failing(3, 1), optional=True)
+        .with_stage("reads", reads, streams=("write",))
+    )
+    assert run(pipeline, sink)["reads"].status is CANCEL
+
+
+def test_error_of_a_timeout_states_the_wait_for_readers(sink: MemoryEventSink) -> None:
+    graph = recorded(Pipeline("p").with_stage("write", words(*"abcdef", every=0), timeout=5), sink)
+
+    async def main() -> PipelineResults:
+        async with graph.stream(buffer=1) as run:
+            async for _ in run:
+                await asyncio.sleep(4)
+        return await run.results()
+
+    results = VirtualClock().run(main())
+    assert "its timeout of 5 s, of which it waited 5 s for readers of its stream" in str(
+        results["write"].error
+    )
+
+
 # ---------------------------------------------------------------- validation
 
 
@@ -1767,6 +2085,19 @@ async def test_invalid_updates_of_usage_are_errors_or_counted(sink: MemoryEventS
 
     assert (await recorded(Pipeline("p").with_stage("write", write), sink).run()).outcome == "ok"
     assert stage_wide(sink.events, "write")["attributes"]["gen_ai.usage.output_tokens"] == 4
+
+
+def test_small_costs_are_not_rounded_away(sink: MemoryEventSink) -> None:
+    async def write(ctx: StageContext) -> AsyncIterator[str]:
+        call = ctx.record_llm("m")
+        for number in range(1, 1001):
+            call.update(output_tokens=number, cost_usd=number * 4e-7)
+            yield "a"
+        ctx.record_llm("m", output_tokens=1, cost_usd=4e-7)
+
+    run(Pipeline("p").with_stage("write", write), sink)
+    for event in (stage_wide(sink.events, "write"), of_type(sink.events, "pipeline.wide")[0]):
+        assert event["attributes"]["llm.cost_usd"] == pytest.approx(0.0004004)
 
 
 def test_usage_outside_a_stage_has_no_effect() -> None:

@@ -7,6 +7,7 @@ and may still change, so no other module contains these names. For values that t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex, TypedDict, Unpack
 
@@ -32,6 +33,9 @@ CONVENTION = "gen-ai/1.42.0"
 
 Amount = SupportsFloat | SupportsIndex
 """A number of any type: of Python, of numpy, a `Decimal`, ..."""
+
+# One lock for all calls: it is held for a few additions. Reentrant: a signal handler may record as well.
+_updating = threading.RLock()
 
 Fields = tuple[dict[str, Any], dict[str, Any]]
 """The attributes to set, and the attributes to sum over the calls of a stage and the stages of a run."""
@@ -146,7 +150,7 @@ class LlmUsage:
     @property
     def is_complete(self) -> bool:
         """True if the number of output tokens is known."""
-        return "gen_ai.usage.output_tokens" in self._amounts
+        return as_number(self._amounts.get("gen_ai.usage.output_tokens")) is not None
 
     def update(self, **usage: Unpack[LlmCall]) -> None:
         """Replace values of the call; the other values remain.
@@ -162,18 +166,24 @@ class LlmUsage:
         del amounts["llm.calls"]
         if "operation" not in usage:
             del attributes["gen_ai.operation.name"]
-        was_complete = self.is_complete
-        changes: dict[str, Any] = {}
-        for name, value in amounts.items():
-            new = as_number(value)
-            if new is None:
-                changes[name] = value  # reported when it is added
-            else:
-                changes[name] = new - (as_number(self._amounts.get(name)) or 0)
-                self._amounts[name] = value
-        self._record(attributes, changes)
-        if self.is_complete and not was_complete:
-            self._completed()
+        with _updating:
+            was_complete = self.is_complete
+            changes = {name: self._change(name, value) for name, value in amounts.items()}
+            self._record(attributes, changes)
+            if self.is_complete and not was_complete:
+                self._completed()
+
+    def _change(self, name: str, value: Any) -> Any:
+        """Store the total of an amount, and return its change."""
+        new = as_number(value)
+        if new is None:
+            return value  # reported when it is added
+        before = as_number(self._amounts.get(name)) or 0
+        self._amounts[name] = value
+        try:
+            return new - before
+        except OverflowError:  # an integer that is too large for a float
+            return new
 
 
 def check_keywords(function: str, given: Mapping[str, Any], keywords: Any, **where: str) -> None:

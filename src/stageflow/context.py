@@ -114,8 +114,8 @@ def added(fields: dict[str, Any], amounts: Mapping[str, float]) -> dict[str, flo
             total = amount if before is None or type(before) is bool else before + amount
         except OverflowError:  # an integer that is too large for a float
             total = amount
-        # Round to six decimal places, so that 0.1 + 0.2 is 0.3.
-        totals[name] = round(total, 6) if type(total) is float else total
+        # Round, so that 0.1 + 0.2 is 0.3; the cost of a token is about 0.000001.
+        totals[name] = round(total, 12) if type(total) is float else total
     fields.update(totals)
     return totals
 
@@ -274,6 +274,7 @@ class StageContext:
     _child_runs_total = 0
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
+    _idle = False
     _incomplete_calls = 0
     _inputs: StageInputs | None = None
     _items: ItemTally | None = None
@@ -339,14 +340,16 @@ class StageContext:
             await ctx.send("Hello")
         """
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
+            loop = None
+        if loop is None or (self._stream is not None and loop is not self._stream.loop):
             raise StageflowError(
                 "ctx.send() was called in a thread; it can only be called on the event loop",
                 stage=self.stage,
                 run_id=str(self.run.pipeline_run_id),
                 hint="make the stage a coroutine function, or a generator function that yields its chunks",
-            ) from None
+            )
         if self._stream is None:
             self._stream = self._upstream.open_stream(self)
         sending: Awaitable[None] = self._stream.send(self, value)
@@ -525,7 +528,8 @@ class StageContext:
         )
 
     def _record(self, fields: dict[str, Any], added: dict[str, Any]) -> None:
-        self.annotate(fields)
+        if fields:
+            self.annotate(fields)
         self._add(added)
 
     def _add(self, amounts: Mapping[str, Any]) -> None:

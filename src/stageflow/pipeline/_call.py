@@ -106,12 +106,12 @@ async def _intercepted(
 
     async def innermost() -> StageOutput:
         output = output_of(await start(), node, ctx)
-        if node.timeout is not None:
-            # The attempt fails although the stage returned, and the interceptors must see that failure.
-            if get_clock().monotonic_ns() - began > node.timeout * 1e9:
-                ctx.timed_out = True
-            if ctx.timed_out:
-                raise timed_out(node, node.timeout, str(ctx.run.pipeline_run_id), None)
+        # The attempt fails although the stage returned, and the interceptors must see that failure.
+        if node.timeout is not None and get_clock().monotonic_ns() - began > node.timeout * 1e9:
+            ctx.timed_out = True
+        if ctx.timed_out:
+            timeout = node.idle_timeout if ctx._idle else node.timeout
+            raise timed_out(node, timeout, str(ctx.run.pipeline_run_id), None, is_idle=ctx._idle)
         return output
 
     proceed: Proceed = innermost

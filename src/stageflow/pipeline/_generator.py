@@ -34,6 +34,7 @@ async def run_generator(
                 continue
             if stream.full:
                 await stream.wait_for_room(ctx)
+            stream.check(ctx)
             stream.add(value)
     finally:
         await values.aclose()

@@ -453,11 +453,13 @@ class Scheduler:
         if recorder.stages:
             for result in emits:
                 recorder.stage_ended(result)
-        if self.upstream.streams is not None:
-            self.upstream.streams.results(emits)
-        interrupt = recorder.interrupt if INTERRUPTS.interrupt is None else INTERRUPTS.take()
         last = emits[-1]
-        emits.clear()
+        try:
+            if self.upstream.streams is not None:
+                self.upstream.streams.results(emits)
+        finally:
+            emits.clear()  # they are recorded, even if the engine fails here
+        interrupt = recorder.interrupt if INTERRUPTS.interrupt is None else INTERRUPTS.take()
         if interrupt is not None:
             self.state.interrupted(last, interrupt, self.now())
 
@@ -607,10 +609,11 @@ class Scheduler:
         """Cancel an attempt that has sent no chunk for `seconds` seconds, unless it waits for a reader."""
         del self._idle[attempt.index]
         stream = self.upstream.open_streams().of(attempt.index)
-        left = seconds if stream.is_blocked else seconds - (self.now() - stream.last_ns) / 1e9
+        left = seconds if stream.waiting else seconds - (self.now() - stream.last_ns) / 1e9
         if left > 0:
             self._idle[attempt.index] = self.loop.call_later(left, self._check_idle, attempt, seconds)
         else:
+            attempt.ctx._idle = True
             self.state.attempt_timed_out(attempt.index, is_idle=True)
             self._apply()
 
@@ -665,7 +668,8 @@ class Scheduler:
         """Acquire a permit for a thread; return False if the run has ended before it was granted."""
         permit = ThreadPermit(self.loop)
         if self.state.nodes[index].streams:
-            THREADS.exceed(permit)  # the stages whose streams it reads may wait for it, in threads
+            THREADS.exceed(permit)  # it does not count: the stages whose streams it reads may wait for it
+            THREADS.suspend(permit)
         elif (granted := THREADS.acquire(permit)) is not None:
             self._thread_requests[index] = permit
             try:

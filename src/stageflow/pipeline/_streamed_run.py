@@ -16,7 +16,7 @@ __all__ = ["OnAbandon", "StreamedRun", "SyncStreamedRun"]
 
 OnAbandon = Literal["cancel", "finish"]
 
-_finishing: set[asyncio.Task[PipelineResults]] = set()
+_finishing: set[asyncio.Task[BaseException | None]] = set()
 """The runs that continue although their reader has left; a loop only has weak references to its tasks."""
 
 
@@ -53,7 +53,7 @@ class StreamedRun:
         self._run: Scheduler | None = None
         self._streams: Streams | None = None
         self._buffer: Buffer | None = None
-        self._task: asyncio.Task[PipelineResults] | None = None
+        self._task: asyncio.Task[BaseException | None] | None = None
         self._left_early = False
 
     @property
@@ -79,12 +79,12 @@ class StreamedRun:
         self._run = run = self._start()
         self._streams = run.upstream.open_streams()
         self._buffer = self._streams.read_outside(self._selected, self._limit, self._encode)
-        self._task = asyncio.create_task(run.complete(cancelled_by="the reader of the stream left"))
+        self._task = asyncio.create_task(_complete(run))
         try:
             await asyncio.sleep(0)  # a task that is cancelled before its first step would leave no record
         except asyncio.CancelledError:
             self._task.cancel()
-            await _wait(self._task)
+            await self._wait(self._task)
             raise
         return self
 
@@ -96,12 +96,11 @@ class StreamedRun:
             self._left_early = True
             self._leave(abandoned=True)
             if self._on_abandon == "finish":
-                _finishing.add(task)
-                task.add_done_callback(_finishing.discard)
+                self._continue_in_background(task)
                 return
             task.cancel()
-        cancelled = await _wait(task)
-        if cancelled is not None and error is None:
+        cancelled = await self._wait(task)
+        if cancelled is not None and not isinstance(error, asyncio.CancelledError):
             raise cancelled
 
     def __aiter__(self) -> StreamedRun:
@@ -131,11 +130,35 @@ class StreamedRun:
         run, _, task = self._entered()
         if not self._left_early:
             self._leave(abandoned=False)
-        cancelled = await _wait(task)
+        cancelled = await self._wait(task)
         if cancelled is not None:
             raise cancelled
         assert run.results is not None
         return run.results
+
+    async def _wait(self, task: asyncio.Task[BaseException | None]) -> asyncio.CancelledError | None:
+        """Wait for the end of the run, and return a cancellation of the caller.
+
+        The cancellation cancels the run, too, unless the run is to finish without its reader.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                if self._on_abandon == "finish" and not task.cancelling():
+                    self._continue_in_background(task)
+                    return error
+                cancelled = cancelled or error
+                task.cancel()
+        if not task.cancelled() and (raised := task.exception() or task.result()) is not None:
+            raise raised
+        return cancelled
+
+    @staticmethod
+    def _continue_in_background(task: asyncio.Task[BaseException | None]) -> None:
+        _finishing.add(task)
+        task.add_done_callback(_finishing.discard)
 
     def _leave(self, *, abandoned: bool) -> None:
         assert self._streams is not None
@@ -148,7 +171,7 @@ class StreamedRun:
                 "\n  hint: call stream() or stream_sync() once per run"
             )
 
-    def _entered(self) -> tuple[Scheduler, Buffer, asyncio.Task[PipelineResults]]:
+    def _entered(self) -> tuple[Scheduler, Buffer, asyncio.Task[BaseException | None]]:
         if self._run is None or self._buffer is None or self._task is None:
             raise RuntimeError(
                 f"pipeline {self._name!r}: a streamed run is a context manager; enter it before reading"
@@ -158,18 +181,13 @@ class StreamedRun:
         return self._run, self._buffer, self._task
 
 
-async def _wait(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
-    """Wait for a task; cancel it if the caller is cancelled, and return that cancellation."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = cancelled or error
-            task.cancel()
-    if not task.cancelled() and (raised := task.exception()) is not None:
-        raise raised
-    return cancelled
+async def _complete(run: Scheduler) -> BaseException | None:
+    """Complete a run, and return an interrupt, which would end the event loop if a task raised it."""
+    try:
+        await run.complete(cancelled_by="the reader of the stream left")
+    except (SystemExit, KeyboardInterrupt) as interrupt:
+        return interrupt
+    return None
 
 
 class SyncStreamedRun:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from .._time import get_clock
@@ -41,6 +42,8 @@ OUTSIDE = -1
 
 _RESTART: Any = object()
 
+_INCOMPLETE = (StageStatus.FAIL, StageStatus.CANCEL)
+
 
 T = TypeVar("T")
 
@@ -71,19 +74,20 @@ class Buffer:
     Attributes:
         ended: True if no chunk will be added.
         closed: True if the reader reads no more.
+        interrupted: True if the attempt that reads was cancelled: reading raises `CancelledError`.
     """
 
     __slots__ = (
         "_chunks",
         "_encode",
-        "_interrupted",
         "_limit",
         "_name",
         "_senders",
         "_size",
-        "_waiter",
+        "_waiters",
         "closed",
         "ended",
+        "interrupted",
         "reader",
     )
 
@@ -91,16 +95,14 @@ class Buffer:
         self, reader: int, limit: int | None, name: str, encode: Callable[[Chunk], Any] | None = None
     ) -> None:
         self.reader = reader
-        self.ended = False
-        self.closed = False
+        self.ended = self.closed = self.interrupted = False
         self._name = name
         self._limit = limit
         self._encode = encode
         self._size = 0
-        self._interrupted = False
         self._chunks: deque[tuple[StageStream, int, Any]] = deque()
         self._senders: list[StageStream] = []
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -145,20 +147,16 @@ class Buffer:
 
         Raises:
             StopAsyncIteration: The stream has ended.
-            RuntimeError: Another task is reading.
+            asyncio.CancelledError: The attempt that reads was cancelled.
         """
         while not self._chunks:
-            if self._interrupted:
+            if self.interrupted:
                 raise asyncio.CancelledError
             if self.ended or self.closed:
                 raise StopAsyncIteration
-            if self._waiter is not None:
-                raise RuntimeError("another task is reading this stream")
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     def get(self) -> tuple[StageStream, int, Any]:
         """Remove and return the next chunk: its sender, its number and its value. `wait()` comes first."""
@@ -190,12 +188,13 @@ class Buffer:
         self.ended = True
         self._wake()
 
-    def close(self, *, interrupted: bool = False) -> None:
-        """The reader reads no more: drop the chunks, and let the senders continue.
+    def interrupt(self) -> None:
+        """The attempt that reads was cancelled: wake it."""
+        self.interrupted = True
+        self._wake()
 
-        If `interrupted`, a read that is waiting raises `CancelledError`.
-        """
-        self._interrupted = self._interrupted or interrupted
+    def close(self) -> None:
+        """The reader has stopped reading: drop the chunks, and let the senders continue."""
         if not self.closed:
             self.closed = True
             was_full = self._is_full
@@ -204,6 +203,11 @@ class Buffer:
                 self._has_room()
         self._wake()
 
+    def leave_senders(self) -> None:
+        """Receive no more chunks."""
+        for sender in self._senders:
+            sender.detach(self)
+
     def _has_room(self) -> None:
         for each in self._senders:
             each.full -= 1
@@ -211,8 +215,10 @@ class Buffer:
                 each.wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
 
 
 def is_restart(value: Any) -> bool:
@@ -250,6 +256,16 @@ class _Sent:
 _SENT = _Sent()
 
 
+def sent_too_late(ctx: StageContext) -> StageflowError:
+    """Return the error of a chunk that an attempt sends after its end."""
+    return StageflowError(
+        "a chunk was sent after the attempt had ended",
+        stage=ctx.stage,
+        run_id=str(ctx.run.pipeline_run_id),
+        hint="await the tasks that send chunks before the stage returns",
+    )
+
+
 class StageStream:
     """The stream of one stage, through all of its attempts.
 
@@ -260,7 +276,7 @@ class StageStream:
         readers: The readers that have received a chunk of the current attempt.
         last_ns: When the attempt began, last stopped waiting for a reader or, with an `idle_timeout`, last
             sent a chunk.
-        is_blocked: True while the attempt waits for a reader.
+        waiting: Number of tasks that wait for a reader.
         abandoned: True if the reader outside the run left before the stream ended.
     """
 
@@ -274,7 +290,9 @@ class StageStream:
         "_first_ns",
         "_index",
         "_is_timed",
+        "_joined",
         "_kind",
+        "_lengths",
         "_room",
         "_size",
         "_streams",
@@ -282,17 +300,18 @@ class StageStream:
         "abandoned",
         "chunks",
         "full",
-        "is_blocked",
         "last_ns",
         "name",
         "readers",
+        "waiting",
     )
 
     def __init__(self, streams: Streams, index: int, name: str, *, is_timed: bool) -> None:
         self.name = name
         self._is_timed = is_timed
         self.full = 0
-        self.abandoned = self.is_blocked = False
+        self.waiting = 0
+        self.abandoned = False
         self.readers: set[int] = set()
         self._streams = streams
         self._index = index
@@ -306,11 +325,19 @@ class StageStream:
         self.chunks = 0
         self._bytes: int | None = 0
         self._first_ns: int | None = None
-        self._blocked_ns = self._blocked_since = 0
+        self._blocked_ns = 0
+        self._blocked_since = now
         self._kind: type | None = None
         self._collected: list[Any] = []
+        self._joined: list[str] = []
+        self._lengths = array("Q")
         self._size = 0
         self._truncated = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the run."""
+        return self._streams.loop
 
     def attempt_started(self, ctx: StageContext, now: int) -> None:
         """Start a new attempt."""
@@ -333,7 +360,7 @@ class StageStream:
         Raises:
             StageflowError: The attempt has ended.
         """
-        self._check(ctx)
+        self.check(ctx)
         if self.full:
             return self._send_later(ctx, value)
         self.add(value)
@@ -341,23 +368,24 @@ class StageStream:
 
     async def _send_later(self, ctx: StageContext, value: Any) -> None:
         await self.wait_for_room(ctx)
-        self._check(ctx)
+        self.check(ctx)
         self.add(value)
 
-    def _check(self, ctx: StageContext) -> None:
+    def check(self, ctx: StageContext) -> None:
+        """Check that an attempt can send a chunk.
+
+        Raises:
+            StageflowError: It has ended.
+        """
         if ctx is not self._ctx or ctx._sealed or ctx.abandoned:
-            raise StageflowError(
-                "a chunk was sent after the attempt had ended",
-                stage=self.name,
-                run_id=str(ctx.run.pipeline_run_id),
-                hint="await the tasks that send chunks before the stage returns",
-            )
+            raise sent_too_late(ctx)
 
     async def wait_for_room(self, ctx: StageContext) -> None:
         """Wait until no buffer is full."""
-        self._blocked_since = get_clock().monotonic_ns()
-        self.is_blocked = True
-        self._streams.blocked(self._index)
+        if not self.waiting:
+            self._blocked_since = get_clock().monotonic_ns()
+            self._streams.blocked(self._index)
+        self.waiting += 1
         try:
             while self.full:
                 if self._room is None or self._room.done():
@@ -366,10 +394,11 @@ class StageStream:
                 if ctx.cancelled and self.full:  # the attempt runs in a thread
                     raise asyncio.CancelledError
         finally:
-            self.is_blocked = False
-            self._streams.unblocked(self._index)
-            self.last_ns = get_clock().monotonic_ns()
-            self._blocked_ns += self.last_ns - self._blocked_since
+            self.waiting -= 1
+            if not self.waiting:
+                self._streams.unblocked(self._index)
+                self.last_ns = get_clock().monotonic_ns()
+                self._blocked_ns += self.last_ns - self._blocked_since
 
     def wake(self) -> None:
         """Continue an attempt that waits for room."""
@@ -399,13 +428,15 @@ class StageStream:
         if kind is not self._kind:
             self._kind = kind if self._kind is None else object
         if not self._truncated:
-            self._size += size
+            self._size += size or 1
             if self._size > MAX_COLLECTED:
                 self._truncated = True
             else:
                 self._collected.append(value)
-                if kind is str and len(self._collected) >= _JOIN_EVERY and self._kind is str:
-                    self._collected = ["".join(self._collected)]
+                if len(self._collected) >= _JOIN_EVERY and self._kind is str:
+                    self._joined.append("".join(self._collected))
+                    self._lengths.extend(map(len, self._collected))
+                    self._collected.clear()
         for buffer in self._buffers:
             buffer.add(self, number, value)
         if self._is_timed:
@@ -423,19 +454,25 @@ class StageStream:
         """Return the output of an attempt that sent these chunks and returned nothing."""
         value: Any
         if self._kind is str:
-            key, value = "text", "".join(self._collected)
+            key, value = "text", "".join([*self._joined, *self._collected])
         elif self._kind is bytes:
             key, value = "bytes", b"".join(self._collected)
         else:
-            key, value = "chunks", self._collected
+            key, value = "chunks", [*self._joined_chunks(), *self._collected]
         data = {key: value, "truncated": True} if self._truncated else {key: value}
         return StageOutput(StageStatus.OK, data, returned=value)
+
+    def _joined_chunks(self) -> Iterator[str]:
+        text, start = "".join(self._joined), 0
+        for length in self._lengths:
+            yield text[start : start + length]
+            start += length
 
     def summary(self, began_ns: int) -> Stream:
         """Return the record of the stream of an attempt that began at `began_ns`."""
         first = None if self._first_ns is None else max(0, self._first_ns - began_ns) // 1000 / 1000
         blocked = self._blocked_ns
-        if self.is_blocked:
+        if self.waiting:
             blocked += get_clock().monotonic_ns() - self._blocked_since
         return Stream(self.chunks, self._bytes, first, blocked // 1000 / 1000, self.abandoned)
 
@@ -445,11 +482,13 @@ class StageStream:
             buffer.restart(self)
         self.readers.clear()
 
-    def end(self) -> None:
-        """The stage has ended."""
+    def end(self, *, is_incomplete: bool = False) -> None:
+        """The stage has ended. If its stream is incomplete, the stages that are reading it are cancelled."""
         for buffer in self._buffers:
             if buffer.reader != OUTSIDE:
                 buffer.end()
+                if is_incomplete:
+                    buffer.interrupt()
 
 
 class ChunkReader:
@@ -485,6 +524,8 @@ class ChunkReader:
     def __next__(self) -> Any:
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("`for` would block the event loop\n  hint: in a coroutine, write `async for`")
+        if self._buffer.interrupted:
+            raise asyncio.CancelledError
         try:
             return run_from_thread(self.__anext__(), self._loop)
         except StopAsyncIteration:
@@ -498,11 +539,13 @@ class Streams:
         owner: Learns when a stage sends its first chunk.
         plan: The pipeline.
         state: The state of the run.
+
+    Attributes:
+        loop: The event loop of the run.
     """
 
     __slots__ = (
         "_buffers",
-        "_loop",
         "_outside",
         "_owner",
         "_plan",
@@ -510,11 +553,12 @@ class Streams:
         "_state",
         "_streams",
         "_was_abandoned",
+        "loop",
     )
 
     def __init__(self, owner: Owner, plan: Plan, state: RunState) -> None:
         self._owner: Owner | None = owner
-        self._loop = owner.loop
+        self.loop = owner.loop
         self._plan = plan
         self._state = state
         self._streams: dict[int, StageStream] = {}
@@ -549,7 +593,13 @@ class Streams:
         return stream
 
     def open(self, ctx: StageContext) -> StageStream:
-        """Return the stream of an attempt that starts, or that sends its first chunk."""
+        """Return the stream of an attempt that starts, or that sends its first chunk.
+
+        Raises:
+            StageflowError: The attempt has ended.
+        """
+        if ctx._sealed or ctx.abandoned:
+            raise sent_too_late(ctx)
         stream = self.of(ctx._sequence)
         stream.attempt_started(ctx, get_clock().monotonic_ns())
         return stream
@@ -583,7 +633,7 @@ class Streams:
         buffer = self._buffer(index, reader)
         if self._state.phases[index] == DONE:
             buffer.end()
-        return ChunkReader(self, buffer, self._loop)
+        return ChunkReader(self, buffer, self.loop)
 
     # ------------------------------------------------------------ events
 
@@ -610,15 +660,20 @@ class Streams:
         buffer.close()
         for (index, reader), each in self._buffers.items():
             if each is buffer:
-                self._streams[index].detach(buffer)
                 self._state.reading.detach(index, reader)
+        buffer.leave_senders()
 
     def interrupt(self, index: int) -> None:
         """Wake a stage in a thread that was cancelled, and that reads or sends."""
-        for ref in self._plan.nodes[index].streams:
-            self._buffer(self._plan.index[ref.name], index).close(interrupted=True)
+        for buffer in self._read_by(index):
+            buffer.interrupt()
         if (stream := self._streams.get(index)) is not None:
             stream.wake()
+
+    def _read_by(self, reader: int) -> Iterator[Buffer]:
+        for sender in self._plan.nodes[reader].senders:
+            if (buffer := self._buffers.get((sender, reader))) is not None:
+                yield buffer
 
     def leave(self, *, abandoned: bool) -> None:
         """The reader outside the run reads no more."""
@@ -639,14 +694,14 @@ class Streams:
             if result.status is StageStatus.RETRY:
                 if stream is not None:
                     stream.restart()
+                for buffer in self._read_by(index):
+                    buffer.interrupted = False
                 continue
             if stream is not None:
-                stream.end()
-            for ref in self._plan.nodes[index].streams:
-                sender = self._plan.index[ref.name]
-                if (buffer := self._buffers.get((sender, index))) is not None:
-                    buffer.close()
-                    self._streams[sender].detach(buffer)
+                stream.end(is_incomplete=result.status in _INCOMPLETE and stream.chunks > 0)
+            for buffer in self._read_by(index):
+                buffer.close()
+                buffer.leave_senders()
         if self._outside is not None and all(self._state.phases[each] == DONE for each in self._selected):
             self._outside.end()
 

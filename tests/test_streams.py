@@ -1659,7 +1659,7 @@ def test_stage_that_waits_for_a_stage_that_needs_the_same_stream_is_an_error() -
     )
     assert "'write' -> 'shout' -> 'join'" in through_stream
     (twice,) = problems(write.with_stage("read", collects, dependencies=("write",), streams=("write",)))
-    assert "also waits for its end" in twice
+    assert "both the stream and the collected value of 'write'" in twice
 
 
 def test_collecting_resolves_the_deadlock(sink: MemoryEventSink) -> None:
@@ -1753,7 +1753,7 @@ def test_limit_of_an_ancestor_of_the_stream_is_no_problem() -> None:
         ({"idle_timeout": 0}, "idle_timeout must be more than 0 seconds"),
         ({"restart": True}, "restart=True has no effect without a retry policy"),
         ({"streams": ("wrte",)}, "unknown dependency 'wrte'"),
-        ({"streams": ("write", "write")}, "it reads the stream of 'write' 2 times"),
+        ({"streams": ("write", "write")}, "reads the stream of 'write' 2 times"),
         ({"streams": (StreamRef("write").chunks(buffer=0),)}, "must be a positive integer"),
         ({"streams": (StreamRef("write").chunks(buffer=True),)}, "must be a positive integer"),
     ],

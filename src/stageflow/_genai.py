@@ -95,7 +95,7 @@ def llm_fields(
     temperature: Amount | None = None,
     max_tokens: Amount | None = None,
 ) -> Fields:
-    """Return the fields of one call of a language model; see `StageContext.record_llm`."""
+    """Return the fields of one call to a language model; see `StageContext.record_llm`."""
     reasons = list(finish_reason) if isinstance(finish_reason, (list, tuple)) else [finish_reason]
     attributes = {
         "gen_ai.operation.name": operation,
@@ -120,7 +120,7 @@ def llm_fields(
 
 
 class LlmUsage:
-    """A recorded call of a language model, as returned by `record_llm`; its usage can be updated.
+    """A recorded call to a language model, as returned by `record_llm`; its usage can be updated.
 
     A provider that streams reports the usage while the stream proceeds, or at its end. If the stage records
     the call first and then updates it, the usage so far is recorded even if the stage is cancelled.

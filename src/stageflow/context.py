@@ -433,11 +433,11 @@ class StageContext:
         self._recorder.annotate_run(more if fields is None else self._merged("annotate_run", fields, more))
 
     def record_llm(self, model: str, **usage: Unpack[LlmCall]) -> LlmUsage:
-        """Record one call of a language model, with the OpenTelemetry attribute names for generative AI.
+        """Record one call to a language model, with the OpenTelemetry attribute names for generative AI.
 
         Tokens, cost and time are summed over the calls of this attempt, and over the run. If the number of
-        output tokens of a call is still unknown when the attempt ends, the attempt and the run get the
-        attribute `usage_incomplete`.
+        output tokens of a call is still unknown when the attempt ends, `usage_incomplete` is set to true on
+        the attempt and the run.
 
         Args:
             model: Name of the requested model.
@@ -446,7 +446,7 @@ class StageContext:
                 `reasoning_tokens`, `cost_usd`, `time_to_first_chunk` (seconds), `temperature`, `max_tokens`.
 
         Returns:
-            The call, whose `update()` replaces values while a stream proceeds.
+            The call, whose `update()` replaces values during a stream.
 
         Raises:
             InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
@@ -575,7 +575,7 @@ class StageContext:
                 )
 
     def child_run_started(self, run_id: str) -> None:
-        """Note that the attempt started a run."""
+        """Record that the attempt started a run."""
         if self._child_runs is None:
             self._child_runs = {}
         elif len(self._child_runs) == MAX_CHILD_RUNS:
@@ -702,7 +702,7 @@ def timer(name: str) -> Timer:
 
 
 def record_llm(model: str, **usage: Unpack[LlmCall]) -> LlmUsage:
-    """Record one call of a language model; see `StageContext.record_llm`. No effect outside a stage."""
+    """Record one call to a language model; see `StageContext.record_llm`. No effect outside a stage."""
     if (ctx := current_stage.get()) is not None:
         return ctx.record_llm(model, **usage)
     return LlmUsage(model, usage, lambda attributes, amounts: None, lambda: None)

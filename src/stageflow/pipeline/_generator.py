@@ -32,7 +32,7 @@ async def run_generator(
             if isinstance(value, StageOutput):
                 output = value
                 continue
-            if stream.full:
+            if stream.full_buffers:
                 await stream.wait_for_room(ctx)
             stream.check(ctx)
             stream.add(value)
@@ -84,7 +84,7 @@ def _without_result(values: Generator[Any, None, Any], ctx: StageContext) -> Gen
 
 async def _send(stream: StageStream, ctx: StageContext, value: Any, permit: ThreadPermit | None) -> None:
     """Send a chunk from a thread, whose permit does not count while it waits for a reader."""
-    if not stream.full or permit is None:
+    if not stream.full_buffers or permit is None:
         await stream.send(ctx, value)
         return
     THREADS.suspend(permit)

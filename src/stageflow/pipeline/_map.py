@@ -131,7 +131,7 @@ class _Grant:
         self.future: asyncio.Future[None] = loop.create_future()
 
     def notify(self, permit: Permit) -> None:
-        """Note that the permit was granted."""
+        """Record that the permit was granted."""
         if not self.future.done():
             self.future.set_result(None)
 

@@ -31,22 +31,22 @@ class Reading:
         self.blocked: dict[int, None] = {}
 
     def start(self, index: int) -> bool:
-        """Note that a stage sent a chunk; return whether it is its first."""
+        """Record that a stage sent a chunk; return whether it is its first."""
         if index in self.started:
             return False
         self.started[index] = None
         return True
 
     def chunk_read(self, index: int, reader: int) -> None:
-        """Note that a reader has received a chunk of the current attempt of a stage."""
+        """Record that a reader has received a chunk of the current attempt of a stage."""
         self._consumed.setdefault(index, {})[reader] = None
 
     def detach(self, index: int, reader: int) -> None:
-        """Note that a stage reads no more of the stream of another one; it counts as read."""
+        """Record that a stage has stopped reading a stream; its chunks count as read."""
         self.chunk_read(index, reader)
         self._detached[index, reader] = None
 
-    def unread(self, index: int) -> Iterator[int]:
+    def active_readers(self, index: int) -> Iterator[int]:
         """Yield the stages that read the stream of a stage, except those that have stopped."""
         for reader in self._nodes[index].stream_dependents:
             if (index, reader) not in self._detached:
@@ -65,7 +65,7 @@ class Reading:
                 return f"the stream of {result.name!r} was incomplete"
         return None
 
-    def why_not_repeatable(self, index: int) -> str | None:
+    def why_not_retryable(self, index: int) -> str | None:
         """Return why a failed attempt cannot be retried because of its streams, or None if it can be."""
         if not self._consumed:
             return None

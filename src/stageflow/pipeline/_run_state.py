@@ -514,7 +514,7 @@ class RunState:
             return output if raised is None else StageOutput(RETRY, {}, reason=reason, after=0)
         if attempt and (raised is not None or output.status is RETRY):
             since = ended - self._first_began.get(index, began)
-            if (why := self.reading.why_not_repeatable(index)) is not None:
+            if (why := self.reading.why_not_retryable(index)) is not None:
                 return StageOutput(FAIL, {}, output.error, output.exception, why)
             return retried_or_failed(output, node.retry, attempt, raised, since / 1e9)
         return output
@@ -700,7 +700,7 @@ class RunState:
 
     def _cancel_readers(self, index: int) -> None:
         """Cancel the running stages that are reading the stream of an instance that failed."""
-        for reader in self.reading.unread(index):
+        for reader in self.reading.active_readers(index):
             if self.phases[reader] == RUNNING and (why := self.reading.why_incomplete(reader, self.results)):
                 self._cancel_attempt(reader, why, repeat=False)
 

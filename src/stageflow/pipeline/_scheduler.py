@@ -456,7 +456,7 @@ class Scheduler:
         last = emits[-1]
         try:
             if self.upstream.streams is not None:
-                self.upstream.streams.results(emits)
+                self.upstream.streams.process_results(emits)
         finally:
             emits.clear()  # they are recorded, even if the engine fails here
         interrupt = recorder.interrupt if INTERRUPTS.interrupt is None else INTERRUPTS.take()

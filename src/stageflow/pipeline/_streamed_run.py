@@ -78,7 +78,7 @@ class StreamedRun:
         self._check_not_entered()
         self._run = run = self._start()
         self._streams = run.upstream.open_streams()
-        self._buffer = self._streams.read_outside(self._selected, self._limit, self._encode)
+        self._buffer = self._streams.open_external_reader(self._selected, self._limit, self._encode)
         self._task = asyncio.create_task(_complete(run))
         try:
             await asyncio.sleep(0)  # a task that is cancelled before its first step would leave no record

@@ -69,11 +69,11 @@ class Buffer:
         reader: Number of the stage that reads, or -1 outside the run.
         limit: Maximum number of chunks, or None for no limit.
         name: Name of the stage that reads, for errors.
-        encode: Called with each chunk when it is sent; what it returns replaces the value of the chunk.
+        encode: Called with each chunk when it is sent; its return value replaces that of the chunk.
 
     Attributes:
         ended: True if no chunk will be added.
-        closed: True if the reader reads no more.
+        closed: True if the reader has stopped reading.
         interrupted: True if the attempt that reads was cancelled: reading raises `CancelledError`.
     """
 
@@ -115,7 +115,7 @@ class Buffer:
         """Receive the chunks of a stage."""
         self._senders.append(sender)
         if self._is_full:
-            sender.full += 1
+            sender.full_buffers += 1
 
     def add(self, sender: StageStream, number: int, value: Any) -> None:
         """Add a chunk. The sender has checked that the buffer is not full.
@@ -139,7 +139,7 @@ class Buffer:
                 )
         elif len(self._chunks) == self._limit:
             for each in self._senders:
-                each.full += 1
+                each.full_buffers += 1
         self._wake()
 
     async def wait(self) -> None:
@@ -164,9 +164,9 @@ class Buffer:
         if self._limit is None:
             self._size -= _size_of(chunk[2])
         elif len(self._chunks) == self._limit - 1:
-            self._has_room()
+            self._notify_senders()
         if self.reader not in chunk[0].readers:
-            chunk[0].has_been_read_by(self.reader)
+            chunk[0].record_read_by(self.reader)
         return chunk
 
     def restart(self, sender: StageStream) -> None:
@@ -175,12 +175,12 @@ class Buffer:
         self._chunks = deque(each for each in self._chunks if each[0] is not sender)
         self._size = sum(_size_of(value) for _, _, value in self._chunks)
         if was_full and not self._is_full:
-            self._has_room()
+            self._notify_senders()
         if self.reader == OUTSIDE and OUTSIDE in sender.readers:
             self._chunks.append((sender, -1, _RESTART))
             if len(self._chunks) == self._limit:
                 for each in self._senders:
-                    each.full += 1
+                    each.full_buffers += 1
             self._wake()
 
     def end(self) -> None:
@@ -200,7 +200,7 @@ class Buffer:
             was_full = self._is_full
             self._chunks.clear()
             if was_full:
-                self._has_room()
+                self._notify_senders()
         self._wake()
 
     def leave_senders(self) -> None:
@@ -208,10 +208,10 @@ class Buffer:
         for sender in self._senders:
             sender.detach(self)
 
-    def _has_room(self) -> None:
+    def _notify_senders(self) -> None:
         for each in self._senders:
-            each.full -= 1
-            if not each.full:
+            each.full_buffers -= 1
+            if not each.full_buffers:
                 each.wake()
 
     def _wake(self) -> None:
@@ -222,7 +222,7 @@ class Buffer:
 
 
 def is_restart(value: Any) -> bool:
-    """Return whether a chunk in a buffer says that its stage starts over."""
+    """Return whether a buffered value marks a restart of its stage."""
     return value is _RESTART
 
 
@@ -271,7 +271,7 @@ class StageStream:
 
     Attributes:
         name: Name of the stage.
-        full: Number of buffers that are full; the stage waits until it is 0.
+        full_buffers: Number of buffers that are full; the stage waits until it is 0.
         chunks: Number of chunks of the current attempt.
         readers: The readers that have received a chunk of the current attempt.
         last_ns: When the attempt began, last stopped waiting for a reader or, with an `idle_timeout`, last
@@ -299,7 +299,7 @@ class StageStream:
         "_truncated",
         "abandoned",
         "chunks",
-        "full",
+        "full_buffers",
         "last_ns",
         "name",
         "readers",
@@ -309,7 +309,7 @@ class StageStream:
     def __init__(self, streams: Streams, index: int, name: str, *, is_timed: bool) -> None:
         self.name = name
         self._is_timed = is_timed
-        self.full = 0
+        self.full_buffers = 0
         self.waiting = 0
         self.abandoned = False
         self.readers: set[int] = set()
@@ -361,7 +361,7 @@ class StageStream:
             StageflowError: The attempt has ended.
         """
         self.check(ctx)
-        if self.full:
+        if self.full_buffers:
             return self._send_later(ctx, value)
         self.add(value)
         return _SENT
@@ -387,11 +387,11 @@ class StageStream:
             self._streams.blocked(self._index)
         self.waiting += 1
         try:
-            while self.full:
+            while self.full_buffers:
                 if self._room is None or self._room.done():
                     self._room = asyncio.get_running_loop().create_future()
                 await asyncio.shield(self._room)
-                if ctx.cancelled and self.full:  # the attempt runs in a thread
+                if ctx.cancelled and self.full_buffers:  # the attempt runs in a thread
                     raise asyncio.CancelledError
         finally:
             self.waiting -= 1
@@ -445,8 +445,8 @@ class StageStream:
             self._first_ns = get_clock().monotonic_ns()
             self._streams.stream_started(self._index)
 
-    def has_been_read_by(self, reader: int) -> None:
-        """Note that a reader has received a chunk of the current attempt."""
+    def record_read_by(self, reader: int) -> None:
+        """Record that a reader has received a chunk of the current attempt."""
         self.readers.add(reader)
         self._streams.chunk_read(self._index, reader)
 
@@ -536,7 +536,7 @@ class Streams:
     """The streams of one run.
 
     Args:
-        owner: Learns when a stage sends its first chunk.
+        owner: Notified when a stage sends its first chunk.
         plan: The pipeline.
         state: The state of the run.
 
@@ -567,7 +567,7 @@ class Streams:
         self._selected: frozenset[int] = frozenset()
         self._was_abandoned = False
 
-    def read_outside(
+    def open_external_reader(
         self, selected: Iterable[int], limit: int, encode: Callable[[Chunk], Any] | None
     ) -> Buffer:
         """Return the buffer for a reader outside the run of the streams of the selected stages."""
@@ -656,7 +656,7 @@ class Streams:
         self._state.reading.chunk_read(index, reader)
 
     def detach(self, buffer: Buffer) -> None:
-        """A stage reads no more of a stream."""
+        """A stage has stopped reading a stream."""
         buffer.close()
         for (index, reader), each in self._buffers.items():
             if each is buffer:
@@ -676,7 +676,7 @@ class Streams:
                 yield buffer
 
     def leave(self, *, abandoned: bool) -> None:
-        """The reader outside the run reads no more."""
+        """The reader outside the run has left."""
         if self._outside is None:
             return
         self._outside.close()
@@ -686,7 +686,7 @@ class Streams:
                 stream.abandoned = True
         self._was_abandoned = abandoned
 
-    def results(self, results: Iterable[StageResult]) -> None:
+    def process_results(self, results: Iterable[StageResult]) -> None:
         """Process results of attempts, in order: restart or end the streams that they sent and read."""
         for result in results:
             index = result.sequence

@@ -83,7 +83,8 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
             problems.append(f"{stage}: unknown dependency {dependency!r}{near}")
     streamed = Counter(ref.name for ref in spec.streams)
     problems += [
-        f"{stage}: it reads the stream of {name!r} {count} times; read it once, and share the chunks"
+        f"{stage} reads the stream of {name!r} {count} times; list it once: all iterators over a stream share"
+        " one buffer"
         for name, count in streamed.items()
         if count > 1
     ]
@@ -92,8 +93,8 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
             continue
         if count > 1 and dependency in streamed:
             problems.append(
-                f"{stage}: it reads the stream of {dependency!r}, and also waits for its end;"
-                " remove one of them"
+                f"{stage} depends on both the stream and the collected value of {dependency!r};"
+                " remove one of the two"
             )
         elif count > 1:
             problems.append(f"{stage} lists the dependency {dependency!r} {count} times")
@@ -113,7 +114,8 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
     if not spec.ended and spec.inputs is None:
         instead = f"; read the stream with ctx.inputs.stream({next(iter(streamed))!r})" if streamed else ""
         problems += [
-            f"{stage}: parameter {name!r} is passed from a dependency, but the stage has none{instead}"
+            f"{stage}: parameter {name!r} takes its value from a dependency, but no dependency ends before"
+            f" the stage starts{instead}"
             for name, has_default, _ in _named_parameters(spec.runner)
             if not has_default
         ]

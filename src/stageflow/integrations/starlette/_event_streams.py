@@ -198,7 +198,7 @@ class EventStreams:
             live.expiry.cancel()
 
     def detach(self, live: LiveRun) -> None:
-        """Note that the client of a run has left, or has received all events."""
+        """Record that the client of a run has left, or has received all events."""
         live.reader = None
         if not self.linger or self._closed:
             self.discard(live)

@@ -259,7 +259,11 @@ def check(seed: int) -> int:
 
     async def read_outside() -> None:
         run = graph.stream(
-            PipelineContext(), deadline=deadline, buffer=leaves_after % 7 + 1, on_abandon=on_abandon
+            PipelineContext(),
+            stages=[spec.name for spec in pipeline.stages],
+            deadline=deadline,
+            buffer=leaves_after % 7 + 1,
+            on_abandon=on_abandon,
         )
         async with run:
             count = 0

@@ -608,7 +608,7 @@ def test_reattached_client_misses_nothing(
 ) -> None:
     numbers = Numbers()
     graph = recorded(Pipeline("p").with_stage("write", numbers), sink)
-    with Server(EventStreams(graph, buffer=16, linger=30), http=http) as server:
+    with Server(EventStreams(graph, buffer=16, linger=30, replay_bytes=64 << 20), http=http) as server:
         received: list[ReceivedEvent] = []
         last = ""
         for _ in range(5):

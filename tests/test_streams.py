@@ -1658,6 +1658,12 @@ def test_stage_that_waits_for_a_stage_that_needs_the_same_stream_is_an_error() -
         )
     )
     assert "'write' -> 'shout' -> 'join'" in through_stream
+    (through_sender,) = problems(
+        write.with_stage("shout", shout_of("write"), streams=("write",)).with_stage(
+            "join", collects, dependencies=("write",), streams=("shout",)
+        )
+    )
+    assert "reads the stream of 'shout' and also waits for 'write'" in through_sender
     (twice,) = problems(write.with_stage("read", collects, dependencies=("write",), streams=("write",)))
     assert "both the stream and the collected value of 'write'" in twice
 

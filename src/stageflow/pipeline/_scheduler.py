@@ -610,7 +610,7 @@ class Scheduler:
         del self._idle[attempt.index]
         stream = self.upstream.open_streams().of(attempt.index)
         left = seconds if stream.waiting else seconds - (self.now() - stream.last_ns) / 1e9
-        if left > 0:
+        if left > 1e-6:  # less is a rounding error, for which a virtual clock would not advance
             self._idle[attempt.index] = self.loop.call_later(left, self._check_idle, attempt, seconds)
         else:
             attempt.ctx._idle = True

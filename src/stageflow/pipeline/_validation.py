@@ -160,11 +160,17 @@ def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
             if ref.buffer == "collect":
                 continue
             for before in spec.dependencies:
-                path = None if before == ref.name else _path(by_name, ref.name, before)
+                if before == ref.name:
+                    continue
+                path = _path(by_name, ref.name, before)
+                why = f"which depends on {ref.name!r}"
+                if path is None and before in spec.ended:
+                    path = _path_from_sender(by_name, ref.name, before)
+                    why = f"which cannot end while {ref.name!r} waits"
                 if path is not None:
                     problems.append(
                         f"stage {spec.name!r} reads the stream of {ref.name!r} and also waits for {before!r},"
-                        f" which depends on {ref.name!r}: when the buffer is full, the run deadlocks"
+                        f" {why}: when the buffer is full, the run deadlocks"
                         f" ({' -> '.join(map(repr, [*path, spec.name]))});"
                         f' use StreamRef({ref.name!r}).chunks(buffer="collect")'
                     )
@@ -225,6 +231,14 @@ def _senders(by_name: dict[str, StageSpec], spec: StageSpec) -> list[str]:
                 found[ref.name] = None
                 following.append(by_name[ref.name])
     return list(found)
+
+
+def _path_from_sender(by_name: dict[str, StageSpec], reader: str, before: str) -> list[str] | None:
+    """Return a path to `before` from a stage whose stream `reader` reads, itself or through others, or None."""
+    for sender in _senders(by_name, by_name[reader]):
+        if (path := _path(by_name, sender, before)) is not None:
+            return path
+    return None
 
 
 def _path(by_name: dict[str, StageSpec], first: str, last: str) -> list[str] | None:

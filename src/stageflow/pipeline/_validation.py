@@ -234,7 +234,7 @@ def _senders(by_name: dict[str, StageSpec], spec: StageSpec) -> list[str]:
 
 
 def _path_from_sender(by_name: dict[str, StageSpec], reader: str, before: str) -> list[str] | None:
-    """Return a path to `before` from a stage whose stream `reader` reads, itself or through others, or None."""
+    """Return a path to `before` from a stage whose stream `reader` reads, maybe through others, or None."""
     for sender in _senders(by_name, by_name[reader]):
         if (path := _path(by_name, sender, before)) is not None:
             return path

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from stageflow import EventSink, Pipeline, StageGraph
+from stageflow.observability import WideEventEmitter
+
 __all__ = [
     "Act",
     "Attempt",
@@ -20,10 +23,17 @@ __all__ = [
     "check_record",
     "ends",
     "pipeline_wide",
+    "recorded",
     "stage_wide",
 ]
 
 Events = Sequence[tuple[str, dict[str, Any] | None]]
+
+
+def recorded(pipeline: Pipeline, sink: EventSink, **options: Any) -> StageGraph:
+    """Build a pipeline whose runs emit all events to a sink."""
+    options.setdefault("wide_event_emitter", WideEventEmitter(sink))
+    return pipeline.build(emit_stage_wide_events=True, emit_pipeline_wide_event=True, **options)
 
 
 # ---------------------------------------------------------------- reading events

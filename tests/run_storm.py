@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -29,8 +30,8 @@ from stageflow.errors import PipelineValidationError
 from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
 from stageflow.pipeline import StageGraph
+from stageflow.pipeline._buffer import Buffer
 from stageflow.pipeline._streamed_run import _finishing
-from stageflow.pipeline._streams import Buffer
 from stageflow.stages import StreamRef
 from stageflow.testing import VirtualClock
 
@@ -205,7 +206,7 @@ def watch_buffers() -> None:
         add(self, *arguments)
         assert self._limit is None or len(self) <= self._limit, (len(self), self._limit)
 
-    Buffer.add = checked  # type: ignore[method-assign]
+    patch.object(Buffer, "add", checked).start()
 
 
 def source(items: list[str]) -> Any:

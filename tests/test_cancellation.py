@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import check_record, ends, pipeline_wide, stage_wide
+from oracle import check_record, ends, pipeline_wide, recorded, stage_wide
 
 from stageflow import (
     Limits,
@@ -26,19 +26,9 @@ from stageflow import (
     StageStatus,
 )
 from stageflow.events import MemoryEventSink
-from stageflow.observability import WideEventEmitter
 from stageflow.testing import VirtualClock
 
 Start = Callable[[str], Program]
-
-
-def recorded(pipeline: Pipeline, sink: MemoryEventSink, **options: Any) -> StageGraph:
-    return pipeline.build(
-        emit_stage_wide_events=True,
-        emit_pipeline_wide_event=True,
-        wide_event_emitter=WideEventEmitter(sink),
-        **options,
-    )
 
 
 def seconds() -> float:

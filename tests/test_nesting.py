@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import check_record, of_type, stage_wide
+from oracle import check_record, of_type, recorded, stage_wide
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -51,15 +51,6 @@ from stageflow.testing import VirtualClock, run_stage
 OK, SKIP, FAIL, CANCEL = StageStatus.OK, StageStatus.SKIP, StageStatus.FAIL, StageStatus.CANCEL
 Start = Callable[[str], Program]
 Events = list[tuple[str, Any]]
-
-
-def recorded(pipeline: Pipeline, sink: MemoryEventSink, **options: Any) -> StageGraph:
-    return pipeline.build(
-        emit_stage_wide_events=True,
-        emit_pipeline_wide_event=True,
-        wide_event_emitter=WideEventEmitter(sink),
-        **options,
-    )
 
 
 def run(

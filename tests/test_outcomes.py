@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from oracle import check_record, ends, of_type, pipeline_wide, stage_wide
+from oracle import check_record, ends, of_type, pipeline_wide, recorded, stage_wide
 
 from stageflow import (
     Pipeline,
@@ -19,7 +19,6 @@ from stageflow import (
     Retry,
     RunFailedError,
     StageContext,
-    StageGraph,
     StageKind,
     StageOutput,
     StageStatus,
@@ -33,11 +32,6 @@ from stageflow.testing import VirtualClock
 
 OK, SKIP, RETRY = StageStatus.OK, StageStatus.SKIP, StageStatus.RETRY
 FAIL, CANCEL = StageStatus.FAIL, StageStatus.CANCEL
-
-
-def recorded(pipeline: Pipeline, sink: MemoryEventSink, **options: Any) -> StageGraph:
-    options.setdefault("wide_event_emitter", WideEventEmitter(sink))
-    return pipeline.build(emit_stage_wide_events=True, emit_pipeline_wide_event=True, **options)
 
 
 def run(

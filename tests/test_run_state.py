@@ -22,8 +22,8 @@ import pytest
 from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, StageKind, StageOutput
 from stageflow.errors import LimitDeadlockError, PipelineValidationError
 from stageflow.pipeline import _run_state
-from stageflow.pipeline._reading import Reading
 from stageflow.pipeline._run_state import PHASES, RunState
+from stageflow.pipeline._stream_state import StreamState
 
 MOST_STAGES = int(os.environ.get("RUN_STATE_STAGES", "4"))
 """For every DAG of up to 5 stages: `RUN_STATE_STAGES=5 pytest tests/test_run_state.py`."""
@@ -261,10 +261,10 @@ class Model:
 
 
 CONTAINERS = (
-    *("_cancelling", "_deferred", "_first_began", "_idle", "_permits", "_ready_at", "_reserved", "_routes"),
+    *("_cancelling", "_deferred", "_first_began", "_permits", "_ready_at", "_reserved", "_routes"),
     *("_waiting", "acquires", "effects", "emits", "phases", "ready", "results", "retried"),
 )
-READING = ("_consumed", "_detached", "blocked", "started")
+STREAMS = ("_consumed", "_detached", "blocked", "started")
 
 
 class World:
@@ -293,11 +293,11 @@ class World:
             setattr(new.state, name, getattr(self.state, name))
         for name in CONTAINERS:
             setattr(new.state, name, getattr(self.state, name).copy())
-        new.state.reading = Reading(self.plan.nodes)
-        for name in READING:
-            setattr(new.state.reading, name, getattr(self.state.reading, name).copy())
-        new.state.reading._consumed = {
-            sender: readers.copy() for sender, readers in self.state.reading._consumed.items()
+        new.state.streams = StreamState(self.plan.nodes)
+        for name in STREAMS:
+            setattr(new.state.streams, name, getattr(self.state.streams, name).copy())
+        new.state.streams._consumed = {
+            sender: readers.copy() for sender, readers in self.state.streams._consumed.items()
         }
         return new
 
@@ -619,7 +619,7 @@ def test_exploration_copies_every_container_of_the_state() -> None:
         if isinstance(getattr(state, name), list | dict | set | deque | bytearray)
     }
     assert held == set(CONTAINERS)
-    assert {name for name in Reading.__slots__ if name != "_nodes"} == set(READING)
+    assert {name for name in StreamState.__slots__ if name != "_nodes"} == set(STREAMS)
 
 
 # ---------------------------------------------------------------- streams
@@ -631,7 +631,7 @@ class StreamWorld(World):
     __slots__ = ()
 
     def key(self) -> Any:
-        state, reading = self.state, self.state.reading
+        state, reading = self.state, self.state.streams
         return (
             tuple(state.phases),
             tuple(state.ready),
@@ -649,7 +649,7 @@ class StreamWorld(World):
 
     def events(self) -> Iterator[tuple[Any, ...]]:
         yield from super().events()
-        state, reading = self.state, self.state.reading
+        state, reading = self.state, self.state.streams
         if state.done:
             return
         for sender, reader in sorted(self.model.case.streams):
@@ -675,14 +675,14 @@ class StreamWorld(World):
         elif what == "send":
             state.stream_started(rest[0], 0)
         elif what == "read":
-            state.reading.chunk_read(rest[0], rest[1])
+            state.streams.chunk_read(rest[0], rest[1])
         elif what == "leave":
-            state.reading.detach(rest[0], rest[1])
+            state.streams.detach(rest[0], rest[1])
         elif what == "block":
-            state.reading.blocked[rest[0]] = None
+            state.streams.blocked[rest[0]] = None
             state.resume_deferred()
         elif what == "unblock":
-            del state.reading.blocked[rest[0]]
+            del state.streams.blocked[rest[0]]
         elif what == "retry":
             state.retry_due(rest[0])
         elif what == "timeout":
@@ -694,7 +694,7 @@ class StreamWorld(World):
         else:
             self.end(rest[0], rest[1])
         if what in ("end", "grace"):
-            state.reading.blocked.pop(rest[0], None)
+            state.streams.blocked.pop(rest[0], None)
         self.drain()
 
     def check(self) -> None:
@@ -720,10 +720,10 @@ class StreamWorld(World):
                 if (before, index) not in case.streams:
                     assert ended in GOOD or optional, "it started before the end of a dependency"
                     continue
-                started = before in state.reading.started
+                started = before in state.streams.started
                 assert started or ended in GOOD or optional, "it started before the first chunk"
                 if ended == "FAIL" and started and phase == "running":
-                    detached = (before, index) in state.reading._detached
+                    detached = (before, index) in state.streams._detached
                     assert detached or state.ending is not None, "it reads a stream that has failed"
         if state.ending is None and case.max_concurrency is not None:
             counted = [
@@ -731,7 +731,7 @@ class StreamWorld(World):
                 for index, phase in enumerate(phases)
                 if phase in ACTIVE
                 and not any(reader == index for _, reader in case.streams)
-                and index not in state.reading.blocked
+                and index not in state.streams.blocked
             ]
             # A sender that continues after it waited for a reader does not wait for a slot.
             assert len(counted) <= case.max_concurrency + len({sender for sender, _ in case.streams})

@@ -25,7 +25,7 @@ import pytest
 import uvicorn
 from event_source import EventParser, ReceivedEvent
 from fastapi import FastAPI
-from oracle import check_record, of_type, stage_wide
+from oracle import check_record, of_type, recorded, stage_wide
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -34,26 +34,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stageflow import Pipeline, PipelineContext, Retry, StageContext, StageGraph
+from stageflow import Pipeline, PipelineContext, Retry, StageContext
 from stageflow.errors import InvalidArgumentError
 from stageflow.events import MemoryEventSink
 from stageflow.integrations.starlette import EventStreams, encode_json
 from stageflow.journal import Journal
-from stageflow.observability import WideEventEmitter
 from stageflow.stages import Chunk
 
 pytestmark = pytest.mark.timeout(60)
 
 PARSERS = ["h11", "httptools"]
-
-
-def recorded(pipeline: Pipeline, sink: MemoryEventSink, **options: Any) -> StageGraph:
-    return pipeline.build(
-        emit_stage_wide_events=True,
-        emit_pipeline_wide_event=True,
-        wide_event_emitter=WideEventEmitter(sink),
-        **options,
-    )
 
 
 def sends(*values: Any, every: float = 0.0) -> Callable[[StageContext], AsyncIterator[Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from oracle import check_record, of_type, stage_wide
+from oracle import check_record, of_type, recorded, stage_wide
 from typer.testing import CliRunner
 
 import stageflow
@@ -52,15 +52,6 @@ from stageflow.testing import VirtualClock
 OK, SKIP, RETRY, FAIL, CANCEL = StageStatus
 
 pytestmark = pytest.mark.timeout(60)
-
-
-def recorded(pipeline: Pipeline, sink: MemoryEventSink, **options: Any) -> StageGraph:
-    return pipeline.build(
-        emit_stage_wide_events=True,
-        emit_pipeline_wide_event=True,
-        wide_event_emitter=WideEventEmitter(sink),
-        **options,
-    )
 
 
 def words(*given: str, every: float = 1.0) -> Callable[[StageContext], AsyncIterator[str]]:
@@ -186,7 +177,7 @@ def test_many_short_texts_are_collected(sink: MemoryEventSink) -> None:
 
 
 def test_collected_value_has_a_maximum_size(sink: MemoryEventSink, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stageflow.pipeline._streams.MAX_COLLECTED", 5)
+    monkeypatch.setattr("stageflow.pipeline._collected.MAX_COLLECTED", 5)
     chunks, results = reading(Pipeline("p").with_stage("write", words("abc", "de", "f", "g")), sink)
     assert "".join(values(chunks)) == "abcdefg"
     assert results.data("write") == {"text": "abcde", "truncated": True}
@@ -445,6 +436,22 @@ async def test_cancelled_read_loses_nothing() -> None:
         assert [chunk.value async for chunk in run] == ["a"]
 
 
+def test_reads_that_are_cancelled_leave_nothing_behind() -> None:
+    async def silent(ctx: StageContext) -> AsyncIterator[str]:
+        await asyncio.sleep(10_000)
+        yield "a"
+
+    async def main() -> int:
+        async with Pipeline("p").with_stage("write", silent).build().stream() as run:
+            for _ in range(1000):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(anext(run), 1)
+            gc.collect()
+            return sum(isinstance(each, asyncio.Future) for each in gc.get_objects())
+
+    assert VirtualClock().run(main()) < 100
+
+
 # ---------------------------------------------------------------- leaving early
 
 
@@ -657,7 +664,7 @@ def test_buffer_of_an_edge_can_be_unlimited_up_to_the_maximum_size(
     blocked = run(pipeline(2), MemoryEventSink())
     assert blocked["write"].ended_ns > blocked["late"].ended_ns
 
-    monkeypatch.setattr("stageflow.pipeline._streams.MAX_COLLECTED", 5)
+    monkeypatch.setattr("stageflow.pipeline._buffer.MAX_COLLECTED", 5)
     failed = run(pipeline("collect"), MemoryEventSink())
     assert isinstance(failed["write"].exception, StageOutputError)
     assert "waiting for stage 'read'" in str(failed["write"].exception)
@@ -1632,6 +1639,33 @@ def test_error_of_a_timeout_states_the_wait_for_readers(sink: MemoryEventSink) -
     assert "its timeout of 5 s, of which it waited 5 s for readers of its stream" in str(
         results["write"].error
     )
+
+
+def test_stream_and_items_are_recorded_although_an_exception_cannot_be(
+    sink: MemoryEventSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("cannot be recorded")
+
+    async def fails_on_3(ctx: StageContext, item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    monkeypatch.setattr("stageflow.observability._wide_events.exception_info", broken)
+    pipeline = (
+        Pipeline("p")
+        .with_stage("write", failing(2, 9), optional=True)
+        .with_stage("list", lambda ctx: [1, 2, 3])
+        .with_map("map", fails_on_3, over="list", optional=True, max_concurrency=1)
+    )
+    results = VirtualClock().run(recorded(pipeline, sink).run())
+    written, mapped = stage_wide(sink.events, "write"), stage_wide(sink.events, "map")
+    assert written["reason"] == mapped["reason"] == "the data or the error of the stage could not be recorded"
+    assert written["stream"]["chunks"] == 2
+    assert (mapped["items"]["ok"], mapped["items"]["failed"], mapped["items"]["failures"]) == (2, 1, [])
+    assert mapped["items"]["failure_types"] == ["ValueError"]
+    assert results.outcome == "degraded"
 
 
 # ---------------------------------------------------------------- validation

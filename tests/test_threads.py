@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from oracle import check_record, ends
+from oracle import check_record, ends, recorded
 
 import stageflow
 from stageflow import (
@@ -26,7 +26,6 @@ from stageflow import (
 )
 from stageflow.errors import SettingsError
 from stageflow.events import MemoryEventSink
-from stageflow.observability import WideEventEmitter
 from stageflow.pipeline import CircuitBreaker, Proceed, StageCall
 
 pytestmark = pytest.mark.timeout(60)
@@ -61,15 +60,6 @@ def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
     gate.released.set()
-
-
-def recorded(pipeline: Pipeline, sink: MemoryEventSink, **options: Any) -> StageGraph:
-    return pipeline.build(
-        emit_stage_wide_events=True,
-        emit_pipeline_wide_event=True,
-        wide_event_emitter=WideEventEmitter(sink),
-        **options,
-    )
 
 
 # ---------------------------------------------------------------- an interceptor cancels the call

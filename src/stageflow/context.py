@@ -274,7 +274,7 @@ class StageContext:
     _child_runs_total = 0
     _done_callbacks: list[tuple[Context, Callable[[StageResult], object]]] | None = None
     _events_count = 0
-    _idle = False
+    _is_idle = False
     _incomplete_calls = 0
     _inputs: StageInputs | None = None
     _items: ItemTally | None = None

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from msgspec import Raw
+from msgspec import UNSET, Raw
+from msgspec.structs import replace
 
 from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemAttempt
@@ -400,21 +401,19 @@ class RunRecorder:
 
 
 def _without_application_data(result: StageResult) -> StageResult:
-    """Return a copy of a result without data, attributes and errors of the application."""
-    return StageResult(
-        result.name,
-        result.status,
+    """Return a copy of a result without the data, attributes, keys and errors of the application."""
+    items = result.items
+    return replace(
+        result,
+        data={},
+        error=None,
+        exception=None,
         reason="the data or the error of the stage could not be recorded",
-        attempt=result.attempt,
-        attempts=result.attempts,
-        ready_ns=result.ready_ns,
-        started_ns=result.started_ns,
-        ended_ns=result.ended_ns,
-        kind=result.kind,
-        dependencies=result.dependencies,
-        optional=result.optional,
-        sequence=result.sequence,
-        loop_blocked_ms=result.loop_blocked_ms,
+        attributes={},
+        artifacts=(),
+        missing_inputs=(),
+        returned=UNSET,
+        items=None if items is None else replace(items, slowest=None, failures=[]),
     )
 
 

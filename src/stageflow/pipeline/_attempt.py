@@ -16,32 +16,44 @@ from ..stages import StageOutput, StageStatus
 from ._limits import ThreadPermit
 from ._plan import Node
 
-__all__ = ["Attempt", "Call", "StageScope", "failure", "first_step", "retried_or_failed", "timed_out"]
+__all__ = [
+    "Attempt",
+    "Call",
+    "StageScope",
+    "failure",
+    "first_step",
+    "retried_or_failed",
+    "stage_timed_out",
+    "timed_out",
+]
 
 Call = Callable[..., Any]
 
 
-def timed_out(
-    node: Node,
-    timeout: float | None,
-    run_id: str,
-    raised: BaseException | None,
-    *,
-    is_idle: bool = False,
-    blocked_ms: float = 0,
-) -> StageTimeoutError:
+def stage_timed_out(node: Node, ctx: StageContext, raised: BaseException | None) -> StageTimeoutError:
+    """Return the error of an attempt of a stage that took too long; see `timed_out`."""
+    if ctx._is_idle:
+        what = f"sent no chunk within its idle_timeout of {node.idle_timeout or 0:g} s"
+    else:
+        what = f"took longer than its timeout of {node.timeout or 0:g} s"
+        if ctx._stream is not None and (blocked_ms := ctx._stream.summary(0).blocked_ms):
+            what += f", of which it waited {blocked_ms / 1000:.3g} s for readers of its stream"
+    return timed_out(node, what, ctx._upstream.run_id, raised)
+
+
+def timed_out(node: Node, what: str, run_id: str, raised: BaseException | None) -> StageTimeoutError:
     """Return the error of an attempt that took too long, regardless of what it returned or raised.
 
-    `is_idle` is True if it sent no chunk for its `idle_timeout`. `blocked_ms` is the time that it waited for
-    the readers of its stream.
+    Args:
+        node: The stage.
+        what: What the attempt did: "took longer than its timeout of 5 s".
+        run_id: Id of the run.
+        raised: The exception that the attempt raised, or None.
     """
     if type(raised) is StageTimeoutError and (raised.stage, raised.run_id) == (node.name, run_id):
         return raised
     error = StageTimeoutError(
-        f"the attempt sent no chunk within its idle_timeout of {timeout or 0:g} s"
-        if is_idle
-        else f"the attempt took longer than its timeout of {timeout or 0:g} s"
-        + (f", of which it waited {blocked_ms / 1000:.3g} s for readers of its stream" if blocked_ms else ""),
+        f"the attempt {what}",
         pipeline=node.pipeline,
         stage=node.name,
         run_id=run_id,
@@ -146,6 +158,7 @@ class Attempt:
         blocked: Nanoseconds of its longest step so far, for which it blocked the event loop.
         task: The task that drives it. It drives no other attempt that suspends.
         timer: The timer of its timeout or grace period.
+        idle_timer: The timer of its `idle_timeout`.
     """
 
     __slots__ = (
@@ -159,6 +172,7 @@ class Attempt:
         "began",
         "blocked",
         "ctx",
+        "idle_timer",
         "index",
         "task",
         "timer",
@@ -179,6 +193,7 @@ class Attempt:
         self.blocked = now() - began
         self.task = task
         self.timer: asyncio.TimerHandle | None = None
+        self.idle_timer: asyncio.TimerHandle | None = None
         self._now = now
         self._variables = variables
         self._by_engine = self._by_others = self._loop_ends = False
@@ -244,11 +259,14 @@ class Attempt:
             self.task.get_loop().call_soon(self._forget_others)
         return self.ctx.abandoned and is_a(error, asyncio.CancelledError)
 
-    def stop_timer(self) -> None:
-        """Cancel the timer of the attempt."""
+    def stop_timers(self) -> None:
+        """Cancel the timers of the attempt."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        if self.idle_timer is not None:
+            self.idle_timer.cancel()
+            self.idle_timer = None
 
 
 def first_step(ctx: StageContext, call: Call, /, *args: Any) -> tuple[Coroutine[Any, Any, Any], Any]:

@@ -14,7 +14,7 @@ from .._time import get_clock
 from ..context import StageContext
 from ..errors import StageOutputError
 from ..stages import StageOutput
-from ._attempt import Call, StageScope, timed_out
+from ._attempt import Call, StageScope, stage_timed_out
 from ._generator import run_generator, run_generator_in_thread
 from ._interceptors import Interceptor, Proceed, StageCall
 from ._map import run_map
@@ -110,8 +110,7 @@ async def _intercepted(
         if node.timeout is not None and get_clock().monotonic_ns() - began > node.timeout * 1e9:
             ctx.timed_out = True
         if ctx.timed_out:
-            timeout = node.idle_timeout if ctx._idle else node.timeout
-            raise timed_out(node, timeout, str(ctx.run.pipeline_run_id), None, is_idle=ctx._idle)
+            raise stage_timed_out(node, ctx, None)
         return output
 
     proceed: Proceed = innermost

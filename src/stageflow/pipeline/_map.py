@@ -454,7 +454,7 @@ class _Map:
         if item_ctx.abandoned:
             raised = None  # it refers to this frame
             return  # its outcome has already been processed
-        attempt.stop_timer()
+        attempt.stop_timers()
         suspended.attempt = None
         if raised is not None and is_a(raised, asyncio.CancelledError) and attempt.cancelled_externally:
             self._cancelled_externally(raised)
@@ -479,7 +479,9 @@ class _Map:
         if late:
             if raised is not None:
                 failure(raised)  # removes the frames of the engine, which refer to the exception
-            raised = timed_out(self._node, self._spec.timeout, self._run_id, raised)
+            raised = timed_out(
+                self._node, f"took longer than its timeout of {self._spec.timeout:g} s", self._run_id, raised
+            )
         if raised is not None:
             output = failure(raised)
         else:
@@ -614,7 +616,7 @@ class _Map:
     def _leave(self, suspended: _Suspended) -> None:
         """Stop waiting for an attempt, which continues in the background."""
         if suspended.attempt is not None:
-            suspended.attempt.stop_timer()
+            suspended.attempt.stop_timers()
             suspended.attempt.abandon()
         self._release(suspended)
         if suspended.scope is not None and suspended.scope.returned is not None:

@@ -122,6 +122,7 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
         grace: Seconds that a cancelled item has to end.
         parameters: The parameters that are passed by name.
         generator: "async" or "sync" if `call` is a generator function, which streams its values.
+        opens_stream: True if each attempt has a stream before it sends a chunk.
         dependents: Positions of the stages that depend on this one.
         stream_dependents: Positions of those that read its stream.
         end_dependents: Positions of those that wait for its end.
@@ -143,6 +144,7 @@ class Node(StageSpec, frozen=True, eq=False, kw_only=True):
     grace: float
     parameters: tuple[Parameter, ...]
     generator: Literal["async", "sync"] | None
+    opens_stream: bool
     dependents: tuple[int, ...]
     stream_dependents: tuple[int, ...]
     end_dependents: tuple[int, ...]
@@ -215,6 +217,7 @@ def _compile(
         grace=options.grace,
         parameters=parameters,
         generator=generator,
+        opens_stream=generator is not None or spec.idle_timeout is not None,
         dependents=dependents,
         stream_dependents=readers,
         end_dependents=tuple(each for each in dependents if each not in readers) if readers else dependents,

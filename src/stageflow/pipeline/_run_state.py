@@ -54,10 +54,10 @@ from ..errors import (
 )
 from ..results import PipelineResults
 from ..stages import StageOutput, StageResult, StageStatus, is_missing
-from ._attempt import retried_or_failed, timed_out
+from ._attempt import retried_or_failed, stage_timed_out
 from ._ending import Ending, cancelled_output
 from ._plan import Node, Plan
-from ._reading import Reading
+from ._stream_state import StreamState
 
 __all__ = [
     "BACKOFF",
@@ -115,14 +115,13 @@ class RunState:
         first_failed: The result of the first stage that failed and is not optional.
         interrupt: A `SystemExit` or `KeyboardInterrupt` from a stage, to raise after the record is written.
         done: True once every instance has its terminal result.
-        reading: Which instances read the streams of which others.
+        streams: Which instances send streams, and which ones read them.
     """
 
     __slots__ = (
         "_cancelling",
         "_deferred",
         "_first_began",
-        "_idle",
         "_limit",
         "_permits",
         "_plan",
@@ -144,12 +143,12 @@ class RunState:
         "pending",
         "phases",
         "pipeline_name",
-        "reading",
         "ready",
         "results",
         "retried",
         "run_id",
         "running",
+        "streams",
     )
 
     def __init__(self, plan: Plan, run_id: str, began: int, origin: int) -> None:
@@ -184,8 +183,7 @@ class RunState:
         # With `max_concurrency`, an instance that was granted a permit keeps the next free slot for itself.
         self._deferred: dict[int, None] = {}
         self._reserved: dict[int, None] = {}
-        self.reading = Reading(plan.nodes)
-        self._idle: dict[int, None] = {}
+        self.streams = StreamState(plan.nodes)
         # Why an attempt is cancelled although the run continues, and whether it is then repeated.
         self._cancelling: dict[int, tuple[str, bool]] = {}
 
@@ -242,10 +240,10 @@ class RunState:
 
         A stage that waits for a reader does not count, and neither does a stage that reads a stream.
         """
-        if not self._plan.has_readers and not self.reading.blocked:
+        if not self._plan.has_readers and not self.streams.blocked:
             return self.running
         active = (i for i, phase in enumerate(self.phases) if phase in _ACTIVE)
-        return sum(not self.nodes[i].streams and i not in self.reading.blocked for i in active)
+        return sum(not self.nodes[i].streams and i not in self.streams.blocked for i in active)
 
     def _make_ready(self, index: int) -> None:
         self.phases[index] = READY
@@ -380,31 +378,23 @@ class RunState:
             self._routes[index] = ()
         self._apply_result(index, self._result(index, None, output, attempt, began, ended), ended)
 
-    def attempt_timed_out(self, index: int, *, is_idle: bool = False) -> None:
+    def attempt_timed_out(self, index: int) -> None:
         """The `timeout` or `idle_timeout` of a running attempt has passed: cancel it, with a grace period."""
         if self.phases[index] == RUNNING:
-            if is_idle:
-                self._idle[index] = None
             self.phases[index] = TIMED_OUT
             self.effects.append(("cancel", index, 0))
             self.effects.append(("grace_over", index, self._plan.grace))
             self.pending = True
 
-    def cancellation_reason(self, index: int) -> str:
+    def cancellation_reason(self, index: int, ctx: StageContext) -> str:
         """Return why the attempt of an instance is being cancelled."""
         if index in self._cancelling:
             return self._cancelling[index][0]
         if self.phases[index] == TIMED_OUT:
-            node, is_idle = self.nodes[index], index in self._idle
-            option, timeout = ("idle_timeout", node.idle_timeout) if is_idle else ("timeout", node.timeout)
-            return f"stage {node.name!r} exceeded its {option} of {timeout or 0:g} s"
+            node = self.nodes[index]
+            limit = ("idle_timeout", node.idle_timeout) if ctx._is_idle else ("timeout", node.timeout)
+            return f"stage {node.name!r} exceeded its {limit[0]} of {limit[1] or 0:g} s"
         return self.ending.reason if self.ending else "the run ended"
-
-    def _timeout_error(self, index: int, ctx: StageContext, raised: BaseException | None) -> Exception:
-        node, blocked_ms = self.nodes[index], ctx._stream.summary(0).blocked_ms if ctx._stream else 0.0
-        if self._idle.pop(index, False) is None:
-            return timed_out(node, node.idle_timeout, self.run_id, raised, is_idle=True)
-        return timed_out(node, node.timeout, self.run_id, raised, blocked_ms=blocked_ms)
 
     def grace_over(self, index: int, ctx: StageContext, began: int, at: int, *, waited: bool = True) -> None:
         """A cancelled attempt did not end within the grace period: the run continues without it.
@@ -415,14 +405,13 @@ class RunState:
         if phase not in (TIMED_OUT, CANCELLING):
             return
         is_cancelled = index in self._cancelling
-        abandoned = (
-            f"it {f'did not end within {self._plan.grace:g} s and ' if waited else ''}was left running"
-        )
+        within = f"it did not end within {self._plan.grace:g} s and" if waited else "it"
+        abandoned = f"{within} was left running"
         if phase == TIMED_OUT:
-            late = self._timeout_error(index, ctx, None)
+            late = stage_timed_out(self.nodes[index], ctx, None)
             output = StageOutput(FAIL, {}, describe(late), late, abandoned)
         else:
-            why = self.cancellation_reason(index)
+            why = self.cancellation_reason(index, ctx)
             output = StageOutput(CANCEL, {}, reason=f"cancelled: {why}; {abandoned}")
             if self.ending is None and is_cancelled and self._cancelling[index][1]:
                 output = StageOutput(RETRY, {}, reason=f"{why}; {abandoned}", after=0)
@@ -442,21 +431,6 @@ class RunState:
         """The wait before the next attempt of an instance is over."""
         if self.phases[index] == BACKOFF:
             self._make_ready(index)
-
-    # ------------------------------------------------------------ events of streams
-
-    def stream_started(self, index: int, at: int) -> None:
-        """An instance sent its first chunk: the stages that read its stream are ready."""
-        if self.ending is None and self.reading.start(index):
-            self._release(self.nodes[index].stream_dependents, at)
-
-    def _cancel_attempt(self, index: int, reason: str, *, repeat: bool) -> None:
-        """Cancel a running attempt, although the run continues."""
-        self.phases[index] = CANCELLING
-        self._cancelling[index] = reason, repeat
-        self.effects.append(("cancel", index, 0))
-        self.effects.append(("grace_over", index, self._plan.grace))
-        self.pending = True
 
     def cancelled(self, reason: str, at: int) -> None:
         """The run was cancelled externally."""
@@ -481,6 +455,21 @@ class RunState:
         if self.interrupt is None:
             self.interrupt = error
 
+    # ------------------------------------------------------------ streams
+
+    def stream_started(self, index: int, at: int) -> None:
+        """An instance sent its first chunk: the stages that read its stream are ready."""
+        if self.ending is None and self.streams.start(index):
+            self._release(self.nodes[index].stream_dependents, at)
+
+    def _cancel_attempt(self, index: int, reason: str, *, repeat: bool) -> None:
+        """Cancel a running attempt, although the run continues."""
+        self.phases[index] = CANCELLING
+        self._cancelling[index] = reason, repeat
+        self.effects.append(("cancel", index, 0))
+        self.effects.append(("grace_over", index, self._plan.grace))
+        self.pending = True
+
     # ------------------------------------------------------------ the result of an attempt
 
     def _outcome(
@@ -503,7 +492,7 @@ class RunState:
             except BaseException as error:  # a subclass may refuse new attributes
                 INTERRUPTS.postpone(error)
         if phase == TIMED_OUT:
-            raised = self._timeout_error(index, ctx, raised)
+            raised = stage_timed_out(node, ctx, raised)
             output = StageOutput(FAIL, {}, describe(raised), raised)
         if self.ending is not None:
             return output if phase == TIMED_OUT else cancelled_output(output, raised, self.ending.reason)
@@ -514,7 +503,7 @@ class RunState:
             return output if raised is None else StageOutput(RETRY, {}, reason=reason, after=0)
         if attempt and (raised is not None or output.status is RETRY):
             since = ended - self._first_began.get(index, began)
-            if (why := self.reading.why_not_retryable(index)) is not None:
+            if (why := self.streams.why_not_retryable(index)) is not None:
                 return StageOutput(FAIL, {}, output.error, output.exception, why)
             return retried_or_failed(output, node.retry, attempt, raised, since / 1e9)
         return output
@@ -568,7 +557,7 @@ class RunState:
         """
         if self._permits and index in self._permits:
             self._release_permit(index)
-        if result.status is RETRY and (why := self.reading.why_incomplete(index, self.results)) is not None:
+        if result.status is RETRY and (why := self.streams.why_incomplete(index, self.results)) is not None:
             result, is_cancelled = (
                 replace(result, status=CANCEL, reason=f"cancelled: {why}", retry_after=None),
                 True,
@@ -583,7 +572,7 @@ class RunState:
             self.pending = True
             self.phases[index] = BACKOFF
             self.running -= 1
-            for reader, why, repeat in self.reading.restart(index):
+            for reader, why, repeat in self.streams.restart(index):
                 if self.phases[reader] == RUNNING:
                     self._cancel_attempt(reader, why, repeat=repeat)
             if self._deferred:
@@ -600,7 +589,7 @@ class RunState:
         elif status is OK or status is SKIP or (status is FAIL and result.optional):
             if self.nodes[index].dependents:
                 self._release_dependents(index, at)
-                if status is FAIL and index in self.reading.started:
+                if status is FAIL and index in self.streams.started:
                     self._cancel_downstream(index, at, self.nodes[index].stream_dependents)
         elif status is CANCEL and is_cancelled:
             self._cancel_downstream(index, at, self.nodes[index].dependents)
@@ -630,7 +619,7 @@ class RunState:
 
     def _release_dependents(self, index: int, at: int) -> None:
         """Make the dependents of a stage that has ended ready, except those that read its stream already."""
-        node, started = self.nodes[index], self.reading.started
+        node, started = self.nodes[index], self.streams.started
         self._release(node.end_dependents if started and index in started else node.dependents, at)
 
     def _release(self, dependents: tuple[int, ...], at: int) -> None:
@@ -700,8 +689,8 @@ class RunState:
 
     def _cancel_readers(self, index: int) -> None:
         """Cancel the running stages that are reading the stream of an instance that failed."""
-        for reader in self.reading.active_readers(index):
-            if self.phases[reader] == RUNNING and (why := self.reading.why_incomplete(reader, self.results)):
+        for reader in self.streams.active_readers(index):
+            if self.phases[reader] == RUNNING and (why := self.streams.why_incomplete(reader, self.results)):
                 self._cancel_attempt(reader, why, repeat=False)
 
     def _forget(self, index: int) -> None:

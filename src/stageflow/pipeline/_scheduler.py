@@ -116,7 +116,6 @@ class Scheduler:
         self._dispatching = False
         self._yielding = 0
         self._retries: dict[int, asyncio.TimerHandle] = {}
-        self._idle: dict[int, asyncio.TimerHandle] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._held: dict[int, Permit] = {}
         self._requests: dict[int, Permit] = {}
@@ -322,7 +321,7 @@ class Scheduler:
                 strong, weak = strong_references(), weak_references()
             number = state.attempt_number(index) if state.retried else node.first_attempt
             ctx = StageContext(context, node.name, node.kind, number, index, upstream, recorder)
-            if node.generator is not None or node.idle_timeout is not None:
+            if node.opens_stream:
                 ctx._stream = upstream.open_stream(ctx)
             variables = base.copy() if number <= 1 else self._variables_of(index).copy()
             if node.shared_limit is not None:
@@ -355,9 +354,7 @@ class Scheduler:
                     self._workers.discard(task)
                     return  # its result has already been recorded
                 del self.attempts[index]
-                attempt.stop_timer()
-                if index in self._idle:
-                    self._idle.pop(index).cancel()
+                attempt.stop_timers()
             ended = now()
             if node.plain:
                 self._release_unused_thread(index)
@@ -453,12 +450,13 @@ class Scheduler:
         if recorder.stages:
             for result in emits:
                 recorder.stage_ended(result)
-        last = emits[-1]
-        try:
-            if self.upstream.streams is not None:
-                self.upstream.streams.process_results(emits)
-        finally:
-            emits.clear()  # they are recorded, even if the engine fails here
+        last, streams = emits[-1], self.upstream.streams
+        if streams is None:
+            emits.clear()
+        else:
+            results = emits.copy()
+            emits.clear()  # first, so that no event is emitted twice if the engine fails
+            streams.process_results(results)
         interrupt = recorder.interrupt if INTERRUPTS.interrupt is None else INTERRUPTS.take()
         if interrupt is not None:
             self.state.interrupted(last, interrupt, self.now())
@@ -488,7 +486,7 @@ class Scheduler:
         if effect == "cancel":
             if (attempt := self.attempts.get(index)) is not None:
                 timed_out = state.phases[index] == TIMED_OUT
-                attempt.cancel(state.cancellation_reason(index), timed_out=timed_out)
+                attempt.cancel(state.cancellation_reason(index, attempt.ctx), timed_out=timed_out)
                 if state.nodes[index].plain and self.upstream.streams is not None:
                     self.upstream.streams.interrupt(index)
             elif (request := self._thread_requests.pop(index, None)) is not None:
@@ -570,9 +568,7 @@ class Scheduler:
         for known, attempt in list(self.attempts.items()):
             if index in (known, -1):
                 del self.attempts[known]
-                attempt.stop_timer()
-                if known in self._idle:
-                    self._idle.pop(known).cancel()
+                attempt.stop_timers()
                 attempt.abandon()
                 scope = self.scopes.get(known)
                 if scope is not None and scope.returned is not None:
@@ -597,25 +593,23 @@ class Scheduler:
     @_ends_run
     def sender_blocked(self, index: int) -> None:
         """See `_streams.Owner`."""
-        self.state.reading.blocked[index] = None
+        self.state.streams.blocked[index] = None
         self.state.resume_deferred()
         self._apply()
 
     def _start_idle_timeout(self, attempt: Attempt, seconds: float) -> None:
-        self._idle[attempt.index] = self.loop.call_later(seconds, self._check_idle, attempt, seconds)
+        attempt.idle_timer = self.loop.call_later(seconds, self._check_idle, attempt, seconds)
 
     @_ends_run
     def _check_idle(self, attempt: Attempt, seconds: float) -> None:
         """Cancel an attempt that has sent no chunk for `seconds` seconds, unless it waits for a reader."""
-        del self._idle[attempt.index]
         stream = self.upstream.open_streams().of(attempt.index)
         left = seconds if stream.waiting else seconds - (self.now() - stream.last_ns) / 1e9
         if left > 1e-6:  # less is a rounding error, for which a virtual clock would not advance
-            self._idle[attempt.index] = self.loop.call_later(left, self._check_idle, attempt, seconds)
-        else:
-            attempt.ctx._idle = True
-            self.state.attempt_timed_out(attempt.index, is_idle=True)
-            self._apply()
+            attempt.idle_timer = self.loop.call_later(left, self._check_idle, attempt, seconds)
+        elif self.state.phases[attempt.index] == RUNNING:
+            attempt.ctx._is_idle = True
+            self._timed_out(attempt)
 
     # ------------------------------------------------------------ permits
 

@@ -33,6 +33,7 @@ __all__ = [
     "entry_of",
     "generator_kind",
     "has_attribute",
+    "limit_of",
     "map_options",
     "options_of",
     "parameters_of",
@@ -379,6 +380,11 @@ class StageSpec(Struct, frozen=True, eq=False):
             **_policies_as_text(spec.timeout, spec.retry, spec.limit),
             "total_timeout": None if self.timeout is None else f"{self.timeout:g}s",
         }
+
+
+def limit_of(spec: StageSpec) -> str | None:
+    """Return the name of the limit of each attempt of a stage, or of each item of a map, or None."""
+    return spec.limit if spec.map is None else spec.map.limit
 
 
 def _policies_as_text(timeout: float | None, retry: Retry | None, limit: str | None) -> dict[str, str | None]:

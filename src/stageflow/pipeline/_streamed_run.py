@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from ..results import PipelineResults
 from ..stages import Chunk
+from ._buffer import RESTART, Buffer
 from ._scheduler import Scheduler
-from ._streams import Buffer, Streams, is_restart
+from ._streams import Streams
 
 __all__ = ["OnAbandon", "StreamedRun", "SyncStreamedRun"]
 
@@ -114,7 +115,7 @@ class StreamedRun:
         if not buffer:
             await buffer.wait()
         sender, number, value = buffer.get()
-        if is_restart(value):
+        if value is RESTART:
             return Chunk(sender.name, -1, None, restart=True)
         return Chunk(sender.name, number, value)
 

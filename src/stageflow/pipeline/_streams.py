@@ -1,46 +1,23 @@
-"""The streams of a run: bounded buffers between the stages that send chunks and their readers."""
+"""The streams of a run: what its stages send, and who reads it."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from array import array
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from .._time import get_clock
 from ..context import StageContext
-from ..errors import InputError, StageflowError, StageOutputError, did_you_mean
+from ..errors import InputError, StageflowError, did_you_mean
 from ..schema import Stream
 from ..stages import Chunk, StageOutput, StageResult, StageStatus
+from ._buffer import OUTSIDE, Buffer
+from ._collected import Collected
 from ._plan import Plan
 from ._run_state import DONE, RunState
 
-__all__ = [
-    "MAX_COLLECTED",
-    "OUTSIDE",
-    "Buffer",
-    "ChunkReader",
-    "StageStream",
-    "Streams",
-    "is_restart",
-    "run_from_thread",
-]
-
-MAX_COLLECTED = 16 << 20
-"""Maximum size of the collected value of a stream, in characters or bytes; see `_OTHER_SIZE`."""
-
-_OTHER_SIZE = 16
-"""The size of a chunk that is neither text nor bytes."""
-
-_JOIN_EVERY = 4096
-"""Number of chunks of text that are joined, so that many short ones do not take much memory."""
-
-OUTSIDE = -1
-"""The number of the reader outside the run."""
-
-_RESTART: Any = object()
+__all__ = ["ChunkReader", "Owner", "StageStream", "Streams", "run_from_thread"]
 
 _INCOMPLETE = (StageStatus.FAIL, StageStatus.CANCEL)
 
@@ -60,174 +37,6 @@ class Owner(Protocol):
     def sender_blocked(self, index: int) -> None:
         """A stage waits for a reader."""
         ...
-
-
-class Buffer:
-    """The chunks that wait for one reader: of one stage, or outside the run, of several.
-
-    Args:
-        reader: Number of the stage that reads, or -1 outside the run.
-        limit: Maximum number of chunks, or None for no limit.
-        name: Name of the stage that reads, for errors.
-        encode: Called with each chunk when it is sent; its return value replaces that of the chunk.
-
-    Attributes:
-        ended: True if no chunk will be added.
-        closed: True if the reader has stopped reading.
-        interrupted: True if the attempt that reads was cancelled: reading raises `CancelledError`.
-    """
-
-    __slots__ = (
-        "_chunks",
-        "_encode",
-        "_limit",
-        "_name",
-        "_senders",
-        "_size",
-        "_waiters",
-        "closed",
-        "ended",
-        "interrupted",
-        "reader",
-    )
-
-    def __init__(
-        self, reader: int, limit: int | None, name: str, encode: Callable[[Chunk], Any] | None = None
-    ) -> None:
-        self.reader = reader
-        self.ended = self.closed = self.interrupted = False
-        self._name = name
-        self._limit = limit
-        self._encode = encode
-        self._size = 0
-        self._chunks: deque[tuple[StageStream, int, Any]] = deque()
-        self._senders: list[StageStream] = []
-        self._waiters: list[asyncio.Future[None]] = []
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    @property
-    def _is_full(self) -> bool:
-        return self._limit is not None and len(self._chunks) >= self._limit
-
-    def attach(self, sender: StageStream) -> None:
-        """Receive the chunks of a stage."""
-        self._senders.append(sender)
-        if self._is_full:
-            sender.full_buffers += 1
-
-    def add(self, sender: StageStream, number: int, value: Any) -> None:
-        """Add a chunk. The sender has checked that the buffer is not full.
-
-        Raises:
-            StageOutputError: The buffer has no limit, and the chunks exceed the maximum size.
-            Exception: `encode` raised it.
-        """
-        if self._encode is not None:
-            value = self._encode(Chunk(sender.name, number, value))
-        self._chunks.append((sender, number, value))
-        if self._limit is None:
-            self._size += _size_of(value)
-            if self._size > MAX_COLLECTED:
-                raise StageOutputError(
-                    f"the chunks waiting for stage {self._name!r} exceed {MAX_COLLECTED:,} characters"
-                    " or bytes",
-                    stage=sender.name,
-                    hint='start the reader earlier, or replace buffer="collect" with a limit,'
-                    " such as buffer=64",
-                )
-        elif len(self._chunks) == self._limit:
-            for each in self._senders:
-                each.full_buffers += 1
-        self._wake()
-
-    async def wait(self) -> None:
-        """Wait for a chunk.
-
-        Raises:
-            StopAsyncIteration: The stream has ended.
-            asyncio.CancelledError: The attempt that reads was cancelled.
-        """
-        while not self._chunks:
-            if self.interrupted:
-                raise asyncio.CancelledError
-            if self.ended or self.closed:
-                raise StopAsyncIteration
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
-
-    def get(self) -> tuple[StageStream, int, Any]:
-        """Remove and return the next chunk: its sender, its number and its value. `wait()` comes first."""
-        chunk = self._chunks.popleft()
-        if self._limit is None:
-            self._size -= _size_of(chunk[2])
-        elif len(self._chunks) == self._limit - 1:
-            self._notify_senders()
-        if self.reader not in chunk[0].readers:
-            chunk[0].record_read_by(self.reader)
-        return chunk
-
-    def restart(self, sender: StageStream) -> None:
-        """Remove the chunks of a stage that starts over; notify a reader outside the run if it has some."""
-        was_full = self._is_full
-        self._chunks = deque(each for each in self._chunks if each[0] is not sender)
-        self._size = sum(_size_of(value) for _, _, value in self._chunks)
-        if was_full and not self._is_full:
-            self._notify_senders()
-        if self.reader == OUTSIDE and OUTSIDE in sender.readers:
-            self._chunks.append((sender, -1, _RESTART))
-            if len(self._chunks) == self._limit:
-                for each in self._senders:
-                    each.full_buffers += 1
-            self._wake()
-
-    def end(self) -> None:
-        """No chunk will be added; the reader still receives those that are in the buffer."""
-        self.ended = True
-        self._wake()
-
-    def interrupt(self) -> None:
-        """The attempt that reads was cancelled: wake it."""
-        self.interrupted = True
-        self._wake()
-
-    def close(self) -> None:
-        """The reader has stopped reading: drop the chunks, and let the senders continue."""
-        if not self.closed:
-            self.closed = True
-            was_full = self._is_full
-            self._chunks.clear()
-            if was_full:
-                self._notify_senders()
-        self._wake()
-
-    def leave_senders(self) -> None:
-        """Receive no more chunks."""
-        for sender in self._senders:
-            sender.detach(self)
-
-    def _notify_senders(self) -> None:
-        for each in self._senders:
-            each.full_buffers -= 1
-            if not each.full_buffers:
-                each.wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters.clear()
-
-
-def is_restart(value: Any) -> bool:
-    """Return whether a buffered value marks a restart of its stage."""
-    return value is _RESTART
-
-
-def _size_of(value: Any) -> int:
-    return len(value) if type(value) in (str, bytes) else _OTHER_SIZE
 
 
 def run_from_thread(steps: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
@@ -271,6 +80,7 @@ class StageStream:
 
     Attributes:
         name: Name of the stage.
+        index: Number of the stage.
         full_buffers: Number of buffers that are full; the stage waits until it is 0.
         chunks: Number of chunks of the current attempt.
         readers: The readers that have received a chunk of the current attempt.
@@ -284,22 +94,16 @@ class StageStream:
         "_blocked_ns",
         "_blocked_since",
         "_buffers",
-        "_bytes",
         "_collected",
         "_ctx",
         "_first_ns",
-        "_index",
         "_is_timed",
-        "_joined",
-        "_kind",
-        "_lengths",
         "_room",
-        "_size",
         "_streams",
-        "_truncated",
         "abandoned",
         "chunks",
         "full_buffers",
+        "index",
         "last_ns",
         "name",
         "readers",
@@ -313,8 +117,8 @@ class StageStream:
         self.waiting = 0
         self.abandoned = False
         self.readers: set[int] = set()
+        self.index = index
         self._streams = streams
-        self._index = index
         self._ctx: StageContext | None = None
         self._buffers: list[Buffer] = []
         self._room: asyncio.Future[None] | None = None
@@ -323,16 +127,10 @@ class StageStream:
     def _begin(self, now: int) -> None:
         self.last_ns = now
         self.chunks = 0
-        self._bytes: int | None = 0
+        self._collected = Collected()
         self._first_ns: int | None = None
         self._blocked_ns = 0
         self._blocked_since = now
-        self._kind: type | None = None
-        self._collected: list[Any] = []
-        self._joined: list[str] = []
-        self._lengths = array("Q")
-        self._size = 0
-        self._truncated = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -384,7 +182,7 @@ class StageStream:
         """Wait until no buffer is full."""
         if not self.waiting:
             self._blocked_since = get_clock().monotonic_ns()
-            self._streams.blocked(self._index)
+            self._streams.blocked(self.index)
         self.waiting += 1
         try:
             while self.full_buffers:
@@ -396,7 +194,7 @@ class StageStream:
         finally:
             self.waiting -= 1
             if not self.waiting:
-                self._streams.unblocked(self._index)
+                self._streams.unblocked(self.index)
                 self.last_ns = get_clock().monotonic_ns()
                 self._blocked_ns += self.last_ns - self._blocked_since
 
@@ -414,59 +212,23 @@ class StageStream:
         """
         number = self.chunks
         self.chunks = number + 1
-        kind = type(value)
-        if kind is str:
-            size = len(value)
-            if self._bytes is not None:
-                self._bytes += size if value.isascii() else len(value.encode("utf-8", "replace"))
-        elif kind is bytes:
-            size = len(value)
-            if self._bytes is not None:
-                self._bytes += size
-        else:
-            kind, size, self._bytes = object, _OTHER_SIZE, None
-        if kind is not self._kind:
-            self._kind = kind if self._kind is None else object
-        if not self._truncated:
-            self._size += size or 1
-            if self._size > MAX_COLLECTED:
-                self._truncated = True
-            else:
-                self._collected.append(value)
-                if len(self._collected) >= _JOIN_EVERY and self._kind is str:
-                    self._joined.append("".join(self._collected))
-                    self._lengths.extend(map(len, self._collected))
-                    self._collected.clear()
+        self._collected.add(value)
         for buffer in self._buffers:
             buffer.add(self, number, value)
         if self._is_timed:
             self.last_ns = get_clock().monotonic_ns()
         if not number:
             self._first_ns = get_clock().monotonic_ns()
-            self._streams.stream_started(self._index)
+            self._streams.stream_started(self.index)
 
     def record_read_by(self, reader: int) -> None:
         """Record that a reader has received a chunk of the current attempt."""
         self.readers.add(reader)
-        self._streams.chunk_read(self._index, reader)
+        self._streams.chunk_read(self.index, reader)
 
     def collected(self) -> StageOutput:
         """Return the output of an attempt that sent these chunks and returned nothing."""
-        value: Any
-        if self._kind is str:
-            key, value = "text", "".join([*self._joined, *self._collected])
-        elif self._kind is bytes:
-            key, value = "bytes", b"".join(self._collected)
-        else:
-            key, value = "chunks", [*self._joined_chunks(), *self._collected]
-        data = {key: value, "truncated": True} if self._truncated else {key: value}
-        return StageOutput(StageStatus.OK, data, returned=value)
-
-    def _joined_chunks(self) -> Iterator[str]:
-        text, start = "".join(self._joined), 0
-        for length in self._lengths:
-            yield text[start : start + length]
-            start += length
+        return self._collected.output()
 
     def summary(self, began_ns: int) -> Stream:
         """Return the record of the stream of an attempt that began at `began_ns`."""
@@ -474,7 +236,7 @@ class StageStream:
         blocked = self._blocked_ns
         if self.waiting:
             blocked += get_clock().monotonic_ns() - self._blocked_since
-        return Stream(self.chunks, self._bytes, first, blocked // 1000 / 1000, self.abandoned)
+        return Stream(self.chunks, self._collected.bytes, first, blocked // 1000 / 1000, self.abandoned)
 
     def restart(self) -> None:
         """The attempt is retried: its chunks are no longer valid."""
@@ -649,19 +411,17 @@ class Streams:
 
     def unblocked(self, index: int) -> None:
         """A stage continues."""
-        self._state.reading.blocked.pop(index, None)
+        self._state.streams.blocked.pop(index, None)
 
     def chunk_read(self, index: int, reader: int) -> None:
         """A reader received the first chunk of an attempt of a stage."""
-        self._state.reading.chunk_read(index, reader)
+        self._state.streams.chunk_read(index, reader)
 
     def detach(self, buffer: Buffer) -> None:
         """A stage has stopped reading a stream."""
         buffer.close()
-        for (index, reader), each in self._buffers.items():
-            if each is buffer:
-                self._state.reading.detach(index, reader)
-        buffer.leave_senders()
+        for sender in buffer.senders:
+            self._state.streams.detach(sender.index, buffer.reader)
 
     def interrupt(self, index: int) -> None:
         """Wake a stage in a thread that was cancelled, and that reads or sends."""
@@ -680,11 +440,10 @@ class Streams:
         if self._outside is None:
             return
         self._outside.close()
+        self._was_abandoned = abandoned
         for index, stream in self._streams.items():
-            stream.detach(self._outside)
             if abandoned and index in self._selected and self._state.phases[index] != DONE:
                 stream.abandoned = True
-        self._was_abandoned = abandoned
 
     def process_results(self, results: Iterable[StageResult]) -> None:
         """Process results of attempts, in order: restart or end the streams that they sent and read."""
@@ -701,7 +460,6 @@ class Streams:
                 stream.end(is_incomplete=result.status in _INCOMPLETE and stream.chunks > 0)
             for buffer in self._read_by(index):
                 buffer.close()
-                buffer.leave_senders()
         if self._outside is not None and all(self._state.phases[each] == DONE for each in self._selected):
             self._outside.end()
 

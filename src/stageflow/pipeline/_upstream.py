@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
+from ..context import StageContext
 from ..errors import StageflowError
 from ..stages import StageResult
 from ._plan import Plan
 from ._run_state import RunState
 from ._streams import ChunkReader, Owner, StageStream, Streams
-
-if TYPE_CHECKING:
-    from ..context import StageContext
 
 __all__ = ["UpstreamOfRun"]
 

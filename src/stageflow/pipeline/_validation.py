@@ -13,6 +13,7 @@ from ..errors import did_you_mean
 from ..retry import Retry
 from ..stages import StageKind
 from ._annotations import annotation_problems
+from ._deadlocks import deadlock_problems
 from ._plan import GraphOptions
 from ._spec import (
     ChildSpec,
@@ -23,6 +24,7 @@ from ._spec import (
     class_of,
     entry_of,
     generator_kind,
+    limit_of,
     parameters_of,
     returns_coroutine,
 )
@@ -58,7 +60,7 @@ def problems_of(name: Any, specs: Sequence[StageSpec], options: GraphOptions) ->
         if len(shown) > _MAX_CYCLE_SHOWN:
             shown[6:-5] = [f"… {len(shown) - 11} more …"]
         problems.append(f"dependency cycle: {' -> '.join(shown)}; remove one of these edges")
-    return problems or _deadlock_problems(specs) or annotation_problems(specs)
+    return problems or deadlock_problems(specs) or annotation_problems(specs)
 
 
 def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list[str]:
@@ -148,117 +150,6 @@ def _stream_problems(spec: StageSpec) -> list[str]:
     return problems
 
 
-def _deadlock_problems(specs: Sequence[StageSpec]) -> list[str]:
-    """Return one sentence per stream whose reader may wait for a stage that needs the stream.
-
-    Until then, the buffer of the reader is full, so that the stream does not continue.
-    """
-    by_name = {spec.name: spec for spec in specs}
-    problems = []
-    for spec in specs:
-        for ref in spec.streams:
-            if ref.buffer == "collect":
-                continue
-            for before in spec.dependencies:
-                if before == ref.name:
-                    continue
-                path = _path(by_name, ref.name, before)
-                why = f"which depends on {ref.name!r}"
-                if path is None and before in spec.ended:
-                    path = _path_from_sender(by_name, ref.name, before)
-                    why = f"which cannot end while {ref.name!r} waits"
-                if path is not None:
-                    problems.append(
-                        f"stage {spec.name!r} reads the stream of {ref.name!r} and also waits for {before!r},"
-                        f" {why}: when the buffer is full, the run deadlocks"
-                        f" ({' -> '.join(map(repr, [*path, spec.name]))});"
-                        f' use StreamRef({ref.name!r}).chunks(buffer="collect")'
-                    )
-                    break
-        senders = _senders(by_name, spec)
-        for name in senders:
-            problems += _limit_problems(by_name, spec, by_name[name])
-        limit = spec.limit
-        if limit is not None:
-            problems += [
-                f"stage {spec.name!r} needs a permit of limit {limit!r}, which {before!r} may hold while it"
-                f" waits for {spec.name!r} to read its stream; use two limits"
-                for before in senders
-                if by_name[before].limit == limit
-            ]
-    return problems
-
-
-def _limit_problems(by_name: dict[str, StageSpec], spec: StageSpec, sender: StageSpec) -> list[str]:
-    """Return a sentence if a stage that must start before a reader needs the permit of a stage that it reads.
-
-    The reader may read the stream of `sender` through other stages.
-    """
-    if sender.limit is None:
-        return []
-    before = _ancestors(by_name, sender)
-    return [
-        f"stage {spec.name!r} cannot start before {name!r}, which needs a permit of limit {sender.limit!r};"
-        f" {sender.name!r} may hold that permit while it waits for {spec.name!r} to read its stream;"
-        " use two limits"
-        for name in _ancestors(by_name, spec)
-        if name != sender.name and name not in before and _limit_of(by_name[name]) == sender.limit
-    ]
-
-
-def _limit_of(spec: StageSpec) -> str | None:
-    return spec.limit if spec.map is None else spec.map.limit
-
-
-def _ancestors(by_name: dict[str, StageSpec], spec: StageSpec) -> dict[str, None]:
-    found: dict[str, None] = {}
-    following = [*spec.dependencies]
-    while following:
-        name = following.pop()
-        if name not in found:
-            found[name] = None
-            following += by_name[name].dependencies
-    return found
-
-
-def _senders(by_name: dict[str, StageSpec], spec: StageSpec) -> list[str]:
-    """Return the stages that may wait for a stage to read: those whose streams it reads, and so on."""
-    found: dict[str, None] = {}
-    following = [spec]
-    while following:
-        for ref in following.pop().streams:
-            if ref.buffer != "collect" and ref.name not in found:
-                found[ref.name] = None
-                following.append(by_name[ref.name])
-    return list(found)
-
-
-def _path_from_sender(by_name: dict[str, StageSpec], reader: str, before: str) -> list[str] | None:
-    """Return a path to `before` from a stage whose stream `reader` reads, maybe through others, or None."""
-    for sender in _senders(by_name, by_name[reader]):
-        if (path := _path(by_name, sender, before)) is not None:
-            return path
-    return None
-
-
-def _path(by_name: dict[str, StageSpec], first: str, last: str) -> list[str] | None:
-    """Return a path of dependencies from one stage to another, or None."""
-    previous: dict[str, str | None] = {last: None}
-    following = [last]
-    while following:
-        name = following.pop()
-        if name == first:
-            path = [name]
-            while (after := previous[path[-1]]) is not None:
-                path.append(after)
-            return path
-        for before in by_name[name].dependencies:
-            if before not in previous:
-                previous[before] = name
-                following.append(before)
-    return None
-
-
 def _policy_problems(name: str, timeout: Any, retry: Any) -> list[str]:
     problems = []
     if timeout is not None and not (_is_number(timeout) and 0 < timeout < math.inf):
@@ -316,7 +207,7 @@ def _child_problems(spec: StageSpec, child: ChildSpec) -> list[str]:
 def _option_problems(spec: StageSpec, options: GraphOptions) -> list[str]:
     stage = f"stage {spec.name!r}"
     problems = [f"{stage}: {problem}" for problem in _interceptor_problems(spec.interceptors)]
-    limit = _limit_of(spec)
+    limit = limit_of(spec)
     if limit is not None and limit not in options.limits:
         near = did_you_mean(str(limit), list(options.limits))
         known = ", ".join(repr(name) for name in options.limits) or "none"

@@ -1,4 +1,4 @@
-"""Which stages of a run read the streams of which others; part of the state machine of a run."""
+"""`StreamState`: the part of the state of a run that concerns streams."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from ..stages import StageResult, StageStatus
 from ._plan import Node
 
-__all__ = ["Reading"]
+__all__ = ["StreamState"]
 
 
-class Reading:
+class StreamState:
     """The streams of one run, as far as they affect which stages start, restart and end.
 
     Stages are numbers; the reader -1 is outside the run.
@@ -76,19 +76,21 @@ class Reading:
             return None
         return f"not retried: the stage has read chunks of the stream of {sender!r}, which are not sent again"
 
-    def restart(self, index: int) -> Iterator[tuple[int, str, bool]]:
-        """Forget the chunks of a stage that starts over.
+    def restart(self, index: int) -> list[tuple[int, str, bool]]:
+        """Forget the chunks of a stage that restarts.
 
-        Yields:
-            Each stage that has read some, the reason for which it is cancelled, and whether it starts over,
-            too: not if it has read chunks of another stream.
+        Returns:
+            Each stage that has read some, the reason for which it is cancelled, and whether it restarts, too:
+            not if it has read chunks of another stream.
         """
         name = self._nodes[index].name
+        restarted = []
         for reader in self._consumed.pop(index, ()):
             if reader >= 0:
                 other = self._sender_of(reader)
                 but = "" if other is None else f", but that of {other!r} did not"
-                yield reader, f"the stream of {name!r} restarted{but}", other is None
+                restarted.append((reader, f"the stream of {name!r} restarted{but}", other is None))
+        return restarted
 
     def _sender_of(self, reader: int) -> str | None:
         """Return the name of a stage of which a stage has read chunks, or None."""

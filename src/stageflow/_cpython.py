@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 __all__ = [
     "exclude_from_all_tasks",
     "forget_unfinished",
+    "interpreter_arguments",
     "mark_running",
     "register_before_threads_end",
     "running_loop",
@@ -59,3 +61,12 @@ def register_before_threads_end(callback: Callable[[], None]) -> None:
     A plain `atexit` handler runs too late for that; it is the fallback if this hook does not exist.
     """
     getattr(threading, "_register_atexit", atexit.register)(callback)
+
+
+def interpreter_arguments() -> list[str]:
+    """Return the options of this interpreter, such as `-O` and `-W error`, for another one.
+
+    `multiprocessing` uses the same function.
+    """
+    arguments: list[str] = getattr(subprocess, "_args_from_interpreter_flags")()  # noqa: B009 - not in the stubs
+    return arguments

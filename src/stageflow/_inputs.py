@@ -170,6 +170,10 @@ class StageInputs:
         for stage in stages:
             self._add_missing(stage, key)
 
+    def add_missing(self, names: Iterable[str]) -> None:
+        """Record keys, as `stage.key`, that were requested in another process and not found."""
+        self._missing.update(dict.fromkeys(names))
+
     def _add_missing(self, stage: str, key: str) -> None:
         self._missing[f"{stage}.{key}"] = None
 

@@ -24,6 +24,7 @@ from .schema import (
     Stream,
     TerminalOrRetry,
     Trace,
+    Worker,
     event_id,
     span_id,
 )
@@ -76,6 +77,7 @@ def build_stage_wide(
     child_runs: list[str] = _NO_NAMES,
     child_runs_total: int = 0,
     stream: Stream | None = None,
+    worker: Worker | None = None,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -125,6 +127,7 @@ def build_stage_wide(
         child_runs,
         child_runs_total,
         stream,
+        worker,
     )
 
 

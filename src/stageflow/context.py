@@ -32,7 +32,7 @@ from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
 from .errors import InvalidArgumentError, StageflowError, describe, invalid_argument
-from .schema import MAX_CHILD_RUNS, Items
+from .schema import MAX_CHILD_RUNS, Items, Worker
 from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult
 
 __all__ = [
@@ -281,6 +281,7 @@ class StageContext:
     _on_abandon: Callable[[], None] | None = None
     _sealed = False
     _stream: Any = None
+    _worker: Worker | None = None
 
     def __init__(
         self,

@@ -12,6 +12,8 @@ StageflowError
 ├── LoopLimitError               a loop ran its maximum number of iterations without reaching its end
 ├── LimitDeadlockError           a stage would wait indefinitely for a limit
 ├── CircuitOpenError             a circuit breaker rejected an attempt
+├── WorkerLostError              the worker of an executor ended before it returned a value
+├── SerializationError           a value cannot be sent to a worker, or from it (also a TypeError)
 ├── DeadlineExceededError        a run took longer than its `deadline` (also a TimeoutError)
 ├── StageFailedError             a stage returned `StageOutput.fail("text")`, so there is no other exception
 ├── RunFailedError               raised by `results.raise_on_failure()`; contains the results
@@ -58,6 +60,7 @@ __all__ = [
     "QueryError",
     "RunFailedError",
     "RunNotFoundError",
+    "SerializationError",
     "SettingsError",
     "StageFailedError",
     "StageNotFinishedError",
@@ -65,6 +68,7 @@ __all__ = [
     "StageTimeoutError",
     "StageflowError",
     "UnknownInputError",
+    "WorkerLostError",
     "as_text",
     "describe",
     "did_you_mean",
@@ -210,6 +214,20 @@ class StageTimeoutError(StageflowError, TimeoutError):
 
 class CircuitOpenError(StageflowError):
     """A circuit breaker rejected an attempt, because the previous ones failed."""
+
+
+class WorkerLostError(StageflowError):
+    """The worker of an executor ended before it returned the value of a stage: it crashed or was killed.
+
+    Attributes:
+        exit_code: The exit code of its process, negative for a signal; None if it is unknown.
+    """
+
+    exit_code: int | None = None
+
+
+class SerializationError(StageflowError, TypeError):
+    """A value cannot be sent to a worker of an executor, or from it, because it cannot be pickled."""
 
 
 class LimitDeadlockError(StageflowError):

@@ -215,6 +215,20 @@ class Stream(Struct, frozen=True, gc=False):
     """True if the reader outside the run left before the stream ended."""
 
 
+class Worker(Struct, frozen=True, gc=False):
+    """The worker of an executor that ran the stage; for a mapped stage, the one of its last batch."""
+
+    host: Annotated[str | None, _PROCESS]
+    """Host name of the machine; null if it is unknown."""
+    pid: Annotated[Count | None, _PROCESS]
+    """Process id; null if it is unknown."""
+    kind: Annotated[str, _LABEL]
+    """The kind of executor: "process" or "ray"."""
+    queue_ms: Annotated[Milliseconds | None, _DURATION]
+    """Time from the call until the worker started to run it, including the start of the worker; null if it is
+    unknown."""
+
+
 class StageSummary(Struct, frozen=True, gc=False):
     """An item of `stage_summaries`."""
 
@@ -271,6 +285,7 @@ class StageWide(Struct, frozen=True, gc=False):
     child_runs: Annotated[list[str], _IDENTITY] = []
     child_runs_total: Annotated[Count, _WORK] = 0
     stream: Annotated[Stream | None, Meta(extra={"prefix": "stream_"})] = None
+    worker: Annotated[Worker | None, Meta(extra={"prefix": "worker_"})] = None
 
 
 class PipelineWide(Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
 from .errors import InvalidArgumentError, as_text, describe, invalid_argument
-from .schema import Items, Stream
+from .schema import Items, Stream, Worker
 
 if TYPE_CHECKING:
     from .results import PipelineResults
@@ -467,6 +467,8 @@ class StageResult(Struct, frozen=True, eq=False):
     """Number of runs that the last attempt started."""
     stream: Stream | None = None
     """The stream of the last attempt; None if it sent no chunk and is not a generator function."""
+    worker: Worker | None = None
+    """The worker that ran the last attempt; None without an executor."""
 
     @property
     def children(self) -> tuple[PipelineResults, ...]:

@@ -1,5 +1,32 @@
-"""Execution of synchronous functions."""
+"""Where the functions of stages run: in threads, in processes of this machine, or on a Ray cluster."""
 
-from ._threads import busy_threads, in_thread
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["busy_threads", "in_thread"]
+# Exported for other packages of stageflow, except `Executor`.
+from ._executor import (
+    Call as Call,
+    Chunk as Chunk,
+    Executor,
+    Message as Message,
+    Raised as Raised,
+    Recorded as Recorded,
+    Returned as Returned,
+    Session as Session,
+    StageCallContext as StageCallContext,
+    Started as Started,
+)
+from ._threads import busy_threads as busy_threads, in_thread as in_thread
+
+if TYPE_CHECKING:
+    from ._process import ProcessExecutor
+
+__all__ = ["Executor", "ProcessExecutor"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported with the package: `import stageflow` does not need it.
+    if name == "ProcessExecutor":
+        from ._process import ProcessExecutor
+
+        return ProcessExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -177,6 +177,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         child_runs,
         result.child_runs_total,
         result.stream,
+        result.worker,
     )
 
 

@@ -15,6 +15,7 @@ from ..context import StageContext
 from ..errors import StageOutputError
 from ..stages import StageOutput
 from ._attempt import Call, StageScope, stage_timed_out
+from ._executor_call import call_on_executor, stream_from_executor
 from ._generator import run_generator, run_generator_in_thread
 from ._interceptors import Interceptor, Proceed, StageCall
 from ._map import run_map
@@ -32,22 +33,19 @@ _DECLINED = StageOutput.skip("when= returned false")
 def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, Any, Any]:
     """Return the coroutine of an attempt that is more than the call of a coroutine function."""
     began = get_clock().monotonic_ns() if node.interceptors else 0
-    call = node.call
-    if node.make is not None:
-        if scope.instance is None:
-            scope.instance = node.make()
-            scope.variables = copy_context()
-        call = scope.instance.execute
+    call = _instantiated(node, scope) if node.make is not None and node.executor is None else node.call
     if node.map is not None:
         others = [ctx.inputs.value(ref) for ref in (node.inputs or ())[1:]]
         call = functools.partial(run_map, node, call, others)
-    elif node.inputs or not node.takes_context:
-        values = [ctx.inputs.value(ref) for ref in node.inputs or ()]
-        call = _with_inputs(call, node.takes_context, values)
-    elif node.parameters:
-        call = functools.partial(call, **arguments(ctx, node.parameters, node.ended))
-    if node.generator is not None:
-        call = _streaming(node, call, ctx)
+    else:
+        values, keywords = _inputs(node, ctx)
+        if node.executor is not None:
+            run = call_on_executor if node.generator is None else stream_from_executor
+            call = functools.partial(run, node, values, keywords)
+        elif values or keywords or not node.takes_context:
+            call = _with_inputs(call, node.takes_context, values, keywords)
+        if node.generator is not None:
+            call = _streaming(node, call, ctx)
     if node.plain:
         start = functools.partial(call_in_thread, call, ctx, scope, bool(node.interceptors))
     else:
@@ -60,16 +58,36 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
     return steps
 
 
-def _with_inputs(call: Call, takes_context: bool, values: list[Any]) -> Call:
-    """Return a function that takes the context and calls `call` with the values of its inputs."""
+def _instantiated(node: Node, scope: StageScope) -> Call:
+    """Return the method of the instance of a stage class, which all attempts share."""
+    if scope.instance is None:
+        scope.instance = node.make()
+        scope.variables = copy_context()
+    execute: Call = scope.instance.execute
+    return execute
+
+
+def _inputs(node: Node, ctx: StageContext) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of the function after the context, by position and by name."""
+    if node.inputs is not None:
+        return tuple(ctx.inputs.value(ref) for ref in node.inputs), {}
+    if node.parameters:
+        return (), arguments(ctx, node.parameters, node.ended)
+    return (), {}
+
+
+def _with_inputs(
+    call: Call, takes_context: bool, values: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Call:
+    """Return a function that takes the context and calls `call` with its inputs."""
     if takes_context:
-        return lambda ctx: call(ctx, *values)
+        return lambda ctx: call(ctx, *values, **keywords)
     return lambda _: call(*values)
 
 
 def _streaming(node: Node, call: Call, ctx: StageContext) -> Call:
     """Return a function that takes the context and sends the values of the generator that `call` returns."""
-    if node.generator == "async":
+    if node.generator == "async" or node.executor is not None:
         return functools.partial(run_generator, call, ctx._stream)
     return functools.partial(run_generator_in_thread, call, ctx._stream, asyncio.get_running_loop())
 

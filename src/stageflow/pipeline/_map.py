@@ -26,9 +26,20 @@ from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemAttempt, ItemTally
 from .._time import get_clock
 from ..context import StageContext
-from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error, with_message
+from ..errors import (
+    LimitDeadlockError,
+    SerializationError,
+    as_text,
+    describe,
+    invalid_argument,
+    name_of_error,
+    with_message,
+)
+from ..executors import Executor, Raised, Session
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
+from ._batch_size import BatchSize
+from ._executor_call import next_outcome, open_session
 from ._item_context import ItemContext
 from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
 from ._output import PLAIN_TYPES, output_of
@@ -146,7 +157,11 @@ class _Map:
         self._ctx = ctx
         self._call = call
         self._others = others
-        self._in_thread = not returns_coroutine(call)
+        self._in_thread = node.executor is None and not returns_coroutine(call)
+        self._batches = BatchSize()
+        self._max_workers = self._spec.max_concurrency
+        if node.executor is not None and node.executor.max_calls is not None:
+            self._max_workers = min(self._max_workers, node.executor.max_calls)
         self._loop = asyncio.get_running_loop()
         self._now = get_clock().monotonic_ns
         self._variables = copy_context()
@@ -286,7 +301,7 @@ class _Map:
 
     def _start_worker_if_free(self) -> None:
         """Start a worker if there may be work for it and `max_concurrency` allows it."""
-        if self._has_work and len(self._workers) < self._spec.max_concurrency:
+        if self._has_work and len(self._workers) < self._max_workers:
             self._start_worker()
 
     @property
@@ -334,7 +349,8 @@ class _Map:
         weak_references = functools.partial(getweakrefcount, task)
         strong, weak = strong_references(), weak_references()
         call, ctx, others, now = self._call, self._ctx, self._others, self._now
-        direct = not self._in_thread and self._node.item_limit is None
+        node = self._node
+        direct = not self._in_thread and node.item_limit is None and node.executor is None
         takes_context = self._node.takes_context
         completed = 0
         try:
@@ -386,7 +402,7 @@ class _Map:
     # ------------------------------------------------------------ one attempt of an item
 
     async def _process(self, work: _Work, task: asyncio.Task[None]) -> None:
-        """Run an attempt that needs a permit of a limit, or a thread."""
+        """Run an attempt that needs a permit of a limit, a thread or an executor."""
         suspended = self._workers[task] = _Suspended(work)
         self._start_worker_if_free()
         variables = self._variables.copy()
@@ -399,6 +415,9 @@ class _Map:
         try:
             if suspended.permit is not None:
                 variables.run(innermost_permit.set, suspended.permit)
+            if self._node.executor is not None:
+                await self._run_batch(self._node.executor, work, suspended, task)
+                return
             item_ctx = ItemContext(self._ctx, work.attempt)
             call: Call = functools.partial(self._call, *([item_ctx] if self._node.takes_context else []))
             if self._in_thread:
@@ -422,6 +441,85 @@ class _Map:
             del value, raised
         finally:
             self._release(suspended)
+
+    async def _run_batch(
+        self, executor: Executor, first: _Work, suspended: _Suspended, task: asyncio.Task[None]
+    ) -> None:
+        """Run a batch of items on the executor, starting with this one.
+
+        If the worker ends, or an item takes too long, the items after that one have not started: they are
+        processed in other batches.
+        """
+        works = deque([first])
+        left = self._tally.total - len(self._values)
+        size = 1 if suspended.permit is not None else self._batches.next(left, self._max_workers)
+        while len(works) < size and (more := self._take()) is not None:
+            works.append(more)
+        arguments = [(work.item, *self._others) for work in works]
+        attempts = [work.attempt for work in works]
+        session: Session | None = None
+        try:
+            while works:
+                work = works.popleft()
+                item_ctx = ItemContext(self._ctx, work.attempt)
+                suspended.work = work
+                attempt = suspended.attempt = Attempt(
+                    self._node.index, item_ctx, self._now(), self._now, task, self._variables
+                )
+                value = raised = None
+                is_interrupted = False
+                try:
+                    if session is None:
+                        session = open_session(executor, self._node, self._ctx, attempts, arguments, {})
+                        started = functools.partial(self._start_timeout, attempt, task)
+                    else:
+                        started = None
+                        self._start_timeout(attempt, task)
+                    outcome = await next_outcome(session, item_ctx, started)
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    raised, is_interrupted = error, True
+                    took = self._now() - attempt.began
+                else:
+                    took = outcome.duration_ns
+                    if isinstance(outcome, Raised):
+                        raised = outcome.error
+                    else:
+                        value = outcome.value
+                    self._batches.add(took)
+                    del outcome
+                attempt.stop_timers()
+                suspended.attempt = None
+                if session is not None:
+                    self._ctx._worker = session.worker or self._ctx._worker
+                if is_interrupted:
+                    if works and is_a(raised, SerializationError):
+                        works.appendleft(work)  # any of them may be the one that cannot be sent
+                        self._batches.send_one_by_one(len(works))
+                        self._due.extendleft(reversed(works))
+                        break
+                    self._due.extendleft(reversed(works))
+                    works.clear()
+                if (
+                    raised is not None
+                    and is_a(raised, asyncio.CancelledError)
+                    and attempt.cancelled_externally
+                ):
+                    self._cancelled_externally(raised)
+                if not item_ctx.abandoned:
+                    now = self._now()
+                    self._ended(work, value, raised, now - took, now, is_late=item_ctx.timed_out)
+                del value, raised
+        finally:
+            if session is not None:
+                session.close()
+
+    def _start_timeout(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+        """Start the timeout of an item, which has started on a worker."""
+        attempt.began = self._now()
+        if self._spec.timeout is not None:
+            attempt.timer = self._loop.call_later(self._spec.timeout, self._timed_out, task)
 
     async def _drive(
         self,

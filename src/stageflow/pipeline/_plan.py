@@ -199,7 +199,9 @@ def _compile(
     interceptors = (*options.interceptors, *spec.interceptors)
     parameters = parameters_of(called, entry.context_at) if spec.inputs is None else ()
     generator = None if spec.map is not None else generator_kind(called)
-    plain = spec.map is None and generator != "async" and not returns_coroutine(called)
+    plain = (
+        spec.map is None and spec.executor is None and generator != "async" and not returns_coroutine(called)
+    )
     item_limit = None if spec.map is None else spec.map.limit
     return Node(
         **{**asdict(spec), "interceptors": interceptors},
@@ -208,6 +210,7 @@ def _compile(
         make=make,
         call=call,
         direct=spec.takes_context
+        and spec.executor is None
         and not (plain or generator or spec.when or make or interceptors or parameters or spec.inputs),
         plain=plain,
         first_attempt=1 if spec.when is None else 0,

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from ..context import StageContext
 from ..errors import InvalidArgumentError, MissingInputError, did_you_mean, invalid_argument
+from ..executors import Executor
 from ..retry import Retry
 from ..stages import ChunksRef, StageKind, StageRef
 from ._interceptors import Interceptor
@@ -224,6 +225,7 @@ class StageOptions(TypedDict, total=False):
     streams: StageRef[Any] | Iterable[str | StageRef[Any]] | None
     idle_timeout: float | None
     restart: bool | None
+    executor: Executor | None
 
 
 class CollectOptions(TypedDict, total=False):
@@ -316,6 +318,8 @@ class StageSpec(Struct, frozen=True, eq=False):
     """The streams that the stage reads; `dependencies` includes these stages."""
     idle_timeout: float | None = None
     restart: bool = False
+    executor: Executor | None = None
+    """Where the function runs; None for the event loop or a thread."""
 
     @property
     def ended(self) -> tuple[str, ...]:
@@ -341,6 +345,7 @@ class StageSpec(Struct, frozen=True, eq=False):
             or None,
             "idle_timeout": None if self.idle_timeout is None else f"{self.idle_timeout:g}s",
             "restart": "" if self.restart else None,
+            "executor": None if self.executor is None else self.executor.kind,
             "interceptors": ",".join(
                 getattr(interceptor, "__name__", None) or type(interceptor).__name__
                 for interceptor in self.interceptors

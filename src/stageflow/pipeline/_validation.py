@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import did_you_mean
+from ..executors import Executor
 from ..retry import Retry
 from ..stages import StageKind
 from ._annotations import annotation_problems
@@ -101,6 +102,7 @@ def _stage_problems(spec: StageSpec, names: set[str], routers: set[str]) -> list
         elif count > 1:
             problems.append(f"{stage} lists the dependency {dependency!r} {count} times")
     problems += [f"{stage}: {each}" for each in _stream_problems(spec)]
+    problems += [f"{stage}: {each}" for each in _executor_problems(spec)]
     if spec.child is not None:
         problems += [f"{stage}: {each}" for each in _child_problems(spec, spec.child)]
     elif (runner_problem := _runner_problem(spec)) is not None:
@@ -148,6 +150,24 @@ def _stream_problems(spec: StageSpec) -> list[str]:
             " remove streams=, idle_timeout= and restart="
         )
     return problems
+
+
+def _executor_problems(spec: StageSpec) -> list[str]:
+    executor: Any = spec.executor
+    if executor is None:
+        return []
+    if not isinstance(executor, Executor):
+        return [f"executor must be an executor such as ProcessExecutor(), got {executor!r}"]
+    if spec.child is not None:
+        return [
+            "a stage that runs a pipeline cannot have an executor; pass it to the stages of that pipeline"
+        ]
+    if spec.streams:
+        return [
+            "a stage with an executor cannot read a stream; read the collected value of the stage instead"
+        ]
+    problem = executor.problem_of(spec.runner)
+    return [] if problem is None else [problem]
 
 
 def _policy_problems(name: str, timeout: Any, retry: Any) -> list[str]:

@@ -1,0 +1,167 @@
+"""The interface between a stage and the place where its function runs outside this process."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+from msgspec import Struct
+
+from ..schema import Worker
+
+__all__ = [
+    "Call",
+    "Chunk",
+    "Executor",
+    "Message",
+    "Raised",
+    "Recorded",
+    "Returned",
+    "Session",
+    "StageCallContext",
+    "Started",
+]
+
+
+class StageCallContext(Struct, frozen=True, array_like=True):
+    """The parts of a `StageContext` that are sent to a worker.
+
+    Attributes:
+        pipeline: Name of the pipeline.
+        run_id: Id of the run.
+        stage: Name of the stage.
+        kind: Kind of the stage.
+        attempts: Number of the attempt of each call, starting at 1.
+        traceparent: The W3C `traceparent` of the attempt of the stage.
+        run: The fields of the `PipelineContext` except `resources`; without `data` if the function takes no
+            context.
+        dependencies: The output of each dependency: status, data, error, reason, and the returned value
+            unless it is the data. Empty if the function takes no context.
+    """
+
+    pipeline: str
+    run_id: str
+    stage: str
+    kind: str
+    attempts: tuple[int, ...]
+    traceparent: str
+    run: Mapping[str, Any]
+    dependencies: Mapping[str, tuple[Any, ...]]
+
+
+class Call(Struct, frozen=True):
+    """One call of the function of a stage, or of a map for several items.
+
+    Attributes:
+        function: The function, instance or class; in a worker, in pickled form.
+        is_generator: Whether it is a generator function, whose values are sent as chunks.
+        takes_context: Whether the function is called with a `StageContext`.
+        context: The context of the stage.
+        arguments: The positional arguments of each call, in order.
+        keywords: The keyword arguments of each call.
+        variables: The values of context variables, by "module:name".
+    """
+
+    function: Any
+    is_generator: bool
+    takes_context: bool
+    context: StageCallContext
+    arguments: tuple[tuple[Any, ...], ...]
+    keywords: Mapping[str, Any]
+    variables: Mapping[str, Any]
+
+
+class Started(Struct, frozen=True):
+    """The calls have started on a worker."""
+
+    worker: Worker
+
+
+class Recorded(Struct, frozen=True):
+    """The function has called a method of its context, such as `annotate`; the parent process repeats it."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+class Chunk(Struct, frozen=True):
+    """The function has sent a chunk; the parent process confirms it with `Session.acknowledge`."""
+
+    value: Any
+
+
+class Returned(Struct, frozen=True):
+    """A call has returned a value after this number of nanoseconds."""
+
+    value: Any
+    duration_ns: int
+
+
+class Raised(Struct, frozen=True):
+    """A call has raised an exception after this number of nanoseconds."""
+
+    error: BaseException
+    duration_ns: int
+
+
+Message = Started | Recorded | Chunk | Returned | Raised
+
+
+class Session(Protocol):
+    """A `Call` that was passed to an executor, and the messages from its worker."""
+
+    async def receive(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            WorkerLostError: The worker ended before it returned all values.
+        """
+        ...
+
+    def acknowledge(self) -> None:
+        """Confirm a chunk: the worker may send another one."""
+        ...
+
+    def close(self) -> None:
+        """End the call; if it is still running, stop its worker."""
+        ...
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker of the call; None until it is known."""
+        ...
+
+
+class Executor(ABC):
+    """Runs the functions of stages in other processes.
+
+    Pass an instance as `executor=` to `with_stage`, `with_map`, `Flow.add` or `Flow.map`.
+
+    Attributes:
+        kind: Name of the kind of worker, as recorded in the field `worker_kind`.
+        max_calls: Maximum number of calls of a map that are passed to the executor at the same time; None for
+            no such limit.
+    """
+
+    kind: ClassVar[str]
+    max_calls: int | None = None
+
+    @abstractmethod
+    def problem_of(self, runner: Any) -> str | None:
+        """Return why a runner cannot be sent to a worker, or None."""
+
+    @abstractmethod
+    def open(self, call: Call) -> Session:
+        """Start a call, on the running event loop.
+
+        Raises:
+            ClosedError: The executor is closed.
+        """
+
+    @property
+    def context_vars(self) -> Mapping[str, ContextVar[Any]]:
+        """The context variables whose values are sent with each call, by "module:name"."""
+        return MappingProxyType({})

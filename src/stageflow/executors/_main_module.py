@@ -1,0 +1,59 @@
+"""The main module of the parent process, in a worker."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+from ..errors import SerializationError, describe
+
+__all__ = ["MAIN_MODULE"]
+
+
+class MainModule:
+    """The main module of the parent process, which a worker imports when a message refers to it.
+
+    Attributes:
+        importing: True while the worker imports it.
+    """
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._path: str | None = None
+        self._is_imported = False
+        self.importing = False
+
+    def set(self, name: str | None, path: str | None) -> None:
+        """Set the name of the module if it was started with `python -m`, or its path."""
+        self._name, self._path = name, path
+
+    def ensure(self) -> None:
+        """Import it under the name `__mp_main__`, as `multiprocessing` does, so that its guard is false.
+
+        Raises:
+            SerializationError: The module raised `SystemExit`.
+        """
+        if self._is_imported or (self._name is None and self._path is None):
+            return
+        import runpy  # only in workers
+
+        self._is_imported = self.importing = True
+        module = ModuleType("__mp_main__")
+        try:
+            if self._name is not None:
+                content = runpy.run_module(self._name, run_name="__mp_main__", alter_sys=True)
+            else:
+                content = runpy.run_path(self._path or "", run_name="__mp_main__")
+        except SystemExit as error:
+            raise SerializationError(
+                f"the main module of the program ended while a worker imported it: {describe(error)}",
+                hint='start the program under `if __name__ == "__main__":`, so that a worker can import the'
+                " module without running it",
+            ) from error
+        finally:
+            self.importing = False
+        module.__dict__.update(content)
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+
+
+MAIN_MODULE = MainModule()

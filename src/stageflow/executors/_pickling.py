@@ -1,0 +1,136 @@
+"""What executors pickle: functions, calls, and context variables."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import sys
+from collections.abc import Iterable
+from contextvars import ContextVar
+from types import FunctionType
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..errors import InvalidArgumentError, SerializationError, describe, invalid_argument, type_name
+from ._executor import Call
+
+__all__ = ["context_variables", "function_problem", "pickled_call"]
+
+_PROTOCOL = pickle.HIGHEST_PROTOCOL
+
+
+def function_problem(runner: Any) -> str | None:
+    """Return why a runner cannot be sent by its import path, or None."""
+    try:
+        _pickled_function(runner)
+    except Exception as error:
+        name = getattr(runner, "__qualname__", None) or type_name(runner)
+        if "<lambda>" in name or "<locals>" in name:
+            return (
+                f"{name} cannot be sent to a worker, which imports functions by their paths; define it at the"
+                " top level of a module"
+            )
+        return (
+            f"{name} cannot be sent to a worker: {describe(error)}; define the function at the top level of a"
+            " module, and pass only values that can be pickled"
+        )
+    if _module_of(runner) == "__main__" and not _main_can_be_imported():
+        name = getattr(runner, "__qualname__", None) or type_name(runner)
+        return f"{name} is defined interactively, and a worker cannot import it; move it to a module"
+    return None
+
+
+def _pickled_function(runner: Any) -> bytes:
+    """Return a runner in pickled form: a function or a class as its import path, an instance by value.
+
+    Raises:
+        Exception: It cannot be pickled.
+    """
+    if isinstance(runner, FunctionType):
+        # `@stage` returns a copy of a function, which can be sent as the function that its path refers to.
+        found: Any = sys.modules.get(runner.__module__)
+        for name in runner.__qualname__.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, FunctionType) and found.__code__ is runner.__code__:
+            runner = found
+    return pickle.dumps(runner, _PROTOCOL)
+
+
+def _module_of(runner: Any) -> str:
+    module = getattr(runner, "__module__", None)
+    return module if isinstance(module, str) else type(runner).__module__
+
+
+def _main_can_be_imported() -> bool:
+    main = sys.modules["__main__"]
+    return bool(getattr(main, "__file__", None) or getattr(main, "__spec__", None))
+
+
+def context_variables(paths: Iterable[str]) -> dict[str, ContextVar[Any]]:
+    """Return the context variables with these paths, such as "app.tenant:current_tenant".
+
+    Raises:
+        InvalidArgumentError: A path has another form, or does not refer to a context variable.
+    """
+    found = {}
+    for path in paths:
+        module, colon, name = path.partition(":") if isinstance(path, str) else ("", "", "")
+        if not (module and colon and name):
+            raise invalid_argument(
+                "executor", "context_vars", path, 'paths such as "app.tenant:current_tenant"'
+            )
+        try:
+            variable = getattr(importlib.import_module(module), name, None)
+        except ImportError as error:
+            raise InvalidArgumentError(
+                f"executor: cannot import {module!r} for the context variable {path!r}: {describe(error)}",
+                hint="check the name of the module",
+            ) from error
+        if not isinstance(variable, ContextVar):
+            raise InvalidArgumentError(
+                f"executor: {path!r} is not a ContextVar, but {type_name(variable)}",
+                hint="check the name of the variable; it must be at the top level of its module",
+            )
+        found[path] = variable
+    return found
+
+
+def pickled_call(call: Call) -> bytes:
+    """Return a call in pickled form.
+
+    Raises:
+        SerializationError: A part of it cannot be pickled; the message names the part.
+    """
+    try:
+        return pickle.dumps(replace(call, function=_pickled_function(call.function)), _PROTOCOL)
+    except Exception as error:
+        part, cause = _part_that_fails(call) or ("a value", error)
+        raise SerializationError(
+            f"{part} cannot be sent to a worker: {describe(cause)}",
+            stage=call.context.stage,
+            hint="pass plain data, and create clients and locks in the worker; the `resources` of a run are"
+            " not sent",
+        ) from cause
+
+
+def _part_that_fails(call: Call) -> tuple[str, Exception] | None:
+    context = call.context
+    parts: list[tuple[str, Any]] = [
+        (f"the data of dependency {name!r}", output) for name, output in context.dependencies.items()
+    ]
+    parts += [(f"argument {name!r}", value) for name, value in call.keywords.items()]
+    parts += [
+        (f"argument {number} of the function", value)
+        for arguments in call.arguments
+        for number, value in enumerate(arguments, 1)
+    ]
+    parts += [(f"`ctx.run.{name}`", value) for name, value in context.run.items()]
+    parts += [(f"context variable {name!r}", value) for name, value in call.variables.items()]
+    for name, value in parts:
+        try:
+            pickle.dump(value, io.BytesIO(), _PROTOCOL)
+        except Exception as error:
+            return name, error
+    return None

@@ -1,0 +1,536 @@
+"""`ProcessExecutor`: runs the functions of stages in worker processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self
+
+from msgspec.structs import replace
+
+from .._cpython import interpreter_arguments
+from .._fork import reset_in_child
+from ..errors import ClosedError, SerializationError, WorkerLostError, describe, invalid_argument
+from ..schema import Worker
+from ._executor import (
+    Call,
+    Chunk,
+    Executor,
+    Message,
+    Raised,
+    Recorded,
+    Returned,
+    Started,
+)
+from ._main_module import MAIN_MODULE
+from ._pickling import context_variables, function_problem, pickled_call
+from ._protocol import RAISED, RECORDED, RETURNED, STARTED, FrameReader, Setup, send_frame
+from ._remote_error import restored_error
+
+__all__ = ["ProcessExecutor", "busy_processes"]
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
+    "from stageflow.executors._process_main import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+"""The program of a worker. Its arguments are two file descriptors and the import path of this process."""
+
+_MAX_STARTS = 3
+"""Number of workers that are started for one call if they end before they are ready."""
+
+_CLOSE_SECONDS = 2.0
+"""How long `close()` waits for an idle worker to end."""
+
+_END_SECONDS = 0.2
+"""How long to wait for the exit code of a worker that has closed its connection."""
+
+
+class ProcessExecutor(Executor):
+    """Runs the functions of stages in worker processes, which use all cores and can be stopped at any time.
+
+    A worker starts when a call needs it, and then executes one call after another. Each call runs alone in
+    its worker: a crash affects only that call, which fails with `WorkerLostError`. If an attempt is cancelled
+    or exceeds its `timeout`, its worker is killed, even in the middle of a C function. Workers never outlive
+    this process, even if it is killed.
+
+    A worker imports the function by its module and name. Inputs and values are pickled. The `resources` of
+    the run are not sent.
+
+    Args:
+        workers: Maximum number of worker processes; default the number of available CPUs.
+        max_tasks_per_worker: Number of calls after which a worker is replaced, for functions that leak
+            memory; default no limit. The items of one batch of a map count as one call.
+        context_vars: Context variables whose values are sent with each call, as paths such as
+            "app.tenant:current_tenant".
+
+    Raises:
+        InvalidArgumentError: An argument is invalid.
+
+    Example:
+        processes = ProcessExecutor(workers=4)
+        pipeline = Pipeline("report").with_stage("parse", parse, executor=processes, timeout=30)
+    """
+
+    kind = "process"
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        max_tasks_per_worker: int | None = None,
+        context_vars: Iterable[str] = (),
+    ) -> None:
+        for name, number in (("workers", workers), ("max_tasks_per_worker", max_tasks_per_worker)):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise invalid_argument("ProcessExecutor", name, number, "a positive integer")
+        self.workers = workers or _available_cpus()
+        self.max_tasks_per_worker = max_tasks_per_worker
+        self.max_calls = self.workers + 1  # one waits, so that no worker does
+        self._paths = (context_vars,) if isinstance(context_vars, str) else tuple(context_vars)
+        self._variables: Mapping[str, ContextVar[Any]] | None = None
+        self._pool: _Pool | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def problem_of(self, runner: Any) -> str | None:
+        return function_problem(runner)
+
+    @property
+    def context_vars(self) -> Mapping[str, ContextVar[Any]]:
+        # On first use: the module of a variable may be the one that creates this executor.
+        if self._variables is None:
+            self._variables = MappingProxyType(context_variables(self._paths))
+        return self._variables
+
+    def open(self, call: Call) -> _Session:
+        if MAIN_MODULE.importing:
+            raise SystemExit("a stage was started while a worker imported the main module of the program")
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the ProcessExecutor is closed", hint="create another one")
+            pool = self._pool
+            if pool is None or pool.process_id != os.getpid():  # a forked child starts its own workers
+                pool = self._pool = _Pool(self.workers, self.max_tasks_per_worker)
+        session = _Session(call, asyncio.get_running_loop())
+        pool.submit(session)
+        return session
+
+    def close(self) -> None:
+        """Stop all workers, and wait for their end. Calls that are running fail with `WorkerLostError`.
+
+        The end of the process stops its workers, too; there, calling this method is optional.
+        """
+        with self._lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        if pool is not None and pool.process_id == os.getpid():
+            pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ProcessExecutor, {self.workers} worker{'' if self.workers == 1 else 's'}>"
+
+
+def _available_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Session:
+    """A call, the messages from its worker, and the coroutine that receives them; see `Session`.
+
+    Attributes:
+        call: The call.
+        opened_ns: When it was passed to the executor, in monotonic nanoseconds.
+        closed: True once nothing receives the messages any more.
+        slot: What runs the call, or None.
+        worker: The worker that runs the call, or None.
+    """
+
+    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+        self.call = call
+        self.opened_ns = time.monotonic_ns()
+        self.closed = False
+        self.slot: _Slot | None = None
+        self.worker: Worker | None = None
+        self._loop = loop
+        self._messages: deque[Message | BaseException] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def receive(self) -> Message:
+        while not self._messages:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message = self._messages.popleft()
+        if isinstance(message, BaseException):
+            try:
+                raise message
+            finally:
+                del message  # avoid a reference cycle with this frame
+        return message
+
+    def acknowledge(self) -> None:
+        slot = self.slot
+        if slot is not None:
+            slot.acknowledge(self)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            slot = self.slot
+            if slot is not None:
+                slot.kill(self)
+
+    def deliver(self, messages: list[Message | BaseException]) -> None:
+        """Pass messages to the coroutine; called in the thread of the slot."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._deliver, messages)
+
+    def _deliver(self, messages: list[Message | BaseException]) -> None:
+        self._messages.extend(messages)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Pool:
+    """The workers of an executor in one process."""
+
+    def __init__(self, size: int, max_tasks: int | None) -> None:
+        self.process_id = os.getpid()
+        self.host = socket.gethostname()
+        self.max_tasks = max_tasks
+        self._size = size
+        self._queue: queue.SimpleQueue[_Session | None] = queue.SimpleQueue()
+        self._slots: list[_Slot] = []
+        self._lock = threading.Lock()
+        self._idle = 0
+        _pools.add(self)
+
+    def submit(self, session: _Session) -> None:
+        """Queue a call, and start another worker if all are busy."""
+        self._queue.put(session)
+        with self._lock:
+            if self._idle < self._queue.qsize() and len(self._slots) < self._size:
+                slot = _Slot(self)
+                self._slots.append(slot)
+                try:
+                    slot.start()
+                except RuntimeError:  # no thread can be started; another slot runs the call later
+                    self._slots.remove(slot)
+                    if not self._slots:
+                        raise
+
+    def next(self) -> _Session | None:
+        """Wait for the next call; None means that the pool is closed."""
+        with self._lock:
+            self._idle += 1
+        session = self._queue.get()
+        with self._lock:
+            self._idle -= 1
+        return session
+
+    def close(self) -> None:
+        """End all slots and their workers."""
+        with self._lock:
+            slots = list(self._slots)
+        for _ in slots:
+            self._queue.put(None)
+        for slot in slots:
+            slot.stop()
+        for slot in slots:
+            slot.join()
+
+    def forget(self) -> None:
+        """Close the connections to the workers in a forked child, which must not keep them open."""
+        for slot in self._slots:
+            slot.forget()
+
+    @property
+    def busy(self) -> int:
+        """Number of calls that are running or waiting."""
+        with self._lock:
+            return len(self._slots) - self._idle + self._queue.qsize()
+
+
+_pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
+
+
+@reset_in_child
+def _forget_pools() -> None:
+    for pool in list(_pools):
+        pool.forget()
+    _pools.clear()
+
+
+def busy_processes() -> int:
+    """Return the number of calls that are running in worker processes, or waiting for one."""
+    return sum(pool.busy for pool in list(_pools))
+
+
+_Outcome = Literal["completed", "started", "unstarted"]
+"""Whether a worker has completed a call, or has ended after or before the call started."""
+
+
+class _Slot(threading.Thread):
+    """A thread that passes one call after another to its worker process, and receives the messages.
+
+    The kernel ends a worker when the thread that has started it ends, so each worker has its own thread.
+    """
+
+    def __init__(self, pool: _Pool) -> None:
+        super().__init__(name="stageflow-process", daemon=True)
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
+        self._process: _Process | None = None
+        self._stopping = False
+
+    def run(self) -> None:
+        while (session := self._pool.next()) is not None:
+            try:
+                self._run(session)
+            except BaseException as error:
+                session.deliver([error])
+            with self._lock:
+                self._session = None
+            del session
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
+
+    def _run(self, session: _Session) -> None:
+        """Run a call on the worker, or on a new one if the worker ends before the call has started."""
+        data = pickled_call(session.call)
+        for number in range(1, _MAX_STARTS + 1):
+            with self._lock:
+                if session.closed:
+                    return
+                self._session, session.slot = session, self
+                process = self._process
+            if process is None:
+                process = _Process()
+                with self._lock:
+                    self._process = process
+                    if session.closed or self._stopping:
+                        process.kill()
+            outcome = self._exchange(process, session, data)
+            if outcome == "completed":
+                process.completed += 1
+                if process.completed != self._pool.max_tasks:
+                    return
+            with self._lock:
+                self._session = self._process = None
+            exit_code = process.close() if outcome == "completed" else process.end()
+            if outcome == "completed" or session.closed:
+                return
+            if outcome == "started" or number == _MAX_STARTS or self._stopping:
+                session.deliver([_lost(process.id, exit_code, has_started=outcome == "started")])
+                return
+
+    def _exchange(self, process: _Process, session: _Session, data: bytes) -> _Outcome:
+        """Send a call, and pass its messages to the session until it has completed or the worker ends."""
+        outcome: _Outcome = "unstarted"
+        try:
+            send_frame(process.connection, 0, data)
+        except OSError:  # the worker ended while it was idle
+            return outcome
+        left = len(session.call.arguments)
+        while left:
+            frames = process.frames.read()
+            if not frames:
+                return outcome
+            messages: list[Message | BaseException] = []
+            for tag, content in frames:
+                if tag == STARTED:
+                    outcome = "started"
+                    queue_ms = (time.monotonic_ns() - session.opened_ns) // 1000 / 1000
+                    session.worker = Worker(self._pool.host, process.id, ProcessExecutor.kind, queue_ms)
+                    messages.append(Started(session.worker))
+                else:
+                    messages.append(_message(tag, content))
+                    left -= tag in (RETURNED, RAISED)
+            session.deliver(messages)
+        return "completed"
+
+    def kill(self, session: _Session) -> None:
+        """Kill the worker if it is running this call; called in the thread of the event loop."""
+        with self._lock:
+            if self._session is session and self._process is not None:
+                self._process.kill()
+
+    def stop(self) -> None:
+        """End the worker: an idle one by closing its connection, a busy one by killing it."""
+        with self._lock:
+            self._stopping = True
+            if self._session is not None and self._process is not None:
+                self._process.kill()
+
+    def acknowledge(self, session: _Session) -> None:
+        """Send an acknowledgement of a chunk to the worker."""
+        with self._lock:
+            if self._session is session and self._process is not None:
+                with contextlib.suppress(OSError):  # the worker has ended
+                    self._process.connection.send(b"\0", socket.MSG_DONTWAIT)
+
+    def forget(self) -> None:
+        """Close the connection in a forked child."""
+        if self._process is not None:
+            self._process.disconnect()
+
+
+def _message(tag: int, content: bytes | bytearray) -> Message:
+    """Return a message of a worker."""
+    try:
+        fields = pickle.loads(content)
+    except Exception as error:
+        problem = SerializationError(
+            f"the parent process cannot restore a value from the worker: {describe(error)}",
+            hint="define the class of the value at the top level of a module that both can import",
+        )
+        problem.__cause__ = error
+        if tag == RECORDED:
+            return Recorded("annotate", ({"worker.unreadable_value": describe(error)},))
+        return Raised(problem, 0)
+    if tag == RETURNED:
+        value, duration_ns, *others = fields
+        if others:
+            value = replace(value, exception=restored_error(*others))
+        return Returned(value, duration_ns)
+    if tag == RAISED:
+        raised, duration_ns = fields
+        return Raised(restored_error(raised), duration_ns)
+    return Recorded(*fields) if tag == RECORDED else Chunk(*fields)
+
+
+class _Process:
+    """One worker process.
+
+    Attributes:
+        id: Its process id, which is also the id of its process group.
+        connection: The socket for calls and messages.
+        frames: Reads its messages.
+        completed: Number of calls that it has completed.
+    """
+
+    def __init__(self) -> None:
+        import multiprocessing.spawn  # takes several milliseconds
+
+        self.connection, theirs = socket.socketpair()
+        alive, self._alive = os.pipe()
+        try:
+            self._popen = subprocess.Popen(
+                [
+                    multiprocessing.spawn.get_executable() or sys.executable,
+                    *interpreter_arguments(),
+                    "-c",
+                    _START,
+                    str(theirs.fileno()),
+                    str(alive),
+                    json.dumps(sys.path),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), alive),
+                # A separate group: Ctrl-C reaches only the parent process, and `kill` ends the processes that
+                # the function has started, too.
+                process_group=0,
+            )
+        except BaseException:
+            self.disconnect()
+            raise
+        finally:
+            theirs.close()
+            os.close(alive)
+        self.id = self._popen.pid
+        self.frames = FrameReader(self.connection)
+        self.completed = 0
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        path = getattr(main, "__file__", None)
+        setup = Setup(
+            os.getpid(),
+            sys.argv,
+            None if spec is None else spec.name,
+            None if path is None else os.path.abspath(path),
+        )
+        with contextlib.suppress(OSError):  # it ended; `end` returns the exit code
+            send_frame(self.connection, 0, pickle.dumps(setup))
+
+    def kill(self) -> None:
+        """Kill the process and those that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.id, signal.SIGKILL)
+
+    def end(self) -> int:
+        """Kill the process, and return its exit code: that with which it ended before, or -9."""
+        return self._reap(_END_SECONDS)
+
+    def close(self) -> int:
+        """End an idle process, and return its exit code."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+        return self._reap(_CLOSE_SECONDS)
+
+    def _reap(self, seconds: float) -> int:
+        """Return the exit code of the process; kill it if it does not end within this number of seconds."""
+        deadline = time.monotonic() + seconds
+        while os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.001)
+        self.kill()  # before the process is reaped: afterwards, its id may belong to another group
+        exit_code = self._popen.wait()
+        self.disconnect()
+        return exit_code
+
+    def disconnect(self) -> None:
+        """Close the connection, and the pipe whose end shows the process that its parent has ended."""
+        self.connection.close()
+        with contextlib.suppress(OSError):
+            os.close(self._alive)
+
+
+def _lost(process_id: int, exit_code: int, *, has_started: bool) -> WorkerLostError:
+    """Return the error of a call whose worker has ended."""
+    if exit_code >= 0:
+        how = f"exited with code {exit_code}"
+    else:
+        try:
+            how = f"was killed by {signal.Signals(-exit_code).name}"
+        except ValueError:
+            how = f"was killed by signal {-exit_code}"
+    if has_started:
+        text, hint = "while it ran the stage", None
+        if exit_code == -signal.SIGKILL:
+            hint = "the operating system kills processes when memory runs out; see `dmesg`"
+    else:
+        text = f"before it could run the stage, {_MAX_STARTS} times in a row"
+        hint = "its output on stderr shows why, for example an error at the import of a module"
+    error = WorkerLostError(f"worker process {process_id} {how} {text}", hint=hint)
+    error.exit_code = exit_code
+    return error

@@ -1,0 +1,120 @@
+"""The protocol between a process and its workers: messages over a socket, with a tag, a length and data.
+
+The first message to a worker is a `Setup`. Each further one is a `Call`, to which the worker replies with
+`STARTED`, with any number of `RECORDED` and `CHUNK`, and for each call with `RETURNED` or `RAISED`. While it
+runs, the parent process sends one byte for each chunk that it has accepted.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from msgspec import Struct
+
+__all__ = [
+    "CHUNK",
+    "RAISED",
+    "RECORDED",
+    "RETURNED",
+    "STARTED",
+    "WINDOW",
+    "FrameReader",
+    "Setup",
+    "send_frame",
+]
+
+STARTED, RECORDED, CHUNK, RETURNED, RAISED = range(5)
+"""The tags of the messages of a worker; the data of each is a pickled tuple."""
+
+WINDOW = 64
+"""Maximum number of chunks that a worker sends before the parent process has accepted them."""
+
+_HEADER = struct.Struct("!BQ")
+_READ_BYTES = 1 << 18
+_SMALL_BYTES = 1 << 16
+
+
+class Setup(Struct, frozen=True):
+    """The first message to a worker.
+
+    Attributes:
+        parent: The process id of the parent process.
+        argv: Its `sys.argv`.
+        main_name: Name of its main module if it was started with `python -m`, or None.
+        main_path: Path of its main module, or None.
+    """
+
+    parent: int
+    argv: list[str]
+    main_name: str | None
+    main_path: str | None
+
+
+def send_frame(connection: socket.socket, tag: int, data: bytes) -> None:
+    """Send a message.
+
+    Raises:
+        OSError: The other process has ended.
+    """
+    header = _HEADER.pack(tag, len(data))
+    if len(data) <= _SMALL_BYTES:
+        connection.sendall(header + data)
+    else:  # without a copy
+        connection.sendall(header)
+        connection.sendall(data)
+
+
+class FrameReader:
+    """Reads messages, as many as have arrived with each call of the operating system."""
+
+    __slots__ = ("_connection", "_received")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._received = bytearray()
+
+    def read(self) -> list[tuple[int, bytes | bytearray]]:
+        """Wait for at least one message; an empty list means that the other process has ended."""
+        while True:
+            frames = self._complete()
+            if frames:
+                return frames
+            try:
+                data = self._connection.recv(_READ_BYTES)
+            except ConnectionResetError:
+                return []
+            if not data:
+                return []
+            self._received += data
+
+    def _complete(self) -> list[tuple[int, bytes | bytearray]]:
+        """Return the complete messages among the received data."""
+        received, at = self._received, 0
+        frames: list[tuple[int, bytes | bytearray]] = []
+        while len(received) - at >= _HEADER.size:
+            tag, length = _HEADER.unpack_from(received, at)
+            end = at + _HEADER.size + length
+            if len(received) < end:
+                if length > _READ_BYTES and not frames:
+                    return self._read_large(tag, length, at + _HEADER.size)
+                break
+            frames.append((tag, bytes(received[at + _HEADER.size : end])))
+            at = end
+        if at:
+            del received[:at]
+        return frames
+
+    def _read_large(self, tag: int, length: int, start: int) -> list[tuple[int, bytes | bytearray]]:
+        """Read the rest of a large message without copying it; an empty list means the end."""
+        data = bytearray(length)
+        filled = len(self._received) - start
+        data[:filled] = self._received[start:]
+        self._received.clear()
+        with memoryview(data) as view:
+            while filled < length:
+                count = self._connection.recv_into(view[filled:])
+                if not count:
+                    return []
+                filled += count
+        return [(tag, data)]

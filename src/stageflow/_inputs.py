@@ -38,6 +38,10 @@ class Upstream(Protocol):
         """Return the stream of `stage` for stage number `reader`."""
         ...
 
+    def has_reader(self, sender: int) -> bool:
+        """Return whether another stage or a reader outside the run reads the stream of stage number `sender`."""
+        ...
+
     def open_stream(self, ctx: Any) -> Any:
         """Return the stream of an attempt, which sends its first chunk."""
         ...

@@ -19,8 +19,9 @@ from ._threads import busy_threads as busy_threads, in_thread as in_thread
 
 if TYPE_CHECKING:
     from ._process import ProcessExecutor
+    from ._ray import RayExecutor
 
-__all__ = ["Executor", "ProcessExecutor"]
+__all__ = ["Executor", "ProcessExecutor", "RayExecutor"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from ._process import ProcessExecutor
 
         return ProcessExecutor
+    if name == "RayExecutor":
+        from ._ray import RayExecutor
+
+        return RayExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,6 +63,8 @@ class Call(Struct, frozen=True):
         arguments: The positional arguments of each call, in order.
         keywords: The keyword arguments of each call.
         variables: The values of context variables, by "module:name".
+        is_live: Whether the messages are needed as they occur. Otherwise, an executor may pass all of them on
+            when the calls have ended.
     """
 
     function: Any
@@ -72,6 +74,7 @@ class Call(Struct, frozen=True):
     arguments: tuple[tuple[Any, ...], ...]
     keywords: Mapping[str, Any]
     variables: Mapping[str, Any]
+    is_live: bool = True
 
 
 class Started(Struct, frozen=True):
@@ -117,7 +120,7 @@ class Session(Protocol):
         """Return the next message.
 
         Raises:
-            WorkerLostError: The worker ended before it returned all values.
+            WorkerLostError: The worker ended before it returned all values. Further calls raise it again.
         """
         ...
 
@@ -142,11 +145,18 @@ class Executor(ABC):
 
     Attributes:
         kind: Name of the kind of worker, as recorded in the field `worker_kind`.
+        reports_start: Whether the first message of a call is `Started`. If so, an attempt starts when its
+            worker starts to run it; otherwise it starts with the call, and includes the wait for a worker.
         max_calls: Maximum number of calls of a map that are passed to the executor at the same time; None for
             no such limit.
+        confirms_calls: Whether the outcome of each call has been received when the loss of a worker is
+            reported, so that the calls after the first one without an outcome have not started. Otherwise, a
+            map does not know whether they have run, and fails their items.
     """
 
     kind: ClassVar[str]
+    confirms_calls: ClassVar[bool] = False
+    reports_start: ClassVar[bool] = True
     max_calls: int | None = None
 
     @abstractmethod

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import io
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from types import FunctionType
 from typing import Any
@@ -97,16 +96,25 @@ def context_variables(paths: Iterable[str]) -> dict[str, ContextVar[Any]]:
     return found
 
 
-def pickled_call(call: Call) -> bytes:
+def pickled_call(
+    call: Call,
+    dump_function: Callable[[Any], bytes] = _pickled_function,
+    dumps: Callable[[Any, int], bytes] = pickle.dumps,
+) -> bytes:
     """Return a call in pickled form.
+
+    Args:
+        call: The call.
+        dump_function: Pickles a function.
+        dumps: Pickles other values.
 
     Raises:
         SerializationError: A part of it cannot be pickled; the message names the part.
     """
     try:
-        return pickle.dumps(replace(call, function=_pickled_function(call.function)), _PROTOCOL)
+        return dumps(replace(call, function=dump_function(call.function)), _PROTOCOL)
     except Exception as error:
-        part, cause = _part_that_fails(call) or ("a value", error)
+        part, cause = _part_that_fails(call, dumps) or ("a value", error)
         raise SerializationError(
             f"{part} cannot be sent to a worker: {describe(cause)}",
             stage=call.context.stage,
@@ -115,7 +123,9 @@ def pickled_call(call: Call) -> bytes:
         ) from cause
 
 
-def _part_that_fails(call: Call) -> tuple[str, Exception] | None:
+def _part_that_fails(
+    call: Call, dumps: Callable[[Any, int], bytes]
+) -> tuple[str, Exception] | None:
     context = call.context
     parts: list[tuple[str, Any]] = [
         (f"the data of dependency {name!r}", output) for name, output in context.dependencies.items()
@@ -130,7 +140,7 @@ def _part_that_fails(call: Call) -> tuple[str, Exception] | None:
     parts += [(f"context variable {name!r}", value) for name, value in call.variables.items()]
     for name, value in parts:
         try:
-            pickle.dump(value, io.BytesIO(), _PROTOCOL)
+            dumps(value, _PROTOCOL)
         except Exception as error:
             return name, error
     return None

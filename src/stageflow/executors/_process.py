@@ -38,8 +38,9 @@ from ._executor import (
     Started,
 )
 from ._main_module import MAIN_MODULE
+from ._messages import message_of
 from ._pickling import context_variables, function_problem, pickled_call
-from ._protocol import RAISED, RECORDED, RETURNED, STARTED, FrameReader, Setup, send_frame
+from ._protocol import RAISED, RECORDED, REJECTED, RETURNED, STARTED, FrameReader, Setup, send_frame
 from ._remote_error import restored_error
 
 __all__ = ["ProcessExecutor", "busy_processes"]
@@ -87,6 +88,7 @@ class ProcessExecutor(Executor):
     """
 
     kind = "process"
+    confirms_calls = True
 
     def __init__(
         self,
@@ -133,7 +135,8 @@ class ProcessExecutor(Executor):
     def close(self) -> None:
         """Stop all workers, and wait for their end. Calls that are running fail with `WorkerLostError`.
 
-        The end of the process stops its workers, too; there, calling this method is optional.
+        The end of the process stops its workers, too, so calling this method is optional. On an event loop,
+        use `aclose()` or `async with`.
         """
         with self._lock:
             self._closed = True
@@ -148,6 +151,18 @@ class ProcessExecutor(Executor):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def aclose(self) -> None:
+        """Call `close()` in a thread, so that it does not block the event loop."""
+        await asyncio.to_thread(self.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
         return f"<ProcessExecutor, {self.workers} worker{'' if self.workers == 1 else 's'}>"
@@ -372,9 +387,16 @@ class _Slot(threading.Thread):
                     queue_ms = (time.monotonic_ns() - session.opened_ns) // 1000 / 1000
                     session.worker = Worker(self._pool.host, process.id, ProcessExecutor.kind, queue_ms)
                     messages.append(Started(session.worker))
+                elif tag == REJECTED:
+                    (error,) = pickle.loads(content)
+                    messages.append(restored_error(error))
+                    left = 0
                 else:
-                    messages.append(_message(tag, content))
+                    messages.append(message_of(tag, content))
                     left -= tag in (RETURNED, RAISED)
+            if not left:
+                with self._lock:  # first, so that the end of the session does not kill the worker
+                    self._session = None
             session.deliver(messages)
         return "completed"
 
@@ -396,36 +418,12 @@ class _Slot(threading.Thread):
         with self._lock:
             if self._session is session and self._process is not None:
                 with contextlib.suppress(OSError):  # the worker has ended
-                    self._process.connection.send(b"\0", socket.MSG_DONTWAIT)
+                    self._process.connection.sendmsg([b"\0"], [], socket.MSG_DONTWAIT)
 
     def forget(self) -> None:
         """Close the connection in a forked child."""
         if self._process is not None:
             self._process.disconnect()
-
-
-def _message(tag: int, content: bytes | bytearray) -> Message:
-    """Return a message of a worker."""
-    try:
-        fields = pickle.loads(content)
-    except Exception as error:
-        problem = SerializationError(
-            f"the parent process cannot restore a value from the worker: {describe(error)}",
-            hint="define the class of the value at the top level of a module that both can import",
-        )
-        problem.__cause__ = error
-        if tag == RECORDED:
-            return Recorded("annotate", ({"worker.unreadable_value": describe(error)},))
-        return Raised(problem, 0)
-    if tag == RETURNED:
-        value, duration_ns, *others = fields
-        if others:
-            value = replace(value, exception=restored_error(*others))
-        return Returned(value, duration_ns)
-    if tag == RAISED:
-        raised, duration_ns = fields
-        return Raised(restored_error(raised), duration_ns)
-    return Recorded(*fields) if tag == RECORDED else Chunk(*fields)
 
 
 class _Process:

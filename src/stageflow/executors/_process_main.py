@@ -13,13 +13,24 @@ import signal
 import socket
 import sys
 import threading
-from time import perf_counter_ns
 from typing import Any
 
 from ..errors import SerializationError, describe, type_name
 from ..stages import StageOutput
 from ._main_module import MAIN_MODULE
-from ._protocol import CHUNK, RAISED, RECORDED, RETURNED, STARTED, WINDOW, FrameReader, Setup, send_frame
+from ._messages import PickledReports
+from ._protocol import (
+    CHUNK,
+    RAISED,
+    RECORDED,
+    REJECTED,
+    RETURNED,
+    STARTED,
+    WINDOW,
+    FrameReader,
+    Setup,
+    send_frame,
+)
 from ._remote_error import remote_error
 from ._worker_call import WorkerCalls
 
@@ -42,29 +53,23 @@ def _load(data: bytes | bytearray) -> Any:
     return _Unpickler(io.BytesIO(data)).load()
 
 
-class _Reports:
+class _Reports(PickledReports):
     """Sends messages to the parent process; see `_worker_call.Reports`."""
 
     def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
         self._connection = connection
         self._lock = threading.Lock()
         self.unacknowledged = 0
 
-    def send(self, tag: int, *message: Any) -> None:
-        data = pickle.dumps(message, _PROTOCOL)
+    def send_pickled(self, tag: int, data: bytes) -> None:
         with self._lock:  # a thread that the function has started may record something
             send_frame(self._connection, tag, data)
-
-    def recorded(self, method: str, arguments: tuple[Any, ...]) -> None:
-        try:
-            self.send(RECORDED, method, arguments)
-        except (TypeError, ValueError, AttributeError, pickle.PicklingError):
-            self.send(RECORDED, method, tuple(_as_picklable(argument) for argument in arguments))
 
     def chunk(self, value: Any) -> None:
         while self.unacknowledged >= WINDOW:
             self._receive_acknowledgements()
-        self._send_chunk(value)
+        self.send_chunk(value)
 
     async def chunk_async(self, value: Any) -> None:
         while self.unacknowledged >= WINDOW:
@@ -77,13 +82,10 @@ class _Reports:
                 loop.remove_reader(self._connection)
             if self.unacknowledged >= WINDOW:
                 self._receive_acknowledgements()
-        self._send_chunk(value)
+        self.send_chunk(value)
 
-    def _send_chunk(self, value: Any) -> None:
-        try:
-            self.send(CHUNK, value)
-        except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
-            raise _not_sendable("the chunk", value, error) from error
+    def send_chunk(self, value: Any) -> None:
+        super().send_chunk(value)
         self.unacknowledged += 1
 
     def _receive_acknowledgements(self) -> None:
@@ -94,19 +96,11 @@ class _Reports:
 
     def returned(self, value: Any, duration_ns: int) -> None:
         self._await_acknowledgements()
-        error = value.exception if isinstance(value, StageOutput) else None
-        try:
-            if error is None:
-                self.send(RETURNED, value, duration_ns)
-            else:
-                plain = StageOutput(value.status, value.data, value.error, None, value.reason, value.after)
-                self.send(RETURNED, plain, duration_ns, remote_error(error))
-        except (TypeError, ValueError, AttributeError, pickle.PicklingError, RecursionError) as raised:
-            self.raised(_not_sendable("the value that the stage returned", value, raised), duration_ns)
+        super().returned(value, duration_ns)
 
     def raised(self, error: BaseException, duration_ns: int) -> None:
         self._await_acknowledgements()
-        self.send(RAISED, remote_error(error), duration_ns)
+        super().raised(error, duration_ns)
 
     def _await_acknowledgements(self) -> None:
         # Afterwards, the connection contains nothing but the next call.
@@ -117,29 +111,6 @@ class _Reports:
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _not_sendable(what: str, value: Any, error: BaseException) -> SerializationError:
-    return SerializationError(
-        f"{what}, of type {type_name(value)}, cannot be sent from a worker: {describe(error)}",
-        hint="return dicts, lists, text, bytes, numbers, or objects of classes that can be pickled",
-    )
-
-
-def _as_picklable(value: Any) -> Any:
-    """Return a value with every part that cannot be pickled replaced by its `repr`."""
-    if isinstance(value, dict):
-        return {_as_picklable(key): _as_picklable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_picklable(item) for item in value]
-    try:
-        pickle.dump(value, io.BytesIO(), _PROTOCOL)
-    except Exception:
-        try:
-            return repr(value)
-        except Exception as error:
-            return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
-    return value
 
 
 def _end_with_parent(alive: int, parent: int) -> None:
@@ -190,14 +161,13 @@ def main(connection_fd: int, alive_fd: int) -> None:
     received = first
     while True:
         for _, data in received:
-            reports.send(STARTED)
-            began = perf_counter_ns()
             try:
-                call = _load(data)
+                call, function = calls.load(data)
             except BaseException as error:
-                reports.raised(error, perf_counter_ns() - began)
+                reports.send(REJECTED, remote_error(error))
                 continue
-            calls.run(call, reports)
+            reports.send(STARTED)
+            calls.run(call, function, reports)
             del call
         received = frames.read()
         if not received:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+from collections.abc import Callable
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -43,31 +44,41 @@ class RemoteError(Struct, frozen=True, array_like=True):
     suppress_context: bool = False
 
 
-def remote_error(error: BaseException, depth: int = 0) -> RemoteError:
-    """Return the form of an exception that is sent to another process."""
+def remote_error(
+    error: BaseException, depth: int = 0, dumps: Callable[[Any, int], bytes] = pickle.dumps
+) -> RemoteError:
+    """Return the form of an exception that is sent to another process.
+
+    Args:
+        error: The exception.
+        depth: Number of exceptions that it is the cause or context of.
+        dumps: Pickles an exception.
+    """
     notes = getattr(error, "__notes__", ())
     kind = type(error)
     return RemoteError(
-        _pickled(error),
+        _pickled(error, dumps),
         as_text(getattr(kind, "__module__", "builtins")),
         as_text(getattr(kind, "__qualname__", type_name(error))),
         as_text(error),
         tuple(as_text(note) for note in notes) if isinstance(notes, (list, tuple)) else (),
         _frames(error.__traceback__),
-        _link(error.__cause__, depth),
-        _link(error.__context__, depth) if error.__cause__ is None else None,
+        _link(error.__cause__, depth, dumps),
+        _link(error.__context__, depth, dumps) if error.__cause__ is None else None,
         error.__suppress_context__,
     )
 
 
-def _link(error: BaseException | None, depth: int) -> RemoteError | None:
-    return None if error is None or depth == _MAX_LINKS else remote_error(error, depth + 1)
+def _link(
+    error: BaseException | None, depth: int, dumps: Callable[[Any, int], bytes]
+) -> RemoteError | None:
+    return None if error is None or depth == _MAX_LINKS else remote_error(error, depth + 1, dumps)
 
 
-def _pickled(error: BaseException) -> bytes | None:
+def _pickled(error: BaseException, dumps: Callable[[Any, int], bytes]) -> bytes | None:
     """Return an exception in pickled form, or None if it would not be the same after it."""
     try:
-        data = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+        data = dumps(error, pickle.HIGHEST_PROTOCOL)
         return data if type(pickle.loads(data)) is type(error) else None
     except Exception:
         return None

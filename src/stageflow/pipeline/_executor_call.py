@@ -66,6 +66,12 @@ def open_session(
         run,
         dependencies,
     )
+    is_live = (
+        node.generator is not None
+        or node.idle_timeout is not None
+        or (node.map is not None and node.map.timeout is not None)
+        or (node.takes_context and ctx._upstream.has_reader(ctx._sequence))
+    )
     given = copy_context()
     variables = {path: given[each] for path, each in executor.context_vars.items() if each in given}
     return executor.open(
@@ -77,6 +83,7 @@ def open_session(
             tuple(arguments),
             keywords,
             variables,
+            is_live,
         )
     )
 

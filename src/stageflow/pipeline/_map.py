@@ -29,6 +29,7 @@ from ..context import StageContext
 from ..errors import (
     LimitDeadlockError,
     SerializationError,
+    WorkerLostError,
     as_text,
     describe,
     invalid_argument,
@@ -448,11 +449,13 @@ class _Map:
         """Run a batch of items on the executor, starting with this one.
 
         If the worker ends, or an item takes too long, the items after that one have not started: they are
-        processed in other batches.
+        processed in other batches. If that is not known of an executor, an item with a timeout is processed
+        alone, and all items of a lost batch fail.
         """
         works = deque([first])
         left = self._tally.total - len(self._values)
-        size = 1 if suspended.permit is not None else self._batches.next(left, self._max_workers)
+        alone = suspended.permit is not None or not (executor.confirms_calls or self._spec.timeout is None)
+        size = 1 if alone else self._batches.next(left, self._max_workers)
         while len(works) < size and (more := self._take()) is not None:
             works.append(more)
         arguments = [(work.item, *self._others) for work in works]
@@ -499,8 +502,9 @@ class _Map:
                         self._batches.send_one_by_one(len(works))
                         self._due.extendleft(reversed(works))
                         break
-                    self._due.extendleft(reversed(works))
-                    works.clear()
+                    if executor.confirms_calls or not is_a(raised, WorkerLostError):
+                        self._due.extendleft(reversed(works))
+                        works.clear()
                 if (
                     raised is not None
                     and is_a(raised, asyncio.CancelledError)

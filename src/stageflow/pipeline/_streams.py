@@ -337,6 +337,10 @@ class Streams:
         self._outside = Buffer(OUTSIDE, limit, "the reader outside the run", encode)
         return self._outside
 
+    def is_selected(self, index: int) -> bool:
+        """Return whether a reader outside the run reads the stream of a stage."""
+        return index in self._selected
+
     def of(self, index: int) -> StageStream:
         """Return the stream of a stage."""
         stream = self._streams.get(index)

@@ -82,3 +82,8 @@ class UpstreamOfRun:
 
     def open_stream(self, ctx: StageContext) -> StageStream:
         return self.open_streams().open(ctx)
+
+    def has_reader(self, sender: int) -> bool:
+        return bool(self._plan.nodes[sender].stream_dependents) or (
+            self.streams is not None and self.streams.is_selected(sender)
+        )

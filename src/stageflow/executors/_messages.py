@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -123,9 +123,7 @@ def pickled_call(
         ) from cause
 
 
-def _part_that_fails(
-    call: Call, dumps: Callable[[Any, int], bytes]
-) -> tuple[str, Exception] | None:
+def _part_that_fails(call: Call, dumps: Callable[[Any, int], bytes]) -> tuple[str, Exception] | None:
     context = call.context
     parts: list[tuple[str, Any]] = [
         (f"the data of dependency {name!r}", output) for name, output in context.dependencies.items()

@@ -21,26 +21,20 @@ from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
-from msgspec.structs import replace
-
 from .._cpython import interpreter_arguments
 from .._fork import reset_in_child
-from ..errors import ClosedError, SerializationError, WorkerLostError, describe, invalid_argument
+from ..errors import ClosedError, WorkerLostError, invalid_argument
 from ..schema import Worker
 from ._executor import (
     Call,
-    Chunk,
     Executor,
     Message,
-    Raised,
-    Recorded,
-    Returned,
     Started,
 )
 from ._main_module import MAIN_MODULE
 from ._messages import message_of
 from ._pickling import context_variables, function_problem, pickled_call
-from ._protocol import RAISED, RECORDED, REJECTED, RETURNED, STARTED, FrameReader, Setup, send_frame
+from ._protocol import RAISED, REJECTED, RETURNED, STARTED, FrameReader, Setup, send_frame
 from ._remote_error import restored_error
 
 __all__ = ["ProcessExecutor", "busy_processes"]

@@ -15,16 +15,10 @@ import sys
 import threading
 from typing import Any
 
-from ..errors import SerializationError, describe, type_name
-from ..stages import StageOutput
 from ._main_module import MAIN_MODULE
 from ._messages import PickledReports
 from ._protocol import (
-    CHUNK,
-    RAISED,
-    RECORDED,
     REJECTED,
-    RETURNED,
     STARTED,
     WINDOW,
     FrameReader,

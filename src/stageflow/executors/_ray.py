@@ -204,7 +204,10 @@ class RayExecutor(Executor):
         if task is None:
             options = {**self._options, "max_retries": 0, "name": call.context.stage}
             if call.is_live:
-                options |= {"num_returns": "streaming", "_generator_backpressure_num_objects": _UNREAD_OBJECTS}
+                options |= {
+                    "num_returns": "streaming",
+                    "_generator_backpressure_num_objects": _UNREAD_OBJECTS,
+                }
             function = ray.remote(stream_call if call.is_live else run_call)
             task = self._tasks[key] = function.options(**options)
         return task
@@ -433,7 +436,7 @@ def _as_error(error: BaseException) -> BaseException:
         text = "the Ray task was cancelled from outside the run"
     elif isinstance(error, exceptions.OutOfMemoryError):
         text = "Ray killed the worker of the stage because its node ran out of memory"
-        hint = "reserve more per call, for example `RayExecutor(num_cpus=2)` or `options={\"memory\": ...}`"
+        hint = 'reserve more per call, for example `RayExecutor(num_cpus=2)` or `options={"memory": ...}`'
     elif isinstance(error, exceptions.NodeDiedError):
         text = "the node of the Ray worker was lost while it ran the stage"
     elif isinstance(error, exceptions.RayActorError):

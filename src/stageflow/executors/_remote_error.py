@@ -69,9 +69,7 @@ def remote_error(
     )
 
 
-def _link(
-    error: BaseException | None, depth: int, dumps: Callable[[Any, int], bytes]
-) -> RemoteError | None:
+def _link(error: BaseException | None, depth: int, dumps: Callable[[Any, int], bytes]) -> RemoteError | None:
     return None if error is None or depth == _MAX_LINKS else remote_error(error, depth + 1, dumps)
 
 

@@ -142,11 +142,14 @@ class Executor(ABC):
 
     Attributes:
         kind: Name of the kind of worker, as recorded in the field `worker_kind`.
+        reports_start: Whether the first message of a call is `Started`. If so, an attempt starts when its
+            worker starts to run it; otherwise it starts with the call, and includes the wait for a worker.
         max_calls: Maximum number of calls of a map that are passed to the executor at the same time; None for
             no such limit.
     """
 
     kind: ClassVar[str]
+    reports_start: ClassVar[bool] = True
     max_calls: int | None = None
 
     @abstractmethod

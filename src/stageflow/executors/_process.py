@@ -39,7 +39,7 @@ from ._executor import (
 )
 from ._main_module import MAIN_MODULE
 from ._pickling import context_variables, function_problem, pickled_call
-from ._protocol import RAISED, RECORDED, RETURNED, STARTED, FrameReader, Setup, send_frame
+from ._protocol import RAISED, RECORDED, REJECTED, RETURNED, STARTED, FrameReader, Setup, send_frame
 from ._remote_error import restored_error
 
 __all__ = ["ProcessExecutor", "busy_processes"]
@@ -133,7 +133,8 @@ class ProcessExecutor(Executor):
     def close(self) -> None:
         """Stop all workers, and wait for their end. Calls that are running fail with `WorkerLostError`.
 
-        The end of the process stops its workers, too; there, calling this method is optional.
+        The end of the process stops its workers, too, so calling this method is optional. On an event loop,
+        use `aclose()` or `async with`.
         """
         with self._lock:
             self._closed = True
@@ -148,6 +149,18 @@ class ProcessExecutor(Executor):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def aclose(self) -> None:
+        """Call `close()` in a thread, so that it does not block the event loop."""
+        await asyncio.to_thread(self.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
         return f"<ProcessExecutor, {self.workers} worker{'' if self.workers == 1 else 's'}>"
@@ -372,9 +385,16 @@ class _Slot(threading.Thread):
                     queue_ms = (time.monotonic_ns() - session.opened_ns) // 1000 / 1000
                     session.worker = Worker(self._pool.host, process.id, ProcessExecutor.kind, queue_ms)
                     messages.append(Started(session.worker))
+                elif tag == REJECTED:
+                    (error,) = pickle.loads(content)
+                    messages.append(restored_error(error))
+                    left = 0
                 else:
                     messages.append(_message(tag, content))
                     left -= tag in (RETURNED, RAISED)
+            if not left:
+                with self._lock:  # first, so that the end of the session does not kill the worker
+                    self._session = None
             session.deliver(messages)
         return "completed"
 
@@ -396,7 +416,7 @@ class _Slot(threading.Thread):
         with self._lock:
             if self._session is session and self._process is not None:
                 with contextlib.suppress(OSError):  # the worker has ended
-                    self._process.connection.send(b"\0", socket.MSG_DONTWAIT)
+                    self._process.connection.sendmsg([b"\0"], [], socket.MSG_DONTWAIT)
 
     def forget(self) -> None:
         """Close the connection in a forked child."""

@@ -13,13 +13,23 @@ import signal
 import socket
 import sys
 import threading
-from time import perf_counter_ns
 from typing import Any
 
 from ..errors import SerializationError, describe, type_name
 from ..stages import StageOutput
 from ._main_module import MAIN_MODULE
-from ._protocol import CHUNK, RAISED, RECORDED, RETURNED, STARTED, WINDOW, FrameReader, Setup, send_frame
+from ._protocol import (
+    CHUNK,
+    RAISED,
+    RECORDED,
+    REJECTED,
+    RETURNED,
+    STARTED,
+    WINDOW,
+    FrameReader,
+    Setup,
+    send_frame,
+)
 from ._remote_error import remote_error
 from ._worker_call import WorkerCalls
 
@@ -190,14 +200,13 @@ def main(connection_fd: int, alive_fd: int) -> None:
     received = first
     while True:
         for _, data in received:
-            reports.send(STARTED)
-            began = perf_counter_ns()
             try:
-                call = _load(data)
+                call, function = calls.load(data)
             except BaseException as error:
-                reports.raised(error, perf_counter_ns() - began)
+                reports.send(REJECTED, remote_error(error))
                 continue
-            calls.run(call, reports)
+            reports.send(STARTED)
+            calls.run(call, function, reports)
             del call
         received = frames.read()
         if not received:

@@ -1,8 +1,9 @@
 """The protocol between a process and its workers: messages over a socket, with a tag, a length and data.
 
-The first message to a worker is a `Setup`. Each further one is a `Call`, to which the worker replies with
-`STARTED`, with any number of `RECORDED` and `CHUNK`, and for each call with `RETURNED` or `RAISED`. While it
-runs, the parent process sends one byte for each chunk that it has accepted.
+The first message to a worker is a `Setup`. Each further one is a `Call`. If the worker cannot load it, it
+replies with `REJECTED`. Otherwise it replies with `STARTED`, with any number of `RECORDED` and `CHUNK`, and
+with one `RETURNED` or `RAISED` for each item of `Call.arguments`. While it runs, the parent process sends one
+byte for each chunk that it has accepted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ __all__ = [
     "CHUNK",
     "RAISED",
     "RECORDED",
+    "REJECTED",
     "RETURNED",
     "STARTED",
     "WINDOW",
@@ -24,7 +26,7 @@ __all__ = [
     "send_frame",
 ]
 
-STARTED, RECORDED, CHUNK, RETURNED, RAISED = range(5)
+REJECTED, STARTED, RECORDED, CHUNK, RETURNED, RAISED = range(6)
 """The tags of the messages of a worker; the data of each is a pickled tuple."""
 
 WINDOW = 64

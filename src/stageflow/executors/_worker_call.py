@@ -14,7 +14,15 @@ from msgspec import UNSET
 
 from .._items import ItemAttempt
 from ..context import PipelineContext, StageContext, current_stage
-from ..errors import InputError, StageflowError, StageOutputError, as_text, type_name
+from ..errors import (
+    InputError,
+    SerializationError,
+    StageflowError,
+    StageOutputError,
+    as_text,
+    describe,
+    type_name,
+)
 from ..stages import ChunkIterator, StageKind, StageResult, StageStatus
 from ._executor import Call, StageCallContext
 from ._pickling import context_variables
@@ -46,21 +54,39 @@ class WorkerCalls:
     A class is instantiated once per worker, so that it can load a model in `__init__`.
 
     Args:
-        load: Restores a pickled function.
+        load: Restores a pickled object.
     """
 
-    def __init__(self, load: Callable[[bytes], Any] = pickle.loads) -> None:
+    def __init__(self, load: Callable[[bytes | bytearray], Any] = pickle.loads) -> None:
         self._load = load
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._runner: asyncio.Runner | None = None
 
-    def run(self, call: Call, reports: Reports) -> None:
-        """Run all calls of `call`, and report the outcome of each."""
+    def load(self, data: bytes | bytearray) -> tuple[Call, Callable[..., Any]]:
+        """Return a call in pickled form, and its function.
+
+        Raises:
+            SerializationError: A value of the call cannot be restored.
+            BaseException: The module of the function cannot be imported, or its class not be instantiated.
+        """
+        try:
+            call = self._load(data)
+        except StageflowError:
+            raise
+        except Exception as error:
+            raise SerializationError(
+                f"the worker cannot restore the inputs of the stage: {describe(error)}",
+                hint="define the classes of the values at the top level of modules that the worker can import",
+            ) from error
+        return call, self._function(call.function)
+
+    def run(self, call: Call, function: Callable[..., Any], reports: Reports) -> None:
+        """Call the function for each item of `call.arguments`, and report the outcome of each call."""
         for number, arguments in enumerate(call.arguments):
             variables = copy_context()
             began = perf_counter_ns()
             try:
-                value = variables.run(self._start, call, number, arguments, reports)
+                value = variables.run(_start, call, function, number, arguments, reports)
                 if inspect.iscoroutine(value):
                     value = self._run_loop(value, variables)
             except BaseException as error:
@@ -69,25 +95,6 @@ class WorkerCalls:
             else:
                 reports.returned(value, perf_counter_ns() - began)
                 del value
-
-    def _start(self, call: Call, number: int, arguments: tuple[Any, ...], reports: Reports) -> Any:
-        """Call the function, and return its value, or a coroutine that returns it."""
-        function = self._function(call.function)
-        if call.variables:
-            for path, variable in context_variables(call.variables).items():
-                variable.set(call.variables[path])
-        ctx = WorkerContext(call.context, call.context.attempts[number], reports)
-        current_stage.set(ctx)
-        given = (ctx, *arguments) if call.takes_context else arguments
-        result = function(*given, **call.keywords)
-        if call.is_generator and inspect.isasyncgen(result):
-            result = _send_all_async(result, reports)
-        if inspect.isawaitable(result):
-            return _awaited(result, ctx)
-        try:
-            return _send_all(result, ctx) if call.is_generator else result
-        finally:
-            ctx.report_missing()
 
     def _function(self, pickled: bytes) -> Callable[..., Any]:
         function = self._functions.get(pickled)
@@ -103,6 +110,27 @@ class WorkerCalls:
         if self._runner is None:
             self._runner = asyncio.Runner()
         return self._runner.run(awaitable, context=variables)
+
+
+def _start(
+    call: Call, function: Callable[..., Any], number: int, arguments: tuple[Any, ...], reports: Reports
+) -> Any:
+    """Call the function, and return its value, or a coroutine that returns it."""
+    if call.variables:
+        for path, variable in context_variables(call.variables).items():
+            variable.set(call.variables[path])
+    ctx = WorkerContext(call.context, call.context.attempts[number], reports)
+    current_stage.set(ctx)
+    given = (ctx, *arguments) if call.takes_context else arguments
+    result = function(*given, **call.keywords)
+    if call.is_generator and inspect.isasyncgen(result):
+        result = _send_all_async(result, reports)
+    if inspect.isawaitable(result):
+        return _awaited(result, ctx)
+    try:
+        return _send_all(result, ctx) if call.is_generator else result
+    finally:
+        ctx.report_missing()
 
 
 async def _awaited(awaitable: Awaitable[Any], ctx: WorkerContext) -> Any:

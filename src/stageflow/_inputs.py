@@ -39,7 +39,7 @@ class Upstream(Protocol):
         ...
 
     def has_reader(self, sender: int) -> bool:
-        """Return whether another stage or a reader outside the run reads the stream of stage number `sender`."""
+        """Return whether anything reads the stream of stage number `sender`."""
         ...
 
     def open_stream(self, ctx: Any) -> Any:

@@ -64,7 +64,7 @@ class Call(Struct, frozen=True):
         keywords: The keyword arguments of each call.
         variables: The values of context variables, by "module:name".
         is_live: Whether the messages are needed as they occur. Otherwise, an executor may pass all of them on
-            when the calls have ended.
+            when the calls have ended, without `Started`.
     """
 
     function: Any

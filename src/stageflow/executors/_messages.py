@@ -1,4 +1,4 @@
-"""The messages of a worker in pickled form: how a worker creates them, and how the parent process reads them."""
+"""The messages of a worker in pickled form."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _not_sendable(what: str, value: Any, error: BaseException) -> SerializationE
     )
 
 
-def message_of(tag: int, data: bytes | bytearray | memoryview) -> Message:
+def message_of(tag: int, data: bytes | bytearray | memoryview | pickle.PickleBuffer) -> Message:
     """Return a message of a worker."""
     try:
         fields = pickle.loads(data)

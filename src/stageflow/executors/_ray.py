@@ -43,6 +43,8 @@ from ._ray_main import Frame, packed, run_call, stream_call
 
 __all__ = ["RayExecutor"]
 
+_dumps: Callable[[Any, int], bytes] = cloudpickle.dumps
+
 _CHECK_SECONDS = 0.5
 """How often to check whether Ray was shut down while calls are running: Ray reports nothing."""
 
@@ -77,7 +79,8 @@ class RayExecutor(Executor):
 
     Ray never repeats a call: if a worker or its node is lost, the attempt fails with `WorkerLostError`, and
     the retry policy of the stage decides. If an attempt is cancelled or exceeds its `timeout`, its worker is
-    killed, even in the middle of a C function.
+    killed, even in the middle of a C function. What a call records is received when it ends; only generator
+    functions, stages whose stream is read, and those with a `timeout` report it as it occurs.
 
     The first call connects to Ray with `ray.init()`, unless the program has done so. Functions are sent by
     import path, so that the nodes need the same modules; lambdas, nested functions and those of the main
@@ -88,8 +91,8 @@ class RayExecutor(Executor):
         num_gpus: Number of GPUs that a call reserves, or an actor; may be a fraction.
         resources: Custom resources that a call reserves, or an actor, such as `{"highmem": 1}`.
         actors: Number of actors that run the calls. Each is a process that remains until `close()`, and
-            instantiates a stage class once, so that it can load a model in `__init__`. Default: each call is a
-            task, in a worker that Ray chooses.
+            instantiates a stage class once, so that it can load a model in `__init__`. Default: each call is
+            a task, in a worker that Ray chooses.
         max_calls: Maximum number of calls of a map that are passed to Ray at the same time; default the
             `max_concurrency` of the map or, with actors, one more than there are actors.
         context_vars: Context variables whose values are sent with each call, as paths such as
@@ -148,7 +151,7 @@ class RayExecutor(Executor):
 
     def problem_of(self, runner: Any) -> str | None:
         try:
-            cloudpickle.dumps(runner, pickle.HIGHEST_PROTOCOL)
+            _dumps(runner, pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             name = getattr(runner, "__qualname__", None) or type_name(runner)
             return (
@@ -179,7 +182,7 @@ class RayExecutor(Executor):
         _driver().sessions.add(session)
         try:
             call = session.call
-            data = pickled_call(call, self._pickled_function, cloudpickle.dumps)
+            data = pickled_call(call, self._pickled_function, _dumps)
             if not ray.is_initialized():
                 ray.init()
             if self._pool is not None:
@@ -191,10 +194,13 @@ class RayExecutor(Executor):
 
     def _pickled_function(self, function: Any) -> bytes:
         if not isinstance(function, (FunctionType, type)):
-            return cloudpickle.dumps(function, pickle.HIGHEST_PROTOCOL)  # type: ignore[no-any-return]
+            return _dumps(function, pickle.HIGHEST_PROTOCOL)
         known = self._functions.get(id(function))
         if known is None:
-            known = self._functions[id(function)] = (function, cloudpickle.dumps(function))
+            known = self._functions[id(function)] = (
+                function,
+                _dumps(function, pickle.HIGHEST_PROTOCOL),
+            )
         return known[1]
 
     def _task(self, call: Call) -> Any:
@@ -219,7 +225,7 @@ class RayExecutor(Executor):
             _driver().call(partial(self._pool.release, session))
 
     def cancel(self, session: _Session) -> None:
-        """Kill the worker of a call, or remove the call from the queue; called in the thread of the driver."""
+        """Kill the worker of a call, or remove it from the queue; called in the thread of the driver."""
         self._sessions.discard(session)
         reference = session.take_reference()
         if self._pool is not None:
@@ -368,7 +374,7 @@ class _Session:
             self._executor.ended(self)
             return
         try:
-            messages, worker, error = _decoded(future.result())
+            messages, worker, error = _decoded(future.result(), is_live=False)
         except BaseException as raised:
             messages, worker, error = [], None, _as_error(raised)
         self._ended(error)
@@ -382,9 +388,9 @@ class _Session:
         try:
             frames = await (await anext(self._reference))
             if sum(memoryview(data).nbytes for _, data in frames) > _LARGE_BYTES:
-                messages, worker, error = await asyncio.to_thread(_decoded, frames)
+                messages, worker, error = await asyncio.to_thread(_decoded, frames, is_live=True)
             else:
-                messages, worker, error = _decoded(frames)
+                messages, worker, error = _decoded(frames, is_live=True)
         except asyncio.CancelledError:
             return
         except BaseException as raised:
@@ -403,7 +409,9 @@ class _Session:
             self._waiter.set_result(None)
 
 
-def _decoded(frames: list[Frame]) -> tuple[list[Message], Worker | None, BaseException | None]:
+def _decoded(
+    frames: list[Frame], *, is_live: bool
+) -> tuple[list[Message], Worker | None, BaseException | None]:
     """Return messages of a worker, the worker if they contain it, and the error if it rejected the call."""
     messages: list[Message] = []
     worker = None
@@ -411,7 +419,8 @@ def _decoded(frames: list[Frame]) -> tuple[list[Message], Worker | None, BaseExc
         if tag == STARTED:
             host, process_id, queue_ms = pickle.loads(data)
             worker = Worker(host, process_id, RayExecutor.kind, queue_ms)
-            messages.append(Started(worker))
+            if is_live:
+                messages.append(Started(worker))
         elif tag == REJECTED:
             return messages, worker, restored_error(*pickle.loads(data))
         else:
@@ -464,7 +473,7 @@ class _Actors:
         self._waiting: deque[tuple[_Session, Any]] = deque()
 
     def submit(self, session: _Session, data: Any) -> None:
-        """Pass a call to an idle actor; start one if there are fewer than `size`; otherwise, queue the call."""
+        """Pass a call to an actor; if all are busy and there are `size` of them, queue it."""
         self._waiting.append((session, data))
         self._start_waiting()
 

@@ -56,23 +56,21 @@ class _Frames(PickledReports):
     async def chunk_async(self, value: Any) -> None:
         self.send_chunk(value)
 
-    def run(self, data: Data, opened_ns: int) -> None:
-        """Run a call.
-
-        Args:
-            data: The call in pickled form.
-            opened_ns: When it was passed to the executor, in nanoseconds of the system clock.
-        """
+    def started(self, opened_ns: int) -> None:
+        """Report the start of a call that was passed to the executor at this time of the system clock."""
         waited_ns = time.time_ns() - opened_ns
         # Negative if the clocks of the two machines differ.
         queue_ms = waited_ns // 1000 / 1000 if waited_ns >= 0 else None
         self.send(STARTED, _HOST, os.getpid(), queue_ms)
+
+    def run(self, data: Data) -> None:
+        """Run a call."""
         try:
             call, function = _CALLS.load(data)  # type: ignore[arg-type]  # a buffer is accepted, too
         except BaseException as error:
             if isinstance(error, ModuleNotFoundError):
                 error.add_note(
-                    'hint: `ray.init(runtime_env={"working_dir": "."})` sends the modules of the working directory'
+                    'hint: `ray.init(runtime_env={"working_dir": "."})` sends the modules of this directory'
                 )
             self.send(REJECTED, remote_error(error, dumps=cloudpickle.dumps))
         else:
@@ -107,9 +105,9 @@ class _LiveFrames(_Frames):
             await asyncio.to_thread(self._wait_for_room)
         self.send_chunk(value)
 
-    def run(self, data: Data, opened_ns: int) -> None:
+    def run(self, data: Data) -> None:
         try:
-            super().run(data, opened_ns)
+            super().run(data)
         finally:
             with self._changed:
                 self._has_ended = True
@@ -128,14 +126,18 @@ class _LiveFrames(_Frames):
 def run_call(data: Data, opened_ns: int) -> list[Frame]:
     """Run a call, and return all of its messages."""
     reports = _Frames()
-    reports.run(data, opened_ns)
+    reports.started(opened_ns)
+    reports.run(data)
     return reports.frames
 
 
 def stream_call(data: Data, opened_ns: int) -> Iterator[list[Frame]]:
     """Run a call, and yield its messages as they occur."""
     reports = _LiveFrames()
-    thread = threading.Thread(target=reports.run, args=(data, opened_ns), name="stageflow-ray", daemon=True)
+    reports.started(opened_ns)
+    yield reports.take()
+    # Only now: a C function could prevent this thread from sending the message.
+    thread = threading.Thread(target=reports.run, args=(data,), name="stageflow-ray", daemon=True)
     thread.start()
     while frames := reports.take():
         yield frames

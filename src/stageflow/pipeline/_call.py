@@ -125,7 +125,10 @@ async def _intercepted(
     async def innermost() -> StageOutput:
         output = output_of(await start(), node, ctx)
         # The attempt fails although the stage returned, and the interceptors must see that failure.
-        if node.timeout is not None and get_clock().monotonic_ns() - began > node.timeout * 1e9:
+        if (
+            node.timeout is not None
+            and get_clock().monotonic_ns() - (ctx._worker_began or began) > node.timeout * 1e9
+        ):
             ctx.timed_out = True
         if ctx.timed_out:
             raise stage_timed_out(node, ctx, None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
 from msgspec import UNSET
 
+from .._time import get_clock
 from ..context import StageContext
 from ..executors import Call, Chunk, Executor, Raised, Recorded, Returned, Session, StageCallContext
 from ._plan import Node
@@ -69,7 +72,7 @@ def open_session(
     is_live = (
         node.generator is not None
         or node.idle_timeout is not None
-        or (node.map is not None and node.map.timeout is not None)
+        or (node.timeout if node.map is None else node.map.timeout) is not None
         or (node.takes_context and ctx._upstream.has_reader(ctx._sequence))
     )
     given = copy_context()
@@ -119,6 +122,37 @@ def _repeat(recorded: Recorded, ctx: StageContext) -> None:
         getattr(ctx, recorded.method)(*recorded.arguments)
 
 
+@contextlib.contextmanager
+def _session(
+    node: Node, arguments: tuple[Any, ...], keywords: Mapping[str, Any], ctx: StageContext
+) -> Iterator[Session]:
+    """Open a session for one call, whose attempt starts when a worker starts to run it."""
+    executor = node.executor
+    assert executor is not None
+    opened = get_clock().monotonic_ns()
+    session = open_session(executor, node, ctx, (ctx.attempt,), (arguments,), keywords)
+    _set_waiting(ctx, waiting=executor.reports_start)
+    try:
+        yield session
+    finally:
+        worker = ctx._worker = session.worker
+        if ctx._waits_for_worker and worker is not None and worker.queue_ms is not None:
+            now = get_clock().monotonic_ns()
+            ctx._worker_began = min(opened + int(worker.queue_ms * 1e6), now)
+        session.close()
+
+
+def _set_waiting(ctx: StageContext, *, waiting: bool) -> None:
+    """Record that the attempt waits for a worker, or that the worker has started to run it."""
+    ctx._waits_for_worker = waiting
+    if not waiting:
+        ctx._worker_began = get_clock().monotonic_ns()
+        if ctx._stream is not None:
+            ctx._stream.last_ns = ctx._worker_began
+    if ctx._on_worker_change is not None:
+        ctx._on_worker_change()
+
+
 async def call_on_executor(
     node: Node, arguments: tuple[Any, ...], keywords: Mapping[str, Any], ctx: StageContext
 ) -> Any:
@@ -128,13 +162,8 @@ async def call_on_executor(
         BaseException: The function raised it.
         WorkerLostError: The worker ended before the function returned.
     """
-    assert node.executor is not None
-    session = open_session(node.executor, node, ctx, (ctx.attempt,), (arguments,), keywords)
-    try:
-        outcome = await next_outcome(session, ctx)
-    finally:
-        ctx._worker = session.worker
-        session.close()
+    with _session(node, arguments, keywords, ctx) as session:
+        outcome = await next_outcome(session, ctx, functools.partial(_set_waiting, ctx, waiting=False))
     if isinstance(outcome, Raised):
         raise outcome.error
     return outcome.value
@@ -149,9 +178,7 @@ async def stream_from_executor(
         BaseException: The function raised it.
         WorkerLostError: The worker ended before the function returned.
     """
-    assert node.executor is not None
-    session = open_session(node.executor, node, ctx, (ctx.attempt,), (arguments,), keywords)
-    try:
+    with _session(node, arguments, keywords, ctx) as session:
         while True:
             message = await session.receive()
             if isinstance(message, Chunk):
@@ -163,6 +190,5 @@ async def stream_from_executor(
                 raise message.error
             elif isinstance(message, Returned):
                 return
-    finally:
-        ctx._worker = session.worker
-        session.close()
+            else:
+                _set_waiting(ctx, waiting=False)

@@ -339,11 +339,10 @@ class Scheduler:
                 raised = error
             else:
                 attempt = self.attempts[index] = Attempt(index, ctx, began, now, task, variables)
+                if node.executor is not None:
+                    ctx._on_worker_change = functools.partial(self._start_timers, attempt, node)
                 try:
-                    if node.timeout is not None:
-                        self._start_timeout(attempt, node.timeout)
-                    if node.idle_timeout is not None:
-                        self._start_idle_timeout(attempt, node.idle_timeout)
+                    self._start_timers(attempt, node)
                     value = await drive(steps, attempt.step, waits_for, attempt.gives_up)
                 except GeneratorExit:
                     raise
@@ -355,6 +354,7 @@ class Scheduler:
                     return  # its result has already been recorded
                 del self.attempts[index]
                 attempt.stop_timers()
+                began = ctx._worker_began or began
             ended = now()
             if node.plain:
                 self._release_unused_thread(index)
@@ -546,9 +546,19 @@ class Scheduler:
         self.state.retry_due(index)
         self._dispatch_soon()
 
+    def _start_timers(self, attempt: Attempt, node: Node) -> None:
+        """Start the timers of a suspended attempt; again, when it starts on a worker for which it has waited."""
+        attempt.stop_timers()
+        if attempt.ctx._waits_for_worker:
+            return
+        if node.timeout is not None:
+            self._start_timeout(attempt, node.timeout)
+        if node.idle_timeout is not None:
+            self._start_idle_timeout(attempt, node.idle_timeout)
+
     def _start_timeout(self, attempt: Attempt, seconds: float) -> None:
-        """Start the timer of a suspended attempt. The timeout is measured from the start of the attempt."""
-        seconds -= (self.now() - attempt.began) / 1e9
+        """Start the timeout of an attempt, which is measured from its start."""
+        seconds -= (self.now() - (attempt.ctx._worker_began or attempt.began)) / 1e9
         if seconds > 0:
             attempt.timer = self.loop.call_later(seconds, self._timed_out, attempt)
         else:

@@ -56,6 +56,11 @@ class _Frames(PickledReports):
     async def chunk_async(self, value: Any) -> None:
         self.send_chunk(value)
 
+    def raised(self, error: BaseException, duration_ns: int) -> None:
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            raise error  # Ray stops this worker
+        super().raised(error, duration_ns)
+
     def started(self, opened_ns: int) -> None:
         """Report the start of a call that was passed to the executor at this time of the system clock."""
         waited_ns = time.time_ns() - opened_ns
@@ -78,13 +83,18 @@ class _Frames(PickledReports):
 
 
 class _LiveFrames(_Frames):
-    """Passes the messages on while the call runs in another thread."""
+    """Passes the messages on while the call runs in another thread.
+
+    Attributes:
+        interrupt: The `SystemExit` or `KeyboardInterrupt` that has ended the call, or None.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._changed = threading.Condition()
         self._chunks = 0
         self._has_ended = False
+        self.interrupt: BaseException | None = None
 
     def send_pickled(self, tag: int, data: bytes) -> None:
         with self._changed:
@@ -108,6 +118,8 @@ class _LiveFrames(_Frames):
     def run(self, data: Data) -> None:
         try:
             super().run(data)
+        except BaseException as error:
+            self.interrupt = error
         finally:
             with self._changed:
                 self._has_ended = True
@@ -141,7 +153,8 @@ def stream_call(data: Data, opened_ns: int) -> Iterator[list[Frame]]:
     thread.start()
     while frames := reports.take():
         yield frames
-    thread.join()
+    if reports.interrupt is not None:
+        raise reports.interrupt
 
 
 class Worker:
@@ -153,4 +166,4 @@ class Worker:
 
     def stream_call(self, data: Data, opened_ns: int) -> Iterator[list[Frame]]:
         """Run a call, and yield its messages as they occur."""
-        return stream_call(data, opened_ns)
+        yield from stream_call(data, opened_ns)

@@ -24,7 +24,7 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
+.PHONY: help test test-ray test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ test: $(VENV)/.dev ## Check format, lint and types, then run the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy & mypy=$$!; $(VENV)/bin/pyright; pyright=$$?; wait $$mypy && exit $$pyright
 	$(VENV)/bin/pytest --numprocesses auto --dist loadfile
+
+test-ray: $(VENV)/.dev ## Run the tests of stages on Ray, on a local cluster
+	RAY_USAGE_STATS_ENABLED=0 $(VENV)/bin/pytest -m ray $(ARGS) tests/test_ray.py tests/test_docs.py
 
 test-matrix: $(VENV)/.dev ## Run the tests on every installed Python and print a table
 	$(VENV)/bin/python -m tests.matrix $(ARGS)

@@ -27,7 +27,13 @@ def matches(expected: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed.rstrip(), re.DOTALL) is not None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def with_mark(page: Path) -> Any:
+    """Mark the page whose code blocks start a local Ray cluster."""
+    marks = [pytest.mark.ray, pytest.mark.timeout(120)] if page.name == "ray.md" else []
+    return pytest.param(page, marks=marks, id=page.name)
+
+
+@pytest.mark.parametrize("page", [with_mark(page) for page in PAGES])
 def test_code_blocks_run_and_print_the_documented_output(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +56,10 @@ def test_code_blocks_run_and_print_the_documented_output(
                 value()
     finally:
         clear_event_sink()
+        if page.name == "ray.md":
+            import ray
+
+            ray.shutdown()
 
 
 def run_block(code: str, name: str, namespace: dict[str, Any], runner: asyncio.Runner) -> None:

@@ -480,7 +480,7 @@ class _Actors:
     def _start_waiting(self) -> None:
         while self._waiting and (self._idle or len(self._busy) < self._size):
             session, data = self._waiting.popleft()
-            if session.closed:
+            if session.closed or session.lost:
                 continue
             try:
                 session.started(self._start(session, data))

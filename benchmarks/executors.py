@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from stageflow import Pipeline, PipelineContext
+from stageflow import Pipeline, PipelineContext, StageContext
 from stageflow.executors import RayExecutor
 from stageflow.pipeline import Flow, StageGraph
 
@@ -25,6 +25,11 @@ _BYTES = 10_000_000
 
 def returns() -> dict[str, int]:
     """Return a small value."""
+    return {"n": 1}
+
+
+def returns_as_stage(ctx: StageContext) -> dict[str, int]:
+    """Return the same."""
     return {"n": 1}
 
 
@@ -68,8 +73,8 @@ async def bench_ray(rounds: int) -> None:
     task = ray.remote(returns).options(max_retries=0)
     plain = ray.remote(Plain).options(num_cpus=0).remote()
     for title, call, executor in (("a task", task, tasks), ("a call of an actor", plain.returns, actor)):
-        graph = Pipeline("bench").with_stage("work", returns, executor=executor).build()
-        live = Pipeline("bench").with_stage("work", returns, executor=executor, timeout=60).build()
+        graph = Pipeline("bench").with_stage("work", returns_as_stage, executor=executor).build()
+        live = Pipeline("bench").with_stage("work", returns_as_stage, executor=executor, timeout=60).build()
         found = await measure(
             {
                 "plain": _awaits(call.remote, _CALLS),
@@ -79,9 +84,8 @@ async def bench_ray(rounds: int) -> None:
             rounds,
         )
         plain_ms = found["plain"][0] / _CALLS * 1000
-        print(
-            f"{title:<24}{plain_ms:>8.2f} ms{found['stage'][1]:>8.2f}, with a timeout{found['timeout'][1]:>8.2f}"
-        )
+        stage, live_ratio = found["stage"][1], found["timeout"][1]
+        print(f"{title:<24}{plain_ms:>8.2f} ms{stage:>8.2f}, with a timeout{live_ratio:>8.2f}")
 
     single = ray.remote(increase).options(max_retries=0)
 

@@ -39,7 +39,7 @@ except ImportError as error:
     raise MissingExtraError("RayExecutor", "ray") from error
 
 from . import _ray_main
-from ._ray_main import Frame, packed, run_call, stream_call
+from ._ray_main import Frame, arguments_of, frames_in, run_call, stream_call
 
 __all__ = ["RayExecutor"]
 
@@ -185,10 +185,11 @@ class RayExecutor(Executor):
             data = pickled_call(call, self._pickled_function, _dumps)
             if not ray.is_initialized():
                 ray.init()
+            arguments = arguments_of(data, session.opened_ns)
             if self._pool is not None:
-                self._pool.submit(session, packed(data))
+                self._pool.submit(session, arguments)
             else:
-                session.started(self._task(call).remote(packed(data), session.opened_ns))
+                session.started(self._task(call).remote(*arguments))
         except BaseException as error:
             session.fail(error)
 
@@ -222,7 +223,7 @@ class RayExecutor(Executor):
         """Process the end of a call; called in any thread."""
         self._sessions.discard(session)
         if self._pool is not None:
-            _driver().call(partial(self._pool.release, session))
+            self._pool.release(session)
 
     def cancel(self, session: _Session) -> None:
         """Kill the worker of a call, or remove it from the queue; called in the thread of the driver."""
@@ -374,19 +375,20 @@ class _Session:
             self._executor.ended(self)
             return
         try:
-            messages, worker, error = _decoded(future.result(), is_live=False)
+            messages, worker, error = _decoded(frames_in(future.result()), is_live=False)
         except BaseException as raised:
             messages, worker, error = [], None, _as_error(raised)
-        self._ended(error)
+        self._left = 0
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._deliver, messages, worker, error)
+        self._ended(error)
 
     # ------------------------------------------------------------ on the event loop
 
     async def _pull_messages(self) -> None:
         """Receive the next messages of a live call."""
         try:
-            frames = await (await anext(self._reference))
+            frames = frames_in(await (await anext(self._reference)))
             if sum(memoryview(data).nbytes for _, data in frames) > _LARGE_BYTES:
                 messages, worker, error = await asyncio.to_thread(_decoded, frames, is_live=True)
             else:
@@ -458,7 +460,7 @@ def _as_error(error: BaseException) -> BaseException:
 
 
 class _Actors:
-    """The actors of an executor; all methods are called in the thread of the driver.
+    """The actors of an executor; all methods except `release` are called in the thread of the driver.
 
     Args:
         options: Options of the actors.
@@ -468,26 +470,27 @@ class _Actors:
     def __init__(self, options: Mapping[str, Any], size: int) -> None:
         self._options = options
         self._size = size
+        self._count = 0
         self._idle: list[Any] = []
         self._busy: dict[_Session, Any] = {}
-        self._waiting: deque[tuple[_Session, Any]] = deque()
+        self._waiting: deque[tuple[_Session, tuple[Any, ...]]] = deque()
 
-    def submit(self, session: _Session, data: Any) -> None:
+    def submit(self, session: _Session, arguments: tuple[Any, ...]) -> None:
         """Pass a call to an actor; if all are busy and there are `size` of them, queue it."""
-        self._waiting.append((session, data))
+        self._waiting.append((session, arguments))
         self._start_waiting()
 
     def _start_waiting(self) -> None:
-        while self._waiting and (self._idle or len(self._busy) < self._size):
-            session, data = self._waiting.popleft()
+        while self._waiting and (self._idle or self._count < self._size):
+            session, arguments = self._waiting.popleft()
             if session.closed or session.lost:
                 continue
             try:
-                session.started(self._start(session, data))
+                session.started(self._start(session, arguments))
             except BaseException as error:
                 session.fail(error)
 
-    def _start(self, session: _Session, data: Any) -> Any:
+    def _start(self, session: _Session, arguments: tuple[Any, ...]) -> Any:
         while True:
             is_new = not self._idle
             actor = self._new() if is_new else self._idle.pop()
@@ -497,8 +500,9 @@ class _Actors:
                     num_returns="streaming", _generator_backpressure_num_objects=_UNREAD_OBJECTS
                 )
             try:
-                reference = method.remote(data, session.opened_ns)
+                reference = method.remote(*arguments)
             except Exception:
+                self._count -= 1
                 if is_new:
                     raise
                 continue  # the actor belongs to an earlier session of Ray
@@ -507,13 +511,24 @@ class _Actors:
 
     def _new(self) -> Any:
         options = {**self._options, "max_restarts": 0, "max_task_retries": 0}
+        self._count += 1
         return ray.remote(_ray_main.Worker).options(**options).remote()
 
     def release(self, session: _Session) -> None:
-        """The call has ended: its actor can run another one, unless it was lost."""
+        """The call has ended: its actor can run another one, unless it was lost; called in any thread."""
         actor = self._busy.pop(session, None)
-        if actor is not None and not session.lost:
-            self._idle.append(actor)
+        if actor is None:
+            return
+        if session.lost:
+            _driver().call(self._discard)
+            return
+        self._idle.append(actor)
+        if self._waiting:
+            _driver().call(self._start_waiting)
+
+    def _discard(self) -> None:
+        """One of the actors has ended."""
+        self._count -= 1
         self._start_waiting()
 
     def cancel(self, session: _Session) -> None:
@@ -521,7 +536,7 @@ class _Actors:
         actor = self._busy.pop(session, None)
         if actor is not None:
             _kill(actor)
-        self._start_waiting()
+            self._discard()
 
     def close(self) -> None:
         """Kill all actors."""

@@ -18,7 +18,7 @@ from ._protocol import CHUNK, REJECTED, STARTED
 from ._remote_error import remote_error
 from ._worker_call import WorkerCalls
 
-__all__ = ["Data", "Frame", "Worker", "packed", "run_call", "stream_call"]
+__all__ = ["Data", "Frame", "Frames", "Worker", "arguments_of", "frames_in", "run_call", "stream_call"]
 
 Data = bytes | pickle.PickleBuffer | memoryview
 """Pickled data as Ray transfers it: large data in a buffer, which Ray does not copy."""
@@ -26,18 +26,35 @@ Data = bytes | pickle.PickleBuffer | memoryview
 Frame = tuple[int, Data]
 """The tag and the pickled form of a message."""
 
+Frames = bytes | list[Frame]
+"""Messages as Ray transfers them: a single object of bytes, which is faster, if all of them are small."""
+
 _LARGE_BYTES = 1 << 16
 
 _WINDOW = 16
 """Maximum number of chunks that wait in a worker until Ray accepts them."""
 
+_TIME_BYTES = 8
+
 _HOST = socket.gethostname()
 _CALLS = WorkerCalls(cloudpickle.loads)
 
 
-def packed(data: bytes) -> Data:
-    """Return data as it is passed to Ray."""
-    return pickle.PickleBuffer(data) if len(data) > _LARGE_BYTES else data
+def arguments_of(data: bytes, opened_ns: int) -> tuple[Any, ...]:
+    """Return the arguments of `run_call`: for small data, a single one, which is faster.
+
+    Args:
+        data: A call in pickled form.
+        opened_ns: When it was passed to the executor, in nanoseconds of the system clock.
+    """
+    if len(data) > _LARGE_BYTES:
+        return pickle.PickleBuffer(data), opened_ns
+    return (data + opened_ns.to_bytes(_TIME_BYTES),)  # what follows the end of a pickle is ignored
+
+
+def frames_in(frames: Frames) -> list[Frame]:
+    """Return the messages that a worker has returned."""
+    return pickle.loads(frames) if isinstance(frames, bytes) else frames
 
 
 class _Frames(PickledReports):
@@ -46,9 +63,18 @@ class _Frames(PickledReports):
     def __init__(self) -> None:
         super().__init__(cloudpickle.dumps)
         self.frames: list[Frame] = []
+        self._are_small = True
 
     def send_pickled(self, tag: int, data: bytes) -> None:
-        self.frames.append((tag, packed(data)))
+        is_small = len(data) <= _LARGE_BYTES
+        self._are_small &= is_small
+        self.frames.append((tag, data if is_small else pickle.PickleBuffer(data)))
+
+    def take(self) -> Frames:
+        """Return the messages so far, and forget them."""
+        frames, self.frames = self.frames, []
+        are_small, self._are_small = self._are_small, True
+        return pickle.dumps(frames, pickle.HIGHEST_PROTOCOL) if are_small else frames
 
     def chunk(self, value: Any) -> None:
         self.send_chunk(value)
@@ -61,8 +87,10 @@ class _Frames(PickledReports):
             raise error  # Ray stops this worker
         super().raised(error, duration_ns)
 
-    def started(self, opened_ns: int) -> None:
-        """Report the start of a call that was passed to the executor at this time of the system clock."""
+    def started(self, data: Data, opened_ns: int | None) -> None:
+        """Report the start of a call; see `arguments_of`."""
+        if opened_ns is None:
+            opened_ns = int.from_bytes(memoryview(data)[-_TIME_BYTES:])
         waited_ns = time.time_ns() - opened_ns
         # Negative if the clocks of the two machines differ.
         queue_ms = waited_ns // 1000 / 1000 if waited_ns >= 0 else None
@@ -125,34 +153,37 @@ class _LiveFrames(_Frames):
                 self._has_ended = True
                 self._changed.notify_all()
 
-    def take(self) -> list[Frame]:
-        """Wait for messages; an empty list means that the call has ended."""
+    def wait(self) -> bool:
+        """Wait for messages, or for the end of the call; return whether there are messages."""
         with self._changed:
             self._changed.wait_for(lambda: self.frames or self._has_ended)
-            frames, self.frames = self.frames, []
+            return bool(self.frames)
+
+    def take(self) -> Frames:
+        with self._changed:
             self._chunks = 0
             self._changed.notify_all()
-        return frames
+            return super().take()
 
 
-def run_call(data: Data, opened_ns: int) -> list[Frame]:
+def run_call(data: Data, opened_ns: int | None = None) -> Frames:
     """Run a call, and return all of its messages."""
     reports = _Frames()
-    reports.started(opened_ns)
+    reports.started(data, opened_ns)
     reports.run(data)
-    return reports.frames
+    return reports.take()
 
 
-def stream_call(data: Data, opened_ns: int) -> Iterator[list[Frame]]:
+def stream_call(data: Data, opened_ns: int | None = None) -> Iterator[Frames]:
     """Run a call, and yield its messages as they occur."""
     reports = _LiveFrames()
-    reports.started(opened_ns)
+    reports.started(data, opened_ns)
     yield reports.take()
     # Only now: a C function could prevent this thread from sending the message.
     thread = threading.Thread(target=reports.run, args=(data,), name="stageflow-ray", daemon=True)
     thread.start()
-    while frames := reports.take():
-        yield frames
+    while reports.wait():
+        yield reports.take()
     if reports.interrupt is not None:
         raise reports.interrupt
 
@@ -160,10 +191,10 @@ def stream_call(data: Data, opened_ns: int) -> Iterator[list[Frame]]:
 class Worker:
     """An actor that runs one call after another; it keeps the instances of stage classes."""
 
-    def run_call(self, data: Data, opened_ns: int) -> list[Frame]:
+    def run_call(self, data: Data, opened_ns: int | None = None) -> Frames:
         """Run a call, and return all of its messages."""
         return run_call(data, opened_ns)
 
-    def stream_call(self, data: Data, opened_ns: int) -> Iterator[list[Frame]]:
+    def stream_call(self, data: Data, opened_ns: int | None = None) -> Iterator[Frames]:
         """Run a call, and yield its messages as they occur."""
         yield from stream_call(data, opened_ns)

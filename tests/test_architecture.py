@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "_items": ("stages",),
     "context": ("stages", "_genai", "_inputs", "_items"),
     # execution: does not touch disk or network
-    "executors": (),
+    "executors": ("stages", "_inputs", "_items", "context"),
     "pipeline": ("stages", "retry", "results", "_inputs", "_items", "context", "observability", "executors"),
     # instrumentation: the only layer that depends on both execution and recording
     "observability": ("stages", "retry", "results", "_items", "context", "events"),

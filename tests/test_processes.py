@@ -33,6 +33,7 @@ from stageflow.events import MemoryEventSink
 from stageflow.executors import ProcessExecutor
 from stageflow.pipeline import Flow
 from stageflow.stages import ItemFailure, StageStatus
+from stageflow.testing import VirtualClock
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -222,6 +223,10 @@ def slow_at_three(number: int) -> int:
 
 def item_or_lock(number: int) -> Any:
     return number
+
+
+def sleeps(ctx: StageContext) -> None:
+    time.sleep(0.2)
 
 
 def leaves_child_process(ctx: StageContext) -> None:
@@ -512,6 +517,25 @@ async def test_cancellation_kills_the_worker_in_a_c_call(processes: ProcessExecu
         await run
     wait_until_ended(pid)
     assert stage_wide(sink.events, "s")["status"] == "CANCEL"
+
+
+def test_virtual_clock_waits_for_workers(processes: ProcessExecutor) -> None:
+    graph = Pipeline("p").with_stage("double", double, executor=processes, timeout=5).build()
+    results = VirtualClock().run(graph.run(PipelineContext(data={"n": 7}), deadline=60))
+    assert results.outcome == "ok"
+
+
+async def test_time_in_the_queue_does_not_count_towards_the_timeout(tmp_path: Path) -> None:
+    async with ProcessExecutor(1) as executor:
+        pipeline = Pipeline("p").with_stage("a", sleeps, executor=executor, timeout=0.5)
+        for name in ("b", "c", "d"):
+            pipeline = pipeline.with_stage(name, sleeps, executor=executor, timeout=0.5)
+        results = await pipeline.run()
+    assert results.outcome == "ok"
+    last = max(results.values(), key=lambda result: result.ended_ns)
+    assert last.queue_ms > 300
+    assert last.worker.queue_ms > 300
+    assert last.duration_ms < 500
 
 
 async def test_queued_call_is_cancelled_without_a_worker(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ __all__ = [
     "Session",
     "StageCallContext",
     "Started",
+    "open_calls",
 ]
 
 
@@ -108,6 +110,22 @@ class Raised(Struct, frozen=True):
 
 
 Message = Started | Recorded | Chunk | Returned | Raised
+
+
+class OpenCalls:
+    """Counts the calls that were passed to executors and have not been closed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def add(self, change: int) -> None:
+        """Add to the count."""
+        with self._lock:
+            self.count += change
+
+
+open_calls = OpenCalls()
 
 
 class Session(Protocol):

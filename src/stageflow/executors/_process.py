@@ -42,7 +42,7 @@ from ._pickling import context_variables, function_problem, pickled_call
 from ._protocol import RAISED, RECORDED, REJECTED, RETURNED, STARTED, FrameReader, Setup, send_frame
 from ._remote_error import restored_error
 
-__all__ = ["ProcessExecutor", "busy_processes"]
+__all__ = ["ProcessExecutor"]
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
@@ -284,12 +284,6 @@ class _Pool:
         for slot in self._slots:
             slot.forget()
 
-    @property
-    def busy(self) -> int:
-        """Number of calls that are running or waiting."""
-        with self._lock:
-            return len(self._slots) - self._idle + self._queue.qsize()
-
 
 _pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
 
@@ -299,11 +293,6 @@ def _forget_pools() -> None:
     for pool in list(_pools):
         pool.forget()
     _pools.clear()
-
-
-def busy_processes() -> int:
-    """Return the number of calls that are running in worker processes, or waiting for one."""
-    return sum(pool.busy for pool in list(_pools))
 
 
 _Outcome = Literal["completed", "started", "unstarted"]

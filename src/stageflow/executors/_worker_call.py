@@ -67,7 +67,7 @@ class WorkerCalls:
 
         Raises:
             SerializationError: A value of the call cannot be restored.
-            BaseException: The module of the function cannot be imported, or its class not be instantiated.
+            BaseException: The module of the function cannot be imported, or its class instantiated.
         """
         try:
             call = self._load(data)
@@ -76,7 +76,7 @@ class WorkerCalls:
         except Exception as error:
             raise SerializationError(
                 f"the worker cannot restore the inputs of the stage: {describe(error)}",
-                hint="define the classes of the values at the top level of modules that the worker can import",
+                hint="define the classes of the values at the top level of modules that it can import",
             ) from error
         return call, self._function(call.function)
 

@@ -12,10 +12,20 @@ from msgspec import UNSET
 
 from .._time import get_clock
 from ..context import StageContext
-from ..executors import Call, Chunk, Executor, Raised, Recorded, Returned, Session, StageCallContext
+from ..executors import (
+    Call,
+    Chunk,
+    Executor,
+    Raised,
+    Recorded,
+    Returned,
+    Session,
+    StageCallContext,
+    open_calls,
+)
 from ._plan import Node
 
-__all__ = ["call_on_executor", "next_outcome", "open_session", "stream_from_executor"]
+__all__ = ["call_on_executor", "close_session", "next_outcome", "open_session", "stream_from_executor"]
 
 _FIELDS_OF_RUN = (
     "pipeline_run_id",
@@ -71,7 +81,7 @@ def open_session(
     )
     given = copy_context()
     variables = {path: given[each] for path, each in executor.context_vars.items() if each in given}
-    return executor.open(
+    session = executor.open(
         Call(
             node.runner,
             node.generator is not None,
@@ -82,6 +92,14 @@ def open_session(
             variables,
         )
     )
+    open_calls.add(1)
+    return session
+
+
+def close_session(session: Session) -> None:
+    """End a call; if it is still running, stop its worker."""
+    session.close()
+    open_calls.add(-1)
 
 
 async def next_outcome(
@@ -128,7 +146,7 @@ def _session(
         yield session
     finally:
         ctx._worker = session.worker
-        session.close()
+        close_session(session)
 
 
 def _set_waiting(ctx: StageContext, *, waiting: bool) -> None:

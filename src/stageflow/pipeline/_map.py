@@ -18,7 +18,6 @@ from sys import getrefcount
 from typing import Any, cast
 from weakref import getweakrefcount
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from .._drive import UNSTARTED, drive
@@ -39,7 +38,8 @@ from ..executors import Executor, Raised, Session
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
 from ._batch_size import BatchSize
-from ._executor_call import next_outcome, open_session
+from ._executor_call import close_session, next_outcome, open_session
+from ._item_attempts import Grant, SuspendedItem, Work
 from ._item_context import ItemContext
 from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
 from ._output import PLAIN_TYPES, output_of
@@ -94,59 +94,6 @@ def _items(node: Node, ctx: StageContext) -> Iterable[Any] | AsyncIterable[Any]:
     return items
 
 
-class _Work(Struct, frozen=True):
-    """An attempt of an item that can start.
-
-    Attributes:
-        index: Position of the item, starting at 0.
-        item: The item.
-        attempt: Number of the attempt, starting at 1.
-        first_began: Start of the first attempt in monotonic nanoseconds; None if this is the first one.
-    """
-
-    index: int
-    item: Any
-    attempt: int = 1
-    first_began: int | None = None
-
-    def start(self, began: int) -> int:
-        """Return the start of the first attempt, given the start of this one."""
-        return began if self.first_began is None else self.first_began
-
-
-class _Suspended:
-    """An attempt of an item that is suspended, or waits for a permit or a thread.
-
-    Attributes:
-        work: The item and its attempt.
-        attempt: The attempt; None while it waits for a permit or a thread.
-        permit: Its permit of the limit.
-        scope: The state of its call in a thread.
-    """
-
-    __slots__ = ("attempt", "permit", "scope", "work")
-
-    def __init__(self, work: _Work) -> None:
-        self.work = work
-        self.attempt: Attempt | None = None
-        self.permit: Permit | None = None
-        self.scope: StageScope | None = None
-
-
-class _Grant:
-    """Waits for a permit of a limit."""
-
-    __slots__ = ("__weakref__", "future")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[None] = loop.create_future()
-
-    def notify(self, permit: Permit) -> None:
-        """Record that the permit was granted."""
-        if not self.future.done():
-            self.future.set_result(None)
-
-
 class _Map:
     """One attempt of a mapped stage: its items, its workers and their results."""
 
@@ -175,9 +122,9 @@ class _Map:
         self._exhausted = False
         self._received: deque[Any] = deque()
         self._has_room = asyncio.Event()
-        self._due: deque[_Work] = deque()
+        self._due: deque[Work] = deque()
         self._backoffs: dict[int, asyncio.TimerHandle] = {}
-        self._workers: dict[asyncio.Task[None], _Suspended | None] = {}
+        self._workers: dict[asyncio.Task[None], SuspendedItem | None] = {}
         self._feeder: asyncio.Task[None] | None = None
         self._feeding: Attempt | None = None
         self._stopped_by: StageOutput | BaseException | None = None
@@ -267,7 +214,7 @@ class _Map:
             self._stop(error)
         self._finish_if_done()
 
-    def _take(self) -> _Work | None:
+    def _take(self) -> Work | None:
         """Return the next attempt that can start, or None if there is none now."""
         if self._stopped_by is not None:
             return None
@@ -289,7 +236,7 @@ class _Map:
         self._values.append(_PENDING)
         if index >= self._tally.total:
             self._tally.total = index + 1
-        return _Work(index, item)
+        return Work(index, item)
 
     def _start_worker(self) -> None:
         # The constructor, not `loop.create_task`: an eager task factory would start an item within another.
@@ -371,7 +318,7 @@ class _Map:
                         raised = error
                     else:
                         was_immediate = False
-                        suspended = self._workers[task] = _Suspended(work)
+                        suspended = self._workers[task] = SuspendedItem(work)
                         await self._drive(
                             suspended, *started, item_ctx or ItemContext(ctx, work.attempt), began, variables
                         )
@@ -401,9 +348,9 @@ class _Map:
 
     # ------------------------------------------------------------ one attempt of an item
 
-    async def _process(self, work: _Work, task: asyncio.Task[None]) -> None:
+    async def _process(self, work: Work, task: asyncio.Task[None]) -> None:
         """Run an attempt that needs a permit of a limit, a thread or an executor."""
-        suspended = self._workers[task] = _Suspended(work)
+        suspended = self._workers[task] = SuspendedItem(work)
         self._start_worker_if_free()
         variables = self._variables.copy()
         try:
@@ -443,7 +390,7 @@ class _Map:
             self._release(suspended)
 
     async def _run_batch(
-        self, executor: Executor, first: _Work, suspended: _Suspended, task: asyncio.Task[None]
+        self, executor: Executor, first: Work, suspended: SuspendedItem, task: asyncio.Task[None]
     ) -> None:
         """Run a batch of items on the executor, starting with this one.
 
@@ -513,7 +460,7 @@ class _Map:
                 del value, raised
         finally:
             if session is not None:
-                session.close()
+                close_session(session)
 
     def _start_timeout(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
         """Start the timeout of an item, which has started on a worker."""
@@ -523,7 +470,7 @@ class _Map:
 
     async def _drive(
         self,
-        suspended: _Suspended,
+        suspended: SuspendedItem,
         steps: Any,
         waits_for: Any,
         item_ctx: ItemContext,
@@ -561,7 +508,7 @@ class _Map:
 
     def _ended(
         self,
-        work: _Work,
+        work: Work,
         value: Any,
         raised: BaseException | None,
         began: int,
@@ -609,12 +556,12 @@ class _Map:
         else:
             self._stop(output)
 
-    def _succeeded(self, work: _Work, value: Any, began: int, ended: int) -> None:
+    def _succeeded(self, work: Work, value: Any, began: int, ended: int) -> None:
         self._values[work.index] = value
         self._tally.ok += 1
         self._note_end(work, _SUCCEEDED, began, ended)
 
-    def _failed(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _failed(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         key, error = self._key(work), output.error or "failed"
         type_name = None if output.exception is None else name_of_error(output.exception)
         message = error if output.exception is None else as_text(output.exception)
@@ -630,20 +577,20 @@ class _Map:
             reason = f"item {key} failed" + (f": {output.reason}" if output.reason else "")
             self._stop(StageOutput(StageStatus.FAIL, {}, error, output.exception, reason))
 
-    def _retry(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _retry(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         if work.attempt == 1:
             self._tally.retried += 1
         self._emit(work, output, began, ended)
         if self._stopped_by is None:
-            again = _Work(work.index, work.item, work.attempt + 1, work.start(began))
+            again = Work(work.index, work.item, work.attempt + 1, work.start(began))
             self._backoffs[work.index] = self._loop.call_later(output.after or 0, self._retry_due, again)
 
-    def _retry_due(self, work: _Work) -> None:
+    def _retry_due(self, work: Work) -> None:
         del self._backoffs[work.index]
         self._due.append(work)
         self._start_worker_if_free()
 
-    def _note_end(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _note_end(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         """Count the duration of an item that has ended, and emit its event if necessary."""
         us, tally = (ended - work.start(began)) // 1000, self._tally
         tally.add_duration(us)
@@ -653,7 +600,7 @@ class _Map:
         if output.status is StageStatus.FAIL or us >= self._slow_us or self._spec.item_events == "all":
             self._emit(work, output, began, ended)
 
-    def _emit(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _emit(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         if self._spec.item_events == "none" or self._ctx.abandoned:
             return
         duration_ms = (ended // 1000 - began // 1000) / 1000
@@ -663,7 +610,7 @@ class _Map:
             ItemAttempt(work.index, self._key(work), work.attempt, output, duration_ms),
         )
 
-    def _key(self, work: _Work) -> str:
+    def _key(self, work: Work) -> str:
         """Return the key of an item; its index if `item_key` raises."""
         if self._spec.item_key is not None:
             try:
@@ -711,7 +658,7 @@ class _Map:
         self._feeder = self._feeding = None
         self._end()
 
-    def _leave(self, suspended: _Suspended) -> None:
+    def _leave(self, suspended: SuspendedItem) -> None:
         """Stop waiting for an attempt, which continues in the background."""
         if suspended.attempt is not None:
             suspended.attempt.stop_timers()
@@ -774,7 +721,7 @@ class _Map:
 
     # ------------------------------------------------------------ permits
 
-    async def _acquire_permit(self, suspended: _Suspended) -> None:
+    async def _acquire_permit(self, suspended: SuspendedItem) -> None:
         """Acquire a permit of the limit of the items, if there is one.
 
         Raises:
@@ -783,7 +730,7 @@ class _Map:
         limit = self._node.item_limit
         if limit is None:
             return
-        grant = _Grant(self._loop)
+        grant = Grant(self._loop)
         permit = Permit(
             limit,
             self._node.index,
@@ -812,7 +759,7 @@ class _Map:
                 raise
         return permit
 
-    def _release(self, suspended: _Suspended) -> None:
+    def _release(self, suspended: SuspendedItem) -> None:
         """Release the permits of an attempt; a permit that its function uses in a thread remains."""
         if suspended.permit is not None:
             suspended.permit.limit.release(suspended.permit)

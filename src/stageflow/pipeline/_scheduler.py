@@ -547,7 +547,7 @@ class Scheduler:
         self._dispatch_soon()
 
     def _start_timers(self, attempt: Attempt, node: Node) -> None:
-        """Start the timers of a suspended attempt; again, when it starts on a worker for which it has waited."""
+        """Start the timers of a suspended attempt, unless it waits for a worker that will start it."""
         attempt.stop_timers()
         if attempt.ctx._waits_for_worker:
             return

@@ -28,8 +28,8 @@ from stageflow.schema import (
     StageSummary,
     StageWide,
     Stream,
-    Worker,
     Trace,
+    Worker,
     roles,
     span_id,
 )

@@ -65,6 +65,7 @@ class Call(Struct, frozen=True):
         arguments: The positional arguments of each call, in order.
         keywords: The keyword arguments of each call.
         variables: The values of context variables, by "module:name".
+        announce: Whether to send `Started` when the calls start on a worker.
     """
 
     function: Any
@@ -74,12 +75,11 @@ class Call(Struct, frozen=True):
     arguments: tuple[tuple[Any, ...], ...]
     keywords: Mapping[str, Any]
     variables: Mapping[str, Any]
+    announce: bool
 
 
 class Started(Struct, frozen=True):
     """The calls have started on a worker."""
-
-    worker: Worker
 
 
 class Recorded(Struct, frozen=True):
@@ -150,6 +150,11 @@ class Session(Protocol):
     @property
     def worker(self) -> Worker | None:
         """The worker of the call; None until it is known."""
+        ...
+
+    @property
+    def started_ns(self) -> int:
+        """When the calls started on the worker, in monotonic nanoseconds of `get_clock()`; 0 if unknown."""
         ...
 
 

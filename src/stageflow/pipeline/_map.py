@@ -417,7 +417,15 @@ class _Map:
                 is_interrupted = False
                 try:
                     if session is None:
-                        session = open_session(executor, self._node, self._ctx, attempts, arguments, {})
+                        session = open_session(
+                            executor,
+                            self._node,
+                            self._ctx,
+                            attempts,
+                            arguments,
+                            {},
+                            announce=self._spec.timeout is not None,
+                        )
                         started = functools.partial(self._start_timeout, attempt, task)
                     else:
                         started = None

@@ -340,7 +340,7 @@ class Scheduler:
             else:
                 attempt = self.attempts[index] = Attempt(index, ctx, began, now, task, variables)
                 if node.executor is not None:
-                    ctx._on_worker_change = functools.partial(self._start_timers, attempt, node)
+                    ctx._on_worker_start = functools.partial(self._start_timers, attempt, node)
                 try:
                     self._start_timers(attempt, node)
                     value = await drive(steps, attempt.step, waits_for, attempt.gives_up)
@@ -548,7 +548,6 @@ class Scheduler:
 
     def _start_timers(self, attempt: Attempt, node: Node) -> None:
         """Start the timers of a suspended attempt, unless it waits for a worker that will start it."""
-        attempt.stop_timers()
         if attempt.ctx._waits_for_worker:
             return
         if node.timeout is not None:

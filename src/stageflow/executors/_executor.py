@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -110,6 +110,7 @@ class Raised(Struct, frozen=True):
 
 
 Message = Started | Recorded | Chunk | Returned | Raised
+M = TypeVar("M", bound=Message)
 
 
 class OpenCalls:
@@ -137,6 +138,10 @@ class Session(Protocol):
         Raises:
             WorkerLostError: The worker ended before it returned all values.
         """
+        ...
+
+    def receive_now(self, kind: type[M]) -> M | None:
+        """Return the next message if it has arrived and is of this type, otherwise None."""
         ...
 
     def acknowledge(self) -> None:

@@ -32,6 +32,7 @@ from ._executor import (
     Call,
     Chunk,
     Executor,
+    M,
     Message,
     Raised,
     Recorded,
@@ -220,6 +221,12 @@ class _Session:
                 raise message
             finally:
                 del message  # avoid a reference cycle with this frame
+        return message
+
+    def receive_now(self, kind: type[M]) -> M | None:
+        if not self._messages or type(message := self._messages[0]) is not kind:
+            return None
+        self._messages.popleft()
         return message
 
     def started(self, at_ns: int, host: str, process_id: int) -> None:

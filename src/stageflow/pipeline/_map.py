@@ -34,7 +34,7 @@ from ..errors import (
     name_of_error,
     with_message,
 )
-from ..executors import Executor, Raised, Session
+from ..executors import Executor, Raised, Returned, Session
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
 from ._batch_size import BatchSize
@@ -406,7 +406,11 @@ class _Map:
         attempts = [work.attempt for work in works]
         session: Session | None = None
         try:
-            while works:
+            while works and self._stopped_by is None:
+                if session is not None:
+                    self._take_results(session, works)
+                    if not works or self._stopped_by is not None:
+                        break
                 work = works.popleft()
                 item_ctx = ItemContext(self._ctx, work.attempt)
                 suspended.work = work
@@ -469,6 +473,13 @@ class _Map:
         finally:
             if session is not None:
                 close_session(session)
+
+    def _take_results(self, session: Session, works: deque[Work]) -> None:
+        """Process the values that have arrived; those of short items arrive together."""
+        while works and (message := session.receive_now(Returned)) is not None:
+            self._batches.add(message.duration_ns)
+            now = self._now()
+            self._ended(works.popleft(), message.value, None, now - message.duration_ns, now, is_late=False)
 
     def _start_timeout(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
         """Start the timeout of an item, which has started on a worker."""

@@ -348,6 +348,8 @@ class Pipeline:
                 after the last one. Time spent waiting for readers does not count; default no limit.
             restart: Whether an attempt is retried even if its chunks have been read: the stages that have
                 read them restart, and a reader outside the run receives a `Chunk` with `restart=True`.
+            executor: Where the function runs, such as a `ProcessExecutor`; default the event loop or a
+                thread.
 
         Raises:
             InvalidArgumentError: An option does not exist, or `streams` contains something other than

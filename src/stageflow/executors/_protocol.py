@@ -42,7 +42,7 @@ WINDOW = 64
 """Maximum number of chunks that a worker sends before the parent process has accepted them."""
 
 _HEADER = struct.Struct("!BQ")
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16
 _SMALL_BYTES = 1 << 16
 
 

@@ -34,7 +34,11 @@ async def bench_processes(rounds: int) -> None:
         ProcessExecutor(2) as two,
     ):
         calls = {
-            "one by one": (_repeated(_pooled(pool, _nothing)), _repeated(_stage(one, _nothing_stage))),
+            "one by one": (_repeated(_pooled(pool, _nothing)), _chain(one)),
+            "one by one, each in a run": (
+                _repeated(_pooled(pool, _nothing)),
+                _repeated(_stage(one, _nothing_stage)),
+            ),
             "all at once, 2 workers": (
                 at_once(_pooled(pools, _nothing), _CALLS),
                 at_once(_stage(two, _nothing_stage), _CALLS),
@@ -95,6 +99,21 @@ def _stage(executor: ProcessExecutor, function: Callable[[StageContext], Any]) -
     graph = Pipeline("call").with_stage("call", function, executor=executor).build()
 
     async def run() -> Any:
+        results = await graph.run()
+        assert results.outcome == "ok", results.error
+
+    return run
+
+
+def _chain(executor: ProcessExecutor) -> Contestant:
+    pipeline = Pipeline("chain").with_stage("s0", _nothing_stage, executor=executor)
+    for number in range(1, _CALLS):
+        pipeline = pipeline.with_stage(
+            f"s{number}", _nothing_stage, dependencies=(f"s{number - 1}",), executor=executor
+        )
+    graph = pipeline.build()
+
+    async def run() -> None:
         results = await graph.run()
         assert results.outcome == "ok", results.error
 

@@ -76,6 +76,9 @@ def build_stage_wide(
     child_runs: list[str] = _NO_NAMES,
     child_runs_total: int = 0,
     stream: Stream | None = None,
+    log_tail: list[str] = _NO_NAMES,
+    log_warnings: int = 0,
+    log_errors: int = 0,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -125,6 +128,9 @@ def build_stage_wide(
         child_runs,
         child_runs_total,
         stream,
+        log_tail,
+        log_warnings,
+        log_errors,
     )
 
 

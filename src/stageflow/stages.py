@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, Typ
 from msgspec import UNSET, Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
+from ._log_tail import StageLogs
 from .errors import InvalidArgumentError, as_text, describe, invalid_argument
 from .schema import Items, Stream
 
@@ -467,6 +468,9 @@ class StageResult(Struct, frozen=True, eq=False):
     """Number of runs that the last attempt started."""
     stream: Stream | None = None
     """The stream of the last attempt; None if it sent no chunk and is not a generator function."""
+    logs: StageLogs | None = None
+    """What the last attempt logged: the number of warnings and errors, and the last lines if it failed; None
+    if it logged nothing, or if log lines are not recorded."""
 
     @property
     def children(self) -> tuple[PipelineResults, ...]:

@@ -82,6 +82,8 @@ STAGE_FIELDS = (
     "stream_first_chunk_ms",
     "stream_blocked_ms",
     "stream_abandoned",
+    "log_warnings",
+    "log_errors",
 )
 """Fields of each stage of a run that are compared, in addition to its attributes."""
 

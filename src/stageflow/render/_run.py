@@ -641,7 +641,7 @@ def stream_note(stage: Record) -> Text:
 _MAX_LOG_LINES = 10
 """Maximum number of log lines of a stage to show."""
 
-_MAX_LOG_CHARACTERS = 200
+_MAX_LOG_CHARACTERS = 120
 """Maximum number of characters of one log line to show."""
 
 

@@ -6,6 +6,7 @@ its arguments could change until then, or keep large objects alive.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import threading
@@ -45,17 +46,6 @@ _SCALARS = frozenset({int, float, bool, type(None)})
 _Line = tuple[float, str, str, str, Any]
 """A line that is not formatted: time, name of the level, name of the logger, message and arguments."""
 
-# One lock for all attempts: it is held for an addition, and only for warnings and errors. Reentrant: a signal
-# handler may log as well.
-_counting = threading.RLock()
-
-
-@reset_in_child
-def _replace_lock() -> None:
-    # A thread of the parent may hold the lock. It does not exist in the child and will never release it.
-    global _counting
-    _counting = threading.RLock()
-
 
 class StageLogs(Struct, frozen=True, gc=False):
     """What an attempt logged.
@@ -78,58 +68,66 @@ class LogTail:
         size: Maximum number of lines.
     """
 
-    __slots__ = ("_errors", "_lines", "_warnings")
+    __slots__ = ("_errors", "_lines", "_logger", "_summaries", "_warnings")
 
     def __init__(self, size: int) -> None:
         self._lines: deque[_Line | str] = deque(maxlen=size)
-        self._warnings = 0
-        self._errors = 0
+        # Several threads may log at the same time: `next` is atomic, `+= 1` is not, and a lock takes longer.
+        self._warnings = itertools.count()
+        self._errors = itertools.count()
+        self._summaries = 0
+        self._logger: str | None = None
 
     def add(self, record: LogRecord) -> None:
-        """Add a record of `logging`."""
-        message, args, level = record.msg, record.args, record.levelno
+        """Add a record of `logging`, unless stageflow logged it."""
+        name, message, level = record.name, record.msg, record.levelno
+        args: Any = record.args
+        if name is not self._logger:
+            if _is_internal(name):
+                return
+            self._logger = name
         if (
             type(message) is str
             and len(message) <= _MAX_CHARS
             and type(args) is tuple
             and not record.exc_info
-            and _are_plain(args)
         ):
-            self._lines.append((record.created, record.levelname, record.name, message, args))
-        elif not _formatting.active:
-            self._lines.append(format_record(record))
+            # In this function, because a call would take as long as the loop.
+            for arg in args:
+                kind = type(arg)
+                if kind not in _SCALARS and (kind is not str or len(arg) > _MAX_CHARS):
+                    self._add_formatted(record)
+                    break
+            else:
+                self._lines.append((record.created, record.levelname, name, message, args))
+        else:
+            self._add_formatted(record)
         if level >= WARNING:
-            self._count(level)
+            next(self._errors if level >= ERROR else self._warnings)
+
+    def _add_formatted(self, record: LogRecord) -> None:
+        if not _formatting.active:
+            self._lines.append(format_record(record))
 
     def add_line(self, level: int, line: str) -> None:
         """Add a line that is already formatted."""
         self._lines.append(line[:_MAX_CHARS])
         if level >= WARNING:
-            self._count(level)
-
-    def _count(self, level: int) -> None:
-        with _counting:
-            if level >= ERROR:
-                self._errors += 1
-            else:
-                self._warnings += 1
+            next(self._errors if level >= ERROR else self._warnings)
 
     def summary(self, *, with_lines: bool) -> StageLogs:
         """Return what was logged so far; the lines are formatted if they are included."""
         lines: tuple[str, ...] = ()
         if with_lines:
             # A copy: a thread or task that the attempt started may continue to log.
-            lines = tuple(line if type(line) is str else _format(*line) for line in self._lines.copy())
-        return StageLogs(self._warnings, self._errors, lines)
+            lines = tuple(line if isinstance(line, str) else _format(*line) for line in self._lines.copy())
+        # Reading a counter increments it.
+        before, self._summaries = self._summaries, self._summaries + 1
+        return StageLogs(next(self._warnings) - before, next(self._errors) - before, lines)
 
 
-def _are_plain(args: tuple[Any, ...]) -> bool:
-    """Return whether the values cannot change, and are small."""
-    for arg in args:
-        kind = type(arg)
-        if kind not in _SCALARS and (kind is not str or len(arg) > _MAX_CHARS):
-            return False
-    return True
+def _is_internal(logger: str) -> bool:
+    return logger == "stageflow" or logger.startswith("stageflow.")
 
 
 class _Formatting(threading.local):
@@ -224,12 +222,13 @@ def _field_as_text(value: Any) -> str:
 
 def _exception_of(event: Mapping[str, Any]) -> str:
     given = event.get("exc_info")
+    error: Any = given
     if type(given) is tuple and len(given) == 3:
-        given = given[1]
+        error = given[1]
     elif given is True:
-        given = sys.exc_info()[1]
-    if is_a(given, BaseException):
-        return describe(given)[:_MAX_CHARS]
+        error = sys.exc_info()[1]
+    if is_a(error, BaseException):
+        return describe(error)[:_MAX_CHARS]
     rendered = event.get("exception")
     return rendered.strip().rpartition("\n")[2][:_MAX_CHARS] if type(rendered) is str else ""
 
@@ -317,19 +316,13 @@ class LogCapture:
                 if name is None:  # an empty record, which `logging.makeLogRecord` creates to copy another one
                     if self._prober == threading.get_ident():
                         self._prober = None
-                elif (receiver := self._current()) is not None and not (
-                    name.startswith("stageflow") and _is_internal(name)
-                ):
+                elif (receiver := self._current()) is not None:
                     (receiver._log_tail or receiver._open_log_tail()).add(record)
             except BaseException as error:
                 INTERRUPTS.contain(error)
             return record
 
         return create
-
-
-def _is_internal(logger: str) -> bool:
-    return logger == "stageflow" or logger.startswith("stageflow.")
 
 
 LOG_CAPTURE = LogCapture()

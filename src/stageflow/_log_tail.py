@@ -120,10 +120,19 @@ class LogTail:
         lines: tuple[str, ...] = ()
         if with_lines:
             # A copy: a thread or task that the attempt started may continue to log.
-            lines = tuple(line if isinstance(line, str) else _format(*line) for line in self._lines.copy())
+            lines = tuple(line if isinstance(line, str) else _stored(line) for line in self._lines.copy())
         # Reading a counter increments it.
         before, self._summaries = self._summaries, self._summaries + 1
         return StageLogs(next(self._warnings) - before, next(self._errors) - before, lines)
+
+
+def _stored(line: _Line) -> str:
+    """Return a stored line; only its message if the application has set an invalid time or level."""
+    try:
+        return _format(*line)
+    except BaseException as error:
+        INTERRUPTS.contain(error)
+        return line[3]
 
 
 def _is_internal(logger: str) -> bool:

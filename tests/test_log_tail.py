@@ -649,6 +649,22 @@ async def test_line_keeps_no_object_of_the_application_alive(sink: MemoryEventSi
     assert alive == [False]
 
 
+async def test_line_keeps_no_large_text_alive(sink: MemoryEventSink) -> None:
+    counts = []
+
+    async def stage(ctx: Any) -> None:
+        text = str(ctx.run.data) * 10_000
+        before = sys.getrefcount(text)
+        log.info(text)
+        log.info("%s", text)
+        log.info("%s", [text])
+        counts.append(sys.getrefcount(text) - before)
+
+    log.propagate = False  # the handler of pytest keeps all records
+    await Pipeline("p").with_stage("s", stage).run(PipelineContext(data="x"))
+    assert counts == [0]
+
+
 async def test_context_is_released_without_garbage_collection(sink: MemoryEventSink) -> None:
     contexts = []
 
@@ -863,48 +879,42 @@ def test_invalid_number_of_lines_is_an_error(value: Any) -> None:
 
 
 def calls_of(graph: Any) -> Counter[str]:
-    """Return the functions of Python that a run calls."""
+    """Return the functions of `logging` and of the modules that record lines that a run calls."""
     calls: Counter[str] = Counter()
+    files = {logging.__file__, sys.modules["stageflow._log_tail"].__file__}
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
-        # Two functions are called once per second.
-        if event == "call" and (name := frame.f_code.co_qualname) not in ("_second", "_timestamp_format"):
-            calls[f"{frame.f_code.co_filename}:{name}"] += 1
+        if event == "call" and (
+            frame.f_code.co_filename in files or frame.f_code.co_name in ("_log", "_logged", "_open_log_tail")
+        ):
+            calls[frame.f_code.co_qualname] += 1
 
     async def main() -> None:
-        gc.collect()
-        gc.disable()  # garbage collection would add calls at arbitrary times
         sys.setprofile(profile)
         try:
             await graph.run()
         finally:
             sys.setprofile(None)
-            gc.enable()
 
     asyncio.run(main())
     return calls
 
 
 def test_stage_that_logs_nothing_calls_and_allocates_nothing(sink: MemoryEventSink) -> None:
+    contexts: list[Any] = []
+
     async def stage(ctx: Any) -> None:
         contexts.append(ctx)
 
-    contexts: list[Any] = []
     pipeline = Pipeline("p")
     for number in range(50):
         pipeline = pipeline.with_stage(f"s{number}", stage)
     graph = pipeline.build()
-    found = {}
-    for lines in (20, False, 20):
-        stageflow.configure(sink=sink, log_tail=lines)
-        calls_of(graph)  # caches warm up
-        contexts.clear()
-        found[lines] = calls_of(graph)
-        assert len(contexts) == 50
-        assert not any("_log_tail" in vars(ctx) for ctx in contexts)
-    assert not found[False] - found[20]
-    added = {name.rpartition(":")[2]: count for name, count in (found[20] - found[False]).items()}
-    assert added == {"getLogRecordFactory": 1}  # once for the run
+    graph.run_sync()  # replaces the factory of log records
+    contexts.clear()
+    assert calls_of(graph) == {"LogCapture.install": 1, "getLogRecordFactory": 1}  # once for the run
+    assert len(contexts) == 50
+    assert not any("_log_tail" in vars(ctx) for ctx in contexts)
 
 
 # ------------------------------------------------------------ readers

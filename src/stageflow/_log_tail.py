@@ -308,9 +308,7 @@ class LogCapture:
         self._prober = threading.get_ident()
         try:
             factory(None, None, "", 0, "", (), None, None)
-        except (
-            BaseException
-        ) as error:  # raised by a factory of the application that does not expect such a record
+        except BaseException as error:  # a factory of the application may not expect such a record
             INTERRUPTS.contain(error)
         called, self._prober = self._prober is None, None
         return called

@@ -850,13 +850,19 @@ async def test_lines_can_be_disabled(sink: MemoryEventSink, value: Any) -> None:
     assert found == [(["ERROR acme.db: recorded"], 1), ([], 0), (["ERROR acme.db: recorded again"], 1)]
 
 
-def test_disabled_capture_does_not_replace_the_factory(sink: MemoryEventSink) -> None:
-    logging.setLogRecordFactory(logging.LogRecord)
-    stageflow.configure(sink=sink, log_tail=False)
-
+@pytest.mark.parametrize("reason", ["disabled", "no stage.wide", "no events"])
+def test_capture_that_is_not_needed_does_not_replace_the_factory(sink: MemoryEventSink, reason: str) -> None:
     async def stage(ctx: Any) -> None: ...
 
-    Pipeline("p").with_stage("s", stage).build().run_sync()
+    logging.setLogRecordFactory(logging.LogRecord)
+    if reason == "disabled":
+        stageflow.configure(sink=sink, log_tail=False)
+    graph = (
+        Pipeline("p")
+        .with_stage("s", stage)
+        .build(emit_stage_wide_events=reason == "disabled", emit_pipeline_wide_event=reason != "no events")
+    )
+    graph.run_sync()
     assert logging.getLogRecordFactory() is logging.LogRecord
 
 

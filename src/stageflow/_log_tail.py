@@ -66,6 +66,15 @@ class LogTail:
 
     Args:
         size: Maximum number of lines.
+
+    Example:
+        >>> tail = LogTail(1)
+        >>> tail.add_line(logging.WARNING, "slow")
+        >>> tail.summary(with_lines=False)
+        StageLogs(warnings=1, errors=0, tail=())
+        >>> tail.add_line(logging.ERROR, "broken")
+        >>> tail.summary(with_lines=True)
+        StageLogs(warnings=1, errors=1, tail=('broken',))
     """
 
     __slots__ = ("_errors", "_lines", "_logger", "_summaries", "_warnings")

@@ -63,9 +63,6 @@ class ItemContext(StageContext):
     def _usage_completed(self) -> None:
         self._of_stage._usage_completed()
 
-    def _log(self, level: int, line: str) -> None:
-        self._of_stage._log(level, line)
-
     def _open_log_tail(self) -> LogTail:
         return self._of_stage._log_tail or self._of_stage._open_log_tail()
 

@@ -324,9 +324,7 @@ def _validate(values: dict[str, Any], origins: dict[str, str]) -> Settings:
             f"max_threads must be a positive integer, got {threads!r}", origins["max_threads"]
         )
     lines = values.get("log_tail", MAX_LOG_LINES)
-    if lines is False:
-        values["log_tail"] = 0
-    elif not isinstance(lines, int) or lines is True or not 0 <= lines <= _MOST_LOG_LINES:
+    if not isinstance(lines, int) or lines is True or not 0 <= lines <= _MOST_LOG_LINES:
         raise SettingsError(
             f"log_tail must be a number of lines up to {_MOST_LOG_LINES}, or False, got {lines!r}",
             origins["log_tail"],

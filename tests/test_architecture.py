@@ -28,6 +28,7 @@ FOUNDATION = (
     "_value",
     "_log",
     "_time",
+    "_log_tail",
     "_timeparse",
     "_ids",
     "schema",

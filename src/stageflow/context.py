@@ -28,12 +28,13 @@ from ._inputs import StageInputs, Upstream
 from ._interrupts import INTERRUPTS
 from ._items import ItemAttempt, ItemTally
 from ._log import log_safely
+from ._log_tail import LOG_CAPTURE, LogTail, StageLogs
 from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
 from .errors import InvalidArgumentError, StageflowError, describe, invalid_argument
 from .schema import MAX_CHILD_RUNS, Items, Worker
-from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult
+from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult, StageStatus
 
 __all__ = [
     "ContextOfRun",
@@ -278,6 +279,7 @@ class StageContext:
     _incomplete_calls = 0
     _inputs: StageInputs | None = None
     _items: ItemTally | None = None
+    _log_tail: LogTail | None = None
     _on_abandon: Callable[[], None] | None = None
     _sealed = False
     _stream: Any = None
@@ -577,6 +579,29 @@ class StageContext:
                 log_safely(
                     log, "stage %r: a callback of an interceptor raised %s", self.stage, describe(error)
                 )
+
+    def _log(self, level: int, line: str) -> None:
+        """Add a formatted line of a log to those of this attempt, and count a warning or an error.
+
+        Args:
+            level: Level of the line, as in `logging`.
+            line: The line; see `format_line`.
+        """
+        if LOG_CAPTURE.size:
+            (self._log_tail or self._open_log_tail()).add_line(level, line)
+
+    def _open_log_tail(self) -> LogTail:
+        # `setdefault` is atomic: two threads of the attempt may log their first lines at the same time.
+        tail: LogTail = vars(self).setdefault("_log_tail", LogTail(LOG_CAPTURE.size))
+        return tail
+
+    def _logged(self, status: StageStatus) -> StageLogs | None:
+        """Return what the attempt logged; with the last lines if it failed, or did not end by itself."""
+        if self._log_tail is None:
+            return None
+        did_not_end = status is StageStatus.CANCEL and self.cancelled
+        with_lines = did_not_end or status is StageStatus.FAIL or status is StageStatus.RETRY
+        return self._log_tail.summary(with_lines=with_lines)
 
     def child_run_started(self, run_id: str) -> None:
         """Record that the attempt started a run."""

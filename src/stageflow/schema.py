@@ -286,6 +286,9 @@ class StageWide(Struct, frozen=True, gc=False):
     child_runs_total: Annotated[Count, _WORK] = 0
     stream: Annotated[Stream | None, Meta(extra={"prefix": "stream_"})] = None
     worker: Annotated[Worker | None, Meta(extra={"prefix": "worker_"})] = None
+    log_tail: Annotated[list[str], _OUTCOME] = []
+    log_warnings: Annotated[Count, _WORK] = 0
+    log_errors: Annotated[Count, _WORK] = 0
 
 
 class PipelineWide(Struct, frozen=True, gc=False):

@@ -549,6 +549,7 @@ class RunState:
             ctx._child_runs_total if ctx else 0,
             ctx._stream.summary(began) if ctx and ctx._stream else None,
             ctx._worker if ctx else None,
+            ctx._logged(output.status) if ctx and ctx._log_tail else None,
         )
 
     def _apply_result(self, index: int, result: StageResult, at: int, *, is_cancelled: bool = False) -> None:

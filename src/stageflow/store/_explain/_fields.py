@@ -84,6 +84,8 @@ STAGE_FIELDS = (
     "stream_abandoned",
     "worker_host",
     "worker_queue_ms",
+    "log_warnings",
+    "log_errors",
 )
 """Fields of each stage of a run that are compared, in addition to its attributes."""
 

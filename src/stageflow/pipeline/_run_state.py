@@ -53,10 +53,11 @@ from ..errors import (
     with_message,
 )
 from ..results import PipelineResults
-from ..stages import StageOutput, StageResult, StageStatus, is_missing
+from ..stages import StageOutput, StageResult, StageStatus
 from ._attempt import retried_or_failed, stage_timed_out
 from ._ending import Ending, cancelled_output
 from ._plan import Node, Plan
+from ._skipping import skip_reason
 from ._stream_state import StreamState
 
 __all__ = [
@@ -632,7 +633,9 @@ class RunState:
                 if waiting[after] or phases[after] == DONE:
                     continue
                 self._ready_at[after] = at
-                if nodes[after].gated and (reason := self._skip_reason(nodes[after])) is not None:
+                node = nodes[after]
+                reason = skip_reason(node, self._plan, self.results, self._routes) if node.gated else None
+                if reason is not None:
                     self._store_unstarted(after, SKIP, reason, at)
                     skipped.append(after)
                 elif self._limit is None:
@@ -643,35 +646,6 @@ class RunState:
             if not skipped:
                 return
             dependents = nodes[skipped.pop()].dependents
-
-    def _skip_reason(self, node: Node) -> str | None:
-        """Return why its dependencies skip a stage, or None if they do not."""
-        index = self._plan.index
-        if node.route is not None:
-            routers = [index[name] for name in node.dependencies if self.nodes[index[name]].route_labels]
-            if all(node.route not in self._routes.get(router, ()) for router in routers):
-                chosen = "; ".join(map(self._choice_of, routers))
-                return f"route {node.route!r} was not chosen: {chosen}"
-        if node.conditional:
-            results = [self.results[index[name]] for name in node.dependencies]
-            if all(result is not None and result.status in (SKIP, FAIL) for result in results):
-                return "every one of its dependencies was skipped"
-        for ref in node.inputs or ():
-            result = self.results[index[ref.name]]
-            if ref.if_missing == "skip" and result is not None and is_missing(result):
-                return f"its input {ref.name!r} " + ("was skipped" if result.status is SKIP else "failed")
-        return None
-
-    def _choice_of(self, router: int) -> str:
-        """Return the result of a router that has ended, as text for a reason."""
-        result = self.results[router]
-        name = self.nodes[router].name
-        if result is None or result.status is FAIL:
-            return f"{name!r} failed"
-        if result.status is SKIP:
-            return f"{name!r} was skipped: {result.reason}"
-        chosen = ", ".join(map(repr, self._routes.get(router, ())))
-        return f"{name!r} chose {chosen or 'no route'}"
 
     def _cancel_downstream(self, index: int, at: int, dependents: tuple[int, ...]) -> None:
         """Cancel dependents of an instance that failed or was cancelled, and all instances after them."""

@@ -86,6 +86,9 @@ async def _call_when(
         verdict = await verdict
     if not verdict:
         return _DECLINED
+    account = ctx._recorder.account
+    if account is not None and not account.start_attempt(ctx._sequence):
+        raise account.error(ctx.stage) or asyncio.CancelledError
     ctx.attempt = 1
     scope.variables = copy_context()
     return await start()

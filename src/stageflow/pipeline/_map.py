@@ -154,6 +154,7 @@ class _Map:
         self._timeout_ns = None if self._spec.timeout is None else self._spec.timeout * 1e9
         self._slow_us = self._spec.slow_after * 1e6
         self._tally = ctx._items = ItemTally()
+        self._account = ctx._recorder.account
         self._values: list[Any] = []
         self._source: Iterator[Any] = iter(())
         self._source_variables = copy_context()
@@ -252,9 +253,17 @@ class _Map:
             self._stop(error)
         self._finish_if_done()
 
+    def _may_start(self, attempts: int) -> bool:
+        """Count attempts that start now. Return False, and stop the map, if the budget does not allow it."""
+        if self._account is None or self._account.start_attempt(self._ctx._sequence, attempts):
+            return True
+        # Immediately: until the engine cancels the map, items that do not suspend would spend more.
+        self._stop(self._account.error(self._ctx.stage) or asyncio.CancelledError())
+        return False
+
     def _take(self) -> _Work | None:
         """Return the next attempt that can start, or None if there is none now."""
-        if self._stopped_by is not None:
+        if self._stopped_by is not None or not self._may_start(0):
             return None
         if self._due:
             return self._due.popleft()
@@ -340,6 +349,8 @@ class _Map:
         try:
             while (work := self._take()) is not None:
                 if direct:
+                    if not self._may_start(1):
+                        break
                     variables = self._variables.copy()
                     value, raised, was_immediate = None, None, True
                     item_ctx = ItemContext(ctx, work.attempt) if takes_context or work.attempt > 1 else None
@@ -408,6 +419,8 @@ class _Map:
                 call = functools.partial(call_in_thread, lambda _: function(), item_ctx, scope, False)
             else:
                 call = functools.partial(call, work.item, *self._others)
+            if not self._may_start(1):
+                return
             began, value, raised = self._now(), None, None
             try:
                 steps, waits_for = variables.run(first_step, item_ctx, call)

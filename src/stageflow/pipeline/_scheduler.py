@@ -30,8 +30,9 @@ from .._drive import drive
 from .._interrupts import INTERRUPTS, is_a
 from .._log import log_safely
 from .._time import get_clock
-from ..context import PipelineContext, StageContext
-from ..errors import LimitDeadlockError, with_message
+from ..budget import Account
+from ..context import PipelineContext, StageContext, current_stage
+from ..errors import BudgetExceededError, LimitDeadlockError, with_message
 from ..observability import RunRecorder, defaults, deliver_on, start_run
 from ..results import PipelineResults
 from ._active import HEARTBEATS, add_active_run, remove_active_run
@@ -103,6 +104,7 @@ class Scheduler:
             stages=defaults().emit_wide_events if plan.emits_stages is None else plan.emits_stages,
             pipeline=defaults().emit_wide_events if plan.emits_pipeline is None else plan.emits_pipeline,
         )
+        self.account = self.recorder.account = self._open_account()
         self.variables = copy_context()
         self.variables.run(deliver_on, self.loop)
         self.state = RunState(plan, self.run_id, self.began, origin)
@@ -122,6 +124,15 @@ class Scheduler:
         self._thread_requests: dict[int, ThreadPermit] = {}
         # The permit of the synchronous stage that started this run.
         self._outer_permit = thread_permit.get()
+
+    def _open_account(self) -> Account | None:
+        """Return the account of this run if it, or an outer run, has a budget."""
+        caller = current_stage.get()
+        outer = None if caller is None else caller._recorder.account
+        if outer is None and self.plan.budget is None:
+            return None
+        stage = -1 if caller is None else caller._sequence
+        return Account(self.plan.budget, self.pipeline_name, self.run_id, self, outer, stage)
 
     # ------------------------------------------------------------ start and end of the run
 
@@ -181,6 +192,27 @@ class Scheduler:
     def _deadline_passed(self) -> None:
         self.state.deadline_passed(self.deadline or 0, self.now())
         self._apply()
+
+    def budget_exceeded(self, stage: int, error: BudgetExceededError) -> None:
+        """See `BudgetedRun`."""
+        if asyncio._get_running_loop() is self.loop:
+            self._budget_exceeded(stage, error)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._budget_exceeded, stage, error)
+
+    @_ends_run
+    def _budget_exceeded(self, stage: int, error: BudgetExceededError) -> None:
+        self.state.budget_exceeded(stage, error, self.now())
+        self._apply()
+
+    def _refuse_attempt(self, index: int) -> None:
+        """Withdraw an attempt that must not start, because this run or an outer one exceeds its budget."""
+        # If an outer run exceeds it, that run is about to cancel this one.
+        self._cancelled("cancelled by its parent run: the budget of an outer run was exceeded")
+        self._release_unused_thread(index)
+        self.state.attempt_withdrawn(index, self.now())
+        self._execute()
 
     @_ends_run
     def abandoned(self) -> None:
@@ -295,7 +327,7 @@ class Scheduler:
     async def _work(self) -> None:
         """Run one stage after another, until none is ready or the next one must not run in this task."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        state, now, base = self.state, self.now, self.variables
+        state, now, base, account = self.state, self.now, self.variables, self.account
         context, recorder, nodes = self.context, self.recorder, self.state.nodes
         upstream = self.upstream
         ready, emits = state.ready, state.emits
@@ -320,6 +352,9 @@ class Scheduler:
                     break  # the run has ended
                 strong, weak = strong_references(), weak_references()
             number = state.attempt_number(index) if state.retried else node.first_attempt
+            if account is not None and not account.start_attempt(index, min(number, 1)):
+                self._refuse_attempt(index)
+                break
             ctx = StageContext(context, node.name, node.kind, number, index, upstream, recorder)
             if node.opens_stream:
                 ctx._stream = upstream.open_stream(ctx)
@@ -340,6 +375,8 @@ class Scheduler:
             else:
                 attempt = self.attempts[index] = Attempt(index, ctx, began, now, task, variables)
                 try:
+                    if state.phases[index] == CANCELLING:  # the run ended during the first step
+                        attempt.cancel(state.cancellation_reason(index, ctx), timed_out=False)
                     if node.timeout is not None:
                         self._start_timeout(attempt, node.timeout)
                     if node.idle_timeout is not None:
@@ -524,6 +561,8 @@ class Scheduler:
         for permit in self._held.values():
             permit.limit.release(permit)  # none is left, unless the engine has failed
         self._held.clear()
+        if self.account is not None:
+            self.account.close()
         self.results = self.state.conclude(self.context, self.began)
         self.upstream.close()
         try:

@@ -1,0 +1,247 @@
+"""Budgets: the maximum that a run may spend, and what it has spent, including its child runs."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from ._genai import cost_and_tokens
+from ._value import ValueType
+from .errors import BudgetExceededError, InvalidArgumentError, invalid_argument
+
+__all__ = ["Account", "Budget", "BudgetedRun"]
+
+# One lock for all accounts: it is held for a few additions. Reentrant: a signal handler may record usage.
+_adding = threading.RLock()
+
+
+class Budget(Struct, metaclass=ValueType, frozen=True, kw_only=True):
+    """The maximum that a run may spend, including its child runs. At least one limit is required.
+
+    Args:
+        usd: Maximum cost in US dollars: the sum of `cost_usd` of all recorded calls; default no limit.
+        tokens: Maximum number of input and output tokens of all recorded calls; default no limit.
+        attempts: Maximum number of attempts of stages and of items of mapped stages, including retries;
+            default no limit.
+
+    Raises:
+        InvalidArgumentError: No limit is set, a limit is negative or not a number, or `attempts` is less
+            than 1.
+
+    Example:
+        >>> Budget(usd=0.5, tokens=100_000)
+        Budget(usd=0.5, tokens=100000, attempts=None)
+    """
+
+    usd: float | None = None
+    tokens: int | None = None
+    attempts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.usd is None and self.tokens is None and self.attempts is None:
+            raise InvalidArgumentError(
+                "Budget: usd, tokens or attempts must be set", hint="write Budget(usd=1), for example"
+            )
+        for name, value, types, least, expected in (
+            ("usd", self.usd, (int, float), 0, "0 or more US dollars"),
+            ("tokens", self.tokens, (int,), 0, "an integer, 0 or more"),
+            ("attempts", self.attempts, (int,), 1, "a positive integer"),
+        ):
+            if value is not None and not (
+                isinstance(value, types) and not isinstance(value, bool) and least <= value < math.inf
+            ):
+                raise invalid_argument("Budget", name, value, expected)
+
+    def __str__(self) -> str:
+        limits = {"USD": self.usd, "tokens": self.tokens, "attempts": self.attempts}
+        return ", ".join(f"{_number(limit)} {unit}" for unit, limit in limits.items() if limit is not None)
+
+
+class BudgetedRun(Protocol):
+    """The part of a run that its account uses."""
+
+    def budget_exceeded(self, stage: int, error: BudgetExceededError) -> None:
+        """End the run, because it or an outer run exceeds its budget; `stage` fails with `error`.
+
+        Called on any thread. On the event loop of the run, the run ends before this method returns.
+        """
+        ...
+
+
+class _Excess(Struct, frozen=True):
+    """A limit that was exceeded, and the amount at that time."""
+
+    unit: str
+    limit: float
+    spent: float
+
+
+class Account:
+    """What one run has spent, including its child runs, whose accounts add to this one.
+
+    Only runs with a budget, and runs inside them, have an account.
+
+    Args:
+        budget: The budget of the run, or None.
+        pipeline: Name of the pipeline.
+        run_id: Id of the run.
+        run: The run, until it has ended.
+        parent: The account of the run that started this one, or None.
+        stage: The number of the stage of that run that started this one.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_budget",
+        "_excess",
+        "_parent",
+        "_pipeline",
+        "_run",
+        "_run_id",
+        "_stage",
+        "_tokens",
+        "_usd",
+    )
+
+    def __init__(
+        self,
+        budget: Budget | None,
+        pipeline: str,
+        run_id: str,
+        run: BudgetedRun,
+        parent: Account | None,
+        stage: int,
+    ) -> None:
+        self._budget = budget
+        self._pipeline = pipeline
+        self._run_id = run_id
+        self._run: BudgetedRun | None = run
+        self._parent = parent
+        self._stage = stage
+        self._usd: float = 0
+        self._tokens: float = 0
+        self._attempts = 0
+        self._excess: _Excess | None = None
+
+    def add(self, stage: int, amounts: Mapping[str, float]) -> None:
+        """Add what a stage has recorded. End the run, or an outer run, if that exceeds its budget."""
+        usd, tokens = cost_and_tokens(amounts)
+        if not usd and not tokens:
+            return
+        outermost = None
+        with _adding:
+            for account in self._and_outer():
+                account._usd, account._tokens = _sum(account._usd, usd), _sum(account._tokens, tokens)
+                if account._is_exceeded():
+                    outermost = account
+        if outermost is not None:
+            self._end_runs(stage, outermost)
+
+    def start_attempt(self, stage: int, attempts: int = 1) -> bool:
+        """Count an attempt of a stage or an item. Return False if it must not start.
+
+        It must not start if this run, or an outer one, has exceeded its budget, or would exceed it now; the
+        run then ends. With 0 `attempts`, this only checks whether a budget was exceeded.
+        """
+        outermost = None
+        with _adding:
+            if any(account._excess is not None for account in self._and_outer()):
+                return False
+            for account in self._and_outer():
+                if account._would_exceed(attempts):
+                    outermost = account
+            if outermost is None:
+                for account in self._and_outer():
+                    account._attempts += attempts
+                return True
+        self._end_runs(stage, outermost)
+        return False
+
+    def error(self, stage: str | None = None) -> BudgetExceededError | None:
+        """Return a new error if this run, or an outer one, has exceeded its budget, else None.
+
+        Args:
+            stage: Name of the stage in which it is raised.
+        """
+        for account in self._and_outer():
+            if account._excess is not None:
+                return self._error_of(account, account._excess, stage)
+        return None
+
+    def close(self) -> None:
+        """The run has ended. Later usage counts only for the outer runs."""
+        self._run = None
+
+    def _and_outer(self) -> list[Account]:
+        """Return this account and those of the outer runs, the innermost first."""
+        accounts = [self]
+        while (parent := accounts[-1]._parent) is not None:
+            accounts.append(parent)
+        return accounts
+
+    def _is_exceeded(self) -> bool:
+        """Return whether the run exceeds its budget since the last addition."""
+        budget = self._budget
+        if budget is None or self._run is None or self._excess is not None:
+            return False
+        if budget.usd is not None and self._usd > budget.usd:
+            self._excess = _Excess("usd", budget.usd, self._usd)
+        elif budget.tokens is not None and self._tokens > budget.tokens:
+            self._excess = _Excess("tokens", budget.tokens, self._tokens)
+        return self._excess is not None
+
+    def _would_exceed(self, attempts: int) -> bool:
+        limit = None if self._budget is None or self._run is None else self._budget.attempts
+        if limit is None or self._attempts + attempts <= limit:
+            return False
+        self._excess = _Excess("attempts", limit, self._attempts)
+        return True
+
+    def _end_runs(self, stage: int, outermost: Account) -> None:
+        """End this run and the outer ones, up to the outermost that has exceeded its budget."""
+        account = self
+        while True:
+            run, error = account._run, account.error()
+            if run is not None and error is not None:
+                run.budget_exceeded(stage, error)
+            if account is outermost or account._parent is None:
+                return
+            stage, account = account._stage, account._parent
+
+    def _error_of(self, account: Account, excess: _Excess, stage: str | None) -> BudgetExceededError:
+        limit, spent = _number(excess.limit), _number(excess.spent)
+        did = {
+            "usd": f"spent {spent} USD, more than its budget of {limit} USD",
+            "tokens": f"used {spent} tokens, more than its budget of {limit} tokens",
+            "attempts": f"needs more attempts than its budget of {limit}",
+        }[excess.unit]
+        run = "the run" if account is self else f"the outer run of pipeline {account._pipeline!r}"
+        return BudgetExceededError(
+            f"{run} {did}",
+            unit=excess.unit,
+            limit=excess.limit,
+            spent=excess.spent,
+            budget_run_id=account._run_id,
+            pipeline=self._pipeline,
+            stage=stage,
+            run_id=self._run_id,
+            hint=f"increase {excess.unit} in build(budget=Budget({excess.unit}={excess.limit})) of pipeline"
+            f" {account._pipeline!r}; `stageflow show {account._run_id}` shows the run",
+        )
+
+
+def _sum(total: float, amount: float) -> float:
+    try:
+        total += amount
+    except OverflowError:  # an integer that is too large for a float
+        return math.inf
+    # Round, so that 0.1 + 0.2 is 0.3; the cost of a token is about 0.000001.
+    return round(total, 12) if type(total) is float else total
+
+
+def _number(value: float) -> str:
+    return f"{value:,}".removesuffix(".0")

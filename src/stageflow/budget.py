@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Mapping
 from typing import Protocol
+from weakref import WeakSet
 
 from msgspec import Struct
 
@@ -64,10 +65,15 @@ class Budget(Struct, metaclass=ValueType, frozen=True, kw_only=True):
 class BudgetedRun(Protocol):
     """The part of a run that its account uses."""
 
-    def budget_exceeded(self, stage: int, error: BudgetExceededError) -> None:
-        """End the run, because it or an outer run exceeds its budget; `stage` fails with `error`.
+    def budget_exceeded(self, stage: int | None, error: BudgetExceededError) -> None:
+        """End the run, because it or an outer run exceeds its budget.
 
         Called on any thread. On the event loop of the run, the run ends before this method returns.
+
+        Args:
+            stage: The number of the stage with which the budget was exceeded. It fails with `error`. None if
+                it is not a stage of this run: the run is cancelled.
+            error: The amounts.
         """
         ...
 
@@ -95,11 +101,14 @@ class Account:
     """
 
     __slots__ = (
+        "__weakref__",
         "_attempts",
         "_budget",
         "_excess",
+        "_inner",
         "_parent",
         "_pipeline",
+        "_reported_by",
         "_run",
         "_run_id",
         "_stage",
@@ -126,6 +135,12 @@ class Account:
         self._tokens: float = 0
         self._attempts = 0
         self._excess: _Excess | None = None
+        # The stage with which this run or an outer one exceeded its budget, if it is a stage of this run.
+        self._reported_by: int | None = None
+        self._inner: WeakSet[Account] = WeakSet()
+        if parent is not None:
+            with _adding:
+                parent._inner.add(self)
 
     def add(self, stage: int, amounts: Mapping[str, float]) -> None:
         """Add what a stage has recorded. End the run, or an outer run, if that exceeds its budget."""
@@ -138,27 +153,30 @@ class Account:
                 account._usd, account._tokens = _sum(account._usd, usd), _sum(account._tokens, tokens)
                 if account._is_exceeded():
                     outermost = account
+            if outermost is not None:
+                self._set_reported_by(stage, outermost)
         if outermost is not None:
-            self._end_runs(stage, outermost)
+            outermost._end_runs()
 
     def start_attempt(self, stage: int, attempts: int = 1) -> bool:
         """Count an attempt of a stage or an item. Return False if it must not start.
 
         It must not start if this run, or an outer one, has exceeded its budget, or would exceed it now; the
-        run then ends. With 0 `attempts`, this only checks whether a budget was exceeded.
+        run has ended when this method returns. With 0 `attempts`, this only checks whether a budget was
+        exceeded.
         """
         outermost = None
         with _adding:
-            if any(account._excess is not None for account in self._and_outer()):
-                return False
             for account in self._and_outer():
-                if account._would_exceed(attempts):
+                if account._excess is not None or account._would_exceed(attempts):
                     outermost = account
             if outermost is None:
                 for account in self._and_outer():
                     account._attempts += attempts
                 return True
-        self._end_runs(stage, outermost)
+            self._set_reported_by(stage, outermost)
+        # Again if it was exceeded before: the loop of a run may not have processed that yet.
+        outermost._end_runs()
         return False
 
     def error(self, stage: str | None = None) -> BudgetExceededError | None:
@@ -201,16 +219,24 @@ class Account:
         self._excess = _Excess("attempts", limit, self._attempts)
         return True
 
-    def _end_runs(self, stage: int, outermost: Account) -> None:
-        """End this run and the outer ones, up to the outermost that has exceeded its budget."""
-        account = self
-        while True:
+    def _set_reported_by(self, stage: int, outermost: Account) -> None:
+        for account in self._and_outer():
+            if account._reported_by is None:
+                account._reported_by = stage
+            if account is outermost:
+                return
+            stage = account._stage
+
+    def _end_runs(self) -> None:
+        """End this run, which has exceeded its budget, and all runs inside it; the innermost first."""
+        with _adding:
+            accounts = [self]
+            for account in accounts:
+                accounts += account._inner
+        for account in reversed(accounts):
             run, error = account._run, account.error()
             if run is not None and error is not None:
-                run.budget_exceeded(stage, error)
-            if account is outermost or account._parent is None:
-                return
-            stage, account = account._stage, account._parent
+                run.budget_exceeded(account._reported_by, error)
 
     def _error_of(self, account: Account, excess: _Excess, stage: str | None) -> BudgetExceededError:
         limit, spent = _number(excess.limit), _number(excess.spent)

@@ -592,6 +592,8 @@ class RunState:
         if self.ending is not None:
             if self.ending.over_budget == index:
                 self.first_failed = self.first_failed or result
+                # The one that the stage raised has a traceback.
+                self.ending = replace(self.ending, exception=result.exception)
         elif self.interrupt is not None:
             self._fail(result, at)
         elif status is OK or status is SKIP or (status is FAIL and result.optional):

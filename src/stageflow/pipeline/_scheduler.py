@@ -193,7 +193,7 @@ class Scheduler:
         self.state.deadline_passed(self.deadline or 0, self.now())
         self._apply()
 
-    def budget_exceeded(self, stage: int, error: BudgetExceededError) -> None:
+    def budget_exceeded(self, stage: int | None, error: BudgetExceededError) -> None:
         """See `BudgetedRun`."""
         if asyncio._get_running_loop() is self.loop:
             self._budget_exceeded(stage, error)
@@ -202,14 +202,17 @@ class Scheduler:
                 self.loop.call_soon_threadsafe(self._budget_exceeded, stage, error)
 
     @_ends_run
-    def _budget_exceeded(self, stage: int, error: BudgetExceededError) -> None:
-        self.state.budget_exceeded(stage, error, self.now())
+    def _budget_exceeded(self, stage: int | None, error: BudgetExceededError) -> None:
+        if stage is None:
+            self.state.cancelled(
+                "cancelled by its parent run: the budget of an outer run was exceeded", self.now()
+            )
+        else:
+            self.state.budget_exceeded(stage, error, self.now())
         self._apply()
 
     def _refuse_attempt(self, index: int) -> None:
         """Withdraw an attempt that must not start, because this run or an outer one exceeds its budget."""
-        # If an outer run exceeds it, that run is about to cancel this one.
-        self._cancelled("cancelled by its parent run: the budget of an outer run was exceeded")
         self._release_unused_thread(index)
         self.state.attempt_withdrawn(index, self.now())
         self._execute()

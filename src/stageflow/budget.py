@@ -147,36 +147,32 @@ class Account:
         usd, tokens = cost_and_tokens(amounts)
         if not usd and not tokens:
             return
-        outermost = None
         with _adding:
-            for account in self._and_outer():
-                account._usd, account._tokens = _sum(account._usd, usd), _sum(account._tokens, tokens)
-                if account._is_exceeded():
-                    outermost = account
-            if outermost is not None:
-                self._set_reported_by(stage, outermost)
-        if outermost is not None:
-            outermost._end_runs()
+            exceeded = [account for account in self._and_outer() if account._exceeds_with(usd, tokens)]
+            if exceeded:
+                self._set_reported_by(stage, exceeded[-1])
+        if exceeded:
+            exceeded[-1]._end_runs()
 
     def start_attempt(self, stage: int, attempts: int = 1) -> bool:
         """Count an attempt of a stage or an item. Return False if it must not start.
 
-        It must not start if this run, or an outer one, has exceeded its budget, or would exceed it now; the
-        run has ended when this method returns. With 0 `attempts`, this only checks whether a budget was
-        exceeded.
+        It must not start if this run, or an outer one, has exceeded its budget, or would exceed it now. On
+        the event loop of the run, the run has ended when this method returns False. With 0 `attempts`, this
+        only checks whether a budget was exceeded.
         """
-        outermost = None
         with _adding:
-            for account in self._and_outer():
-                if account._excess is not None or account._would_exceed(attempts):
-                    outermost = account
-            if outermost is None:
-                for account in self._and_outer():
-                    account._attempts += attempts
-                return True
-            self._set_reported_by(stage, outermost)
-        # Again if it was exceeded before: the loop of a run may not have processed that yet.
-        outermost._end_runs()
+            accounts = self._and_outer()
+            exceeded = [account for account in accounts if account._excess is not None]
+            if not exceeded:
+                exceeded = [account for account in accounts if account._would_exceed(attempts)]
+                if not exceeded:
+                    for account in accounts:
+                        account._attempts += attempts
+                    return True
+                self._set_reported_by(stage, exceeded[-1])
+        # Also if it was exceeded before: the event loop of this run may not have processed that yet.
+        exceeded[-1]._end_runs()
         return False
 
     def error(self, stage: str | None = None) -> BudgetExceededError | None:
@@ -201,8 +197,9 @@ class Account:
             accounts.append(parent)
         return accounts
 
-    def _is_exceeded(self) -> bool:
-        """Return whether the run exceeds its budget since the last addition."""
+    def _exceeds_with(self, usd: float, tokens: float) -> bool:
+        """Add to the totals, and return whether the run exceeds its budget since then."""
+        self._usd, self._tokens = _sum(self._usd, usd), _sum(self._tokens, tokens)
         budget = self._budget
         if budget is None or self._run is None or self._excess is not None:
             return False
@@ -213,6 +210,7 @@ class Account:
         return self._excess is not None
 
     def _would_exceed(self, attempts: int) -> bool:
+        """Return whether the run would exceed its budget with further attempts; then it counts as exceeded."""
         limit = None if self._budget is None or self._run is None else self._budget.attempts
         if limit is None or self._attempts + attempts <= limit:
             return False

@@ -88,7 +88,7 @@ async def _call_when(
         return _DECLINED
     account = ctx._recorder.account
     if account is not None and not account.start_attempt(ctx._sequence):
-        raise account.error(ctx.stage) or asyncio.CancelledError
+        raise asyncio.CancelledError  # the run has ended
     ctx.attempt = 1
     scope.variables = copy_context()
     return await start()

@@ -257,8 +257,8 @@ class _Map:
         """Count attempts that start now. Return False, and stop the map, if the budget does not allow it."""
         if self._account is None or self._account.start_attempt(self._ctx._sequence, attempts):
             return True
-        # Immediately: until the engine cancels the map, items that do not suspend would spend more.
-        self._stop(self._account.error(self._ctx.stage) or asyncio.CancelledError())
+        # The engine cancels the map, but until it is resumed, items that do not suspend would spend more.
+        self._stop(asyncio.CancelledError("the budget of the run was exceeded"))
         return False
 
     def _take(self) -> _Work | None:

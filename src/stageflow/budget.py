@@ -210,7 +210,7 @@ class Account:
         return self._excess is not None
 
     def _would_exceed(self, attempts: int) -> bool:
-        """Return whether the run would exceed its budget with further attempts; then it counts as exceeded."""
+        """Return whether these attempts would exceed the budget, which then counts as exceeded."""
         limit = None if self._budget is None or self._run is None else self._budget.attempts
         if limit is None or self._attempts + attempts <= limit:
             return False

@@ -22,6 +22,7 @@ from stageflow import (
     StageGraph,
     StageOutput,
     StageStatus,
+    configure,
     record_embedding,
     record_llm,
 )
@@ -191,7 +192,7 @@ def test_agent_that_would_spend_a_hundred_times_its_budget_ends_at_once(
     results = start(graph)
     check_exceeded(results, sink, "agent", EXACT)
     # Code that ignores the error can record further calls until its next await; nothing else can.
-    assert total(sink) == EXACT if runner is greedy else EXACT + COST
+    assert total(sink) == (EXACT if runner is greedy else EXACT + COST)
     assert results["agent"].attempts == 1
     assert results["after"].status is CANCEL
     turns = [run for run in of_type(sink.events, "pipeline.wide") if run["pipeline_name"] == "turn"]
@@ -470,8 +471,31 @@ def test_further_calls_raise_again_and_are_recorded(sink: MemoryEventSink) -> No
 
     graph = recorded(Pipeline("p").with_stage("a", stage), sink, budget=Budget(usd=1))
     check_exceeded(start(graph), sink, "a", 2)
-    assert len(raised) == 3
+    assert raised == ["the run spent 2 USD, more than its budget of 1 USD"] * 3
     assert total(sink) == 6
+
+
+async def records_an_embedding(ctx: StageContext) -> None:
+    ctx.record_embedding("m", cost_usd=2)
+
+
+async def updates_a_call(ctx: StageContext) -> None:
+    ctx.record_llm("m").update(cost_usd=2)
+
+
+@pytest.mark.parametrize("stage", [raises_it, records_an_embedding, updates_a_call])
+def test_each_function_that_records_usage_raises_the_error(stage: Runner, sink: MemoryEventSink) -> None:
+    raised: list[BaseException] = []
+
+    async def catches(ctx: StageContext) -> None:
+        try:
+            await stage(ctx)
+        except BaseException as error:
+            raised.append(error)
+
+    graph = recorded(Pipeline("p").with_stage("a", catches), sink, budget=Budget(usd=1))
+    check_exceeded(start(graph), sink, "a", 2)
+    assert [type(error) for error in raised] == [BudgetExceededError]
 
 
 def test_call_that_exceeds_the_budget_is_recorded_completely(sink: MemoryEventSink) -> None:
@@ -512,10 +536,10 @@ def test_circuit_breaker_does_not_count_an_exceeded_budget(sink: MemoryEventSink
 @pytest.mark.parametrize(
     ("budget", "calls"),
     [
-        (Budget(usd=1), [{"cost_usd": 0.1, "output_tokens": 1}] * 10),
+        (Budget(usd=0.3), [{"cost_usd": 0.1, "output_tokens": 1}] * 3),  # the sum of these floats is greater
         (Budget(tokens=300), [{"input_tokens": 100, "output_tokens": 50}] * 2),
         (Budget(usd=0, tokens=10), [{"input_tokens": 10, "cached_tokens": 500, "reasoning_tokens": 500}]),
-        (Budget(tokens=10), [{"cost_usd": 10**400, "output_tokens": 10}]),
+        (Budget(tokens=10), [{"cost_usd": 0.5}, {"cost_usd": 10**400, "output_tokens": 10}]),
     ],
 )
 def test_run_may_spend_exactly_its_budget(
@@ -866,6 +890,45 @@ def test_map_ends_with_the_item_that_exceeds_the_budget(
     assert items["ok"] + items["failed"] + items["skipped"] <= 21
 
 
+def test_map_requests_no_item_after_the_budget_was_exceeded(sink: MemoryEventSink) -> None:
+    requested = 0
+
+    def items(ctx: StageContext) -> Any:
+        def numbers() -> Iterator[int]:
+            nonlocal requested
+            for number in range(ITEMS):
+                requested += 1
+                yield number
+
+        return StageOutput.ok(items=numbers())
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("items", items)
+        .with_map("map", immediate_item, over=("items", "items"), on_item_failure="skip")
+    )
+    results = start(recorded(pipeline, sink, budget=Budget(usd=20)))
+    check_exceeded(results, sink, "map", 21)
+    assert requested == 21
+
+
+def test_map_ends_even_if_an_interceptor_shields_it_from_cancellation(sink: MemoryEventSink) -> None:
+    async def shields(call: StageCall, proceed: Any) -> Any:
+        return await asyncio.shield(asyncio.ensure_future(proceed()))
+
+    pipeline = map_of(immediate_item, interceptors=(shields,))
+    graph = recorded(pipeline, sink, budget=Budget(usd=20))
+
+    async def main() -> PipelineResults:
+        results = await graph.run()
+        await asyncio.sleep(1)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return results
+
+    check_exceeded(VirtualClock().run(main()), sink, "map", 21)
+    assert total(sink) == 21
+
+
 def test_map_over_a_stream_of_items_ends(sink: MemoryEventSink) -> None:
     async def items(ctx: StageContext) -> Any:
         async def numbers() -> AsyncIterator[int]:
@@ -931,6 +994,28 @@ def test_one_call_can_exceed_the_budgets_of_a_run_and_its_parent(sink: MemoryEve
     check_exceeded(results, sink, "child", 4)
     (failed, _) = [event for event in of_type(sink.events, "stage.wide") if event["status"] == "FAIL"]
     assert failed["error"].startswith("BudgetExceededError: the run spent 4 USD")
+
+
+def test_error_of_a_child_run_does_not_replace_that_of_the_run(sink: MemoryEventSink) -> None:
+    errors: list[BaseException] = []
+
+    async def raises(ctx: StageContext) -> None:
+        try:
+            ctx.record_llm("m", output_tokens=1, cost_usd=2)
+        except BudgetExceededError as error:
+            errors.append(error)
+
+    graph = recorded(Pipeline("child").with_stage("stage", raises), sink)
+
+    async def stage(ctx: StageContext) -> None:
+        try:
+            await graph.run()
+        except asyncio.CancelledError:
+            raise errors[0] from None
+
+    results = start(recorded(Pipeline("p").with_stage("stage", stage), sink, budget=Budget(usd=1)))
+    error = check_exceeded(results, sink, "stage", 2)
+    assert error.__cause__ is errors[0]
 
 
 def test_concurrent_child_runs_are_cancelled(sink: MemoryEventSink) -> None:
@@ -1041,6 +1126,20 @@ def test_stages_share_the_attempts_of_the_budget(runner: Any, when: Any, sink: M
     check_exceeded(results, sink, "s4", 4, "attempts")
     assert results["s4"].attempts == 0
     assert [result.status for result in results.values()] == [OK] * 4 + [FAIL] + [CANCEL] * 5
+
+
+def test_refused_attempt_of_a_synchronous_stage_releases_its_thread(sink: MemoryEventSink) -> None:
+    configure(max_threads=1)
+
+    pipeline = Pipeline("p").with_stage("a", lambda ctx: {}).with_stage("b", lambda ctx: {})
+    graph = recorded(pipeline, sink, budget=Budget(attempts=1))
+
+    async def main() -> None:
+        async with asyncio.timeout(30):
+            for _ in range(3):
+                check_exceeded(await graph.run(), sink, "b", 1, "attempts")
+
+    asyncio.run(main())
 
 
 def test_skipped_stage_is_no_attempt(sink: MemoryEventSink) -> None:

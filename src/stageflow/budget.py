@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import threading
-from collections.abc import Mapping
+from asyncio import AbstractEventLoop, _get_running_loop
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 from weakref import WeakSet
 
@@ -63,12 +66,16 @@ class Budget(Struct, metaclass=ValueType, frozen=True, kw_only=True):
 
 
 class BudgetedRun(Protocol):
-    """The part of a run that its account uses."""
+    """The part of a run that its account uses.
+
+    Attributes:
+        loop: The event loop of the run.
+    """
+
+    loop: AbstractEventLoop
 
     def budget_exceeded(self, stage: int | None, error: BudgetExceededError) -> None:
-        """End the run, because it or an outer run exceeds its budget.
-
-        Called on any thread. On the event loop of the run, the run ends before this method returns.
+        """End the run, because it or an outer run exceeds its budget. Called on its event loop.
 
         Args:
             stage: The number of the stage with which the budget was exceeded. It fails with `error`. None if
@@ -148,9 +155,12 @@ class Account:
         if not usd and not tokens:
             return
         with _adding:
-            exceeded = [account for account in self._and_outer() if account._exceeds_with(usd, tokens)]
+            accounts = self._and_outer()
+            exceeded = [account for account in accounts if account._exceeds_with(usd, tokens)]
             if exceeded:
                 self._set_reported_by(stage, exceeded[-1])
+            exceeded = [account for account in accounts if account._excess is not None]
+        # Also if it was exceeded before: the thread that noticed it may not have ended the runs yet.
         if exceeded:
             exceeded[-1]._end_runs()
 
@@ -171,7 +181,7 @@ class Account:
                         account._attempts += attempts
                     return True
                 self._set_reported_by(stage, exceeded[-1])
-        # Also if it was exceeded before: the event loop of this run may not have processed that yet.
+        # Also if it was exceeded before: see `add`.
         exceeded[-1]._end_runs()
         return False
 
@@ -226,15 +236,27 @@ class Account:
             stage = account._stage
 
     def _end_runs(self) -> None:
-        """End this run, which has exceeded its budget, and all runs inside it; the innermost first."""
+        """End this run, which has exceeded its budget, and all runs inside it.
+
+        The runs of one event loop end together: between two of them, the end of one run would propagate to
+        the run that waits for it, as another cause of its end. Outer event loops come first, for this reason.
+        """
         with _adding:
             accounts = [self]
             for account in accounts:
                 accounts += account._inner
-        for account in reversed(accounts):
+        ends: dict[AbstractEventLoop, list[Callable[[], None]]] = {}
+        for account in accounts:
             run, error = account._run, account.error()
             if run is not None and error is not None:
-                run.budget_exceeded(account._reported_by, error)
+                end = functools.partial(run.budget_exceeded, account._reported_by, error)
+                ends.setdefault(run.loop, []).append(end)
+        for loop, calls in ends.items():
+            if loop is _get_running_loop():
+                _call_all(calls)
+            else:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(_call_all, calls)
 
     def _error_of(self, account: Account, excess: _Excess, stage: str | None) -> BudgetExceededError:
         limit, spent = _number(excess.limit), _number(excess.spent)
@@ -256,6 +278,11 @@ class Account:
             hint=f"increase {excess.unit} in build(budget=Budget({excess.unit}={excess.limit})) of pipeline"
             f" {account._pipeline!r}; `stageflow show {account._run_id}` shows the run",
         )
+
+
+def _call_all(calls: Iterable[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _sum(total: float, amount: float) -> float:

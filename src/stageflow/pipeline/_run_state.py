@@ -442,10 +442,9 @@ class RunState:
 
         The instance fails, even if it waits for an attempt, unless it has already ended.
         """
-        if self.ending is None and not self.done:
-            node, has_ended = self.nodes[index], self.phases[index] == DONE
-            error.locate(self.pipeline_name, node.name, self.run_id)
-            self._end(Ending.budget_exceeded(index, node.name, error, has_ended=has_ended), at)
+        node, has_ended = self.nodes[index], self.phases[index] == DONE
+        error.locate(self.pipeline_name, node.name, self.run_id)
+        self._end(Ending.budget_exceeded(index, node.name, error, has_ended=has_ended), at)
 
     def interrupted(self, result: StageResult, interrupt: BaseException, at: int) -> None:
         """A `KeyboardInterrupt` or `SystemExit` occurred while emitting a result: the run fails there."""

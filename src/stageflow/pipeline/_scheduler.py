@@ -193,16 +193,9 @@ class Scheduler:
         self.state.deadline_passed(self.deadline or 0, self.now())
         self._apply()
 
+    @_ends_run
     def budget_exceeded(self, stage: int | None, error: BudgetExceededError) -> None:
         """See `BudgetedRun`."""
-        if asyncio._get_running_loop() is self.loop:
-            self._budget_exceeded(stage, error)
-        else:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self.loop.call_soon_threadsafe(self._budget_exceeded, stage, error)
-
-    @_ends_run
-    def _budget_exceeded(self, stage: int | None, error: BudgetExceededError) -> None:
         if stage is None:
             self.state.cancelled(
                 "cancelled by its parent run: the budget of an outer run was exceeded", self.now()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import pickle
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -643,13 +645,14 @@ def test_concurrent_stages_spend_from_one_budget(sink: MemoryEventSink) -> None:
     assert {(result.status, result.reason) for result in others} == {(CANCEL, f"cancelled: {EXCEEDED}")}
 
 
-def test_threads_spend_from_one_budget(sink: MemoryEventSink) -> None:
+@pytest.mark.parametrize("ignored", [(), Exception])
+def test_threads_spend_from_one_budget(ignored: Any, sink: MemoryEventSink) -> None:
     at_once = threading.Barrier(8)
 
     def stage(ctx: StageContext) -> None:
         at_once.wait(10)
         while not ctx.cancelled:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(ignored):
                 ctx.record_llm("m", output_tokens=1, cost_usd=0.25)
 
     pipeline = Pipeline("p")
@@ -658,6 +661,75 @@ def test_threads_spend_from_one_budget(sink: MemoryEventSink) -> None:
     results = asyncio.run(recorded(pipeline, sink, budget=Budget(usd=100)).run())
     (failed,) = [result for result in results.values() if result.status is FAIL]
     check_exceeded(results, sink, failed.name, 100.25)
+
+
+def run_slowly(graph: StageGraph, *, slow_calls: int, after: float = 0, before: float = 0) -> PipelineResults:
+    """Run a graph; the first calls of threads to the event loop take some time, as on a busy machine."""
+
+    async def main() -> PipelineResults:
+        loop = asyncio.get_running_loop()
+        call, calls = loop.call_soon_threadsafe, itertools.count()
+
+        def slow_call(*arguments: Any, **options: Any) -> Any:
+            if threading.current_thread() is threading.main_thread() or next(calls) >= slow_calls:
+                return call(*arguments, **options)
+            time.sleep(before)
+            handle = call(*arguments, **options)
+            time.sleep(after)
+            return handle
+
+        loop.call_soon_threadsafe = slow_call  # type: ignore[method-assign]
+        return await graph.run()
+
+    return asyncio.run(main())
+
+
+def test_runs_end_together_if_a_thread_exceeds_the_budget(sink: MemoryEventSink) -> None:
+    def spends_after_the_others_started(ctx: StageContext) -> None:
+        all_run.wait(30)
+        ctx.record_llm("m", output_tokens=1, cost_usd=2)
+
+    async def waits(ctx: StageContext) -> None:
+        all_run.set()
+        await asyncio.sleep(3600)
+
+    all_run = threading.Event()
+    inner = Pipeline("inner").with_stage("spends", spends_after_the_others_started)
+    sibling = Pipeline("sibling").with_stage("waits", waits)
+    pipeline = (
+        Pipeline("p")
+        .with_stage("nested", Pipeline("middle").with_stage("inner", inner))
+        .with_stage("other", Pipeline("middle").with_stage("sibling", sibling))
+    )
+    graph = recorded(pipeline, sink, budget=Budget(usd=1), grace=0)
+    check_exceeded(run_slowly(graph, slow_calls=10, after=0.05), sink, "nested", 2)
+    ends = [(run["pipeline_name"], run["outcome"]) for run in of_type(sink.events, "pipeline.wide")]
+    assert sorted(ends) == [
+        ("inner", "failed"),
+        ("middle", "cancelled"),
+        ("middle", "failed"),
+        ("p", "failed"),
+        ("sibling", "cancelled"),
+    ]
+
+
+def test_thread_that_records_usage_after_another_one_exceeded_the_budget_ends_the_run(
+    sink: MemoryEventSink,
+) -> None:
+    both_run = threading.Barrier(2)
+
+    def first(ctx: StageContext) -> None:
+        both_run.wait(30)
+        ctx.record_llm("m", output_tokens=1, cost_usd=2)
+
+    def second(ctx: StageContext) -> None:
+        both_run.wait(30)
+        time.sleep(0.05)  # the other thread has recorded its usage, and is about to call the loop
+        ctx.record_llm("m", output_tokens=1, cost_usd=2)
+
+    pipeline = Pipeline("p").with_stage("first", first).with_stage("second", second)
+    graph = recorded(pipeline, sink, budget=Budget(usd=1), grace=0)
+    check_exceeded(run_slowly(graph, slow_calls=1, before=0.2), sink, "first", 2)
 
 
 def test_cancelled_stage_can_clean_up_and_record_its_usage(sink: MemoryEventSink) -> None:
@@ -1112,6 +1184,7 @@ def test_attempt_that_would_exceed_the_budget_does_not_start(sink: MemoryEventSi
     error = check_exceeded(results, sink, "a", 5, "attempts")
     assert error.message == "the run needs more attempts than its budget of 5"
     assert results["a"].reason == f"attempt 6 did not start: {EXCEEDED}"
+    assert results.ended_ns == results.started_ns  # nothing is left for which the run waits
     assert (calls, results["a"].attempts) == (5, 5)
 
 

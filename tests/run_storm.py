@@ -280,8 +280,8 @@ def check_budget(by_run: dict[str, list[tuple[str, dict[str, Any]]]], budget: Bu
             assert root["outcome"] not in ("ok", "degraded")
     if budget.attempts is not None:
         assert Spent.attempts <= budget.attempts
-    if failed:
-        assert root["outcome"] == "failed"
+    # The first cause that ends a run determines its outcome: it may have been cancelled before.
+    assert not failed or root["outcome"] not in ("ok", "degraded")
 
 
 def check(seed: int) -> int:

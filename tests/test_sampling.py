@@ -269,6 +269,7 @@ def test_merging_files_of_counts_does_not_change_the_counts(tmp_path: Path) -> N
         assert sum(not file.has_events for file in store.archive.files()) < 5
 
 
+@pytest.mark.timeout(240)  # 200 stores: 15 seconds on an idle machine
 def test_intervals_contain_the_true_value_in_at_least_180_of_200_cases(tmp_path: Path) -> None:
     # Each pipeline is a separate, independent case.
     dice = random.Random(7)

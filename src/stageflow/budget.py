@@ -202,7 +202,7 @@ class Account:
 
     def _and_outer(self) -> list[Account]:
         """Return this account and those of the outer runs, the innermost first."""
-        accounts = [self]
+        accounts: list[Account] = [self]
         while (parent := accounts[-1]._parent) is not None:
             accounts.append(parent)
         return accounts
@@ -242,9 +242,9 @@ class Account:
         the run that waits for it, as another cause of its end. Outer event loops come first, for this reason.
         """
         with _adding:
-            accounts = [self]
+            accounts: list[Account] = [self]
             for account in accounts:
-                accounts += account._inner
+                accounts.extend(account._inner)
         ends: dict[AbstractEventLoop, list[Callable[[], None]]] = {}
         for account in accounts:
             run, error = account._run, account.error()

@@ -25,6 +25,7 @@ from .._drive import UNSTARTED, drive
 from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemAttempt, ItemTally
 from .._time import get_clock
+from ..budget import Account
 from ..context import StageContext
 from ..errors import LimitDeadlockError, as_text, describe, invalid_argument, name_of_error, with_message
 from ..stages import ItemFailure, StageOutput, StageStatus
@@ -253,9 +254,9 @@ class _Map:
             self._stop(error)
         self._finish_if_done()
 
-    def _may_start(self, attempts: int) -> bool:
+    def _may_start(self, account: Account, attempts: int) -> bool:
         """Count attempts that start now. Return False, and stop the map, if the budget does not allow it."""
-        if self._account is None or self._account.start_attempt(self._ctx._sequence, attempts):
+        if account.start_attempt(self._ctx._sequence, attempts):
             return True
         # The engine cancels the map, but until it is resumed, items that do not suspend would spend more.
         self._stop(asyncio.CancelledError("the budget of the run was exceeded"))
@@ -263,7 +264,9 @@ class _Map:
 
     def _take(self) -> _Work | None:
         """Return the next attempt that can start, or None if there is none now."""
-        if self._stopped_by is not None or not self._may_start(0):
+        if self._stopped_by is not None:
+            return None
+        if self._account is not None and not self._may_start(self._account, 0):
             return None
         if self._due:
             return self._due.popleft()
@@ -344,12 +347,12 @@ class _Map:
         strong, weak = strong_references(), weak_references()
         call, ctx, others, now = self._call, self._ctx, self._others, self._now
         direct = not self._in_thread and self._node.item_limit is None
-        takes_context = self._node.takes_context
+        takes_context, account = self._node.takes_context, self._account
         completed = 0
         try:
             while (work := self._take()) is not None:
                 if direct:
-                    if not self._may_start(1):
+                    if account is not None and not self._may_start(account, 1):
                         break
                     variables = self._variables.copy()
                     value, raised, was_immediate = None, None, True
@@ -419,7 +422,7 @@ class _Map:
                 call = functools.partial(call_in_thread, lambda _: function(), item_ctx, scope, False)
             else:
                 call = functools.partial(call, work.item, *self._others)
-            if not self._may_start(1):
+            if self._account is not None and not self._may_start(self._account, 1):
                 return
             began, value, raised = self._now(), None, None
             try:

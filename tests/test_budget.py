@@ -880,6 +880,34 @@ def test_thread_that_was_left_running_cannot_record_without_an_error(sink: Memor
     assert [type(error) for error in raised] == [BudgetExceededError]
 
 
+def test_thread_can_exceed_the_budget_after_the_event_loop_was_closed(sink: MemoryEventSink) -> None:
+    started, closed, ended = threading.Event(), threading.Event(), threading.Event()
+    raised: list[BaseException] = []
+
+    def stage(ctx: StageContext) -> None:
+        started.set()
+        closed.wait(30)
+        try:
+            ctx.record_llm("m", output_tokens=1, cost_usd=2)
+        except BaseException as error:
+            raised.append(error)
+        ended.set()
+
+    graph = recorded(Pipeline("p").with_stage("a", stage), sink, budget=Budget(usd=1))
+    loop = asyncio.new_event_loop()
+    run = graph.run()
+    task = loop.create_task(run)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert started.wait(30)
+    loop.close()
+    closed.set()
+    assert ended.wait(30)
+    assert [type(error) for error in raised] == [BudgetExceededError]
+    run.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    check_records(sink)
+
+
 def test_first_cause_of_the_end_of_a_run_counts(sink: MemoryEventSink) -> None:
     async def stage(ctx: StageContext) -> None:
         try:

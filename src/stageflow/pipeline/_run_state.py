@@ -651,9 +651,7 @@ class RunState:
                 if waiting[after] or phases[after] == DONE:
                     continue
                 self._ready_at[after] = at
-                node = nodes[after]
-                reason = skip_reason(node, self._plan, self.results, self._routes) if node.gated else None
-                if reason is not None:
+                if nodes[after].gated and (reason := self._skip_reason(nodes[after])) is not None:
                     self._store_unstarted(after, SKIP, reason, at)
                     skipped.append(after)
                 elif self._limit is None:
@@ -664,6 +662,9 @@ class RunState:
             if not skipped:
                 return
             dependents = nodes[skipped.pop()].dependents
+
+    def _skip_reason(self, node: Node) -> str | None:
+        return skip_reason(node, self._plan, self.results, self._routes)
 
     def _cancel_downstream(self, index: int, at: int, dependents: tuple[int, ...]) -> None:
         """Cancel dependents of an instance that failed or was cancelled, and all instances after them."""

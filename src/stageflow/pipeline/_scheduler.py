@@ -104,7 +104,9 @@ class Scheduler:
             stages=defaults().emit_wide_events if plan.emits_stages is None else plan.emits_stages,
             pipeline=defaults().emit_wide_events if plan.emits_pipeline is None else plan.emits_pipeline,
         )
-        self.account = self.recorder.account = self._open_account()
+        self.account: Account | None = None
+        if plan.budget is not None or current_stage.get() is not None:
+            self._open_account()
         self.variables = copy_context()
         self.variables.run(deliver_on, self.loop)
         self.state = RunState(plan, self.run_id, self.began, origin)
@@ -125,14 +127,14 @@ class Scheduler:
         # The permit of the synchronous stage that started this run.
         self._outer_permit = thread_permit.get()
 
-    def _open_account(self) -> Account | None:
-        """Return the account of this run if it, or an outer run, has a budget."""
-        caller = current_stage.get()
+    def _open_account(self) -> None:
+        """Open the account of this run if it, or an outer run, has a budget."""
+        budget, caller = self.plan.budget, current_stage.get()
         outer = None if caller is None else caller._recorder.account
-        if outer is None and self.plan.budget is None:
-            return None
-        stage = -1 if caller is None else caller._sequence
-        return Account(self.plan.budget, self.pipeline_name, self.run_id, self, outer, stage)
+        if budget is not None or outer is not None:
+            stage = -1 if caller is None else caller._sequence
+            self.account = Account(budget, self.pipeline_name, self.run_id, self, outer, stage)
+            self.recorder.account = self.account
 
     # ------------------------------------------------------------ start and end of the run
 

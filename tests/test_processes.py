@@ -21,6 +21,7 @@ from oracle import check_record, of_type, recorded, stage_wide
 
 from stageflow import Pipeline, PipelineContext, Retry, StageContext, StageOutput, annotate, record_llm, stage
 from stageflow.errors import (
+    BudgetExceededError,
     ClosedError,
     InputError,
     InvalidArgumentError,
@@ -31,7 +32,7 @@ from stageflow.errors import (
 )
 from stageflow.events import MemoryEventSink
 from stageflow.executors import ProcessExecutor
-from stageflow.pipeline import Flow
+from stageflow.pipeline import Budget, Flow
 from stageflow.stages import ItemFailure, StageStatus
 from stageflow.testing import VirtualClock
 
@@ -229,6 +230,12 @@ def sleeps(ctx: StageContext) -> None:
     time.sleep(0.2)
 
 
+def spends(ctx: StageContext) -> None:
+    for _ in range(1000):
+        ctx.record_llm("m", output_tokens=1, cost_usd=0.01)
+        time.sleep(0.01)
+
+
 def leaves_child_process(ctx: StageContext) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(ctx.run.data["pid_file"]).write_text(str(child.pid))
@@ -400,6 +407,27 @@ async def test_runs_of_several_loops_share_an_executor() -> None:
             for n in range(3)
         }
     assert len(pids) == 1
+
+
+async def test_usage_in_workers_counts_towards_the_budget(processes: ProcessExecutor) -> None:
+    sink = MemoryEventSink()
+    pipeline = Pipeline("p").with_stage(
+        "s", spends, executor=processes, optional=True, retry=Retry(attempts=3)
+    )
+    results = await recorded(pipeline, sink, budget=Budget(usd=0.05)).run()
+    assert results.outcome == "failed"
+    assert isinstance(results["s"].exception, BudgetExceededError)
+    assert results["s"].attributes["llm.cost_usd"] < 1
+    check_record(sink.events, ["s"])
+
+
+async def test_items_in_workers_count_as_attempts(processes: ProcessExecutor) -> None:
+    flow = Flow("f")
+    flow.map(square, flow.add(numbers), executor=processes)
+    results = await flow.build(budget=Budget(attempts=20)).run()
+    assert results.outcome == "failed"
+    assert isinstance(results["square"].exception, BudgetExceededError)
+    assert results["square"].items.ok <= 19
 
 
 # ---------------------------------------------------------------- failures

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 from msgspec import UNSET
 
 from .._items import ItemAttempt
+from ..budget import Account
 from ..context import PipelineContext, StageContext, current_stage
 from ..errors import (
     InputError,
@@ -238,6 +239,8 @@ class _Upstream:
 
 class _Recorder:
     """Reports what the function records about its run and its stage."""
+
+    account: Account | None = None
 
     def __init__(self, reports: Reports, traceparent: str) -> None:
         self._reports = reports

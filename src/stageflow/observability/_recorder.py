@@ -17,6 +17,7 @@ from .._items import ItemAttempt
 from .._log import log_safely
 from .._log_tail import LOG_CAPTURE
 from .._time import get_clock, rfc3339
+from ..budget import Account
 from ..context import PipelineContext, added, current_stage
 from ..errors import as_text, describe, type_name
 from ..events import GLOBAL_COUNTERS, DirectSink, Event, NoOpEventSink, accepts_marks, offer
@@ -62,6 +63,7 @@ class RunRecorder:
         pipeline: Whether to emit the `pipeline.wide` event.
 
     Attributes:
+        account: What the run has spent; None if neither it nor an outer run has a budget.
         interrupt: A `KeyboardInterrupt` or `SystemExit` raised by an emitter, for the run to raise, or None.
     """
 
@@ -72,6 +74,7 @@ class RunRecorder:
         "_pipeline",
         "_plain",
         "_run",
+        "account",
         "detached",
         "interrupt",
         "stages",
@@ -92,6 +95,7 @@ class RunRecorder:
         self.stages = stages
         self._pipeline = pipeline
         self._marked: DirectSink | None = None
+        self.account: Account | None = None
         self.detached = False
         self.interrupt: BaseException | None = None
         self._plain = type(emitter) is WideEventEmitter

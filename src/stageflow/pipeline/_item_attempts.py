@@ -8,9 +8,10 @@ from typing import Any
 from msgspec import Struct
 
 from ._attempt import Attempt, StageScope
-from ._limits import Permit
+from ._limits import THREADS, Permit, ThreadPermit
+from ._plan import Node
 
-__all__ = ["Grant", "SuspendedItem", "Work"]
+__all__ = ["SuspendedItem", "Work", "acquire_permit", "acquire_thread"]
 
 
 class Work(Struct, frozen=True):
@@ -51,8 +52,16 @@ class SuspendedItem:
         self.permit: Permit | None = None
         self.scope: StageScope | None = None
 
+    def release(self) -> None:
+        """Release the permits of the attempt; a permit that its function uses in a thread remains."""
+        if self.permit is not None:
+            self.permit.limit.release(self.permit)
+        if self.scope is not None and self.scope.permit is not None:
+            THREADS.release(self.scope.permit)
+            self.scope.permit = None
 
-class Grant:
+
+class _Grant:
     """Waits for a permit of a limit."""
 
     __slots__ = ("__weakref__", "future")
@@ -64,3 +73,37 @@ class Grant:
         """Record that the permit was granted."""
         if not self.future.done():
             self.future.set_result(None)
+
+
+async def acquire_permit(
+    node: Node, run_id: str, loop: asyncio.AbstractEventLoop, outer: Permit | None
+) -> Permit | None:
+    """Acquire a permit of the limit of the items, if there is one.
+
+    Raises:
+        LimitDeadlockError: It would never be granted.
+    """
+    limit = node.item_limit
+    if limit is None:
+        return None
+    grant = _Grant(loop)
+    permit = Permit(limit, node.index, node.pipeline, node.name, run_id, loop, grant.notify, outer)
+    if not limit.acquire(permit):
+        try:
+            await grant.future
+        except BaseException:
+            limit.release(permit)
+            raise
+    return permit
+
+
+async def acquire_thread(loop: asyncio.AbstractEventLoop) -> ThreadPermit:
+    """Acquire a permit for a thread."""
+    permit = ThreadPermit(loop)
+    if (granted := THREADS.acquire(permit)) is not None:
+        try:
+            await granted
+        except BaseException:
+            THREADS.release(permit)
+            raise
+    return permit

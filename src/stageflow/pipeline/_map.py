@@ -24,6 +24,7 @@ from .._drive import UNSTARTED, drive
 from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemAttempt, ItemTally
 from .._time import get_clock
+from ..budget import Account
 from ..context import StageContext
 from ..errors import (
     LimitDeadlockError,
@@ -39,9 +40,9 @@ from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
 from ._batch_size import BatchSize
 from ._executor_call import close_session, next_outcome, open_session
-from ._item_attempts import Grant, SuspendedItem, Work
+from ._item_attempts import SuspendedItem, Work, acquire_permit, acquire_thread
 from ._item_context import ItemContext
-from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
+from ._limits import innermost_permit
 from ._output import PLAIN_TYPES, output_of
 from ._plan import Node
 from ._spec import MapSpec, returns_coroutine
@@ -116,6 +117,7 @@ class _Map:
         self._timeout_ns = None if self._spec.timeout is None else self._spec.timeout * 1e9
         self._slow_us = self._spec.slow_after * 1e6
         self._tally = ctx._items = ItemTally()
+        self._account = ctx._recorder.account
         self._values: list[Any] = []
         self._source: Iterator[Any] = iter(())
         self._source_variables = copy_context()
@@ -214,9 +216,19 @@ class _Map:
             self._stop(error)
         self._finish_if_done()
 
+    def _may_start(self, account: Account, attempts: int) -> bool:
+        """Count attempts that start now. Return False, and stop the map, if the budget does not allow it."""
+        if account.start_attempt(self._ctx._sequence, attempts):
+            return True
+        # The engine cancels the map, but until it is resumed, items that do not suspend would spend more.
+        self._stop(asyncio.CancelledError("the budget of the run was exceeded"))
+        return False
+
     def _take(self) -> Work | None:
         """Return the next attempt that can start, or None if there is none now."""
         if self._stopped_by is not None:
+            return None
+        if self._account is not None and not self._may_start(self._account, 0):
             return None
         if self._due:
             return self._due.popleft()
@@ -298,11 +310,13 @@ class _Map:
         call, ctx, others, now = self._call, self._ctx, self._others, self._now
         node = self._node
         direct = not self._in_thread and node.item_limit is None and node.executor is None
-        takes_context = self._node.takes_context
+        takes_context, account = node.takes_context, self._account
         completed = 0
         try:
             while (work := self._take()) is not None:
                 if direct:
+                    if account is not None and not self._may_start(account, 1):
+                        break
                     variables = self._variables.copy()
                     value, raised, was_immediate = None, None, True
                     item_ctx = ItemContext(ctx, work.attempt) if takes_context or work.attempt > 1 else None
@@ -354,7 +368,9 @@ class _Map:
         self._start_worker_if_free()
         variables = self._variables.copy()
         try:
-            await self._acquire_permit(suspended)
+            suspended.permit = await acquire_permit(
+                self._node, self._run_id, self._loop, variables.get(innermost_permit)
+            )
         except LimitDeadlockError as error:
             began = self._now()
             self._failed(work, StageOutput(StageStatus.FAIL, {}, describe(error), error), began, began)
@@ -363,17 +379,20 @@ class _Map:
             if suspended.permit is not None:
                 variables.run(innermost_permit.set, suspended.permit)
             if self._node.executor is not None:
-                await self._run_batch(self._node.executor, work, suspended, task)
+                if self._account is None or self._may_start(self._account, 1):
+                    await self._run_batch(self._node.executor, work, suspended, task)
                 return
             item_ctx = ItemContext(self._ctx, work.attempt)
             call: Call = functools.partial(self._call, *([item_ctx] if self._node.takes_context else []))
             if self._in_thread:
                 scope = suspended.scope = StageScope()
-                scope.permit = await self._acquire_thread()
+                scope.permit = await acquire_thread(self._loop)
                 function = functools.partial(call, work.item, *self._others)
                 call = functools.partial(call_in_thread, lambda _: function(), item_ctx, scope, False)
             else:
                 call = functools.partial(call, work.item, *self._others)
+            if self._account is not None and not self._may_start(self._account, 1):
+                return
             began, value, raised = self._now(), None, None
             try:
                 steps, waits_for = variables.run(first_step, item_ctx, call)
@@ -387,7 +406,7 @@ class _Map:
             self._ended(work, value, raised, began, self._now(), is_late=False)
             del value, raised
         finally:
-            self._release(suspended)
+            suspended.release()
 
     async def _run_batch(
         self, executor: Executor, first: Work, suspended: SuspendedItem, task: asyncio.Task[None]
@@ -398,8 +417,7 @@ class _Map:
         processed in other batches.
         """
         works = deque([first])
-        left = self._tally.total - len(self._values)
-        size = 1 if suspended.permit is not None else self._batches.next(left, self._max_workers)
+        size = self._size_of_batch(suspended)
         while len(works) < size and (more := self._take()) is not None:
             works.append(more)
         arguments = [(work.item, *self._others) for work in works]
@@ -473,6 +491,11 @@ class _Map:
         finally:
             if session is not None:
                 close_session(session)
+
+    def _size_of_batch(self, suspended: SuspendedItem) -> int:
+        if suspended.permit is not None or (self._account is not None and self._account.limits_attempts):
+            return 1  # each attempt acquires its permit, or is counted, when it starts
+        return self._batches.next(self._tally.total - len(self._values), self._max_workers)
 
     def _take_results(self, session: Session, works: deque[Work]) -> None:
         """Process the values that have arrived; those of short items arrive together."""
@@ -682,7 +705,7 @@ class _Map:
         if suspended.attempt is not None:
             suspended.attempt.stop_timers()
             suspended.attempt.abandon()
-        self._release(suspended)
+        suspended.release()
         if suspended.scope is not None and suspended.scope.returned is not None:
             suspended.scope.returned.cancel()
 
@@ -737,54 +760,6 @@ class _Map:
                     task.cancel()
                 else:
                     suspended.attempt.cancel(reason, timed_out=False)
-
-    # ------------------------------------------------------------ permits
-
-    async def _acquire_permit(self, suspended: SuspendedItem) -> None:
-        """Acquire a permit of the limit of the items, if there is one.
-
-        Raises:
-            LimitDeadlockError: It would never be granted.
-        """
-        limit = self._node.item_limit
-        if limit is None:
-            return
-        grant = Grant(self._loop)
-        permit = Permit(
-            limit,
-            self._node.index,
-            self._node.pipeline,
-            self._node.name,
-            self._run_id,
-            self._loop,
-            grant.notify,
-            self._variables.get(innermost_permit),
-        )
-        if not limit.acquire(permit):
-            try:
-                await grant.future
-            except BaseException:
-                limit.release(permit)
-                raise
-        suspended.permit = permit
-
-    async def _acquire_thread(self) -> ThreadPermit:
-        permit = ThreadPermit(self._loop)
-        if (granted := THREADS.acquire(permit)) is not None:
-            try:
-                await granted
-            except BaseException:
-                THREADS.release(permit)
-                raise
-        return permit
-
-    def _release(self, suspended: SuspendedItem) -> None:
-        """Release the permits of an attempt; a permit that its function uses in a thread remains."""
-        if suspended.permit is not None:
-            suspended.permit.limit.release(suspended.permit)
-        if suspended.scope is not None and suspended.scope.permit is not None:
-            THREADS.release(suspended.scope.permit)
-            suspended.scope.permit = None
 
 
 _SUCCEEDED = StageOutput(StageStatus.OK, {})

@@ -1,9 +1,10 @@
 """Checks the record of random runs: `python -m tests.run_storm 100000`.
 
-The graphs contain streams, maps, nested pipelines and loops, with retries, timeouts, limits and cancellation,
-in virtual time. Readers are slow, stop early or fail; the reader outside the run leaves. Every run, including
-each child run, must satisfy the record guarantees, and leave no task and no permit; no buffer may exceed its
-limit.
+The graphs contain streams, maps, nested pipelines and loops, with retries, timeouts, limits, budgets and
+cancellation, in virtual time. Readers are slow, stop early or fail; the reader outside the run leaves. Stages
+ignore that a budget is exceeded. Every run, including each child run, must satisfy the record guarantees, and
+leave no task and no permit; no buffer may exceed its limit; a run ends with the first call or attempt that
+exceeds its budget.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, St
 from stageflow.errors import PipelineValidationError
 from stageflow.events import MemoryEventSink
 from stageflow.observability import WideEventEmitter
-from stageflow.pipeline import StageGraph
+from stageflow.pipeline import Budget, StageGraph
 from stageflow.pipeline._buffer import Buffer
 from stageflow.pipeline._streamed_run import _finishing
 from stageflow.stages import StreamRef
@@ -39,8 +40,23 @@ OUTCOMES = ("ok", "ok", "ok", "wait", "late", "fail", "skip", "stop", "retry", "
 MOST_ITEMS = 1000
 
 
+class Spent:
+    """What the stages of one graph have recorded, and the number of attempts that called `act`."""
+
+    usd = 0
+    attempts = 0
+
+
 async def act(ctx: StageContext, outcome: str, value: Any) -> Any:
-    """End with this outcome."""
+    """Record the cost of a call, and end with this outcome."""
+    Spent.attempts += 1
+    if outcome in ("ok", "late", "skip", "retry", "flaky"):
+        Spent.usd += 1
+        if len(ctx.stage) % 2 and ctx.attempt == 1:
+            with contextlib.suppress(Exception):
+                ctx.record_llm("m", output_tokens=1, cost_usd=1)
+        else:
+            ctx.record_llm("m").update(output_tokens=1, cost_usd=1)
     if outcome == "wait":
         await asyncio.sleep(1)
     elif outcome == "late":
@@ -71,7 +87,14 @@ def options_of(rng: random.Random) -> dict[str, Any]:
     return options
 
 
-def random_pipeline(rng: random.Random, depth: int) -> Pipeline:
+def random_budget(rng: random.Random) -> Budget | None:
+    form = rng.random()
+    if form < 0.3:
+        return Budget(usd=rng.choice([0, 1, 3, 10, 50]))
+    return Budget(attempts=rng.choice([1, 3, 10, 30])) if form < 0.5 else None
+
+
+def random_pipeline(rng: random.Random, depth: int, options_of_children: dict[str, Any]) -> Pipeline:
     """Return a pipeline of up to six stages; some are maps, pipelines and loops."""
     pipeline = Pipeline(f"level{depth}")
     names: list[str] = []
@@ -82,7 +105,9 @@ def random_pipeline(rng: random.Random, depth: int) -> Pipeline:
         options = options_of(rng)
         form = rng.random()
         if form < 0.2 and depth:
-            child = random_pipeline(rng, depth - 1)
+            child: Any = random_pipeline(rng, depth - 1, options_of_children)
+            if rng.random() < 0.3:
+                child = child.build(budget=random_budget(rng), **options_of_children)
             if rng.random() < 0.5:
                 ends = rng.random() < 0.7
                 pipeline = pipeline.with_loop(
@@ -232,23 +257,54 @@ def check_deadlocks(problems: Iterable[str]) -> None:
     assert all("deadlocks" in problem or "use two limits" in problem for problem in problems), problems
 
 
+def check_budget(by_run: dict[str, list[tuple[str, dict[str, Any]]]], budget: Budget | None) -> None:
+    """Check that all usage is recorded, and that the run ended with the first excess of its budget."""
+    runs = [data for events in by_run.values() for type, data in events if type == "pipeline.wide"]
+    assert sum(run["attributes"].get("llm.cost_usd", 0) for run in runs) == Spent.usd
+    if budget is None:
+        return
+    (root,) = [run for run in runs if run["parent_run_id"] is None]
+    failed = [
+        data
+        for type, data in by_run[root["event_id"]]
+        if type == "stage.wide" and data["error_type"] == "BudgetExceededError" and data["status"] == "FAIL"
+    ]
+    assert len(failed) <= 1
+    if budget.usd is not None:
+        assert Spent.usd <= budget.usd + 1
+        if root["reason"] == "the budget of the run was exceeded":
+            assert failed[0]["error"].startswith(f"BudgetExceededError: the run spent {Spent.usd} USD")
+        if Spent.usd <= budget.usd:
+            assert not failed
+        else:
+            assert root["outcome"] not in ("ok", "degraded")
+    if budget.attempts is not None:
+        assert Spent.attempts <= budget.attempts
+    # The first cause that ends a run determines its outcome: it may have been cancelled before.
+    assert not failed or root["outcome"] not in ("ok", "degraded")
+
+
 def check(seed: int) -> int:
     """Run one random graph, and return the number of its runs."""
     rng = random.Random(seed)
     sink = MemoryEventSink()
     limits = Limits(shared=rng.randint(1, 3))
-    pipeline = random_pipeline(rng, rng.randint(0, 2))
     options: dict[str, Any] = {
         "emit_stage_wide_events": True,
         "emit_pipeline_wide_event": True,
         "wide_event_emitter": WideEventEmitter(sink),
-        "on_failure": rng.choice(["cancel", "continue"]),
-        "max_concurrency": rng.choice([None, None, 1, 3]),
         "limits": limits,
         "grace": 1,
     }
+    budget = random_budget(rng)
     try:
-        graph: StageGraph = pipeline.build(**options)
+        pipeline = random_pipeline(rng, rng.randint(0, 2), options)
+        graph: StageGraph = pipeline.build(
+            on_failure=rng.choice(["cancel", "continue"]),
+            max_concurrency=rng.choice([None, None, 1, 3]),
+            budget=budget,
+            **options,
+        )
     except PipelineValidationError as error:
         check_deadlocks(error.problems)
         return 0  # a deadlock that `build()` has found
@@ -257,6 +313,8 @@ def check(seed: int) -> int:
     on_abandon = rng.choice(["cancel", "finish"])
     cancel_after = rng.choice([None, None, rng.random() * 5])
     deadline = rng.choice([None, None, 0.5 + rng.random() * 10])
+
+    Spent.usd = Spent.attempts = 0
 
     async def read_outside() -> None:
         run = graph.stream(
@@ -295,6 +353,7 @@ def check(seed: int) -> int:
     by_run: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for type, data in sink.events:
         by_run[data["correlation_ids"]["pipeline_run_id"]].append((type, data))
+    check_budget(by_run, budget)
     children: set[str] = set()
     for events in by_run.values():
         summaries = [data["stage_summaries"] for type, data in events if type == "pipeline.wide"]

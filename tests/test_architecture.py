@@ -28,6 +28,7 @@ FOUNDATION = (
     "_value",
     "_log",
     "_time",
+    "_log_tail",
     "_timeparse",
     "_ids",
     "schema",
@@ -47,14 +48,18 @@ MAY_IMPORT = {
     "retry": ("stages",),
     "results": ("stages", "context"),
     "_genai": (),
+    "budget": ("_genai",),
     "_inputs": ("stages",),
     "_items": ("stages",),
-    "context": ("stages", "_genai", "_inputs", "_items"),
+    "context": ("stages", "_genai", "_inputs", "_items", "budget"),
     # execution: does not touch disk or network
-    "executors": (),
-    "pipeline": ("stages", "retry", "results", "_inputs", "_items", "context", "observability", "executors"),
+    "executors": ("stages", "budget", "_inputs", "_items", "context"),
+    "pipeline": (
+        *("stages", "retry", "budget", "results", "_inputs", "_items", "context", "observability"),
+        "executors",
+    ),
     # instrumentation: the only layer that depends on both execution and recording
-    "observability": ("stages", "retry", "results", "_items", "context", "events"),
+    "observability": ("stages", "retry", "budget", "results", "_items", "context", "events"),
     # recording: does not depend on pipelines
     "events": (),
     "journal": ("events",),

@@ -9,6 +9,8 @@ import importlib
 import inspect
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from stageflow.events import clear_event_sink
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAIN_GUARD = 'if __name__ == "__main__":'
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```(?:\n\n```text\n(?P<prints>.*?)```)?", re.DOTALL)
 
 
@@ -45,8 +48,11 @@ def test_code_blocks_run_and_print_the_documented_output(
             for block in BLOCK.finditer(text):
                 line = text[: block.start()].count("\n") + 1
                 printed = io.StringIO()
-                with contextlib.redirect_stdout(printed):
-                    run_block("\n" * line + block["code"], page.name, namespace, runner)
+                if MAIN_GUARD in block["code"]:
+                    printed.write(run_program(block["code"], tmp_path))
+                else:
+                    with contextlib.redirect_stdout(printed):
+                        run_block("\n" * line + block["code"], page.name, namespace, runner)
                 if block["prints"] is not None:
                     assert matches(block["prints"], printed.getvalue()), (
                         f"{page.name}:{line} printed\n{printed.getvalue()}"
@@ -60,6 +66,15 @@ def test_code_blocks_run_and_print_the_documented_output(
             import ray
 
             ray.shutdown()
+
+
+def run_program(code: str, folder: Path) -> str:
+    """Run a block that is a complete program, as a reader does who saves it to a file; return its output."""
+    file = folder / "program.py"
+    file.write_text(code)
+    done = subprocess.run([sys.executable, file], cwd=folder, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def run_block(code: str, name: str, namespace: dict[str, Any], runner: asyncio.Runner) -> None:

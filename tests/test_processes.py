@@ -21,6 +21,7 @@ from oracle import check_record, of_type, recorded, stage_wide
 
 from stageflow import Pipeline, PipelineContext, Retry, StageContext, StageOutput, annotate, record_llm, stage
 from stageflow.errors import (
+    BudgetExceededError,
     ClosedError,
     InputError,
     InvalidArgumentError,
@@ -31,8 +32,9 @@ from stageflow.errors import (
 )
 from stageflow.events import MemoryEventSink
 from stageflow.executors import ProcessExecutor
-from stageflow.pipeline import Flow
+from stageflow.pipeline import Budget, Flow
 from stageflow.stages import ItemFailure, StageStatus
+from stageflow.testing import VirtualClock
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -224,6 +226,16 @@ def item_or_lock(number: int) -> Any:
     return number
 
 
+def sleeps(ctx: StageContext) -> None:
+    time.sleep(0.2)
+
+
+def spends(ctx: StageContext) -> None:
+    for _ in range(1000):
+        ctx.record_llm("m", output_tokens=1, cost_usd=0.01)
+        time.sleep(0.01)
+
+
 def leaves_child_process(ctx: StageContext) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(ctx.run.data["pid_file"]).write_text(str(child.pid))
@@ -397,6 +409,27 @@ async def test_runs_of_several_loops_share_an_executor() -> None:
     assert len(pids) == 1
 
 
+async def test_usage_in_workers_counts_towards_the_budget(processes: ProcessExecutor) -> None:
+    sink = MemoryEventSink()
+    pipeline = Pipeline("p").with_stage(
+        "s", spends, executor=processes, optional=True, retry=Retry(attempts=3)
+    )
+    results = await recorded(pipeline, sink, budget=Budget(usd=0.05)).run()
+    assert results.outcome == "failed"
+    assert isinstance(results["s"].exception, BudgetExceededError)
+    assert results["s"].attributes["llm.cost_usd"] < 1
+    check_record(sink.events, ["s"])
+
+
+async def test_items_in_workers_count_as_attempts(processes: ProcessExecutor) -> None:
+    flow = Flow("f")
+    flow.map(square, flow.add(numbers), executor=processes)
+    results = await flow.build(budget=Budget(attempts=20)).run()
+    assert results.outcome == "failed"
+    assert isinstance(results["square"].exception, BudgetExceededError)
+    assert results["square"].items.ok <= 19
+
+
 # ---------------------------------------------------------------- failures
 
 
@@ -512,6 +545,25 @@ async def test_cancellation_kills_the_worker_in_a_c_call(processes: ProcessExecu
         await run
     wait_until_ended(pid)
     assert stage_wide(sink.events, "s")["status"] == "CANCEL"
+
+
+def test_virtual_clock_waits_for_workers(processes: ProcessExecutor) -> None:
+    graph = Pipeline("p").with_stage("double", double, executor=processes, timeout=5).build()
+    results = VirtualClock().run(graph.run(PipelineContext(data={"n": 7}), deadline=60))
+    assert results.outcome == "ok"
+
+
+async def test_time_in_the_queue_does_not_count_towards_the_timeout(tmp_path: Path) -> None:
+    async with ProcessExecutor(1) as executor:
+        pipeline = Pipeline("p").with_stage("a", sleeps, executor=executor, timeout=0.5)
+        for name in ("b", "c", "d"):
+            pipeline = pipeline.with_stage(name, sleeps, executor=executor, timeout=0.5)
+        results = await pipeline.run()
+    assert results.outcome == "ok"
+    last = max(results.values(), key=lambda result: result.ended_ns)
+    assert last.queue_ms > 300
+    assert last.worker.queue_ms > 300
+    assert last.duration_ms < 500
 
 
 async def test_queued_call_is_cancelled_without_a_worker(tmp_path: Path) -> None:

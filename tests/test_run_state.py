@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from stageflow import Limits, Pipeline, PipelineContext, Retry, StageContext, StageKind, StageOutput
-from stageflow.errors import LimitDeadlockError, PipelineValidationError
+from stageflow.errors import BudgetExceededError, LimitDeadlockError, PipelineValidationError
 from stageflow.pipeline import _run_state
 from stageflow.pipeline._run_state import PHASES, RunState
 from stageflow.pipeline._stream_state import StreamState
@@ -63,6 +63,7 @@ class Case:
     max_concurrency: int | None = None
     permits: int = 1
     cancelled: bool = False
+    budget: bool = False
     streams: frozenset[tuple[int, int]] = frozenset()
 
     def dependencies(self, index: int) -> tuple[int, ...]:
@@ -123,6 +124,7 @@ class Model:
     labels: dict[int, tuple[str, ...]] = field(default_factory=dict)
     first_failed: int | None = None
     ending: str | None = None
+    over_budget: int | None = None
 
     def copy(self) -> Model:
         return Model(
@@ -136,6 +138,7 @@ class Model:
             dict(self.labels),
             self.first_failed,
             self.ending,
+            self.over_budget,
         )
 
     def may_start(self) -> set[int]:
@@ -170,7 +173,9 @@ class Model:
         status = {"ok": "OK", "skip": "SKIP", "no": "SKIP", "stop": "CANCEL"}.get(how, "FAIL")
         if how.startswith("route "):
             status = "OK"
-        if late:
+        if index == self.over_budget:
+            status = "FAIL"
+        elif late:
             status, how = "FAIL", "late"
         elif self.ending is not None and how in ("boom", "flaky", "cancelled"):
             status = "CANCEL"
@@ -182,7 +187,7 @@ class Model:
 
     def abandon(self, index: int) -> None:
         number = self.running.pop(index)
-        status = "FAIL" if index in self.timed_out else "CANCEL"
+        status = "FAIL" if index in self.timed_out or index == self.over_budget else "CANCEL"
         if self.case.kinds[index].routes:
             self.labels[index] = ()
         self.timed_out.discard(index)
@@ -194,6 +199,8 @@ class Model:
 
     def settle(self, index: int, status: str, number: int) -> None:
         self.verdicts[index] = (status, number)
+        if index == self.over_budget and self.first_failed is None:
+            self.first_failed = index
         if self.ending is None:
             if status == "CANCEL":
                 self.ending = "stopped"
@@ -238,8 +245,18 @@ class Model:
             self.ending = outcome
         self.finish()
 
+    def exceed(self, index: int) -> None:
+        """The usage of a stage, or an attempt that would start, exceeds the budget of the run."""
+        if self.ending is None and index not in self.verdicts:
+            self.over_budget = index
+        self.cut("failed")
+
     def finish(self) -> None:
         if self.ending is not None and not self.running:
+            if self.over_budget is not None and self.over_budget not in self.verdicts:
+                self.verdicts[self.over_budget] = ("FAIL", self.failed_attempts[self.over_budget])
+                if self.first_failed is None:
+                    self.first_failed = self.over_budget
             for index in range(len(self.case.kinds)):
                 self.verdicts.setdefault(index, ("CANCEL", self.failed_attempts[index]))
             self.backoff.clear()
@@ -311,7 +328,7 @@ class World:
             self.held,
             self.deferred,
             frozenset(state._reserved),
-            state.ending and state.ending.outcome,
+            state.ending and (state.ending.outcome, state.ending.over_budget),
             state.first_failed and state.first_failed.name,
             tuple(sorted(self.numbers.items())),
             state.done,
@@ -366,6 +383,13 @@ class World:
                 yield ("grace", index)
         if case.cancelled and state.ending is None:
             yield ("cancel",)
+        if case.budget and state.ending is None:
+            for index, phase in enumerate(state.phases):
+                # An earlier attempt can report usage in any phase, and a stage even after its end.
+                if PHASES[phase] != "waiting":
+                    yield ("exceed", index)
+            if state.startable > 0:
+                yield ("deny",)
 
     def apply(self, event: tuple[Any, ...]) -> None:
         what, *rest = event
@@ -400,10 +424,26 @@ class World:
         elif what == "cancel":
             state.cancelled("cancelled", 0)
             model.cut("cancelled")
+        elif what == "exceed":
+            state.budget_exceeded(index, exceeded(), 0)
+            model.exceed(index)
+        elif what == "deny":
+            if (denied := self.deny()) >= 0:
+                model.exceed(denied)
         else:
             self.end(index, rest[1])
             model.end(index, rest[1])
         self.drain()
+
+    def deny(self) -> int:
+        """Start the next stage as the scheduler does if the budget does not allow its attempt."""
+        state = self.state
+        index = state.take()
+        state.acquires.clear()
+        if index >= 0:
+            state.budget_exceeded(index, exceeded(), 0)
+            state.attempt_withdrawn(index, 0)
+        return index
 
     def context(self, index: int) -> StageContext:
         """Return the context of the running attempt of a stage."""
@@ -472,6 +512,10 @@ class World:
                 assert (results[f"s{index}"].status, results[f"s{index}"].attempts) == (status, attempts)
         else:
             assert next(self.events(), None) is not None, "nothing can happen, and the run is not over"
+
+
+def exceeded() -> BudgetExceededError:
+    return BudgetExceededError("x", unit="usd", limit=1, spent=2, budget_run_id="r")
 
 
 ACTIVE = ("running", "timed_out", "cancelling")
@@ -547,6 +591,7 @@ def cases(size: int) -> Iterator[Case]:
             "permits": ((LIMITED, LIMITED, STOPS, LIMITED, FLAKY), {"max_concurrency": 2}),
             "one slot": ((LIMITED, OPTIONAL, LIMITED, STOPS, LIMITED), {"max_concurrency": 1, "permits": 2}),
             "refusals": ((REFUSED, OPTIONAL, REFUSED, STOPS, REFUSED), {"max_concurrency": 2}),
+            "budgets": ((SLOW, FLAKY, LIMITED, OPTIONAL, ASKS), {"on_failure": "continue", "budget": True}),
             "skips": ((ASKS, STOPS, OPTIONAL, STOPS, LIMITED), {"on_failure": "continue"}),
         }
         takers = {after for before, after in edges if before == 0}
@@ -636,7 +681,7 @@ class StreamWorld(World):
             tuple(state.phases),
             tuple(state.ready),
             frozenset(self.emitted),
-            state.ending and state.ending.outcome,
+            state.ending and (state.ending.outcome, state.ending.over_budget),
             state.first_failed and state.first_failed.name,
             tuple(sorted(self.numbers.items())),
             state.done,
@@ -691,6 +736,10 @@ class StreamWorld(World):
             state.grace_over(rest[0], self.context(rest[0]), 0, 0)
         elif what == "cancel":
             state.cancelled("cancelled", 0)
+        elif what == "exceed":
+            state.budget_exceeded(rest[0], exceeded(), 0)
+        elif what == "deny":
+            self.deny()
         else:
             self.end(rest[0], rest[1])
         if what in ("end", "grace"):
@@ -741,6 +790,12 @@ class StreamWorld(World):
         assert len(terminal) == len(phases)
         results = state.conclude(PipelineContext(), 0)
         failed = [name for name, status in terminal.items() if status == "FAIL"]
+        if state.ending is not None and state.ending.over_budget >= 0:
+            over = f"s{state.ending.over_budget}"
+            assert (results.outcome, terminal[over]) == ("failed", "FAIL")
+            assert isinstance(results[over].exception, BudgetExceededError)
+            assert results.exception is results[over].exception
+            return
         required = [name for name in failed if not case.kinds[int(name[1:])].optional]
         if results.outcome in ("ok", "degraded"):
             assert not required
@@ -769,6 +824,7 @@ def stream_cases() -> Iterator[Case]:
         {"on_failure": "continue"},
         {"on_failure": "cancel", "cancelled": True},
         {"on_failure": "continue", "max_concurrency": 1},
+        {"on_failure": "continue", "budget": True},
     )
     chosen = [(name, options) for options in every_option for name in families]
     number = 0

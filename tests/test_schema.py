@@ -29,6 +29,7 @@ from stageflow.schema import (
     StageWide,
     Stream,
     Trace,
+    Worker,
     roles,
     span_id,
 )
@@ -56,8 +57,9 @@ def leaves(shape: type[Struct]) -> set[str]:
             "trace": Trace,
             "items": Items,
             "stream": Stream,
+            "worker": Worker,
         }.get(name)
-        prefix = f"{name}_" if nested in (Items, Stream) else ""
+        prefix = f"{name}_" if nested in (Items, Stream, Worker) else ""
         found |= {name} if nested is None else {prefix + part for part in nested.__struct_fields__}
     return found
 
@@ -99,6 +101,10 @@ def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
         "child_runs": ["child_runs"],
         "child_runs_total": 16,
         "stream": Stream(chunks=17, bytes=18, first_chunk_ms=19.0, blocked_ms=20.0, abandoned=True),
+        "worker": Worker("host", 21, "process", 22.0),
+        "log_tail": ["log_tail"],
+        "log_warnings": 23,
+        "log_errors": 24,
     }
     assert [*values] == list(inspect.signature(build_stage_wide).parameters)[2:]
     event = msgspec.to_builtins(build_stage_wide(RUN, 11, *values.values()))

@@ -23,6 +23,7 @@ __all__ = [
     "LlmUsage",
     "Retrieval",
     "check_keywords",
+    "cost_and_tokens",
     "embedding_fields",
     "llm_fields",
     "retrieval_fields",
@@ -132,7 +133,7 @@ class LlmUsage:
             call.update(output_tokens=event.usage.output_tokens)
     """
 
-    __slots__ = ("_amounts", "_completed", "_model", "_record")
+    __slots__ = ("_amounts", "_check_budget", "_completed", "_model", "_record")
 
     def __init__(
         self,
@@ -140,8 +141,10 @@ class LlmUsage:
         usage: LlmCall,
         record: Callable[[dict[str, Any], dict[str, Any]], None],
         completed: Callable[[], None],
+        check_budget: Callable[[], None],
     ) -> None:
         self._model = model
+        self._check_budget = check_budget
         self._record = record
         self._completed = completed
         attributes, self._amounts = llm_fields(model, **usage)
@@ -160,6 +163,7 @@ class LlmUsage:
 
         Raises:
             InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
+            BudgetExceededError: The run exceeds its budget; the values are recorded.
         """
         check_keywords("update", usage, LlmCall)
         attributes, amounts = llm_fields(self._model, **usage)
@@ -172,6 +176,7 @@ class LlmUsage:
             self._record(attributes, changes)
             if self.is_complete and not was_complete:
                 self._completed()
+        self._check_budget()
 
     def _change(self, name: str, value: Any) -> Any:
         """Store the total of an amount, and return its change."""
@@ -184,6 +189,17 @@ class LlmUsage:
             return new - before
         except OverflowError:  # an integer that is too large for a float
             return new
+
+
+def cost_and_tokens(amounts: Mapping[str, float]) -> tuple[float, float]:
+    """Return the cost in US dollars and the number of input and output tokens in recorded amounts.
+
+    Example:
+        >>> cost_and_tokens(llm_fields("m", input_tokens=100, output_tokens=20, cost_usd=0.5)[1])
+        (0.5, 120)
+    """
+    tokens = amounts.get("gen_ai.usage.input_tokens", 0) + amounts.get("gen_ai.usage.output_tokens", 0)
+    return amounts.get("llm.cost_usd", 0), tokens
 
 
 def check_keywords(function: str, given: Mapping[str, Any], keywords: Any, **where: str) -> None:

@@ -78,6 +78,9 @@ def build_stage_wide(
     child_runs_total: int = 0,
     stream: Stream | None = None,
     worker: Worker | None = None,
+    log_tail: list[str] = _NO_NAMES,
+    log_warnings: int = 0,
+    log_errors: int = 0,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -128,6 +131,9 @@ def build_stage_wide(
         child_runs_total,
         stream,
         worker,
+        log_tail,
+        log_warnings,
+        log_errors,
     )
 
 

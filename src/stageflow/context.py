@@ -28,12 +28,14 @@ from ._inputs import StageInputs, Upstream
 from ._interrupts import INTERRUPTS
 from ._items import ItemAttempt, ItemTally
 from ._log import log_safely
+from ._log_tail import LOG_CAPTURE, LogTail, StageLogs
 from ._numbers import as_number
 from ._time import get_clock
 from ._value import ValueType
+from .budget import Account
 from .errors import InvalidArgumentError, StageflowError, describe, invalid_argument
 from .schema import MAX_CHILD_RUNS, Items, Worker
-from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult
+from .stages import Artifact, ChildRun, StageKind, StageOutput, StageResult, StageStatus
 
 __all__ = [
     "ContextOfRun",
@@ -68,7 +70,13 @@ _adding = threading.RLock()
 
 
 class Recorder(Protocol):
-    """Records what a stage adds to its events."""
+    """Records what a stage adds to its events.
+
+    Attributes:
+        account: What the run has spent; None if neither it nor an outer run has a budget.
+    """
+
+    account: Account | None
 
     def custom_event(self, stage: str, attempt: int, number: int, type: str, data: Any) -> None:
         """Emit a custom event, the `number`th of the attempt, with the correlation ids of the run."""
@@ -278,10 +286,11 @@ class StageContext:
     _incomplete_calls = 0
     _inputs: StageInputs | None = None
     _items: ItemTally | None = None
+    _log_tail: LogTail | None = None
     _on_abandon: Callable[[], None] | None = None
     _sealed = False
     _stream: Any = None
-    _on_worker_change: Callable[[], None] | None = None
+    _on_worker_start: Callable[[], None] | None = None
     _waits_for_worker = False
     _worker: Worker | None = None
     _worker_began = 0
@@ -454,14 +463,16 @@ class StageContext:
 
         Raises:
             InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
+            BudgetExceededError: The run exceeds its budget; the call is recorded.
 
         Example:
             ctx.record_llm("m-large", provider="acme", input_tokens=812, output_tokens=96, cost_usd=0.0031)
         """
         self._check_keywords("record_llm", usage, LlmCall)
-        call = LlmUsage(model, usage, self._record, self._usage_completed)
+        call = LlmUsage(model, usage, self._record, self._usage_completed, self._check_budget)
         if not call.is_complete:
             self._usage_started()
+        self._check_budget()
         return call
 
     def _usage_started(self) -> None:
@@ -484,9 +495,11 @@ class StageContext:
 
         Raises:
             InvalidArgumentError: A keyword is unknown; the message suggests the closest match.
+            BudgetExceededError: The run exceeds its budget; the call is recorded.
         """
         self._check_keywords("record_embedding", usage, EmbeddingCall)
         self._record(*embedding_fields(model, **usage))
+        self._check_budget()
 
     def record_retrieval(self, source: str | None = None, **found: Unpack[Retrieval]) -> None:
         """Record one search for documents.
@@ -546,6 +559,14 @@ class StageContext:
         self._recorder.add_to_run(amounts)
         if sealed:
             self._amend(totals)
+        if (account := self._recorder.account) is not None:
+            account.add(self._sequence, amounts)
+
+    def _check_budget(self) -> None:
+        account = self._recorder.account
+        if account is not None and (error := account.error(self.stage)) is not None:
+            self.cancelled = True  # if this is the first step of the attempt, the engine cannot cancel it yet
+            raise error
 
     def _as_amounts(self, amounts: Mapping[str, Any]) -> dict[str, float]:
         numbers = {}
@@ -577,6 +598,29 @@ class StageContext:
                 log_safely(
                     log, "stage %r: a callback of an interceptor raised %s", self.stage, describe(error)
                 )
+
+    def _log(self, level: int, line: str) -> None:
+        """Add a formatted line of a log to those of this attempt, and count a warning or an error.
+
+        Args:
+            level: Level of the line, as in `logging`.
+            line: The line; see `format_line`.
+        """
+        if LOG_CAPTURE.size:
+            (self._log_tail or self._open_log_tail()).add_line(level, line)
+
+    def _open_log_tail(self) -> LogTail:
+        # `setdefault` is atomic: two threads of the attempt may log their first lines at the same time.
+        tail: LogTail = vars(self).setdefault("_log_tail", LogTail(LOG_CAPTURE.size))
+        return tail
+
+    def _logged(self, status: StageStatus) -> StageLogs | None:
+        """Return what the attempt logged; with the last lines if it failed, or did not end by itself."""
+        if self._log_tail is None:
+            return None
+        did_not_end = status is StageStatus.CANCEL and self.cancelled
+        with_lines = did_not_end or status is StageStatus.FAIL or status is StageStatus.RETRY
+        return self._log_tail.summary(with_lines=with_lines)
 
     def child_run_started(self, run_id: str) -> None:
         """Record that the attempt started a run."""
@@ -709,7 +753,7 @@ def record_llm(model: str, **usage: Unpack[LlmCall]) -> LlmUsage:
     """Record one call to a language model; see `StageContext.record_llm`. No effect outside a stage."""
     if (ctx := current_stage.get()) is not None:
         return ctx.record_llm(model, **usage)
-    return LlmUsage(model, usage, lambda attributes, amounts: None, lambda: None)
+    return LlmUsage(model, usage, lambda attributes, amounts: None, lambda: None, lambda: None)
 
 
 def record_embedding(model: str, **usage: Unpack[EmbeddingCall]) -> None:

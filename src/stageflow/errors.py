@@ -9,6 +9,7 @@ StageflowError
 ├── StageNotFinishedError        a stage has no value, because it did not end OK (also a LookupError)
 ├── StageOutputError             a stage returned an invalid value (also a TypeError)
 ├── StageTimeoutError            an attempt took longer than its `timeout` (also a TimeoutError)
+├── BudgetExceededError          a run spent more than its `budget`
 ├── LoopLimitError               a loop ran its maximum number of iterations without reaching its end
 ├── LimitDeadlockError           a stage would wait indefinitely for a limit
 ├── CircuitOpenError             a circuit breaker rejected an attempt
@@ -44,6 +45,7 @@ __all__ = [
     "AlertStateError",
     "ArchiveAddressError",
     "ArchiveDamagedError",
+    "BudgetExceededError",
     "CircuitOpenError",
     "ClosedError",
     "CursorInUseError",
@@ -244,6 +246,33 @@ class LimitDeadlockError(StageflowError):
         super().__init__(message, **where)
         self.limit = limit
         self.holders = tuple(holders)
+
+
+class BudgetExceededError(StageflowError):
+    """A run, including its child runs, spent more than its budget.
+
+    Attributes:
+        unit: The limit that was exceeded: "usd", "tokens" or "attempts".
+        limit: The value of that limit.
+        spent: The amount with which the run exceeded it; for attempts, the number that had started.
+        budget_run_id: Id of the run with the budget: the run `run_id`, or an outer run.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        unit: str,
+        limit: float,
+        spent: float,
+        budget_run_id: str,
+        **where: str | None,
+    ) -> None:
+        super().__init__(message, **where)
+        self.unit = unit
+        self.limit = limit
+        self.spent = spent
+        self.budget_run_id = budget_run_id
 
 
 class LoopLimitError(StageflowError):

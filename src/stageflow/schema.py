@@ -218,9 +218,9 @@ class Stream(Struct, frozen=True, gc=False):
 class Worker(Struct, frozen=True, gc=False):
     """The worker of an executor that ran the stage; for a mapped stage, the one of its last batch."""
 
-    host: Annotated[str | None, _PROCESS]
+    host: Annotated[str | None, _LABEL]
     """Host name of the machine; null if it is unknown."""
-    pid: Annotated[Count | None, _PROCESS]
+    pid: Annotated[Count | None, _LABEL]
     """Process id; null if it is unknown."""
     kind: Annotated[str, _LABEL]
     """The kind of executor: "process" or "ray"."""
@@ -286,6 +286,9 @@ class StageWide(Struct, frozen=True, gc=False):
     child_runs_total: Annotated[Count, _WORK] = 0
     stream: Annotated[Stream | None, Meta(extra={"prefix": "stream_"})] = None
     worker: Annotated[Worker | None, Meta(extra={"prefix": "worker_"})] = None
+    log_tail: Annotated[list[str], _OUTCOME] = []
+    log_warnings: Annotated[Count, _WORK] = 0
+    log_errors: Annotated[Count, _WORK] = 0
 
 
 class PipelineWide(Struct, frozen=True, gc=False):

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from ._failures import FailureOutcomes
 from ._files import absolute_path
 from ._fork import reset_in_child
+from ._log_tail import MAX_LOG_LINES
 from ._toml import parse_toml
 from .errors import InvalidArgumentError, SettingsError, did_you_mean
 from .events import EventSink, FanoutEventSink, clear_event_sink, set_event_sink
@@ -44,6 +45,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         failure_outcomes: The outcomes that count as failures in statistics, alerts, sampling and retention.
             They are stored in the journal, for readers in every process. None keeps the definition that the
             journal contains, which is `failed`, `timeout` and `crashed` by default.
+        log_tail: Number of log lines that the event of a failed attempt contains at most, up to 200; 0 if log
+            lines are neither recorded nor counted.
         origins: Source of each setting: "argument", the name of an environment variable, or a file.
     """
 
@@ -59,6 +62,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     journal_options: Mapping[str, Any] = {}
     max_threads: int = 256
     failure_outcomes: tuple[str, ...] | None = None
+    log_tail: int = MAX_LOG_LINES
     origins: Mapping[str, str] = {}
 
 
@@ -74,8 +78,11 @@ _VARIABLES = {
     "journal_options": "STAGEFLOW_JOURNAL_OPTIONS",
     "max_threads": "STAGEFLOW_MAX_THREADS",
     "failure_outcomes": "STAGEFLOW_FAILURE_OUTCOMES",
+    "log_tail": "STAGEFLOW_LOG_TAIL",
 }
 """The environment variable of each setting: plain text for those in `_STRINGS`, JSON for the others."""
+
+_MOST_LOG_LINES = 200
 
 _STRINGS = ("journal", "service", "version", "environment", "commit")
 
@@ -112,6 +119,7 @@ class Given(TypedDict, total=False):
     journal_options: Mapping[str, Any]
     max_threads: int
     failure_outcomes: Sequence[str] | None
+    log_tail: int | Literal[False]
 
 
 def configure(**given: Unpack[Given]) -> Settings:
@@ -129,8 +137,8 @@ def configure(**given: Unpack[Given]) -> Settings:
 
     Args:
         given: `journal`, `sink`, `service`, `version`, `environment`, `commit`, `redact`, `limits`,
-            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`; see `Settings`. If no
-            source defines `journal` or `sink`, the global sink remains as it is.
+            `health_seconds`, `journal_options`, `max_threads`, `failure_outcomes`, `log_tail`; see
+            `Settings`. If no source defines `journal` or `sink`, the global sink remains as it is.
 
     Returns:
         The settings in effect, and the source of each.
@@ -216,6 +224,7 @@ def _apply(new: Settings, old: Settings | None) -> None:
             commit=new.commit,
             health_seconds=new.health_seconds,
             max_threads=new.max_threads,
+            log_tail=new.log_tail,
         )
     )
 
@@ -313,6 +322,12 @@ def _validate(values: dict[str, Any], origins: dict[str, str]) -> Settings:
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise SettingsError(
             f"max_threads must be a positive integer, got {threads!r}", origins["max_threads"]
+        )
+    lines = values.get("log_tail", MAX_LOG_LINES)
+    if not isinstance(lines, int) or lines is True or not 0 <= lines <= _MOST_LOG_LINES:
+        raise SettingsError(
+            f"log_tail must be a number of lines up to {_MOST_LOG_LINES}, or False, got {lines!r}",
+            origins["log_tail"],
         )
     return Settings(**values, origins=origins)
 

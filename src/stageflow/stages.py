@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, Typ
 from msgspec import UNSET, Struct, field
 
 from ._interrupts import INTERRUPTS, is_a
+from ._log_tail import StageLogs
 from .errors import InvalidArgumentError, as_text, describe, invalid_argument
 from .schema import Items, Stream, Worker
 
@@ -469,6 +470,9 @@ class StageResult(Struct, frozen=True, eq=False):
     """The stream of the last attempt; None if it sent no chunk and is not a generator function."""
     worker: Worker | None = None
     """The worker that ran the last attempt; None without an executor."""
+    logs: StageLogs | None = None
+    """What the last attempt logged: the number of warnings and errors, and the last lines if it failed; None
+    if it logged nothing, or if log lines are not recorded."""
 
     @property
     def children(self) -> tuple[PipelineResults, ...]:

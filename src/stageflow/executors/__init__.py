@@ -14,6 +14,7 @@ from ._executor import (
     Session as Session,
     StageCallContext as StageCallContext,
     Started as Started,
+    open_calls as open_calls,
 )
 from ._threads import busy_threads as busy_threads, in_thread as in_thread
 

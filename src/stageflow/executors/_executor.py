@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -23,6 +24,7 @@ __all__ = [
     "Session",
     "StageCallContext",
     "Started",
+    "open_calls",
 ]
 
 
@@ -63,8 +65,9 @@ class Call(Struct, frozen=True):
         arguments: The positional arguments of each call, in order.
         keywords: The keyword arguments of each call.
         variables: The values of context variables, by "module:name".
+        announce: Whether to send `Started` when the calls start on a worker.
         is_live: Whether the messages are needed as they occur. Otherwise, an executor may pass all of them on
-            when the calls have ended, without `Started`.
+            when the calls have ended.
     """
 
     function: Any
@@ -74,13 +77,12 @@ class Call(Struct, frozen=True):
     arguments: tuple[tuple[Any, ...], ...]
     keywords: Mapping[str, Any]
     variables: Mapping[str, Any]
-    is_live: bool = True
+    announce: bool
+    is_live: bool
 
 
 class Started(Struct, frozen=True):
     """The calls have started on a worker."""
-
-    worker: Worker
 
 
 class Recorded(Struct, frozen=True):
@@ -111,6 +113,23 @@ class Raised(Struct, frozen=True):
 
 
 Message = Started | Recorded | Chunk | Returned | Raised
+M = TypeVar("M", bound=Message)
+
+
+class OpenCalls:
+    """Counts the calls that were passed to executors and have not been closed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def add(self, change: int) -> None:
+        """Add to the count."""
+        with self._lock:
+            self.count += change
+
+
+open_calls = OpenCalls()
 
 
 class Session(Protocol):
@@ -124,6 +143,10 @@ class Session(Protocol):
         """
         ...
 
+    def receive_now(self, kind: type[M]) -> M | None:
+        """Return the next message if it has arrived and is of this type, otherwise None."""
+        ...
+
     def acknowledge(self) -> None:
         """Confirm a chunk: the worker may send another one."""
         ...
@@ -135,6 +158,11 @@ class Session(Protocol):
     @property
     def worker(self) -> Worker | None:
         """The worker of the call; None until it is known."""
+        ...
+
+    @property
+    def started_ns(self) -> int:
+        """When the calls started on the worker, in monotonic nanoseconds of `get_clock()`; 0 if unknown."""
         ...
 
 

@@ -23,27 +23,29 @@ from typing import Any, Literal, Self
 
 from .._cpython import interpreter_arguments
 from .._fork import reset_in_child
+from .._time import get_clock
 from ..errors import ClosedError, WorkerLostError, invalid_argument
 from ..schema import Worker
 from ._executor import (
     Call,
     Executor,
+    M,
     Message,
     Started,
 )
 from ._main_module import MAIN_MODULE
 from ._messages import message_of
 from ._pickling import context_variables, function_problem, pickled_call
-from ._protocol import RAISED, REJECTED, RETURNED, STARTED, FrameReader, Setup, send_frame
+from ._protocol import RAISED, REJECTED, RETURNED, STARTED, FrameReader, Setup, StartTime, send_frame
 from ._remote_error import restored_error
 
-__all__ = ["ProcessExecutor", "busy_processes"]
+__all__ = ["ProcessExecutor"]
 
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from stageflow.executors._process_main import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from stageflow.executors._process_main import main; main(*map(int, sys.argv[1].split()))"
 )
-"""The program of a worker. Its arguments are two file descriptors and the import path of this process."""
+"""The program of a worker. Its arguments are file descriptors and the import path of this process."""
 
 _MAX_STARTS = 3
 """Number of workers that are started for one call if they end before they are ready."""
@@ -173,10 +175,11 @@ class _Session:
 
     Attributes:
         call: The call.
-        opened_ns: When it was passed to the executor, in monotonic nanoseconds.
+        opened_ns: When it was passed to the executor, in nanoseconds of `time.monotonic_ns`.
         closed: True once nothing receives the messages any more.
         slot: What runs the call, or None.
         worker: The worker that runs the call, or None.
+        started_ns: When it started; see `Session`.
     """
 
     def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
@@ -185,7 +188,9 @@ class _Session:
         self.closed = False
         self.slot: _Slot | None = None
         self.worker: Worker | None = None
+        self.started_ns = 0
         self._loop = loop
+        self._clock = get_clock()
         self._messages: deque[Message | BaseException] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -203,6 +208,17 @@ class _Session:
             finally:
                 del message  # avoid a reference cycle with this frame
         return message
+
+    def receive_now(self, kind: type[M]) -> M | None:
+        if not self._messages or type(message := self._messages[0]) is not kind:
+            return None
+        self._messages.popleft()
+        return message
+
+    def started(self, at_ns: int, host: str, process_id: int) -> None:
+        """Store that the call has started on a worker, at a time of `time.monotonic_ns`."""
+        self.started_ns = self._clock.monotonic_ns() - (time.monotonic_ns() - at_ns)
+        self.worker = Worker(host, process_id, ProcessExecutor.kind, (at_ns - self.opened_ns) // 1000 / 1000)
 
     def acknowledge(self) -> None:
         slot = self.slot
@@ -280,12 +296,6 @@ class _Pool:
         for slot in self._slots:
             slot.forget()
 
-    @property
-    def busy(self) -> int:
-        """Number of calls that are running or waiting."""
-        with self._lock:
-            return len(self._slots) - self._idle + self._queue.qsize()
-
 
 _pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
 
@@ -295,11 +305,6 @@ def _forget_pools() -> None:
     for pool in list(_pools):
         pool.forget()
     _pools.clear()
-
-
-def busy_processes() -> int:
-    """Return the number of calls that are running in worker processes, or waiting for one."""
-    return sum(pool.busy for pool in list(_pools))
 
 
 _Outcome = Literal["completed", "started", "unstarted"]
@@ -364,23 +369,22 @@ class _Slot(threading.Thread):
 
     def _exchange(self, process: _Process, session: _Session, data: bytes) -> _Outcome:
         """Send a call, and pass its messages to the session until it has completed or the worker ends."""
-        outcome: _Outcome = "unstarted"
+        process.started.clear()
         try:
             send_frame(process.connection, 0, data)
         except OSError:  # the worker ended while it was idle
-            return outcome
+            return "unstarted"
         left = len(session.call.arguments)
         while left:
             frames = process.frames.read()
+            if session.worker is None and (started_ns := process.started.get()):
+                session.started(started_ns, self._pool.host, process.id)
             if not frames:
-                return outcome
+                return "unstarted" if session.worker is None else "started"
             messages: list[Message | BaseException] = []
             for tag, content in frames:
                 if tag == STARTED:
-                    outcome = "started"
-                    queue_ms = (time.monotonic_ns() - session.opened_ns) // 1000 / 1000
-                    session.worker = Worker(self._pool.host, process.id, ProcessExecutor.kind, queue_ms)
-                    messages.append(Started(session.worker))
+                    messages.append(Started())
                 elif tag == REJECTED:
                     (error,) = pickle.loads(content)
                     messages.append(restored_error(error))
@@ -427,6 +431,7 @@ class _Process:
         id: Its process id, which is also the id of its process group.
         connection: The socket for calls and messages.
         frames: Reads its messages.
+        started: The start of its current call.
         completed: Number of calls that it has completed.
     """
 
@@ -435,6 +440,8 @@ class _Process:
 
         self.connection, theirs = socket.socketpair()
         alive, self._alive = os.pipe()
+        start = StartTime.create_file()
+        self.started = StartTime(start)
         try:
             self._popen = subprocess.Popen(
                 [
@@ -442,12 +449,11 @@ class _Process:
                     *interpreter_arguments(),
                     "-c",
                     _START,
-                    str(theirs.fileno()),
-                    str(alive),
+                    f"{theirs.fileno()} {alive} {start}",
                     json.dumps(sys.path),
                 ],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), alive),
+                pass_fds=(theirs.fileno(), alive, start),
                 # A separate group: Ctrl-C reaches only the parent process, and `kill` ends the processes that
                 # the function has started, too.
                 process_group=0,
@@ -458,6 +464,7 @@ class _Process:
         finally:
             theirs.close()
             os.close(alive)
+            os.close(start)
         self.id = self._popen.pid
         self.frames = FrameReader(self.connection)
         self.completed = 0
@@ -503,6 +510,7 @@ class _Process:
     def disconnect(self) -> None:
         """Close the connection, and the pipe whose end shows the process that its parent has ended."""
         self.connection.close()
+        self.started.close()
         with contextlib.suppress(OSError):
             os.close(self._alive)
 

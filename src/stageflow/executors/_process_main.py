@@ -23,6 +23,7 @@ from ._protocol import (
     WINDOW,
     FrameReader,
     Setup,
+    StartTime,
     send_frame,
 )
 from ._remote_error import remote_error
@@ -30,7 +31,6 @@ from ._worker_call import WorkerCalls
 
 __all__ = ["main"]
 
-_PROTOCOL = pickle.HIGHEST_PROTOCOL
 _PR_SET_PDEATHSIG = 1
 
 
@@ -137,11 +137,13 @@ def _exit_at_end_of(alive: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def main(connection_fd: int, alive_fd: int) -> None:
+def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
     """Run calls until the parent process closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides
     os.set_inheritable(connection_fd, False)
     os.set_inheritable(alive_fd, False)
+    started = StartTime(start_fd)
+    os.close(start_fd)
     connection = socket.socket(fileno=connection_fd)
     frames = FrameReader(connection)
     first = frames.read()
@@ -160,7 +162,9 @@ def main(connection_fd: int, alive_fd: int) -> None:
             except BaseException as error:
                 reports.send(REJECTED, remote_error(error))
                 continue
-            reports.send(STARTED)
+            started.set()
+            if call.announce:
+                reports.send(STARTED)
             calls.run(call, function, reports)
             del call
         received = frames.read()

@@ -4,12 +4,20 @@ The first message to a worker is a `Setup`. Each further one is a `Call`. If the
 replies with `REJECTED`. Otherwise it replies with `STARTED`, with any number of `RECORDED` and `CHUNK`, and
 with one `RETURNED` or `RAISED` for each item of `Call.arguments`. While it runs, the parent process sends one
 byte for each chunk that it has accepted.
+
+`STARTED` is sent only if the call requests it, because it wakes up the parent process. In any case, the
+worker writes the time into memory that both share (`StartTime`): after the loss of a worker, the parent
+process knows whether the call had started.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import socket
 import struct
+import tempfile
+import time
 
 from msgspec import Struct
 
@@ -23,6 +31,7 @@ __all__ = [
     "WINDOW",
     "FrameReader",
     "Setup",
+    "StartTime",
     "send_frame",
 ]
 
@@ -33,7 +42,7 @@ WINDOW = 64
 """Maximum number of chunks that a worker sends before the parent process has accepted them."""
 
 _HEADER = struct.Struct("!BQ")
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16
 _SMALL_BYTES = 1 << 16
 
 
@@ -51,6 +60,48 @@ class Setup(Struct, frozen=True):
     argv: list[str]
     main_name: str | None
     main_path: str | None
+
+
+_NANOSECONDS = struct.Struct("=q")
+
+
+class StartTime:
+    """The start of the current call, in memory that a process and its worker share.
+
+    Args:
+        fd: A file descriptor from `create_file`.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, _NANOSECONDS.size)
+
+    @staticmethod
+    def create_file() -> int:
+        """Return the file descriptor of a new anonymous file."""
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("stageflow")
+        else:
+            with tempfile.TemporaryFile() as file:
+                fd = os.dup(file.fileno())
+        os.truncate(fd, _NANOSECONDS.size)
+        return fd
+
+    def set(self) -> None:
+        """Store the current time."""
+        _NANOSECONDS.pack_into(self._memory, 0, time.monotonic_ns())
+
+    def clear(self) -> None:
+        """Prepare for the next call."""
+        _NANOSECONDS.pack_into(self._memory, 0, 0)
+
+    def get(self) -> int:
+        """Return the start of the call in nanoseconds of `time.monotonic_ns`, or 0 if it has not started."""
+        started: int = _NANOSECONDS.unpack_from(self._memory, 0)[0]
+        return started
+
+    def close(self) -> None:
+        """Release the memory."""
+        self._memory.close()
 
 
 def send_frame(connection: socket.socket, tag: int, data: bytes) -> None:

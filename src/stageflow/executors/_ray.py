@@ -16,6 +16,7 @@ from types import FunctionType, MappingProxyType, TracebackType
 from typing import Any, ClassVar, Self
 
 from .._fork import reset_in_child
+from .._time import get_clock
 from ..errors import (
     ClosedError,
     MissingExtraError,
@@ -26,7 +27,7 @@ from ..errors import (
     type_name,
 )
 from ..schema import Worker
-from ._executor import Call, Executor, Message, Raised, Returned, Started
+from ._executor import Call, Executor, M, Message, Raised, Returned, Started
 from ._messages import message_of
 from ._pickling import context_variables, pickled_call
 from ._protocol import REJECTED, STARTED
@@ -291,6 +292,7 @@ class _Session:
         closed: True once nothing receives the messages any more.
         lost: True if its worker was lost.
         worker: The worker that runs the call; its host and process id are None until they are known.
+        started_ns: When it started; see `Session`.
     """
 
     def __init__(self, call: Call, loop: asyncio.AbstractEventLoop, executor: RayExecutor) -> None:
@@ -299,8 +301,11 @@ class _Session:
         self.closed = False
         self.lost = False
         self.worker: Worker | None = Worker(None, None, RayExecutor.kind, None)
+        self.started_ns = 0
         self._executor = executor
         self._loop = loop
+        self._clock = get_clock()
+        self._opened_at = self._clock.monotonic_ns()
         self._messages: deque[Message] = deque()
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -320,6 +325,12 @@ class _Session:
             finally:
                 self._waiter = None
         return self._messages.popleft()
+
+    def receive_now(self, kind: type[M]) -> M | None:
+        if not self._messages or type(message := self._messages[0]) is not kind:
+            return None
+        self._messages.popleft()
+        return message
 
     def acknowledge(self) -> None:
         pass  # Ray accepts more chunks when this process has read the previous ones
@@ -375,7 +386,7 @@ class _Session:
             self._executor.ended(self)
             return
         try:
-            messages, worker, error = _decoded(frames_in(future.result()), is_live=False)
+            messages, worker, error = _decoded(frames_in(future.result()))
         except BaseException as raised:
             messages, worker, error = [], None, _as_error(raised)
         self._left = 0
@@ -390,9 +401,9 @@ class _Session:
         try:
             frames = frames_in(await (await anext(self._reference)))
             if sum(memoryview(data).nbytes for _, data in frames) > _LARGE_BYTES:
-                messages, worker, error = await asyncio.to_thread(_decoded, frames, is_live=True)
+                messages, worker, error = await asyncio.to_thread(_decoded, frames)
             else:
-                messages, worker, error = _decoded(frames, is_live=True)
+                messages, worker, error = _decoded(frames)
         except asyncio.CancelledError:
             return
         except BaseException as raised:
@@ -404,16 +415,20 @@ class _Session:
         self._deliver(messages, worker, error)
 
     def _deliver(self, messages: list[Message], worker: Worker | None, error: BaseException | None) -> None:
+        if worker is not None:
+            self.worker = worker
+            if worker.queue_ms is not None:
+                waited_ns = int(worker.queue_ms * 1e6)
+                self.started_ns = min(self._opened_at + waited_ns, self._clock.monotonic_ns())
+            if self.call.announce:
+                messages.insert(0, Started())
         self._messages.extend(messages)
-        self.worker = worker or self.worker
         self._error = self._error or error
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
 
-def _decoded(
-    frames: list[Frame], *, is_live: bool
-) -> tuple[list[Message], Worker | None, BaseException | None]:
+def _decoded(frames: list[Frame]) -> tuple[list[Message], Worker | None, BaseException | None]:
     """Return messages of a worker, the worker if they contain it, and the error if it rejected the call."""
     messages: list[Message] = []
     worker = None
@@ -421,8 +436,6 @@ def _decoded(
         if tag == STARTED:
             host, process_id, queue_ms = pickle.loads(data)
             worker = Worker(host, process_id, RayExecutor.kind, queue_ms)
-            if is_live:
-                messages.append(Started(worker))
         elif tag == REJECTED:
             return messages, worker, restored_error(*pickle.loads(data))
         else:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 from msgspec import UNSET
 
 from .._items import ItemAttempt
+from ..budget import Account
 from ..context import PipelineContext, StageContext, current_stage
 from ..errors import (
     InputError,
@@ -67,7 +68,7 @@ class WorkerCalls:
 
         Raises:
             SerializationError: A value of the call cannot be restored.
-            BaseException: The module of the function cannot be imported, or its class not be instantiated.
+            BaseException: The module of the function cannot be imported, or its class instantiated.
         """
         try:
             call = self._load(data)
@@ -76,7 +77,7 @@ class WorkerCalls:
         except Exception as error:
             raise SerializationError(
                 f"the worker cannot restore the inputs of the stage: {describe(error)}",
-                hint="define the classes of the values at the top level of modules that the worker can import",
+                hint="define the classes of the values at the top level of modules that it can import",
             ) from error
         return call, self._function(call.function)
 
@@ -241,6 +242,8 @@ class _Upstream:
 
 class _Recorder:
     """Reports what the function records about its run and its stage."""
+
+    account: Account | None = None
 
     def __init__(self, reports: Reports, traceparent: str) -> None:
         self._reports = reports

@@ -1,1 +1,1 @@
-"""Integrations with web frameworks, each in a package of its own."""
+"""Integrations with web frameworks and other libraries, each in a separate package."""

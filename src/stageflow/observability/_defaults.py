@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from .._log_tail import MAX_LOG_LINES
+
 __all__ = ["Defaults", "defaults", "on_change", "use_defaults"]
 
 
@@ -20,6 +22,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
         commit: Commit that the service was built from.
         health_seconds: Interval between two `stageflow.health` events, in seconds; None to emit none.
         max_threads: Maximum number of synchronous stages that run in threads at the same time.
+        log_tail: Number of log lines that an attempt keeps; 0 to record no log lines.
     """
 
     emit_wide_events: bool = False
@@ -29,6 +32,7 @@ class Defaults(Struct, frozen=True, kw_only=True):
     commit: str | None = None
     health_seconds: float | None = None
     max_threads: int = 256
+    log_tail: int = MAX_LOG_LINES
 
 
 _defaults = Defaults()

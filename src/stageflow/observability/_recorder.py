@@ -15,13 +15,16 @@ from msgspec.structs import replace
 from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemAttempt
 from .._log import log_safely
+from .._log_tail import LOG_CAPTURE
 from .._time import get_clock, rfc3339
-from ..context import PipelineContext, added
+from ..budget import Account
+from ..context import PipelineContext, added, current_stage
 from ..errors import as_text, describe, type_name
 from ..events import GLOBAL_COUNTERS, DirectSink, Event, NoOpEventSink, accepts_marks, offer
 from ..results import PipelineResults
 from ..schema import SCHEMA_VERSION, RunClosed, RunOpen, WideAmend, event_id
 from ..stages import StageResult
+from ._defaults import defaults, on_change
 from ._emitter import WideEventEmitter, offer_pipeline_wide, offer_stage_wide
 from ._resource import emit_health_if_due
 from ._run_context import RunContext
@@ -43,6 +46,8 @@ _warned: set[str] = set()
 
 _MAX_WARNED = 1_000
 
+on_change(lambda: LOG_CAPTURE.resize(defaults().log_tail))
+
 _TYPE_CHARS = 256
 """Maximum length of the type of a custom event. Readers use it, so `EventLimits` does not change it."""
 
@@ -58,6 +63,7 @@ class RunRecorder:
         pipeline: Whether to emit the `pipeline.wide` event.
 
     Attributes:
+        account: What the run has spent; None if neither it nor an outer run has a budget.
         interrupt: A `KeyboardInterrupt` or `SystemExit` raised by an emitter, for the run to raise, or None.
     """
 
@@ -68,6 +74,7 @@ class RunRecorder:
         "_pipeline",
         "_plain",
         "_run",
+        "account",
         "detached",
         "interrupt",
         "stages",
@@ -88,6 +95,7 @@ class RunRecorder:
         self.stages = stages
         self._pipeline = pipeline
         self._marked: DirectSink | None = None
+        self.account: Account | None = None
         self.detached = False
         self.interrupt: BaseException | None = None
         self._plain = type(emitter) is WideEventEmitter
@@ -103,6 +111,8 @@ class RunRecorder:
         """
         if not (self.stages or self._pipeline):
             return
+        if self.stages:
+            LOG_CAPTURE.install(current_stage.get)
         try:
             sink = self._emitter.event_sink
             if not accepts_marks(sink):
@@ -402,7 +412,7 @@ class RunRecorder:
 
 def _without_application_data(result: StageResult) -> StageResult:
     """Return a copy of a result without the data, attributes, keys and errors of the application."""
-    items = result.items
+    items, logs = result.items, result.logs
     return replace(
         result,
         data={},
@@ -414,6 +424,7 @@ def _without_application_data(result: StageResult) -> StageResult:
         missing_inputs=(),
         returned=UNSET,
         items=None if items is None else replace(items, slowest=None, failures=[]),
+        logs=None if logs is None else replace(logs, tail=()),
     )
 
 

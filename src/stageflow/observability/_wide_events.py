@@ -40,6 +40,9 @@ _MAX_KEY_CHARS = 256
 _MAX_MESSAGE_CHARS = 1000
 """Maximum length of the message of a failed item in `stage.wide`."""
 
+_MAX_LINE_CHARS = 500
+"""Maximum length of a line of `log_tail`."""
+
 
 def critical_path(results: Mapping[str, StageResult]) -> tuple[list[str], float]:
     """Return the chain of stages that determined the duration of a run, first to last, and its duration.
@@ -115,6 +118,11 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     attribute_values: dict[str, Any] = {}
     items = result.items
     child_runs: list[str] = []
+    logs = result.logs
+    log_tail: list[str] = []
+    log_warnings = log_errors = 0
+    if logs is not None:
+        log_warnings, log_errors = logs.warnings, logs.errors
     redacted = 0
     truncated: list[str] = []
     # Most events contain no application data, so there is nothing to sanitize.
@@ -126,6 +134,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         or reason is not None
         or exception is not None
         or items is not None
+        or (logs is not None and logs.tail)
     ):
         sanitizer = new_sanitizer()
         with INTERRUPTS:
@@ -140,6 +149,10 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
             attribute_values = sanitizer.attributes(attributes) if attributes else {}
             if items is not None:
                 items = sanitized_items(items, sanitizer)
+            if logs is not None:
+                log_tail = [
+                    sanitizer.text(line, "log_tail", _MAX_LINE_CHARS, is_unique=True) for line in logs.tail
+                ]
         redacted, truncated = sanitizer.redacted, sanitizer.truncated
     if result.child_runs:
         child_runs = [run.run_id for run in result.child_runs]
@@ -178,6 +191,9 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         result.child_runs_total,
         result.stream,
         result.worker,
+        log_tail,
+        log_warnings,
+        log_errors,
     )
 
 

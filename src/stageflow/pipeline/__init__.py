@@ -1,5 +1,6 @@
 """Define, validate and run pipelines."""
 
+from ..budget import Budget
 from ._active import ActiveRun, MapProgress, active_runs
 
 # `carried_description` and `StageSpec` are exported for other packages of stageflow.
@@ -14,6 +15,7 @@ from ._streamed_run import StreamedRun, SyncStreamedRun
 
 __all__ = [
     "ActiveRun",
+    "Budget",
     "CircuitBreaker",
     "Flow",
     "Interceptor",

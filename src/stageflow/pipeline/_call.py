@@ -104,6 +104,9 @@ async def _call_when(
         verdict = await verdict
     if not verdict:
         return _DECLINED
+    account = ctx._recorder.account
+    if account is not None and not account.start_attempt(ctx._sequence):
+        raise asyncio.CancelledError  # the run has ended
     ctx.attempt = 1
     scope.variables = copy_context()
     return await start()

@@ -10,12 +10,21 @@ from typing import Any
 
 from msgspec import UNSET
 
-from .._time import get_clock
 from ..context import StageContext
-from ..executors import Call, Chunk, Executor, Raised, Recorded, Returned, Session, StageCallContext
+from ..executors import (
+    Call,
+    Chunk,
+    Executor,
+    Raised,
+    Recorded,
+    Returned,
+    Session,
+    StageCallContext,
+    open_calls,
+)
 from ._plan import Node
 
-__all__ = ["call_on_executor", "next_outcome", "open_session", "stream_from_executor"]
+__all__ = ["call_on_executor", "close_session", "next_outcome", "open_session", "stream_from_executor"]
 
 _FIELDS_OF_RUN = (
     "pipeline_run_id",
@@ -37,6 +46,8 @@ def open_session(
     attempts: Sequence[int],
     arguments: Sequence[tuple[Any, ...]],
     keywords: Mapping[str, Any],
+    *,
+    announce: bool,
 ) -> Session:
     """Call the function of a stage once for each of `arguments`, in one worker.
 
@@ -47,6 +58,7 @@ def open_session(
         attempts: The number of the attempt of each call.
         arguments: The positional arguments of each call, after the context.
         keywords: The keyword arguments of each call.
+        announce: Whether to send `Started` when the calls start on a worker.
 
     Raises:
         ClosedError: The executor is closed.
@@ -70,14 +82,13 @@ def open_session(
         dependencies,
     )
     is_live = (
-        node.generator is not None
-        or node.idle_timeout is not None
-        or (node.timeout if node.map is None else node.map.timeout) is not None
+        announce
+        or node.generator is not None
         or (node.takes_context and ctx._upstream.has_reader(ctx._sequence))
     )
     given = copy_context()
     variables = {path: given[each] for path, each in executor.context_vars.items() if each in given}
-    return executor.open(
+    session = executor.open(
         Call(
             node.runner,
             node.generator is not None,
@@ -86,9 +97,18 @@ def open_session(
             tuple(arguments),
             keywords,
             variables,
+            announce,
             is_live,
         )
     )
+    open_calls.add(1)
+    return session
+
+
+def close_session(session: Session) -> None:
+    """End a call; if it is still running, stop its worker."""
+    session.close()
+    open_calls.add(-1)
 
 
 async def next_outcome(
@@ -129,28 +149,24 @@ def _session(
     """Open a session for one call, whose attempt starts when a worker starts to run it."""
     executor = node.executor
     assert executor is not None
-    opened = get_clock().monotonic_ns()
-    session = open_session(executor, node, ctx, (ctx.attempt,), (arguments,), keywords)
-    _set_waiting(ctx, waiting=executor.reports_start)
+    announce = node.timeout is not None or node.idle_timeout is not None
+    session = open_session(executor, node, ctx, (ctx.attempt,), (arguments,), keywords, announce=announce)
+    ctx._waits_for_worker = executor.reports_start
     try:
         yield session
     finally:
-        worker = ctx._worker = session.worker
-        if ctx._waits_for_worker and worker is not None and worker.queue_ms is not None:
-            now = get_clock().monotonic_ns()
-            ctx._worker_began = min(opened + int(worker.queue_ms * 1e6), now)
-        session.close()
+        ctx._worker, ctx._worker_began = session.worker, session.started_ns
+        close_session(session)
 
 
-def _set_waiting(ctx: StageContext, *, waiting: bool) -> None:
-    """Record that the attempt waits for a worker, or that the worker has started to run it."""
-    ctx._waits_for_worker = waiting
-    if not waiting:
-        ctx._worker_began = get_clock().monotonic_ns()
-        if ctx._stream is not None:
-            ctx._stream.last_ns = ctx._worker_began
-    if ctx._on_worker_change is not None:
-        ctx._on_worker_change()
+def _started(session: Session, ctx: StageContext) -> None:
+    """Start the timers of the attempt, because its worker has started to run it."""
+    ctx._waits_for_worker = False
+    ctx._worker_began = session.started_ns
+    if ctx._stream is not None:
+        ctx._stream.last_ns = session.started_ns
+    if ctx._on_worker_start is not None:
+        ctx._on_worker_start()
 
 
 async def call_on_executor(
@@ -163,7 +179,7 @@ async def call_on_executor(
         WorkerLostError: The worker ended before the function returned.
     """
     with _session(node, arguments, keywords, ctx) as session:
-        outcome = await next_outcome(session, ctx, functools.partial(_set_waiting, ctx, waiting=False))
+        outcome = await next_outcome(session, ctx, functools.partial(_started, session, ctx))
     if isinstance(outcome, Raised):
         raise outcome.error
     return outcome.value
@@ -191,4 +207,4 @@ async def stream_from_executor(
             elif isinstance(message, Returned):
                 return
             else:
-                _set_waiting(ctx, waiting=False)
+                _started(session, ctx)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from .._inputs import StageInputs
+from .._log_tail import LogTail
 from ..context import StageContext
 from ..schema import Items
 
@@ -61,6 +62,9 @@ class ItemContext(StageContext):
 
     def _usage_completed(self) -> None:
         self._of_stage._usage_completed()
+
+    def _open_log_tail(self) -> LogTail:
+        return self._of_stage._log_tail or self._of_stage._open_log_tail()
 
     def add_artifact(self, type: str, payload: Any = None) -> None:
         self._of_stage.add_artifact(type, payload)

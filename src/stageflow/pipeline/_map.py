@@ -18,13 +18,13 @@ from sys import getrefcount
 from typing import Any, cast
 from weakref import getweakrefcount
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from .._drive import UNSTARTED, drive
 from .._interrupts import INTERRUPTS, is_a
 from .._items import ItemAttempt, ItemTally
 from .._time import get_clock
+from ..budget import Account
 from ..context import StageContext
 from ..errors import (
     LimitDeadlockError,
@@ -36,13 +36,14 @@ from ..errors import (
     name_of_error,
     with_message,
 )
-from ..executors import Executor, Raised, Session
+from ..executors import Executor, Raised, Returned, Session
 from ..stages import ItemFailure, StageOutput, StageStatus
 from ._attempt import Attempt, Call, StageScope, failure, first_step, retried_or_failed, timed_out
 from ._batch_size import BatchSize
-from ._executor_call import next_outcome, open_session
+from ._executor_call import close_session, next_outcome, open_session
+from ._item_attempts import SuspendedItem, Work, acquire_permit, acquire_thread
 from ._item_context import ItemContext
-from ._limits import THREADS, Permit, ThreadPermit, innermost_permit
+from ._limits import innermost_permit
 from ._output import PLAIN_TYPES, output_of
 from ._plan import Node
 from ._spec import MapSpec, returns_coroutine
@@ -95,59 +96,6 @@ def _items(node: Node, ctx: StageContext) -> Iterable[Any] | AsyncIterable[Any]:
     return items
 
 
-class _Work(Struct, frozen=True):
-    """An attempt of an item that can start.
-
-    Attributes:
-        index: Position of the item, starting at 0.
-        item: The item.
-        attempt: Number of the attempt, starting at 1.
-        first_began: Start of the first attempt in monotonic nanoseconds; None if this is the first one.
-    """
-
-    index: int
-    item: Any
-    attempt: int = 1
-    first_began: int | None = None
-
-    def start(self, began: int) -> int:
-        """Return the start of the first attempt, given the start of this one."""
-        return began if self.first_began is None else self.first_began
-
-
-class _Suspended:
-    """An attempt of an item that is suspended, or waits for a permit or a thread.
-
-    Attributes:
-        work: The item and its attempt.
-        attempt: The attempt; None while it waits for a permit or a thread.
-        permit: Its permit of the limit.
-        scope: The state of its call in a thread.
-    """
-
-    __slots__ = ("attempt", "permit", "scope", "work")
-
-    def __init__(self, work: _Work) -> None:
-        self.work = work
-        self.attempt: Attempt | None = None
-        self.permit: Permit | None = None
-        self.scope: StageScope | None = None
-
-
-class _Grant:
-    """Waits for a permit of a limit."""
-
-    __slots__ = ("__weakref__", "future")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[None] = loop.create_future()
-
-    def notify(self, permit: Permit) -> None:
-        """Record that the permit was granted."""
-        if not self.future.done():
-            self.future.set_result(None)
-
-
 class _Map:
     """One attempt of a mapped stage: its items, its workers and their results."""
 
@@ -170,15 +118,16 @@ class _Map:
         self._timeout_ns = None if self._spec.timeout is None else self._spec.timeout * 1e9
         self._slow_us = self._spec.slow_after * 1e6
         self._tally = ctx._items = ItemTally()
+        self._account = ctx._recorder.account
         self._values: list[Any] = []
         self._source: Iterator[Any] = iter(())
         self._source_variables = copy_context()
         self._exhausted = False
         self._received: deque[Any] = deque()
         self._has_room = asyncio.Event()
-        self._due: deque[_Work] = deque()
+        self._due: deque[Work] = deque()
         self._backoffs: dict[int, asyncio.TimerHandle] = {}
-        self._workers: dict[asyncio.Task[None], _Suspended | None] = {}
+        self._workers: dict[asyncio.Task[None], SuspendedItem | None] = {}
         self._feeder: asyncio.Task[None] | None = None
         self._feeding: Attempt | None = None
         self._stopped_by: StageOutput | BaseException | None = None
@@ -268,9 +217,19 @@ class _Map:
             self._stop(error)
         self._finish_if_done()
 
-    def _take(self) -> _Work | None:
+    def _may_start(self, account: Account, attempts: int) -> bool:
+        """Count attempts that start now. Return False, and stop the map, if the budget does not allow it."""
+        if account.start_attempt(self._ctx._sequence, attempts):
+            return True
+        # The engine cancels the map, but until it is resumed, items that do not suspend would spend more.
+        self._stop(asyncio.CancelledError("the budget of the run was exceeded"))
+        return False
+
+    def _take(self) -> Work | None:
         """Return the next attempt that can start, or None if there is none now."""
         if self._stopped_by is not None:
+            return None
+        if self._account is not None and not self._may_start(self._account, 0):
             return None
         if self._due:
             return self._due.popleft()
@@ -290,7 +249,7 @@ class _Map:
         self._values.append(_PENDING)
         if index >= self._tally.total:
             self._tally.total = index + 1
-        return _Work(index, item)
+        return Work(index, item)
 
     def _start_worker(self) -> None:
         # The constructor, not `loop.create_task`: an eager task factory would start an item within another.
@@ -352,11 +311,13 @@ class _Map:
         call, ctx, others, now = self._call, self._ctx, self._others, self._now
         node = self._node
         direct = not self._in_thread and node.item_limit is None and node.executor is None
-        takes_context = self._node.takes_context
+        takes_context, account = node.takes_context, self._account
         completed = 0
         try:
             while (work := self._take()) is not None:
                 if direct:
+                    if account is not None and not self._may_start(account, 1):
+                        break
                     variables = self._variables.copy()
                     value, raised, was_immediate = None, None, True
                     item_ctx = ItemContext(ctx, work.attempt) if takes_context or work.attempt > 1 else None
@@ -372,7 +333,7 @@ class _Map:
                         raised = error
                     else:
                         was_immediate = False
-                        suspended = self._workers[task] = _Suspended(work)
+                        suspended = self._workers[task] = SuspendedItem(work)
                         await self._drive(
                             suspended, *started, item_ctx or ItemContext(ctx, work.attempt), began, variables
                         )
@@ -402,13 +363,15 @@ class _Map:
 
     # ------------------------------------------------------------ one attempt of an item
 
-    async def _process(self, work: _Work, task: asyncio.Task[None]) -> None:
+    async def _process(self, work: Work, task: asyncio.Task[None]) -> None:
         """Run an attempt that needs a permit of a limit, a thread or an executor."""
-        suspended = self._workers[task] = _Suspended(work)
+        suspended = self._workers[task] = SuspendedItem(work)
         self._start_worker_if_free()
         variables = self._variables.copy()
         try:
-            await self._acquire_permit(suspended)
+            suspended.permit = await acquire_permit(
+                self._node, self._run_id, self._loop, variables.get(innermost_permit)
+            )
         except LimitDeadlockError as error:
             began = self._now()
             self._failed(work, StageOutput(StageStatus.FAIL, {}, describe(error), error), began, began)
@@ -417,17 +380,20 @@ class _Map:
             if suspended.permit is not None:
                 variables.run(innermost_permit.set, suspended.permit)
             if self._node.executor is not None:
-                await self._run_batch(self._node.executor, work, suspended, task)
+                if self._account is None or self._may_start(self._account, 1):
+                    await self._run_batch(self._node.executor, work, suspended, task)
                 return
             item_ctx = ItemContext(self._ctx, work.attempt)
             call: Call = functools.partial(self._call, *([item_ctx] if self._node.takes_context else []))
             if self._in_thread:
                 scope = suspended.scope = StageScope()
-                scope.permit = await self._acquire_thread()
+                scope.permit = await acquire_thread(self._loop)
                 function = functools.partial(call, work.item, *self._others)
                 call = functools.partial(call_in_thread, lambda _: function(), item_ctx, scope, False)
             else:
                 call = functools.partial(call, work.item, *self._others)
+            if self._account is not None and not self._may_start(self._account, 1):
+                return
             began, value, raised = self._now(), None, None
             try:
                 steps, waits_for = variables.run(first_step, item_ctx, call)
@@ -441,10 +407,10 @@ class _Map:
             self._ended(work, value, raised, began, self._now(), is_late=False)
             del value, raised
         finally:
-            self._release(suspended)
+            suspended.release()
 
     async def _run_batch(
-        self, executor: Executor, first: _Work, suspended: _Suspended, task: asyncio.Task[None]
+        self, executor: Executor, first: Work, suspended: SuspendedItem, task: asyncio.Task[None]
     ) -> None:
         """Run a batch of items on the executor, starting with this one.
 
@@ -453,16 +419,18 @@ class _Map:
         alone, and all items of a lost batch fail.
         """
         works = deque([first])
-        left = self._tally.total - len(self._values)
-        alone = suspended.permit is not None or not (executor.confirms_calls or self._spec.timeout is None)
-        size = 1 if alone else self._batches.next(left, self._max_workers)
+        size = self._size_of_batch(executor, suspended)
         while len(works) < size and (more := self._take()) is not None:
             works.append(more)
         arguments = [(work.item, *self._others) for work in works]
         attempts = [work.attempt for work in works]
         session: Session | None = None
         try:
-            while works:
+            while works and self._stopped_by is None:
+                if session is not None:
+                    self._take_results(session, works)
+                    if not works or self._stopped_by is not None:
+                        break
                 work = works.popleft()
                 item_ctx = ItemContext(self._ctx, work.attempt)
                 suspended.work = work
@@ -473,7 +441,15 @@ class _Map:
                 is_interrupted = False
                 try:
                     if session is None:
-                        session = open_session(executor, self._node, self._ctx, attempts, arguments, {})
+                        session = open_session(
+                            executor,
+                            self._node,
+                            self._ctx,
+                            attempts,
+                            arguments,
+                            {},
+                            announce=self._spec.timeout is not None,
+                        )
                         started = functools.partial(self._start_timeout, attempt, task)
                     else:
                         started = None
@@ -517,7 +493,21 @@ class _Map:
                 del value, raised
         finally:
             if session is not None:
-                session.close()
+                close_session(session)
+
+    def _size_of_batch(self, executor: Executor, suspended: SuspendedItem) -> int:
+        if self._spec.timeout is not None and not executor.confirms_calls:
+            return 1  # the end of its worker would leave it open whether the other items have run
+        if suspended.permit is not None or (self._account is not None and self._account.limits_attempts):
+            return 1  # each attempt acquires its permit, or is counted, when it starts
+        return self._batches.next(self._tally.total - len(self._values), self._max_workers)
+
+    def _take_results(self, session: Session, works: deque[Work]) -> None:
+        """Process the values that have arrived; those of short items arrive together."""
+        while works and (message := session.receive_now(Returned)) is not None:
+            self._batches.add(message.duration_ns)
+            now = self._now()
+            self._ended(works.popleft(), message.value, None, now - message.duration_ns, now, is_late=False)
 
     def _start_timeout(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
         """Start the timeout of an item, which has started on a worker."""
@@ -527,7 +517,7 @@ class _Map:
 
     async def _drive(
         self,
-        suspended: _Suspended,
+        suspended: SuspendedItem,
         steps: Any,
         waits_for: Any,
         item_ctx: ItemContext,
@@ -565,7 +555,7 @@ class _Map:
 
     def _ended(
         self,
-        work: _Work,
+        work: Work,
         value: Any,
         raised: BaseException | None,
         began: int,
@@ -613,12 +603,12 @@ class _Map:
         else:
             self._stop(output)
 
-    def _succeeded(self, work: _Work, value: Any, began: int, ended: int) -> None:
+    def _succeeded(self, work: Work, value: Any, began: int, ended: int) -> None:
         self._values[work.index] = value
         self._tally.ok += 1
         self._note_end(work, _SUCCEEDED, began, ended)
 
-    def _failed(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _failed(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         key, error = self._key(work), output.error or "failed"
         type_name = None if output.exception is None else name_of_error(output.exception)
         message = error if output.exception is None else as_text(output.exception)
@@ -634,20 +624,20 @@ class _Map:
             reason = f"item {key} failed" + (f": {output.reason}" if output.reason else "")
             self._stop(StageOutput(StageStatus.FAIL, {}, error, output.exception, reason))
 
-    def _retry(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _retry(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         if work.attempt == 1:
             self._tally.retried += 1
         self._emit(work, output, began, ended)
         if self._stopped_by is None:
-            again = _Work(work.index, work.item, work.attempt + 1, work.start(began))
+            again = Work(work.index, work.item, work.attempt + 1, work.start(began))
             self._backoffs[work.index] = self._loop.call_later(output.after or 0, self._retry_due, again)
 
-    def _retry_due(self, work: _Work) -> None:
+    def _retry_due(self, work: Work) -> None:
         del self._backoffs[work.index]
         self._due.append(work)
         self._start_worker_if_free()
 
-    def _note_end(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _note_end(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         """Count the duration of an item that has ended, and emit its event if necessary."""
         us, tally = (ended - work.start(began)) // 1000, self._tally
         tally.add_duration(us)
@@ -657,7 +647,7 @@ class _Map:
         if output.status is StageStatus.FAIL or us >= self._slow_us or self._spec.item_events == "all":
             self._emit(work, output, began, ended)
 
-    def _emit(self, work: _Work, output: StageOutput, began: int, ended: int) -> None:
+    def _emit(self, work: Work, output: StageOutput, began: int, ended: int) -> None:
         if self._spec.item_events == "none" or self._ctx.abandoned:
             return
         duration_ms = (ended // 1000 - began // 1000) / 1000
@@ -667,7 +657,7 @@ class _Map:
             ItemAttempt(work.index, self._key(work), work.attempt, output, duration_ms),
         )
 
-    def _key(self, work: _Work) -> str:
+    def _key(self, work: Work) -> str:
         """Return the key of an item; its index if `item_key` raises."""
         if self._spec.item_key is not None:
             try:
@@ -715,12 +705,12 @@ class _Map:
         self._feeder = self._feeding = None
         self._end()
 
-    def _leave(self, suspended: _Suspended) -> None:
+    def _leave(self, suspended: SuspendedItem) -> None:
         """Stop waiting for an attempt, which continues in the background."""
         if suspended.attempt is not None:
             suspended.attempt.stop_timers()
             suspended.attempt.abandon()
-        self._release(suspended)
+        suspended.release()
         if suspended.scope is not None and suspended.scope.returned is not None:
             suspended.scope.returned.cancel()
 
@@ -775,54 +765,6 @@ class _Map:
                     task.cancel()
                 else:
                     suspended.attempt.cancel(reason, timed_out=False)
-
-    # ------------------------------------------------------------ permits
-
-    async def _acquire_permit(self, suspended: _Suspended) -> None:
-        """Acquire a permit of the limit of the items, if there is one.
-
-        Raises:
-            LimitDeadlockError: It would never be granted.
-        """
-        limit = self._node.item_limit
-        if limit is None:
-            return
-        grant = _Grant(self._loop)
-        permit = Permit(
-            limit,
-            self._node.index,
-            self._node.pipeline,
-            self._node.name,
-            self._run_id,
-            self._loop,
-            grant.notify,
-            self._variables.get(innermost_permit),
-        )
-        if not limit.acquire(permit):
-            try:
-                await grant.future
-            except BaseException:
-                limit.release(permit)
-                raise
-        suspended.permit = permit
-
-    async def _acquire_thread(self) -> ThreadPermit:
-        permit = ThreadPermit(self._loop)
-        if (granted := THREADS.acquire(permit)) is not None:
-            try:
-                await granted
-            except BaseException:
-                THREADS.release(permit)
-                raise
-        return permit
-
-    def _release(self, suspended: _Suspended) -> None:
-        """Release the permits of an attempt; a permit that its function uses in a thread remains."""
-        if suspended.permit is not None:
-            suspended.permit.limit.release(suspended.permit)
-        if suspended.scope is not None and suspended.scope.permit is not None:
-            THREADS.release(suspended.scope.permit)
-            suspended.scope.permit = None
 
 
 _SUCCEEDED = StageOutput(StageStatus.OK, {})

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from msgspec.structs import replace
 
 from .._log import log_safely
+from ..budget import Budget
 from ..context import PipelineContext, StageContext, StageRunner
 from ..errors import InvalidArgumentError, PipelineValidationError, invalid_argument
 from ..observability import WideEventEmitter, defaults
@@ -251,7 +252,7 @@ class StageGraph:
         return ManyRuns(lambda ctx: self.run(ctx, deadline=deadline), contexts, concurrency)
 
     def describe(self) -> str:
-        """Return a plain-text table of the stages: level, kind, dependencies and policies.
+        """Return a plain-text table of the stages: level, kind, dependencies and policies; and the budget.
 
         Example:
             >>> async def load(ctx): ...
@@ -259,7 +260,8 @@ class StageGraph:
             level  stage  kind       after  policies
             1      load   transform  -      timeout=5s
         """
-        return graph_as_text([spec.record() for spec in self._plan.specs])
+        table = graph_as_text([spec.record() for spec in self._plan.specs])
+        return table if self._plan.budget is None else f"{table}\n\nbudget: {self._plan.budget}"
 
     def __repr__(self) -> str:
         return f"<StageGraph {self.name!r}: {', '.join(self._plan.index)}>"
@@ -279,6 +281,7 @@ class BuildOptions(TypedDict, total=False):
     max_concurrency: int | None
     grace: float
     limits: Limits | None
+    budget: Budget | None
     interceptors: Iterable[Interceptor]
 
 
@@ -348,6 +351,8 @@ class Pipeline:
                 after the last one. Time spent waiting for readers does not count; default no limit.
             restart: Whether an attempt is retried even if its chunks have been read: the stages that have
                 read them restart, and a reader outside the run receives a `Chunk` with `restart=True`.
+            executor: Where the function runs, such as a `ProcessExecutor`; default the event loop or a
+                thread.
 
         Raises:
             InvalidArgumentError: An option does not exist, or `streams` contains something other than
@@ -548,6 +553,7 @@ class Pipeline:
         max_concurrency: int | None = None,
         grace: float = 2.0,
         limits: Limits | None = None,
+        budget: Budget | None = None,
         interceptors: Iterable[Interceptor] = (),
     ) -> StageGraph:
         """Validate the definition, and return a graph that can run any number of times.
@@ -566,6 +572,8 @@ class Pipeline:
                 limit.
             grace: Seconds that a cancelled stage has to end before it is abandoned.
             limits: The limits that stages refer to with `limit=`. Several graphs can share them.
+            budget: The maximum that each run may spend, including its child runs; default no budget. A run
+                that exceeds it fails, regardless of the policies of its stages.
             interceptors: Interceptors for each attempt of every stage, outermost first.
 
         Raises:
@@ -608,6 +616,8 @@ class Pipeline:
             problems.append(f'on_failure must be "cancel" or "continue", got {on_failure!r}')
         if max_concurrency is not None and (not isinstance(max_concurrency, int) or max_concurrency < 1):
             problems.append(f"max_concurrency must be a positive integer, got {max_concurrency!r}")
+        if budget is not None and not isinstance(budget, Budget):
+            problems.append(f"budget must be Budget(usd=..., tokens=..., attempts=...), got {budget!r}")
         if not is_grace:
             problems.append(f"grace must be 0 or more seconds, got {grace!r}")
         if problems:
@@ -621,6 +631,7 @@ class Pipeline:
                 emits_pipeline=emit_pipeline_wide_event,
                 fail_fast=on_failure == "cancel",
                 max_concurrency=max_concurrency,
+                budget=budget,
                 options=options,
             )
         )

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from ..budget import Budget
 from ..observability import WideEventEmitter
 from ..schema import StageOutline
 from ..stages import StageKind
@@ -247,6 +248,7 @@ class Plan:
         max_concurrency: Maximum number of stages of a run that are running at the same time; None for no
             limit.
         grace: Seconds that a cancelled stage has to end.
+        budget: The budget of each run; None for no budget.
         limited: True if any stage has a shared limit.
         has_readers: True if any stage reads a stream.
         outline: The stages for the mark of the start of a run, as JSON.
@@ -262,6 +264,7 @@ class Plan:
         emits_pipeline: bool | None,
         fail_fast: bool,
         max_concurrency: int | None,
+        budget: Budget | None,
         options: GraphOptions,
     ) -> None:
         self.name = name
@@ -276,6 +279,7 @@ class Plan:
         self.fail_fast = fail_fast
         self.max_concurrency = max_concurrency
         self.grace = options.grace
+        self.budget = budget
         self.limited = any(node.shared_limit is not None for node in self.nodes)
         self.has_readers = any(node.streams for node in self.nodes)
         self.outline = msgspec.Raw(

@@ -47,16 +47,18 @@ from msgspec.structs import replace
 from .._interrupts import INTERRUPTS, is_a
 from ..context import PipelineContext, StageContext
 from ..errors import (
+    BudgetExceededError,
     LimitDeadlockError,
     StageflowError,
     describe,
     with_message,
 )
 from ..results import PipelineResults
-from ..stages import StageOutput, StageResult, StageStatus, is_missing
+from ..stages import StageOutput, StageResult, StageStatus
 from ._attempt import retried_or_failed, stage_timed_out
-from ._ending import Ending, cancelled_output
+from ._ending import Ending, cancelled_output, over_budget_output
 from ._plan import Node, Plan
+from ._skipping import skip_reason
 from ._stream_state import StreamState
 
 __all__ = [
@@ -274,16 +276,7 @@ class RunState:
         if self.phases[index] != QUEUED or self.ending is not None:
             return
         self._reserved.pop(index, None)
-        last = self.retried.get(index)
-        attempts = 0 if last is None else last.attempts
-        reason = "no attempt started" if last is None else f"attempt {attempts + 1} did not start"
-        output = StageOutput(
-            FAIL, {}, describe(error), error, f"{reason}: its limit would never become available"
-        )
-        result = self._result(index, None, output, attempts, at, at)
-        if last is not None:
-            # Count the attempt that never started, so that the terminal event has a unique id.
-            result = replace(result, attempt=attempts + 1)
+        result = self._refused(index, error, "its limit would never become available", at)
         self.running += 1  # as for an attempt that ends immediately
         self._apply_result(index, result, at)
 
@@ -331,6 +324,8 @@ class RunState:
                 why = with_message("a task of the run was cancelled externally", raised)
                 self._end(Ending.cancelled(why), ended)
             output = self._outcome(index, ctx, output, raised, began, ended, phase)
+            if self.ending is not None and self.ending.over_budget == index:
+                output, ctx.outcome_by = over_budget_output(self.ending, raised), None
         is_cancelled = phase == CANCELLING and self._cancelling.pop(index, None) is not None
         if not ctx.attempt:
             began = ended
@@ -407,7 +402,9 @@ class RunState:
         is_cancelled = index in self._cancelling
         within = f"it did not end within {self._plan.grace:g} s and" if waited else "it"
         abandoned = f"{within} was left running"
-        if phase == TIMED_OUT:
+        if self.ending is not None and self.ending.over_budget == index:
+            output = over_budget_output(self.ending, None, abandoned)
+        elif phase == TIMED_OUT:
             late = stage_timed_out(self.nodes[index], ctx, None)
             output = StageOutput(FAIL, {}, describe(late), late, abandoned)
         else:
@@ -439,6 +436,15 @@ class RunState:
     def deadline_passed(self, deadline: float, at: int) -> None:
         """The run exceeded its deadline, in seconds."""
         self._end(Ending.deadline_exceeded(deadline, self.pipeline_name, self.run_id), at)
+
+    def budget_exceeded(self, index: int, error: BudgetExceededError, at: int) -> None:
+        """The run, or an outer one, exceeded its budget with the usage, or an attempt, of an instance.
+
+        The instance fails, even if it waits for an attempt, unless it has already ended.
+        """
+        node, has_ended = self.nodes[index], self.phases[index] == DONE
+        error.locate(self.pipeline_name, node.name, self.run_id)
+        self._end(Ending.budget_exceeded(index, node.name, error, has_ended=has_ended), at)
 
     def interrupted(self, result: StageResult, interrupt: BaseException, at: int) -> None:
         """A `KeyboardInterrupt` or `SystemExit` occurred while emitting a result: the run fails there."""
@@ -549,6 +555,7 @@ class RunState:
             ctx._child_runs_total if ctx else 0,
             ctx._stream.summary(began) if ctx and ctx._stream else None,
             ctx._worker if ctx else None,
+            ctx._logged(output.status) if ctx and ctx._log_tail else None,
         )
 
     def _apply_result(self, index: int, result: StageResult, at: int, *, is_cancelled: bool = False) -> None:
@@ -584,7 +591,10 @@ class RunState:
         self.phases[index] = DONE
         self.running -= 1
         if self.ending is not None:
-            pass
+            if self.ending.over_budget == index:
+                self.first_failed = self.first_failed or result
+                # The one that the stage raised has a traceback.
+                self.ending = replace(self.ending, exception=result.exception)
         elif self.interrupt is not None:
             self._fail(result, at)
         elif status is OK or status is SKIP or (status is FAIL and result.optional):
@@ -611,6 +621,16 @@ class RunState:
         self.results[index] = result
         self.left -= 1
         self.emits.append(result)
+
+    def _refused(self, index: int, error: StageflowError, why: str, at: int) -> StageResult:
+        """Return the result of an instance that fails because its next attempt must not start."""
+        last = self.retried.get(index)
+        attempts = 0 if last is None else last.attempts
+        reason = "no attempt started" if last is None else f"attempt {attempts + 1} did not start"
+        output = StageOutput(FAIL, {}, describe(error), error, f"{reason}: {why}")
+        result = self._result(index, None, output, attempts, at, at)
+        # Count the attempt that never started, so that the terminal event has a unique id.
+        return result if last is None else replace(result, attempt=attempts + 1)
 
     def _store_unstarted(self, index: int, status: StageStatus, reason: str, at: int) -> None:
         output = StageOutput(status, {}, reason=reason)
@@ -646,33 +666,7 @@ class RunState:
             dependents = nodes[skipped.pop()].dependents
 
     def _skip_reason(self, node: Node) -> str | None:
-        """Return why its dependencies skip a stage, or None if they do not."""
-        index = self._plan.index
-        if node.route is not None:
-            routers = [index[name] for name in node.dependencies if self.nodes[index[name]].route_labels]
-            if all(node.route not in self._routes.get(router, ()) for router in routers):
-                chosen = "; ".join(map(self._choice_of, routers))
-                return f"route {node.route!r} was not chosen: {chosen}"
-        if node.conditional:
-            results = [self.results[index[name]] for name in node.dependencies]
-            if all(result is not None and result.status in (SKIP, FAIL) for result in results):
-                return "every one of its dependencies was skipped"
-        for ref in node.inputs or ():
-            result = self.results[index[ref.name]]
-            if ref.if_missing == "skip" and result is not None and is_missing(result):
-                return f"its input {ref.name!r} " + ("was skipped" if result.status is SKIP else "failed")
-        return None
-
-    def _choice_of(self, router: int) -> str:
-        """Return the result of a router that has ended, as text for a reason."""
-        result = self.results[router]
-        name = self.nodes[router].name
-        if result is None or result.status is FAIL:
-            return f"{name!r} failed"
-        if result.status is SKIP:
-            return f"{name!r} was skipped: {result.reason}"
-        chosen = ", ".join(map(repr, self._routes.get(router, ())))
-        return f"{name!r} chose {chosen or 'no route'}"
+        return skip_reason(node, self._plan, self.results, self._routes)
 
     def _cancel_downstream(self, index: int, at: int, dependents: tuple[int, ...]) -> None:
         """Cancel dependents of an instance that failed or was cancelled, and all instances after them."""
@@ -743,6 +737,11 @@ class RunState:
         why = self.ending.reason if self.ending else "the run ended"
         for index, result in enumerate(self.results):
             if result is not None:
+                continue
+            if self.ending is not None and self.ending.over_budget == index:
+                refused = self._refused(index, cast("StageflowError", self.ending.exception), why, at)
+                self.first_failed = self.first_failed or refused
+                self._store(index, refused)
                 continue
             tried = "never started" if index not in self.retried else "not tried again"
             self._store_never_ended(index, f"{tried}: {why}", at)

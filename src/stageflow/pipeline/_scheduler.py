@@ -30,8 +30,9 @@ from .._drive import drive
 from .._interrupts import INTERRUPTS, is_a
 from .._log import log_safely
 from .._time import get_clock
-from ..context import PipelineContext, StageContext
-from ..errors import LimitDeadlockError, with_message
+from ..budget import Account
+from ..context import PipelineContext, StageContext, current_stage
+from ..errors import BudgetExceededError, LimitDeadlockError, with_message
 from ..observability import RunRecorder, defaults, deliver_on, start_run
 from ..results import PipelineResults
 from ._active import HEARTBEATS, add_active_run, remove_active_run
@@ -103,6 +104,9 @@ class Scheduler:
             stages=defaults().emit_wide_events if plan.emits_stages is None else plan.emits_stages,
             pipeline=defaults().emit_wide_events if plan.emits_pipeline is None else plan.emits_pipeline,
         )
+        self.account: Account | None = None
+        if plan.budget is not None or current_stage.get() is not None:
+            self._open_account()
         self.variables = copy_context()
         self.variables.run(deliver_on, self.loop)
         self.state = RunState(plan, self.run_id, self.began, origin)
@@ -122,6 +126,15 @@ class Scheduler:
         self._thread_requests: dict[int, ThreadPermit] = {}
         # The permit of the synchronous stage that started this run.
         self._outer_permit = thread_permit.get()
+
+    def _open_account(self) -> None:
+        """Open the account of this run if it, or an outer run, has a budget."""
+        budget, caller = self.plan.budget, current_stage.get()
+        outer = None if caller is None else caller._recorder.account
+        if budget is not None or outer is not None:
+            stage = -1 if caller is None else caller._sequence
+            self.account = Account(budget, self.pipeline_name, self.run_id, self, outer, stage)
+            self.recorder.account = self.account
 
     # ------------------------------------------------------------ start and end of the run
 
@@ -181,6 +194,23 @@ class Scheduler:
     def _deadline_passed(self) -> None:
         self.state.deadline_passed(self.deadline or 0, self.now())
         self._apply()
+
+    @_ends_run
+    def budget_exceeded(self, stage: int | None, error: BudgetExceededError) -> None:
+        """See `BudgetedRun`."""
+        if stage is None:
+            self.state.cancelled(
+                "cancelled by its parent run: the budget of an outer run was exceeded", self.now()
+            )
+        else:
+            self.state.budget_exceeded(stage, error, self.now())
+        self._apply()
+
+    def _refuse_attempt(self, index: int) -> None:
+        """Withdraw an attempt that must not start, because this run or an outer one exceeds its budget."""
+        self._release_unused_thread(index)
+        self.state.attempt_withdrawn(index, self.now())
+        self._execute()
 
     @_ends_run
     def abandoned(self) -> None:
@@ -295,7 +325,7 @@ class Scheduler:
     async def _work(self) -> None:
         """Run one stage after another, until none is ready or the next one must not run in this task."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        state, now, base = self.state, self.now, self.variables
+        state, now, base, account = self.state, self.now, self.variables, self.account
         context, recorder, nodes = self.context, self.recorder, self.state.nodes
         upstream = self.upstream
         ready, emits = state.ready, state.emits
@@ -320,6 +350,9 @@ class Scheduler:
                     break  # the run has ended
                 strong, weak = strong_references(), weak_references()
             number = state.attempt_number(index) if state.retried else node.first_attempt
+            if account is not None and not account.start_attempt(index, min(number, 1)):
+                self._refuse_attempt(index)
+                break
             ctx = StageContext(context, node.name, node.kind, number, index, upstream, recorder)
             if node.opens_stream:
                 ctx._stream = upstream.open_stream(ctx)
@@ -340,8 +373,10 @@ class Scheduler:
             else:
                 attempt = self.attempts[index] = Attempt(index, ctx, began, now, task, variables)
                 if node.executor is not None:
-                    ctx._on_worker_change = functools.partial(self._start_timers, attempt, node)
+                    ctx._on_worker_start = functools.partial(self._start_timers, attempt, node)
                 try:
+                    if state.phases[index] == CANCELLING:  # the run ended during the first step
+                        attempt.cancel(state.cancellation_reason(index, ctx), timed_out=False)
                     self._start_timers(attempt, node)
                     value = await drive(steps, attempt.step, waits_for, attempt.gives_up)
                 except GeneratorExit:
@@ -524,6 +559,8 @@ class Scheduler:
         for permit in self._held.values():
             permit.limit.release(permit)  # none is left, unless the engine has failed
         self._held.clear()
+        if self.account is not None:
+            self.account.close()
         self.results = self.state.conclude(self.context, self.began)
         self.upstream.close()
         try:
@@ -547,8 +584,7 @@ class Scheduler:
         self._dispatch_soon()
 
     def _start_timers(self, attempt: Attempt, node: Node) -> None:
-        """Start the timers of a suspended attempt; again, when it starts on a worker for which it has waited."""
-        attempt.stop_timers()
+        """Start the timers of a suspended attempt, unless it waits for a worker that will start it."""
         if attempt.ctx._waits_for_worker:
             return
         if node.timeout is not None:

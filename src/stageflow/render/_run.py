@@ -609,6 +609,7 @@ def _notes_of(stage: StageHistory) -> Text:
         lines += _item_notes(end["items"])
     if end.get("stream"):
         lines.append(stream_note(end))
+    lines += _log_notes(end)
     if end.get("attributes"):
         lines.append(Text(format_pairs(end["attributes"])))
     return Text("\n").join(lines)
@@ -635,6 +636,32 @@ def stream_note(stage: Record) -> Text:
     if stream.get("abandoned"):
         parts.append("the reader left")
     return Text(", ".join(parts))
+
+
+_MAX_LOG_LINES = 10
+"""Maximum number of log lines of a stage to show."""
+
+_MAX_LOG_CHARACTERS = 120
+"""Maximum number of characters of one log line to show."""
+
+
+def _log_notes(stage: Record) -> Iterator[Text]:
+    """Yield the number of warnings and errors that a stage logged, and the last lines of a failed stage."""
+    counts = [
+        f"{count:,} {what}{'' if count == 1 else 's'}"
+        for count, what in ((stage.get("log_warnings"), "warning"), (stage.get("log_errors"), "error"))
+        if count
+    ]
+    if counts:
+        yield Text(f"logged {', '.join(counts)}")
+    logged = stage.get("log_tail") or []
+    if len(logged) > _MAX_LOG_LINES:
+        earlier = len(logged) - _MAX_LOG_LINES
+        yield Text(f"  {earlier} earlier log line{'' if earlier == 1 else 's'} in log_tail", style=QUIET)
+    for each in logged[-_MAX_LOG_LINES:]:
+        line = on_one_line(each)
+        shown = line if len(line) <= _MAX_LOG_CHARACTERS else line[:_MAX_LOG_CHARACTERS] + "…"
+        yield Text(f"  {shown}", style=QUIET)
 
 
 def _item_notes(items: Record) -> Iterator[Text]:

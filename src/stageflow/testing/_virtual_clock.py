@@ -10,7 +10,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from .._time import set_clock
 from ..errors import invalid_argument
-from ..executors import busy_threads
+from ..executors import busy_threads, open_calls
 
 __all__ = ["VirtualClock"]
 
@@ -120,8 +120,8 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout is None or timeout <= 0:
             ready: list[tuple[selectors.SelectorKey, int]] = super().select(timeout)
             return ready
-        # While a thread is running, time passes in steps of one real millisecond.
-        real = 0.001 if self.threads or busy_threads() else 0
+        # While a thread or a worker is running, time passes in steps of one real millisecond.
+        real = 0.001 if self.threads or busy_threads() or open_calls.count else 0
         ready = super().select(real)
         if not ready:
             self._clock.advance(min(timeout, real) if real else timeout)

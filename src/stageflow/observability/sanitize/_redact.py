@@ -141,8 +141,8 @@ class Redactor:
             and not self._is_named(name)
         )
 
-    def text(self, text: str) -> tuple[str, int]:
-        """Return a text with its secrets redacted, and their number."""
+    def text(self, text: str, is_unique: bool = False) -> tuple[str, int]:
+        """Return a text with its secrets redacted, and their number. A unique text is not cached."""
         if text in self.clean:
             return text, 0
         found = 0
@@ -150,7 +150,8 @@ class Redactor:
         for detector in self._detectors:
             clean, count = detector(clean)
             found += count
-        if not found and len(text) <= _MAX_CACHED_CHARS and len(self.clean) < _MAX_CACHED:
+        is_cached = not is_unique and len(text) <= _MAX_CACHED_CHARS and len(self.clean) < _MAX_CACHED
+        if not found and is_cached:
             self.clean[text] = None
         return clean, found
 

@@ -114,17 +114,18 @@ class Sanitizer:
         self.redacted = 0
         self.truncated: list[str] = []
 
-    def text(self, text: str, name: str, most: int | None = None) -> str:
+    def text(self, text: str, name: str, most: int | None = None, *, is_unique: bool = False) -> str:
         """Return a sanitized text.
 
         Args:
             text: Text of any length.
             name: Name of its field, which is recorded in `truncated` if the text is truncated.
             most: Maximum length; default `EventLimits.text_chars`.
+            is_unique: True for a text that does not occur again, and must not fill the cache.
         """
         if type(text) is not str:  # a manually created result may contain any value
             text = as_text(text)
-        shown, cut = self._sanitize(text, most or self._rules.limits.text_chars)
+        shown, cut = self._sanitize(text, most or self._rules.limits.text_chars, is_unique)
         if cut:
             self._note_truncated(name)
         return shown
@@ -156,12 +157,12 @@ class Sanitizer:
             return name, False
         return self._sanitize(name, most)
 
-    def _sanitize(self, text: str, most: int) -> tuple[str, bool]:
+    def _sanitize(self, text: str, most: int, is_unique: bool = False) -> tuple[str, bool]:
         """Return a text without secrets, with at most `most` characters, and whether it was truncated."""
         if self._rules.redactor is None and len(text) <= most:
             return safe_text(text), False
         searched = text[: most + _LOOKAHEAD_CHARS]
-        clean = self._redact(safe_text(searched))
+        clean = self._redact(safe_text(searched), is_unique)
         is_complete = len(searched) == len(text)
         if is_complete and len(clean) <= most:
             return clean, False
@@ -174,12 +175,12 @@ class Sanitizer:
         if len(self.truncated) < self._rules.limits.fields and name not in self.truncated:
             self.truncated.append(name)
 
-    def _redact(self, text: str) -> str:
+    def _redact(self, text: str, is_unique: bool = False) -> str:
         redactor = self._rules.redactor
         if redactor is None:
             return text
         try:
-            clean, found = redactor.text(text)
+            clean, found = redactor.text(text, is_unique)
         except BaseException as error:
             INTERRUPTS.contain(error)
             # Fail closed: the text may contain a secret.

@@ -82,6 +82,10 @@ STAGE_FIELDS = (
     "stream_first_chunk_ms",
     "stream_blocked_ms",
     "stream_abandoned",
+    "worker_host",
+    "worker_queue_ms",
+    "log_warnings",
+    "log_errors",
 )
 """Fields of each stage of a run that are compared, in addition to its attributes."""
 
@@ -99,7 +103,7 @@ def with_equivalents(names: Iterable[str]) -> frozenset[str]:
 
 _INTEGERS = frozenset(f"{sign}{size}INT" for sign in ("", "U") for size in ("TINY", "SMALL", "BIG", "HUGE"))
 _NUMBERS = _INTEGERS | {"INTEGER", "UINTEGER", "FLOAT", "DOUBLE"}
-_NUMERIC_IDS = frozenset({"pid"})
+_NUMERIC_IDS = frozenset({"pid", "worker_pid"})
 """Columns whose numbers have no order."""
 
 _SCHEMAS = (PipelineWide, StageWide, CorrelationIds, PipelineMetadata, Resource, ProcessSample, Trace)

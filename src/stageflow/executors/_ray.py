@@ -50,7 +50,7 @@ _CHECK_SECONDS = 0.5
 """How often to check whether Ray was shut down while calls are running: Ray reports nothing."""
 
 _CLOSE_SECONDS = 10.0
-"""How long `close()` waits until the actors have been told to end."""
+"""How long `close()` waits until Ray ends the actors."""
 
 _UNREAD_OBJECTS = 2
 """Number of lists of messages that Ray accepts from a worker before this process reads them."""
@@ -95,7 +95,7 @@ class RayExecutor(Executor):
             instantiates a stage class once, so that it can load a model in `__init__`. Default: each call is
             a task, in a worker that Ray chooses.
         max_calls: Maximum number of calls of a map that are passed to Ray at the same time; default the
-            `max_concurrency` of the map or, with actors, one more than there are actors.
+            `max_concurrency` of the map or, with actors, their number plus 1.
         context_vars: Context variables whose values are sent with each call, as paths such as
             "app.tenant:current_tenant".
         options: Further options of Ray for the tasks or actors, such as `{"runtime_env": {...}}`.

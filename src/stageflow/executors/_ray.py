@@ -35,16 +35,14 @@ from ._remote_error import restored_error
 
 try:
     import ray
-    from ray import cloudpickle, exceptions
+    from ray import exceptions
 except ImportError as error:
     raise MissingExtraError("RayExecutor", "ray") from error
 
 from . import _ray_main
-from ._ray_main import Frame, arguments_of, frames_in, run_call, stream_call
+from ._ray_main import Frame, arguments_of, dumps, frames_in, run_call, stream_call
 
 __all__ = ["RayExecutor"]
-
-_dumps: Callable[[Any, int], bytes] = cloudpickle.dumps
 
 _CHECK_SECONDS = 0.5
 """How often to check whether Ray was shut down while calls are running: Ray reports nothing."""
@@ -152,7 +150,7 @@ class RayExecutor(Executor):
 
     def problem_of(self, runner: Any) -> str | None:
         try:
-            _dumps(runner, pickle.HIGHEST_PROTOCOL)
+            dumps(runner, pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             name = getattr(runner, "__qualname__", None) or type_name(runner)
             return (
@@ -183,7 +181,7 @@ class RayExecutor(Executor):
         _driver().sessions.add(session)
         try:
             call = session.call
-            data = pickled_call(call, self._pickled_function, _dumps)
+            data = pickled_call(call, self._pickled_function, dumps)
             if not ray.is_initialized():
                 ray.init()
             arguments = arguments_of(data, session.opened_ns)
@@ -196,12 +194,12 @@ class RayExecutor(Executor):
 
     def _pickled_function(self, function: Any) -> bytes:
         if not isinstance(function, (FunctionType, type)):
-            return _dumps(function, pickle.HIGHEST_PROTOCOL)
+            return dumps(function, pickle.HIGHEST_PROTOCOL)
         known = self._functions.get(id(function))
         if known is None:
             known = self._functions[id(function)] = (
                 function,
-                _dumps(function, pickle.HIGHEST_PROTOCOL),
+                dumps(function, pickle.HIGHEST_PROTOCOL),
             )
         return known[1]
 

@@ -8,8 +8,8 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from ray import cloudpickle
 
@@ -18,7 +18,18 @@ from ._protocol import CHUNK, REJECTED, STARTED
 from ._remote_error import remote_error
 from ._worker_call import WorkerCalls
 
-__all__ = ["Data", "Frame", "Frames", "Worker", "arguments_of", "frames_in", "run_call", "stream_call"]
+__all__ = [
+    "Data",
+    "Frame",
+    "Frames",
+    "Worker",
+    "arguments_of",
+    "dumps",
+    "frames_in",
+    "loads",
+    "run_call",
+    "stream_call",
+]
 
 Data = bytes | pickle.PickleBuffer | memoryview
 """Pickled data as Ray transfers it: large data in a buffer, which Ray does not copy."""
@@ -28,6 +39,9 @@ Frame = tuple[int, Data]
 
 Frames = bytes | list[Frame]
 """Messages as Ray transfers them: a single object of bytes, which is faster, if all of them are small."""
+
+# It can pickle functions and classes by value, such as those of the main module.
+dumps: Callable[[Any, int], bytes] = cloudpickle.dumps  # pyright: ignore[reportPrivateImportUsage]
 
 _LARGE_BYTES = 1 << 16
 
@@ -61,7 +75,7 @@ class _Frames(PickledReports):
     """Collects the messages of a worker; see `_worker_call.Reports`."""
 
     def __init__(self) -> None:
-        super().__init__(cloudpickle.dumps)
+        super().__init__(dumps)
         self.frames: list[Frame] = []
         self._are_small = True
 
@@ -99,13 +113,13 @@ class _Frames(PickledReports):
     def run(self, data: Data) -> None:
         """Run a call."""
         try:
-            call, function = _CALLS.load(data)  # type: ignore[arg-type]  # a buffer is accepted, too
+            call, function = _CALLS.load(cast("bytes", data))  # a buffer is accepted, too
         except BaseException as error:
             if isinstance(error, ModuleNotFoundError):
                 error.add_note(
                     'hint: `ray.init(runtime_env={"working_dir": "."})` sends the modules of this directory'
                 )
-            self.send(REJECTED, remote_error(error, dumps=cloudpickle.dumps))
+            self.send(REJECTED, remote_error(error, dumps=dumps))
         else:
             _CALLS.run(call, function, self)
 

@@ -26,7 +26,6 @@ __all__ = [
     "arguments_of",
     "dumps",
     "frames_in",
-    "loads",
     "run_call",
     "stream_call",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -230,6 +231,14 @@ def sleeps(ctx: StageContext) -> None:
     time.sleep(0.2)
 
 
+def logs_and_exits(ctx: StageContext) -> None:
+    log = logging.getLogger("acme.parser")
+    log.setLevel(logging.INFO)
+    log.info("page %d", 1)
+    log.warning("page %d is empty", 2)
+    os._exit(1)
+
+
 def spends(ctx: StageContext) -> None:
     for _ in range(1000):
         ctx.record_llm("m", output_tokens=1, cost_usd=0.01)
@@ -407,6 +416,18 @@ async def test_runs_of_several_loops_share_an_executor() -> None:
             for n in range(3)
         }
     assert len(pids) == 1
+
+
+async def test_log_lines_of_a_lost_worker_are_in_the_event(processes: ProcessExecutor) -> None:
+    sink = MemoryEventSink()
+    graph = recorded(Pipeline("p").with_stage("s", logs_and_exits, executor=processes), sink)
+    await graph.run()
+    event = stage_wide(sink.events, "s")
+    assert [line.partition(" ")[2] for line in event["log_tail"]] == [
+        "INFO acme.parser: page 1",
+        "WARNING acme.parser: page 2 is empty",
+    ]
+    assert event["log_warnings"] == 1
 
 
 async def test_usage_in_workers_counts_towards_the_budget(processes: ProcessExecutor) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "event_as_text",
     "format_line",
     "format_record",
+    "is_internal_logger",
 ]
 
 MAX_LOG_LINES = 20
@@ -92,7 +93,7 @@ class LogTail:
         name, message, level = record.name, record.msg, record.levelno
         args: Any = record.args
         if name is not self._logger:
-            if _is_internal(name):
+            if is_internal_logger(name):
                 return
             self._logger = name
         if (
@@ -144,7 +145,8 @@ def _stored(line: _Line) -> str:
         return line[3]
 
 
-def _is_internal(logger: str) -> bool:
+def is_internal_logger(logger: str) -> bool:
+    """Return whether stageflow logs with this logger."""
     return logger == "stageflow" or logger.startswith("stageflow.")
 
 

@@ -7,12 +7,14 @@ import inspect
 import pickle
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextvars import Context, copy_context
+from logging import LogRecord
 from time import perf_counter_ns
 from typing import Any, NoReturn, Protocol
 
 from msgspec import UNSET
 
 from .._items import ItemAttempt
+from .._log_tail import LOG_CAPTURE, LogTail, format_record, is_internal_logger
 from ..budget import Account
 from ..context import PipelineContext, StageContext, current_stage
 from ..errors import (
@@ -60,6 +62,7 @@ class WorkerCalls:
 
     def __init__(self, load: Callable[[bytes | bytearray], Any] = pickle.loads) -> None:
         self._load = load
+        LOG_CAPTURE.install(current_stage.get)
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._runner: asyncio.Runner | None = None
 
@@ -271,6 +274,23 @@ class _Recorder:
         return self._traceparent
 
 
+class _ReportedLog(LogTail):
+    """Reports each line that the function logs, so that it is in the event even if the worker is killed."""
+
+    __slots__ = ("_reports",)
+
+    def __init__(self, reports: Reports) -> None:
+        super().__init__(0)
+        self._reports = reports
+
+    def add(self, record: LogRecord) -> None:
+        if not is_internal_logger(record.name):
+            self.add_line(record.levelno, format_record(record))
+
+    def add_line(self, level: int, line: str) -> None:
+        self._reports.recorded("_log", (level, line))
+
+
 class WorkerContext(StageContext):
     """The context of a call in a worker. The parent process repeats what it records.
 
@@ -316,6 +336,10 @@ class WorkerContext(StageContext):
 
     def child_run_started(self, run_id: str) -> None:
         self.reports.recorded("child_run_started", (run_id,))
+
+    def _open_log_tail(self) -> LogTail:
+        self._log_tail = _ReportedLog(self.reports)
+        return self._log_tail
 
     def send(self, value: Any) -> Awaitable[None]:
         return self.reports.chunk_async(value)

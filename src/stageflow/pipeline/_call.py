@@ -40,7 +40,7 @@ def begin(node: Node, scope: StageScope, ctx: StageContext) -> Coroutine[Any, An
     else:
         values, keywords = _inputs(node, ctx)
         if node.executor is not None:
-            run = call_on_executor if node.generator is None else stream_from_executor
+            run: Call = call_on_executor if node.generator is None else stream_from_executor
             call = functools.partial(run, node, values, keywords)
         elif values or keywords or not node.takes_context:
             call = _with_inputs(call, node.takes_context, values, keywords)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -145,7 +145,7 @@ def _repeat(recorded: Recorded, ctx: StageContext) -> None:
 @contextlib.contextmanager
 def _session(
     node: Node, arguments: tuple[Any, ...], keywords: Mapping[str, Any], ctx: StageContext
-) -> Iterator[Session]:
+) -> Generator[Session]:
     """Open a session for one call, whose attempt starts when a worker starts to run it."""
     executor = node.executor
     assert executor is not None

@@ -1,4 +1,4 @@
-"""What a stage on Ray costs beside a plain call of Ray: `python -m benchmarks.executors`."""
+"""What a stage on Ray costs beside a plain call of Ray: `python -m benchmarks.ray`."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def bench_ray(rounds: int) -> None:
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.executors", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ray", description=__doc__)
     parser.add_argument("--rounds", type=int, default=30, help="rounds per comparison (default 30)")
     rounds = parser.parse_args().rounds
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -129,6 +129,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.executors import main as imported  # not the module `__main__`: sent by import path
+    from benchmarks.ray import main as imported  # not the module `__main__`: sent by import path
 
     imported()

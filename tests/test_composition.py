@@ -94,7 +94,7 @@ def test_unknown_option_or_missing_name_raises_at_once() -> None:
     assert str(caught.value) == (
         "@stage: unknown option 'retires'; did you mean 'retry'?"
         "\n  hint: the options are conditional, optional, when, route, timeout, retry, limit, interceptors,"
-        " streams, idle_timeout, restart, name, kind, dependencies"
+        " streams, idle_timeout, restart, executor, name, kind, dependencies"
     )
     with pytest.raises(
         TypeError, match="stage 'a': with_stage\\(\\): unknown option 'timout'; did you mean 'timeout'"

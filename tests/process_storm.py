@@ -92,7 +92,7 @@ async def storm(stages: int, workers: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "executions")
         executor = ProcessExecutor(workers, max_tasks_per_worker=200)
-        killer = Killer(0.5)
+        killer = Killer(0.1)
         killer.start()
         random_size = random.Random(1)
         sink = MemoryEventSink()

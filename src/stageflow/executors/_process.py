@@ -340,6 +340,9 @@ class _Slot(threading.Thread):
 
     def _run(self, session: _Session) -> None:
         """Run a call on the worker, or on a new one if the worker ends before the call has started."""
+        if self._stopping:
+            session.deliver([ClosedError("the ProcessExecutor was closed before it ran the stage")])
+            return
         data = pickled_call(session.call)
         for number in range(1, _MAX_STARTS + 1):
             with self._lock:
@@ -438,33 +441,35 @@ class _Process:
     def __init__(self) -> None:
         import multiprocessing.spawn  # takes several milliseconds
 
-        self.connection, theirs = socket.socketpair()
-        alive, self._alive = os.pipe()
-        start = StartTime.create_file()
-        self.started = StartTime(start)
-        try:
+        # `theirs` are closed in this process in any case, `ours` only if the process cannot be started.
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            self.connection, connection = socket.socketpair()
+            ours.callback(self.connection.close)
+            theirs.callback(connection.close)
+            alive, self._alive = os.pipe()
+            ours.callback(os.close, self._alive)
+            theirs.callback(os.close, alive)
+            start = StartTime.create_file()
+            theirs.callback(os.close, start)
+            self.started = StartTime(start)
+            ours.callback(self.started.close)
+            fds = (connection.fileno(), alive, start)
             self._popen = subprocess.Popen(
                 [
                     multiprocessing.spawn.get_executable() or sys.executable,
                     *interpreter_arguments(),
                     "-c",
                     _START,
-                    f"{theirs.fileno()} {alive} {start}",
-                    json.dumps(sys.path),
+                    " ".join(map(str, fds)),
+                    json.dumps([entry for entry in sys.path if isinstance(entry, str)]),
                 ],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), alive, start),
+                pass_fds=fds,
                 # A separate group: Ctrl-C reaches only the parent process, and `kill` ends the processes that
                 # the function has started, too.
                 process_group=0,
             )
-        except BaseException:
-            self.disconnect()
-            raise
-        finally:
-            theirs.close()
-            os.close(alive)
-            os.close(start)
+            ours.pop_all()
         self.id = self._popen.pid
         self.frames = FrameReader(self.connection)
         self.completed = 0

@@ -152,6 +152,9 @@ def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
     setup: Setup = pickle.loads(first.pop(0)[1])
     _end_with_parent(alive_fd, setup.parent)
     sys.argv[:] = setup.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # a worker that is killed does not flush its output
     MAIN_MODULE.set(setup.main_name, setup.main_path)
     reports, calls = _Reports(connection), WorkerCalls(_load)
     received = first

@@ -251,41 +251,53 @@ class _Pool:
         self.host = socket.gethostname()
         self.max_tasks = max_tasks
         self._size = size
-        self._queue: queue.SimpleQueue[_Session | None] = queue.SimpleQueue()
         self._slots: list[_Slot] = []
         self._lock = threading.Lock()
+        # Either all slots are busy, and calls may be waiting, or no call is waiting.
+        self._waiting: deque[_Session] = deque()
         self._idle = 0
+        self._assigned: queue.SimpleQueue[_Session | None] = queue.SimpleQueue()
+        self._closed = False
         _pools.add(self)
 
     def submit(self, session: _Session) -> None:
-        """Queue a call, and start another worker if all are busy."""
-        self._queue.put(session)
+        """Assign a call to an idle slot, or to a new one; if all are busy, queue it."""
         with self._lock:
-            if self._idle < self._queue.qsize() and len(self._slots) < self._size:
-                slot = _Slot(self)
+            if self._idle:
+                self._idle -= 1
+                self._assigned.put(session)
+                return
+            self._waiting.append(session)
+            if len(self._slots) == self._size:
+                return
+            slot = _Slot(self)
+            try:
+                slot.start()
+            except RuntimeError:  # no thread can be started; another slot runs the call later
+                if not self._slots:
+                    self._waiting.remove(session)
+                    raise
+            else:
                 self._slots.append(slot)
-                try:
-                    slot.start()
-                except RuntimeError:  # no thread can be started; another slot runs the call later
-                    self._slots.remove(slot)
-                    if not self._slots:
-                        raise
 
     def next(self) -> _Session | None:
         """Wait for the next call; None means that the pool is closed."""
         with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._closed:
+                return None
             self._idle += 1
-        session = self._queue.get()
-        with self._lock:
-            self._idle -= 1
-        return session
+        return self._assigned.get()
 
     def close(self) -> None:
         """End all slots and their workers."""
         with self._lock:
+            self._closed = True
+            for _ in range(self._idle):
+                self._assigned.put(None)
+            self._idle = 0
             slots = list(self._slots)
-        for _ in slots:
-            self._queue.put(None)
         for slot in slots:
             slot.stop()
         for slot in slots:

@@ -724,5 +724,5 @@ def test_a_script_with_its_own_session_survives_a_shutdown_of_ray(tmp_path: Path
     )
     assert ended.stdout.splitlines()[-2:] == [
         "True True",
-        "WorkerLostError: Ray was shut down while it ran the stage",
+        "WorkerLostError: Ray was shut down while the stage was running",
     ], ended.stderr

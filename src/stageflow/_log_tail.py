@@ -1,7 +1,7 @@
 """`LogTail`: the last lines that an attempt logged, and `LogCapture`, which receives them from `logging`.
 
-A line is stored when it is logged, and formatted only if the attempt fails. It is formatted immediately if
-its arguments could change until then, or keep large objects alive.
+A line is stored unformatted, and formatted only if the attempt fails. It is formatted immediately if its
+arguments could change before that, or would keep large objects alive.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ MAX_LOG_LINES = 20
 """Default number of lines that an attempt keeps."""
 
 _MAX_CHARS = 2_000
-"""Maximum length of a stored message: that of a line in an event, and the characters after it that are
-searched for secrets."""
+"""Maximum length of a stored message. It is longer than a line of an event, because the text after the
+end of the line is also searched for secrets."""
 
 _SCALARS = frozenset({int, float, bool, type(None)})
 
 _Line = tuple[float, str, str, str, Any]
-"""A line that is not formatted: time, name of the level, name of the logger, message and arguments."""
+"""An unformatted line: time, name of the level, name of the logger, message and arguments."""
 
 
 class StageLogs(Struct, frozen=True, gc=False):
@@ -54,7 +54,7 @@ class StageLogs(Struct, frozen=True, gc=False):
     Attributes:
         warnings: Number of lines of level WARNING or above, but below ERROR.
         errors: Number of lines of level ERROR or above.
-        tail: The last lines, if the attempt failed; not redacted.
+        tail: The last lines, if the attempt failed or was cancelled while it was running; not redacted.
     """
 
     warnings: int = 0
@@ -102,7 +102,7 @@ class LogTail:
             and type(args) is tuple
             and not record.exc_info
         ):
-            # In this function, because a call would take as long as the loop.
+            # Inlined, because a call would take as long as the loop.
             for arg in args:
                 kind = type(arg)
                 if kind not in _SCALARS and (kind is not str or len(arg) > _MAX_CHARS):
@@ -151,7 +151,7 @@ def is_internal_logger(logger: str) -> bool:
 
 
 class _Formatting(threading.local):
-    """Whether this thread is formatting a line: lines that its arguments log are not formatted as well."""
+    """Whether this thread is formatting a line. Lines that its arguments log meanwhile are not formatted."""
 
     active = False
 
@@ -270,8 +270,8 @@ def _no_receiver() -> None:
 class LogCapture:
     """Adds each line that is logged to the current receiver, whichever handlers its logger has.
 
-    The factory of log records, which `logging` calls for each line of an enabled level, adds it. Unlike a
-    handler, it is independent of `propagate`, `logging.basicConfig` and `logging.config`.
+    The log record factory, which `logging` calls for each line of an enabled level, adds it. Unlike a
+    handler, the factory is independent of `propagate`, `logging.basicConfig` and `logging.config`.
 
     Attributes:
         size: Number of lines that an attempt keeps; 0 to add no lines.
@@ -295,7 +295,7 @@ class LogCapture:
             self._current = _no_receiver
 
     def install(self, current: Callable[[], LogReceiver | None]) -> None:
-        """Start to add lines, or continue to do so if the application has replaced the factory.
+        """Start adding lines, or continue to do so if the application has replaced the factory.
 
         A factory of the application that calls the previous one remains as it is.
 

@@ -1,4 +1,4 @@
-"""Budgets: the maximum that a run may spend, and what it has spent, including its child runs."""
+"""Budgets: the maximum amount that a run may spend, and accounts of what it and its child runs spent."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Budget(Struct, metaclass=ValueType, frozen=True, kw_only=True):
             default no limit.
 
     Raises:
-        InvalidArgumentError: No limit is set, a limit is negative or not a number, or `attempts` is less
-            than 1.
+        InvalidArgumentError: No limit is set, a limit is negative, infinite or not a number, or `attempts`
+            is less than 1.
 
     Example:
         >>> Budget(usd=0.5, tokens=100_000)
@@ -78,9 +78,9 @@ class BudgetedRun(Protocol):
         """End the run, because it or an outer run exceeds its budget. Called on its event loop.
 
         Args:
-            stage: The number of the stage with which the budget was exceeded. It fails with `error`. None if
-                it is not a stage of this run: the run is cancelled.
-            error: The amounts.
+            stage: The number of the stage that exceeded the budget, which fails with `error`. None if it is
+                not a stage of this run; then the run is cancelled.
+            error: The error, which contains the amounts.
         """
         ...
 
@@ -160,7 +160,7 @@ class Account:
             if exceeded:
                 self._set_reported_by(stage, exceeded[-1])
             exceeded = [account for account in accounts if account._excess is not None]
-        # Also if it was exceeded before: the thread that noticed it may not have ended the runs yet.
+        # Even if it was already exceeded: the thread that exceeded it may not have ended the runs yet.
         if exceeded:
             exceeded[-1]._end_runs()
 
@@ -203,7 +203,7 @@ class Account:
         return None
 
     def close(self) -> None:
-        """The run has ended. Later usage counts only for the outer runs."""
+        """Mark the run as ended. Later usage counts only towards the outer runs."""
         self._run = None
 
     def _and_outer(self) -> list[Account]:
@@ -214,7 +214,7 @@ class Account:
         return accounts
 
     def _exceeds_with(self, usd: float, tokens: float) -> bool:
-        """Add to the totals, and return whether the run exceeds its budget since then."""
+        """Add to the totals, and return whether this makes the run exceed its budget."""
         self._usd, self._tokens = _sum(self._usd, usd), _sum(self._tokens, tokens)
         budget = self._budget
         if budget is None or self._run is None or self._excess is not None:
@@ -226,7 +226,7 @@ class Account:
         return self._excess is not None
 
     def _would_exceed(self, attempts: int) -> bool:
-        """Return whether these attempts would exceed the budget, which then counts as exceeded."""
+        """Return whether these attempts would exceed the budget; if so, mark it as exceeded."""
         limit = None if self._budget is None or self._run is None else self._budget.attempts
         if limit is None or self._attempts + attempts <= limit:
             return False
@@ -244,8 +244,9 @@ class Account:
     def _end_runs(self) -> None:
         """End this run, which has exceeded its budget, and all runs inside it.
 
-        The runs of one event loop end together: between two of them, the end of one run would propagate to
-        the run that waits for it, as another cause of its end. Outer event loops come first, for this reason.
+        All runs of an event loop end in one callback. Otherwise, the end of one run could propagate to the
+        run that waits for it, which would then end for another reason. For the same reason, outer event loops
+        come first.
         """
         with _adding:
             accounts: list[Account] = [self]

@@ -1,4 +1,4 @@
-"""Where the functions of stages run: in threads, in processes of this machine, or on a Ray cluster."""
+"""Executors run the functions of stages in threads, in processes on this machine, or on a Ray cluster."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ __all__ = ["Executor", "ProcessExecutor", "RayExecutor"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported with the package: `import stageflow` does not need it.
+    # Imported on first use, because `import stageflow` does not need them.
     if name == "ProcessExecutor":
         from ._process import ProcessExecutor
 

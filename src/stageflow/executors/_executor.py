@@ -36,7 +36,7 @@ class StageCallContext(Struct, frozen=True, array_like=True):
         run_id: Id of the run.
         stage: Name of the stage.
         kind: Kind of the stage.
-        attempts: Number of the attempt of each call, starting at 1.
+        attempts: The attempt number of each call, starting at 1.
         traceparent: The W3C `traceparent` of the attempt of the stage.
         run: The fields of the `PipelineContext` except `resources`; without `data` if the function takes no
             context.
@@ -66,8 +66,8 @@ class Call(Struct, frozen=True):
         keywords: The keyword arguments of each call.
         variables: The values of context variables, by "module:name".
         announce: Whether to send `Started` when the calls start on a worker.
-        is_live: Whether the messages are needed as they occur. Otherwise, an executor may pass all of them on
-            when the calls have ended.
+        is_live: Whether messages must be delivered as they occur. Otherwise, an executor may deliver all of
+            them after the calls have ended.
     """
 
     function: Any
@@ -82,31 +82,31 @@ class Call(Struct, frozen=True):
 
 
 class Started(Struct, frozen=True):
-    """The calls have started on a worker."""
+    """The message that the calls have started on a worker."""
 
 
 class Recorded(Struct, frozen=True):
-    """The function has called a method of its context, such as `annotate`; the parent process repeats it."""
+    """A call of a context method by the function, such as `annotate`; the parent process repeats it."""
 
     method: str
     arguments: tuple[Any, ...]
 
 
 class Chunk(Struct, frozen=True):
-    """The function has sent a chunk; the parent process confirms it with `Session.acknowledge`."""
+    """A chunk that the function sent; the parent process confirms it with `Session.acknowledge`."""
 
     value: Any
 
 
 class Returned(Struct, frozen=True):
-    """A call has returned a value after this number of nanoseconds."""
+    """The value that a call returned, and its duration in nanoseconds."""
 
     value: Any
     duration_ns: int
 
 
 class Raised(Struct, frozen=True):
-    """A call has raised an exception after this number of nanoseconds."""
+    """The exception that a call raised, and its duration in nanoseconds."""
 
     error: BaseException
     duration_ns: int
@@ -172,14 +172,14 @@ class Executor(ABC):
     Pass an instance as `executor=` to `with_stage`, `with_map`, `Flow.add` or `Flow.map`.
 
     Attributes:
-        kind: Name of the kind of worker, as recorded in the field `worker_kind`.
+        kind: Name of the kind of worker, as recorded in the field `worker.kind`.
         reports_start: Whether the first message of a call is `Started`. If so, an attempt starts when its
             worker starts to run it; otherwise it starts with the call, and includes the wait for a worker.
         max_calls: Maximum number of calls of a map that are passed to the executor at the same time; None for
             no such limit.
-        confirms_calls: Whether the outcome of each call has been received when the loss of a worker is
-            reported, so that the calls after the first one without an outcome have not started. Otherwise, a
-            map does not know whether they have run, and fails their items.
+        confirms_calls: Whether all outcomes that a worker sent are received before its loss is reported.
+            If so, only the first call without an outcome can have started. Otherwise, a map cannot determine
+            which calls have run, and fails the items of all calls without an outcome.
     """
 
     kind: ClassVar[str]

@@ -1,4 +1,4 @@
-"""The main module of the parent process, in a worker."""
+"""Imports the main module of the parent process in a worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MainModule:
         self._name, self._path = name, path
 
     def ensure(self) -> None:
-        """Import it under the name `__mp_main__`, as `multiprocessing` does, so that its guard is false.
+        """Import it as `__mp_main__`, like `multiprocessing`, so that `__name__ == "__main__"` is false.
 
         Raises:
             SerializationError: The module raised `SystemExit`.

@@ -45,7 +45,7 @@ class PickledReports(ABC):
             self.send(RECORDED, method, tuple(self._as_picklable(argument) for argument in arguments))
 
     def send_chunk(self, value: Any) -> None:
-        """Send a chunk now.
+        """Send a chunk without waiting for the reader.
 
         Raises:
             SerializationError: It cannot be pickled.
@@ -93,7 +93,7 @@ def _not_sendable(what: str, value: Any, error: BaseException) -> SerializationE
 
 
 def message_of(tag: int, data: bytes | bytearray | memoryview | pickle.PickleBuffer) -> Message:
-    """Return a message of a worker."""
+    """Unpickle a message of a worker; if this fails, return a message that contains the error."""
     try:
         fields = pickle.loads(data)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What executors pickle: functions, calls, and context variables."""
+"""Pickling of functions, calls and context variables for executors."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def function_problem(runner: Any) -> str | None:
         name = getattr(runner, "__qualname__", None) or type_name(runner)
         if "<lambda>" in name or "<locals>" in name:
             return (
-                f"{name} cannot be sent to a worker, which imports functions by their paths; define it at the"
-                " top level of a module"
+                f"{name} cannot be sent to a worker, which imports functions by import path; define it at"
+                " the top level of a module"
             )
         return (
             f"{name} cannot be sent to a worker: {describe(error)}; define the function at the top level of a"
@@ -71,7 +71,7 @@ def context_variables(paths: Iterable[str]) -> dict[str, ContextVar[Any]]:
     """Return the context variables with these paths, such as "app.tenant:current_tenant".
 
     Raises:
-        InvalidArgumentError: A path has another form, or does not refer to a context variable.
+        InvalidArgumentError: A path is malformed, or does not refer to a context variable.
     """
     found = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""`ProcessExecutor`: runs the functions of stages in worker processes of this machine."""
+"""`ProcessExecutor`: runs the functions of stages in worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _START = (
 """The program of a worker. Its arguments are file descriptors and the import path of this process."""
 
 _MAX_STARTS = 3
-"""Number of workers that are started for one call if they end before they are ready."""
+"""Maximum number of workers that are started for one call, if each ends before the call starts."""
 
 _CLOSE_SECONDS = 2.0
 """How long `close()` waits for an idle worker to end."""
@@ -98,7 +98,7 @@ class ProcessExecutor(Executor):
                 raise invalid_argument("ProcessExecutor", name, number, "a positive integer")
         self.workers = workers or _available_cpus()
         self.max_tasks_per_worker = max_tasks_per_worker
-        self.max_calls = self.workers + 1  # one waits, so that no worker does
+        self.max_calls = self.workers + 1  # another call is queued, so that no worker is idle
         self._paths = (context_vars,) if isinstance(context_vars, str) else tuple(context_vars)
         self._variables: Mapping[str, ContextVar[Any]] | None = None
         self._pool: _Pool | None = None
@@ -129,7 +129,7 @@ class ProcessExecutor(Executor):
         return session
 
     def close(self) -> None:
-        """Stop all workers, and wait for their end. Calls that are running fail with `WorkerLostError`.
+        """Stop all workers, and wait until they end. Running calls fail with `WorkerLostError`.
 
         The end of the process stops its workers, too, so calling this method is optional. On an event loop,
         use `aclose()` or `async with`.
@@ -176,8 +176,8 @@ class _Session:
     Attributes:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of `time.monotonic_ns`.
-        closed: True once nothing receives the messages any more.
-        slot: What runs the call, or None.
+        closed: True once the messages are no longer received.
+        slot: The slot that runs the call, or None.
         worker: The worker that runs the call, or None.
         started_ns: When it started; see `Session`.
     """
@@ -216,7 +216,7 @@ class _Session:
         return message
 
     def started(self, at_ns: int, host: str, process_id: int) -> None:
-        """Store that the call has started on a worker, at a time of `time.monotonic_ns`."""
+        """Record that the call started on a worker at `at_ns`, a time of `time.monotonic_ns`."""
         self.started_ns = self._clock.monotonic_ns() - (time.monotonic_ns() - at_ns)
         self.worker = Worker(host, process_id, ProcessExecutor.kind, (at_ns - self.opened_ns) // 1000 / 1000)
 
@@ -326,7 +326,8 @@ _Outcome = Literal["completed", "started", "unstarted"]
 class _Slot(threading.Thread):
     """A thread that passes one call after another to its worker process, and receives the messages.
 
-    The kernel ends a worker when the thread that has started it ends, so each worker has its own thread.
+    On Linux, the kernel kills a worker when the thread that started it ends, so each worker has its own
+    thread.
     """
 
     def __init__(self, pool: _Pool) -> None:
@@ -408,7 +409,7 @@ class _Slot(threading.Thread):
                     messages.append(message_of(tag, content))
                     left -= tag in (RETURNED, RAISED)
             if not left:
-                with self._lock:  # first, so that the end of the session does not kill the worker
+                with self._lock:  # before `deliver`, so that closing the session does not kill the worker
                     self._session = None
             session.deliver(messages)
         return "completed"
@@ -451,7 +452,7 @@ class _Process:
     """
 
     def __init__(self) -> None:
-        import multiprocessing.spawn  # takes several milliseconds
+        import multiprocessing.spawn  # on first use: this takes several milliseconds
 
         # `theirs` are closed in this process in any case, `ours` only if the process cannot be started.
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
@@ -498,12 +499,12 @@ class _Process:
             send_frame(self.connection, 0, pickle.dumps(setup))
 
     def kill(self) -> None:
-        """Kill the process and those that it has started."""
+        """Kill the process and those that it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.id, signal.SIGKILL)
 
     def end(self) -> int:
-        """Kill the process, and return its exit code: that with which it ended before, or -9."""
+        """Kill the process, and return its exit code: its own if it had already ended, otherwise -9."""
         return self._reap(_END_SECONDS)
 
     def close(self) -> int:
@@ -525,7 +526,7 @@ class _Process:
         return exit_code
 
     def disconnect(self) -> None:
-        """Close the connection, and the pipe whose end shows the process that its parent has ended."""
+        """Close the connection, and the pipe whose closing informs the worker that its parent ended."""
         self.connection.close()
         self.started.close()
         with contextlib.suppress(OSError):
@@ -542,12 +543,12 @@ def _lost(process_id: int, exit_code: int, *, has_started: bool) -> WorkerLostEr
         except ValueError:
             how = f"was killed by signal {-exit_code}"
     if has_started:
-        text, hint = "while it ran the stage", None
+        text, hint = "while running the stage", None
         if exit_code == -signal.SIGKILL:
             hint = "the operating system kills processes when memory runs out; see `dmesg`"
     else:
         text = f"before it could run the stage, {_MAX_STARTS} times in a row"
-        hint = "its output on stderr shows why, for example an error at the import of a module"
+        hint = "its output on stderr shows why, for example an error during the import of a module"
     error = WorkerLostError(f"worker process {process_id} {how} {text}", hint=hint)
     error.exit_code = exit_code
     return error

@@ -111,7 +111,7 @@ def _end_with_parent(alive: int, parent: int) -> None:
     """Ensure that the kernel ends this process as soon as the parent process ends, whatever it is doing.
 
     Args:
-        alive: A pipe whose other end only the parent process has open.
+        alive: A pipe whose other end is open only in the parent process.
         parent: The id of the parent process.
     """
     with contextlib.suppress(Exception):  # only on Linux, and only if Python was built with ctypes
@@ -127,7 +127,7 @@ def _end_with_parent(alive: int, parent: int) -> None:
         threading.Thread(target=_exit_at_end_of, args=(alive,), daemon=True).start()
     poll = select.poll()
     poll.register(alive, select.POLLIN)
-    if poll.poll(0) or os.getppid() != parent:  # it ended before the signal was requested
+    if poll.poll(0) or os.getppid() != parent:  # the parent ended before the signal was requested
         os._exit(0)
 
 
@@ -139,7 +139,7 @@ def _exit_at_end_of(alive: int) -> None:
 
 def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
     """Run calls until the parent process closes the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     os.set_inheritable(connection_fd, False)
     os.set_inheritable(alive_fd, False)
     started = StartTime(start_fd)

@@ -1,9 +1,9 @@
 """The protocol between a process and its workers: messages over a socket, with a tag, a length and data.
 
-The first message to a worker is a `Setup`. Each further one is a `Call`. If the worker cannot load it, it
-replies with `REJECTED`. Otherwise it replies with `STARTED`, with any number of `RECORDED` and `CHUNK`, and
-with one `RETURNED` or `RAISED` for each item of `Call.arguments`. While it runs, the parent process sends one
-byte for each chunk that it has accepted.
+The first message to a worker is a `Setup`. Each further message is a `Call`. If the worker cannot load a
+call, it replies with `REJECTED`. Otherwise it replies with `STARTED`, any number of `RECORDED` and `CHUNK`,
+and one `RETURNED` or `RAISED` for each item of `Call.arguments`. While a call runs, the parent process sends
+one byte for each chunk that it has accepted.
 
 `STARTED` is sent only if the call requests it, because it wakes up the parent process. In any case, the
 worker writes the time into memory that both share (`StartTime`): after the loss of a worker, the parent
@@ -113,13 +113,13 @@ def send_frame(connection: socket.socket, tag: int, data: bytes) -> None:
     header = _HEADER.pack(tag, len(data))
     if len(data) <= _SMALL_BYTES:
         connection.sendall(header + data)
-    else:  # without a copy
+    else:  # avoid copying the data
         connection.sendall(header)
         connection.sendall(data)
 
 
 class FrameReader:
-    """Reads messages, as many as have arrived with each call of the operating system."""
+    """Reads messages. A single system call may read several of them."""
 
     __slots__ = ("_connection", "_received")
 

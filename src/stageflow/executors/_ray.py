@@ -45,10 +45,10 @@ from ._ray_main import Frame, arguments_of, dumps, frames_in, run_call, stream_c
 __all__ = ["RayExecutor"]
 
 _CHECK_SECONDS = 0.5
-"""How often to check whether Ray was shut down while calls are running: Ray reports nothing."""
+"""Interval of the checks whether Ray was shut down while calls run; Ray does not report this."""
 
 _CLOSE_SECONDS = 10.0
-"""How long `close()` waits until Ray ends the actors."""
+"""How long `close()` waits for Ray to end the actors."""
 
 _UNREAD_OBJECTS = 2
 """Number of lists of messages that Ray accepts from a worker before this process reads them."""
@@ -86,17 +86,17 @@ class RayExecutor(Executor):
     module are sent by value. The `resources` of the run are not sent.
 
     Args:
-        num_cpus: Number of CPUs that a call reserves, or an actor.
-        num_gpus: Number of GPUs that a call reserves, or an actor; may be a fraction.
-        resources: Custom resources that a call reserves, or an actor, such as `{"highmem": 1}`.
+        num_cpus: Number of CPUs that each call (or each actor) reserves.
+        num_gpus: Number of GPUs that each call (or each actor) reserves; may be a fraction.
+        resources: Custom resources that each call (or each actor) reserves, such as `{"highmem": 1}`.
         actors: Number of actors that run the calls. Each is a process that remains until `close()`, and
             instantiates a stage class once, so that it can load a model in `__init__`. Default: each call is
             a task, in a worker that Ray chooses.
-        max_calls: Maximum number of calls of a map that are passed to Ray at the same time; default the
-            `max_concurrency` of the map or, with actors, their number plus 1.
+        max_calls: Maximum number of calls of a map that are passed to Ray at the same time, in addition to
+            the `max_concurrency` of the map; default no limit or, with actors, their number plus 1.
         context_vars: Context variables whose values are sent with each call, as paths such as
             "app.tenant:current_tenant".
-        options: Further options of Ray for the tasks or actors, such as `{"runtime_env": {...}}`.
+        options: Additional Ray options for the tasks or actors, such as `{"runtime_env": {...}}`.
 
     Raises:
         InvalidArgumentError: An argument is invalid.
@@ -126,7 +126,7 @@ class RayExecutor(Executor):
                 raise invalid_argument("RayExecutor", name, count, "a positive integer")
         for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus), *(resources or {}).items()):
             if not isinstance(amount, (int, float)) or isinstance(amount, bool) or amount < 0:
-                raise invalid_argument("RayExecutor", name, amount, "a number that is not negative")
+                raise invalid_argument("RayExecutor", name, amount, "a non-negative number")
         for name in options or {}:
             if name in _RESERVED or (actors and name in _RESERVED_FOR_ACTORS):
                 raise invalid_argument(
@@ -250,7 +250,7 @@ class RayExecutor(Executor):
     def _close(self, done: threading.Event) -> None:
         for session in list(self._sessions):
             self.cancel(session)
-            session.fail(WorkerLostError("the RayExecutor was closed while it ran the stage"))
+            session.fail(WorkerLostError("the RayExecutor was closed while the stage was running"))
         if self._pool is not None:
             self._pool.close()
         done.set()
@@ -287,7 +287,7 @@ class _Session:
     Attributes:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of the system clock.
-        closed: True once nothing receives the messages any more.
+        closed: True once the messages are no longer received.
         lost: True if its worker was lost.
         worker: The worker that runs the call; its host and process id are None until they are known.
         started_ns: When it started; see `Session`.
@@ -352,7 +352,7 @@ class _Session:
     # ------------------------------------------------------------ in the thread of the driver
 
     def started(self, reference: Any) -> None:
-        """The call was passed to Ray; `reference` is that of its messages, or a generator of references."""
+        """Store the reference of a call that was passed to Ray, or a generator of references."""
         self._reference = reference
         if self.call.is_live:
             self._notify()
@@ -453,16 +453,16 @@ def _as_error(error: BaseException) -> BaseException:
         return problem
     if not isinstance(error, (*_LOST, StopAsyncIteration)):
         return error
-    text, hint = "the Ray worker was lost while it ran the stage", None
+    text, hint = "the Ray worker was lost while running the stage", None
     if isinstance(error, exceptions.TaskCancelledError):
         text = "the Ray task was cancelled from outside the run"
     elif isinstance(error, exceptions.OutOfMemoryError):
         text = "Ray killed the worker of the stage because its node ran out of memory"
-        hint = 'reserve more per call, for example `RayExecutor(num_cpus=2)` or `options={"memory": ...}`'
+        hint = 'reserve more resources per call: `RayExecutor(num_cpus=2)` or `options={"memory": ...}`'
     elif isinstance(error, exceptions.NodeDiedError):
-        text = "the node of the Ray worker was lost while it ran the stage"
+        text = "the node of the Ray worker was lost while the stage was running"
     elif isinstance(error, exceptions.RayActorError):
-        text = "the Ray actor died while it ran the stage"
+        text = "the Ray actor died while running the stage"
     elif isinstance(error, exceptions.ObjectLostError):
         text = "the value of the stage was lost with the node that stored it"
     lost = WorkerLostError(text, hint=hint)
@@ -516,7 +516,7 @@ class _Actors:
                 self._count -= 1
                 if is_new:
                     raise
-                continue  # the actor belongs to an earlier session of Ray
+                continue  # the actor belongs to an earlier Ray session
             self._busy[session] = actor
             return reference
 
@@ -526,7 +526,7 @@ class _Actors:
         return ray.remote(_ray_main.Worker).options(**options).remote()
 
     def release(self, session: _Session) -> None:
-        """The call has ended: its actor can run another one, unless it was lost; called in any thread."""
+        """Release the actor of a call that has ended; called in any thread."""
         actor = self._busy.pop(session, None)
         if actor is None:
             return
@@ -538,7 +538,7 @@ class _Actors:
             _driver().call(self._start_waiting)
 
     def _discard(self) -> None:
-        """One of the actors has ended."""
+        """Remove an actor that has ended."""
         self._count -= 1
         self._start_waiting()
 
@@ -567,7 +567,7 @@ def _kill(actor: Any) -> None:
 class _Driver(threading.Thread):
     """The thread that calls Ray: many functions of Ray block, for example while an object store is full.
 
-    It does not end: the kernel stops a local cluster when the thread that has started it ends.
+    It never ends: on Linux, the kernel stops a local cluster when the thread that started it ends.
 
     Attributes:
         sessions: The calls that are running.
@@ -598,7 +598,7 @@ class _Driver(threading.Thread):
         """Fail the running calls if Ray was shut down."""
         if self.sessions and not ray.is_initialized():
             for session in list(self.sessions):
-                session.fail(WorkerLostError("Ray was shut down while it ran the stage"))
+                session.fail(WorkerLostError("Ray was shut down while the stage was running"))
 
 
 _lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What `RayExecutor` runs in the workers of a Ray cluster."""
+"""The code that `RayExecutor` runs in the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Frame = tuple[int, Data]
 Frames = bytes | list[Frame]
 """Messages as Ray transfers them: a single object of bytes, which is faster, if all of them are small."""
 
-# It can pickle functions and classes by value, such as those of the main module.
+# cloudpickle can pickle functions and classes by value, such as those of the main module.
 dumps: Callable[[Any, int], bytes] = cloudpickle.dumps  # pyright: ignore[reportPrivateImportUsage]
 
 _LARGE_BYTES = 1 << 16
@@ -62,7 +62,7 @@ def arguments_of(data: bytes, opened_ns: int) -> tuple[Any, ...]:
     """
     if len(data) > _LARGE_BYTES:
         return pickle.PickleBuffer(data), opened_ns
-    return (data + opened_ns.to_bytes(_TIME_BYTES),)  # what follows the end of a pickle is ignored
+    return (data + opened_ns.to_bytes(_TIME_BYTES),)  # bytes after the end of a pickle are ignored
 
 
 def frames_in(frames: Frames) -> list[Frame]:
@@ -105,7 +105,7 @@ class _Frames(PickledReports):
         if opened_ns is None:
             opened_ns = int.from_bytes(memoryview(data)[-_TIME_BYTES:])
         waited_ns = time.time_ns() - opened_ns
-        # Negative if the clocks of the two machines differ.
+        # Negative if the clock of this machine is behind that of the other one.
         queue_ms = waited_ns // 1000 / 1000 if waited_ns >= 0 else None
         self.send(STARTED, _HOST, os.getpid(), queue_ms)
 
@@ -192,7 +192,7 @@ def stream_call(data: Data, opened_ns: int | None = None) -> Iterator[Frames]:
     reports = _LiveFrames()
     reports.started(data, opened_ns)
     yield reports.take()
-    # Only now: a C function could prevent this thread from sending the message.
+    # Start the call after the first message: a C function could prevent this thread from sending it.
     thread = threading.Thread(target=reports.run, args=(data,), name="stageflow-ray", daemon=True)
     thread.start()
     while reports.wait():

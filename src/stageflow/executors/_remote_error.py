@@ -22,7 +22,7 @@ class RemoteError(Struct, frozen=True, array_like=True):
     """An exception in a form that any process can read.
 
     Attributes:
-        pickled: The exception; None if it cannot be pickled, or not be restored.
+        pickled: The exception; None if it cannot be pickled or restored.
         module: Module of its class.
         name: Qualified name of its class.
         text: Its message.
@@ -74,7 +74,7 @@ def _link(error: BaseException | None, depth: int, dumps: Callable[[Any, int], b
 
 
 def _pickled(error: BaseException, dumps: Callable[[Any, int], bytes]) -> bytes | None:
-    """Return an exception in pickled form, or None if it would not be the same after it."""
+    """Return an exception in pickled form, or None if unpickling would not restore its class."""
     try:
         data = dumps(error, pickle.HIGHEST_PROTOCOL)
         return data if type(pickle.loads(data)) is type(error) else None

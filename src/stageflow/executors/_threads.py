@@ -39,7 +39,7 @@ class _Worker(threading.Thread):
                 continue  # a job was assigned just before the timeout
             function, freed = job
             function()
-            del job, function  # otherwise their objects would exist until the next job
+            del job, function  # otherwise their objects would stay alive until the next job
             if os.getpid() != self._process:
                 return  # the job forked: in the child, this thread gets no further jobs
             self._pool.assign_next(self)
@@ -121,5 +121,5 @@ def in_thread(function: Callable[[], None], freed: Callable[[], None]) -> None:
 
 
 def busy_threads() -> int:
-    """Return the number of threads that are running a job, and of jobs that wait for a thread."""
+    """Return the number of running jobs plus the number of jobs that wait for a thread."""
     return _pool.busy

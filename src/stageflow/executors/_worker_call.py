@@ -67,7 +67,7 @@ class WorkerCalls:
         self._runner: asyncio.Runner | None = None
 
     def load(self, data: bytes | bytearray) -> tuple[Call, Callable[..., Any]]:
-        """Return a call in pickled form, and its function.
+        """Restore a pickled call, and return it with its function.
 
         Raises:
             SerializationError: A value of the call cannot be restored.
@@ -138,7 +138,7 @@ def _start(
 
 
 async def _awaited(awaitable: Awaitable[Any], ctx: WorkerContext) -> Any:
-    """Await a value; then cancel the tasks that it has left behind, as the end of `asyncio.run` does."""
+    """Await a value; then cancel the tasks that it left running, as `asyncio.run` does at its end."""
     try:
         return await awaitable
     finally:
@@ -151,7 +151,7 @@ async def _awaited(awaitable: Awaitable[Any], ctx: WorkerContext) -> Any:
 
 
 def _send_all(values: Any, ctx: WorkerContext) -> None:
-    """Send the values of a generator function as chunks; a `StageOutput` among them is one, too."""
+    """Send the values of a generator function as chunks, including a `StageOutput`."""
     returned = None
     try:
         while True:
@@ -180,7 +180,7 @@ async def _send_all_async(values: Any, reports: Reports) -> None:
 
 
 class _Resources(Mapping[str, Any]):
-    """The resources of a run in a worker: none."""
+    """The `resources` of a run in a worker: an empty mapping whose lookups raise `StageflowError`."""
 
     def __getitem__(self, name: str) -> NoReturn:
         raise StageflowError(
@@ -218,8 +218,8 @@ class _Upstream:
         found = self._results.get(stage)
         if found is None:
             raise InputError(
-                f"the output of {stage!r} was not sent to the worker, which receives only those of the"
-                " dependencies of the stage",
+                f"the output of {stage!r} was not sent to the worker, which receives only the outputs of"
+                " the dependencies of the stage",
                 pipeline=self.pipeline_name,
                 stage=self._stage,
                 run_id=self.run_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["BatchSize"]
 
 _BATCH_NS = 20_000_000
-"""Duration of a batch: long compared with the transfer of a call, short enough to balance the workers."""
+"""Target duration of a batch: longer than the transfer of a call, short enough to balance the workers."""
 
 _MAX_ITEMS = 1024
 _GROWTH = 4
@@ -28,15 +28,15 @@ class BatchSize:
         self._total_ns += duration_ns
 
     def send_one_by_one(self, items: int) -> None:
-        """Send this number of items in separate batches."""
+        """Limit the next `items` batches to one item each."""
         self._single = items
 
     def next(self, left: int, workers: int) -> int:
         """Return the size of the next batch.
 
         Args:
-            left: Number of further items, if it is known, otherwise 0.
-            workers: Maximum number of batches at the same time.
+            left: Number of remaining items; 0 if it is unknown.
+            workers: Maximum number of batches in progress.
         """
         if self._single:
             self._single -= 1
@@ -44,6 +44,6 @@ class BatchSize:
         if self._count:
             size = int(_BATCH_NS * self._count / max(self._total_ns, 1))
             self._size = max(1, min(size, self._size * _GROWTH, _MAX_ITEMS))
-            # The next durations count more than those before.
+            # Halve the weight of the durations so far.
             self._count, self._total_ns = self._count // 2, self._total_ns // 2
         return max(1, min(self._size, -(-left // workers))) if left else self._size

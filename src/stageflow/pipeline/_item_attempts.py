@@ -78,7 +78,7 @@ class _Grant:
 async def acquire_permit(
     node: Node, run_id: str, loop: asyncio.AbstractEventLoop, outer: Permit | None
 ) -> Permit | None:
-    """Acquire a permit of the limit of the items, if there is one.
+    """Acquire a permit of the limit of the items; return None if they have no limit.
 
     Raises:
         LimitDeadlockError: It would never be granted.

@@ -185,6 +185,21 @@ class Model:
         return {"loaded": Model.loaded, "pid": os.getpid()}
 
 
+class NeverReady:
+    def __init__(self) -> None:
+        time.sleep(600)
+
+    def execute(self, ctx: StageContext) -> None: ...
+
+
+class LogsAndFails:
+    def __init__(self) -> None:
+        logging.getLogger("acme.model").warning("loading")
+        raise MemoryError("no room for the model")
+
+    def execute(self, ctx: StageContext) -> None: ...
+
+
 class Scale:
     def __init__(self, factor: int) -> None:
         self.factor = factor
@@ -587,6 +602,24 @@ async def test_time_in_the_queue_does_not_count_towards_the_timeout(tmp_path: Pa
     assert last.duration_ms < 500
 
 
+async def test_class_that_is_not_instantiated_in_time_fails_its_call() -> None:
+    async with ProcessExecutor(1, start_timeout=3) as executor:
+        pipeline = Pipeline("p").with_stage("s", NeverReady, executor=executor, optional=True)
+        pipeline = pipeline.with_stage("after", double, dependencies=("s",), executor=executor)
+        results = await pipeline.run(PipelineContext(data={"n": 1}))
+    assert "within the start_timeout of 3 s" in str(results["s"].exception)
+    assert isinstance(results["s"].exception, WorkerLostError)
+    assert results["after"].status is OK
+
+
+async def test_lines_that_a_class_logs_when_it_is_instantiated_belong_to_the_stage() -> None:
+    sink = MemoryEventSink()
+    async with ProcessExecutor(1) as executor:
+        await recorded(Pipeline("p").with_stage("s", LogsAndFails, executor=executor), sink).run()
+    (line,) = stage_wide(sink.events, "s")["log_tail"]
+    assert line.endswith("WARNING acme.model: loading")
+
+
 async def test_queued_call_is_cancelled_without_a_worker(tmp_path: Path) -> None:
     async with ProcessExecutor(1) as executor:
         graph = Pipeline("p").with_stage("s", long_c_call, executor=executor).build()
@@ -791,19 +824,20 @@ def test_functions_that_cannot_be_sent_are_reported_by_build() -> None:
     assert "got 'process'" in problems
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": True}, {"max_tasks_per_worker": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"start_timeout": 0}, {"workers": 0}, {"workers": True}, {"max_tasks_per_worker": 1.5}]
+)
 def test_invalid_options_are_errors(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError):
         ProcessExecutor(**options)
 
 
 @pytest.mark.parametrize("path", ["tenant", "no_such_module:x", f"{__name__}:words", f"{__name__}:missing"])
-async def test_context_variable_that_does_not_exist_is_an_error(path: str) -> None:
-    async with ProcessExecutor(1, context_vars=(path,)) as executor:
-        graph = Pipeline("p").with_stage("s", double, executor=executor).build()
-        results = await graph.run(PipelineContext(data={"n": 1}))
-    assert isinstance(results["s"].exception, InvalidArgumentError)
-    assert path.partition(":")[0] in str(results["s"].exception)
+def test_context_variable_that_does_not_exist_is_reported_by_build(path: str) -> None:
+    executor = ProcessExecutor(1, context_vars=(path,))
+    with pytest.raises(PipelineValidationError) as raised:
+        Pipeline("p").with_stage("s", double, executor=executor).build()
+    assert path in str(raised.value)
 
 
 # ---------------------------------------------------------------- programs
@@ -893,8 +927,8 @@ def test_program_without_a_main_guard_gets_a_clear_error(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50
     )
-    assert done.stdout.count("SerializationError") == 1
-    assert "the main module of the program ended while a worker imported it" in done.stdout
+    assert done.stdout.count("SerializationError: a worker cannot import the main module") == 1
+    assert 'start it under `if __name__ == "__main__":`' in done.stdout
 
 
 GUARDED = """
@@ -934,6 +968,50 @@ def test_classes_of_the_main_module_are_sent_and_returned(tmp_path: Path, argume
     )
     assert done.stderr == ""
     assert done.stdout == "{'page': Page(number=4), 'other': True} True\n"
+
+
+MAIN_VARIABLE = """
+import asyncio, logging
+from contextvars import ContextVar
+from stageflow import Pipeline
+from stageflow.executors import ProcessExecutor
+
+tenant = ContextVar("tenant", default="nobody")
+
+def read(ctx):
+    logging.getLogger("acme").info("for %s", tenant.get())
+    raise ValueError(tenant.get())
+
+async def main():
+    logging.getLogger().setLevel(logging.INFO)
+    executor = ProcessExecutor(1, context_vars=("program:tenant",))
+    pipeline = Pipeline("p").with_stage("read", read, executor=executor)
+    tenant.set("acme")
+    result = (await pipeline.run())["read"]
+    print(result.error, result.logs.tail[0].partition(" ")[2] if result.logs else None)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("arguments", [["program.py"], ["-m", "program"]])
+def test_context_variable_of_the_main_module_is_sent_and_log_levels_apply(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    """The module of a program has two names, and only the variable of `__main__` has the value."""
+    (tmp_path / "program.py").write_text(MAIN_VARIABLE)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout == "ValueError: acme INFO acme: for acme\n", done.stderr
+
+
+def test_program_from_stdin_gets_a_clear_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-"], input=MAIN_VARIABLE, capture_output=True, text=True, timeout=50
+    )
+    assert "is defined interactively, and a worker cannot import it" in done.stderr
 
 
 def test_forked_child_starts_its_own_workers(tmp_path: Path) -> None:

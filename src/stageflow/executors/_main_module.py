@@ -21,6 +21,7 @@ class MainModule:
         self._name: str | None = None
         self._path: str | None = None
         self._is_imported = False
+        self._error: BaseException | None = None
         self.importing = False
 
     def set(self, name: str | None, path: str | None) -> None:
@@ -32,7 +33,10 @@ class MainModule:
 
         Raises:
             SerializationError: The module raised `SystemExit`.
+            BaseException: The module raised it; every further call raises it again.
         """
+        if self._error is not None:
+            raise self._error
         if self._is_imported or (self._name is None and self._path is None):
             return
         import runpy  # only in workers
@@ -45,11 +49,14 @@ class MainModule:
             else:
                 content = runpy.run_path(self._path or "", run_name="__mp_main__")
         except SystemExit as error:
-            raise SerializationError(
-                f"the main module of the program ended while a worker imported it: {describe(error)}",
-                hint='start the program under `if __name__ == "__main__":`, so that a worker can import the'
-                " module without running it",
-            ) from error
+            self._error = SerializationError(
+                "a worker cannot import the main module of the program, because the module runs the program:"
+                f' start it under `if __name__ == "__main__":` ({describe(error)})',
+            )
+            raise self._error from error
+        except BaseException as error:
+            self._error = error
+            raise
         finally:
             self.importing = False
         module.__dict__.update(content)

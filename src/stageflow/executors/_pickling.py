@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +16,7 @@ from msgspec.structs import replace
 
 from ..errors import InvalidArgumentError, SerializationError, describe, invalid_argument, type_name
 from ._executor import Call
+from ._main_module import MAIN_MODULE
 
 __all__ = ["context_variables", "function_problem", "pickled_call"]
 
@@ -64,7 +67,26 @@ def _module_of(runner: Any) -> str:
 
 def _main_can_be_imported() -> bool:
     main = sys.modules["__main__"]
-    return bool(getattr(main, "__file__", None) or getattr(main, "__spec__", None))
+    if getattr(main, "__spec__", None) is not None:
+        return True
+    file = getattr(main, "__file__", None)
+    return file is not None and os.path.exists(file)  # not for a program that Python reads from stdin
+
+
+def _canonical(module: str) -> str:
+    """Return `__main__` for the module of the program, whose import by name would create a second module."""
+    if module in sys.modules:
+        return module
+    main = sys.modules["__main__"]
+    if module == getattr(getattr(main, "__spec__", None), "name", None):
+        return "__main__"
+    file = getattr(main, "__file__", None)
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return module  # the import raises the error
+    is_main = file and found and found.origin and os.path.realpath(file) == os.path.realpath(found.origin)
+    return "__main__" if is_main else module
 
 
 def context_variables(paths: Iterable[str]) -> dict[str, ContextVar[Any]]:
@@ -81,18 +103,24 @@ def context_variables(paths: Iterable[str]) -> dict[str, ContextVar[Any]]:
                 "executor", "context_vars", path, 'paths such as "app.tenant:current_tenant"'
             )
         try:
-            variable = getattr(importlib.import_module(module), name, None)
+            module = _canonical(module)
+            if module == "__main__":
+                MAIN_MODULE.ensure()
+            found_module = importlib.import_module(module)
         except ImportError as error:
             raise InvalidArgumentError(
                 f"executor: cannot import {module!r} for the context variable {path!r}: {describe(error)}",
                 hint="check the name of the module",
             ) from error
+        variable = getattr(found_module, name, None)
         if not isinstance(variable, ContextVar):
+            what = f"is not a ContextVar, but {type_name(variable)}"
             raise InvalidArgumentError(
-                f"executor: {path!r} is not a ContextVar, but {type_name(variable)}",
-                hint="check the name of the variable; it must be at the top level of its module",
+                f"executor: {path!r} {what if hasattr(found_module, name) else 'does not exist'}",
+                hint="check the name of the variable; it must be defined at the top level of its module,"
+                " before the graph is built",
             )
-        found[path] = variable
+        found[f"{module}:{name}"] = variable
     return found
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import math
 import os
 import pickle
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -53,6 +56,9 @@ _MAX_STARTS = 3
 _CLOSE_SECONDS = 2.0
 """How long `close()` waits for an idle worker to end."""
 
+_CHECK_SECONDS = 0.05
+"""How often to check whether a call has started, if there is a `start_timeout`."""
+
 _END_SECONDS = 0.2
 """How long to wait for the exit code of a worker that has closed its connection."""
 
@@ -72,6 +78,8 @@ class ProcessExecutor(Executor):
         workers: Maximum number of worker processes; default the number of available CPUs.
         max_tasks_per_worker: Number of calls after which a worker is replaced, for functions that leak
             memory; default no limit. The items of one batch of a map count as one call.
+        start_timeout: Maximum time in seconds that a worker may take to start, to import the function and to
+            instantiate its class, which `timeout` does not include; default no limit.
         context_vars: Context variables whose values are sent with each call, as paths such as
             "app.tenant:current_tenant".
 
@@ -91,12 +99,18 @@ class ProcessExecutor(Executor):
         workers: int | None = None,
         *,
         max_tasks_per_worker: int | None = None,
+        start_timeout: float | None = None,
         context_vars: Iterable[str] = (),
     ) -> None:
         for name, number in (("workers", workers), ("max_tasks_per_worker", max_tasks_per_worker)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise invalid_argument("ProcessExecutor", name, number, "a positive integer")
+        if start_timeout is not None and not (
+            isinstance(start_timeout, (int, float)) and 0 < start_timeout < math.inf
+        ):
+            raise invalid_argument("ProcessExecutor", "start_timeout", start_timeout, "more than 0 seconds")
         self.workers = workers or _available_cpus()
+        self.start_timeout = start_timeout
         self.max_tasks_per_worker = max_tasks_per_worker
         self.max_calls = self.workers + 1  # another call is queued, so that no worker is idle
         self._paths = (context_vars,) if isinstance(context_vars, str) else tuple(context_vars)
@@ -123,7 +137,7 @@ class ProcessExecutor(Executor):
                 raise ClosedError("the ProcessExecutor is closed", hint="create another one")
             pool = self._pool
             if pool is None or pool.process_id != os.getpid():  # a forked child starts its own workers
-                pool = self._pool = _Pool(self.workers, self.max_tasks_per_worker)
+                pool = self._pool = _Pool(self.workers, self.max_tasks_per_worker, self.start_timeout)
         session = _Session(call, asyncio.get_running_loop())
         pool.submit(session)
         return session
@@ -246,10 +260,11 @@ class _Session:
 class _Pool:
     """The workers of an executor in one process."""
 
-    def __init__(self, size: int, max_tasks: int | None) -> None:
+    def __init__(self, size: int, max_tasks: int | None, start_timeout: float | None) -> None:
         self.process_id = os.getpid()
         self.host = socket.gethostname()
         self.max_tasks = max_tasks
+        self.start_timeout = start_timeout
         self._size = size
         self._slots: list[_Slot] = []
         self._lock = threading.Lock()
@@ -390,6 +405,13 @@ class _Slot(threading.Thread):
             send_frame(process.connection, 0, data)
         except OSError:  # the worker ended while it was idle
             return "unstarted"
+        seconds = self._pool.start_timeout
+        if seconds is not None and not process.starts_within(seconds):
+            process.kill()
+            raise WorkerLostError(
+                f"worker process {process.id} did not start, import the function and instantiate its class"
+                f" within the start_timeout of {seconds:g} s"
+            )
         left = len(session.call.arguments)
         while left:
             frames = process.frames.read()
@@ -494,9 +516,22 @@ class _Process:
             sys.argv,
             None if spec is None else spec.name,
             None if path is None else os.path.abspath(path),
+            _log_levels(),
         )
         with contextlib.suppress(OSError):  # it ended; `end` returns the exit code
             send_frame(self.connection, 0, pickle.dumps(setup))
+
+    def starts_within(self, seconds: float) -> bool:
+        """Wait until the process has started the call, has sent a message, or has ended."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while not self.started.get():
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            if poll.poll(min(left, _CHECK_SECONDS) * 1000):
+                return True
+        return True
 
     def kill(self) -> None:
         """Kill the process and those that it started."""
@@ -531,6 +566,13 @@ class _Process:
         self.started.close()
         with contextlib.suppress(OSError):
             os.close(self._alive)
+
+
+def _log_levels() -> dict[str, int]:
+    """Return the level of the root logger, and those of the loggers that have one."""
+    loggers = logging.root.manager.loggerDict.copy().items()
+    levels = {name: each.level for name, each in loggers if isinstance(each, logging.Logger) and each.level}
+    return {"": logging.root.level, **levels}
 
 
 def _lost(process_id: int, exit_code: int, *, has_started: bool) -> WorkerLostError:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import pickle
 import select
@@ -152,6 +153,8 @@ def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
     setup: Setup = pickle.loads(first.pop(0)[1])
     _end_with_parent(alive_fd, setup.parent)
     sys.argv[:] = setup.argv
+    for name, level in setup.log_levels.items():
+        logging.getLogger(name).setLevel(level)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # a worker that is killed does not flush its output
@@ -161,7 +164,7 @@ def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
     while True:
         for _, data in received:
             try:
-                call, function = calls.load(data)
+                call, function = calls.load(data, reports)
             except BaseException as error:
                 reports.send(REJECTED, remote_error(error))
                 continue

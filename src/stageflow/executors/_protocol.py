@@ -54,12 +54,14 @@ class Setup(Struct, frozen=True):
         argv: Its `sys.argv`.
         main_name: Name of its main module if it was started with `python -m`, or None.
         main_path: Path of its main module, or None.
+        log_levels: The levels of its loggers, by name; that of the root logger has an empty name.
     """
 
     parent: int
     argv: list[str]
     main_name: str | None
     main_path: str | None
+    log_levels: dict[str, int]
 
 
 _NANOSECONDS = struct.Struct("=q")

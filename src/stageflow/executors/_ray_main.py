@@ -112,7 +112,7 @@ class _Frames(PickledReports):
     def run(self, data: Data) -> None:
         """Run a call."""
         try:
-            call, function = _CALLS.load(cast("bytes", data))  # a buffer is accepted, too
+            call, function = _CALLS.load(cast("bytes", data), self)  # a buffer is accepted, too
         except BaseException as error:
             if isinstance(error, ModuleNotFoundError):
                 error.add_note(

@@ -66,7 +66,7 @@ class WorkerCalls:
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._runner: asyncio.Runner | None = None
 
-    def load(self, data: bytes | bytearray) -> tuple[Call, Callable[..., Any]]:
+    def load(self, data: bytes | bytearray, reports: Reports) -> tuple[Call, Callable[..., Any]]:
         """Restore a pickled call, and return it with its function.
 
         Raises:
@@ -82,7 +82,13 @@ class WorkerCalls:
                 f"the worker cannot restore the inputs of the stage: {describe(error)}",
                 hint="define the classes of the values at the top level of modules that it can import",
             ) from error
-        return call, self._function(call.function)
+
+        def function() -> Callable[..., Any]:
+            # What the module or the class records and logs belongs to the stage, too.
+            current_stage.set(WorkerContext(call.context, call.context.attempts[0], reports))
+            return self._function(call.function)
+
+        return call, copy_context().run(function)
 
     def run(self, call: Call, function: Callable[..., Any], reports: Reports) -> None:
         """Call the function for each item of `call.arguments`, and report the outcome of each call."""

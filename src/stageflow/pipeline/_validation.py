@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import did_you_mean
+from ..errors import InvalidArgumentError, did_you_mean
 from ..executors import Executor
 from ..retry import Retry
 from ..stages import StageKind
@@ -167,7 +167,13 @@ def _executor_problems(spec: StageSpec) -> list[str]:
             "a stage with an executor cannot read a stream; read the collected value of the stage instead"
         ]
     problem = executor.problem_of(spec.runner)
-    return [] if problem is None else [problem]
+    if problem is not None:
+        return [problem]
+    try:
+        _ = executor.context_vars
+    except InvalidArgumentError as error:
+        return [f"{error.message}; {error.hint}"]
+    return []
 
 
 def _policy_problems(name: str, timeout: Any, retry: Any) -> list[str]:

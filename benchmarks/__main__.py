@@ -12,6 +12,7 @@ from stageflow.events import set_drain_timeout
 from .journal import bench_journal
 from .logs import bench_logs
 from .maps import bench_maps
+from .processes import bench_processes
 from .reading import bench_reading
 from .scale import bench_scale
 from .shaping import bench_shaping
@@ -28,6 +29,7 @@ async def bench(rounds: int) -> None:
         await bench_scale(rounds, folder)
         await bench_maps(rounds)
         await bench_streams(rounds)
+        await bench_processes(rounds)
         await bench_logs(rounds)
         await bench_journal(rounds, folder)
         bench_reading(folder)

@@ -39,7 +39,8 @@ async def bench_processes(rounds: int) -> None:
                 _repeated(_pooled(pool, _nothing)),
                 _repeated(_stage(one, _nothing_stage)),
             ),
-            "all at once, 2 workers": (
+            "all at once, 2 workers": (at_once(_pooled(pools, _nothing), _CALLS), _fan(two)),
+            "all at once, 2 workers, each in a run": (
                 at_once(_pooled(pools, _nothing), _CALLS),
                 at_once(_stage(two, _nothing_stage), _CALLS),
             ),
@@ -96,13 +97,7 @@ def _pooled(pool: ProcessPoolExecutor, function: Callable[[], Any]) -> Contestan
 
 
 def _stage(executor: ProcessExecutor, function: Callable[[StageContext], Any]) -> Contestant:
-    graph = Pipeline("call").with_stage("call", function, executor=executor).build()
-
-    async def run() -> Any:
-        results = await graph.run()
-        assert results.outcome == "ok", results.error
-
-    return run
+    return _run_of(Pipeline("call").with_stage("call", function, executor=executor))
 
 
 def _chain(executor: ProcessExecutor) -> Contestant:
@@ -111,6 +106,17 @@ def _chain(executor: ProcessExecutor) -> Contestant:
         pipeline = pipeline.with_stage(
             f"s{number}", _nothing_stage, dependencies=(f"s{number - 1}",), executor=executor
         )
+    return _run_of(pipeline)
+
+
+def _fan(executor: ProcessExecutor) -> Contestant:
+    pipeline = Pipeline("fan")
+    for number in range(_CALLS):
+        pipeline = pipeline.with_stage(f"s{number}", _nothing_stage, executor=executor)
+    return _run_of(pipeline)
+
+
+def _run_of(pipeline: Pipeline) -> Contestant:
     graph = pipeline.build()
 
     async def run() -> None:

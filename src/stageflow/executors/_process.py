@@ -395,7 +395,7 @@ class _Slot(threading.Thread):
             if outcome == "completed" or session.closed:
                 return
             if outcome == "started" or number == _MAX_STARTS or self._stopping:
-                session.deliver([_lost(process.id, exit_code, has_started=outcome == "started")])
+                session.deliver([_lost(exit_code, has_started=outcome == "started")])
                 return
 
     def _exchange(self, process: _Process, session: _Session, data: bytes) -> _Outcome:
@@ -409,7 +409,7 @@ class _Slot(threading.Thread):
         if seconds is not None and not process.starts_within(seconds):
             process.kill()
             raise WorkerLostError(
-                f"worker process {process.id} did not start, import the function and instantiate its class"
+                f"the worker process did not start, import the function and instantiate its class"
                 f" within the start_timeout of {seconds:g} s"
             )
         left = len(session.call.arguments)
@@ -575,7 +575,7 @@ def _log_levels() -> dict[str, int]:
     return {"": logging.root.level, **levels}
 
 
-def _lost(process_id: int, exit_code: int, *, has_started: bool) -> WorkerLostError:
+def _lost(exit_code: int, *, has_started: bool) -> WorkerLostError:
     """Return the error of a call whose worker has ended."""
     if exit_code >= 0:
         how = f"exited with code {exit_code}"
@@ -591,6 +591,6 @@ def _lost(process_id: int, exit_code: int, *, has_started: bool) -> WorkerLostEr
     else:
         text = f"before it could run the stage, {_MAX_STARTS} times in a row"
         hint = "its output on stderr shows why, for example an error during the import of a module"
-    error = WorkerLostError(f"worker process {process_id} {how} {text}", hint=hint)
+    error = WorkerLostError(f"the worker process {how} {text}", hint=hint)
     error.exit_code = exit_code
     return error

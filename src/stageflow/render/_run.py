@@ -609,6 +609,7 @@ def _notes_of(stage: StageHistory) -> Text:
         lines += _item_notes(end["items"])
     if end.get("stream"):
         lines.append(stream_note(end))
+    lines += _worker_notes(end)
     lines += _log_notes(end)
     if end.get("attributes"):
         lines.append(Text(format_pairs(end["attributes"])))
@@ -636,6 +637,29 @@ def stream_note(stage: Record) -> Text:
     if stream.get("abandoned"):
         parts.append("the reader left")
     return Text(", ".join(parts))
+
+
+_SLOW_START_MS = 100
+"""A worker is shown if the stage has waited this long for it."""
+
+
+def _worker_notes(stage: Record) -> Iterator[Text]:
+    """Yield the worker of a stage that has failed, or that has waited for its worker.
+
+    Example:
+        >>> worker = {"host": "a1", "pid": 71, "kind": "process", "queue_ms": 185.0}
+        >>> [note.plain for note in _worker_notes({"worker": worker, "status": "OK"})]
+        ['ran in process worker 71 on a1, which started it after 185.00 ms']
+    """
+    worker = stage.get("worker")
+    if not worker:
+        return
+    waited = worker.get("queue_ms")
+    is_slow = waited is not None and waited >= _SLOW_START_MS
+    if stage["status"] not in ("FAIL", "RETRY") and not is_slow:
+        return
+    text = f"ran in {worker['kind']} worker {worker.get('pid') or '?'} on {worker.get('host') or '?'}"
+    yield Text(visible(text + (f", which started it after {milliseconds(waited)} ms" if is_slow else "")))
 
 
 _MAX_LOG_LINES = 10

@@ -23,6 +23,7 @@ from ._time import rfc3339
 from .errors import as_text, describe
 
 __all__ = [
+    "FORMATTING",
     "LOG_CAPTURE",
     "MAX_LOG_LINES",
     "LogCapture",
@@ -116,7 +117,7 @@ class LogTail:
             next(self._errors if level >= ERROR else self._warnings)
 
     def _add_formatted(self, record: LogRecord) -> None:
-        if not _formatting.active:
+        if not FORMATTING.active:
             self._lines.append(format_record(record))
 
     def add_line(self, level: int, line: str) -> None:
@@ -156,7 +157,7 @@ class _Formatting(threading.local):
     active = False
 
 
-_formatting = _Formatting()
+FORMATTING = _Formatting()
 
 
 def format_record(record: LogRecord) -> str:
@@ -170,14 +171,14 @@ def format_record(record: LogRecord) -> str:
         >>> format_record(record)
         '12:03:04.123 WARNING acme.db: %d left [TypeError: %d format: a real number is required, not str]'
     """
-    before, _formatting.active = _formatting.active, True
+    before, FORMATTING.active = FORMATTING.active, True
     try:
         line = _format(record.created, record.levelname, record.name, record.msg, record.args)
         info = record.exc_info
         error = info[1] if type(info) is tuple else None
         return line if error is None else f"{line}\n{describe(error)[:_MAX_CHARS]}"
     finally:
-        _formatting.active = before
+        FORMATTING.active = before
 
 
 def _format(created: float, level: str, logger: str, message: Any, args: Any) -> str:
@@ -253,6 +254,10 @@ def _exception_of(event: Mapping[str, Any]) -> str:
     return rendered.strip().rpartition("\n")[2][:_MAX_CHARS] if type(rendered) is str else ""
 
 
+_PROBE = "stageflow"
+"""The logger of a record that only checks which factory is called; its lines are never recorded."""
+
+
 class LogReceiver(Protocol):
     """An object that keeps the lines that are logged, such as the context of an attempt."""
 
@@ -318,7 +323,7 @@ class LogCapture:
         """Return whether a factory already adds lines: create an empty record, as `logging` does."""
         self._prober = threading.get_ident()
         try:
-            factory(None, None, "", 0, "", (), None, None)
+            factory(_PROBE, logging.DEBUG, "", 0, "", (), None, None)
         except BaseException as error:  # a factory of the application may not expect such a record
             INTERRUPTS.contain(error)
         called, self._prober = self._prober is None, None
@@ -331,9 +336,11 @@ class LogCapture:
             record = factory(*args, **more)
             try:
                 name = record.name
-                if name is None:  # an empty record, which `logging.makeLogRecord` creates to copy another one
+                if name == _PROBE:
                     if self._prober == threading.get_ident():
                         self._prober = None
+                elif name is None:
+                    pass  # an empty record, which `logging.makeLogRecord` creates to copy another one
                 elif (receiver := self._current()) is not None:
                     (receiver._log_tail or receiver._open_log_tail()).add(record)
             except BaseException as error:

@@ -219,8 +219,9 @@ class Account:
         budget = self._budget
         if budget is None or self._run is None or self._excess is not None:
             return False
-        if budget.usd is not None and self._usd > budget.usd:
-            self._excess = _Excess("usd", budget.usd, self._usd)
+        # Rounded, because the sum of floats is not exact: 0.1 + 0.2 is more than 0.3.
+        if budget.usd is not None and _rounded(self._usd) > _rounded(budget.usd):
+            self._excess = _Excess("usd", budget.usd, _rounded(self._usd))
         elif budget.tokens is not None and self._tokens > budget.tokens:
             self._excess = _Excess("tokens", budget.tokens, self._tokens)
         return self._excess is not None
@@ -294,11 +295,13 @@ def _call_all(calls: Iterable[Callable[[], None]]) -> None:
 
 def _sum(total: float, amount: float) -> float:
     try:
-        total += amount
+        return total + amount
     except OverflowError:  # an integer that is too large for a float
         return math.inf
-    # Round, so that 0.1 + 0.2 is 0.3; the cost of a token is about 0.000001.
-    return round(total, 12) if type(total) is float else total
+
+
+def _rounded(amount: float) -> float:
+    return round(amount, 12) if type(amount) is float else amount
 
 
 def _number(value: float) -> str:

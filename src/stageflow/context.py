@@ -290,7 +290,7 @@ class StageContext:
     _on_abandon: Callable[[], None] | None = None
     _sealed = False
     _stream: Any = None
-    _on_worker_start: Callable[[], None] | None = None
+    _on_worker_change: Callable[[], None] | None = None
     _waits_for_worker = False
     _worker: Worker | None = None
     _worker_began = 0

@@ -151,8 +151,21 @@ class Session(Protocol):
         """Confirm a chunk: the worker may send another one."""
         ...
 
+    def running_for_ns(self) -> int | None:
+        """Return for how long the worker has been running the current item; None if it is not known."""
+        ...
+
+    def kill(self) -> None:
+        """Stop the worker; `receive` returns the messages that it has sent, and then raises its loss."""
+        ...
+
     def close(self) -> None:
         """End the call; if it is still running, stop its worker."""
+        ...
+
+    @property
+    def killed(self) -> bool:
+        """True once `kill` has been called."""
         ...
 
     @property

@@ -17,7 +17,9 @@ from ._remote_error import remote_error, restored_error
 
 __all__ = ["PickledReports", "message_of"]
 
-_UNPICKLABLE = (TypeError, ValueError, AttributeError, pickle.PicklingError)
+
+_MAX_DEPTH = 8
+_MAX_CHARS = 10_000
 
 
 class PickledReports(ABC):
@@ -41,7 +43,7 @@ class PickledReports(ABC):
     def recorded(self, method: str, arguments: tuple[Any, ...]) -> None:
         try:
             self.send(RECORDED, method, arguments)
-        except _UNPICKLABLE:
+        except Exception:  # raised by `__reduce__` of an object, for example
             self.send(RECORDED, method, tuple(self._as_picklable(argument) for argument in arguments))
 
     def send_chunk(self, value: Any) -> None:
@@ -52,7 +54,7 @@ class PickledReports(ABC):
         """
         try:
             self.send(CHUNK, value)
-        except _UNPICKLABLE as error:
+        except Exception as error:
             raise _not_sendable("the chunk", value, error) from error
 
     def returned(self, value: Any, duration_ns: int) -> None:
@@ -63,23 +65,23 @@ class PickledReports(ABC):
             else:
                 plain = StageOutput(value.status, value.data, value.error, None, value.reason, value.after)
                 self.send(RETURNED, plain, duration_ns, remote_error(error, dumps=self._dumps))
-        except (*_UNPICKLABLE, RecursionError) as raised:
+        except Exception as raised:
             self.raised(_not_sendable("the value that the stage returned", value, raised), duration_ns)
 
     def raised(self, error: BaseException, duration_ns: int) -> None:
         self.send(RAISED, remote_error(error, dumps=self._dumps), duration_ns)
 
-    def _as_picklable(self, value: Any) -> Any:
+    def _as_picklable(self, value: Any, depth: int = 0) -> Any:
         """Return a value with every part that cannot be pickled replaced by its `repr`."""
-        if isinstance(value, dict):
-            return {self._as_picklable(key): self._as_picklable(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._as_picklable(item) for item in value]
+        if depth < _MAX_DEPTH and type(value) is dict:
+            return {key: self._as_picklable(item, depth + 1) for key, item in value.items()}
+        if depth < _MAX_DEPTH and type(value) in (list, tuple):
+            return [self._as_picklable(item, depth + 1) for item in value]
         try:
             self._dumps(value, pickle.HIGHEST_PROTOCOL)
         except Exception:
             try:
-                return repr(value)
+                return repr(value)[:_MAX_CHARS]
             except Exception as error:
                 return f"<repr() of {type_name(value)} failed: {type_name(error)}>"
         return value
@@ -96,7 +98,7 @@ def message_of(tag: int, data: bytes | bytearray | memoryview | pickle.PickleBuf
     """Unpickle a message of a worker; if this fails, return a message that contains the error."""
     try:
         fields = pickle.loads(data)
-    except Exception as error:
+    except BaseException as error:  # an object of the application may raise anything
         problem = SerializationError(
             f"the parent process cannot restore a value from the worker: {describe(error)}",
             hint="define the class of the value at the top level of a module that both can import",

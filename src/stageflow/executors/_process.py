@@ -191,6 +191,7 @@ class _Session:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of `time.monotonic_ns`.
         closed: True once the messages are no longer received.
+        killed: True once `kill` has been called.
         slot: The slot that runs the call, or None.
         worker: The worker that runs the call, or None.
         started_ns: When it started; see `Session`.
@@ -200,6 +201,7 @@ class _Session:
         self.call = call
         self.opened_ns = time.monotonic_ns()
         self.closed = False
+        self.killed = False
         self.slot: _Slot | None = None
         self.worker: Worker | None = None
         self.started_ns = 0
@@ -246,6 +248,17 @@ class _Session:
             if slot is not None:
                 slot.kill(self)
 
+    def running_for_ns(self) -> int | None:
+        slot = self.slot
+        since = slot.running_since(self) if slot is not None else 0
+        return time.monotonic_ns() - since if since else None
+
+    def kill(self) -> None:
+        self.killed = True
+        slot = self.slot
+        if slot is not None:
+            slot.kill(self)
+
     def deliver(self, messages: list[Message | BaseException]) -> None:
         """Pass messages to the coroutine; called in the thread of the slot."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -282,6 +295,8 @@ class _Pool:
                 self._idle -= 1
                 self._assigned.put(session)
                 return
+            if self._closed:
+                raise ClosedError("the ProcessExecutor is closed", hint="create another one")
             self._waiting.append(session)
             if len(self._slots) == self._size:
                 return
@@ -358,6 +373,12 @@ class _Slot(threading.Thread):
             try:
                 self._run(session)
             except BaseException as error:
+                # The connection may contain further messages of the call: the worker cannot be used again.
+                with self._lock:
+                    process, self._process = self._process, None
+                    self._session = None
+                if process is not None:
+                    process.end()
                 session.deliver([error])
             with self._lock:
                 self._session = None
@@ -368,13 +389,17 @@ class _Slot(threading.Thread):
 
     def _run(self, session: _Session) -> None:
         """Run a call on the worker, or on a new one if the worker ends before the call has started."""
-        if self._stopping:
-            session.deliver([ClosedError("the ProcessExecutor was closed before it ran the stage")])
+        try:
+            data = pickled_call(session.call)
+        except BaseException as error:  # also an error of an object of the application
+            session.deliver([error])
             return
-        data = pickled_call(session.call)
         for number in range(1, _MAX_STARTS + 1):
             with self._lock:
                 if session.closed:
+                    return
+                if self._stopping:
+                    session.deliver([ClosedError("the ProcessExecutor was closed before it ran the stage")])
                     return
                 self._session, session.slot = session, self
                 process = self._process
@@ -400,9 +425,10 @@ class _Slot(threading.Thread):
 
     def _exchange(self, process: _Process, session: _Session, data: bytes) -> _Outcome:
         """Send a call, and pass its messages to the session until it has completed or the worker ends."""
+        process.calls += 1
         process.started.clear()
         try:
-            send_frame(process.connection, 0, data)
+            send_frame(process.connection, 0, process.calls, data)
         except OSError:  # the worker ended while it was idle
             return "unstarted"
         seconds = self._pool.start_timeout
@@ -420,12 +446,14 @@ class _Slot(threading.Thread):
             if not frames:
                 return "unstarted" if session.worker is None else "started"
             messages: list[Message | BaseException] = []
-            for tag, content in frames:
-                if tag == STARTED:
+            for tag, number, content in frames:
+                if number != process.calls:
+                    pass  # a thread of an earlier call has sent it; its stage has ended
+                elif tag == STARTED:
                     messages.append(Started())
                 elif tag == REJECTED:
-                    (error,) = pickle.loads(content)
-                    messages.append(restored_error(error))
+                    (rejection,) = pickle.loads(content)
+                    messages.append(restored_error(rejection))
                     left = 0
                 else:
                     messages.append(message_of(tag, content))
@@ -435,6 +463,13 @@ class _Slot(threading.Thread):
                     self._session = None
             session.deliver(messages)
         return "completed"
+
+    def running_since(self, session: _Session) -> int:
+        """Return when the worker started the current item of a call; see `StartTime.get`."""
+        with self._lock:
+            if self._session is session and self._process is not None:
+                return self._process.started.get()
+            return 0
 
     def kill(self, session: _Session) -> None:
         """Kill the worker if it is running this call; called in the thread of the event loop."""
@@ -457,9 +492,11 @@ class _Slot(threading.Thread):
                     self._process.connection.sendmsg([b"\0"], [], socket.MSG_DONTWAIT)
 
     def forget(self) -> None:
-        """Close the connection in a forked child."""
-        if self._process is not None:
-            self._process.disconnect()
+        """Close the connection in a forked child, which must not kill the worker either."""
+        self._lock = threading.Lock()  # a thread of the parent process may have held it
+        process, self._process = self._process, None
+        if process is not None:
+            process.disconnect()
 
 
 class _Process:
@@ -470,6 +507,7 @@ class _Process:
         connection: The socket for calls and messages.
         frames: Reads its messages.
         started: The start of its current call.
+        calls: Number of calls that it has received.
         completed: Number of calls that it has completed.
     """
 
@@ -507,19 +545,23 @@ class _Process:
             ours.pop_all()
         self.id = self._popen.pid
         self.frames = FrameReader(self.connection)
-        self.completed = 0
+        self.calls = self.completed = 0
         main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)
+        name = getattr(getattr(main, "__spec__", None), "name", None)
         path = getattr(main, "__file__", None)
+        if (
+            name == "__main__" and path is not None
+        ):  # a directory or a zip archive that contains `__main__.py`
+            name, path = None, os.path.dirname(path)
         setup = Setup(
             os.getpid(),
             sys.argv,
-            None if spec is None else spec.name,
+            name,
             None if path is None else os.path.abspath(path),
             _log_levels(),
         )
         with contextlib.suppress(OSError):  # it ended; `end` returns the exit code
-            send_frame(self.connection, 0, pickle.dumps(setup))
+            send_frame(self.connection, 0, 0, pickle.dumps(setup))
 
     def starts_within(self, seconds: float) -> bool:
         """Wait until the process has started the call, has sent a message, or has ended."""
@@ -538,23 +580,31 @@ class _Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.id, signal.SIGKILL)
 
-    def end(self) -> int:
+    def end(self) -> int | None:
         """Kill the process, and return its exit code: its own if it had already ended, otherwise -9."""
         return self._reap(_END_SECONDS)
 
-    def close(self) -> int:
+    def close(self) -> int | None:
         """End an idle process, and return its exit code."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
         return self._reap(_CLOSE_SECONDS)
 
-    def _reap(self, seconds: float) -> int:
-        """Return the exit code of the process; kill it if it does not end within this number of seconds."""
+    def _reap(self, seconds: float) -> int | None:
+        """Return the exit code of the process; kill it if it does not end within this number of seconds.
+
+        The exit code is None if the program ignores SIGCHLD, or if it has waited for the process itself.
+        """
         deadline = time.monotonic() + seconds
-        while os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.001)
+        try:
+            while os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.001)
+        except ChildProcessError:
+            self._popen.wait()
+            self.disconnect()
+            return None
         self.kill()  # before the process is reaped: afterwards, its id may belong to another group
         exit_code = self._popen.wait()
         self.disconnect()
@@ -575,9 +625,11 @@ def _log_levels() -> dict[str, int]:
     return {"": logging.root.level, **levels}
 
 
-def _lost(exit_code: int, *, has_started: bool) -> WorkerLostError:
+def _lost(exit_code: int | None, *, has_started: bool) -> WorkerLostError:
     """Return the error of a call whose worker has ended."""
-    if exit_code >= 0:
+    if exit_code is None:
+        how = "ended"
+    elif exit_code >= 0:
         how = f"exited with code {exit_code}"
     else:
         try:

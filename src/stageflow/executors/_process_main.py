@@ -19,7 +19,9 @@ from typing import Any
 from ._main_module import MAIN_MODULE
 from ._messages import PickledReports
 from ._protocol import (
+    RAISED,
     REJECTED,
+    RETURNED,
     STARTED,
     WINDOW,
     FrameReader,
@@ -48,46 +50,88 @@ def _load(data: bytes | bytearray) -> Any:
     return _Unpickler(io.BytesIO(data)).load()
 
 
-class _Reports(PickledReports):
-    """Sends messages to the parent process; see `_worker_call.Reports`."""
+class _Connection:
+    """The connection of this worker to the parent process.
 
-    def __init__(self, connection: socket.socket) -> None:
+    Args:
+        endpoint: The socket.
+    """
+
+    def __init__(self, endpoint: socket.socket) -> None:
+        self.socket = endpoint
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        # The parent process must notice the end of this process although a child that it forked continues.
+        os.register_at_fork(after_in_child=endpoint.close)
+
+    @property
+    def is_forked(self) -> bool:
+        """True in a child that the function has forked, which is not part of the record."""
+        return os.getpid() != self._process
+
+    def send(self, tag: int, call: int, data: bytes) -> None:
+        """Send a message."""
+        with self._lock:  # a thread that the function has started may record something
+            send_frame(self.socket, tag, call, data)
+
+
+class _Reports(PickledReports):
+    """Sends the messages of one call to the parent process; see `_worker_call.Reports`.
+
+    Args:
+        connection: The connection to the parent process.
+        started: Where to store the start of each call.
+        call: The number of the call.
+    """
+
+    def __init__(self, connection: _Connection, started: StartTime, call: int) -> None:
         super().__init__()
         self._connection = connection
-        self._lock = threading.Lock()
-        self.unacknowledged = 0
+        self._started = started
+        self._call = call
+        self._unacknowledged = 0
+        self._readable: asyncio.Future[None] | None = None
 
     def send_pickled(self, tag: int, data: bytes) -> None:
-        with self._lock:  # a thread that the function has started may record something
-            send_frame(self._connection, tag, data)
+        if self._connection.is_forked:
+            if tag in (RETURNED, RAISED):
+                os._exit(tag == RAISED)  # the function has returned in the child as well
+            return
+        self._connection.send(tag, self._call, data)
+
+    def call_started(self) -> None:
+        self._started.set()
 
     def chunk(self, value: Any) -> None:
-        while self.unacknowledged >= WINDOW:
+        while self._unacknowledged >= WINDOW:
             self._receive_acknowledgements()
         self.send_chunk(value)
 
     async def chunk_async(self, value: Any) -> None:
-        while self.unacknowledged >= WINDOW:
+        while self._unacknowledged >= WINDOW:
             loop = asyncio.get_running_loop()
-            readable: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(self._connection, _set, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(self._connection)
-            if self.unacknowledged >= WINDOW:
-                self._receive_acknowledgements()
+            if self._readable is None:  # several tasks may wait
+                self._readable = loop.create_future()
+                loop.add_reader(self._connection.socket, self._has_acknowledgements, loop)
+            await asyncio.shield(self._readable)
         self.send_chunk(value)
+
+    def _has_acknowledgements(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._connection.socket)
+        self._receive_acknowledgements()
+        if self._readable is not None:
+            self._readable.set_result(None)
+            self._readable = None
 
     def send_chunk(self, value: Any) -> None:
         super().send_chunk(value)
-        self.unacknowledged += 1
+        self._unacknowledged += 1
 
     def _receive_acknowledgements(self) -> None:
-        received = len(self._connection.recv(WINDOW))
+        received = len(self._connection.socket.recv(WINDOW))
         if not received:
             os._exit(0)  # the parent process has ended
-        self.unacknowledged -= received
+        self._unacknowledged -= received
 
     def returned(self, value: Any, duration_ns: int) -> None:
         self._await_acknowledgements()
@@ -99,13 +143,12 @@ class _Reports(PickledReports):
 
     def _await_acknowledgements(self) -> None:
         # Afterwards, the connection contains nothing but the next call.
-        while self.unacknowledged:
+        if self._readable is not None:
+            loop = self._readable.get_loop()
+            loop.remove_reader(self._connection.socket)
+            self._readable = None
+        while self._unacknowledged and not self._connection.is_forked:
             self._receive_acknowledgements()
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _end_with_parent(alive: int, parent: int) -> None:
@@ -145,12 +188,12 @@ def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
     os.set_inheritable(alive_fd, False)
     started = StartTime(start_fd)
     os.close(start_fd)
-    connection = socket.socket(fileno=connection_fd)
-    frames = FrameReader(connection)
+    connection = _Connection(socket.socket(fileno=connection_fd))
+    frames = FrameReader(connection.socket)
     first = frames.read()
     if not first:
         return
-    setup: Setup = pickle.loads(first.pop(0)[1])
+    setup: Setup = pickle.loads(first.pop(0)[2])
     _end_with_parent(alive_fd, setup.parent)
     sys.argv[:] = setup.argv
     for name, level in setup.log_levels.items():
@@ -159,20 +202,22 @@ def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # a worker that is killed does not flush its output
     MAIN_MODULE.set(setup.main_name, setup.main_path)
-    reports, calls = _Reports(connection), WorkerCalls(_load)
+    calls = WorkerCalls(_load)
     received = first
     while True:
-        for _, data in received:
+        for _, number, data in received:
+            reports = _Reports(connection, started, number)
             try:
                 call, function = calls.load(data, reports)
             except BaseException as error:
                 reports.send(REJECTED, remote_error(error))
                 continue
-            started.set()
+            reports.call_started()
             if call.announce:
                 reports.send(STARTED)
             calls.run(call, function, reports)
-            del call
+            del call, data
+        del received
         received = frames.read()
         if not received:
             return

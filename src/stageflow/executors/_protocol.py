@@ -36,12 +36,16 @@ __all__ = [
 ]
 
 REJECTED, STARTED, RECORDED, CHUNK, RETURNED, RAISED = range(6)
-"""The tags of the messages of a worker; the data of each is a pickled tuple."""
+"""The tags of the messages of a worker; the data of each is a pickled tuple.
+
+Each message contains the number of its call: a thread that a function has started may send one after the end
+of the call, when the worker runs another one.
+"""
 
 WINDOW = 64
 """Maximum number of chunks that a worker sends before the parent process has accepted them."""
 
-_HEADER = struct.Struct("!BQ")
+_HEADER = struct.Struct("!BIQ")
 _READ_BYTES = 1 << 16
 _SMALL_BYTES = 1 << 16
 
@@ -106,18 +110,28 @@ class StartTime:
         self._memory.close()
 
 
-def send_frame(connection: socket.socket, tag: int, data: bytes) -> None:
+def send_frame(connection: socket.socket, tag: int, call: int, data: bytes) -> None:
     """Send a message.
+
+    Args:
+        connection: The socket.
+        tag: The kind of message.
+        call: The number of the call that it belongs to; 0 for `Setup`.
+        data: The message in pickled form.
 
     Raises:
         OSError: The other process has ended.
     """
-    header = _HEADER.pack(tag, len(data))
+    header = _HEADER.pack(tag, call, len(data))
     if len(data) <= _SMALL_BYTES:
         connection.sendall(header + data)
     else:  # avoid copying the data
         connection.sendall(header)
         connection.sendall(data)
+
+
+Frame = tuple[int, int, bytes | bytearray]
+"""A message: its tag, the number of its call, and its data."""
 
 
 class FrameReader:
@@ -129,7 +143,7 @@ class FrameReader:
         self._connection = connection
         self._received = bytearray()
 
-    def read(self) -> list[tuple[int, bytes | bytearray]]:
+    def read(self) -> list[Frame]:
         """Wait for at least one message; an empty list means that the other process has ended."""
         while True:
             frames = self._complete()
@@ -143,24 +157,24 @@ class FrameReader:
                 return []
             self._received += data
 
-    def _complete(self) -> list[tuple[int, bytes | bytearray]]:
+    def _complete(self) -> list[Frame]:
         """Return the complete messages among the received data."""
         received, at = self._received, 0
-        frames: list[tuple[int, bytes | bytearray]] = []
+        frames: list[Frame] = []
         while len(received) - at >= _HEADER.size:
-            tag, length = _HEADER.unpack_from(received, at)
+            tag, call, length = _HEADER.unpack_from(received, at)
             end = at + _HEADER.size + length
             if len(received) < end:
                 if length > _READ_BYTES and not frames:
-                    return self._read_large(tag, length, at + _HEADER.size)
+                    return self._read_large(tag, call, length, at + _HEADER.size)
                 break
-            frames.append((tag, bytes(received[at + _HEADER.size : end])))
+            frames.append((tag, call, bytes(received[at + _HEADER.size : end])))
             at = end
         if at:
             del received[:at]
         return frames
 
-    def _read_large(self, tag: int, length: int, start: int) -> list[tuple[int, bytes | bytearray]]:
+    def _read_large(self, tag: int, call: int, length: int, start: int) -> list[Frame]:
         """Read the rest of a large message without copying it; an empty list means the end."""
         data = bytearray(length)
         filled = len(self._received) - start
@@ -168,8 +182,11 @@ class FrameReader:
         self._received.clear()
         with memoryview(data) as view:
             while filled < length:
-                count = self._connection.recv_into(view[filled:])
+                try:
+                    count = self._connection.recv_into(view[filled:])
+                except ConnectionResetError:
+                    count = 0
                 if not count:
                     return []
                 filled += count
-        return [(tag, data)]
+        return [(tag, call, data)]

@@ -288,6 +288,7 @@ class _Session:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of the system clock.
         closed: True once the messages are no longer received.
+        killed: False; see `kill`.
         lost: True if its worker was lost.
         worker: The worker that runs the call; its host and process id are None until they are known.
         started_ns: When it started; see `Session`.
@@ -297,6 +298,7 @@ class _Session:
         self.call = call
         self.opened_ns = time.time_ns()
         self.closed = False
+        self.killed = False
         self.lost = False
         self.worker: Worker | None = Worker(None, None, RayExecutor.kind, None)
         self.started_ns = 0
@@ -332,6 +334,12 @@ class _Session:
 
     def acknowledge(self) -> None:
         pass  # Ray accepts more chunks when this process has read the previous ones
+
+    def running_for_ns(self) -> int | None:
+        return None
+
+    def kill(self) -> None:
+        raise NotImplementedError  # `confirms_calls` is False
 
     def close(self) -> None:
         if not self.closed:

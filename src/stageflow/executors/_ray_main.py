@@ -89,6 +89,9 @@ class _Frames(PickledReports):
         are_small, self._are_small = self._are_small, True
         return pickle.dumps(frames, pickle.HIGHEST_PROTOCOL) if are_small else frames
 
+    def call_started(self) -> None:
+        pass  # its messages are received when it ends
+
     def chunk(self, value: Any) -> None:
         self.send_chunk(value)
 

@@ -54,12 +54,15 @@ def remote_error(
         depth: Number of exceptions that it is the cause or context of.
         dumps: Pickles an exception.
     """
-    notes = getattr(error, "__notes__", ())
-    kind = type(error)
+    try:
+        notes = getattr(error, "__notes__", ())
+        module, name = type(error).__module__, type(error).__qualname__
+    except BaseException:  # raised by an override in its class or metaclass
+        notes, module, name = (), "builtins", type_name(error)
     return RemoteError(
         _pickled(error, dumps),
-        as_text(getattr(kind, "__module__", "builtins")),
-        as_text(getattr(kind, "__qualname__", type_name(error))),
+        as_text(module).replace("\0", ""),
+        as_text(name).replace("\0", ""),
         as_text(error),
         tuple(as_text(note) for note in notes) if isinstance(notes, (list, tuple)) else (),
         _frames(error.__traceback__),
@@ -78,7 +81,7 @@ def _pickled(error: BaseException, dumps: Callable[[Any, int], bytes]) -> bytes 
     try:
         data = dumps(error, pickle.HIGHEST_PROTOCOL)
         return data if type(pickle.loads(data)) is type(error) else None
-    except Exception:
+    except BaseException:  # a method of its class may raise anything
         return None
 
 
@@ -100,7 +103,7 @@ def restored_error(remote: RemoteError) -> BaseException:
     """
     error: BaseException | None = None
     if remote.pickled is not None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             error = pickle.loads(remote.pickled)
     if not isinstance(error, BaseException):
         simple = remote.name.rpartition(".")[2]
@@ -108,7 +111,7 @@ def restored_error(remote: RemoteError) -> BaseException:
         error = kind(remote.text)
         for note in remote.notes:
             error.add_note(note)
-    with contextlib.suppress(Exception):  # an exception may refuse new attributes
+    with contextlib.suppress(BaseException):  # an exception may refuse new attributes
         BaseException.with_traceback(error, _traceback(remote.frames))
         if remote.cause is not None:
             error.__cause__ = restored_error(remote.cause)

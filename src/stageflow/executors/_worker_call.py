@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextvars import Context, copy_context
 from logging import LogRecord
 from time import perf_counter_ns
+from types import FunctionType
 from typing import Any, NoReturn, Protocol
 
 from msgspec import UNSET
 
 from .._items import ItemAttempt
-from .._log_tail import LOG_CAPTURE, LogTail, format_record, is_internal_logger
+from .._log_tail import FORMATTING, LOG_CAPTURE, LogTail, format_record, is_internal_logger
 from ..budget import Account
 from ..context import PipelineContext, StageContext, current_stage
 from ..errors import (
@@ -36,6 +38,10 @@ __all__ = ["Reports", "WorkerCalls"]
 class Reports(Protocol):
     """Sends the messages of a worker to the parent process; see `_executor.Message`."""
 
+    def call_started(self) -> None:
+        """A call starts; called before each of them."""
+        ...
+
     def recorded(self, method: str, arguments: tuple[Any, ...]) -> None: ...
 
     def chunk(self, value: Any) -> None:
@@ -51,6 +57,10 @@ class Reports(Protocol):
     def raised(self, error: BaseException, duration_ns: int) -> None: ...
 
 
+_MAX_INSTANCES = 4
+"""Maximum number of instances and partial functions that a worker keeps."""
+
+
 class WorkerCalls:
     """The calls of one worker: its functions, its instances of stage classes and its event loop.
 
@@ -64,6 +74,7 @@ class WorkerCalls:
         self._load = load
         LOG_CAPTURE.install(current_stage.get)
         self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._instances: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
         self._runner: asyncio.Runner | None = None
 
     def load(self, data: bytes | bytearray, reports: Reports) -> tuple[Call, Callable[..., Any]]:
@@ -93,6 +104,7 @@ class WorkerCalls:
     def run(self, call: Call, function: Callable[..., Any], reports: Reports) -> None:
         """Call the function for each item of `call.arguments`, and report the outcome of each call."""
         for number, arguments in enumerate(call.arguments):
+            reports.call_started()
             variables = copy_context()
             began = perf_counter_ns()
             try:
@@ -107,13 +119,21 @@ class WorkerCalls:
                 del value
 
     def _function(self, pickled: bytes) -> Callable[..., Any]:
-        function = self._functions.get(pickled)
+        function = self._functions.get(pickled) or self._instances.get(pickled)
         if function is None:
             runner = self._load(pickled)
+            by_path = isinstance(runner, (type, FunctionType))
             if isinstance(runner, type):
                 runner = runner()
             execute = getattr(runner, "execute", None)
-            function = self._functions[pickled] = execute if callable(execute) else runner
+            function = execute if callable(execute) else runner
+            if by_path:
+                self._functions[pickled] = function
+            else:  # sent by value: a program may send any number of them
+                self._instances[pickled] = function
+                if len(self._instances) > _MAX_INSTANCES:
+                    self._instances.popitem(last=False)
+        assert function is not None
         return function
 
     def _run_loop(self, awaitable: Coroutine[Any, Any, Any], variables: Context) -> Any:
@@ -290,7 +310,7 @@ class _ReportedLog(LogTail):
         self._reports = reports
 
     def add(self, record: LogRecord) -> None:
-        if not is_internal_logger(record.name):
+        if not FORMATTING.active and not is_internal_logger(record.name):
             self.add_line(record.levelno, format_record(record))
 
     def add_line(self, level: int, line: str) -> None:

@@ -67,7 +67,10 @@ def open_session(
     dependencies: dict[str, tuple[Any, ...]] = {}
     if node.takes_context:
         run["data"] = ctx.run.data
+        source = node.inputs[0].name if node.map is not None and node.inputs else None
         for name in node.ended:
+            if name == source:
+                continue  # each call receives its items
             result = ctx.inputs.result_from(name)
             returned = () if result.returned is UNSET else (result.returned,)
             dependencies[name] = (result.status.value, result.data, result.error, result.reason, *returned)
@@ -152,6 +155,8 @@ def _session(
     announce = node.timeout is not None or node.idle_timeout is not None
     session = open_session(executor, node, ctx, (ctx.attempt,), (arguments,), keywords, announce=announce)
     ctx._waits_for_worker = executor.reports_start
+    if ctx._on_worker_change is not None:
+        ctx._on_worker_change()
     try:
         yield session
     finally:
@@ -165,8 +170,8 @@ def _started(session: Session, ctx: StageContext) -> None:
     ctx._worker_began = session.started_ns
     if ctx._stream is not None:
         ctx._stream.last_ns = session.started_ns
-    if ctx._on_worker_start is not None:
-        ctx._on_worker_start()
+    if ctx._on_worker_change is not None:
+        ctx._on_worker_change()
 
 
 async def call_on_executor(

@@ -57,6 +57,9 @@ _YIELD_EVERY = 16
 _UNCHANGED = PLAIN_TYPES | {dict, type(None)}
 """Types of return values that need no conversion."""
 
+_COLLECTING_NS = 5_000_000
+"""How long to collect the items of a batch: the source may be slow, and it blocks the event loop."""
+
 _MAX_KEY_CHARS = 256
 """Maximum length of the key of an item."""
 
@@ -420,7 +423,8 @@ class _Map:
         """
         works = deque([first])
         size = self._size_of_batch(executor, suspended)
-        while len(works) < size and (more := self._take()) is not None:
+        until = self._now() + _COLLECTING_NS
+        while len(works) < size and self._now() < until and (more := self._take()) is not None:
             works.append(more)
         arguments = [(work.item, *self._others) for work in works]
         attempts = [work.attempt for work in works]
@@ -450,10 +454,10 @@ class _Map:
                             {},
                             announce=self._spec.timeout is not None,
                         )
-                        started = functools.partial(self._start_timeout, attempt, task)
+                        started = functools.partial(self._start_timeout, attempt, session, executor, task)
                     else:
                         started = None
-                        self._start_timeout(attempt, task)
+                        self._start_timeout(attempt, session, executor, task)
                     outcome = await next_outcome(session, item_ctx, started)
                 except GeneratorExit:
                     raise
@@ -470,6 +474,8 @@ class _Map:
                     del outcome
                 attempt.stop_timers()
                 suspended.attempt = None
+                if session is not None and session.killed and is_a(raised, WorkerLostError):
+                    item_ctx.timed_out = True
                 if session is not None:
                     self._ctx._worker = session.worker or self._ctx._worker
                 if is_interrupted:
@@ -509,11 +515,33 @@ class _Map:
             now = self._now()
             self._ended(works.popleft(), message.value, None, now - message.duration_ns, now, is_late=False)
 
-    def _start_timeout(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+    def _start_timeout(
+        self, attempt: Attempt, session: Session, executor: Executor, task: asyncio.Task[None]
+    ) -> None:
         """Start the timeout of an item, which has started on a worker."""
         attempt.began = self._now()
-        if self._spec.timeout is not None:
+        if self._spec.timeout is None:
+            return
+        if executor.confirms_calls:
+            self._check_later(attempt, session, self._spec.timeout)
+        else:
             attempt.timer = self._loop.call_later(self._spec.timeout, self._timed_out, task)
+
+    def _check_later(self, attempt: Attempt, session: Session, seconds: float) -> None:
+        attempt.timer = self._loop.call_later(seconds, self._check_timeout, attempt, session)
+
+    def _check_timeout(self, attempt: Attempt, session: Session) -> None:
+        """Kill the worker if its current item takes too long; other items have ended, or have not started.
+
+        This process does not know which item that is: the messages of the worker may be on their way, for
+        example while the event loop is blocked.
+        """
+        running = session.running_for_ns()
+        left = (self._spec.timeout or 0) - (running or 0) / 1e9
+        if running is None or left > 0:
+            self._check_later(attempt, session, max(left, 0.001))
+        else:
+            session.kill()
 
     async def _drive(
         self,

@@ -373,7 +373,7 @@ class Scheduler:
             else:
                 attempt = self.attempts[index] = Attempt(index, ctx, began, now, task, variables)
                 if node.executor is not None:
-                    ctx._on_worker_start = functools.partial(self._start_timers, attempt, node)
+                    ctx._on_worker_change = functools.partial(self._start_timers, attempt, node)
                 try:
                     if state.phases[index] == CANCELLING:  # the run ended during the first step
                         attempt.cancel(state.cancellation_reason(index, ctx), timed_out=False)
@@ -585,6 +585,7 @@ class Scheduler:
 
     def _start_timers(self, attempt: Attempt, node: Node) -> None:
         """Start the timers of a suspended attempt, unless it waits for a worker that will start it."""
+        attempt.stop_timers()
         if attempt.ctx._waits_for_worker:
             return
         if node.timeout is not None:

@@ -164,6 +164,11 @@ class Session(Protocol):
         ...
 
     @property
+    def items_started(self) -> int:
+        """After the loss of the worker, the number of items that it has started; 0 if it is not known."""
+        ...
+
+    @property
     def killed(self) -> bool:
         """True once `kill` has been called."""
         ...

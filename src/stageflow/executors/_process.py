@@ -39,7 +39,7 @@ from ._executor import (
 from ._main_module import MAIN_MODULE
 from ._messages import message_of
 from ._pickling import context_variables, function_problem, pickled_call
-from ._protocol import RAISED, REJECTED, RETURNED, STARTED, FrameReader, Setup, StartTime, send_frame
+from ._protocol import RAISED, REJECTED, RETURNED, STARTED, CallProgress, FrameReader, Setup, send_frame
 from ._remote_error import restored_error
 
 __all__ = ["ProcessExecutor"]
@@ -195,6 +195,7 @@ class _Session:
         slot: The slot that runs the call, or None.
         worker: The worker that runs the call, or None.
         started_ns: When it started; see `Session`.
+        items_started: See `Session`.
     """
 
     def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
@@ -205,6 +206,7 @@ class _Session:
         self.slot: _Slot | None = None
         self.worker: Worker | None = None
         self.started_ns = 0
+        self.items_started = 0
         self._loop = loop
         self._clock = get_clock()
         self._messages: deque[Message | BaseException] = deque()
@@ -426,7 +428,7 @@ class _Slot(threading.Thread):
     def _exchange(self, process: _Process, session: _Session, data: bytes) -> _Outcome:
         """Send a call, and pass its messages to the session until it has completed or the worker ends."""
         process.calls += 1
-        process.started.clear()
+        process.progress.clear()
         try:
             send_frame(process.connection, 0, process.calls, data)
         except OSError:  # the worker ended while it was idle
@@ -441,9 +443,10 @@ class _Slot(threading.Thread):
         left = len(session.call.arguments)
         while left:
             frames = process.frames.read()
-            if session.worker is None and (started_ns := process.started.get()):
+            if session.worker is None and (started_ns := process.progress.started_ns):
                 session.started(started_ns, self._pool.host, process.id)
             if not frames:
+                session.items_started = process.progress.items_started
                 return "unstarted" if session.worker is None else "started"
             messages: list[Message | BaseException] = []
             for tag, number, content in frames:
@@ -465,10 +468,10 @@ class _Slot(threading.Thread):
         return "completed"
 
     def running_since(self, session: _Session) -> int:
-        """Return when the worker started the current item of a call; see `StartTime.get`."""
+        """Return when the worker started the current item of a call; see `CallProgress`."""
         with self._lock:
             if self._session is session and self._process is not None:
-                return self._process.started.get()
+                return self._process.progress.item_started_ns
             return 0
 
     def kill(self, session: _Session) -> None:
@@ -506,7 +509,7 @@ class _Process:
         id: Its process id, which is also the id of its process group.
         connection: The socket for calls and messages.
         frames: Reads its messages.
-        started: The start of its current call.
+        progress: The progress of its current call.
         calls: Number of calls that it has received.
         completed: Number of calls that it has completed.
     """
@@ -522,11 +525,11 @@ class _Process:
             alive, self._alive = os.pipe()
             ours.callback(os.close, self._alive)
             theirs.callback(os.close, alive)
-            start = StartTime.create_file()
-            theirs.callback(os.close, start)
-            self.started = StartTime(start)
-            ours.callback(self.started.close)
-            fds = (connection.fileno(), alive, start)
+            progress = CallProgress.create_file()
+            theirs.callback(os.close, progress)
+            self.progress = CallProgress(progress)
+            ours.callback(self.progress.close)
+            fds = (connection.fileno(), alive, progress)
             self._popen = subprocess.Popen(
                 [
                     multiprocessing.spawn.get_executable() or sys.executable,
@@ -568,7 +571,7 @@ class _Process:
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
         deadline = time.monotonic() + seconds
-        while not self.started.get():
+        while not self.progress.started_ns:
             if (left := deadline - time.monotonic()) <= 0:
                 return False
             if poll.poll(min(left, _CHECK_SECONDS) * 1000):
@@ -613,7 +616,7 @@ class _Process:
     def disconnect(self) -> None:
         """Close the connection, and the pipe whose closing informs the worker that its parent ended."""
         self.connection.close()
-        self.started.close()
+        self.progress.close()
         with contextlib.suppress(OSError):
             os.close(self._alive)
 

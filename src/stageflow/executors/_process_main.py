@@ -24,9 +24,9 @@ from ._protocol import (
     RETURNED,
     STARTED,
     WINDOW,
+    CallProgress,
     FrameReader,
     Setup,
-    StartTime,
     send_frame,
 )
 from ._remote_error import remote_error
@@ -80,14 +80,14 @@ class _Reports(PickledReports):
 
     Args:
         connection: The connection to the parent process.
-        started: Where to store the start of each call.
+        progress: Where to store the progress of the call.
         call: The number of the call.
     """
 
-    def __init__(self, connection: _Connection, started: StartTime, call: int) -> None:
+    def __init__(self, connection: _Connection, progress: CallProgress, call: int) -> None:
         super().__init__()
         self._connection = connection
-        self._started = started
+        self._progress = progress
         self._call = call
         self._unacknowledged = 0
         self._readable: asyncio.Future[None] | None = None
@@ -100,7 +100,7 @@ class _Reports(PickledReports):
         self._connection.send(tag, self._call, data)
 
     def call_started(self) -> None:
-        self._started.set()
+        self._progress.item_started()
 
     def chunk(self, value: Any) -> None:
         while self._unacknowledged >= WINDOW:
@@ -181,13 +181,13 @@ def _exit_at_end_of(alive: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
+def main(connection_fd: int, alive_fd: int, progress_fd: int) -> None:
     """Run calls until the parent process closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     os.set_inheritable(connection_fd, False)
     os.set_inheritable(alive_fd, False)
-    started = StartTime(start_fd)
-    os.close(start_fd)
+    progress = CallProgress(progress_fd)
+    os.close(progress_fd)
     connection = _Connection(socket.socket(fileno=connection_fd))
     frames = FrameReader(connection.socket)
     first = frames.read()
@@ -206,13 +206,12 @@ def main(connection_fd: int, alive_fd: int, start_fd: int) -> None:
     received = first
     while True:
         for _, number, data in received:
-            reports = _Reports(connection, started, number)
+            reports = _Reports(connection, progress, number)
             try:
                 call, function = calls.load(data, reports)
             except BaseException as error:
                 reports.send(REJECTED, remote_error(error))
                 continue
-            reports.call_started()
             if call.announce:
                 reports.send(STARTED)
             calls.run(call, function, reports)

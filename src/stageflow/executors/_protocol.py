@@ -6,7 +6,7 @@ and one `RETURNED` or `RAISED` for each item of `Call.arguments`. While a call r
 one byte for each chunk that it has accepted.
 
 `STARTED` is sent only if the call requests it, because it wakes up the parent process. In any case, the
-worker writes the time into memory that both share (`StartTime`): after the loss of a worker, the parent
+worker writes the time into memory that both share (`CallProgress`): after the loss of a worker, the parent
 process knows whether the call had started.
 """
 
@@ -29,9 +29,9 @@ __all__ = [
     "RETURNED",
     "STARTED",
     "WINDOW",
+    "CallProgress",
     "FrameReader",
     "Setup",
-    "StartTime",
     "send_frame",
 ]
 
@@ -68,18 +68,18 @@ class Setup(Struct, frozen=True):
     log_levels: dict[str, int]
 
 
-_NANOSECONDS = struct.Struct("=q")
+_PROGRESS = struct.Struct("=qqq")
 
 
-class StartTime:
-    """The start of the current call, in memory that a process and its worker share.
+class CallProgress:
+    """The progress of the current call, in memory that a process and its worker share.
 
     Args:
         fd: A file descriptor from `create_file`.
     """
 
     def __init__(self, fd: int) -> None:
-        self._memory = mmap.mmap(fd, _NANOSECONDS.size)
+        self._memory = mmap.mmap(fd, _PROGRESS.size)
 
     @staticmethod
     def create_file() -> int:
@@ -89,21 +89,37 @@ class StartTime:
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
-        os.truncate(fd, _NANOSECONDS.size)
+        os.truncate(fd, _PROGRESS.size)
         return fd
 
-    def set(self) -> None:
-        """Store the current time."""
-        _NANOSECONDS.pack_into(self._memory, 0, time.monotonic_ns())
+    def item_started(self) -> None:
+        """Store that the next item starts; a call that is not of a map has one item."""
+        started, _, items = self._read()
+        now = time.monotonic_ns()
+        _PROGRESS.pack_into(self._memory, 0, started or now, now, items + 1)
 
     def clear(self) -> None:
         """Prepare for the next call."""
-        _NANOSECONDS.pack_into(self._memory, 0, 0)
+        _PROGRESS.pack_into(self._memory, 0, 0, 0, 0)
 
-    def get(self) -> int:
-        """Return the start of the call in nanoseconds of `time.monotonic_ns`, or 0 if it has not started."""
-        started: int = _NANOSECONDS.unpack_from(self._memory, 0)[0]
-        return started
+    def _read(self) -> tuple[int, int, int]:
+        started, item_started, items = _PROGRESS.unpack_from(self._memory, 0)
+        return started, item_started, items
+
+    @property
+    def started_ns(self) -> int:
+        """Start of the call in nanoseconds of `time.monotonic_ns`; 0 if it has not started."""
+        return self._read()[0]
+
+    @property
+    def item_started_ns(self) -> int:
+        """Start of the item that started last; 0 if the call has not started."""
+        return self._read()[1]
+
+    @property
+    def items_started(self) -> int:
+        """Number of items that have started."""
+        return self._read()[2]
 
     def close(self) -> None:
         """Release the memory."""

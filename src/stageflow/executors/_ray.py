@@ -289,6 +289,7 @@ class _Session:
         opened_ns: When it was passed to the executor, in nanoseconds of the system clock.
         closed: True once the messages are no longer received.
         killed: False; see `kill`.
+        items_started: 0: it is not known.
         lost: True if its worker was lost.
         worker: The worker that runs the call; its host and process id are None until they are known.
         started_ns: When it started; see `Session`.
@@ -299,6 +300,7 @@ class _Session:
         self.opened_ns = time.time_ns()
         self.closed = False
         self.killed = False
+        self.items_started = 0
         self.lost = False
         self.worker: Worker | None = Worker(None, None, RayExecutor.kind, None)
         self.started_ns = 0

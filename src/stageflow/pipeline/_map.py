@@ -474,10 +474,12 @@ class _Map:
                     del outcome
                 attempt.stop_timers()
                 suspended.attempt = None
-                if session is not None and session.killed and is_a(raised, WorkerLostError):
-                    item_ctx.timed_out = True
+                has_started = True
                 if session is not None:
                     self._ctx._worker = session.worker or self._ctx._worker
+                    if is_interrupted and is_a(raised, WorkerLostError):
+                        item_ctx.timed_out = session.killed
+                        has_started = not 0 < session.items_started <= len(attempts) - len(works) - 1
                 if is_interrupted:
                     if works and is_a(raised, SerializationError):
                         works.appendleft(work)  # any of them may be the one that cannot be sent
@@ -487,6 +489,9 @@ class _Map:
                     if executor.confirms_calls or not is_a(raised, WorkerLostError):
                         self._due.extendleft(reversed(works))
                         works.clear()
+                if not has_started:
+                    self._due.appendleft(work)
+                    break
                 if (
                     raised is not None
                     and is_a(raised, asyncio.CancelledError)
@@ -520,15 +525,11 @@ class _Map:
     ) -> None:
         """Start the timeout of an item, which has started on a worker."""
         attempt.began = self._now()
-        if self._spec.timeout is None:
-            return
-        if executor.confirms_calls:
-            self._check_later(attempt, session, self._spec.timeout)
-        else:
-            attempt.timer = self._loop.call_later(self._spec.timeout, self._timed_out, task)
-
-    def _check_later(self, attempt: Attempt, session: Session, seconds: float) -> None:
-        attempt.timer = self._loop.call_later(seconds, self._check_timeout, attempt, session)
+        seconds = self._spec.timeout
+        if seconds is not None and executor.confirms_calls:
+            attempt.timer = self._loop.call_later(seconds, self._check_timeout, attempt, session)
+        elif seconds is not None:
+            attempt.timer = self._loop.call_later(seconds, self._timed_out, task)
 
     def _check_timeout(self, attempt: Attempt, session: Session) -> None:
         """Kill the worker if its current item takes too long; other items have ended, or have not started.
@@ -539,7 +540,7 @@ class _Map:
         running = session.running_for_ns()
         left = (self._spec.timeout or 0) - (running or 0) / 1e9
         if running is None or left > 0:
-            self._check_later(attempt, session, max(left, 0.001))
+            attempt.timer = self._loop.call_later(max(left, 0.001), self._check_timeout, attempt, session)
         else:
             session.kill()
 

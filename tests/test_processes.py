@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import zipapp
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -279,6 +280,119 @@ def leaves_task(ctx: StageContext) -> Any:
         return {"name": task.get_name()}
 
     return start()
+
+
+def leaves_thread(ctx: StageContext) -> None:
+    def record() -> None:
+        recorded_late.wait()
+        ctx.annotate(late=True)
+        ctx.record_llm("m", output_tokens=1, cost_usd=5.0)
+        logging.getLogger("acme").error("late")
+
+    threading.Thread(target=record, daemon=True).start()
+
+
+recorded_late = threading.Event()
+
+
+def releases_thread(ctx: StageContext) -> dict[str, Any]:
+    recorded_late.set()
+    time.sleep(0.1)
+    raise ValueError("second")
+
+
+def forks(ctx: StageContext) -> dict[str, Any]:
+    child = os.fork()
+    if child == 0:
+        ctx.annotate(child=True)
+        raise ValueError("in the child")
+    os.waitpid(child, 0)
+    return {"from": "parent"}
+
+
+def leaves_forked_child(ctx: StageContext) -> None:
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(3)
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise RuntimeError("no")
+
+
+def exit_unless(pid: int) -> int:
+    if os.getpid() != pid:
+        sys.exit(4)
+    return pid
+
+
+class ExitsInParent:
+    def __reduce__(self) -> Any:
+        return exit_unless, (os.getpid(),)
+
+
+def returns_unpicklable(ctx: StageContext) -> Any:
+    ctx.annotate(value=Unpicklable())
+    return {"value": Unpicklable()}
+
+
+def returns_hostile(ctx: StageContext) -> Any:
+    return {"value": ExitsInParent()}
+
+
+class RowError(Exception):
+    def __getattr__(self, name: str) -> Any:
+        return {}[name]
+
+
+def raises_row_error(ctx: StageContext) -> None:
+    raise RowError("row 3")
+
+
+async def sends_from_two_tasks(ctx: StageContext) -> None:
+    async def send() -> None:
+        for number in range(200):
+            await ctx.send(number)
+
+    await asyncio.gather(send(), send())
+
+
+def fails_first(ctx: StageContext) -> None:
+    time.sleep(1)
+    if ctx.attempt == 1:
+        raise ValueError("first")
+    time.sleep(1)
+
+
+class Noisy:
+    def __str__(self) -> str:
+        logging.getLogger("acme.noisy").warning("formatting %s", self)
+        return "noisy"
+
+
+def logs_noisy(ctx: StageContext) -> None:
+    log = logging.getLogger("acme.noisy")
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
+    log.warning("%s", Noisy())
+    raise ValueError("x")
+
+
+def about_as_slow_as_the_timeout(number: int) -> int:
+    with open(os.environ["STAGEFLOW_TEST_EXECUTIONS"], "a") as file:
+        file.write(f"{number}\n")
+    time.sleep(0.06 if number % 20 == 3 else 0.0005)
+    return number
+
+
+def with_context(ctx: StageContext, number: int) -> int:
+    return number + ctx.attempt
+
+
+async def numbers_one_by_one() -> AsyncIterator[int]:
+    for number in range(50):
+        yield number
 
 
 @stage(name="renamed", timeout=30)
@@ -555,6 +669,63 @@ async def test_worker_is_replaced_after_max_tasks() -> None:
     assert not any(map(is_running, pids))
 
 
+async def test_records_of_a_thread_after_its_call_are_not_part_of_another_stage() -> None:
+    sink = MemoryEventSink()
+    async with ProcessExecutor(1) as executor:
+        await Pipeline("first").with_stage("s", leaves_thread, executor=executor).run()
+        second = Pipeline("second").with_stage("s", releases_thread, executor=executor)
+        results = await recorded(second, sink, budget=Budget(usd=1)).run()
+    assert results["s"].error == "ValueError: second"
+    event = stage_wide(sink.events, "s")
+    assert event["attributes"] == {}
+    assert event["log_tail"] == []
+
+
+async def test_outcome_of_a_forked_child_is_not_that_of_the_call() -> None:
+    async with ProcessExecutor(1) as executor:
+        results = await Pipeline("p").with_stage("s", forks, executor=executor).run()
+        assert results.data("s") == {"from": "parent"}
+        assert results["s"].attributes == {}
+        after = (
+            await Pipeline("q").with_stage("d", double, executor=executor).run(PipelineContext(data={"n": 1}))
+        )
+        assert after.data("d")["n"] == 2
+
+
+async def test_worker_that_dies_is_noticed_although_a_forked_child_continues(
+    processes: ProcessExecutor,
+) -> None:
+    results = await Pipeline("p").with_stage("s", leaves_forked_child, executor=processes).run(deadline=30)
+    assert "exited with code 3" in (results["s"].error or "")
+
+
+async def test_value_whose_pickling_raises_any_exception_fails_the_stage(processes: ProcessExecutor) -> None:
+    results = await Pipeline("p").with_stage("s", returns_unpicklable, executor=processes).run()
+    assert isinstance(results["s"].exception, SerializationError)
+    assert "Unpicklable" in results["s"].attributes["value"]
+
+
+async def test_value_that_ends_the_parent_process_fails_the_stage(processes: ProcessExecutor) -> None:
+    results = await Pipeline("p").with_stage("s", returns_hostile, executor=processes).run()
+    assert isinstance(results["s"].exception, SerializationError)
+    after = (
+        await Pipeline("q").with_stage("d", double, executor=processes).run(PipelineContext(data={"n": 1}))
+    )
+    assert after.data("d")["n"] == 2
+
+
+async def test_exception_that_overrides_getattr_is_recorded(processes: ProcessExecutor) -> None:
+    results = await Pipeline("p").with_stage("s", raises_row_error, executor=processes).run()
+    assert results["s"].error == "RowError: row 3"
+
+
+async def test_argument_of_a_log_line_that_logs_is_recorded_once(processes: ProcessExecutor) -> None:
+    results = await Pipeline("p").with_stage("s", logs_noisy, executor=processes).run()
+    assert results["s"].logs is not None
+    assert results["s"].logs.tail[-1].endswith("WARNING acme.noisy: noisy")
+    assert len(results["s"].logs.tail) == 1
+
+
 # ---------------------------------------------------------------- timeouts and cancellation
 
 
@@ -568,6 +739,7 @@ async def test_timeout_kills_the_worker_in_a_c_call(processes: ProcessExecutor, 
     graph = Pipeline("p").with_stage("s", long_c_call, executor=processes, timeout=1.5).build()
     results = await graph.run(PipelineContext(data={"pid_file": str(tmp_path / "pid")}))
     assert isinstance(results["s"].exception, StageTimeoutError)
+    assert results["s"].worker.pid == int((tmp_path / "pid").read_text())
     wait_until_ended(int((tmp_path / "pid").read_text()))
 
 
@@ -581,6 +753,18 @@ async def test_cancellation_kills_the_worker_in_a_c_call(processes: ProcessExecu
         await run
     wait_until_ended(pid)
     assert stage_wide(sink.events, "s")["status"] == "CANCEL"
+
+
+async def test_timeout_of_an_attempt_does_not_apply_to_the_next_one(processes: ProcessExecutor) -> None:
+    async def when(ctx: StageContext) -> bool:
+        await asyncio.sleep(0.01)
+        return True
+
+    pipeline = Pipeline("p").with_stage(
+        "s", fails_first, executor=processes, when=when, timeout=2.7, retry=Retry(attempts=2, wait=0.001)
+    )
+    result = (await pipeline.run())["s"]
+    assert result.status is OK, (result.error, result.attempt, result.duration_ms, result.queue_ms)
 
 
 def test_virtual_clock_waits_for_workers(processes: ProcessExecutor) -> None:
@@ -707,6 +891,16 @@ async def test_slow_reader_blocks_the_generator_in_its_worker(
     assert (await run.results())["s"].status is CANCEL
 
 
+async def test_several_tasks_of_a_stage_send_to_a_slow_reader(processes: ProcessExecutor) -> None:
+    graph = Pipeline("p").with_stage("s", sends_from_two_tasks, executor=processes).build()
+    received = []
+    async with graph.stream(stages="s", buffer=1) as run:
+        async for chunk in run:
+            received.append(chunk.value)
+            await asyncio.sleep(0)
+    assert sorted(received) == sorted([*range(200), *range(200)])
+
+
 async def test_failure_after_a_chunk(processes: ProcessExecutor) -> None:
     graph = Pipeline("p").with_stage("s", fails_after_chunk, executor=processes).build()
     results = await graph.run()
@@ -781,6 +975,40 @@ async def test_timeout_of_an_item_kills_its_worker_and_the_others_continue(
     failed = [value for value in results.value(values) if isinstance(value, ItemFailure)]
     assert [failure.index for failure in failed] == [3]
     assert isinstance(failed[0].exception, StageTimeoutError)
+
+
+async def test_items_near_their_timeout_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "executions"
+    monkeypatch.setenv("STAGEFLOW_TEST_EXECUTIONS", str(file))
+
+    async def blocks(ctx: StageContext) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.2)
+            time.sleep(0.2)
+
+    async with ProcessExecutor(2) as executor:
+        flow = Flow("f")
+        flow.add(blocks)
+        values = flow.map(
+            about_as_slow_as_the_timeout,
+            flow.add(numbers),
+            executor=executor,
+            timeout=0.06,
+            on_item_failure="collect",
+        )
+        results = await flow.build().run()
+    executions = [int(line) for line in file.read_text().split()]
+    assert sorted(executions) == list(range(1000))
+    failed = {value.index for value in results.value(values) if isinstance(value, ItemFailure)}
+    assert all(number % 20 == 3 for number in failed)
+
+
+async def test_map_with_the_context_receives_its_items_only(processes: ProcessExecutor) -> None:
+    flow = Flow("f")
+    source = flow.add(numbers_one_by_one)
+    pipeline = flow.pipeline.with_map("map", with_context, over=(source.name, "chunks"), executor=processes)
+    results = await pipeline.run()
+    assert results.value("map") == list(range(1, 51))
 
 
 def mixed() -> list[Any]:
@@ -1005,6 +1233,32 @@ def test_context_variable_of_the_main_module_is_sent_and_log_levels_apply(
         [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=50
     )
     assert done.stdout == "ValueError: acme INFO acme: for acme\n", done.stderr
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_functions_of_a_program_in_a_directory_or_an_archive(tmp_path: Path, packed: bool) -> None:
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "__main__.py").write_text(GUARDED)
+    if packed:
+        zipapp.create_archive(folder, tmp_path / "app.pyz")
+    target = tmp_path / ("app.pyz" if packed else "app")
+    done = subprocess.run([sys.executable, target], cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert done.stdout == "{'page': Page(number=4), 'other': True} True\n", done.stderr
+
+
+def test_lost_worker_is_reported_although_the_program_ignores_its_children(tmp_path: Path) -> None:
+    program = UNGUARDED.replace("asyncio.run(main())", 'if __name__ == "__main__":\n    asyncio.run(main())')
+    program = program.replace("import asyncio, os", "import asyncio, os, signal")
+    program = program.replace("    return {", "    os._exit(3)\n    return {")
+    program = program.replace(
+        "async def main():", "async def main():\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout == "WorkerLostError: the worker process ended while running the stage\n", done.stderr
 
 
 def test_program_from_stdin_gets_a_clear_error() -> None:

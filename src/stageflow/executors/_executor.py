@@ -151,12 +151,19 @@ class Session(Protocol):
         """Confirm a chunk: the worker may send another one."""
         ...
 
-    def running_for_ns(self) -> int | None:
-        """Return for how long the worker has been running the current item; None if it is not known."""
+    def current_item(self) -> tuple[int, int]:
+        """Return the number of the item that the worker runs, and for how long it has, in nanoseconds.
+
+        The first item has the number 1. Before it, and after the end of the worker, both are 0.
+        """
         ...
 
-    def kill(self) -> None:
-        """Stop the worker; `receive` returns the messages that it has sent, and then raises its loss."""
+    def kill_item(self, item: int) -> bool | None:
+        """Kill the worker if it is still running the item with this number.
+
+        `receive` then returns the messages that the worker has sent, and raises its loss. Returns False if
+        the item has ended, and None if this method must be called again, because it is not known yet.
+        """
         ...
 
     def close(self) -> None:
@@ -170,7 +177,7 @@ class Session(Protocol):
 
     @property
     def killed(self) -> bool:
-        """True once `kill` has been called."""
+        """True once `kill_item` has killed the worker."""
         ...
 
     @property

@@ -191,7 +191,7 @@ class _Session:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of `time.monotonic_ns`.
         closed: True once the messages are no longer received.
-        killed: True once `kill` has been called.
+        killed: See `Session`.
         slot: The slot that runs the call, or None.
         worker: The worker that runs the call, or None.
         started_ns: When it started; see `Session`.
@@ -250,16 +250,15 @@ class _Session:
             if slot is not None:
                 slot.kill(self)
 
-    def running_for_ns(self) -> int | None:
-        slot = self.slot
-        since = slot.running_since(self) if slot is not None else 0
-        return time.monotonic_ns() - since if since else None
+    def current_item(self) -> tuple[int, int]:
+        return (0, 0) if self.slot is None else self.slot.current_item(self)
 
-    def kill(self) -> None:
-        self.killed = True
-        slot = self.slot
-        if slot is not None:
-            slot.kill(self)
+    def kill_item(self, item: int) -> bool | None:
+        if self.slot is None:
+            return False
+        killed = self.slot.kill_item(self, item)
+        self.killed = self.killed or killed is True
+        return killed
 
     def deliver(self, messages: list[Message | BaseException]) -> None:
         """Pass messages to the coroutine; called in the thread of the slot."""
@@ -446,7 +445,7 @@ class _Slot(threading.Thread):
             if session.worker is None and (started_ns := process.progress.started_ns):
                 session.started(started_ns, self._pool.host, process.id)
             if not frames:
-                session.items_started = process.progress.items_started
+                session.items_started, _ = process.progress.current_item()
                 return "unstarted" if session.worker is None else "started"
             messages: list[Message | BaseException] = []
             for tag, number, content in frames:
@@ -467,12 +466,27 @@ class _Slot(threading.Thread):
             session.deliver(messages)
         return "completed"
 
-    def running_since(self, session: _Session) -> int:
-        """Return when the worker started the current item of a call; see `CallProgress`."""
+    def current_item(self, session: _Session) -> tuple[int, int]:
+        """See `Session.current_item`."""
         with self._lock:
-            if self._session is session and self._process is not None:
-                return self._process.progress.item_started_ns
-            return 0
+            if self._session is not session or self._process is None:
+                return 0, 0
+            item, since = self._process.progress.current_item()
+            return item, time.monotonic_ns() - since if item else 0
+
+    def kill_item(self, session: _Session, item: int) -> bool | None:
+        """See `Session.kill_item`."""
+        with self._lock:
+            process = self._process
+            if self._session is not session or process is None:
+                return False
+            if not process.suspend():
+                return None
+            if process.progress.current_item()[0] != item:
+                process.resume()
+                return False
+            process.kill()
+            return True
 
     def kill(self, session: _Session) -> None:
         """Kill the worker if it is running this call; called in the thread of the event loop."""
@@ -577,6 +591,21 @@ class _Process:
             if poll.poll(min(left, _CHECK_SECONDS) * 1000):
                 return True
         return True
+
+    def suspend(self) -> bool:
+        """Suspend the process; return whether it no longer runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.id, signal.SIGSTOP)
+        options = os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG
+        try:
+            return os.waitid(os.P_PID, self.id, options) is not None
+        except ChildProcessError:
+            return True
+
+    def resume(self) -> None:
+        """Continue a suspended process."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.id, signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill the process and those that it started."""

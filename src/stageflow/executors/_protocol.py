@@ -111,15 +111,10 @@ class CallProgress:
         """Start of the call in nanoseconds of `time.monotonic_ns`; 0 if it has not started."""
         return self._read()[0]
 
-    @property
-    def item_started_ns(self) -> int:
-        """Start of the item that started last; 0 if the call has not started."""
-        return self._read()[1]
-
-    @property
-    def items_started(self) -> int:
-        """Number of items that have started."""
-        return self._read()[2]
+    def current_item(self) -> tuple[int, int]:
+        """Return the number of items that have started, and the start of the last one; 0 before the first."""
+        _, item_started, items = self._read()
+        return items, item_started
 
     def close(self) -> None:
         """Release the memory."""

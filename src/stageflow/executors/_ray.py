@@ -288,7 +288,7 @@ class _Session:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of the system clock.
         closed: True once the messages are no longer received.
-        killed: False; see `kill`.
+        killed: False; see `kill_item`.
         items_started: 0: it is not known.
         lost: True if its worker was lost.
         worker: The worker that runs the call; its host and process id are None until they are known.
@@ -337,11 +337,11 @@ class _Session:
     def acknowledge(self) -> None:
         pass  # Ray accepts more chunks when this process has read the previous ones
 
-    def running_for_ns(self) -> int | None:
-        return None
-
-    def kill(self) -> None:
+    def current_item(self) -> tuple[int, int]:
         raise NotImplementedError  # `confirms_calls` is False
+
+    def kill_item(self, item: int) -> bool | None:
+        raise NotImplementedError
 
     def close(self) -> None:
         if not self.closed:

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import UNSET
 
+from .._time import get_clock
 from ..context import StageContext
 from ..executors import (
     Call,
@@ -160,14 +161,17 @@ def _session(
     try:
         yield session
     finally:
-        ctx._worker, ctx._worker_began = session.worker, session.started_ns
+        # An attempt that never started has not exceeded its timeout.
+        waited = ctx._waits_for_worker and not session.started_ns
+        ctx._worker_began = get_clock().monotonic_ns() if waited else session.started_ns
+        ctx._worker = session.worker
         close_session(session)
 
 
 def _started(session: Session, ctx: StageContext) -> None:
     """Start the timers of the attempt, because its worker has started to run it."""
     ctx._waits_for_worker = False
-    ctx._worker_began = session.started_ns
+    ctx._worker, ctx._worker_began = session.worker, session.started_ns
     if ctx._stream is not None:
         ctx._stream.last_ns = session.started_ns
     if ctx._on_worker_change is not None:

@@ -43,6 +43,7 @@ from ._batch_size import BatchSize
 from ._executor_call import close_session, next_outcome, open_session
 from ._item_attempts import SuspendedItem, Work, acquire_permit, acquire_thread
 from ._item_context import ItemContext
+from ._item_timeout import ItemTimeout
 from ._limits import innermost_permit
 from ._output import PLAIN_TYPES, output_of
 from ._plan import Node
@@ -527,22 +528,9 @@ class _Map:
         attempt.began = self._now()
         seconds = self._spec.timeout
         if seconds is not None and executor.confirms_calls:
-            attempt.timer = self._loop.call_later(seconds, self._check_timeout, attempt, session)
+            ItemTimeout(session, seconds, self._loop).start(attempt)
         elif seconds is not None:
             attempt.timer = self._loop.call_later(seconds, self._timed_out, task)
-
-    def _check_timeout(self, attempt: Attempt, session: Session) -> None:
-        """Kill the worker if its current item takes too long; other items have ended, or have not started.
-
-        This process does not know which item that is: the messages of the worker may be on their way, for
-        example while the event loop is blocked.
-        """
-        running = session.running_for_ns()
-        left = (self._spec.timeout or 0) - (running or 0) / 1e9
-        if running is None or left > 0:
-            attempt.timer = self._loop.call_later(max(left, 0.001), self._check_timeout, attempt, session)
-        else:
-            session.kill()
 
     async def _drive(
         self,

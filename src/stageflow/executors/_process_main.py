@@ -212,6 +212,7 @@ def main(connection_fd: int, alive_fd: int, progress_fd: int) -> None:
             except BaseException as error:
                 reports.send(REJECTED, remote_error(error))
                 continue
+            progress.call_started()
             if call.announce:
                 reports.send(STARTED)
             calls.run(call, function, reports)

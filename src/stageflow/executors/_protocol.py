@@ -92,11 +92,15 @@ class CallProgress:
         os.truncate(fd, _PROGRESS.size)
         return fd
 
+    def call_started(self) -> None:
+        """Store that the call starts."""
+        now = time.monotonic_ns()
+        _PROGRESS.pack_into(self._memory, 0, now, now, 0)
+
     def item_started(self) -> None:
         """Store that the next item starts; a call that is not of a map has one item."""
         started, _, items = self._read()
-        now = time.monotonic_ns()
-        _PROGRESS.pack_into(self._memory, 0, started or now, now, items + 1)
+        _PROGRESS.pack_into(self._memory, 0, started, time.monotonic_ns(), items + 1)
 
     def clear(self) -> None:
         """Prepare for the next call."""

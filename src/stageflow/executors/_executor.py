@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
-from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, TypeVar
+from types import MappingProxyType, TracebackType
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from msgspec import Struct
 
@@ -18,6 +19,7 @@ __all__ = [
     "Chunk",
     "Executor",
     "Message",
+    "MessageT",
     "Raised",
     "Recorded",
     "Returned",
@@ -113,7 +115,7 @@ class Raised(Struct, frozen=True):
 
 
 Message = Started | Recorded | Chunk | Returned | Raised
-M = TypeVar("M", bound=Message)
+MessageT = TypeVar("MessageT", bound=Message)
 
 
 class OpenCalls:
@@ -143,7 +145,7 @@ class Session(Protocol):
         """
         ...
 
-    def receive_now(self, kind: type[M]) -> M | None:
+    def receive_now(self, kind: type[MessageT]) -> MessageT | None:
         """Return the next message if it has arrived and is of this type, otherwise None."""
         ...
 
@@ -154,7 +156,8 @@ class Session(Protocol):
     def current_item(self) -> tuple[int, int]:
         """Return the number of the item that the worker runs, and for how long it has, in nanoseconds.
 
-        The first item has the number 1. Before it, and after the end of the worker, both are 0.
+        The first item has the number 1. Before it, and after the end of the worker, both are 0. Called only
+        for executors with `confirms_calls`.
         """
         ...
 
@@ -162,7 +165,8 @@ class Session(Protocol):
         """Kill the worker if it is still running the item with this number.
 
         `receive` then returns the messages that the worker has sent, and raises its loss. Returns False if
-        the item has ended, and None if this method must be called again, because it is not known yet.
+        the item has ended, and None if this method must be called again, because it is not known yet. Called
+        only for executors with `confirms_calls`.
         """
         ...
 
@@ -198,8 +202,6 @@ class Executor(ABC):
 
     Attributes:
         kind: Name of the kind of worker, as recorded in the field `worker.kind`.
-        reports_start: Whether the first message of a call is `Started`. If so, an attempt starts when its
-            worker starts to run it; otherwise it starts with the call, and includes the wait for a worker.
         max_calls: Maximum number of calls of a map that are passed to the executor at the same time; None for
             no such limit.
         confirms_calls: Whether all outcomes that a worker sent are received before its loss is reported.
@@ -209,7 +211,6 @@ class Executor(ABC):
 
     kind: ClassVar[str]
     confirms_calls: ClassVar[bool] = False
-    reports_start: ClassVar[bool] = True
     max_calls: int | None = None
 
     @abstractmethod
@@ -228,3 +229,27 @@ class Executor(ABC):
     def context_vars(self) -> Mapping[str, ContextVar[Any]]:
         """The context variables whose values are sent with each call, by "module:name"."""
         return MappingProxyType({})
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop all workers, and wait until they end. Running calls fail with `WorkerLostError`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def aclose(self) -> None:
+        """Call `close()` in a thread, so that it does not block the event loop."""
+        await asyncio.to_thread(self.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -21,8 +21,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Any, Literal
 
 from .._cpython import interpreter_arguments
 from .._fork import reset_in_child
@@ -32,8 +32,8 @@ from ..schema import Worker
 from ._executor import (
     Call,
     Executor,
-    M,
     Message,
+    MessageT,
     Started,
 )
 from ._main_module import MAIN_MODULE
@@ -154,26 +154,6 @@ class ProcessExecutor(Executor):
         if pool is not None and pool.process_id == os.getpid():
             pool.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def aclose(self) -> None:
-        """Call `close()` in a thread, so that it does not block the event loop."""
-        await asyncio.to_thread(self.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         return f"<ProcessExecutor, {self.workers} worker{'' if self.workers == 1 else 's'}>"
 
@@ -190,7 +170,7 @@ class _Session:
     Attributes:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of `time.monotonic_ns`.
-        closed: True once the messages are no longer received.
+        closed: True once `close` has been called.
         killed: See `Session`.
         slot: The slot that runs the call, or None.
         worker: The worker that runs the call, or None.
@@ -227,7 +207,7 @@ class _Session:
                 del message  # avoid a reference cycle with this frame
         return message
 
-    def receive_now(self, kind: type[M]) -> M | None:
+    def receive_now(self, kind: type[MessageT]) -> MessageT | None:
         if not self._messages or type(message := self._messages[0]) is not kind:
             return None
         self._messages.popleft()

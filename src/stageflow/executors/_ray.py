@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from types import FunctionType, MappingProxyType, TracebackType
-from typing import Any, ClassVar, Self
+from types import FunctionType, MappingProxyType
+from typing import Any, ClassVar
 
 from .._fork import reset_in_child
 from .._time import get_clock
@@ -27,7 +27,7 @@ from ..errors import (
     type_name,
 )
 from ..schema import Worker
-from ._executor import Call, Executor, M, Message, Raised, Returned, Started
+from ._executor import Call, Executor, Message, MessageT, Raised, Returned, Started
 from ._messages import message_of
 from ._pickling import context_variables, pickled_call
 from ._protocol import REJECTED, STARTED
@@ -255,26 +255,6 @@ class RayExecutor(Executor):
             self._pool.close()
         done.set()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def aclose(self) -> None:
-        """Call `close()` in a thread, so that it does not block the event loop."""
-        await asyncio.to_thread(self.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         if self.actors is None:
             return "<RayExecutor, tasks>"
@@ -287,7 +267,7 @@ class _Session:
     Attributes:
         call: The call.
         opened_ns: When it was passed to the executor, in nanoseconds of the system clock.
-        closed: True once the messages are no longer received.
+        closed: True once `close` has been called.
         killed: False; see `kill_item`.
         items_started: 0: it is not known.
         lost: True if its worker was lost.
@@ -328,7 +308,7 @@ class _Session:
                 self._waiter = None
         return self._messages.popleft()
 
-    def receive_now(self, kind: type[M]) -> M | None:
+    def receive_now(self, kind: type[MessageT]) -> MessageT | None:
         if not self._messages or type(message := self._messages[0]) is not kind:
             return None
         self._messages.popleft()

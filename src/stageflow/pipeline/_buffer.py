@@ -197,7 +197,7 @@ class Buffer:
             self._notify_senders()
 
     def _notify_senders(self) -> None:
-        """Let the senders continue: the buffer is no longer full."""
+        """Resume the senders, because the buffer has room again."""
         for sender in self.senders:
             sender.full_buffers -= 1
             if not sender.full_buffers:

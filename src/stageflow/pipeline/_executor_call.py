@@ -155,7 +155,7 @@ def _session(
     assert executor is not None
     announce = node.timeout is not None or node.idle_timeout is not None
     session = open_session(executor, node, ctx, (ctx.attempt,), (arguments,), keywords, announce=announce)
-    ctx._waits_for_worker = executor.reports_start
+    ctx._waits_for_worker = True
     if ctx._on_worker_change is not None:
         ctx._on_worker_change()
     try:

@@ -480,7 +480,8 @@ class _Map:
                     self._ctx._worker = session.worker or self._ctx._worker
                     if is_interrupted and is_a(raised, WorkerLostError):
                         item_ctx.timed_out = session.killed
-                        has_started = not 0 < session.items_started <= len(attempts) - len(works) - 1
+                        number = len(attempts) - len(works)
+                        has_started = session.items_started == 0 or number <= session.items_started
                 if is_interrupted:
                     if works and is_a(raised, SerializationError):
                         works.appendleft(work)  # any of them may be the one that cannot be sent

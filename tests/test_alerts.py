@@ -174,8 +174,13 @@ def test_notice_contains_the_differences_of_affected_runs(
         past.run(after(-69, seconds=number / 2), pipeline="refund", attributes={"bank": "north"})
     with EventStore(past.path) as store:
         (fired,) = told(store, [FAILS], [0])
-        assert fired.explained == ("pay/attributes.bank = north (66.7 % of these, 0.0 % of the others)",)
-        assert "differences  pay/attributes.bank = north (66.7 % of these, 0.0 % of the others)" in fired.text
+        assert fired.explained == (
+            "pay/attributes.bank = north (100.0 % of these are affected, 3.6 % of the others)",
+        )
+        assert (
+            "differences  pay/attributes.bank = north (100.0 % of these are affected, 3.6 % of the others)"
+            in fired.text
+        )
 
         def broken(*args: object, **options: object) -> None:
             raise RuntimeError("no idea")

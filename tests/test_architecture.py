@@ -63,7 +63,7 @@ MAY_IMPORT = {
     # recording: does not depend on pipelines
     "events": (),
     "journal": ("events",),
-    "store": ("journal",),
+    "store": ("journal", "_genai"),
     "alerts": ("store", "journal"),
     "export": ("store", "journal"),
     # interfaces: call the other packages

@@ -106,10 +106,10 @@ def test_explain_prints_the_differences(tmp_path: Path) -> None:
     )
     assert "user_id = u7" in run(folder, "explain")
     found = json.loads(run(folder, "explain", "--json"))["differences"][0]
-    assert found["field"] == "user_id"
+    assert found["fields"] == ["user_id"]
     assert run(folder, "query", found["sql"], "--json").count("\n") == found["selection"]["rows"]
     half = "hash(pipeline_run_id) % 2 = 0"
-    assert "no field differs" in run(folder, "explain", half, "--pipeline", "p")
+    assert "No field differs." in run(folder, "explain", half, "--pipeline", "p")
     run(folder, "explain", "slow")
 
 

@@ -13,8 +13,10 @@ from typing import Any, SupportsFloat, SupportsIndex, TypedDict, Unpack
 
 from ._numbers import as_number
 from .errors import InvalidArgumentError, did_you_mean
+from .schema import Role
 
 __all__ = [
+    "ATTRIBUTE_ROLES",
     "CONVENTION",
     "Amount",
     "EmbeddingCall",
@@ -34,6 +36,44 @@ CONVENTION = "gen-ai/1.42.0"
 
 Amount = SupportsFloat | SupportsIndex
 """A number of any type: of Python, of numpy, a `Decimal`, ..."""
+
+ATTRIBUTE_ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(
+        (
+            "gen_ai.operation.name",
+            "gen_ai.provider.name",
+            "gen_ai.request.model",
+            "gen_ai.request.temperature",
+            "gen_ai.request.max_tokens",
+            "gen_ai.request.top_k",
+            "gen_ai.response.model",
+            "gen_ai.data_source.id",
+            "gen_ai.embeddings.dimension.count",
+            "gen_ai.usage.input_tokens",
+            "gen_ai.usage.cache_read.input_tokens",
+        ),
+        Role.LABEL,
+    ),
+    **dict.fromkeys(
+        (
+            "gen_ai.usage.output_tokens",
+            "gen_ai.usage.reasoning.output_tokens",
+            "llm.calls",
+            "llm.cost_usd",
+            "embedding.calls",
+            "embedding.vectors",
+            "retrieval.calls",
+            "retrieval.documents",
+            "retrieval.best_score",
+            "retrieval.worst_score",
+        ),
+        Role.WORK,
+    ),
+    "gen_ai.response.finish_reasons": Role.OUTCOME,
+    "gen_ai.response.time_to_first_chunk": Role.DURATION,
+    "gen_ai.response.id": Role.IDENTITY,
+}
+"""The roles of the attributes that the functions of this module return."""
 
 # One lock for all calls: it is held for a few additions. Reentrant: a signal handler may record as well.
 _updating = threading.RLock()

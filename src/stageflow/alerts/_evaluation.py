@@ -300,8 +300,10 @@ def _explained(store: EventStore, measured: Measurement) -> tuple[str, ...]:
 
 
 def _as_text(difference: Difference) -> str:
-    shares = f"{percent(difference.selection.share)} of these, {percent(difference.rest.share)} of the others"
-    return f"{difference} ({shares})"
+    rates = (
+        f"{percent(difference.rate)} of these are affected, {percent(difference.other_rate)} of the others"
+    )
+    return f"{difference} ({rates})"
 
 
 def _in_journal(command: str, journal: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -50,6 +50,18 @@ def explain(
     stage: StageOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            show_default=False,
+            help="Field whose values are independent units. Defaults to session_id, root_run_id or user_id.",
+        ),
+    ] = None,
+    sort: Annotated[
+        Literal["deviance", "excess", "lift"],
+        typer.Option(help="Order of the differences."),
+    ] = "deviance",
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of differences.")] = 10,
     journal: JournalOption = None,
     archive: ArchiveOption = None,
@@ -76,9 +88,11 @@ def explain(
     rest = None if against is None else as_selection(against, "--against")
     with open_store(journal, archive, verify=verify) as store:
         if slow:
-            found = store.explain_slow(view, filter, limit=limit)
+            found = store.explain_slow(view, filter, cluster=cluster, sort=sort, limit=limit)
         else:
-            found = store.explain(where, against=rest, over=view, filter=filter, limit=limit)
+            found = store.explain(
+                where, against=rest, over=view, filter=filter, cluster=cluster, sort=sort, limit=limit
+            )
         unknown = describe_empty(store, filter, "") if not found.selection.rows else ""
     if as_json:
         print_json(msgspec.json.encode(found))

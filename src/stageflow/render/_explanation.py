@@ -1,4 +1,4 @@
-"""Renders an explanation: differences between the selected rows and the rest, with the share of each side."""
+"""Renders an explanation: the answer in one sentence, where it happens, and what differs."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ._escape import on_one_line
 from ._style import BAD, QUIET
-from ._tables import share
 
 if TYPE_CHECKING:
-    from ..store import Difference, ExcludedFields, Explanation
+    from ..store import Difference, Explanation, LeftOut, Location
 
 __all__ = ["draw_explanation"]
 
 
 _INDENT = 4
-_MIN_BAR = 6
-_MAX_BAR = 40
 _DEFAULT_WIDTH = 120
-_STATISTICS_WIDTH = len("   exclusive  q < 1e-99")
 _WORDS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^ '"])+|['"]""")
 _MAX_NAMES = 6
 """Maximum number of names to list; the others are counted."""
 
+_MAX_DETAILED = 3
+"""Number of differences for which the counts are shown; the others take one line each."""
+
 
 def draw_explanation(explanation: Explanation, *, width: int | None) -> RenderableType:
-    """Return the differences, largest first, then likely effects and a query for further investigation.
+    """Return the answer in one sentence, the locations, the differences, and likely effects.
 
     Args:
         explanation: The result of `explain`.
@@ -42,151 +41,198 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     Example:
         Console().print(draw_explanation(explain(connection), width=80))
     """
-    columns = width or _DEFAULT_WIDTH
-    lines: list[RenderableType] = [*_head(explanation), ""]
-    lines.append(Text(f"{explanation.verdict}", style="bold"))
-    numbers = {str(difference): n for n, difference in enumerate(explanation.differences, 1)}
-    if (both := explanation.together) is not None:
-        combined = " and ".join(str(numbers.get(text, "")) for text in both.descriptions)
-        lines += ["", Text(f"only in combination: {combined}", style="bold")]
-        lines.append(Text(" " * _INDENT + " and ".join(map(on_one_line, both.descriptions))))
-        shares = f"{share(both.selection.share, 1)} of the selected, {share(both.rest.share, 1)} of the rest"
-        lines.append(Text(" " * _INDENT + shares))
-    lines += _section(explanation.differences, numbers, columns)
-    if explanation.consequences:
+    lines: list[RenderableType] = [Text(on_one_line(explanation.summary), style="bold"), ""]
+    lines += [_sizes(explanation), *(_location(one) for one in explanation.locations[:_MAX_DETAILED])]
+    numbers = {str(one): n for n, one in enumerate(explanation.differences, 1)}
+    if explanation.differences:
+        lines += ["", *_table(explanation, explanation.differences, numbers, width)]
+    if explanation.effects:
         lines += ["", Text("likely effects, not causes", style="bold")]
-        numbers = {str(difference): n for n, difference in enumerate(explanation.consequences, 1)}
-        lines += _section(explanation.consequences, numbers, columns)
+        own = {str(one): n for n, one in enumerate(explanation.effects, 1)}
+        lines += _table(explanation, explanation.effects, own, width)
     if explanation.fields:
-        lines += ["", _compared(explanation), *map(_excluded, explanation.excluded)]
-    if first := (explanation.differences or explanation.consequences):
-        sql = explanation.together.sql if explanation.together is not None else first[0].sql
+        lines += ["", _compared(explanation), *(Text(text, style=QUIET) for text in explanation.limitations)]
+        lines += map(_left_out, explanation.left_out)
+    if first := (explanation.differences or explanation.effects):
         # In a pipe, the query stays on one line, so that programs can find all of it.
-        lines += ["", *_next(sql, first[0], columns if width is not None else None)]
+        lines += ["", *_next(first[0], width)]
     return Group(*lines)
 
 
-def _head(explanation: Explanation) -> list[Text]:
-    kind = explanation.over
+def _sizes(explanation: Explanation) -> Text:
     selection, rest = explanation.selection, explanation.rest
-    others = "the others" if explanation.against is None else on_one_line(explanation.against)
-    lines = [
-        Text.assemble(("selected  ", QUIET), on_one_line(explanation.where)),
-        Text.assemble(("against   ", QUIET), others),
+    kind = explanation.over if explanation.selection.rows != 1 else explanation.over[:-1]
+    name = "failures" if explanation.selected_are == "failures" else f"selected {kind}"
+    text = Text(f"{selection.rows:,} {name}")
+    if round(selection.count) != selection.rows:
+        text.append(f" that represent {selection.count:,.0f}")
+    if of := _of_clusters(explanation, explanation.clusters, explanation.users):
+        text.append(f" in {of}")
+    text.append(f", compared with {rest.rows:,} other {explanation.over}")
+    if round(rest.count) != rest.rows:
+        text.append(f" that represent {rest.count:,.0f}")
+    if explanation.against is not None:
+        text.append(f" ({on_one_line(explanation.against)})")
+    text.append(f"; selected: {on_one_line(explanation.where)}")
+    return Text(text.plain, style=QUIET)
+
+
+def _of_clusters(explanation: Explanation, clusters: int, users: int | None) -> str:
+    """Return "37 sessions of 12 users", without what the record does not contain."""
+    parts = []
+    if explanation.cluster is not None and explanation.cluster != "user_id":
+        name = explanation.cluster.removesuffix("_id").removeprefix("attributes.").replace("_", " ")
+        name = {"root run": "root run", "pipeline run": "run"}.get(name, name)
+        parts.append(f"{clusters:,} {on_one_line(name)}{'' if clusters == 1 else 's'}")
+    if users is not None:
+        parts.append(f"{users:,} user{'' if users == 1 else 's'}")
+    return " of ".join(parts)
+
+
+def _location(location: Location) -> Text:
+    text = Text("where  ", style=QUIET)
+    share = f"{_percent(location.share)} of the "
+    if location.what == "failed":
+        where = on_one_line(location.stage) if location.stage is not None else "the run"
+        error = f" with {on_one_line(location.error_type)}" if location.error_type else ""
+        text.append(f"{where} failed{error}: {share}failures", style="")
+        return text
+    verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
+    times = f"{_time(location.ms)} on average, compared with {_time(location.other_ms)}"
+    text.append(f"{on_one_line(location.stage)} {verb} {times}: {share}excess time", style="")
+    return text
+
+
+_WIDTHS = (6, 6, 7, 6)
+"""Widths of the columns of numbers, without the gaps of two spaces before them."""
+
+
+def _table(
+    explanation: Explanation, differences: Sequence[Difference], numbers: dict[str, int], width: int | None
+) -> list[RenderableType]:
+    slow = _is_slow(explanation, differences)
+    fails = "fail" if explanation.selected_are == "failures" else "share"
+    labels = ("p50", "others") if slow else (fails, "others")
+    lines: list[RenderableType] = [
+        _row(width, "", "", *(Text(label, style=QUIET) for label in (*labels, "excess", "q")))
     ]
-    sizes = (
-        (selection, explanation.selection_compared),
-        (rest, explanation.rest_compared),
-    )
-    for line, (side, analyzed) in zip(lines, sizes, strict=True):
-        line.append(f"  {_row_count(side.rows, kind)}")
-        if round(side.count) != side.rows:
-            line.append(f" that represent {side.count:,.0f}")
-        if analyzed < side.rows and explanation.fields:
-            line.append(f", a sample of {analyzed:,} analyzed")
-    return lines
-
-
-def _row_count(rows: int, kind: str) -> str:
-    return f"{rows:,} {kind[:-1] if rows == 1 else kind}"
-
-
-def _section(differences: Sequence[Difference], numbers: dict[str, int], width: int) -> list[RenderableType]:
-    lines: list[RenderableType] = []
-    for difference in differences:
-        if difference.along_with is None:
-            lines += ["", *_lines(difference, numbers[str(difference)], width)]
-    if redundant := [difference for difference in differences if difference.along_with is not None]:
-        lines += ["", Text("not significant after controlling for a difference above", style=QUIET)]
-        lines.append(_redundant(redundant, numbers))
-    return lines
-
-
-def _lines(difference: Difference, number: int, width: int) -> list[RenderableType]:
-    head = Text(f"{number:>2}  ")
-    head.append(on_one_line(difference), style="bold")
-    lines: list[RenderableType] = [head]
-    statistics = Text(f"{_lift(difference):>12}  q {_q(difference.q_value)}", style=QUIET)
-    sides = ((difference.selection.share, BAD), (difference.rest.share, ""))
-    shares = [Text(share(part, 1), style=style) for part, style in sides]
-    available = width - _INDENT - sum(len(label) for label in ("selected ", "  rest "))
-    available -= _STATISTICS_WIDTH + 2 * (len("100.0 %") + 1)
-    bar = min(_MAX_BAR, available // 2) if available // 2 >= _MIN_BAR else 0
-    table = Table.grid()
-    for _ in range(8 if bar else 6):
-        table.add_column(no_wrap=True)
-    cells: list[RenderableType] = [" " * _INDENT]
-    for label, (part, style), text in zip(("selected ", "  rest "), sides, shares, strict=True):
-        cells += [
-            Text(label, style=QUIET),
-            *([_Bar(part, bar, style)] if bar else []),
-            Text(f"{text.plain:>8}", style=style),
-        ]
-    table.add_row(*cells, statistics)
-    lines.append(table)
-    if difference.synonyms:
-        same = Text(" " * _INDENT + "the same rows: ", style=QUIET)
-        named = [on_one_line(synonym) for synonym in difference.synonyms]
-        more = len(named) - _MAX_NAMES
-        same.append(", ".join(named[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else ""))
-        lines.append(same)
-    return lines
-
-
-def _redundant(differences: Sequence[Difference], numbers: dict[str, int]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    for _ in range(4):
-        table.add_column(justify="right", no_wrap=True)
-    table.add_row("", "", "", "", *(Text(label, style=QUIET) for label in ("selected", "rest")))
-    for difference in differences:
-        by = numbers.get(difference.along_with or "")
-        table.add_row(
-            f"{numbers[str(difference)]:>2}",
-            on_one_line(difference),
-            Text(f"with {by}" if by else "", style=QUIET),
-            Text(_lift(difference), style=QUIET),
-            share(difference.selection.share, 1),
-            share(difference.rest.share, 1),
+    shown = 0
+    for one in differences:
+        is_free = one.verdict in ("independent", "remains")
+        here, others = (
+            (_time(one.p50_ms), _time(one.other_p50_ms))
+            if slow
+            else (_percent(one.rate), _percent(one.other_rate))
         )
+        lines.append(
+            _row(
+                width,
+                f"{numbers[str(one)]:>2}",
+                Text(on_one_line(one), style="bold" if is_free else QUIET),
+                Text(here, style=BAD if is_free else QUIET),
+                Text(others, style="" if is_free else QUIET),
+                Text(f"{one.excess:,.0f}" if is_free else "", style=QUIET),
+                Text(_q(one.q_value), style=QUIET),
+            )
+        )
+        if note := _note(explanation, one, numbers, detailed=is_free and shown < _MAX_DETAILED):
+            lines.append(Padding(Text(note, style=QUIET), (0, 0, 0, _INDENT)))
+        shown += is_free
+    return lines
+
+
+def _row(width: int | None, number: str, condition: str | Text, *cells: Text) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=2, justify="right", no_wrap=True)
+    available = (width or _DEFAULT_WIDTH) - _INDENT - sum(_WIDTHS) - 2 * len(_WIDTHS)
+    table.add_column(width=max(10, available), overflow="fold")
+    for cell_width in _WIDTHS:
+        table.add_column(width=cell_width, justify="right", no_wrap=True)
+    table.add_row(number, condition, *cells)
     return table
 
 
-def _lift(difference: Difference) -> str:
-    if difference.lift is None:
-        return "exclusive"
-    return f"{difference.lift:,.0f}x" if difference.lift >= 10 else f"{difference.lift:.1f}x"
+def _is_slow(explanation: Explanation, differences: Sequence[Difference]) -> bool:
+    known = all(one.p50_ms is not None and one.other_p50_ms is not None for one in differences)
+    return explanation.selected_are.startswith("slow") and known
+
+
+def _note(explanation: Explanation, one: Difference, numbers: dict[str, int], *, detailed: bool) -> str:
+    parts = []
+    if one.verdict != "independent":
+        by = numbers.get(one.relates_to or "")
+        other = str(by) if by is not None else on_one_line(one.relates_to)
+        parts.append(
+            {
+                "remains": f"remains after controlling for {other}",
+                "explained": f"explained by {other}",
+                "inseparable": f"cannot be separated from {other} (they occur together)",
+            }[one.verdict]
+        )
+    if detailed:
+        name = "failure" if explanation.selected_are == "failures" else explanation.over[:-1]
+        of = _of_clusters(explanation, one.clusters, one.users)
+        parts.append(
+            f"{one.selection.rows:,} {name}{'' if one.selection.rows == 1 else 's'}"
+            f"{f' in {of}' if of else ''}, "
+            f"excess {one.excess_low:,.0f} to {one.excess_high:,.0f}"
+        )
+        if one.varies is not None:
+            by = numbers.get(one.varies)
+            parts.append(f"the effect differs with {by if by is not None else on_one_line(one.varies)}")
+    if one.synonyms:
+        named = [on_one_line(synonym) for synonym in one.synonyms]
+        more = len(named) - _MAX_NAMES
+        parts.append(
+            "same rows: " + ", ".join(named[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+        )
+    return "; ".join(parts)
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.0001:
+        return "<0.01%"
+    if share < 0.1:
+        return f"{100 * share:.2g}%"
+    return ">99%" if 0.995 < share < 1 else f"{100 * share:.0f}%"
+
+
+def _time(ms: float | None) -> str:
+    if ms is None:
+        return ""
+    return f"{ms / 1000:.1f} s" if ms >= 1000 else f"{ms:.3g} ms"
 
 
 def _q(value: float) -> str:
-    return "< 1e-99" if value < 1e-99 else f"{value:.0e}" if value < 0.001 else f"{value:.3f}"
+    return "<1e-99" if value < 1e-99 else f"{value:.0e}" if value < 0.001 else f"{value:.3f}"
 
 
 def _compared(explanation: Explanation) -> Text:
-    return Text(
+    text = (
         f"{explanation.fields:,} fields, corrected for {explanation.comparisons:,} comparisons; "
-        f"differences have q <= {explanation.alpha:g}",
-        style=QUIET,
+        f"differences have q <= {explanation.alpha:g}"
     )
+    if explanation.cluster is not None:
+        cluster = on_one_line(explanation.cluster)
+        text += f"; clustered by {cluster} (design effect {explanation.design_effect:.1f})"
+    return Text(text, style=QUIET)
 
 
-def _excluded(excluded: ExcludedFields) -> Text:
-    more = len(excluded.fields) - _MAX_NAMES
-    named = ", ".join(on_one_line(name) for name in excluded.fields[:_MAX_NAMES]) + (
+def _left_out(left_out: LeftOut) -> Text:
+    more = len(left_out.fields) - _MAX_NAMES
+    named = ", ".join(on_one_line(name) for name in left_out.fields[:_MAX_NAMES]) + (
         f" and {more} more" if more > 0 else ""
     )
-    return Text(f"excluded: {named} ({excluded.reason})", style=QUIET)
+    return Text(f"not compared: {named} ({left_out.reason})", style=QUIET)
 
 
-def _next(sql: str, first: Difference, width: int | None) -> list[Text]:
-    parts = [on_one_line(sql)] if width is None else _wrapped(on_one_line(sql), width - 10)
-    lines = [
-        Text.assemble(("next" if not n else "", QUIET), " " * (10 if n else 6), part)
-        for n, part in enumerate(parts)
-    ]
+def _next(first: Difference, width: int | None) -> list[RenderableType]:
+    query = on_one_line(first.sql)
+    parts = [query] if width is None else _wrapped(query, width - _INDENT)
+    lines: list[RenderableType] = [Text("the rows of the first difference", style=QUIET)]
+    lines += [Padding(Text(part, no_wrap=True), (0, 0, 0, _INDENT)) for part in parts]
     if first.run_ids:
-        lines.append(Text.assemble(("example   ", QUIET), f"stageflow show {on_one_line(first.run_ids[0])}"))
+        lines.append(Text(f"stageflow show {on_one_line(first.run_ids[0])}", style=QUIET))
     return lines
 
 
@@ -200,29 +246,3 @@ def _wrapped(sql: str, width: int) -> list[str]:
         else:
             lines.append(word)
     return lines
-
-
-class _Bar:
-    """A bar for a share, with a resolution of an eighth of a column."""
-
-    _EIGHTHS = " ▏▎▍▌▋▊▉█"
-
-    def __init__(self, part: float, width: int, style: str) -> None:
-        self.part = min(max(part, 0.0), 1.0)
-        self.width = width
-        self.style = style
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        eighths = round(self.part * self.width * 8)
-        if self.part:
-            eighths = max(1, eighths)  # a small share is still visible
-        if options.ascii_only:
-            bar = "#" * -(-eighths // 8)
-        else:
-            full, rest = divmod(eighths, 8)
-            bar = self._EIGHTHS[8] * full + (self._EIGHTHS[rest] if rest else "")
-        bar += " " * (self.width - cell_len(bar))
-        yield Text(bar, style=self.style, end="")
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(self.width, self.width)

@@ -13,7 +13,7 @@ from ._compactor import BackgroundCompactor, CompactionResult, Compactor
 from ._comparison import Comparison, ErrorGroup, Side, SlowRecord
 from ._event_store import EventStore
 from ._explain import explain
-from ._explain._difference import Difference, ExcludedFields, Explanation, Part, Together
+from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
@@ -27,6 +27,7 @@ from ._statistics import Share, Stat, Total, Volume
 __all__ = [
     "ArchiveState",
     "BackgroundCompactor",
+    "Change",
     "CompactionResult",
     "Compactor",
     "Comparison",
@@ -34,9 +35,10 @@ __all__ = [
     "Difference",
     "ErrorGroup",
     "EventStore",
-    "ExcludedFields",
     "Explanation",
     "ForgottenArchive",
+    "LeftOut",
+    "Location",
     "LostFile",
     "MovedArchive",
     "Part",
@@ -49,7 +51,6 @@ __all__ = [
     "SlowRecord",
     "Stat",
     "TailSampler",
-    "Together",
     "Total",
     "Volume",
     "check_archive",

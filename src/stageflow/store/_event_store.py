@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .._failures import FailureOutcomes
 from .._files import absolute_path
@@ -29,12 +29,12 @@ from ._columns import FAILURE, text
 from ._compactor import Compactor, Progress, check_exists, closed_segments
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
 from ._explain import explain
-from ._explain._difference import Explanation
+from ._explain._explanation import Explanation
 from ._merge import NO_KINDS, percentiles, ranked
 from ._queries import Queries, Rows, load_run
 from ._rows import events_of
 from ._sampling import SamplingResult, TailSampler, decide, report
-from ._selection import Over, condition, parenthesized
+from ._selection import Over, condition
 from ._snapshot import Scope
 from ._statistics import Stat, Total, Volume, stats, totals
 
@@ -494,6 +494,8 @@ class EventStore:
         against: str | None = None,
         over: Over = "runs",
         filter: RunFilter | None = None,
+        cluster: str | None = None,
+        sort: Literal["deviance", "excess", "lift"] = "deviance",
         limit: int = 20,
         alpha: float = 0.05,
     ) -> Explanation:
@@ -504,7 +506,10 @@ class EventStore:
                 are neither failures nor cancelled.
             against: SQL predicate of the rows to compare with; default all other rows.
             over: "runs" or "stages".
-            filter: Restricts both selections, for example to a pipeline or a time window; default None.
+            filter: Restricts both sides, for example to a pipeline or a time window; default None.
+            cluster: The field whose values are the independent units of the tests; default the session,
+                else the root run, else the user.
+            sort: The order of differences: "deviance" (default), "excess" or "lift".
             limit: Maximum number of differences.
             alpha: Maximum q-value of a difference.
 
@@ -516,10 +521,20 @@ class EventStore:
         """
         if where is None:
             where, against = FAILURE, against if against is not None else f"not {FAILURE}"
-        selected, rest = _within(filter, over, where, against)
+        within = condition(over, filter, None) if filter is not None and filter != RunFilter() else None
         return self._queries.run(
-            lambda cursor: explain(cursor, selected, against=rest, over=over, limit=limit, alpha=alpha),
-            selected,
+            lambda cursor: explain(
+                cursor,
+                where,
+                against=against,
+                within=within,
+                over=over,
+                cluster=cluster,
+                sort=sort,
+                limit=limit,
+                alpha=alpha,
+            ),
+            where,
             predicates=[where, against],
             over=[over],
             scope=_scope(filter),
@@ -531,6 +546,8 @@ class EventStore:
         filter: RunFilter | None = None,
         *,
         slowest: float = 0.05,
+        cluster: str | None = None,
+        sort: Literal["deviance", "excess", "lift"] = "deviance",
         limit: int = 20,
     ) -> Explanation:
         """Return how the slowest runs, or stages, differ from the others.
@@ -540,6 +557,8 @@ class EventStore:
             filter: The runs or stages to compare; default all. Select one pipeline or stage if they differ in
                 kind.
             slowest: The share that counts as slow; default 0.05, the slowest 5%.
+            cluster: See `explain`.
+            sort: See `explain`.
             limit: Maximum number of differences.
 
         Raises:
@@ -547,7 +566,8 @@ class EventStore:
         """
         if not 0 < slowest < 1:
             raise invalid_argument("explain_slow()", "slowest", slowest, "a share between 0 and 1")
-        rows, queries = f"select * from {over} where {condition(over, filter, None)}", self._queries
+        common = condition(over, filter, None)
+        rows, queries = f"select * from {over} where {common}", self._queries
 
         def find_and_explain(cursor: DuckDBPyConnection) -> Explanation:
             weighted = queries.weighted
@@ -556,8 +576,16 @@ class EventStore:
                 f" from {ranked(rows, 'duration_ms', (), weighted=weighted)}"
             ).fetchone()
             threshold_ms = float(found[0]) if found and found[0] is not None else 0.0  # no rows
-            where, against = _within(filter, over, f"duration_ms > {threshold_ms!r}", None)
-            return explain(cursor, where, against=against, over=over, limit=limit)
+            within = common if filter is not None and filter != RunFilter() else None
+            return explain(
+                cursor,
+                f"duration_ms > {threshold_ms!r}",
+                within=within,
+                over=over,
+                cluster=cluster,
+                sort=sort,
+                limit=limit,
+            )
 
         return queries.run(find_and_explain, rows, scope=_scope(filter))
 
@@ -586,15 +614,6 @@ def _data(cursor: DuckDBPyConnection) -> list[dict[str, Any]]:
 
 def _scope(filter: RunFilter | None) -> Scope:
     return Scope.began_since(filter.since if filter is not None else None)
-
-
-def _within(filter: RunFilter | None, over: Over, where: str, against: str | None) -> tuple[str, str | None]:
-    """Return the predicates of the selection and the rest, restricted to the rows of a filter."""
-    if filter is None or filter == RunFilter():
-        return where, against
-    common = condition(over, filter, None)
-    rest = common if against is None else f"{parenthesized(against)} and {common}"
-    return f"{parenthesized(where)} and {common}", rest
 
 
 def _sort_key(run: Mapping[str, Any]) -> tuple[str, str]:

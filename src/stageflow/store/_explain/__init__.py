@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import MissingExtraError, QueryError
 from .._selection import Over
-from ._difference import Explanation
+from ._explanation import Explanation
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -20,26 +20,27 @@ def explain(
     where: str | None = None,
     *,
     against: str | None = None,
+    within: str | None = None,
     over: Over = "runs",
+    cluster: str | None = None,
+    sort: Literal["deviance", "excess", "lift"] = "deviance",
     limit: int = 20,
     alpha: float = 0.05,
 ) -> Explanation:
     """Compare a selection of runs or stages with the rest, and return what differs.
 
-    Every field is compared: the columns of the view, all attributes, and for runs the status, error
-    type, duration, waiting time, attempts and attributes of each of their stages. Values are compared
-    by their share (Fisher's exact test), numbers by their best split (Kolmogorov-Smirnov) and their mean
-    rank. Whether a field has a value is compared as well. All comparisons are corrected: within a field
-    by the Bonferroni method, across fields by the Benjamini-Yekutieli procedure.
+    Every field is compared: the columns of the view, all attributes, and for runs the status, error type,
+    duration, waiting time, attempts and attributes of each of their stages, for stages the attributes of
+    their run. Each field is one hypothesis, with conditions of several shapes: a value, a set of values, a
+    prefix, an element of a list, a threshold, an interval, a date, a weekday, an hour, no value. Combinations
+    of two and three fields are compared as well. q-values are corrected for all comparisons.
 
     If the predicate refers to results of runs (their status or duration), equivalent fields are left
-    out, and other results are returned as `consequences`, because they are likely effects and not causes.
-    The same applies to an attribute that is missing although almost all other rows have it: a run that
-    ends early writes fewer attributes.
+    out, and other results are returned as `effects`, because they are not causes.
 
-    Every share is weighted by `sample_rate`. Significance is based on Kish's effective sample size, so
-    that weighting does not inflate significance, and stage rows are clustered by run. If a side has more
-    than about 25,000 rows, a deterministic sample is used.
+    Every share is weighted by `sample_rate`. Significance accounts for the dependence between the rows of a
+    cluster, such as the runs of a session. Values are counted in all rows. If a side has more than about
+    25,000 rows, numbers and combinations are compared in a deterministic sample.
 
     Args:
         connection: A connection to DuckDB with the views `runs` and `stages`. It is left unchanged.
@@ -48,8 +49,14 @@ def explain(
         against: A predicate for the rest; default None, for all rows that are not selected. With the
             default `where`, None also excludes cancelled rows. Rows that match both predicates belong to
             the selection.
+        within: A predicate that restricts both sides, for example to a pipeline or a time window; default
+            None. Unlike the fields of `where`, its fields are compared.
         over: The view to compare: "runs" (default) or "stages".
-        limit: Maximum number of differences, and of consequences; default 20.
+        cluster: The column whose values are the independent units of the tests. Default None:
+            `session_id`, else `root_run_id`, else `user_id`, whichever has a value, else the run.
+        sort: The order of differences: by the deviance that each explains in addition to those above it
+            (default), by their excess of selected rows, or by their lift.
+        limit: Maximum number of differences, and of effects; default 20.
         alpha: Maximum q-value of a difference; default 0.05.
 
     Raises:
@@ -74,5 +81,15 @@ def explain(
         investigation = import_module("._investigation", __package__)
     except ModuleNotFoundError as error:
         raise MissingExtraError("explain", "store") from error
-    explanation: Explanation = investigation.investigate(connection, where, against, over, limit, alpha)
+    request = investigation.Request(
+        where=where,
+        against=against,
+        within=within,
+        over=over,
+        cluster=cluster,
+        sort=sort,
+        limit=limit,
+        alpha=alpha,
+    )
+    explanation: Explanation = investigation.investigate(connection, request)
     return explanation

@@ -9,6 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from ..._genai import ATTRIBUTE_ROLES
 from ...schema import (
     CorrelationIds,
     PipelineMetadata,
@@ -20,7 +21,7 @@ from ...schema import (
     Trace,
     fields_with,
 )
-from .._columns import COLUMNS, FAILURE
+from .._columns import ATTRIBUTE, COLUMNS, FAILURE
 
 __all__ = [
     "DOCUMENTS",
@@ -28,9 +29,11 @@ __all__ = [
     "PROCESS_FIELDS",
     "RESULTS",
     "STAGE_FIELDS",
+    "SUBORDINATE",
     "Column",
     "Field",
-    "is_measured_time",
+    "attribute_role",
+    "is_time_name",
     "literal",
     "quoted",
     "with_equivalents",
@@ -47,23 +50,34 @@ RESULTS = _OUTCOME | _DURATION | fields_with(Role.WORK)
 PROCESS_FIELDS = fields_with(Role.PROCESS)
 """Measurements of the process when a run ended. They do not depend on the input of the run."""
 
+SUBORDINATE = frozenset({"pid", "worker_pid", "parent_run_id"})
+"""Fields that say little about a cause: they are listed after all other differences."""
+
 _MEASURED = re.compile(r"(^|[._])(time_to_\w+|duration|latency|elapsed)([._]\w+)?$|_(ms|us|ns|seconds)$")
 
 
-def is_measured_time(name: str) -> bool:
-    """Return whether a name is that of a measured time, as timers and `record_llm` write it.
+def is_time_name(name: str) -> bool:
+    """Return whether a name is that of a duration, as timers write it, or of a setting such as a timeout.
 
     Example:
-        >>> is_measured_time("attributes.db_ms"), is_measured_time("attributes.model")
+        >>> is_time_name("attributes.db_ms"), is_time_name("attributes.model")
         (True, False)
-        >>> is_measured_time("attributes.gen_ai.response.time_to_first_chunk")
-        True
     """
     return _MEASURED.search(name) is not None
 
 
+def attribute_role(name: str) -> Role | None:
+    """Return the role of an attribute that `record_llm` and similar methods write; None for any other field.
+
+    Example:
+        >>> attribute_role("attributes.gen_ai.usage.output_tokens"), attribute_role("attributes.plan")
+        (<Role.WORK: 'work'>, None)
+    """
+    return ATTRIBUTE_ROLES.get(name.removeprefix(ATTRIBUTE))
+
+
 DOCUMENTS = frozenset(name for name, column in COLUMNS.items() if column.json_type == "JSON") | {"rest"}
-"""JSON documents, whose fields are compared one by one or not at all."""
+"""JSON documents. The attributes in `rest` are compared by their leaves."""
 
 IDS = fields_with(Role.IDENTITY) | {"segment", "sample_reason"}
 """Ids of a single run or attempt, and fields that describe how it was stored."""
@@ -123,68 +137,124 @@ class Column(Struct, frozen=True):
     type: str
 
     @property
-    def kind(self) -> Literal["category", "number", "time"]:
-        """How values are compared: categories by equality, numbers and times by their order."""
-        if self.type.startswith(("TIMESTAMP", "DATE")):
-            return "time"
+    def is_time(self) -> bool:
+        """Whether the column contains points in time."""
+        return self.type.startswith(("TIMESTAMP", "DATE"))
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the column contains numbers that have an order."""
         number = self.type in _NUMBERS or self.type.startswith("DECIMAL")
-        return "number" if number and self.name not in _NUMERIC_IDS else "category"
-
-    @property
-    def has_literal(self) -> bool:
-        """Whether a value can be written as a literal. For other types, such as lists, their text can."""
-        """Whether a value can be written as a literal; the text of a list can."""
-        return self.type in {"VARCHAR", "BOOLEAN"} or self.kind != "category" or self.type in _NUMBERS
-
-    @property
-    def sql(self) -> str:
-        """The SQL expression of the value in a predicate."""
-        return quoted(self.name) if self.has_literal else f"CAST({quoted(self.name)} AS VARCHAR)"
-
-    @property
-    def code_sql(self) -> str:
-        """The SQL expression of the value as it is compared: a number, or a hash, which is 0 for NULL."""
-        if self.kind == "number":
-            return f"CAST({quoted(self.name)} AS DOUBLE)"
-        if self.kind == "time":
-            return f"epoch({quoted(self.name)})"
-        # The hash of some values (false, 0) is 0, which represents NULL.
-        return f"CASE WHEN {quoted(self.name)} IS NULL THEN 0 ELSE greatest(hash({self.sql}), 1) END"
+        return number and self.name not in _NUMERIC_IDS
 
 
-class Field(Struct, frozen=True):
-    """A column of a row, or of one of its stages.
+class Field(Struct, frozen=True, kw_only=True):
+    """A field that is compared, and the SQL expressions of its value.
 
     Attributes:
-        column: The column.
-        stage: Name of the stage; None for a column of the row.
+        column: Name of the column, or of the attribute if `rest` contains it.
+        view: The view whose row has the field, if it is not the view that is compared: "stages" or "runs".
+        stage: Name of the stage, if `view` is "stages".
+        text: Expression of the value as it is compared for equality; None for values such as times, of which
+            only the order is compared.
+        text_kind: How a value of `text` is written as a literal. The value of a "list" is a JSON array.
+        number: Expression of the value as a number or a time, whose order is compared; None if it has none.
+        is_time: Whether `number` is a point in time, in seconds since 1970.
+        order: Expression that is compared with the limit of a threshold or an interval.
+        time_type: The type of a literal for a point in time.
+        in_documents: Whether the value is part of a JSON document.
     """
 
-    column: Column
+    column: str
+    view: Literal["stages", "runs"] | None = None
     stage: str | None = None
+    text: str | None = None
+    text_kind: Literal["text", "number", "boolean", "list"] = "text"
+    number: str | None = None
+    is_time: bool = False
+    order: str = ""
+    time_type: str = "TIMESTAMPTZ"
+    in_documents: bool = False
+
+    @classmethod
+    def of_column(
+        cls, column: Column, view: Literal["stages", "runs"] | None = None, stage: str | None = None
+    ) -> Field:
+        """Return the field of a column."""
+        name = quoted(column.name)
+        if column.is_time:
+            type_ = "TIMESTAMP" if column.type in {"TIMESTAMP", "DATE"} else "TIMESTAMPTZ"
+            return cls(
+                column=column.name,
+                view=view,
+                stage=stage,
+                number=f"epoch({name})",
+                is_time=True,
+                order=name,
+                time_type=type_,
+            )
+        if column.is_number:
+            return cls(
+                column=column.name,
+                view=view,
+                stage=stage,
+                text=name,
+                text_kind="number",
+                number=f"CAST({name} AS DOUBLE)",
+                order=name,
+            )
+        kind: Literal["text", "number", "boolean", "list"] = "text"
+        text = name
+        if column.type.endswith("[]"):
+            kind, text = "list", f"CAST(to_json({name}) AS VARCHAR)"
+        elif column.type == "BOOLEAN":
+            kind = "boolean"
+        elif column.type in _NUMBERS:
+            kind = "number"
+        elif column.type != "VARCHAR":
+            text = f"CAST({name} AS VARCHAR)"
+        return cls(column=column.name, view=view, stage=stage, text=text, text_kind=kind, order=name)
 
     @property
     def name(self) -> str:
-        """The name in the result: the column, or "stage/column"."""
-        return self.column.name if self.stage is None else f"{self.stage}/{self.column.name}"
+        """The name in the result: the column, "stage/column" or "run/column"."""
+        if self.view is None:
+            return self.column
+        return f"{self.stage if self.view == 'stages' else 'run'}/{self.column}"
 
     @property
     def is_attribute(self) -> bool:
         """Whether the application set the field."""
-        return self.column.name.startswith("attributes.")
+        return self.column.startswith(ATTRIBUTE)
+
+    @property
+    def value(self) -> str:
+        """The SQL expression that is null if the field has no value."""
+        return self.text or self.order
 
     def predicate(self, condition: str) -> str:
-        """Return a predicate over the view from a predicate over the column.
-
-        A missing field of a stage also matches runs that do not have the stage.
-        """
-        if self.stage is None:
+        """Return a predicate over the compared view from a predicate over the row that has the field."""
+        if self.view is None:
             return condition
-        missing = condition == f"{self.column.sql} IS NULL"
-        inner = f"{self.column.sql} IS NOT NULL" if missing else condition
-        stages = f"stage_name = {literal(self.stage)} AND status <> 'RETRY' AND {inner}"
-        operator = "NOT IN" if missing else "IN"
-        return f"pipeline_run_id {operator} (SELECT pipeline_run_id FROM stages WHERE {stages})"
+        return f"pipeline_run_id IN ({self._run_ids(condition)})"
+
+    @property
+    def is_missing(self) -> str:
+        """A predicate for the rows without a value, including those without the stage."""
+        if self.view is None:
+            return f"{self.value} IS NULL"
+        return f"pipeline_run_id NOT IN ({self._run_ids(f'{self.value} IS NOT NULL')})"
+
+    @property
+    def has_value(self) -> str:
+        """A predicate for the rows with a value."""
+        return self.predicate(f"{self.value} IS NOT NULL")
+
+    def _run_ids(self, condition: str) -> str:
+        of_stage = (
+            f"stage_name = {literal(self.stage)} AND status <> 'RETRY' AND " if self.view == "stages" else ""
+        )
+        return f"SELECT pipeline_run_id FROM {self.view} WHERE {of_stage}{condition}"
 
 
 def quoted(name: str) -> str:
@@ -198,11 +268,13 @@ def quoted(name: str) -> str:
 
 
 def literal(value: object) -> str:
-    """Return a value as an SQL literal.
+    """Return a value as an SQL literal on one line, so that it can be copied from a terminal.
 
     Example:
         >>> literal("it's"), literal(True), literal(2.5)
         ("'it''s'", 'TRUE', '2.5')
+        >>> print(literal("two\\nlines"))
+        ('two' || chr(10) || 'lines')
     """
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
@@ -212,4 +284,19 @@ def literal(value: object) -> str:
         return repr(int(value))  # 3.0 would be a DECIMAL, whose range can be smaller than that of the column
     if isinstance(value, int | float):
         return repr(value)
-    return "'" + str(value).replace("'", "''") + "'"
+    parts = [
+        "'" + part.replace("'", "''") + "'" if part.isprintable() else f"chr({ord(part)})"
+        for part in _parts(str(value))
+    ]
+    return parts[0] if len(parts) == 1 else f"({' || '.join(parts)})"
+
+
+def _parts(text: str) -> list[str]:
+    """Split a text into its longest printable parts and its single unprintable characters."""
+    parts = [""]
+    for character in text:
+        if character.isprintable() and (not parts[-1] or parts[-1].isprintable()):
+            parts[-1] += character
+        else:
+            parts.append(character)
+    return parts if len(parts) == 1 else [part for part in parts if part]

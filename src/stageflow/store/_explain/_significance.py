@@ -3,210 +3,216 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ._sample import Cohorts, Counts, Floats, Mask
+from ._sample import Cohorts, Floats, Mask
+from ._values import Counts
 
-__all__ = ["MISSING", "Split", "Values", "best_split", "compare_values", "p_of_mask"]
+__all__ = [
+    "MIN_ROWS",
+    "conditional_deviance",
+    "counts_of_masks",
+    "deviance",
+    "heterogeneity_p",
+    "interval_p",
+    "mantel_haenszel",
+    "p_values",
+    "rank_p",
+    "sizes",
+    "threshold_p",
+    "whole_field_p",
+]
 
 
-MISSING = 0
-"""The code of a missing value."""
-
-_MIN_ROWS = 3
+MIN_ROWS = 3
 """Minimum number of rows with a value for a finding: two occurrences are too few for a conclusion."""
 
 _EXACT_BELOW = 0.05
 """Below this p-value, the exact test replaces the approximate one. No higher p-value can be significant."""
 
 
-@dataclass(frozen=True)
-class Values:
-    """The comparison of the values of one field, with one item per value.
-
-    Attributes:
-        codes: The values, in ascending order; `MISSING` is first if values are missing.
-        of_rows: The index of the value of each row.
-        first: The index of a row that has the value.
-        p: The p-value of the value's table; 1 if too few rows have it.
-        surplus: The share in the selection minus the share in the rest.
-        comparisons: Number of tables that were tested.
-        repeats: The share of rows whose value occurs more than twice, among those with a value; the
-            higher one of the two cohorts.
-    """
-
-    codes: NDArray[np.uint64]
-    of_rows: NDArray[np.intp]
-    first: NDArray[np.intp]
-    p: Floats
-    surplus: Floats
-    comparisons: int
-    repeats: float
-
-    @property
-    def distinct(self) -> int:
-        """Number of values, not counting a missing one."""
-        return len(self.codes) - int(MISSING in self.codes[:1])
-
-    def rows_with(self, at: int) -> Mask:
-        """Return the mask of the rows that have the value at an index."""
-        return np.asarray(self.of_rows == at)
+def counts_of_masks(masks: list[Mask], cohorts: Cohorts) -> Counts:
+    """Return the counts of conditions, given as masks of rows."""
+    counts = Counts.zeros(len(masks))
+    for n, mask in enumerate(masks):
+        for cohort, members in enumerate(cohorts.masks):
+            weights = cohorts.weights[mask & members]
+            counts.rows[cohort, n] = len(weights)
+            counts.weight[cohort, n] = weights.sum()
+            counts.squares[cohort, n] = (weights**2).sum()
+    return counts
 
 
-def compare_values(codes: NDArray[np.uint64], cohorts: Cohorts) -> Values:
-    """Compare the share of every value, and of a missing value.
+def sizes(counts: Counts, totals: Counts, design_effect: float) -> tuple[Floats, Floats]:
+    """Return the share of each condition in each cohort, and the effective size of the sample of that share.
+
+    Kish's effective sample size is the squared sum of the weights divided by the sum of their squares. It is
+    limited by that of the rows that meet the condition, and by that of the rows that do not. The design
+    effect of clusters reduces it.
 
     Args:
-        codes: The value of each row, as a number; `MISSING` if it has none.
-        cohorts: The selection and the rest.
+        counts: The counts of the conditions.
+        totals: The counts of all rows.
+        design_effect: The design effect of the clusters.
     """
-    values, first, of_rows = np.unique(codes, return_index=True, return_inverse=True)
-    selection, rest = cohorts.counts(of_rows, len(values))
-    frequent = selection.rows + rest.rows >= _MIN_ROWS
-    p = np.ones(len(values))
-    if len(values) > 1:
-        p[frequent] = _p(cohorts, _subset(selection, frequent), _subset(rest, frequent))
-    present = values != MISSING
-    repeats = max(
-        float(counts.rows[present & frequent].sum() / max(1.0, counts.rows[present].sum()))
-        for counts in (selection, rest)
-    )
-    tests = int(frequent.sum())
-    return Values(
-        codes=values,
-        of_rows=of_rows,
-        first=first,
-        p=p,
-        surplus=selection.weight / cohorts.totals[0] - rest.weight / cohorts.totals[1],
-        # If there are two values, their tables are the same with the columns swapped.
-        comparisons=max(1, tests - 1 if len(values) == 2 else tests) if len(values) > 1 else 0,
-        repeats=repeats,
-    )
-
-
-def p_of_mask(mask: Mask, cohorts: Cohorts) -> float:
-    """Return the p-value of a single table: rows that match a mask and rows that do not."""
-    if mask.all() or not mask.any() or cohorts.selected.all() or not cohorts.selected.any():
-        return 1.0
-    selection, rest = cohorts.counts(mask.astype(np.intp), 2)
-    return float(_p(cohorts, selection, rest)[1])
-
-
-def _subset(counts: Counts, mask: Mask) -> Counts:
-    return Counts(counts.rows[mask], counts.weight[mask], counts.squares[mask])
-
-
-def _p(cohorts: Cohorts, selection: Counts, rest: Counts) -> Floats:
-    """Return two-sided p-values: chi-squared, or Fisher's exact test if those are low."""
-    share, size = cohorts.effective_sizes(selection, 0)
-    rest_share, rest_size = cohorts.effective_sizes(rest, 1)
-    with_value, rest_with_value = share * size, rest_share * rest_size
-    table = np.stack([with_value, size - with_value, rest_with_value, rest_size - rest_with_value])
-    total, all_with_value = size + rest_size, with_value + rest_with_value
     with np.errstate(divide="ignore", invalid="ignore"):
-        expected = np.stack(
-            [
-                all_with_value * size / total,
-                (total - all_with_value) * size / total,
-                all_with_value * rest_size / total,
-                (total - all_with_value) * rest_size / total,
-            ]
-        )
-        p = np.asarray(stats.power_divergence(table, expected, ddof=2, axis=0).pvalue)
-    p[~np.isfinite(p)] = 1.0
+        share = np.nan_to_num(counts.weight / totals.weight)
+        size = np.broadcast_to(totals.weight**2 / totals.squares, share.shape).copy()
+        with_condition = counts.weight**2 / counts.squares / share
+        others = totals.weight - counts.weight
+        without = others**2 / (totals.squares - counts.squares) / (1 - share)
+        size = np.fmin(size, np.where(counts.rows > 0, with_condition, np.inf))
+        size = np.fmin(size, np.where(counts.rows < totals.rows, without, np.inf))
+    return share, np.nan_to_num(size, posinf=0.0) / design_effect
+
+
+def p_values(counts: Counts, totals: Counts, design_effect: float) -> Floats:
+    """Return the two-sided p-value of each condition: chi-squared, or Fisher's exact test if it is low.
+
+    A condition that fewer than three selected rows meet has the p-value 1, if it is more frequent there.
+    """
+    share, size = sizes(counts, totals, design_effect)
+    if not size.all():
+        return np.ones(share.shape[1])
+    selected, rest = share * size
+    total, met = size.sum(axis=0), selected + rest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = selected * (size[1] - rest) - rest * (size[0] - selected)
+        statistic = total * difference**2 / (met * (total - met) * size[0] * size[1])
+    p = np.asarray(stats.chi2.sf(np.nan_to_num(statistic), 1))
     exact = p < _EXACT_BELOW
     # The minimum applies to rows, not to weights: a single row is never enough, whatever its weight.
-    exact &= ~((share > rest_share) & (np.minimum(selection.rows, np.round(with_value)) < _MIN_ROWS))
+    exact &= ~((share[0] > share[1]) & (np.minimum(counts.rows[0], np.round(selected)) < MIN_ROWS))
     p[~exact] = 1.0
     if exact.any():
-        a, b, n, m = (np.round(part[exact]) for part in (with_value, rest_with_value, size, rest_size))
+        a, b, n, m = (np.round(part[exact]) for part in (selected, rest, size[0], size[1]))
         drawn = (n + m, a + b, n)
         tail = np.where(a / n > b / m, stats.hypergeom.sf(a - 1, *drawn), stats.hypergeom.cdf(a, *drawn))
-        p[exact] = np.minimum(1.0, 2 * tail)  # Fisher's exact test: twice the smaller tail
+        p[exact] = np.minimum(1.0, 2 * tail)  # twice the smaller tail
     return p
 
 
-_COMPARISONS = 2
-"""The test of the split, and the test of the mean rank."""
+def whole_field_p(counts: Counts, design_effect: float) -> float:
+    """Return the p-value of the chi-squared test of all values of a field; rare values are merged."""
+    totals = counts.total()
+    share, size = sizes(counts, totals, design_effect)
+    n, m = (float(row.min(initial=np.inf)) for row in size)
+    if not (0 < n < np.inf and 0 < m < np.inf):
+        return 1.0
+    observed = share * np.array([[n], [m]])
+    smallest_share = min(n, m) / (n + m)
+    is_common = observed.sum(axis=0) * smallest_share >= _MIN_EXPECTED
+    table = np.column_stack([observed[:, is_common], observed[:, ~is_common].sum(axis=1)])
+    table = table[:, table.sum(axis=0) * smallest_share >= _MIN_EXPECTED]
+    if table.shape[1] < 2:
+        return 1.0
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    if not expected.all():
+        return 1.0
+    return float(stats.chi2.sf(((table - expected) ** 2 / expected).sum(), table.shape[1] - 1))
+
+
+_MIN_EXPECTED = 5.0
+"""Minimum expected frequency for the chi-squared test (Cochran 1954)."""
+
+
+def deviance(counts: Counts, totals: Counts, design_effect: float = 1.0) -> Floats:
+    """Return the deviance (G²) that each condition explains of the selection, by a single split."""
+    with_s, with_r = counts.weight
+    all_s, all_r = totals.weight
+    return np.asarray(
+        (
+            _entropy(all_s, all_r)
+            - _entropy(with_s, with_r)
+            - _entropy(np.maximum(0, all_s - with_s), np.maximum(0, all_r - with_r))
+        )
+        / design_effect
+    )
+
+
+def _entropy(selected: Floats, rest: Floats) -> Floats:
+    """Return twice the negative maximum log-likelihood of a group of rows."""
+    total = selected + rest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = [np.where(part > 0, part * np.log(part / total), 0.0) for part in (selected, rest)]
+    return np.asarray(-2 * (terms[0] + terms[1]))
+
+
+def _strata_counts(
+    mask: Mask, strata: NDArray[np.intp], cohorts: Cohorts
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the weights by stratum: selected with the condition, selected, all with the condition, all."""
+    size = int(strata.max(initial=0)) + 1
+    weights = cohorts.weights
+    selected = np.where(cohorts.selected, weights, 0.0)
+
+    def summed(amounts: Floats) -> Floats:
+        return np.bincount(strata, amounts, size).astype(np.float64)
+
+    met = np.where(mask, weights, 0.0)
+    return summed(np.where(mask, selected, 0.0)), summed(selected), summed(met), summed(weights)
+
+
+def mantel_haenszel(mask: Mask, strata: NDArray[np.intp], cohorts: Cohorts) -> tuple[float, float]:
+    """Return the p-value of a condition after controlling for strata, and its adjusted excess.
+
+    The test is that of Cochran, Mantel and Haenszel, one-sided: the condition is more frequent in the
+    selection. The excess is the number of selected rows with the condition beyond those expected in their
+    stratum.
+    """
+    both, selected, met, total = _strata_counts(mask, strata, cohorts)
+    informative = (total > 1) & (met > 0) & (met < total) & (selected > 0) & (selected < total)
+    both, selected, met, total = (part[informative] for part in (both, selected, met, total))
+    if not len(total):
+        return 1.0, 0.0
+    expected = selected * met / total
+    variance = float((selected * (total - selected) * met * (total - met) / (total**2 * (total - 1))).sum())
+    excess = float((both - expected).sum())
+    if variance <= 0:
+        return 1.0, excess
+    scale = float((cohorts.weights**2).sum() / cohorts.weights.sum()) * cohorts.design_effect
+    corrected = max(0.0, excess - 0.5)
+    return float(stats.norm.sf(corrected / math.sqrt(variance * scale))), excess
+
+
+def conditional_deviance(mask: Mask, strata: NDArray[np.intp], cohorts: Cohorts) -> float:
+    """Return the deviance (G²) that a condition explains in addition to strata."""
+    both, selected, met, total = _strata_counts(mask, strata, cohorts)
+    return float(
+        (
+            _entropy(selected, total - selected)
+            - _entropy(both, met - both)
+            - _entropy(selected - both, np.maximum(0, total - met - (selected - both)))
+        ).sum()
+        / cohorts.design_effect
+    )
+
+
+def heterogeneity_p(mask: Mask, other: Mask, cohorts: Cohorts) -> float:
+    """Return the p-value of Woolf's test: whether the odds ratio differs with another condition."""
+    both, selected, met, total = (part + 0.0 for part in _strata_counts(mask, other.astype(np.intp), cohorts))
+    if len(total) < 2:
+        return 1.0
+    cells = (
+        np.stack([both, met - both, selected - both, total - met - selected + both]) / cohorts.design_effect
+    )
+    cells = np.maximum(cells, 0) + 0.5
+    log_odds = np.log(cells[0] * cells[3] / (cells[1] * cells[2]))
+    variance = (1 / cells).sum(axis=0)
+    z = (log_odds[1] - log_odds[0]) / math.sqrt(float(variance.sum()))
+    return float(2 * stats.norm.sf(abs(z)))
+
 
 _MAX_EXACT = 10_000
 """Maximum product of the two sample sizes for which the p-value is calculated exactly."""
 
-_MAX_TIED_SHARE = 0.5
-"""If a single number has a larger share, mean ranks are not compared: the test assumes few ties."""
 
-
-@dataclass(frozen=True)
-class Split:
-    """The best split of the numbers of one field, and its significance.
-
-    Attributes:
-        low: The largest number below the split.
-        high: The smallest number above the split.
-        above: Whether the numbers above the split are more frequent in the selection.
-        mask: The rows whose numbers are on that side of the split.
-        p: The lower p-value of the comparisons.
-        comparisons: Number of comparisons.
-    """
-
-    low: float
-    high: float
-    above: bool
-    mask: Mask
-    p: float
-    comparisons: int
-
-
-def best_split(numbers: Floats, cohorts: Cohorts) -> Split | None:
-    """Return the best split of a field, or None if all numbers are the same.
-
-    The split is at the largest distance between the two distribution functions. Its p-value is that of
-    the Kolmogorov-Smirnov test, which accounts for every possible split. The second test compares the
-    mean ranks.
-
-    Args:
-        numbers: The number of each row; nan if it has none.
-        cohorts: The selection and the rest.
-    """
-    present = ~np.isnan(numbers)
-    if present.all():
-        here, values = cohorts, numbers
-    else:
-        here, values = cohorts.subset(present), numbers[present]
-    if not len(values) or 0.0 in here.totals:
-        return None
-    order = np.argsort(values)
-    ordered = values[order]
-    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    if len(ends) < 2:
-        return None
-    weights, selected = here.weights[order], here.selected[order]
-    cumulative = [np.cumsum(np.where(mask, weights, 0.0))[ends] for mask in (selected, ~selected)]
-    selection, rest = (sums / sums[-1] for sums in cumulative)
-    distance = rest - selection
-    at = int(np.argmax(np.abs(distance[:-1])))
-    size, rest_size = here.effective_size()
-    p = _distance_p(float(abs(distance[at])), max(1, round(size)), max(1, round(rest_size)))
-    pooled = cumulative[0] + cumulative[1]
-    tied_shares = np.diff(pooled, prepend=0.0) / pooled[-1]
-    comparisons = 1
-    if tied_shares.max() <= _MAX_TIED_SHARE:
-        comparisons = _COMPARISONS
-        ranks = np.cumsum(tied_shares) - tied_shares / 2
-        # With few ranks, a t-test can return less than the probability of their most extreme order.
-        p = min(p, max(_rank_p(ranks, selection, rest, size, rest_size), _min_p(size, rest_size)))
-    low, high, above = float(ordered[ends[at]]), float(ordered[ends[at + 1]]), bool(distance[at] > 0)
-    mask = present & ((numbers > low) if above else (numbers <= low))
-    return Split(low, high, above, np.asarray(mask), p, comparisons)
-
-
-def _distance_p(distance: float, n: int, m: int) -> float:
-    """Return the p-value of the two-sample Kolmogorov-Smirnov test.
+def threshold_p(distance: float, n: int, m: int) -> float:
+    """Return the p-value of the two-sample Kolmogorov-Smirnov test, which accounts for every threshold.
 
     Args:
         distance: The largest distance between the two distribution functions.
@@ -237,14 +243,48 @@ def _min_p(n: float, m: float) -> float:
     return math.exp(min(0.0, math.log(2) + math.lgamma(n + 1) + math.lgamma(m + 1) - math.lgamma(n + m + 1)))
 
 
-def _rank_p(ranks: Floats, selection: Floats, rest: Floats, size: float, rest_size: float) -> float:
-    """Return the p-value of a difference between mean ranks, from two cumulative distributions."""
-    if size + rest_size <= 2:
+def interval_p(distance: float, n: float, m: float) -> float:
+    """Return the p-value of Kuiper's two-sample test, which accounts for every interval.
+
+    The asymptotic distribution with the correction of Stephens (1970). Tied values make it conservative.
+
+    Args:
+        distance: The sum of the largest distances between the distribution functions in both directions.
+        n: Size of the first sample.
+        m: Size of the second sample.
+    """
+    size = math.sqrt(n * m / (n + m))
+    scaled = (size + 0.155 + 0.24 / size) * distance
+    if scaled < 0.4:
+        return 1.0
+    terms = np.arange(1, 101)
+    squares = (terms * scaled) ** 2
+    p = float(2 * ((4 * squares - 1) * np.exp(-2 * squares)).sum())
+    # Of all orders of the two samples on a circle, n + m separate them.
+    least = math.exp(
+        min(0.0, math.log(n + m) + math.lgamma(n + 1) + math.lgamma(m + 1) - math.lgamma(n + m + 1))
+    )
+    return min(1.0, max(p, least))
+
+
+def rank_p(ranks: Floats, selection: Floats, rest: Floats, n: float, m: float) -> float:
+    """Return the p-value of a difference between mean ranks (Mann-Whitney U test as a t-test of the ranks).
+
+    Args:
+        ranks: The rank of each distinct value, 0 to 1.
+        selection: The cumulative shares of the values in the selection.
+        rest: The same for the rest.
+        n: Effective number of selected rows.
+        m: Effective number of other rows.
+    """
+    if n + m <= 2:
         return 1.0
     shares = [np.diff(cumulative, prepend=0.0) for cumulative in (selection, rest)]
     means = [float((share * ranks).sum()) for share in shares]
     deviations = [
         float(np.sqrt((share * (ranks - mean) ** 2).sum())) for share, mean in zip(shares, means, strict=True)
     ]
-    result = stats.ttest_ind_from_stats(means[0], deviations[0], size, means[1], deviations[1], rest_size)
-    return float(result.pvalue) if np.isfinite(result.pvalue) else 1.0
+    result = stats.ttest_ind_from_stats(means[0], deviations[0], n, means[1], deviations[1], m)
+    p = float(result.pvalue) if np.isfinite(result.pvalue) else 1.0
+    # With few ranks, a t-test can return less than the probability of their most extreme order.
+    return max(p, _min_p(n, m))

@@ -268,12 +268,12 @@ def quoted(name: str) -> str:
 
 
 def literal(value: object) -> str:
-    """Return a value as an SQL literal on one line, so that it can be copied from a terminal.
+    r"""Return a value as an SQL literal on one line, so that it can be copied from a terminal.
 
     Example:
         >>> literal("it's"), literal(True), literal(2.5)
         ("'it''s'", 'TRUE', '2.5')
-        >>> print(literal("two\\nlines"))
+        >>> print(literal("two\nlines"))
         ('two' || chr(10) || 'lines')
     """
     if isinstance(value, bool):

@@ -110,8 +110,8 @@ def in_shell(text: str) -> str:
     """Return text quoted for a shell, readably if possible.
 
     Example:
-        >>> print(in_shell("status = 'FAIL'"), in_shell("checkout"))
-        "status = 'FAIL'" checkout
+        >>> print(in_shell("user_id = 'u1'"), in_shell("checkout"))
+        "user_id = 'u1'" checkout
     """
     return f'"{text}"' if "'" in text and not _SPECIAL.search(text) else shlex.quote(text)
 

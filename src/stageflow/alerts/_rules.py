@@ -14,7 +14,7 @@ from msgspec import Struct
 from .._state_file import decode_stored
 from ..journal import Journal, RunFilter
 from ..render import on_one_line
-from ..store import FAILURE, condition, count_if, percentiles, ranked, text
+from ..store import FAILED, condition, count_if, percentiles, ranked, text
 from ._rule import (
     HYSTERESIS,
     Measurement,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COUNTED",
-    "FAILED",
     "BurnRate",
     "BurnWindows",
     "CrashedRuns",
@@ -49,8 +48,7 @@ __all__ = [
 ]
 
 
-FAILED = FAILURE
-COUNTED = f"{FAILURE} is not null"
+COUNTED = f"{FAILED} is not null"
 """SQL: true for the runs and executions of stages that a failure rate counts."""
 
 

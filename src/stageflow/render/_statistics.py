@@ -260,14 +260,14 @@ def draw_totals(totals: Sequence[Record], *, width: int | None) -> RenderableTyp
         "status": Column("status", [colored(on_one_line(row["status"])) for row in totals]),
         "outcome": Column("outcome", [colored(on_one_line(row["outcome"] or "")) for row in totals]),
         "count": _number_column("count", totals, "count", count),
-        "failure": Column("failure", [Text(_failure_text(row["failure"])) for row in totals]),
+        "failed": Column("failed", [Text(_failed_text(row["failed"])) for row in totals]),
     }
-    return draw_columns(columns, width=width, spare=("failure",), flexible=("pipeline", "stage"))
+    return draw_columns(columns, width=width, spare=("failed",), flexible=("pipeline", "stage"))
 
 
-def _failure_text(failure: bool | None) -> str:
+def _failed_text(failed: bool | None) -> str:
     """Return whether a status counts as a failure; "not counted" if failure rates exclude it."""
-    return "not counted" if failure is None else "yes" if failure else "no"
+    return "not counted" if failed is None else "yes" if failed else "no"
 
 
 def draw_comparisons(rows: Sequence[Record], *, width: int | None) -> RenderableType:

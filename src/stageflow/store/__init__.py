@@ -8,7 +8,7 @@ from ._address import (
     same_address as same_address,
 )
 from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
-from ._columns import FAILURE as FAILURE, text as text
+from ._columns import FAILED as FAILED, text as text
 from ._compactor import BackgroundCompactor, CompactionResult, Compactor
 from ._comparison import Comparison, ErrorGroup, Side, SlowRecord
 from ._event_store import EventStore

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
-from ._columns import FAILURE
+from ._columns import FAILED
 from ._merge import count_if, percentiles, ranked
 from ._selection import Over
 
@@ -75,7 +75,7 @@ def errors(connection: DuckDBPyConnection, of_stages: str, of_runs: str, *, limi
                 count(distinct pipeline_run_id) as runs, min(ended_at) as first, max(ended_at) as last,
                 arg_max(pipeline_run_id, ended_at, {_EXAMPLES}) as examples
             from events
-            where {FAILURE} and ((type = 'stage.wide' and {of_stages})
+            where {FAILED} and ((type = 'stage.wide' and {of_stages})
                 or (type = 'pipeline.wide' and first_failed_stage is null and {of_runs}))
             group by 1, 2, 3, 4
         )
@@ -231,8 +231,8 @@ def _side(connection: DuckDBPyConnection, where: str, over: Over, weighted: bool
         where {"status <> 'RETRY' and " if of_stages else ""}{where}"""
     found = connection.execute(f"""
         select coalesce(pipeline, ''), coalesce(stage, ''), count(*), {count_if()} as weighted_count,
-            count(*) filter ({FAILURE} is not null),
-            {count_if(FAILURE)} / nullif({count_if(f"{FAILURE} is not null")}, 0),
+            count(*) filter ({FAILED} is not null),
+            {count_if(FAILED)} / nullif({count_if(f"{FAILED} is not null")}, 0),
             {percentiles((0.5, 0.95), weighted=weighted)},
             (array_agg(value order by hash(event_id)) filter (value is not null))[1:{_MAX_DURATIONS}]
         from {ranked(rows, ran, ("pipeline", "stage"), weighted=weighted)} group by pipeline, stage

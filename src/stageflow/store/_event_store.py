@@ -25,7 +25,7 @@ from ..errors import (
 from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
 from ._address import absolute_address, default_address, read_address, same_address
 from ._archive import Archive
-from ._columns import FAILURE, text
+from ._columns import FAILED, text
 from ._compactor import Compactor, Progress, check_exists, closed_segments
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
 from ._explain import explain
@@ -150,7 +150,7 @@ class EventStore:
     ) -> Rows:
         """Execute one query over the views `runs`, `stages` and `events`.
 
-        The query can read only these views: no files, settings or network. The column `failure` is true for
+        The query can read only these views: no files, settings or network. The column `failed` is true for
         runs and stages that count as failures, null for those that failure rates exclude, otherwise false.
 
         Args:
@@ -515,7 +515,7 @@ class EventStore:
             print(store.explain("duration_ms > 2000").differences)
         """
         if where is None:
-            where, against = FAILURE, against if against is not None else f"not {FAILURE}"
+            where, against = FAILED, against if against is not None else f"not {FAILED}"
         selected, rest = _within(filter, over, where, against)
         return self._queries.run(
             lambda cursor: explain(cursor, selected, against=rest, over=over, limit=limit, alpha=alpha),

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 
 from ...errors import QueryError
-from .._columns import FAILURE
+from .._columns import FAILED
 from .._selection import Over, as_query_error, check_binds, named_fields
 from ._difference import Difference, ExcludedFields, Explanation, Together
 from ._fields import (
@@ -65,10 +65,10 @@ def investigate(
 ) -> Explanation:
     """Compare a selection with the rest; see `explain` for the arguments."""
     columns = _columns(connection, over)
-    if where is None and any(column.name == FAILURE for column in columns):
-        where, against = FAILURE, against if against is not None else f"not {FAILURE}"
+    if where is None and any(column.name == FAILED for column in columns):
+        where, against = FAILED, against if against is not None else f"not {FAILED}"
     where = where if where is not None else "status = 'FAIL'"
-    columns = [column for column in columns if column.name != FAILURE]  # derived from `outcome`
+    columns = [column for column in columns if column.name != FAILED]  # derived from `outcome`
     names = [column.name for column in columns]
     referenced: set[str] = set()
     for predicate in (where, *([against] if against is not None else [])):

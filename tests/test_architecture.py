@@ -31,6 +31,7 @@ FOUNDATION = (
     "_log_tail",
     "_timeparse",
     "_ids",
+    "_fingerprint",
     "schema",
     "_wide",
     "_failures",

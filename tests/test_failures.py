@@ -77,13 +77,13 @@ def test_statistics_exclude_cancelled_and_suspended_runs(folder: Path) -> None:
 
 def test_totals_state_whether_an_outcome_is_a_failure(folder: Path) -> None:
     with EventStore(folder) as store:
-        totals = {total.outcome: (total.count, total.failure) for total in store.totals()}
+        totals = {total.outcome: (total.count, total.failed) for total in store.totals()}
     failures = dict.fromkeys(("failed", "timeout", "crashed"), True) | dict.fromkeys(
         ("cancelled", "suspended")
     )
     assert totals == {outcome: (many, failures.get(outcome, False)) for outcome, many in OUTCOMES.items()}
     rows = [json.loads(row) for row in command("totals", "--json", "--journal", folder).splitlines()]
-    assert {row["outcome"]: row["failure"] for row in rows}["cancelled"] is None
+    assert {row["outcome"]: row["failed"] for row in rows}["cancelled"] is None
     assert "not counted" in command("totals", "--journal", folder)
 
 
@@ -101,7 +101,7 @@ def test_explain_compares_failures_with_runs_that_were_not_cancelled(folder: Pat
     with EventStore(folder) as store:
         found = store.explain()
         assert (found.selection.rows, found.rest.rows) == (10, 70)
-        assert not [one for one in (*found.differences, *found.effects) if "failure" in one.fields]
+        assert not [one for one in (*found.differences, *found.effects) if "failed" in one.fields]
     shown = json.loads(command("explain", "--json", "--journal", folder))
     assert (shown["selection"]["rows"], shown["rest"]["rows"]) == (10, 70)
 
@@ -168,16 +168,16 @@ def test_burst_of_cancelled_runs_fires_no_alert(tmp_path: Path) -> None:
         evaluation = evaluate(store, rules, AlertState(), datetime.now(UTC))
         (stat,) = store.stats("stages")
         assert store.errors() == []
-        assert "failure" not in store.runs(limit=1)[0]
+        assert "failed" not in store.runs(limit=1)[0]
     assert [(one.status, one.error) for one in evaluation.findings] == [("inactive", None)] * 3
     assert (stat.count, stat.cancelled, stat.failed, stat.failure_rate) == (35, 30, 0, 0.0)
 
 
 def test_view_has_the_column_from_which_rates_follow(folder: Path) -> None:
     with EventStore(folder) as store:
-        found = store.sql("select failure, count(*) from runs group by 1 order by 2").rows
+        found = store.sql("select failed, count(*) from runs group by 1 order by 2").rows
         assert found == [(True, 10), (None, 50), (False, 70)]
-        assert "failure" in [name for name, *_ in store.sql("describe stages").rows]
+        assert "failed" in [name for name, *_ in store.sql("describe stages").rows]
 
 
 # ------------------------------------------------------------ one setting
@@ -200,7 +200,7 @@ def test_setting_of_the_writer_is_the_definition_of_every_reader(folder: Path, t
     (finding,) = evaluate(store, [rule], AlertState(), NOW).findings
     assert (finding.status, finding.events) == ("firing", "120 runs")
     assert {group.kind for group in store.errors()} == {"failed", "degraded", "cancelled"}
-    assert {one.outcome for one in store.totals() if one.failure} == {"failed", "degraded", "cancelled"}
+    assert {one.outcome for one in store.totals() if one.failed} == {"failed", "degraded", "cancelled"}
     store.close()
     (row,) = (
         json.loads(row)

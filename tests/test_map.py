@@ -1067,9 +1067,9 @@ def test_items_can_be_queried(tmp_path: Path, archived: bool) -> None:
         Compactor(tmp_path, keep_seconds=0).compact()
     with EventStore(tmp_path) as store:
         query = (
-            "select request_id, item, status, error, item_attempt, duration_ms >= 0 from items order by item"
+            "select request_id, item, failed, error, item_attempt, duration_ms >= 0 from items order by item"
         )
-        failed = [("r1", f"file-{item}", "FAIL", f"ValueError: odd: {item}", 1, True) for item in (1, 3)]
+        failed = [("r1", f"file-{item}", True, f"ValueError: odd: {item}", 1, True) for item in (1, 3)]
         assert [tuple(row) for row in store.sql(query).rows] == failed
         query = (
             "select items_total, items_failed, items_failure_types from stages where items_total is not null"

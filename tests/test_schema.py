@@ -105,6 +105,7 @@ def test_each_field_of_a_stage_event_gets_its_own_value() -> None:
         "log_tail": ["log_tail"],
         "log_warnings": 23,
         "log_errors": 24,
+        "error_fingerprint": "1:ab",
     }
     assert [*values] == list(inspect.signature(build_stage_wide).parameters)[2:]
     event = msgspec.to_builtins(build_stage_wide(RUN, 11, *values.values()))
@@ -154,6 +155,7 @@ def test_each_field_of_a_pipeline_event_gets_its_own_value() -> None:
         "redacted": 7,
         "truncated": ["truncated"],
         "process": ProcessSample(8.0, 9, 10.0, 11.0),
+        "error_fingerprint": "1:ab",
     }
     assert [*values] == list(inspect.signature(build_pipeline_wide).parameters)[5:]
     event = msgspec.to_builtins(

@@ -81,6 +81,7 @@ def build_stage_wide(
     log_tail: list[str] = _NO_NAMES,
     log_warnings: int = 0,
     log_errors: int = 0,
+    error_fingerprint: str | None = None,
 ) -> StageWide:
     """Return a `stage.wide` event.
 
@@ -134,6 +135,7 @@ def build_stage_wide(
         log_tail,
         log_warnings,
         log_errors,
+        error_fingerprint,
     )
 
 
@@ -156,6 +158,7 @@ def build_pipeline_wide(
     redacted: int = 0,
     truncated: list[str] = _NO_NAMES,
     process: ProcessSample | None = None,
+    error_fingerprint: str | None = None,
 ) -> PipelineWide:
     """Return a `pipeline.wide` event. Times are microseconds since the Unix epoch."""
     statuses = [summary.status for summary in summaries]
@@ -194,4 +197,5 @@ def build_pipeline_wide(
         process,
         run.trace,
         1,  # sample_rate
+        error_fingerprint,
     )

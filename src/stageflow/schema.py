@@ -289,6 +289,7 @@ class StageWide(Struct, frozen=True, gc=False):
     log_tail: Annotated[list[str], _OUTCOME] = []
     log_warnings: Annotated[Count, _WORK] = 0
     log_errors: Annotated[Count, _WORK] = 0
+    error_fingerprint: Annotated[str | None, _OUTCOME] = None
 
 
 class PipelineWide(Struct, frozen=True, gc=False):
@@ -331,6 +332,7 @@ class PipelineWide(Struct, frozen=True, gc=False):
     process: ProcessSample | None
     trace: Trace | None
     sample_rate: Annotated[Annotated[float, Meta(ge=1)], _RECORD]
+    error_fingerprint: Annotated[str | None, _OUTCOME]
 
 
 class WideAmend(Struct, frozen=True, gc=False, kw_only=True):

@@ -10,12 +10,16 @@ from typing import Any
 
 from msgspec import Struct
 
+from .._fingerprint import module_of
 from ..errors import as_text, is_internal_code, type_name
 
 __all__ = ["RemoteError", "remote_error", "restored_error"]
 
 _MAX_FRAMES = 50
 _MAX_LINKS = 16
+
+_Frame = tuple[str, int, str, str]
+"""File, line, function and module."""
 
 
 class RemoteError(Struct, frozen=True, array_like=True):
@@ -27,7 +31,7 @@ class RemoteError(Struct, frozen=True, array_like=True):
         name: Qualified name of its class.
         text: Its message.
         notes: Its notes (PEP 678).
-        frames: File, line and function of each frame of its traceback, outermost first.
+        frames: File, line, function and module of each frame of its traceback, outermost first.
         cause: The exception that it was raised from, or None.
         context: The exception during whose handling it was raised, or None.
         suppress_context: Whether `raise ... from None` hides the context.
@@ -38,7 +42,7 @@ class RemoteError(Struct, frozen=True, array_like=True):
     name: str
     text: str
     notes: tuple[str, ...]
-    frames: tuple[tuple[str, int, str], ...]
+    frames: tuple[_Frame, ...]
     cause: RemoteError | None = None
     context: RemoteError | None = None
     suppress_context: bool = False
@@ -85,12 +89,13 @@ def _pickled(error: BaseException, dumps: Callable[[Any, int], bytes]) -> bytes 
         return None
 
 
-def _frames(traceback: TracebackType | None) -> tuple[tuple[str, int, str], ...]:
+def _frames(traceback: TracebackType | None) -> tuple[_Frame, ...]:
     frames = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
         if not is_internal_code(code.co_filename):
-            frames.append((code.co_filename, traceback.tb_lineno or 0, code.co_qualname))
+            module = module_of(traceback.tb_frame)
+            frames.append((code.co_filename, traceback.tb_lineno or 0, code.co_qualname, module))
         traceback = traceback.tb_next
     return tuple(frames[-_MAX_FRAMES:])
 
@@ -124,14 +129,14 @@ def restored_error(remote: RemoteError) -> BaseException:
 _RAISE: CodeType = compile("raise error", "<worker>", "exec")
 
 
-def _traceback(frames: tuple[tuple[str, int, str], ...]) -> TracebackType | None:
+def _traceback(frames: tuple[_Frame, ...]) -> TracebackType | None:
     """Return a traceback with these frames: raise an exception in code that has their names and lines."""
     traceback: TracebackType | None = None
-    for file, line, name in reversed(frames):
+    for file, line, name, module in reversed(frames):
         code = _RAISE.replace(
             co_filename=file, co_firstlineno=max(line, 1), co_name=name.rpartition(".")[2], co_qualname=name
         )
-        variables: dict[str, Any] = {"error": Exception(), "__name__": name}
+        variables: dict[str, Any] = {"error": Exception(), "__name__": module}
         frame = None
         try:
             exec(code, variables)
@@ -139,5 +144,5 @@ def _traceback(frames: tuple[tuple[str, int, str], ...]) -> TracebackType | None
             frame = raised.__traceback__ and raised.__traceback__.tb_next
         if frame is not None:
             traceback = TracebackType(traceback, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
-        variables.clear()
+        del variables["error"]  # it refers to the frame, which refers to the variables
     return traceback

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from .._files import is_locked, is_regular, replace_file, try_lock
+from .._fingerprint import fingerprint
 from .._state_file import decoder
 from .._time import epoch_us, rfc3339
 from .._wide import build_pipeline_wide, build_stage_wide
@@ -66,6 +67,9 @@ __all__ = [
     "writer_is_alive",
     "writer_is_closed",
 ]
+
+
+_CRASHED = "process died before the run ended"
 
 
 class RunProgress(Struct):
@@ -306,6 +310,8 @@ class UnfinishedRun:
             first_failed_stage=failed,
             attributes=self.progress.attributes.get(None, {}),
             process=self.progress.process,
+            # Without the host and the process id, which differ between crashes.
+            error_fingerprint=fingerprint(self.opened.pipeline_name, "crashed", _CRASHED),
         )
 
     def partial_record(self, now_us: int) -> dict[str, Any]:
@@ -324,6 +330,7 @@ class UnfinishedRun:
             if self.stages[summary["stage_name"]].end is None:
                 summary["status"] = "OPEN"
         record.update(status="OPEN", outcome="open", error=None, reason=None, ended_at=None)
+        record["error_fingerprint"] = None
         record["stages_running"] = [
             {
                 "stage_name": name,
@@ -463,7 +470,7 @@ def crashed_runs(segments: list[Segment]) -> dict[str, list[tuple[str, msgspec.S
     for run_id, run in open_runs(segments).items():
         resource = run.opened.resource
         why = (
-            f"process died before the run ended (pid {resource.pid} on {resource.host},"
+            f"{_CRASHED} (pid {resource.pid} on {resource.host},"
             f" last write to the journal at {rfc3339(max(died_us, run.last_known_us()))})"
         )
         found[run_id] = list(run.complete(why, died_us))

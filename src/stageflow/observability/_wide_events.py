@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
+from .._fingerprint import fingerprint, fingerprint_of
 from .._interrupts import INTERRUPTS
 from .._items import ItemAttempt
 from .._time import get_clock, rfc3339
@@ -112,7 +113,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
     # `_value_` avoids the descriptor of `value`: this is the hot path.
     status: TerminalOrRetry = result.status._value_
     label = None if kind is None else kind._value_
-    error_text = reason_text = error_type = info = None
+    error_text = reason_text = error_type = info = error_fingerprint = None
     data_keys: list[str] = []
     missing_names: list[str] = []
     attribute_values: dict[str, Any] = {}
@@ -144,6 +145,8 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
                 reason_text = sanitizer.text(reason, "reason")
             if exception is not None:
                 error_type, info = name_of_error(exception), exception_info(exception, sanitizer)
+            if error_text is not None or exception is not None:
+                error_fingerprint = fingerprint_of(stage_name, error_text or "", exception)
             data_keys = sanitizer.names(data, "data_keys") if data else []
             missing_names = sanitizer.names(missing, "missing_inputs") if missing else []
             attribute_values = sanitizer.attributes(attributes) if attributes else {}
@@ -194,6 +197,7 @@ def stage_wide(stage_name: str, result: StageResult, context: PipelineContext, r
         log_tail,
         log_warnings,
         log_errors,
+        error_fingerprint,
     )
 
 
@@ -279,7 +283,30 @@ def pipeline_wide(
         redacted=sanitizer.redacted,
         truncated=sanitizer.truncated,
         process=run.process,
+        error_fingerprint=_fingerprint_of_run(run_results, summaries, error, reason),
     )
+
+
+def _fingerprint_of_run(
+    run: PipelineResults, summaries: Iterable[StageSummary], error: str | None, reason: str | None
+) -> str | None:
+    """Return the fingerprint of a failed run: that of its first failed stage, unless the run itself failed.
+
+    Args:
+        run: The results.
+        summaries: The summaries of its stages, whose errors are sanitized.
+        error: The sanitized error of the run.
+        reason: The sanitized reason of its end.
+    """
+    failed = run.first_failed_stage
+    if run.outcome == "failed" and failed is not None and failed in run:
+        text = next(summary.error for summary in summaries if summary.stage_name == failed)
+        exception = run[failed].exception
+        return None if text is None and exception is None else fingerprint_of(failed, text or "", exception)
+    if error is None:
+        return None
+    kind = run.outcome if run.exception is None else name_of_error(run.exception)
+    return fingerprint(run.pipeline_name, kind, reason or error)
 
 
 def _from_stages(

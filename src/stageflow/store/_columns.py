@@ -21,7 +21,7 @@ __all__ = [
     "ATTRIBUTE",
     "COLUMNS",
     "DATA_PATHS",
-    "FAILURE",
+    "FAILED",
     "MAP_TYPE",
     "SCHEMAS",
     "Attributes",
@@ -57,8 +57,8 @@ SCHEMAS: Mapping[str, type[Struct]] = {
 }
 """The types of events whose fields are columns. The data of other events is stored unchanged in `rest`."""
 
-FAILURE = "failure"
-"""The column of the views that states whether a row counts as a failure; see `failure_of`."""
+FAILED = "failed"
+"""The column of the views that states whether a row counts as a failure; see `failed_column`."""
 
 AMENDMENTS = ("stage.wide.amend", "pipeline.wide.amend")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .._failures import FailureOutcomes
 from .._files import absolute_path
+from .._time import get_clock, rfc3339
 from ..errors import (
     ArchiveDamagedError,
     DamagedFileError,
@@ -25,7 +26,7 @@ from ..errors import (
 from ..journal import Journal, Names, RunFilter, RunRecord, find_run, read_failures
 from ._address import absolute_address, default_address, read_address, same_address
 from ._archive import Archive
-from ._columns import FAILURE, text
+from ._columns import FAILED, text
 from ._compactor import Compactor, Progress, check_exists, closed_segments
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
 from ._explain import explain
@@ -150,7 +151,7 @@ class EventStore:
     ) -> Rows:
         """Execute one query over the views `runs`, `stages` and `events`.
 
-        The query can read only these views: no files, settings or network. The column `failure` is true for
+        The query can read only these views: no files, settings or network. The column `failed` is true for
         runs and stages that count as failures, null for those that failure rates exclude, otherwise false.
 
         Args:
@@ -407,7 +408,7 @@ class EventStore:
     def errors(
         self, filter: RunFilter | None = None, *, where: str | None = None, limit: int = 20
     ) -> list[ErrorGroup]:
-        """Return groups of similar failures, most frequent first.
+        """Return groups of failures with the same error, most frequent first.
 
         Args:
             filter: The stages and runs to include; default all.
@@ -418,8 +419,10 @@ class EventStore:
             QueryError: The predicate is invalid.
         """
         of_stages, of_runs = (condition(over, filter, where) for over in ("stages", "runs"))
+        since, until = (None, None) if filter is None else (filter.since, filter.until)
+        until = until or rfc3339(get_clock().wall_ns() // 1000)
         return self._queries.run(
-            lambda cursor: errors(cursor, of_stages, of_runs, limit=limit),
+            lambda cursor: errors(cursor, of_stages, of_runs, since=since, until=until, limit=limit),
             of_stages,
             predicates=[where],
             over=["stages", "runs"],
@@ -520,7 +523,7 @@ class EventStore:
             print(store.explain("duration_ms > 2000").differences)
         """
         if where is None:
-            where, against = FAILURE, against if against is not None else f"not {FAILURE}"
+            where, against = FAILED, against if against is not None else f"not {FAILED}"
         within = condition(over, filter, None) if filter is not None and filter != RunFilter() else None
         return self._queries.run(
             lambda cursor: explain(

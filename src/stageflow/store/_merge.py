@@ -36,7 +36,8 @@ __all__ = [
     "Z",
     "count_if",
     "count_rows",
-    "failure_of",
+    "failed_column",
+    "failed_status",
     "merge",
     "percentiles",
     "ranked",
@@ -54,8 +55,8 @@ MIN_ROWS_ABOVE = 10
 """Minimum number of sampled rows above a percentile for its interval."""
 
 
-def failure_of(failures: FailureOutcomes, *, is_run: str = "type = 'pipeline.wide'") -> str:
-    """Return SQL for the column `failure`, from which every failure rate is calculated.
+def failed_column(failures: FailureOutcomes, *, is_run: str = "type = 'pipeline.wide'") -> str:
+    """Return SQL for the column `failed`, from which every failure rate is calculated.
 
     The column is true for a failure, null for a row that failure rates exclude (a run that was cancelled
     externally, a stage that was cancelled or will be retried, a custom event), and false otherwise.
@@ -68,15 +69,20 @@ def failure_of(failures: FailureOutcomes, *, is_run: str = "type = 'pipeline.wid
     failed = f"when {outcome} in ({text(*failures.outcomes)}) then true" if failures.outcomes else ""
     excluded = f"when {outcome} in ({text(*failures.not_counted)}) then null" if failures.not_counted else ""
     return f"""case when {is_run} then case {failed} {excluded} else false end
-        else case when status = 'FAIL' then true when status in ('OK', 'SKIP') then false end end"""
+        else {failed_status("status")} end"""
+
+
+def failed_status(status: str) -> str:
+    """Return SQL for the column `failed` of a stage or an item, from the SQL expression of its status."""
+    return f"case when {status} = 'FAIL' then true when {status} in ('OK', 'SKIP') then false end"
 
 
 def count_if(condition: str = "true") -> str:
     """Return SQL for the weighted number of rows for which a condition is true.
 
     Example:
-        >>> count_if("status = 'FAIL'")
-        "coalesce(sum(sample_rate) filter (status = 'FAIL'), 0)"
+        >>> count_if("failed")
+        'coalesce(sum(sample_rate) filter (failed), 0)'
     """
     return f"coalesce(sum(sample_rate) filter ({condition}), 0)"
 

@@ -12,8 +12,8 @@ from .._failures import FailureOutcomes
 from .._toml import parse_toml
 from .._value import ValueType
 from ..errors import QueryError, SettingsError, did_you_mean, invalid_argument
-from ._columns import AMENDMENTS, FAILURE, quoted, text
-from ._merge import failure_of
+from ._columns import AMENDMENTS, FAILED, quoted, text
+from ._merge import failed_column
 from ._selection import parenthesized, parse_predicate
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
 
     always = ["when not has_root then 'incomplete'"]
     if sampler.keep_failures:
-        always.append("when failed then 'failed'")
+        always.append("when has_failure then 'failed'")
     if sampler.slower_than is not None:
         always.append(f"when slowest_ms > {sampler.slower_than * 1000!r} then 'slow'")
     if sampler.first_of_a_kind:
@@ -181,7 +181,7 @@ def decide(connection: DuckDBPyConnection, decided: str, sampler: TailSampler, r
             create or replace temp table {decided} as
             with trees as (
                 select {_ROOT} as root, bool_or(pipeline_run_id = {_ROOT}) as has_root,
-                    bool_or({FAILURE} or coalesce(stages_failed, 0) > 0) as failed,
+                    bool_or({FAILED} or coalesce(stages_failed, 0) > 0) as has_failure,
                     max(duration_ms) as slowest_ms
                 from ({runs}) group by 1
             ), roots as (
@@ -253,7 +253,7 @@ def sample(
     decided, known, continued, fates = (
         f"{table}_{name}" for name in ("decided", "known", "continued", "fates")
     )
-    ended = f"(select *, {failure_of(failures)} as {FAILURE} from {table} where type = 'pipeline.wide')"
+    ended = f"(select *, {failed_column(failures)} as {FAILED} from {table} where type = 'pipeline.wide')"
     rows = f"from {archived} where pipeline_run_id is not null" if archived else f"from {table} where false"
     connection.execute(f"""
         create or replace temp table {known} as

@@ -11,7 +11,7 @@ from .._time import get_clock
 from .._timeparse import parse_time
 from ..errors import QueryError, did_you_mean
 from ..journal import OTHER_IDS, RunFilter
-from ._columns import FAILURE, text
+from ._columns import FAILED, text
 from ._sandbox import check_reads_views_only, parse, parts
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _parse(connection: DuckDBPyConnection, predicate: str, condition: str) -> An
         raise QueryError(
             f"invalid predicate {predicate!r}: {tree['error_message']}",
             sql=predicate,
-            hint="expected an expression as after WHERE: status = 'FAIL' and org_id = 'acme'",
+            hint="expected an expression as after WHERE: failed and org_id = 'acme'",
         )
     return tree
 
@@ -300,10 +300,10 @@ def as_predicate(text: str) -> str:
 
     Example:
         >>> as_predicate("failed"), as_predicate("version=1.5"), as_predicate("attempts > 1")
-        ('failure', "service_version = '1.5'", 'attempts > 1')
+        ('failed', "service_version = '1.5'", 'attempts > 1')
     """
     if text == "failed":
-        return FAILURE
+        return FAILED
     if text == "slow":
         raise QueryError(
             "slow cannot be compared with another selection",

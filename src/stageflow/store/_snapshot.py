@@ -15,8 +15,8 @@ from .._time import epoch_us, rfc3339
 from ..journal import Journal, Segment, is_complete_since, list_writers
 from ..schema import CorrelationIds, PipelineMetadata
 from ._archive import Archive, ArchiveFile
-from ._columns import AMENDMENTS, ATTRIBUTE, FAILURE, SCHEMAS, Attributes, columns_of, quoted, text
-from ._merge import count_rows, failure_of, merge, sum_counts
+from ._columns import AMENDMENTS, ATTRIBUTE, FAILED, SCHEMAS, Attributes, columns_of, quoted, text
+from ._merge import count_rows, failed_column, failed_status, merge, sum_counts
 from ._parquet import LocalFiles, may_be_damage, select_rows
 from ._rows import load_rows
 from ._statistics import Volume, volume
@@ -251,7 +251,7 @@ class Snapshot:
             remaining = f" where {superseded.is_current}" if superseded.count else ""
             rows = f"select * from {archived}{remaining} union all by name from live"
         database.execute(f"""
-            create or replace view events as select *, {failure_of(failures)} as {FAILURE}
+            create or replace view events as select *, {failed_column(failures)} as {FAILED}
             from ({rows}) where type not in ({text(*AMENDMENTS)})""")
         counts = select_rows(self._local.paths(file for file in files if not file.has_events))
         counted = f"({count_rows('live', superseded)})" + (
@@ -261,7 +261,7 @@ class Snapshot:
             create or replace view counts as
             select started_at as hour, topology, pipeline_name, stage_name, status, outcome, service_version,
                 sample_rate as count, day,
-                {failure_of(failures, is_run="stage_name is null")} as {FAILURE}
+                {failed_column(failures, is_run="stage_name is null")} as {FAILED}
             from ({sum_counts(counted)})""")
         self._create_view("stages", "stage.wide", attributes)
         self._create_view("runs", "pipeline.wide", attributes)
@@ -273,7 +273,7 @@ class Snapshot:
         columns = [
             *columns_of(SCHEMAS[type]),
             *(ATTRIBUTE + key for key in attributes),
-            FAILURE,
+            FAILED,
             "sample_reason",
             "rest",
             "day",
@@ -292,6 +292,7 @@ class Snapshot:
             create or replace view items as
             select {", ".join(ids)}, event_id, stage_name, attempt, rest->>'$.item' as item,
                 try_cast(rest->>'$.item_attempt' as bigint) as item_attempt, rest->>'$.status' as status,
+                {failed_status("rest->>'$.status'")} as {FAILED},
                 try_cast(rest->>'$.duration_ms' as double) as duration_ms, rest->>'$.error' as error,
                 rest->>'$.error_type' as error_type, rest->>'$.reason' as reason, emitted_at, day, segment
             from events where type = 'stage.item'""")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from ._archive import ArchiveFile
-from ._columns import FAILURE, quoted, text
+from ._columns import FAILED, quoted, text
 from ._merge import MIN_ROWS_ABOVE, MIN_SAMPLED_ROWS, Z, count_if, percentiles, ranked
 from ._rows import escape_glob
 from ._selection import Over, resolve_field
@@ -114,9 +114,9 @@ def stats(
     statistics = f"""
         select pipeline, stage, since, by_value,
             count(*), {count_if(ended)} as ended,
-            {count_if(f"status = 'OK' and {FAILURE} is not true")}, {count_if(FAILURE)} as failed,
+            {count_if(f"status = 'OK' and {FAILED} is not true")}, {count_if(FAILED)} as failures,
             {of_stage("SKIP")}, {count_if(cancelled)}, {of_stage("RETRY")},
-            failed / nullif({count_if(f"{FAILURE} is not null")}, 0) as failure_rate,
+            failures / nullif({count_if(f"{FAILED} is not null")}, 0) as failure_rate,
             {percentiles(_RANKS, weighted=weighted)} as ranks
         from ordered group by {", ".join(_KEYS)}"""
     intervals = _intervals(ended) if weighted else "select * from statistics"
@@ -156,10 +156,10 @@ def _intervals(ended: str) -> str:
                 count(*) filter (sample_rate > 1 and value > f.ranks[3]) as above,
                 count(*) filter ({ended}) as seen,
                 any_value(f.ended) as ended, any_value(f.failure_rate) as rate,
-                {count_if(f"{FAILURE} is not null")} as rated,
+                {count_if(f"{FAILED} is not null")} as rated,
                 sqrt(coalesce(sum({extra}) filter ({ended}), 0)) as of_count,
-                sqrt(coalesce(sum({extra} * power({FAILURE}::int - f.failure_rate, 2))
-                    filter ({FAILURE} is not null), 0)) / nullif(rated, 0) as of_rate,
+                sqrt(coalesce(sum({extra} * power({FAILED}::int - f.failure_rate, 2))
+                    filter ({FAILED} is not null), 0)) / nullif(rated, 0) as of_rate,
                 sqrt(coalesce(sum({extra} * power((value <= f.ranks[3])::int - 0.95, 2))
                     filter (value is not null), 0)) / nullif(max(total_weight), 0) as of_p95
             from statistics f join ordered o on o.{same.replace(" and ", " and o.")}
@@ -190,7 +190,7 @@ class Total(Struct, frozen=True):
         status: OK, FAIL, SKIP, CANCEL or RETRY.
         outcome: Outcome of the runs: ok, degraded, failed, ...; None for stages.
         count: The number, counted before sampling.
-        failure: Whether it counts as a failure: True or False; None if failure rates exclude it, because it
+        failed: Whether it counts as a failure: True or False; None if failure rates exclude it, because it
             was cancelled, suspended or retried.
     """
 
@@ -199,7 +199,7 @@ class Total(Struct, frozen=True):
     status: str
     outcome: str | None
     count: float
-    failure: bool | None = None
+    failed: bool | None = None
 
 
 def totals(
@@ -219,7 +219,7 @@ def totals(
     ]
     found = connection.execute(f"""
         select coalesce(pipeline_name, topology, '') as pipeline, stage_name as stage, status, outcome,
-            sum(count) as ended, any_value({FAILURE})
+            sum(count) as ended, any_value({FAILED})
         from counts where {" and ".join(conditions) or "true"}
         group by 1, 2, 3, 4 order by stage nulls first, pipeline, ended desc, status, outcome
     """).fetchall()

@@ -21,7 +21,7 @@ from ...schema import (
     Trace,
     fields_with,
 )
-from .._columns import ATTRIBUTE, COLUMNS, FAILURE
+from .._columns import ATTRIBUTE, COLUMNS, FAILED
 
 __all__ = [
     "DOCUMENTS",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-_OUTCOME = fields_with(Role.OUTCOME) | {FAILURE}
+_OUTCOME = fields_with(Role.OUTCOME) | {FAILED}
 _DURATION = fields_with(Role.DURATION)
 _TIME = fields_with(Role.TIME) | {"day"}
 

@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 
 from ...errors import QueryError, did_you_mean
 from ...schema import Role
-from .._columns import ATTRIBUTE, FAILURE
+from .._columns import ATTRIBUTE, FAILED
 from .._selection import FIELDS_HINT, Over, as_query_error, check_binds, named_fields, parenthesized
 from ._combinations import find_combinations
 from ._comparing import FieldValues, compare_field, is_categorical
@@ -51,7 +51,7 @@ __all__ = ["Request", "investigate"]
 _PREDICATE_ERRORS = (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError)
 """Errors that a predicate causes. Others, such as an interrupted query, propagate unchanged."""
 
-_FAILURES = frozenset({FAILURE, "status = 'FAIL'"})
+_FAILURES = frozenset({FAILED, "status = 'FAIL'"})
 
 _MAX_SETTINGS = 50
 """Durations with up to this number of different values are settings, such as timeouts."""
@@ -77,12 +77,12 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
         QueryError: A predicate is invalid, or it refers to an unknown field.
     """
     all_columns = _columns(connection, request.over)
-    has_failure = any(column.name == FAILURE for column in all_columns)
+    has_failure = any(column.name == FAILED for column in all_columns)
     where, against = request.where, request.against
     if where is None and has_failure:
-        where, against = FAILURE, against if against is not None else f"not {FAILURE}"
+        where, against = FAILED, against if against is not None else f"not {FAILED}"
     where = where if where is not None else "status = 'FAIL'"
-    columns = [column for column in all_columns if column.name != FAILURE]  # derived from `outcome`
+    columns = [column for column in all_columns if column.name != FAILED]  # derived from `outcome`
     names = [column.name for column in columns]
     known = {*names, *RESULTS, "stage_name"}
     if request.over == "runs" and _has_stages(connection):

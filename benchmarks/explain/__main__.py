@@ -1,0 +1,36 @@
+"""`python -m benchmarks.explain`: whether planted causes are found, and nothing where there are none."""
+
+from __future__ import annotations
+
+import argparse
+
+from .kinds import KINDS
+from .ours import search
+from .scoring import print_results, score_all
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.explain", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=50, help="tables of each kind (default 50)")
+    parser.add_argument("--kind", action="append", help="only this kind of cause; can be repeated")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default 1)")
+    parser.add_argument("--strong", action="store_true", help="half of the runs with the cause fail")
+    parser.add_argument("--full", action="store_true", help="include the kinds with a million runs")
+    parser.add_argument("--show", action="store_true", help="print the first three rows of each result")
+    arguments = parser.parse_args()
+    kinds = [
+        kind
+        for kind in KINDS
+        if (kind.name in arguments.kind if arguments.kind else arguments.full or not kind.slow)
+    ]
+    if arguments.kind and len(kinds) < len(set(arguments.kind)):
+        parser.error("unknown kind; expected one of: " + ", ".join(kind.name for kind in KINDS))
+    if arguments.seeds:
+        results = score_all(search, kinds, arguments.seeds, strong=arguments.strong, jobs=arguments.jobs)
+        strength = "half of the runs with the cause fail" if arguments.strong else "weak causes"
+        print_results(f"planted causes, {strength}", results, show=arguments.show)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .chance import CHANCES, print_chances, search_all
 from .kinds import KINDS
 from .ours import search
 from .scoring import print_results, score_all
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50, help="tables of each kind (default 50)")
     parser.add_argument("--kind", action="append", help="only this kind of cause; can be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="number of processes (default 1)")
+    parser.add_argument("--null", type=int, default=100, help="tables without a cause (default 100)")
     parser.add_argument("--strong", action="store_true", help="half of the runs with the cause fail")
     parser.add_argument("--full", action="store_true", help="include the kinds with a million runs")
     parser.add_argument("--show", action="store_true", help="print the first three rows of each result")
@@ -30,6 +32,8 @@ def main() -> None:
         results = score_all(search, kinds, arguments.seeds, strong=arguments.strong, jobs=arguments.jobs)
         strength = "half of the runs with the cause fail" if arguments.strong else "weak causes"
         print_results(f"planted causes, {strength}", results, show=arguments.show)
+    if arguments.null and not arguments.kind:
+        print_chances(search_all(CHANCES, arguments.null, arguments.jobs), show=arguments.show)
 
 
 if __name__ == "__main__":

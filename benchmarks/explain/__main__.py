@@ -8,6 +8,10 @@ from .chance import CHANCES, print_chances, search_all
 from .kinds import KINDS
 from .ours import search
 from .scoring import print_results, score_all
+from .timing import print_times
+
+_RUNS, _BIG_RUNS = 83_334, 833_334
+"""A million stages, and ten million."""
 
 
 def main() -> None:
@@ -20,7 +24,13 @@ def main() -> None:
     parser.add_argument("--strong", action="store_true", help="half of the runs with the cause fail")
     parser.add_argument("--full", action="store_true", help="include the kinds with a million runs")
     parser.add_argument("--show", action="store_true", help="print the first three rows of each result")
+    parser.add_argument("--time", action="store_true", help="measure only the time of questions")
+    parser.add_argument("--big", action="store_true", help="measure the time over ten million stages too")
     arguments = parser.parse_args()
+    if arguments.time:
+        for runs in (_RUNS, _BIG_RUNS) if arguments.big else (_RUNS,):
+            print_times(runs)
+        return
     kinds = [
         kind
         for kind in KINDS

@@ -1,48 +1,41 @@
-"""`python -m benchmarks.explain`: whether a planted cause is found, and nothing where none is."""
+"""How long `explain` takes over a million stages or more, and how much memory it needs."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from stageflow.store import explain
 
-from .planted import CAUSES, planted
+__all__ = ["many_stages", "print_times"]
 
-__all__ = ["bench_explain", "many_stages"]
+_QUESTIONS = (
+    ("runs", "status = 'FAIL'"),
+    ("runs", "duration_ms > 10000"),
+    ("runs", "started_at > '2026-11-01 12:00:00Z'"),
+    ("stages", "status = 'FAIL'"),
+)
+_READ = "read"
+"""Instead of a question: every column is aggregated once."""
 
-RUNS = {0.02: 20_000, 0.002: 60_000}
-"""How many runs there are, by the share of failures."""
-
-
-def bench_explain(seeds: int) -> None:
-    """Print in how many of the seeds it found what it should, and how long a question took."""
-    print(f"explain, {seeds} seeds each, 40 decoys\n")
-    print(f"{'cause':10}{'runs':>8}{'failures':>10}{'first':>8}{'in 3':>8}{'shuffled: none':>16}{'s':>8}")
-    for failures, runs in RUNS.items():
-        for cause in CAUSES:
-            first = among_three = nothing = 0
-            took = []
-            for seed in range(seeds):
-                connection, name = planted(seed, runs, failures, cause)
-                began = time.perf_counter()
-                fields = [difference.field for difference in explain(connection).differences]
-                took.append(time.perf_counter() - began)
-                first += name in fields[:1]
-                among_three += name in fields[:3]
-                connection, _ = planted(seed, runs, failures, cause, shuffled=True)
-                found = explain(connection)
-                nothing += not (found.differences or found.consequences)
-            mean = statistics.fmean(took)
-            print(f"{cause:10}{runs:8,}{failures:10.1%}{first:8}{among_three:8}{nothing:16}{mean:8.2f}")
+_MAX_SECONDS = 900
 
 
-def many_stages(runs: int = 83_334, stages: int = 12, topologies: int = 50) -> duckdb.DuckDBPyConnection:
-    """Return a connection with a million stages; one fails in each of 2 % of the runs."""
-    connection = duckdb.connect()
+def many_stages(
+    runs: int = 83_334, stages: int = 12, topologies: int = 50, database: str = ":memory:"
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection with tables of 12 stages a run; one stage fails in each of 2 % of the runs."""
+    connection = duckdb.connect(database)
     connection.execute("SET threads = 1")  # for random() to give the same again
     connection.execute("SELECT setseed(0.5)")
     attributes = ", ".join(
@@ -74,33 +67,64 @@ def many_stages(runs: int = 83_334, stages: int = 12, topologies: int = 50) -> d
     return connection
 
 
-def bench_time(rounds: int = 5) -> None:
-    """Print how long questions over a million stages take, warm."""
-    connection = many_stages()
-    ((runs, stages),) = connection.execute(
-        "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM stages)"
-    ).fetchall()
-    print(f"\n{runs:,} runs with {stages:,} stages\n")
-    for question, over in (
-        ("status = 'FAIL'", "runs"),
-        ("duration_ms > 10000", "runs"),
-        ("started_at > '2026-11-01 12:00:00Z'", "runs"),
-        ("status = 'FAIL'", "stages"),
-    ):
-        took = []
-        for _ in range(rounds + 1):
-            began = time.perf_counter()
-            found = explain(connection, question, over=over)  # type: ignore[arg-type]
-            took.append(time.perf_counter() - began)
-        print(f"{over:8}{question:40}{found.fields:5} fields{statistics.median(took[1:]):8.2f} s")
+def print_times(runs: int, rounds: int = 5) -> None:
+    """Print how long questions take, each in its own process, compared with reading the columns.
+
+    Args:
+        runs: Number of runs, with 12 stages each.
+        rounds: Number of times that each question is repeated after the first one.
+    """
+    print(f"\n{runs:,} runs with {runs * 12:,} stages, in a file that is in the page cache\n")
+    print("| over | question | fields | first, s | repeated, s | peak memory, MB |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        database = str(Path(folder) / "runs.duckdb")
+        many_stages(runs, database=database).close()
+        for over, question in (("both", _READ), *_QUESTIONS):
+            command = (sys.executable, "-m", "benchmarks.explain.timing", database, over, question)
+            ran = subprocess.run(
+                (*command, "--rounds", str(rounds)), stdout=subprocess.PIPE, timeout=_MAX_SECONDS, check=True
+            )
+            took: dict[str, Any] = json.loads(ran.stdout)
+            print(
+                f"| {over} | `{question}` | {took['fields']} | {took['seconds'][0]:.2f} "
+                f"| {statistics.median(took['seconds'][1:]):.2f} | {took['peak'] / 1e6:,.0f} |",
+                flush=True,
+            )
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, over: Any, question: str) -> int:
+    """Ask once, and return the number of fields."""
+    if question != _READ:
+        return explain(connection, question, over=over).fields
+    fields = 0
+    for table in ("runs", "stages"):
+        names = [name for name, *_ in connection.execute(f"DESCRIBE {table}").fetchall()]
+        # A sum of hashes reads every value, which a minimum might take from the statistics of the file.
+        hashes = ", ".join(f'sum(hash("{name}"))' for name in names)
+        connection.execute(f"SELECT {hashes} FROM {table}").fetchall()
+        fields += len(names)
+    return fields
 
 
 def main() -> None:
-    """Read the command line and run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.explain", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100, help="seeds of each kind (default 100)")
-    bench_explain(parser.parse_args().seeds)
-    bench_time()
+    """Ask a question several times, and print the times as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.explain.timing", description=__doc__)
+    parser.add_argument("database", help="the file of the tables")
+    parser.add_argument("over", help="the view that the question is about")
+    parser.add_argument("question", help="the predicate")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of the question (default 5)")
+    arguments = parser.parse_args()
+    connection = duckdb.connect(arguments.database, read_only=True)
+    seconds, fields = [], 0
+    for _ in range(arguments.rounds + 1):
+        began = time.perf_counter()
+        fields = _ask(connection, arguments.over, arguments.question)
+        seconds.append(time.perf_counter() - began)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"fields": fields, "seconds": seconds, "peak": peak}))
 
 
 if __name__ == "__main__":

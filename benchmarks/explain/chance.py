@@ -24,23 +24,10 @@ _SHOWN = 10
 ALPHA = 0.05
 """The `alpha` of `explain`: at most this share of the tables may have a difference."""
 
-_SESSION = frozenset(
-    [
-        "user",
-        "org",
-        "plan",
-        "country",
-        "major",
-        "minor",
-        "patch",
-        "host",
-        "release",
-        "tags",
-        "shard",
-        "tenant",
-        "topology",
-        "variant",
-    ]
+_SESSION = (
+    *("user", "org", "plan", "country", "major", "minor", "patch"),
+    *("host", "release", "tags", "shard", "tenant", "topology", "variant"),
+    *("copy", "copied_number"),
 )
 """The values that are the same in all runs of a session, and so are the columns computed from them."""
 
@@ -88,7 +75,7 @@ def _in_sessions(
     per_session = sizes(dice, count)
     session = np.repeat(np.arange(len(per_session)), per_session)[: max(count, 60)]
     runs, of_session = draw_runs(dice, len(session)), draw_runs(dice, int(session.max()) + 1)
-    for name in _SESSION | {"copy", "copied_number"}:
+    for name in _SESSION:
         runs.values[name] = of_session.values[name][session]
     # The runs of a session follow each other within an hour.
     runs.values["start"] = of_session.values["start"][session] + dice.uniform(0, 3600, len(session))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import duckdb
 import numpy as np
@@ -23,21 +24,16 @@ def search(planted: Planted) -> Sequence[Found]:
 
 
 def _found(connection: duckdb.DuckDBPyConnection, explanation: Explanation, count: int) -> list[Found]:
-    if not hasattr(explanation, "together"):
-        return [
-            Found(frozenset(one.fields), lambda one=one: _rows(connection, one.condition, count), str(one))
-            for one in explanation.differences
-        ]
     found = [
-        Found(frozenset({one.field}), lambda one=one: _rows(connection, _condition(one.sql), count), str(one))
+        Found(frozenset({one.field}), partial(_rows, connection, _condition(one.sql), count), str(one))
         for one in explanation.differences
     ]
     both = explanation.together
     if both is not None:
         names = {str(one): one.field for one in explanation.differences}
         fields = frozenset(names.get(text, text) for text in both.descriptions)
-        text = " and ".join(both.descriptions)
-        found.insert(0, Found(fields, lambda: _rows(connection, _condition(both.sql), count), text))
+        rows = partial(_rows, connection, _condition(both.sql), count)
+        found.insert(0, Found(fields, rows, " and ".join(both.descriptions)))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +9,13 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DAY", "FIRST_LARGE", "Mask", "Runs", "connect", "draw_runs", "skewed"]
+__all__ = ["DAY", "Mask", "Runs", "connect", "draw_runs"]
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[Any]
 
 DAY = 86_400
-FIRST_LARGE = 2**53 + 1
+_FIRST_LARGE = 2**53 + 1
 """The first integer that a double cannot represent. Ids of tenants start here."""
 
 _STAGES = ("search", "rank", "answer")
@@ -57,7 +56,7 @@ _REST = {
     "tags": "to_json(list_filter(['alpha', 'beta', 'gamma', 'delta'], "
     "lambda tag: (tags >> (list_position(['alpha', 'beta', 'gamma', 'delta'], tag) - 1)) & 1 = 1))",
     "config": """'{"depth":' || depth || ',"mode":"' || if(mode = 1, 'fast', 'exact') || '"}'""",
-    "tenant": f"({FIRST_LARGE} + tenant)::VARCHAR",
+    "tenant": f"({_FIRST_LARGE} + tenant)::VARCHAR",
     "upstream_code": "CASE WHEN upstream >= 6 THEN '\"E' || (11 + upstream) || '\"' END",
 }
 """The SQL expression of the JSON of each attribute that the archive cannot store in a column."""
@@ -92,92 +91,84 @@ class Runs:
         self.values["copied_number"] = dice.normal(0, 1, self.count) + np.where(copies[1], 3.0, 0.0)
 
 
-def skewed(dice: np.random.Generator, count: int, distinct: int, power: float = 2.0) -> Numbers:
+def _skewed(dice: np.random.Generator, count: int, distinct: int, power: float = 2.0) -> Numbers:
     """Return integers from 0, of which low ones are more frequent."""
     return (dice.random(count) ** power * distinct).astype(np.int64)
 
 
-def draw_runs(dice: np.random.Generator, count: int, *, days: int = 7, groups: int | None = None) -> Runs:
+def draw_runs(dice: np.random.Generator, count: int, *, days: int = 7) -> Runs:
     """Return runs with random fields.
 
     Args:
         dice: The source of random numbers.
         count: Number of runs.
         days: The runs start within this number of days, fewer of them at night.
-        groups: Draw only this number of runs; repeat them later, for instance for all runs of a session.
     """
-    drawn = groups or count
-    seconds = dice.uniform(0, days * DAY, drawn * 3)
-    by_day = dice.random(drawn * 3) < 0.55 + 0.4 * np.sin((seconds / DAY - 0.4) * 2 * np.pi)
-    start = np.sort(seconds[by_day][:drawn])
-    start = np.append(start, np.sort(dice.uniform(0, days * DAY, drawn - len(start))))
-    host, user = dice.integers(0, 20, drawn), skewed(dice, drawn, 5_000)
+    seconds = dice.uniform(0, days * DAY, count * 3)
+    by_day = dice.random(count * 3) < 0.55 + 0.4 * np.sin((seconds / DAY - 0.4) * 2 * np.pi)
+    start = seconds[by_day][:count]
+    start = np.sort(np.append(start, dice.uniform(0, days * DAY, count - len(start))))
+    host, user = dice.integers(0, 20, count), _skewed(dice, count, 5_000)
     # Each host is updated within two hours.
     releases = np.array([0.24, 0.52, 0.77]) * days * DAY
     release = (start[:, None] >= releases + (host * 360)[:, None]).sum(axis=1)
     values: dict[str, Numbers] = {
-        "run": np.arange(drawn),
+        "run": np.arange(count),
         "start": start,
         "host": host,
         "release": release,
         "user": user,
         "org": user % 200,
-        "topology": skewed(dice, drawn, 3),
-        "duration": dice.lognormal(6, 1, drawn),
-        "memory": dice.lognormal(19, 0.5, drawn),
-        "plan": skewed(dice, drawn, 4, 1.5),
-        "model": skewed(dice, drawn, 5, 1.5),
-        "country": skewed(dice, drawn, 40, 3.0),
-        "chars": dice.lognormal(5, 1.2, drawn),
-        "temperature": dice.integers(0, 11, drawn),
-        "cached": (dice.random(drawn) < 0.34).astype(np.int64),
-        "resource": skewed(dice, drawn, 12, 1.5),
-        "major": 1 + (dice.random(drawn) < 0.6),
-        "minor": dice.integers(0, 8, drawn),
-        "patch": dice.integers(0, 6, drawn),
-        "shard": dice.integers(0, 64, drawn),
-        "code": dice.integers(0, 32, drawn),
-        "timeout": skewed(dice, drawn, 4),
-        "score": dice.uniform(0, 100, drawn),
-        "variant": np.where(dice.random(drawn) < 0.036, -1, dice.integers(0, 6, drawn)),
-        "upstream": dice.choice(9, drawn, p=[0.6, 0.1, 0.08, 0.05, 0.04, 0.04, 0.03, 0.03, 0.03]),
-        "tags": (dice.random((drawn, 4)) < [0.3, 0.05, 0.1, 0.2]) @ np.array([1, 2, 4, 8]),
-        "depth": dice.integers(0, 12, drawn),
-        "mode": dice.integers(0, 2, drawn),
-        "tenant": dice.integers(0, 40, drawn),
-        "region": dice.integers(0, 12, drawn),
-        "hits": skewed(dice, drawn, 30),
-        "cache": (dice.random(drawn) < 0.1).astype(np.int64),
-        "tokens": dice.lognormal(6, 1, drawn),
+        "topology": _skewed(dice, count, 3),
+        "duration": dice.lognormal(6, 1, count),
+        "memory": dice.lognormal(19, 0.5, count),
+        "plan": _skewed(dice, count, 4, 1.5),
+        "model": _skewed(dice, count, 5, 1.5),
+        "country": _skewed(dice, count, 40, 3.0),
+        "chars": dice.lognormal(5, 1.2, count),
+        "temperature": dice.integers(0, 11, count),
+        "cached": (dice.random(count) < 0.34).astype(np.int64),
+        "resource": _skewed(dice, count, 12, 1.5),
+        "major": 1 + (dice.random(count) < 0.6),
+        "minor": dice.integers(0, 8, count),
+        "patch": dice.integers(0, 6, count),
+        "shard": dice.integers(0, 64, count),
+        "code": dice.integers(0, 32, count),
+        "timeout": _skewed(dice, count, 4),
+        "score": dice.uniform(0, 100, count),
+        "variant": np.where(dice.random(count) < 0.036, -1, dice.integers(0, 6, count)),
+        "upstream": dice.choice(9, count, p=[0.6, 0.1, 0.08, 0.05, 0.04, 0.04, 0.03, 0.03, 0.03]),
+        "tags": (dice.random((count, 4)) < [0.3, 0.05, 0.1, 0.2]) @ np.array([1, 2, 4, 8]),
+        "depth": dice.integers(0, 12, count),
+        "mode": dice.integers(0, 2, count),
+        "tenant": dice.integers(0, 40, count),
+        "region": dice.integers(0, 12, count),
+        "hits": _skewed(dice, count, 30),
+        "cache": (dice.random(count) < 0.1).astype(np.int64),
+        "tokens": dice.lognormal(6, 1, count),
     }
-    runs = Runs(drawn, values, days=days)
-    runs.plant_copies(dice, dice.random(drawn) < dice.uniform(0.01, 0.2))
+    runs = Runs(count, values, days=days)
+    runs.plant_copies(dice, dice.random(count) < dice.uniform(0.01, 0.2))
     return runs
 
 
-def connect(
-    runs: Runs, failed: Mask, dice: np.random.Generator, **given: Numbers
-) -> duckdb.DuckDBPyConnection:
+def connect(runs: Runs, failed: Mask, dice: np.random.Generator) -> duckdb.DuckDBPyConnection:
     """Return a connection with the table `runs`, and the table `stages` if the runs have stages.
 
     Args:
         runs: The runs.
         failed: The runs that fail.
         dice: The source of random numbers.
-        given: Further numbers for the columns of the runs.
     """
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    # The row number of a table is the index of the run only if one thread writes it.
-    connection.execute("SET preserve_insertion_order = true")
     first_failed = dice.integers(0, len(_STAGES), runs.count)
-    numbers: Mapping[str, Numbers] = {
+    numbers = {
         **runs.values,
         "failed": failed.astype(np.int64),
         "failed_at": np.where(failed, first_failed, len(_STAGES)),
-        **given,
     }
-    connection.register("given", dict(numbers))
+    connection.register("given", numbers)
     rest = ", ".join(f"'\"{key}\":' || {value}" for key, value in _REST.items())
     columns = ", ".join(f'{sql} AS "{name}"' for name, sql in runs.columns.items())
     connection.execute(

@@ -14,7 +14,7 @@ from scipy import stats
 
 from stageflow.store import explain
 
-from .tables import Mask, Runs, connect, draw_runs
+from .tables import Mask, connect, draw_runs
 
 __all__ = ["CHANCES", "Chance", "print_chances", "search_all"]
 
@@ -24,12 +24,7 @@ _SHOWN = 10
 ALPHA = 0.05
 """The `alpha` of `explain`: at most this share of the tables may have a difference."""
 
-_SESSION = (
-    *("user", "org", "plan", "country", "major", "minor", "patch"),
-    *("host", "release", "tags", "shard", "tenant", "topology", "variant"),
-    *("copy", "copied_number"),
-)
-"""The values that are the same in all runs of a session, and so are the columns computed from them."""
+_MIN_SESSIONS = 12
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,8 @@ class Chance:
 
     Attributes:
         name: Its name.
-        sizes: Draws the number of runs of each of so many sessions; None if the runs have no sessions.
+        sizes: Draws the number of runs of each session, for a number of runs in total; None if the runs
+            have no sessions.
         failing: The share of runs, or of sessions, that fail.
     """
 
@@ -54,10 +50,12 @@ class Chance:
         if self.sizes is None:
             runs = draw_runs(dice, count)
             failed = _some(dice, count, share)
-            session = None
         else:
-            runs, session = _in_sessions(dice, self.sizes, count)
-            failed = _some(dice, int(session.max()) + 1, share)[session]
+            per_session = self.sizes(dice, count)
+            sessions = np.repeat(np.arange(len(per_session)), per_session)
+            runs = draw_runs(dice, len(sessions))
+            runs.group(dice, sessions)
+            failed = _some(dice, len(per_session), share)[sessions]
         runs.stages = seed % 4 == 0
         return connect(runs, failed, dice)
 
@@ -68,29 +66,13 @@ def _some(dice: np.random.Generator, count: int, share: float) -> Mask:
     return some
 
 
-def _in_sessions(
-    dice: np.random.Generator, sizes: Callable[[np.random.Generator, int], NDArray[np.int64]], count: int
-) -> tuple[Runs, NDArray[np.int64]]:
-    """Return runs whose sessions have some values in common, and the session of each run."""
-    per_session = sizes(dice, count)
-    session = np.repeat(np.arange(len(per_session)), per_session)[: max(count, 60)]
-    runs, of_session = draw_runs(dice, len(session)), draw_runs(dice, int(session.max()) + 1)
-    for name in _SESSION:
-        runs.values[name] = of_session.values[name][session]
-    # The runs of a session follow each other within an hour.
-    runs.values["start"] = of_session.values["start"][session] + dice.uniform(0, 3600, len(session))
-    runs.values["session"] = session
-    runs.columns["session_id"] = "'session-' || session"
-    return runs, session
-
-
 def _equal(size: int) -> Callable[[np.random.Generator, int], NDArray[np.int64]]:
-    return lambda dice, count: np.full(max(12, count // size), size)
+    return lambda dice, count: np.full(max(_MIN_SESSIONS, count // size), size)
 
 
 def _unequal(dice: np.random.Generator, count: int) -> NDArray[np.int64]:
-    """Most sessions have a single run, and a few have more than a hundred."""
-    return np.minimum(1 + dice.pareto(1.1, max(12, count // 5)) * 2, 200).astype(np.int64)
+    """Most sessions have a few runs, and some have more than a hundred."""
+    return np.minimum(1 + dice.pareto(1.1, max(_MIN_SESSIONS, count // 5)) * 2, 200).astype(np.int64)
 
 
 CHANCES = (
@@ -143,7 +125,7 @@ def print_chances(outcomes: Iterable[tuple[Chance, list[_Outcome]]], *, show: bo
         seconds = float(np.median([outcome.seconds for outcome in searched]))
         print(
             f"| {chance.name} | {total} | {count} | {count / total:.1%} | {bound:.1%}"
-            f"{'' if bound <= ALPHA else ' (too high)'} | {seconds:.2f} |",
+            f"{'' if bound <= ALPHA else ' (above alpha)'} | {seconds:.2f} |",
             flush=True,
         )
         if show:

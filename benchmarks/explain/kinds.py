@@ -281,6 +281,15 @@ def _certain_customer(dice: Dice, runs: Runs) -> Cause:
     return Cause(rows, (frozenset({"org_id"}),), failed=rows | (dice.random(runs.count) < 0.4))
 
 
+def _sessions(dice: Dice, runs: Runs) -> Cause:
+    # A session fails as a whole, so the p-value is that of the sessions.
+    sessions = np.arange(runs.count) // 5
+    runs.group(dice, sessions)
+    rows = runs.values["country"] == dice.integers(1, 5)
+    failed = _failed(dice, rows[::5], 10 ** dice.uniform(-20, -8), None)[sessions]
+    return Cause(rows, (frozenset({"attributes.country"}),), failed=failed)
+
+
 # ------------------------------------------------------------ stages
 
 
@@ -334,6 +343,7 @@ KINDS = (
     Kind("integer beyond 2^53", _large_integer),
     Kind("stage of slow runs", _slow_stage, stages=True, selects="duration_ms > 5000"),
     Kind("runs that end early", _early_end),
+    Kind("a value of sessions of 5", _sessions),
     Kind("20 failures of 1M", _code, runs=1_000_000, failures=20, slow=True),
     Kind("100 of 100 in 1M", _certain_customer, runs=1_000_000, slow=True),
 )

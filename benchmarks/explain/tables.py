@@ -61,6 +61,13 @@ _REST = {
 }
 """The SQL expression of the JSON of each attribute that the archive cannot store in a column."""
 
+_OF_SESSIONS = (
+    *("user", "org", "plan", "country", "major", "minor", "patch"),
+    *("host", "release", "tags", "shard", "tenant", "topology", "variant"),
+    *("copy", "copied_number"),
+)
+"""The values that are the same in all runs of a session, and so are the columns computed from them."""
+
 
 @dataclass
 class Runs:
@@ -89,6 +96,20 @@ class Runs:
         ]
         self.values["copy"] = copies[0].astype(np.int64)
         self.values["copied_number"] = dice.normal(0, 1, self.count) + np.where(copies[1], 3.0, 0.0)
+
+    def group(self, dice: np.random.Generator, sessions: NDArray[np.int64]) -> None:
+        """Give the runs of a session some values in common, and start them within an hour.
+
+        Args:
+            dice: The source of random numbers.
+            sessions: The session of each run, in ascending order.
+        """
+        first = np.searchsorted(sessions, sessions)
+        for name in _OF_SESSIONS:
+            self.values[name] = self.values[name][first]
+        self.values["start"] = self.values["start"][first] + dice.uniform(0, 3600, self.count)
+        self.values["session"] = sessions
+        self.columns["session_id"] = "'session-' || session"
 
 
 def _skewed(dice: np.random.Generator, count: int, distinct: int, power: float = 2.0) -> Numbers:

@@ -104,6 +104,16 @@ class Fields:
                 found.append(Condition(name, f"{name} is missing", np.isnan(numbers)))
         return found
 
+    @property
+    def thresholds(self) -> list[Condition]:
+        """Numbers below and above their deciles, of which two form an interval."""
+        found = []
+        for name, numbers in self.numbers.items():
+            for limit in np.unique(np.nanquantile(numbers, np.linspace(0.1, 0.9, _BINS // 2 - 1))):
+                found.append(Condition(name, f"{name} < {limit:g}", numbers < limit))
+                found.append(Condition(name, f"{name} >= {limit:g}", numbers >= limit))
+        return found
+
 
 def _found(rows: Mask, fields: frozenset[str], text: str) -> Found:
     return Found(fields, lambda: rows, text)
@@ -155,12 +165,12 @@ def tree(planted: Planted) -> Sequence[Found]:
 def subgroups(planted: Planted) -> Sequence[Found]:
     """Rank conjunctions of up to three conditions with pysubgroup, by their chi-squared statistic."""
     fields = Fields(planted)
-    # Twenty values a field: the time grows with the square of the number of conditions.
+    # Twenty conditions a field: the time grows with the square of their number.
+    conditions = fields.thresholds
     seen: dict[str, int] = {}
-    conditions = []
     for one in fields.conditions:
         seen[one.field] = seen.get(one.field, 0) + 1
-        if seen[one.field] <= _BINS:
+        if seen[one.field] <= _BINS and (one.field in fields.categories or one.text.endswith("missing")):
             conditions.append(one)
     by_name = {f"condition {number}": one for number, one in enumerate(conditions)}
     task = pysubgroup.SubgroupDiscoveryTask(

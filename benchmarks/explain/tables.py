@@ -45,7 +45,7 @@ _COLUMNS = {
     "attributes.timeout_ms": "list_extract([100, 250, 500, 1000], timeout + 1)::DOUBLE",
     "attributes.score": "score",
     "attributes.variant": "CASE WHEN variant >= 0 THEN 'variant-' || variant END",
-    "attributes.upstream_code": "CASE WHEN upstream < 6 THEN 500.0 + upstream END",
+    "attributes.upstream_code": "CASE WHEN upstream < 6 THEN 500::DOUBLE + upstream END",
     "attributes.trace": "md5(run::VARCHAR)",
     "attributes.copy": "if(copy = 1, 'yes', 'no')",
     "attributes.copied_number": "copied_number",

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["OURS", "PEERS", "ROOT", "Contestant", "InstallError", "install"]
+__all__ = ["OURS", "PEERS", "ROOT", "Contestant", "InstallError", "install", "install_requirements"]
 
 ROOT = Path(__file__).parents[2]
 _ENVIRONMENTS = ROOT / ".venv-peers"
@@ -55,18 +55,24 @@ class InstallError(Exception):
 def install(adapter: str) -> Contestant:
     """Return the contestant with this adapter; make its environment where it is missing or outdated."""
     wanted = Path(__file__).with_name(f"{adapter}.txt")
-    requirement = wanted.read_text()
-    environment = _ENVIRONMENTS / adapter
+    python = install_requirements(adapter, wanted)
+    version = wanted.read_text().strip().partition("==")[2]
+    return Contestant(f"{PEERS[adapter]} {version}", adapter, python=python)
+
+
+def install_requirements(name: str, wanted: Path) -> str:
+    """Return the interpreter of an environment; create it if it is missing or its requirements changed."""
+    requirements = wanted.read_text()
+    environment = _ENVIRONMENTS / name
     python = environment / "bin" / "python"
     done = environment / "installed.txt"
-    if not done.exists() or done.read_text() != requirement:
-        print(f"installing {requirement.strip()}", file=sys.stderr)
+    if not done.exists() or done.read_text() != requirements:
+        print(f"installing {', '.join(requirements.split())}", file=sys.stderr)
         _run(sys.executable, "-m", "venv", "--clear", str(environment))
         pip = (str(python), "-m", "pip", "--disable-pip-version-check", "--quiet")
         _run(*pip, "install", "-r", str(wanted))
-        done.write_text(requirement)
-    version = requirement.strip().partition("==")[2]
-    return Contestant(f"{PEERS[adapter]} {version}", adapter, python=str(python))
+        done.write_text(requirements)
+    return str(python)
 
 
 def _run(*command: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -27,9 +28,9 @@ _MAX_LEVELS = 20
 _RANGES = 16
 """Number of quantiles between which ranges of a number begin and end."""
 
-_RANGE_ALTERNATIVES = _RANGES * (_RANGES + 1) // 2
+_LOW, _HIGH = np.triu_indices(_RANGES)
 
-_MAX_FIRST = 150
+_MAX_FIRST = 120
 """Only this number of conditions is combined with others, those that explain most on their own."""
 
 _MAX_EXTENDED = 30
@@ -49,11 +50,11 @@ _NOT_COMBINED = ("<>", "not in", "has a value", " or > ")
 
 @dataclass(frozen=True)
 class _Levels:
-    """The values of a field, as a few levels.
+    """The values of a field, as a few levels: single values, or the quantiles of a number.
 
     Attributes:
         values: The values.
-        table: The table of the values; None for the ranges of a number.
+        table: The table of the values; None for the quantiles of a number.
         codes: The level of each sampled row; -1 if its value is missing or too rare.
         of_level: The index in the table of each level.
     """
@@ -64,9 +65,62 @@ class _Levels:
     of_level: NDArray[np.intp]
 
     @property
-    def alternatives(self) -> int:
-        """Number of conditions to choose from."""
-        return len(self.of_level) if self.table is not None else _RANGE_ALTERNATIVES
+    def name(self) -> str:
+        """The name of the field."""
+        return self.values.field.name
+
+    @property
+    def conditions(self) -> int:
+        """Number of conditions to choose from: each value, or each range of quantiles."""
+        return len(self.of_level) if self.table is not None else len(_LOW)
+
+
+class _Block:
+    """The levels of several fields, which are counted in one pass.
+
+    Args:
+        levels: The fields: all by single values, or all by ranges of quantiles.
+        rows: The rows to search.
+        weights: The weight of each of these rows.
+        selected: Whether each of these rows is selected.
+    """
+
+    def __init__(
+        self, levels: Sequence[_Levels], rows: NDArray[np.intp], weights: Floats, selected: Mask
+    ) -> None:
+        self.levels = levels
+        self._is_ranges = bool(levels) and levels[0].table is None
+        sizes = [_RANGES if one.table is None else len(one.of_level) for one in levels]
+        starts = np.cumsum([0, *sizes])
+        # Missing values are counted after all levels, and dropped.
+        self._size = int(starts[-1])
+        columns = [
+            np.where(one.codes[rows] < 0, self._size, one.codes[rows] + start)
+            for one, start in zip(levels, starts, strict=False)
+        ]
+        self._codes = np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), np.intp)
+        self._weights = weights
+        self._selected = selected
+        self._is_weighted = bool((weights != 1).any())
+        self.bounds = np.cumsum([0, *(one.conditions for one in levels)])
+
+    def counts(self, mask: Mask) -> tuple[Floats, Floats]:
+        """Return the weight of the selected and of the other rows that meet each condition.
+
+        Args:
+            mask: The rows to count, among those to search.
+        """
+        both = [self._counted(mask & side) for side in (self._selected, ~self._selected)]
+        if self._is_ranges:
+            sums = [np.cumsum(part.reshape(-1, _RANGES), axis=1) for part in both]
+            padded = [np.pad(part, ((0, 0), (1, 0))) for part in sums]
+            both = [(part[:, _HIGH + 1] - part[:, _LOW]).ravel() for part in padded]
+        return both[0], both[1]
+
+    def _counted(self, mask: Mask) -> Floats:
+        codes = self._codes[mask]
+        weights = np.repeat(self._weights[mask], codes.shape[1]) if self._is_weighted else None
+        return np.bincount(codes.ravel(), weights, self._size + 1)[: self._size].astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -74,12 +128,12 @@ class _Condition:
     """A condition on one field.
 
     Attributes:
-        levels: The field.
+        field: The field.
         find: Returns the condition, given the rows that meet the other conditions.
         mask: The rows that meet it.
     """
 
-    levels: str
+    field: str
     find: Callable[[Mask], Finding | None]
     mask: Mask
 
@@ -106,7 +160,7 @@ class _Group:
     @property
     def names(self) -> frozenset[str]:
         """The fields."""
-        return frozenset(one.levels for one in self.conditions)
+        return frozenset(one.field for one in self.conditions)
 
     @property
     def mask(self) -> Mask:
@@ -170,29 +224,33 @@ class _Search:
     ) -> None:
         self._cohorts = cohorts
         self._half = half
-        self._weights = np.where(half, cohorts.weights, 0.0)
-        self._selected = np.where(cohorts.selected, self._weights, 0.0)
-        total = float(self._selected.sum())
+        self._rows = np.flatnonzero(half)
+        self._weights, self._selected = cohorts.weights[half], cohorts.selected[half]
+        total = float(self._weights[self._selected].sum())
         rest = float(self._weights.sum()) - total
         self._totals = Counts(*(np.array([[total], [rest]]) for _ in range(3)))
-        self._levels: dict[str, _Levels] = {}
-        self._first: list[_Condition] = []
-        for one in values:
-            table = tables[one.field.name]
-            levels = self._levels_of(one, table)
-            if levels is not None:
-                self._levels[one.field.name] = levels
-            self._first += [
-                _Condition(one.field.name, lambda _, found=found: found, found.mask)  # type: ignore[misc]
-                for found in find_in(half, one, table, cohorts)
-                if found.shape != "value" and not any(word in found.text for word in _NOT_COMBINED)
-            ]
+        levels = [self._levels_of(one, tables[one.field.name]) for one in values]
+        self._levels = {one.name: one for one in levels if one is not None}
+        self._blocks = [
+            _Block(
+                [one for one in self._levels.values() if (one.table is None) == is_ranges],
+                self._rows,
+                self._weights,
+                self._selected,
+            )
+            for is_ranges in (False, True)
+        ]
+        self._first = [
+            _Condition(one.field.name, partial(_found, found), found.mask)
+            for one in values
+            for found in find_in(half, one, tables[one.field.name], cohorts)
+            if found.shape != "value" and not any(word in found.text for word in _NOT_COMBINED)
+        ]
 
     def _levels_of(self, values: FieldValues, table: ValueTable | None) -> _Levels | None:
         if table is not None and values.field.text_kind != "list" and values.hashes is not None:
             codes = table.codes(values.hashes)
-            present = codes[codes >= 0]
-            counts = np.bincount(present, minlength=len(table.texts))
+            counts = np.bincount(codes[codes >= 0], minlength=len(table.texts))
             frequent = np.argsort(-counts, kind="stable")[:_MAX_LEVELS]
             frequent = frequent[counts[frequent] > 0]
             if values.numbers is None or len(table.texts) <= _MAX_LEVELS:
@@ -210,13 +268,11 @@ class _Search:
 
     def promising(self) -> list[_Group]:
         """Return the combinations that explain more than their parts, best first, on different fields."""
+        values = self._blocks[0]
         first = self._first + [
-            self._of_level(name, levels, at)
-            for name, levels in self._levels.items()
-            if levels.table is not None
-            for at in range(len(levels.of_level))
+            self._of_level(levels, at) for levels in values.levels for at in range(len(levels.of_level))
         ]
-        singles = [_Group((one,), self._deviance(one.mask), self._cost(one.levels)) for one in first]
+        singles = [_Group((one,), self._deviance(one.mask), self._cost(one.field)) for one in first]
         singles = sorted((one for one in singles if one.gain > 0), key=lambda one: -one.score)[:_MAX_FIRST]
         pairs = self._extended(singles)
         triples = self._extended(sorted(pairs, key=lambda one: -one.score)[:_MAX_EXTENDED])
@@ -241,45 +297,34 @@ class _Search:
 
     def _extended(self, groups: Sequence[_Group]) -> list[_Group]:
         """Return for each group its best extension by a condition on each other field."""
-        found: dict[tuple[frozenset[str], int], _Group] = {}
+        found: dict[tuple[frozenset[str], float], _Group] = {}
         for group in groups:
-            rows = np.flatnonzero(group.mask & self._half)
-            weights, selected = self._weights[rows], self._selected[rows]
-            for name, levels in self._levels.items():
-                if name in group.names:
-                    continue
-                codes = levels.codes[rows]
-                size = len(levels.of_level)
-                s = np.bincount(codes + 1, selected, size + 1)[1:].astype(float)
-                r = np.bincount(codes + 1, weights, size + 1)[1:].astype(float) - s
-                low = high = np.arange(size)
-                if levels.table is None:
-                    low, high = np.triu_indices(size)
-                    s, r = (
-                        np.append(np.cumsum(part), 0.0)[high] - np.append(np.cumsum(part), 0.0)[low - 1]
-                        for part in (s, r)
-                    )
-                g2 = self._deviances(s, r)
-                at = int(np.argmax(g2))
-                if g2[at] <= 0:
-                    continue
-                condition = (
-                    self._of_level(name, levels, at)
-                    if levels.table is not None
-                    else self._of_range(name, levels, int(low[at]), int(high[at]))
-                )
-                cost = group.cost + self._cost(name)
-                extended = _Group((*group.conditions, condition), float(g2[at]), cost)
-                key = extended.names, int(s[at])
-                if key not in found or found[key].score < extended.score:
-                    found[key] = extended
+            mask = group.mask[self._rows]
+            for block in self._blocks:
+                g2 = self._deviances(*block.counts(mask))
+                for n, levels in enumerate(block.levels):
+                    here = g2[block.bounds[n] : block.bounds[n + 1]]
+                    at = int(np.argmax(here))
+                    gain = float(here[at])
+                    if gain < _MIN_GAIN * group.gain or levels.name in group.names:
+                        continue
+                    key = group.names | {levels.name}, gain
+                    if key not in found:
+                        condition = (
+                            self._of_level(levels, at)
+                            if levels.table is not None
+                            else self._of_range(levels, at)
+                        )
+                        found[key] = _Group(
+                            (*group.conditions, condition), gain, group.cost + self._cost(levels.name)
+                        )
         return list(found.values())
 
     def _cost(self, name: str) -> float:
         """Return the deviance that the best condition on any field explains by chance."""
         levels = self._levels.get(name)
-        alternatives = levels.alternatives if levels is not None else _RANGE_ALTERNATIVES
-        return 2 * math.log(max(2, alternatives * len(self._levels)))
+        conditions = levels.conditions if levels is not None else len(_LOW)
+        return 2 * math.log(max(2, conditions * len(self._levels)))
 
     def _gains(self, group: _Group) -> bool:
         """Return whether a group explains clearly more than each group of fewer of its conditions."""
@@ -290,9 +335,10 @@ class _Search:
         return self._deviance(group.mask) >= _MIN_GAIN * smaller
 
     def _deviance(self, mask: Mask) -> float:
-        s = float(self._selected[mask].sum())
-        r = float(self._weights[mask].sum()) - s
-        return float(self._deviances(np.array([s]), np.array([r]))[0])
+        here = mask[self._rows]
+        selected = float(self._weights[here & self._selected].sum())
+        rest = float(self._weights[here].sum()) - selected
+        return float(self._deviances(np.array([selected]), np.array([rest]))[0])
 
     def _deviances(self, selected: Floats, rest: Floats) -> Floats:
         counts = np.stack([selected, rest])
@@ -301,15 +347,16 @@ class _Search:
         found[(selected / totals[0] <= rest / totals[1]) | (selected < _MIN_ROWS)] = 0
         return found
 
-    def _of_level(self, name: str, levels: _Levels, at: int) -> _Condition:
+    def _of_level(self, levels: _Levels, at: int) -> _Condition:
+        mask = np.asarray(levels.codes == at)
+
         def find(_: Mask) -> Finding | None:
             assert levels.table is not None, "a level is a value of a table"
-            index = int(levels.of_level[at])
-            return single_value(Named.of(levels.values.field), levels.table, index, levels.codes == at)
+            return single_value(Named.of(levels.values.field), levels.table, int(levels.of_level[at]), mask)
 
-        return _Condition(name, find, np.asarray(levels.codes == at))
+        return _Condition(levels.name, find, mask)
 
-    def _of_range(self, name: str, levels: _Levels, low: int, high: int) -> _Condition:
+    def _of_range(self, levels: _Levels, at: int) -> _Condition:
         def find(others: Mask) -> Finding | None:
             numbers = levels.values.numbers
             assert numbers is not None, "a range is one of numbers"
@@ -317,7 +364,12 @@ class _Search:
             inside = [one for one in found if " or " not in one.text]
             return max(inside, key=lambda one: self._deviance(one.mask & others) - one.cost, default=None)
 
-        return _Condition(name, find, np.asarray((levels.codes >= low) & (levels.codes <= high)))
+        mask = (levels.codes >= _LOW[at]) & (levels.codes <= _HIGH[at])
+        return _Condition(levels.name, find, np.asarray(mask))
+
+
+def _found(finding: Finding, _: Mask) -> Finding:
+    return finding
 
 
 def _part_p(parts: Sequence[Finding], part: Finding, cohorts: Cohorts, rows: Mask) -> float:

@@ -176,10 +176,9 @@ def _densest(ordered: _Ordered) -> _Cut | None:
     low = np.searchsorted(rows, np.concatenate(starts), side="right") - 1
     high = np.minimum(np.searchsorted(rows, np.concatenate(ends), side="left"), len(rows) - 1)
     usable = high > low
-    pairs = np.unique(np.stack([low[usable], high[usable]]), axis=1)
-    if not pairs.size:
+    lows, highs = low[usable], high[usable]
+    if not len(lows):
         return None
-    lows, highs = pairs
     weights = [np.append(part, 0.0)[highs] - np.append(part, 0.0)[lows] for part in ordered.cumulative]
     selected_rows = np.append(ordered.rows[0], 0.0)[highs] - np.append(ordered.rows[0], 0.0)[lows]
     everything = [part[-1] for part in ordered.cumulative]

@@ -48,7 +48,7 @@ def lines_of(number: int, run: dict[str, Any]) -> Iterable[str]:
         "duration_ms": run.get("ms", 10.0),
         "started_at": began.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "ended_at": ended.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "error": "ValueError: x" if run.get("fails") else None,
+        "error": run.get("error", "ValueError: x" if run.get("fails") else None),
         "correlation_ids": {"pipeline_run_id": run_id, "user_id": run.get("user")},
         "pipeline_metadata": {"service": "s", "topology": run.get("pipeline", "p"), "execution_mode": "d"},
         "schema_version": 1,
@@ -58,6 +58,8 @@ def lines_of(number: int, run: dict[str, Any]) -> Iterable[str]:
         "resource": {"service_version": run.get("version", "1"), "host": "h", "pid": 1},
         "sample_rate": run.get("sample_rate", 1),
     }
+    if "fingerprint" in run:  # earlier versions did not have the field
+        common["error_fingerprint"] = run["fingerprint"]
     stages = run.get("stages", 0)
     for stage in range(stages):
         data = common | {"event_id": f"{run_id}/s{stage}/1", "stage_name": f"s{stage}", "attempts": 1}

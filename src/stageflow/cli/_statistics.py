@@ -63,6 +63,10 @@ def _as_rows(values: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def _is_ascii_only() -> bool:
+    return (open_terminal().encoding or "").lower() not in ("utf-8", "utf8")
+
+
 def stats(
     over: Annotated[Over, over_option("stages")] = "stages",
     by: Annotated[
@@ -105,10 +109,9 @@ def stats(
     with open_store(journal, archive, verify=verify) as store:
         found = _as_rows(store.stats(over, filter, where=where, by=by, bucket=every))
         empty = describe_empty(store, filter, _EMPTY) if not found else ""
-    ascii_only = (open_terminal().encoding or "").lower() not in ("utf-8", "utf8")
     print_rows(
         found,
-        lambda width: draw_stats(found, width=width, by=by, ascii_only=ascii_only),
+        lambda width: draw_stats(found, width=width, by=by, ascii_only=_is_ascii_only()),
         as_json=as_json,
         as_csv=as_csv,
         no_formulas=no_formulas,
@@ -131,14 +134,18 @@ def errors(
     as_csv: CsvOption = False,
     no_formulas: NoFormulasOption = False,
 ) -> None:
-    """Show failures, grouped by similar messages, most frequent first.
+    """Show failures, grouped by error, most frequent first.
 
-    Messages are similar if they differ only in numbers and ids. Runs that failed without a failed stage
-    (because of their deadline or a crash) form separate groups.
+    Failures have the same error if they have the same stage, class and function of the application, and if
+    their messages differ only in variable parts, such as numbers and text in quotes. Runs that failed
+    without a failed stage (because of their deadline or a crash) form separate groups. An error is new if it
+    first occurred in the last quarter of the period.
 
     - `stageflow errors --since 2h`
 
     - `stageflow errors --stage search --json | jq -r .message`
+
+    - `stageflow errors --since 1d --json | jq 'select(.is_new)'`
     """
     filter = as_filter(pipeline=pipeline, stage=stage, id=any_id, since=since, until=until)
     with open_store(journal, archive, verify=verify) as store:
@@ -146,7 +153,7 @@ def errors(
         empty = describe_empty(store, filter, "No matching failures.") if not found else ""
     print_rows(
         found,
-        lambda width: draw_errors(found, width=width),
+        lambda width: draw_errors(found, width=width, ascii_only=_is_ascii_only()),
         as_json=as_json,
         as_csv=as_csv,
         no_formulas=no_formulas,

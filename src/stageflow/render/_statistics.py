@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ._escape import format_value, on_one_line
 from ._runs import short_ids
 from ._style import BAD, QUIET, colored
-from ._tables import Column, count, draw_columns, fit, lines_of, milliseconds, share, size
+from ._tables import GAP, Column, count, draw_columns, fit, lines_of, milliseconds, share, size
 
 __all__ = [
     "draw_comparisons",
@@ -193,34 +194,71 @@ def _draw_trends(
     )
 
 
-def draw_errors(errors: Sequence[Record], *, width: int | None) -> RenderableType:
-    """Return a line for each group of failures, and its newest message on a second line.
+_MAX_EXAMPLES = 3
+"""Maximum number of runs to show for each group of failures."""
+
+
+def draw_errors(errors: Sequence[Record], *, width: int | None, ascii_only: bool = False) -> RenderableType:
+    """Return a line for each group of failures, followed by lines with its newest message and its runs.
 
     Args:
         errors: `ErrorGroup` objects as plain values.
-        width: Width of the terminal in columns; None for no limit.
+        width: Width of the terminal in columns; None for no limit: each group has one line.
+        ascii_only: True for terminals without block characters.
     """
-    examples = short_ids([(row["examples"] or [""])[0] or "" for row in errors])
     columns = {
         "count": Column("count", [Text(_event_count(row)) for row in errors], right=True),
         "runs": _number_column("runs", errors, "runs", count),
+        "users": _number_column("users", errors, "users", count),
         **_name_columns(errors),
-        "kind": Column("kind", [Text(on_one_line(row["kind"]), style=BAD) for row in errors]),
-        "last": Column("last", [Text(_time(row["last"])) for row in errors]),
-        "example": Column("example", [Text(on_one_line(run_id)) for run_id in examples]),
+        "trend": Column("trend", [Text(sparkline(row["trend"], ascii_only=ascii_only)) for row in errors]),
+        "first": Column("first", [Text(_minute(row["first"])) for row in errors]),
+        "last": Column("last", [Text(_minute(row["last"])) for row in errors]),
     }
-    messages = [Text(on_one_line(row["message"]), style=QUIET) for row in errors]
+    ids = iter(short_ids([run_id or "" for row in errors for run_id in row["examples"]]))
+    examples = [[on_one_line(next(ids)) for _ in row["examples"]] for row in errors]
+    messages = [Text(on_one_line(_message(row)), style=BAD) for row in errors]
+    new = [Text("new" if row["is_new"] else "", style=f"bold {BAD}") for row in errors]
     if width is None:
-        return draw_columns({**columns, "message": Column("message", messages)}, width=None)
-    head, *lines = lines_of(fit(columns, width, ("runs", "pipeline", "last", "kind"), ("pipeline", "stage")))
+        columns |= {
+            "new": Column("new", new),
+            "kind": Column("kind", [Text(on_one_line(row["kind"])) for row in errors]),
+            "example": Column("example", [Text(row[0] if row else "") for row in examples]),
+            "fingerprint": Column("fingerprint", [Text(row["fingerprint"] or "") for row in errors]),
+            "message": Column("message", messages),
+        }
+        return draw_columns(columns, width=None)
+    head, *lines = lines_of(
+        fit(columns, width, ("runs", "pipeline", "users", "first"), ("pipeline", "stage"))
+    )
     output = [head]
-    for line, message in zip(lines, messages, strict=True):
-        output.append(line)
-        if message.plain:
-            output.append(Text("  ").append_text(message))
+    for line, mark, message, runs in zip(lines, new, messages, examples, strict=True):
+        mark = mark.append("  ") if mark.plain else mark
+        output += [line, Text("  ").append_text(mark).append_text(message)]
+        if runs:
+            output.append(Text(_runs_line(runs, width), style=QUIET))
     for line in output:
         line.truncate(width, overflow="ellipsis")
     return Group(*output)
+
+
+def _message(row: Record) -> str:
+    """Return the message of a group of failures, with the outcome of runs that failed as a whole."""
+    kind, message = str(row["kind"]), str(row["message"])
+    # The message of an exception begins with its class, without the number of others in its group.
+    if message and (kind == "failed" or message.startswith(kind.partition(" ")[0])):
+        return message
+    return f"{kind}: {message}" if message else kind
+
+
+def _runs_line(runs: Sequence[str], width: int) -> str:
+    """Return a line with the first runs, as many as fit."""
+    line = f"  runs  {runs[0]}"
+    for run_id in runs[1:_MAX_EXAMPLES]:
+        if cell_len(line) + GAP + cell_len(run_id) > width:
+            break
+        line += " " * GAP + run_id
+    return line
 
 
 def draw_slowest(slow: Sequence[Record], *, width: int | None) -> RenderableType:
@@ -378,6 +416,10 @@ def _event_count(row: Record) -> str:
 
 def _percent(rate: float | None) -> str:
     return "" if rate is None else share(rate, 1).removesuffix(" %")
+
+
+def _minute(time: datetime) -> str:
+    return f"{time:%m-%d %H:%M}Z"
 
 
 def _time(time: datetime) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
-from ._columns import FAILED
+from ._columns import FAILED, text
 from ._merge import count_if, percentiles, ranked
 from ._selection import Over
 
@@ -20,9 +20,10 @@ __all__ = ["Comparison", "ErrorGroup", "Side", "SlowRecord", "compare", "errors"
 
 
 class ErrorGroup(Struct, frozen=True):
-    """Similar failures: of one stage, or of runs that failed as a whole, with the same kind of error.
+    """Failures with the same error: of one stage, or of runs that failed as a whole.
 
-    Failures are similar if their messages differ only in numbers and ids.
+    Failures have the same error if they have the same `error_fingerprint`. Those without one, from earlier
+    versions, have the same error if their messages differ only in numbers and ids.
 
     Attributes:
         pipeline: Name of the pipeline; for a stage, the topology that it ran in.
@@ -32,10 +33,15 @@ class ErrorGroup(Struct, frozen=True):
         message: The newest message.
         rows: Number of events.
         count: The weighted number of events.
-        runs: Number of runs with this failure.
-        first: When the failure first occurred.
+        runs: Number of stored runs with this failure.
+        first: When the failure first occurred in the period.
         last: When the failure last occurred.
         examples: Ids of up to five of the newest runs with this failure.
+        fingerprint: The `error_fingerprint`, or None.
+        users: Number of different `user_id` values of these runs.
+        trend: The weighted number of events in each of 12 equal parts of the period, oldest first. The period
+            is that of the filter; by default, it starts with the first failure of any group and ends now.
+        is_new: True if the failure first occurred in the last quarter of the period.
     """
 
     pipeline: str
@@ -48,42 +54,72 @@ class ErrorGroup(Struct, frozen=True):
     first: datetime
     last: datetime
     examples: list[str]
+    fingerprint: str | None = None
+    users: int = 0
+    trend: list[float] = []
+    is_new: bool = False
 
 
 _EXAMPLES = 5
+_PARTS = 12
+_NEW_PARTS = 3
+"""The number of parts of a trend, and of those at its end in which a failure is new."""
 
 _NORMALIZED_MESSAGE = r"""regexp_replace(regexp_replace(message,
     '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|0x[0-9a-fA-F]+', '#', 'g'), '[0-9]+', '#', 'g')"""
 
 
-def errors(connection: DuckDBPyConnection, of_stages: str, of_runs: str, *, limit: int) -> list[ErrorGroup]:
-    """Return groups of similar failures, most frequent first.
+def errors(
+    connection: DuckDBPyConnection,
+    of_stages: str,
+    of_runs: str,
+    *,
+    since: str | None,
+    until: str,
+    limit: int,
+) -> list[ErrorGroup]:
+    """Return groups of failures with the same error, most frequent first.
 
     Args:
         connection: The connection with the views.
         of_stages: Condition for the stages to include.
         of_runs: Condition for the runs to include.
+        since: Start of the period; None for the first failure.
+        until: End of the period.
         limit: Maximum number of groups.
     """
-    # A run whose stage failed belongs to the group of that stage. Group by the exact message first, and
-    # normalize each distinct message once: most failures have the same message as others.
+    start = f"epoch({text(since)}::timestamptz)" if since else "(select epoch(min(ended_at)) from failures)"
+    length = f"greatest(epoch({text(until)}::timestamptz) - {start}, 1e-6)"
+    # A failure can end after the period of the filter, which selects by the start.
+    part = f"greatest(least(floor({_PARTS} * (epoch(ended_at) - {start}) / {length}), {_PARTS - 1}), 0)"
+    trend = ", ".join(count_if(f"part = {number}") for number in range(_PARTS))
+    # A run whose stage failed belongs to the group of that stage, unless the run failed for another reason as
+    # well. Without a fingerprint, normalize each distinct message once: most failures share their message.
     found = connection.execute(f"""
-        with failures as (
+        with failures as materialized (
             select if(type = 'stage.wide', topology, pipeline_name) as pipeline,
                 stage_name as stage, coalesce(error_type, outcome, 'failed') as kind,
-                coalesce(error, '') as message, count(*) as n, {count_if()} as weighted_count,
-                count(distinct pipeline_run_id) as runs, min(ended_at) as first, max(ended_at) as last,
-                arg_max(pipeline_run_id, ended_at, {_EXAMPLES}) as examples
+                coalesce(error, '') as message, error_fingerprint as fingerprint, pipeline_run_id, user_id,
+                ended_at, sample_rate
             from events
             where {FAILED} and ((type = 'stage.wide' and {of_stages})
-                or (type = 'pipeline.wide' and first_failed_stage is null and {of_runs}))
-            group by 1, 2, 3, 4
+                or (type = 'pipeline.wide' and {of_runs}
+                    and (first_failed_stage is null or outcome <> 'failed')))
+        ), messages as (
+            select message, {_NORMALIZED_MESSAGE} as normalized
+            from (select distinct message from failures where fingerprint is null)
+        ), keyed as (
+            select failures.*, {part} as part,
+                if(fingerprint is null, {{'kind': kind, 'message': normalized}}, null) as key
+            from failures left join messages
+                on failures.fingerprint is null and messages.message = failures.message
         )
-        select pipeline, stage, kind, arg_max(message, last), sum(n)::bigint,
-            sum(weighted_count) as weighted_count, sum(runs)::bigint, min(first), max(last),
-            list_distinct(flatten(list(examples order by last desc)))[1:{_EXAMPLES}]
-        from failures group by pipeline, stage, kind, {_NORMALIZED_MESSAGE}
-        order by weighted_count desc, pipeline, stage, kind limit {limit}
+        select pipeline, stage, arg_max(kind, ended_at), arg_max(message, ended_at), count(*),
+            {count_if()} as weighted_count, count(distinct pipeline_run_id), min(ended_at), max(ended_at),
+            coalesce(arg_max(pipeline_run_id, ended_at, {_EXAMPLES}), []), fingerprint,
+            count(distinct user_id), [{trend}]::double[], min(part) >= {_PARTS - _NEW_PARTS}
+        from keyed group by pipeline, stage, fingerprint, key
+        order by weighted_count desc, pipeline, stage, max(ended_at) desc, fingerprint limit {limit}
     """).fetchall()
     return [ErrorGroup(pipeline or "", *rest) for pipeline, *rest in found]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .._failures import FailureOutcomes
 from .._files import absolute_path
+from .._time import get_clock, rfc3339
 from ..errors import (
     ArchiveDamagedError,
     DamagedFileError,
@@ -407,7 +408,7 @@ class EventStore:
     def errors(
         self, filter: RunFilter | None = None, *, where: str | None = None, limit: int = 20
     ) -> list[ErrorGroup]:
-        """Return groups of similar failures, most frequent first.
+        """Return groups of failures with the same error, most frequent first.
 
         Args:
             filter: The stages and runs to include; default all.
@@ -418,8 +419,10 @@ class EventStore:
             QueryError: The predicate is invalid.
         """
         of_stages, of_runs = (condition(over, filter, where) for over in ("stages", "runs"))
+        since, until = (None, None) if filter is None else (filter.since, filter.until)
+        until = until or rfc3339(get_clock().wall_ns() // 1000)
         return self._queries.run(
-            lambda cursor: errors(cursor, of_stages, of_runs, limit=limit),
+            lambda cursor: errors(cursor, of_stages, of_runs, since=since, until=until, limit=limit),
             of_stages,
             predicates=[where],
             over=["stages", "runs"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stageflow import JournalSink, PipelineContext, StageResult, StageStatus
-from stageflow.events import Event
+from stageflow.events import Event, MemoryEventSink
 from stageflow.observability import WideEventEmitter
 from stageflow.observability._run_context import start_run
 from stageflow.results import PipelineResults
@@ -31,7 +31,6 @@ class Past:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._sink = JournalSink(path, fsync="never")
-        self._emitter = WideEventEmitter(self._sink)
 
     def run(
         self,
@@ -42,16 +41,31 @@ class Past:
         pipeline: str = "checkout",
         outcome: str | None = None,
         attributes: Mapping[str, Any] | None = None,
+        error: str = "TimeoutError: the bank does not answer",
+        fingerprint: str | None = "",
+        stage: str = "pay",
     ) -> str:
-        """Write one run with one stage, `pay`, that ended at a moment; return its id."""
+        """Write one run with one stage that ended at a moment; return its id.
+
+        Args:
+            at: The moment.
+            failed: Whether the stage failed.
+            ms: Duration in milliseconds.
+            pipeline: Name of the pipeline.
+            outcome: Outcome of the run, which then failed itself; default that of its stage.
+            attributes: Attributes of the stage.
+            error: The error.
+            fingerprint: The fingerprint of the error, as another version writes it; default that of this one.
+            stage: Name of the stage.
+        """
         ended = int(at.timestamp() * 1e6) * 1000
         began = ended - int(ms * 1e6)
         context, _ = start_run(PipelineContext(topology=pipeline), pipeline, began, 0)
         result = StageResult(
-            "pay",
+            stage,
             StageStatus.FAIL if failed else StageStatus.OK,
             {},
-            "TimeoutError: the bank does not answer" if failed else None,
+            error if failed else None,
             attempt=1,
             attempts=1,
             ready_ns=began,
@@ -59,16 +73,24 @@ class Past:
             ended_ns=ended,
             attributes=dict(attributes or {}),
         )
-        self._emitter.emit_stage_wide("pay", result, context)
+        sink = MemoryEventSink()
+        emitter = WideEventEmitter(sink)
+        emitter.emit_stage_wide(stage, result, context)
         results = PipelineResults(
-            [("pay", result)],
+            [(stage, result)],
             pipeline_name=pipeline,
             context=context,
             outcome=outcome or ("failed" if failed else "ok"),
+            error=f"stage {stage!r} failed: {error}" if failed else error if outcome else None,
+            first_failed_stage=stage if failed else None,
             started_ns=began,
             ended_ns=ended,
         )
-        self._emitter.emit_pipeline_wide(results, context)
+        emitter.emit_pipeline_wide(results, context)
+        for _, data in sink.events:
+            if data is not None and data["error_fingerprint"] is not None and fingerprint != "":
+                data["error_fingerprint"] = fingerprint
+        self.events((type, data or {}) for type, data in sink.events)
         return str(context.pipeline_run_id)
 
     def minutes(

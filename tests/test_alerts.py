@@ -32,6 +32,7 @@ from stageflow.alerts import (
     EventsDropped,
     FailureRate,
     Measurement,
+    NewError,
     NoRuns,
     NotDelivered,
     Notice,
@@ -396,6 +397,133 @@ def test_events_dropped_counts_only_its_window(past: Past) -> None:
         assert notices[0].notes == ("3 by HttpSink: sink_error",)
 
 
+NEW = NewError(name="new errors", window=600)
+DAY = 24 * 60
+
+
+def test_new_error_fires_once_for_an_error_that_did_not_occur_before(past: Past) -> None:
+    past.run(after(-DAY), failed=True)
+    for minute in (0, 3, 30, 300):  # it is known, and so are its numbers
+        past.run(after(minute), failed=True)
+    first = past.run(after(3, seconds=1), failed=True, error="LookupError: no object 'a.b'")
+    for minute in (4, 5, 60, 3 * DAY, 9 * DAY):
+        past.run(after(minute), failed=True, error=f"LookupError: no object 'c.{minute}'")
+    with EventStore(past.path) as store:
+        notices = told(store, [NEW], [*range(-10, 70), *range(290, 310), *range(3 * DAY, 3 * DAY + 20, 5)])
+    fired, resolved = notices
+    assert (fired.kind, fired.at, resolved.kind, resolved.at) == ("firing", after(4), "resolved", after(14))
+    assert fired.title == "[FIRING] new errors: new error: failure in stage pay"
+    (note,) = fired.notes
+    assert note.startswith(f"stage pay: LookupError: no object 'c.4' (first run {first}, fingerprint 1:")
+    assert fired.runs == (first,)
+    assert fired.events == "2 failures"
+    assert fired.threshold == "any error that did not occur in the 7 d before"
+    assert f"stageflow show {first} " in fired.commands[-1]
+    assert resolved.summary == "no new errors"
+
+
+def test_error_is_new_again_after_the_baseline(past: Past) -> None:
+    for day in (0, 6, 14):
+        past.run(after(day * DAY), failed=True)
+    with EventStore(past.path) as store:
+        notices = told(store, [NEW], [day * DAY + minute for day in (0, 6, 14) for minute in (1, 20)])
+        assert [notice.at for notice in notices if notice.kind == "firing"] == [after(1), after(14 * DAY + 1)]
+        week = told(store, [NewError(name="r", baseline=5 * 86400)], [1, 20, 6 * DAY + 1])
+        assert kinds(week) == ["firing", "resolved", "firing"]
+
+
+def test_each_new_error_is_notified_while_the_alert_fires(past: Past) -> None:
+    for minute, error in (
+        (0, "ValueError: a"),
+        (2, "ValueError: b"),
+        (2, "ValueError: c"),
+        (4, "ValueError: a"),
+    ):
+        past.run(after(minute), failed=True, error=error)
+    with EventStore(past.path) as store:
+        notices = told(store, [NEW], range(1, 30))
+    assert [(notice.kind, notice.at) for notice in notices] == [
+        ("firing", after(1)),
+        ("firing", after(2)),
+        ("resolved", after(12)),
+    ]
+    first, second, _ = notices
+    assert first.incident == second.incident
+    assert first.id != second.id
+    assert second.summary == "3 new errors, the last: failure in stage pay"
+    assert [note.partition(" (")[0] for note in second.notes][-1] == "stage pay: ValueError: a"
+
+
+def test_new_error_during_a_silence_is_notified_when_it_ends(past: Past) -> None:
+    past.run(after(0), failed=True, error="ValueError: a")
+    past.run(after(3), failed=True, error="ValueError: b")
+    silence = Silence(rule=NEW.name, since=after(2), until=after(6), reason="deployment")
+    with EventStore(past.path) as store:
+        notices = told(store, [NEW], range(1, 30), [silence])
+    assert [(notice.kind, notice.at) for notice in notices] == [
+        ("firing", after(1)),
+        ("firing", after(6)),
+        ("resolved", after(13)),
+    ]
+
+
+@pytest.mark.parametrize("before", ["0:11", "2:11", None])
+def test_change_of_the_algorithm_causes_no_new_errors(past: Past, before: str | None) -> None:
+    past.run(after(-60), failed=True, fingerprint=before)
+    past.run(after(0), failed=True)
+    past.run(after(30), failed=True, stage="ship")  # another stage fails in the same way
+    with EventStore(past.path) as store:
+        notices = told(store, [NEW], range(-5, 60))
+    assert [(notice.kind, notice.at) for notice in notices] == [
+        ("firing", after(30)),
+        ("resolved", after(40)),
+    ]
+
+
+def test_failures_without_fingerprints_are_not_new_errors(past: Past) -> None:
+    past.run(after(0), failed=True, fingerprint=None)
+    with EventStore(past.path) as store:
+        assert told(store, [NEW], [1]) == []
+
+
+def test_new_error_rule_selects_a_pipeline_or_a_stage(past: Past) -> None:
+    past.run(after(0), failed=True)
+    past.run(after(0), outcome="timeout", pipeline="nightly", error="the run exceeded its deadline of 3 s")
+    rules = [
+        NewError(name="all"),
+        NewError(name="nightly", pipeline="nightly"),
+        NewError(name="pay", stage="pay"),
+        NewError(name="ship", stage="ship"),
+        NewError(name="often", min_events=2),
+    ]
+    with EventStore(past.path) as store:
+        found = {notice.rule: notice for notice in told(store, rules, [1])}
+        assert {name: notice.value for name, notice in found.items()} == {"all": 2, "nightly": 1, "pay": 1}
+    assert found["nightly"].summary == "new error: timeout in pipeline nightly"
+    assert found["pay"].summary == "new error: failure in stage pay"
+
+
+def test_new_error_with_a_hostile_message_is_one_short_line(past: Past) -> None:
+    past.run(after(0), failed=True, error="ValueError: \x1b[31m@everyone\n" + "x" * 10_000)
+    with EventStore(past.path) as store:
+        (notice,) = told(store, [NEW], [1])
+    (note,) = notice.notes
+    assert len(note) < 400
+    assert note.isprintable()
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_new_error_reads_journal_and_archive(past: Past, archived: bool) -> None:
+    past.run(after(-60), failed=True)
+    past.run(after(0), failed=True, error="ValueError: x")
+    past.close()
+    if archived:
+        Compactor(past.path, keep_seconds=0).compact()
+    with EventStore(past.path) as store:
+        (notice,) = told(store, [NEW], [1])
+    assert notice.value == 1
+
+
 def test_sql_rule_fires_if_its_query_returns_rows(incident: EventStore) -> None:
     query = """select pipeline_run_id, stage_name from stages
         where ended_at > $since and ended_at <= $now and duration_ms > 800"""
@@ -410,13 +538,15 @@ def test_sql_rule_fires_if_its_query_returns_rows(incident: EventStore) -> None:
 def test_rules_in_the_docs_fire_and_resolve(incident: EventStore) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "alerting.md").read_text()
     whole, of_sql, receivers = re.findall(r"^```toml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
-    five = parse_rules(whole)
-    assert len(five.rules) == 5
-    notices = told(incident, five.rules, range(-20, 60, 2))
+    six = parse_rules(whole)
+    assert len(six.rules) == 6
+    notices = told(incident, six.rules, range(-20, 60, 2))
     assert [(notice.kind, notice.rule) for notice in notices] == [
         ("firing", "the nightly import"),
+        ("firing", "new errors"),
         ("firing", "checkout burns its budget"),
         ("firing", "pay is slow"),
+        ("resolved", "new errors"),
         ("resolved", "pay is slow"),
         ("resolved", "checkout burns its budget"),
     ]
@@ -782,7 +912,7 @@ def test_all_problems_of_a_rules_file_are_reported_with_their_paths() -> None:
         "at $.silence: unknown key; did you mean 'silences'?",
         (
             "at $.rules[0].kind: expected one of burn_rate, crashed_runs, events_dropped, failure_rate,"
-            " no_runs, slower_than, sql, got 'failure_rat'; did you mean 'failure_rate'?"
+            " new_error, no_runs, slower_than, sql, got 'failure_rat'; did you mean 'failure_rate'?"
         ),
         "at $.rules[1].abov: unknown key; did you mean 'above'?",
         "at $.rules[2].for: expected a whole number, got 0.5",

@@ -169,8 +169,9 @@ def _step(
         # A silence does not suppress a resolve notification: someone may still be handling the incident.
         return seen, "resolved" if incident.notices else None
     kind: Literal["firing", "repeated"] | None = None
+    known = set(incident.subjects)
     if not quiet:
-        if incident.notified_at is None:
+        if incident.notified_at is None or not known.issuperset(measured.subjects):
             kind = "firing"
         elif rule.repeat_every is not None and now >= incident.notified_at + timedelta(
             seconds=rule.repeat_every
@@ -178,6 +179,8 @@ def _step(
             kind = "repeated"
     if kind is not None:
         incident = replace(incident, notified_at=now, notices=incident.notices + 1)
+        known.update(measured.subjects)
+    incident = replace(incident, subjects=tuple(each for each in measured.subjects if each in known))
     return replace(seen, status="firing", bad=before.bad, began=before.began, incident=incident), kind
 
 

@@ -320,6 +320,8 @@ class Measurement(Struct, frozen=True, kw_only=True):
         rest: SQL predicate over the view `runs` for the runs to compare them with.
         runs: Ids of affected runs, if the rule determines them itself.
         notes: Additional lines for the notification.
+        subjects: What the rule fires about, if each needs a notification: errors. While the alert fires, a
+            subject that was not in an earlier notification causes another one. Default none.
     """
 
     value: float | None
@@ -335,6 +337,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     rest: str | None = None
     runs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
 
 
 class Rule(Struct, frozen=True, kw_only=True, tag_field="kind"):

@@ -14,7 +14,16 @@ from msgspec import Struct
 from .._state_file import decode_stored
 from ..journal import Journal, RunFilter
 from ..render import on_one_line
-from ..store import FAILED, condition, count_if, percentiles, ranked, text
+from ..store import (
+    FAILED,
+    FAILURE_COLUMNS,
+    condition,
+    count_if,
+    failure_condition,
+    percentiles,
+    ranked,
+    text,
+)
 from ._rule import (
     HYSTERESIS,
     Measurement,
@@ -41,6 +50,7 @@ __all__ = [
     "CrashedRuns",
     "EventsDropped",
     "FailureRate",
+    "NewError",
     "NoRuns",
     "SlowerThan",
     "SqlRows",
@@ -405,6 +415,127 @@ class CrashedRuns(Threshold, frozen=True, kw_only=True, tag="crashed_runs"):
             f"stageflow runs --status crashed {these}",
             f"stageflow explain {in_shell(_CRASHED)} {these}",
         ]
+
+
+_MAX_ERRORS = 1000
+_MAX_NOTES = 3
+_MAX_NOTE_CHARS = 160
+
+_VERSION = "split_part({}, ':', 1)"
+"""SQL: the version of the algorithm of a fingerprint; null without a fingerprint."""
+
+
+class NewError(Rule, frozen=True, kw_only=True, tag="new_error"):
+    """Fires if an error occurs that did not occur in the baseline before the window.
+
+    Errors are distinguished by their `error_fingerprint`. While the alert fires, each further new error
+    causes another notification. It resolves when no error in the window is new: it is then part of the
+    baseline, and does not fire again until it has not occurred for the length of the baseline.
+
+    Failures in the baseline with fingerprints of another version of the algorithm, or without one, are
+    compared by stage and class, so that a change of the algorithm causes no notification.
+
+    Attributes:
+        baseline: Seconds before the window in which a known error occurred; default 604,800 (7 days).
+        stage: Only errors of this stage; default those of all stages and of runs.
+        min_events: Minimum number of failures with the error in the window; default 1.
+
+    Example:
+        >>> NewError(name="new errors", pipeline="checkout").baseline
+        604800.0
+    """
+
+    baseline: float = 7 * 86400.0
+    min_events: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.name, "baseline", self.baseline, above=0)
+
+    def _failures(self, window: Window) -> str:
+        """Return the SQL condition over `events` for the failures in a window."""
+        of_stages = window.rows("stages", self.pipeline, self.stage)
+        of_runs = "false" if self.stage else window.rows("runs", self.pipeline)
+        return failure_condition(of_stages, of_runs)
+
+    def measure(self, store: EventStore, now: datetime) -> Measurement:
+        window = Window.ending(now, self.window)
+        before = Window.ending(window.since, self.baseline)
+        # The number of other exceptions in a group is not part of the class.
+        same_class = "split_part(old.kind, ' ', 1) = split_part(new.kind, ' ', 1)"
+        same_place = """old.stage is not distinct from new.stage
+            and (new.stage is not null or old.pipeline is not distinct from new.pipeline)"""
+        found = store.sql(
+            f"""with new as (
+                select fingerprint, stage, any_value(pipeline) as pipeline, arg_max(kind, ended_at) as kind,
+                    arg_max(message, ended_at) as message, count(*) as rows, {count_if()} as events,
+                    min(ended_at) as first, arg_min(pipeline_run_id, ended_at) as first_run
+                from (select {FAILURE_COLUMNS} from events where {self._failures(window)})
+                where fingerprint is not null
+                group by fingerprint, stage having count(*) >= {self.min_events!r}
+            ), old as (
+                select distinct fingerprint, pipeline, stage, kind
+                from (select {FAILURE_COLUMNS} from events where {self._failures(before)})
+            )
+            select * from new where not exists (
+                from old where old.fingerprint = new.fingerprint
+                    or ({_VERSION.format("old.fingerprint")} is distinct from
+                        {_VERSION.format("new.fingerprint")} and {same_place} and {same_class})
+            ) order by first desc, fingerprint""",
+            limit=_MAX_ERRORS,
+            since=before.since,
+        ).dicts()
+        prints = tuple(str(error["fingerprint"]) for error in found)
+        affected = f"{self._failures(window)} and error_fingerprint in ({text(*prints)})"
+        notes = [_note(error) for error in found[:_MAX_NOTES]]
+        if len(found) > _MAX_NOTES:
+            notes.append(f"and {len(found) - _MAX_NOTES:,} other new errors")
+        return Measurement(
+            value=float(len(found)),
+            summary=_summary(found),
+            threshold=f"any error that did not occur in the {span(self.baseline)} before",
+            bad=bool(found),
+            good=not found,
+            rows=sum(error["rows"] for error in found),
+            events=float(sum(error["events"] for error in found)),
+            noun="failures",
+            window=window,
+            selection=f"pipeline_run_id in (select pipeline_run_id from events where {affected})"
+            if found
+            else None,
+            rest=window.rows("runs", self.pipeline, where=COUNTED),
+            runs=tuple(str(error["first_run"]) for error in found if error["first_run"] is not None),
+            notes=tuple(notes),
+            subjects=prints,
+        )
+
+    def commands(self, window: Window) -> Sequence[str]:
+        these = window.options(self.pipeline, self.stage)
+        return [f"stageflow errors {these}", f"stageflow explain failed {these}"]
+
+
+_OUTCOMES = {"failed": "failure", "crashed": "crash", "cancelled": "cancellation"}
+"""Nouns for the outcomes of runs without an exception; those that are missing are nouns."""
+
+
+def _summary(errors: Sequence[Mapping[str, Any]]) -> str:
+    if not errors:
+        return "no new errors"
+    kind = errors[0]["kind"]
+    newest = f"{_OUTCOMES.get(kind) or on_one_line(kind)} in {_place(errors[0])}"
+    return f"new error: {newest}" if len(errors) == 1 else f"{len(errors):,} new errors, the last: {newest}"
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    stage, pipeline = error["stage"], error["pipeline"]
+    return on_one_line(f"stage {stage}" if stage is not None else f"pipeline {pipeline}")
+
+
+def _note(error: Mapping[str, Any]) -> str:
+    message = on_one_line(error["message"] or error["kind"])
+    if len(message) > _MAX_NOTE_CHARS:
+        message = message[: _MAX_NOTE_CHARS - 1] + "…"
+    return f"{_place(error)}: {message} (first run {error['first_run']}, fingerprint {error['fingerprint']})"
 
 
 _LOOK_BACK = timedelta(days=1)

@@ -15,7 +15,7 @@ from .._toml import parse_toml
 from ..errors import AlertRuleError, did_you_mean
 from ._receivers import Apprise, Webhook
 from ._rule import Silence, WrongField
-from ._rules import BurnRate, CrashedRuns, EventsDropped, FailureRate, NoRuns, SlowerThan, SqlRows
+from ._rules import BurnRate, CrashedRuns, EventsDropped, FailureRate, NewError, NoRuns, SlowerThan, SqlRows
 from ._run import AlertRules
 
 __all__ = ["parse_rules", "read_rules"]
@@ -28,7 +28,7 @@ def _by_tag(*kinds: type[Struct]) -> Kinds:
     return {str(kind.__struct_config__.tag): kind for kind in kinds}
 
 
-RULES = _by_tag(BurnRate, CrashedRuns, EventsDropped, FailureRate, NoRuns, SlowerThan, SqlRows)
+RULES = _by_tag(BurnRate, CrashedRuns, EventsDropped, FailureRate, NewError, NoRuns, SlowerThan, SqlRows)
 RECEIVERS = _by_tag(Apprise, Webhook)
 _ONE = ""
 """Key for tables that have only one kind."""

@@ -35,12 +35,14 @@ class Incident(Struct, frozen=True, kw_only=True):
         notified_at: Time of the last notification; None if a silence suppressed it.
         notices: Number of notifications.
         receivers: Names of the receivers; empty for all.
+        subjects: The subjects of the last measurement that were in a notification; see `Measurement`.
     """
 
     id: str
     notified_at: datetime | None = None
     notices: int = 0
     receivers: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
 
 
 class RuleState(Struct, frozen=True, kw_only=True):

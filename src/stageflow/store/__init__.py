@@ -10,7 +10,14 @@ from ._address import (
 from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
 from ._columns import FAILED as FAILED, text as text
 from ._compactor import BackgroundCompactor, CompactionResult, Compactor
-from ._comparison import Comparison, ErrorGroup, Side, SlowRecord
+from ._comparison import (
+    FAILURE_COLUMNS as FAILURE_COLUMNS,
+    Comparison,
+    ErrorGroup,
+    Side,
+    SlowRecord,
+    failure_condition as failure_condition,
+)
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._difference import Difference, ExcludedFields, Explanation, Part, Together

@@ -16,7 +16,17 @@ from ._selection import Over
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Comparison", "ErrorGroup", "Side", "SlowRecord", "compare", "errors", "slowest"]
+__all__ = [
+    "FAILURE_COLUMNS",
+    "Comparison",
+    "ErrorGroup",
+    "Side",
+    "SlowRecord",
+    "compare",
+    "errors",
+    "failure_condition",
+    "slowest",
+]
 
 
 class ErrorGroup(Struct, frozen=True):
@@ -69,6 +79,26 @@ _NORMALIZED_MESSAGE = r"""regexp_replace(regexp_replace(message,
     '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|0x[0-9a-fA-F]+', '#', 'g'), '[0-9]+', '#', 'g')"""
 
 
+def failure_condition(of_stages: str, of_runs: str) -> str:
+    """Return the SQL condition over `events` for failures of stages, and of runs that failed themselves.
+
+    A run whose stage failed is not listed, unless the run failed for another reason as well.
+
+    Args:
+        of_stages: Condition for the stages to include.
+        of_runs: Condition for the runs to include.
+    """
+    itself = "(first_failed_stage is null or outcome <> 'failed')"
+    return f"""{FAILED} and ((type = 'stage.wide' and {of_stages})
+        or (type = 'pipeline.wide' and {itself} and {of_runs}))"""
+
+
+FAILURE_COLUMNS = """if(type = 'stage.wide', topology, pipeline_name) as pipeline, stage_name as stage,
+    coalesce(error_type, outcome, 'failed') as kind, coalesce(error, '') as message,
+    error_fingerprint as fingerprint, pipeline_run_id, user_id, ended_at, sample_rate"""
+"""SQL: the columns of `events` that describe a failure."""
+
+
 def errors(
     connection: DuckDBPyConnection,
     of_stages: str,
@@ -93,18 +123,10 @@ def errors(
     # A failure can end after the period of the filter, which selects by the start.
     part = f"greatest(least(floor({_PARTS} * (epoch(ended_at) - {start}) / {length}), {_PARTS - 1}), 0)"
     trend = ", ".join(count_if(f"part = {number}") for number in range(_PARTS))
-    # A run whose stage failed belongs to the group of that stage, unless the run failed for another reason as
-    # well. Without a fingerprint, normalize each distinct message once: most failures share their message.
+    # Without a fingerprint, normalize each distinct message once: most failures share their message.
     found = connection.execute(f"""
         with failures as materialized (
-            select if(type = 'stage.wide', topology, pipeline_name) as pipeline,
-                stage_name as stage, coalesce(error_type, outcome, 'failed') as kind,
-                coalesce(error, '') as message, error_fingerprint as fingerprint, pipeline_run_id, user_id,
-                ended_at, sample_rate
-            from events
-            where {FAILED} and ((type = 'stage.wide' and {of_stages})
-                or (type = 'pipeline.wide' and {of_runs}
-                    and (first_failed_stage is null or outcome <> 'failed')))
+            select {FAILURE_COLUMNS} from events where {failure_condition(of_stages, of_runs)}
         ), messages as (
             select message, {_NORMALIZED_MESSAGE} as normalized
             from (select distinct message from failures where fingerprint is null)

@@ -19,10 +19,12 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from test_sampling import BEGAN, write_runs
+from typer.testing import CliRunner
 
 import stageflow
 from stageflow import Pipeline, PipelineContext, StageContext
 from stageflow._time import rfc3339
+from stageflow.cli._app import app
 from stageflow.journal import Journal, RunFilter
 from stageflow.store import Compactor, ErrorGroup, EventStore
 
@@ -120,7 +122,7 @@ def test_run_that_failed_itself_is_listed_although_a_stage_had_failed_before(tmp
     assert (run["outcome"], run["error_fingerprint"]) == ("timeout", found[None].fingerprint)
 
 
-def test_every_failed_run_has_the_fingerprint_of_a_group(tmp_path: Path) -> None:
+def test_every_failed_run_has_and_shows_the_fingerprint_of_a_group(tmp_path: Path) -> None:
     async def fails(ctx: StageContext) -> None:
         raise ExceptionGroup("tasks failed", [KeyError(f"key {n}") for n in range(ctx.run.data)])
 
@@ -132,6 +134,11 @@ def test_every_failed_run_has_the_fingerprint_of_a_group(tmp_path: Path) -> None
         (group,) = store.errors()
         assert {run["error_fingerprint"] for run in store.runs()} == {group.fingerprint}
     assert (group.kind, group.runs, group.users) == ("KeyError and 2 others", 3, 2)
+    shown = CliRunner().invoke(app, ["show", "last", "--journal", str(tmp_path)])
+    assert f"fingerprint    {group.fingerprint}" in shown.stdout
+    where = f"error_fingerprint = '{group.fingerprint}'"
+    listed = CliRunner().invoke(app, ["errors", "--where", where, "--json", "--journal", str(tmp_path)])
+    assert json.loads(listed.stdout)["runs"] == 3
 
 
 # ------------------------------------------------------------ trend

@@ -533,6 +533,7 @@ def _header(run: Record, ascii_only: bool) -> Iterator[RenderableType]:
     rows = (
         ("error", error),
         ("reason", reason if reason and reason not in (error or "") else None),
+        ("fingerprint", run.get("error_fingerprint")),
         ("run", ids["pipeline_run_id"]),
         ("started", run["started_at"]),
         ("ids", format_pairs({key: value for key, value in ids.items() if key != "pipeline_run_id"})),

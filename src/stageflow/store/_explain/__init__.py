@@ -56,7 +56,7 @@ def explain(
             `session_id`, else `root_run_id`, else `user_id`, whichever has a value, else the run.
         sort: The order of differences: by the deviance that each explains in addition to those above it
             (default), by their excess of selected rows, or by their lift.
-        limit: Maximum number of differences, and of effects; default 20.
+        limit: Maximum number of differences; default 20. At most 5 effects are returned.
         alpha: Maximum q-value of a difference; default 0.05.
 
     Raises:

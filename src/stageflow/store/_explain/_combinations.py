@@ -33,6 +33,9 @@ _LOW, _HIGH = np.triu_indices(_RANGES)
 _MAX_FIRST = 120
 """Only this number of conditions is combined with others, those that explain most on their own."""
 
+_MAX_FIRST_RANGES = 3
+"""Number of ranges of a number that are combined with others."""
+
 _MAX_EXTENDED = 30
 """Only this number of pairs is extended by a third condition."""
 
@@ -44,8 +47,6 @@ _MIN_GAIN = 1.1
 
 _MIN_ROWS = 5
 """Minimum number of selected rows in the half in which combinations are searched."""
-
-_NOT_COMBINED = ("<>", "not in", "has a value", " or > ")
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,6 @@ class _Search:
             _Condition(one.field.name, partial(_found, found), found.mask)
             for one in values
             for found in find_in(half, one, tables[one.field.name], cohorts)
-            if found.shape != "value" and not any(word in found.text for word in _NOT_COMBINED)
         ]
 
     def _levels_of(self, values: FieldValues, table: ValueTable | None) -> _Levels | None:
@@ -268,10 +268,15 @@ class _Search:
 
     def promising(self) -> list[_Group]:
         """Return the combinations that explain more than their parts, best first, on different fields."""
-        values = self._blocks[0]
+        values, ranges = self._blocks
         first = self._first + [
             self._of_level(levels, at) for levels in values.levels for at in range(len(levels.of_level))
         ]
+        if ranges.levels:
+            g2 = self._deviances(*ranges.counts(np.ones(len(self._rows), bool)))
+            for n, levels in enumerate(ranges.levels):
+                here = g2[ranges.bounds[n] : ranges.bounds[n + 1]]
+                first += [self._of_range(levels, int(at)) for at in np.argsort(-here)[:_MAX_FIRST_RANGES]]
         singles = [_Group((one,), self._deviance(one.mask), self._cost(one.field)) for one in first]
         singles = sorted((one for one in singles if one.gain > 0), key=lambda one: -one.score)[:_MAX_FIRST]
         pairs = self._extended(singles)
@@ -360,9 +365,8 @@ class _Search:
         def find(others: Mask) -> Finding | None:
             numbers = levels.values.numbers
             assert numbers is not None, "a range is one of numbers"
-            found = find_orders(levels.values.field, numbers, self._cohorts, others)[0]
-            inside = [one for one in found if " or " not in one.text]
-            return max(inside, key=lambda one: self._deviance(one.mask & others) - one.cost, default=None)
+            found = find_orders(levels.values.field, numbers, self._cohorts, others, outside=False)[0]
+            return found[0] if found else None
 
         mask = (levels.codes >= _LOW[at]) & (levels.codes <= _HIGH[at])
         return _Condition(levels.name, find, np.asarray(mask))

@@ -121,7 +121,7 @@ def compare_field(
 
 
 def find_in(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: Cohorts) -> list[Finding]:
-    """Return the conditions on a field that explain most in some of the sampled rows.
+    """Return the prefixes, elements and calendar conditions that explain most in some of the sampled rows.
 
     Args:
         rows: The rows to search. The masks of the findings contain all rows.
@@ -130,13 +130,10 @@ def find_in(rows: Mask, values: FieldValues, table: ValueTable | None, cohorts: 
         cohorts: The sampled rows.
     """
     findings: list[Finding] = []
-    if table is not None and values.hashes is not None:
+    if table is not None and values.hashes is not None and values.numbers is None:
         codes = table.codes(values.hashes)
-        named = Named.of(values.field)
         counted = table.recounted(codes, cohorts, rows)
-        findings += find_categories(named, counted, codes, cohorts.design_effect)[0]
-    if values.numbers is not None:
-        findings += find_orders(values.field, values.numbers, cohorts, rows)[0]
-        if values.field.is_time:
-            findings += find_calendar(values.field, np.where(rows, values.numbers, np.nan), cohorts)[0]
-    return findings
+        findings += find_categories(Named.of(values.field), counted, codes, cohorts.design_effect)[0]
+    if values.numbers is not None and values.field.is_time:
+        findings += find_calendar(values.field, np.where(rows, values.numbers, np.nan), cohorts)[0]
+    return [one for one in findings if one.shape in ("prefix", "element", "date", "weekday", "hour")]

@@ -53,6 +53,9 @@ _PREDICATE_ERRORS = (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSuppor
 
 _FAILURES = frozenset({FAILED, "status = 'FAIL'"})
 
+_MAX_EFFECTS = 5
+"""Maximum number of effects: they say where to look, but not why."""
+
 _MAX_SETTINGS = 50
 """Durations with up to this number of different values are settings, such as timeouts."""
 
@@ -212,7 +215,7 @@ class _Investigation:
         explanation = self._explanation(
             "",
             differences,
-            self._differences(effects),
+            self._differences(effects[:_MAX_EFFECTS]),
             fields=len(self._tested),
             comparisons=sum(one.comparisons for one in (*tested, *combined)),
         )

@@ -42,6 +42,17 @@ _MAX_WINDOWS = 20_000
 
 
 @dataclass(frozen=True)
+class _Cut:
+    """The values after index `low` up to index `high`, or all others."""
+
+    low: int
+    high: int
+    outside: bool
+    p: float
+    cost: float
+
+
+@dataclass(frozen=True)
 class _Ordered:
     """The rows with a value in ascending order, grouped by value.
 
@@ -92,9 +103,17 @@ class _Ordered:
         upto = [float(part[high]) for part in (*self.cumulative, self.rows[0])]
         return upto[0] - before[0], upto[1] - before[1], upto[2] - before[2]
 
+    def deviance(self, cut: _Cut) -> float:
+        """Return the deviance that a cut explains."""
+        selected, rest, _ = self.between(cut.low, cut.high)
+        totals = [float(part[-1]) for part in self.cumulative]
+        counts = np.array([[selected], [rest]])
+        whole = np.array([[totals[0]], [totals[1]]])
+        return float(deviance(Counts(counts, counts, counts), Counts(whole, whole, whole))[0])
+
 
 def find_orders(
-    field: Field, numbers: Floats, cohorts: Cohorts, rows: Mask | None = None
+    field: Field, numbers: Floats, cohorts: Cohorts, rows: Mask | None = None, *, outside: bool = True
 ) -> tuple[list[Finding], int, float]:
     """Compare the order of the values of a field, in the sampled rows.
 
@@ -102,10 +121,12 @@ def find_orders(
         field: The field.
         numbers: The value of each sampled row; nan if it has none.
         cohorts: The selection and the rest.
-        rows: The rows to compare; default all. The masks of the findings always contain all rows.
+        rows: The rows to compare; default all. The mask of the finding always contains all rows.
+        outside: Whether the finding may be that a value is outside of an interval.
 
     Returns:
-        The findings, not yet corrected; the number of comparisons; and the lowest p-value of all.
+        The condition that explains most, not yet corrected, or none; the number of comparisons; and the
+        lowest p-value of all.
     """
     ordered = _Ordered.of(numbers if rows is None else np.where(rows, numbers, np.nan), cohorts)
     if ordered is None:
@@ -134,25 +155,15 @@ def find_orders(
         lowest = min(lowest, p)
         if 0 <= least < highest < last:
             found.append(_Cut(least, highest, False, p, 2 * cut))
-        elif 0 <= highest < least < last:
+        elif outside and 0 <= highest < least < last:
             found.append(_Cut(highest, least, True, p, 2 * cut))
         comparisons += 1
         if (window := _densest(ordered)) is not None:
             found.append(window)
             lowest = min(lowest, window.p)
-    findings = [_finding(field, numbers, cohorts, ordered, one) for one in found]
-    return findings, comparisons, lowest
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """The values after index `low` up to index `high`, or all others."""
-
-    low: int
-    high: int
-    outside: bool
-    p: float
-    cost: float
+    gains = [ordered.deviance(one) / cohorts.design_effect for one in found]
+    best = max(range(len(found)), key=lambda n: gains[n] - found[n].cost)
+    return [_finding(field, numbers, cohorts, ordered, found[best], gains[best])], comparisons, lowest
 
 
 def _densest(ordered: _Ordered) -> _Cut | None:
@@ -218,7 +229,9 @@ def _sharpened(ordered: _Ordered, low: int, high: int) -> tuple[int, int]:
     return (first + begin - 1, first + end - 1) if end > begin else (low, high)
 
 
-def _finding(field: Field, numbers: Floats, cohorts: Cohorts, ordered: _Ordered, cut: _Cut) -> Finding:
+def _finding(
+    field: Field, numbers: Floats, cohorts: Cohorts, ordered: _Ordered, cut: _Cut, gain: float
+) -> Finding:
     values, last = ordered.values, len(ordered.values) - 1
     low, high = cut.low, cut.high
     with np.errstate(invalid="ignore"):
@@ -231,9 +244,6 @@ def _finding(field: Field, numbers: Floats, cohorts: Cohorts, ordered: _Ordered,
         limits[0] = _between(field, float(values[low]), float(values[low + 1]))
     if high < last:
         limits[1] = _between(field, float(values[high]), float(values[high + 1]))
-    counts = counts_of_masks([mask], cohorts)
-    totals = counts_of_masks([np.ones(len(mask), bool)], cohorts)
-    present = counts_of_masks([~np.isnan(numbers)], cohorts)
     shape: Shape = "threshold" if None in limits else "interval"
     text, condition = _written(field, limits, outside=cut.outside)
     return Finding(
@@ -243,9 +253,9 @@ def _finding(field: Field, numbers: Floats, cohorts: Cohorts, ordered: _Ordered,
         value=limits if shape == "interval" else limits[0] if limits[0] is not None else limits[1],
         condition=field.predicate(condition),
         mask=mask,
-        counts=counts,
-        totals=totals,
-        gain=float(deviance(counts, present, cohorts.design_effect)[0]),
+        counts=counts_of_masks([mask], cohorts),
+        totals=counts_of_masks([np.ones(len(mask), bool)], cohorts),
+        gain=gain,
         cost=cut.cost,
         p=cut.p,
     )

@@ -61,8 +61,7 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
 
 def _sizes(explanation: Explanation) -> Text:
     selection, rest = explanation.selection, explanation.rest
-    kind = explanation.over if explanation.selection.rows != 1 else explanation.over[:-1]
-    name = "failures" if explanation.selected_are == "failures" else f"selected {kind}"
+    name = explanation.selected_are if selection.rows != 1 else explanation.selected_are[:-1]
     text = Text(f"{selection.rows:,} {name}")
     if round(selection.count) != selection.rows:
         text.append(f" that represent {selection.count:,.0f}")

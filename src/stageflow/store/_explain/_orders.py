@@ -212,8 +212,13 @@ def _scan(ordered: _Ordered, windows: Sequence[tuple[float, float]], *, outside:
     effective = (share[:, [at]] if is_inside[at] else 1 - share[:, [at]]) * sizes_
     p = float(p_values(Counts(effective, effective, effective), Counts(sizes_, sizes_, sizes_), 1.0)[0])
     first, last = _sharpened(ordered, int(lows[at]), int(highs[at]))
-    cost = 4 * math.log(len(rows))
-    return _Cut(first, last, not is_inside[at], min(1.0, p * len(lows)), cost)
+    p, cost, end = min(1.0, p * len(lows)), 4 * math.log(len(rows)), len(rows) - 1
+    if is_inside[at]:
+        return _Cut(first, last, False, p, cost)
+    # What is outside of a window at one end is a single interval.
+    if first < 0:
+        return _Cut(last, end, False, p, cost)
+    return _Cut(-1, first, False, p, cost) if last == end else _Cut(first, last, True, p, cost)
 
 
 def _sharpened(ordered: _Ordered, low: int, high: int) -> tuple[int, int]:

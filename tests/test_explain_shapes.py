@@ -31,7 +31,8 @@ def table(
         SELECT *, if(hash(i || 'x') % 1000 < if({caused}, 500, 10), 'FAIL', 'OK') AS status
         FROM (
             SELECT i, a, b, c, 'run' || i AS pipeline_run_id,
-                {START} + to_microseconds(i * 403_200_000_000 // {runs} * 6) AS started_at, {rest} AS rest{chosen}
+                {START} + to_microseconds(i * 403_200_000_000 // {runs} * 6) AS started_at,
+                {rest} AS rest{chosen}
             FROM (SELECT i, {mixed} FROM range({runs}) r(i)))
     """)
     for name in "iabc":
@@ -69,6 +70,7 @@ def first(found: Explanation) -> str:
         ("a / 10 AS score", "score > 30 AND score <= 40", "score > 3"),
         ("a / 10 AS score", "score < 6 OR score > 94", "score <= "),
         ("a / 10 AS score", "score > 70", "score > 7"),
+        ("a / 10 AS score", "score <= 92", "score <= 9"),
         ("if(a < 30, NULL, 't' || b % 9) AS tier", "tier IS NULL", "tier is missing"),
         (
             '[100, 250, 500, 1000][1 + a % 4] AS "attributes.timeout_ms"',
@@ -320,3 +322,14 @@ def test_differences_can_be_sorted(sort: Any) -> None:
     ]
     assert keys == sorted(keys, reverse=True)
     assert len(keys) > 1
+
+
+def test_displayed_name_of_an_attribute_is_accepted() -> None:
+    connection = table("'m' || a % 4 AS \"attributes.gen_ai.model\"", caused="a % 4 = 1")
+    displayed = explain(connection, "attributes.gen_ai.model = 'm1'")
+    quoted = explain(connection, "\"attributes.gen_ai.model\" = 'm1'")
+    assert displayed.selection == quoted.selection
+    assert displayed.left_out == quoted.left_out
+    assert connection.execute(displayed.differences[0].sql).fetchall()
+    with pytest.raises(QueryError, match=r"did you mean 'attributes\.gen_ai\.model'"):
+        explain(connection, "attributes.gen_ai.modle = 'm1'")

@@ -44,6 +44,9 @@ _CONSTANT = re.compile(r"\s*(true|false|null)\s*(--.*)?", re.IGNORECASE)
 
 _WORD = re.compile(r"\w+")
 
+_ATTRIBUTE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(attributes\.\w+(?:\.\w+)*)""")
+"""Text and quoted identifiers, and names of attributes outside of them."""
+
 _DUCKDB_NAMES = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"}
 """Names that are not fields of the views, but to which DuckDB assigns a value."""
 
@@ -51,11 +54,14 @@ _DUCKDB_NAMES = {"user", "current_user", "session_user", "current_role", "curren
 def parenthesized(predicate: str) -> str:
     """Return a predicate in parentheses, on separate lines if it may end with a comment.
 
+    Names of attributes, as they are displayed, become identifiers.
+
     Example:
-        >>> parenthesized("a or b")
-        '(a or b)'
+        >>> parenthesized("a or b"), parenthesized("attributes.n > 3")
+        ('(a or b)', '("attributes.n" > 3)')
     """
-    return f"({predicate}\n)" if "--" in predicate else f"({predicate})"
+    quoted = _ATTRIBUTE.sub(lambda found: f'"{found[1]}"' if found[1] else found[0], predicate)
+    return f"({quoted}\n)" if "--" in predicate else f"({quoted})"
 
 
 def parse_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
@@ -163,7 +169,7 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
 
     known = fields_of(connection, over)
     try:
-        connection.execute(f"select (\n{predicate}\n)::boolean from {over} limit 0")
+        connection.execute(f"select {parenthesized(predicate)}::boolean from {over} limit 0")
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
         raise as_query_error(connection, error, predicate, known) from error
 

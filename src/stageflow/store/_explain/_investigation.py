@@ -124,7 +124,7 @@ def _has_stages(connection: DuckDBPyConnection) -> bool:
 
 
 def _is_true(predicate: str) -> str:
-    return f"coalesce((\n{predicate}\n)::BOOLEAN, FALSE)"
+    return f"coalesce({parenthesized(predicate)}::BOOLEAN, FALSE)"
 
 
 def _question(

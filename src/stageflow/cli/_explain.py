@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from ..render import draw_explanation
-from ..store import Over
+from ..store import Over, compare_with_earlier
 from ._options import (
     ArchiveOption,
     JournalOption,
@@ -20,6 +20,8 @@ from ._options import (
     as_filter,
     as_selection,
     describe_empty,
+    invalid_selection,
+    is_duration,
     json_option,
     open_store,
     over_option,
@@ -42,7 +44,8 @@ def explain(
         typer.Option(
             metavar="SELECTION",
             show_default=False,
-            help="Selection to compare against. Defaults to all other rows.",
+            help="Selection to compare against, or 1d or 1w: the same window that much earlier."
+            " Defaults to all other rows.",
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -79,19 +82,34 @@ def explain(
 
     - `stageflow explain 30m..now --against 1d..30m`
 
+    - `stageflow explain failed --since 2h --against 1d`
+
     - `stageflow explain "outcome = 'timeout'"`
     """
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
     slow = which == "slow" and against is None
-    where = None if slow or which == "failed" else as_selection(which, "SELECTION")
-    rest = None if against is None else as_selection(against, "--against")
+    within = None
+    if against is not None and is_duration(against):
+        with invalid_selection("--against"):
+            windows = compare_with_earlier(which, against, filter)
+        where, rest, within, filter = windows.where, windows.against, windows.within, windows.filter
+    else:
+        where = None if slow or which == "failed" else as_selection(which, "SELECTION")
+        rest = None if against is None else as_selection(against, "--against")
     with open_store(journal, archive, verify=verify) as store:
         if slow:
             found = store.explain_slow(view, filter, cluster=cluster, sort=sort, limit=limit)
         else:
             found = store.explain(
-                where, against=rest, over=view, filter=filter, cluster=cluster, sort=sort, limit=limit
+                where,
+                against=rest,
+                within=within,
+                over=view,
+                filter=filter,
+                cluster=cluster,
+                sort=sort,
+                limit=limit,
             )
         unknown = describe_empty(store, filter, "") if not found.selection.rows else ""
     if as_json:

@@ -27,7 +27,12 @@ from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
 from ._queries import Rows
 from ._query_process import query_in_subprocess
 from ._sampling import SampleRule, SamplingResult, TailSampler, read_sampler
-from ._selection import Over as Over, as_predicate as as_predicate, condition as condition
+from ._selection import (
+    Over as Over,
+    as_predicate as as_predicate,
+    compare_with_earlier as compare_with_earlier,
+    condition as condition,
+)
 from ._snapshot import LONGEST_RUN as LONGEST_RUN
 from ._statistics import Share, Stat, Total, Volume
 

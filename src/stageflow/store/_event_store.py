@@ -495,6 +495,7 @@ class EventStore:
         where: str | None = None,
         *,
         against: str | None = None,
+        within: str | None = None,
         over: Over = "runs",
         filter: RunFilter | None = None,
         cluster: str | None = None,
@@ -508,6 +509,8 @@ class EventStore:
             where: SQL predicate of the selection; default the failures, compared with the runs or stages that
                 are neither failures nor cancelled.
             against: SQL predicate of the rows to compare with; default all other rows.
+            within: SQL predicate that restricts both sides, in addition to the filter; default None. Unlike
+                the fields of `where`, its fields are compared.
             over: "runs" or "stages".
             filter: Restricts both sides, for example to a pipeline or a time window; default None.
             cluster: The field whose values are the independent units of the tests; default the session,
@@ -524,13 +527,12 @@ class EventStore:
         """
         if where is None:
             where, against = FAILED, against if against is not None else f"not {FAILED}"
-        within = condition(over, filter, None) if filter is not None and filter != RunFilter() else None
         return self._queries.run(
             lambda cursor: explain(
                 cursor,
                 where,
                 against=against,
-                within=within,
+                within=_within(over, filter, within),
                 over=over,
                 cluster=cluster,
                 sort=sort,
@@ -538,7 +540,7 @@ class EventStore:
                 alpha=alpha,
             ),
             where,
-            predicates=[where, against],
+            predicates=[where, against, within],
             over=[over],
             scope=_scope(filter),
         )
@@ -579,11 +581,10 @@ class EventStore:
                 f" from {ranked(rows, 'duration_ms', (), weighted=weighted)}"
             ).fetchone()
             threshold_ms = float(found[0]) if found and found[0] is not None else 0.0  # no rows
-            within = common if filter is not None and filter != RunFilter() else None
             return explain(
                 cursor,
                 f"duration_ms > {threshold_ms!r}",
-                within=within,
+                within=_within(over, filter),
                 over=over,
                 cluster=cluster,
                 sort=sort,
@@ -613,6 +614,13 @@ class EventStore:
 
 def _data(cursor: DuckDBPyConnection) -> list[dict[str, Any]]:
     return [data for _, data in events_of(cursor)]
+
+
+def _within(over: Over, filter: RunFilter | None, within: str | None = None) -> str | None:
+    """Return the predicate that restricts both sides of a comparison; None if nothing does."""
+    if filter is None or filter == RunFilter():
+        return within
+    return condition(over, filter, within)
 
 
 def _scope(filter: RunFilter | None) -> Scope:

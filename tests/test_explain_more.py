@@ -127,8 +127,11 @@ def test_against_duration_without_a_usable_window_is_an_error(
 
 
 def test_within_restricts_both_sides_and_is_compared(tmp_path: Path) -> None:
-    runs = [{"user": f"u{n % 2}", "version": "0" if n % 2 == 0 else str(n // 2 % 3)} for n in range(600)]
+    runs = [
+        {"attributes": {"even": n % 2 == 0}, "version": "0" if n % 2 == 0 else str(n // 2 % 3)}
+        for n in range(600)
+    ]
     with EventStore(write(tmp_path / "journal", runs)) as store:
-        found = store.explain("user_id = 'u0'", within="service_version in ('0', '1')", filter=RunFilter())
+        found = store.explain('"attributes.even"', within="service_version in ('0', '1')", filter=RunFilter())
     assert (found.selection.rows, found.rest.rows) == (300, 200)
     assert "service_version" in {name for one in found.differences for name in one.fields}

@@ -135,3 +135,181 @@ def test_within_restricts_both_sides_and_is_compared(tmp_path: Path) -> None:
         found = store.explain('"attributes.even"', within="service_version in ('0', '1')", filter=RunFilter())
     assert (found.selection.rows, found.rest.rows) == (300, 200)
     assert "service_version" in {name for one in found.differences for name in one.fields}
+
+
+# ------------------------------------------------------------ slow among runs of the same kind
+
+
+def by_model() -> list[dict[str, Any]]:
+    """Return runs of a fast and a slow model; the runs of one region are slow for their model."""
+    runs = []
+    for n in range(2000):
+        model = "large" if n % 4 == 0 else "small"
+        slow = n % 80 in (3, 8, 23, 43)
+        ms = (4000.0 if model == "large" else 100.0) * (2 if slow else 1) + n / 1e4
+        attributes = {"model": model, "region": "eu" if slow else ("us", "asia")[n % 2]}
+        runs.append({"ms": ms, "attributes": attributes})
+    runs += [{"ms": 9999.0, "attributes": {"model": f"rare-{n}"}} for n in range(3)]
+    return [*runs, {"ms": 9999.0}]
+
+
+def left_out(explanation: Mapping[str, Any]) -> dict[str, str]:
+    return {name: one["reason"] for one in explanation["left_out"] for name in one["fields"]}
+
+
+def test_slow_per_field_compares_each_run_with_those_of_the_same_value(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", by_model())
+    together = json.loads(command(folder, "slow", "--json"))
+    assert "model = large" in together["differences"][0]["description"]
+    found = json.loads(command(folder, "slow", "--per", "model", "--json"))
+    assert (found["selection"]["rows"], found["rest"]["rows"]) == (100, 1900)
+    assert found["differences"][0]["description"] == "attributes.region = eu"
+    assert found["selected_are"] == "slow runs"
+    assert left_out(found)["attributes.model"] == "each row is compared with those with the same value"
+    (note,) = found["limitations"]
+    assert note == (
+        "Each run is compared with those that have the same attributes.model. Left out: 3 values with fewer "
+        "than 20 runs (3 runs), 1 run without a value."
+    )
+    assert note in command(folder, "slow", "--per", "model")
+    with EventStore(folder) as store:
+        rows = store.sql(f"select count(*) from runs where {found['where']}").rows
+    assert rows == [(100,)]
+
+
+def test_slow_per_field_is_weighted(tmp_path: Path) -> None:
+    rows = [{"ms": float(n), "attributes": {"model": "a"}, "sample_rate": 1} for n in range(100)]
+    rows += [{"ms": 200.0 + n, "attributes": {"model": "a"}, "sample_rate": 50} for n in range(100)]
+    rows += [{"ms": 1.0, "attributes": {"model": "b"}} for n in range(100)]
+    with EventStore(write(tmp_path / "journal", rows)) as store:
+        found = store.explain_slow(per="model", slowest=0.5)
+    assert (found.selection.rows, found.selection.count) == (51, 2550)
+
+
+def test_slow_per_field_without_large_groups_selects_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", [{"user": f"u{n // 9}"} for n in range(90)])
+    found = json.loads(command(folder, "slow", "--per", "user_id", "--json"))
+    assert (found["selection"]["rows"], found["summary"]) == (0, "No rows are selected.")
+    assert "10 values with fewer than 20 runs (90 runs)" in command(folder, "slow", "--per", "user_id")
+
+
+def test_slow_runs_and_stages_of_several_kinds_are_compared_within_their_kind(tmp_path: Path) -> None:
+    runs = [
+        {"pipeline": f"p{n % 2}", "ms": 1000.0 * (n % 2) + n, "stage_ms": {"a": 1.0 + n, "b": 5000.0 + n}}
+        for n in range(200)
+    ]
+    with EventStore(write(tmp_path / "journal", runs)) as store:
+        of_runs, of_stages = store.explain_slow(), store.explain_slow("stages")
+    assert (of_runs.selection.rows, of_stages.selection.rows) == (10, 20)
+    assert "same pipeline_name" in of_runs.limitations[0]
+    assert "same stage_name" in of_stages.limitations[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "exit_code"),
+    [
+        (("slow", "--per", "modle"), "unknown field 'modle'", 1),
+        (("failed", "--per", "user_id"), "--per applies to `explain slow`", 2),
+    ],
+)
+def test_per_without_a_field_or_without_slow_is_an_error(
+    tmp_path: Path, arguments: tuple[str, ...], problem: str, exit_code: int
+) -> None:
+    folder = write(tmp_path / "journal", [{"attributes": {"model": "a"}}])
+    assert problem in command(folder, *arguments, exit_code=exit_code)
+
+
+# ------------------------------------------------------------ pipelines
+
+
+HOSTILE = "a'b\"c; drop\n\x1b[31mtable `x` 表"
+
+
+def of_pipelines(*failures: int) -> list[dict[str, Any]]:
+    """Return 200 runs of each pipeline with so many failures, all of version 2 or 3."""
+    runs = []
+    for number, failed in enumerate(failures):
+        name = HOSTILE if number == 0 else f"p{number}"
+        for place in range(200):
+            n = place * 7 % 200  # spread over time
+            fails = n < failed
+            version = str(2 + number % 2) if fails or n % 50 == 49 else "1"
+            runs.append(
+                {"pipeline": name, "fails": fails, "version": version, "second": place, "id": f"{number}-{n}"}
+            )
+    return runs
+
+
+def test_each_pipeline_is_explained_separately(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", of_pipelines(40, 30, 20, 10, 5, 0))
+    found = [json.loads(line) for line in command(folder, "--json").splitlines()]
+    assert [one["pipeline"] for one in found] == [HOSTILE, "p1", "p2", "p3", "p4"]
+    assert [one["selection"]["rows"] for one in found] == [40, 30, 20, 10, 5]
+    assert [one["rest"]["rows"] for one in found] == [160, 170, 180, 190, 195]
+    assert [one["differences"][0]["description"] for one in found[:3]] == [
+        "service_version = 2",
+        "service_version = 3",
+        "service_version = 2",
+    ]
+    assert all("p" in one["differences"][0]["sql"] for one in found[:3])
+    assert [one["fields"] for one in found[3:]] == [0, 0]
+    assert "not compared" in found[3]["summary"]
+    for one in found[:3]:
+        with EventStore(folder) as store:
+            rows = store.sql(one["differences"][0]["sql"]).rows
+        assert len(rows) == one["differences"][0]["selection"]["rows"]
+
+
+def test_pipelines_beyond_the_third_are_listed_with_their_commands(tmp_path: Path) -> None:
+    folder = write(tmp_path / "my journal", of_pipelines(10, 40, 30, 20, 5))
+    shown = command(folder, "--since", "2020-01-01")
+    assert "pipeline p1 ──" in shown
+    assert "a'b\"c; drop \\x1b[31mtable `x` 表: 10 failures, 190 other runs" in shown
+    (line,) = (line.strip() for line in shown.splitlines() if "--pipeline" in line)
+    assert line.startswith("stageflow explain failed --since 20")
+    assert "--pipeline p4 " in line
+    assert line.endswith(f"--journal '{folder}'")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--together",),
+        ("--over", "stages"),
+        ("--pipeline", "p1"),
+        ("failed and pipeline_name in ('p1', 'p2')",),
+        ("failed", "--against", "topology = 'p2'"),
+    ],
+)
+def test_pipelines_are_compared_together_on_request(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    folder = write(tmp_path / "journal", of_pipelines(10, 20, 30))
+    (line,) = command(folder, *arguments, "--json").splitlines()
+    assert json.loads(line)["pipeline"] == ("p1" if "--pipeline" in arguments else None)
+
+
+def test_slow_runs_of_each_pipeline_are_explained_separately(tmp_path: Path) -> None:
+    runs = [{"pipeline": f"p{n % 2}", "ms": 1000.0 * (n % 2) + n, "user": f"u{n % 5}"} for n in range(400)]
+    runs += [{"pipeline": "few", "ms": 1.0 + n} for n in range(3)]
+    folder = write(tmp_path / "journal", runs)
+    found = [json.loads(line) for line in command(folder, "slow", "--json").splitlines()]
+    assert [(one["pipeline"], one["selection"]["rows"]) for one in found] == [("p0", 10), ("p1", 10)]
+    per_user = [
+        json.loads(line) for line in command(folder, "slow", "--per", "user_id", "--json").splitlines()
+    ]
+    assert [one["selection"]["rows"] for one in per_user] == [10, 10]
+    assert all("user_id" in left_out(one) for one in per_user)
+
+
+@pytest.mark.parametrize("runs", [[], [{"fails": True}], [{"fails": False}]], ids=["none", "failed", "ok"])
+@pytest.mark.parametrize(
+    "arguments", [(), ("slow",), ("slow", "--per", "user_id"), ("2h..now", "--against", "1d")]
+)
+def test_empty_or_single_run_is_explained(
+    tmp_path: Path, runs: list[dict[str, Any]], arguments: tuple[str, ...]
+) -> None:
+    folder = write(tmp_path / "journal", runs)
+    assert command(folder, *arguments).strip()
+    (line,) = command(folder, *arguments, "--json").splitlines()
+    assert json.loads(line)["differences"] == []
+    with EventStore(folder) as store:
+        assert len(store.explain_by_pipeline()) == 1

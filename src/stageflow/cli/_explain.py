@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Literal
 
 import msgspec
 import typer
 
-from ..render import draw_explanation
+from ..render import draw_explanations
 from ..store import Over, compare_with_earlier
 from ._options import (
     ArchiveOption,
@@ -20,6 +21,7 @@ from ._options import (
     as_filter,
     as_selection,
     describe_empty,
+    hint_with_journal,
     invalid_selection,
     is_duration,
     json_option,
@@ -29,6 +31,10 @@ from ._options import (
 from ._output import open_terminal, print_json, print_page, print_text, width_of
 
 __all__ = ["explain"]
+
+
+_SLOWEST = 0.05
+"""The share of the runs that `slow` selects."""
 
 
 def explain(
@@ -53,6 +59,18 @@ def explain(
     stage: StageOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    per: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            show_default=False,
+            help="With slow: compare each run with those that have the same value of this field."
+            " Defaults to pipeline_name; with --over stages, stage_name.",
+        ),
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Compare the runs of all pipelines with each other.")
+    ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -69,16 +87,18 @@ def explain(
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     verify: VerifyOption = False,
-    as_json: Annotated[bool, json_option("Print one JSON object, including SQL for the next query.")] = False,
+    as_json: Annotated[
+        bool, json_option("Print one JSON object per pipeline, including SQL for the next query.")
+    ] = False,
 ) -> None:
     """Explain how failed, slow or any other runs differ from the rest.
 
     Every field is compared, and differences that could be due to chance are omitted. `--pipeline`, `--stage`,
-    `--since` and `--until` restrict both sides.
+    `--since` and `--until` restrict both sides. The runs of each pipeline are compared separately.
 
     - `stageflow explain --since 2h`
 
-    - `stageflow explain slow --pipeline ask`
+    - `stageflow explain slow --pipeline ask --per model`
 
     - `stageflow explain 30m..now --against 1d..30m`
 
@@ -89,7 +109,9 @@ def explain(
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
     slow = which == "slow" and against is None
-    within = None
+    if per is not None and not slow:
+        raise typer.BadParameter("--per applies to `explain slow`", param_hint="--per")
+    where, rest, within = None, None, None
     if against is not None and is_duration(against):
         with invalid_selection("--against"):
             windows = compare_with_earlier(which, against, filter)
@@ -98,24 +120,54 @@ def explain(
         where = None if slow or which == "failed" else as_selection(which, "SELECTION")
         rest = None if against is None else as_selection(against, "--against")
     with open_store(journal, archive, verify=verify) as store:
-        if slow:
-            found = store.explain_slow(view, filter, cluster=cluster, sort=sort, limit=limit)
-        else:
-            found = store.explain(
+        if view == "runs" and not together:
+            found = store.explain_by_pipeline(
                 where,
                 against=rest,
                 within=within,
-                over=view,
+                slowest=_SLOWEST if slow else None,
+                per=per,
                 filter=filter,
                 cluster=cluster,
                 sort=sort,
                 limit=limit,
             )
-        unknown = describe_empty(store, filter, "") if not found.selection.rows else ""
+        elif slow:
+            found = (store.explain_slow(view, filter, per=per, cluster=cluster, sort=sort, limit=limit),)
+        else:
+            found = (
+                store.explain(
+                    where,
+                    against=rest,
+                    within=within,
+                    over=view,
+                    filter=filter,
+                    cluster=cluster,
+                    sort=sort,
+                    limit=limit,
+                ),
+            )
+        unknown = describe_empty(store, filter, "") if not found[0].selection.rows else ""
     if as_json:
-        print_json(msgspec.json.encode(found))
+        print_json(*map(msgspec.json.encode, found))
     elif not unknown:
         terminal = open_terminal()
-        print_page(terminal, draw_explanation(found, width=width_of(terminal)))
+        options = {"--against": against, "--per": per, "--since": since, "--until": until}
+        drawing = draw_explanations(
+            found,
+            width=width_of(terminal),
+            others=lambda one: _command_for(one.pipeline, which, options),
+        )
+        print_page(terminal, drawing)
     if unknown:
         print_text(unknown, err=True)
+
+
+def _command_for(pipeline: str | None, which: str, options: dict[str, str | None]) -> str:
+    """Return the command that explains another pipeline; empty if nobody could enter its name."""
+    if not pipeline or not pipeline.isprintable():
+        return ""
+    command = ["stageflow", "explain", which]
+    for name, value in (options | {"--pipeline": pipeline}).items():
+        command += [name, value] if value is not None else []
+    return hint_with_journal(f"`{shlex.join(command)}`")[1:-1]

@@ -65,7 +65,8 @@ _DEFAULTS = ("journal", ".stageflow/demo")
 _VARIABLE = "STAGEFLOW_JOURNAL"
 
 _COMMAND = re.compile(
-    r"`stageflow (?:doctor|compact|runs|show|tail|stats|query|totals|alerts \w+)(?![^`]*--journal)[^`]*(?=`)"
+    r"`stageflow (?:doctor|compact|runs|show|tail|stats|explain|query|totals|alerts \w+)"
+    r"(?![^`]*--journal)[^`]*(?=`)"
 )
 
 Check = Callable[[str | None], str | None]

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
         draw_alert_tests as draw_alert_tests,
     )
     from ._events import EventLines as EventLines
-    from ._explanation import draw_explanation as draw_explanation
+    from ._explanation import (
+        draw_explanation as draw_explanation,
+        draw_explanations as draw_explanations,
+    )
     from ._run import draw_run as draw_run, shown_child_runs as shown_child_runs
     from ._runs import draw_runs as draw_runs, draw_summary as draw_summary
     from ._state import (
@@ -72,6 +75,7 @@ _REQUIRING_RICH = {
     "draw_comparisons": "_statistics",
     "draw_errors": "_statistics",
     "draw_explanation": "_explanation",
+    "draw_explanations": "_explanation",
     "draw_journal_state": "_state",
     "draw_repaired": "_state",
     "draw_repaired_archive": "_state",

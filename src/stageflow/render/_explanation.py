@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +19,7 @@ from ._style import BAD, QUIET
 if TYPE_CHECKING:
     from ..store import Difference, Explanation, LeftOut, Location
 
-__all__ = ["draw_explanation"]
+__all__ = ["draw_explanation", "draw_explanations"]
 
 
 _INDENT = 4
@@ -26,6 +27,9 @@ _DEFAULT_WIDTH = 120
 _WORDS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^ '"])+|['"]""")
 _MAX_NAMES = 6
 """Maximum number of names to list; the others are counted."""
+
+_MAX_PREDICATE = 200
+"""Maximum length of a predicate on a terminal."""
 
 _MAX_DETAILED = 3
 """Number of differences for which the counts are shown; the others take one line each."""
@@ -42,7 +46,7 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
         Console().print(draw_explanation(explain(connection), width=80))
     """
     lines: list[RenderableType] = [Text(on_one_line(explanation.summary), style="bold"), ""]
-    lines += [_sizes(explanation), *(_location(one) for one in explanation.locations[:_MAX_DETAILED])]
+    lines += [_sizes(explanation, width), *(_location(one) for one in explanation.locations[:_MAX_DETAILED])]
     numbers = {str(one): n for n, one in enumerate(explanation.differences, 1)}
     if explanation.differences:
         lines += ["", *_table(explanation, explanation.differences, numbers, width)]
@@ -50,8 +54,12 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
         lines += ["", Text("likely effects, not causes", style="bold")]
         own = {str(one): n for n, one in enumerate(explanation.effects, 1)}
         lines += _table(explanation, explanation.effects, own, width)
+    if explanation.fields or explanation.limitations:
+        lines.append("")
     if explanation.fields:
-        lines += ["", _compared(explanation), *(Text(text, style=QUIET) for text in explanation.limitations)]
+        lines.append(_compared(explanation))
+    lines += [Text(on_one_line(text), style=QUIET) for text in explanation.limitations]
+    if explanation.fields:
         lines += map(_left_out, explanation.left_out)
     if first := (explanation.differences or explanation.effects):
         # In a pipe, the query stays on one line, so that programs can find all of it.
@@ -59,7 +67,39 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     return Group(*lines)
 
 
-def _sizes(explanation: Explanation) -> Text:
+def draw_explanations(
+    explanations: Sequence[Explanation], *, width: int | None, others: Callable[[Explanation], str]
+) -> RenderableType:
+    """Return the explanations of several pipelines, and the numbers of those that were not compared.
+
+    Args:
+        explanations: The result of `explain_by_pipeline`.
+        width: See `draw_explanation`.
+        others: Returns the command that explains a pipeline that was not compared.
+
+    Example:
+        Console().print(draw_explanations(store.explain_by_pipeline(), width=80, others=lambda one: ""))
+    """
+    lines: list[RenderableType] = []
+    counted = [one for one in explanations if not one.selection_compared and one.selection.rows]
+    for one in explanations:
+        if one not in counted:
+            if one.pipeline is not None and len(explanations) > 1:
+                lines.append(Rule(Text(f"pipeline {on_one_line(one.pipeline)}"), align="left", style=QUIET))
+            lines += [draw_explanation(one, width=width), ""]
+    if counted:
+        lines.append(Text("other pipelines", style="bold"))
+    for one in counted:
+        name = "failures" if one.selected_are == "failures" else "selected runs"
+        lines.append(
+            Text(f"{on_one_line(one.pipeline)}: {one.selection.rows:,} {name}, {one.rest.rows:,} other runs")
+        )
+        if command := others(one):
+            lines.append(Padding(Text(on_one_line(command), style=QUIET), (0, 0, 0, _INDENT)))
+    return Group(*(lines if counted else lines[:-1]))
+
+
+def _sizes(explanation: Explanation, width: int | None) -> Text:
     selection, rest = explanation.selection, explanation.rest
     kind = explanation.over if explanation.selection.rows != 1 else explanation.over[:-1]
     name = "failures" if explanation.selected_are == "failures" else f"selected {kind}"
@@ -73,8 +113,14 @@ def _sizes(explanation: Explanation) -> Text:
         text.append(f" that represent {rest.count:,.0f}")
     if explanation.against is not None:
         text.append(f" ({on_one_line(explanation.against)})")
-    text.append(f"; selected: {on_one_line(explanation.where)}")
+    text.append(f"; selected: {_shortened(explanation.where, width)}")
     return Text(text.plain, style=QUIET)
+
+
+def _shortened(predicate: str, width: int | None) -> str:
+    """Return a predicate on one line, without the values beyond the limit on a terminal."""
+    text = on_one_line(predicate)
+    return text if width is None or len(text) <= _MAX_PREDICATE else f"{text[:_MAX_PREDICATE]}…"
 
 
 def _of_clusters(explanation: Explanation, clusters: int, users: int | None) -> str:

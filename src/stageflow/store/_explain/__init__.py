@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ...errors import MissingExtraError, QueryError
 from .._selection import Over
 from ._explanation import Explanation
+from ._request import Request, Sort
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["explain"]
+__all__ = ["answer", "explain"]
 
 
 def explain(
@@ -23,7 +24,7 @@ def explain(
     within: str | None = None,
     over: Over = "runs",
     cluster: str | None = None,
-    sort: Literal["deviance", "excess", "lift"] = "deviance",
+    sort: Sort = "deviance",
     limit: int = 20,
     alpha: float = 0.05,
 ) -> Explanation:
@@ -73,15 +74,7 @@ def explain(
         >>> print(*explain(connection).differences)
         topology = large
     """
-    if over not in ("runs", "stages"):
-        raise QueryError(
-            f"cannot explain {over!r}: unknown view", sql=str(over), hint='use over="runs" or over="stages"'
-        )
-    try:
-        investigation = import_module("._investigation", __package__)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("explain", "store") from error
-    request = investigation.Request(
+    request = Request(
         where=where,
         against=against,
         within=within,
@@ -91,5 +84,25 @@ def explain(
         limit=limit,
         alpha=alpha,
     )
+    return answer(connection, request)
+
+
+def answer(connection: DuckDBPyConnection, request: Request) -> Explanation:
+    """Compare a selection with the rest; see `explain`.
+
+    Raises:
+        QueryError: A predicate is invalid, or it refers to an unknown field.
+        MissingExtraError: The extra "store" is not installed.
+    """
+    if request.over not in ("runs", "stages"):
+        raise QueryError(
+            f"cannot explain {request.over!r}: unknown view",
+            sql=str(request.over),
+            hint='use over="runs" or over="stages"',
+        )
+    try:
+        investigation = import_module("._investigation", __package__)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("explain", "store") from error
     explanation: Explanation = investigation.investigate(connection, request)
     return explanation

@@ -183,6 +183,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
         where: The predicate of the selection.
         against: The predicate of the rest; None for all other rows.
         over: "runs" or "stages".
+        pipeline: The pipeline whose rows are compared; None for those of all pipelines.
         selected_are: What the selected rows are: "failures", "slow runs", "selected runs".
         selection: All selected rows, and the number that they represent.
         rest: All rows of the rest, and the number that they represent.
@@ -209,6 +210,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     where: str
     against: str | None
     over: Over
+    pipeline: str | None = None
     selected_are: str
     selection: Part
     rest: Part

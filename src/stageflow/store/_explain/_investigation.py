@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 import duckdb
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import structs
 
 from ...errors import QueryError, did_you_mean
 from ...schema import Role
 from .._columns import ATTRIBUTE, FAILED
-from .._selection import FIELDS_HINT, Over, as_query_error, check_binds, named_fields, parenthesized
+from .._selection import FIELDS_HINT, as_query_error, check_binds, named_fields, parenthesized
 from ._combinations import find_combinations
 from ._comparing import FieldValues, compare_field, is_categorical
 from ._documents import document_fields
@@ -36,6 +36,7 @@ from ._fields import (
 from ._finding import Finding, Tested
 from ._locations import find_locations
 from ._ranking import Ranked, rank, significant
+from ._request import Request
 from ._sample import Question, Sample, sample_rows
 from ._significance import counts_of_masks
 from ._summary import onset_of, summarize
@@ -45,7 +46,7 @@ from ._values import ValueTable, count_values
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Request", "investigate"]
+__all__ = ["investigate"]
 
 
 _PREDICATE_ERRORS = (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError)
@@ -55,19 +56,6 @@ _FAILURES = frozenset({FAILED, "status = 'FAIL'"})
 
 _MAX_SETTINGS = 50
 """Durations with up to this number of different values are settings, such as timeouts."""
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """A call of `explain`; see its arguments."""
-
-    where: str | None
-    against: str | None
-    within: str | None
-    over: Over
-    cluster: str | None
-    sort: Literal["deviance", "excess", "lift"]
-    limit: int
-    alpha: float
 
 
 def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation:
@@ -249,7 +237,9 @@ class _Investigation:
     def _leave_out_by_name(self) -> None:
         names = [name for name in self._columns if name != "sample_rate"]
         defining = self._defining
-        self._leave_out("used to define the selection", (n for n in names if n in defining))
+        per = self._request.per
+        self._leave_out("each row is compared with those with the same value", [per] if per else ())
+        self._leave_out("used to define the selection", (n for n in names if n in defining and n != per))
         self._leave_out("unique ids", (n for n in names if n in IDS - defining))
         documents = (n for n in names if n in DOCUMENTS - defining - {"rest"})
         self._leave_out("JSON documents of results", documents)
@@ -520,7 +510,8 @@ class _Investigation:
         if where in _FAILURES:
             return "failures"
         durations = {"duration_ms", "total_ms"}
-        if self._referenced & durations and self._referenced <= durations | {"stage_name", "pipeline_name"}:
+        others = {"stage_name", "pipeline_name", self._request.per}
+        if self._referenced & durations and self._referenced <= durations | others:
             return f"slow {self._request.over}"
         return f"selected {self._request.over}"
 
@@ -572,7 +563,7 @@ class _Investigation:
     ) -> Explanation:
         selection, rest = self._sample.totals
         selected = self._sample.cohorts.selected
-        limitations = []
+        limitations = list(self._request.limitations)
         if not self._sample.is_complete:
             limitations.append(
                 f"Numbers, times, combinations and attributes in documents were compared in a sample of "
@@ -584,6 +575,7 @@ class _Investigation:
             where=str(self._request.where),
             against=self._request.against,
             over=self._request.over,
+            pipeline=self._request.pipeline,
             selected_are=self._kind_of_selection(),
             selection=selection,
             rest=rest,

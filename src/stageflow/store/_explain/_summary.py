@@ -79,7 +79,8 @@ def _nothing(explanation: Explanation) -> str:
         conditions.append(f"{n} likely {'effect differs' if n == 1 else 'effects differ'}")
     if skipped:
         conditions.append(f"{skipped} {'field was' if skipped == 1 else 'fields were'} not compared")
-    if explanation.limitations:
+    compared = explanation.selection_compared + explanation.rest_compared
+    if compared < explanation.selection.rows + explanation.rest.rows:
         conditions.append("some fields were compared in a sample only")
     if not conditions:
         return "No field differs."

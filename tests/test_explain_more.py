@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 from test_sampling import BEGAN, lines_of
 from typer.testing import CliRunner
 
 from stageflow.cli._app import app
 from stageflow.journal import RunFilter
 from stageflow.journal._segments import new_writer, segment_name
+from stageflow.render import draw_explanation
 from stageflow.store import EventStore
 
 
@@ -313,3 +317,119 @@ def test_empty_or_single_run_is_explained(
     assert json.loads(line)["differences"] == []
     with EventStore(folder) as store:
         assert len(store.explain_by_pipeline()) == 1
+
+
+# ------------------------------------------------------------ changes
+
+
+def incident(*, rate: int = 3) -> list[dict[str, Any]]:
+    """Return 2,000 runs: version 2 is deployed with run 1,500, and its runs fail from run 1,510 on."""
+    runs = []
+    for n in range(2000):
+        fails = n >= 1510 and n % rate == 0
+        attributes = {
+            "path": f"/{n}",  # unique
+            "customer": f"c{n // 4}",  # new all the time
+            "once": "x" if n == 1505 else None,  # a single row
+            "region": ("eu", "us")[n % 2],  # always the same
+            "flag": "old" if n % 400 < 3 or n > 1500 else "none",  # not new: it occurred before
+            "kind 表": HOSTILE if n >= 1501 else "none",
+        }
+        run = {
+            "second": n,
+            "fails": fails,
+            "version": "2" if n >= 1500 else "1",
+            "attributes": {name: value for name, value in attributes.items() if value is not None},
+            "stage_ms": {"llm": 5.0},
+            "stage_attributes": {
+                "model": "new" if n >= 1498 else "old",
+                "route": "new" if n > 200 else "old",
+            },
+        }
+        if fails:
+            run["data"] = {"error_type": "BankError", "error_fingerprint": "f1"}
+        runs.append(run)
+    return runs
+
+
+def changes(explanation: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{one['field']} = {one['value']}": one["before_onset_s"] for one in explanation["changes"]}
+
+
+@pytest.mark.parametrize("window", [(), ("--since", "2026-11-01T00:20:00Z")], ids=["all", "since"])
+def test_changed_lists_what_is_new_before_the_onset(tmp_path: Path, window: tuple[str, ...]) -> None:
+    folder = write(tmp_path / "journal", incident())
+    found = json.loads(command(folder, "--changed", "--json", *window))
+    assert found["changes_by"] in ("onset", "rate")
+    onset = datetime.fromisoformat(found["changes_before"])
+    assert abs((onset - BEGAN).total_seconds() - 1510) < 12
+    new = changes(found)
+    assert set(new) == {
+        "service_version = 2",
+        "llm/attributes.model = new",
+        "error_type = BankError",
+        "error_fingerprint = f1",
+        f"attributes.kind 表 = {HOSTILE}",
+    }
+    for one in found["changes"]:
+        first = datetime.fromisoformat(one["first_at"])
+        assert one["before_onset_s"] == (onset - first).total_seconds()
+    (version,) = (one for one in found["changes"] if one["field"] == "service_version")
+    assert version["first_at"] == "2026-11-01T00:25:00.000000Z"
+    assert version["selection"]["share"] == 1.0
+    assert version["rest"]["rows"] == 500 - found["selection"]["rows"]
+
+
+def test_changed_is_drawn_within_the_width_and_escaped(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", incident())
+    with EventStore(folder) as store:
+        found = store.explain(changed=True)
+    console = Console(width=80, file=StringIO(), color_system=None)
+    console.print(draw_explanation(found, width=80))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "new shortly before 2026-11-01T00:25:" in shown
+    assert "service_version = 2: first at 2026-11-01T00:25:00Z, " in shown
+    assert "\x1b" not in shown
+    assert all(cell_len(line) <= 80 for line in shown.splitlines())
+
+
+def test_nothing_is_new_without_an_earlier_record(tmp_path: Path) -> None:
+    folder = write(tmp_path / "journal", incident()[1495:])
+    found = json.loads(command(folder, "--changed", "--json"))
+    assert found["changes"] == []
+    assert "changes cannot be determined" in " ".join(found["limitations"])
+
+
+def test_nothing_is_new_if_failures_are_spread_over_time(tmp_path: Path) -> None:
+    runs = [{"second": n, "fails": n % 50 == 7, "version": "1" if n < 1500 else "2"} for n in range(2000)]
+    folder = write(tmp_path / "journal", runs)
+    found = json.loads(command(folder, "--changed", "--json"))
+    assert (found["changes"], found["changes_by"]) == ([], "first row")
+    assert "changes cannot be determined" in command(folder, "--changed")
+
+
+def test_change_of_a_single_pipeline_is_new_although_another_pipeline_had_the_value(tmp_path: Path) -> None:
+    runs = []
+    for n in range(2000):
+        moved = n >= 1500
+        runs.append({"second": n, "pipeline": "a", "version": "2"})
+        runs.append({"second": n, "pipeline": "b", "fails": moved and n % 3 == 0, "version": "12"[moved]})
+    folder = write(tmp_path / "journal", [{**run, "id": str(n)} for n, run in enumerate(runs)])
+    separate = json.loads(command(folder, "--changed", "--json"))
+    assert "service_version = 2" in changes(separate)
+    assert "service_version = 2" not in changes(
+        json.loads(command(folder, "--changed", "--together", "--json"))
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("slow", "--changed"), ("2h..now", "--against", "1d", "--changed"), ("--changed", "--over", "stages")],
+)
+@pytest.mark.parametrize("runs", [[], [{"fails": True}], [{"fails": True}, {}]], ids=["none", "one", "two"])
+def test_changed_of_few_runs_is_empty(
+    tmp_path: Path, runs: list[dict[str, Any]], arguments: tuple[str, ...]
+) -> None:
+    folder = write(tmp_path / "journal", runs)
+    assert json.loads(command(folder, *arguments, "--json").splitlines()[0])["changes"] == []
+    assert command(folder, *arguments)

@@ -68,6 +68,13 @@ def explain(
             " Defaults to pipeline_name; with --over stages, stage_name.",
         ),
     ] = None,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Show what occurred for the first time shortly before: versions, values, errors.",
+        ),
+    ] = False,
     together: Annotated[
         bool, typer.Option("--together", help="Compare the runs of all pipelines with each other.")
     ] = False,
@@ -131,9 +138,14 @@ def explain(
                 cluster=cluster,
                 sort=sort,
                 limit=limit,
+                changed=changed,
             )
         elif slow:
-            found = (store.explain_slow(view, filter, per=per, cluster=cluster, sort=sort, limit=limit),)
+            found = (
+                store.explain_slow(
+                    view, filter, per=per, cluster=cluster, sort=sort, limit=limit, changed=changed
+                ),
+            )
         else:
             found = (
                 store.explain(
@@ -145,6 +157,7 @@ def explain(
                     cluster=cluster,
                     sort=sort,
                     limit=limit,
+                    changed=changed,
                 ),
             )
         unknown = describe_empty(store, filter, "") if not found[0].selection.rows else ""

@@ -54,6 +54,8 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
         lines += ["", Text("likely effects, not causes", style="bold")]
         own = {str(one): n for n, one in enumerate(explanation.effects, 1)}
         lines += _table(explanation, explanation.effects, own, width)
+    if explanation.changes_before is not None:
+        lines += ["", *_changes(explanation)]
     if explanation.fields or explanation.limitations:
         lines.append("")
     if explanation.fields:
@@ -233,6 +235,38 @@ def _note(explanation: Explanation, one: Difference, numbers: dict[str, int], *,
             "same rows: " + ", ".join(named[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
         )
     return "; ".join(parts)
+
+
+def _changes(explanation: Explanation) -> list[RenderableType]:
+    before = str(explanation.changes_before)[:19]
+    selected = explanation.selected_are
+    how = {
+        "onset": f"when the {selected} became more frequent",
+        "rate": f"when the share of the {selected} rose the most",
+        "first row": f"the first of the {selected}",
+    }
+    reference = f"{before}Z, {how[explanation.changes_by or 'onset']}"
+    if not explanation.changes:
+        return [Text(f"nothing new shortly before {reference}")]
+    lines: list[RenderableType] = [Text(f"new shortly before {reference}", style="bold")]
+    for one in explanation.changes:
+        when = "before" if one.before_onset_s >= 0 else "after"
+        text = Text(f"{on_one_line(one.field)} = {on_one_line(one.value)}")
+        text.append(
+            f": first at {one.first_at[:19]}Z, {_span(abs(one.before_onset_s))} {when}; "
+            f"{_percent(one.selection.share)} of the {selected}, {_percent(one.rest.share)} of the others",
+            style=QUIET,
+        )
+        lines.append(Padding(text, (0, 0, 0, _INDENT)))
+    return lines
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.0f} d"
 
 
 def _percent(share: float) -> str:

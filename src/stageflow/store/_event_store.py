@@ -507,6 +507,7 @@ class EventStore:
         sort: Sort = "deviance",
         limit: int = 20,
         alpha: float = 0.05,
+        changed: bool = False,
     ) -> Explanation:
         """Return how selected runs, or stages, differ from the others; see `stageflow.store.explain`.
 
@@ -523,6 +524,8 @@ class EventStore:
             sort: The order of differences: "deviance" (default), "excess" or "lift".
             limit: Maximum number of differences.
             alpha: Maximum q-value of a difference.
+            changed: Whether to return what occurred for the first time shortly before the selection became
+                more frequent. This needs the whole record, also outside the window of the filter.
 
         Raises:
             QueryError: A predicate is invalid, or refers to an unknown field.
@@ -540,13 +543,14 @@ class EventStore:
             sort=sort,
             limit=limit,
             alpha=alpha,
+            changed=changed,
         )
         return self._queries.run(
             lambda cursor: answer(cursor, request),
             str(request.where),
             predicates=[request.where, request.against, within],
             over=[over],
-            scope=_scope(filter),
+            scope=_scope(None if changed else filter),
         )
 
     def explain_slow(
@@ -559,6 +563,7 @@ class EventStore:
         cluster: str | None = None,
         sort: Sort = "deviance",
         limit: int = 20,
+        changed: bool = False,
     ) -> Explanation:
         """Return how slow runs, or stages, differ from the others.
 
@@ -574,6 +579,7 @@ class EventStore:
             cluster: See `explain`.
             sort: See `explain`.
             limit: Maximum number of differences.
+            changed: See `explain`.
 
         Raises:
             InvalidArgumentError: `slowest` is not between 0 and 1.
@@ -583,14 +589,17 @@ class EventStore:
             print(store.explain_slow(per="model").summary)
         """
         _check_share("explain_slow()", slowest)
-        request = Request(
-            within=_within(over, filter),
+        request = _request(
+            None,
+            against=None,
+            within=None,
             over=over,
+            filter=filter,
             cluster=cluster,
             sort=sort,
             limit=limit,
+            changed=changed,
             per=per,
-            pipeline=filter.pipeline if filter is not None else None,
         )
         queries = self._queries
         return queries.run(
@@ -598,7 +607,7 @@ class EventStore:
                 cursor, select_slow(cursor, request, slowest=slowest, weighted=queries.weighted)
             ),
             f"the slowest {over} of {request.within or 'all'}",
-            scope=_scope(filter),
+            scope=_scope(None if changed else filter),
         )
 
     def explain_by_pipeline(
@@ -613,6 +622,7 @@ class EventStore:
         cluster: str | None = None,
         sort: Sort = "deviance",
         limit: int = 20,
+        changed: bool = False,
         pipelines: int = 3,
     ) -> tuple[Explanation, ...]:
         """Return how selected runs differ from the other runs of the same pipeline.
@@ -630,6 +640,7 @@ class EventStore:
             cluster: See `explain`.
             sort: See `explain`.
             limit: Maximum number of differences of each pipeline.
+            changed: See `explain`.
             pipelines: Maximum number of pipelines to explain; default 3. For the others, `selection` and
                 `rest` contain the numbers of runs, and `fields` is 0.
 
@@ -659,6 +670,8 @@ class EventStore:
             cluster=cluster,
             sort=sort,
             limit=limit,
+            changed=changed,
+            per=per,
         )
         queries = self._queries
 
@@ -666,15 +679,10 @@ class EventStore:
             def select(one: Request) -> Request:
                 if slowest is None:
                     return one
-                one = structs.replace(one, where=None, against=None, per=per)
                 return select_slow(cursor, one, slowest=slowest, weighted=queries.weighted)
 
             return explain_by_pipeline(
-                cursor,
-                structs.replace(request, per=per),
-                select,
-                lambda one: answer(cursor, one),
-                pipelines=pipelines,
+                cursor, request, select, lambda one: answer(cursor, one), pipelines=pipelines
             )
 
         return queries.run(
@@ -682,7 +690,7 @@ class EventStore:
             str(request.where),
             predicates=[request.where, request.against, within],
             over=["runs"],
-            scope=_scope(filter),
+            scope=_scope(None if changed else filter),
         )
 
     # ------------------------------------------------------------ closing
@@ -719,9 +727,16 @@ def _request(
 ) -> Request:
     if where is None:
         where, against = FAILED, against if against is not None else f"not {FAILED}"
-    pipeline = filter.pipeline if filter is not None else None
-    within = _within(over, filter, within)
-    return Request(where=where, against=against, within=within, over=over, pipeline=pipeline, **how)
+    always = structs.replace(filter, since=None, until=None) if filter is not None else None
+    return Request(
+        where=where,
+        against=against,
+        within=_within(over, filter, within),
+        history=_within(over, always),
+        over=over,
+        pipeline=filter.pipeline if filter is not None else None,
+        **how,
+    )
 
 
 def _check_share(function: str, slowest: float) -> None:

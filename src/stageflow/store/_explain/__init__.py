@@ -27,6 +27,7 @@ def explain(
     sort: Sort = "deviance",
     limit: int = 20,
     alpha: float = 0.05,
+    changed: bool = False,
 ) -> Explanation:
     """Compare a selection of runs or stages with the rest, and return what differs.
 
@@ -59,6 +60,8 @@ def explain(
             (default), by their excess of selected rows, or by their lift.
         limit: Maximum number of differences, and of effects; default 20.
         alpha: Maximum q-value of a difference; default 0.05.
+        changed: Whether to return also which values occurred for the first time shortly before the selection
+            became more frequent, as `changes`; default False.
 
     Raises:
         QueryError: A predicate is invalid, or it refers to an unknown field.
@@ -83,6 +86,7 @@ def explain(
         sort=sort,
         limit=limit,
         alpha=alpha,
+        changed=changed,
     )
     return answer(connection, request)
 

@@ -64,8 +64,11 @@ def explain_by_pipeline(
 
 def _restricted(request: Request, pipeline: str | None) -> Request:
     of_pipeline = f"pipeline_name = {literal(pipeline)}" if pipeline is not None else "pipeline_name IS NULL"
-    within = [parenthesized(request.within)] if request.within is not None else []
-    return structs.replace(request, within=" AND ".join((*within, of_pipeline)), pipeline=pipeline or "")
+    within, history = (
+        of_pipeline if predicate is None else f"{parenthesized(predicate)} AND {of_pipeline}"
+        for predicate in (request.within, request.history)
+    )
+    return structs.replace(request, within=within, history=history, pipeline=pipeline or "")
 
 
 def _count(connection: DuckDBPyConnection, request: Request) -> _OfPipeline:

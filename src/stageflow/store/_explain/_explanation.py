@@ -152,7 +152,8 @@ class Change(Struct, frozen=True, kw_only=True):
     """Something that occurred for the first time shortly before the selection started.
 
     Attributes:
-        field: The field: `service_version`, an attribute, `error_type`.
+        field: The field: `service_version`, an attribute, "stage/column" for an attribute of a stage,
+            `error_type`.
         value: The value that is new.
         first_at: When it first occurred, RFC 3339.
         before_onset_s: Seconds from then until the onset; negative if it occurred after it.
@@ -202,6 +203,9 @@ class Explanation(Struct, frozen=True, kw_only=True):
         differences: Possible causes, ordered by the deviance that each adds to those above it.
         effects: Likely effects, such as statuses and times, if the predicate refers to results of runs.
         changes: What occurred for the first time shortly before the onset, if it was requested.
+        changes_before: The time of the onset to which `changes` refers; None if it was not requested.
+        changes_by: How this time was determined: "onset" for `onset`, "rate" for the time that separates the
+            shares of selected rows best, "first row" for the first selected row.
         left_out: The fields that were not compared, and the reasons.
         limitations: What restricts the result, in sentences.
     """
@@ -228,5 +232,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...] = ()
     effects: tuple[Difference, ...] = ()
     changes: tuple[Change, ...] = ()
+    changes_before: str | None = None
+    changes_by: Literal["onset", "rate", "first row"] | None = None
     left_out: tuple[LeftOut, ...] = ()
     limitations: tuple[str, ...] = ()

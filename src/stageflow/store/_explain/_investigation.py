@@ -15,6 +15,7 @@ from ...errors import QueryError, did_you_mean
 from ...schema import Role
 from .._columns import ATTRIBUTE, FAILED
 from .._selection import FIELDS_HINT, as_query_error, check_binds, named_fields, parenthesized
+from ._changes import find_changes
 from ._combinations import find_combinations
 from ._comparing import FieldValues, compare_field, is_categorical
 from ._documents import document_fields
@@ -205,7 +206,8 @@ class _Investigation:
             comparisons=sum(one.comparisons for one in (*tested, *combined)),
         )
         explanation = structs.replace(explanation, onset=onset, locations=locations)
-        return structs.replace(explanation, summary=summarize(explanation))
+        explanation = structs.replace(explanation, summary=summarize(explanation))
+        return self._with_changes(explanation) if self._request.changed else explanation
 
     # ------------------------------------------------------------ fields
 
@@ -551,6 +553,24 @@ class _Investigation:
         order = " ORDER BY started_at DESC" if "started_at" in self._columns else ""
         matching = " AND ".join((*conditions, condition))
         return f"SELECT * FROM {self._request.over} WHERE {matching}{order} LIMIT 100"
+
+    def _with_changes(self, explanation: Explanation) -> Explanation:
+        stages = _columns(self._connection, "stages") if _has_stages(self._connection) else []
+        changes = find_changes(
+            self._connection,
+            self._sample,
+            self._columns,
+            stages,
+            onset=explanation.onset,
+            history=self._request.history,
+        )
+        return structs.replace(
+            explanation,
+            changes=changes.found,
+            changes_before=changes.before,
+            changes_by=changes.by,
+            limitations=(*explanation.limitations, *changes.limitations),
+        )
 
     def _explanation(
         self,

@@ -26,6 +26,8 @@ class Request(Struct, frozen=True, kw_only=True):
         sort: The order of the differences.
         limit: Maximum number of differences.
         alpha: Maximum q-value of a difference.
+        changed: Whether to determine what occurred for the first time shortly before the onset.
+        history: A predicate for the rows in which a value can have occurred before; None for all rows.
         per: The column within whose values `where` compares durations; None if it does not.
         pipeline: The pipeline to which `within` restricts the comparison; None for all.
         limitations: What restricts the selection, in sentences.
@@ -39,6 +41,8 @@ class Request(Struct, frozen=True, kw_only=True):
     sort: Sort = "deviance"
     limit: int = 20
     alpha: float = 0.05
+    changed: bool = False
+    history: str | None = None
     per: str | None = None
     pipeline: str | None = None
     limitations: tuple[str, ...] = ()

@@ -53,7 +53,7 @@ def select_slow(
                 f"FROM {ranked(rows, 'duration_ms', (), weighted=weighted)}"
             ).fetchall()
             threshold_ms = float(found[0][0] or 0.0)  # no rows
-            return structs.replace(request, where=f"duration_ms > {threshold_ms!r}")
+            return structs.replace(request, where=f"duration_ms > {threshold_ms!r}", against=None)
     ((_, type_, *_),) = connection.execute(f"DESCRIBE SELECT {quoted(per)} FROM {view}").fetchall()
     value = quoted(per) if type_ == "VARCHAR" else f"CAST({quoted(per)} AS VARCHAR)"
     groups = connection.execute(
@@ -72,7 +72,7 @@ def select_slow(
     note = f"Each {view[:-1]} is compared with those that have the same {per}."
     if any(left_out):
         note += f" Left out: {', '.join(filter(None, left_out))}."
-    request = structs.replace(request, per=per, limitations=(*request.limitations, note))
+    request = structs.replace(request, per=per, against=None, limitations=(*request.limitations, note))
     large = large[:_MAX_GROUPS]
     within = [parenthesized(request.within)] if request.within is not None else []
     if not large:

@@ -333,7 +333,7 @@ def incident(*, rate: int = 3) -> list[dict[str, Any]]:
             "once": "x" if n == 1505 else None,  # a single row
             "region": ("eu", "us")[n % 2],  # always the same
             "flag": "old" if n % 400 < 3 or n > 1500 else "none",  # not new: it occurred before
-            "kind 表": HOSTILE if n >= 1501 else "none",
+            "kind.表": HOSTILE if n >= 1501 else "none",
         }
         run = {
             "second": n,
@@ -369,7 +369,7 @@ def test_changed_lists_what_is_new_before_the_onset(tmp_path: Path, window: tupl
         "llm/attributes.model = new",
         "error_type = BankError",
         "error_fingerprint = f1",
-        f"attributes.kind 表 = {HOSTILE}",
+        f"attributes.kind.表 = {HOSTILE}",
     }
     for one in found["changes"]:
         first = datetime.fromisoformat(one["first_at"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Program
 from rich.cells import cell_len
 from rich.console import Console
 from test_sampling import BEGAN, lines_of
@@ -18,8 +19,8 @@ from typer.testing import CliRunner
 from stageflow.cli._app import app
 from stageflow.journal import RunFilter
 from stageflow.journal._segments import new_writer, segment_name
-from stageflow.render import draw_explanation
-from stageflow.store import EventStore
+from stageflow.render import draw_explanation, draw_run_explanation
+from stageflow.store import EventStore, Part
 
 
 def write(folder: Path, runs: Iterable[Mapping[str, Any]]) -> Path:
@@ -433,3 +434,193 @@ def test_changed_of_few_runs_is_empty(
     folder = write(tmp_path / "journal", runs)
     assert json.loads(command(folder, *arguments, "--json").splitlines()[0])["changes"] == []
     assert command(folder, *arguments)
+
+
+# ------------------------------------------------------------ one run
+
+
+def answers() -> list[dict[str, Any]]:
+    """Return 300 runs of a pipeline, of which the last one is slow, and failures of another pipeline."""
+    runs: list[dict[str, Any]] = [
+        {
+            "ms": 600.0 + n % 30,
+            "user": f"u{n}",
+            "attributes": {"tier": "free" if n % 25 else "paid", "tokens": 100 + n % 50, "route": "chat"},
+            "stage_ms": {"llm": 500.0 + n % 30, "search": 100.0},
+            "queue_ms": {"search": 1.0},
+            "stage_attributes": {"cached": True, "hits": n % 10},
+        }
+        for n in range(299)
+    ]
+    runs.append(
+        {
+            "id": "slow-run",
+            "ms": 3400.0,
+            "user": "u-new",
+            "attributes": {"tier": "paid", "tokens": 9000, "route": HOSTILE},
+            "stage_ms": {"llm": 3100.0, "search": 100.0},
+            "queue_ms": {"search": 201.0},
+            "stage_attributes": {"cached": False, "hits": 3},
+            "data": {"critical_path": ["search", "llm"]},
+        }
+    )
+    for n in range(8):
+        same = {"error_fingerprint": "f1" if n < 6 else "f2"}
+        runs.append(
+            {"id": f"failed-{n}", "fails": True, "error": HOSTILE, "data": same, "sample_rate": 1 + n % 2}
+        )
+    runs.append({"id": "alone", "pipeline": "other", "ms": 10.0})
+    return runs
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("run") / "journal", answers())
+
+
+def test_run_is_compared_with_its_peers(answered: Path) -> None:
+    with EventStore(answered) as store:
+        found = store.explain_run("slow-run")
+    assert found.summary == (
+        "This run took 3.4 s, typically 614 ms (p50; p95 628 ms): +2.6 s in llm, +200 ms waiting for search."
+    )
+    assert (found.pipeline, found.outcome, found.peers.rows) == ("p", "ok", 299)
+    assert found.duration_ms.percentile == 1.0
+    llm, search = found.stages
+    assert (llm.stage, llm.critical, llm.peers) == ("llm", True, 299)
+    assert (llm.ran_ms.value, llm.ran_ms.p50, llm.ran_ms.percentile) == (3100.0, 514.0, 1.0)
+    assert (search.ran_ms.percentile, search.waited_ms.value, search.waited_ms.p95) == (0.0, 201.0, 1.0)
+    assert search.retried_ms.value == 0.0
+    unusual = {one.field: one for one in found.unusual}
+    # Each user is rare, and 4% of the runs are paid. Both are not unusual in the same way.
+    assert set(unusual) == {
+        "attributes.tier",
+        "attributes.tokens",
+        "attributes.route",
+        "llm/attributes.cached",
+        "search/attributes.cached",
+    }
+    tier, tokens = unusual["attributes.tier"], unusual["attributes.tokens"]
+    assert (tier.value, tier.typical, tier.share) == ("paid", "free", 12 / 299)
+    assert (tokens.value, tokens.typical, tokens.low, tokens.high) == (9000.0, 124.0, 100.0, 149.0)
+    assert found.same_error is None
+    assert found.limitations == ()
+
+
+def test_failures_with_the_same_error_are_counted_with_their_weight(answered: Path) -> None:
+    with EventStore(answered) as store:
+        found = store.explain_run("failed-1")
+        filtered = store.explain_run("failed-1", RunFilter(until="2026-11-01T00:00:03.010000Z"))
+    assert found.same_error is not None
+    assert found.same_error.fingerprint == "f1"
+    assert found.same_error.failures == Part(6, 9.0, 0.75)
+    assert found.same_error.first_at == "2026-11-01T00:00:03.000000Z"
+    assert found.same_error.last_at == "2026-11-01T00:00:03.050000Z"
+    assert filtered.same_error is not None
+    assert filtered.same_error.failures.rows == 1  # before the run itself
+
+
+def test_explanation_of_a_run_is_printed(answered: Path) -> None:
+    shown = command(answered, "slow-run")
+    assert "This run took 3.4 s" in shown
+    assert "attributes.tier = paid: 4% of the peers; 96% have free" in shown
+    assert "attributes.tokens = 9,000: typically 124 (100 to 149)" in shown
+    assert "\\x1b[31m" in shown
+    assert shown.rstrip().endswith("stageflow show slow-run")
+    assert json.loads(command(answered, "slow-run", "--json"))["stages"][0]["stage"] == "llm"
+    assert "5 other failures have this error (f1): 75% of all failures" in command(answered, "failed-0")
+    assert json.loads(command(answered, "failed-0", "--json"))["same_error"]["failures"]["rows"] == 6
+    assert json.loads(command(answered, "last", "--json"))["run_id"] == "alone"
+    assert json.loads(command(answered, "slow-r", "--json"))["run_id"] == "slow-run"
+    assert json.loads(command(answered, "u-new", "--json"))["run_id"] == "slow-run"
+
+
+@pytest.mark.parametrize("run_id", ["slow-run", "failed-0", "alone"])
+@pytest.mark.parametrize("width", [40, 80])
+def test_drawing_of_a_run_fits_the_width(answered: Path, run_id: str, width: int) -> None:
+    with EventStore(answered) as store:
+        found = store.explain_run(run_id)
+    console = Console(width=width, file=StringIO(), color_system=None)
+    console.print(draw_run_explanation(found, width=width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b" not in shown
+    assert all(cell_len(line) <= width for line in shown.splitlines())
+
+
+def test_run_without_peers_is_explained(answered: Path) -> None:
+    with EventStore(answered) as store:
+        found = store.explain_run("alone")
+    assert found.summary == (
+        "This run took 10 ms. There are no other runs of this pipeline that ended OK to compare it with."
+    )
+    assert (found.peers.rows, found.duration_ms.p50, found.unusual) == (0, None, ())
+    assert "fewer than 20 peers" in found.limitations[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "exit_code"),
+    [
+        (("0000-0000",), "no run '0000-0000'", 1),
+        (("failed-",), "runs that match 'failed-'", 1),
+        (("last", "--changed"), "--changed does not apply to one run", 2),
+        (("slow-run", "--against", "failed"), "--against does not apply to one run", 2),
+        (("nobody",), "unknown field 'nobody'", 1),
+    ],
+)
+def test_run_that_cannot_be_explained_is_an_error(
+    answered: Path, arguments: tuple[str, ...], problem: str, exit_code: int
+) -> None:
+    assert problem in command(answered, *arguments, exit_code=exit_code)
+
+
+def test_last_run_of_an_empty_journal_is_an_error(tmp_path: Path) -> None:
+    assert "there are no runs yet" in command(write(tmp_path / "journal", []), "last", exit_code=1)
+
+
+ENDLESS = """
+    import asyncio, sys, time
+    from stageflow import *
+
+    slow = False
+
+    async def load(ctx): return {}
+
+    async def answer(ctx):
+        ctx.annotate(route="rare" if slow else "usual")
+        if slow:
+            print("ready", flush=True)
+            await asyncio.sleep(3600)
+        return {}
+
+    configure(sink=JournalSink(sys.argv[1]))
+    pipeline = Pipeline("endless").with_stage("load", load)
+    graph = pipeline.with_stage("answer", answer, dependencies=["load"]).build()
+    for _ in range(30):
+        asyncio.run(graph.run())
+    slow = True
+    asyncio.run(graph.run())
+"""
+
+
+def test_run_without_an_end_is_explained(program: Callable[[str], Program]) -> None:
+    one = program(ENDLESS)
+    one.wait_for("ready")
+    with EventStore(one.journal) as store:
+        found = store.explain_run("last")
+        while found.stages[-1].stage != "answer":  # until the first heartbeat that contains the stage
+            found = store.explain_run("last")
+        assert (found.outcome, found.peers.rows) == ("open", 30)
+        assert found.summary.startswith("This run has been running for ")
+        load, answer = found.stages
+        assert (load.status, answer.status, answer.attempts) == ("OK", "OPEN", None)
+        assert answer.ran_ms.value is not None
+        assert answer.ran_ms.value > (answer.ran_ms.p95 or 0)
+        assert "answer/attributes.route" in {value.field for value in found.unusual}
+        one.process.kill()
+        one.ended()
+        crashed = store.explain_run(found.run_id)
+    assert (crashed.outcome, crashed.peers.rows) == ("crashed", 30)
+    assert crashed.summary.startswith("This run crashed after ")
+    assert "process died" in (crashed.error or "")
+    assert [stage.status for stage in crashed.stages] == ["OK", "CANCEL"]
+    assert "crashed" in command(one.journal, found.run_id)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import typer
 
-from ..render import draw_explanations
-from ..store import Over, compare_with_earlier
+from ..errors import RunNotFoundError
+from ..journal import RunFilter
+from ..render import draw_explanations, draw_run_explanation
+from ..store import Over, RunExplanation, compare_with_earlier
 from ._options import (
     ArchiveOption,
     JournalOption,
@@ -42,7 +46,8 @@ def explain(
         str,
         typer.Argument(
             metavar="SELECTION",
-            help="failed, slow (the slowest 5%), a window (2h..1h), version=1.5, or an SQL predicate.",
+            help="failed, slow (the slowest 5%), a window (2h..1h), version=1.5, an SQL predicate, or one"
+            " run: last, or its id as `show` accepts it.",
         ),
     ] = "failed",
     against: Annotated[
@@ -112,9 +117,22 @@ def explain(
     - `stageflow explain failed --since 2h --against 1d`
 
     - `stageflow explain "outcome = 'timeout'"`
+
+    - `stageflow explain last`
     """
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
+    if _is_id(which) and (run := _explain_run(which, filter, journal, archive, verify=verify)) is not None:
+        options = ("--against", "--over", "--cluster", "--per", "--changed", "--together")
+        values = (against, over, cluster, per, changed, together)
+        if wrong := [name for name, value in zip(options, values, strict=True) if value]:
+            raise typer.BadParameter(f"{wrong[0]} does not apply to one run", param_hint=wrong[0])
+        if as_json:
+            print_json(msgspec.json.encode(run))
+        else:
+            terminal = open_terminal()
+            print_page(terminal, draw_run_explanation(run, width=width_of(terminal)))
+        return
     slow = which == "slow" and against is None
     if per is not None and not slow:
         raise typer.BadParameter("--per applies to `explain slow`", param_hint="--per")
@@ -165,15 +183,41 @@ def explain(
         print_json(*map(msgspec.json.encode, found))
     elif not unknown:
         terminal = open_terminal()
-        options = {"--against": against, "--per": per, "--since": since, "--until": until}
+        other_options = {"--against": against, "--per": per, "--since": since, "--until": until}
         drawing = draw_explanations(
             found,
             width=width_of(terminal),
-            others=lambda one: _command_for(one.pipeline, which, options),
+            others=lambda one: _command_for(one.pipeline, which, other_options),
         )
         print_page(terminal, drawing)
     if unknown:
         print_text(unknown, err=True)
+
+
+_ID = re.compile(r"[\w:@#/+-][\w.:@#/+-]*")
+_NAME = re.compile(r"[^\W\d]\w*")
+
+
+def _is_id(text: str) -> bool:
+    """Return whether a selection can be the id of a run: a single word, unless it is another selection."""
+    return text not in ("failed", "slow") and ".." not in text and _ID.fullmatch(text) is not None
+
+
+def _explain_run(
+    run_id: str, filter: RunFilter, journal: Path | None, archive: str | None, *, verify: bool
+) -> RunExplanation | None:
+    """Return the explanation of a run; None if there is no such run and the text can be a predicate.
+
+    Raises:
+        RunNotFoundError: There is no such run, and the text cannot be a predicate.
+    """
+    with open_store(journal, archive, verify=verify) as store:
+        try:
+            return store.explain_run(run_id, filter)
+        except RunNotFoundError:
+            if run_id == "last" or not _NAME.fullmatch(run_id):
+                raise
+            return None
 
 
 def _command_for(pipeline: str | None, which: str, options: dict[str, str | None]) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         draw_explanations as draw_explanations,
     )
     from ._run import draw_run as draw_run, shown_child_runs as shown_child_runs
+    from ._run_explanation import draw_run_explanation as draw_run_explanation
     from ._runs import draw_runs as draw_runs, draw_summary as draw_summary
     from ._state import (
         draw_archive_state as draw_archive_state,
@@ -81,6 +82,7 @@ _REQUIRING_RICH = {
     "draw_repaired_archive": "_state",
     "draw_rows": "_statistics",
     "draw_run": "_run",
+    "draw_run_explanation": "_run_explanation",
     "draw_runs": "_runs",
     "draw_sampled": "_statistics",
     "draw_slowest": "_statistics",

@@ -21,6 +21,13 @@ from ._comparison import (
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part
+from ._explain._run_explanation import (
+    Measured,
+    RunExplanation,
+    SameError,
+    StageMeasured,
+    UnusualValue,
+)
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
@@ -52,18 +59,23 @@ __all__ = [
     "LeftOut",
     "Location",
     "LostFile",
+    "Measured",
     "MovedArchive",
     "Part",
     "RepairedArchive",
     "Rows",
+    "RunExplanation",
+    "SameError",
     "SampleRule",
     "SamplingResult",
     "Share",
     "Side",
     "SlowRecord",
+    "StageMeasured",
     "Stat",
     "TailSampler",
     "Total",
+    "UnusualValue",
     "Volume",
     "check_archive",
     "explain",

@@ -31,10 +31,11 @@ from ._archive import Archive
 from ._columns import FAILED, text
 from ._compactor import Compactor, Progress, check_exists, closed_segments
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
-from ._explain import answer
+from ._explain import answer, compare_run
 from ._explain._by_pipeline import explain_by_pipeline
 from ._explain._explanation import Explanation
 from ._explain._request import Request, Sort
+from ._explain._run_explanation import RunExplanation
 from ._explain._slow import select_slow
 from ._merge import NO_KINDS
 from ._queries import Queries, Rows, load_run
@@ -691,6 +692,26 @@ class EventStore:
             predicates=[request.where, request.against, within],
             over=["runs"],
             scope=_scope(None if changed else filter),
+        )
+
+    def explain_run(self, run_id: str = "last", filter: RunFilter | None = None) -> RunExplanation:
+        """Return how one run differs from its peers: runs of the same pipeline that ended OK.
+
+        The peers are the newest 25,000. The run itself can have any outcome, and need not have ended.
+
+        Args:
+            run_id: See `run`.
+            filter: Restricts the peers, and the failures that are counted; default None.
+
+        Raises:
+            RunNotFoundError: No run, or more than one, has this id.
+
+        Example:
+            print(store.explain_run("last").summary)
+        """
+        record, within = self.run(run_id), _within("runs", filter)
+        return self._queries.run(
+            lambda cursor: compare_run(cursor, record, within), f"run {run_id}", scope=_scope(filter)
         )
 
     # ------------------------------------------------------------ closing

@@ -186,7 +186,7 @@ def as_query_error(
     if hint is None and _WORD.fullmatch(predicate.strip()):
         hint = (
             "a predicate compares fields: user_id = 'u1'; `explain` and `compare` also accept failed,"
-            " a window (2h..1h) and version=1.5, and `explain` accepts slow"
+            " a window (2h..1h) and version=1.5, and `explain` accepts slow and the id of a run"
         )
     return unknown_field(found[1], known, predicate, hint)
 

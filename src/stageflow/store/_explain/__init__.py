@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ...errors import MissingExtraError, QueryError
+from ...journal import RunRecord
 from .._selection import Over
 from ._explanation import Explanation
 from ._request import Request, Sort
+from ._run_explanation import RunExplanation
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["answer", "explain"]
+__all__ = ["answer", "compare_run", "explain"]
 
 
 def explain(
@@ -104,9 +107,22 @@ def answer(connection: DuckDBPyConnection, request: Request) -> Explanation:
             sql=str(request.over),
             hint='use over="runs" or over="stages"',
         )
+    explanation: Explanation = _load("_investigation").investigate(connection, request)
+    return explanation
+
+
+def compare_run(connection: DuckDBPyConnection, record: RunRecord, within: str | None) -> RunExplanation:
+    """Compare a run with its peers; see `EventStore.explain_run`.
+
+    Raises:
+        MissingExtraError: The extra "store" is not installed.
+    """
+    explanation: RunExplanation = _load("_peers").compare_with_peers(connection, record, within)
+    return explanation
+
+
+def _load(module: str) -> ModuleType:
     try:
-        investigation = import_module("._investigation", __package__)
+        return import_module(f".{module}", __package__)
     except ModuleNotFoundError as error:
         raise MissingExtraError("explain", "store") from error
-    explanation: Explanation = investigation.investigate(connection, request)
-    return explanation

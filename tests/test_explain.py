@@ -111,7 +111,7 @@ def test_q_values_are_corrected_by_benjamini_and_yekutieli():
         found = explain(store(runs))
         first = found.differences[0]
         assert first.fields == ("attributes.cause",)
-        hypotheses = found.fields + 3  # and three combinations of fields
+        hypotheses = found.fields + 4  # and four combinations of fields
         harmonic = sum(1 / rank for rank in range(1, hypotheses + 1))
         p_values.add(f"{first.q_value / (hypotheses * harmonic):.10g}")
     assert len(p_values) == 1
@@ -522,7 +522,7 @@ def test_drawing_fits_the_width_and_describes_every_difference(width: int):
     text = drawn(found, width)
     assert max(len(line) for line in text.splitlines()) <= width
     for words in (
-        "of the failures are",
+        "of the failures match",
         r"m-large\x1b[2J",
         "explained by 1",
         "likely effects",
@@ -563,7 +563,7 @@ def test_two_causes_that_only_fail_together_are_reported_together() -> None:
     name = "attributes.gen_ai.response.time_to_first_chunk"
     assert name not in by_field(found.differences)
     assert name in by_field(found.effects)
-    assert found.summary.startswith("100% of the slow runs are ")
+    assert found.summary.startswith("100% of the slow runs match ")
 
 
 def test_single_cause_is_not_reported_as_two() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import typer
 
-from ..render import draw_explanation
-from ..store import Over
+from ..errors import RunNotFoundError
+from ..journal import RunFilter
+from ..render import draw_explanations, draw_run_explanation
+from ..store import Over, RunExplanation, compare_with_earlier
 from ._options import (
     ArchiveOption,
     JournalOption,
@@ -20,6 +25,9 @@ from ._options import (
     as_filter,
     as_selection,
     describe_empty,
+    hint_with_journal,
+    invalid_selection,
+    is_duration,
     json_option,
     open_store,
     over_option,
@@ -29,12 +37,17 @@ from ._output import open_terminal, print_json, print_page, print_text, width_of
 __all__ = ["explain"]
 
 
+_SLOWEST = 0.05
+"""The share of the runs that `slow` selects."""
+
+
 def explain(
     which: Annotated[
         str,
         typer.Argument(
             metavar="SELECTION",
-            help="failed, slow (the slowest 5%), a window (2h..1h), version=1.5, or an SQL predicate.",
+            help="failed, slow (the slowest 5%), a window (2h..1h), version=1.5, an SQL predicate, or one"
+            " run: last, or its id as `show` accepts it.",
         ),
     ] = "failed",
     against: Annotated[
@@ -42,7 +55,8 @@ def explain(
         typer.Option(
             metavar="SELECTION",
             show_default=False,
-            help="Selection to compare against. Defaults to all other rows.",
+            help="Selection to compare against, or 1d or 1w: the same window that much earlier."
+            " Defaults to all other rows.",
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -50,6 +64,25 @@ def explain(
     stage: StageOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    per: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            show_default=False,
+            help="With slow: compare each run with those that have the same value of this field."
+            " Defaults to pipeline_name; with --over stages, stage_name.",
+        ),
+    ] = None,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Show what occurred for the first time shortly before: versions, values, errors.",
+        ),
+    ] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="Compare the runs of all pipelines with each other.")
+    ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -66,38 +99,132 @@ def explain(
     journal: JournalOption = None,
     archive: ArchiveOption = None,
     verify: VerifyOption = False,
-    as_json: Annotated[bool, json_option("Print one JSON object, including SQL for the next query.")] = False,
+    as_json: Annotated[
+        bool, json_option("Print one JSON object per pipeline, including SQL for the next query.")
+    ] = False,
 ) -> None:
     """Explain how failed, slow or any other runs differ from the rest.
 
     Every field is compared, and differences that could be due to chance are omitted. `--pipeline`, `--stage`,
-    `--since` and `--until` restrict both sides.
+    `--since` and `--until` restrict both sides. The runs of each pipeline are compared separately.
 
     - `stageflow explain --since 2h`
 
-    - `stageflow explain slow --pipeline ask`
+    - `stageflow explain slow --pipeline ask --per model`
 
     - `stageflow explain 30m..now --against 1d..30m`
 
+    - `stageflow explain failed --since 2h --against 1d`
+
     - `stageflow explain "outcome = 'timeout'"`
+
+    - `stageflow explain last`
     """
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
-    slow = which == "slow" and against is None
-    where = None if slow or which == "failed" else as_selection(which, "SELECTION")
-    rest = None if against is None else as_selection(against, "--against")
-    with open_store(journal, archive, verify=verify) as store:
-        if slow:
-            found = store.explain_slow(view, filter, cluster=cluster, sort=sort, limit=limit)
+    if _is_id(which) and (run := _explain_run(which, filter, journal, archive, verify=verify)) is not None:
+        options = ("--against", "--over", "--cluster", "--per", "--changed", "--together")
+        values = (against, over, cluster, per, changed, together)
+        if wrong := [name for name, value in zip(options, values, strict=True) if value]:
+            raise typer.BadParameter(f"{wrong[0]} does not apply to one run", param_hint=wrong[0])
+        if as_json:
+            print_json(msgspec.json.encode(run))
         else:
-            found = store.explain(
-                where, against=rest, over=view, filter=filter, cluster=cluster, sort=sort, limit=limit
+            terminal = open_terminal()
+            print_page(terminal, draw_run_explanation(run, width=width_of(terminal)))
+        return
+    slow = which == "slow" and against is None
+    if per is not None and not slow:
+        raise typer.BadParameter("--per applies to `explain slow`", param_hint="--per")
+    where, rest, within = None, None, None
+    if against is not None and is_duration(against):
+        with invalid_selection("--against"):
+            windows = compare_with_earlier(which, against, filter)
+        where, rest, within, filter = windows.where, windows.against, windows.within, windows.filter
+    else:
+        where = None if slow or which == "failed" else as_selection(which, "SELECTION")
+        rest = None if against is None else as_selection(against, "--against")
+    with open_store(journal, archive, verify=verify) as store:
+        if view == "runs" and not together:
+            found = store.explain_by_pipeline(
+                where,
+                against=rest,
+                within=within,
+                slowest=_SLOWEST if slow else None,
+                per=per,
+                filter=filter,
+                cluster=cluster,
+                sort=sort,
+                limit=limit,
+                changed=changed,
             )
-        unknown = describe_empty(store, filter, "") if not found.selection.rows else ""
+        elif slow:
+            found = (
+                store.explain_slow(
+                    view, filter, per=per, cluster=cluster, sort=sort, limit=limit, changed=changed
+                ),
+            )
+        else:
+            found = (
+                store.explain(
+                    where,
+                    against=rest,
+                    within=within,
+                    over=view,
+                    filter=filter,
+                    cluster=cluster,
+                    sort=sort,
+                    limit=limit,
+                    changed=changed,
+                ),
+            )
+        unknown = describe_empty(store, filter, "") if not found[0].selection.rows else ""
     if as_json:
-        print_json(msgspec.json.encode(found))
+        print_json(*map(msgspec.json.encode, found))
     elif not unknown:
         terminal = open_terminal()
-        print_page(terminal, draw_explanation(found, width=width_of(terminal)))
+        other_options = {"--against": against, "--per": per, "--since": since, "--until": until}
+        drawing = draw_explanations(
+            found,
+            width=width_of(terminal),
+            others=lambda one: _command_for(one.pipeline, which, other_options),
+        )
+        print_page(terminal, drawing)
     if unknown:
         print_text(unknown, err=True)
+
+
+_ID = re.compile(r"[\w:@#/+-][\w.:@#/+-]*")
+_NAME = re.compile(r"[^\W\d]\w*")
+
+
+def _is_id(text: str) -> bool:
+    """Return whether a selection can be the id of a run: a single word, unless it is another selection."""
+    return text not in ("failed", "slow") and ".." not in text and _ID.fullmatch(text) is not None
+
+
+def _explain_run(
+    run_id: str, filter: RunFilter, journal: Path | None, archive: str | None, *, verify: bool
+) -> RunExplanation | None:
+    """Return the explanation of a run; None if there is no such run and the text can be a predicate.
+
+    Raises:
+        RunNotFoundError: There is no such run, and the text cannot be a predicate.
+    """
+    with open_store(journal, archive, verify=verify) as store:
+        try:
+            return store.explain_run(run_id, filter)
+        except RunNotFoundError:
+            if run_id == "last" or not _NAME.fullmatch(run_id):
+                raise
+            return None
+
+
+def _command_for(pipeline: str | None, which: str, options: dict[str, str | None]) -> str:
+    """Return the command that explains another pipeline; empty if nobody could enter its name."""
+    if not pipeline or not pipeline.isprintable():
+        return ""
+    command = ["stageflow", "explain", which]
+    for name, value in (options | {"--pipeline": pipeline}).items():
+        command += [name, value] if value is not None else []
+    return hint_with_journal(f"`{shlex.join(command)}`")[1:-1]

@@ -46,6 +46,8 @@ __all__ = [
     "forget_journal",
     "hint_with_journal",
     "id_option",
+    "invalid_selection",
+    "is_duration",
     "json_option",
     "open_records",
     "open_store",
@@ -63,7 +65,8 @@ _DEFAULTS = ("journal", ".stageflow/demo")
 _VARIABLE = "STAGEFLOW_JOURNAL"
 
 _COMMAND = re.compile(
-    r"`stageflow (?:doctor|compact|runs|show|tail|stats|query|totals|alerts \w+)(?![^`]*--journal)[^`]*(?=`)"
+    r"`stageflow (?:doctor|compact|runs|show|tail|stats|explain|query|totals|alerts \w+)"
+    r"(?![^`]*--journal)[^`]*(?=`)"
 )
 
 Check = Callable[[str | None], str | None]
@@ -242,11 +245,26 @@ def as_selection(text: str, argument: str) -> str:
     Raises:
         typer.BadParameter: The selection is invalid.
     """
-    try:
+    with invalid_selection(argument):
         return as_predicate(text)
+
+
+@contextmanager
+def invalid_selection(argument: str) -> Generator[None]:
+    """Convert a `QueryError` about a selection to a `typer.BadParameter`."""
+    try:
+        yield
     except QueryError as error:
         hint = f" ({error.hint})" if error.hint else ""
         raise typer.BadParameter(f"{error.message}{hint}", param_hint=argument) from None
+
+
+def is_duration(text: str) -> bool:
+    """Return whether a text is a time span, such as `1d`."""
+    try:
+        return parse_duration(text) > 0
+    except ValueError:
+        return False
 
 
 def describe_empty(records: Journal | EventStore, filter: RunFilter, default: str) -> str:

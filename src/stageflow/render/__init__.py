@@ -20,8 +20,12 @@ if TYPE_CHECKING:
         draw_alert_tests as draw_alert_tests,
     )
     from ._events import EventLines as EventLines
-    from ._explanation import draw_explanation as draw_explanation
+    from ._explanation import (
+        draw_explanation as draw_explanation,
+        draw_explanations as draw_explanations,
+    )
     from ._run import draw_run as draw_run, shown_child_runs as shown_child_runs
+    from ._run_explanation import draw_run_explanation as draw_run_explanation
     from ._runs import draw_runs as draw_runs, draw_summary as draw_summary
     from ._state import (
         draw_archive_state as draw_archive_state,
@@ -72,11 +76,13 @@ _REQUIRING_RICH = {
     "draw_comparisons": "_statistics",
     "draw_errors": "_statistics",
     "draw_explanation": "_explanation",
+    "draw_explanations": "_explanation",
     "draw_journal_state": "_state",
     "draw_repaired": "_state",
     "draw_repaired_archive": "_state",
     "draw_rows": "_statistics",
     "draw_run": "_run",
+    "draw_run_explanation": "_run_explanation",
     "draw_runs": "_runs",
     "draw_sampled": "_statistics",
     "draw_slowest": "_statistics",

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.rule import Rule
 from rich.text import Text
 
 from ._escape import on_one_line
-from ._style import BAD, QUIET, Paragraph
+from ._style import BAD, QUIET, Paragraph, wrap
 
 if TYPE_CHECKING:
     from ..store import Difference, Explanation, LeftOut, Location
 
-__all__ = ["draw_explanation"]
+__all__ = ["draw_explanation", "draw_explanations"]
 
 
 _INDENT = 4
@@ -25,6 +26,9 @@ _DEFAULT_WIDTH = 120
 _WORDS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^ '"])+|['"]""")
 _MAX_NAMES = 6
 """Maximum number of names to list; the others are counted."""
+
+_MAX_PREDICATE = 200
+"""Maximum length of a predicate on a terminal."""
 
 _MAX_DETAILED = 3
 """Number of differences for which the counts are shown; the others take one line each."""
@@ -43,26 +47,70 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     lines: list[RenderableType] = [
         Paragraph(Text(on_one_line(explanation.summary), style="bold")),
         "",
-        Paragraph(_sizes(explanation)),
+        Paragraph(_sizes(explanation, width)),
         *(Paragraph(_location(one)) for one in explanation.locations[:_MAX_DETAILED]),
     ]
-    numbers = {str(one): n for n, one in enumerate(explanation.differences, 1)}
+    labels = {str(one): str(n) for n, one in enumerate(explanation.differences, 1)}
     if explanation.differences:
-        lines += ["", *_table(explanation, explanation.differences, numbers, width)]
+        lines += ["", *_table(explanation, explanation.differences, labels, width)]
     if explanation.effects:
         lines += ["", Text("likely effects, not causes", style="bold")]
-        own = {str(one): n for n, one in enumerate(explanation.effects, 1)}
-        lines += _table(explanation, explanation.effects, own, width)
+        letters = {
+            str(one): letter for letter, one in zip(ascii_lowercase, explanation.effects, strict=False)
+        }
+        lines += _table(explanation, explanation.effects, letters, width)
+    if explanation.changes_before is not None:
+        lines += ["", *_changes(explanation)]
+    if explanation.fields or explanation.limitations:
+        lines.append("")
     if explanation.fields:
-        notes = [_compared(explanation), *(Text(text, style=QUIET) for text in explanation.limitations)]
-        lines += ["", *map(Paragraph, notes), *map(Paragraph, map(_left_out, explanation.left_out))]
+        lines.append(Paragraph(_compared(explanation)))
+    lines += [Paragraph(Text(on_one_line(text), style=QUIET)) for text in explanation.limitations]
+    if explanation.fields:
+        lines += map(Paragraph, map(_left_out, explanation.left_out))
     if first := (explanation.differences or explanation.effects):
         # In a pipe, the query stays on one line, so that programs can find all of it.
-        lines += ["", *_next(first[0], width)]
+        lines += ["", *_next("the rows of the first difference", first[0].sql, width)]
+        if first[0].run_ids:
+            lines.append(Text(f"stageflow show {on_one_line(first[0].run_ids[0])}", style=QUIET))
+    elif explanation.sql is not None:
+        lines += ["", *_next(f"where the {explanation.selected_are} are", explanation.sql, width)]
     return Group(*lines)
 
 
-def _sizes(explanation: Explanation) -> Text:
+def draw_explanations(
+    explanations: Sequence[Explanation], *, width: int | None, others: Callable[[Explanation], str]
+) -> RenderableType:
+    """Return the explanations of several pipelines, and the numbers of those that were not compared.
+
+    Args:
+        explanations: The result of `explain_by_pipeline`.
+        width: See `draw_explanation`.
+        others: Returns the command that explains a pipeline that was not compared.
+
+    Example:
+        Console().print(draw_explanations(store.explain_by_pipeline(), width=80, others=lambda one: ""))
+    """
+    lines: list[RenderableType] = []
+    counted = [one for one in explanations if not one.selection_compared and one.selection.rows]
+    for one in explanations:
+        if one not in counted:
+            if one.pipeline is not None and len(explanations) > 1:
+                lines.append(Rule(Text(f"pipeline {on_one_line(one.pipeline)}"), align="left", style=QUIET))
+            lines += [draw_explanation(one, width=width), ""]
+    if counted:
+        lines.append(Text("other pipelines", style="bold"))
+    for one in counted:
+        name = "failures" if one.selected_are == "failures" else "selected runs"
+        lines.append(
+            Text(f"{on_one_line(one.pipeline)}: {one.selection.rows:,} {name}, {one.rest.rows:,} other runs")
+        )
+        if command := others(one):
+            lines.append(Text(" " * _INDENT + on_one_line(command), style=QUIET, overflow="ignore"))
+    return Group(*(lines if counted else lines[:-1]))
+
+
+def _sizes(explanation: Explanation, width: int | None) -> Text:
     selection, rest = explanation.selection, explanation.rest
     name = explanation.selected_are if selection.rows != 1 else explanation.selected_are[:-1]
     text = Text(f"{selection.rows:,} {name}")
@@ -75,16 +123,24 @@ def _sizes(explanation: Explanation) -> Text:
         text.append(f" that represent {rest.count:,.0f}")
     if explanation.against is not None:
         text.append(f" ({on_one_line(explanation.against)})")
-    text.append(f"; selected: {on_one_line(explanation.where)}")
+    text.append(f"; selected: {_shortened(explanation.where, width)}")
+    if explanation.within is not None:
+        text.append(f"; within: {_shortened(explanation.within, width)}")
     return Text(text.plain, style=QUIET)
+
+
+def _shortened(predicate: str, width: int | None) -> str:
+    """Return a predicate on one line, without the values beyond the limit on a terminal."""
+    text = on_one_line(predicate)
+    return text if width is None or len(text) <= _MAX_PREDICATE else f"{text[:_MAX_PREDICATE]}…"
 
 
 def _of_clusters(explanation: Explanation, clusters: int, users: int | None) -> str:
     """Return "37 sessions of 12 users", without what the record does not contain."""
     parts = []
-    if explanation.cluster is not None and explanation.cluster != "user_id":
+    if explanation.cluster not in (None, "user_id", "pipeline_run_id"):
+        assert explanation.cluster is not None, "a cluster is a field"
         name = explanation.cluster.removesuffix("_id").removeprefix("attributes.").replace("_", " ")
-        name = {"root run": "root run", "pipeline run": "run"}.get(name, name)
         parts.append(f"{clusters:,} {on_one_line(name)}{'' if clusters == 1 else 's'}")
     if users is not None:
         parts.append(f"{users:,} user{'' if users == 1 else 's'}")
@@ -105,53 +161,48 @@ def _location(location: Location) -> Text:
     return text
 
 
-_WIDTHS = (6, 6, 7, 6)
+_WIDTHS = (6, 6, 7, 7)
 """Widths of the columns of numbers, without the gaps of two spaces before them."""
 
 
 def _table(
-    explanation: Explanation, differences: Sequence[Difference], numbers: dict[str, int], width: int | None
+    explanation: Explanation, differences: Sequence[Difference], labels: dict[str, str], width: int | None
 ) -> list[RenderableType]:
     slow = _is_slow(explanation, differences)
-    fails = "fail" if explanation.selected_are == "failures" else "share"
-    labels = ("p50", "others") if slow else (fails, "others")
-    lines: list[RenderableType] = [
-        _row(width, "", "", *(Text(label, style=QUIET) for label in (*labels, "excess", "q")))
-    ]
+    names = {"failures": "fail", "slow": "slow"}
+    selected = names.get(explanation.selected_are.partition(" ")[0], "share")
+    headings = (selected, "others", "p50", "others") if slow else (selected, "others", "excess", "q")
+    lines: list[RenderableType] = [*_row(width, "", Text(), [Text(one, style=QUIET) for one in headings])]
     shown = 0
     for one in differences:
         is_free = one.verdict in ("independent", "remains")
-        here, others = (
+        numbers = (
             (_time(one.p50_ms), _time(one.other_p50_ms))
             if slow
-            else (_percent(one.rate), _percent(one.other_rate))
+            else (f"{one.excess:,.0f}" if is_free else "", _q(one.q_value))
         )
-        lines.append(
-            _row(
-                width,
-                f"{numbers[str(one)]:>2}",
-                Text(on_one_line(one), style="bold" if is_free else QUIET),
-                Text(here, style=BAD if is_free else QUIET),
-                Text(others, style="" if is_free else QUIET),
-                Text(f"{one.excess:,.0f}" if is_free else "", style=QUIET),
-                Text(_q(one.q_value), style=QUIET),
-            )
-        )
-        if note := _note(explanation, one, numbers, detailed=is_free and shown < _MAX_DETAILED):
+        cells = [
+            Text(_percent(one.rate), style=BAD if is_free else QUIET),
+            Text(_percent(one.other_rate), style="" if is_free else QUIET),
+            *(Text(number, style=QUIET) for number in numbers),
+        ]
+        condition = Text(on_one_line(one), style="bold" if is_free else QUIET)
+        lines += _row(width, labels[str(one)], condition, cells)
+        if note := _note(explanation, one, labels, detailed=is_free and shown < _MAX_DETAILED):
             lines.append(Paragraph(Text(note, style=QUIET), " " * _INDENT))
         shown += is_free
     return lines
 
 
-def _row(width: int | None, number: str, condition: str | Text, *cells: Text) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(width=2, justify="right", no_wrap=True)
-    available = (width or _DEFAULT_WIDTH) - _INDENT - sum(_WIDTHS) - 2 * len(_WIDTHS)
-    table.add_column(width=max(10, available), overflow="fold")
-    for cell_width in _WIDTHS:
-        table.add_column(width=cell_width, justify="right", no_wrap=True)
-    table.add_row(number, condition, *cells)
-    return table
+def _row(width: int | None, label: str, condition: Text, cells: Sequence[Text]) -> list[RenderableType]:
+    """Return the lines of a condition, the first of them with its numbers."""
+    available = max(10, (width or _DEFAULT_WIDTH) - _INDENT - sum(_WIDTHS) - 2 * len(_WIDTHS))
+    first, *others = wrap(condition, available) or [Text()]
+    line = Text(f"{label:>2}  ").append_text(first)
+    line.append(" " * max(0, available - first.cell_len))
+    for cell, cell_width in zip(cells, _WIDTHS, strict=True):
+        line.append(" " * (2 + max(0, cell_width - cell.cell_len))).append_text(cell)
+    return [line, *(Text(" " * _INDENT).append_text(one) for one in others)]
 
 
 def _is_slow(explanation: Explanation, differences: Sequence[Difference]) -> bool:
@@ -159,11 +210,10 @@ def _is_slow(explanation: Explanation, differences: Sequence[Difference]) -> boo
     return explanation.selected_are.startswith("slow") and known
 
 
-def _note(explanation: Explanation, one: Difference, numbers: dict[str, int], *, detailed: bool) -> str:
+def _note(explanation: Explanation, one: Difference, labels: dict[str, str], *, detailed: bool) -> str:
     parts = []
     if one.verdict != "independent":
-        by = numbers.get(one.relates_to or "")
-        other = str(by) if by is not None else on_one_line(one.relates_to)
+        other = labels.get(one.relates_to or "") or on_one_line(one.relates_to)
         parts.append(
             {
                 "remains": f"remains after controlling for {other}",
@@ -179,9 +229,10 @@ def _note(explanation: Explanation, one: Difference, numbers: dict[str, int], *,
             f"{f' in {of}' if of else ''}, "
             f"excess {one.excess_low:,.0f} to {one.excess_high:,.0f}"
         )
+        if _is_slow(explanation, [one]):
+            parts.append(f"q {_q(one.q_value)}")
         if one.varies is not None:
-            by = numbers.get(one.varies)
-            parts.append(f"the effect differs with {by if by is not None else on_one_line(one.varies)}")
+            parts.append(f"the effect differs with {labels.get(one.varies) or on_one_line(one.varies)}")
     if one.synonyms:
         named = [on_one_line(synonym) for synonym in one.synonyms]
         more = len(named) - _MAX_NAMES
@@ -189,6 +240,38 @@ def _note(explanation: Explanation, one: Difference, numbers: dict[str, int], *,
             "same rows: " + ", ".join(named[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
         )
     return "; ".join(parts)
+
+
+def _changes(explanation: Explanation) -> list[RenderableType]:
+    before = str(explanation.changes_before)[:19]
+    selected = explanation.selected_are
+    how = {
+        "onset": f"when the {selected} became more frequent",
+        "rate": f"when the share of the {selected} rose the most",
+        "first row": f"the first of the {selected}",
+    }
+    reference = f"{before}Z, {how[explanation.changes_by or 'onset']}"
+    if not explanation.changes:
+        return [Text(f"nothing new shortly before {reference}")]
+    lines: list[RenderableType] = [Text(f"new shortly before {reference}", style="bold")]
+    for one in explanation.changes:
+        when = "before" if one.before_onset_s >= 0 else "after"
+        text = Text(f"{on_one_line(one.field)} = {on_one_line(one.value)}")
+        text.append(
+            f": first at {one.first_at[:19]}Z, {_span(abs(one.before_onset_s))} {when}; "
+            f"{_percent(one.selection.share)} of the {selected}, {_percent(one.rest.share)} of the others",
+            style=QUIET,
+        )
+        lines.append(Paragraph(text, " " * _INDENT))
+    return lines
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.0f} d"
 
 
 def _percent(share: float) -> str:
@@ -228,14 +311,11 @@ def _left_out(left_out: LeftOut) -> Text:
     return Text(f"not compared: {named} ({left_out.reason})", style=QUIET)
 
 
-def _next(first: Difference, width: int | None) -> list[RenderableType]:
-    query = on_one_line(first.sql)
+def _next(heading: str, sql: str, width: int | None) -> list[RenderableType]:
+    query = on_one_line(sql)
     parts = [query] if width is None else _wrapped(query, width - _INDENT)
-    lines: list[RenderableType] = [Text("the rows of the first difference", style=QUIET)]
-    lines += [Text(" " * _INDENT + part, no_wrap=True, overflow="ignore") for part in parts]
-    if first.run_ids:
-        lines.append(Text(f"stageflow show {on_one_line(first.run_ids[0])}", style=QUIET))
-    return lines
+    lines: list[RenderableType] = [Text(heading, style=QUIET)]
+    return lines + [Text(" " * _INDENT + part, no_wrap=True, overflow="ignore") for part in parts]
 
 
 def _wrapped(sql: str, width: int) -> list[str]:

@@ -21,13 +21,25 @@ from ._comparison import (
 from ._event_store import EventStore
 from ._explain import explain
 from ._explain._explanation import Change, Difference, Explanation, LeftOut, Location, Part
+from ._explain._run_explanation import (
+    Measured,
+    RunExplanation,
+    SameError,
+    StageMeasured,
+    UnusualValue,
+)
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
 from ._queries import Rows
 from ._query_process import query_in_subprocess
 from ._sampling import SampleRule, SamplingResult, TailSampler, read_sampler
-from ._selection import Over as Over, as_predicate as as_predicate, condition as condition
+from ._selection import (
+    Over as Over,
+    as_predicate as as_predicate,
+    compare_with_earlier as compare_with_earlier,
+    condition as condition,
+)
 from ._snapshot import LONGEST_RUN as LONGEST_RUN
 from ._statistics import Share, Stat, Total, Volume
 
@@ -47,18 +59,23 @@ __all__ = [
     "LeftOut",
     "Location",
     "LostFile",
+    "Measured",
     "MovedArchive",
     "Part",
     "RepairedArchive",
     "Rows",
+    "RunExplanation",
+    "SameError",
     "SampleRule",
     "SamplingResult",
     "Share",
     "Side",
     "SlowRecord",
+    "StageMeasured",
     "Stat",
     "TailSampler",
     "Total",
+    "UnusualValue",
     "Volume",
     "check_archive",
     "explain",

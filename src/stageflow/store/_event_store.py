@@ -9,7 +9,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import structs
 
 from .._failures import FailureOutcomes
 from .._files import absolute_path
@@ -29,9 +31,13 @@ from ._archive import Archive
 from ._columns import FAILED, text
 from ._compactor import Compactor, Progress, check_exists, closed_segments
 from ._comparison import Comparison, ErrorGroup, SlowRecord, compare, errors, slowest
-from ._explain import explain
+from ._explain import answer, compare_run
+from ._explain._by_pipeline import explain_by_pipeline
 from ._explain._explanation import Explanation
-from ._merge import NO_KINDS, percentiles, ranked
+from ._explain._request import Request, Sort
+from ._explain._run_explanation import RunExplanation
+from ._explain._slow import select_slow
+from ._merge import NO_KINDS
 from ._queries import Queries, Rows, load_run
 from ._rows import events_of
 from ._sampling import SamplingResult, TailSampler, decide, report
@@ -495,12 +501,14 @@ class EventStore:
         where: str | None = None,
         *,
         against: str | None = None,
+        within: str | None = None,
         over: Over = "runs",
         filter: RunFilter | None = None,
         cluster: str | None = None,
-        sort: Literal["deviance", "excess", "lift"] = "deviance",
+        sort: Sort = "deviance",
         limit: int = 20,
         alpha: float = 0.05,
+        changed: bool = False,
     ) -> Explanation:
         """Return how selected runs, or stages, differ from the others; see `stageflow.store.explain`.
 
@@ -508,6 +516,8 @@ class EventStore:
             where: SQL predicate of the selection; default the failures, compared with the runs or stages that
                 are neither failures nor cancelled.
             against: SQL predicate of the rows to compare with; default all other rows.
+            within: SQL predicate that restricts both sides, in addition to the filter; default None. Unlike
+                the fields of `where`, its fields are compared.
             over: "runs" or "stages".
             filter: Restricts both sides, for example to a pipeline or a time window; default None.
             cluster: The field whose values are the independent units of the tests; default the session,
@@ -515,6 +525,8 @@ class EventStore:
             sort: The order of differences: "deviance" (default), "excess" or "lift".
             limit: Maximum number of differences.
             alpha: Maximum q-value of a difference.
+            changed: Whether to return what occurred for the first time shortly before the selection became
+                more frequent. This needs the whole record, also outside the window of the filter.
 
         Raises:
             QueryError: A predicate is invalid, or refers to an unknown field.
@@ -522,25 +534,24 @@ class EventStore:
         Example:
             print(store.explain("duration_ms > 2000").differences)
         """
-        if where is None:
-            where, against = FAILED, against if against is not None else f"not {FAILED}"
-        within = condition(over, filter, None) if filter is not None and filter != RunFilter() else None
-        return self._queries.run(
-            lambda cursor: explain(
-                cursor,
-                where,
-                against=against,
-                within=within,
-                over=over,
-                cluster=cluster,
-                sort=sort,
-                limit=limit,
-                alpha=alpha,
-            ),
+        request = _request(
             where,
-            predicates=[where, against],
+            against=against,
+            within=within,
+            over=over,
+            filter=filter,
+            cluster=cluster,
+            sort=sort,
+            limit=limit,
+            alpha=alpha,
+            changed=changed,
+        )
+        return self._queries.run(
+            lambda cursor: answer(cursor, request),
+            str(request.where),
+            predicates=[request.where, request.against, within],
             over=[over],
-            scope=_scope(filter),
+            scope=_scope(None if changed else filter),
         )
 
     def explain_slow(
@@ -549,48 +560,159 @@ class EventStore:
         filter: RunFilter | None = None,
         *,
         slowest: float = 0.05,
+        per: str | None = None,
         cluster: str | None = None,
-        sort: Literal["deviance", "excess", "lift"] = "deviance",
+        sort: Sort = "deviance",
         limit: int = 20,
+        changed: bool = False,
     ) -> Explanation:
-        """Return how the slowest runs, or stages, differ from the others.
+        """Return how slow runs, or stages, differ from the others.
+
+        A run is slow if it is among the slowest of those with the same value of the field `per`. Values
+        with too few runs to determine this are left out, and `Explanation.limitations` states it.
 
         Args:
             over: "runs" or "stages".
-            filter: The runs or stages to compare; default all. Select one pipeline or stage if they differ in
-                kind.
+            filter: The runs or stages to compare; default all.
             slowest: The share that counts as slow; default 0.05, the slowest 5%.
+            per: The field that runs of the same kind have in common: "model", "attributes.route". Default
+                `pipeline_name` for runs and `stage_name` for stages, if they have several values.
             cluster: See `explain`.
             sort: See `explain`.
             limit: Maximum number of differences.
+            changed: See `explain`.
 
         Raises:
             InvalidArgumentError: `slowest` is not between 0 and 1.
-        """
-        if not 0 < slowest < 1:
-            raise invalid_argument("explain_slow()", "slowest", slowest, "a share between 0 and 1")
-        common = condition(over, filter, None)
-        rows, queries = f"select * from {over} where {common}", self._queries
+            QueryError: `per` is not a field.
 
-        def find_and_explain(cursor: DuckDBPyConnection) -> Explanation:
-            weighted = queries.weighted
-            found = cursor.execute(
-                f"select {percentiles((1 - slowest,), weighted=weighted)}[1]"
-                f" from {ranked(rows, 'duration_ms', (), weighted=weighted)}"
-            ).fetchone()
-            threshold_ms = float(found[0]) if found and found[0] is not None else 0.0  # no rows
-            within = common if filter is not None and filter != RunFilter() else None
-            return explain(
-                cursor,
-                f"duration_ms > {threshold_ms!r}",
-                within=within,
-                over=over,
-                cluster=cluster,
-                sort=sort,
-                limit=limit,
+        Example:
+            print(store.explain_slow(per="model").summary)
+        """
+        _check_share("explain_slow()", slowest)
+        request = _request(
+            None,
+            against=None,
+            within=None,
+            over=over,
+            filter=filter,
+            cluster=cluster,
+            sort=sort,
+            limit=limit,
+            changed=changed,
+            per=per,
+        )
+        queries = self._queries
+        return queries.run(
+            lambda cursor: answer(
+                cursor, select_slow(cursor, request, slowest=slowest, weighted=queries.weighted)
+            ),
+            f"the slowest {over} of {request.within or 'all'}",
+            scope=_scope(None if changed else filter),
+        )
+
+    def explain_by_pipeline(
+        self,
+        where: str | None = None,
+        *,
+        against: str | None = None,
+        within: str | None = None,
+        slowest: float | None = None,
+        per: str | None = None,
+        filter: RunFilter | None = None,
+        cluster: str | None = None,
+        sort: Sort = "deviance",
+        limit: int = 20,
+        changed: bool = False,
+        pipelines: int = 3,
+    ) -> tuple[Explanation, ...]:
+        """Return how selected runs differ from the other runs of the same pipeline.
+
+        The runs of different pipelines differ in kind, so each pipeline with selected runs is explained
+        separately. If a predicate or the filter refers to the pipeline, the result is one explanation.
+
+        Args:
+            where: See `explain`.
+            against: See `explain`.
+            within: See `explain`.
+            slowest: The share that counts as slow, instead of `where`; see `explain_slow`. Default None.
+            per: The field that runs of the same kind have in common; see `explain_slow`. Default None.
+            filter: See `explain`.
+            cluster: See `explain`.
+            sort: See `explain`.
+            limit: Maximum number of differences of each pipeline.
+            changed: See `explain`.
+            pipelines: Maximum number of pipelines to explain; default 3. For the others, `selection` and
+                `rest` contain the numbers of runs, and `fields` is 0.
+
+        Returns:
+            One explanation per pipeline with selected runs, most selected runs first.
+
+        Raises:
+            InvalidArgumentError: `slowest` is not between 0 and 1, or `pipelines` is not positive.
+            QueryError: A predicate is invalid, or refers to an unknown field.
+
+        Example:
+            for explanation in store.explain_by_pipeline():
+                print(explanation.pipeline, explanation.summary)
+        """
+        if not isinstance(pipelines, int) or pipelines < 1:
+            raise invalid_argument("explain_by_pipeline()", "pipelines", pipelines, "a positive integer")
+        if slowest is not None:
+            _check_share("explain_by_pipeline()", slowest)
+        elif per is not None:
+            raise invalid_argument("explain_by_pipeline()", "per", per, "None, unless slowest= is given")
+        request = _request(
+            where,
+            against=against,
+            within=within,
+            over="runs",
+            filter=filter,
+            cluster=cluster,
+            sort=sort,
+            limit=limit,
+            changed=changed,
+            per=per,
+        )
+        queries = self._queries
+
+        def explain_each(cursor: DuckDBPyConnection) -> tuple[Explanation, ...]:
+            def select(one: Request) -> Request:
+                if slowest is None:
+                    return one
+                return select_slow(cursor, one, slowest=slowest, weighted=queries.weighted)
+
+            return explain_by_pipeline(
+                cursor, request, select, lambda one: answer(cursor, one), pipelines=pipelines
             )
 
-        return queries.run(find_and_explain, rows, scope=_scope(filter))
+        return queries.run(
+            explain_each,
+            str(request.where),
+            predicates=[request.where, request.against, within],
+            over=["runs"],
+            scope=_scope(None if changed else filter),
+        )
+
+    def explain_run(self, run_id: str = "last", filter: RunFilter | None = None) -> RunExplanation:
+        """Return how one run differs from its peers: runs of the same pipeline that ended OK.
+
+        The peers are the newest 25,000. The run itself can have any outcome, and need not have ended.
+
+        Args:
+            run_id: See `run`.
+            filter: Restricts the peers, and the failures that are counted; default None.
+
+        Raises:
+            RunNotFoundError: No run, or more than one, has this id.
+
+        Example:
+            print(store.explain_run("last").summary)
+        """
+        record, within = self.run(run_id), _within("runs", filter)
+        return self._queries.run(
+            lambda cursor: compare_run(cursor, record, within), f"run {run_id}", scope=_scope(filter)
+        )
 
     # ------------------------------------------------------------ closing
 
@@ -613,6 +735,41 @@ class EventStore:
 
 def _data(cursor: DuckDBPyConnection) -> list[dict[str, Any]]:
     return [data for _, data in events_of(cursor)]
+
+
+def _request(
+    where: str | None,
+    *,
+    against: str | None,
+    within: str | None,
+    over: Over,
+    filter: RunFilter | None,
+    **how: Any,
+) -> Request:
+    if where is None:
+        where, against = FAILED, against if against is not None else f"not {FAILED}"
+    always = structs.replace(filter, since=None, until=None) if filter is not None else None
+    return Request(
+        where=where,
+        against=against,
+        within=_within(over, filter, within),
+        history=_within(over, always),
+        over=over,
+        pipeline=filter.pipeline if filter is not None else None,
+        **how,
+    )
+
+
+def _check_share(function: str, slowest: float) -> None:
+    if not 0 < slowest < 1:
+        raise invalid_argument(function, "slowest", slowest, "a share between 0 and 1")
+
+
+def _within(over: Over, filter: RunFilter | None, within: str | None = None) -> str | None:
+    """Return the predicate that restricts both sides of a comparison; None if nothing does."""
+    if filter is None or filter == RunFilter():
+        return within
+    return condition(over, filter, within)
 
 
 def _scope(filter: RunFilter | None) -> Scope:

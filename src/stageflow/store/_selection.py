@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec import Struct, structs
+
 from .._time import get_clock
-from .._timeparse import parse_time
+from .._timeparse import parse_duration, parse_time
 from ..errors import QueryError, did_you_mean
 from ..journal import OTHER_IDS, RunFilter
 from ._columns import FAILED, text
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "FIELDS_HINT",
     "Over",
+    "TwoWindows",
     "as_predicate",
     "as_query_error",
     "check_binds",
     "check_encodable",
+    "compare_with_earlier",
     "condition",
     "fields_of",
     "hint_for_text",
@@ -188,7 +192,7 @@ def as_query_error(
     if hint is None and _WORD.fullmatch(predicate.strip()):
         hint = (
             "a predicate compares fields: user_id = 'u1'; `explain` and `compare` also accept failed,"
-            " a window (2h..1h) and version=1.5, and `explain` accepts slow"
+            " a window (2h..1h) and version=1.5, and `explain` accepts slow and the id of a run"
         )
     return unknown_field(found[1], known, predicate, hint)
 
@@ -318,14 +322,88 @@ def as_predicate(text: str) -> str:
         )
     if version := re.fullmatch(r"version=(\S+)", text):
         return "service_version = '{}'".format(version[1].replace("'", "''"))
+    window = _window(text)
+    return text if window is None else _in_window(*window)
+
+
+def _window(text: str) -> tuple[str, str] | None:
+    """Return the start and the end of a window such as `2h..1h`; None if the text is not a window."""
     since, dots, until = text.partition("..")
     if not dots:
-        return text
-    now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
+        return None
+    now = _now()
     try:
         begin, end = parse_time(since, now), parse_time(until, now)
     except ValueError as error:
         raise QueryError(f"window {text!r}: {error}", sql=text) from None
     if end <= begin:
         raise QueryError(f"window {text!r} ends before it begins", sql=text, hint="for example: 2h..1h")
+    return begin, end
+
+
+def _in_window(begin: str, end: str) -> str:
     return f"started_at >= '{begin}'::timestamptz and started_at < '{end}'::timestamptz"
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
+
+
+class TwoWindows(Struct, frozen=True):
+    """The comparison of a window with the same window some time earlier.
+
+    Attributes:
+        where: The predicate of the window.
+        against: The predicate of the earlier window.
+        within: The predicate that restricts both windows, for example to failures; None for all rows.
+        filter: The filter of both windows, without its times.
+    """
+
+    where: str
+    against: str
+    within: str | None
+    filter: RunFilter
+
+
+def compare_with_earlier(text: str, earlier: str, filter: RunFilter) -> TwoWindows:
+    """Return the comparison of a selection with the same selection some time earlier.
+
+    Args:
+        text: The selection: a window, or any other selection, for which the filter states the window.
+        earlier: The time span, such as "1d" or "1w"; a day has 24 hours.
+        filter: The filter. If it has `since` and no `until`, the window ends now.
+
+    Raises:
+        QueryError: There is no window, there are two, or the window is longer than the time span.
+
+    Example:
+        >>> day = RunFilter(since="2026-11-24T10:00:00Z", until="2026-11-24T12:00:00Z")
+        >>> compare_with_earlier("failed", "1d", day).against
+        "started_at >= '2026-11-23T10:00:00.000000Z'::timestamptz and \
+started_at < '2026-11-23T12:00:00.000000Z'::timestamptz"
+    """
+    window = None if text == "slow" else _window(text)
+    within = None if window is not None else as_predicate(text)
+    if window is None:
+        if filter.since is None:
+            raise QueryError(
+                f"{earlier} requires a window to compare with the one {earlier} earlier",
+                sql=text,
+                hint="select a window (2h..now), or use --since 2h",
+            )
+        window = filter.since, filter.until or parse_time("now", _now())
+    elif filter.since is not None or filter.until is not None:
+        raise QueryError(
+            f"the selection {text!r} is a window already", sql=text, hint="omit --since and --until"
+        )
+    begin, end = (datetime.fromisoformat(time) for time in window)
+    shift = timedelta(seconds=parse_duration(earlier))
+    if end - begin > shift:
+        raise QueryError(
+            f"the window is longer than {earlier}, so it overlaps with the one {earlier} earlier",
+            sql=text,
+            hint="use a shorter window or a longer time span, such as 1w",
+        )
+    before = (parse_time((time - shift).isoformat(), time) for time in (begin, end))
+    without_times = structs.replace(filter, since=None, until=None)
+    return TwoWindows(_in_window(*window), _in_window(*before), within, without_times)

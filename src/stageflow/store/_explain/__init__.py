@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ...errors import MissingExtraError, QueryError
+from ...journal import RunRecord
 from .._selection import Over
 from ._explanation import Explanation
+from ._request import Request, Sort
+from ._run_explanation import RunExplanation
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["explain"]
+__all__ = ["answer", "compare_run", "explain"]
 
 
 def explain(
@@ -23,9 +27,10 @@ def explain(
     within: str | None = None,
     over: Over = "runs",
     cluster: str | None = None,
-    sort: Literal["deviance", "excess", "lift"] = "deviance",
+    sort: Sort = "deviance",
     limit: int = 20,
     alpha: float = 0.05,
+    changed: bool = False,
 ) -> Explanation:
     """Compare a selection of runs or stages with the rest, and return what differs.
 
@@ -58,6 +63,8 @@ def explain(
             (default), by their excess of selected rows, or by their lift.
         limit: Maximum number of differences; default 20. At most 5 effects are returned.
         alpha: Maximum q-value of a difference; default 0.05.
+        changed: Whether to return also which values occurred for the first time shortly before the selection
+            became more frequent, as `changes`; default False.
 
     Raises:
         QueryError: A predicate is invalid, or it refers to an unknown field.
@@ -73,15 +80,7 @@ def explain(
         >>> print(*explain(connection).differences)
         topology = large
     """
-    if over not in ("runs", "stages"):
-        raise QueryError(
-            f"cannot explain {over!r}: unknown view", sql=str(over), hint='use over="runs" or over="stages"'
-        )
-    try:
-        investigation = import_module("._investigation", __package__)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("explain", "store") from error
-    request = investigation.Request(
+    request = Request(
         where=where,
         against=against,
         within=within,
@@ -90,6 +89,40 @@ def explain(
         sort=sort,
         limit=limit,
         alpha=alpha,
+        changed=changed,
     )
-    explanation: Explanation = investigation.investigate(connection, request)
+    return answer(connection, request)
+
+
+def answer(connection: DuckDBPyConnection, request: Request) -> Explanation:
+    """Compare a selection with the rest; see `explain`.
+
+    Raises:
+        QueryError: A predicate is invalid, or it refers to an unknown field.
+        MissingExtraError: The extra "store" is not installed.
+    """
+    if request.over not in ("runs", "stages"):
+        raise QueryError(
+            f"cannot explain {request.over!r}: unknown view",
+            sql=str(request.over),
+            hint='use over="runs" or over="stages"',
+        )
+    explanation: Explanation = _load("_investigation").investigate(connection, request)
     return explanation
+
+
+def compare_run(connection: DuckDBPyConnection, record: RunRecord, within: str | None) -> RunExplanation:
+    """Compare a run with its peers; see `EventStore.explain_run`.
+
+    Raises:
+        MissingExtraError: The extra "store" is not installed.
+    """
+    explanation: RunExplanation = _load("_peers").compare_with_peers(connection, record, within)
+    return explanation
+
+
+def _load(module: str) -> ModuleType:
+    try:
+        return import_module(f".{module}", __package__)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("explain", "store") from error

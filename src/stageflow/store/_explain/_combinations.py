@@ -39,8 +39,8 @@ _MAX_FIRST_RANGES = 3
 _MAX_EXTENDED = 30
 """Only this number of pairs is extended by a third condition."""
 
-_MAX_TESTED = 3
-"""Maximum number of combinations to test; each is a comparison."""
+_MAX_TESTED = 4
+"""Number of combinations to test; each is a comparison."""
 
 _MIN_GAIN = 1.1
 """A combination must explain this many times the deviance that any part of it explains."""
@@ -174,7 +174,7 @@ def find_combinations(
 ) -> list[Tested]:
     """Return the most promising combinations, selected in half of the clusters and tested in the other half.
 
-    There are always three results, each of them a hypothesis; one without a combination has no findings.
+    There are always four results, each of them a hypothesis; one without a combination has no findings.
     The p-value is the highest one of the parts, each tested among the rows that meet the other parts: a
     combination is significant only if all of its parts are necessary.
 
@@ -192,11 +192,13 @@ def find_combinations(
     groups = search.promising()
     tested = []
     for group in groups:
-        parts = search.findings(group)
+        parts = search.findings(group, half)
         if len(parts) != len(group.conditions):
             continue
         p = max(_part_p(parts, part, cohorts, ~half) for part in parts)
-        tested.append(Tested(1, [_combination(parts, cohorts, p)], p))
+        # What is reported fits all rows.
+        fitted = search.findings(group, np.ones(len(half), bool))
+        tested.append(Tested(1, [_combination(fitted, cohorts, p)], p))
     return (tested + untested)[:_MAX_TESTED]
 
 
@@ -283,19 +285,21 @@ class _Search:
         triples = self._extended(sorted(pairs, key=lambda one: -one.score)[:_MAX_EXTENDED])
         chosen: list[_Group] = []
         for group in sorted((*pairs, *triples), key=lambda one: -one.score):
-            if any(group.names & other.names for other in chosen) or not self._gains(group):
+            # Groups of other fields that describe the same rows compete in the other half.
+            known = any(group.names <= other.names or group.names >= other.names for other in chosen)
+            if known or not self._gains(group):
                 continue
             chosen.append(group)
             if len(chosen) == _MAX_TESTED:
                 break
         return chosen
 
-    def findings(self, group: _Group) -> list[Finding]:
-        """Return the conditions of a group; the limits of a number fit the other conditions."""
+    def findings(self, group: _Group, rows: Mask) -> list[Finding]:
+        """Return the conditions of a group; the limits of a number fit the other conditions in some rows."""
         found = []
         for one in group.conditions:
             others = [other.mask for other in group.conditions if other is not one]
-            finding = one.find(np.asarray(np.logical_and.reduce([self._half, *others])))
+            finding = one.find(np.asarray(np.logical_and.reduce([rows, *others])))
             if finding is not None:
                 found.append(finding)
         return found

@@ -152,7 +152,8 @@ class Change(Struct, frozen=True, kw_only=True):
     """Something that occurred for the first time shortly before the selection started.
 
     Attributes:
-        field: The field: `service_version`, an attribute, `error_type`.
+        field: The field: `service_version`, an attribute, "stage/column" for an attribute of a stage,
+            `error_type`.
         value: The value that is new.
         first_at: When it first occurred, RFC 3339.
         before_onset_s: Seconds from then until the onset; negative if it occurred after it.
@@ -182,7 +183,9 @@ class Explanation(Struct, frozen=True, kw_only=True):
         summary: The result in one sentence.
         where: The predicate of the selection.
         against: The predicate of the rest; None for all other rows.
+        within: The predicate that restricts both sides; None for all rows.
         over: "runs" or "stages".
+        pipeline: The pipeline whose rows are compared; None for those of all pipelines.
         selected_are: What the selected rows are: "failures", "slow runs", "selected runs".
         selection: All selected rows, and the number that they represent.
         rest: All rows of the rest, and the number that they represent.
@@ -196,19 +199,26 @@ class Explanation(Struct, frozen=True, kw_only=True):
         fields: Number of fields that were compared.
         comparisons: Number of comparisons; the q-values are corrected for all of them.
         alpha: Maximum q-value of a difference.
-        onset: When the selection starts to be more frequent, RFC 3339; None if time makes no difference.
+        onset: When the selection starts to be more frequent among the rows of the first difference, RFC 3339;
+            None if time makes no difference.
         locations: Where the selection differs; the most important location is first.
         differences: Possible causes, ordered by the deviance that each adds to those above it.
         effects: Likely effects, such as statuses and times, if the predicate refers to results of runs.
         changes: What occurred for the first time shortly before the onset, if it was requested.
+        changes_before: The time of the onset to which `changes` refers; None if it was not requested.
+        changes_by: How this time was determined: "onset" for `onset`, "rate" for the time that separates the
+            shares of selected rows best, "first row" for the first selected row.
         left_out: The fields that were not compared, and the reasons.
         limitations: What restricts the result, in sentences.
+        sql: If there are no differences, a query for the clusters with most of the selected rows.
     """
 
     summary: str
     where: str
     against: str | None
+    within: str | None
     over: Over
+    pipeline: str | None = None
     selected_are: str
     selection: Part
     rest: Part
@@ -226,5 +236,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
     differences: tuple[Difference, ...] = ()
     effects: tuple[Difference, ...] = ()
     changes: tuple[Change, ...] = ()
+    changes_before: str | None = None
+    changes_by: Literal["onset", "rate", "first row"] | None = None
     left_out: tuple[LeftOut, ...] = ()
     limitations: tuple[str, ...] = ()
+    sql: str | None = None

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 import duckdb
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import structs
 
 from ...errors import QueryError, did_you_mean
 from ...schema import Role
 from .._columns import ATTRIBUTE, FAILED
-from .._selection import FIELDS_HINT, Over, as_query_error, check_binds, named_fields, parenthesized
+from .._selection import FIELDS_HINT, as_query_error, check_binds, named_fields, parenthesized
+from ._changes import find_changes
 from ._combinations import find_combinations
 from ._comparing import FieldValues, compare_field, is_categorical
 from ._documents import document_fields
@@ -35,7 +36,9 @@ from ._fields import (
 )
 from ._finding import Finding, Tested
 from ._locations import find_locations
+from ._orders import find_orders, iso
 from ._ranking import Ranked, rank, significant
+from ._request import Request
 from ._sample import Question, Sample, sample_rows
 from ._significance import counts_of_masks
 from ._summary import onset_of, summarize
@@ -45,7 +48,7 @@ from ._values import ValueTable, count_values
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Request", "investigate"]
+__all__ = ["investigate"]
 
 
 _PREDICATE_ERRORS = (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError)
@@ -56,21 +59,11 @@ _FAILURES = frozenset({FAILED, "status = 'FAIL'"})
 _MAX_EFFECTS = 5
 """Maximum number of effects: they say where to look, but not why."""
 
+_CONCENTRATED = 2.0
+"""From this design effect on, the concentration of the selection in few clusters is a limitation."""
+
 _MAX_SETTINGS = 50
 """Durations with up to this number of different values are settings, such as timeouts."""
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """A call of `explain`; see its arguments."""
-
-    where: str | None
-    against: str | None
-    within: str | None
-    over: Over
-    cluster: str | None
-    sort: Literal["deviance", "excess", "lift"]
-    limit: int
-    alpha: float
 
 
 def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation:
@@ -210,7 +203,7 @@ class _Investigation:
         )
         effects = rank([one for one in found if self._is_effect(one.finding)], self._values, cohorts, alpha)
         differences = self._differences(causes)
-        onset = onset_of([one.finding for one in causes])
+        onset = self._onset([one.finding for one in causes])
         locations = find_locations(self._connection, self._sample, self._columns, self._kind_of_selection())
         explanation = self._explanation(
             "",
@@ -219,8 +212,40 @@ class _Investigation:
             fields=len(self._tested),
             comparisons=sum(one.comparisons for one in (*tested, *combined)),
         )
-        explanation = structs.replace(explanation, onset=onset, locations=locations)
-        return structs.replace(explanation, summary=summarize(explanation))
+        sql = None if differences else self._concentration()
+        explanation = structs.replace(explanation, onset=onset, locations=locations, sql=sql)
+        explanation = structs.replace(explanation, summary=summarize(explanation))
+        return self._with_changes(explanation) if self._request.changed else explanation
+
+    def _onset(self, causes: Sequence[Finding]) -> str | None:
+        """Return when the selection becomes more frequent among the rows of the first cause."""
+        started = self._values.get("started_at")
+        if not causes or started is None or started.numbers is None:
+            return None
+        first = causes[0]
+        if any(field.column == "started_at" for field in first.fields):
+            return onset_of(first)
+        found, comparisons, lowest = find_orders(
+            started.field, started.numbers, self._sample.cohorts, first.mask, outside=False
+        )
+        if found and lowest * comparisons <= self._request.alpha:
+            return onset_of(found[0])
+        # If most of these rows are selected from the start, they begin when the cause does.
+        if any(field.column == "started_at" for one in causes[1:] for field in one.fields):
+            begin = np.nanmin(started.numbers[first.mask & self._sample.cohorts.selected])
+            return f"{iso(np.floor(begin))}Z"
+        return None
+
+    def _concentration(self) -> str | None:
+        """Return a query for the clusters with most of the selected rows."""
+        if self._cluster is None or self._totals.clusters == self._sample.totals[0].rows:
+            return None
+        conditions = [parenthesized(str(self._request.where))]
+        conditions += [parenthesized(self._request.within)] if self._request.within is not None else []
+        return (
+            f"SELECT {quoted(self._cluster)}, count(*) FROM {self._request.over} "
+            f"WHERE {' AND '.join(conditions)} GROUP BY 1 ORDER BY 2 DESC LIMIT 10"
+        )
 
     # ------------------------------------------------------------ fields
 
@@ -252,7 +277,9 @@ class _Investigation:
     def _leave_out_by_name(self) -> None:
         names = [name for name in self._columns if name != "sample_rate"]
         defining = self._defining
-        self._leave_out("used to define the selection", (n for n in names if n in defining))
+        per = self._request.per
+        self._leave_out("each row is compared with those with the same value", [per] if per else ())
+        self._leave_out("used to define the selection", (n for n in names if n in defining and n != per))
         self._leave_out("unique ids", (n for n in names if n in IDS - defining))
         documents = (n for n in names if n in DOCUMENTS - defining - {"rest"})
         self._leave_out("JSON documents of results", documents)
@@ -261,7 +288,7 @@ class _Investigation:
             self._leave_out("derived from started_at", (name for name in names if name in derived))
         self._leave_out("the weight of each row", ("sample_rate",) if "sample_rate" in self._columns else ())
         cluster = self._cluster
-        if cluster is not None and cluster in {"session_id", self._request.cluster} - defining:
+        if cluster is not None and cluster in {"session_id", self._request.cluster} - defining - IDS:
             self._leave_out("its values are the clusters", [cluster])
 
     def _leave_out(self, reason: str, names: Iterable[str]) -> None:
@@ -523,7 +550,8 @@ class _Investigation:
         if where in _FAILURES:
             return "failures"
         durations = {"duration_ms", "total_ms"}
-        if self._referenced & durations and self._referenced <= durations | {"stage_name", "pipeline_name"}:
+        others = {"stage_name", "pipeline_name", self._request.per}
+        if self._referenced & durations and self._referenced <= durations | others:
             return f"slow {self._request.over}"
         return f"selected {self._request.over}"
 
@@ -564,6 +592,24 @@ class _Investigation:
         matching = " AND ".join((*conditions, condition))
         return f"SELECT * FROM {self._request.over} WHERE {matching}{order} LIMIT 100"
 
+    def _with_changes(self, explanation: Explanation) -> Explanation:
+        stages = _columns(self._connection, "stages") if _has_stages(self._connection) else []
+        changes = find_changes(
+            self._connection,
+            self._sample,
+            self._columns,
+            stages,
+            onset=explanation.onset,
+            history=self._request.history,
+        )
+        return structs.replace(
+            explanation,
+            changes=changes.found,
+            changes_before=changes.before,
+            changes_by=changes.by,
+            limitations=(*explanation.limitations, *changes.limitations),
+        )
+
     def _explanation(
         self,
         summary: str,
@@ -575,7 +621,12 @@ class _Investigation:
     ) -> Explanation:
         selection, rest = self._sample.totals
         selected = self._sample.cohorts.selected
-        limitations = []
+        limitations = list(self._request.limitations)
+        if self._totals.design_effect >= _CONCENTRATED and self._cluster is not None:
+            limitations.append(
+                f"The {self._kind_of_selection()} are concentrated in few values of {self._cluster}: "
+                f"they count as {max(1, round(selection.rows / self._totals.design_effect)):,} independent rows."
+            )
         if not self._sample.is_complete:
             limitations.append(
                 f"Numbers, times, combinations and attributes in documents were compared in a sample of "
@@ -586,7 +637,9 @@ class _Investigation:
             summary=summary,
             where=str(self._request.where),
             against=self._request.against,
+            within=self._request.within,
             over=self._request.over,
+            pipeline=self._request.pipeline,
             selected_are=self._kind_of_selection(),
             selection=selection,
             rest=rest,

@@ -175,7 +175,8 @@ def rank(
     roots = {id(one.finding): one.finding for one in free}
     parents = {id(one.finding): one.relates_to for one in dependent}
     settled = [replace(one, relates_to=_root(one.relates_to, roots, parents)) for one in dependent]
-    return [*free, *settled, *others]
+    # The parts of a combination that is explained are listed anyway.
+    return [*free, *(one for one in settled if not one.finding.parts), *others]
 
 
 def _explains(by: Ranked, one: Ranked, relations: _Relations, limit: float) -> bool:

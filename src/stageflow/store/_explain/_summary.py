@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ._explanation import Difference, Explanation
 from ._finding import Finding
 
 __all__ = ["onset_of", "percent", "summarize"]
 
 
-def onset_of(findings: Sequence[Finding]) -> str | None:
+def onset_of(finding: Finding) -> str | None:
     """Return when the selection becomes more frequent: the lower limit of a condition on `started_at`."""
-    for finding in findings:
-        if finding.fields[0].column == "started_at" and not finding.parts:
-            if finding.shape == "interval":
-                low = finding.value[0]
+    for part in finding.parts or (finding,):
+        if part.fields[0].column == "started_at":
+            if part.shape == "interval":
+                low = part.value[0]
                 return str(low) if low is not None else None
-            if finding.shape == "threshold" and " > " in finding.text:
-                return str(finding.value)
+            if part.shape == "threshold" and " > " in part.text:
+                return str(part.value)
     return None
 
 
@@ -44,7 +42,7 @@ def summarize(explanation: Explanation) -> str:
         return _nothing(explanation)
     first = explanation.differences[0]
     share, rates = percent(first.selection.share), _rates(explanation, first)
-    sentence = f"{share} of the {explanation.selected_are} are {first} ({rates})"
+    sentence = f"{share} of the {explanation.selected_are} match {first} ({rates})"
     if explanation.onset is not None and "started_at" not in first.fields:
         sentence += f", starting at {explanation.onset}"
     return f"{sentence}."
@@ -57,7 +55,10 @@ def _rates(explanation: Explanation, first: Difference) -> str:
         return f"{rate} of these {kind} fail, compared with {other_rate} of all others"
     p50_ms, other_p50_ms = first.p50_ms, first.other_p50_ms
     if explanation.selected_are.startswith("slow") and p50_ms is not None and other_p50_ms is not None:
-        return f"p50 {milliseconds(p50_ms)}, compared with {milliseconds(other_p50_ms)} of all others"
+        return (
+            f"{rate} of these {kind} are slow, compared with {other_rate} of all others; "
+            f"p50 {milliseconds(p50_ms)}, compared with {milliseconds(other_p50_ms)}"
+        )
     return f"{rate} of these {kind} are selected, compared with {other_rate} of all others"
 
 
@@ -79,7 +80,8 @@ def _nothing(explanation: Explanation) -> str:
         conditions.append(f"{n} likely {'effect differs' if n == 1 else 'effects differ'}")
     if skipped:
         conditions.append(f"{skipped} {'field was' if skipped == 1 else 'fields were'} not compared")
-    if explanation.limitations:
+    compared = explanation.selection_compared + explanation.rest_compared
+    if compared < explanation.selection.rows + explanation.rest.rows:
         conditions.append("some fields were compared in a sample only")
     if not conditions:
         return "No field differs."

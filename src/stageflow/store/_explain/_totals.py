@@ -150,7 +150,7 @@ def _difference(totals: Totals, finding: Finding, found: Sequence[Any]) -> Diffe
         other_rate=other_rate,
         excess=here * (rate - other_rate),
         excess_low=here * low,
-        excess_high=here * high,
+        excess_high=min(weight, here * high),
         p50_ms=p50_ms,
         other_p50_ms=other_p50_ms,
         lift=selection.share / rest.share if rest.share else None,

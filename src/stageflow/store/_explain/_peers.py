@@ -1,0 +1,407 @@
+"""Compares one run with its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+from msgspec import structs
+
+from ...journal import RunRecord
+from ...schema import Role, fields_with
+from .._columns import ATTRIBUTE, DATA_PATHS
+from .._selection import parenthesized
+from ._explanation import Part
+from ._fields import DOCUMENTS, IDS, STAGE_FIELDS, SUBORDINATE, Column, Field, literal, quoted
+from ._run_explanation import Measured, RunExplanation, SameError, StageMeasured, UnusualValue
+from ._sample import Floats
+from ._summary import milliseconds
+from ._values import ValueTable, count_values
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["compare_with_peers"]
+
+
+_MAX_PEERS = 25_000
+
+_RARE = 0.05
+"""Maximum share of the peers with a value that is unusual, and with any value that is as rare."""
+
+_LOW, _HIGH = 0.005, 0.995
+"""The percentiles outside of which a number is unusual."""
+
+_MIN_PEERS = 20
+"""Minimum number of peers for an unusual value; `_MIN_PEERS_OF_NUMBER` for a number."""
+
+_MIN_PEERS_OF_NUMBER = 100
+
+_MAX_UNUSUAL = 20
+
+_RESULTS = fields_with(Role.OUTCOME) | fields_with(Role.DURATION)
+_GROWING = frozenset({"uptime_s", "memory_peak_bytes"})
+"""Measurements that increase during the life of a process: the newest run always has the highest value."""
+
+_IGNORED = (
+    *(_RESULTS, _GROWING, IDS, DOCUMENTS, SUBORDINATE),
+    *(fields_with(Role.TIME), fields_with(Role.RECORD), {"day", "failed", "pipeline_name", "topology"}),
+)
+_NOT_COMPARED = frozenset().union(*_IGNORED)
+
+Record = Mapping[str, Any]
+
+
+def compare_with_peers(
+    connection: DuckDBPyConnection, record: RunRecord, within: str | None
+) -> RunExplanation:
+    """Compare a run with other runs of the same pipeline that ended OK.
+
+    Args:
+        connection: The connection with the views of a store.
+        record: The record of the run, also if it has not ended.
+        within: A predicate for the peers; None for all.
+    """
+    run = record.run
+    pipeline = run.get("pipeline_name")
+    of_pipeline = f"pipeline_name = {literal(pipeline)}" if pipeline is not None else "pipeline_name IS NULL"
+    condition = (
+        f"{of_pipeline} AND coalesce(outcome, if(status = 'OK', 'ok', 'failed')) = 'ok' "
+        f"AND pipeline_run_id <> {literal(run['event_id'])} AND {parenthesized(within or 'TRUE')}"
+    )
+    with _copied(connection, condition) as table:
+        fetched = connection.execute(f'SELECT duration_ms, "#weight" FROM {table}').fetchnumpy()
+        weights = fetched["#weight"]
+        peers = Part(len(weights), float(weights.sum()), 1.0 if len(weights) else 0.0)
+        duration = _measured(_as_number(run.get("duration_ms")), _plain(fetched["duration_ms"]), weights)
+        explanation = RunExplanation(
+            run_id=str(run["event_id"]),
+            pipeline=pipeline or "",
+            outcome=str(run.get("outcome") or run.get("status")),
+            started_at=str(run["started_at"]),
+            summary="",
+            error=run.get("error"),
+            peers=peers,
+            duration_ms=duration,
+            stages=tuple(_stages(connection, table, record)),
+            unusual=tuple(_unusual(connection, table, record)),
+            same_error=_same_error(connection, run, within),
+            limitations=tuple(_limitations(peers.rows)),
+        )
+    return structs.replace(explanation, summary=_summary(explanation, run.get("first_failed_stage")))
+
+
+@contextmanager
+def _copied(connection: DuckDBPyConnection, condition: str) -> Generator[str]:
+    """Copy the newest peers to a temporary table, and drop it when the block ends."""
+    table = f"stageflow_peers_{uuid4().hex}"
+    try:
+        connection.execute(
+            f'CREATE TEMP TABLE {table} AS SELECT *, FALSE AS "#selected", '
+            f'greatest(coalesce(sample_rate, 1), 1)::DOUBLE AS "#weight" FROM runs '
+            f"WHERE {condition} ORDER BY started_at DESC, event_id LIMIT {_MAX_PEERS}"
+        )
+        yield table
+    finally:
+        with suppress(Exception):  # do not hide an exception that is propagating
+            connection.execute(f"DROP TABLE IF EXISTS {table}")
+
+
+def _limitations(peers: int) -> Iterable[str]:
+    if peers == _MAX_PEERS:
+        yield f"The peers are the newest {peers:,} runs."
+    if peers < _MIN_PEERS:
+        yield f"There are fewer than {_MIN_PEERS} peers, too few to find unusual values."
+    elif peers < _MIN_PEERS_OF_NUMBER:
+        yield f"There are fewer than {_MIN_PEERS_OF_NUMBER} peers, too few to find unusual numbers."
+
+
+# ------------------------------------------------------------ durations
+
+
+def _plain(values: Any) -> Floats:
+    return np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan)
+
+
+def _as_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _percentile(values: Floats, weights: Floats, rank: float) -> float:
+    """Return the smallest value with enough weight at or below it; the values are in ascending order."""
+    cumulative = np.cumsum(weights)
+    at = int(np.searchsorted(cumulative, cumulative[-1] * rank * (1 - 1e-12)))
+    return float(values[min(at, len(values) - 1)])
+
+
+def _sorted(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    known = ~np.isnan(values)
+    order = np.argsort(values[known], kind="stable")
+    return values[known][order], weights[known][order]
+
+
+def _measured(value: float | None, values: Floats, weights: Floats) -> Measured:
+    values, weights = _sorted(values, weights)
+    if not len(values):
+        return Measured(value=value)
+    return Measured(
+        value=value,
+        p50=_percentile(values, weights, 0.5),
+        p95=_percentile(values, weights, 0.95),
+        percentile=None if value is None else float(weights[values < value].sum() / weights.sum()),
+    )
+
+
+def _stages(connection: DuckDBPyConnection, table: str, record: RunRecord) -> Iterable[StageMeasured]:
+    """Compare the times of each stage that ran with those of the peers in which it ran."""
+    ran = _own_stages(record)
+    fetched = connection.execute(
+        f"SELECT s.stage_name AS stage, s.duration_ms AS ran, s.queue_ms AS waited, "
+        f'round(greatest(0, s.total_ms - s.duration_ms - s.queue_ms), 3) AS retried, p."#weight" AS weight '
+        f"FROM stages s JOIN {table} p USING (pipeline_run_id) "
+        f"WHERE s.status NOT IN ('RETRY', 'SKIP', 'CANCEL')"
+        + (f" AND s.stage_name IN ({', '.join(literal(name) for name in ran)})" if ran else " AND FALSE")
+    ).fetchnumpy()
+    names = np.asarray(fetched["stage"], dtype=object)
+    critical = record.run.get("critical_path") or ()
+    for name, stage in ran.items():
+        here = np.flatnonzero(names == name)
+        weights = fetched["weight"][here]
+        times = {
+            key: _measured(own, _plain(fetched[key][here]), weights)
+            for key, own in _times(record.run, stage).items()
+        }
+        yield StageMeasured(
+            stage=name,
+            status=str(stage.get("status", "OPEN")),
+            attempts=stage.get("attempts"),
+            critical=name in critical,
+            peers=len(here),
+            ran_ms=times["ran"],
+            waited_ms=times["waited"],
+            retried_ms=times["retried"],
+        )
+
+
+def _own_stages(record: RunRecord) -> dict[str, Record]:
+    """Return the last event of each stage that ran, or its attempt in progress, by its name."""
+    found: dict[str, Record] = {}
+    for stage in record.stages:
+        if stage.get("status") not in ("RETRY", "SKIP") and stage.get("attempts") != 0:
+            found[str(stage["stage_name"])] = stage
+    for running in record.run.get("stages_running", ()):
+        found[str(running["stage_name"])] = running
+    return found
+
+
+def _times(run: Record, stage: Record) -> dict[str, float | None]:
+    if "status" not in stage:  # in progress
+        if stage.get("started_at") is None or run.get("duration_ms") is None:
+            return {"ran": None, "waited": None, "retried": None}
+        offset = datetime.fromisoformat(stage["started_at"]) - datetime.fromisoformat(run["started_at"])
+        ran = max(0.0, float(run["duration_ms"]) - offset.total_seconds() * 1000)
+        return {"ran": ran, "waited": None, "retried": None}
+    ran_ms, waited, total = (_as_number(stage.get(name)) for name in ("duration_ms", "queue_ms", "total_ms"))
+    retried = None
+    if ran_ms is not None and waited is not None and total is not None:
+        retried = round(max(0.0, total - ran_ms - waited), 3)
+    return {"ran": ran_ms, "waited": waited, "retried": retried}
+
+
+# ------------------------------------------------------------ values
+
+
+def _unusual(connection: DuckDBPyConnection, table: str, record: RunRecord) -> list[UnusualValue]:
+    found = _unusual_of(connection, table, "runs", {"": record.run})
+    stages = {
+        name: stage
+        for name, stage in _own_stages(record).items()
+        if stage.get("status") not in ("CANCEL", "SKIP")
+    }
+    if stages:
+        found += _unusual_of(connection, table, "stages", stages)
+    found.sort(key=lambda one: (one.share, one.field))
+    return found[:_MAX_UNUSUAL]
+
+
+def _unusual_of(
+    connection: DuckDBPyConnection, table: str, view: str, own: Mapping[str, Record]
+) -> list[UnusualValue]:
+    """Return the unusual values of a run, or of its stages by name."""
+    described = connection.execute(f"DESCRIBE SELECT * FROM {view}").fetchall()
+    columns = [Column(name, type_) for name, type_, *_ in described]
+    columns = [
+        column
+        for column in columns
+        if column.name not in _NOT_COMPARED
+        and (
+            column.name.startswith(ATTRIBUTE)
+            or column.name in (DATA_PATHS if view == "runs" else STAGE_FIELDS)
+        )
+        and any(_own_value(column.name, record) is not None for record in own.values())
+    ]
+    source, stage = table, ""
+    if view == "stages":
+        names = ", ".join(literal(name) for name in own)
+        source = (
+            f'(SELECT s.*, s.stage_name AS "#stage", p."#selected", p."#weight" FROM stages s '
+            f"JOIN {table} p USING (pipeline_run_id) WHERE s.stage_name IN ({names}) "
+            f"AND s.status NOT IN ('RETRY', 'SKIP', 'CANCEL'))"
+        )
+        stage = ', "#stage"'
+    categories = [column for column in columns if column.type in ("VARCHAR", "BOOLEAN")]
+    found: list[UnusualValue] = []
+    tables = count_values(
+        connection,
+        source,
+        [Field.of_column(column) for column in categories],
+        by_stage=view == "stages",
+        is_weighted=True,
+        is_complete=True,
+    )
+    for column, by_stage in zip(categories, tables, strict=True):
+        for name, record in own.items():
+            value = _own_value(column.name, record)
+            if isinstance(value, str | bool) and name in by_stage:
+                found += _rare_value(_field_name(name, column), value, by_stage[name])
+    numbers = [column for column in columns if column.is_number]
+    if numbers:
+        copied = ", ".join(f"{quoted(column.name)}::DOUBLE AS n{n}" for n, column in enumerate(numbers))
+        fetched = connection.execute(f'SELECT {copied}, "#weight"{stage} FROM {source}').fetchnumpy()
+        stage_names = np.asarray(fetched["#stage"], dtype=object) if stage else None
+        for n, column in enumerate(numbers):
+            values = _plain(fetched[f"n{n}"])
+            for name, record in own.items():
+                number = _as_number(_own_value(column.name, record))
+                if number is not None:
+                    here = np.ones(len(values), bool) if stage_names is None else stage_names == name
+                    weights = fetched["#weight"][here]
+                    found += _extreme_number(_field_name(name, column), number, values[here], weights)
+    return found
+
+
+def _field_name(stage: str, column: Column) -> str:
+    return f"{stage}/{column.name}" if stage else column.name
+
+
+def _own_value(column: str, record: Record) -> Any:
+    """Return the value of a column in the data of an event; None if it is missing."""
+    if column.startswith(ATTRIBUTE):
+        return (record.get("attributes") or {}).get(column.removeprefix(ATTRIBUTE))
+    value: Any = record
+    for key in DATA_PATHS.get(column, (column,)):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _rare_value(field: str, value: str | bool, table: ValueTable) -> Iterable[UnusualValue]:
+    counts, rows = table.counts.weight[1], table.counts.rows[1]
+    total = float(counts.sum())
+    if rows.sum() < _MIN_PEERS:
+        return
+    text = str(value).lower() if isinstance(value, bool) else value
+    same = np.array([known == text for known in table.texts], bool)
+    here = float(counts[same].sum())
+    # A rare value is unusual only if most peers have a frequent one: each user is rare. The run itself
+    # counts as well, so that a value that no peer has is as rare as those that one peer has.
+    as_rare = float(counts[rows <= rows[same].sum() + 1].sum())
+    if here / total < _RARE and as_rare / total < _RARE:
+        most = int(np.argmax(counts))
+        yield UnusualValue(
+            field=field,
+            value=value,
+            share=here / total,
+            typical=table.texts[most],
+            typical_share=float(counts[most]) / total,
+        )
+
+
+def _extreme_number(field: str, number: float, values: Floats, weights: Floats) -> Iterable[UnusualValue]:
+    values, weights = _sorted(values, weights)
+    if len(values) < _MIN_PEERS_OF_NUMBER or np.isnan(number):
+        return
+    low, median, high = (_percentile(values, weights, rank) for rank in (_LOW, 0.5, _HIGH))
+    if not low <= number <= high:
+        as_extreme = values >= number if number > high else values <= number
+        share = float(weights[as_extreme].sum() / weights.sum())
+        yield UnusualValue(field=field, value=number, share=share, typical=median, low=low, high=high)
+
+
+# ------------------------------------------------------------ errors
+
+
+def _same_error(connection: DuckDBPyConnection, run: Record, within: str | None) -> SameError | None:
+    fingerprint = run.get("error_fingerprint")
+    if fingerprint is None:
+        return None
+    weight = "greatest(coalesce(sample_rate, 1), 1)::DOUBLE"
+    same = f"FILTER (error_fingerprint = {literal(fingerprint)})"
+    time = "strftime(timezone('UTC', {}(started_at) {}), '%Y-%m-%dT%H:%M:%S.%fZ')"
+    ((rows, count, total, first_at, last_at),) = connection.execute(
+        f"SELECT count(*) {same}, coalesce(sum({weight}) {same}, 0), coalesce(sum({weight}), 0), "
+        f"{time.format('min', same)}, {time.format('max', same)} FROM runs "
+        f"WHERE failed AND {parenthesized(within or 'TRUE')}"
+    ).fetchall()
+    if not rows:  # the run does not count as a failure, or the filter excludes it
+        return None
+    return SameError(
+        fingerprint=fingerprint,
+        failures=Part(rows, count, count / total),
+        first_at=first_at,
+        last_at=last_at,
+    )
+
+
+# ------------------------------------------------------------ summary
+
+
+_VERBS = {
+    "failed": "failed after",
+    "timeout": "timed out after",
+    "cancelled": "was cancelled after",
+    "crashed": "crashed after",
+    "open": "has been running for",
+    "closed": "has no end; it was last recorded after",
+}
+
+_MAX_PARTS = 3
+_MIN_PART = 0.05
+"""Minimum share of the excess time of a part that the summary contains."""
+
+
+def _summary(explanation: RunExplanation, failed_in: str | None) -> str:
+    """Return the result in one sentence."""
+    duration = explanation.duration_ms
+    verb = _VERBS.get(explanation.outcome, "took")
+    taken = milliseconds(duration.value) if duration.value is not None else "an unknown time"
+    if failed_in is not None and explanation.outcome == "failed":
+        verb = f"failed in {failed_in} after"
+    sentence = f"This run {verb} {taken}"
+    if duration.p50 is None or duration.p95 is None:
+        return f"{sentence}. There are no other runs of this pipeline that ended OK to compare it with."
+    sentence += f", typically {milliseconds(duration.p50)} (p50; p95 {milliseconds(duration.p95)})"
+    parts = _excess_parts(explanation.stages)
+    if duration.excess > 0 and parts:
+        sentence += ": " + ", ".join(parts)
+    return f"{sentence}."
+
+
+def _excess_parts(stages: Sequence[StageMeasured]) -> list[str]:
+    """Return where the run spent more time than its peers, longest first."""
+    on_path = [stage for stage in stages if stage.critical] or list(stages)
+    found = [
+        (measured.excess, f"{what} {stage.stage}")
+        for stage in on_path
+        for what, measured in (
+            ("in", stage.ran_ms),
+            ("waiting for", stage.waited_ms),
+            ("retrying", stage.retried_ms),
+        )
+    ]
+    total = sum(excess for excess, _ in found if excess > 0)
+    found = sorted((one for one in found if one[0] > _MIN_PART * total), reverse=True)
+    return [f"+{milliseconds(excess)} {where}" for excess, where in found[:_MAX_PARTS]]

@@ -8,7 +8,7 @@ from functools import partial
 import duckdb
 import numpy as np
 
-from stageflow.store import Explanation, explain
+from stageflow.store import explain
 
 from .kinds import Planted
 from .scoring import Found
@@ -19,28 +19,11 @@ __all__ = ["search"]
 
 def search(planted: Planted) -> Sequence[Found]:
     """Return the differences of `explain`."""
-    explanation = explain(planted.connection, planted.selects)
-    return _found(planted.connection, explanation, len(planted.failed))
-
-
-def _found(connection: duckdb.DuckDBPyConnection, explanation: Explanation, count: int) -> list[Found]:
-    found = [
-        Found(frozenset({one.field}), partial(_rows, connection, _condition(one.sql), count), str(one))
-        for one in explanation.differences
+    count = len(planted.failed)
+    return [
+        Found(frozenset(one.fields), partial(_rows, planted.connection, one.condition, count), str(one))
+        for one in explain(planted.connection, planted.selects).differences
     ]
-    both = explanation.together
-    if both is not None:
-        names = {str(one): one.field for one in explanation.differences}
-        fields = frozenset(names.get(text, text) for text in both.descriptions)
-        rows = partial(_rows, connection, _condition(both.sql), count)
-        found.insert(0, Found(fields, rows, " and ".join(both.descriptions)))
-    return found
-
-
-def _condition(sql: str) -> str:
-    """Return the condition of a difference from its query."""
-    _, _, condition = sql.partition(") AND ")
-    return condition.rpartition(" ORDER BY")[0]
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, condition: str, count: int) -> Mask:

@@ -19,10 +19,11 @@ __all__ = ["search"]
 
 def search(planted: Planted) -> Sequence[Found]:
     """Return the differences of `explain`."""
+    explanation = explain(planted.connection, planted.selects)
     count = len(planted.failed)
     return [
         Found(frozenset(one.fields), partial(_rows, planted.connection, one.condition, count), str(one))
-        for one in explain(planted.connection, planted.selects).differences
+        for one in explanation.differences
     ]
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ._escape import on_one_line
-from ._style import BAD, QUIET
+from ._style import BAD, QUIET, Paragraph
 
 if TYPE_CHECKING:
     from ..store import Difference, Explanation, LeftOut, Location
@@ -41,8 +40,12 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     Example:
         Console().print(draw_explanation(explain(connection), width=80))
     """
-    lines: list[RenderableType] = [Text(on_one_line(explanation.summary), style="bold"), ""]
-    lines += [_sizes(explanation), *(_location(one) for one in explanation.locations[:_MAX_DETAILED])]
+    lines: list[RenderableType] = [
+        Paragraph(Text(on_one_line(explanation.summary), style="bold")),
+        "",
+        Paragraph(_sizes(explanation)),
+        *(Paragraph(_location(one)) for one in explanation.locations[:_MAX_DETAILED]),
+    ]
     numbers = {str(one): n for n, one in enumerate(explanation.differences, 1)}
     if explanation.differences:
         lines += ["", *_table(explanation, explanation.differences, numbers, width)]
@@ -51,8 +54,8 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
         own = {str(one): n for n, one in enumerate(explanation.effects, 1)}
         lines += _table(explanation, explanation.effects, own, width)
     if explanation.fields:
-        lines += ["", _compared(explanation), *(Text(text, style=QUIET) for text in explanation.limitations)]
-        lines += map(_left_out, explanation.left_out)
+        notes = [_compared(explanation), *(Text(text, style=QUIET) for text in explanation.limitations)]
+        lines += ["", *map(Paragraph, notes), *map(Paragraph, map(_left_out, explanation.left_out))]
     if first := (explanation.differences or explanation.effects):
         # In a pipe, the query stays on one line, so that programs can find all of it.
         lines += ["", *_next(first[0], width)]
@@ -61,8 +64,7 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
 
 def _sizes(explanation: Explanation) -> Text:
     selection, rest = explanation.selection, explanation.rest
-    kind = explanation.over if explanation.selection.rows != 1 else explanation.over[:-1]
-    name = "failures" if explanation.selected_are == "failures" else f"selected {kind}"
+    name = explanation.selected_are if selection.rows != 1 else explanation.selected_are[:-1]
     text = Text(f"{selection.rows:,} {name}")
     if round(selection.count) != selection.rows:
         text.append(f" that represent {selection.count:,.0f}")
@@ -136,7 +138,7 @@ def _table(
             )
         )
         if note := _note(explanation, one, numbers, detailed=is_free and shown < _MAX_DETAILED):
-            lines.append(Padding(Text(note, style=QUIET), (0, 0, 0, _INDENT)))
+            lines.append(Paragraph(Text(note, style=QUIET), " " * _INDENT))
         shown += is_free
     return lines
 
@@ -230,7 +232,7 @@ def _next(first: Difference, width: int | None) -> list[RenderableType]:
     query = on_one_line(first.sql)
     parts = [query] if width is None else _wrapped(query, width - _INDENT)
     lines: list[RenderableType] = [Text("the rows of the first difference", style=QUIET)]
-    lines += [Padding(Text(part, no_wrap=True), (0, 0, 0, _INDENT)) for part in parts]
+    lines += [Text(" " * _INDENT + part, no_wrap=True, overflow="ignore") for part in parts]
     if first.run_ids:
         lines.append(Text(f"stageflow show {on_one_line(first.run_ids[0])}", style=QUIET))
     return lines

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._explanation import Shape
 from ._fields import Field, literal
@@ -33,12 +33,13 @@ __all__ = ["find_orders", "iso"]
 _MAX_TIED_SHARE = 0.5
 """If a single number has a larger share, mean ranks are not compared: the test assumes few ties."""
 
-_WINDOW_SHARE = 0.05
-"""Windows with up to this share of the rows are searched separately."""
+_LONG_WINDOWS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)
+"""Lengths of windows, as shares of the rows."""
+
+_SHORT_WINDOWS = tuple(0.05 / 2**n for n in range(12))
+"""Lengths of short windows, which are many and are therefore corrected separately."""
 
 _MIN_WINDOW_ROWS = 8
-
-_MAX_WINDOWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -157,67 +158,75 @@ def find_orders(
             found.append(_Cut(least, highest, False, p, 2 * cut))
         elif outside and 0 <= highest < least < last:
             found.append(_Cut(highest, least, True, p, 2 * cut))
-        comparisons += 1
-        if (window := _densest(ordered)) is not None:
-            found.append(window)
-            lowest = min(lowest, window.p)
+        total = float((ordered.rows[0] + ordered.rows[1])[-1])
+        long = [(total * share, total * min(share, 1 - share) / 6) for share in _LONG_WINDOWS]
+        lengths = [total * share for share in _SHORT_WINDOWS]
+        short = [(length, length / 2) for length in lengths if length >= _MIN_WINDOW_ROWS]
+        for window in (_scan(ordered, long, outside=outside), _scan(ordered, short, outside=False)):
+            comparisons += 1
+            if window is not None:
+                found.append(window)
+                lowest = min(lowest, window.p)
     gains = [ordered.deviance(one) / cohorts.design_effect for one in found]
     best = max(range(len(found)), key=lambda n: gains[n] - found[n].cost)
     return [_finding(field, numbers, cohorts, ordered, found[best], gains[best])], comparisons, lowest
 
 
-def _densest(ordered: _Ordered) -> _Cut | None:
-    """Return the short window with the most conspicuous share of selected rows.
+def _scan(ordered: _Ordered, windows: Sequence[tuple[float, float]], *, outside: bool) -> _Cut | None:
+    """Return the window with the most conspicuous share of selected rows, inside or outside of it.
 
-    A scan over windows of several lengths that overlap by half. The p-value is corrected for all of them. The
-    limits of the result are then moved to where the likelihood is highest.
+    A scan over windows of several lengths that overlap. The p-value is corrected for all of them. The limits
+    of the result are then moved to where the likelihood is highest.
+
+    Args:
+        ordered: The values.
+        windows: The lengths of the windows, each with the distance between the starts of two, in rows.
+        outside: Whether the share may be higher outside of the window.
     """
     rows = ordered.rows[0] + ordered.rows[1]
-    total = rows[-1]
-    length = total * _WINDOW_SHARE
-    starts: list[NDArray[np.float64]] = []
-    ends: list[NDArray[np.float64]] = []
-    while length >= _MIN_WINDOW_ROWS and sum(map(len, starts)) < _MAX_WINDOWS:
-        begin = np.arange(0, total, length / 2)
-        starts.append(begin)
-        ends.append(begin + length)
-        length /= 2
-    if not starts:
+    if not windows:
         return None
+    starts = [np.arange(0, rows[-1] - length + step, step) for length, step in windows]
+    ends = [begin + length for begin, (length, _) in zip(starts, windows, strict=True)]
     low = np.searchsorted(rows, np.concatenate(starts), side="right") - 1
     high = np.minimum(np.searchsorted(rows, np.concatenate(ends), side="left"), len(rows) - 1)
-    usable = high > low
+    usable = (high > low) & (high - low < len(rows))
     lows, highs = low[usable], high[usable]
     if not len(lows):
         return None
-    weights = [np.append(part, 0.0)[highs] - np.append(part, 0.0)[lows] for part in ordered.cumulative]
+    weights = np.stack(
+        [np.append(part, 0.0)[highs] - np.append(part, 0.0)[lows] for part in ordered.cumulative]
+    )
     selected_rows = np.append(ordered.rows[0], 0.0)[highs] - np.append(ordered.rows[0], 0.0)[lows]
-    everything = [part[-1] for part in ordered.cumulative]
-    share = [part / whole for part, whole in zip(weights, everything, strict=True)]
-    counts = Counts(np.stack([selected_rows, weights[1]]), np.stack(weights), np.stack(weights))
-    totals = Counts(*(np.array([[everything[0]], [everything[1]]]) for _ in range(3)))
-    g2 = deviance(counts, totals)
-    g2[(share[0] <= share[1]) | (selected_rows < MIN_ROWS)] = 0
+    everything = np.array([[part[-1]] for part in ordered.cumulative])
+    share = weights / everything
+    g2 = deviance(Counts(weights, weights, weights), Counts(everything, everything, everything))
+    is_inside = share[0] > share[1]
+    rows_with = np.where(is_inside, selected_rows, ordered.rows[0][-1] - selected_rows)
+    g2[(rows_with < MIN_ROWS) | ~(is_inside | outside)] = 0
     at = int(np.argmax(g2))
     if g2[at] <= 0:
         return None
     # A table with the effective sizes: weights and clusters reduce them.
-    n, m = ordered.n, ordered.m
-    effective = np.array([[share[0][at] * n], [share[1][at] * m]])
-    sizes_ = np.array([[n], [m]])
+    sizes_ = np.array([[ordered.n], [ordered.m]])
+    effective = (share[:, [at]] if is_inside[at] else 1 - share[:, [at]]) * sizes_
     p = float(p_values(Counts(effective, effective, effective), Counts(sizes_, sizes_, sizes_), 1.0)[0])
     first, last = _sharpened(ordered, int(lows[at]), int(highs[at]))
-    return _Cut(first, last, False, min(1.0, p * len(lows)), 4 * math.log(len(rows)))
+    p, cost, end = min(1.0, p * len(lows)), 4 * math.log(len(rows)), len(rows) - 1
+    if is_inside[at]:
+        return _Cut(first, last, False, p, cost)
+    # What is outside of a window at one end is a single interval.
+    if first < 0:
+        return _Cut(last, end, False, p, cost)
+    return _Cut(-1, first, False, p, cost) if last == end else _Cut(first, last, True, p, cost)
 
 
 def _sharpened(ordered: _Ordered, low: int, high: int) -> tuple[int, int]:
-    """Return the nearby interval with the highest likelihood of a raised rate (Kadane's algorithm)."""
+    """Return the nearby interval that has its rate with the highest likelihood (Kadane's algorithm)."""
     selected, rest, _ = ordered.between(low, high)
     whole_selected, whole_rest = (float(part[-1]) for part in ordered.cumulative)
     rate = (selected + 0.5) / (selected + rest + 1)
     base = (whole_selected - selected + 0.5) / (whole_selected + whole_rest - selected - rest + 1)
-    if rate <= base:
-        return low, high
     width = high - low
     first, last = max(0, low + 1 - 2 * width), min(len(ordered.values) - 1, high + 2 * width)
     here = [np.diff(part, prepend=0.0)[first : last + 1] for part in ordered.cumulative]
@@ -226,7 +235,10 @@ def _sharpened(ordered: _Ordered, low: int, high: int) -> tuple[int, int]:
     least = np.minimum.accumulate(sums)
     end = int(np.argmax(sums - least))
     begin = int(np.argmin(sums[: end + 1]))
-    return (first + begin - 1, first + end - 1) if end > begin else (low, high)
+    # All values are not a condition.
+    if end <= begin or (first + begin == 0 and first + end == len(ordered.values)):
+        return low, high
+    return first + begin - 1, first + end - 1
 
 
 def _finding(

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from ._explanation import Part
 from ._fields import Column, Field, quoted
@@ -70,7 +71,11 @@ class Cohorts:
 
 
 def design_effect(
-    selection: Floats, rest: Floats, squares: tuple[float, float], totals: tuple[float, float]
+    selection: Floats,
+    rest: Floats,
+    rows: tuple[Floats, Floats],
+    squares: tuple[float, float],
+    totals: tuple[float, float],
 ) -> float:
     """Return the design effect of clusters for the difference between two shares.
 
@@ -82,12 +87,29 @@ def design_effect(
     Args:
         selection: The weight of the selected rows of each cluster.
         rest: The weight of the other rows of each cluster.
+        rows: Number of selected rows of each cluster, and of all its rows.
         squares: The sum of the squared weights of each cohort.
         totals: The sum of the weights of each cohort.
     """
+    if _coincidence_p(*rows) > _INDEPENDENT_ABOVE:
+        return 1.0
     variance = float(((selection / totals[0] - rest / totals[1]) ** 2).sum())
     independent = squares[0] / totals[0] ** 2 + squares[1] / totals[1] ** 2
     return max(1.0, variance / independent)
+
+
+_INDEPENDENT_ABOVE = 0.05
+"""Above this p-value, selected rows that share a cluster do so by chance."""
+
+
+def _coincidence_p(selected: Floats, rows: Floats) -> float:
+    """Return the p-value of the number of pairs of selected rows in the same cluster (Poisson)."""
+    chosen, total = float(selected.sum()), float(rows.sum())
+    if chosen < 2 or total < 2:
+        return 1.0
+    pairs = float((selected * (selected - 1)).sum()) / 2
+    share = float((rows * (rows - 1)).sum()) / (total * (total - 1))
+    return float(stats.poisson.sf(pairs - 1, chosen * (chosen - 1) / 2 * share))
 
 
 @dataclass(frozen=True)
@@ -300,7 +322,15 @@ def _clusters(hashes: NDArray[np.uint64], selected: Mask, weights: Floats) -> tu
         totals.append(float(weights[mask].sum()))
     if not all(totals):
         return clusters.astype(np.intp), 1.0
-    effect = design_effect(sides[0], sides[1], (squares[0], squares[1]), (totals[0], totals[1]))
+    size = int(clusters.max(initial=0)) + 1
+    rows = np.bincount(clusters[selected], minlength=size), np.bincount(clusters, minlength=size)
+    effect = design_effect(
+        sides[0],
+        sides[1],
+        (rows[0].astype(float), rows[1].astype(float)),
+        (squares[0], squares[1]),
+        (totals[0], totals[1]),
+    )
     return clusters.astype(np.intp), effect
 
 

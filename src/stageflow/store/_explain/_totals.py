@@ -68,11 +68,14 @@ def count_totals(connection: DuckDBPyConnection, sample: Sample, columns: Collec
     if selected and others and not sample.is_complete:
         by_cluster = connection.execute(
             f'SELECT coalesce(sum("#weight") FILTER ("#selected"), 0) AS selected, '
-            f'coalesce(sum("#weight") FILTER (NOT "#selected"), 0) AS rest FROM {rows} GROUP BY "#cluster"'
+            f'coalesce(sum("#weight") FILTER (NOT "#selected"), 0) AS rest, '
+            f'count(*) FILTER ("#selected") AS selected_rows, count(*) AS all_rows '
+            f'FROM {rows} GROUP BY "#cluster"'
         ).fetchnumpy()
         effect = design_effect(
             by_cluster["selected"].astype(float),
             by_cluster["rest"].astype(float),
+            (by_cluster["selected_rows"].astype(float), by_cluster["all_rows"].astype(float)),
             (float(squares), float(rest_squares)),
             (float(weight), float(rest_weight)),
         )

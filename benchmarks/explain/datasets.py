@@ -127,10 +127,11 @@ def print_data_set(data_set: DataSet, python: str) -> None:
     known = f"known causes: {', '.join(data_set.causes)}; not: {', '.join(data_set.others)}"
     print(f"\n{data_set.title}: {len(cases):,} runs; {known}\n")
     for number, one in enumerate(explanation.differences, 1):
-        shares = f"{one.selection.share:.1%} of the failures, {one.rest.share:.1%} of the others"
-        print(f"{number:3}  {one}  {shares}  q {one.q_value:.2g}  {one.along_with or ''}", flush=True)
+        verdict = one.verdict + (f" ({one.relates_to})" if one.relates_to else "")
+        rates = f"{one.rate:.1%} of these fail, {one.other_rate:.1%} of the others"
+        print(f"{number:3}  {one}: {rates}, q {one.q_value:.2g}, {verdict}", flush=True)
     if not explanation.differences:
-        print(f"     {explanation.verdict}")
+        print(f"     {explanation.summary}")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ _COLUMNS = {
     "topology": "'topology-' || topology",
     "service_version": "'1.' || (20 + release) || '.0'",
     "host": "'host-' || host",
-    "pid": "(4000 + (host * 41 + release * 977) % 28000)::BIGINT",
+    "pid": "(4000 + host * 41 + worker)::BIGINT",
     "user_id": "'user-' || \"user\"",
     "org_id": "'org-' || org",
     "sample_rate": "1.0::DOUBLE",
@@ -63,7 +63,7 @@ _REST = {
 
 _OF_SESSIONS = (
     *("user", "org", "plan", "country", "major", "minor", "patch"),
-    *("host", "release", "tags", "shard", "tenant", "topology", "variant"),
+    *("host", "worker", "release", "tags", "shard", "tenant", "topology", "variant"),
     *("copy", "copied_number"),
 )
 """The values that are the same in all runs of a session, and so are the columns computed from them."""
@@ -138,6 +138,7 @@ def draw_runs(dice: np.random.Generator, count: int, *, days: int = 7) -> Runs:
         "start": start,
         "host": host,
         "release": release,
+        "worker": dice.integers(0, 4, count),
         "user": user,
         "org": user % 200,
         "topology": _skewed(dice, count, 3),

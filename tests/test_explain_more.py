@@ -334,6 +334,7 @@ def incident(*, rate: int = 3) -> list[dict[str, Any]]:
             "once": "x" if n == 1505 else None,  # a single row
             "region": ("eu", "us")[n % 2],  # always the same
             "flag": "old" if n % 400 < 3 or n > 1500 else "none",  # not new: it occurred before
+            "spared": "new" if n >= 1504 and (not fails or n % 60 == 0) else "old",  # rarer in failures
             "kind.表": HOSTILE if n >= 1501 else "none",
         }
         run = {
@@ -341,7 +342,7 @@ def incident(*, rate: int = 3) -> list[dict[str, Any]]:
             "fails": fails,
             "version": "2" if n >= 1500 else "1",
             "attributes": {name: value for name, value in attributes.items() if value is not None},
-            "stage_ms": {"llm": 5.0},
+            "stage_ms": {"llm": 5.0, "judge": 5.0},
             "stage_attributes": {
                 "model": "new" if n >= 1498 else "old",
                 "route": "new" if n > 200 else "old",
@@ -357,7 +358,7 @@ def changes(explanation: Mapping[str, Any]) -> dict[str, float]:
     return {f"{one['field']} = {one['value']}": one["before_onset_s"] for one in explanation["changes"]}
 
 
-@pytest.mark.parametrize("window", [(), ("--since", "2026-11-01T00:20:00Z")], ids=["all", "since"])
+@pytest.mark.parametrize("window", [(), ("--since", "2026-11-01T00:21:00Z")], ids=["all", "since"])
 def test_changed_lists_what_is_new_before_the_onset(tmp_path: Path, window: tuple[str, ...]) -> None:
     folder = write(tmp_path / "journal", incident())
     found = json.loads(command(folder, "--changed", "--json", *window))
@@ -367,7 +368,7 @@ def test_changed_lists_what_is_new_before_the_onset(tmp_path: Path, window: tupl
     new = changes(found)
     assert set(new) == {
         "service_version = 2",
-        "llm/attributes.model = new",
+        "judge/attributes.model = new",  # once, although both stages have it
         "error_type = BankError",
         "error_fingerprint = f1",
         f"attributes.kind.表 = {HOSTILE}",

@@ -141,7 +141,11 @@ def find_changes(
             )
             found.append((-share * -float(np.log(max(p, 1e-12))), change))
     found.sort(key=lambda one: (one[0], one[1].field, one[1].value))
-    return Changes(tuple(change for _, change in found[:_MAX_CHANGES]), before, by)
+    # The stages of a run often have an attribute in common.
+    distinct: dict[tuple[str, str, str], Change] = {}
+    for _, change in found:
+        distinct.setdefault((change.field.rpartition("/")[2], change.value, change.first_at), change)
+    return Changes(tuple(distinct.values())[:_MAX_CHANGES], before, by)
 
 
 def _onset(

@@ -318,7 +318,7 @@ def _early_end(dice: Dice, runs: Runs) -> Cause:
 KINDS = (
     Kind("a value", _value),
     Kind("two fields together", _two_fields, log_p=(-30, -20)),
-    Kind("three fields together", _three_fields, log_p=(-34, -26)),
+    Kind("three fields together", _three_fields, log_p=(-40, -32)),
     Kind("30 < x < 40", _interval, log_p=(-20, -10)),
     Kind("50 < x < 52", _narrow_interval, log_p=(-22, -13)),
     Kind("x < 5 or x > 95", _both_ends, log_p=(-20, -10)),

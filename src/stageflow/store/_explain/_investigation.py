@@ -623,9 +623,10 @@ class _Investigation:
         selected = self._sample.cohorts.selected
         limitations = list(self._request.limitations)
         if self._totals.design_effect >= _CONCENTRATED and self._cluster is not None:
+            independent = max(1, round(selection.rows / self._totals.design_effect))
             limitations.append(
                 f"The {self._kind_of_selection()} are concentrated in few values of {self._cluster}: "
-                f"they count as {max(1, round(selection.rows / self._totals.design_effect)):,} independent rows."
+                f"they count as {independent:,} independent rows."
             )
         if not self._sample.is_complete:
             limitations.append(

@@ -53,6 +53,7 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     labels = {str(one): str(n) for n, one in enumerate(explanation.differences, 1)}
     if explanation.differences:
         lines += ["", *_table(explanation, explanation.differences, labels, width)]
+        lines += ["", Paragraph(Text(_explained(explanation)))]
     if explanation.effects:
         lines += ["", Text("likely effects, not causes", style="bold")]
         letters = {
@@ -68,7 +69,8 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
     lines += [Paragraph(Text(on_one_line(text), style=QUIET)) for text in explanation.limitations]
     if explanation.fields:
         lines += map(Paragraph, map(_left_out, explanation.left_out))
-    if first := (explanation.differences or explanation.effects):
+    first = explanation.differences or (explanation.effects if explanation.sql is None else ())
+    if first:
         # In a pipe, the query stays on one line, so that programs can find all of it.
         lines += ["", *_next("the rows of the first difference", first[0].sql, width)]
         if first[0].run_ids:
@@ -161,7 +163,15 @@ def _location(location: Location) -> Text:
     return text
 
 
-_WIDTHS = (6, 6, 7, 7)
+def _explained(explanation: Explanation) -> str:
+    """Return how many selected rows the differences explain."""
+    free = [one for one in explanation.differences if one.verdict in ("independent", "remains")]
+    total = explanation.selection.count
+    excess = min(total, sum(one.excess for one in free if one.verdict == "independent"))
+    return f"This accounts for about {excess:,.0f} of the {total:,.0f} {explanation.selected_are}."
+
+
+_WIDTHS = (6, 7, 7, 7)
 """Widths of the columns of numbers, without the gaps of two spaces before them."""
 
 
@@ -169,10 +179,14 @@ def _table(
     explanation: Explanation, differences: Sequence[Difference], labels: dict[str, str], width: int | None
 ) -> list[RenderableType]:
     slow = _is_slow(explanation, differences)
-    names = {"failures": "fail", "slow": "slow"}
-    selected = names.get(explanation.selected_are.partition(" ")[0], "share")
-    headings = (selected, "others", "p50", "others") if slow else (selected, "others", "excess", "q")
-    lines: list[RenderableType] = [*_row(width, "", Text(), [Text(one, style=QUIET) for one in headings])]
+    rate = (
+        "failure rate" if explanation.selected_are == "failures" else f"share of {explanation.selected_are}"
+    )
+    heading = f"{rate} with and without the condition"
+    columns = ("with", "without", "p50", "without") if slow else ("with", "without", "excess", "q")
+    lines: list[RenderableType] = [
+        *_row(width, "", Text(heading, style=QUIET), [Text(one, style=QUIET) for one in columns])
+    ]
     shown = 0
     for one in differences:
         is_free = one.verdict in ("independent", "remains")

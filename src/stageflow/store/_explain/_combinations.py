@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -29,6 +29,9 @@ _RANGES = 16
 """Number of quantiles between which ranges of a number begin and end."""
 
 _LOW, _HIGH = np.triu_indices(_RANGES)
+
+_MAX_FIELDS = 48
+"""Only the conditions of this number of fields are combined, those that explain most on their own."""
 
 _MAX_FIRST = 120
 """Only this number of conditions is combined with others, those that explain most on their own."""
@@ -233,21 +236,42 @@ class _Search:
         rest = float(self._weights.sum()) - total
         self._totals = Counts(*(np.array([[total], [rest]]) for _ in range(3)))
         levels = [self._levels_of(one, tables[one.field.name]) for one in values]
-        self._levels = {one.name: one for one in levels if one is not None}
-        self._blocks = [
+        self._levels = self._most_promising([one for one in levels if one is not None])
+        self._blocks = self._blocks_of(self._levels.values())
+        self._first = [
+            _Condition(one.field.name, partial(_found, found), found.mask)
+            for one in values
+            if len(values) <= _MAX_FIELDS or one.field.name in self._levels
+            for found in find_in(half, one, tables[one.field.name], cohorts)
+        ]
+
+    def _blocks_of(self, levels: Iterable[_Levels]) -> list[_Block]:
+        """Return the fields with single values, and those with ranges."""
+        both = list(levels)
+        return [
             _Block(
-                [one for one in self._levels.values() if (one.table is None) == is_ranges],
+                [one for one in both if (one.table is None) == is_ranges],
                 self._rows,
                 self._weights,
                 self._selected,
             )
             for is_ranges in (False, True)
         ]
-        self._first = [
-            _Condition(one.field.name, partial(_found, found), found.mask)
-            for one in values
-            for found in find_in(half, one, tables[one.field.name], cohorts)
-        ]
+
+    def _most_promising(self, levels: Sequence[_Levels]) -> dict[str, _Levels]:
+        """Return the fields of which a single condition explains most."""
+        if len(levels) <= _MAX_FIELDS:
+            return {one.name: one for one in levels}
+        gains: dict[str, float] = {}
+        everything = np.ones(len(self._rows), bool)
+        for block in self._blocks_of(levels):
+            if block.levels:
+                g2 = self._deviances(*block.counts(everything))
+                for n, one in enumerate(block.levels):
+                    best = float(g2[block.bounds[n] : block.bounds[n + 1]].max(initial=0.0))
+                    gains[one.name] = best - 2 * math.log(one.conditions)
+        chosen = sorted(levels, key=lambda one: -gains[one.name])[:_MAX_FIELDS]
+        return {one.name: one for one in chosen}
 
     def _levels_of(self, values: FieldValues, table: ValueTable | None) -> _Levels | None:
         if table is not None and values.field.text_kind != "list" and values.hashes is not None:

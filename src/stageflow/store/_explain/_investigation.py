@@ -62,6 +62,9 @@ _MAX_EFFECTS = 5
 _CONCENTRATED = 2.0
 """From this design effect on, the concentration of the selection in few clusters is a limitation."""
 
+_FEW = 20
+"""Below this number of independent selected rows, the absence of differences says little."""
+
 _MAX_SETTINGS = 50
 """Durations with up to this number of different values are settings, such as timeouts."""
 
@@ -238,7 +241,7 @@ class _Investigation:
 
     def _concentration(self) -> str | None:
         """Return a query for the clusters with most of the selected rows."""
-        if self._cluster is None or self._totals.clusters == self._sample.totals[0].rows:
+        if self._cluster is None or self._totals.design_effect < _CONCENTRATED:
             return None
         conditions = [parenthesized(str(self._request.where))]
         conditions += [parenthesized(self._request.within)] if self._request.within is not None else []
@@ -326,16 +329,22 @@ class _Investigation:
             self._values[one.field.name] = one
             self._tables[one.field.name] = None
 
-    def _count(self, fields: Sequence[Field], table: str, source: str) -> None:
-        """Count the values of fields: in all rows, or in the sample if nearly every value is unique."""
+    def _count(self, fields: Sequence[Field], table: str, source: str | None) -> None:
+        """Count the values of fields in all rows; in the sample, if nearly every value is unique.
+
+        Args:
+            fields: The fields.
+            table: The sample.
+            source: A query for all rows; None to count in the sample only.
+        """
         sample, weighted = self._sample, self._sample.cohorts.is_weighted
         categorical = [field for field in fields if is_categorical(self._values[field.name])]
         if sample.is_complete:
             groups = [(table, categorical, True)]
         else:
-            common = [one for one in categorical if not one.in_documents and self._repeats(one)]
+            common = [one for one in categorical if source and not one.in_documents and self._repeats(one)]
             groups = [
-                (source, common, True),
+                (source or table, common, True),
                 (table, [one for one in categorical if one not in common], False),
             ]
         for place, of_group, is_complete in groups:
@@ -476,12 +485,7 @@ class _Investigation:
         fields += documents
         read = sample.values(fields, table)
         self._add([FieldValues(field, *values) for field, values in zip(fields, read, strict=True)])
-        source = (
-            f'(SELECT q."#selected", q."#weight", {copied} '
-            f"FROM ({sample.question.rows('pipeline_run_id')}) q "
-            f"LEFT JOIN runs r USING (pipeline_run_id))"
-        )
-        self._count(fields, table, source)
+        self._count(fields, table, None)
 
     def _leave_out_equivalents(self) -> None:
         """Leave out the fields whose values correspond one to one to a field that defines the selection."""
@@ -622,11 +626,15 @@ class _Investigation:
         selection, rest = self._sample.totals
         selected = self._sample.cohorts.selected
         limitations = list(self._request.limitations)
+        independent = max(1, round(selection.rows / self._totals.design_effect))
         if self._totals.design_effect >= _CONCENTRATED and self._cluster is not None:
-            independent = max(1, round(selection.rows / self._totals.design_effect))
             limitations.append(
                 f"The {self._kind_of_selection()} are concentrated in few values of {self._cluster}: "
                 f"they count as {independent:,} independent rows."
+            )
+        if fields and independent < _FEW:
+            limitations.append(
+                f"With {independent:,} independent rows, only a strong difference can be found."
             )
         if not self._sample.is_complete:
             limitations.append(

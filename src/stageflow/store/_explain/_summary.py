@@ -73,16 +73,17 @@ def milliseconds(ms: float) -> str:
 
 
 def _nothing(explanation: Explanation) -> str:
-    skipped = sum(len(one.fields) for one in explanation.left_out if one.reason not in _HARMLESS)
+    skipped = [name for one in explanation.left_out if one.reason not in _HARMLESS for name in one.fields]
     conditions = []
     if explanation.effects:
         n = len(explanation.effects)
         conditions.append(f"{n} likely {'effect differs' if n == 1 else 'effects differ'}")
     if skipped:
-        conditions.append(f"{skipped} {'field was' if skipped == 1 else 'fields were'} not compared")
-    compared = explanation.selection_compared + explanation.rest_compared
-    if compared < explanation.selection.rows + explanation.rest.rows:
-        conditions.append("some fields were compared in a sample only")
+        more = f" and {len(skipped) - 2} more" if len(skipped) > 3 else ""
+        names = ", ".join(skipped[: 2 if more else 3])
+        conditions.append(f"{names}{more} {'was' if len(skipped) == 1 else 'were'} not compared")
+    if explanation.limitations:
+        conditions.append("there are limitations (below)")
     if not conditions:
         return "No field differs."
     return (

@@ -97,6 +97,7 @@ def _counted(explained: Explanation, one: _OfPipeline) -> Explanation:
         summary="The runs were not compared, because other pipelines have more selected runs.",
         where=str(one.request.where),
         against=one.request.against,
+        within=one.request.within,
         over="runs",
         pipeline=one.request.pipeline,
         selected_are=explained.selected_are,

@@ -183,6 +183,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
         summary: The result in one sentence.
         where: The predicate of the selection.
         against: The predicate of the rest; None for all other rows.
+        within: The predicate that restricts both sides; None for all rows.
         over: "runs" or "stages".
         pipeline: The pipeline whose rows are compared; None for those of all pipelines.
         selected_are: What the selected rows are: "failures", "slow runs", "selected runs".
@@ -213,6 +214,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     summary: str
     where: str
     against: str | None
+    within: str | None = None
     over: Over
     pipeline: str | None = None
     selected_are: str

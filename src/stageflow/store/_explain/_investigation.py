@@ -594,6 +594,7 @@ class _Investigation:
             summary=summary,
             where=str(self._request.where),
             against=self._request.against,
+            within=self._request.within,
             over=self._request.over,
             pipeline=self._request.pipeline,
             selected_are=self._kind_of_selection(),

@@ -108,6 +108,8 @@ def test_against_duration_compares_the_failures_of_two_windows(tmp_path: Path) -
     assert "error = ValueError: new" in descriptions
     assert "service_version = 2" in descriptions
     assert not any(name.startswith("started_at") for name in descriptions)
+    assert "failed" in found["within"]
+    assert "; both restricted to (failed)" in command(folder, "--since", "1h", "--against", "1d")
     window = json.loads(command(folder, "1h..now", "--against", "1d", "--json"))
     assert (window["selection"]["rows"], window["rest"]["rows"]) == (240, 240)
     by_version = json.loads(command(folder, "version=1", "--since", "26h", "--against", "1w", "--json"))

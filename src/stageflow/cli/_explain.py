@@ -195,7 +195,7 @@ def explain(
 
 
 _ID = re.compile(r"[\w:@#/+-][\w.:@#/+-]*")
-_NAME = re.compile(r"[^\W\d]\w*")
+_NAME = re.compile(r"[^\W\d][\w.]*")
 
 
 def _is_id(text: str) -> bool:

@@ -127,7 +127,7 @@ def _sizes(explanation: Explanation, width: int | None) -> Text:
         text.append(f" ({on_one_line(explanation.against)})")
     text.append(f"; selected: {_shortened(explanation.where, width)}")
     if explanation.within is not None:
-        text.append(f"; within: {_shortened(explanation.within, width)}")
+        text.append(f"; both restricted to {_shortened(explanation.within, width)}")
     return Text(text.plain, style=QUIET)
 
 

@@ -199,7 +199,7 @@ def find_combinations(
         if len(parts) != len(group.conditions):
             continue
         p = max(_part_p(parts, part, cohorts, ~half) for part in parts)
-        # What is reported fits all rows.
+        # The reported limits fit all rows.
         fitted = search.findings(group, np.ones(len(half), bool))
         tested.append(Tested(1, [_combination(fitted, cohorts, p)], p))
     return (tested + untested)[:_MAX_TESTED]

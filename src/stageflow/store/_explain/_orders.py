@@ -215,7 +215,7 @@ def _scan(ordered: _Ordered, windows: Sequence[tuple[float, float]], *, outside:
     p, cost, end = min(1.0, p * len(lows)), 4 * math.log(len(rows)), len(rows) - 1
     if is_inside[at]:
         return _Cut(first, last, False, p, cost)
-    # What is outside of a window at one end is a single interval.
+    # The rows outside of a window at one end are a single interval.
     if first < 0:
         return _Cut(last, end, False, p, cost)
     return _Cut(-1, first, False, p, cost) if last == end else _Cut(first, last, True, p, cost)

@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
 from msgspec import structs
 
 from ...errors import QueryError, did_you_mean
 from ...schema import Role
-from .._columns import ATTRIBUTE, FAILED
+from .._columns import FAILED
 from .._selection import FIELDS_HINT, as_query_error, check_binds, named_fields, parenthesized
 from ._changes import find_changes
 from ._combinations import find_combinations
-from ._comparing import FieldValues, compare_field, is_categorical
-from ._documents import document_fields
+from ._comparing import FieldValues, compare_field
 from ._explanation import Difference, Explanation, LeftOut
 from ._fields import (
-    DOCUMENTS,
-    IDS,
     PROCESS_FIELDS,
     RESULTS,
-    STAGE_FIELDS,
     SUBORDINATE,
     Column,
     Field,
     attribute_role,
     is_time_name,
     quoted,
-    with_equivalents,
 )
 from ._finding import Finding, Tested
 from ._locations import find_locations
 from ._orders import find_orders, iso
 from ._ranking import Ranked, rank, significant
+from ._reading import PREDICATE_ERRORS, Fields, columns_of, has_view
 from ._request import Request
 from ._sample import Question, Sample, sample_rows
-from ._significance import counts_of_masks
 from ._summary import onset_of, summarize
 from ._totals import count_totals, measure
-from ._values import ValueTable, count_values
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 __all__ = ["investigate"]
 
-
-_PREDICATE_ERRORS = (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError)
-"""Errors that a predicate causes. Others, such as an interrupted query, propagate unchanged."""
 
 _FAILURES = frozenset({FAILED, "status = 'FAIL'"})
 
@@ -75,7 +64,7 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
     Raises:
         QueryError: A predicate is invalid, or it refers to an unknown field.
     """
-    all_columns = _columns(connection, request.over)
+    all_columns = columns_of(connection, request.over)
     has_failure = any(column.name == FAILED for column in all_columns)
     where, against = request.where, request.against
     if where is None and has_failure:
@@ -84,8 +73,8 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
     columns = [column for column in all_columns if column.name != FAILED]  # derived from `outcome`
     names = [column.name for column in columns]
     known = {*names, *RESULTS, "stage_name"}
-    if request.over == "runs" and _has_stages(connection):
-        known |= {column.name for column in _columns(connection, "stages")}
+    if request.over == "runs" and has_view(connection, "stages"):
+        known |= {column.name for column in columns_of(connection, "stages")}
     referenced: set[str] = set()
     for predicate in (where, *([against] if against is not None else [])):
         referenced |= named_fields(connection, predicate, known)
@@ -101,22 +90,8 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
                 connection, request, columns, sample, frozenset(referenced), cluster
             )
             return investigation.explanation()
-    except _PREDICATE_ERRORS as error:
+    except PREDICATE_ERRORS as error:
         raise as_query_error(connection, error, where, names) from error
-
-
-def _columns(connection: DuckDBPyConnection, view: str) -> list[Column]:
-    try:
-        described = connection.execute(f"DESCRIBE SELECT * FROM {view}").fetchall()
-    except _PREDICATE_ERRORS as error:
-        raise QueryError(f"there is no view {view!r}: {str(error).splitlines()[0]}", sql=view) from error
-    return [Column(name, type_) for name, type_, *_ in described]
-
-
-def _has_stages(connection: DuckDBPyConnection) -> bool:
-    # Query the catalog first: a query that fails would abort a transaction that the caller has open.
-    known = "SELECT 1 FROM information_schema.tables WHERE table_name = 'stages' LIMIT 1"
-    return bool(connection.execute(known).fetchall())
 
 
 def _is_true(predicate: str) -> str:
@@ -180,11 +155,9 @@ class _Investigation:
         self._sample = sample
         self._referenced = referenced
         self._cluster = cluster
-        self._defining = with_equivalents(referenced)
         self._selected_by_result = bool(referenced & RESULTS)
-        self._left_out: dict[str, list[str]] = defaultdict(list)
         self._values: dict[str, FieldValues] = {}
-        self._tables: dict[str, ValueTable | None] = {}
+        self._left_out: dict[str, list[str]] = {}
         self._tested: dict[str, Tested] = {}
         self._totals = count_totals(connection, sample, self._columns)
 
@@ -194,12 +167,21 @@ class _Investigation:
             return self._explanation("No rows are selected.")
         if not rest.rows:
             return self._explanation("There are no other rows to compare the selection with.")
-        self._compare_fields()
+        fields = Fields(
+            self._connection,
+            self._request,
+            self._columns,
+            self._sample,
+            self._totals,
+            self._referenced,
+            self._cluster,
+        )
+        self._values, self._left_out = fields.values, fields.left_out
+        self._compare_fields(fields)
         alpha = self._request.alpha
         tested = list(self._tested.values())
-        combined = self._combinations()
-        skipped = len(self._sample.skipped_stages) * len(self._stage_columns())
-        found = significant([*tested, *combined], alpha, skipped=skipped)
+        combined = self._combinations(fields)
+        found = significant([*tested, *combined], alpha, skipped=fields.skipped)
         cohorts = self._sample.cohorts
         causes = rank(
             [one for one in found if not self._is_effect(one.finding)], self._values, cohorts, alpha
@@ -250,18 +232,9 @@ class _Investigation:
             f"WHERE {' AND '.join(conditions)} GROUP BY 1 ORDER BY 2 DESC LIMIT 10"
         )
 
-    # ------------------------------------------------------------ fields
-
-    def _compare_fields(self) -> None:
-        self._leave_out_by_name()
-        self._read_fields()
-        if self._request.over == "runs":
-            self._read_stage_fields()
-        else:
-            self._read_run_fields()
-        self._leave_out_equivalents()
+    def _compare_fields(self, fields: Fields) -> None:
         sample = self._sample
-        for name, values in self._values.items():
+        for name, values in fields.values.items():
             field = values.field
             # A missing status means that the stage did not run, which the other fields follow.
             absence = field.view != "stages" or field.is_attribute or field.column == "status"
@@ -270,250 +243,19 @@ class _Investigation:
                 # Whether the runs of a user have something in common is the question here.
                 effect = sample.run_effect
                 cohorts = replace(cohorts, design_effect=effect)
-            tested = compare_field(values, self._tables[name], cohorts, effect, absence=absence)
+            tested = compare_field(values, fields.tables[name], cohorts, effect, absence=absence)
             if tested.left_out:
-                self._leave_out(tested.left_out, [name])
+                fields.leave_out(tested.left_out, [name])
             if tested.comparisons:
                 self._tested[name] = tested
-        self._leave_out("stages that occur in few runs", sample.skipped_stages)
-
-    def _leave_out_by_name(self) -> None:
-        names = [name for name in self._columns if name != "sample_rate"]
-        defining = self._defining
-        per = self._request.per
-        self._leave_out("each row is compared with those with the same value", [per] if per else ())
-        self._leave_out("used to define the selection", (n for n in names if n in defining and n != per))
-        self._leave_out("unique ids", (n for n in names if n in IDS - defining))
-        documents = (n for n in names if n in DOCUMENTS - defining - {"rest"})
-        self._leave_out("JSON documents of results", documents)
-        if "started_at" in self._columns:
-            derived = {"day", "ended_at"} - defining
-            self._leave_out("derived from started_at", (name for name in names if name in derived))
-        self._leave_out("the weight of each row", ("sample_rate",) if "sample_rate" in self._columns else ())
-        cluster = self._cluster
-        if cluster is not None and cluster in {"session_id", self._request.cluster} - defining - IDS:
-            self._leave_out("its values are the clusters", [cluster])
-
-    def _leave_out(self, reason: str, names: Iterable[str]) -> None:
-        if found := list(names):
-            self._left_out[reason] += found
-
-    def _read_fields(self) -> None:
-        sample = self._sample
-        documents, replaced = self._document_fields(sample.table, list(self._columns.values()))
-        excluded = {name for names in self._left_out.values() for name in names} | replaced | {"rest"}
-        fields = [Field.of_column(one) for name, one in self._columns.items() if name not in excluded]
-        fields += documents
-        read = sample.values(fields)
-        self._add([FieldValues(field, *values) for field, values in zip(fields, read, strict=True)])
-        source = f"({sample.question.rows(', '.join(quoted(name) for name in self._columns))})"
-        self._count(fields, sample.table, source)
-
-    def _document_fields(
-        self,
-        table: str,
-        columns: Sequence[Column],
-        view: Literal["stages", "runs"] | None = None,
-        excluded: Collection[str] = (),
-    ) -> tuple[list[Field], frozenset[str]]:
-        if not any(column.name == "rest" and column.type == "VARCHAR" for column in columns):
-            return [], frozenset()
-        fields, replaced, left_out = document_fields(self._connection, table, columns, view)
-        for reason, names in left_out.items():
-            self._leave_out(reason, names)
-        usable = [one for one in fields if one.column not in self._defining and one.column not in excluded]
-        return usable, replaced
-
-    def _add(self, values: Iterable[FieldValues]) -> None:
-        for one in values:
-            self._values[one.field.name] = one
-            self._tables[one.field.name] = None
-
-    def _count(self, fields: Sequence[Field], table: str, source: str | None) -> None:
-        """Count the values of fields in all rows; in the sample, if nearly every value is unique.
-
-        Args:
-            fields: The fields.
-            table: The sample.
-            source: A query for all rows; None to count in the sample only.
-        """
-        sample, weighted = self._sample, self._sample.cohorts.is_weighted
-        categorical = [field for field in fields if is_categorical(self._values[field.name])]
-        if sample.is_complete:
-            groups = [(table, categorical, True)]
-        else:
-            common = [one for one in categorical if source and not one.in_documents and self._repeats(one)]
-            groups = [
-                (source or table, common, True),
-                (table, [one for one in categorical if one not in common], False),
-            ]
-        for place, of_group, is_complete in groups:
-            tables = count_values(
-                self._connection,
-                place,
-                of_group,
-                by_stage=False,
-                is_weighted=weighted,
-                is_complete=is_complete,
-            )
-            for field, by_stage in zip(of_group, tables, strict=True):
-                self._tables[field.name] = by_stage[""]
-
-    def _repeats(self, field: Field) -> bool:
-        hashes = self._values[field.name].hashes
-        assert hashes is not None, "a categorical field has hashes"
-        return len(np.unique(hashes)) < len(hashes) / 2
-
-    def _stage_columns(self) -> list[Column]:
-        if not _has_stages(self._connection):
-            return []
-        columns = _columns(self._connection, "stages")
-        required = {column.name for column in columns} >= {"pipeline_run_id", "stage_name", "status"}
-        of_stages = self._defining if "stage_name" in self._referenced else self._referenced - RESULTS
-        compared = [
-            one
-            for one in columns
-            if (one.name in STAGE_FIELDS or one.name.startswith(ATTRIBUTE) or one.name == "rest")
-            and one.name not in of_stages
-        ]
-        return compared if required and "pipeline_run_id" in self._columns else []
-
-    def _read_stage_fields(self) -> None:
-        columns = self._stage_columns()
-        if not columns:
-            return
-        sample = self._sample
-        stages = sample.join_stages(columns)
-        table = f"{sample.table}_stages"
-        documents, replaced = self._document_fields(table, columns, "stages")
-        fields = [
-            Field.of_column(one, "stages")
-            for one in columns
-            if one.name not in replaced and one.name != "rest"
-        ]
-        fields += documents
-        by_stage = {}
-        for stage, read in sample.stage_values(stages, fields):
-            of_stage = [structs.replace(field, stage=stage) for field in fields]
-            by_stage[stage] = of_stage
-            self._add(
-                FieldValues(field, *values)
-                for field, values in zip(of_stage, read, strict=True)
-                if values[0] is None or (values[0] != 0).any()
-            )
-        self._count_stages(fields, by_stage, table, columns)
-
-    def _count_stages(
-        self,
-        fields: Sequence[Field],
-        by_stage: Mapping[str, Sequence[Field]],
-        table: str,
-        columns: Sequence[Column],
-    ) -> None:
-        sample = self._sample
-        wanted: dict[str, Field] = {}
-        for of_stage in by_stage.values():
-            for field, one in zip(fields, of_stage, strict=True):
-                if one.name in self._values and is_categorical(self._values[one.name]):
-                    wanted[field.column] = field
-        everywhere = list(wanted.values())
-        groups: list[tuple[str, list[Field], bool]] = [(table, everywhere, True)]
-        if not sample.is_complete:
-            common = [
-                one
-                for one in everywhere
-                if not one.in_documents
-                and all(
-                    self._repeats(of)
-                    for of_stage in by_stage.values()
-                    for of in of_stage
-                    if of.column == one.column
-                    and of.name in self._values
-                    and self._values[of.name].hashes is not None
-                )
-            ]
-            source = (
-                f'(SELECT r."#selected", r."#weight", s.stage_name AS "#stage", '
-                f"{', '.join(f's.{quoted(column.name)}' for column in columns)} FROM stages s JOIN "
-                f"({sample.question.rows('pipeline_run_id')}) r USING (pipeline_run_id) "
-                f"WHERE s.status <> 'RETRY')"
-            )
-            groups = [
-                (source, common, True),
-                (table, [one for one in everywhere if one not in common], False),
-            ]
-        everything = np.ones(len(sample.cohorts.selected), bool)
-        for place, of_group, is_complete in groups:
-            totals = self._totals.counts if is_complete else counts_of_masks([everything], sample.cohorts)
-            tables = count_values(
-                self._connection,
-                place,
-                of_group,
-                by_stage=True,
-                is_weighted=sample.cohorts.is_weighted,
-                is_complete=is_complete,
-            )
-            for field, of_stages in zip(of_group, tables, strict=True):
-                for stage, counted in of_stages.items():
-                    name = f"{stage}/{field.column}"
-                    if name in self._values and is_categorical(self._values[name]):
-                        self._tables[name] = counted.with_missing(totals)
-
-    def _read_run_fields(self) -> None:
-        """Read the attributes of the runs of stages."""
-        known = "SELECT 1 FROM information_schema.tables WHERE table_name = 'runs' LIMIT 1"
-        if "pipeline_run_id" not in self._columns or not self._connection.execute(known).fetchall():
-            return
-        columns = [
-            one
-            for one in _columns(self._connection, "runs")
-            if (one.name.startswith(ATTRIBUTE) or one.name in {"pipeline_name", "rest"})
-            and one.name not in self._referenced
-        ]
-        if not columns:
-            return
-        copied = ", ".join(f"r.{quoted(one.name)}" for one in columns)
-        sample = self._sample
-        table = (
-            f'(SELECT s."#", s."#selected", s."#weight", {copied} FROM {sample.table} s '
-            f"LEFT JOIN runs r USING (pipeline_run_id))"
-        )
-        documents, replaced = self._document_fields(table, columns, "runs")
-        fields = [
-            Field.of_column(one, "runs") for one in columns if one.name not in replaced and one.name != "rest"
-        ]
-        fields += documents
-        read = sample.values(fields, table)
-        self._add([FieldValues(field, *values) for field, values in zip(fields, read, strict=True)])
-        self._count(fields, table, None)
-
-    def _leave_out_equivalents(self) -> None:
-        """Leave out the fields whose values correspond one to one to a field that defines the selection."""
-        defining = [name for name in self._referenced if name in self._columns and name not in RESULTS]
-        fields = [Field.of_column(self._columns[name]) for name in defining]
-        fields = [field for field in fields if field.text is not None and field.number is None]
-        others = [hashes for hashes, _ in self._sample.values(fields)]
-        equivalent = []
-        for name, values in self._values.items():
-            if values.hashes is None or values.numbers is not None or values.field.view is not None:
-                continue
-            for other in others:
-                assert other is not None, "a field with text has hashes"
-                pairs = np.unique(np.stack([values.hashes, other]), axis=1).shape[1]
-                if 1 < pairs == len(np.unique(values.hashes)) == len(np.unique(other)):
-                    equivalent.append(name)
-                    break
-        self._leave_out("equivalent to a field that defines the selection", equivalent)
-        for name in equivalent:
-            del self._values[name]
 
     # ------------------------------------------------------------ findings
 
-    def _combinations(self) -> list[Tested]:
+    def _combinations(self, fields: Fields) -> list[Tested]:
         possible = [
             self._values[name] for name in self._tested if self._can_be_cause(self._values[name].field)
         ]
-        return find_combinations(possible, self._tables, self._sample.cohorts)
+        return find_combinations(possible, fields.tables, self._sample.cohorts)
 
     def _can_be_cause(self, field: Field) -> bool:
         return field.column not in SUBORDINATE and not self._is_result(field)
@@ -597,7 +339,7 @@ class _Investigation:
         return f"SELECT * FROM {self._request.over} WHERE {matching}{order} LIMIT 100"
 
     def _with_changes(self, explanation: Explanation) -> Explanation:
-        stages = _columns(self._connection, "stages") if _has_stages(self._connection) else []
+        stages = columns_of(self._connection, "stages") if has_view(self._connection, "stages") else []
         changes = find_changes(
             self._connection,
             self._sample,

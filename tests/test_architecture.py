@@ -22,6 +22,7 @@ FOUNDATION = (
     "_cpython",
     "_fork",
     "_numbers",
+    "_quantities",
     "_drive",
     "_toml",
     "errors",

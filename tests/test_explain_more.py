@@ -391,7 +391,7 @@ def test_changed_is_drawn_within_the_width_and_escaped(tmp_path: Path) -> None:
     console = Console(width=80, file=StringIO(), color_system=None)
     console.print(draw_explanation(found, width=80))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "new shortly before 2026-11-01T00:25:" in shown
+    assert "new around 2026-11-01T00:25:" in shown
     assert "service_version = 2: first at 2026-11-01T00:25:00Z, " in shown
     assert "\x1b" not in shown
     assert all(cell_len(line) <= 80 for line in shown.splitlines())
@@ -485,7 +485,8 @@ def test_run_is_compared_with_its_peers(answered: Path) -> None:
     with EventStore(answered) as store:
         found = store.explain_run("slow-run")
     assert found.summary == (
-        "This run took 3.4 s, typically 614 ms (p50; p95 628 ms): +2.6 s in llm, +200 ms waiting for search."
+        "This run took 3.4 s, typically 614 ms (p50; p95 628 ms): "
+        "+2.6 s in llm, +200 ms waiting before search."
     )
     assert (found.pipeline, found.outcome, found.peers.rows) == ("p", "ok", 299)
     assert found.duration_ms.percentile == 1.0

@@ -243,9 +243,7 @@ def test_sessions_that_fail_as_a_whole_are_no_evidence(size: int) -> None:
         assert found.differences == ()
         assert found.cluster == "session_id"
         assert found.design_effect > size / 2
-        assert {one.reason for one in found.left_out if "session_id" in one.fields} == {
-            "its values are the clusters"
-        }
+        assert {one.reason for one in found.left_out if "session_id" in one.fields} == {"used as the cluster"}
 
 
 def test_failures_spread_over_sessions_lose_nothing() -> None:

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.text import Text
 
+from .._quantities import duration, percent
 from ._escape import on_one_line
 from ._style import BAD, QUIET, Paragraph, wrap
 
@@ -76,7 +77,7 @@ def draw_explanation(explanation: Explanation, *, width: int | None) -> Renderab
         if first[0].run_ids:
             lines.append(Text(f"stageflow show {on_one_line(first[0].run_ids[0])}", style=QUIET))
     elif explanation.sql is not None:
-        lines += ["", *_next(f"where the {explanation.selected_are} are", explanation.sql, width)]
+        lines += ["", *_next(f"the clusters with most {explanation.selected_are}", explanation.sql, width)]
     return Group(*lines)
 
 
@@ -151,14 +152,14 @@ def _of_clusters(explanation: Explanation, clusters: int, users: int | None) -> 
 
 def _location(location: Location) -> Text:
     text = Text("where  ", style=QUIET)
-    share = f"{_percent(location.share)} of the "
+    share = f"{percent(location.share)} of the "
     if location.what == "failed":
         where = on_one_line(location.stage) if location.stage is not None else "the run"
         error = f" with {on_one_line(location.error_type)}" if location.error_type else ""
         text.append(f"{where} failed{error}: {share}failures", style="")
         return text
     verb = {"ran": "ran", "waited": "waited", "retried": "was retried"}[location.what]
-    times = f"{_time(location.ms)} on average, compared with {_time(location.other_ms)}"
+    times = f"{duration(location.ms)} on average, compared with {duration(location.other_ms)}"
     text.append(f"{on_one_line(location.stage)} {verb} {times}: {share}excess time", style="")
     return text
 
@@ -182,22 +183,21 @@ def _table(
     rate = (
         "failure rate" if explanation.selected_are == "failures" else f"share of {explanation.selected_are}"
     )
-    heading = f"{rate} with and without the condition"
     columns = ("with", "without", "p50", "without") if slow else ("with", "without", "excess", "q")
     lines: list[RenderableType] = [
-        *_row(width, "", Text(heading, style=QUIET), [Text(one, style=QUIET) for one in columns])
+        *_row(width, "", Text(rate, style=QUIET), [Text(one, style=QUIET) for one in columns])
     ]
     shown = 0
     for one in differences:
         is_free = one.verdict in ("independent", "remains")
         numbers = (
-            (_time(one.p50_ms), _time(one.other_p50_ms))
+            (duration(one.p50_ms), duration(one.other_p50_ms))
             if slow
             else (f"{one.excess:,.0f}" if is_free else "", _q(one.q_value))
         )
         cells = [
-            Text(_percent(one.rate), style=BAD if is_free else QUIET),
-            Text(_percent(one.other_rate), style="" if is_free else QUIET),
+            Text(percent(one.rate), style=BAD if is_free else QUIET),
+            Text(percent(one.other_rate), style="" if is_free else QUIET),
             *(Text(number, style=QUIET) for number in numbers),
         ]
         condition = Text(on_one_line(one), style="bold" if is_free else QUIET)
@@ -251,7 +251,7 @@ def _note(explanation: Explanation, one: Difference, labels: dict[str, str], *, 
         named = [on_one_line(synonym) for synonym in one.synonyms]
         more = len(named) - _MAX_NAMES
         parts.append(
-            "same rows: " + ", ".join(named[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+            "same rows: " + " | ".join(named[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
         )
     return "; ".join(parts)
 
@@ -266,14 +266,14 @@ def _changes(explanation: Explanation) -> list[RenderableType]:
     }
     reference = f"{before}Z, {how[explanation.changes_by or 'onset']}"
     if not explanation.changes:
-        return [Text(f"nothing new shortly before {reference}")]
-    lines: list[RenderableType] = [Text(f"new shortly before {reference}", style="bold")]
+        return [Text(f"nothing new around {reference}")]
+    lines: list[RenderableType] = [Text(f"new around {reference}", style="bold")]
     for one in explanation.changes:
         when = "before" if one.before_onset_s >= 0 else "after"
         text = Text(f"{on_one_line(one.field)} = {on_one_line(one.value)}")
         text.append(
             f": first at {one.first_at[:19]}Z, {_span(abs(one.before_onset_s))} {when}; "
-            f"{_percent(one.selection.share)} of the {selected}, {_percent(one.rest.share)} of the others",
+            f"{percent(one.selection.share)} of the {selected}, {percent(one.rest.share)} of the others",
             style=QUIET,
         )
         lines.append(Paragraph(text, " " * _INDENT))
@@ -288,32 +288,19 @@ def _span(seconds: float) -> str:
     return f"{seconds / 3600:.0f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.0f} d"
 
 
-def _percent(share: float) -> str:
-    if 0 < share < 0.0001:
-        return "<0.01%"
-    if share < 0.1:
-        return f"{100 * share:.2g}%"
-    return ">99%" if 0.995 < share < 1 else f"{100 * share:.0f}%"
-
-
-def _time(ms: float | None) -> str:
-    if ms is None:
-        return ""
-    return f"{ms / 1000:.1f} s" if ms >= 1000 else f"{ms:.3g} ms"
-
-
 def _q(value: float) -> str:
     return "<1e-99" if value < 1e-99 else f"{value:.0e}" if value < 0.001 else f"{value:.3f}"
 
 
 def _compared(explanation: Explanation) -> Text:
     text = (
-        f"{explanation.fields:,} fields, corrected for {explanation.comparisons:,} comparisons; "
-        f"differences have q <= {explanation.alpha:g}"
+        f"compared {explanation.fields:,} fields; q-values up to {explanation.alpha:g}, corrected for "
+        f"{explanation.comparisons:,} comparisons"
     )
     if explanation.cluster is not None:
         cluster = on_one_line(explanation.cluster)
-        text += f"; clustered by {cluster} (design effect {explanation.design_effect:.1f})"
+        text += f"; runs of the same {cluster} depend on each other"
+        text += f" (design effect {explanation.design_effect:.1f})"
     return Text(text, style=QUIET)
 
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from .._quantities import duration, percent
 from ._escape import on_one_line
 from ._style import BAD, QUIET, colored
 from ._tables import Column, draw_columns
@@ -78,7 +79,7 @@ def _same_error(same: SameError) -> Text:
     if failures.rows <= 1:
         return Text(f"no other failure has this error ({on_one_line(same.fingerprint)})", style=QUIET)
     return Text(
-        f"{others} this error ({on_one_line(same.fingerprint)}): {_percent(failures.share)} of all failures, "
+        f"{others} this error ({on_one_line(same.fingerprint)}): {percent(failures.share)} of all failures, "
         f"from {same.first_at[:19]}Z to {same.last_at[:19]}Z",
         style=QUIET,
     )
@@ -108,9 +109,9 @@ def _columns(name: str, measured: Sequence[Measured]) -> dict[str, Column]:
         return Column(heading, cells, right=True)
 
     return {
-        name: column(name, lambda one: _time(one.value), plain=False),
-        f"{name} p50": column("p50", lambda one: _time(one.p50)),
-        f"{name} p95": column("p95", lambda one: _time(one.p95)),
+        name: column(name, lambda one: duration(one.value), plain=False),
+        f"{name} p50": column("p50", lambda one: duration(one.p50)),
+        f"{name} p95": column("p95", lambda one: duration(one.p95)),
         f"{name} pct": column("pct", lambda one: "" if one.percentile is None else _rank(one.percentile)),
     }
 
@@ -132,7 +133,7 @@ def _unusual(one: UnusualValue) -> Text:
         )
     else:
         text.append(
-            f": {_percent(one.share)} of the peers; {_percent(one.typical_share or 0.0)} have "
+            f": {percent(one.share)} of the peers; {percent(one.typical_share or 0.0)} have "
             f"{_value(one.typical)}",
             style=QUIET,
         )
@@ -143,15 +144,3 @@ def _value(value: str | float | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return on_one_line(value) if isinstance(value, str) else f"{value:,.6g}"
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.0001:
-        return "<0.01%"
-    return f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.0f}%"
-
-
-def _time(ms: float | None) -> str:
-    if ms is None:
-        return ""
-    return f"{ms / 1000:,.1f} s" if ms >= 1000 else f"{ms:.0f} ms" if ms >= 100 else f"{ms:.2g} ms"

@@ -371,12 +371,13 @@ class _Investigation:
         independent = max(1, round(selection.rows / self._totals.design_effect))
         if self._totals.design_effect >= _CONCENTRATED and self._cluster is not None:
             limitations.append(
-                f"The {self._kind_of_selection()} are concentrated in few values of {self._cluster}: "
-                f"they count as {independent:,} independent rows."
+                f"The {self._kind_of_selection()} are concentrated in few values of {self._cluster}; "
+                f"they count as {independent:,} independent {self._request.over}."
             )
         if fields and independent < _FEW:
             limitations.append(
-                f"With {independent:,} independent rows, only a strong difference can be found."
+                f"With {independent:,} independent {self._request.over}, only a strong difference can be "
+                f"found."
             )
         if not self._sample.is_complete:
             limitations.append(

@@ -82,18 +82,26 @@ def _of_errors(
 
 def _of_time(connection: DuckDBPyConnection, sample: Sample) -> tuple[Location, ...]:
     """Attribute the excess time to the stages on the critical path of each sampled run."""
-    known = (
-        "SELECT count(*) FROM information_schema.columns "
-        "WHERE table_name = 'stages' AND column_name IN ('queue_ms', 'total_ms')"
-    )
-    if connection.execute(known).fetchall() != [(2,)]:
+    known = {
+        name
+        for (name,) in connection.execute(
+            "SELECT column_name FROM information_schema.columns WHERE table_name = 'stages'"
+        ).fetchall()
+    }
+    if "queue_ms" not in known:
         return ()
+    delay = "coalesce(retry_after_ms, 0)" if "retry_after_ms" in known else "0"
     found = connection.execute(
-        f'SELECT s.stage_name, r."#selected", count(*), sum(r."#weight"), '
-        f'sum(r."#weight" * s.duration_ms), sum(r."#weight" * s.queue_ms), '
-        f'sum(r."#weight" * greatest(0, s.total_ms - s.duration_ms - s.queue_ms)) '
-        f"FROM stages s JOIN {sample.table} r USING (pipeline_run_id) "
-        f"WHERE s.status <> 'RETRY' AND list_contains(r.critical_path, s.stage_name) GROUP BY 1, 2"
+        # `queue_ms` ends when the last attempt starts.
+        f"WITH times AS (SELECT pipeline_run_id, stage_name, "
+        f"sum(duration_ms) FILTER (status <> 'RETRY') AS ran, "
+        f"sum(queue_ms) FILTER (status <> 'RETRY') AS queued, "
+        f"coalesce(sum(duration_ms + {delay}) FILTER (status = 'RETRY'), 0) AS retried "
+        f"FROM stages WHERE pipeline_run_id IN (SELECT pipeline_run_id FROM {sample.table}) GROUP BY ALL) "
+        f'SELECT s.stage_name, r."#selected", count(*), sum(r."#weight"), sum(r."#weight" * ran), '
+        f'sum(r."#weight" * greatest(0, queued - retried)), sum(r."#weight" * least(queued, retried)) '
+        f"FROM times s JOIN {sample.table} r USING (pipeline_run_id) "
+        f"WHERE list_contains(r.critical_path, s.stage_name) GROUP BY 1, 2"
     ).fetchall()
     sums: dict[tuple[str, bool], tuple[int, float, float, float, float]] = {
         (stage, bool(selected)): (rows, weight, ran or 0.0, waited or 0.0, retried or 0.0)

@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 from msgspec import structs
 
+from ..._quantities import duration as duration_text
 from ...journal import RunRecord
 from ...schema import Role, fields_with
 from .._columns import ATTRIBUTE, DATA_PATHS
@@ -19,7 +20,6 @@ from ._explanation import Part
 from ._fields import DOCUMENTS, IDS, STAGE_FIELDS, SUBORDINATE, Column, Field, literal, quoted
 from ._run_explanation import Measured, RunExplanation, SameError, StageMeasured, UnusualValue
 from ._sample import Floats
-from ._summary import milliseconds
 from ._values import ValueTable, count_values
 
 if TYPE_CHECKING:
@@ -160,9 +160,14 @@ def _stages(connection: DuckDBPyConnection, table: str, record: RunRecord) -> It
     """Compare the times of each stage that ran with those of the peers in which it ran."""
     ran = _own_stages(record)
     fetched = connection.execute(
-        f"SELECT s.stage_name AS stage, s.duration_ms AS ran, s.queue_ms AS waited, "
-        f'round(greatest(0, s.total_ms - s.duration_ms - s.queue_ms), 3) AS retried, p."#weight" AS weight '
+        f"WITH earlier AS (SELECT pipeline_run_id, stage_name, "
+        f"sum(duration_ms + coalesce(retry_after_ms, 0)) AS ms "
+        f"FROM stages WHERE status = 'RETRY' GROUP BY ALL) "
+        f"SELECT s.stage_name AS stage, s.duration_ms AS ran, "
+        f"round(greatest(0, s.queue_ms - coalesce(earlier.ms, 0)), 3) AS waited, "
+        f'coalesce(earlier.ms, 0) AS retried, p."#weight" AS weight '
         f"FROM stages s JOIN {table} p USING (pipeline_run_id) "
+        f"LEFT JOIN earlier USING (pipeline_run_id, stage_name) "
         f"WHERE s.status NOT IN ('RETRY', 'SKIP', 'CANCEL')"
         + (f" AND s.stage_name IN ({', '.join(literal(name) for name in ran)})" if ran else " AND FALSE")
     ).fetchnumpy()
@@ -173,7 +178,7 @@ def _stages(connection: DuckDBPyConnection, table: str, record: RunRecord) -> It
         weights = fetched["weight"][here]
         times = {
             key: _measured(own, _plain(fetched[key][here]), weights)
-            for key, own in _times(record.run, stage).items()
+            for key, own in _times(record, stage).items()
         }
         yield StageMeasured(
             stage=name,
@@ -198,18 +203,26 @@ def _own_stages(record: RunRecord) -> dict[str, Record]:
     return found
 
 
-def _times(run: Record, stage: Record) -> dict[str, float | None]:
+def _times(record: RunRecord, stage: Record) -> dict[str, float | None]:
+    run = record.run
     if "status" not in stage:  # in progress
         if stage.get("started_at") is None or run.get("duration_ms") is None:
             return {"ran": None, "waited": None, "retried": None}
         offset = datetime.fromisoformat(stage["started_at"]) - datetime.fromisoformat(run["started_at"])
         ran = max(0.0, float(run["duration_ms"]) - offset.total_seconds() * 1000)
         return {"ran": ran, "waited": None, "retried": None}
-    ran_ms, waited, total = (_as_number(stage.get(name)) for name in ("duration_ms", "queue_ms", "total_ms"))
-    retried = None
-    if ran_ms is not None and waited is not None and total is not None:
-        retried = round(max(0.0, total - ran_ms - waited), 3)
-    return {"ran": ran_ms, "waited": waited, "retried": retried}
+    # `queue_ms` ends when the last attempt starts.
+    retried = sum(
+        (_as_number(other.get("duration_ms")) or 0.0) + (_as_number(other.get("retry_after_ms")) or 0.0)
+        for other in record.stages
+        if other.get("status") == "RETRY" and other["stage_name"] == stage["stage_name"]
+    )
+    waited = _as_number(stage.get("queue_ms"))
+    return {
+        "ran": _as_number(stage.get("duration_ms")),
+        "waited": None if waited is None else round(max(0.0, waited - retried), 3),
+        "retried": round(retried, 3),
+    }
 
 
 # ------------------------------------------------------------ values
@@ -377,13 +390,13 @@ def _summary(explanation: RunExplanation, failed_in: str | None) -> str:
     """Return the result in one sentence."""
     duration = explanation.duration_ms
     verb = _VERBS.get(explanation.outcome, "took")
-    taken = milliseconds(duration.value) if duration.value is not None else "an unknown time"
+    taken = duration_text(duration.value) if duration.value is not None else "an unknown time"
     if failed_in is not None and explanation.outcome == "failed":
         verb = f"failed in {failed_in} after"
     sentence = f"This run {verb} {taken}"
     if duration.p50 is None or duration.p95 is None:
         return f"{sentence}. There are no other runs of this pipeline that ended OK to compare it with."
-    sentence += f", typically {milliseconds(duration.p50)} (p50; p95 {milliseconds(duration.p95)})"
+    sentence += f", typically {duration_text(duration.p50)} (p50; p95 {duration_text(duration.p95)})"
     parts = _excess_parts(explanation.stages)
     if duration.excess > 0 and parts:
         sentence += ": " + ", ".join(parts)
@@ -398,10 +411,10 @@ def _excess_parts(stages: Sequence[StageMeasured]) -> list[str]:
         for stage in on_path
         for what, measured in (
             ("in", stage.ran_ms),
-            ("waiting for", stage.waited_ms),
+            ("waiting before", stage.waited_ms),
             ("retrying", stage.retried_ms),
         )
     ]
     total = sum(excess for excess, _ in found if excess > 0)
     found = sorted((one for one in found if one[0] > _MIN_PART * total), reverse=True)
-    return [f"+{milliseconds(excess)} {where}" for excess, where in found[:_MAX_PARTS]]
+    return [f"+{duration_text(excess)} {where}" for excess, where in found[:_MAX_PARTS]]

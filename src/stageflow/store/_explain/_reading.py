@@ -130,7 +130,7 @@ class Fields:
         self.leave_out("the weight of each row", ("sample_rate",) if "sample_rate" in self._columns else ())
         cluster = self._cluster
         if cluster is not None and cluster in {"session_id", self._request.cluster} - defining - IDS:
-            self.leave_out("its values are the clusters", [cluster])
+            self.leave_out("used as the cluster", [cluster])
 
     def _read_columns(self) -> None:
         sample = self._sample

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ..._quantities import duration, percent
 from ._explanation import Difference, Explanation
 from ._finding import Finding
 
-__all__ = ["onset_of", "percent", "summarize"]
+__all__ = ["onset_of", "summarize"]
 
 
 def onset_of(finding: Finding) -> str | None:
@@ -20,22 +21,6 @@ def onset_of(finding: Finding) -> str | None:
     return None
 
 
-def percent(share: float) -> str:
-    """Return a share as a percentage; one that is not 0 or 1 is never rounded to 0% or 100%.
-
-    Example:
-        >>> percent(0.523), percent(0.004), percent(0.9999), percent(0)
-        ('52%', '0.4%', '>99%', '0%')
-    """
-    if 0 < share < 0.0001:
-        return "<0.01%"
-    if 0.99 < share < 1:
-        return ">99%"
-    if share < 0.01:
-        return f"{100 * share:.1g}%"
-    return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
-
-
 def summarize(explanation: Explanation) -> str:
     """Return the result in one sentence."""
     if not explanation.differences:
@@ -44,7 +29,7 @@ def summarize(explanation: Explanation) -> str:
     share, rates = percent(first.selection.share), _rates(explanation, first)
     sentence = f"{share} of the {explanation.selected_are} match {first} ({rates})"
     if explanation.onset is not None and "started_at" not in first.fields:
-        sentence += f", starting at {explanation.onset}"
+        sentence += f", since {explanation.onset}"
     return f"{sentence}."
 
 
@@ -52,24 +37,14 @@ def _rates(explanation: Explanation, first: Difference) -> str:
     kind = explanation.over
     rate, other_rate = percent(first.rate), percent(first.other_rate)
     if explanation.selected_are == "failures":
-        return f"{rate} of these {kind} fail, compared with {other_rate} of all others"
+        return f"{rate} of the matching {kind} fail, compared with {other_rate} of all others"
     p50_ms, other_p50_ms = first.p50_ms, first.other_p50_ms
     if explanation.selected_are.startswith("slow") and p50_ms is not None and other_p50_ms is not None:
         return (
-            f"{rate} of these {kind} are slow, compared with {other_rate} of all others; "
-            f"p50 {milliseconds(p50_ms)}, compared with {milliseconds(other_p50_ms)}"
+            f"{rate} of the matching {kind} are slow, compared with {other_rate} of all others; "
+            f"p50 {duration(p50_ms)}, compared with {duration(other_p50_ms)}"
         )
-    return f"{rate} of these {kind} are selected, compared with {other_rate} of all others"
-
-
-def milliseconds(ms: float) -> str:
-    """Return a duration with its unit.
-
-    Example:
-        >>> milliseconds(4123), milliseconds(12.3)
-        ('4.1 s', '12.3 ms')
-    """
-    return f"{ms / 1000:.1f} s" if ms >= 1000 else f"{ms:.3g} ms"
+    return f"{rate} of the matching {kind} are selected, compared with {other_rate} of all others"
 
 
 def _nothing(explanation: Explanation) -> str:
@@ -101,7 +76,7 @@ _HARMLESS = frozenset(
         "nearly every value is unique",
         "derived from started_at",
         "the weight of each row",
-        "its values are the clusters",
+        "used as the cluster",
     }
 )
 """Reasons for which a field that is left out could not be a cause."""

@@ -8,7 +8,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from stageflow.errors import QueryError
+from stageflow.errors import InvalidArgumentError, QueryError
 from stageflow.store import Explanation, explain
 
 RUNS = 6_000
@@ -331,3 +331,94 @@ def test_displayed_name_of_an_attribute_is_accepted() -> None:
     assert connection.execute(displayed.differences[0].sql).fetchall()
     with pytest.raises(QueryError, match=r"did you mean 'attributes\.gen_ai\.model'"):
         explain(connection, "attributes.gen_ai.modle = 'm1'")
+
+
+def two(value: str, count: int = 600) -> Explanation:
+    """Explain the failures of a tenth of the runs by a column `v`."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(
+        f"CREATE TABLE runs AS SELECT 'r' || i AS pipeline_run_id, if(i % 10 = 0, 'FAIL', 'OK') AS status, "
+        f"{value} FROM range({count}) r(i)"
+    )
+    found = explain(connection)
+    for one in found.differences:
+        ((rows,),) = connection.execute(
+            f"SELECT count(*) FROM ({one.sql.removesuffix(' LIMIT 100')})"
+        ).fetchall()
+        assert rows == one.selection.rows, one.sql
+        assert one.rate > one.other_rate
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("(1900000000000000001 + if(i % 10 = 0, 2, (i % 4) * 20))::BIGINT AS v", "v = 1900000000000000003"),
+        ("if(i % 10 = 0, 'é' || repeat('x', 100000), 'x' || i % 3) AS v", "v = éx"),
+        ("(TIMESTAMP '2021-01-01' + to_seconds(if(i % 10 = 0, 9000, i)))::TIMESTAMP_NS AS v", "v > 2021"),
+        ("if(i % 10 = 0, 'b', 'a')::ENUM('a', 'b') AS v", "v = b"),
+    ],
+)
+def test_values_of_any_type_are_compared(value: str, expected: str) -> None:
+    assert first(two(value)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "if(i % 10 = 0, TIMESTAMP '20000-01-01', TIMESTAMP '2021-01-01' + to_seconds(i)) AS v",
+        "if(i % 10 = 0, TIMESTAMP 'infinity', TIMESTAMP '2021-01-01' + to_seconds(i)) AS v",
+        "if(i % 10 = 0, 'inf'::DOUBLE, i / 7) AS v",
+        "if(i % 10 = 0, 1.5e308, i / 7) AS v",
+        "if(i % 10 = 0, [NULL, 1], [i % 3]) AS v",
+        "if(i % 10 = 0, [DATE '2021-01-01'], NULL) AS v",
+        "if(i % 2 = 0, 'nan'::DOUBLE, 1) AS sample_rate",
+        "if(i % 2 = 0, 'inf'::DOUBLE, 1) AS sample_rate",
+        "CAST(i AS VARCHAR) AS started_at",
+        """'{"attributes":{"c":' || if(i % 10 = 0, '5', '{"x":1}') || '}}' AS rest""",
+        """if(i % 10 = 0, '{bad', '{"attributes":{"a":1e400,"":1,"*":2}}') AS rest""",
+        """'{"attributes":{"a.b":"x0","a":{"b":' || i % 10 || '}}}' AS rest""",
+        """'{"attributes":"text"}' AS rest""",
+    ],
+)
+def test_unusual_values_are_no_errors_and_counted_as_the_query_finds_them(value: str) -> None:
+    two(value)
+
+
+def test_many_fields_are_counted_in_bounded_memory() -> None:
+    connection = duckdb.connect(config={"memory_limit": "1GB", "threads": 2})
+    columns = ", ".join(f"'v' || hash(i || '{n}') % 3 AS \"attributes.c{n}\"" for n in range(200))
+    connection.execute(
+        f"CREATE TABLE runs AS SELECT 'r' || i AS pipeline_run_id, "
+        f"if(i % 10 = 0, 'FAIL', 'OK') AS status, {columns} FROM range(1500) r(i)"
+    )
+    assert explain(connection).fields == 200
+
+
+@pytest.mark.parametrize(
+    "where", ["max(duration_ms) > 5", "row_number() over () > 5", "unnest([true, false]) and status = 'OK'"]
+)
+def test_predicate_that_is_no_condition_of_a_row_is_an_error(where: str) -> None:
+    connection = table("a AS duration_ms", caused="a < 20")
+    with pytest.raises(QueryError):
+        explain(connection, where)
+
+
+def test_query_of_a_predicate_with_a_comment_is_one_line() -> None:
+    connection = table("'m' || a % 10 AS model", caused="a % 10 = 1")
+    found = explain(connection, "status = 'FAIL' -- the 'failed' ones")
+    assert "--" not in found.differences[0].sql
+    assert connection.execute(found.differences[0].sql).fetchall()
+
+
+@pytest.mark.parametrize("arguments", [{"limit": 0}, {"alpha": 0.0}, {"alpha": 2.0}, {"sort": "x"}])
+def test_invalid_arguments_are_errors(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        explain(table(caused="a < 20"), **arguments)
+
+
+def test_fast_runs_are_not_called_slow() -> None:
+    connection = table("a::DOUBLE AS duration_ms", caused="a < 20")
+    assert explain(connection, "duration_ms < 50").selected_are == "selected runs"
+    assert explain(connection, "duration_ms > 950").selected_are == "slow runs"

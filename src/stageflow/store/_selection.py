@@ -173,7 +173,8 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
 
     known = fields_of(connection, over)
     try:
-        connection.execute(f"select {parenthesized(predicate)}::boolean from {over} limit 0")
+        # As a condition of rows, a predicate cannot contain aggregates, window functions or `unnest`.
+        connection.execute(f"select 1 from {over} where {parenthesized(predicate)}::boolean limit 0")
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
         raise as_query_error(connection, error, predicate, known) from error
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ...errors import MissingExtraError, QueryError
+from ...errors import MissingExtraError, QueryError, invalid_argument
 from ...journal import RunRecord
 from .._selection import Over
 from ._explanation import Explanation
@@ -68,6 +68,7 @@ def explain(
 
     Raises:
         QueryError: A predicate is invalid, or it refers to an unknown field.
+        InvalidArgumentError: `limit`, `alpha` or `sort` is invalid.
         MissingExtraError: The extra "store" is not installed.
 
     Example:
@@ -99,6 +100,7 @@ def answer(connection: DuckDBPyConnection, request: Request) -> Explanation:
 
     Raises:
         QueryError: A predicate is invalid, or it refers to an unknown field.
+        InvalidArgumentError: `limit`, `alpha` or `sort` is invalid.
         MissingExtraError: The extra "store" is not installed.
     """
     if request.over not in ("runs", "stages"):
@@ -107,6 +109,13 @@ def answer(connection: DuckDBPyConnection, request: Request) -> Explanation:
             sql=str(request.over),
             hint='use over="runs" or over="stages"',
         )
+    for name, value, is_valid, expected in (
+        ("limit", request.limit, request.limit >= 1, "at least 1"),
+        ("alpha", request.alpha, 0 < request.alpha < 1, "a number between 0 and 1"),
+        ("sort", request.sort, request.sort in ("deviance", "excess", "lift"), "deviance, excess or lift"),
+    ):
+        if not is_valid:
+            raise invalid_argument("explain()", name, value, expected)
     explanation: Explanation = _load("_investigation").investigate(connection, request)
     return explanation
 

@@ -27,6 +27,11 @@ MIN_REPEATED_SHARE = 0.1
 _MAX_SHOWN = 5
 """Maximum number of values of a set to show; the others are counted."""
 
+_INTEGER = re.compile(r"-?[0-9]+")
+
+_MAX_LENGTH = 200
+"""Maximum number of characters of a value to show."""
+
 _SEPARATORS = re.compile(r"[/.:\-]")
 
 _MAX_PREFIXES = 6
@@ -75,6 +80,8 @@ def _shown(field: Field) -> Callable[[str], str]:
 
 
 def _literal(field: Field, text: str) -> str:
+    if field.text_kind == "number" and _INTEGER.fullmatch(text):
+        return text  # a float could not represent all digits
     if field.text_kind == "number":
         return literal(float(text)) if text not in {"nan", "inf", "-inf"} else f"'{text}'::DOUBLE"
     if field.text_kind == "boolean":
@@ -88,6 +95,8 @@ def _equals(field: Field, text: str) -> str:
 
 def _value(field: Field, text: str) -> Any:
     if field.text_kind == "number":
+        if _INTEGER.fullmatch(text):
+            return int(text)
         number = float(text)
         return int(number) if number.is_integer() and abs(number) < 1e15 else number
     return text == "true" if field.text_kind == "boolean" else text
@@ -261,11 +270,15 @@ class _Search:
 
 
 def _described(named: Named, texts: Sequence[str], *, negated: bool) -> str:
-    shown = [named.show(text) for text in texts[:_MAX_SHOWN]]
+    shown = [_shortened(named.show(text)) for text in texts[:_MAX_SHOWN]]
     if len(texts) == 1:
         return f"{'<>' if negated else '='} {shown[0]}"
     more = f" and {len(texts) - _MAX_SHOWN:,} more" if len(texts) > _MAX_SHOWN else ""
     return f"{'not in' if negated else 'in'} ({', '.join(shown)}{more})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 
 def _elevated(counts: Counts, tested: NDArray[np.intp], totals: Counts) -> NDArray[np.intp]:

@@ -288,7 +288,9 @@ class _Search:
         present = ~np.isnan(values.numbers)
         if not present.any():
             return None
-        limits = np.unique(np.quantile(values.numbers[present], np.linspace(0, 1, _RANGES + 1)[1:-1]))
+        with np.errstate(all="ignore"):
+            limits = np.quantile(values.numbers[present], np.linspace(0, 1, _RANGES + 1)[1:-1])
+        limits = np.unique(limits[np.isfinite(limits)])
         codes = np.where(present, np.searchsorted(limits, values.numbers), -1)
         return _Levels(values, None, codes, np.arange(len(limits) + 1))
 

@@ -23,6 +23,9 @@ _MAX_LEAVES = 200
 
 _MAX_DEPTH = 6
 
+_NOT_IN_PATHS = frozenset('"\\*')
+"""Characters that a JSON path cannot contain, or that have a meaning in it."""
+
 _Kind = Literal["text", "number", "boolean", "list"]
 
 _Path = tuple[str, ...]
@@ -49,25 +52,32 @@ def document_fields(
     left_out: dict[str, list[str]] = {}
     found = connection.execute(
         f"SELECT DISTINCT CAST(json_extract(rest, '$.attributes') AS VARCHAR) FROM {table} "
-        f"WHERE rest IS NOT NULL AND json_exists(rest, '$.attributes') LIMIT {_MAX_DOCUMENTS + 1}"
+        f"WHERE json_valid(rest) AND json_type(rest, '$.attributes') = 'OBJECT' LIMIT {_MAX_DOCUMENTS + 1}"
     ).fetchall()
     if len(found) > _MAX_DOCUMENTS:
         left_out["attributes that only rare documents contain"] = ["rest"]
     leaves: dict[_Path, set[_Kind]] = {}
     for (document,) in found[:_MAX_DOCUMENTS]:
-        for path, kind in _leaves(msgspec.json.decode(document), ()):
-            leaves.setdefault(path, set()).add(kind)
+        try:
+            for path, kind in _leaves(msgspec.json.decode(document), ()):
+                leaves.setdefault(path, set()).add(kind)
+        except (msgspec.DecodeError, RecursionError):
+            left_out["attributes in documents that cannot be read"] = ["rest"]
     by_name = {column.name: column for column in columns}
     fields, replaced = [], set()
+    names: set[str] = set()
     for n, (path, kinds) in enumerate(sorted(leaves.items())):
         name = ATTRIBUTE + ".".join(path)
         if n >= _MAX_LEAVES:
             left_out.setdefault(f"beyond the maximum of {_MAX_LEAVES} attributes in documents", []).append(
                 name
             )
-        elif any('"' in key or "\\" in key for key in path):
-            left_out.setdefault("the name contains a quotation mark or a backslash", []).append(name)
+        elif any(not key or not _NOT_IN_PATHS.isdisjoint(key) for key in path):
+            left_out.setdefault("a JSON path cannot contain the name", []).append(name)
+        elif name in names:
+            left_out.setdefault("several attributes have this name", []).append(name)
         else:
+            names.add(name)
             column = by_name.get(name)
             fields.append(_field(name, path, kinds, column, view))
             replaced |= {name} if column is not None else set()
@@ -102,7 +112,7 @@ def _field(
 ) -> Field:
     steps = "".join(f'."{key}"' for key in path)
     where = literal(f"$.attributes{steps}")
-    text = f"json_extract_string(rest, {where})"
+    text = f"CASE WHEN json_valid(rest) THEN json_extract_string(rest, {where}) END"
     if column is not None:
         # Values of another type than that of the column: compare all of them as text.
         known = f"regexp_replace(CAST({quoted(name)} AS VARCHAR), '\\.0$', '')"
@@ -119,7 +129,7 @@ def _field(
     if kinds == {"list"}:
         return Field(column=name, view=view, text=text, text_kind="list", in_documents=True)
     if kinds == {"number"}:
-        value = f"CAST({text} AS DOUBLE)"
+        value = f"TRY_CAST({text} AS DOUBLE)"
         return Field(
             column=name,
             view=view,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from math import isfinite
 from typing import Literal
 
@@ -139,12 +140,12 @@ class Column(Struct, frozen=True):
     @property
     def is_time(self) -> bool:
         """Whether the column contains points in time."""
-        return self.type.startswith(("TIMESTAMP", "DATE"))
+        return self.type.startswith(("TIMESTAMP", "DATE")) and not self.type.endswith("]")
 
     @property
     def is_number(self) -> bool:
         """Whether the column contains numbers that have an order."""
-        number = self.type in _NUMBERS or self.type.startswith("DECIMAL")
+        number = self.type in _NUMBERS or (self.type.startswith("DECIMAL") and not self.type.endswith("]"))
         return number and self.name not in _NUMERIC_IDS
 
 
@@ -183,15 +184,18 @@ class Field(Struct, frozen=True, kw_only=True):
         """Return the field of a column."""
         name = quoted(column.name)
         if column.is_time:
-            type_ = "TIMESTAMP" if column.type in {"TIMESTAMP", "DATE"} else "TIMESTAMPTZ"
+            has_zone = column.type in {"TIMESTAMPTZ", "TIMESTAMP WITH TIME ZONE"}
+            order = name if has_zone or column.type in {"TIMESTAMP", "DATE"} else f"CAST({name} AS TIMESTAMP)"
+            # Infinite times, and those that Python cannot represent, have no order.
+            usable = f"isfinite({order}) AND year({order}) BETWEEN 1 AND 9999"
             return cls(
                 column=column.name,
                 view=view,
                 stage=stage,
-                number=f"epoch({name})",
+                number=f"CASE WHEN {usable} THEN epoch({order}) END",
                 is_time=True,
-                order=name,
-                time_type=type_,
+                order=order,
+                time_type="TIMESTAMPTZ" if has_zone else "TIMESTAMP",
             )
         if column.is_number:
             return cls(
@@ -200,7 +204,7 @@ class Field(Struct, frozen=True, kw_only=True):
                 stage=stage,
                 text=name,
                 text_kind="number",
-                number=f"CAST({name} AS DOUBLE)",
+                number=f"CASE WHEN isfinite(CAST({name} AS DOUBLE)) THEN CAST({name} AS DOUBLE) END",
                 order=name,
             )
         kind: Literal["text", "number", "boolean", "list"] = "text"
@@ -230,7 +234,7 @@ class Field(Struct, frozen=True, kw_only=True):
     @property
     def value(self) -> str:
         """The SQL expression that is null if the field has no value."""
-        return self.text or self.order
+        return self.number or self.order if self.is_time else self.text or self.order
 
     def predicate(self, condition: str) -> str:
         """Return a predicate over the compared view from a predicate over the row that has the field."""
@@ -243,7 +247,8 @@ class Field(Struct, frozen=True, kw_only=True):
         """A predicate for the rows without a value, including those without the stage."""
         if self.view is None:
             return f"{self.value} IS NULL"
-        return f"pipeline_run_id NOT IN ({self._run_ids(f'{self.value} IS NOT NULL')})"
+        present = f"pipeline_run_id IS NOT NULL AND {self.value} IS NOT NULL"
+        return f"pipeline_run_id NOT IN ({self._run_ids(present)})"
 
     @property
     def has_value(self) -> str:
@@ -284,19 +289,10 @@ def literal(value: object) -> str:
         return repr(int(value))  # 3.0 would be a DECIMAL, whose range can be smaller than that of the column
     if isinstance(value, int | float):
         return repr(value)
-    parts = [
-        "'" + part.replace("'", "''") + "'" if part.isprintable() else f"chr({ord(part)})"
-        for part in _parts(str(value))
-    ]
-    return parts[0] if len(parts) == 1 else f"({' || '.join(parts)})"
-
-
-def _parts(text: str) -> list[str]:
-    """Split a text into its longest printable parts and its single unprintable characters."""
-    parts = [""]
-    for character in text:
-        if character.isprintable() and (not parts[-1] or parts[-1].isprintable()):
-            parts[-1] += character
+    parts = []
+    for is_printable, characters in groupby(str(value), str.isprintable):
+        if is_printable:
+            parts.append("'" + "".join(characters).replace("'", "''") + "'")
         else:
-            parts.append(character)
-    return parts if len(parts) == 1 else [part for part in parts if part]
+            parts += [f"chr({ord(character)})" for character in characters]
+    return parts[0] if len(parts) == 1 else f"({' || '.join(parts)})" if parts else "''"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -45,6 +46,9 @@ __all__ = ["investigate"]
 
 _FAILURES = frozenset({FAILED, "status = 'FAIL'"})
 
+_COMMENT = re.compile(r"""('(?:[^']|'')*'|"(?:[^"]|"")*")|--[^\n]*""")
+"""Quoted texts and identifiers, which are kept, and comments."""
+
 _MAX_EFFECTS = 5
 """Maximum number of effects: they say where to look, but not why."""
 
@@ -83,8 +87,8 @@ def investigate(connection: DuckDBPyConnection, request: Request) -> Explanation
         named_fields(connection, request.within, known)
         check_binds(connection, request.over, request.within)
     request = structs.replace(request, where=where, against=against)
-    question, cluster = _question(connection, request, columns)
     try:
+        question, cluster = _question(connection, request, columns)
         with sample_rows(connection, question, columns) as sample:
             investigation = _Investigation(
                 connection, request, columns, sample, frozenset(referenced), cluster
@@ -108,7 +112,11 @@ def _question(
     if request.within is not None:
         common = _is_true(request.within)
         selected, eligible = f"({selected} AND {common})", f"({eligible} AND {common})"
-    weight = "greatest(coalesce(sample_rate, 1), 1)::DOUBLE" if "sample_rate" in names else "1::DOUBLE"
+    rate = "TRY_CAST(sample_rate AS DOUBLE)"
+    is_weight = f"isfinite({rate}) AND {rate} > 1"
+    weight = (
+        f"CASE WHEN {is_weight} THEN least({rate}, 1e9) ELSE 1 END" if "sample_rate" in names else "1::DOUBLE"
+    )
     run = next((name for name in ("pipeline_run_id", "event_id") if name in names), None)
     single = f"CAST({quoted(run)} AS VARCHAR)" if run is not None else "CAST(row_number() OVER () AS VARCHAR)"
     question = Question(request.over, selected, eligible, weight, single)
@@ -225,8 +233,7 @@ class _Investigation:
         """Return a query for the clusters with most of the selected rows."""
         if self._cluster is None or self._totals.design_effect < _CONCENTRATED:
             return None
-        conditions = [parenthesized(str(self._request.where))]
-        conditions += [parenthesized(self._request.within)] if self._request.within is not None else []
+        conditions = self._conditions()
         return (
             f"SELECT {quoted(self._cluster)}, count(*) FROM {self._request.over} "
             f"WHERE {' AND '.join(conditions)} GROUP BY 1 ORDER BY 2 DESC LIMIT 10"
@@ -297,7 +304,8 @@ class _Investigation:
             return "failures"
         durations = {"duration_ms", "total_ms"}
         others = {"stage_name", "pipeline_name", self._request.per}
-        if self._referenced & durations and self._referenced <= durations | others:
+        is_above = ">" in str(where) and "<" not in str(where)
+        if is_above and self._referenced & durations and self._referenced <= durations | others:
             return f"slow {self._request.over}"
         return f"selected {self._request.over}"
 
@@ -309,7 +317,8 @@ class _Investigation:
             self._columns,
             self._totals,
             [one.finding for one in shown],
-            durations=self._kind_of_selection().startswith("slow"),
+            # The median of weighted rows would need all of them in order.
+            durations=self._kind_of_selection().startswith("slow") and not self._sample.cohorts.is_weighted,
         )
         found = [
             structs.replace(
@@ -325,15 +334,21 @@ class _Investigation:
             )
             for one, difference in zip(shown, measured, strict=True)
         ]
+        # The sample and the query can disagree about values that have no order or no text.
+        found = [one for one in found if one.rate > one.other_rate]
         if self._request.sort == "excess":
             found.sort(key=lambda one: -one.excess)
         elif self._request.sort == "lift":
             found.sort(key=lambda one: -(one.lift if one.lift is not None else float("inf")))
         return tuple(found)
 
+    def _conditions(self) -> list[str]:
+        """Return the predicates of the selection, without comments, so that a query fits on one line."""
+        predicates = [str(self._request.where), *([self._request.within] if self._request.within else [])]
+        return [parenthesized(_COMMENT.sub(lambda found: found[1] or "", one).strip()) for one in predicates]
+
     def _sql(self, condition: str) -> str:
-        conditions = [parenthesized(str(self._request.where))]
-        conditions += [parenthesized(self._request.within)] if self._request.within is not None else []
+        conditions = self._conditions()
         order = " ORDER BY started_at DESC" if "started_at" in self._columns else ""
         matching = " AND ".join((*conditions, condition))
         return f"SELECT * FROM {self._request.over} WHERE {matching}{order} LIMIT 100"

@@ -128,7 +128,8 @@ class _Relations:
         values = self._values[name]
         if values.numbers is not None:
             present = ~np.isnan(values.numbers)
-            limits = np.quantile(values.numbers[present], np.linspace(0, 1, _QUANTILES + 1)[1:-1])
+            with np.errstate(all="ignore"):
+                limits = np.quantile(values.numbers[present], np.linspace(0, 1, _QUANTILES + 1)[1:-1])
             return np.where(present, np.searchsorted(limits, values.numbers) + 1, 0)
         assert values.hashes is not None, "a field has a value or an order"
         distinct, codes, counts = np.unique(values.hashes, return_inverse=True, return_counts=True)

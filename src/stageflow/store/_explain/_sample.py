@@ -165,7 +165,8 @@ class Sample:
         self.totals = totals
         names = {column.name for column in columns}
         self._has_run_id = "pipeline_run_id" in names
-        start = 'epoch("started_at")' if "started_at" in names else "NULL::DOUBLE"
+        started = next((column for column in columns if column.name == "started_at" and column.is_time), None)
+        start = Field.of_column(started).number if started is not None else "NULL::DOUBLE"
         fetched = self._fetch(
             f'SELECT "#selected" AS selected, "#weight" AS weight, hash("#cluster") AS cluster, '
             f"{'hash(pipeline_run_id)' if self._has_run_id else '0'} AS run, "
@@ -211,7 +212,7 @@ class Sample:
         copied = ", ".join(f"s.{quoted(column.name)}" for column in columns if column.name != "stage_name")
         self._connection.execute(
             f"CREATE TEMP TABLE {self.table}_stages AS "
-            f'SELECT r."#", r."#selected", r."#weight", s.stage_name AS "#stage", {copied} '
+            f'SELECT r."#", r."#selected", r."#weight", CAST(s.stage_name AS VARCHAR) AS "#stage", {copied} '
             f"FROM stages s JOIN {self.table} r USING (pipeline_run_id) WHERE s.status <> 'RETRY'"
         )
         selected, rest = (max(1, int(mask.sum())) for mask in self.cohorts.masks)

@@ -131,9 +131,13 @@ class ValueTable:
         """Return for each element of the lists the indices of the lists that contain it."""
         found: dict[str, list[int]] = {}
         for n, text in enumerate(self.texts):
-            for element in {_element_text(element) for element in _decoded(text)}:
+            for element in {_element_text(one) for one in _decoded(text) if one is not None}:
                 found.setdefault(element, []).append(n)
         return {element: np.array(where, np.intp) for element, where in found.items()}
+
+
+_BATCH = 40
+"""Number of fields that one query counts."""
 
 
 def _decoded(text: str) -> list[Any]:
@@ -171,6 +175,20 @@ def count_values(
     Returns:
         For each field the table of its values by stage; without `by_stage`, the only key is "".
     """
+    if len(fields) > _BATCH:
+        # The memory of a query grows with the square of the number of its grouping sets.
+        return [
+            table
+            for start in range(0, len(fields), _BATCH)
+            for table in count_values(
+                connection,
+                source,
+                fields[start : start + _BATCH],
+                by_stage=by_stage,
+                is_weighted=is_weighted,
+                is_complete=is_complete,
+            )
+        ]
     if not fields:
         return []
     names = [f"v{n}" for n in range(len(fields))]

@@ -422,3 +422,26 @@ def test_fast_runs_are_not_called_slow() -> None:
     connection = table("a::DOUBLE AS duration_ms", caused="a < 20")
     assert explain(connection, "duration_ms < 50").selected_are == "selected runs"
     assert explain(connection, "duration_ms > 950").selected_are == "slow runs"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_small_tables_with_uneven_weights_and_sessions_are_no_errors(seed: int) -> None:
+    """Weights and clusters can leave less than one effective row on a side."""
+    dice = np.random.default_rng(seed)
+    count = int(dice.integers(3, 60))
+    columns: dict[str, Any] = {
+        "pipeline_run_id": np.array([f"r{n}" for n in range(count)], dtype=object),
+        "status": np.where(dice.random(count) < 0.3, "FAIL", "OK").astype(object),
+        "sample_rate": 1 + dice.lognormal(2, 3, count),
+        "session_id": np.array([f"s{n}" for n in dice.integers(0, max(1, count // 4), count)], dtype=object),
+        "duration_ms": dice.lognormal(3, 1, count),
+        "attributes.share": dice.random(count),
+        "attributes.kind": np.array([f"v{n}" for n in dice.integers(0, 3, count)], dtype=object),
+    }
+    connection = duckdb.connect()
+    connection.register("given", columns)
+    connection.execute("CREATE TABLE runs AS SELECT * FROM given")
+    connection.unregister("given")
+    for where in (None, "duration_ms > 20"):
+        found = explain(connection, where)
+        assert all(one.q_value <= 0.05 for one in found.differences)

@@ -130,7 +130,7 @@ def find_orders(
         lowest p-value of all.
     """
     ordered = _Ordered.of(numbers if rows is None else np.where(rows, numbers, np.nan), cohorts)
-    if ordered is None:
+    if ordered is None or not ordered.n or not ordered.m:
         return [], 0, 1.0
     selection, rest = (part / part[-1] for part in ordered.cumulative)
     distance = selection - rest

@@ -277,7 +277,8 @@ def rank_p(ranks: Floats, selection: Floats, rest: Floats, n: float, m: float) -
         n: Effective number of selected rows.
         m: Effective number of other rows.
     """
-    if n + m <= 2:
+    # Weights and clusters can leave less than one effective row.
+    if n <= 1 or m <= 1:
         return 1.0
     shares = [np.diff(cumulative, prepend=0.0) for cumulative in (selection, rest)]
     means = [float((share * ranks).sum()) for share in shares]

@@ -1,5 +1,6 @@
 """`stageflow demo`: its output, the record guarantees in its journal, and kills of its process."""
 
+import io
 import json
 import os
 import pty
@@ -13,11 +14,14 @@ from typing import NamedTuple
 
 import pytest
 from kill_demo import kill_after, moments
+from rich.console import Console
 from typer.testing import CliRunner
 
 from stageflow.cli._app import app
 from stageflow.cli.demo import _corpus as corpus
 from stageflow.cli.demo._corpus import LinearScan, read_corpus
+from stageflow.render import draw_explanation
+from stageflow.store import EventStore
 
 RUNS = 40
 STAGES = 10
@@ -124,6 +128,23 @@ def test_suggested_commands_query_the_journal(shown):
         )
         assert (done.returncode, done.stderr) == (0, ""), command
         assert done.stdout, command
+
+
+def test_readme_shows_how_explain_answers_for_the_demo(tmp_path):
+    """Numbers are not compared: a busy machine can make further runs fail."""
+    demo(tmp_path)
+    with EventStore(tmp_path / ".stageflow" / "demo") as store:
+        (explanation,) = store.explain_by_pipeline()
+    console = Console(file=io.StringIO(), width=88)
+    console.print(draw_explanation(explanation, width=88))
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    block = readme.partition("$ stageflow explain --journal .stageflow/demo\n")[2].partition("\n...")[0]
+
+    def words(text: str) -> str:
+        return " ".join(re.sub(r"[0-9][0-9.e-]*", "#", text).split())
+
+    assert words(block)
+    assert words(console.file.getvalue()).startswith(words(block))
 
 
 def test_second_demo_in_the_same_directory_shows_only_its_own_runs(tmp_path):

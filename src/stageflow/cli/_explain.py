@@ -206,10 +206,10 @@ def _is_id(text: str) -> bool:
 def _explain_run(
     run_id: str, filter: RunFilter, journal: Path | None, archive: str | None, *, verify: bool
 ) -> RunExplanation | None:
-    """Return the explanation of a run; None if there is no such run and the text can be a predicate.
+    """Return the explanation of a run; None if no run matches and the text can be a predicate.
 
     Raises:
-        RunNotFoundError: There is no such run, and the text cannot be a predicate.
+        RunNotFoundError: No run matches, and the text cannot be a predicate.
     """
     with open_store(journal, archive, verify=verify) as store:
         try:

@@ -375,7 +375,7 @@ def compare_with_earlier(text: str, earlier: str, filter: RunFilter) -> TwoWindo
         filter: The filter. If it has `since` and no `until`, the window ends now.
 
     Raises:
-        QueryError: There is no window, there are two, or the window is longer than the time span.
+        QueryError: The selection has no window or two windows, or the window is longer than the time span.
 
     Example:
         >>> day = RunFilter(since="2026-11-24T10:00:00Z", until="2026-11-24T12:00:00Z")

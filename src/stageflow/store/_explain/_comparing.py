@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from ._sample import Cohorts, Floats, Mask
 from ._significance import counts_of_masks
 from ._values import ValueTable
 
-__all__ = ["FieldValues", "compare_field", "find_in", "is_categorical"]
+__all__ = ["FieldValues", "compare_field", "find_in"]
 
 
 _MAX_CATEGORIES = 2_000
@@ -50,21 +51,21 @@ class FieldValues:
         assert self.numbers is not None, "a field has a value or an order"
         return np.isnan(self.numbers)
 
-
-def is_categorical(values: FieldValues) -> bool:
-    """Return whether the values of a field are compared for equality: texts, identifiers and codes."""
-    if values.hashes is None:
-        return False
-    if values.numbers is None:
-        return True
-    # If the first rows already contain many distinct numbers, do not sort all of them.
-    present = values.numbers[~np.isnan(values.numbers)]
-    if len(np.unique(present[:_FIRST_ROWS])) > _MAX_CATEGORIES / 2:
-        return False
-    distinct = np.unique(present)
-    if len(distinct) <= _MAX_DISTINCT_NUMBERS:
-        return True
-    return len(distinct) <= _MAX_CATEGORIES and bool((distinct == np.floor(distinct)).all())
+    @cached_property
+    def is_categorical(self) -> bool:
+        """Whether the values are compared for equality: texts, identifiers and codes."""
+        if self.hashes is None:
+            return False
+        if self.numbers is None:
+            return True
+        # If the first rows already contain many distinct numbers, do not sort all of them.
+        present = self.numbers[~np.isnan(self.numbers)]
+        if len(np.unique(present[:_FIRST_ROWS])) > _MAX_CATEGORIES / 2:
+            return False
+        distinct = np.unique(present)
+        if len(distinct) <= _MAX_DISTINCT_NUMBERS:
+            return True
+        return len(distinct) <= _MAX_CATEGORIES and bool((distinct == np.floor(distinct)).all())
 
 
 def compare_field(

@@ -210,7 +210,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
             shares of selected rows best, "first row" for the first selected row.
         left_out: The fields that were not compared, and the reasons.
         limitations: What restricts the result, in sentences.
-        sql: If there are no differences, a query for the clusters with most of the selected rows.
+        sql: A query for the clusters with most of the selected rows, if nothing differs and few clusters
+            contain them; otherwise None.
     """
 
     summary: str

@@ -174,7 +174,7 @@ class _Investigation:
         if not selection.rows:
             return self._explanation("No rows are selected.")
         if not rest.rows:
-            return self._explanation("There are no other rows to compare the selection with.")
+            return self._explanation("No other rows remain for the comparison.")
         fields = Fields(
             self._connection,
             self._request,
@@ -191,17 +191,17 @@ class _Investigation:
         combined = self._combinations(fields)
         found = significant([*tested, *combined], alpha, skipped=fields.skipped)
         cohorts = self._sample.cohorts
-        causes = rank(
-            [one for one in found if not self._is_effect(one.finding)], self._values, cohorts, alpha
-        )
-        effects = rank([one for one in found if self._is_effect(one.finding)], self._values, cohorts, alpha)
-        differences = self._differences(causes)
+        by_role: dict[bool, list[Ranked]] = {False: [], True: []}
+        for one in found:
+            by_role[self._is_effect(one.finding)].append(one)
+        causes, effects = (rank(part, self._values, cohorts, alpha) for part in by_role.values())
+        differences, likely_effects = self._differences(causes, effects)
         onset = self._onset([one.finding for one in causes])
         locations = find_locations(self._connection, self._sample, self._columns, self._kind_of_selection())
         explanation = self._explanation(
             "",
             differences,
-            self._differences(effects[:_MAX_EFFECTS]),
+            likely_effects,
             fields=len(self._tested),
             comparisons=sum(one.comparisons for one in (*tested, *combined)),
         )
@@ -276,7 +276,7 @@ class _Investigation:
         # depends on the pipeline and is not a result.
         if field.view == "stages" and field.column == "status" and finding.is_absence:
             return False
-        if finding.is_absence and self._selected_by_result and finding.text.endswith("is missing"):
+        if finding.condition == field.is_missing and self._selected_by_result:
             # A stage that did not run because the run had ended has no attributes.
             known = field.column in RESULTS or attribute_role(field.column) is not None
             return known or field.view == "stages"
@@ -309,33 +309,45 @@ class _Investigation:
             return f"slow {self._request.over}"
         return f"selected {self._request.over}"
 
-    def _differences(self, ranked: Sequence[Ranked]) -> tuple[Difference, ...]:
-        shown = ranked[: self._request.limit]
+    def _differences(
+        self, causes: Sequence[Ranked], effects: Sequence[Ranked]
+    ) -> tuple[tuple[Difference, ...], tuple[Difference, ...]]:
+        """Return the possible causes and the likely effects, with exact counts of all rows."""
+        causes, effects = causes[: self._request.limit], effects[:_MAX_EFFECTS]
         measured = measure(
             self._connection,
             self._sample,
             self._columns,
             self._totals,
-            [one.finding for one in shown],
+            [one.finding for one in (*causes, *effects)],
             # The median of weighted rows would need all of them in order.
             durations=self._kind_of_selection().startswith("slow") and not self._sample.cohorts.is_weighted,
         )
-        found = [
-            structs.replace(
-                difference,
-                deviance=one.deviance,
-                q_value=one.q,
-                run_ids=self._sample.run_ids(one.finding.mask),
-                sql=self._sql(one.finding.condition),
-                synonyms=tuple(synonym.text for synonym in one.synonyms),
-                verdict=one.verdict,
-                relates_to=one.relates_to.text if one.relates_to is not None else None,
-                varies=one.varies.text if one.varies is not None else None,
+        return self._confirmed(causes, measured[: len(causes)]), self._confirmed(
+            effects, measured[len(causes) :]
+        )
+
+    def _confirmed(self, ranked: Sequence[Ranked], measured: Sequence[Difference]) -> tuple[Difference, ...]:
+        """Return the differences that hold for all rows, in the order that was requested."""
+        found = []
+        for one, difference in zip(ranked, measured, strict=True):
+            if difference.rate <= difference.other_rate:
+                # The sample and the query disagree about values that have no order or no text.
+                self._left_out.setdefault("a query does not find its values", []).extend(difference.fields)
+                continue
+            found.append(
+                structs.replace(
+                    difference,
+                    deviance=one.deviance,
+                    q_value=one.q,
+                    run_ids=self._sample.run_ids(one.finding.mask),
+                    sql=self._sql(one.finding.condition),
+                    synonyms=tuple(synonym.text for synonym in one.synonyms),
+                    verdict=one.verdict,
+                    relates_to=one.relates_to.text if one.relates_to is not None else None,
+                    varies=one.varies.text if one.varies is not None else None,
+                )
             )
-            for one, difference in zip(shown, measured, strict=True)
-        ]
-        # The sample and the query can disagree about values that have no order or no text.
-        found = [one for one in found if one.rate > one.other_rate]
         if self._request.sort == "excess":
             found.sort(key=lambda one: -one.excess)
         elif self._request.sort == "lift":

@@ -395,7 +395,7 @@ def _summary(explanation: RunExplanation, failed_in: str | None) -> str:
         verb = f"failed in {failed_in} after"
     sentence = f"This run {verb} {taken}"
     if duration.p50 is None or duration.p95 is None:
-        return f"{sentence}. There are no other runs of this pipeline that ended OK to compare it with."
+        return f"{sentence}. No other run of this pipeline ended OK."
     sentence += f", typically {duration_text(duration.p50)} (p50; p95 {duration_text(duration.p95)})"
     parts = _excess_parts(explanation.stages)
     if duration.excess > 0 and parts:

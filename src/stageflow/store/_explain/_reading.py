@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import duckdb
@@ -12,7 +12,7 @@ from msgspec import structs
 
 from ...errors import QueryError
 from .._columns import ATTRIBUTE
-from ._comparing import FieldValues, is_categorical
+from ._comparing import FieldValues
 from ._documents import document_fields
 from ._fields import (
     DOCUMENTS,
@@ -44,12 +44,14 @@ def columns_of(connection: DuckDBPyConnection, view: str) -> list[Column]:
     """Return the columns of a view.
 
     Raises:
-        QueryError: There is no such view.
+        QueryError: The view does not exist.
     """
     try:
         described = connection.execute(f"DESCRIBE SELECT * FROM {view}").fetchall()
     except PREDICATE_ERRORS as error:
-        raise QueryError(f"there is no view {view!r}: {str(error).splitlines()[0]}", sql=view) from error
+        raise QueryError(
+            f"the view {view!r} does not exist: {str(error).splitlines()[0]}", sql=view
+        ) from error
     return [Column(name, type_) for name, type_, *_ in described]
 
 
@@ -148,14 +150,13 @@ class Fields:
         table: str,
         columns: Sequence[Column],
         view: Literal["stages", "runs"] | None = None,
-        excluded: Collection[str] = (),
     ) -> tuple[list[Field], frozenset[str]]:
         if not any(column.name == "rest" and column.type == "VARCHAR" for column in columns):
             return [], frozenset()
         fields, replaced, left_out = document_fields(self._connection, table, columns, view)
         for reason, names in left_out.items():
             self.leave_out(reason, names)
-        usable = [one for one in fields if one.column not in self._defining and one.column not in excluded]
+        usable = [one for one in fields if one.column not in self._defining]
         return usable, replaced
 
     def _add(self, values: Iterable[FieldValues]) -> None:
@@ -172,7 +173,7 @@ class Fields:
             source: A query for all rows; None to count in the sample only.
         """
         sample, weighted = self._sample, self._sample.cohorts.is_weighted
-        categorical = [field for field in fields if is_categorical(self.values[field.name])]
+        categorical = [field for field in fields if self.values[field.name].is_categorical]
         if sample.is_complete:
             groups = [(table, categorical, True)]
         else:
@@ -248,7 +249,7 @@ class Fields:
         wanted: dict[str, Field] = {}
         for of_stage in by_stage.values():
             for field, one in zip(fields, of_stage, strict=True):
-                if one.name in self.values and is_categorical(self.values[one.name]):
+                if one.name in self.values and self.values[one.name].is_categorical:
                     wanted[field.column] = field
         everywhere = list(wanted.values())
         groups: list[tuple[str, list[Field], bool]] = [(table, everywhere, True)]
@@ -290,7 +291,7 @@ class Fields:
             for field, of_stages in zip(of_group, tables, strict=True):
                 for stage, counted in of_stages.items():
                     name = f"{stage}/{field.column}"
-                    if name in self.values and is_categorical(self.values[name]):
+                    if name in self.values and self.values[name].is_categorical:
                         self.tables[name] = counted.with_missing(totals)
 
     def _read_run_fields(self) -> None:

@@ -38,7 +38,7 @@ def select_slow(
         weighted: Whether any row has a weight other than 1.
 
     Raises:
-        QueryError: There is no field `per`.
+        QueryError: `per` is not a field.
     """
     view = request.over
     rows = f"SELECT * FROM {view} WHERE {parenthesized(request.within or 'TRUE')}"

@@ -1,0 +1,638 @@
+"""The responses of the web API. `web/src/api.ts` is generated from these types."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from ..store import ErrorGroup, Explanation, RunExplanation, Stat
+
+__all__ = [
+    "Bin",
+    "Cell",
+    "Completion",
+    "Completions",
+    "CursorStatus",
+    "Differences",
+    "Errors",
+    "Facet",
+    "FacetValue",
+    "Facets",
+    "Finding",
+    "Heatmap",
+    "Mark",
+    "Overview",
+    "Problem",
+    "RunDetails",
+    "RunRow",
+    "Runs",
+    "Series",
+    "SeriesGroup",
+    "SnapshotInfo",
+    "SqlResult",
+    "StageGraph",
+    "StageRow",
+    "Stages",
+    "Status",
+    "Typical",
+    "WriterStatus",
+]
+
+
+class SnapshotInfo(Struct, frozen=True, kw_only=True):
+    """The state of the records that a response describes: `GET /api/snapshot` and the event stream.
+
+    Attributes:
+        number: Number of the snapshot; the next one has a higher number.
+        read_at: When it was read, RFC 3339.
+        source: The journal or the archive, as the server shows it.
+        runs: Number of ended runs.
+        in_progress: Number of runs in progress.
+        pipelines: Names of the pipelines, most runs first.
+        first_at: Start of the oldest run, RFC 3339; None without runs.
+        last_at: Start of the newest run, RFC 3339; None without runs.
+        estimated: True if runs were sampled, so that counts are estimates.
+        archive_error: Why the archive, or a part of it, is not included; None if all of it is.
+        version: Version of stageflow; a page from another version reloads itself.
+        actions: Whether actions, such as silencing an alert, are allowed.
+    """
+
+    number: int
+    read_at: str
+    source: str
+    runs: int
+    in_progress: int
+    pipelines: tuple[str, ...]
+    first_at: str | None
+    last_at: str | None
+    estimated: bool
+    archive_error: str | None
+    version: str
+    actions: bool
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """The body of a response with an error status (RFC 9457: Problem Details).
+
+    Attributes:
+        title: What happened, in one sentence.
+        status: The HTTP status.
+        hint: What to do; None if there is no advice.
+        reason: "expired" for a missing or old token, "replaced" for a request that a newer one of the same
+            panel replaced, "snapshot" for a snapshot that is no longer kept, "invalid" for wrong
+            parameters, "timeout", "store" for records that cannot be read, "internal".
+    """
+
+    title: str
+    status: int
+    hint: str | None = None
+    reason: Literal["expired", "replaced", "snapshot", "invalid", "timeout", "store", "internal"]
+
+
+class RunRow(Struct, frozen=True, kw_only=True):
+    """A run in a list.
+
+    Attributes:
+        run_id: Its id.
+        pipeline: Name of its pipeline.
+        status: OK, FAIL, CANCEL, or OPEN for a run in progress.
+        outcome: ok, degraded, failed, timeout, crashed, cancelled, suspended, or open.
+        failed: Whether it counts as a failure; None if failure rates exclude it.
+        started_at: RFC 3339.
+        duration_ms: Duration in milliseconds; for a run in progress, until now.
+        error: Its error, one line of at most 300 characters; None without an error.
+        failed_stage: The first stage that failed; None if none did.
+        running: The stages that are running; empty for an ended run.
+        user_id: Its user; None if unknown. The same for the next four.
+        org_id: Its organization.
+        session_id: Its session.
+        request_id: Its request.
+        service_version: Version of the service.
+        parent_run_id: The run inside which it was started; None for a root run.
+        weight: Number of runs that it represents (`sample_rate`).
+    """
+
+    run_id: str
+    pipeline: str
+    status: str
+    outcome: str
+    failed: bool | None
+    started_at: str
+    duration_ms: float | None
+    error: str | None
+    failed_stage: str | None
+    running: tuple[str, ...] = ()
+    user_id: str | None = None
+    org_id: str | None = None
+    session_id: str | None = None
+    request_id: str | None = None
+    service_version: str | None = None
+    parent_run_id: str | None = None
+    weight: float = 1.0
+
+
+class Runs(Struct, frozen=True, kw_only=True):
+    """A page of runs: `GET /api/runs?limit=200&before=CURSOR`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        rows: The runs in the requested order; by default newest first.
+        next: The value of `before` for the next page; None on the last page.
+        total: Number of matching runs, weighted; None if it was not counted.
+        sql: The query as SQL.
+    """
+
+    snapshot: int
+    rows: tuple[RunRow, ...]
+    next: str | None
+    total: float | None
+    sql: str
+
+
+class Typical(Struct, frozen=True, kw_only=True):
+    """The typical duration of a stage, or of the run, in its pipeline.
+
+    Attributes:
+        p50_ms: Median in milliseconds; None without other runs.
+        p95_ms: 95th percentile in milliseconds.
+        rows: Number of runs or stages.
+    """
+
+    p50_ms: float | None
+    p95_ms: float | None
+    rows: int
+
+
+class RunDetails(Struct, frozen=True, kw_only=True):
+    """Everything about one run: `GET /api/run?id=RUN`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        run: The data of its `pipeline.wide` event; for a run in progress the known fields, with status
+            "OPEN" and `stages_running`.
+        stages: The data of its `stage.wide` events, one for each attempt that was retried and one for the end.
+        events: The custom events, as pairs of type and data.
+        children: The `pipeline.wide` events of the runs that were started inside it.
+        typical: The typical duration of the whole run.
+        typical_stages: The typical duration of each stage.
+        explanation: How it differs from comparable runs; None if it was not requested or is in progress.
+    """
+
+    snapshot: int
+    run: dict[str, Any]
+    stages: list[dict[str, Any]]
+    events: list[tuple[str, dict[str, Any]]]
+    children: list[dict[str, Any]]
+    typical: Typical | None
+    typical_stages: dict[str, Typical]
+    explanation: RunExplanation | None
+
+
+class Mark(Struct, frozen=True, kw_only=True):
+    """A vertical mark in a chart over time.
+
+    Attributes:
+        at: RFC 3339.
+        kind: A service version, an error or an alert that occurred for the first time.
+        label: Its text.
+        where: The predicate of its runs; None for an alert.
+    """
+
+    at: str
+    kind: Literal["version", "error", "alert"]
+    label: str
+    where: str | None
+
+
+class SeriesGroup(Struct, frozen=True, kw_only=True):
+    """One line of each chart. All lists have one element for each time step; None is a gap.
+
+    Attributes:
+        name: Value of the field by which the series is grouped; None for all rows or a missing value.
+        where: The predicate of the group; None for all rows.
+        count: Number of rows.
+        failed: Number of failures.
+        failure_rate: Share of failures, 0 to 1; None for steps without rows.
+        p50_ms: Median duration in milliseconds.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+    """
+
+    name: str | None
+    where: str | None
+    count: tuple[float, ...]
+    failed: tuple[float, ...]
+    failure_rate: tuple[float | None, ...]
+    p50_ms: tuple[float | None, ...]
+    p95_ms: tuple[float | None, ...]
+    p99_ms: tuple[float | None, ...]
+
+
+class Series(Struct, frozen=True, kw_only=True):
+    """Counts, failure rates and durations over time: `GET /api/series?by=FIELD`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        since: Start of the first step, RFC 3339.
+        step_s: Length of a step in seconds.
+        steps: Number of steps.
+        by: The field by which it is grouped; None for one group.
+        groups: The groups, most rows first; at most ten.
+        other_groups: Number of groups that are not included.
+        previous: The same steps one week earlier; None if there are no rows.
+        marks: The marks in this time.
+        estimated: True if rows were sampled.
+        sql: The query as SQL.
+    """
+
+    snapshot: int
+    since: str
+    step_s: float
+    steps: int
+    by: str | None
+    groups: tuple[SeriesGroup, ...]
+    other_groups: int
+    previous: SeriesGroup | None
+    marks: tuple[Mark, ...]
+    estimated: bool
+    sql: str
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """A sentence of the overview.
+
+    Attributes:
+        level: How bad it is; "ok" for the sentence that nothing is wrong.
+        text: The sentence.
+        where: A predicate for the runs to open; None if it has none.
+        since: When it began, RFC 3339; None if it is unknown.
+        view: The view that shows more.
+    """
+
+    level: Literal["bad", "warning", "info", "ok"]
+    text: str
+    where: str | None
+    since: str | None
+    view: Literal["explore", "runs", "errors", "status"]
+
+
+class Overview(Struct, frozen=True, kw_only=True):
+    """The landing page: `GET /api/overview`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        findings: The findings, worst first; at least one.
+        series: The charts.
+        changes: What occurred for the first time, newest first.
+        slowest: The five slowest runs.
+        failing: The five newest runs that failed.
+    """
+
+    snapshot: int
+    findings: tuple[Finding, ...]
+    series: Series
+    changes: tuple[Mark, ...]
+    slowest: tuple[RunRow, ...]
+    failing: tuple[RunRow, ...]
+
+
+class Cell(Struct, frozen=True, array_like=True, gc=False):
+    """A cell of a heatmap that is not empty; a JSON array.
+
+    Attributes:
+        x: Index of the time step.
+        y: Index of the interval of the measure; 0 is the lowest.
+        count: Number of rows, weighted.
+        failed: Number of failures, weighted.
+        selected: Number of rows of the selection, weighted; 0 without one.
+    """
+
+    x: int
+    y: int
+    count: float
+    failed: float
+    selected: float
+
+
+class Heatmap(Struct, frozen=True, kw_only=True):
+    """A numeric field over time: `GET /api/heatmap?measure=FIELD&columns=200&rows=60&select=PREDICATE`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        over: "runs" or "stages".
+        measure: The field.
+        measure_sql: The field as an SQL expression, for predicates.
+        since: Start of the first step, RFC 3339.
+        step_s: Length of a step in seconds.
+        columns: Number of steps, at most 200.
+        log: Whether the edges grow exponentially.
+        edges: The limits of the intervals: one more than there are rows of cells, at most 61. The last
+            interval includes its upper limit.
+        cells: The cells that are not empty.
+        count: Number of rows with a value, weighted.
+        missing: Number of rows without a value, weighted.
+        estimated: True if rows were sampled.
+        sql: The query as SQL.
+    """
+
+    snapshot: int
+    over: Literal["runs", "stages"]
+    measure: str
+    measure_sql: str
+    since: str
+    step_s: float
+    columns: int
+    log: bool
+    edges: tuple[float, ...]
+    cells: tuple[Cell, ...]
+    count: float
+    missing: float
+    estimated: bool
+    sql: str
+
+
+class FacetValue(Struct, frozen=True, kw_only=True):
+    """A value of a field, and how often it occurs.
+
+    Attributes:
+        value: The value as text; None if it is missing.
+        where: The predicate of the rows with this value.
+        selection: Number of rows of the selection with it (of all rows without a selection), weighted.
+        rest: Number of rows of the rest; 0 without a selection.
+    """
+
+    value: str | None
+    where: str
+    selection: float
+    rest: float
+
+
+class Bin(Struct, frozen=True, kw_only=True):
+    """An interval of a number, and how many rows it contains.
+
+    Attributes:
+        low: Lower limit, included.
+        high: Upper limit, excluded, except in the last interval.
+        where: The predicate of its rows.
+        selection: Number of rows of the selection, weighted.
+        rest: Number of rows of the rest; 0 without a selection.
+    """
+
+    low: float
+    high: float
+    where: str
+    selection: float
+    rest: float
+
+
+class Facet(Struct, frozen=True, kw_only=True):
+    """The distribution of one field.
+
+    Attributes:
+        field: Name of the field.
+        kind: "values" for the most frequent values, "numbers" for intervals.
+        values: At most 8 values, most frequent first; empty for numbers.
+        bins: At most 20 intervals; empty for values.
+        other: Rows with another value: of the selection, and of the rest.
+        missing: Rows without a value: of the selection, and of the rest.
+        distinct: Approximate number of distinct values.
+        difference: Distance of the two distributions, 0 (equal) to 1 (disjoint); 0 without a selection.
+    """
+
+    field: str
+    kind: Literal["values", "numbers"]
+    values: tuple[FacetValue, ...]
+    bins: tuple[Bin, ...]
+    other: tuple[float, float]
+    missing: tuple[float, float]
+    distinct: int
+    difference: float
+
+
+class Facets(Struct, frozen=True, kw_only=True):
+    """The distributions of the fields: `GET /api/facets?select=PREDICATE`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        over: "runs" or "stages".
+        selection: Number of rows of the selection (of all rows without one), weighted.
+        rest: Number of all other rows, weighted; 0 without a selection.
+        fields: The fields, those that differ most first; without a selection by name.
+        left_out: Fields that are not shown, because almost every row has another value.
+        sampled: Number of rows from which the distributions were read; None if it is all of them.
+    """
+
+    snapshot: int
+    over: Literal["runs", "stages"]
+    selection: float
+    rest: float
+    fields: tuple[Facet, ...]
+    left_out: tuple[str, ...]
+    sampled: int | None
+
+
+class Differences(Struct, frozen=True, kw_only=True):
+    """What is different about a selection: `GET /api/differences?select=PREDICATE`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        explanation: The result of `EventStore.explain`.
+        command: The same question for the command line.
+        markdown: The result as compact Markdown, to paste into a chat with an assistant.
+    """
+
+    snapshot: int
+    explanation: Explanation
+    command: str
+    markdown: str
+
+
+class ErrorRow(Struct, frozen=True, kw_only=True):
+    """A group of failures with the same error.
+
+    Attributes:
+        group: The group.
+        where: The predicate of its runs.
+    """
+
+    group: ErrorGroup
+    where: str
+
+
+class Errors(Struct, frozen=True, kw_only=True):
+    """The errors by fingerprint: `GET /api/errors`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        rows: The groups, most frequent first.
+        trend_since: Start of the trend of each group, RFC 3339.
+        trend_until: End of it.
+    """
+
+    snapshot: int
+    rows: tuple[ErrorRow, ...]
+    trend_since: str | None
+    trend_until: str | None
+
+
+class StageRow(Struct, frozen=True, kw_only=True):
+    """A stage of a pipeline, with its course over time.
+
+    Attributes:
+        stat: Its statistics.
+        where: The predicate of its rows over `stages`.
+        runs_where: The predicate over `runs` of the pipeline.
+        p95_ms: 95th percentile of its duration in milliseconds for each time step; None is a gap.
+        count: Number of rows for each time step.
+        failed: Number of failures for each time step.
+    """
+
+    stat: Stat
+    where: str
+    runs_where: str
+    p95_ms: tuple[float | None, ...]
+    count: tuple[float, ...]
+    failed: tuple[float, ...]
+
+
+class StageGraph(Struct, frozen=True, kw_only=True):
+    """The graph of a pipeline, from the newest run.
+
+    Attributes:
+        pipeline: Name of the pipeline.
+        edges: Pairs of stages: the second one depends on the first one.
+        stages: All stages, in order.
+    """
+
+    pipeline: str
+    stages: tuple[str, ...]
+    edges: tuple[tuple[str, str], ...]
+
+
+class Stages(Struct, frozen=True, kw_only=True):
+    """The stages of each pipeline: `GET /api/stages`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        since: Start of the first time step, RFC 3339.
+        step_s: Length of a step in seconds.
+        rows: The stages, grouped by pipeline.
+        graphs: The graph of each pipeline.
+    """
+
+    snapshot: int
+    since: str
+    step_s: float
+    rows: tuple[StageRow, ...]
+    graphs: tuple[StageGraph, ...]
+
+
+class SqlResult(Struct, frozen=True, kw_only=True):
+    """The rows of a query: `GET /api/sql?query=SELECT`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        columns: Names of the columns.
+        rows: At most `limit` rows, by default 200.
+        more: Whether there are more rows.
+        ms: Duration of the query in milliseconds.
+    """
+
+    snapshot: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    more: bool
+    ms: float
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """A suggestion of the filter bar.
+
+    Attributes:
+        text: The text that it inserts.
+        kind: A field or a value.
+        count: Number of rows with the value; None for a field.
+        type: "text", "number", "time", "boolean" or "list" for a field; None for a value.
+    """
+
+    text: str
+    kind: Literal["field", "value"]
+    count: float | None = None
+    type: str | None = None
+
+
+class Completions(Struct, frozen=True, kw_only=True):
+    """Suggestions: all fields with `GET /api/complete`, values with `GET /api/complete?field=F&prefix=P`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        suggestions: The suggestions; fields by name, values by count.
+    """
+
+    snapshot: int
+    suggestions: tuple[Completion, ...]
+
+
+class WriterStatus(Struct, frozen=True, kw_only=True):
+    """A process that writes to the journal, or did.
+
+    Attributes:
+        name: Name of the writer.
+        open: Whether the process is still writing.
+        segments: Number of its segments in the journal.
+        bytes: Their size.
+    """
+
+    name: str
+    open: bool
+    segments: int
+    bytes: int
+
+
+class CursorStatus(Struct, frozen=True, kw_only=True):
+    """A reader of the journal.
+
+    Attributes:
+        name: Name of the cursor.
+        lag_bytes: Bytes that it has not read.
+        error: Why its position is unknown; None if it is known.
+    """
+
+    name: str
+    lag_bytes: int
+    error: str | None
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """The state of the system: `GET /api/status`.
+
+    Attributes:
+        snapshot: Number of the snapshot.
+        source: The journal or the archive.
+        alerts: The state of each alert rule, as `stageflow alerts status --json` prints it.
+        alerts_error: Why there is no state of alerts; None if there is one.
+        writers: The writers.
+        cursors: The readers.
+        damage: Damaged files, in sentences.
+        dropped: Number of events that were dropped, as the journal states.
+        archive: Facts about the archive, as pairs of a name and a value.
+        age_s: Seconds since the snapshot was read.
+        viewers: Number of open event streams.
+        queries: Number of queries that are running.
+        cache_bytes: Size of the cached results.
+    """
+
+    snapshot: int
+    source: str
+    alerts: list[dict[str, Any]]
+    alerts_error: str | None
+    writers: tuple[WriterStatus, ...]
+    cursors: tuple[CursorStatus, ...]
+    damage: tuple[str, ...]
+    dropped: int
+    archive: tuple[tuple[str, str], ...]
+    age_s: float
+    viewers: int
+    queries: int
+    cache_bytes: int

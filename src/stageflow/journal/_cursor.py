@@ -150,14 +150,14 @@ def cursor_names(directory: str) -> list[str]:
     return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and name[0] != ".")
 
 
-def positions_of_all(directory: str) -> list[dict[str, Position]]:
+def positions_of_all(directory: str) -> dict[str, dict[str, Position]]:
     """Return the positions of every named reader; no positions for a reader whose cursor cannot be read."""
-    found = []
+    found = {}
     for name in cursor_names(directory):
         try:
             cursor = load_cursor(directory, name)
         except OSError:
             cursor = CursorFile()  # treat it as having read nothing, so that `max_age` deletes nothing unread
         if cursor is not None:
-            found.append(cursor.positions)
+            found[name] = cursor.positions
     return found

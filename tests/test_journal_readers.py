@@ -495,11 +495,10 @@ async def test_read_returns_events_up_to_a_total_size_and_a_larger_event_alone(t
     for number, size in enumerate((10, 10, 500, 10)):
         sink.try_emit(type="t", data={"event_id": str(number), "text": "x" * size})
     reader = JournalReader(tmp_path, "me")
-    sizes = []
-    while entries := reader.read(max_bytes=100):
-        sizes.append([entry.data()["event_id"] for entry in entries])
-        reader.commit()
-    assert sizes == [["0", "1"], ["2"], ["3"]]
+    assert (ids(reader.read(max_bytes=100)), reader.has_more) == (["0", "1"], True)
+    assert (reader.read(max_bytes=100, larger_alone=False), reader.has_more) == ([], True)
+    assert (ids(reader.read(max_bytes=100)), reader.has_more) == (["2"], True)
+    assert (ids(reader.read(max_bytes=100)), reader.has_more) == (["3"], False)
     assert reader.events == 4
     with pytest.raises(InvalidArgumentError, match="max_bytes must be a positive integer or None, got 0"):
         reader.read(max_bytes=0)

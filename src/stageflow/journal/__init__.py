@@ -3,8 +3,13 @@
 from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
 
 # For other packages of stageflow.
-from ._cursor import CursorFile as CursorFile, load_cursor as load_cursor, store_cursor as store_cursor
-from ._format import REQUIRED as REQUIRED, is_well_formed as is_well_formed
+from ._cursor import (
+    CursorFile as CursorFile,
+    cursor_lock as cursor_lock,
+    load_cursor as load_cursor,
+    store_cursor as store_cursor,
+)
+from ._format import REQUIRED as REQUIRED, is_timestamp as is_timestamp, is_well_formed as is_well_formed
 from ._journal import Journal, find_run as find_run, no_run as no_run, several_runs as several_runs
 from ._reader import (
     Entry,

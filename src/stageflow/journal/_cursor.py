@@ -19,6 +19,7 @@ __all__ = [
     "CursorFile",
     "Position",
     "check_cursor_name",
+    "cursor_lock",
     "cursor_names",
     "cursor_path",
     "cursor_state_file",
@@ -80,6 +81,11 @@ def check_cursor_name(name: str) -> str:
 def cursor_path(directory: str, name: str) -> str:
     """Return the path of a reader's cursor file."""
     return os.path.join(directory, CURSORS, f"{name}.json")
+
+
+def cursor_lock(directory: str, name: str) -> str:
+    """Return the path of the lock that a reader with this name holds."""
+    return os.path.join(directory, CURSORS, f"{name}.lock")
 
 
 def cursor_state_file(name: str) -> StateFile:

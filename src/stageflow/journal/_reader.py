@@ -28,7 +28,7 @@ from ..errors import (
     JournalNotFoundError,
     invalid_argument,
 )
-from ._cursor import CursorFile, Position, check_cursor_name, load_cursor, store_cursor
+from ._cursor import CursorFile, Position, check_cursor_name, cursor_lock, load_cursor, store_cursor
 from ._format import decode, is_event, is_timestamp
 from ._recovery import recover
 from ._retention import Deleted, read_deletion_counts
@@ -182,8 +182,7 @@ class JournalReader:
 
     def _acquire(self, name: str) -> OwnedFile:
         make_private_below(os.path.join(self.path, CURSORS))
-        path = os.path.join(self.path, CURSORS, f"{name}.lock")
-        lock = open_owned(path, os.O_RDWR | os.O_CREAT)
+        lock = open_owned(cursor_lock(self.path, name), os.O_RDWR | os.O_CREAT)
         if lock.lock():
             os.truncate(lock.fd, 0)
             os.write(lock.fd, b"%d" % os.getpid())
@@ -225,13 +224,21 @@ class JournalReader:
 
     # ------------------------------------------------------------ reading
 
-    def read(self, limit: int = 1000, *, max_bytes: int | None = None, timeout: float = 0.0) -> list[Entry]:
+    def read(
+        self,
+        limit: int = 1000,
+        *,
+        max_bytes: int | None = None,
+        larger_alone: bool = True,
+        timeout: float = 0.0,
+    ) -> list[Entry]:
         """Return the next events, or an empty list if there are none yet.
 
         Args:
             limit: Maximum number of events; default 1000.
-            max_bytes: Maximum total size of their JSON, in bytes; default None for no maximum. A larger event
-                is returned alone.
+            max_bytes: Maximum total size of their JSON, in bytes; default None for no maximum.
+            larger_alone: Whether to return an event that is larger than `max_bytes`, alone; default True.
+                Otherwise the list is empty, and the next call returns the event.
             timeout: Maximum time to wait for the first event, in seconds; default 0. The call blocks, so
                 asynchronous code must call it in a separate thread.
 
@@ -251,15 +258,20 @@ class JournalReader:
         while True:
             # The remainder of an earlier scan does not include files opened since then.
             is_new = self._pending_steps is None
-            steps = self._next_steps(limit, max_bytes)
+            steps = self._next_steps(limit, max_bytes, larger_alone)
             for step in steps:
                 self._apply(step)
             found = [step.entry for step in steps if step.entry is not None]
             left = deadline - time.monotonic()
-            if found or (is_new and not steps and left <= 0):
+            if found or self._held_step is not None or (is_new and not steps and left <= 0):
                 return found
             if is_new and not steps:
                 time.sleep(min(_POLL_SECONDS, left))
+
+    @property
+    def has_more(self) -> bool:
+        """True if the last `read` reached one of its limits, so that there may be more events."""
+        return self._pending_steps is not None
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield all events that exist now.
@@ -283,7 +295,7 @@ class JournalReader:
         self.torn += step.torn
         self.missed += step.missed
 
-    def _next_steps(self, limit: int, max_bytes: int | None = None) -> list[_Step]:
+    def _next_steps(self, limit: int, max_bytes: int | None = None, larger_alone: bool = True) -> list[_Step]:
         """Return the next steps, with up to `limit` events. An error loses none: nothing is applied yet."""
         for _ in range(_MAX_ATTEMPTS):
             if self._pending_steps is None:
@@ -297,7 +309,7 @@ class JournalReader:
                 for step in steps if held is None else itertools.chain((held,), steps):
                     if max_bytes is not None and step.entry is not None:
                         size += len(step.entry.json)
-                        if events and size > max_bytes:
+                        if size > max_bytes and (events or not larger_alone):
                             self._pending_steps, self._held_step = steps, step
                             break
                     found.append(step)

@@ -1,0 +1,31 @@
+"""Export: delivers the events of a journal to other systems, at least once and in batches."""
+
+from ._batch import Batch, ExportEvent
+from ._dead_letters import DeadLetter, DeadLetters
+from ._exporter import Exporter, NotSent, Rejected, Sent
+from ._http import HttpExporter
+from ._resend import Resent, resend
+from ._retries import ExportSettings
+from ._runner import ExportRunner
+from ._state import ExportCounters, ExportState
+from ._status import ExportStatus, export_status
+
+__all__ = [
+    "Batch",
+    "DeadLetter",
+    "DeadLetters",
+    "ExportCounters",
+    "ExportEvent",
+    "ExportRunner",
+    "ExportSettings",
+    "ExportState",
+    "ExportStatus",
+    "Exporter",
+    "HttpExporter",
+    "NotSent",
+    "Rejected",
+    "Resent",
+    "Sent",
+    "export_status",
+    "resend",
+]

@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "alerts": ("store", "journal"),
     "export": ("store", "journal"),
     # interfaces: call the other packages
-    "settings": ("events", "observability", "journal"),
+    "settings": ("events", "observability", "journal", "export"),
     "lifecycle": ANY,
     "integrations": ("pipeline", "results", "context", "stages"),
     "cli": ANY,

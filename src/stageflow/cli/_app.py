@@ -10,6 +10,7 @@ from .. import __version__
 from ._alerts import alerts
 from ._errors import Command, Commands
 from ._explain import explain
+from ._export import export
 from ._maintenance import compact, doctor
 from ._query import query
 from ._runs import runs, show
@@ -71,3 +72,4 @@ for command in (
 ):
     app.command(cls=Command)(command)
 app.add_typer(alerts)
+app.add_typer(export)

@@ -1,5 +1,7 @@
 """Export: delivers the events of a journal to other systems, at least once and in batches."""
 
+# For other packages of stageflow.
+from ._background import BackgroundExport as BackgroundExport
 from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
 from ._exporter import Exporter, NotSent, Rejected, Sent
@@ -9,6 +11,7 @@ from ._retries import ExportSettings
 from ._runner import ExportRunner
 from ._state import ExportCounters, ExportState
 from ._status import ExportStatus, export_status
+from ._target import exporter_for, exporters_of as exporters_of
 
 __all__ = [
     "Batch",
@@ -27,5 +30,6 @@ __all__ = [
     "Resent",
     "Sent",
     "export_status",
+    "exporter_for",
     "resend",
 ]

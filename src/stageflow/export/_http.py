@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from .._http import HttpClient, HttpError, HttpResponse, url_problem, without_secrets
+from .._http import HttpClient, HttpError, HttpResponse, check_http, url_problem, without_secrets
 from .._state_file import decoder
-from .._webhook import WebhookSecrets
+from .._webhook import WebhookSecrets, check_signing
 from ..errors import invalid_argument
 from ._batch import Batch, ExportEvent
 from ._exporter import Exporter, NotSent, Rejected, Sent, check_name
@@ -64,6 +64,7 @@ class HttpExporter(Exporter):
 
     Raises:
         InvalidArgumentError: The URL, the name or the timeout is invalid.
+        MissingExtraError: The packages of the extra `export` are not installed.
 
     Example:
         HttpExporter("https://collector.example/events", secret_env="EXPORT_SECRET")
@@ -85,6 +86,9 @@ class HttpExporter(Exporter):
             )
         if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
             raise invalid_argument("HttpExporter", "timeout", timeout, "a positive number of seconds")
+        check_http(_FEATURE, _EXTRA)
+        if secret_env is not None:
+            check_signing(_FEATURE, _EXTRA)
         self.name = name_of_url(url) if name is None else check_name(name)
         self._url = url
         self._secrets = WebhookSecrets(secret_env) if secret_env is not None else None

@@ -79,7 +79,7 @@ class Retries:
         failures: Number of consecutive failures.
 
     Example:
-        >>> retries = Retries(ExportSettings(circuit_failures=2, circuit_seconds=60))
+        >>> retries = Retries(ExportSettings(circuit_failures=2, circuit_seconds=60.0))
         >>> 0.5 <= retries.failed() <= 1.0, retries.circuit
         (True, 'closed')
         >>> retries.failed(), retries.circuit

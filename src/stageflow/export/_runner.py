@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -145,24 +146,35 @@ class ExportRunner:
 
         Args:
             timeout: Maximum number of seconds; default 10.
-            drain: Also send the events that are in the journal now, unless the target is unavailable.
+            drain: Also send the events that are in the journal now, unless the target is unavailable; default
+                False.
 
         Returns:
             False if the thread did not end in time.
         """
+        self.request_stop(timeout, drain=drain)
+        return self.join()
+
+    def request_stop(self, timeout: float = 10.0, *, drain: bool = False) -> None:
+        """Stop as `stop` does, but do not wait. Signal handlers can call it.
+
+        Args:
+            timeout: See `stop`.
+            drain: See `stop`.
+        """
         self._stop_at = time.monotonic() + timeout
         self._draining = drain
         self._stopping.set()
-        loop = self._loop
-        if loop is not None:
-            try:
+        if (loop := self._loop) is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(self._interrupt)
-            except RuntimeError:  # the loop was closed meanwhile
-                pass
+
+    def join(self) -> bool:
+        """Wait for the end of a runner that was asked to stop; return False if it did not end in time."""
         thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is None or thread is threading.current_thread() or self._stop_at is None:
             return True
-        thread.join(timeout + 2 * _CLOSE_SECONDS)
+        thread.join(max(0.0, self._stop_at - time.monotonic()) + 2 * _CLOSE_SECONDS)
         return not thread.is_alive()
 
     def _interrupt(self) -> None:
@@ -193,7 +205,7 @@ class ExportRunner:
 
     def _run(self, runner: asyncio.Runner) -> None:
         failures = Retries(self.settings)
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() or self._draining:
             try:
                 name = cursor_name(self.exporter.name)
                 with JournalReader(self.journal, name, at_end=self._at_end) as reader:
@@ -206,6 +218,8 @@ class ExportRunner:
             except Exception as error:
                 self._log_once(f"cannot read or write the journal: {describe(error)}")
                 runner.run(self._pause(failures.failed()))
+            if self._stopping.is_set():
+                return
 
     async def _close(self) -> None:
         try:
@@ -302,7 +316,7 @@ class ExportRunner:
                 if len(batch.events) > 1:
                     parts.extendleft(reversed(batch.halves()))
                 else:
-                    delivered.rejected.append((batch.events[0], outcome.reason))
+                    delivered.rejected += [(event, outcome.reason) for event in batch.events]
                 self._succeeded()  # the target is available
             else:
                 delay = self._failed(outcome)

@@ -1100,6 +1100,7 @@ COMMAND_NAMES = [
     ("export", "run"),
     ("export", "status"),
     ("export", "retry"),
+    ("export", "sql"),
 ]
 
 

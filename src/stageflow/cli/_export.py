@@ -14,7 +14,15 @@ import msgspec
 import typer
 
 from ..errors import InvalidArgumentError, SettingsError
-from ..export import Exporter, ExportRunner, export_status, exporter_for, exporters_of, resend
+from ..export import (
+    Exporter,
+    ExportRunner,
+    export_status,
+    exporter_for,
+    exporters_of,
+    postgres_tables,
+    resend,
+)
 from ..render import draw_export_status
 from ..settings import configured_targets
 from ._errors import Command, CommandGroup
@@ -177,6 +185,26 @@ def retry(
             print_text(f"{exporter.name}: {found.sent:,} sent, {found.rejected:,} rejected again{left}.")
     if not complete:
         raise typer.Exit(1)
+
+
+@export.command(cls=Command)
+def sql(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Kind of the target: postgres.")],
+    schema: Annotated[str, typer.Option(metavar="NAME", help="Name of the schema.")] = "stageflow",
+) -> None:
+    """Print the SQL statements that create the tables and views of a target, for a database administrator.
+
+    An exporter that may create objects executes these statements itself. Another one needs the privileges to
+    use the schema, and to select from and insert into its table `events`.
+
+    - `stageflow export sql postgres | psql shop`
+    """
+    if target != "postgres":
+        raise typer.BadParameter(f"expected postgres, got {target!r}", param_hint="TARGET")
+    try:
+        print_text(postgres_tables(schema).rstrip("\n"))
+    except InvalidArgumentError as error:
+        raise typer.BadParameter(error.message, param_hint="--schema") from None
 
 
 def _exporters(

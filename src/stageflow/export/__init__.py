@@ -6,6 +6,8 @@ from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
 from ._exporter import Exporter, NotSent, Rejected, Sent
 from ._http import HttpExporter
+from ._postgres import PostgresExporter
+from ._postgres_schema import tables_sql as postgres_tables
 from ._resend import Resent, resend
 from ._retries import ExportSettings
 from ._runner import ExportRunner
@@ -26,10 +28,12 @@ __all__ = [
     "Exporter",
     "HttpExporter",
     "NotSent",
+    "PostgresExporter",
     "Rejected",
     "Resent",
     "Sent",
     "export_status",
     "exporter_for",
+    "postgres_tables",
     "resend",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InvalidArgumentError, did_you_mean, invalid_argument, type_name
 from ._exporter import Exporter
 from ._http import HttpExporter
+from ._postgres import PostgresExporter
 
 __all__ = ["exporter_for", "exporters_of"]
 
@@ -17,10 +18,12 @@ __all__ = ["exporter_for", "exporters_of"]
 _SCHEMES: Mapping[str, Callable[..., Exporter]] = {
     "http": HttpExporter,
     "https": HttpExporter,
+    "postgresql": PostgresExporter,
+    "postgres": PostgresExporter,
 }
 """The class of exporter for each scheme of a URL."""
 
-_OPTIONS = ("url", "url_env", "name", "secret_env", "headers_env")
+_OPTIONS = ("url", "url_env", "name", "secret_env", "headers_env", "schema")
 
 
 def exporter_for(

@@ -21,9 +21,11 @@ import pytest
 import standardwebhooks
 from conftest import Program
 from export_receiver import Answer, ExportReceiver, Request
+from typer.testing import CliRunner
 from webhook_receiver import AS_TEXT
 
 from stageflow import JournalSink, Pipeline, PipelineContext, Retry
+from stageflow.cli._app import app
 from stageflow.errors import InvalidArgumentError, JournalNotFoundError
 from stageflow.export import (
     Batch,
@@ -564,6 +566,33 @@ def test_status_and_files_contain_no_secret(journal: Path, monkeypatch: pytest.M
     assert b"hunter2" not in stored
     assert AS_TEXT.encode() not in stored
     assert status(journal).name == "http-127.0.0.1-1-events"
+
+
+def test_doctor_finds_and_moves_a_damaged_state_and_export_continues(journal: Path) -> None:
+    emit(journal, 0, 10)
+    with ExportReceiver() as receiver:
+        with Watched(journal, HttpExporter(receiver.url, name="shop")) as runner:
+            runner.wait(exported(10))
+        (journal / "export" / "shop" / "state.json").write_bytes(b"\xff")
+        done = CliRunner().invoke(app, ["doctor", "--journal", str(journal)])
+        assert (done.exit_code, "export/shop/state.json" in done.stdout) == (1, True)
+        CliRunner().invoke(app, ["doctor", "--repair", "--journal", str(journal)])
+        assert "state.json" not in CliRunner().invoke(app, ["doctor", "--journal", str(journal)]).stdout
+        emit(journal, 10, 15)
+        with Watched(journal, HttpExporter(receiver.url, name="shop")) as runner:
+            runner.wait(exported(5))
+        assert set(receiver.keys().values()) == {1}
+        assert len(receiver.accepted) == 15
+
+
+def test_exporter_with_a_damaged_state_starts_counting_at_zero(journal: Path) -> None:
+    emit(journal, 0, 10)
+    with ExportReceiver() as receiver:
+        (journal / "export" / "shop").mkdir(parents=True)
+        (journal / "export" / "shop" / "state.json").write_bytes(b"{")
+        with Watched(journal, HttpExporter(receiver.url, name="shop")) as runner:
+            runner.wait(exported(10))
+        assert status(journal).sent == 10
 
 
 # ------------------------------------------------------------ processes

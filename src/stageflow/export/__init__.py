@@ -11,7 +11,7 @@ from ._postgres_schema import tables_sql as postgres_tables
 from ._resend import Resent, resend
 from ._retries import ExportSettings
 from ._runner import ExportRunner
-from ._state import ExportCounters, ExportState
+from ._state import ExportCounters, ExportState, state_files as state_files
 from ._status import ExportStatus, export_status
 from ._target import exporter_for, exporters_of as exporters_of
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from .._files import make_private_below, replace_file
-from .._state_file import encode_state, read_state
+from .._state_file import StateFile, encode_state, read_state
 from ._retries import Circuit
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "exporter_names",
     "load_state",
     "rejected_directory",
+    "state_files",
     "store_state",
 ]
 
@@ -30,7 +31,10 @@ EXPORT = "export"
 
 _STATE = "state.json"
 _REJECTED = "rejected"
-_REMEDY = "delete the file: the counters of this exporter restart at zero, and no event is sent again"
+_REMEDY = (
+    "`stageflow doctor --repair` moves it to broken/; the counters of this exporter restart at zero, and no"
+    " event is sent again"
+)
 
 Count = Annotated[int, Meta(ge=0)]
 
@@ -126,6 +130,12 @@ def exporter_names(journal: str) -> list[str]:
     return sorted(
         name for name in found if os.path.lexists(os.path.join(directory_of(journal, name), _STATE))
     )
+
+
+def state_files(journal: str) -> list[StateFile]:
+    """Return the state files of all exporters of a journal, for `stageflow doctor`."""
+    names = exporter_names(journal)
+    return [StateFile(os.path.join(EXPORT, name, _STATE), ExportState, _REMEDY) for name in names]
 
 
 def load_state(journal: str, exporter: str) -> ExportState:

@@ -21,6 +21,7 @@ class Request(NamedTuple):
     headers: dict[str, str]
     content: bytes
     lines: Lines
+    path: str = ""
 
 
 class Answer(NamedTuple):
@@ -62,7 +63,9 @@ class ExportReceiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 content = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
-                request = Request(headers, content, [json.loads(line) for line in content.splitlines()])
+                is_json = headers.get("content-type") in ("application/x-ndjson", "application/json")
+                lines = [json.loads(line) for line in content.splitlines()] if is_json else []
+                request = Request(headers, content, lines, self.path)
                 answer = outer.answer(request)
                 with outer.changed:
                     outer.requests.append(request)

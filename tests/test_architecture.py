@@ -95,6 +95,7 @@ HEAVY = (
     "multiprocessing",
     "numpy",
     "opentelemetry",
+    "psycopg",
     "pytest",
     "rich",
     "scipy",

@@ -6,6 +6,7 @@ from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
 from ._exporter import Exporter, NotSent, Rejected, Sent
 from ._http import HttpExporter
+from ._otlp import OtlpExporter
 from ._postgres import PostgresExporter
 from ._postgres_schema import tables_sql as postgres_tables
 from ._resend import Resent, resend
@@ -28,6 +29,7 @@ __all__ = [
     "Exporter",
     "HttpExporter",
     "NotSent",
+    "OtlpExporter",
     "PostgresExporter",
     "Rejected",
     "Resent",

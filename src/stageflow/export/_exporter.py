@@ -37,10 +37,15 @@ class Sent(Struct, frozen=True):
     Attributes:
         rejected: The events that the target does not accept; by default none.
         duplicates: Number of events that the target already had, if it reports that.
+        rejected_unnamed: Number of events that the target rejected without naming them. They are counted, but
+            cannot be sent again.
+        message: Why it rejected them.
     """
 
     rejected: tuple[Rejected, ...] = ()
     duplicates: int = 0
+    rejected_unnamed: int = 0
+    message: str = ""
 
 
 class NotSent(Exception):

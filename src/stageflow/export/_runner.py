@@ -66,6 +66,8 @@ class _Delivered(Struct):
 
     duplicates: int = 0
     rejected: list[tuple[ExportEvent, str]] = []
+    rejected_unnamed: int = 0
+    message: str = ""
 
 
 class ExportRunner:
@@ -310,6 +312,11 @@ class ExportRunner:
                 delivered.duplicates += outcome.duplicates
                 for rejected in outcome.rejected:
                     delivered.rejected.append((batch.events[rejected.index], rejected.reason))
+                if len(batch.events) == 1 and outcome.rejected_unnamed and not outcome.rejected:
+                    delivered.rejected.append((batch.events[0], outcome.message))
+                else:
+                    delivered.rejected_unnamed += outcome.rejected_unnamed
+                    delivered.message = outcome.message or delivered.message
                 self._succeeded()
             elif outcome.problem != "unavailable":
                 parts.popleft()
@@ -351,11 +358,19 @@ class ExportRunner:
             now = rfc3339(get_clock().wall_ns() // 1000)
             letters.write(first, [DeadLetter.of(event, reason, now) for event, reason in delivered.rejected])
             self._expire(letters)
-        before, refused = self.state.counters, len(delivered.rejected)
+        before, state = self.state.counters, self.state
+        refused = len(delivered.rejected) + delivered.rejected_unnamed
+        if delivered.rejected_unnamed:
+            reason = delivered.message or "no reason given"
+            state = replace(
+                state,
+                last_error=f"the target rejected {delivered.rejected_unnamed} unnamed events: {reason}",
+                failed_at=_now(),
+            )
         rejected_bytes = sum(len(event.json) for event, _ in delivered.rejected)
         self._set(
             replace(
-                self.state,
+                state,
                 counters=ExportCounters(
                     read=before.read + len(entries),
                     sent=before.sent + len(entries) - refused,
@@ -477,6 +492,9 @@ def check_sent(sent: object, batch: Batch) -> Sent:
     if not isinstance(sent, Sent):
         raise NotSent(f"send() must return a Sent, got {type(sent).__name__}")
     indexes = [rejected.index for rejected in sent.rejected]
+    unnamed = sent.rejected_unnamed
+    if not 0 <= unnamed <= len(batch.events) - len(indexes):
+        raise NotSent(f"the target rejected {unnamed} events of a batch of {len(batch.events)}")
     if len({*indexes}) != len(indexes) or not all(0 <= index < len(batch.events) for index in indexes):
         raise NotSent("the target rejected an event that is not in the batch")
     return sent

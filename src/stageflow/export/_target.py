@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InvalidArgumentError, did_you_mean, invalid_argument, type_name
 from ._exporter import Exporter
 from ._http import HttpExporter
+from ._otlp import OtlpExporter
 from ._postgres import PostgresExporter
 
 __all__ = ["exporter_for", "exporters_of"]
@@ -18,12 +19,18 @@ __all__ = ["exporter_for", "exporters_of"]
 _SCHEMES: Mapping[str, Callable[..., Exporter]] = {
     "http": HttpExporter,
     "https": HttpExporter,
+    "otlp": OtlpExporter,
+    "otlp+http": OtlpExporter,
+    "otlp+https": OtlpExporter,
     "postgresql": PostgresExporter,
     "postgres": PostgresExporter,
 }
 """The class of exporter for each scheme of a URL."""
 
-_OPTIONS = ("url", "url_env", "name", "secret_env", "headers_env", "schema")
+_OPTIONS = (
+    *("url", "url_env", "name", "secret_env", "headers_env", "schema", "encoding", "logs", "openinference"),
+    *("compress", "timeout"),
+)
 
 
 def exporter_for(

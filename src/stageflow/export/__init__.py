@@ -6,6 +6,8 @@ from ._batch import Batch, ExportEvent
 from ._dead_letters import DeadLetter, DeadLetters
 from ._exporter import Exporter, NotSent, Rejected, Sent
 from ._http import HttpExporter
+from ._kafka import KafkaExporter
+from ._nats import NatsExporter
 from ._otlp import OtlpExporter
 from ._postgres import PostgresExporter
 from ._postgres_schema import tables_sql as postgres_tables
@@ -28,6 +30,8 @@ __all__ = [
     "ExportStatus",
     "Exporter",
     "HttpExporter",
+    "KafkaExporter",
+    "NatsExporter",
     "NotSent",
     "OtlpExporter",
     "PostgresExporter",

@@ -17,7 +17,7 @@ from ._batch import Batch, ExportEvent
 from ._exporter import Exporter, NotSent, Rejected, Sent, check_name
 from ._name import name_of_url
 
-__all__ = ["HttpExporter", "headers_of_environment", "ndjson", "raise_for_status"]
+__all__ = ["HttpExporter", "headers_of_environment", "line_of", "ndjson", "raise_for_status"]
 
 
 _FEATURE = "an HTTP exporter"
@@ -137,10 +137,11 @@ class HttpExporter(Exporter):
 
 def ndjson(batch: Batch) -> bytes:
     """Return the lines of a batch."""
-    return b"".join(map(_line, batch.events))
+    return b"".join(map(line_of, batch.events))
 
 
-def _line(event: ExportEvent) -> bytes:
+def line_of(event: ExportEvent) -> bytes:
+    """Return the line of an event: a JSON object with `type`, `event_id`, `revision` and `data`."""
     return b'{"type":%b,"event_id":%b,"revision":%d,"data":%b}\n' % (
         _encode(event.type),
         _encode(event.id),

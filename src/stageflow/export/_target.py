@@ -10,6 +10,8 @@ from typing import Any
 from ..errors import InvalidArgumentError, did_you_mean, invalid_argument, type_name
 from ._exporter import Exporter
 from ._http import HttpExporter
+from ._kafka import KafkaExporter
+from ._nats import NatsExporter
 from ._otlp import OtlpExporter
 from ._postgres import PostgresExporter
 
@@ -19,6 +21,8 @@ __all__ = ["exporter_for", "exporters_of"]
 _SCHEMES: Mapping[str, Callable[..., Exporter]] = {
     "http": HttpExporter,
     "https": HttpExporter,
+    "kafka": KafkaExporter,
+    "nats": NatsExporter,
     "otlp": OtlpExporter,
     "otlp+http": OtlpExporter,
     "otlp+https": OtlpExporter,
@@ -29,7 +33,7 @@ _SCHEMES: Mapping[str, Callable[..., Exporter]] = {
 
 _OPTIONS = (
     *("url", "url_env", "name", "secret_env", "headers_env", "schema", "encoding", "logs", "openinference"),
-    *("compress", "timeout"),
+    *("compress", "timeout", "subject", "credentials_file", "config", "config_env"),
 )
 
 

@@ -88,11 +88,13 @@ MAX_TOP_LEVEL_NAMES = 32
 # Third-party packages and modules of the standard library that `import stageflow` does not load.
 HEAVY = (
     "concurrent.futures.process",
+    "confluent_kafka",
     "deltalake",
     "duckdb",
     "httpx",
     "logging.handlers",
     "multiprocessing",
+    "nats",
     "numpy",
     "opentelemetry",
     "psycopg",
@@ -454,7 +456,8 @@ def test_problems_of_modules_are_found(build):
 
 
 @pytest.mark.parametrize(
-    "name", ["crash_replay", "journal_storm", "kill_alerts", "kill_demo", "soak", "store_storm"]
+    "name",
+    ["crash_replay", "export_storm", "journal_storm", "kill_alerts", "kill_demo", "soak", "store_storm"],
 )
 def test_long_forms_of_tests_have_help(name: str) -> None:
     done = subprocess.run(

@@ -21,6 +21,7 @@ import pytest
 import standardwebhooks
 from conftest import Program
 from export_receiver import Answer, ExportReceiver, Request
+from export_storm import storm
 from typer.testing import CliRunner
 from webhook_receiver import AS_TEXT
 
@@ -678,6 +679,13 @@ def test_killed_exporter_loses_nothing_and_its_counters_stay_exact(program: Star
     found = status(journal)
     assert (found.sent, found.rejected, found.lag_events) == (6000 - len(POISON), len(POISON), 0)
     assert [each for each, _ in letters_of(journal)] == [f"e{number}" for number in sorted(POISON)]
+
+
+def test_no_event_is_lost_while_exporters_writers_and_the_receiver_are_killed(tmp_path: Path) -> None:
+    found = storm(tmp_path, 6, 300)
+    assert found.problems == []
+    assert found.written > 2_000
+    assert found.killed["exporter"] > 3
 
 
 def test_memory_of_an_exporter_is_flat_while_the_receiver_is_down(program: Start, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +18,8 @@ from ._batch import ExportEvent
 
 __all__ = ["Attribute", "LogRecord", "Resource", "Span", "SpanBuilder"]
 
+
+T = TypeVar("T")
 
 Attribute = tuple[str, Any]
 
@@ -83,14 +85,6 @@ class _Wide(Struct, gc=False):
     trace: _Trace | None = None
 
 
-class _Common(Struct, gc=False):
-    correlation_ids: dict[str, Any] | None = None
-    pipeline_metadata: dict[str, Any] | None = None
-    resource: dict[str, Any] | None = None
-
-
-_decode_wide = decoder(_Wide)
-_decode_common = decoder(_Common)
 _decode_object = decoder(dict[str, Any])
 
 _NOT_ATTRIBUTES = {
@@ -150,21 +144,21 @@ class SpanBuilder:
 
     def convert(self, event: ExportEvent) -> Span | LogRecord:
         """Return the span or the log record of an event. Never raises an error for its content."""
-        if event.type in ("stage.wide", "pipeline.wide"):
-            wide = _decode_wide(event.json)
-            if wide is not None and is_timestamp(wide.started_at) and is_timestamp(wide.ended_at):
-                return self._span(event, wide)
-        return self._log(event)
-
-    def _span(self, event: ExportEvent, wide: _Wide) -> Span:
         data = _decode_object(event.json) or {}
+        if event.type in ("stage.wide", "pipeline.wide"):
+            wide = _converted(data, _Wide)
+            if wide is not None and is_timestamp(wide.started_at) and is_timestamp(wide.ended_at):
+                return self._span(event, wide, data)
+        return self._log(event, data)
+
+    def _span(self, event: ExportEvent, wide: _Wide, data: Mapping[str, Any]) -> Span:
         trace = wide.trace or _derived_trace(event)
         name = wide.stage_name or wide.pipeline_name or event.type
         links = []
         if wide.stage_name is not None:
             links = [link for each in wide.dependencies if (link := self._spans.get((event.run_id, each)))]
             self._remember((event.run_id, wide.stage_name), (trace.trace_id, trace.span_id))
-        attributes = [*_fields(data), *_ids(event.json)]
+        attributes = [*_fields(data), *_ids(data)]
         if wide.error_type is not None:
             attributes.append(("error.type", wide.error_type))
         if wide.exception is not None:
@@ -174,7 +168,7 @@ class SpanBuilder:
             attributes.append(("openinference.span.kind", _kind(data, wide.attributes)))
         failed = wide.status in ("FAIL", "RETRY")
         return Span(
-            resource=_resource(event.json),
+            resource=_resource(data),
             trace_id=trace.trace_id,
             span_id=trace.span_id,
             parent_span_id=trace.parent_span_id,
@@ -187,10 +181,9 @@ class SpanBuilder:
             links=links,
         )
 
-    def _log(self, event: ExportEvent) -> LogRecord:
-        data = _decode_object(event.json) or {}
+    def _log(self, event: ExportEvent, data: Mapping[str, Any]) -> LogRecord:
         stage = data.get("stage_name")
-        attributes: list[Attribute] = [("stageflow.event_id", event.id), *_ids(event.json)]
+        attributes: list[Attribute] = [("stageflow.event_id", event.id), *_ids(data)]
         name = event.type
         if event.revision:
             name = "stageflow.amendment"
@@ -213,7 +206,7 @@ class SpanBuilder:
         times = (data.get("amended_at"), data.get("emitted_at"), data.get("ended_at"))
         at = next((time for time in times if isinstance(time, str) and is_timestamp(time)), None)
         return LogRecord(
-            resource=_resource(event.json),
+            resource=_resource(data),
             time_ns=epoch_us(at) * 1000 if at is not None else get_clock().wall_ns(),
             name=name,
             attributes=_unique(attributes),
@@ -253,22 +246,33 @@ def _fields(data: Mapping[str, Any]) -> list[Attribute]:
     return found
 
 
-def _ids(json: bytes) -> list[Attribute]:
-    common = _decode_common(json)
-    ids = common.correlation_ids if common is not None else None
-    return [(_IDS[key], value) for key, value in (ids or {}).items() if key in _IDS and value is not None]
+def _ids(data: Mapping[str, Any]) -> list[Attribute]:
+    ids = _mapping(data.get("correlation_ids"))
+    return [(name, value) for key, name in _IDS.items() if (value := ids.get(key)) is not None]
 
 
-def _resource(json: bytes) -> Resource:
-    common = _decode_common(json) or _Common()
-    metadata, process = common.pipeline_metadata or {}, common.resource or {}
-    attributes: list[Attribute] = []
-    service = metadata.get("service")
-    attributes.append(("service.name", service if isinstance(service, str) else "unknown_service"))
-    for key, name in _RESOURCE.items():
-        if isinstance(value := process.get(key), (str, int)):
-            attributes.append((name, value))
-    return tuple(attributes)
+def _resource(data: Mapping[str, Any]) -> Resource:
+    service = _mapping(data.get("pipeline_metadata")).get("service")
+    process = _mapping(data.get("resource"))
+    return (
+        ("service.name", service if isinstance(service, str) else "unknown_service"),
+        *(
+            (name, value)
+            for key, name in _RESOURCE.items()
+            if isinstance(value := process.get(key), (str, int))
+        ),
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _converted(data: Mapping[str, Any], kind: type[T]) -> T | None:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError:
+        return None
 
 
 def _exception(exception: Mapping[str, Any]) -> list[Attribute]:

@@ -14,6 +14,7 @@ import { savedPage } from "./saved";
 import { live, type Theme, theme, zone } from "./settings";
 import { useStore } from "./store";
 import { snapshot } from "./stream";
+import { Explore } from "./views/Explore";
 import { Runs } from "./views/Runs";
 
 const RAIL: [View, string, IconName][] = [
@@ -29,7 +30,7 @@ const PARENT: Partial<Record<View, View>> = { run: "runs", compare: "runs" };
 
 const COMPONENTS: Record<View, () => JSX.Element> = {
   overview: Runs,
-  explore: Runs,
+  explore: Explore,
   runs: Runs,
   errors: Runs,
   stages: Runs,

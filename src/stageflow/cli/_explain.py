@@ -13,7 +13,7 @@ import typer
 from ..errors import RunNotFoundError
 from ..journal import RunFilter
 from ..render import draw_explanations, draw_run_explanation
-from ..store import Over, RunExplanation, compare_with_earlier
+from ..store import Over, RunExplanation, compare_with_earlier, parenthesized
 from ._options import (
     ArchiveOption,
     JournalOption,
@@ -57,6 +57,14 @@ def explain(
             show_default=False,
             help="Selection to compare against, or 1d or 1w: the same window that much earlier."
             " Defaults to all other rows.",
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL",
+            show_default=False,
+            help="SQL predicate that restricts both sides: the selection and the rows to compare with.",
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -123,8 +131,8 @@ def explain(
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
     if _is_id(which) and (run := _explain_run(which, filter, journal, archive, verify=verify)) is not None:
-        options = ("--against", "--over", "--cluster", "--per", "--changed", "--together")
-        values = (against, over, cluster, per, changed, together)
+        options = ("--against", "--within", "--over", "--cluster", "--per", "--changed", "--together")
+        values = (against, within, over, cluster, per, changed, together)
         if wrong := [name for name, value in zip(options, values, strict=True) if value]:
             raise typer.BadParameter(f"{wrong[0]} does not apply to one run", param_hint=wrong[0])
         if as_json:
@@ -136,11 +144,13 @@ def explain(
     slow = which == "slow" and against is None
     if per is not None and not slow:
         raise typer.BadParameter("--per applies to `explain slow`", param_hint="--per")
-    where, rest, within = None, None, None
+    where, rest = None, None
     if against is not None and is_duration(against):
         with invalid_selection("--against"):
             windows = compare_with_earlier(which, against, filter)
-        where, rest, within, filter = windows.where, windows.against, windows.within, windows.filter
+        where, rest, filter = windows.where, windows.against, windows.filter
+        given = [one for one in (within, windows.within) if one is not None]
+        within = " and ".join(map(parenthesized, given)) if len(given) > 1 else next(iter(given), None)
     else:
         where = None if slow or which == "failed" else as_selection(which, "SELECTION")
         rest = None if against is None else as_selection(against, "--against")
@@ -161,7 +171,14 @@ def explain(
         elif slow:
             found = (
                 store.explain_slow(
-                    view, filter, per=per, cluster=cluster, sort=sort, limit=limit, changed=changed
+                    view,
+                    filter,
+                    per=per,
+                    within=within,
+                    cluster=cluster,
+                    sort=sort,
+                    limit=limit,
+                    changed=changed,
                 ),
             )
         else:
@@ -183,7 +200,13 @@ def explain(
         print_json(*map(msgspec.json.encode, found))
     elif not unknown:
         terminal = open_terminal()
-        other_options = {"--against": against, "--per": per, "--since": since, "--until": until}
+        other_options = {
+            "--against": against,
+            "--within": within,
+            "--per": per,
+            "--since": since,
+            "--until": until,
+        }
         drawing = draw_explanations(
             found,
             width=width_of(terminal),

@@ -14,7 +14,9 @@ import { savedPage } from "./saved";
 import { live, type Theme, theme, zone } from "./settings";
 import { useStore } from "./store";
 import { snapshot } from "./stream";
+import { Compare } from "./views/Compare";
 import { Explore } from "./views/Explore";
+import { Run } from "./views/Run";
 import { Runs } from "./views/Runs";
 
 const RAIL: [View, string, IconName][] = [
@@ -35,8 +37,8 @@ const COMPONENTS: Record<View, () => JSX.Element> = {
   errors: Runs,
   stages: Runs,
   status: Runs,
-  run: Runs,
-  compare: Runs,
+  run: Run,
+  compare: Compare,
 };
 
 export function App(): JSX.Element {

@@ -15,9 +15,13 @@ import { live, type Theme, theme, zone } from "./settings";
 import { useStore } from "./store";
 import { snapshot } from "./stream";
 import { Compare } from "./views/Compare";
+import { Errors } from "./views/Errors";
 import { Explore } from "./views/Explore";
+import { Overview } from "./views/Overview";
 import { Run } from "./views/Run";
 import { Runs } from "./views/Runs";
+import { Stages } from "./views/Stages";
+import { Status } from "./views/Status";
 
 const RAIL: [View, string, IconName][] = [
   ["overview", "Overview", "overview"],
@@ -31,12 +35,12 @@ const RAIL: [View, string, IconName][] = [
 const PARENT: Partial<Record<View, View>> = { run: "runs", compare: "runs" };
 
 const COMPONENTS: Record<View, () => JSX.Element> = {
-  overview: Runs,
+  overview: Overview,
   explore: Explore,
   runs: Runs,
-  errors: Runs,
-  stages: Runs,
-  status: Runs,
+  errors: Errors,
+  stages: Stages,
+  status: Status,
   run: Run,
   compare: Compare,
 };

@@ -130,6 +130,8 @@ export function label(term: string): string {
   }
   const not = /^NOT\s+([\w.]+)$/i.exec(text);
   if (not) return `not ${not[1]}`;
+  const stages = /^pipeline_run_id in \(select pipeline_run_id from stages where (.*)\)$/is.exec(text);
+  if (stages?.[1]) return `a stage with ${splitTerms(stages[1]).map(label).join(", ")}`;
   return text;
 }
 

@@ -91,6 +91,19 @@ export function useQuery<T>(panel: string, path: string | null, query: Query, fo
   };
 }
 
+/**
+ * Request a resource twice: at once, and with `explain=1`, which takes longer and contains more.
+ *
+ * @param follow Whether to request it again when new records arrive.
+ */
+export function useExplained<T>(panel: string, path: string | null, query: Query, follow = false): Loaded<T> {
+  const full = useQuery<T>(`${panel}-explained`, path, { ...query, explain: 1 }, follow);
+  const waiting = full.data === null || full.stale;
+  const quick = useQuery<T>(panel, waiting && !savedPage ? path : null, query);
+  if (!waiting || quick.data === null) return full;
+  return { ...full, data: quick.data, problem: full.problem, stale: quick.stale, receivedAt: quick.receivedAt };
+}
+
 function problemOf(error: unknown): Problem {
   if (error instanceof RequestError) return error.problem;
   return { title: "The page could not read the response.", status: 0, hint: String(error), reason: "internal" };

@@ -14,7 +14,7 @@ export type Parameters = Record<string, string>;
 const COMMON = ["where", "since", "until"];
 
 /** Parameters that need no other responses; a saved page can still change them. */
-const LOCAL = new Set(["stage", "tab", "attempt", "colour", "sort", "graph", "chart"]);
+const LOCAL = new Set(["stage", "tab", "attempt", "colour", "sort", "graph", "chart", "pipeline"]);
 
 function parse(query: string): Parameters {
   return Object.fromEntries([...new URLSearchParams(query)].filter(([, value]) => value !== ""));

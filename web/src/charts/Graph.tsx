@@ -53,7 +53,7 @@ export function Graph({ nodes, edges, selected, onSelect, label }: Properties): 
           return (
             <g
               key={name}
-              class={`node ${node.status ? `is-${node.status}` : ""} ${node.critical ? "critical" : ""}`}
+              class={`node ${node.heat !== null && node.heat > 0.2 ? "hot" : ""} ${node.status ? `is-${node.status}` : ""} ${node.critical ? "critical" : ""}`}
               transform={`translate(${x - width / 2} ${y - HEIGHT / 2})`}
               role="button"
               tabIndex={0}
@@ -68,7 +68,7 @@ export function Graph({ nodes, edges, selected, onSelect, label }: Properties): 
             >
               <title>{`${name}\n${node.detail}`}</title>
               <rect width={width} height={HEIGHT} rx="6" />
-              {node.heat !== null && <rect class="heat" width={width} height={HEIGHT} rx="6" style={{ opacity: node.heat * 0.55 }} />}
+              {node.heat !== null && <rect class="heat" width={width} height={HEIGHT} rx="6" style={{ opacity: node.heat * 0.4 }} />}
               <text x="10" y="17" class="name">
                 {node.status && <tspan class="shape">{shapeOf(node.status)} </tspan>}
                 {shorten(name)}

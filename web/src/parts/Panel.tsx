@@ -18,21 +18,23 @@ type Properties<T> = {
   footer?: ComponentChildren;
   /** Whether the content reaches the border, as a table does. */
   flush?: boolean;
+  /** Whether another panel with the same query shows its age and that it is slow. */
+  secondary?: boolean;
   children: (data: T) => ComponentChildren;
 };
 
-export function Panel<T>({ title, query, height, actions, footer, flush = false, children }: Properties<T>): JSX.Element {
+export function Panel<T>({ title, query, height, actions, footer, flush = false, secondary = false, children }: Properties<T>): JSX.Element {
   const { data, problem, loading, stale } = query;
   return (
     <section class={`panel ${flush ? "flush" : ""}`} aria-busy={loading}>
       <header>
         <h2>{title}</h2>
         {actions}
-        {data !== null && <Age query={query} />}
+        {data !== null && !secondary && <Age query={query} />}
       </header>
       <div class="body">
-        <SlowQuery query={query} />
-        {problem && <ProblemBox problem={problem} retry={query.reload} />}
+        {!secondary && <SlowQuery query={query} />}
+        {problem && !secondary && <ProblemBox problem={problem} retry={query.reload} />}
         {data !== null ? (
           <div class={stale ? "stale" : ""}>{children(data)}</div>
         ) : (

@@ -1,7 +1,7 @@
 /** One run: its waterfall, its stages, and why it differs from other runs. */
 
 import type { JSX } from "preact";
-import { useEffect, useMemo } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import type { Measured, RunDetails, RunExplanation, Runs } from "../api";
 import { Graph } from "../charts/Graph";
 import { Waterfall, WaterfallLegend } from "../charts/Waterfall";
@@ -16,24 +16,20 @@ import { Menu } from "../parts/Menu";
 import { Empty, Panel } from "../parts/Panel";
 import { announce } from "../parts/Toast";
 import { and, identifier, literal } from "../predicate";
-import { type Loaded, useQuery } from "../query";
+import { type Loaded, useExplained } from "../query";
 import { changed, go, Link, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
 import { layout, type Record_, type Row } from "../waterfall";
 
 const WHOLE = "*";
 
-/** Request a run twice: at once, and with the comparison with other runs, which takes longer. */
+/** The details of a run, which are loaded again while it is in progress. */
 export function useRun(panel: string, id: string): Loaded<RunDetails> {
-  const full = useQuery<RunDetails>(`${panel}-explained`, id ? "api/run" : null, { id, explain: 1 });
-  const ready = full.data !== null && !full.stale;
-  const running = full.data?.run.status === "OPEN";
-  const quick = useQuery<RunDetails>(panel, id && !savedPage && (!ready || running) ? "api/run" : null, { id }, running);
-  if (running && quick.data) {
-    // When it ends, it can be explained.
-    return { ...quick, reload: full.reload };
-  }
-  return ready || !quick.data ? full : { ...quick, loading: full.loading, startedAt: full.startedAt, cancel: full.cancel };
+  const [isOpen, setOpen] = useState(false);
+  const query = useExplained<RunDetails>(panel, id ? "api/run" : null, { id }, isOpen);
+  const running = query.data?.run.status === "OPEN";
+  useEffect(() => setOpen(running), [running]);
+  return query;
 }
 
 export function Run(): JSX.Element {
@@ -45,12 +41,6 @@ export function Run(): JSX.Element {
   const names = plan?.rows.filter((row) => row.child === null).map((row) => row.name) ?? [];
   const selected = state.stage ?? text(data?.run.first_failed_stage) ?? WHOLE;
   const row = plan?.rows.find((each) => each.name === selected && each.child === null);
-  const hasEnded = data !== null && data.explanation === null && data.run.status !== "OPEN";
-
-  // A run that ended while it was shown can now be explained.
-  useEffect(() => {
-    if (hasEnded && !savedPage && !query.loading && query.problem === null) query.reload();
-  }, [data?.run.status]);
 
   const select = (name: string) => go(changed({ stage: name, tab: "", attempt: "" }), { replace: true });
 

@@ -1,7 +1,7 @@
 """Builds the page of the web UI from `web/` with npm, for sdist and wheel; also `python hatch_build.py`.
 
-The installation of the package never depends on it: without npm or its registry, the package is built without the
-page, and `stageflow ui` explains how to get it. `STAGEFLOW_NO_UI=1` skips it.
+The installation of the package never depends on it: without npm or its registry, the package is built without
+the page, and `stageflow ui` explains how to get it. `STAGEFLOW_NO_UI=1` skips it.
 """
 
 from __future__ import annotations

@@ -24,12 +24,15 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help api-types test test-ray test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
+.PHONY: help api-types ui-build test test-ray test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-test: $(VENV)/.dev ## Check format, lint and types, then run the tests
+ui-build: $(VENV)/.dev ## Build the page of the web UI, if web/ changed
+	$(VENV)/bin/python hatch_build.py
+
+test: $(VENV)/.dev ui-build ## Check format, lint and types, then run the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy & mypy=$$!; $(VENV)/bin/pyright; pyright=$$?; wait $$mypy && exit $$pyright

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_explain_more import write
@@ -42,26 +43,22 @@ def test_interruption_before_a_query_ends_it(journal: Path) -> None:
 
 def test_interruption_between_two_statements_of_a_query_ends_it(journal: Path) -> None:
     interruption = Interruption()
+
+    def execute(cursor: Any) -> None:
+        interruption.interrupt()
+        time.sleep(0.2)  # nothing is executed while the first interrupt arrives
+        cursor.execute(ENDLESS)
+
     with PinnedStore(journal) as store, interruption, pytest.raises(QueryError, match="interrupted"):
-
-        def execute(cursor: object) -> None:
-            interruption.interrupt()
-            time.sleep(0.2)  # nothing is executed while the first interrupt arrives
-            cursor.execute(ENDLESS)  # type: ignore[attr-defined]
-
         store.query(execute, "two statements")
 
 
 def test_timeout_between_two_statements_of_a_query_ends_it(journal: Path) -> None:
-    with (
-        PinnedStore(journal, timeout=0.1) as store,
-        pytest.raises(QueryError, match=r"no result within 0\.1 s"),
-    ):
+    def execute(cursor: Any) -> None:
+        time.sleep(0.3)
+        cursor.execute(ENDLESS)
 
-        def execute(cursor: object) -> None:
-            time.sleep(0.3)
-            cursor.execute(ENDLESS)  # type: ignore[attr-defined]
-
+    with PinnedStore(journal, timeout=0.1) as store, pytest.raises(QueryError, match=r"within 0\.1 s"):
         store.query(execute, "two statements")
 
 

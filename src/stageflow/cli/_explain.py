@@ -13,9 +13,10 @@ import typer
 from ..errors import RunNotFoundError
 from ..journal import RunFilter
 from ..render import draw_explanations, draw_run_explanation
-from ..store import Over, RunExplanation, compare_with_earlier, parenthesized
+from ..store import Explanation, Over, RunExplanation, compare_with_earlier, parenthesized
 from ._options import (
     ArchiveOption,
+    HtmlOption,
     JournalOption,
     PipelineOption,
     SinceOption,
@@ -31,6 +32,7 @@ from ._options import (
     json_option,
     open_store,
     over_option,
+    pinned_store,
 )
 from ._output import open_terminal, print_json, print_page, print_text, width_of
 
@@ -110,6 +112,7 @@ def explain(
     as_json: Annotated[
         bool, json_option("Print one JSON object per pipeline, including SQL for the next query.")
     ] = False,
+    html: HtmlOption = None,
 ) -> None:
     """Explain how failed, slow or any other runs differ from the rest.
 
@@ -196,6 +199,9 @@ def explain(
                 ),
             )
         unknown = describe_empty(store, filter, "") if not found[0].selection.rows else ""
+    if html is not None and not unknown:
+        _save(found[0], journal, archive, html)
+        return
     if as_json:
         print_json(*map(msgspec.json.encode, found))
     elif not unknown:
@@ -241,6 +247,14 @@ def _explain_run(
             if run_id == "last" or not _NAME.fullmatch(run_id):
                 raise
             return None
+
+
+def _save(explanation: Explanation, journal: Path | None, archive: str | None, file: Path) -> None:
+    from ..ui import explanation_as_html
+
+    with pinned_store(journal, archive) as store:
+        file.write_bytes(explanation_as_html(store, explanation))
+    print_text(f"Saved {file}")
 
 
 def _command_for(pipeline: str | None, which: str, options: dict[str, str | None]) -> str:

@@ -10,7 +10,7 @@ from ..store import Difference, Explanation, PinnedStore
 from ._api import Differences
 from ._question import Question
 
-__all__ = ["differences", "explanation_as_markdown"]
+__all__ = ["as_differences", "differences", "explanation_as_markdown"]
 
 
 def differences(store: PinnedStore, question: Question, snapshot: int) -> Differences:
@@ -30,6 +30,17 @@ def differences(store: PinnedStore, question: Question, snapshot: int) -> Differ
         over=question.over,
         filter=question.filter,
     )
+    return as_differences(explanation, question, snapshot)
+
+
+def as_differences(explanation: Explanation, question: Question, snapshot: int) -> Differences:
+    """Return the response for an explanation.
+
+    Args:
+        explanation: The result of `EventStore.explain`.
+        question: Its question.
+        snapshot: Number of the snapshot.
+    """
     return Differences(
         snapshot=snapshot,
         explanation=explanation,

@@ -25,6 +25,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
+    allow_actions: bool = False,
     started: Callable[[str], None] = print,
 ) -> None:
     """Serve the web UI until the process is interrupted.
@@ -34,6 +35,7 @@ def serve(
         archive: Address of the archive; default the one that the journal has.
         host: Address to listen on; default 127.0.0.1, so that only this machine can connect.
         port: Port; 0 for any free port. Default 8765.
+        allow_actions: Whether the page can silence alerts; default False.
         started: Called with the URL, which contains the token, when the server accepts connections.
 
     Raises:
@@ -49,7 +51,7 @@ def serve(
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another port", "--port"
         ) from None
-    app = WebUI(journal, archive)
+    app = WebUI(journal, archive, allow_actions=allow_actions)
     access = LocalAccess(app, hosts=(host, socket.gethostname()) if host not in ("127.0.0.1", "::1") else ())
     name = f"[{host}]" if ":" in host else "localhost" if host == "127.0.0.1" else host
     url = f"http://{name}:{listener.getsockname()[1]}/?token={access.token}"

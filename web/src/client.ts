@@ -61,22 +61,36 @@ export async function request<T>(panel: string, path: string, query: Query, sign
   throw new RequestError(problem);
 }
 
-async function send(
-  panel: string,
-  path: string,
-  values: Record<string, string>,
-  signal: AbortSignal | undefined,
-): Promise<Response> {
+/**
+ * Perform an action of the server.
+ *
+ * @throws RequestError The server reported an error, or did not answer.
+ */
+export async function post<T>(path: string, body: unknown): Promise<T> {
+  const response = await attempt(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  if (response.ok) return (await response.json()) as T;
+  throw new RequestError(await readProblem(response));
+}
+
+function send(panel: string, path: string, values: Record<string, string>, signal?: AbortSignal): Promise<Response> {
   const search = new URLSearchParams(values);
+  return attempt(search.size ? `${path}?${search}` : path, {
+    headers: { "X-Stageflow-Panel": `${tab}/${panel}` },
+    ...(signal ? { signal } : {}),
+  });
+}
+
+async function attempt(address: string, options: RequestInit): Promise<Response> {
   try {
-    const response = await fetch(search.size ? `${path}?${search}` : path, {
-      headers: { "X-Stageflow-Panel": `${tab}/${panel}` },
-      ...(signal ? { signal } : {}),
-    });
+    const response = await fetch(address, options);
     offline.set(false);
     return response;
   } catch (error) {
-    if (signal?.aborted) throw error;
+    if (options.signal?.aborted) throw error;
     offline.set(true);
     throw new RequestError(noAnswer, true);
   }

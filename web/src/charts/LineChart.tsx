@@ -122,9 +122,9 @@ export function LineChart({ title, since, step_s, lines, marks, format, height =
   return (
     <figure class="line-chart" ref={frame}>
       <figcaption>
-        <strong>{title}</strong>
+        {title && <strong>{title}</strong>}
         <span class="muted">{at ?? ""}</span>
-        {lines.map((line) => (
+        {(lines.length > 1 || at ? lines : []).map((line) => (
           <span key={line.label} class="key">
             <svg width="12" height="12" aria-hidden="true">
               <line x1="0" x2="12" y1="6" y2="6" stroke={`var(--${line.colour})`} stroke-width="2" stroke-dasharray={line.dashed ? "3 2" : ""} />
@@ -170,7 +170,7 @@ function lonely(self: uPlot, series: number): number[] {
 
 function ticksOf(self: uPlot): ReturnType<typeof timeTicks> {
   const { min = 0, max = 1 } = self.scales.x ?? {};
-  return timeTicks((min ?? 0) * 1000, (max ?? 1) * 1000, Math.max(self.width / 90, 2));
+  return timeTicks((min ?? 0) * 1000, (max ?? 1) * 1000, Math.max(self.width / 70, 2));
 }
 
 function drawMarks(self: uPlot, marks: Mark[]): void {

@@ -40,11 +40,11 @@ export function FilterBar(): JSX.Element {
   const input = useRef<HTMLInputElement>(null);
   const { field, operator, prefix } = parts(text);
 
-  const fields = useQuery<Completions>("filter-fields", savedPage ? null : "api/complete", { over });
+  const fields = useQuery<Completions>("filter-fields", savedPage ? null : "api/complete", { over: over === "runs" ? "" : over });
   const known = fields.data?.suggestions ?? [];
   const asksValues = open && operator !== "" && operator !== "~" && known.some((each) => plain(each.text) === plain(field));
   const values = useQuery<Completions>("filter-values", asksValues ? "api/complete" : null, {
-    over,
+    over: over === "runs" ? "" : over,
     field: plain(field),
     prefix,
     ...(state.since ? { since: state.since } : {}),

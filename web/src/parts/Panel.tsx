@@ -30,10 +30,10 @@ export function Panel<T>({ title, query, height, actions, footer, flush = false,
       <header>
         <h2>{title}</h2>
         {actions}
+        {!secondary && <SlowQuery query={query} />}
         {data !== null && !secondary && <Age query={query} />}
       </header>
       <div class="body">
-        {!secondary && <SlowQuery query={query} />}
         {problem && !secondary && <ProblemBox problem={problem} retry={query.reload} />}
         {data !== null ? (
           <div class={stale ? "stale" : ""}>{children(data)}</div>
@@ -70,12 +70,12 @@ function SlowQuery<T>({ query }: { query: Loaded<T> }): JSX.Element | null {
   const seconds = useSeconds(query.loading ? query.startedAt : 0);
   if (!query.loading || seconds < 1) return null;
   return (
-    <div class="slow" role="status">
-      <span>Querying for {seconds} s</span>
+    <span class="slow" role="status">
+      Querying for {seconds} s
       <button type="button" onClick={query.cancel}>
         Cancel
       </button>
-    </div>
+    </span>
   );
 }
 

@@ -4,8 +4,7 @@ import type { JSX } from "preact";
 import type { RunRow } from "../api";
 import { Ago } from "../clock";
 import { duration, shortId } from "../format";
-import { identifier, literal } from "../predicate";
-import { and } from "../predicate";
+import { and, identifier, literal } from "../predicate";
 import { changed, go, Link, parameters, viewAddress } from "../router";
 import { Mark } from "./Mark";
 
@@ -20,6 +19,7 @@ type Properties = {
 };
 
 export function RunTable({ rows, label, brief = false, order, checked, onCheck }: Properties): JSX.Element {
+  const running = rows.some((row) => row.running.length > 0);
   return (
     <table class="runs" aria-label={label}>
       <thead>
@@ -42,7 +42,7 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
             <Sortable order={order} field="duration_ms" text="Duration" />
           </th>
           <th class="medium-only" scope="col">
-            Error or running stage
+            {running ? "Running stage" : "Error"}
           </th>
           {!brief && (
             <>
@@ -129,9 +129,14 @@ function Reason({ row }: { row: RunRow }): JSX.Element | null {
   return (
     <>
       {row.failed_stage && <strong>{row.failed_stage} </strong>}
-      <bdi class={row.failed ? "is-fail" : "muted"}>{row.error}</bdi>
+      <bdi class={row.failed ? "is-fail" : "muted"}>{withoutStage(row.error ?? "")}</bdi>
     </>
   );
+}
+
+/** The error of a run starts with the stage that failed, which has its own column. */
+function withoutStage(error: string): string {
+  return error.replace(/^stage '[^']*' failed: /, "");
 }
 
 /** A value that filters the list by itself. */

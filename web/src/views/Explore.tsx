@@ -18,14 +18,17 @@ import { useQuery } from "../query";
 import { changed, go, Link, type Parameters, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
 
+/** The same on all screens: requests of several viewers share one execution, and saved pages contain it. */
+const COLUMNS = 120;
+
 export function Explore(): JSX.Element {
   const state = useParameters();
   const over = state.over === "stages" ? "stages" : "runs";
   const measure = state.measure ?? "duration_ms";
   const colour = state.colour === "failures" ? "failures" : "count";
   const select = state.select ?? "";
-  const range = { where: state.where, since: state.since, until: state.until, over };
-  const [columns] = useState(() => (innerWidth < 500 ? 60 : innerWidth < 1000 ? 100 : 160));
+  const range = { where: state.where, since: state.since, until: state.until, over: state.over };
+  const grid = { measure, columns: COLUMNS, rows: 40 };
 
   const [hovered, setHovered] = useState<string | null>(null);
   const highlighted = useDelayed(hovered, 120);
@@ -34,11 +37,11 @@ export function Explore(): JSX.Element {
   const follow = !select;
   // The slowest query starts first.
   const compared = useQuery<Compared>("differences", select ? "api/differences" : null, { ...range, select });
-  const map = useQuery<Map>("heatmap", "api/heatmap", { ...range, measure, columns, rows: 40, select }, follow);
-  const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: 120 }, follow);
+  const map = useQuery<Map>("heatmap", "api/heatmap", { ...range, ...grid, select }, follow);
+  const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS }, follow);
   const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select }, false);
-  const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, { ...range, measure, columns, rows: 40, select: highlighted ?? "" });
-  const fields = useQuery<Completions>("explore-fields", "api/complete", { over });
+  const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, { ...range, ...grid, select: highlighted ?? "" });
+  const fields = useQuery<Completions>("explore-fields", "api/complete", { over: state.over });
 
   const box = map.data && select ? parseBox(select, map.data.measure_sql) : null;
   const sentence = describe(map.data, facets.data, compared.data, select, box, measure);
@@ -163,7 +166,7 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
       </label>
       <label class="control">
         of
-        <select value={over} disabled={Boolean(savedPage)} onChange={(event) => go(changed({ over: event.currentTarget.value, select: "", by: "", where: "" }))}>
+        <select value={over} disabled={Boolean(savedPage)} onChange={(event) => go(changed({ over: event.currentTarget.value === "stages" ? "stages" : "", select: "", by: "", where: "" }))}>
           <option>runs</option>
           <option>stages</option>
         </select>

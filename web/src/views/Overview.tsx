@@ -129,13 +129,15 @@ function Findings({ findings }: { findings: Finding[] }): JSX.Element {
               <span class={`shape is-${kind}`} aria-hidden="true">
                 {shape}
               </span>
+              <div>
               <span class="unseen">{word}: </span>
-              {index === 0 ? <h1>{finding.text}</h1> : <span>{finding.text}</span>}
+              {index === 0 ? <h1>{finding.text}</h1> : <span>{finding.text}</span>}{" "}
               {to && (
                 <Link to={to} class="nowrap">
                   {finding.view === "explore" ? "What is different" : finding.view === "status" ? "Show the status" : `Show the ${finding.view}`}
                 </Link>
               )}
+              </div>
             </li>
           );
         })}

@@ -1,13 +1,19 @@
 /** The state of the alerts, the journal, the archive and the server. */
 
 import type { ComponentChildren, JSX } from "preact";
-import type { Status as Data } from "../api";
+import type { SilenceRequest, Status as Data } from "../api";
+import { post, RequestError } from "../client";
 import { Ago } from "../clock";
-import { bytes, count, duration, plural, time, value } from "../format";
+import { bytes, count, duration, plural, time } from "../format";
 import { section, table } from "../markdown";
 import { usePage } from "../page";
+import { Menu } from "../parts/Menu";
 import { Panel } from "../parts/Panel";
+import { announce } from "../parts/Toast";
 import { useQuery } from "../query";
+import { savedPage } from "../saved";
+import { useStore } from "../store";
+import { snapshot } from "../stream";
 
 type Alert = Record<string, unknown>;
 
@@ -25,7 +31,7 @@ export function Status(): JSX.Element {
         data &&
           table(
             ["alert", "status", "summary", "error"],
-            data.alerts.map((alert) => [text(alert.rule), text(alert.status), text(alert.summary), text(alert.error)]),
+            data.alerts.map((alert) => [text(alert.name), text(alert.status), text(alert.summary), text(alert.error)]),
           ),
         data && data.damage.map((each) => `- ${each}`).join("\n"),
       ),
@@ -38,7 +44,7 @@ export function Status(): JSX.Element {
       </div>
       <Panel flush title="Alerts" query={query} height={120}>
         {(status) =>
-          status.alerts_error ? <p class="padded">{status.alerts_error}</p> : <Alerts alerts={status.alerts} />
+          status.alerts_error ? <p class="padded">{status.alerts_error}</p> : <Alerts alerts={status.alerts} reload={query.reload} />
         }
       </Panel>
       {data && data.damage.length > 0 && (
@@ -158,7 +164,9 @@ const ALERT_KINDS: Record<string, [kind: string, shape: string]> = {
   inactive: ["ok", "●"],
 };
 
-function Alerts({ alerts }: { alerts: Alert[] }): JSX.Element {
+function Alerts({ alerts, reload }: { alerts: Alert[]; reload: () => void }): JSX.Element {
+  const info = useStore(snapshot);
+  const actions = Boolean(info?.actions) && !savedPage;
   if (alerts.length === 0) return <p class="muted padded">There are no alert rules.</p>;
   return (
     <table class="rows" aria-label="Alerts">
@@ -168,43 +176,117 @@ function Alerts({ alerts }: { alerts: Alert[] }): JSX.Element {
           <th scope="col">Status</th>
           <th scope="col">Measured</th>
           <th scope="col" class="medium-only">
-            Severity
-          </th>
-          <th scope="col" class="medium-only">
             Since
+          </th>
+          <th scope="col" class="wide-only">
+            Notified
           </th>
           <th scope="col" class="wide-only">
             Evaluated
           </th>
-          <th scope="col" class="wide-only">
+          <th scope="col" class="medium-only">
             Silence
           </th>
+          {actions && (
+            <th scope="col">
+              <span class="unseen">Actions</span>
+            </th>
+          )}
         </tr>
       </thead>
       <tbody>
-        {alerts.map((alert) => {
-          const [kind, shape] = ALERT_KINDS[text(alert.status)] ?? ["skip", "○"];
-          const silence = alert.silenced as Alert | null | undefined;
-          return (
-            <tr key={text(alert.rule)}>
-              <td>
-                <bdi>{text(alert.rule)}</bdi>
-              </td>
-              <td>
-                <State kind={kind}>
-                  {shape} {text(alert.status)}
-                </State>
-              </td>
-              <td>{alert.error ? <span class="is-fail">{text(alert.error)}</span> : <bdi>{text(alert.summary)}</bdi>}</td>
-              <td class="medium-only">{value(alert.severity)}</td>
-              <td class="medium-only">{alert.began ? <Ago at={text(alert.began)} /> : "–"}</td>
-              <td class="wide-only">{alert.evaluated_at ? <Ago at={text(alert.evaluated_at)} /> : "never"}</td>
-              <td class="wide-only">{silence ? `until ${time(text(silence.until))}: ${text(silence.reason)}` : "–"}</td>
-            </tr>
-          );
-        })}
+        {alerts.map((alert) => (
+          <AlertLine key={text(alert.name)} alert={alert} actions={actions} reload={reload} />
+        ))}
       </tbody>
     </table>
+  );
+}
+
+function AlertLine({ alert, actions, reload }: { alert: Alert; actions: boolean; reload: () => void }): JSX.Element {
+  const [kind, shape] = ALERT_KINDS[text(alert.status)] ?? ["skip", "○"];
+  const silence = alert.silence as Alert | null;
+  const incident = alert.incident as Alert | null;
+  return (
+    <tr>
+      <td>
+        <bdi>{text(alert.name)}</bdi>
+      </td>
+      <td>
+        <State kind={kind}>
+          {shape} {text(alert.status)}
+        </State>
+      </td>
+      <td>{alert.error ? <span class="is-fail">{text(alert.error)}</span> : <bdi>{text(alert.summary)}</bdi>}</td>
+      <td class="medium-only nowrap">{alert.began ? <Ago at={text(alert.began)} /> : "–"}</td>
+      <td class="wide-only nowrap">
+        {incident?.notified_at ? (
+          <>
+            <Ago at={text(incident.notified_at)} /> <span class="muted">({plural(Number(incident.notices), "notification")})</span>
+          </>
+        ) : (
+          "–"
+        )}
+      </td>
+      <td class="wide-only nowrap">{alert.evaluated_at ? <Ago at={text(alert.evaluated_at)} /> : "never"}</td>
+      <td class="medium-only">
+        {silence ? (
+          <bdi>
+            until {time(text(silence.until), "minute")}: {text(silence.reason)}
+            {text(silence.by) && <span class="muted"> (by {text(silence.by)})</span>}
+          </bdi>
+        ) : (
+          "–"
+        )}
+      </td>
+      {actions && (
+        <td class="number">
+          <SilenceMenu rule={text(alert.name)} silenced={silence !== null} reload={reload} />
+        </td>
+      )}
+    </tr>
+  );
+}
+
+function SilenceMenu({ rule, silenced, reload }: { rule: string; silenced: boolean; reload: () => void }): JSX.Element {
+  const silence = async (body: SilenceRequest) => {
+    try {
+      await post<Data>("api/silence", body);
+      announce(body.hours ? `${rule} is silenced for ${plural(body.hours, "hour")}` : `The silence of ${rule} has ended`);
+      reload();
+    } catch (error) {
+      announce(error instanceof RequestError ? error.problem.title : "The alert could not be silenced");
+    }
+  };
+  return (
+    <Menu
+      end
+      label="Silence"
+      name={`Silence ${rule}`}
+      items={silenced ? [{ label: "End the silence", run: () => void silence({ rule, hours: 0, reason: "ended in the web UI" }) }] : []}
+      form={(close) => (
+        <form
+          onSubmit={(event) => {
+            event.preventDefault();
+            const fields = new FormData(event.currentTarget);
+            close();
+            void silence({ rule, hours: Number(fields.get("hours")), reason: String(fields.get("reason")).trim() });
+          }}
+        >
+          <label>
+            Hours
+            <input name="hours" type="number" min="0.25" max="720" step="0.25" defaultValue="2" required />
+          </label>
+          <label>
+            Reason
+            <input name="reason" maxLength={500} pattern=".*\S.*" required />
+          </label>
+          <button type="submit" class="primary">
+            Silence the notifications
+          </button>
+        </form>
+      )}
+    />
   );
 }
 

@@ -23,15 +23,17 @@ export function Waterfall({ layout, to = layout.to, typical, selected, onSelect 
   const share = (at: number) => ((at - from) / span) * 100;
   const ticks = linearTicks(from, to, innerWidth < 720 ? 3 : 8);
   return (
-    <div class="waterfall">
+    <div class={`waterfall ${rows.length > 24 ? "long" : ""}`}>
       <div class="wf-row wf-axis" aria-hidden="true">
         <span class="wf-name" />
         <span class="wf-track">
-          {ticks.map((tick) => (
-            <span key={tick} class={`tick ${share(tick) > 92 ? "last" : ""}`} style={{ left: `${share(tick)}%` }}>
-              {tick === 0 ? "0" : duration(tick)}
-            </span>
-          ))}
+          {ticks
+            .filter((tick) => share(tick) < 94)
+            .map((tick) => (
+              <span key={tick} class="tick" style={{ left: `${share(tick)}%` }}>
+                {tick === 0 ? "0" : duration(tick)}
+              </span>
+            ))}
         </span>
         <span class="wf-time" />
       </div>

@@ -46,7 +46,7 @@ export function requestKey(path: string, query: Query): string {
 export async function request<T>(panel: string, path: string, query: Query, signal?: AbortSignal): Promise<T> {
   const values = cleaned(query);
   if (savedPage) {
-    const body = savedResponse(keyOf(path, values));
+    const body = await savedResponse(keyOf(path, values));
     if (body === undefined) throw new RequestError(notSaved);
     return body as T;
   }

@@ -47,6 +47,7 @@ export function useQuery<T>(panel: string, path: string | null, query: Query, fo
 
   useEffect(() => {
     if (path === null) {
+      shown.delete(panel);
       setState(NOTHING);
       return undefined;
     }

@@ -4,6 +4,7 @@ import { announce } from "./parts/Toast";
 import { currentPage } from "./page";
 import { shown } from "./query";
 import { parameters } from "./router";
+import { encodeResponses } from "./saved";
 import { snapshot } from "./stream";
 
 /** JSON that contains no `<`, so that no text in it can end the script element. */
@@ -20,7 +21,7 @@ async function asset(name: string): Promise<string> {
 export async function saveAsHtml(): Promise<void> {
   try {
     const [style, script] = await Promise.all([asset("app.css"), asset("app.js")]);
-    const text = assemble(style, script);
+    const text = await assemble(style, script);
     const anchor = document.createElement("a");
     anchor.href = URL.createObjectURL(new Blob([text], { type: "text/html" }));
     anchor.download = `stageflow-${currentPage().title.replace(/[^\w.-]+/g, "-").slice(0, 60)}.html`;
@@ -32,11 +33,12 @@ export async function saveAsHtml(): Promise<void> {
   }
 }
 
-function assemble(style: string, script: string): string {
+async function assemble(style: string, script: string): Promise<string> {
   const query = new URLSearchParams(parameters.value).toString();
   const title = currentPage().title;
   const page = { query, title, saved_at: new Date().toISOString() };
-  const responses = Object.fromEntries([...shown.values()].map(({ key, body }) => [key, body]));
+  const needed = [...shown.values()].filter(({ key }) => !key.startsWith("api/complete"));
+  const responses = Object.fromEntries(needed.map(({ key, body }) => [key, body]));
   if (snapshot.value) responses["api/snapshot"] = snapshot.value;
   return [
     "<!doctype html>",
@@ -47,7 +49,7 @@ function assemble(style: string, script: string): string {
     `<title>${escaped(title)} · stageflow</title>`,
     `<style>${style.replaceAll("</style", "<\\/style")}</style></head><body><div id="app"></div>`,
     `<script type="application/json" id="page">${json(page)}</script>`,
-    `<script type="application/json" id="responses">${json(responses)}</script>`,
+    `<script type="application/json" id="responses" data-encoding="gzip">${await encodeResponses(responses)}</script>`,
     `<script>${script.replaceAll("</script", "<\\/script")}</script>`,
     "</body></html>",
   ].join("\n");

@@ -5,29 +5,53 @@
  *
  * - `<script type="application/json" id="page">` with `{"query": "view=run&id=…", "title": …, "saved_at": …}`;
  * - `<script type="application/json" id="responses">` with an object from keys, as `keyOf` returns them, to the
- *   bodies of the responses.
+ *   bodies of the responses. With the attribute `data-encoding="gzip"`, the element contains this JSON compressed
+ *   with gzip, in Base64.
  *
  * In both, `<` is written as `\u003c`, so that no text can end the element.
  */
 
 export type SavedPage = { query: string; title: string; saved_at: string };
 
-function readJson<T>(id: string): T | null {
-  const element = document.getElementById(id);
-  if (!(element instanceof HTMLScriptElement) || element.type !== "application/json") return null;
+function element(id: string): HTMLScriptElement | null {
+  const found = document.getElementById(id);
+  return found instanceof HTMLScriptElement && found.type === "application/json" ? found : null;
+}
+
+function readPage(): SavedPage | null {
   try {
-    return JSON.parse(element.textContent ?? "") as T;
+    return JSON.parse(element("page")?.textContent ?? "null") as SavedPage | null;
   } catch {
     return null;
   }
 }
 
-export const savedPage = readJson<SavedPage>("page");
+export const savedPage = readPage();
 
-const responses = new Map(Object.entries(readJson<Record<string, unknown>>("responses") ?? {}));
+async function readResponses(): Promise<Record<string, unknown>> {
+  const found = element("responses");
+  const text = found?.textContent ?? "{}";
+  if (found?.dataset.encoding !== "gzip") return JSON.parse(text) as Record<string, unknown>;
+  const bytes = Uint8Array.from(atob(text.trim()), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return (await new Response(stream).json()) as Record<string, unknown>;
+}
 
-export function savedResponse(key: string): unknown {
-  return responses.get(key);
+let responses: Promise<Record<string, unknown>> | null = null;
+
+/** Return the body of a response of a saved page; undefined if the page does not contain it. */
+export async function savedResponse(key: string): Promise<unknown> {
+  responses ??= readResponses();
+  return (await responses)[key];
+}
+
+/** Return responses as the content of a `responses` element with the encoding gzip. */
+export async function encodeResponses(bodies: Record<string, unknown>): Promise<string> {
+  const stream = new Blob([JSON.stringify(bodies)]).stream().pipeThrough(new CompressionStream("gzip"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  return btoa(text);
 }
 
 /**

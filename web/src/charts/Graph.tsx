@@ -58,7 +58,6 @@ export function Graph({ nodes, edges, selected, onSelect, label }: Properties): 
               role="button"
               tabIndex={0}
               aria-pressed={selected === name}
-              aria-label={`${name}, ${node.detail}`}
               onClick={() => onSelect(name)}
               onKeyDown={(event) => {
                 if (event.key !== "Enter" && event.key !== " ") return;
@@ -66,11 +65,11 @@ export function Graph({ nodes, edges, selected, onSelect, label }: Properties): 
                 onSelect(name);
               }}
             >
-              <title>{`${name}\n${node.detail}`}</title>
+              {name.length > MOST && <title>{name}</title>}
               <rect width={width} height={HEIGHT} rx="6" />
               {node.heat !== null && <rect class="heat" width={width} height={HEIGHT} rx="6" style={{ opacity: node.heat * 0.4 }} />}
               <text x="10" y="17" class="name">
-                {node.status && <tspan class="shape">{shapeOf(node.status)} </tspan>}
+                {node.status && <tspan class="shape" aria-hidden="true">{shapeOf(node.status)} </tspan>}
                 {shorten(name)}
               </text>
               <text x="10" y="32" class="detail">

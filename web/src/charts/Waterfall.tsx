@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import type { Typical } from "../api";
 import { duration } from "../format";
-import { kindOf, Mark, wordOf } from "../parts/Mark";
+import { kindOf, Mark } from "../parts/Mark";
 import { Link, viewAddress } from "../router";
 import type { Row, Segment, Waterfall as Layout } from "../waterfall";
 import { linearTicks } from "./scale";
@@ -23,21 +23,23 @@ export function Waterfall({ layout, to = layout.to, typical, selected, onSelect 
   const share = (at: number) => ((at - from) / span) * 100;
   const ticks = linearTicks(from, to, innerWidth < 720 ? 3 : 8);
   return (
-    <div class="waterfall">
+    <div class={`waterfall ${rows.length > 24 ? "long" : ""}`}>
       <div class="wf-row wf-axis" aria-hidden="true">
         <span class="wf-name" />
         <span class="wf-track">
-          {ticks.map((tick) => (
-            <span key={tick} class={`tick ${share(tick) > 92 ? "last" : ""}`} style={{ left: `${share(tick)}%` }}>
-              {tick === 0 ? "0" : duration(tick)}
-            </span>
-          ))}
+          {ticks
+            .filter((tick) => share(tick) < 94)
+            .map((tick) => (
+              <span key={tick} class="tick" style={{ left: `${share(tick)}%` }}>
+                {tick === 0 ? "0" : duration(tick)}
+              </span>
+            ))}
         </span>
         <span class="wf-time" />
       </div>
       {rows.map((row) =>
         row.child !== null ? (
-          <Link key={row.child} to={viewAddress("run", { id: row.child, stage: "" })} class="wf-row child" aria-label={describe(row, undefined)}>
+          <Link key={row.child} to={viewAddress("run", { id: row.child, stage: "" })} class="wf-row child">
             <Cells row={row} ticks={ticks} share={share} typical={undefined} />
           </Link>
         ) : (
@@ -46,7 +48,6 @@ export function Waterfall({ layout, to = layout.to, typical, selected, onSelect 
             key={row.name}
             class={`wf-row ${row.critical ? "critical" : ""}`}
             aria-pressed={selected === row.name}
-            aria-label={describe(row, typical[row.name])}
             onClick={() => onSelect(row.name)}
           >
             <Cells row={row} ticks={ticks} share={share} typical={typical[row.name]} />
@@ -90,6 +91,7 @@ function Cells({ row, ticks, share, typical }: CellProperties): JSX.Element {
       <span class="wf-time">
         {row.attempts > 1 && <span class="muted small">{row.attempts} attempts </span>}
         {row.duration === null ? "–" : duration(row.duration)}
+        <span class="unseen">{describe(row, typical)}</span>
       </span>
     </>
   );
@@ -121,11 +123,10 @@ function TypicalMark({ at, share, label, kind }: { at: number; share: (at: numbe
   return left > 100 ? null : <i class={`typical ${kind}`} style={{ left: `${left}%` }} title={`typical: ${label}`} />;
 }
 
+/** What the bars of a row show, for screen readers. */
 function describe(row: Row, typical: Typical | undefined): string {
   const parts = [
-    `${row.child ? "child run " : ""}${row.name}: ${wordOf(row.status)}`,
-    row.duration !== null && duration(row.duration),
-    row.attempts > 1 && `${row.attempts} attempts`,
+    row.child && "child run",
     typical?.p50_ms != null && `typical ${duration(typical.p50_ms)}`,
     row.critical && "on the critical path",
     row.note,

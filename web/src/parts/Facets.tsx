@@ -118,7 +118,7 @@ function Values({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
         );
         return (
           <li key={String(row.value)}>
-            {row.where ? <FieldMenu class="value" where={row.where} field={facet.field} label={label} title={title} name={title} /> : <span title={title}>{label}</span>}
+            {row.where ? <FieldMenu class="value" where={row.where} field={facet.field} label={label} title={title} /> : <span title={title}>{label}</span>}
           </li>
         );
       })}

@@ -68,8 +68,15 @@ export function FilterBar(): JSX.Element {
   const apply = (next: string[]) => go(changed({ where: joinTerms(next), before: "" }));
   const type = (name: string) => known.find((each) => plain(each.text) === name)?.type ?? null;
 
+  // The beginning of a field's name, or a comparison without a value, is no predicate yet.
+  const incomplete = (typed: string) => {
+    const { field: name, operator: sign, prefix: rest } = parts(typed);
+    if (sign) return rest === "";
+    return typed.trim() === name && name !== "" && type(plain(name)) !== "boolean";
+  };
+
   const add = (typed: string) => {
-    if (!typed.trim()) return;
+    if (!typed.trim() || incomplete(typed)) return;
     setText("");
     setOpen(false);
     go(changed({ where: and(state.where, completeTerm(typed, type)), before: "" }));
@@ -92,7 +99,7 @@ export function FilterBar(): JSX.Element {
       if (suggestions.length) setActive((active + step + suggestions.length + (active < 0 && step < 0 ? 1 : 0)) % suggestions.length);
     } else if (event.key === "Enter") {
       event.preventDefault();
-      const chosen = suggestions[active];
+      const chosen = suggestions[active] ?? (incomplete(text) ? suggestions[0] : undefined);
       if (chosen) choose(chosen);
       else add(text);
     } else if (event.key === "Tab" && suggestions.length && text && !event.shiftKey) {
@@ -169,7 +176,11 @@ export function FilterBar(): JSX.Element {
             </li>
           ))}
         </ul>
-        <div class="hint">{open && text ? `Enter adds: ${completeTerm(text, type)}` : "Any SQL predicate works. The same text works with --where."}</div>
+        <div class="hint">
+          {!open || !text || incomplete(text)
+            ? "Any SQL predicate works, also with --where on the command line."
+            : `Enter adds: ${completeTerm(text, type)}`}
+        </div>
       </div>
     </div>
   );

@@ -109,7 +109,7 @@ export function ProblemBox({ problem, retry }: { problem: Problem; retry?: () =>
     <div class="problem" role="alert">
       <strong>{problem.title}</strong>
       {problem.hint && <span>{problem.hint}</span>}
-      {retry && !savedPage && (
+      {retry && !savedPage && problem.reason !== "invalid" && (
         <button type="button" onClick={retry}>
           Try again
         </button>

@@ -86,7 +86,7 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
       }
     >
       {(series) =>
-        lines.length ? (
+        lines.length && series.groups.some((group) => group.count.some((each) => each > 0)) ? (
           <LineChart
             title={`${STATS[stat].title}${series.estimated ? " (≈, runs were sampled)" : ""}`}
             since={series.since}

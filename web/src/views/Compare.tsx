@@ -80,7 +80,7 @@ export function Compare(): JSX.Element {
               <h2>Stages, largest difference first</h2>
             </header>
             <div class="body">
-              <table class="rows" aria-label="Stages of both runs">
+              <table class="rows fixed" aria-label="Stages of both runs">
                 <thead>
                   <tr>
                     <th scope="col">Stage</th>
@@ -175,7 +175,7 @@ function Values({ one, other }: { one: Record_; other: Record_ }): JSX.Element {
         {names.length === 0 ? (
           <Empty>The attributes, ids and versions of both runs are the same.</Empty>
         ) : (
-          <table class="rows" aria-label="Values that differ">
+          <table class="rows fixed" aria-label="Values that differ">
             <thead>
               <tr>
                 <th scope="col">Field</th>

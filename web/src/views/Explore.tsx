@@ -85,7 +85,7 @@ export function Explore(): JSX.Element {
         height={300}
         actions={<HeatmapControls state={state} over={over} measure={measure} fields={fields.data} map={map.data} />}
         footer={
-          map.data && (
+          map.data && map.data.cells.length > 0 && (
             <>
               <HeatmapLegend data={map.data} colour={colour} selecting={select !== "" || highlighted !== null} />
               {map.data.missing > 0 && (
@@ -112,11 +112,13 @@ export function Explore(): JSX.Element {
           ) : (
             <Empty>
               <strong>
-                No {over} with {measure} match the filter and the time range.
+                No {over} with {measure} {state.where || state.since || state.until ? "match the filter and the time range" : "were recorded yet"}.
               </strong>
-              <button type="button" onClick={() => go(changed({ where: "", since: "", until: "", select: "" }))}>
-                Show everything
-              </button>
+              {(state.where || state.since || state.until) && (
+                <button type="button" onClick={() => go(changed({ where: "", since: "", until: "", select: "" }))}>
+                  Show everything
+                </button>
+              )}
             </Empty>
           )
         }
@@ -191,7 +193,7 @@ function Suggestions({ map, measure }: { map: Map; measure: string }): JSX.Eleme
       <span>Drag over a region to see what is different about it, or select</span>
       {failed > 0 && (
         <button type="button" onClick={() => go(changed({ select: "failed" }))}>
-          the {count(failed)} failures
+          {failed === 1 ? "the failure" : `the ${count(failed)} failures`}
         </button>
       )}
       {threshold !== null && (

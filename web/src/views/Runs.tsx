@@ -48,6 +48,7 @@ export function Runs(): JSX.Element {
         height={560}
         actions={
           <>
+            {data && !state.before && order === "-started_at" && <NewRows page={data} range={range} load={query.reload} />}
             {first && second ? (
               <Link to={viewAddress("compare", { id: first, with: second })} class="wide-only">
                 Compare the two selected runs
@@ -62,10 +63,7 @@ export function Runs(): JSX.Element {
       >
         {(page) =>
           page.rows.length ? (
-            <>
-              {!state.before && order === "-started_at" && <NewRows page={page} range={range} load={query.reload} />}
-              <RunTable rows={page.rows} label="Runs" order={order} checked={checked} onCheck={check} />
-            </>
+            <RunTable rows={page.rows} label="Runs" order={order} checked={checked} onCheck={check} />
           ) : (
             <NoRuns filtered={Boolean(range.where || range.since || range.until)} />
           )
@@ -123,11 +121,9 @@ function NewRows({ page, range, load }: { page: Page; range: Range; load: () => 
   const added = fresh < 0 ? rows.length : rows.filter((row, index) => index < page.rows.length && !shown.has(row.run_id)).length;
   if (!isBehind || added === 0) return null;
   return (
-    <div class="new-rows">
-      <button type="button" class="primary" onClick={load}>
-        {fresh < 0 && added >= 200 ? "More than 200 new runs" : plural(added, "new run")}
-      </button>
-    </div>
+    <button type="button" class="primary" onClick={load}>
+      {fresh < 0 && added >= 200 ? "More than 200 new runs" : plural(added, "new run")}
+    </button>
   );
 }
 

@@ -66,6 +66,8 @@ def serve(journal: Path, *options: str) -> Generator[Served]:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
             try:
-                process.wait(10)
+                printed, _ = process.communicate(timeout=10)
             finally:
                 process.kill()
+        assert "Traceback" not in printed, printed
+        assert "Warning" not in printed, printed

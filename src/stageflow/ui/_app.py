@@ -170,7 +170,7 @@ class WebUI:
                     lambda store: msgspec.json.encode(answer(store, question, snapshot)),
                     heavy=name in _HEAVY,
                     panel=request.headers.get("x-stageflow-panel"),
-                    disconnected=_disconnected(request),
+                    disconnected=functools.partial(_disconnected, request),
                 )
             except Exception as error:
                 problem = _problem(error)

@@ -55,6 +55,9 @@ export function Runs(): JSX.Element {
         height={560}
         actions={
           <>
+            {data && !state.before && order === "-started_at" && (
+              <NewRows page={data} range={range} load={query.reload} />
+            )}
             {first && second ? (
               <Link to={viewAddress("compare", { id: first, with: second })} class="wide-only">
                 Compare the two selected runs
@@ -69,12 +72,7 @@ export function Runs(): JSX.Element {
       >
         {(page) =>
           page.rows.length ? (
-            <>
-              {!state.before && order === "-started_at" && (
-                <NewRows page={page} range={range} load={query.reload} />
-              )}
-              <RunTable rows={page.rows} label="Runs" order={order} checked={checked} onCheck={check} />
-            </>
+            <RunTable rows={page.rows} label="Runs" order={order} checked={checked} onCheck={check} />
           ) : (
             <NoRuns filtered={Boolean(range.where || range.since || range.until)} />
           )
@@ -134,11 +132,9 @@ function NewRows({ page, range, load }: { page: Page; range: Range; load: () => 
   const added = rows.slice(0, end).filter((row) => !shown.has(row.run_id)).length;
   if (!isBehind || added === 0) return null;
   return (
-    <div class="new-rows">
-      <button type="button" class="primary" onClick={load}>
-        {last < 0 && newest.data?.next ? `${count(added)} new runs or more` : plural(added, "new run")}
-      </button>
-    </div>
+    <button type="button" class="primary" onClick={load}>
+      {last < 0 && newest.data?.next ? `${count(added)} new runs or more` : plural(added, "new run")}
+    </button>
   );
 }
 

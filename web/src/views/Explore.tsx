@@ -12,7 +12,7 @@ import type {
 } from "../api";
 import { Heatmap, HeatmapLegend } from "../charts/Heatmap";
 import { command } from "../command";
-import { count, measured, percent, plural, shortTime } from "../format";
+import { count, measured, percent, plural, shortTime, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Differences } from "../parts/Differences";
@@ -327,7 +327,8 @@ function describe(
     if (failed && select !== "failed")
       parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others`);
   }
-  if (compared && (select === "failed" || parts.length < 3)) parts.push(compared.explanation.summary);
+  if (compared && (select === "failed" || parts.length < 3))
+    parts.push(withTimes(compared.explanation.summary));
   return parts.join(" · ") || "Explore";
 }
 

@@ -97,7 +97,7 @@ $(VENV)/.cli: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/$(PIP) install -c constraints.txt hatchling setuptools
-	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,store]'
+	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,store,ui]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.cli

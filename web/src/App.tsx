@@ -59,7 +59,11 @@ export function App(): JSX.Element {
       </a>
       <nav class="rail" aria-label="Views">
         {RAIL.map(([name, label, icon]) => (
-          <Link key={name} to={viewAddress(name)} aria-current={(PARENT[view] ?? view) === name ? "page" : undefined}>
+          <Link
+            key={name}
+            to={viewAddress(name)}
+            aria-current={(PARENT[view] ?? view) === name ? "page" : undefined}
+          >
             <Icon name={icon} />
             <span>{label}</span>
           </Link>
@@ -93,8 +97,14 @@ function LiveSwitch(): JSX.Element {
   const on = useStore(live);
   const gone = useStore(offline);
   const info = useStore(snapshot);
-  const state = gone ? "No connection" : on ? "New runs appear by themselves" : "New runs do not change the page";
-  const title = info ? `${state}. ${info.source}: ${count(info.runs)} runs, read ${time(info.read_at)} ${zoneName()}` : state;
+  const state = gone
+    ? "No connection"
+    : on
+      ? "New runs appear by themselves"
+      : "New runs do not change the page";
+  const title = info
+    ? `${state}. ${info.source}: ${count(info.runs)} runs, read ${time(info.read_at)} ${zoneName()}`
+    : state;
   return (
     <button
       type="button"
@@ -113,7 +123,11 @@ function LiveSwitch(): JSX.Element {
 function Settings(): JSX.Element {
   const colours = useStore(theme);
   const times = useStore(zone);
-  const choose = (value: Theme, label: string): Item => ({ label, checked: colours === value, run: () => theme.set(value) });
+  const choose = (value: Theme, label: string): Item => ({
+    label,
+    checked: colours === value,
+    run: () => theme.set(value),
+  });
   return (
     <Menu
       end
@@ -141,12 +155,14 @@ function Notices(): JSX.Element {
     <>
       {savedPage && (
         <div class="notice">
-          Saved at {time(savedPage.saved_at)} {zoneName()}. This file contains only this view; it does not connect to a server.
+          Saved at {time(savedPage.saved_at)} {zoneName()}. This file contains only this view; it does not
+          connect to a server.
         </div>
       )}
       {gone && (
         <div class="notice bad" role="status">
-          <strong>The server does not answer.</strong> The page shows what it loaded before, and tries again every 5 s.
+          <strong>The server does not answer.</strong> The page shows what it loaded before, and tries again
+          every 5 s.
         </div>
       )}
       {info?.archive_error && (
@@ -163,10 +179,12 @@ function Expired(): JSX.Element {
     <main class="full-page">
       <h1>The access token of this page has expired</h1>
       <p>
-        The server was restarted, and each start creates a new token. Open the address that <code>stageflow ui</code> printed in its
-        terminal, or start it with <code>stageflow ui --open</code>.
+        The server was restarted, and each start creates a new token. Open the address that{" "}
+        <code>stageflow ui</code> printed in its terminal, or start it with <code>stageflow ui --open</code>.
       </p>
-      <p class="muted">The address of this page stays the same; after that, this view opens again when you load the page.</p>
+      <p class="muted">
+        The address of this page stays the same; after that, this view opens again when you load the page.
+      </p>
       <p>
         <button type="button" class="primary" onClick={() => location.reload()}>
           Load the page again

@@ -27,7 +27,10 @@ const tab = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
 export type Query = Record<string, string | number | undefined>;
 
 function cleaned(query: Query): Record<string, string> {
-  const entries = Object.entries(query).map(([name, value]) => [name, value === undefined ? "" : String(value)]);
+  const entries = Object.entries(query).map(([name, value]) => [
+    name,
+    value === undefined ? "" : String(value),
+  ]);
   return Object.fromEntries(entries.filter(([, value]) => value !== ""));
 }
 
@@ -43,7 +46,12 @@ export function requestKey(path: string, query: Query): string {
  * @param path Such as `api/runs`.
  * @throws RequestError The server reported an error, or did not answer.
  */
-export async function request<T>(panel: string, path: string, query: Query, signal?: AbortSignal): Promise<T> {
+export async function request<T>(
+  panel: string,
+  path: string,
+  query: Query,
+  signal?: AbortSignal,
+): Promise<T> {
   const values = cleaned(query);
   if (savedPage) {
     const body = await savedResponse(keyOf(path, values));
@@ -76,7 +84,12 @@ export async function post<T>(path: string, body: unknown): Promise<T> {
   throw new RequestError(await readProblem(response));
 }
 
-function send(panel: string, path: string, values: Record<string, string>, signal?: AbortSignal): Promise<Response> {
+function send(
+  panel: string,
+  path: string,
+  values: Record<string, string>,
+  signal?: AbortSignal,
+): Promise<Response> {
   const search = new URLSearchParams(values);
   return attempt(search.size ? `${path}?${search}` : path, {
     headers: { "X-Stageflow-Panel": `${tab}/${panel}` },
@@ -99,7 +112,8 @@ async function attempt(address: string, options: RequestInit): Promise<Response>
 async function readProblem(response: Response): Promise<Problem> {
   try {
     const body = (await response.json()) as Partial<Problem>;
-    if (typeof body.title === "string") return { hint: null, status: response.status, reason: "internal", ...body } as Problem;
+    if (typeof body.title === "string")
+      return { hint: null, status: response.status, reason: "internal", ...body } as Problem;
   } catch {
     // Not from stageflow, but for example from a proxy.
   }

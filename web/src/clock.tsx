@@ -16,7 +16,10 @@ export function Ago({ at }: { at: string | number }): JSX.Element {
   useStore(zone);
   const date = new Date(at);
   return (
-    <time dateTime={Number.isNaN(date.getTime()) ? "" : date.toISOString()} title={`${time(at, "ms")} ${zoneName()}`}>
+    <time
+      dateTime={Number.isNaN(date.getTime()) ? "" : date.toISOString()}
+      title={`${time(at, "ms")} ${zoneName()}`}
+    >
       {ago(at, Math.max(current, Date.now()))}
     </time>
   );

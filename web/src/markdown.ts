@@ -15,7 +15,8 @@ export function scope(parameters: Record<string, string>): string {
   const items = [
     parameters.where && `- filter: \`${parameters.where}\``,
     parameters.select && `- selection: \`${parameters.select}\``,
-    (parameters.since || parameters.until) && `- time: ${parameters.since || "start"} to ${parameters.until || "now"}`,
+    (parameters.since || parameters.until) &&
+      `- time: ${parameters.since || "start"} to ${parameters.until || "now"}`,
   ];
   return items.filter(Boolean).join("\n");
 }

@@ -55,7 +55,9 @@ export function splitTerms(where: string): string[] {
 /** Join terms with AND. */
 export function joinTerms(terms: string[]): string {
   const one = terms.length === 1;
-  return terms.map((term) => (!one && words(term).some(({ word }) => word === "OR") ? `(${term})` : term)).join(" AND ");
+  return terms
+    .map((term) => (!one && words(term).some(({ word }) => word === "OR") ? `(${term})` : term))
+    .join(" AND ");
 }
 
 /** Add a predicate to another one, unless it is already a part of it. */
@@ -91,7 +93,10 @@ export function unwrap(text: string): string {
 
 const NAME = String.raw`"(?:[^"]|"")+"|[A-Za-z_][\w.]*`;
 const VALUE = String.raw`'(?:[^']|'')*'|-?\d[\d.eE+-]*|true|false`;
-const COMPARISON = new RegExp(`^(${NAME})\\s*(=|<>|!=|>=|<=|>|<|IS NOT DISTINCT FROM|IS DISTINCT FROM)\\s*(${VALUE})$`, "i");
+const COMPARISON = new RegExp(
+  `^(${NAME})\\s*(=|<>|!=|>=|<=|>|<|IS NOT DISTINCT FROM|IS DISTINCT FROM)\\s*(${VALUE})$`,
+  "i",
+);
 const MISSING = new RegExp(`^(${NAME})\\s+IS\\s+(NOT\\s+)?NULL$`, "i");
 
 /** Return the predicate that matches all other rows, including those for which the term is NULL. */
@@ -110,7 +115,8 @@ export function negate(term: string): string {
   const not = /^NOT\s+(.*)$/is.exec(text);
   if (not?.[1]) {
     const inner = not[1].trim();
-    if (/^[\w.]+$/.test(inner) || (inner.startsWith("(") && closing(inner) === inner.length - 1)) return unwrap(inner);
+    if (/^[\w.]+$/.test(inner) || (inner.startsWith("(") && closing(inner) === inner.length - 1))
+      return unwrap(inner);
   }
   if (/^[A-Za-z_][\w.]*$/.test(text)) return `NOT ${text}`;
   return `(${text}) IS NOT TRUE`;
@@ -175,7 +181,9 @@ export function completeTerm(typed: string, type: (field: string) => string | nu
   const kind = type(bare(name));
   const asIs = kind !== "text" && /^(-?\d[\d.]*(e[+-]?\d+)?|true|false)$/i.test(value);
   const end = asIs ? value : literal(value);
-  return operator === "!=" || operator === "<>" ? `${column} IS DISTINCT FROM ${end}` : `${column} ${operator} ${end}`;
+  return operator === "!=" || operator === "<>"
+    ? `${column} IS DISTINCT FROM ${end}`
+    : `${column} ${operator} ${end}`;
 }
 
 function asName(name: string): string {

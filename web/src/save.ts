@@ -24,7 +24,9 @@ export async function saveAsHtml(): Promise<void> {
     const text = await assemble(style, script);
     const anchor = document.createElement("a");
     anchor.href = URL.createObjectURL(new Blob([text], { type: "text/html" }));
-    anchor.download = `stageflow-${currentPage().title.replace(/[^\w.-]+/g, "-").slice(0, 60)}.html`;
+    anchor.download = `stageflow-${currentPage()
+      .title.replace(/[^\w.-]+/g, "-")
+      .slice(0, 60)}.html`;
     anchor.click();
     setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
     announce("Saved as HTML file");

@@ -24,7 +24,9 @@ function remember(name: string, value: string): void {
 
 const storedTheme = read("theme");
 
-export const theme = new Store<Theme>(storedTheme === "light" || storedTheme === "dark" ? storedTheme : "auto");
+export const theme = new Store<Theme>(
+  storedTheme === "light" || storedTheme === "dark" ? storedTheme : "auto",
+);
 export const zone = new Store<Zone>(read("zone") === "utc" ? "utc" : "local");
 export const live = new Store<boolean>(read("live") !== "off");
 

@@ -15,11 +15,16 @@ export const inProgress = new Store<Runs | null>(null);
 /** Increases when panels that follow new records have to load again; never while live updates are off. */
 export const followed = new Store<number>(0);
 
+/** The same for panels with expensive queries. */
+export const followedSlowly = new Store<number>(0);
+
 const POLL_MS = 5000;
 const FOLLOW_MS = 5000;
+const FOLLOW_SLOWLY_MS = 30_000;
 
 let followedNumber = 0;
 let followedAt = 0;
+let slowlyAt = 0;
 let timer = 0;
 
 // A busy journal has several snapshots per second; nobody can read charts that change that often.
@@ -35,6 +40,9 @@ function follow(): void {
   followedAt = Date.now();
   followedNumber = number;
   followed.set(followed.value + 1);
+  if (followedAt - slowlyAt < FOLLOW_SLOWLY_MS) return;
+  slowlyAt = followedAt;
+  followedSlowly.set(followedSlowly.value + 1);
 }
 
 function receive(info: SnapshotInfo): void {
@@ -43,7 +51,7 @@ function receive(info: SnapshotInfo): void {
   snapshot.set(info);
   if (before === null) {
     // The panels are loading the newest snapshot already.
-    followedAt = Date.now();
+    followedAt = slowlyAt = Date.now();
     followedNumber = info.number;
   } else follow();
 }

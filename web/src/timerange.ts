@@ -16,7 +16,8 @@ export const PRESETS: [string, string][] = [
 export function relativeMs(text: string): number | null {
   if (!/^(\d+[smhdw])+$/.test(text)) return null;
   let total = 0;
-  for (const [, amount, unit] of text.matchAll(/(\d+)([smhdw])/g)) total += Number(amount) * (UNITS[unit ?? ""] ?? 0);
+  for (const [, amount, unit] of text.matchAll(/(\d+)([smhdw])/g))
+    total += Number(amount) * (UNITS[unit ?? ""] ?? 0);
   return total;
 }
 

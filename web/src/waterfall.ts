@@ -57,14 +57,30 @@ export function layout(details: RunDetails): Waterfall {
     const name = text(record.stage_name);
     records.set(name, [...(records.get(name) ?? []), record]);
   }
-  const summaries = new Map(list(run.stage_summaries).map(object).map((each) => [text(each.stage_name), each]));
-  const running = new Map(list(run.stages_running).map(object).map((each) => [text(each.stage_name), each]));
+  const summaries = new Map(
+    list(run.stage_summaries)
+      .map(object)
+      .map((each) => [text(each.stage_name), each]),
+  );
+  const running = new Map(
+    list(run.stages_running)
+      .map(object)
+      .map((each) => [text(each.stage_name), each]),
+  );
   const children = new Map(details.children.map((each) => [text(each.event_id), each]));
   const now = num(run.duration_ms);
 
   const rows: Row[] = [];
   for (const [name, all] of records) {
-    const row = stageRow(name, all, summaries.get(name) ?? {}, running.get(name), began, now, critical.has(name));
+    const row = stageRow(
+      name,
+      all,
+      summaries.get(name) ?? {},
+      running.get(name),
+      began,
+      now,
+      critical.has(name),
+    );
     rows.push(row);
   }
   // Stages that became ready at the same time keep the order of the pipeline.
@@ -112,12 +128,15 @@ function stageRow(
   const last = attempts[attempts.length - 1];
   if (running) {
     const attempt = num(running.attempt) || 1;
-    const at = running.started_at ? precise(running.started_at) - began : Math.max(now - num(summary.duration_ms), 0);
+    const at = running.started_at
+      ? precise(running.started_at) - began
+      : Math.max(now - num(summary.duration_ms), 0);
     wait(segments, previous, at, 0, attempt);
     run(segments, running, at, Math.max(now, at), "OPEN", attempt);
     start = at;
   }
-  const status = running ? "OPEN" : text(last && last.status !== "RETRY" ? last.status : summary.status) || "OPEN";
+  const ended = text(last && last.status !== "RETRY" ? last.status : summary.status) || "OPEN";
+  const status = running ? "OPEN" : ended === "OPEN" && attempts.length === 0 ? "PENDING" : ended;
   const number = running ? num(running.attempt) : num(last?.attempts);
   return {
     name,
@@ -147,11 +166,19 @@ function wait(
     return;
   }
   const delayed = Math.min(previous.end + previous.retryAfter, start);
-  if (delayed > previous.end) segments.push({ kind: "wait", from: previous.end, to: delayed, status: "", attempt });
+  if (delayed > previous.end)
+    segments.push({ kind: "wait", from: previous.end, to: delayed, status: "", attempt });
   if (start > delayed) segments.push({ kind: "queue", from: delayed, to: start, status: "", attempt });
 }
 
-function run(segments: Segment[], record: Record_, start: number, end: number, status: string, attempt: number): void {
+function run(
+  segments: Segment[],
+  record: Record_,
+  start: number,
+  end: number,
+  status: string,
+  attempt: number,
+): void {
   const first = object(record.stream).first_chunk_ms;
   if (typeof first === "number" && start + first < end) {
     segments.push({ kind: "first", from: start, to: start + first, status, attempt });
@@ -162,7 +189,8 @@ function run(segments: Segment[], record: Record_, start: number, end: number, s
 function noteOf(status: string, last: Record_ | undefined, summary: Record_, started: boolean): string {
   const error = text(last?.error) || text(summary.error);
   const reason = text(last?.reason);
-  if (status === "OPEN") return started ? "" : "not started";
+  if (status === "PENDING") return "not started";
+  if (status === "OPEN") return "";
   if (status === "OK") return itemsOf(last);
   return error || reason || (started ? "" : "not started");
 }
@@ -187,7 +215,9 @@ function childRow(id: string, run: Record_ | undefined, began: number): Row {
     start,
     duration,
     segments:
-      start === null || duration === null ? [] : [{ kind: "run", from: start, to: start + duration, status: text(run?.status), attempt: 1 }],
+      start === null || duration === null
+        ? []
+        : [{ kind: "run", from: start, to: start + duration, status: text(run?.status), attempt: 1 }],
     critical: false,
     records: [],
     note: run ? text(run.error) : "not in the records",

@@ -20,7 +20,9 @@ function open(): void {
   source = new EventSource("api/stream");
   source.addEventListener("open", () => send({ type: "state", connected: true }));
   for (const type of ["snapshot", "live"] as const) {
-    source.addEventListener(type, (event) => send({ type, data: JSON.parse((event as MessageEvent<string>).data) }));
+    source.addEventListener(type, (event) =>
+      send({ type, data: JSON.parse((event as MessageEvent<string>).data) }),
+    );
   }
   source.addEventListener("error", () => {
     send({ type: "state", connected: false });

@@ -35,7 +35,15 @@ export function Graph({ nodes, edges, selected, onSelect, label }: Properties): 
     <div class="graph" tabIndex={0} role="region" aria-label={label}>
       <svg width={graph.width} height={graph.height} viewBox={`0 0 ${graph.width} ${graph.height}`}>
         <defs>
-          <marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+          <marker
+            id="arrow"
+            viewBox="0 0 8 8"
+            refX="7"
+            refY="4"
+            markerWidth="7"
+            markerHeight="7"
+            orient="auto"
+          >
             <path d="M0 0.5L7 4L0 7.5z" fill="var(--line-strong)" />
           </marker>
         </defs>
@@ -67,9 +75,21 @@ export function Graph({ nodes, edges, selected, onSelect, label }: Properties): 
             >
               {name.length > MOST && <title>{name}</title>}
               <rect width={width} height={HEIGHT} rx="6" />
-              {node.heat !== null && <rect class="heat" width={width} height={HEIGHT} rx="6" style={{ opacity: node.heat * 0.4 }} />}
+              {node.heat !== null && (
+                <rect
+                  class="heat"
+                  width={width}
+                  height={HEIGHT}
+                  rx="6"
+                  style={{ opacity: node.heat * 0.4 }}
+                />
+              )}
               <text x="10" y="17" class="name">
-                {node.status && <tspan class="shape" aria-hidden="true">{shapeOf(node.status)} </tspan>}
+                {node.status && (
+                  <tspan class="shape" aria-hidden="true">
+                    {shapeOf(node.status)}{" "}
+                  </tspan>
+                )}
                 {shorten(name)}
               </text>
               <text x="10" y="32" class="detail">
@@ -96,7 +116,13 @@ type Arranged = {
 
 function arrange(nodes: Node[], edges: [string, string][]): Arranged {
   const graph = new dagre.graphlib.Graph();
-  graph.setGraph({ rankdir: innerWidth < 720 ? "TB" : "LR", nodesep: 12, ranksep: 36, marginx: 4, marginy: 4 });
+  graph.setGraph({
+    rankdir: innerWidth < 720 ? "TB" : "LR",
+    nodesep: 12,
+    ranksep: 36,
+    marginx: 4,
+    marginy: 4,
+  });
   graph.setDefaultEdgeLabel(() => ({}));
   const known = new Set(nodes.map((node) => node.name));
   for (const node of nodes) {
@@ -129,7 +155,9 @@ function curve(points: { x: number; y: number }[]): string {
     const control = rest[index] as { x: number; y: number };
     const next = rest[index + 1] as { x: number; y: number };
     const last = index === rest.length - 2;
-    parts.push(`Q${control.x} ${control.y} ${last ? next.x : (control.x + next.x) / 2} ${last ? next.y : (control.y + next.y) / 2}`);
+    parts.push(
+      `Q${control.x} ${control.y} ${last ? next.x : (control.x + next.x) / 2} ${last ? next.y : (control.y + next.y) / 2}`,
+    );
   }
   if (rest.length === 1) parts.push(`L${rest[0]?.x} ${rest[0]?.y}`);
   return parts.join("");

@@ -26,13 +26,24 @@ type Properties = {
   highlight: Data | null;
   marks: Mark[];
   onBox: (box: Box | null) => void;
+  /** Called when the pointer or the focus enters or leaves the heatmap. */
+  onUse: (inUse: boolean) => void;
 };
 
 const LEFT = 60;
 const BOTTOM = 24;
 const TOP = 16;
 
-export function Heatmap({ data, colour, box, selecting, highlight, marks, onBox }: Properties): JSX.Element {
+export function Heatmap({
+  data,
+  colour,
+  box,
+  selecting,
+  highlight,
+  marks,
+  onBox,
+  onUse,
+}: Properties): JSX.Element {
   const frame = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const width = useWidth(frame);
@@ -163,10 +174,17 @@ export function Heatmap({ data, colour, box, selecting, highlight, marks, onBox 
           dragging.current = false;
           setAnchor(null);
         }}
-        onPointerLeave={() => !dragging.current && setCursor(null)}
+        onPointerEnter={() => onUse(true)}
+        onPointerLeave={() => {
+          if (dragging.current) return;
+          setCursor(null);
+          onUse(false);
+        }}
         onKeyDown={press}
         onKeyUp={release}
+        onFocus={() => onUse(true)}
         onBlur={() => {
+          onUse(false);
           setAnchor(null);
           setCursor(null);
         }}
@@ -176,19 +194,31 @@ export function Heatmap({ data, colour, box, selecting, highlight, marks, onBox 
           const share = (Date.parse(mark.at) - since) / (until - since);
           if (!(share >= 0 && share <= 1)) return null;
           return (
-            <div key={mark.kind + mark.label} class={`vmark ${mark.kind}`} style={{ left: `${share * 100}%` }} title={`${mark.kind}: ${mark.label}, first at ${shortTime(mark.at, "second")}`}>
+            <div
+              key={mark.kind + mark.label}
+              class={`vmark ${mark.kind}`}
+              style={{ left: `${share * 100}%` }}
+              title={`${mark.kind}: ${mark.label}, first at ${shortTime(mark.at, "second")}`}
+            >
               {mark.kind === "version" && <span class={share > 0.85 ? "flip" : ""}>{mark.label}</span>}
             </div>
           );
         })}
         {selected && <div class={`box ${anchor ? "drawing" : ""}`} style={place(selected, columns, rows)} />}
-        {cursor && <div class="cursor" style={place({ x0: cursor.x, x1: cursor.x, y0: cursor.y, y1: cursor.y }, columns, rows)} />}
+        {cursor && (
+          <div
+            class="cursor"
+            style={place({ x0: cursor.x, x1: cursor.x, y0: cursor.y, y1: cursor.y }, columns, rows)}
+          />
+        )}
         {cursor && !anchor && (
           <div
             class="tip"
             style={{
-              [flip ? "right" : "left"]: `${(flip ? 1 - cursor.x / columns : (cursor.x + 1) / columns) * 100}%`,
-              [cursor.y > rows / 2 ? "top" : "bottom"]: `${(cursor.y > rows / 2 ? 1 - cursor.y / rows : (cursor.y + 1) / rows) * 100}%`,
+              [flip ? "right" : "left"]:
+                `${(flip ? 1 - cursor.x / columns : (cursor.x + 1) / columns) * 100}%`,
+              [cursor.y > rows / 2 ? "top" : "bottom"]:
+                `${(cursor.y > rows / 2 ? 1 - cursor.y / rows : (cursor.y + 1) / rows) * 100}%`,
             }}
           >
             {description.split("\n").map((line) => (
@@ -277,17 +307,29 @@ function areaOf(box: Box, data: Data): Area | null {
   const y0 = Math.round(positionIn(data.edges, box.low, data.log));
   const y1 = Math.round(positionIn(data.edges, box.high, data.log)) - 1;
   if (x1 < 0 || x0 >= data.columns) return null;
-  return { x0: clamp(x0, data.columns), x1: clamp(Math.max(x1, x0), data.columns), y0: clamp(y0, rows), y1: clamp(Math.max(y1, y0), rows) };
+  return {
+    x0: clamp(x0, data.columns),
+    x1: clamp(Math.max(x1, x0), data.columns),
+    y0: clamp(y0, rows),
+    y1: clamp(Math.max(y1, y0), rows),
+  };
 }
 
-function describe({ x, y }: { x: number; y: number }, cell: Cell | undefined, data: Data, selecting: boolean): string {
+function describe(
+  { x, y }: { x: number; y: number },
+  cell: Cell | undefined,
+  data: Data,
+  selecting: boolean,
+): string {
   const from = Date.parse(data.since) + x * data.step_s * 1000;
   const low = measured(data.measure, data.edges[y]);
   const high = measured(data.measure, data.edges[y + 1]);
   const lines = [`${shortTime(from, data.step_s < 60 ? "second" : "minute")}, ${low} to ${high}`];
   if (!cell) lines.push(`no ${data.over}`);
   else {
-    lines.push(`${data.estimated ? "≈ " : ""}${plural(cell[2], data.over === "runs" ? "run" : "stage")}, ${count(cell[3])} failed (${percent(cell[3] / cell[2])})`);
+    lines.push(
+      `${data.estimated ? "≈ " : ""}${plural(cell[2], data.over === "runs" ? "run" : "stage")}, ${count(cell[3])} failed (${percent(cell[3] / cell[2])})`,
+    );
     if (selecting) lines.push(`${count(cell[4])} selected`);
   }
   return lines.join("\n");
@@ -295,7 +337,12 @@ function describe({ x, y }: { x: number; y: number }, cell: Cell | undefined, da
 
 type Look = { colour: "count" | "failures"; selecting: boolean; highlight: Data | null };
 
-function draw(canvas: HTMLCanvasElement, data: Data, plot: { width: number; height: number }, look: Look): void {
+function draw(
+  canvas: HTMLCanvasElement,
+  data: Data,
+  plot: { width: number; height: number },
+  look: Look,
+): void {
   const scale = devicePixelRatio || 1;
   canvas.width = Math.round(plot.width * scale);
   canvas.height = Math.round(plot.height * scale);
@@ -310,7 +357,9 @@ function draw(canvas: HTMLCanvasElement, data: Data, plot: { width: number; heig
   const failing = ramp("fail-low", "fail-high");
   // Cells begin and end at whole pixels; otherwise thin lines appear between them.
   const gap = plot.width / data.columns > 5 ? 1 : 0;
-  const xs = Array.from({ length: data.columns + 1 }, (_, x) => Math.round((x / data.columns) * canvas.width));
+  const xs = Array.from({ length: data.columns + 1 }, (_, x) =>
+    Math.round((x / data.columns) * canvas.width),
+  );
   const ys = Array.from({ length: rows + 1 }, (_, y) => Math.round((1 - y / rows) * canvas.height));
   const fill = (x: number, y: number, style: string) => {
     const left = xs[x] as number;
@@ -318,7 +367,9 @@ function draw(canvas: HTMLCanvasElement, data: Data, plot: { width: number; heig
     context.fillStyle = style;
     context.fillRect(left, top, (xs[x + 1] as number) - left - gap, (ys[y] as number) - top - gap);
   };
-  const highlighted = look.highlight ? new Map(look.highlight.cells.map((cell) => [cell[1] * data.columns + cell[0], cell[4]])) : null;
+  const highlighted = look.highlight
+    ? new Map(look.highlight.cells.map((cell) => [cell[1] * data.columns + cell[0], cell[4]]))
+    : null;
   for (const [x, y, rowsHere, failed, selected] of data.cells) {
     const marked = highlighted ? (highlighted.get(y * data.columns + x) ?? 0) : look.selecting ? selected : 0;
     if (marked > 0) fill(x, y, shade(chosen, marked, most));
@@ -334,7 +385,15 @@ function draw(canvas: HTMLCanvasElement, data: Data, plot: { width: number; heig
 }
 
 /** The legend of the colours. */
-export function HeatmapLegend({ data, colour, selecting }: { data: Data; colour: "count" | "failures"; selecting: boolean }): JSX.Element {
+export function HeatmapLegend({
+  data,
+  colour,
+  selecting,
+}: {
+  data: Data;
+  colour: "count" | "failures";
+  selecting: boolean;
+}): JSX.Element {
   useStore(dark);
   const most = data.cells.reduce((found, cell) => Math.max(found, cell[2]), 1);
   const noun = data.over === "runs" ? "runs" : "stages";

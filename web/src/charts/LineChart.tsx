@@ -38,7 +38,17 @@ type Properties = {
 
 const SYNC = uPlot.sync("time");
 
-export function LineChart({ title, since, step_s, lines, marks, format, height = 160, top, onRange }: Properties): JSX.Element {
+export function LineChart({
+  title,
+  since,
+  step_s,
+  lines,
+  marks,
+  format,
+  height = 160,
+  top,
+  onRange,
+}: Properties): JSX.Element {
   const frame = useRef<HTMLDivElement>(null);
   const target = useRef<HTMLDivElement>(null);
   const chart = useRef<uPlot | null>(null);
@@ -53,16 +63,35 @@ export function LineChart({ title, since, step_s, lines, marks, format, height =
 
   useEffect(() => {
     if (!target.current || width === 0 || steps === 0) return undefined;
-    const axis = { stroke: token("muted"), font: `12px ${token("font")}`, ticks: { stroke: token("line"), size: 4 }, grid: { stroke: token("line"), width: 1 } };
+    const axis = {
+      stroke: token("muted"),
+      font: `12px ${token("font")}`,
+      ticks: { stroke: token("line"), size: 4 },
+      grid: { stroke: token("line"), width: 1 },
+    };
     const options: uPlot.Options = {
       width,
       height,
       padding: [8, 8, 0, 0],
       legend: { show: false },
-      cursor: { sync: { key: SYNC.key }, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, y: false },
-      scales: { x: { time: false }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 1, top ?? 0) * 1.05 || 1] } },
+      cursor: {
+        sync: { key: SYNC.key },
+        drag: { x: true, y: false, setScale: false },
+        points: { size: 6 },
+        y: false,
+      },
+      scales: {
+        x: { time: false },
+        y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high ?? 1, top ?? 0) * 1.05 || 1] },
+      },
       axes: [
-        { ...axis, size: 24, grid: { show: false }, splits: (self) => ticksOf(self).map(({ at }) => at / 1000), values: (self) => ticksOf(self).map(({ label }) => label) },
+        {
+          ...axis,
+          size: 24,
+          grid: { show: false },
+          splits: (self) => ticksOf(self).map(({ at }) => at / 1000),
+          values: (self) => ticksOf(self).map(({ label }) => label),
+        },
         { ...axis, size: 56, values: (_, values) => values.map((value) => format(value)) },
       ],
       series: [
@@ -90,7 +119,10 @@ export function LineChart({ title, since, step_s, lines, marks, format, height =
         ],
       },
     };
-    const data = [Array.from({ length: steps }, (_, step) => start + step * step_s), ...lines.map((line) => line.values)];
+    const data = [
+      Array.from({ length: steps }, (_, step) => start + step * step_s),
+      ...lines.map((line) => line.values),
+    ];
     for (const [at, line] of lines.entries()) {
       const points = options.series[at + 1]?.points;
       if (points) points.show = line.values.some((_, each) => isLonely(line.values, each));
@@ -117,7 +149,8 @@ export function LineChart({ title, since, step_s, lines, marks, format, height =
     }
   };
 
-  const at = index === null ? null : shortTime((start + index * step_s) * 1000, step_s < 60 ? "second" : "minute");
+  const at =
+    index === null ? null : shortTime((start + index * step_s) * 1000, step_s < 60 ? "second" : "minute");
   const shownAt = index ?? lastIndex(lines);
   return (
     <figure class="line-chart" ref={frame}>
@@ -127,7 +160,15 @@ export function LineChart({ title, since, step_s, lines, marks, format, height =
         {(lines.length > 1 || at ? lines : []).map((line) => (
           <span key={line.label} class="key">
             <svg width="12" height="12" aria-hidden="true">
-              <line x1="0" x2="12" y1="6" y2="6" stroke={`var(--${line.colour})`} stroke-width="2" stroke-dasharray={line.dashed ? "3 2" : ""} />
+              <line
+                x1="0"
+                x2="12"
+                y1="6"
+                y2="6"
+                stroke={`var(--${line.colour})`}
+                stroke-width="2"
+                stroke-dasharray={line.dashed ? "3 2" : ""}
+              />
             </svg>
             {line.to ? <Link to={line.to}>{line.label}</Link> : line.label}
             <b>{at ? format(line.values[shownAt]) : ""}</b>
@@ -144,7 +185,9 @@ export function LineChart({ title, since, step_s, lines, marks, format, height =
         onKeyDown={press}
       />
       <span class="unseen" aria-live="polite">
-        {at && document.activeElement === target.current ? `${at}: ${lines.map((line) => `${line.label} ${format(line.values[shownAt])}`).join(", ")}` : ""}
+        {at && document.activeElement === target.current
+          ? `${at}: ${lines.map((line) => `${line.label} ${format(line.values[shownAt])}`).join(", ")}`
+          : ""}
       </span>
     </figure>
   );
@@ -180,7 +223,9 @@ function drawMarks(self: uPlot, marks: Mark[]): void {
   for (const mark of marks) {
     const x = self.valToPos(Date.parse(mark.at) / 1000, "x", true);
     if (x < left || x > left + width) continue;
-    context.strokeStyle = token(mark.kind === "version" ? "accent" : mark.kind === "error" ? "fail" : "retry");
+    context.strokeStyle = token(
+      mark.kind === "version" ? "accent" : mark.kind === "error" ? "fail" : "retry",
+    );
     context.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
     context.lineWidth = devicePixelRatio;
     context.beginPath();

@@ -58,7 +58,12 @@ export function Waterfall({ layout, to = layout.to, typical, selected, onSelect 
   );
 }
 
-type CellProperties = { row: Row; ticks: number[]; share: (at: number) => number; typical: Typical | undefined };
+type CellProperties = {
+  row: Row;
+  ticks: number[];
+  share: (at: number) => number;
+  typical: Typical | undefined;
+};
 
 function Cells({ row, ticks, share, typical }: CellProperties): JSX.Element {
   const place = notePlace(row, share);
@@ -78,12 +83,27 @@ function Cells({ row, ticks, share, typical }: CellProperties): JSX.Element {
         ))}
         {row.start !== null && typical && typical.p50_ms !== null && row.status !== "SKIP" && (
           <>
-            <TypicalMark at={row.start + typical.p50_ms} share={share} label={`p50 ${duration(typical.p50_ms)}`} kind="p50" />
-            {typical.p95_ms !== null && <TypicalMark at={row.start + typical.p95_ms} share={share} label={`p95 ${duration(typical.p95_ms)}`} kind="p95" />}
+            <TypicalMark
+              at={row.start + typical.p50_ms}
+              share={share}
+              label={`p50 ${duration(typical.p50_ms)}`}
+              kind="p50"
+            />
+            {typical.p95_ms !== null && (
+              <TypicalMark
+                at={row.start + typical.p95_ms}
+                share={share}
+                label={`p95 ${duration(typical.p95_ms)}`}
+                kind="p95"
+              />
+            )}
           </>
         )}
         {row.note && (
-          <span class={`wf-note ${place.inside ? "inside" : kindOf(row.status) === "fail" ? "is-fail" : "muted"}`} style={place.style}>
+          <span
+            class={`wf-note ${place.inside ? "inside" : kindOf(row.status) === "fail" ? "is-fail" : "muted"}`}
+            style={place.style}
+          >
             <bdi>{row.note}</bdi>
           </span>
         )}
@@ -98,17 +118,27 @@ function Cells({ row, ticks, share, typical }: CellProperties): JSX.Element {
 }
 
 /** Where the note of a row has space: after its bars, before them, or inside the last one. */
-function notePlace(row: Row, share: (at: number) => number): { inside: boolean; style: Record<string, string> } {
+function notePlace(
+  row: Row,
+  share: (at: number) => number,
+): { inside: boolean; style: Record<string, string> } {
   const start = share(row.segments[0]?.from ?? 0);
   const end = share(row.segments[row.segments.length - 1]?.to ?? 0);
-  if (row.segments.length === 0 || 100 - end >= 30 || (100 - end >= start && 100 - end > 15)) return { inside: false, style: { left: `${end}%`, maxWidth: `${100 - end}%` } };
+  if (row.segments.length === 0 || 100 - end >= 30 || (100 - end >= start && 100 - end > 15))
+    return { inside: false, style: { left: `${end}%`, maxWidth: `${100 - end}%` } };
   if (start >= 30) return { inside: false, style: { right: `${100 - start}%`, maxWidth: `${start}%` } };
   return { inside: true, style: { right: `${100 - end}%`, maxWidth: `${end - start}%` } };
 }
 
 function Piece({ segment, share }: { segment: Segment; share: (at: number) => number }): JSX.Element {
   const { kind, from, to, status, attempt } = segment;
-  const names = { queue: "queued", run: "ran", wait: "waited for a retry", first: "waited for the first chunk", stream: "streamed" };
+  const names = {
+    queue: "queued",
+    run: "ran",
+    wait: "waited for a retry",
+    first: "waited for the first chunk",
+    stream: "streamed",
+  };
   return (
     <i
       class={`seg ${kind} ${status ? `is-${kindOf(status)}` : ""}`}
@@ -118,9 +148,21 @@ function Piece({ segment, share }: { segment: Segment; share: (at: number) => nu
   );
 }
 
-function TypicalMark({ at, share, label, kind }: { at: number; share: (at: number) => number; label: string; kind: string }): JSX.Element | null {
+function TypicalMark({
+  at,
+  share,
+  label,
+  kind,
+}: {
+  at: number;
+  share: (at: number) => number;
+  label: string;
+  kind: string;
+}): JSX.Element | null {
   const left = share(at);
-  return left > 100 ? null : <i class={`typical ${kind}`} style={{ left: `${left}%` }} title={`typical: ${label}`} />;
+  return left > 100 ? null : (
+    <i class={`typical ${kind}`} style={{ left: `${left}%` }} title={`typical: ${label}`} />
+  );
 }
 
 /** What the bars of a row show, for screen readers. */
@@ -155,7 +197,8 @@ export function WaterfallLegend({ typical }: { typical: boolean }): JSX.Element 
       </span>
       {typical && (
         <span class="key">
-          <i class="typical p50" aria-hidden="true" /> p50 <i class="typical p95" aria-hidden="true" /> p95 of other runs
+          <i class="typical p50" aria-hidden="true" /> p50 <i class="typical p95" aria-hidden="true" /> p95 of
+          other runs
         </span>
       )}
     </span>

@@ -7,8 +7,39 @@ const MIN = 60 * S;
 const H = 60 * MIN;
 const D = 24 * H;
 const TIME_STEPS = [
-  1, 2, 5, 10, 20, 50, 100, 200, 500, S, 2 * S, 5 * S, 10 * S, 15 * S, 30 * S, MIN, 2 * MIN, 5 * MIN, 10 * MIN, 15 * MIN,
-  30 * MIN, H, 2 * H, 3 * H, 6 * H, 12 * H, D, 2 * D, 7 * D, 14 * D, 28 * D, 91 * D, 365 * D,
+  1,
+  2,
+  5,
+  10,
+  20,
+  50,
+  100,
+  200,
+  500,
+  S,
+  2 * S,
+  5 * S,
+  10 * S,
+  15 * S,
+  30 * S,
+  MIN,
+  2 * MIN,
+  5 * MIN,
+  10 * MIN,
+  15 * MIN,
+  30 * MIN,
+  H,
+  2 * H,
+  3 * H,
+  6 * H,
+  12 * H,
+  D,
+  2 * D,
+  7 * D,
+  14 * D,
+  28 * D,
+  91 * D,
+  365 * D,
 ];
 
 export type Tick = { at: number; label: string };
@@ -55,7 +86,11 @@ export function logTicks(low: number, high: number, durations: boolean): number[
   if (!(low > 0)) return [];
   const found: [number, number][] = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
-    for (const [digit, importance] of [[1, 0], [5, 2], [2, 1]] as const) {
+    for (const [digit, importance] of [
+      [1, 0],
+      [5, 2],
+      [2, 1],
+    ] as const) {
       const value = Number((digit * 10 ** power).toPrecision(3));
       if (!durations || value < 60_000) found.push([value, importance]);
     }
@@ -80,6 +115,9 @@ export function positionIn(edges: number[], value: number, log: boolean): number
   }
   const from = edges[low] as number;
   const to = edges[low + 1] as number;
-  const share = log && from > 0 && value > 0 ? Math.log(value / from) / Math.log(to / from) : (value - from) / (to - from || 1);
+  const share =
+    log && from > 0 && value > 0
+      ? Math.log(value / from) / Math.log(to / from)
+      : (value - from) / (to - from || 1);
   return low + Math.min(Math.max(share, 0), 1);
 }

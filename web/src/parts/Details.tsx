@@ -34,10 +34,17 @@ export function Details({ stage, record, events, typical }: Properties): JSX.Ele
   const tab = tabs.some(([id]) => id === state.tab) ? (state.tab as string) : preferred;
   return (
     <>
-      <Tabs label="Details" tabs={tabs} selected={tab} onSelect={(id) => go(changed({ tab: id }), { replace: true })} />
+      <Tabs
+        label="Details"
+        tabs={tabs}
+        selected={tab}
+        onSelect={(id) => go(changed({ tab: id }), { replace: true })}
+      />
       <div class="tab-panel" id="tab-panel" role="tabpanel" aria-labelledby={`tab-${tab}`} tabIndex={0}>
         {tab === "attributes" && <Attributes stage={stage} record={record} typical={typical} />}
-        {tab === "exception" && <Exception exception={record.exception as Record_} fingerprint={record.error_fingerprint} />}
+        {tab === "exception" && (
+          <Exception exception={record.exception as Record_} fingerprint={record.error_fingerprint} />
+        )}
         {tab === "log" && <Log lines={log} record={record} />}
         {tab === "events" && <Events events={events} />}
         {tab === "json" && <Json record={record} />}
@@ -80,9 +87,13 @@ function Attributes({ stage, record, typical }: Omit<Properties, "events">): JSX
             </Fact>
           ))}
         </dl>
-        {attributes.length > 500 && <p class="muted">{count(attributes.length - 500)} more attributes are in the JSON.</p>}
+        {attributes.length > 500 && (
+          <p class="muted">{count(attributes.length - 500)} more attributes are in the JSON.</p>
+        )}
         {names(record.truncated) && <p class="muted">Truncated: {names(record.truncated)}</p>}
-        {num(record.redacted) ? <p class="muted">{plural(num(record.redacted) ?? 0, "value")} redacted.</p> : null}
+        {num(record.redacted) ? (
+          <p class="muted">{plural(num(record.redacted) ?? 0, "value")} redacted.</p>
+        ) : null}
       </section>
     </div>
   );
@@ -99,9 +110,22 @@ function Fact({ name, children }: { name: string; children: ComponentChildren })
 }
 
 /** A value, with a link to the rows that have the same one. */
-function AttributeValue({ stage, name, value: each }: { stage: string | null; name: string; value: unknown }): JSX.Element {
+function AttributeValue({
+  stage,
+  name,
+  value: each,
+}: {
+  stage: string | null;
+  name: string;
+  value: unknown;
+}): JSX.Element {
   const shown = typeof each === "number" ? measured(name, each) : value(each);
-  const simple = typeof each === "string" ? literal(each) : typeof each === "number" || typeof each === "boolean" ? String(each) : null;
+  const simple =
+    typeof each === "string"
+      ? literal(each)
+      : typeof each === "number" || typeof each === "boolean"
+        ? String(each)
+        : null;
   if (simple === null || shown.length > 200) return <Long text={shown} />;
   const where = `${identifier(`attributes.${name}`)} = ${simple}`;
   const to =
@@ -132,7 +156,13 @@ function runFacts(record: Record_): JSX.Element {
   const resource = object(record.resource) ?? {};
   const process = object(record.process) ?? {};
   const link = (field: string, each: unknown) =>
-    text(each) ? <Link to={viewAddress("runs", { where: `${identifier(field)} = ${literal(text(each))}` })}>{text(each)}</Link> : "";
+    text(each) ? (
+      <Link to={viewAddress("runs", { where: `${identifier(field)} = ${literal(text(each))}` })}>
+        {text(each)}
+      </Link>
+    ) : (
+      ""
+    );
   return (
     <>
       <Fact name="run id">
@@ -148,9 +178,17 @@ function runFacts(record: Record_): JSX.Element {
       <Fact name="service version">{link("service_version", resource.service_version)}</Fact>
       <Fact name="commit">{text(resource.commit)}</Fact>
       <Fact name="environment">{text(resource.environment)}</Fact>
-      <Fact name="host">{resource.host ? `${text(resource.host)}, process ${String(resource.pid)}, ${text(resource.runtime)}` : ""}</Fact>
-      <Fact name="peak memory">{num(process.memory_peak_bytes) ? bytes(num(process.memory_peak_bytes)) : ""}</Fact>
-      <Fact name="CPU">{num(process.cpu_percent) !== null ? `${number(num(process.cpu_percent))}%` : ""}</Fact>
+      <Fact name="host">
+        {resource.host
+          ? `${text(resource.host)}, process ${String(resource.pid)}, ${text(resource.runtime)}`
+          : ""}
+      </Fact>
+      <Fact name="peak memory">
+        {num(process.memory_peak_bytes) ? bytes(num(process.memory_peak_bytes)) : ""}
+      </Fact>
+      <Fact name="CPU">
+        {num(process.cpu_percent) !== null ? `${number(num(process.cpu_percent))}%` : ""}
+      </Fact>
       <Fact name="critical path">
         {Array.isArray(record.critical_path) && record.critical_path.length
           ? `${record.critical_path.map(String).join(" → ")} (${duration(num(record.critical_path_ms))})`
@@ -170,18 +208,23 @@ function stageFacts(record: Record_, typical: Typical | null | undefined): JSX.E
       <Fact name="status">
         <Mark status={text(record.status)} />
       </Fact>
-      <Fact name="attempt">{num(record.attempts) ? `${String(record.attempt)} of ${String(record.attempts)}` : ""}</Fact>
+      <Fact name="attempt">
+        {num(record.attempts) ? `${String(record.attempt)} of ${String(record.attempts)}` : ""}
+      </Fact>
       <Fact name="duration">
         {num(record.attempt) === 0 ? "" : duration(num(record.duration_ms))}
         {typical && typical.p50_ms !== null && num(record.attempt) !== 0 && (
           <span class="muted">
             {" "}
-            (typical {duration(typical.p50_ms)}, p95 {duration(typical.p95_ms)}, {plural(typical.rows, "row")})
+            (typical {duration(typical.p50_ms)}, p95 {duration(typical.p95_ms)}, {plural(typical.rows, "row")}
+            )
           </span>
         )}
       </Fact>
       <Fact name="queued">{num(record.queue_ms) ? duration(num(record.queue_ms)) : ""}</Fact>
-      <Fact name="retry delay">{num(record.retry_after_ms) !== null ? duration(num(record.retry_after_ms)) : ""}</Fact>
+      <Fact name="retry delay">
+        {num(record.retry_after_ms) !== null ? duration(num(record.retry_after_ms)) : ""}
+      </Fact>
       <Fact name="reason">{text(record.reason)}</Fact>
       <Fact name="error">{text(record.error) ? <Long text={text(record.error)} /> : ""}</Fact>
       <Fact name="depends on">{names(record.dependencies)}</Fact>
@@ -211,11 +254,23 @@ function stageFacts(record: Record_, typical: Typical | null | undefined): JSX.E
           ? `${plural(num(stream.chunks) ?? 0, "chunk")}${num(stream.bytes) !== null ? `, ${bytes(num(stream.bytes))}` : ""}, first after ${duration(num(stream.first_chunk_ms))}, blocked for ${duration(num(stream.blocked_ms))}`
           : ""}
       </Fact>
-      <Fact name="event loop blocked">{num(record.loop_blocked_ms) ? duration(num(record.loop_blocked_ms)) : ""}</Fact>
-      <Fact name="worker">
-        {worker ? [text(worker.kind), text(worker.host), num(worker.pid) !== null && `process ${String(worker.pid)}`].filter(Boolean).join(", ") : ""}
+      <Fact name="event loop blocked">
+        {num(record.loop_blocked_ms) ? duration(num(record.loop_blocked_ms)) : ""}
       </Fact>
-      <Fact name="started">{record.started_at && num(record.attempt) !== 0 ? time(text(record.started_at), "ms") : ""}</Fact>
+      <Fact name="worker">
+        {worker
+          ? [
+              text(worker.kind),
+              text(worker.host),
+              num(worker.pid) !== null && `process ${String(worker.pid)}`,
+            ]
+              .filter(Boolean)
+              .join(", ")
+          : ""}
+      </Fact>
+      <Fact name="started">
+        {record.started_at && num(record.attempt) !== 0 ? time(text(record.started_at), "ms") : ""}
+      </Fact>
     </>
   );
 }
@@ -231,7 +286,9 @@ function Exception({ exception, fingerprint }: { exception: Record_; fingerprint
     <>
       {text(fingerprint) && (
         <p>
-          <Link to={viewAddress("runs", { where: `error_fingerprint = ${literal(text(fingerprint))}` })}>Runs with the same error</Link>
+          <Link to={viewAddress("runs", { where: `error_fingerprint = ${literal(text(fingerprint))}` })}>
+            Runs with the same error
+          </Link>
         </p>
       )}
       <ExceptionTree exception={exception} depth={0} />
@@ -262,7 +319,8 @@ function ExceptionTree({ exception, depth }: { exception: Record_; depth: number
           ))}
         </ol>
       )}
-      {depth < 20 && chain.map((each, index) => <ExceptionTree key={index} exception={each} depth={depth + 1} />)}
+      {depth < 20 &&
+        chain.map((each, index) => <ExceptionTree key={index} exception={each} depth={depth + 1} />)}
     </div>
   );
 }
@@ -310,7 +368,11 @@ function Json({ record }: { record: Record_ }): JSX.Element {
         <button type="button" onClick={() => void copy(all, "the JSON")}>
           Copy
         </button>
-        {all.length > JSON_LIMIT && <span class="muted">The first {count(JSON_LIMIT)} of {count(all.length)} characters; the copy contains all.</span>}
+        {all.length > JSON_LIMIT && (
+          <span class="muted">
+            The first {count(JSON_LIMIT)} of {count(all.length)} characters; the copy contains all.
+          </span>
+        )}
       </p>
       <pre dir="auto">{all.slice(0, JSON_LIMIT)}</pre>
     </>

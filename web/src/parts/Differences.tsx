@@ -48,31 +48,42 @@ export function Differences({ explanation, onHover }: Properties): JSX.Element {
       {effects.length > 0 && (
         <details>
           <summary>
-            Likely effects, not causes ({effects.length}): {effects.slice(0, 2).map((each) => each.description).join("; ")}
+            Likely effects, not causes ({effects.length}):{" "}
+            {effects
+              .slice(0, 2)
+              .map((each) => each.description)
+              .join("; ")}
             {effects.length > 2 ? "; …" : ""}
           </summary>
-          <DifferenceTable rows={effects} explanation={explanation} label="Likely effects" onHover={onHover} />
+          <DifferenceTable
+            rows={effects}
+            explanation={explanation}
+            label="Likely effects"
+            onHover={onHover}
+          />
         </details>
       )}
       <details class="muted">
         <summary>
-          Compared {plural(explanation.fields, "field")} with {plural(explanation.comparisons, "comparison")}; q-values up to{" "}
-          {number(explanation.alpha)} are shown
+          Compared {plural(explanation.fields, "field")} with {plural(explanation.comparisons, "comparison")};
+          q-values up to {number(explanation.alpha)} are shown
           {limitations.length ? `; ${plural(limitations.length, "limitation")}` : ""}
         </summary>
         <ul class="plain-list">
           {limitations.map((text) => (
             <li key={text}>{text}</li>
           ))}
-          {explanation.selection_compared < explanation.selection.rows || explanation.rest_compared < explanation.rest.rows ? (
+          {explanation.selection_compared < explanation.selection.rows ||
+          explanation.rest_compared < explanation.rest.rows ? (
             <li>
-              Numbers and combinations were compared in a sample of {count(explanation.selection_compared)} and{" "}
-              {count(explanation.rest_compared)} rows; values in all rows.
+              Numbers and combinations were compared in a sample of {count(explanation.selection_compared)}{" "}
+              and {count(explanation.rest_compared)} rows; values in all rows.
             </li>
           ) : null}
           {explanation.cluster && (
             <li>
-              Rows with the same {explanation.cluster} depend on each other (design effect {number(explanation.design_effect)}).
+              Rows with the same {explanation.cluster} depend on each other (design effect{" "}
+              {number(explanation.design_effect)}).
             </li>
           )}
           {leftOut.map((each) => (
@@ -105,7 +116,11 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
           <th scope="col" class="share">
             Of the rest
           </th>
-          <th scope="col" class="number medium-only" title={`${rate} of the rows with the condition, and of all others`}>
+          <th
+            scope="col"
+            class="number medium-only"
+            title={`${rate} of the rows with the condition, and of all others`}
+          >
             {rate}: with / without
           </th>
           {slow && (
@@ -138,7 +153,9 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
                 label={<bdi>{row.description}</bdi>}
                 more={[
                   { label: "Copy as SQL", run: () => void copy(row.sql, "the query") },
-                  ...(row.run_ids[0] ? [{ label: "Open an example", to: viewAddress("run", { id: row.run_ids[0] }) }] : []),
+                  ...(row.run_ids[0]
+                    ? [{ label: "Open an example", to: viewAddress("run", { id: row.run_ids[0] }) }]
+                    : []),
                 ]}
               />
               <div class="small muted">{remarks(row, index, rows)}</div>
@@ -163,7 +180,9 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
                 {duration(row.p50_ms)} / {duration(row.other_p50_ms)}
               </td>
             )}
-            <td class="number medium-only">{row.lift === null ? "∞" : `× ${number(Number(row.lift.toPrecision(2)))}`}</td>
+            <td class="number medium-only">
+              {row.lift === null ? "∞" : `× ${number(Number(row.lift.toPrecision(2)))}`}
+            </td>
             <td class="number medium-only">{qValue(row.q_value)}</td>
           </tr>
         ))}
@@ -197,7 +216,9 @@ function remarks(row: Difference, index: number, rows: Difference[]): string {
   const extent = [
     row.clusters > 1 && `${count(row.clusters)} independent units`,
     row.users !== null && row.users > 0 && plural(row.users, "user"),
-    row.excess >= 1 && row.verdict !== "explained" && row.verdict !== "inseparable" &&
+    row.excess >= 1 &&
+      row.verdict !== "explained" &&
+      row.verdict !== "inseparable" &&
       `about ${count(row.excess)} more than expected (${count(row.excess_low)} to ${count(row.excess_high)})`,
   ].filter(Boolean);
   const same = row.synonyms.length
@@ -206,23 +227,33 @@ function remarks(row: Difference, index: number, rows: Difference[]): string {
   return [verdict, row.varies ?? "", extent.join(", "), same].filter(Boolean).join(" · ");
 }
 
-function LocationText({ location, explanation }: { location: Location; explanation: Explanation }): JSX.Element {
+function LocationText({
+  location,
+  explanation,
+}: {
+  location: Location;
+  explanation: Explanation;
+}): JSX.Element {
   const failures = explanation.selected_are === "failures" ? "the failures" : "the selection";
   const where = location.fingerprint ? `error_fingerprint = ${literal(location.fingerprint)}` : null;
   if (location.what === "failed") {
     const text = `${location.stage ?? "the run"} failed with ${location.error_type ?? "an error"}`;
     return (
       <>
-        {where ? <Link to={viewAddress("runs", { where: and(parameters.value.where, where) })}>{text}</Link> : text}: {percent(location.share)} of{" "}
-        {failures}
+        {where ? (
+          <Link to={viewAddress("runs", { where: and(parameters.value.where, where) })}>{text}</Link>
+        ) : (
+          text
+        )}
+        : {percent(location.share)} of {failures}
       </>
     );
   }
   const what = { ran: "took", waited: "waited", retried: "was retried for" }[location.what];
   return (
     <>
-      <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared with {duration(location.other_ms)}:{" "}
-      {percent(location.share)} of the additional time
+      <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
+      with {duration(location.other_ms)}: {percent(location.share)} of the additional time
     </>
   );
 }
@@ -232,12 +263,17 @@ function ChangeText({ change }: { change: Change }): JSX.Element {
   return (
     <>
       {field ? (
-        <FieldMenu where={`${identifier(field)} = ${literal(change.value)}`} field={field} label={`${change.field} = ${change.value}`} />
+        <FieldMenu
+          where={`${identifier(field)} = ${literal(change.value)}`}
+          field={field}
+          label={`${change.field} = ${change.value}`}
+        />
       ) : (
         `${change.field} = ${change.value}`
       )}
-      , first <Ago at={change.first_at} /> ({duration(Math.abs(change.before_onset_s) * 1000)} {change.before_onset_s < 0 ? "after" : "before"} the
-      onset); {percent(change.selection.share)} of the selection, {percent(change.rest.share)} of the rest
+      , first <Ago at={change.first_at} /> ({duration(Math.abs(change.before_onset_s) * 1000)}{" "}
+      {change.before_onset_s < 0 ? "after" : "before"} the onset); {percent(change.selection.share)} of the
+      selection, {percent(change.rest.share)} of the rest
     </>
   );
 }

@@ -9,20 +9,42 @@ import { FieldMenu } from "./FieldMenu";
 
 const FIRST = 12;
 
-export function Facets({ data }: { data: Data }): JSX.Element {
+/** Fields that contain how a run or a stage ended. */
+const RESULTS = new Set(
+  (
+    "error error_fingerprint error_type failed first_failed_stage outcome reason status" +
+    " stages_cancelled stages_completed stages_failed stages_skipped"
+  ).split(" "),
+);
+
+export function Facets({ data, select }: { data: Data; select: string }): JSX.Element {
   const [all, setAll] = useState(false);
   const [wanted, setWanted] = useState("");
   // A field with one value in all rows says nothing.
   const constant = data.fields.filter((each) => isConstant(each));
-  const varying = data.fields.filter((each) => !isConstant(each));
-  const matching = wanted ? data.fields.filter((each) => each.field.toLowerCase().includes(wanted.toLowerCase())) : varying;
+  // If rows are selected by how they ended, it is no news that these fields differ.
+  const byResult = /\b(failed|outcome|status|error\w*)\b/.test(select);
+  const isLast = (each: Facet) => Number(byResult && RESULTS.has(each.field));
+  const varying = data.fields
+    .filter((each) => !isConstant(each))
+    .sort((one, other) => isLast(one) - isLast(other));
+  const matching = wanted
+    ? data.fields.filter((each) => each.field.toLowerCase().includes(wanted.toLowerCase()))
+    : varying;
   const fields = all || wanted ? matching : matching.slice(0, FIRST);
   return (
     <>
       {data.fields.length > FIRST && (
         <div class="facet-controls">
-          <input value={wanted} aria-label="Find a field" placeholder="Find a field" onInput={(event) => setWanted(event.currentTarget.value)} />
-          {data.sampled !== null && <span class="muted small">from a sample of {count(data.sampled)} rows</span>}
+          <input
+            value={wanted}
+            aria-label="Find a field"
+            placeholder="Find a field"
+            onInput={(event) => setWanted(event.currentTarget.value)}
+          />
+          {data.sampled !== null && (
+            <span class="muted small">from a sample of {count(data.sampled)} rows</span>
+          )}
         </div>
       )}
       <div class="facets">
@@ -45,7 +67,9 @@ export function Facets({ data }: { data: Data }): JSX.Element {
       )}
       {data.left_out.length > 0 && (
         <details class="muted after">
-          <summary>{plural(data.left_out.length, "field")} not shown, because almost every row has another value</summary>
+          <summary>
+            {plural(data.left_out.length, "field")} not shown, because almost every row has another value
+          </summary>
           {data.left_out.join(", ")}
         </details>
       )}
@@ -54,7 +78,10 @@ export function Facets({ data }: { data: Data }): JSX.Element {
 }
 
 function isConstant(facet: Facet): boolean {
-  return facet.values.length + facet.bins.length <= 1 && facet.missing[0] + facet.missing[1] + facet.other[0] + facet.other[1] === 0;
+  return (
+    facet.values.length + facet.bins.length <= 1 &&
+    facet.missing[0] + facet.missing[1] + facet.other[0] + facet.other[1] === 0
+  );
 }
 
 function constantValue(facet: Facet): string {
@@ -86,13 +113,25 @@ function share(value: number, total: number): number {
 
 function Values({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
   const compared = data.rest > 0;
-  const other = facet.other[0] + facet.other[1] > 0 ? [{ value: "other values", where: "", selection: facet.other[0], rest: facet.other[1] }] : [];
+  const other =
+    facet.other[0] + facet.other[1] > 0
+      ? [{ value: "other values", where: "", selection: facet.other[0], rest: facet.other[1] }]
+      : [];
   const missing = facet.missing[0] + facet.missing[1] > 0 ? facet.missing : null;
   const named = facet.values.some((each) => each.value === null);
   const rows = [
     ...facet.values,
     ...other,
-    ...(missing && !named ? [{ value: null, where: `${identifier(facet.field)} IS NULL`, selection: missing[0], rest: missing[1] }] : []),
+    ...(missing && !named
+      ? [
+          {
+            value: null,
+            where: `${identifier(facet.field)} IS NULL`,
+            selection: missing[0],
+            rest: missing[1],
+          },
+        ]
+      : []),
   ];
   return (
     <ul class="values">
@@ -111,14 +150,18 @@ function Values({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
             </span>
             <span class="number small">{text}</span>
             <span class="pair" aria-hidden="true">
-              <i class="selection" style={{ width: `${selected * 100}%` }} />
-              {compared && <i class="rest" style={{ width: `${others * 100}%` }} />}
+              <i class={selected > 0 ? "selection" : ""} style={{ width: `${selected * 100}%` }} />
+              {compared && <i class={others > 0 ? "rest" : ""} style={{ width: `${others * 100}%` }} />}
             </span>
           </span>
         );
         return (
           <li key={String(row.value)}>
-            {row.where ? <FieldMenu class="value" where={row.where} field={facet.field} label={label} title={title} /> : <span title={title}>{label}</span>}
+            {row.where ? (
+              <FieldMenu class="value" where={row.where} field={facet.field} label={label} title={title} />
+            ) : (
+              <span title={title}>{label}</span>
+            )}
           </li>
         );
       })}
@@ -128,7 +171,9 @@ function Values({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
 
 function Numbers({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
   const compared = data.rest > 0;
-  const shares = facet.bins.map((bin) => [share(bin.selection, data.selection), share(bin.rest, data.rest)] as const);
+  const shares = facet.bins.map(
+    (bin) => [share(bin.selection, data.selection), share(bin.rest, data.rest)] as const,
+  );
   const most = Math.max(...shares.flat(), 1e-9);
   const low = facet.bins[0]?.low;
   const high = facet.bins[facet.bins.length - 1]?.high;
@@ -167,5 +212,7 @@ function Numbers({ facet, data }: { facet: Facet; data: Data }): JSX.Element {
 }
 
 function interval(field: string, bin: Bin): string {
-  return bin.low === bin.high ? measured(field, bin.low) : `${measured(field, bin.low)} to ${measured(field, bin.high)}`;
+  return bin.low === bin.high
+    ? measured(field, bin.low)
+    : `${measured(field, bin.low)} to ${measured(field, bin.high)}`;
 }

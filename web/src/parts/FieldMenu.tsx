@@ -19,7 +19,15 @@ type Properties = {
   more?: Item[];
 };
 
-export function FieldMenu({ where, field, label, name, title, class: kind = "text", more = [] }: Properties): JSX.Element {
+export function FieldMenu({
+  where,
+  field,
+  label,
+  name,
+  title,
+  class: kind = "text",
+  more = [],
+}: Properties): JSX.Element {
   if (savedPage) return <span title={title}>{label}</span>;
   const current = parameters.value.where;
   const items: Item[] = [
@@ -27,9 +35,19 @@ export function FieldMenu({ where, field, label, name, title, class: kind = "tex
     { label: "Exclude these", run: () => go(changed({ where: and(current, negate(where)) })) },
     ...(field ? [{ label: `Group by ${field}`, run: () => go(changed({ by: field })) }] : []),
     "line",
-    ...(parameters.value.over === "stages" ? [] : [{ label: "Show the runs", to: viewAddress("runs", { where: and(current, where) }) }]),
+    ...(parameters.value.over === "stages"
+      ? []
+      : [{ label: "Show the runs", to: viewAddress("runs", { where: and(current, where) }) }]),
     { label: "Copy the condition", run: () => void copy(where, "the condition") },
     ...more,
   ];
-  return <Menu class={kind} label={label} items={items} {...(name ? { name } : {})} {...(title ? { title } : {})} />;
+  return (
+    <Menu
+      class={kind}
+      label={label}
+      items={items}
+      {...(name ? { name } : {})}
+      {...(title ? { title } : {})}
+    />
+  );
 }

@@ -23,7 +23,11 @@ const OPERATORS: [string, string][] = [
 /** Split what is being typed into a field, an operator and the beginning of a value. */
 function parts(text: string): { field: string; operator: string; prefix: string } {
   const match = /^\s*("(?:[^"]|"")+"|[^\s=<>!~'"]*)\s*(!=|<>|>=|<=|=|>|<|~)?\s*(.*)$/s.exec(text);
-  return { field: match?.[1] ?? "", operator: match?.[2] ?? "", prefix: (match?.[3] ?? "").replace(/^'/, "") };
+  return {
+    field: match?.[1] ?? "",
+    operator: match?.[2] ?? "",
+    prefix: (match?.[3] ?? "").replace(/^'/, ""),
+  };
 }
 
 function plain(field: string): string {
@@ -40,9 +44,12 @@ export function FilterBar(): JSX.Element {
   const input = useRef<HTMLInputElement>(null);
   const { field, operator, prefix } = parts(text);
 
-  const fields = useQuery<Completions>("filter-fields", savedPage ? null : "api/complete", { over: over === "runs" ? "" : over });
+  const fields = useQuery<Completions>("filter-fields", savedPage ? null : "api/complete", {
+    over: over === "runs" ? "" : over,
+  });
   const known = fields.data?.suggestions ?? [];
-  const asksValues = open && operator !== "" && operator !== "~" && known.some((each) => plain(each.text) === plain(field));
+  const asksValues =
+    open && operator !== "" && operator !== "~" && known.some((each) => plain(each.text) === plain(field));
   const values = useQuery<Completions>("filter-values", asksValues ? "api/complete" : null, {
     over: over === "runs" ? "" : over,
     field: plain(field),
@@ -51,13 +58,16 @@ export function FilterBar(): JSX.Element {
     ...(state.until ? { until: state.until } : {}),
   });
 
-  const suggestions = open ? suggest(field, operator, prefix, known, values.data?.suggestions ?? [], terms) : [];
+  const suggestions = open
+    ? suggest(field, operator, prefix, known, values.data?.suggestions ?? [], terms)
+    : [];
 
   useEffect(() => setActive(-1), [text]);
   useEffect(() => {
     const focus = (event: KeyboardEvent) => {
       const target = event.target as HTMLElement;
-      if (event.key !== "/" || event.ctrlKey || event.metaKey || target.closest("input, textarea, select")) return;
+      if (event.key !== "/" || event.ctrlKey || event.metaKey || target.closest("input, textarea, select"))
+        return;
       event.preventDefault();
       input.current?.focus();
     };
@@ -96,7 +106,10 @@ export function FilterBar(): JSX.Element {
     if (step !== undefined) {
       event.preventDefault();
       setOpen(true);
-      if (suggestions.length) setActive((active + step + suggestions.length + (active < 0 && step < 0 ? 1 : 0)) % suggestions.length);
+      if (suggestions.length)
+        setActive(
+          (active + step + suggestions.length + (active < 0 && step < 0 ? 1 : 0)) % suggestions.length,
+        );
     } else if (event.key === "Enter") {
       event.preventDefault();
       const chosen = suggestions[active] ?? (incomplete(text) ? suggestions[0] : undefined);
@@ -121,9 +134,13 @@ export function FilterBar(): JSX.Element {
     input.current?.focus();
   };
 
+  if (savedPage && terms.length === 0) return <span class="filter" />;
   return (
     <div class="filter" role="search">
-      <div class="filter-box" onClick={(event) => event.target === event.currentTarget && input.current?.focus()}>
+      <div
+        class="filter-box"
+        onClick={(event) => event.target === event.currentTarget && input.current?.focus()}
+      >
         {terms.map((term, index) => (
           <Chip
             key={term}
@@ -209,8 +226,13 @@ function suggest(
   const wanted = plain(field).toLowerCase();
   const exact = known.find((each) => plain(each.text).toLowerCase() === wanted);
   const words = ["failed", "NOT failed"]
-    .filter((word) => wanted !== "" ? word.toLowerCase().includes(wanted) : !terms.includes(word))
-    .map((word) => ({ text: word, shown: word, hint: word === "failed" ? "counts as a failure" : "", final: true }));
+    .filter((word) => (wanted !== "" ? word.toLowerCase().includes(wanted) : !terms.includes(word)))
+    .map((word) => ({
+      text: word,
+      shown: word,
+      hint: word === "failed" ? "counts as a failure" : "",
+      final: true,
+    }));
   if (exact && exact.type !== "boolean") {
     const operators = OPERATORS.filter(([sign]) => exact.type === "text" || sign !== "~");
     return operators.map(([sign, word]) => ({
@@ -226,7 +248,12 @@ function suggest(
     .slice(0, 40 - words.length);
   return [
     ...words,
-    ...ranked.map((each) => ({ text: asTyped(each.text), shown: plain(each.text), hint: each.type ?? "", final: each.type === "boolean" && each.text !== "failed" })),
+    ...ranked.map((each) => ({
+      text: asTyped(each.text),
+      shown: plain(each.text),
+      hint: each.type ?? "",
+      final: each.type === "boolean" && each.text !== "failed",
+    })),
   ].filter((each, index, all) => all.findIndex((other) => other.text === each.text) === index);
 }
 
@@ -236,7 +263,16 @@ function rank(field: string, wanted: string): number {
   return name.startsWith(wanted) ? 0 : name.includes(`.${wanted}`) ? 1 : 2;
 }
 
-const COMMON = ["pipeline_name", "outcome", "duration_ms", "org_id", "user_id", "error_type", "service_version", "status"];
+const COMMON = [
+  "pipeline_name",
+  "outcome",
+  "duration_ms",
+  "org_id",
+  "user_id",
+  "error_type",
+  "service_version",
+  "status",
+];
 
 function asTyped(field: string): string {
   return field.startsWith('"') ? field : identifier(field);

@@ -13,6 +13,7 @@ const KINDS: Record<string, Kind> = {
   FAIL: "fail",
   CANCEL: "cancel",
   OPEN: "running",
+  PENDING: "skip",
   ok: "ok",
   stopped: "ok",
   degraded: "retry",
@@ -35,6 +36,7 @@ const WORDS: Record<string, string> = {
   FAIL: "failed",
   CANCEL: "cancelled",
   OPEN: "running",
+  PENDING: "not started",
   open: "running",
 };
 

@@ -23,7 +23,15 @@ type Properties = {
   form?: (close: () => void) => ComponentChildren;
 };
 
-export function Menu({ label, name, title, items, end = false, class: kind = "", form }: Properties): JSX.Element {
+export function Menu({
+  label,
+  name,
+  title,
+  items,
+  end = false,
+  class: kind = "",
+  form,
+}: Properties): JSX.Element {
   const [open, setOpen] = useState(false);
   const root = useRef<HTMLDivElement>(null);
   const list = useRef<HTMLDivElement>(null);

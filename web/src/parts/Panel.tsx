@@ -23,7 +23,16 @@ type Properties<T> = {
   children: (data: T) => ComponentChildren;
 };
 
-export function Panel<T>({ title, query, height, actions, footer, flush = false, secondary = false, children }: Properties<T>): JSX.Element {
+export function Panel<T>({
+  title,
+  query,
+  height,
+  actions,
+  footer,
+  flush = false,
+  secondary = false,
+  children,
+}: Properties<T>): JSX.Element {
   const { data, problem, loading, stale } = query;
   return (
     <section class={`panel ${flush ? "flush" : ""}`} aria-busy={loading}>

@@ -76,7 +76,12 @@ export function RunTable({ rows, label, brief = false, order, checked, onCheck }
               </td>
             )}
             <td>
-              <Link data-row to={runAddress(row)} class="plain-link" aria-label={`${row.outcome} run of ${row.pipeline}, ${row.run_id}`}>
+              <Link
+                data-row
+                to={runAddress(row)}
+                class="plain-link"
+                aria-label={`${row.outcome} run of ${row.pipeline}, ${row.run_id}`}
+              >
                 <Mark status={row.outcome} />
               </Link>
             </td>
@@ -155,13 +160,27 @@ function sorted(order: string | undefined, field: string): "ascending" | "descen
   return order === `-${field}` ? "descending" : undefined;
 }
 
-function Sortable({ order, field, text }: { order: string | undefined; field: string; text: string }): JSX.Element {
+function Sortable({
+  order,
+  field,
+  text,
+}: {
+  order: string | undefined;
+  field: string;
+  text: string;
+}): JSX.Element {
   if (order === undefined) return <>{text}</>;
   const direction = sorted(order, field);
   const next = direction === "descending" ? field : `-${field}`;
   return (
-    <button type="button" onClick={() => go(changed({ order: next === "-started_at" ? "" : next, before: "" }))}>
-      {text} <span aria-hidden="true">{direction === "ascending" ? "↑" : direction === "descending" ? "↓" : ""}</span>
+    <button
+      type="button"
+      onClick={() => go(changed({ order: next === "-started_at" ? "" : next, before: "" }))}
+    >
+      {text}{" "}
+      <span aria-hidden="true">
+        {direction === "ascending" ? "↑" : direction === "descending" ? "↓" : ""}
+      </span>
     </button>
   );
 }
@@ -170,7 +189,8 @@ function Sortable({ order, field, text }: { order: string | undefined; field: st
 export function moveBetweenRows(event: KeyboardEvent, root: ParentNode): void {
   const step = { j: 1, k: -1 }[event.key];
   const target = event.target as HTMLElement;
-  if (step === undefined || event.ctrlKey || event.metaKey || target.closest("input, textarea, select")) return;
+  if (step === undefined || event.ctrlKey || event.metaKey || target.closest("input, textarea, select"))
+    return;
   const rows = [...root.querySelectorAll<HTMLElement>("[data-row]")];
   const at = rows.indexOf(document.activeElement as HTMLElement);
   const next = rows[at < 0 ? 0 : Math.min(Math.max(at + step, 0), rows.length - 1)];

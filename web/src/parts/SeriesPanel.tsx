@@ -12,7 +12,10 @@ import { Empty, Panel } from "./Panel";
 
 export type Stat = "count" | "failure_rate" | "p50_ms" | "p95_ms" | "p99_ms";
 
-export const STATS: Record<Stat, { title: string; format: (value: number | null | undefined) => string; top?: number }> = {
+export const STATS: Record<
+  Stat,
+  { title: string; format: (value: number | null | undefined) => string; top?: number }
+> = {
   count: { title: "Count", format: compact },
   failure_rate: { title: "Failure rate", format: percent, top: 0.01 },
   p50_ms: { title: "Duration, p50", format: duration },
@@ -30,7 +33,13 @@ export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
     filled: !grouped,
     ...(grouped && group.where ? { to: changed({ where: and(parameters.value.where, group.where) }) } : {}),
   }));
-  if (data.previous) lines.push({ label: "a week earlier", values: values(data.previous, stat), colour: "rest", dashed: true });
+  if (data.previous)
+    lines.push({
+      label: "a week earlier",
+      values: values(data.previous, stat),
+      colour: "rest",
+      dashed: true,
+    });
   return lines;
 }
 
@@ -60,7 +69,10 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
         <>
           <label class="control">
             show
-            <select value={stat} onChange={(event) => go(changed({ chart: event.currentTarget.value }), { replace: true })}>
+            <select
+              value={stat}
+              onChange={(event) => go(changed({ chart: event.currentTarget.value }), { replace: true })}
+            >
               {Object.entries(STATS).map(([name, { title }]) => (
                 <option key={name} value={name}>
                   {title}
@@ -70,7 +82,10 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
           </label>
           <label class="control">
             group by
-            <select value={state.by ?? ""} onChange={(event) => go(changed({ by: event.currentTarget.value }))}>
+            <select
+              value={state.by ?? ""}
+              onChange={(event) => go(changed({ by: event.currentTarget.value }))}
+            >
               <option value="">nothing</option>
               {known.map((field) => (
                 <option key={field} value={field}>
@@ -82,7 +97,9 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
         </>
       }
       footer={
-        data && data.other_groups > 0 ? `The ten most frequent values; ${plural(data.other_groups, "other value")} not shown.` : undefined
+        data && data.other_groups > 0
+          ? `The ten most frequent values; ${plural(data.other_groups, "other value")} not shown.`
+          : undefined
       }
     >
       {(series) =>

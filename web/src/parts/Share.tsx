@@ -17,15 +17,33 @@ function link(): string {
 
 export function Share(): JSX.Element {
   const items: Item[] = [
-    { label: "Copy link", hint: "with absolute times", run: () => void copy(link(), "the link"), disabled: Boolean(savedPage) },
-    { label: "Copy as CLI command", run: () => void copy(currentPage().command ?? "stageflow runs", "the command") },
+    {
+      label: "Copy link",
+      hint: "with absolute times",
+      run: () => void copy(link(), "the link"),
+      disabled: Boolean(savedPage),
+    },
+    {
+      label: "Copy as CLI command",
+      run: () => void copy(currentPage().command ?? "stageflow runs", "the command"),
+    },
     {
       label: "Copy as SQL",
-      run: () => void copy(currentPage().sql ?? "SELECT * FROM runs ORDER BY started_at DESC LIMIT 100", "the query"),
+      run: () =>
+        void copy(currentPage().sql ?? "SELECT * FROM runs ORDER BY started_at DESC LIMIT 100", "the query"),
     },
-    { label: "Copy for an assistant", hint: "Markdown", run: () => void copy(assistantText(), "the Markdown") },
+    {
+      label: "Copy for an assistant",
+      hint: "Markdown",
+      run: () => void copy(assistantText(), "the Markdown"),
+    },
     "line",
-    { label: "Save as HTML file", hint: "works offline", run: () => void saveAsHtml(), disabled: Boolean(savedPage) },
+    {
+      label: "Save as HTML file",
+      hint: "works offline",
+      run: () => void saveAsHtml(),
+      disabled: Boolean(savedPage),
+    },
   ];
   return (
     <Menu

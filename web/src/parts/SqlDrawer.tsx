@@ -46,7 +46,13 @@ export function SqlDrawer({ sql }: { sql: string }): JSX.Element {
           }}
         />
         <div class="row">
-          <button type="button" class="primary" disabled={Boolean(savedPage) || !text.trim()} onClick={run} title="Ctrl+Enter">
+          <button
+            type="button"
+            class="primary"
+            disabled={Boolean(savedPage) || !text.trim()}
+            onClick={run}
+            title="Ctrl+Enter"
+          >
             Run
           </button>
           <button type="button" onClick={() => void copy(text, "the query")}>
@@ -69,8 +75,20 @@ export function SqlDrawer({ sql }: { sql: string }): JSX.Element {
           <span class="muted small">The views are runs, stages and events. Queries only read.</span>
         </div>
         {running && (
-          <Panel flush title="Result" query={query} height={200} footer={query.data && <Summary result={query.data} />}>
-            {(result) => (result.rows.length ? <ResultTable result={result} /> : <Empty>The query returned no rows.</Empty>)}
+          <Panel
+            flush
+            title="Result"
+            query={query}
+            height={200}
+            footer={query.data && <Summary result={query.data} />}
+          >
+            {(result) =>
+              result.rows.length ? (
+                <ResultTable result={result} />
+              ) : (
+                <Empty>The query returned no rows.</Empty>
+              )
+            }
           </Panel>
         )}
       </div>
@@ -85,7 +103,8 @@ function quote(text: string): string {
 function Summary({ result }: { result: SqlResult }): JSX.Element {
   return (
     <span>
-      {result.more ? `The first ${count(result.rows.length)} rows` : plural(result.rows.length, "row")}, {number(result.ms)} ms
+      {result.more ? `The first ${count(result.rows.length)} rows` : plural(result.rows.length, "row")},{" "}
+      {number(result.ms)} ms
     </span>
   );
 }
@@ -108,7 +127,8 @@ function ResultTable({ result }: { result: SqlResult }): JSX.Element {
             <tr key={at}>
               {row.map((cell, index) => (
                 <td key={index} class={typeof cell === "number" ? "number" : ""}>
-                  {["pipeline_run_id", "run_id"].includes(result.columns[index] ?? "") && typeof cell === "string" ? (
+                  {["pipeline_run_id", "run_id"].includes(result.columns[index] ?? "") &&
+                  typeof cell === "string" ? (
                     <Link to={viewAddress("run", { id: cell })}>{cell}</Link>
                   ) : (
                     <bdi class="clip cell">{value(cell)}</bdi>

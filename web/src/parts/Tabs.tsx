@@ -2,7 +2,12 @@
 
 import type { JSX } from "preact";
 
-type Properties = { label: string; tabs: [id: string, label: string][]; selected: string; onSelect: (id: string) => void };
+type Properties = {
+  label: string;
+  tabs: [id: string, label: string][];
+  selected: string;
+  onSelect: (id: string) => void;
+};
 
 export function Tabs({ label, tabs, selected, onSelect }: Properties): JSX.Element {
   const press = (event: KeyboardEvent) => {

@@ -76,7 +76,8 @@ function Custom({ since, until, close }: { since: string; until: string; close: 
 function normal(entry: FormDataEntryValue | null): string {
   const text = String(entry ?? "").trim();
   if (text === "" || text === "now" || relativeMs(text) !== null) return text === "now" ? "" : text;
-  const zoned = /(Z|[+-]\d\d:?\d\d)$/.test(text) || zone.value === "local" ? text : `${text.replace(" ", "T")}Z`;
+  const zoned =
+    /(Z|[+-]\d\d:?\d\d)$/.test(text) || zone.value === "local" ? text : `${text.replace(" ", "T")}Z`;
   const date = new Date(zoned);
   return Number.isNaN(date.getTime()) ? text : date.toISOString();
 }

@@ -34,7 +34,12 @@ export function Compare(): JSX.Element {
         `# ${sentence}`,
         table(
           ["stage", "first run", "second run", "difference"],
-          lines.map((line) => [line.name, cell(line.one), cell(line.other), line.change === null ? "" : signed(line.change)]),
+          lines.map((line) => [
+            line.name,
+            cell(line.one),
+            cell(line.other),
+            line.change === null ? "" : signed(line.change),
+          ]),
         ),
       ),
   });
@@ -63,13 +68,25 @@ export function Compare(): JSX.Element {
             key={id}
             title={
               <Link to={viewAddress("run", { id })}>
-                {query.data ? `${String(query.data.run.pipeline_name)} at ${time(String(query.data.run.started_at))}` : id}
+                {query.data
+                  ? `${String(query.data.run.pipeline_name)} at ${time(String(query.data.run.started_at))}`
+                  : id}
               </Link>
             }
             query={query}
             height={240}
           >
-            {(details) => (plan ? <Waterfall layout={plan} to={to} typical={details.typical_stages} selected={null} onSelect={open(id)} /> : null)}
+            {(details) =>
+              plan ? (
+                <Waterfall
+                  layout={plan}
+                  to={to}
+                  typical={details.typical_stages}
+                  selected={null}
+                  onSelect={open(id)}
+                />
+              ) : null
+            }
           </Panel>
         ))}
       </div>
@@ -157,7 +174,10 @@ function summary(one: RunDetails, other: RunDetails, lines: Line[]): string {
   const took = (details: RunDetails) => Number(details.run.duration_ms ?? 0);
   const change = took(other) - took(one);
   const largest = lines[0];
-  const stage = largest?.change && Math.sign(largest.change) === Math.sign(change) ? `, mostly ${largest.name} (${signed(largest.change)})` : "";
+  const stage =
+    largest?.change && Math.sign(largest.change) === Math.sign(change)
+      ? `, mostly ${largest.name} (${signed(largest.change)})`
+      : "";
   return `First run ${outcome(one.run)} after ${duration(took(one))}, second run ${outcome(other.run)} after ${duration(took(other))}: ${signed(change)}${stage}`;
 }
 
@@ -165,7 +185,9 @@ function summary(one: RunDetails, other: RunDetails, lines: Line[]): string {
 function Values({ one, other }: { one: Record_; other: Record_ }): JSX.Element {
   const first = flatten(one);
   const second = flatten(other);
-  const names = [...new Set([...first.keys(), ...second.keys()])].filter((name) => value(first.get(name)) !== value(second.get(name)));
+  const names = [...new Set([...first.keys(), ...second.keys()])].filter(
+    (name) => value(first.get(name)) !== value(second.get(name)),
+  );
   return (
     <section class="panel flush">
       <header>
@@ -191,7 +213,9 @@ function Values({ one, other }: { one: Record_; other: Record_ }): JSX.Element {
                     const each = values.get(name);
                     return (
                       <td key={index}>
-                        <bdi>{typeof each === "number" ? measured(name, each) : value(each).slice(0, 300)}</bdi>
+                        <bdi>
+                          {typeof each === "number" ? measured(name, each) : value(each).slice(0, 300)}
+                        </bdi>
                       </td>
                     );
                   })}

@@ -12,10 +12,16 @@ import { Empty, Panel } from "../parts/Panel";
 import { and } from "../predicate";
 import { useQuery } from "../query";
 import { Link, useParameters, viewAddress } from "../router";
+import { followedSlowly } from "../stream";
 
 export function Errors(): JSX.Element {
   const state = useParameters();
-  const query = useQuery<Data>("errors", "api/errors", { where: state.where, since: state.since, until: state.until }, true);
+  const query = useQuery<Data>(
+    "errors",
+    "api/errors",
+    { where: state.where, since: state.since, until: state.until },
+    followedSlowly,
+  );
   const { data } = query;
   const rows = data ? distinct(data.rows) : [];
   const sentence = data ? describe(rows) : "Errors";
@@ -30,16 +36,18 @@ export function Errors(): JSX.Element {
         scope(state),
         table(
           ["error", "stage", "pipeline", "failures", "users", "first", "last", "example"],
-          rows.slice(0, 30).map(({ group }) => [
-            `${group.is_new ? "NEW " : ""}${group.message}`,
-            group.stage ?? "(run)",
-            group.pipeline,
-            count(group.count),
-            count(group.users),
-            time(group.first),
-            time(group.last),
-            group.examples[0] ?? "",
-          ]),
+          rows
+            .slice(0, 30)
+            .map(({ group }) => [
+              `${group.is_new ? "NEW " : ""}${group.message}`,
+              group.stage ?? "(run)",
+              group.pipeline,
+              count(group.count),
+              count(group.users),
+              time(group.first),
+              time(group.last),
+              group.examples[0] ?? "",
+            ]),
         ),
       ),
   });
@@ -54,7 +62,11 @@ export function Errors(): JSX.Element {
         title="Errors, most frequent first"
         query={query}
         height={400}
-        footer={data?.trend_since && data.trend_until ? `Trends from ${time(data.trend_since)} to ${time(data.trend_until)}.` : undefined}
+        footer={
+          data?.trend_since && data.trend_until
+            ? `Trends from ${time(data.trend_since)} to ${time(data.trend_until)}.`
+            : undefined
+        }
       >
         {() =>
           rows.length ? (
@@ -85,7 +97,10 @@ export function Errors(): JSX.Element {
               </thead>
               <tbody>
                 {rows.map((row) => (
-                  <ErrorLine key={`${row.group.fingerprint ?? row.group.message}${row.group.pipeline}${row.group.stage}`} row={row} />
+                  <ErrorLine
+                    key={`${row.group.fingerprint ?? row.group.message}${row.group.pipeline}${row.group.stage}`}
+                    row={row}
+                  />
                 ))}
               </tbody>
             </table>
@@ -116,7 +131,9 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
           </Link>
         </div>
         <bdi class="error-message" title={group.message}>
-          {group.message.startsWith(`${group.kind}: `) ? group.message.slice(group.kind.length + 2) : group.message}
+          {group.message.startsWith(`${group.kind}: `)
+            ? group.message.slice(group.kind.length + 2)
+            : group.message}
         </bdi>
       </td>
       <td class="medium-only">
@@ -128,7 +145,12 @@ function ErrorLine({ row }: { row: ErrorRow }): JSX.Element {
       </td>
       <td class="number wide-only">{count(group.users)}</td>
       <td class="medium-only trend">
-        <Sparkline kind="bars" colour="fail-bar" values={group.trend} label={`Failures over time: ${group.trend.map((each) => count(each)).join(", ")}`} />
+        <Sparkline
+          kind="bars"
+          colour="fail-bar"
+          values={group.trend}
+          label={`Failures over time: ${group.trend.map((each) => count(each)).join(", ")}`}
+        />
       </td>
       <td class="wide-only nowrap">
         <Ago at={group.first} />
@@ -153,6 +175,11 @@ function describe(rows: ErrorRow[]): string {
   if (!first) return "No failures";
   const fresh = rows.filter(({ group }) => group.is_new);
   const total = rows.reduce((sum, { group }) => sum + group.count, 0);
-  const newest = fresh[0] ? `; ${plural(fresh.length, "is", "are")} new: ${fresh.slice(0, 2).map(({ group }) => `${group.kind} in ${group.stage ?? group.pipeline}`).join(", ")}` : "";
+  const newest = fresh[0]
+    ? `; ${plural(fresh.length, "is", "are")} new: ${fresh
+        .slice(0, 2)
+        .map(({ group }) => `${group.kind} in ${group.stage ?? group.pipeline}`)
+        .join(", ")}`
+    : "";
   return `${plural(rows.length, "error")} in ${plural(total, "failure")}, most often ${first.group.kind} in ${first.group.stage ?? first.group.pipeline}${newest}`;
 }

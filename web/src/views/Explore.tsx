@@ -2,7 +2,14 @@
 
 import type { JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import type { Completions, Differences as Compared, Facet, Facets as Distributions, Heatmap as Map, Series } from "../api";
+import type {
+  Completions,
+  Differences as Compared,
+  Facet,
+  Facets as Distributions,
+  Heatmap as Map,
+  Series,
+} from "../api";
 import { Heatmap, HeatmapLegend } from "../charts/Heatmap";
 import { command } from "../command";
 import { count, measured, percent, plural, shortTime } from "../format";
@@ -17,6 +24,7 @@ import { and, type Box, boxPredicate, label, parseBox } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, Link, type Parameters, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
+import { followed } from "../stream";
 
 /** The same on all screens: requests of several viewers share one execution, and saved pages contain it. */
 const COLUMNS = 120;
@@ -33,14 +41,19 @@ export function Explore(): JSX.Element {
   const [hovered, setHovered] = useState<string | null>(null);
   const highlighted = useDelayed(hovered, 120);
 
-  // While a selection is being read, the charts stay as they are.
-  const follow = !select;
+  // While a selection is being read or drawn, the charts stay as they are.
+  const [inUse, setInUse] = useState(false);
+  const follow = select || inUse ? null : followed;
   // The slowest query starts first.
   const compared = useQuery<Compared>("differences", select ? "api/differences" : null, { ...range, select });
   const map = useQuery<Map>("heatmap", "api/heatmap", { ...range, ...grid, select }, follow);
   const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS }, follow);
-  const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select }, false);
-  const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, { ...range, ...grid, select: highlighted ?? "" });
+  const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select });
+  const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, {
+    ...range,
+    ...grid,
+    select: highlighted ?? "",
+  });
   const fields = useQuery<Completions>("explore-fields", "api/complete", { over: state.over });
 
   const box = map.data && select ? parseBox(select, map.data.measure_sql) : null;
@@ -49,7 +62,8 @@ export function Explore(): JSX.Element {
   useEffect(() => {
     const press = (event: KeyboardEvent) => {
       const target = event.target as HTMLElement;
-      if (event.key === "Escape" && select && !target.closest("input, textarea, select, .menu, .heatmap")) go(changed({ select: "" }));
+      if (event.key === "Escape" && select && !target.closest("input, textarea, select, .menu, .heatmap"))
+        go(changed({ select: "" }));
     };
     document.addEventListener("keydown", press);
     return () => document.removeEventListener("keydown", press);
@@ -57,7 +71,8 @@ export function Explore(): JSX.Element {
 
   usePage({
     title: "Explore",
-    command: compared.data?.command ?? command(select ? "explain" : "runs", state, ...(select ? [select] : [])),
+    command:
+      compared.data?.command ?? command(select ? "explain" : "runs", state, ...(select ? [select] : [])),
     ...(map.data ? { sql: map.data.sql } : {}),
     markdown: () => markdown(sentence, state, compared.data, facets.data),
   });
@@ -72,10 +87,16 @@ export function Explore(): JSX.Element {
         <h1>{sentence}</h1>
         {select && (
           <span class="row">
-            {over === "runs" && <Link to={viewAddress("runs", { where: and(state.where, select) })}>Show the selected runs</Link>}
-            <button type="button" onClick={() => go(changed({ select: "" }))}>
-              Clear selection
-            </button>
+            {over === "runs" && (
+              <Link to={viewAddress("runs", { where: and(state.where, select) })}>
+                Show the selected runs
+              </Link>
+            )}
+            {!savedPage && (
+              <button type="button" onClick={() => go(changed({ select: "" }))}>
+                Clear selection
+              </button>
+            )}
           </span>
         )}
       </div>
@@ -83,11 +104,18 @@ export function Explore(): JSX.Element {
         title={`${measure} of ${over}${map.data?.log ? ", log scale" : ""}`}
         query={map}
         height={300}
-        actions={<HeatmapControls state={state} over={over} measure={measure} fields={fields.data} map={map.data} />}
+        actions={
+          <HeatmapControls state={state} over={over} measure={measure} fields={fields.data} map={map.data} />
+        }
         footer={
-          map.data && map.data.cells.length > 0 && (
+          map.data &&
+          map.data.cells.length > 0 && (
             <>
-              <HeatmapLegend data={map.data} colour={colour} selecting={select !== "" || highlighted !== null} />
+              <HeatmapLegend
+                data={map.data}
+                colour={colour}
+                selecting={select !== "" || highlighted !== null}
+              />
               {map.data.missing > 0 && (
                 <span>
                   {count(map.data.missing)} {over} without {measure} are not shown
@@ -108,14 +136,22 @@ export function Explore(): JSX.Element {
               highlight={highlighted ? highlight.data : null}
               marks={series.data?.marks ?? []}
               onBox={choose}
+              onUse={setInUse}
             />
           ) : (
             <Empty>
               <strong>
-                No {over} with {measure} {state.where || state.since || state.until ? "match the filter and the time range" : "were recorded yet"}.
+                No {over} with {measure}{" "}
+                {state.where || state.since || state.until
+                  ? "match the filter and the time range"
+                  : "were recorded yet"}
+                .
               </strong>
               {(state.where || state.since || state.until) && (
-                <button type="button" onClick={() => go(changed({ where: "", since: "", until: "", select: "" }))}>
+                <button
+                  type="button"
+                  onClick={() => go(changed({ where: "", since: "", until: "", select: "" }))}
+                >
                   Show everything
                 </button>
               )}
@@ -128,13 +164,16 @@ export function Explore(): JSX.Element {
           {(data) => <Differences explanation={data.explanation} onHover={setHovered} />}
         </Panel>
       ) : (
-        map.data && map.data.cells.length > 0 && <Suggestions map={map.data} measure={measure} />
+        map.data &&
+        map.data.cells.length > 0 &&
+        !savedPage && <Suggestions map={map.data} measure={measure} />
       )}
       <Panel
         title={
           select ? (
             <>
-              Distributions: <span class="key-selection">selection</span> and <span class="key-rest">the rest</span>
+              Distributions: <span class="key-selection">selection</span> and{" "}
+              <span class="key-rest">the rest</span>
             </>
           ) : (
             "Distributions"
@@ -143,7 +182,9 @@ export function Explore(): JSX.Element {
         query={facets}
         height={360}
       >
-        {(data) => (data.fields.length ? <Facets data={data} /> : <Empty>No field has values.</Empty>)}
+        {(data) =>
+          data.fields.length ? <Facets data={data} select={select} /> : <Empty>No field has values.</Empty>
+        }
       </Panel>
       <SeriesPanel query={series} fields={groupable(fields.data)} />
       <SqlDrawer sql={selectionSql(over, state, select)} />
@@ -151,16 +192,28 @@ export function Explore(): JSX.Element {
   );
 }
 
-type ControlProperties = { state: Parameters; over: string; measure: string; fields: Completions | null; map: Map | null };
+type ControlProperties = {
+  state: Parameters;
+  over: string;
+  measure: string;
+  fields: Completions | null;
+  map: Map | null;
+};
 
 function HeatmapControls({ state, over, measure, fields, map }: ControlProperties): JSX.Element {
-  const numbers = (fields?.suggestions ?? []).filter((each) => each.type === "number").map((each) => each.text);
+  const numbers = (fields?.suggestions ?? [])
+    .filter((each) => each.type === "number")
+    .map((each) => each.text);
   const measures = numbers.includes(measure) ? numbers : [measure, ...numbers];
   return (
     <>
       <label class="control">
         measure
-        <select value={measure} disabled={Boolean(savedPage)} onChange={(event) => go(changed({ measure: event.currentTarget.value, select: "" }))}>
+        <select
+          value={measure}
+          disabled={Boolean(savedPage)}
+          onChange={(event) => go(changed({ measure: event.currentTarget.value, select: "" }))}
+        >
           {measures.map((each) => (
             <option key={each}>{each}</option>
           ))}
@@ -168,14 +221,31 @@ function HeatmapControls({ state, over, measure, fields, map }: ControlPropertie
       </label>
       <label class="control">
         of
-        <select value={over} disabled={Boolean(savedPage)} onChange={(event) => go(changed({ over: event.currentTarget.value === "stages" ? "stages" : "", select: "", by: "", where: "" }))}>
+        <select
+          value={over}
+          disabled={Boolean(savedPage)}
+          onChange={(event) =>
+            go(
+              changed({
+                over: event.currentTarget.value === "stages" ? "stages" : "",
+                select: "",
+                by: "",
+                where: "",
+              }),
+            )
+          }
+        >
           <option>runs</option>
           <option>stages</option>
         </select>
       </label>
       <label class="control">
         colour
-        <select value={state.colour ?? "count"} disabled={!map} onChange={(event) => go(changed({ colour: event.currentTarget.value }), { replace: true })}>
+        <select
+          value={state.colour ?? "count"}
+          disabled={!map}
+          onChange={(event) => go(changed({ colour: event.currentTarget.value }), { replace: true })}
+        >
           <option value="count">count</option>
           <option value="failures">failure rate</option>
         </select>
@@ -221,8 +291,12 @@ function failureShares(facets: Distributions | null): [number, number] | null {
   const field: Facet | undefined = facets?.fields.find((each) => each.field === "failed");
   if (!facets || !field) return null;
   const failed = field.values.find((each) => each.value === "true");
-  const shares = (total: number, missing: number, found: number) => (total > missing ? found / (total - missing) : 0);
-  return [shares(facets.selection, field.missing[0], failed?.selection ?? 0), shares(facets.rest, field.missing[1], failed?.rest ?? 0)];
+  const shares = (total: number, missing: number, found: number) =>
+    total > missing ? found / (total - missing) : 0;
+  return [
+    shares(facets.selection, field.missing[0], failed?.selection ?? 0),
+    shares(facets.rest, field.missing[1], failed?.rest ?? 0),
+  ];
 }
 
 /** The first sentence of the view. */
@@ -242,19 +316,25 @@ function describe(
   }
   const parts: string[] = [];
   if (box) {
-    parts.push(`${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`);
-  } else parts.push(label(select));
+    parts.push(
+      `${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`,
+    );
+  } else if (select !== "failed") parts.push(label(select));
   if (facets && facets.rest > 0) {
-    parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} selected`);
+    const what = select === "failed" ? "failed" : "selected";
+    parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
     const failed = failureShares(facets);
-    if (failed && select !== "failed") parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others`);
+    if (failed && select !== "failed")
+      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others`);
   }
   if (compared && (select === "failed" || parts.length < 3)) parts.push(compared.explanation.summary);
-  return parts.join(" · ");
+  return parts.join(" · ") || "Explore";
 }
 
 function groupable(fields: Completions | null): string[] {
-  return (fields?.suggestions ?? []).filter((each) => each.type === "text" || each.type === "boolean").map((each) => each.text);
+  return (fields?.suggestions ?? [])
+    .filter((each) => each.type === "text" || each.type === "boolean")
+    .map((each) => each.text);
 }
 
 function selectionSql(over: string, state: Parameters, select: string): string {
@@ -272,7 +352,12 @@ function useDelayed<T>(value: T, ms: number): T {
   return delayed;
 }
 
-function markdown(sentence: string, state: Parameters, compared: Compared | null, facets: Distributions | null): string {
+function markdown(
+  sentence: string,
+  state: Parameters,
+  compared: Compared | null,
+  facets: Distributions | null,
+): string {
   const fields = facets?.fields.slice(0, 8) ?? [];
   return section(
     `# ${sentence}`,
@@ -284,7 +369,13 @@ function markdown(sentence: string, state: Parameters, compared: Compared | null
         fields.map((facet) => [
           facet.field,
           facet.kind === "values"
-            ? facet.values.slice(0, 4).map((each) => `${each.value ?? "missing"} ${percent(each.selection / (facets.selection || 1))} / ${percent(each.rest / (facets.rest || 1))}`).join(", ")
+            ? facet.values
+                .slice(0, 4)
+                .map(
+                  (each) =>
+                    `${each.value ?? "missing"} ${percent(each.selection / (facets.selection || 1))} / ${percent(each.rest / (facets.rest || 1))}`,
+                )
+                .join(", ")
             : `${measured(facet.field, facet.bins[0]?.low)} to ${measured(facet.field, facet.bins[facet.bins.length - 1]?.high)}`,
         ]),
       ),

@@ -16,12 +16,17 @@ import { and } from "../predicate";
 import { useExplained } from "../query";
 import { Link, type Parameters, useParameters, viewAddress } from "../router";
 import { useStore } from "../store";
-import { snapshot } from "../stream";
+import { followedSlowly, snapshot } from "../stream";
 
 export function Overview(): JSX.Element {
   const state = useParameters();
   const info = useStore(snapshot);
-  const query = useExplained<Data>("overview", "api/overview", { where: state.where, since: state.since, until: state.until }, true);
+  const query = useExplained<Data>(
+    "overview",
+    "api/overview",
+    { where: state.where, since: state.since, until: state.until },
+    followedSlowly,
+  );
   const { data } = query;
   const series = data?.series;
   const lines = useMemo(
@@ -91,7 +96,13 @@ export function Overview(): JSX.Element {
           height={180}
           actions={<Link to={viewAddress("runs", { where: and(state.where, "failed") })}>All failures</Link>}
         >
-          {({ failing }) => (failing.length ? <RunTable brief rows={failing} label="Newest failures" /> : <p class="muted padded">No run failed.</p>)}
+          {({ failing }) =>
+            failing.length ? (
+              <RunTable brief rows={failing} label="Newest failures" />
+            ) : (
+              <p class="muted padded">No run failed.</p>
+            )
+          }
         </Panel>
         <Panel
           flush
@@ -101,7 +112,13 @@ export function Overview(): JSX.Element {
           height={180}
           actions={<Link to={viewAddress("runs", { order: "-duration_ms" })}>All runs by duration</Link>}
         >
-          {({ slowest }) => (slowest.length ? <RunTable brief rows={slowest} label="Slowest runs" /> : <p class="muted padded">No runs match.</p>)}
+          {({ slowest }) =>
+            slowest.length ? (
+              <RunTable brief rows={slowest} label="Slowest runs" />
+            ) : (
+              <p class="muted padded">No runs match.</p>
+            )
+          }
         </Panel>
       </div>
     </div>
@@ -130,13 +147,17 @@ function Findings({ findings }: { findings: Finding[] }): JSX.Element {
                 {shape}
               </span>
               <div>
-              <span class="unseen">{word}: </span>
-              {index === 0 ? <h1>{finding.text}</h1> : <span>{finding.text}</span>}{" "}
-              {to && (
-                <Link to={to} class="nowrap">
-                  {finding.view === "explore" ? "What is different" : finding.view === "status" ? "Show the status" : `Show the ${finding.view}`}
-                </Link>
-              )}
+                <span class="unseen">{word}: </span>
+                {index === 0 ? <h1>{finding.text}</h1> : <span>{finding.text}</span>}{" "}
+                {to && (
+                  <Link to={to} class="nowrap">
+                    {finding.view === "explore"
+                      ? "What is different"
+                      : finding.view === "status"
+                        ? "Show the status"
+                        : `Show the ${finding.view}`}
+                  </Link>
+                )}
               </div>
             </li>
           );
@@ -182,7 +203,11 @@ function NoRecords({ source }: { source: string }): JSX.Element {
       <span>
         <code>{source}</code> contains no runs. They appear here as soon as a pipeline writes to this journal.
       </span>
-      <pre>{'stageflow.configure(journal="journal")   # in the application\nstageflow demo                           # or runs to look at'}</pre>
+      <pre>
+        {
+          'stageflow.configure(journal="journal")   # in the application\nstageflow demo                           # or runs to look at'
+        }
+      </pre>
     </Empty>
   );
 }
@@ -192,16 +217,33 @@ function markdown(state: Parameters, data: Data): string {
     "# Overview",
     scope(state),
     data.findings.map((finding) => `- ${finding.level}: ${finding.text}`).join("\n"),
-    data.changes.length > 0 && `## What changed\n\n${data.changes.slice(0, 12).map((each) => `- ${time(each.at)} ${KINDS[each.kind]}: ${each.label}`).join("\n")}`,
+    data.changes.length > 0 &&
+      `## What changed\n\n${data.changes
+        .slice(0, 12)
+        .map((each) => `- ${time(each.at)} ${KINDS[each.kind]}: ${each.label}`)
+        .join("\n")}`,
     data.failing.length > 0 &&
       `## Newest failures\n\n${table(
         ["started", "pipeline", "stage", "error", "org", "run"],
-        data.failing.map((row) => [time(row.started_at), row.pipeline, row.failed_stage ?? "", row.error ?? "", row.org_id ?? "", row.run_id]),
+        data.failing.map((row) => [
+          time(row.started_at),
+          row.pipeline,
+          row.failed_stage ?? "",
+          row.error ?? "",
+          row.org_id ?? "",
+          row.run_id,
+        ]),
       )}`,
     data.slowest.length > 0 &&
       `## Slowest runs\n\n${table(
         ["started", "pipeline", "duration", "outcome", "run"],
-        data.slowest.map((row) => [time(row.started_at), row.pipeline, duration(row.duration_ms), row.outcome, row.run_id]),
+        data.slowest.map((row) => [
+          time(row.started_at),
+          row.pipeline,
+          duration(row.duration_ms),
+          row.outcome,
+          row.run_id,
+        ]),
       )}`,
   );
 }

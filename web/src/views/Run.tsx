@@ -19,6 +19,7 @@ import { and, identifier, literal } from "../predicate";
 import { type Loaded, useExplained } from "../query";
 import { changed, go, Link, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
+import { followed } from "../stream";
 import { layout, type Record_, type Row } from "../waterfall";
 
 const WHOLE = "*";
@@ -26,7 +27,7 @@ const WHOLE = "*";
 /** The details of a run, which are loaded again while it is in progress. */
 export function useRun(panel: string, id: string): Loaded<RunDetails> {
   const [isOpen, setOpen] = useState(false);
-  const query = useExplained<RunDetails>(panel, id ? "api/run" : null, { id }, isOpen);
+  const query = useExplained<RunDetails>(panel, id ? "api/run" : null, { id }, isOpen ? followed : null);
   const running = query.data?.run.status === "OPEN";
   useEffect(() => setOpen(running), [running]);
   return query;
@@ -48,7 +49,8 @@ export function Run(): JSX.Element {
     const press = (event: KeyboardEvent) => {
       const step = { j: 1, k: -1 }[event.key];
       const target = event.target as HTMLElement;
-      if (step === undefined || event.ctrlKey || event.metaKey || target.closest("input, textarea, select")) return;
+      if (step === undefined || event.ctrlKey || event.metaKey || target.closest("input, textarea, select"))
+        return;
       const order = [WHOLE, ...names];
       const at = Math.min(Math.max(order.indexOf(row ? row.name : WHOLE) + step, 0), order.length - 1);
       select(order[at] as string);
@@ -84,10 +86,18 @@ export function Run(): JSX.Element {
           data && (
             <>
               <span class="choice" role="group" aria-label="Show as">
-                <button type="button" aria-pressed={!state.graph} onClick={() => go(changed({ graph: "" }), { replace: true })}>
+                <button
+                  type="button"
+                  aria-pressed={!state.graph}
+                  onClick={() => go(changed({ graph: "" }), { replace: true })}
+                >
                   Waterfall
                 </button>
-                <button type="button" aria-pressed={Boolean(state.graph)} onClick={() => go(changed({ graph: "1" }), { replace: true })}>
+                <button
+                  type="button"
+                  aria-pressed={Boolean(state.graph)}
+                  onClick={() => go(changed({ graph: "1" }), { replace: true })}
+                >
                   Graph
                 </button>
               </span>
@@ -95,14 +105,21 @@ export function Run(): JSX.Element {
             </>
           )
         }
-        footer={!state.graph && data && <WaterfallLegend typical={Object.keys(data.typical_stages).length > 0} />}
+        footer={
+          !state.graph && data && <WaterfallLegend typical={Object.keys(data.typical_stages).length > 0} />
+        }
       >
         {(details) =>
           plan && plan.rows.length ? (
             state.graph ? (
               <RunGraph details={details} rows={plan.rows} selected={selected} onSelect={select} />
             ) : (
-              <Waterfall layout={plan} typical={details.typical_stages} selected={row ? selected : null} onSelect={(name) => select(name === selected ? WHOLE : name)} />
+              <Waterfall
+                layout={plan}
+                typical={details.typical_stages}
+                selected={row ? selected : null}
+                onSelect={(name) => select(name === selected ? WHOLE : name)}
+              />
             )
           ) : (
             <Empty>This run has no stages in the records.</Empty>
@@ -161,7 +178,10 @@ export function outcome(run: Record_): string {
 }
 
 function attemptOf(row: Row, attempt: string | undefined): Record_ {
-  return row.records.find((each) => String(each.attempt) === attempt) ?? row.records[row.records.length - 1] ?? { status: row.status };
+  return (
+    row.records.find((each) => String(each.attempt) === attempt) ??
+    row.records[row.records.length - 1] ?? { status: row.status }
+  );
 }
 
 function AttemptChoice({ row }: { row: Row }): JSX.Element | null {
@@ -171,7 +191,10 @@ function AttemptChoice({ row }: { row: Row }): JSX.Element | null {
   return (
     <label class="control">
       attempt
-      <select value={String(current.attempt)} onChange={(event) => go(changed({ attempt: event.currentTarget.value, tab: "" }), { replace: true })}>
+      <select
+        value={String(current.attempt)}
+        onChange={(event) => go(changed({ attempt: event.currentTarget.value, tab: "" }), { replace: true })}
+      >
         {row.records.map((each) => (
           <option key={String(each.attempt)} value={String(each.attempt)}>
             {String(each.attempt)}: {wordOf(String(each.status))}
@@ -189,6 +212,11 @@ function Heading({ details }: { details: RunDetails }): JSX.Element {
   const took = typeof run.duration_ms === "number" ? run.duration_ms : null;
   const isOpen = run.status === "OPEN";
   const kind = kindOf(text(run.outcome) ?? text(run.status) ?? "");
+  const usual = explanation
+    ? explanation.duration_ms.p50
+    : typical && typical.rows > 1
+      ? typical.p50_ms
+      : null;
   const links: [string, string | undefined][] = [
     ["org_id", text(ids.org_id)],
     ["user_id", text(ids.user_id)],
@@ -197,9 +225,10 @@ function Heading({ details }: { details: RunDetails }): JSX.Element {
   return (
     <header class="run-heading">
       <h1>
-        <Mark status={text(run.outcome) ?? text(run.status) ?? ""} word={false} /> <bdi>{text(run.pipeline_name) ?? "run"}</bdi>{" "}
-        <span class={`is-${kind}`}>{outcome(run)}</span> {isOpen ? `for ${duration(took)}` : `after ${duration(took)}`}
-        {typical && typical.p50_ms !== null && typical.rows > 1 && <span class="muted"> (typical {duration(typical.p50_ms)})</span>}
+        <Mark status={text(run.outcome) ?? text(run.status) ?? ""} word={false} />{" "}
+        <bdi>{text(run.pipeline_name) ?? "run"}</bdi> <span class={`is-${kind}`}>{outcome(run)}</span>{" "}
+        {isOpen ? `for ${duration(took)}` : `after ${duration(took)}`}
+        {usual !== null && <span class="muted"> (typical {duration(usual)})</span>}
       </h1>
       {(explanation?.summary || text(run.error)) && (
         <p>
@@ -215,13 +244,17 @@ function Heading({ details }: { details: RunDetails }): JSX.Element {
           ([field, each]) =>
             each && (
               <span key={field}>
-                {field} <Link to={viewAddress("runs", { where: `${identifier(field)} = ${literal(each)}` })}>{each}</Link>
+                {field}{" "}
+                <Link to={viewAddress("runs", { where: `${identifier(field)} = ${literal(each)}` })}>
+                  {each}
+                </Link>
               </span>
             ),
         )}
         {text(run.parent_run_id) && (
           <span>
-            started by <Link to={viewAddress("run", { id: text(run.parent_run_id) ?? "" })}>its parent run</Link>
+            started by{" "}
+            <Link to={viewAddress("run", { id: text(run.parent_run_id) ?? "" })}>its parent run</Link>
           </span>
         )}
       </p>
@@ -249,7 +282,10 @@ function CompareMenu({ details }: { details: RunDetails }): JSX.Element {
       end
       label="Compare"
       items={[
-        { label: "With the newest run that ended OK", run: () => void find("outcome = 'ok'", "run that ended OK") },
+        {
+          label: "With the newest run that ended OK",
+          run: () => void find("outcome = 'ok'", "run that ended OK"),
+        },
         { label: "With the newest failure", run: () => void find("failed", "failure") },
       ]}
       form={(close) => (
@@ -273,13 +309,21 @@ function CompareMenu({ details }: { details: RunDetails }): JSX.Element {
   );
 }
 
-type GraphProperties = { details: RunDetails; rows: Row[]; selected: string; onSelect: (name: string) => void };
+type GraphProperties = {
+  details: RunDetails;
+  rows: Row[];
+  selected: string;
+  onSelect: (name: string) => void;
+};
 
 function RunGraph({ rows, selected, onSelect }: GraphProperties): JSX.Element {
   const stages = rows.filter((row) => row.child === null);
   const edges = stages.flatMap((row) => {
     const dependencies = row.records[row.records.length - 1]?.dependencies;
-    return (Array.isArray(dependencies) ? dependencies : []).map((each): [string, string] => [String(each), row.name]);
+    return (Array.isArray(dependencies) ? dependencies : []).map((each): [string, string] => [
+      String(each),
+      row.name,
+    ]);
   });
   return (
     <Graph
@@ -299,13 +343,27 @@ function RunGraph({ rows, selected, onSelect }: GraphProperties): JSX.Element {
 }
 
 /** Why the run took long, and which of its values are unusual. */
-function Explanation({ explanation, onSelect }: { explanation: RunExplanation; onSelect: (name: string) => void }): JSX.Element {
+function Explanation({
+  explanation,
+  onSelect,
+}: {
+  explanation: RunExplanation;
+  onSelect: (name: string) => void;
+}): JSX.Element {
   const { stages, unusual, peers, same_error: same } = explanation;
   const rows = stages
     .flatMap((stage) =>
-      (["ran_ms", "waited_ms", "retried_ms"] as const).map((part) => ({ stage, part, measured: stage[part], excess: excess(stage[part]) })),
+      (["ran_ms", "waited_ms", "retried_ms"] as const).map((part) => ({
+        stage,
+        part,
+        measured: stage[part],
+        excess: excess(stage[part]),
+      })),
     )
-    .filter(({ measured: each, excess: more }) => each.value !== null && each.value > 0 && matters(each, more, explanation.duration_ms.value))
+    .filter(
+      ({ measured: each, excess: more }) =>
+        each.value !== null && each.value > 0 && matters(each, more, explanation),
+    )
     .sort((one, other) => Math.abs(other.excess) - Math.abs(one.excess))
     .slice(0, 8);
   const what = { ran_ms: "ran", waited_ms: "waited", retried_ms: "retried" };
@@ -314,7 +372,8 @@ function Explanation({ explanation, onSelect }: { explanation: RunExplanation; o
     <section class="panel">
       <header>
         <h2>
-          {slow ? "Why this run was slow" : "Compared with other runs"}: {plural(peers.count, "other run")} of {explanation.pipeline} that ended OK
+          {slow ? "Why this run was slow" : "Compared with other runs"}: {plural(peers.count, "other run")} of{" "}
+          {explanation.pipeline} that ended OK
         </h2>
       </header>
       <div class="body stack">
@@ -323,8 +382,12 @@ function Explanation({ explanation, onSelect }: { explanation: RunExplanation; o
             <Link to={viewAddress("runs", { where: `error_fingerprint = ${literal(same.fingerprint)}` })}>
               {plural(same.failures.count, "run")} failed with the same error
             </Link>{" "}
-            ({percent(same.failures.share)} of all failures), first <Ago at={same.first_at} />, last <Ago at={same.last_at} />.
+            ({percent(same.failures.share)} of all failures), first <Ago at={same.first_at} />, last{" "}
+            <Ago at={same.last_at} />.
           </p>
+        )}
+        {rows.length === 0 && (
+          <p class="muted">No stage took notably more or less time than in the other runs.</p>
         )}
         {rows.length > 0 && (
           <div class="table-scroll">
@@ -380,7 +443,8 @@ function Explanation({ explanation, onSelect }: { explanation: RunExplanation; o
             <ul class="plain-list">
               {unusual.slice(0, 10).map((each) => (
                 <li key={each.field}>
-                  <strong>{each.field}</strong> = {typeof each.value === "number" ? measured(each.field, each.value) : value(each.value)}
+                  <strong>{each.field}</strong> ={" "}
+                  {typeof each.value === "number" ? measured(each.field, each.value) : value(each.value)}
                   <span class="muted">
                     {" "}
                     ({percent(each.share)} of the other runs; typical{" "}
@@ -403,8 +467,9 @@ function Explanation({ explanation, onSelect }: { explanation: RunExplanation; o
 }
 
 /** Whether a difference is at least a fiftieth of the run, or rare among other runs. */
-function matters(each: Measured, more: number, total: number | null): boolean {
-  return Math.abs(more) >= (total ?? 0) / 50 || (more > 0 && (each.percentile ?? 0) > 0.95);
+function matters(each: Measured, more: number, { duration_ms: whole, peers }: RunExplanation): boolean {
+  const isRare = peers.rows >= 20 && more > 0 && (each.percentile ?? 0) > 0.95;
+  return isRare || (more !== 0 && Math.abs(more) >= (whole.value ?? 0) / 50);
 }
 
 function excess(each: Measured): number {
@@ -419,10 +484,12 @@ function markdown(details: RunDetails, rows: Row[]): string {
     [
       `- run: ${text(run.event_id)}`,
       `- started: ${time(text(run.started_at) ?? "", "ms")}`,
-      details.typical && `- typical duration: ${duration(details.typical.p50_ms)} (p95 ${duration(details.typical.p95_ms)})`,
+      details.typical &&
+        `- typical duration: ${duration(details.typical.p50_ms)} (p95 ${duration(details.typical.p95_ms)})`,
       text(run.error) && `- error: ${text(run.error)}`,
       exception.stack && `- raised at: ${(exception.stack as string[]).slice(-2).join(" < ")}`,
-      Object.keys(object(run.attributes)).length > 0 && `- attributes: \`${JSON.stringify(run.attributes).slice(0, 500)}\``,
+      Object.keys(object(run.attributes)).length > 0 &&
+        `- attributes: \`${JSON.stringify(run.attributes).slice(0, 500)}\``,
     ]
       .filter(Boolean)
       .join("\n"),

@@ -19,7 +19,13 @@ export function Runs(): JSX.Element {
   const state = useParameters();
   const range = { where: state.where ?? "", since: state.since ?? "", until: state.until ?? "" };
   const order = state.order ?? "-started_at";
-  const query = useQuery<Page>("runs", "api/runs", { ...range, order: state.order, before: state.before, limit: 200, count: 1 });
+  const query = useQuery<Page>("runs", "api/runs", {
+    ...range,
+    order: state.order,
+    before: state.before,
+    limit: 200,
+    count: 1,
+  });
   const [checked, setChecked] = useState<string[]>([]);
   const data = query.data;
   useEffect(() => {
@@ -34,7 +40,8 @@ export function Runs(): JSX.Element {
     ...(data ? { sql: data.sql, markdown: () => markdown(state, data) } : {}),
   });
 
-  const check = (id: string) => setChecked((all) => (all.includes(id) ? all.filter((each) => each !== id) : [...all.slice(-1), id]));
+  const check = (id: string) =>
+    setChecked((all) => (all.includes(id) ? all.filter((each) => each !== id) : [...all.slice(-1), id]));
   const [first, second] = checked;
 
   return (
@@ -48,7 +55,9 @@ export function Runs(): JSX.Element {
         height={560}
         actions={
           <>
-            {data && !state.before && order === "-started_at" && <NewRows page={data} range={range} load={query.reload} />}
+            {data && !state.before && order === "-started_at" && (
+              <NewRows page={data} range={range} load={query.reload} />
+            )}
             {first && second ? (
               <Link to={viewAddress("compare", { id: first, with: second })} class="wide-only">
                 Compare the two selected runs
@@ -114,15 +123,17 @@ function NewRows({ page, range, load }: { page: Page; range: Range; load: () => 
   const on = useStore(live);
   const [seen] = useState(version);
   const isBehind = on && version !== seen && !range.until;
-  const newest = useQuery<Page>("runs-new", isBehind ? "api/runs" : null, { ...range, limit: 200 }, true);
+  const newest = useQuery<Page>("runs-new", isBehind ? "api/runs" : null, { ...range, limit: 200 }, followed);
   const shown = new Set(page.rows.map((row) => row.run_id));
   const rows = newest.data?.rows ?? [];
-  const fresh = rows.findIndex((row) => shown.has(row.run_id));
-  const added = fresh < 0 ? rows.length : rows.filter((row, index) => index < page.rows.length && !shown.has(row.run_id)).length;
+  // Rows after the last one that is shown belong to the next page.
+  const last = rows.findLastIndex((row) => shown.has(row.run_id));
+  const end = page.next === null || last < 0 ? rows.length : last + 1;
+  const added = rows.slice(0, end).filter((row) => !shown.has(row.run_id)).length;
   if (!isBehind || added === 0) return null;
   return (
     <button type="button" class="primary" onClick={load}>
-      {fresh < 0 && added >= 200 ? "More than 200 new runs" : plural(added, "new run")}
+      {last < 0 && newest.data?.next ? `${count(added)} new runs or more` : plural(added, "new run")}
     </button>
   );
 }
@@ -130,7 +141,7 @@ function NewRows({ page, range, load }: { page: Page; range: Range; load: () => 
 function InProgress({ range }: { range: Range }): JSX.Element | null {
   const reported = useStore(inProgress);
   const unfiltered = !range.where && !range.since && !range.until;
-  const query = useQuery<Page>("live", unfiltered && reported ? null : "api/live", range, true);
+  const query = useQuery<Page>("live", unfiltered && reported ? null : "api/live", range, followed);
   const rows: RunRow[] = (unfiltered && reported ? reported.rows : query.data?.rows) ?? [];
   if (rows.length === 0) return null;
   return (
@@ -153,8 +164,8 @@ function NoRuns({ filtered }: { filtered: boolean }): JSX.Element {
       <Empty>
         <strong>{info ? `${info.source} contains no runs yet.` : "There are no runs yet."}</strong>
         <span>
-          Give the pipeline a journal, as in <code>stageflow.configure(journal="journal")</code>, or try <code>stageflow demo</code>. Runs
-          appear here when they end.
+          Give the pipeline a journal, as in <code>stageflow.configure(journal="journal")</code>, or try{" "}
+          <code>stageflow demo</code>. Runs appear here when they end.
         </span>
       </Empty>
     );

@@ -12,6 +12,7 @@ import { Empty, Panel } from "../parts/Panel";
 import { and } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, Link, useParameters, viewAddress } from "../router";
+import { followedSlowly } from "../stream";
 
 type Measure = { title: string; of: (stat: Stat) => number | null; show: (value: number | null) => string };
 
@@ -19,22 +20,35 @@ const MEASURES: Record<string, Measure> = {
   p95: { title: "p95", of: (stat) => stat.p95_ms, show: duration },
   p50: { title: "p50", of: (stat) => stat.p50_ms, show: duration },
   failures: { title: "failure rate", of: (stat) => stat.failure_rate, show: percent },
-  retries: { title: "retries per run", of: (stat) => (stat.count ? stat.retried / stat.count : null), show: percent },
+  retries: {
+    title: "retries per run",
+    of: (stat) => (stat.count ? stat.retried / stat.count : null),
+    show: percent,
+  },
   skips: { title: "skipped", of: (stat) => (stat.count ? stat.skipped / stat.count : null), show: percent },
 };
 
 export function Stages(): JSX.Element {
   const state = useParameters();
-  const query = useQuery<Data>("stages", "api/stages", { where: state.where, since: state.since, until: state.until }, true);
+  const query = useQuery<Data>(
+    "stages",
+    "api/stages",
+    { where: state.where, since: state.since, until: state.until },
+    followedSlowly,
+  );
   const { data } = query;
   const pipelines = data ? [...new Set(data.rows.map((row) => row.stat.pipeline))] : [];
-  const pipeline = pipelines.includes(state.pipeline ?? "") ? (state.pipeline as string) : (pipelines[0] ?? "");
+  const pipeline = pipelines.includes(state.pipeline ?? "")
+    ? (state.pipeline as string)
+    : (pipelines[0] ?? "");
   const measure = MEASURES[state.colour ?? ""] ?? (MEASURES.p95 as Measure);
   const graph = data?.graphs.find((each) => each.pipeline === pipeline);
   const order = new Map(graph?.stages.map((name, index) => [name, index]));
   const rows = (data?.rows ?? [])
     .filter((row) => row.stat.pipeline === pipeline)
-    .sort((one, other) => (order.get(one.stat.stage ?? "") ?? 1e9) - (order.get(other.stat.stage ?? "") ?? 1e9));
+    .sort(
+      (one, other) => (order.get(one.stat.stage ?? "") ?? 1e9) - (order.get(other.stat.stage ?? "") ?? 1e9),
+    );
   const sentence = data ? describe(pipeline, rows) : "Stages";
 
   usePage({
@@ -75,7 +89,10 @@ export function Stages(): JSX.Element {
         {pipelines.length > 1 && (
           <label class="control">
             pipeline
-            <select value={pipeline} onChange={(event) => go(changed({ pipeline: event.currentTarget.value }))}>
+            <select
+              value={pipeline}
+              onChange={(event) => go(changed({ pipeline: event.currentTarget.value }))}
+            >
               {pipelines.map((name) => (
                 <option key={name}>{name}</option>
               ))}
@@ -113,7 +130,12 @@ export function Stages(): JSX.Element {
               nodes={graph.stages.map((name) => {
                 const row = stats.get(name);
                 const value = row ? measure.of(row.stat) : null;
-                return { name, detail: row ? `${measure.title} ${measure.show(value)}` : "no rows", status: null, heat: value === null ? 0 : value / most };
+                return {
+                  name,
+                  detail: row ? `${measure.title} ${measure.show(value)}` : "no rows",
+                  status: null,
+                  heat: value === null ? 0 : value / most,
+                };
               })}
             />
           ) : (
@@ -187,7 +209,8 @@ function StageTable({ rows, data }: { rows: StageRow[]; data: Data }): JSX.Eleme
 
 function StageLine({ row }: { row: StageRow }): JSX.Element {
   const { stat } = row;
-  const explore = (extra: Record<string, string>) => viewAddress("explore", { over: "stages", where: row.where, ...extra });
+  const explore = (extra: Record<string, string>) =>
+    viewAddress("explore", { over: "stages", where: row.where, ...extra });
   return (
     <tr>
       <td>
@@ -198,7 +221,10 @@ function StageLine({ row }: { row: StageRow }): JSX.Element {
       <td class="number medium-only">{count(stat.count)}</td>
       <td class="number">
         {stat.failed ? (
-          <Link to={explore({ where: and(row.where, "failed") })} title={interval(stat.failure_rate_interval, percent)}>
+          <Link
+            to={explore({ where: and(row.where, "failed") })}
+            title={interval(stat.failure_rate_interval, percent)}
+          >
             {percent(stat.failure_rate)}
           </Link>
         ) : (
@@ -213,10 +239,18 @@ function StageLine({ row }: { row: StageRow }): JSX.Element {
       </td>
       <td class="number wide-only">{duration(stat.p99_ms)}</td>
       <td class="medium-only trend">
-        <Sparkline values={row.p95_ms} label={`p95 over time, last ${duration(row.p95_ms[row.p95_ms.length - 1])}`} />
+        <Sparkline
+          values={row.p95_ms}
+          label={`p95 over time, last ${duration(row.p95_ms[row.p95_ms.length - 1])}`}
+        />
       </td>
       <td class="wide-only trend">
-        <Sparkline kind="bars" colour="fail-bar" values={row.failed} label={`Failures over time, ${plural(stat.failed, "failure")} in total`} />
+        <Sparkline
+          kind="bars"
+          colour="fail-bar"
+          values={row.failed}
+          label={`Failures over time, ${plural(stat.failed, "failure")} in total`}
+        />
       </td>
     </tr>
   );
@@ -229,9 +263,12 @@ function interval(limits: [number, number] | null, show: (value: number) => stri
 function describe(pipeline: string, rows: StageRow[]): string {
   if (rows.length === 0) return "No stages match";
   const slowest = [...rows].sort((one, other) => (other.stat.p95_ms ?? 0) - (one.stat.p95_ms ?? 0))[0];
-  const failing = [...rows].sort((one, other) => (other.stat.failure_rate ?? 0) - (one.stat.failure_rate ?? 0))[0];
+  const failing = [...rows].sort(
+    (one, other) => (other.stat.failure_rate ?? 0) - (one.stat.failure_rate ?? 0),
+  )[0];
   const parts = [`${pipeline}: ${plural(rows.length, "stage")}`];
   if (slowest) parts.push(`slowest ${slowest.stat.stage} (p95 ${duration(slowest.stat.p95_ms)})`);
-  if (failing?.stat.failed) parts.push(`fails most often: ${failing.stat.stage} (${percent(failing.stat.failure_rate)})`);
+  if (failing?.stat.failed)
+    parts.push(`fails most often: ${failing.stat.stage} (${percent(failing.stat.failure_rate)})`);
   return parts.join(" · ");
 }

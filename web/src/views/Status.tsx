@@ -13,12 +13,12 @@ import { announce } from "../parts/Toast";
 import { useQuery } from "../query";
 import { savedPage } from "../saved";
 import { useStore } from "../store";
-import { snapshot } from "../stream";
+import { followed, snapshot } from "../stream";
 
 type Alert = Record<string, unknown>;
 
 export function Status(): JSX.Element {
-  const query = useQuery<Data>("status", "api/status", {}, true);
+  const query = useQuery<Data>("status", "api/status", {}, followed);
   const { data } = query;
   const sentence = data ? describe(data) : "Status";
 
@@ -31,7 +31,12 @@ export function Status(): JSX.Element {
         data &&
           table(
             ["alert", "status", "summary", "error"],
-            data.alerts.map((alert) => [text(alert.name), text(alert.status), text(alert.summary), text(alert.error)]),
+            data.alerts.map((alert) => [
+              text(alert.name),
+              text(alert.status),
+              text(alert.summary),
+              text(alert.error),
+            ]),
           ),
         data && data.damage.map((each) => `- ${each}`).join("\n"),
       ),
@@ -44,7 +49,11 @@ export function Status(): JSX.Element {
       </div>
       <Panel flush title="Alerts" query={query} height={120}>
         {(status) =>
-          status.alerts_error ? <p class="padded">{status.alerts_error}</p> : <Alerts alerts={status.alerts} reload={query.reload} />
+          status.alerts_error ? (
+            <p class="padded">{status.alerts_error}</p>
+          ) : (
+            <Alerts alerts={status.alerts} reload={query.reload} />
+          )
         }
       </Panel>
       {data && data.damage.length > 0 && (
@@ -87,7 +96,13 @@ export function Status(): JSX.Element {
                   {status.writers.map((writer) => (
                     <tr key={writer.name}>
                       <td class="mono">{writer.name}</td>
-                      <td>{writer.open ? <State kind="ok">● writing</State> : <State kind="skip">○ closed</State>}</td>
+                      <td>
+                        {writer.open ? (
+                          <State kind="ok">● writing</State>
+                        ) : (
+                          <State kind="skip">○ closed</State>
+                        )}
+                      </td>
                       <td class="number">{count(writer.segments)}</td>
                       <td class="number">{bytes(writer.bytes)}</td>
                     </tr>
@@ -203,7 +218,15 @@ function Alerts({ alerts, reload }: { alerts: Alert[]; reload: () => void }): JS
   );
 }
 
-function AlertLine({ alert, actions, reload }: { alert: Alert; actions: boolean; reload: () => void }): JSX.Element {
+function AlertLine({
+  alert,
+  actions,
+  reload,
+}: {
+  alert: Alert;
+  actions: boolean;
+  reload: () => void;
+}): JSX.Element {
   const [kind, shape] = ALERT_KINDS[text(alert.status)] ?? ["skip", "○"];
   const silence = alert.silence as Alert | null;
   const incident = alert.incident as Alert | null;
@@ -217,12 +240,15 @@ function AlertLine({ alert, actions, reload }: { alert: Alert; actions: boolean;
           {shape} {text(alert.status)}
         </State>
       </td>
-      <td>{alert.error ? <span class="is-fail">{text(alert.error)}</span> : <bdi>{text(alert.summary)}</bdi>}</td>
+      <td>
+        {alert.error ? <span class="is-fail">{text(alert.error)}</span> : <bdi>{text(alert.summary)}</bdi>}
+      </td>
       <td class="medium-only nowrap">{alert.began ? <Ago at={text(alert.began)} /> : "–"}</td>
       <td class="wide-only nowrap">
         {incident?.notified_at ? (
           <>
-            <Ago at={text(incident.notified_at)} /> <span class="muted">({plural(Number(incident.notices), "notification")})</span>
+            <Ago at={text(incident.notified_at)} />{" "}
+            <span class="muted">({plural(Number(incident.notices), "notification")})</span>
           </>
         ) : (
           "–"
@@ -248,11 +274,23 @@ function AlertLine({ alert, actions, reload }: { alert: Alert; actions: boolean;
   );
 }
 
-function SilenceMenu({ rule, silenced, reload }: { rule: string; silenced: boolean; reload: () => void }): JSX.Element {
+function SilenceMenu({
+  rule,
+  silenced,
+  reload,
+}: {
+  rule: string;
+  silenced: boolean;
+  reload: () => void;
+}): JSX.Element {
   const silence = async (body: SilenceRequest) => {
     try {
       await post<Data>("api/silence", body);
-      announce(body.hours ? `${rule} is silenced for ${plural(body.hours, "hour")}` : `The silence of ${rule} has ended`);
+      announce(
+        body.hours
+          ? `${rule} is silenced for ${plural(body.hours, "hour")}`
+          : `The silence of ${rule} has ended`,
+      );
       reload();
     } catch (error) {
       announce(error instanceof RequestError ? error.problem.title : "The alert could not be silenced");
@@ -263,14 +301,27 @@ function SilenceMenu({ rule, silenced, reload }: { rule: string; silenced: boole
       end
       label="Silence"
       name={`Silence ${rule}`}
-      items={silenced ? [{ label: "End the silence", run: () => void silence({ rule, hours: 0, reason: "ended in the web UI" }) }] : []}
+      items={
+        silenced
+          ? [
+              {
+                label: "End the silence",
+                run: () => void silence({ rule, hours: 0, reason: "ended in the web UI" }),
+              },
+            ]
+          : []
+      }
       form={(close) => (
         <form
           onSubmit={(event) => {
             event.preventDefault();
             const fields = new FormData(event.currentTarget);
             close();
-            void silence({ rule, hours: Number(fields.get("hours")), reason: String(fields.get("reason")).trim() });
+            void silence({
+              rule,
+              hours: Number(fields.get("hours")),
+              reason: String(fields.get("reason")).trim(),
+            });
           }}
         >
           <label>

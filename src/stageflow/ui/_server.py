@@ -40,8 +40,8 @@ def serve(
         started: Called with the URL, which contains the token, when the server accepts connections.
 
     Raises:
-        SettingsError: The address cannot be used, for example because the port is in use; or this installation
-            does not contain the page.
+        SettingsError: The address cannot be used, for example because the port is in use, or this
+            installation does not contain the page.
     """
     if not is_built():
         raise SettingsError(MISSING, "this installation")

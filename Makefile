@@ -24,7 +24,7 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help api-types ui-build test test-ray test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
+.PHONY: help api-types ui-build screenshots test test-ray test-matrix test-uvloop mutants demo bench bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,9 @@ schemas: $(VENV)/.cli ## Write the published JSON Schemas again
 api-types: $(VENV)/.dev ## Write the TypeScript types of the web API again
 	$(VENV)/bin/python tools/api_types.py > web/src/api.ts
 
+screenshots: $(VENV)/.dev ui-build ## Take the screenshots of the docs again
+	$(VENV)/bin/python tools/screenshots.py
+
 constraints: ## Pin the newest version of every package again
 	@$(CHECK_PYTHON)
 	rm -rf $(PINS)
@@ -97,7 +100,7 @@ $(VENV)/.cli: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/$(PIP) install -c constraints.txt hatchling setuptools
-	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,store]'
+	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,store,ui]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.cli

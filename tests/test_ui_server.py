@@ -138,7 +138,7 @@ def test_request_of_another_site_is_rejected(ui: Served, headers: dict[str, str]
 
 def test_link_from_another_site_opens_the_page(ui: Served) -> None:
     response = ui.client.get("/", headers={"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"})
-    assert response.status_code in (200, 503)  # 503: the page was not built
+    assert response.status_code == 200
 
 
 def test_every_response_has_the_security_headers(ui: Served) -> None:
@@ -550,7 +550,7 @@ def test_mounted_ui_answers_and_records_the_user_of_the_application(tmp_path: Pa
         with httpx.Client(base_url=f"{origin}/inside/runs/", timeout=30) as client:
             assert len(client.get("api/runs").json()["rows"]) == 50
             assert client.get("api/runs", headers={"origin": "http://evil.example"}).status_code == 403
-            assert client.get("").status_code in (200, 503)
+            assert client.get("").status_code == 200
             body = {"rule": "runs fail", "hours": 2, "reason": "deployment"}
             silenced = client.post("api/silence", json=body, headers={"x-user": "ada"}).json()
             assert silenced["alerts"][0]["silence"]["by"] == "ada"

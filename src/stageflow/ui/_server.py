@@ -12,6 +12,7 @@ import uvicorn
 
 from ..errors import SettingsError
 from ._app import WebUI
+from ._page import MISSING, is_built
 from ._security import LocalAccess
 
 __all__ = ["serve", "tunnel_command"]
@@ -39,8 +40,11 @@ def serve(
         started: Called with the URL, which contains the token, when the server accepts connections.
 
     Raises:
-        SettingsError: The address cannot be used, for example because the port is in use.
+        SettingsError: The address cannot be used, for example because the port is in use, or this
+            installation does not contain the page.
     """
+    if not is_built():
+        raise SettingsError(MISSING, "this installation")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

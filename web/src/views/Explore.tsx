@@ -72,7 +72,10 @@ export function Explore(): JSX.Element {
   usePage({
     title: "Explore",
     command:
-      compared.data?.command ?? command(select ? "explain" : "runs", state, ...(select ? [select] : [])),
+      compared.data?.command ??
+      (over === "stages"
+        ? command("stats", state, "--over", "stages")
+        : command("runs", { ...state, where: and(state.where, select) })),
     ...(map.data ? { sql: map.data.sql } : {}),
     markdown: () => markdown(sentence, state, compared.data, facets.data),
   });

@@ -99,7 +99,11 @@ const COMPARISON = new RegExp(
 );
 const MISSING = new RegExp(`^(${NAME})\\s+IS\\s+(NOT\\s+)?NULL$`, "i");
 
-/** Return the predicate that matches all other rows, including those for which the term is NULL. */
+/**
+ * Return the predicate that matches all other rows, including those for which the term is NULL.
+ *
+ * A boolean field by itself becomes `NOT failed`, as on the command line.
+ */
 export function negate(term: string): string {
   const text = unwrap(term);
   const missing = MISSING.exec(text);
@@ -136,6 +140,8 @@ export function label(term: string): string {
   }
   const not = /^NOT\s+([\w.]+)$/i.exec(text);
   if (not) return `not ${not[1]}`;
+  const other = /^\((.*)\) IS NOT TRUE$/is.exec(text)?.[1];
+  if (other) return `not (${label(other)})`;
   const stages = /^pipeline_run_id in \(select pipeline_run_id from stages where (.*)\)$/is.exec(text);
   if (stages?.[1]) return `a stage with ${splitTerms(stages[1]).map(label).join(", ")}`;
   return text;
@@ -180,6 +186,8 @@ export function completeTerm(typed: string, type: (field: string) => string | nu
   if (operator === "~") return `${column} ILIKE ${literal(`%${value}%`)}`;
   const kind = type(bare(name));
   const asIs = kind !== "text" && /^(-?\d[\d.]*(e[+-]?\d+)?|true|false)$/i.test(value);
+  // A number or a time is compared with an expression, such as another field.
+  if (!asIs && kind === "number") return text;
   const end = asIs ? value : literal(value);
   return operator === "!=" || operator === "<>"
     ? `${column} IS DISTINCT FROM ${end}`

@@ -409,9 +409,9 @@ export function HeatmapLegend({
         </>
       )}
       {selecting && (
-        <>
+        <span class="nowrap">
           <Ramp low="select-low" high="select-high" /> selection
-        </>
+        </span>
       )}
     </span>
   );

@@ -160,13 +160,13 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
               />
               <div class="small muted">{remarks(row, index, rows, unitsOf(explanation))}</div>
             </td>
-            <td class="share">
+            <td class="share" data-label="Selection">
               <Bar share={row.selection.share} kind="selection" />
               <span class="small">
                 {percent(row.selection.share)} <span class="muted">({count(row.selection.count)})</span>
               </span>
             </td>
-            <td class="share">
+            <td class="share" data-label="Rest">
               <Bar share={row.rest.share} kind="rest" />
               <span class="small">
                 {percent(row.rest.share)} <span class="muted">({count(row.rest.count)})</span>

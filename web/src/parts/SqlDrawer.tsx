@@ -59,7 +59,10 @@ export function SqlDrawer({ sql }: { sql: string }): JSX.Element {
           <button type="button" onClick={() => void copy(text, "the query")}>
             Copy
           </button>
-          <button type="button" onClick={() => void copy(withRecords(`stageflow query ${quoted(text)}`), "the command")}>
+          <button
+            type="button"
+            onClick={() => void copy(withRecords(`stageflow query ${quoted(text)}`), "the command")}
+          >
             Copy as CLI command
           </button>
           {edited && (

@@ -20,11 +20,12 @@ import { Facets } from "../parts/Facets";
 import { Empty, Panel } from "../parts/Panel";
 import { SeriesPanel } from "../parts/SeriesPanel";
 import { SqlDrawer } from "../parts/SqlDrawer";
-import { and, type Box, boxPredicate, label, parseBox } from "../predicate";
+import { and, type Box, boxPredicate, label, literal, parseBox } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, Link, type Parameters, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
 import { followed } from "../stream";
+import { absolute } from "../timerange";
 
 /** The same on all screens: requests of several viewers share one execution, and saved pages contain it. */
 const COLUMNS = 120;
@@ -76,7 +77,7 @@ export function Explore(): JSX.Element {
       (over === "stages"
         ? command("stats", state, "--over", "stages")
         : command("runs", { ...state, where: and(state.where, select) })),
-    ...(map.data ? { sql: map.data.sql } : {}),
+    sql: rowsSql(over, state, select),
     markdown: () => markdown(sentence, state, compared.data, facets.data),
   });
 
@@ -190,7 +191,7 @@ export function Explore(): JSX.Element {
         }
       </Panel>
       <SeriesPanel query={series} fields={groupable(fields.data)} />
-      <SqlDrawer sql={selectionSql(over, state, select)} />
+      <SqlDrawer sql={rowsSql(over, state, select)} />
     </div>
   );
 }
@@ -322,7 +323,7 @@ function describe(
     parts.push(
       `${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`,
     );
-  } else if (select !== "failed") parts.push(label(select));
+  } else if (select !== "failed") parts.push(withTimes(label(select)));
   if (facets && facets.rest > 0) {
     const what = select === "failed" ? "failed" : "selected";
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
@@ -341,8 +342,16 @@ function groupable(fields: Completions | null): string[] {
     .map((each) => each.text);
 }
 
-function selectionSql(over: string, state: Parameters, select: string): string {
-  const conditions = [state.where, select].filter(Boolean).map((each) => `(${each})`);
+/** A query for the rows that are selected, or for all rows of the view. */
+function rowsSql(over: string, state: Parameters, select: string): string {
+  const since = absolute(state.since);
+  const until = absolute(state.until);
+  const conditions = [
+    since && `started_at >= ${literal(since)}`,
+    until && `started_at < ${literal(until)}`,
+    state.where && `(${state.where})`,
+    select && `(${select})`,
+  ].filter(Boolean);
   const where = conditions.length ? `\nWHERE ${conditions.join("\n  AND ")}` : "";
   return `SELECT *\nFROM ${over}${where}\nORDER BY started_at DESC\nLIMIT 100`;
 }
@@ -364,7 +373,7 @@ function markdown(
 ): string {
   const fields = facets?.fields.slice(0, 8) ?? [];
   return section(
-    `# ${sentence}`,
+    compared ? "# What is different about the selection" : `# ${sentence}`,
     scope(state),
     compared && compared.markdown,
     facets &&

@@ -11,7 +11,7 @@ import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
 import { RunTable } from "../parts/RunTable";
-import { linesOf, openRange, STATS } from "../parts/SeriesPanel";
+import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
 import { and } from "../predicate";
 import { useExplained } from "../query";
 import { Link, type Parameters, useParameters, viewAddress } from "../router";
@@ -64,6 +64,7 @@ export function Overview(): JSX.Element {
                   format={STATS[stat].format}
                   {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
                   onRange={openRange}
+                  onStep={(since, until) => openStep(stat, since, until)}
                 />
               ) : (
                 <Empty>No runs match.</Empty>

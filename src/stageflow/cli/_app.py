@@ -11,6 +11,7 @@ from ._alerts import alerts
 from ._errors import Command, Commands
 from ._explain import explain
 from ._maintenance import compact, doctor
+from ._mcp import mcp
 from ._query import query
 from ._runs import runs, show
 from ._schema import schema
@@ -67,6 +68,7 @@ for command in (
     volume,
     sampling,
     doctor,
+    mcp,
     schema,
 ):
     app.command(cls=Command)(command)

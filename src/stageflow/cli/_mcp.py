@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ._options import ArchiveOption, JournalOption, journal_path
+from ._output import print_text
 
 __all__ = ["mcp"]
 
@@ -30,7 +31,7 @@ def mcp(
     from ..mcp import read_skill, serve
 
     if skill:
-        print(read_skill(), end="")
+        print_text(read_skill().rstrip("\n"))
         return
     path = None if journal is None and archive is not None else journal_path(journal)
     serve(path, archive)

@@ -19,6 +19,29 @@ _MAX_SECTIONS = 4
 _MAX_SECTION = 1_200
 """Maximum length of a section in a result, in characters."""
 
+_ENDING = re.compile(r"(?<=\w{3})(ies|es|s|y|ing|ed)$")
+"""The end of an English word that its other forms do not have: retry, retries."""
+
+_COMMON = {
+    "a",
+    "an",
+    "and",
+    "are",
+    "can",
+    "do",
+    "does",
+    "for",
+    "how",
+    "i",
+    "in",
+    "is",
+    "of",
+    "the",
+    "to",
+    "what",
+    "with",
+}
+
 _HEADING = re.compile(r"^(#{1,3}) (.+)$", re.MULTILINE)
 _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -50,14 +73,14 @@ def read_docs(topic: str | None) -> dict[str, Any]:
 
 
 def _search(pages: dict[str, Path], topic: str) -> dict[str, Any]:
-    words = {word for word in re.findall(r"[\w.]+", topic.lower()) if len(word) > 1}
+    stems = {_ENDING.sub("", word) for word in re.findall(r"[\w.]+", topic.lower()) if word not in _COMMON}
     found = []
     for page, path in pages.items():
         for title, text in _sections(path):
             lowered = text.lower()
-            # Every word counts once, however often it occurs; a word in the heading or the page name more.
             score = sum(
-                (word in lowered) + 3 * (word in title.lower()) + 2 * (word in page) for word in words
+                min(lowered.count(stem), 3) + 4 * (stem in title.lower()) + 2 * (stem in page)
+                for stem in stems
             )
             if score:
                 found.append((score, -len(text), page, title, text))

@@ -25,12 +25,16 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-ray test-matrix test-uvloop mutants dist release demo bench bench-peers format schemas constraints clean
+.PHONY: help api-types ui-build test test-ray test-matrix test-uvloop mutants dist release demo bench bench-peers format schemas \
+    constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-test: $(VENV)/.dev ## Check format, lint and types, then run the tests
+ui-build: $(VENV)/.dev ## Build the page of the web UI, if web/ changed
+	$(VENV)/bin/python hatch_build.py
+
+test: $(VENV)/.dev ui-build ## Check format, lint and types, then run the tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy & mypy=$$!; $(VENV)/bin/pyright; pyright=$$?; wait $$mypy && exit $$pyright
@@ -69,6 +73,9 @@ format: $(VENV)/.dev ## Format the code and mend what ruff can mend
 
 schemas: $(VENV)/.cli ## Write the published JSON Schemas again
 	$(VENV)/bin/stageflow schema --to src/stageflow/schemas
+
+api-types: $(VENV)/.dev ## Write the TypeScript types of the web API again
+	$(VENV)/bin/python tools/api_types.py > web/src/api.ts
 
 constraints: ## Pin the newest version of every package again
 	@$(CHECK_PYTHON)

@@ -20,7 +20,7 @@ def build(folder: Path) -> Path:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
         cwd=ROOT,
-        env=os.environ | {"SOURCE_DATE_EPOCH": "1790000000"},
+        env=os.environ | {"SOURCE_DATE_EPOCH": "1790000000", "STAGEFLOW_NO_UI": "1"},
         check=True,
         capture_output=True,
         timeout=50,

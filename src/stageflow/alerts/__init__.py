@@ -29,7 +29,7 @@ from ._run import (
     state_path as state_path,
     try_receivers,
 )
-from ._state import STATE_FILE as STATE_FILE, AlertState
+from ._state import STATE_FILE as STATE_FILE, AlertState, read_state as read_state
 
 __all__ = [
     "AlertLoop",

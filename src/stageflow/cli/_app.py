@@ -17,6 +17,7 @@ from ._runs import runs, show
 from ._schema import schema
 from ._statistics import compare, errors, sampling, slowest, stats, totals, volume
 from ._tail import tail
+from ._ui import ui
 from .demo._command import demo
 
 __all__ = ["app"]
@@ -56,6 +57,7 @@ for command in (
     demo,
     runs,
     show,
+    ui,
     tail,
     stats,
     errors,

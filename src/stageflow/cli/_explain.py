@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,9 +11,10 @@ import typer
 
 from .._timeparse import is_duration
 from ..render import draw_explanations, draw_run_explanation
-from ..store import Over, explain_one_run, explain_selected, may_be_run_id, select
+from ..store import Explanation, Over, explain_one_run, explain_selected, may_be_run_id, select
 from ._options import (
     ArchiveOption,
+    HtmlOption,
     JournalOption,
     PipelineOption,
     SinceOption,
@@ -27,6 +29,7 @@ from ._options import (
     json_option,
     open_store,
     over_option,
+    pinned_store,
 )
 from ._output import open_terminal, print_json, print_page, print_text, width_of
 
@@ -49,6 +52,14 @@ def explain(
             show_default=False,
             help="Selection to compare against, or 1d or 1w: the same window that much earlier."
             " Defaults to all other rows.",
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL",
+            show_default=False,
+            help="SQL predicate that restricts both sides: the selection and the rows to compare with.",
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -94,6 +105,7 @@ def explain(
     as_json: Annotated[
         bool, json_option("Print one JSON object per pipeline, including SQL for the next query.")
     ] = False,
+    html: HtmlOption = None,
 ) -> None:
     """Explain how failed, slow or any other runs differ from the rest.
 
@@ -119,8 +131,8 @@ def explain(
         with open_store(journal, archive, verify=verify) as store:
             run = explain_one_run(store, which, filter)
     if run is not None:
-        options = ("--against", "--over", "--cluster", "--per", "--changed", "--together")
-        values = (against, over, cluster, per, changed, together)
+        options = ("--against", "--within", "--over", "--cluster", "--per", "--changed", "--together")
+        values = (against, within, over, cluster, per, changed, together)
         if wrong := [name for name, value in zip(options, values, strict=True) if value]:
             raise typer.BadParameter(f"{wrong[0]} does not apply to one run", param_hint=wrong[0])
         if as_json:
@@ -135,7 +147,7 @@ def explain(
     if against is not None and not earlier:
         as_selection(against, "--against")
     with invalid_selection("--against" if earlier else "SELECTION"):
-        selected = select(which, against, filter)
+        selected = select(which, against, filter, within=within)
     with open_store(journal, archive, verify=verify) as store:
         found = explain_selected(
             store,
@@ -149,11 +161,20 @@ def explain(
             together=together,
         )
         unknown = describe_empty(store, selected.filter, "") if not found[0].selection.rows else ""
+    if html is not None and not unknown:
+        _save(found[0], journal, archive, html)
+        return
     if as_json:
         print_json(*map(msgspec.json.encode, found))
     elif not unknown:
         terminal = open_terminal()
-        other_options = {"--against": against, "--per": per, "--since": since, "--until": until}
+        other_options = {
+            "--against": against,
+            "--within": within,
+            "--per": per,
+            "--since": since,
+            "--until": until,
+        }
         drawing = draw_explanations(
             found,
             width=width_of(terminal),
@@ -162,6 +183,14 @@ def explain(
         print_page(terminal, drawing)
     if unknown:
         print_text(unknown, err=True)
+
+
+def _save(explanation: Explanation, journal: Path | None, archive: str | None, file: Path) -> None:
+    from ..ui import explanation_as_html
+
+    with pinned_store(journal, archive) as store:
+        file.write_bytes(explanation_as_html(store, explanation))
+    print_text(f"Saved {file}")
 
 
 def _command_for(pipeline: str | None, which: str, options: dict[str, str | None]) -> str:

@@ -24,11 +24,12 @@ from ..store import as_predicate
 from ._output import open_terminal, print_text
 
 if TYPE_CHECKING:
-    from ..store import EventStore, TailSampler
+    from ..store import EventStore, PinnedStore, TailSampler
 
 __all__ = [
     "ArchiveOption",
     "EventFilter",
+    "HtmlOption",
     "IdOption",
     "JournalOption",
     "PipelineOption",
@@ -52,6 +53,7 @@ __all__ = [
     "open_records",
     "open_store",
     "over_option",
+    "pinned_store",
     "show_progress",
     "span_option",
     "stage_option",
@@ -426,6 +428,18 @@ SamplerOption = Annotated[
 ]
 
 
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        dir_okay=False,
+        show_default=False,
+        help="Write a page for the browser, which needs no server, to this file. Needs the extra `ui`.",
+    ),
+]
+
+
 @contextmanager
 def open_store(journal: Path | None, archive: str | None, *, verify: bool = False) -> Generator[EventStore]:
     """Open the store over a journal and its archive; show a progress bar while it archives a backlog.
@@ -447,6 +461,21 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
                 "part of the archive cannot be read, but this result does not depend on it",
                 store.archive_error,
             )
+
+
+@contextmanager
+def pinned_store(journal: Path | None, archive: str | None) -> Generator[PinnedStore]:
+    """Open one state of a journal and its archive.
+
+    Raises:
+        JournalNotFoundError: The directory of the journal does not exist.
+        MissingExtraError: The packages of `stageflow[store]` are not installed.
+    """
+    from ..store import PinnedStore
+
+    path = None if journal is None and archive is not None else find_journal(journal).path
+    with PinnedStore(path, archive) as store:
+        yield store
 
 
 @contextmanager

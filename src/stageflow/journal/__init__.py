@@ -1,13 +1,25 @@
 """The event journal on disk: append, recover after a crash, read by cursor, prune and repair."""
 
-from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
+from ._check import (
+    CursorState,
+    Damage,
+    DamagedFile,
+    JournalState,
+    WriterState,
+    cursor_state as cursor_state,
+)
 
 # For other packages of stageflow.
-from ._cursor import CursorFile as CursorFile, load_cursor as load_cursor, store_cursor as store_cursor
+from ._cursor import (
+    CursorFile as CursorFile,
+    cursor_names as cursor_names,
+    load_cursor as load_cursor,
+    store_cursor as store_cursor,
+)
 from ._format import REQUIRED as REQUIRED, is_well_formed as is_well_formed
 from ._journal import Journal, find_run as find_run, no_run as no_run, several_runs as several_runs
 from ._reader import Entry, JournalReader, newest_entries as newest_entries
-from ._recovery import writer_is_closed as writer_is_closed
+from ._recovery import writer_is_alive as writer_is_alive, writer_is_closed as writer_is_closed
 from ._repair import Moved, Repaired
 from ._retention import (
     Deleted,

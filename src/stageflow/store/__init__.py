@@ -8,7 +8,7 @@ from ._address import (
     same_address as same_address,
 )
 from ._archive_check import ArchiveState, DamagedFile, RepairedArchive, check_archive, repair_archive
-from ._columns import FAILED as FAILED, text as text
+from ._columns import COLUMNS as COLUMNS, FAILED as FAILED, quoted as quoted, text as text
 from ._compactor import BackgroundCompactor, CompactionResult, Compactor
 from ._comparison import (
     FAILURE_COLUMNS as FAILURE_COLUMNS,
@@ -34,9 +34,11 @@ from ._explain._selected import (
     may_be_run_id as may_be_run_id,
     select as select,
 )
+from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
+from ._pinned import PinnedStore
 from ._queries import Rows
 from ._query_process import query_in_subprocess
 from ._sampling import SampleRule, SamplingResult, TailSampler, read_sampler
@@ -45,6 +47,8 @@ from ._selection import (
     as_predicate as as_predicate,
     compare_with_earlier as compare_with_earlier,
     condition as condition,
+    parenthesized as parenthesized,
+    resolve_field as resolve_field,
 )
 from ._snapshot import LONGEST_RUN as LONGEST_RUN
 from ._statistics import Share, Stat, Total, Volume
@@ -62,12 +66,14 @@ __all__ = [
     "EventStore",
     "Explanation",
     "ForgottenArchive",
+    "Interruption",
     "LeftOut",
     "Location",
     "LostFile",
     "Measured",
     "MovedArchive",
     "Part",
+    "PinnedStore",
     "RepairedArchive",
     "Rows",
     "RunExplanation",

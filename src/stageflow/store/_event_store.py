@@ -561,6 +561,7 @@ class EventStore:
         *,
         slowest: float = 0.05,
         per: str | None = None,
+        within: str | None = None,
         cluster: str | None = None,
         sort: Sort = "deviance",
         limit: int = 20,
@@ -577,6 +578,7 @@ class EventStore:
             slowest: The share that counts as slow; default 0.05, the slowest 5%.
             per: The field that runs of the same kind have in common: "model", "attributes.route". Default
                 `pipeline_name` for runs and `stage_name` for stages, if they have several values.
+            within: See `explain`.
             cluster: See `explain`.
             sort: See `explain`.
             limit: Maximum number of differences.
@@ -584,7 +586,7 @@ class EventStore:
 
         Raises:
             InvalidArgumentError: `slowest` is not between 0 and 1.
-            QueryError: `per` is not a field.
+            QueryError: `per` is not a field, or the predicate is invalid.
 
         Example:
             print(store.explain_slow(per="model").summary)
@@ -593,7 +595,7 @@ class EventStore:
         request = _request(
             None,
             against=None,
-            within=None,
+            within=within,
             over=over,
             filter=filter,
             cluster=cluster,
@@ -608,6 +610,8 @@ class EventStore:
                 cursor, select_slow(cursor, request, slowest=slowest, weighted=queries.weighted)
             ),
             f"the slowest {over} of {request.within or 'all'}",
+            predicates=[within],
+            over=[over],
             scope=_scope(None if changed else filter),
         )
 

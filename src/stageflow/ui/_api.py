@@ -171,7 +171,7 @@ class RunDetails(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         run: The data of its `pipeline.wide` event; for a run in progress the known fields, with status
             "OPEN" and `stages_running`.
-        stages: The data of its `stage.wide` events, one for each attempt that was retried and one for the end.
+        stages: The data of its `stage.wide` events, one for each retried attempt and one for the end.
         events: The custom events, as pairs of type and data.
         children: The `pipeline.wide` events of the runs that were started inside it.
         typical: The typical duration of the whole run.

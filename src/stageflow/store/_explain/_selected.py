@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..._timeparse import is_duration
 from ...errors import RunNotFoundError
 from ...journal import RunFilter
-from .._selection import Over, as_predicate, compare_with_earlier
+from .._selection import Over, as_predicate, compare_with_earlier, parenthesized
 from ._explanation import Explanation
 from ._request import Sort
 from ._run_explanation import RunExplanation
@@ -46,7 +46,7 @@ class Selected(Struct, frozen=True, kw_only=True):
     filter: RunFilter
 
 
-def select(selection: str, against: str | None, filter: RunFilter) -> Selected:
+def select(selection: str, against: str | None, filter: RunFilter, *, within: str | None = None) -> Selected:
     """Return the two sides of a comparison.
 
     Args:
@@ -54,6 +54,7 @@ def select(selection: str, against: str | None, filter: RunFilter) -> Selected:
         against: What `as_predicate` accepts, or a time span such as "1d": the same window that much earlier.
             None for all other rows.
         filter: Restricts both sides.
+        within: Predicate that restricts both sides, in addition to the filter; default None.
 
     Raises:
         QueryError: `selection` or `against` is invalid.
@@ -64,13 +65,18 @@ def select(selection: str, against: str | None, filter: RunFilter) -> Selected:
     """
     if against is not None and is_duration(against):
         windows = compare_with_earlier(selection, against, filter)
+        given = [one for one in (within, windows.within) if one is not None]
         return Selected(
-            where=windows.where, against=windows.against, within=windows.within, filter=windows.filter
+            where=windows.where,
+            against=windows.against,
+            within=" and ".join(map(parenthesized, given)) if len(given) > 1 else next(iter(given), None),
+            filter=windows.filter,
         )
     slow = selection == "slow" and against is None
     return Selected(
         where=None if slow or selection == "failed" else as_predicate(selection),
         against=None if against is None else as_predicate(against),
+        within=within,
         slowest=_SLOWEST if slow else None,
         filter=filter,
     )
@@ -124,6 +130,7 @@ def explain_selected(
             filter,
             slowest=selected.slowest,
             per=per,
+            within=within,
             cluster=cluster,
             sort=sort,
             limit=limit,

@@ -25,7 +25,7 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help api-types ui-build test test-ray test-matrix test-uvloop mutants dist release demo bench bench-peers format schemas \
+.PHONY: help api-types ui-build test test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench bench-peers format schemas \
     constraints clean
 
 help: ## List what can be made
@@ -57,6 +57,12 @@ dist: $(DIST)/.installed ## Build sdist, wheel and SBOM, and test the wheel in c
 
 release: test dist ## Perform every step of a release except publishing
 	$(DIST)/bin/python tools/dist.py --release
+
+docs: $(VENV)/.dev ## Build the documentation site in build/site; warnings are errors
+	$(VENV)/bin/python tools/site/build.py
+
+docs-serve: docs ## Build the documentation site, and serve it on port 8000 of this machine
+	$(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory build/site 8000
 
 demo: $(VENV)/.cli ## Run the demonstration
 	$(VENV)/bin/stageflow demo

@@ -14,9 +14,11 @@ from uuid import UUID
 
 import pytest
 from incident import NOON, Past, after
+from rich.text import Text
 
 import stageflow
 from stageflow import Journal, Pipeline, PipelineContext, StageOutput
+from stageflow.render._html import html_of
 from stageflow.store import EventStore, Rows
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&\x1b[2J\u202e\x00"
@@ -121,6 +123,14 @@ async def test_results_of_a_run_are_escaped(tmp_path: Path) -> None:
     assert "ValueError: <script>" in text
     assert len(text) < 3_000
     assert "degraded" in check(Journal(tmp_path / "journal").run("last"))
+
+
+def test_drawing_that_escapes_nothing_is_escaped() -> None:
+    class Drawing:
+        def _repr_html_(self) -> str:
+            return html_of(lambda width: Text(EVIL), title=EVIL)
+
+    assert check(Drawing()).count("<script>alert(1)</script>") == 2
 
 
 ROWS = Rows(

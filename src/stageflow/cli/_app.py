@@ -10,6 +10,7 @@ from .. import __version__
 from ._alerts import alerts
 from ._errors import Command, Commands
 from ._explain import explain
+from ._init import init
 from ._maintenance import compact, doctor
 from ._mcp import mcp
 from ._query import query
@@ -55,6 +56,7 @@ def stageflow(
 
 for command in (
     demo,
+    init,
     runs,
     show,
     ui,

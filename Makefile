@@ -116,7 +116,7 @@ $(VENV)/.cli: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/$(PIP) install -c constraints.txt hatchling hatch-fancy-pypi-readme setuptools
-	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,store]'
+	$(VENV)/$(PIP) install -c constraints.txt --no-build-isolation -e '.[cli,store,ui]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.cli

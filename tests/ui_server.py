@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Served", "serve"]
+__all__ = ["Served", "serve", "serve_command"]
 
 
 class Served:
@@ -51,9 +52,18 @@ class Served:
 
 @contextlib.contextmanager
 def serve(journal: Path, *options: str) -> Generator[Served]:
-    """Start the server, and stop it with Ctrl-C at the end of the block."""
+    """Start the server over a journal, and stop it with Ctrl-C at the end of the block."""
     command = [sys.executable, "-m", "stageflow", "ui", "--journal", str(journal), "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with serve_command(shlex.join(command)) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def serve_command(command: str, cwd: Path | None = None) -> Generator[Served]:
+    """Start the server with a command line, and stop it with Ctrl-C at the end of the block."""
+    with subprocess.Popen(
+        shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -66,6 +76,8 @@ def serve(journal: Path, *options: str) -> Generator[Served]:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
             try:
-                process.wait(10)
+                printed, _ = process.communicate(timeout=10)
             finally:
                 process.kill()
+        assert "Traceback" not in printed, printed
+        assert "Warning" not in printed, printed

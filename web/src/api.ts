@@ -355,6 +355,13 @@ export type SeriesGroup = {
   p99_ms: (number | null)[];
 };
 
+/** The body of `POST /api/silence`, which suppresses the notifications of an alert. */
+export type SilenceRequest = {
+  rule: string;
+  hours: number;
+  reason: string;
+};
+
 /** The state of the records that a response describes: `GET /api/snapshot` and the event stream. */
 export type SnapshotInfo = {
   number: number;

@@ -6,7 +6,14 @@ from ._notice import Notice, sample_notice
 from ._receivers import Apprise, Call, NotDelivered, Receiver, Webhook
 
 # For other packages of stageflow.
-from ._rule import SILENCES_FILE as SILENCES_FILE, Measurement, Rule, Silence, add_silence as add_silence
+from ._rule import (
+    SILENCES_FILE as SILENCES_FILE,
+    Measurement,
+    Rule,
+    Silence,
+    add_silence as add_silence,
+    read_silences as read_silences,
+)
 from ._rules import (
     BurnRate,
     BurnWindows,

@@ -21,11 +21,15 @@ def ui(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on. By default, only this machine.")
     ] = "127.0.0.1",
+    allow_actions: Annotated[
+        bool, typer.Option("--allow-actions", help="Allow the page to silence alerts.")
+    ] = False,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the UI in the default browser.")] = False,
 ) -> None:
     """Show runs, causes, errors and stages in the browser.
 
-    The URL contains a token; keep it private. The UI shows new runs as they are written, and changes nothing.
+    The URL contains a token; keep it private. The UI shows new runs as they are written. It changes nothing,
+    unless `--allow-actions` is given.
 
     - `stageflow ui --open`
 
@@ -44,4 +48,4 @@ def ui(
         if open_browser:
             webbrowser.open(url)
 
-    serve(path, archive, host=host, port=port, started=started)
+    serve(path, archive, host=host, port=port, allow_actions=allow_actions, started=started)

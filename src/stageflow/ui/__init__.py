@@ -3,7 +3,7 @@
 from ..errors import MissingExtraError
 
 try:
-    from ._app import WebUI
+    from ._app import WebUI as asgi
     from ._saved import explanation_as_html, run_as_html
     from ._server import serve, tunnel_command
 except ImportError as error:
@@ -11,6 +11,4 @@ except ImportError as error:
         raise
     raise MissingExtraError("the web UI", "ui") from error
 
-__all__ = ["WebUI", "asgi", "explanation_as_html", "run_as_html", "serve", "tunnel_command"]
-
-asgi = WebUI
+__all__ = ["asgi", "explanation_as_html", "run_as_html", "serve", "tunnel_command"]

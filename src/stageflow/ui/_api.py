@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..store import ErrorGroup, Explanation, RunExplanation, Stat
 
@@ -29,6 +29,7 @@ __all__ = [
     "Runs",
     "Series",
     "SeriesGroup",
+    "SilenceRequest",
     "SnapshotInfo",
     "SqlResult",
     "StageGraph",
@@ -574,6 +575,20 @@ class Completions(Struct, frozen=True, kw_only=True):
     suggestions: tuple[Completion, ...]
 
 
+class SilenceRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /api/silence`, which suppresses the notifications of an alert.
+
+    Attributes:
+        rule: Name of the rule.
+        hours: Number of hours, at most 720; 0 ends the silence.
+        reason: The reason.
+    """
+
+    rule: str
+    hours: Annotated[float, Meta(ge=0, le=720)]
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
 class WriterStatus(Struct, frozen=True, kw_only=True):
     """A process that writes to the journal, or did.
 
@@ -610,7 +625,8 @@ class Status(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         source: The journal or the archive.
-        alerts: The state of each alert rule, as `stageflow alerts status --json` prints it.
+        alerts: The state of each alert rule: its name, the fields of `RuleState`, and `silence`, the silence
+            that applies, or None.
         alerts_error: Why there is no state of alerts; None if there is one.
         writers: The writers.
         cursors: The readers.

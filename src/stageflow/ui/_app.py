@@ -30,7 +30,7 @@ from ..errors import (
     StageflowError,
 )
 from ..store import PinnedStore
-from ._api import Problem, SnapshotInfo, SqlResult, Status
+from ._api import Problem, SilenceRequest, SnapshotInfo, SqlResult, Status
 from ._completions import complete
 from ._details import run_details
 from ._differences import differences
@@ -45,7 +45,7 @@ from ._rows import NewestRuns, runs_in_progress, runs_page
 from ._security import Protection, problem_response
 from ._series import series
 from ._snapshots import Snapshot, SnapshotGone, Snapshots
-from ._status import alerts_of, archive_of, cursors_of, damage_of, dropped_of, writers_of
+from ._status import alerts_of, archive_of, cursors_of, damage_of, dropped_of, silence, writers_of
 
 __all__ = ["WebUI"]
 
@@ -71,6 +71,12 @@ class WebUI:
         archive: Address of the archive; default the one that the journal has.
         memory: Memory limit of DuckDB for each snapshot; default "2GB".
         timeout: Seconds for one query; default 60.
+        allow_actions: Whether the page can silence alerts; default False. The user that the authentication
+            of the application reports (`request.user`, see Starlette's `AuthenticationMiddleware`), or
+            "local", is recorded.
+
+    Example:
+        app.mount("/stageflow", stageflow.ui.asgi("journal"))
     """
 
     def __init__(
@@ -80,7 +86,9 @@ class WebUI:
         *,
         memory: str = "2GB",
         timeout: float = 60.0,
+        allow_actions: bool = False,
     ) -> None:
+        self._allow_actions = allow_actions
         self._journal = absolute_path(journal) if journal is not None else None
         self._archive = archive
         open_store = functools.partial(PinnedStore, journal, archive, memory=memory, timeout=timeout)
@@ -107,6 +115,7 @@ class WebUI:
                 Route("/api/complete", self._endpoint("complete", _with_number(complete))),
                 Route("/api/sql", self._endpoint("sql", _sql)),
                 Route("/api/status", self._status),
+                Route("/api/silence", self._silence, methods=["POST"]),
                 Route("/api/stream", self._stream),
                 *page_routes(),
             ],
@@ -161,7 +170,7 @@ class WebUI:
                     lambda store: msgspec.json.encode(answer(store, question, snapshot)),
                     heavy=name in _HEAVY,
                     panel=request.headers.get("x-stageflow-panel"),
-                    disconnected=_disconnected(request),
+                    disconnected=functools.partial(_disconnected, request),
                 )
             except Exception as error:
                 problem = _problem(error)
@@ -205,7 +214,7 @@ class WebUI:
             estimated=store.weighted,
             archive_error=str(store.archive_error) if store.archive_error is not None else None,
             version=__version__,
-            actions=False,
+            actions=self._allow_actions and self._journal is not None,
         )
         self._infos = {snapshot.number: info}
         return info
@@ -252,6 +261,25 @@ class WebUI:
                 cache_bytes=self._executor.cache_bytes,
             )
         return msgspec.json.encode(status)
+
+    async def _silence(self, request: Request) -> Response:
+        if not self._allow_actions or self._journal is None:
+            return problem_response(
+                Problem(
+                    title="Actions are not allowed.",
+                    status=403,
+                    hint="Start `stageflow ui --allow-actions`.",
+                    reason="invalid",
+                )
+            )
+        try:
+            if request.headers.get("content-type") != "application/json":
+                raise InvalidArgumentError("the content type must be application/json")
+            wanted = msgspec.json.decode(await request.body(), type=SilenceRequest)
+            await asyncio.to_thread(silence, self._journal, wanted, _user_of(request))
+        except Exception as error:
+            return problem_response(_problem(error))
+        return await self._status(request)
 
     # ------------------------------------------------------------ event stream
 
@@ -352,6 +380,12 @@ def _key(name: str, question: Question) -> str:
     return f"{name} {msgspec.json.encode(structs.asdict(question)).decode()}"
 
 
+def _user_of(request: Request) -> str:
+    user = request.scope.get("user")
+    name = getattr(user, "display_name", None) if getattr(user, "is_authenticated", False) else None
+    return name if isinstance(name, str) and name else "local"
+
+
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -371,7 +405,7 @@ def _problem(error: Exception) -> Problem:
         status, reason = (504, "timeout") if title.startswith("no result within") else (400, "invalid")
         if title.startswith("interrupted: "):
             status, reason = 409, "replaced"
-    elif isinstance(error, InvalidArgumentError):
+    elif isinstance(error, InvalidArgumentError | msgspec.MsgspecError):
         status, reason = 400, "invalid"
     elif isinstance(error, StageflowError | OSError):
         status, reason = 503, "store"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -63,7 +63,7 @@ class Executor:
         *,
         heavy: bool,
         panel: str | None,
-        disconnected: Awaitable[None],
+        disconnected: Callable[[], Coroutine[None, None, None]],
     ) -> bytes:
         """Return the result of a query.
 
@@ -74,7 +74,7 @@ class Executor:
             heavy: Whether it counts towards the limit of heavy queries.
             panel: The panel of the browser tab that shows the result; None if it is unknown. A newer request
                 of the same panel replaces this one.
-            disconnected: Completes when the client disconnects.
+            disconnected: Returns when the client disconnects.
 
         Raises:
             Replaced: A newer request replaced this one, or the client disconnected.
@@ -89,9 +89,11 @@ class Executor:
         if execution is None or execution.interruption.requested:
             execution = self._running[place] = _Execution()
             execution.task = asyncio.create_task(self._run(execution, place, snapshot, query, heavy))
+            # If no request waits any longer, nobody reads the error of the interrupted query.
+            execution.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         assert execution.task is not None
         with self._of_panel(panel) as replaced:
-            gone = asyncio.ensure_future(disconnected)
+            gone = asyncio.create_task(disconnected())
             execution.waiters += 1
             try:
                 ends: set[asyncio.Future[Any]] = {execution.task, replaced, gone}

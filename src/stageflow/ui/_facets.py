@@ -153,7 +153,8 @@ def _values(
         FacetValue(value=value, where=_equals(column, kind, value), selection=one, rest=two)
         for value, one, two in shown
     )
-    difference = _difference([*((one, two) for _, one, two in counts), missing])
+    # Many rare values, such as ids of users, always differ between a few rows and many: count them together.
+    difference = _difference([*((one, two) for _, one, two in shown), other, missing])
     return Facet(
         field=name,
         kind="values",

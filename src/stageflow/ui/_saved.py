@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html
 from collections.abc import Mapping
@@ -84,6 +85,7 @@ def _page(title: str, query: Mapping[str, str], responses: Mapping[str, Struct])
     saved_at = rfc3339(get_clock().wall_ns() // 1000)
     page = {"query": urlencode(query), "title": title, "saved_at": saved_at}
     bodies = {key: Raw(msgspec.json.encode(response)) for key, response in responses.items()}
+    compressed = base64.b64encode(gzip.compress(msgspec.json.encode(bodies), mtime=0)).decode()
     policy = (
         f"default-src 'none'; script-src '{_hash(code)}'; style-src '{_hash(rules)}'; img-src data:;"
         " base-uri 'none'; form-action 'none'"
@@ -97,7 +99,7 @@ def _page(title: str, query: Mapping[str, str], responses: Mapping[str, Struct])
         f"<title>{html.escape(title)} · stageflow</title>",
         f'<style>{rules}</style></head><body><div id="app"></div>',
         f'<script type="application/json" id="page">{_json(page)}</script>',
-        f'<script type="application/json" id="responses">{_json(bodies)}</script>',
+        f'<script type="application/json" id="responses" data-encoding="gzip">{compressed}</script>',
         f"<script>{code}</script>",
         "</body></html>\n",
     )

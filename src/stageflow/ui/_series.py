@@ -173,7 +173,8 @@ def _shifted(question: Question, steps: Steps, shift_us: int) -> str:
 def first_sightings(cursor: DuckDBPyConnection, since: str, until: str | None) -> tuple[Mark, ...]:
     """Return the versions and errors that occurred for the first time in a time range, oldest first.
 
-    The first version of all is not new: it was there when the record began.
+    What occurred when the record began is not new. The record begins with the first version, and with the
+    first twentieth of its time for errors, which are rare.
     """
     end = f" and first_at < {text(until)}::timestamptz" if until is not None else ""
     found = cursor.execute(f"""
@@ -186,6 +187,9 @@ def first_sightings(cursor: DuckDBPyConnection, since: str, until: str | None) -
             select min(started_at), 'error', coalesce(any_value(error_type), any_value(error), 'error'),
                 error_fingerprint
             from runs where error_fingerprint is not null group by error_fingerprint
+            having min(started_at) > (
+                select min(started_at) + (max(started_at) - min(started_at)) / 20 from runs
+            )
         ) where first_at >= {text(since)}::timestamptz{end} order by 1 desc limit {_MAX_MARKS}""").fetchall()
     columns = {"version": "service_version", "error": "error_fingerprint"}
     marks = [

@@ -12,6 +12,7 @@ import uvicorn
 
 from ..errors import SettingsError
 from ._app import WebUI
+from ._page import MISSING, is_built
 from ._security import LocalAccess
 
 __all__ = ["serve", "tunnel_command"]
@@ -25,6 +26,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
+    allow_actions: bool = False,
     started: Callable[[str], None] = print,
 ) -> None:
     """Serve the web UI until the process is interrupted.
@@ -34,11 +36,15 @@ def serve(
         archive: Address of the archive; default the one that the journal has.
         host: Address to listen on; default 127.0.0.1, so that only this machine can connect.
         port: Port; 0 for any free port. Default 8765.
+        allow_actions: Whether the page can silence alerts; default False.
         started: Called with the URL, which contains the token, when the server accepts connections.
 
     Raises:
-        SettingsError: The address cannot be used, for example because the port is in use.
+        SettingsError: The address cannot be used, for example because the port is in use, or this
+            installation does not contain the page.
     """
+    if not is_built():
+        raise SettingsError(MISSING, "this installation")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -49,7 +55,7 @@ def serve(
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another port", "--port"
         ) from None
-    app = WebUI(journal, archive)
+    app = WebUI(journal, archive, allow_actions=allow_actions)
     access = LocalAccess(app, hosts=(host, socket.gethostname()) if host not in ("127.0.0.1", "::1") else ())
     name = f"[{host}]" if ":" in host else "localhost" if host == "127.0.0.1" else host
     url = f"http://{name}:{listener.getsockname()[1]}/?token={access.token}"

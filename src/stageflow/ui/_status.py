@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from .._time import get_clock
-from ..alerts import EventsDropped, read_state
-from ..errors import DamagedFileError, StageflowError
+from ..alerts import EventsDropped, Silence, add_silence, read_silences, read_state
+from ..errors import DamagedFileError, InvalidArgumentError, StageflowError, did_you_mean
 from ..journal import cursor_names, cursor_state, list_writers, writer_is_alive
 from ..store import PinnedStore
-from ._api import CursorStatus, WriterStatus
+from ._api import CursorStatus, SilenceRequest, WriterStatus
 
-__all__ = ["alerts_of", "archive_of", "cursors_of", "damage_of", "dropped_of", "writers_of"]
+__all__ = ["alerts_of", "archive_of", "cursors_of", "damage_of", "dropped_of", "silence", "writers_of"]
 
+_STATE = "alerts.json"
 _LOSSES_S = 7 * 86_400.0
 
 
@@ -25,14 +26,46 @@ def alerts_of(journal: str | None) -> tuple[list[dict[str, Any]], str | None]:
     """Return the state of each alert rule, and why there is none."""
     if journal is None:
         return [], "An archive without its journal has no alerts."
-    path = os.path.join(journal, "alerts.json")
+    path = os.path.join(journal, _STATE)
     if not os.path.exists(path):
         return [], "No alert rule has been evaluated yet. `stageflow alerts run` evaluates alerts.toml."
     try:
         state = read_state(path)
     except (DamagedFileError, OSError) as error:
         return [], str(error)
-    return [{"name": name, **msgspec.to_builtins(rule)} for name, rule in sorted(state.rules.items())], None
+    now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
+    silences = {silence.rule: silence for silence in read_silences(path) if silence.until > now}
+    return [
+        {
+            "name": name,
+            **msgspec.to_builtins(rule),
+            "silence": msgspec.to_builtins(silences.get(name)),
+        }
+        for name, rule in sorted(state.rules.items())
+    ], None
+
+
+def silence(journal: str, request: SilenceRequest, by: str) -> None:
+    """Suppress the notifications of an alert, or end its silence.
+
+    Args:
+        journal: Directory of the journal.
+        request: The rule, the time and the reason.
+        by: Who requests it.
+
+    Raises:
+        AlertStateError: Another process holds the lock.
+        InvalidArgumentError: There is no such rule.
+        OSError: The file cannot be written.
+    """
+    path = os.path.join(journal, _STATE)
+    known = read_state(path).rules
+    if request.rule not in known:
+        raise InvalidArgumentError(f"unknown rule {request.rule!r}{did_you_mean(request.rule, known)}")
+    now = datetime.fromtimestamp(get_clock().wall_ns() / 1e9, UTC)
+    until = now + timedelta(hours=request.hours)
+    added = Silence(rule=request.rule, until=until, reason=request.reason, by=by)
+    add_silence(path, added, now, lift=request.hours == 0)
 
 
 def writers_of(journal: str | None) -> tuple[WriterStatus, ...]:

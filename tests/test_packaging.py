@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
@@ -15,18 +16,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def build(folder: Path) -> Path:
-    """Build a wheel of the checkout."""
+def build(folder: Path, target: str = "wheel") -> Path:
+    """Build a distribution of the checkout."""
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", folder],
         cwd=ROOT,
         env=os.environ | {"SOURCE_DATE_EPOCH": "1790000000", "STAGEFLOW_NO_UI": "1"},
         check=True,
         capture_output=True,
         timeout=50,
     )
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    (distribution,) = folder.iterdir()
+    return distribution
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,18 @@ def test_wheel_contains_only_the_package_and_its_documentation(wheel: Path) -> N
     for name in ("py.typed", "mcp/SKILL.md", "docs/quickstart.md", "schemas/stage.wide.json"):
         assert f"stageflow/{name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not [name for name in names if "test_" in name or name.endswith(".pyc")]
+    assert not [name for name in names if "tests" in name.split("/") or name.endswith(".pyc")]
+
+
+def test_sdist_contains_only_what_the_wheel_is_built_from(tmp_path: Path) -> None:
+    with tarfile.open(build(tmp_path, "sdist")) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    tops = {name.split("/")[0] for name in names}
+    assert tops <= {
+        *(".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"),
+        *("docs", "hatch_build.py", "src", "web"),
+    }
+    assert not [name for name in names if {"node_modules", "tests"} & set(name.split("/"))]
 
 
 def test_description_has_absolute_links(wheel: Path) -> None:

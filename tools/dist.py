@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import http.cookiejar
 import json
 import os
 import re
@@ -21,13 +22,15 @@ import tarfile
 import tempfile
 import time
 import tomllib
+import urllib.parse
+import urllib.request
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-EXTRAS = ("", "cli", "store", "alerts", "mcp", "starlette", "types")
+EXTRAS = ("", "cli", "store", "ui", "mcp", "alerts", "starlette", "types", "polars", "pandas", "arrow")
 """The extras to install, each in a separate environment. `ray` is an option: it takes several hundred MB."""
 
 PLACEHOLDER = "stageflow.example"
@@ -89,12 +92,19 @@ def check_contents(sdist: Path, wheel: Path) -> None:
         in_wheel = archive.namelist()
     tops = {name.split("/")[0] for name in in_wheel if ".dist-info/" not in name}
     check(tops == {"stageflow", "_stageflow_command.py"}, f"the wheel installs {sorted(tops)}")
-    for suffix in ("stageflow/py.typed", "stageflow/mcp/SKILL.md", "stageflow/docs/quickstart.md", "LICENSE"):
+    page = [f"stageflow/ui/static/{name}" for name in ("index.html", "app.js", "THIRD_PARTY_NOTICES")]
+    for suffix in (
+        *page,
+        "stageflow/py.typed",
+        "stageflow/mcp/SKILL.md",
+        "stageflow/docs/quickstart.md",
+        "LICENSE",
+    ):
         check(any(name.endswith(suffix) for name in in_wheel), f"the wheel does not contain {suffix}")
     with tarfile.open(sdist) as archive:
         in_sdist = [name.partition("/")[2] for name in archive.getnames()]
     for name in [*in_wheel, *in_sdist]:
-        unwanted = re.search(r"(^|/)(tests?|benchmarks|__pycache__|\.venv)/|\.pyc$", name)
+        unwanted = re.search(r"(^|/)(tests?|benchmarks|node_modules|__pycache__|\.venv)/|\.pyc$", name)
         check(not unwanted, f"a distribution contains {name}")
 
 
@@ -147,6 +157,10 @@ def check_commands(scripts: Path, folder: Path, extra: str) -> list[str]:
     check("questions" in demo, f"the demo printed\n{demo}")
     measured.append(f"demo {time.monotonic() - began:.1f} s")
     run(scripts / "stageflow", "runs", cwd=folder)
+    if extra == "ui":
+        began = time.monotonic()
+        check_ui(scripts, folder)
+        measured.append(f"ui {time.monotonic() - began:.1f} s")
     if extra == "mcp":
         explained = run(scripts / "stageflow", "explain", "--journal", ".stageflow/demo", cwd=folder)
         check("org_id = o-0" in explained, f"explain printed\n{explained}")
@@ -160,6 +174,26 @@ def check_commands(scripts: Path, folder: Path, extra: str) -> list[str]:
         check("org_id = o-0" in str(answer["explanations"][0]["summary"]), f"the server explained {answer}")
         check("quickstart" in pages["pages"], f"the server has the pages {pages}")
     return measured
+
+
+def check_ui(scripts: Path, folder: Path) -> None:
+    """Start the web UI, and load its page and a response of its API."""
+    command = (scripts / "stageflow", "ui", "--port", "0", "--journal", ".stageflow/demo")
+    server = subprocess.Popen(command, cwd=folder, env=CLEAN, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        found = re.search(r"http://\S+", server.stdout.readline())
+        check(found, "the web UI does not print its address")
+        address = "" if found is None else found[0]
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+        with opener.open(address, timeout=30) as response:
+            check(b"app.js" in response.read(), "the web UI does not serve its page")
+        with opener.open(urllib.parse.urljoin(address, "/api/snapshot"), timeout=30) as response:
+            runs = json.load(response)["runs"]
+        check(runs == 300, f"the web UI counts {runs} runs")
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def test_wheel(wheel: Path, description: str, extras: tuple[str, ...]) -> None:
@@ -178,7 +212,7 @@ def test_wheel(wheel: Path, description: str, extras: tuple[str, ...]) -> None:
             measured = [f"first import {time.monotonic() - began:.2f} s"]
             check(version.strip() in wheel.name, f"the wheel {wheel.name} has the version {version}")
             check_readme_example(scripts, folder, description)
-            if extra in ("cli", "mcp"):
+            if extra in ("cli", "ui", "mcp"):
                 measured += check_commands(scripts, folder, extra)
             elif extra == "":
                 failed = subprocess.run([scripts / "stageflow"], capture_output=True, text=True, env=CLEAN)

@@ -16,7 +16,7 @@ import pytest
 from test_docs import matches
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(DOCS.glob("tutorial-*.md"))
+PAGES = [*sorted(DOCS.glob("tutorial-*.md")), DOCS / "pytest-plugin.md"]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INSTALLATION = ("python3 -m venv", ". .venv/bin/activate", "pip install")
 
@@ -106,7 +106,7 @@ def test_tutorial_can_be_followed_literally(page: Path, tmp_path: Path) -> None:
                         count += 1
     finally:
         reader.leave()
-    assert count >= 5
+    assert count >= 1
 
 
 def test_formatted_programs(tmp_path: Path) -> None:

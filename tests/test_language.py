@@ -27,6 +27,7 @@ CLEAN = (
     "src/stageflow/events",
     "src/stageflow/executors",
     "src/stageflow/journal",
+    "src/stageflow/mcp",
     "src/stageflow/observability",
     "src/stageflow/pipeline",
     "src/stageflow/render",

@@ -10,7 +10,9 @@ from .. import __version__
 from ._alerts import alerts
 from ._errors import Command, Commands
 from ._explain import explain
+from ._init import init
 from ._maintenance import compact, doctor
+from ._mcp import mcp
 from ._query import query
 from ._runs import runs, show
 from ._schema import schema
@@ -54,6 +56,7 @@ def stageflow(
 
 for command in (
     demo,
+    init,
     runs,
     show,
     ui,
@@ -69,6 +72,7 @@ for command in (
     volume,
     sampling,
     doctor,
+    mcp,
     schema,
 ):
     app.command(cls=Command)(command)

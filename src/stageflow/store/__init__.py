@@ -28,6 +28,12 @@ from ._explain._run_explanation import (
     StageMeasured,
     UnusualValue,
 )
+from ._explain._selected import (
+    explain_one_run as explain_one_run,
+    explain_selected as explain_selected,
+    may_be_run_id as may_be_run_id,
+    select as select,
+)
 from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked

@@ -25,8 +25,8 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help api-types ui-build test test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench bench-peers format schemas \
-    constraints clean
+.PHONY: help api-types ui-build screenshots test test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench \
+    bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -82,6 +82,9 @@ schemas: $(VENV)/.cli ## Write the published JSON Schemas again
 
 api-types: $(VENV)/.dev ## Write the TypeScript types of the web API again
 	$(VENV)/bin/python tools/api_types.py > web/src/api.ts
+
+screenshots: $(VENV)/.dev ui-build ## Take the screenshots of the docs again
+	$(VENV)/bin/python tools/screenshots.py
 
 constraints: ## Pin the newest version of every package again
 	@$(CHECK_PYTHON)

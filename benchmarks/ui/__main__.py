@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 
+from .browser import bench_browser
 from .questions import bench_questions
 from .records import archive_runs
 from .viewers import bench_viewers
@@ -27,6 +28,7 @@ def main() -> None:
             journal = f"{folder}/journal"
             archive_runs(journal, arguments.runs)
         bench_questions(journal)
+        bench_browser(journal)
 
 
 if __name__ == "__main__":

@@ -375,6 +375,7 @@ export type SnapshotInfo = {
   estimated: boolean;
   archive_error: string | null;
   version: string;
+  options: string;
   actions: boolean;
 };
 
@@ -466,7 +467,7 @@ export type Status = {
   cache_bytes: number;
 };
 
-/** The typical duration of a stage, or of the run, in its pipeline. */
+/** The typical duration of a stage, or of the run, in its pipeline: of those that ended OK. */
 export type Typical = {
   p50_ms: number | null;
   p95_ms: number | null;

@@ -1,8 +1,9 @@
 /** Commands of the command line that show the same as a view. */
 
 import type { Parameters } from "./router";
+import { snapshot } from "./stream";
 
-function quoted(text: string): string {
+export function quoted(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
@@ -14,4 +15,13 @@ export function command(name: string, parameters: Parameters, ...rest: string[])
   if (since) parts.push("--since", quoted(since));
   if (until) parts.push("--until", quoted(until));
   return parts.join(" ");
+}
+
+/** Add the options with which commands read the records of this page. */
+export function withRecords(commands: string | string[]): string {
+  const options = snapshot.value?.options ?? "";
+  return [commands]
+    .flat()
+    .map((each) => (options === "" || each.includes(options) ? each : `${each} ${options}`))
+    .join(" && ");
 }

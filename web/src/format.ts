@@ -114,6 +114,11 @@ export function shortTime(at: string | number, style: Style = "minute"): string 
   return text.slice(0, 10) === time(Date.now(), "date") ? text.slice(11) : text.slice(5);
 }
 
+/** Replace the RFC 3339 times in a text of the server by short times in the zone of the page. */
+export function withTimes(text: string): string {
+  return text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, (each) => shortTime(each, "second"));
+}
+
 export function zoneName(): string {
   if (zone.value === "utc") return "UTC";
   const minutes = -new Date().getTimezoneOffset();

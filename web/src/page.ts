@@ -7,7 +7,7 @@ export type Page = {
   /** Compact Markdown of what the view shows. */
   markdown?: () => string;
   /** The same question for the command line. */
-  command?: string;
+  command?: string | string[];
   /** The query behind the view. */
   sql?: string;
 };

@@ -92,14 +92,18 @@ export function unwrap(text: string): string {
 }
 
 const NAME = String.raw`"(?:[^"]|"")+"|[A-Za-z_][\w.]*`;
-const VALUE = String.raw`'(?:[^']|'')*'|-?\d[\d.eE+-]*|true|false`;
+const VALUE = String.raw`(?:TIMESTAMPTZ\s+)?'(?:[^']|'')*'|-?\d[\d.eE+-]*|true|false`;
 const COMPARISON = new RegExp(
   `^(${NAME})\\s*(=|<>|!=|>=|<=|>|<|IS NOT DISTINCT FROM|IS DISTINCT FROM)\\s*(${VALUE})$`,
   "i",
 );
 const MISSING = new RegExp(`^(${NAME})\\s+IS\\s+(NOT\\s+)?NULL$`, "i");
 
-/** Return the predicate that matches all other rows, including those for which the term is NULL. */
+/**
+ * Return the predicate that matches all other rows, including those for which the term is NULL.
+ *
+ * A boolean field by itself becomes `NOT failed`, as on the command line.
+ */
 export function negate(term: string): string {
   const text = unwrap(term);
   const missing = MISSING.exec(text);
@@ -136,12 +140,23 @@ export function label(term: string): string {
   }
   const not = /^NOT\s+([\w.]+)$/i.exec(text);
   if (not) return `not ${not[1]}`;
+  const other = /^\((.*)\) IS NOT TRUE$/is.exec(text)?.[1];
+  if (other) return `not (${label(other)})`;
   const stages = /^pipeline_run_id in \(select pipeline_run_id from stages where (.*)\)$/is.exec(text);
-  if (stages?.[1]) return `a stage with ${splitTerms(stages[1]).map(label).join(", ")}`;
+  if (stages?.[1]) return stageLabel(splitTerms(stages[1]));
   return text;
 }
 
-function bare(text: string): string {
+/** Return a short text for a condition on a stage of a run: `llm/status=FAIL`. */
+function stageLabel(terms: string[]): string {
+  const name = terms.map((term) => /^stage_name = ('(?:[^']|'')*')$/.exec(term)?.[1]).find(Boolean);
+  const others = terms.filter((term) => !/^stage_name = '|^status <> 'RETRY'$/.test(term)).map(label);
+  const stage = name ? bare(name) : "a stage";
+  return others.length ? others.map((each) => `${stage}/${each}`).join(", ") : `with ${stage}`;
+}
+
+function bare(typed: string): string {
+  const text = typed.replace(/^TIMESTAMPTZ\s+/i, "");
   const quote = text[0];
   if (quote !== "'" && quote !== '"') return text;
   return text.slice(1, -1).replaceAll(quote + quote, quote);
@@ -180,6 +195,8 @@ export function completeTerm(typed: string, type: (field: string) => string | nu
   if (operator === "~") return `${column} ILIKE ${literal(`%${value}%`)}`;
   const kind = type(bare(name));
   const asIs = kind !== "text" && /^(-?\d[\d.]*(e[+-]?\d+)?|true|false)$/i.test(value);
+  // A number or a time is compared with an expression, such as another field.
+  if (!asIs && kind === "number") return text;
   const end = asIs ? value : literal(value);
   return operator === "!=" || operator === "<>"
     ? `${column} IS DISTINCT FROM ${end}`

@@ -56,6 +56,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
         estimated: True if runs were sampled, so that counts are estimates.
         archive_error: Why the archive, or a part of it, is not included; None if all of it is.
         version: Version of stageflow; a page from another version reloads itself.
+        options: The options with which other commands read the same records: "--journal .stageflow/demo".
         actions: Whether actions, such as silencing an alert, are allowed.
     """
 
@@ -70,6 +71,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
     estimated: bool
     archive_error: str | None
     version: str
+    options: str
     actions: bool
 
 
@@ -152,7 +154,7 @@ class Runs(Struct, frozen=True, kw_only=True):
 
 
 class Typical(Struct, frozen=True, kw_only=True):
-    """The typical duration of a stage, or of the run, in its pipeline.
+    """The typical duration of a stage, or of the run, in its pipeline: of those that ended OK.
 
     Attributes:
         p50_ms: Median in milliseconds; None without other runs.

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import os
+import shlex
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal
@@ -90,7 +91,10 @@ class WebUI:
     ) -> None:
         self._allow_actions = allow_actions
         self._journal = absolute_path(journal) if journal is not None else None
-        self._archive = archive
+        given = (("--journal", journal), ("--archive", archive))
+        self._options = shlex.join(
+            word for name, value in given if value is not None for word in (name, os.fspath(value))
+        )
         open_store = functools.partial(PinnedStore, journal, archive, memory=memory, timeout=timeout)
         self._snapshots = Snapshots(open_store, self._has_changed)
         self._executor: Executor | None = None
@@ -214,6 +218,7 @@ class WebUI:
             estimated=store.weighted,
             archive_error=str(store.archive_error) if store.archive_error is not None else None,
             version=__version__,
+            options=self._options,
             actions=self._allow_actions and self._journal is not None,
         )
         self._infos = {snapshot.number: info}

@@ -27,9 +27,9 @@ def run_details(store: PinnedStore, run_id: str, snapshot: int, *, explain: bool
     typical, typical_stages = None, {}
     if isinstance(pipeline, str) and pipeline:
         filter = RunFilter(pipeline=pipeline)
-        for stat in store.stats("runs", filter):
+        for stat in store.stats("runs", filter, where="outcome = 'ok'"):
             typical = Typical(p50_ms=stat.p50_ms, p95_ms=stat.p95_ms, rows=stat.rows)
-        for stat in store.stats("stages", filter):
+        for stat in store.stats("stages", filter, where="status = 'OK'"):
             if stat.stage is not None:
                 typical_stages[stat.stage] = Typical(p50_ms=stat.p50_ms, p95_ms=stat.p95_ms, rows=stat.rows)
     explanation = None

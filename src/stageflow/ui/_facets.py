@@ -150,7 +150,7 @@ def _values(
         sum(two for value, _, two in counts if value not in kept),
     )
     values = tuple(
-        FacetValue(value=value, where=_equals(column, kind, value), selection=one, rest=two)
+        FacetValue(value=_as_text(value, kind), where=_equals(column, kind, value), selection=one, rest=two)
         for value, one, two in shown
     )
     # Many rare values, such as ids of users, always differ between a few rows and many: count them together.
@@ -165,6 +165,10 @@ def _values(
         distinct=int(distinct),
         difference=difference,
     )
+
+
+def _as_text(value: str, kind: str) -> str:
+    return value.removesuffix(".0") if kind in _NUMBERS else value
 
 
 def _equals(column: str, kind: str, value: str) -> str:

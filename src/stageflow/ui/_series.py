@@ -184,7 +184,9 @@ def first_sightings(cursor: DuckDBPyConnection, since: str, until: str | None) -
             from runs where service_version is not null group by service_version
             qualify first_at > min(first_at) over ()
             union all
-            select min(started_at), 'error', coalesce(any_value(error_type), any_value(error), 'error'),
+            select min(started_at), 'error',
+                coalesce(any_value(error_type), 'error')
+                    || coalesce(' in ' || any_value(first_failed_stage), ''),
                 error_fingerprint
             from runs where error_fingerprint is not null group by error_fingerprint
             having min(started_at) > (

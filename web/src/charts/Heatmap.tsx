@@ -377,7 +377,7 @@ function draw(
       // A darker red for a higher share; one failure among many rows stays visible.
       fill(x, y, failing[Math.round((failed / rowsHere) * (failing.length - 1))] as string);
     } else if (highlighted || look.selecting || look.colour === "failures") {
-      context.globalAlpha = 0.6;
+      context.globalAlpha = 0.5;
       fill(x, y, shade(base, rowsHere, most));
       context.globalAlpha = 1;
     } else fill(x, y, shade(base, rowsHere, most));
@@ -409,9 +409,9 @@ export function HeatmapLegend({
         </>
       )}
       {selecting && (
-        <>
+        <span class="nowrap">
           <Ramp low="select-low" high="select-high" /> selection
-        </>
+        </span>
       )}
     </span>
   );

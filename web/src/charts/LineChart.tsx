@@ -33,7 +33,10 @@ type Properties = {
   height?: number;
   /** The highest value that the axis always shows. */
   top?: number;
+  /** Called with the time range that was dragged. */
   onRange: (since: string, until: string) => void;
+  /** Called with the time step of a point that was clicked. */
+  onStep: (since: string, until: string) => void;
 };
 
 const SYNC = uPlot.sync("time");
@@ -48,6 +51,7 @@ export function LineChart({
   height = 160,
   top,
   onRange,
+  onStep,
 }: Properties): JSX.Element {
   const frame = useRef<HTMLDivElement>(null);
   const target = useRef<HTMLDivElement>(null);
@@ -56,9 +60,13 @@ export function LineChart({
   const isDark = useStore(dark);
   const times = useStore(zone);
   const [index, setIndex] = useState<number | null>(null);
-  const range = useRef(onRange);
-  range.current = onRange;
+  const calls = useRef({ onRange, onStep });
+  calls.current = { onRange, onStep };
   const start = Date.parse(since) / 1000;
+  const openStep = (step: number) => {
+    const at = (start + step * step_s) * 1000;
+    calls.current.onStep(new Date(at).toISOString(), new Date(at + step_s * 1000).toISOString());
+  };
   const steps = lines[0]?.values.length ?? 0;
 
   useEffect(() => {
@@ -106,6 +114,16 @@ export function LineChart({
         })),
       ],
       hooks: {
+        ready: [
+          (self) => {
+            let pressedAt = 0;
+            self.over.addEventListener("mousedown", (event) => (pressedAt = event.clientX));
+            self.over.addEventListener("click", (event) => {
+              const step = self.cursor.idx;
+              if (Math.abs(event.clientX - pressedAt) < 4 && typeof step === "number") openStep(step);
+            });
+          },
+        ],
         draw: [(self) => drawMarks(self, marks)],
         setCursor: [(self) => setIndex(self.cursor.idx ?? null)],
         setSelect: [
@@ -114,7 +132,7 @@ export function LineChart({
             const from = self.posToVal(self.select.left, "x");
             const to = self.posToVal(self.select.left + self.select.width, "x");
             self.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-            range.current(new Date(from * 1000).toISOString(), new Date(to * 1000).toISOString());
+            calls.current.onRange(new Date(from * 1000).toISOString(), new Date(to * 1000).toISOString());
           },
         ],
       },
@@ -144,8 +162,7 @@ export function LineChart({
       chart.current?.setCursor({ left, top: 10 });
       setIndex(next);
     } else if (event.key === "Enter" && index !== null) {
-      const at = start + index * step_s;
-      onRange(new Date(at * 1000).toISOString(), new Date((at + step_s) * 1000).toISOString());
+      openStep(index);
     }
   };
 
@@ -180,7 +197,7 @@ export function LineChart({
         tabIndex={0}
         role="application"
         aria-roledescription="chart"
-        aria-label={`${title} over time. ${lines.map((line) => `${line.label}: last ${format(lastValue(line.values))}`).join(", ")}. Arrow keys read the values; Enter opens the time.`}
+        aria-label={`${title} over time. ${lines.map((line) => `${line.label}: last ${format(lastValue(line.values))}`).join(", ")}. Arrow keys read the values; Enter opens the rows.`}
         style={{ height: `${height}px` }}
         onKeyDown={press}
       />

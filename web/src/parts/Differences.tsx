@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import type { Change, Difference, Explanation, Location } from "../api";
 import { Ago } from "../clock";
-import { count, duration, number, percent, plural, qValue, time } from "../format";
+import { count, duration, number, percent, plural, qValue, time, withTimes } from "../format";
 import { and, identifier, literal } from "../predicate";
 import { Link, parameters, viewAddress } from "../router";
 import { copy } from "../clipboard";
@@ -51,7 +51,7 @@ export function Differences({ explanation, onHover }: Properties): JSX.Element {
             Likely effects, not causes ({effects.length}):{" "}
             {effects
               .slice(0, 2)
-              .map((each) => each.description)
+              .map((each) => withTimes(each.description))
               .join("; ")}
             {effects.length > 2 ? "; …" : ""}
           </summary>
@@ -150,7 +150,7 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
               <FieldMenu
                 where={row.condition}
                 field={row.fields[0] && !row.fields[0].includes("/") ? row.fields[0] : null}
-                label={<bdi>{row.description}</bdi>}
+                label={<bdi>{withTimes(row.description)}</bdi>}
                 more={[
                   { label: "Copy as SQL", run: () => void copy(row.sql, "the query") },
                   ...(row.run_ids[0]
@@ -158,15 +158,15 @@ function DifferenceTable({ rows, explanation, label, onHover }: TableProperties)
                     : []),
                 ]}
               />
-              <div class="small muted">{remarks(row, index, rows)}</div>
+              <div class="small muted">{remarks(row, index, rows, unitsOf(explanation))}</div>
             </td>
-            <td class="share">
+            <td class="share" data-label="Selection">
               <Bar share={row.selection.share} kind="selection" />
               <span class="small">
                 {percent(row.selection.share)} <span class="muted">({count(row.selection.count)})</span>
               </span>
             </td>
-            <td class="share">
+            <td class="share" data-label="Rest">
               <Bar share={row.rest.share} kind="rest" />
               <span class="small">
                 {percent(row.rest.share)} <span class="muted">({count(row.rest.count)})</span>
@@ -203,8 +203,14 @@ function Bar({ share, kind }: { share: number; kind: "selection" | "rest" }): JS
   );
 }
 
+/** "sessions" for `session_id`. */
+function unitsOf(explanation: Explanation): string {
+  const noun = explanation.cluster?.replace(/_id$/, "").replaceAll("_", " ");
+  return noun ? `${noun}s` : "independent rows";
+}
+
 /** The verdict on a difference, its extent, and conditions that match the same rows. */
-function remarks(row: Difference, index: number, rows: Difference[]): string {
+function remarks(row: Difference, index: number, rows: Difference[], unit: string): string {
   const at = rows.findIndex((each) => each.description === row.relates_to);
   const other = at >= 0 && at !== index ? String(at + 1) : (row.relates_to ?? "");
   const verdict = {
@@ -214,7 +220,7 @@ function remarks(row: Difference, index: number, rows: Difference[]): string {
     inseparable: `cannot be separated from ${other} (they occur together)`,
   }[row.verdict];
   const extent = [
-    row.clusters > 1 && `${count(row.clusters)} independent units`,
+    row.clusters > 1 && `${count(row.clusters)} ${unit}`,
     row.users !== null && row.users > 0 && plural(row.users, "user"),
     row.excess >= 1 &&
       row.verdict !== "explained" &&
@@ -224,7 +230,7 @@ function remarks(row: Difference, index: number, rows: Difference[]): string {
   const same = row.synonyms.length
     ? `same rows: ${row.synonyms.slice(0, 3).join(", ")}${row.synonyms.length > 3 ? ` and ${row.synonyms.length - 3} more` : ""}`
     : "";
-  return [verdict, row.varies ?? "", extent.join(", "), same].filter(Boolean).join(" · ");
+  return withTimes([verdict, row.varies ?? "", extent.join(", "), same].filter(Boolean).join(" · "));
 }
 
 function LocationText({
@@ -281,7 +287,7 @@ function ChangeText({ change }: { change: Change }): JSX.Element {
 function NoDifference({ explanation }: { explanation: Explanation }): JSX.Element {
   return (
     <Empty>
-      <strong>{explanation.summary}</strong>
+      <strong>{withTimes(explanation.summary)}</strong>
       <span>
         {explanation.onset ? `The selection starts to be more frequent at ${time(explanation.onset)}. ` : ""}
         Select more rows, or rows that have more in common.

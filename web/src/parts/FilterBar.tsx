@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Completion, Completions } from "../api";
-import { count } from "../format";
+import { count, withTimes } from "../format";
 import { Icon } from "../icons";
 import { and, completeTerm, identifier, joinTerms, label, negate, splitTerms } from "../predicate";
 import { useQuery } from "../query";
@@ -281,7 +281,7 @@ function asTyped(field: string): string {
 type ChipProperties = { term: string; edit: () => void; negate: () => void; remove: () => void };
 
 function Chip({ term, edit, negate: not, remove }: ChipProperties): JSX.Element {
-  const text = label(term);
+  const text = withTimes(label(term));
   if (savedPage) {
     return (
       <span class="chip">

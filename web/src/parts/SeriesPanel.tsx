@@ -7,7 +7,7 @@ import { type Line, LineChart } from "../charts/LineChart";
 import { compact, duration, percent, plural } from "../format";
 import type { Loaded } from "../query";
 import { and } from "../predicate";
-import { changed, go, parameters, useParameters } from "../router";
+import { changed, go, parameters, useParameters, viewAddress } from "../router";
 import { Empty, Panel } from "./Panel";
 
 export type Stat = "count" | "failure_rate" | "p50_ms" | "p95_ms" | "p99_ms";
@@ -45,6 +45,14 @@ export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
 
 function values(group: SeriesGroup, stat: Stat): (number | null)[] {
   return group[stat];
+}
+
+/** Open the runs of a time step of a chart. */
+export function openStep(stat: Stat, since: string, until: string): void {
+  const where =
+    stat === "failure_rate" ? and(parameters.value.where, "failed") : (parameters.value.where ?? "");
+  const order = stat === "count" || stat === "failure_rate" ? "" : "-duration_ms";
+  go(viewAddress("runs", { where, since, until, order }));
 }
 
 /** Open a time range that was dragged in a chart. */
@@ -113,6 +121,9 @@ export function SeriesPanel({ query, fields }: Properties): JSX.Element {
             format={STATS[stat].format}
             {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
             onRange={openRange}
+            onStep={(since, until) =>
+              state.over === "stages" ? openRange(since, until) : openStep(stat, since, until)
+            }
           />
         ) : (
           <Empty>No rows match the filter and the time range.</Empty>

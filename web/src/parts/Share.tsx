@@ -2,6 +2,7 @@
 
 import type { JSX } from "preact";
 import { copy } from "../clipboard";
+import { withRecords } from "../command";
 import { Icon } from "../icons";
 import { currentPage } from "../page";
 import { parameters } from "../router";
@@ -25,7 +26,7 @@ export function Share(): JSX.Element {
     },
     {
       label: "Copy as CLI command",
-      run: () => void copy(currentPage().command ?? "stageflow runs", "the command"),
+      run: () => void copy(withRecords(currentPage().command ?? "stageflow runs"), "the command"),
     },
     {
       label: "Copy as SQL",
@@ -63,5 +64,5 @@ export function Share(): JSX.Element {
 function assistantText(): string {
   const page = currentPage();
   const body = page.markdown?.() ?? `# ${page.title}\n`;
-  return page.command ? `${body}\nCommand: \`${page.command}\`\n` : body;
+  return page.command ? `${body}\nCommand: \`${withRecords(page.command)}\`\n` : body;
 }

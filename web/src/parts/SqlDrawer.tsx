@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import type { SqlResult } from "../api";
 import { copy } from "../clipboard";
+import { quoted, withRecords } from "../command";
 import { count, number, plural, value } from "../format";
 import { useQuery } from "../query";
 import { changed, go, Link, useParameters, viewAddress } from "../router";
@@ -58,7 +59,10 @@ export function SqlDrawer({ sql }: { sql: string }): JSX.Element {
           <button type="button" onClick={() => void copy(text, "the query")}>
             Copy
           </button>
-          <button type="button" onClick={() => void copy(`stageflow query ${quote(text)}`, "the command")}>
+          <button
+            type="button"
+            onClick={() => void copy(withRecords(`stageflow query ${quoted(text)}`), "the command")}
+          >
             Copy as CLI command
           </button>
           {edited && (
@@ -94,10 +98,6 @@ export function SqlDrawer({ sql }: { sql: string }): JSX.Element {
       </div>
     </details>
   );
-}
-
-function quote(text: string): string {
-  return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
 function Summary({ result }: { result: SqlResult }): JSX.Element {

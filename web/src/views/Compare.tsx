@@ -27,7 +27,7 @@ export function Compare(): JSX.Element {
 
   usePage({
     title: "Compare runs",
-    command: `stageflow show ${state.id ?? ""} && stageflow show ${state.with ?? ""}`,
+    command: [`stageflow show ${state.id ?? ""}`, `stageflow show ${state.with ?? ""}`],
     sql: `SELECT pipeline_run_id, stage_name, status, duration_ms, queue_ms\nFROM stages\nWHERE pipeline_run_id IN ('${state.id ?? ""}', '${state.with ?? ""}')\nORDER BY stage_name, pipeline_run_id`,
     markdown: () =>
       section(

@@ -12,7 +12,7 @@ import type {
 } from "../api";
 import { Heatmap, HeatmapLegend } from "../charts/Heatmap";
 import { command } from "../command";
-import { count, measured, percent, plural, shortTime } from "../format";
+import { count, measured, percent, plural, shortTime, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Differences } from "../parts/Differences";
@@ -20,11 +20,12 @@ import { Facets } from "../parts/Facets";
 import { Empty, Panel } from "../parts/Panel";
 import { SeriesPanel } from "../parts/SeriesPanel";
 import { SqlDrawer } from "../parts/SqlDrawer";
-import { and, type Box, boxPredicate, label, parseBox } from "../predicate";
+import { and, type Box, boxPredicate, label, literal, parseBox } from "../predicate";
 import { useQuery } from "../query";
 import { changed, go, Link, type Parameters, useParameters, viewAddress } from "../router";
 import { savedPage } from "../saved";
 import { followed } from "../stream";
+import { absolute } from "../timerange";
 
 /** The same on all screens: requests of several viewers share one execution, and saved pages contain it. */
 const COLUMNS = 120;
@@ -72,8 +73,11 @@ export function Explore(): JSX.Element {
   usePage({
     title: "Explore",
     command:
-      compared.data?.command ?? command(select ? "explain" : "runs", state, ...(select ? [select] : [])),
-    ...(map.data ? { sql: map.data.sql } : {}),
+      compared.data?.command ??
+      (over === "stages"
+        ? command("stats", state, "--over", "stages")
+        : command("runs", { ...state, where: and(state.where, select) })),
+    sql: rowsSql(over, state, select),
     markdown: () => markdown(sentence, state, compared.data, facets.data),
   });
 
@@ -187,7 +191,7 @@ export function Explore(): JSX.Element {
         }
       </Panel>
       <SeriesPanel query={series} fields={groupable(fields.data)} />
-      <SqlDrawer sql={selectionSql(over, state, select)} />
+      <SqlDrawer sql={rowsSql(over, state, select)} />
     </div>
   );
 }
@@ -319,7 +323,7 @@ function describe(
     parts.push(
       `${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`,
     );
-  } else if (select !== "failed") parts.push(label(select));
+  } else if (select !== "failed") parts.push(withTimes(label(select)));
   if (facets && facets.rest > 0) {
     const what = select === "failed" ? "failed" : "selected";
     parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
@@ -327,7 +331,8 @@ function describe(
     if (failed && select !== "failed")
       parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others`);
   }
-  if (compared && (select === "failed" || parts.length < 3)) parts.push(compared.explanation.summary);
+  if (compared && (select === "failed" || parts.length < 3))
+    parts.push(withTimes(compared.explanation.summary));
   return parts.join(" · ") || "Explore";
 }
 
@@ -337,8 +342,16 @@ function groupable(fields: Completions | null): string[] {
     .map((each) => each.text);
 }
 
-function selectionSql(over: string, state: Parameters, select: string): string {
-  const conditions = [state.where, select].filter(Boolean).map((each) => `(${each})`);
+/** A query for the rows that are selected, or for all rows of the view. */
+function rowsSql(over: string, state: Parameters, select: string): string {
+  const since = absolute(state.since);
+  const until = absolute(state.until);
+  const conditions = [
+    since && `started_at >= ${literal(since)}`,
+    until && `started_at < ${literal(until)}`,
+    state.where && `(${state.where})`,
+    select && `(${select})`,
+  ].filter(Boolean);
   const where = conditions.length ? `\nWHERE ${conditions.join("\n  AND ")}` : "";
   return `SELECT *\nFROM ${over}${where}\nORDER BY started_at DESC\nLIMIT 100`;
 }
@@ -360,7 +373,7 @@ function markdown(
 ): string {
   const fields = facets?.fields.slice(0, 8) ?? [];
   return section(
-    `# ${sentence}`,
+    compared ? "# What is different about the selection" : `# ${sentence}`,
     scope(state),
     compared && compared.markdown,
     facets &&

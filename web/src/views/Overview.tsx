@@ -6,12 +6,12 @@ import type { Finding, Mark, Overview as Data } from "../api";
 import { LineChart } from "../charts/LineChart";
 import { Ago } from "../clock";
 import { command } from "../command";
-import { duration, time } from "../format";
+import { duration, time, withTimes } from "../format";
 import { scope, section, table } from "../markdown";
 import { usePage } from "../page";
 import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
 import { RunTable } from "../parts/RunTable";
-import { linesOf, openRange, STATS } from "../parts/SeriesPanel";
+import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
 import { and } from "../predicate";
 import { useExplained } from "../query";
 import { Link, type Parameters, useParameters, viewAddress } from "../router";
@@ -49,7 +49,7 @@ export function Overview(): JSX.Element {
   if (info && info.runs === 0 && info.in_progress === 0) return <NoRecords source={info.source} />;
   return (
     <div class="stack">
-      {data ? <Findings findings={data.findings} /> : <Skeleton height={48} />}
+      {data ? <Findings findings={data.findings} /> : <FindingsSkeleton />}
       <div class="columns-3">
         {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
           <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
@@ -64,6 +64,7 @@ export function Overview(): JSX.Element {
                   format={STATS[stat].format}
                   {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
                   onRange={openRange}
+                  onStep={(since, until) => openStep(stat, since, until)}
                 />
               ) : (
                 <Empty>No runs match.</Empty>
@@ -148,7 +149,11 @@ function Findings({ findings }: { findings: Finding[] }): JSX.Element {
               </span>
               <div>
                 <span class="unseen">{word}: </span>
-                {index === 0 ? <h1>{finding.text}</h1> : <span>{finding.text}</span>}{" "}
+                {index === 0 ? (
+                  <h1>{withTimes(finding.text)}</h1>
+                ) : (
+                  <span>{withTimes(finding.text)}</span>
+                )}{" "}
                 {to && (
                   <Link to={to} class="nowrap">
                     {finding.view === "explore"
@@ -164,6 +169,15 @@ function Findings({ findings }: { findings: Finding[] }): JSX.Element {
         })}
       </ul>
     </section>
+  );
+}
+
+function FindingsSkeleton(): JSX.Element {
+  return (
+    <div>
+      <h1 class="unseen">Overview</h1>
+      <Skeleton height={48} />
+    </div>
   );
 }
 

@@ -25,8 +25,8 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help api-types ui-build screenshots test test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench bench-peers format schemas \
-    constraints clean
+.PHONY: help api-types ui-build screenshots test test-ray test-matrix test-uvloop mutants dist release docs docs-serve demo bench \
+    bench-peers format schemas constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile

@@ -47,7 +47,7 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         found = dict(attributes)
-        if tag == "a" and (link := found.get("href")):
+        if (tag == "a" and (link := found.get("href"))) or (tag == "img" and (link := found.get("src"))):
             self.links.append(link)
         if anchor := found.get("id"):
             self.anchors.add(anchor)

@@ -41,6 +41,7 @@ def assemble(source: Path) -> list[dict[str, Any]]:
     for name, text in pages.items():
         (source / f"{name}.md").write_text(with_page_links(text))
     (source / "index.md").write_text(with_page_links(index(sections)))
+    shutil.copytree(ROOT / "docs" / "images", source / "images")
     return sections
 
 
@@ -80,6 +81,8 @@ def write_text_versions(source: Path, out: Path, sections: list[dict[str, Any]])
         "\n\n".join([readme.partition("\n## Documentation\n")[0], *everything]) + "\n"
     )
     (out / "index.md").write_text(with_page_links(readme))
+    # Sphinx stores images in another directory; the README on a package index refers to this one.
+    shutil.copytree(ROOT / "docs" / "images", out / "images")
 
 
 def first_sentence(text: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 from kill_demo import kill_after, moments
 from rich.console import Console
 from typer.testing import CliRunner
+from ui_server import serve_command
 
 from stageflow.cli._app import app
 from stageflow.cli.demo import _corpus as corpus
@@ -121,6 +122,10 @@ def test_suggested_commands_query_the_journal(shown):
         r"^  (\S.* \.stageflow/demo.*)$", shown.out[shown.out.rindex("The journal") :], re.M
     )
     commands = [command for command in commands if "as JSON" not in command]
+    (browser,) = [command for command in commands if command.split()[1] == "ui"]
+    commands.remove(browser)
+    with serve_command(browser.replace("--open", "--port 0"), cwd=shown.directory) as served:
+        assert len(served.get("runs")["rows"]) > 20
     assert {"runs", "show", "tail", "doctor"} <= {command.split()[1] for command in commands}
     for command in commands:
         done = subprocess.run(

@@ -28,6 +28,7 @@ CLEAN = (
     "src/stageflow/executors",
     "src/stageflow/export",
     "src/stageflow/journal",
+    "src/stageflow/mcp",
     "src/stageflow/observability",
     "src/stageflow/pipeline",
     "src/stageflow/render",

@@ -6,7 +6,14 @@ from ._notice import Notice, sample_notice
 from ._receivers import Apprise, Call, NotDelivered, Receiver, Webhook
 
 # For other packages of stageflow.
-from ._rule import SILENCES_FILE as SILENCES_FILE, Measurement, Rule, Silence, add_silence as add_silence
+from ._rule import (
+    SILENCES_FILE as SILENCES_FILE,
+    Measurement,
+    Rule,
+    Silence,
+    add_silence as add_silence,
+    read_silences as read_silences,
+)
 from ._rules import (
     BurnRate,
     BurnWindows,
@@ -29,7 +36,7 @@ from ._run import (
     state_path as state_path,
     try_receivers,
 )
-from ._state import STATE_FILE as STATE_FILE, AlertState
+from ._state import STATE_FILE as STATE_FILE, AlertState, read_state as read_state
 
 __all__ = [
     "AlertLoop",

@@ -196,12 +196,14 @@ class Silence(Struct, frozen=True, kw_only=True):
         reason: The reason, which `alerts list` shows.
         since: Start; default None, for immediately.
         rule: Name of the rule; None for a silence within a rule.
+        by: Who added it; None if it is unknown.
     """
 
     until: datetime
     reason: str
     since: datetime | None = None
     rule: str | None = None
+    by: str | None = None
 
     def applies(self, rule: str, now: datetime) -> bool:
         """Return whether it silences a rule now."""

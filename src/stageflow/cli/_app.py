@@ -11,12 +11,15 @@ from ._alerts import alerts
 from ._errors import Command, Commands
 from ._explain import explain
 from ._export import export
+from ._init import init
 from ._maintenance import compact, doctor
+from ._mcp import mcp
 from ._query import query
 from ._runs import runs, show
 from ._schema import schema
 from ._statistics import compare, errors, sampling, slowest, stats, totals, volume
 from ._tail import tail
+from ._ui import ui
 from .demo._command import demo
 
 __all__ = ["app"]
@@ -54,8 +57,10 @@ def stageflow(
 
 for command in (
     demo,
+    init,
     runs,
     show,
+    ui,
     tail,
     stats,
     errors,
@@ -68,6 +73,7 @@ for command in (
     volume,
     sampling,
     doctor,
+    mcp,
     schema,
 ):
     app.command(cls=Command)(command)

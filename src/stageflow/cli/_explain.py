@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,12 +9,12 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from ..errors import RunNotFoundError
-from ..journal import RunFilter
+from .._timeparse import is_duration
 from ..render import draw_explanations, draw_run_explanation
-from ..store import Over, RunExplanation, compare_with_earlier
+from ..store import Explanation, Over, explain_one_run, explain_selected, may_be_run_id, select
 from ._options import (
     ArchiveOption,
+    HtmlOption,
     JournalOption,
     PipelineOption,
     SinceOption,
@@ -27,18 +26,14 @@ from ._options import (
     describe_empty,
     hint_with_journal,
     invalid_selection,
-    is_duration,
     json_option,
     open_store,
     over_option,
+    pinned_store,
 )
 from ._output import open_terminal, print_json, print_page, print_text, width_of
 
 __all__ = ["explain"]
-
-
-_SLOWEST = 0.05
-"""The share of the runs that `slow` selects."""
 
 
 def explain(
@@ -57,6 +52,14 @@ def explain(
             show_default=False,
             help="Selection to compare against, or 1d or 1w: the same window that much earlier."
             " Defaults to all other rows.",
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL",
+            show_default=False,
+            help="SQL predicate that restricts both sides: the selection and the rows to compare with.",
         ),
     ] = None,
     over: Annotated[Over | None, over_option("runs; with --stage, stages")] = None,
@@ -102,6 +105,7 @@ def explain(
     as_json: Annotated[
         bool, json_option("Print one JSON object per pipeline, including SQL for the next query.")
     ] = False,
+    html: HtmlOption = None,
 ) -> None:
     """Explain how failed, slow or any other runs differ from the rest.
 
@@ -122,9 +126,13 @@ def explain(
     """
     filter = as_filter(pipeline=pipeline, stage=stage, since=since, until=until)
     view: Over = over or ("stages" if stage else "runs")
-    if _is_id(which) and (run := _explain_run(which, filter, journal, archive, verify=verify)) is not None:
-        options = ("--against", "--over", "--cluster", "--per", "--changed", "--together")
-        values = (against, over, cluster, per, changed, together)
+    run = None
+    if may_be_run_id(which):
+        with open_store(journal, archive, verify=verify) as store:
+            run = explain_one_run(store, which, filter)
+    if run is not None:
+        options = ("--against", "--within", "--over", "--cluster", "--per", "--changed", "--together")
+        values = (against, within, over, cluster, per, changed, together)
         if wrong := [name for name, value in zip(options, values, strict=True) if value]:
             raise typer.BadParameter(f"{wrong[0]} does not apply to one run", param_hint=wrong[0])
         if as_json:
@@ -133,57 +141,40 @@ def explain(
             terminal = open_terminal()
             print_page(terminal, draw_run_explanation(run, width=width_of(terminal)))
         return
-    slow = which == "slow" and against is None
-    if per is not None and not slow:
+    if per is not None and (which != "slow" or against is not None):
         raise typer.BadParameter("--per applies to `explain slow`", param_hint="--per")
-    where, rest, within = None, None, None
-    if against is not None and is_duration(against):
-        with invalid_selection("--against"):
-            windows = compare_with_earlier(which, against, filter)
-        where, rest, within, filter = windows.where, windows.against, windows.within, windows.filter
-    else:
-        where = None if slow or which == "failed" else as_selection(which, "SELECTION")
-        rest = None if against is None else as_selection(against, "--against")
+    earlier = against is not None and is_duration(against)
+    if against is not None and not earlier:
+        as_selection(against, "--against")
+    with invalid_selection("--against" if earlier else "SELECTION"):
+        selected = select(which, against, filter, within=within)
     with open_store(journal, archive, verify=verify) as store:
-        if view == "runs" and not together:
-            found = store.explain_by_pipeline(
-                where,
-                against=rest,
-                within=within,
-                slowest=_SLOWEST if slow else None,
-                per=per,
-                filter=filter,
-                cluster=cluster,
-                sort=sort,
-                limit=limit,
-                changed=changed,
-            )
-        elif slow:
-            found = (
-                store.explain_slow(
-                    view, filter, per=per, cluster=cluster, sort=sort, limit=limit, changed=changed
-                ),
-            )
-        else:
-            found = (
-                store.explain(
-                    where,
-                    against=rest,
-                    within=within,
-                    over=view,
-                    filter=filter,
-                    cluster=cluster,
-                    sort=sort,
-                    limit=limit,
-                    changed=changed,
-                ),
-            )
-        unknown = describe_empty(store, filter, "") if not found[0].selection.rows else ""
+        found = explain_selected(
+            store,
+            selected,
+            over=view,
+            per=per,
+            cluster=cluster,
+            sort=sort,
+            limit=limit,
+            changed=changed,
+            together=together,
+        )
+        unknown = describe_empty(store, selected.filter, "") if not found[0].selection.rows else ""
+    if html is not None and not unknown:
+        _save(found[0], journal, archive, html)
+        return
     if as_json:
         print_json(*map(msgspec.json.encode, found))
     elif not unknown:
         terminal = open_terminal()
-        other_options = {"--against": against, "--per": per, "--since": since, "--until": until}
+        other_options = {
+            "--against": against,
+            "--within": within,
+            "--per": per,
+            "--since": since,
+            "--until": until,
+        }
         drawing = draw_explanations(
             found,
             width=width_of(terminal),
@@ -194,30 +185,12 @@ def explain(
         print_text(unknown, err=True)
 
 
-_ID = re.compile(r"[\w:@#/+-][\w.:@#/+-]*")
-_NAME = re.compile(r"[^\W\d][\w.]*")
+def _save(explanation: Explanation, journal: Path | None, archive: str | None, file: Path) -> None:
+    from ..ui import explanation_as_html
 
-
-def _is_id(text: str) -> bool:
-    """Return whether a selection can be the id of a run: a single word, unless it is another selection."""
-    return text not in ("failed", "slow") and ".." not in text and _ID.fullmatch(text) is not None
-
-
-def _explain_run(
-    run_id: str, filter: RunFilter, journal: Path | None, archive: str | None, *, verify: bool
-) -> RunExplanation | None:
-    """Return the explanation of a run; None if no run matches and the text can be a predicate.
-
-    Raises:
-        RunNotFoundError: No run matches, and the text cannot be a predicate.
-    """
-    with open_store(journal, archive, verify=verify) as store:
-        try:
-            return store.explain_run(run_id, filter)
-        except RunNotFoundError:
-            if run_id == "last" or not _NAME.fullmatch(run_id):
-                raise
-            return None
+    with pinned_store(journal, archive) as store:
+        file.write_bytes(explanation_as_html(store, explanation))
+    print_text(f"Saved {file}")
 
 
 def _command_for(pipeline: str | None, which: str, options: dict[str, str | None]) -> str:

@@ -24,11 +24,12 @@ from ..store import as_predicate
 from ._output import open_terminal, print_text
 
 if TYPE_CHECKING:
-    from ..store import EventStore, TailSampler
+    from ..store import EventStore, PinnedStore, TailSampler
 
 __all__ = [
     "ArchiveOption",
     "EventFilter",
+    "HtmlOption",
     "IdOption",
     "JournalOption",
     "PipelineOption",
@@ -47,11 +48,12 @@ __all__ = [
     "hint_with_journal",
     "id_option",
     "invalid_selection",
-    "is_duration",
+    "journal_path",
     "json_option",
     "open_records",
     "open_store",
     "over_option",
+    "pinned_store",
     "show_progress",
     "span_option",
     "stage_option",
@@ -259,14 +261,6 @@ def invalid_selection(argument: str) -> Generator[None]:
         raise typer.BadParameter(f"{error.message}{hint}", param_hint=argument) from None
 
 
-def is_duration(text: str) -> bool:
-    """Return whether a text is a time span, such as `1d`."""
-    try:
-        return parse_duration(text) > 0
-    except ValueError:
-        return False
-
-
 def describe_empty(records: Journal | EventStore, filter: RunFilter, default: str) -> str:
     """Return why nothing matches a filter: a pipeline or stage that does not occur, or the default text."""
     if filter.pipeline is None and filter.stage is None:
@@ -359,8 +353,14 @@ def find_journal(given: Path | None) -> Journal:
     forget_journal()
     if given is not None and os.environ.get(_VARIABLE) != os.fspath(given):
         _given.append(given)
-    default = next((path for path in _DEFAULTS if Path(path).is_dir()), _DEFAULTS[0])
-    return Journal(default if given is None else given)
+    return Journal(journal_path(given))
+
+
+def journal_path(given: Path | None) -> Path:
+    """Return the given directory, or the first of the default directories that exists, or the first one."""
+    if given is not None:
+        return given
+    return Path(next((path for path in _DEFAULTS if Path(path).is_dir()), _DEFAULTS[0]))
 
 
 def forget_journal() -> None:
@@ -428,6 +428,18 @@ SamplerOption = Annotated[
 ]
 
 
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        dir_okay=False,
+        show_default=False,
+        help="Write a page for the browser, which needs no server, to this file. Needs the extra `ui`.",
+    ),
+]
+
+
 @contextmanager
 def open_store(journal: Path | None, archive: str | None, *, verify: bool = False) -> Generator[EventStore]:
     """Open the store over a journal and its archive; show a progress bar while it archives a backlog.
@@ -449,6 +461,21 @@ def open_store(journal: Path | None, archive: str | None, *, verify: bool = Fals
                 "part of the archive cannot be read, but this result does not depend on it",
                 store.archive_error,
             )
+
+
+@contextmanager
+def pinned_store(journal: Path | None, archive: str | None) -> Generator[PinnedStore]:
+    """Open one state of a journal and its archive.
+
+    Raises:
+        JournalNotFoundError: The directory of the journal does not exist.
+        MissingExtraError: The packages of `stageflow[store]` are not installed.
+    """
+    from ..store import PinnedStore
+
+    path = None if journal is None and archive is not None else find_journal(journal).path
+    with PinnedStore(path, archive) as store:
+        yield store
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +14,7 @@ from ..journal import RunFilter, RunRecord
 from ..render import OUTCOMES, STATUSES, draw_run, draw_runs, shown_child_runs
 from ._options import (
     ArchiveOption,
+    HtmlOption,
     IdOption,
     JournalOption,
     PipelineOption,
@@ -26,6 +28,7 @@ from ._options import (
     json_option,
     open_records,
     open_store,
+    pinned_store,
     span_option,
     stage_option,
     status_option,
@@ -66,6 +69,7 @@ def show(
         bool,
         json_option("Print one JSON object: run, stages, events (type and data), children."),
     ] = False,
+    html: HtmlOption = None,
 ) -> None:
     """Show one run in full: its stages over time, their attributes and errors, and its custom events.
 
@@ -81,6 +85,9 @@ def show(
     """
     if not run:
         raise typer.BadParameter("the id is empty; is a shell variable unset?", param_hint="RUN")
+    if html is not None:
+        _save(run, journal, archive, html)
+        return
     with open_records(journal, archive, verify=verify) as records:
         story = records.run(run)
         nested = {} if as_json else _nested_runs(records, story)
@@ -104,6 +111,14 @@ def show(
         width=width,
     )
     print_page(terminal, drawing)
+
+
+def _save(run: str, journal: Path | None, archive: str | None, file: Path) -> None:
+    from ..ui import run_as_html
+
+    with pinned_store(journal, archive) as store:
+        file.write_bytes(run_as_html(store, run))
+    print_text(f"Saved {file}")
 
 
 def _nested_runs(records: Any, story: RunRecord) -> dict[str, RunRecord]:

@@ -1,11 +1,19 @@
 """The event journal on disk: append, recover after a crash, read by cursor, prune and repair."""
 
-from ._check import CursorState, Damage, DamagedFile, JournalState, WriterState
+from ._check import (
+    CursorState,
+    Damage,
+    DamagedFile,
+    JournalState,
+    WriterState,
+    cursor_state as cursor_state,
+)
 
 # For other packages of stageflow.
 from ._cursor import (
     CursorFile as CursorFile,
     cursor_lock as cursor_lock,
+    cursor_names as cursor_names,
     load_cursor as load_cursor,
     store_cursor as store_cursor,
 )
@@ -18,7 +26,7 @@ from ._reader import (
     newest_entries as newest_entries,
     unread as unread,
 )
-from ._recovery import writer_is_closed as writer_is_closed
+from ._recovery import writer_is_alive as writer_is_alive, writer_is_closed as writer_is_closed
 from ._repair import Moved, Repaired
 from ._retention import (
     Deleted,

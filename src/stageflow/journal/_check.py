@@ -40,6 +40,7 @@ __all__ = [
     "Progress",
     "WriterState",
     "check",
+    "cursor_state",
     "entry_names",
     "leftover_files",
 ]
@@ -219,7 +220,7 @@ def check(
         size = sum(map(_size, segments))
         states.append(WriterState(name, segments[0].pid, state, len(segments), size, lines, open_ids))
     disk = os.statvfs(directory)
-    cursors = [_cursor(directory, name, writers) for name in cursor_names(directory)]
+    cursors = [cursor_state(directory, name, writers) for name in cursor_names(directory)]
     deleted = _deletion_counts(directory)
     missing = missing_segments(directory, writers, deleted=retention_has_run(directory))
     problems = [
@@ -350,7 +351,8 @@ def _without_end(segments: list[Segment]) -> list[str]:
         return []
 
 
-def _cursor(directory: str, name: str, writers: Writers) -> CursorState:
+def cursor_state(directory: str, name: str, writers: Writers) -> CursorState:
+    """Return the state of a reader; that of a new one if its cursor is damaged."""
     try:
         cursor = load_cursor(directory, name) or CursorFile()
     except OSError:  # `damaged` names it

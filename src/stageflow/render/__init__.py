@@ -65,6 +65,7 @@ __all__ = [
 ]
 
 _REQUIRING_RICH = {
+    "html_of": "_html",
     "EventLines": "_events",
     "OUTCOMES": "_style",
     "STATUSES": "_style",
@@ -96,6 +97,23 @@ _REQUIRING_RICH = {
     "track": "_style",
     "wrap": "_style",
 }
+
+
+def as_html(drawing: str, *arguments: Any, title: str = "", **options: Any) -> str | None:
+    """Return a drawing as HTML, for a notebook; None if rich is not installed: the notebook then shows text.
+
+    Args:
+        drawing: Name of a function of this package that returns a drawing.
+        arguments: Its positional arguments.
+        title: First line; default none.
+        options: Its keyword arguments, except `width`.
+    """
+    try:
+        draw, html_of = __getattr__(drawing), __getattr__("html_of")
+    except MissingExtraError:
+        return None
+    html: str = html_of(lambda width: draw(*arguments, width=width, **options), title=title)
+    return html
 
 
 def __getattr__(name: str) -> Any:

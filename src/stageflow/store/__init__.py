@@ -35,9 +35,17 @@ from ._explain._run_explanation import (
     StageMeasured,
     UnusualValue,
 )
+from ._explain._selected import (
+    explain_one_run as explain_one_run,
+    explain_selected as explain_selected,
+    may_be_run_id as may_be_run_id,
+    select as select,
+)
+from ._interruption import Interruption
 from ._losses import LostFile
 from ._merge import count_if as count_if, percentiles as percentiles, ranked as ranked
 from ._move import ForgottenArchive, MovedArchive, forget_archive, move_archive
+from ._pinned import PinnedStore
 from ._queries import Rows
 from ._query_process import query_in_subprocess
 from ._sampling import SampleRule, SamplingResult, TailSampler, read_sampler
@@ -46,6 +54,8 @@ from ._selection import (
     as_predicate as as_predicate,
     compare_with_earlier as compare_with_earlier,
     condition as condition,
+    parenthesized as parenthesized,
+    resolve_field as resolve_field,
 )
 from ._snapshot import LONGEST_RUN as LONGEST_RUN
 from ._statistics import Share, Stat, Total, Volume
@@ -63,12 +73,14 @@ __all__ = [
     "EventStore",
     "Explanation",
     "ForgottenArchive",
+    "Interruption",
     "LeftOut",
     "Location",
     "LostFile",
     "Measured",
     "MovedArchive",
     "Part",
+    "PinnedStore",
     "RepairedArchive",
     "Rows",
     "RunExplanation",

@@ -39,6 +39,7 @@ from ._explain._run_explanation import RunExplanation
 from ._explain._slow import select_slow
 from ._merge import NO_KINDS
 from ._queries import Queries, Rows, load_run
+from ._result_list import ResultList
 from ._rows import events_of
 from ._sampling import SamplingResult, TailSampler, decide, report
 from ._selection import Over, condition
@@ -289,7 +290,8 @@ class EventStore:
                 for run in Journal(self.path).in_progress(filter)
                 if run["event_id"] not in known and (before is None or _sort_key(run) < _sort_key(before))
             ]
-        return sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
+        found = sorted([*ended, *in_progress], key=_sort_key, reverse=True)[:limit]
+        return ResultList(found, "draw_runs")
 
     def run(self, run_id: str = "last") -> RunRecord:
         """Return all stored information about one run.
@@ -561,6 +563,7 @@ class EventStore:
         *,
         slowest: float = 0.05,
         per: str | None = None,
+        within: str | None = None,
         cluster: str | None = None,
         sort: Sort = "deviance",
         limit: int = 20,
@@ -577,6 +580,7 @@ class EventStore:
             slowest: The share that counts as slow; default 0.05, the slowest 5%.
             per: The field that runs of the same kind have in common: "model", "attributes.route". Default
                 `pipeline_name` for runs and `stage_name` for stages, if they have several values.
+            within: See `explain`.
             cluster: See `explain`.
             sort: See `explain`.
             limit: Maximum number of differences.
@@ -584,7 +588,7 @@ class EventStore:
 
         Raises:
             InvalidArgumentError: `slowest` is not between 0 and 1.
-            QueryError: `per` is not a field.
+            QueryError: `per` is not a field, or the predicate is invalid.
 
         Example:
             print(store.explain_slow(per="model").summary)
@@ -593,7 +597,7 @@ class EventStore:
         request = _request(
             None,
             against=None,
-            within=None,
+            within=within,
             over=over,
             filter=filter,
             cluster=cluster,
@@ -608,6 +612,8 @@ class EventStore:
                 cursor, select_slow(cursor, request, slowest=slowest, weighted=queries.weighted)
             ),
             f"the slowest {over} of {request.within or 'all'}",
+            predicates=[within],
+            over=[over],
             scope=_scope(None if changed else filter),
         )
 

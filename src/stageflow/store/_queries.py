@@ -15,9 +15,12 @@ from msgspec import Struct
 from .._failures import FailureOutcomes
 from ..errors import ArchiveDamagedError, ClosedError, QueryError, invalid_argument
 from ..journal import Journal, RunRecord, no_run, several_runs
+from ..render import as_html
 from ._archive import Archive
 from ._columns import text
 from ._database import as_os_errors, duckdb_message, interruptible, open_database
+from ._frames import to_arrow, to_pandas, to_polars
+from ._interruption import interrupted_after
 from ._parquet import may_be_damage
 from ._rows import escape_glob, events_of
 from ._sandbox import VIEWS_HINT, check_reads_views_only, parse
@@ -35,6 +38,9 @@ from ._snapshot import EVERYTHING, RETRIES, Scope, Snapshot, is_missing_file
 from ._statistics import Volume
 
 if TYPE_CHECKING:
+    import pandas
+    import polars
+    import pyarrow
     from duckdb import DuckDBPyConnection
 
 __all__ = ["Queries", "Rows", "load_run"]
@@ -61,6 +67,34 @@ class Rows(Struct, frozen=True):
     def dicts(self) -> list[dict[str, Any]]:
         """Return each row as a dict."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def to_polars(self) -> polars.DataFrame:
+        """Return a polars data frame. Columns with the same name are numbered: `count`, `count_2`.
+
+        Raises:
+            MissingExtraError: polars is not installed.
+        """
+        return to_polars(self.columns, self.rows)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a pandas data frame. Columns with the same name are numbered, as in `to_polars`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return to_pandas(self.columns, self.rows)
+
+    def to_arrow(self) -> pyarrow.Table:
+        """Return an Arrow table. Columns with the same name are numbered, as in `to_polars`.
+
+        Raises:
+            MissingExtraError: pyarrow is not installed.
+        """
+        return to_arrow(self.columns, self.rows)
+
+    def _repr_html_(self) -> str | None:
+        title = f"the first {len(self.rows)} rows" if self.more else ""
+        return as_html("draw_rows", self.columns, self.rows, title=title)
 
 
 class Queries:
@@ -98,6 +132,7 @@ class Queries:
         self._before = before
         self._pid = os.getpid()
         self._closed = False
+        self._pinned = False
         self._lock = threading.RLock()
         self._database = open_database(memory, disk=disk)
         self._snapshot = Snapshot(
@@ -142,6 +177,8 @@ class Queries:
             OSError: The journal or the archive cannot be read.
         """
         self._check_open()
+        if self._pinned:
+            return
         with self._lock, as_os_errors(self._archive.address):
             try:
                 self._refresh_all()
@@ -150,6 +187,26 @@ class Queries:
                 if not self._snapshot.refresh_within(scope):
                     raise
                 self.excluded = error
+
+    def pin(self) -> None:
+        """Load the current state, and keep it: queries no longer refresh it, and run concurrently.
+
+        Raises:
+            ArchiveDamagedError: A file of the archive is damaged or missing.
+            OSError: The journal or the archive cannot be read.
+        """
+        self.refresh(EVERYTHING)
+        self._pinned = True
+
+    def is_current(self) -> bool:
+        """Return whether the journal and the archive are unchanged since they were loaded.
+
+        Raises:
+            OSError: The journal or the archive cannot be read.
+        """
+        self._check_open()
+        with self._lock, as_os_errors(self._archive.address):
+            return self._snapshot.is_current()
 
     def _refresh_all(self) -> None:
         with as_os_errors(self._archive.address):
@@ -207,17 +264,16 @@ class Queries:
 
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         self._check_open()
-        with self._lock:
+        # The views of a pinned snapshot do not change, and each query has its own cursor.
+        with contextlib.nullcontext() if self._pinned else self._lock:
             previous: object = None
             for attempt in range(RETRIES):
                 self.refresh(scope)
                 state = self._snapshot.state
                 cursor = self._database.cursor()
-                timer = threading.Timer(seconds, _interrupt, [cursor])
-                timer.daemon = True
-                timer.start()
+                interruption = None
                 try:
-                    with interruptible():
+                    with interrupted_after(cursor, seconds) as interruption, interruptible():
                         # In addition to the sandbox: a query cannot write.
                         cursor.execute("begin transaction read only")
                         for predicate in filter(None, predicates):
@@ -226,19 +282,21 @@ class Queries:
                                 check_binds(cursor, view, predicate)
                         return execute(cursor)
                 except duckdb.InterruptException:
+                    if interruption is not None and interruption.requested:
+                        raise QueryError(f"interrupted: {sql}", sql=sql) from None
                     raise QueryError(
                         f"no result within {seconds:g} s: {sql}",
                         sql=sql,
                         hint="narrow it down (day >= '2026-11-24'), or allow more time: timeout=...",
                     ) from None
                 except duckdb.Error as error:
-                    if attempt < RETRIES - 1 and state != previous and is_missing_file(error):
+                    can_reload = not self._pinned and attempt < RETRIES - 1 and state != previous
+                    if can_reload and is_missing_file(error):
                         previous = state
                         self._snapshot.invalidate()
-                    elif not may_be_damage(error) or not self._can_leave_out_damage():
+                    elif self._pinned or not may_be_damage(error) or not self._can_leave_out_damage():
                         raise _as_query_error(cursor, sql, error) from None
                 finally:
-                    timer.cancel()
                     cursor.interrupt()  # rows that were not fetched need not be computed
                     cursor.close()
         raise AssertionError("the last attempt has raised")
@@ -285,13 +343,6 @@ def check_timeout(seconds: float) -> float:
     if not (isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX):
         raise invalid_argument("EventStore", "timeout", seconds, "more than 0 seconds")
     return seconds
-
-
-def _interrupt(cursor: DuckDBPyConnection) -> None:
-    import duckdb
-
-    with contextlib.suppress(duckdb.ConnectionException):  # the query ended meanwhile
-        cursor.interrupt()
 
 
 def _check_query(connection: DuckDBPyConnection, query: str) -> None:

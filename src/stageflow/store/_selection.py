@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from .._time import get_clock
 from .._timeparse import parse_duration, parse_time
 from ..errors import QueryError, did_you_mean
 from ..journal import OTHER_IDS, RunFilter
-from ._columns import FAILED, text
+from ._columns import ATTRIBUTE, FAILED, SCHEMAS, columns_of, quoted, text
 from ._sandbox import check_reads_views_only, parse, parts
 
 if TYPE_CHECKING:
@@ -48,8 +49,17 @@ _CONSTANT = re.compile(r"\s*(true|false|null)\s*(--.*)?", re.IGNORECASE)
 
 _WORD = re.compile(r"\w+")
 
-_ATTRIBUTE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(attributes\.\w+(?:\.\w+)*)""")
-"""Text and quoted identifiers, and names of attributes outside of them."""
+_DISPLAYED = re.compile(
+    r"""'(?:[^']|'')*'|"(?P<quoted>(?:[^"]|"")*)"|--[^\n]*
+    |\b(?P<stage>[^\W\d]\w*)/(?P<of_stage>attributes\.\w+(?:\.\w+)*|\w+)\b(?!\s*\()
+    |\b(?P<attribute>attributes\.\w+(?:\.\w+)*)""",
+    re.VERBOSE,
+)
+"""Text, quoted identifiers and comments, and names of fields as `explain` displays them: "stage/field" and
+"attributes.NAME"."""
+
+_RUN = "run"
+"""For stages, "run/field" is a field of their run."""
 
 _DUCKDB_NAMES = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"}
 """Names that are not fields of the views, but to which DuckDB assigns a value."""
@@ -58,14 +68,49 @@ _DUCKDB_NAMES = {"user", "current_user", "session_user", "current_role", "curren
 def parenthesized(predicate: str) -> str:
     """Return a predicate in parentheses, on separate lines if it may end with a comment.
 
-    Names of attributes, as they are displayed, become identifiers.
+    Names of fields, as they are displayed, become SQL. A stage whose name is more than a word is written in
+    quotes: "my stage/attributes.n".
 
     Example:
         >>> parenthesized("a or b"), parenthesized("attributes.n > 3")
         ('(a or b)', '("attributes.n" > 3)')
+        >>> parenthesized("llm/status = 'FAIL'").startswith("((select any_value(field) from")
+        True
     """
-    quoted = _ATTRIBUTE.sub(lambda found: f'"{found[1]}"' if found[1] else found[0], predicate)
-    return f"({quoted}\n)" if "--" in predicate else f"({quoted})"
+    translated = _DISPLAYED.sub(_as_sql, predicate)
+    return f"({translated}\n)" if "--" in predicate else f"({translated})"
+
+
+def _as_sql(found: re.Match[str]) -> str:
+    if found["attribute"]:
+        return quoted(found["attribute"])
+    if (place := _stage_field(found)) is None:
+        return found[0]
+    stage, field = place
+    rows = "runs" if stage == _RUN else f"stages where stage_name = {text(stage)} and status <> 'RETRY'"
+    # The derived table renames the id, so that the outer one belongs to the row of the view.
+    values = f"select pipeline_run_id as of_run, {quoted(field)} as field from {rows}"
+    return f"(select any_value(field) from ({values}) where of_run = pipeline_run_id)"
+
+
+def _stage_field(found: re.Match[str]) -> tuple[str, str] | None:
+    """Return the stage and the field of a displayed name; None if it is another name, or a division."""
+    stage, field = found["stage"], found["of_stage"]
+    if found["quoted"] and "/" in found["quoted"]:
+        stage, _, field = found["quoted"].replace('""', '"').rpartition("/")
+    if not stage or not (field.startswith(ATTRIBUTE) or field in _stage_columns()):
+        return None
+    return None if found["stage"] and stage in _run_columns() else (stage, field)
+
+
+@functools.cache
+def _stage_columns() -> frozenset[str]:
+    return frozenset((*columns_of(SCHEMAS["stage.wide"]), FAILED))
+
+
+@functools.cache
+def _run_columns() -> frozenset[str]:
+    return frozenset((*columns_of(SCHEMAS["pipeline.wide"]), *_stage_columns()))
 
 
 def parse_predicate(connection: DuckDBPyConnection, predicate: str) -> Any:
@@ -143,14 +188,26 @@ def named_fields(connection: DuckDBPyConnection, predicate: str, known: Collecti
     return {lowered[name.lower()] for name in _names(tree) if name.lower() in lowered}
 
 
+def _is_last_attempt(part: dict[str, Any]) -> bool:
+    """Return whether a part of a tree is `status <> 'RETRY'`, which selects attempts and not results."""
+    right = part.get("right")
+    literal = right.get("literal") if isinstance(right, dict) else None
+    return (
+        part.get("type") == "COMPARE_NOTEQUAL"
+        and isinstance(literal, dict)
+        and literal.get("text") == "RETRY"
+    )
+
+
 def _names(tree: Any) -> Iterator[str]:
     for names in _references(tree):
         yield from names
 
 
 def _references(tree: Any) -> Iterator[list[str]]:
+    ignored = {id(part["left"]) for part in parts(tree) if _is_last_attempt(part)}
     for part in parts(tree):
-        if part.get("type") == "COLUMN_REF":
+        if part.get("type") == "COLUMN_REF" and id(part) not in ignored:
             yield part["column_names"]
 
 
@@ -172,11 +229,27 @@ def check_binds(connection: DuckDBPyConnection, over: Over, predicate: str) -> N
     import duckdb
 
     known = fields_of(connection, over)
+    _check_stages(connection, predicate)
     try:
         # As a condition of rows, a predicate cannot contain aggregates, window functions or `unnest`.
         connection.execute(f"select 1 from {over} where {parenthesized(predicate)}::boolean limit 0")
     except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
         raise as_query_error(connection, error, predicate, known) from error
+
+
+def _check_stages(connection: DuckDBPyConnection, predicate: str) -> None:
+    """Verify that the stages of displayed fields exist: a misspelled name would silently match nothing."""
+    named = {place[0] for found in _DISPLAYED.finditer(predicate) if (place := _stage_field(found))} - {_RUN}
+    if not named:
+        return
+    stages = connection.execute("select distinct stage_name from stages").fetchall()
+    known = [name for (name,) in stages if name is not None]
+    for stage in sorted(named - set(known)):
+        raise QueryError(
+            f"unknown stage {stage!r} in {predicate!r}{did_you_mean(stage, known)}",
+            sql=predicate,
+            hint="`stageflow stats` lists the stages",
+        )
 
 
 def as_query_error(

@@ -155,11 +155,7 @@ class Snapshot:
                 files = list(filter(part.needs, files))
             elif part is None and (damaged := self._damaged_files()):
                 raise self._local.error_of(damaged)
-            state: _State = (
-                (self._archive.version, part),
-                self._failures(),
-                tuple((segment.path, size) for segment, size in live),
-            )
+            state = self._state_of(live, part)
             if state == self._state:
                 return
             self._state = None
@@ -173,6 +169,21 @@ class Snapshot:
             else:
                 self._state = state
                 return
+
+    def _state_of(self, live: list[tuple[Segment, int]], part: Scope | Literal["journal"] | None) -> _State:
+        return (
+            (self._archive.version, part),
+            self._failures(),
+            tuple((segment.path, size) for segment, size in live),
+        )
+
+    def is_current(self) -> bool:
+        """Return whether the journal and the archive are unchanged since all of both was loaded.
+
+        Raises:
+            OSError: The journal or the archive cannot be read.
+        """
+        return self._state == self._state_of(self._list_live(include_archived=False), None)
 
     def volume(self, cursor: DuckDBPyConnection) -> Volume:
         """Return the size of the loaded events."""

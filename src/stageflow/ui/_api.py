@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..store import ErrorGroup, Explanation, RunExplanation, Stat
 
@@ -29,6 +29,7 @@ __all__ = [
     "Runs",
     "Series",
     "SeriesGroup",
+    "SilenceRequest",
     "SnapshotInfo",
     "SqlResult",
     "StageGraph",
@@ -55,6 +56,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
         estimated: True if runs were sampled, so that counts are estimates.
         archive_error: Why the archive, or a part of it, is not included; None if all of it is.
         version: Version of stageflow; a page from another version reloads itself.
+        options: The options with which other commands read the same records: "--journal .stageflow/demo".
         actions: Whether actions, such as silencing an alert, are allowed.
     """
 
@@ -69,6 +71,7 @@ class SnapshotInfo(Struct, frozen=True, kw_only=True):
     estimated: bool
     archive_error: str | None
     version: str
+    options: str
     actions: bool
 
 
@@ -151,7 +154,7 @@ class Runs(Struct, frozen=True, kw_only=True):
 
 
 class Typical(Struct, frozen=True, kw_only=True):
-    """The typical duration of a stage, or of the run, in its pipeline.
+    """The typical duration of a stage, or of the run, in its pipeline: of those that ended OK.
 
     Attributes:
         p50_ms: Median in milliseconds; None without other runs.
@@ -171,7 +174,7 @@ class RunDetails(Struct, frozen=True, kw_only=True):
         snapshot: Number of the snapshot.
         run: The data of its `pipeline.wide` event; for a run in progress the known fields, with status
             "OPEN" and `stages_running`.
-        stages: The data of its `stage.wide` events, one for each attempt that was retried and one for the end.
+        stages: The data of its `stage.wide` events, one for each retried attempt and one for the end.
         events: The custom events, as pairs of type and data.
         children: The `pipeline.wide` events of the runs that were started inside it.
         typical: The typical duration of the whole run.
@@ -574,6 +577,20 @@ class Completions(Struct, frozen=True, kw_only=True):
     suggestions: tuple[Completion, ...]
 
 
+class SilenceRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /api/silence`, which suppresses the notifications of an alert.
+
+    Attributes:
+        rule: Name of the rule.
+        hours: Number of hours, at most 720; 0 ends the silence.
+        reason: The reason.
+    """
+
+    rule: str
+    hours: Annotated[float, Meta(ge=0, le=720)]
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
 class WriterStatus(Struct, frozen=True, kw_only=True):
     """A process that writes to the journal, or did.
 
@@ -610,7 +627,8 @@ class Status(Struct, frozen=True, kw_only=True):
     Attributes:
         snapshot: Number of the snapshot.
         source: The journal or the archive.
-        alerts: The state of each alert rule, as `stageflow alerts status --json` prints it.
+        alerts: The state of each alert rule: its name, the fields of `RuleState`, and `silence`, the silence
+            that applies, or None.
         alerts_error: Why there is no state of alerts; None if there is one.
         writers: The writers.
         cursors: The readers.

@@ -194,6 +194,10 @@ def show_journal(terminal: Console, journal: Path, run_id: str | None) -> None:
     for command in commands:
         # Commands are not wrapped, so that they can be copied.
         terminal.print(Text(f"  {command}"), soft_wrap=True)
+    terminal.print()
+    print_text("  To see it in the browser:")
+    terminal.print()
+    terminal.print(Text(f"  {stageflow} ui --open --journal {where}"), soft_wrap=True)
 
 
 def _stageflow() -> str:

@@ -1,0 +1,103 @@
+"""Interrupts queries: after a timeout, or at the request of another thread."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Generator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["Interruption", "interrupted_after"]
+
+
+_REPEAT_S = 0.05
+"""Seconds between interrupts. An interrupt affects only a statement that is being executed, so one that
+arrives between two statements of a query has no effect."""
+
+_current: ContextVar[Interruption | None] = ContextVar("interruption", default=None)
+
+
+class Interruption:
+    """Interrupts the queries of an `EventStore` that run inside `with interruption:`, from another thread.
+
+    `asyncio.to_thread` copies the context, so the block can also enclose the `await`.
+
+    Attributes:
+        requested: Whether `interrupt` was called. An interrupted query raises `QueryError`.
+
+    Example:
+        interruption = Interruption()
+        threading.Timer(5, interruption.interrupt).start()
+        with interruption:
+            store.explain("failed")
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._watchers: set[threading.Event] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Interruption:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
+
+    def interrupt(self) -> None:
+        """Interrupt the queries that are running, and those that start later."""
+        with self._lock:
+            self.requested = True
+            for wake in self._watchers:
+                wake.set()
+
+    def _wake_on_interrupt(self, wake: threading.Event) -> None:
+        with self._lock:
+            self._watchers.add(wake)
+            if self.requested:
+                wake.set()
+
+    def _forget(self, wake: threading.Event) -> None:
+        with self._lock:
+            self._watchers.discard(wake)
+
+
+@contextlib.contextmanager
+def interrupted_after(cursor: DuckDBPyConnection, seconds: float) -> Generator[Interruption | None]:
+    """Interrupt the statements of a cursor after a timeout, or when the current `Interruption` requests it.
+
+    Returns:
+        The current `Interruption`; None if there is none.
+    """
+    interruption = _current.get()
+    wake, done = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        wake.wait(seconds)
+        while not done.is_set():
+            _interrupt(cursor)
+            done.wait(_REPEAT_S)
+
+    watcher = threading.Thread(target=watch, name="stageflow-query-timeout", daemon=True)
+    if interruption is not None:
+        interruption._wake_on_interrupt(wake)
+    watcher.start()
+    try:
+        yield interruption
+    finally:
+        if interruption is not None:
+            interruption._forget(wake)
+        done.set()
+        wake.set()
+        watcher.join()
+
+
+def _interrupt(cursor: DuckDBPyConnection) -> None:
+    import duckdb
+
+    with contextlib.suppress(duckdb.ConnectionException):  # the query ended meanwhile
+        cursor.interrupt()

@@ -1,0 +1,434 @@
+"""The ASGI application: the routes of the web API, the event stream and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import shlex
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Literal
+
+import msgspec
+from msgspec import Struct, structs
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .. import __version__
+from .._files import absolute_path
+from ..errors import (
+    InvalidArgumentError,
+    QueryError,
+    RunNotFoundError,
+    StageflowError,
+)
+from ..store import PinnedStore
+from ._api import Problem, SilenceRequest, SnapshotInfo, SqlResult, Status
+from ._completions import complete
+from ._details import run_details
+from ._differences import differences
+from ._execution import Executor, Replaced
+from ._facets import facets
+from ._groups import error_groups, stages
+from ._heatmap import heatmap
+from ._overview import overview
+from ._page import page_routes
+from ._question import Question
+from ._rows import NewestRuns, runs_in_progress, runs_page
+from ._security import Protection, problem_response
+from ._series import series
+from ._snapshots import Snapshot, SnapshotGone, Snapshots
+from ._status import alerts_of, archive_of, cursors_of, damage_of, dropped_of, silence, writers_of
+
+__all__ = ["WebUI"]
+
+
+log = logging.getLogger("stageflow.ui")
+
+_LIVE_INTERVAL_S = 1.0
+"""Seconds between two messages about the runs in progress."""
+
+_PING_S = 15
+
+Answer = Callable[[PinnedStore, Question, Snapshot], Struct]
+
+_HEAVY = {"overview", "facets", "differences", "run", "sql"}
+"""Endpoints whose queries can take long. The others wait for no permit."""
+
+
+class WebUI:
+    """The web UI over a journal and its archive, as an ASGI application.
+
+    Args:
+        journal: Directory of the journal; None for an archive without its journal.
+        archive: Address of the archive; default the one that the journal has.
+        memory: Memory limit of DuckDB for each snapshot; default "2GB".
+        timeout: Seconds for one query; default 60.
+        allow_actions: Whether the page can silence alerts; default False. The user that the authentication
+            of the application reports (`request.user`, see Starlette's `AuthenticationMiddleware`), or
+            "local", is recorded.
+
+    Example:
+        app.mount("/stageflow", stageflow.ui.asgi("journal"))
+    """
+
+    def __init__(
+        self,
+        journal: str | os.PathLike[str] | None = None,
+        archive: str | os.PathLike[str] | None = None,
+        *,
+        memory: str = "2GB",
+        timeout: float = 60.0,
+        allow_actions: bool = False,
+    ) -> None:
+        self._allow_actions = allow_actions
+        self._journal = absolute_path(journal) if journal is not None else None
+        given = (("--journal", journal), ("--archive", archive))
+        self._options = shlex.join(
+            word for name, value in given if value is not None for word in (name, os.fspath(value))
+        )
+        open_store = functools.partial(PinnedStore, journal, archive, memory=memory, timeout=timeout)
+        self._snapshots = Snapshots(open_store, self._has_changed)
+        self._executor: Executor | None = None
+        self._newest: dict[int, NewestRuns] = {}
+        self._refreshing: asyncio.Task[None] | None = None
+        self._streams: set[asyncio.Queue[ServerSentEvent | None]] = set()
+        self._infos: dict[int, SnapshotInfo] = {}
+        self._live, self._live_seen = b"", b"[]"
+        self._app: ASGIApp = Starlette(
+            routes=[
+                Route("/api/snapshot", self._endpoint("snapshot", self._snapshot)),
+                Route("/api/overview", self._endpoint("overview", self._overview)),
+                Route("/api/runs", self._endpoint("runs", self._runs)),
+                Route("/api/live", self._live_runs),
+                Route("/api/run", self._endpoint("run", _run)),
+                Route("/api/heatmap", self._endpoint("heatmap", _with_number(heatmap))),
+                Route("/api/series", self._endpoint("series", _with_number(series))),
+                Route("/api/facets", self._endpoint("facets", _with_number(facets))),
+                Route("/api/differences", self._endpoint("differences", _with_number(differences))),
+                Route("/api/errors", self._endpoint("errors", _with_number(error_groups))),
+                Route("/api/stages", self._endpoint("stages", _with_number(stages))),
+                Route("/api/complete", self._endpoint("complete", _with_number(complete))),
+                Route("/api/sql", self._endpoint("sql", _sql)),
+                Route("/api/status", self._status),
+                Route("/api/silence", self._silence, methods=["POST"]),
+                Route("/api/stream", self._stream),
+                *page_routes(),
+            ],
+            exception_handlers={Exception: _internal_error, 404: _not_found, 405: _not_found},
+            middleware=[
+                Middleware(Protection),
+                Middleware(GZipMiddleware, minimum_size=1_000, compresslevel=4),
+            ],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] == "http":
+            self._start()
+        await self._app(scope, receive, send)
+
+    def _start(self) -> None:
+        # An application that is mounted in another one receives no lifespan events.
+        if self._refreshing is None or self._refreshing.done():
+            self._executor = self._executor or Executor()
+            self._refreshing = asyncio.create_task(self._keep_current())
+
+    async def _keep_current(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._snapshots.keep_current())
+            tasks.create_task(self._send_live_runs())
+
+    def close(self) -> None:
+        """End the event streams and the running queries, and close the databases."""
+        for queue in self._streams:
+            queue.put_nowait(None)
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        if self._executor is not None:
+            self._executor.close()
+        self._snapshots.close()
+
+    # ------------------------------------------------------------ requests
+
+    def _endpoint(self, name: str, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+        """Return the handler of an endpoint whose answer depends on a snapshot and a question."""
+
+        async def handle(request: Request) -> Response:
+            try:
+                question = Question.parse(request.query_params)
+                number = _snapshot_number(request)
+                snapshot = await self._snapshots.get(number)
+                assert self._executor is not None
+                body = await self._executor.execute(
+                    snapshot,
+                    _key(name, question),
+                    lambda store: msgspec.json.encode(answer(store, question, snapshot)),
+                    heavy=name in _HEAVY,
+                    panel=request.headers.get("x-stageflow-panel"),
+                    disconnected=functools.partial(_disconnected, request),
+                )
+            except Exception as error:
+                problem = _problem(error)
+                if problem.reason == "internal":
+                    log.exception("request %s failed", request.url.path)
+                return problem_response(problem)
+            return Response(body, media_type="application/json")
+
+        return handle
+
+    def _runs(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
+        newest = self._newest.get(snapshot.number)
+        if newest is None:
+            newest = NewestRuns(store)
+            self._newest = {**self._newest, snapshot.number: newest}
+        return newest.page(question, snapshot.number) or runs_page(store, question, snapshot.number)
+
+    def _overview(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
+        alerts, _ = alerts_of(self._journal)
+        return overview(store, question, snapshot.number, alerts)
+
+    def _snapshot(self, store: PinnedStore, question: Question, snapshot: Snapshot) -> SnapshotInfo:
+        if (known := self._infos.get(snapshot.number)) is not None:
+            return known
+        query = """select count(*), min(started_at), max(started_at) from runs"""
+        names = """select pipeline_name from runs where pipeline_name is not null
+            group by 1 order by count(*) desc, 1 limit 200"""
+        counted, pipelines = store.query(
+            lambda cursor: (cursor.execute(query).fetchone(), cursor.execute(names).fetchall()), query
+        )
+        runs, first, last = counted or (0, None, None)
+        info = SnapshotInfo(
+            number=snapshot.number,
+            read_at=snapshot.read_at,
+            source=self._source(store),
+            runs=int(runs),
+            in_progress=len(runs_in_progress(self._journal, snapshot.number).rows),
+            pipelines=tuple(name for (name,) in pipelines),
+            first_at=first.isoformat().replace("+00:00", "Z") if first is not None else None,
+            last_at=last.isoformat().replace("+00:00", "Z") if last is not None else None,
+            estimated=store.weighted,
+            archive_error=str(store.archive_error) if store.archive_error is not None else None,
+            version=__version__,
+            options=self._options,
+            actions=self._allow_actions and self._journal is not None,
+        )
+        self._infos = {snapshot.number: info}
+        return info
+
+    def _source(self, store: PinnedStore) -> str:
+        return self._journal or store.archive.address
+
+    async def _live_runs(self, request: Request) -> Response:
+        try:
+            snapshot = await self._snapshots.get()
+            runs = await asyncio.to_thread(runs_in_progress, self._journal, snapshot.number)
+        except Exception as error:
+            return problem_response(_problem(error))
+        return Response(msgspec.json.encode(runs), media_type="application/json")
+
+    async def _status(self, request: Request) -> Response:
+        try:
+            snapshot = await self._snapshots.get()
+            body = await asyncio.to_thread(self._read_status, snapshot)
+        except Exception as error:
+            return problem_response(_problem(error))
+        return Response(body, media_type="application/json")
+
+    def _read_status(self, snapshot: Snapshot) -> bytes:
+        alerts, alerts_error = alerts_of(self._journal)
+        assert self._executor is not None
+        with snapshot.reading() as store:
+            damage = damage_of(store)
+            if self._snapshots.error is not None:
+                damage = (self._snapshots.error, *damage)
+            status = Status(
+                snapshot=snapshot.number,
+                source=self._source(store),
+                alerts=alerts,
+                alerts_error=alerts_error,
+                writers=writers_of(self._journal),
+                cursors=cursors_of(self._journal),
+                damage=damage,
+                dropped=dropped_of(store),
+                archive=archive_of(store),
+                age_s=time.monotonic() - snapshot.read_monotonic,
+                viewers=len(self._streams),
+                queries=self._executor.running,
+                cache_bytes=self._executor.cache_bytes,
+            )
+        return msgspec.json.encode(status)
+
+    async def _silence(self, request: Request) -> Response:
+        if not self._allow_actions or self._journal is None:
+            return problem_response(
+                Problem(
+                    title="Actions are not allowed.",
+                    status=403,
+                    hint="Start `stageflow ui --allow-actions`.",
+                    reason="invalid",
+                )
+            )
+        try:
+            if request.headers.get("content-type") != "application/json":
+                raise InvalidArgumentError("the content type must be application/json")
+            wanted = msgspec.json.decode(await request.body(), type=SilenceRequest)
+            await asyncio.to_thread(silence, self._journal, wanted, _user_of(request))
+        except Exception as error:
+            return problem_response(_problem(error))
+        return await self._status(request)
+
+    # ------------------------------------------------------------ event stream
+
+    async def _stream(self, request: Request) -> Response:
+        queue: asyncio.Queue[ServerSentEvent | None] = asyncio.Queue(maxsize=100)
+        try:
+            snapshot = await self._snapshots.get()
+            info = await asyncio.to_thread(self._read_info, snapshot)
+        except Exception as error:
+            return problem_response(_problem(error))
+
+        async def events() -> AsyncGenerator[ServerSentEvent]:
+            self._streams.add(queue)
+            try:
+                yield ServerSentEvent(event="snapshot", data=info.decode())
+                if self._live:
+                    yield ServerSentEvent(event="live", data=self._live.decode())
+                while (event := await queue.get()) is not None:
+                    yield event
+            finally:
+                self._streams.discard(queue)
+
+        return EventSourceResponse(events(), ping=_PING_S)
+
+    def _read_info(self, snapshot: Snapshot) -> bytes:
+        with snapshot.reading() as store:
+            return msgspec.json.encode(self._snapshot(store, Question(), snapshot))
+
+    def _has_changed(self, snapshot: Snapshot) -> None:
+        self._newest = {
+            number: kept for number, kept in self._newest.items() if number >= snapshot.number - 1
+        }
+        if self._streams:
+            task = asyncio.create_task(self._announce(snapshot))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _announce(self, snapshot: Snapshot) -> None:
+        info = await asyncio.to_thread(self._read_info, snapshot)
+        self._send(ServerSentEvent(event="snapshot", data=info.decode()))
+
+    def _send(self, event: ServerSentEvent) -> None:
+        for queue in self._streams:
+            if queue.full():
+                queue.get_nowait()  # each event replaces the earlier ones of its kind
+            queue.put_nowait(event)
+
+    async def _send_live_runs(self) -> None:
+        """Send the runs in progress to the event streams whenever they change."""
+        while True:
+            await asyncio.sleep(_LIVE_INTERVAL_S)
+            if not self._streams or self._journal is None:
+                continue
+            self._snapshots.stay_awake()
+            try:
+                runs = await asyncio.to_thread(runs_in_progress, self._journal, 0)
+            except OSError as error:
+                log.warning("cannot read the runs in progress: %s", error)
+                continue
+            seen = msgspec.json.encode([(row.run_id, row.running) for row in runs.rows])
+            if seen != self._live_seen:
+                self._live_seen = seen
+                self._live = msgspec.json.encode(runs)
+                self._send(ServerSentEvent(event="live", data=self._live.decode()))
+
+
+def _with_number(answer: Callable[[PinnedStore, Question, int], Struct]) -> Answer:
+    return lambda store, question, snapshot: answer(store, question, snapshot.number)
+
+
+def _run(store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
+    return run_details(store, question.id or "last", snapshot.number, explain=question.explain)
+
+
+def _sql(store: PinnedStore, question: Question, snapshot: Snapshot) -> Struct:
+    if question.query is None:
+        raise InvalidArgumentError("query is missing")
+    began = time.monotonic()
+    found = store.sql(question.query, limit=question.limit)
+    return SqlResult(
+        snapshot=snapshot.number,
+        columns=tuple(found.columns),
+        rows=tuple(found.rows),
+        more=found.more,
+        ms=(time.monotonic() - began) * 1e3,
+    )
+
+
+def _snapshot_number(request: Request) -> int | None:
+    text = request.query_params.get("snapshot", "")
+    if not text:
+        return None
+    if text.isascii() and text.isdecimal():
+        return int(text[:18])
+    raise InvalidArgumentError("snapshot must be a number")
+
+
+def _key(name: str, question: Question) -> str:
+    return f"{name} {msgspec.json.encode(structs.asdict(question)).decode()}"
+
+
+def _user_of(request: Request) -> str:
+    user = request.scope.get("user")
+    name = getattr(user, "display_name", None) if getattr(user, "is_authenticated", False) else None
+    return name if isinstance(name, str) and name else "local"
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _problem(error: Exception) -> Problem:
+    hint = getattr(error, "hint", None)
+    title = str(getattr(error, "message", None) or error)
+    reason: Literal["replaced", "snapshot", "invalid", "timeout", "store", "internal"]
+    if isinstance(error, Replaced):
+        status, reason = 409, "replaced"
+    elif isinstance(error, SnapshotGone):
+        status, reason = 410, "snapshot"
+    elif isinstance(error, RunNotFoundError):
+        status, reason = 404, "invalid"
+    elif isinstance(error, QueryError):
+        status, reason = (504, "timeout") if title.startswith("no result within") else (400, "invalid")
+        if title.startswith("interrupted: "):
+            status, reason = 409, "replaced"
+    elif isinstance(error, InvalidArgumentError | msgspec.MsgspecError):
+        status, reason = 400, "invalid"
+    elif isinstance(error, StageflowError | OSError):
+        status, reason = 503, "store"
+    else:
+        status, reason, title, hint = (
+            500,
+            "internal",
+            "The server failed to answer.",
+            "See the log of the server.",
+        )
+    return Problem(title=title, status=status, hint=hint, reason=reason)
+
+
+def _internal_error(request: Request, error: Exception) -> Response:
+    return problem_response(_problem(error))
+
+
+def _not_found(request: Request, error: Exception) -> Response:
+    return problem_response(
+        Problem(title=f"There is nothing at {request.url.path}.", status=404, reason="invalid")
+    )

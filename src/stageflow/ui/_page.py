@@ -1,0 +1,58 @@
+"""The files of the page, which `npm run build` creates in `web/`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+__all__ = ["MISSING", "is_built", "page_routes", "read_asset"]
+
+_TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+    "app.css": "text/css; charset=utf-8",
+    "worker.js": "text/javascript; charset=utf-8",
+}
+
+MISSING = (
+    "the web UI is not part of this installation: it was installed without npm, or with STAGEFLOW_NO_UI=1."
+    " In a checkout, run `make ui-build`; otherwise install stageflow again where npm reaches its registry"
+)
+
+
+def read_asset(name: str) -> bytes | None:
+    """Return a file of the page; None if the page was not built."""
+    file = files("stageflow.ui").joinpath("static", name)
+    return file.read_bytes() if file.is_file() else None
+
+
+def is_built() -> bool:
+    """Return whether this installation contains the page."""
+    return read_asset("index.html") is not None
+
+
+def page_routes() -> list[Route]:
+    """Return the routes of the files. Any path without a route of its own shows no page."""
+    return [
+        Route("/", _file("index.html")),
+        *(Route(f"/{name}", _file(name)) for name in _TYPES if name != "index.html"),
+    ]
+
+
+def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def serve(request: Request) -> Response:
+        content = read_asset(name)
+        if content is None:
+            return PlainTextResponse(f"{MISSING[0].upper()}{MISSING[1:]}.\n", status_code=503)
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=_TYPES[name], headers=headers)
+
+    return serve

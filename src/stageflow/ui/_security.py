@@ -1,0 +1,160 @@
+"""Restricts who can use the web UI: a token, the Host and Origin headers, and the content security policy."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from http.cookies import SimpleCookie
+from urllib.parse import parse_qsl, urlencode
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ._api import Problem
+
+__all__ = ["HEADERS", "LocalAccess", "Protection", "problem_response"]
+
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
+        " worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of every response. No script runs that is not a file of the UI, and nothing is requested from
+another host."""
+
+_SAME_ORIGIN = (None, "same-origin", "none")
+"""Accepted values of `Sec-Fetch-Site` (Fetch Metadata Request Headers) for the API."""
+
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+def problem_response(problem: Problem) -> Response:
+    """Return the response for a problem (RFC 9457)."""
+    return Response(
+        msgspec.json.encode(problem), status_code=problem.status, media_type="application/problem+json"
+    )
+
+
+class Protection:
+    """Adds the security headers to every response, and rejects requests of other sites.
+
+    The Origin is compared with the Host header, not with the address of the server, so that the UI works
+    through a tunnel such as `ssh -L`.
+
+    Args:
+        app: The application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refused = _refuse_other_sites(scope)
+        await (refused or self._app)(scope, receive, send_with_headers)
+
+
+def _refuse_other_sites(scope: Scope) -> Response | None:
+    headers = Headers(scope=scope)
+    origin, host = headers.get("origin"), headers.get("host", "")
+    foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
+    # A link from another site may open a page, but no other site may call the API.
+    is_api = "/api/" in scope["path"]
+    if foreign or (is_api and headers.get("sec-fetch-site") not in _SAME_ORIGIN):
+        return problem_response(
+            Problem(
+                title="This request comes from another site.",
+                status=403,
+                hint="Open the UI directly in the browser.",
+                reason="invalid",
+            )
+        )
+    return None
+
+
+class LocalAccess:
+    """Admits only those who know the token. The first URL contains it; then a cookie does.
+
+    The name of the cookie contains the port, because browsers send cookies to all ports of a host.
+
+    Args:
+        app: The application.
+        hosts: Accepted names in the Host header, in addition to those of this machine. A page of another
+            site that resolves its own name to this machine is thereby rejected (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = ()) -> None:
+        self._app = app
+        self._hosts = {*_LOCAL_HOSTS, *(host.lower() for host in hosts)}
+        self.token = secrets.token_urlsafe(24)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] == "http":
+            await (self._refuse(scope) or self._app)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _refuse(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+        if (name or host) not in self._hosts:
+            return problem_response(
+                Problem(
+                    title="The UI is not available under this host name.",
+                    status=421,
+                    hint="Use http://localhost, or start `stageflow ui --host NAME`.",
+                    reason="invalid",
+                )
+            )
+        cookie_name = f"stageflow_{port or 80}"
+        query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        if (given := query.pop("token", None)) is not None and self._is_token(given):
+            response = RedirectResponse(scope.get("root_path", "") + scope["path"] + _as_query(query), 303)
+            response.set_cookie(cookie_name, self.token, httponly=True, samesite="lax")
+            return response
+        cookies = SimpleCookie()
+        try:
+            cookies.load(headers.get("cookie", ""))
+        except Exception:
+            cookies = SimpleCookie()
+        cookie = cookies.get(cookie_name)
+        if cookie is not None and self._is_token(cookie.value):
+            return None
+        problem = Problem(
+            title="The token is missing or has expired: the server was restarted.",
+            status=401,
+            hint="Open the URL that `stageflow ui` printed.",
+            reason="expired",
+        )
+        if "/api/" in scope["path"]:
+            return problem_response(problem)
+        return Response(f"{problem.title}\n{problem.hint}\n", status_code=401, media_type="text/plain")
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def _as_query(query: dict[str, str]) -> str:
+    return f"?{urlencode(query)}" if query else ""

@@ -1,0 +1,201 @@
+"""Counts, failure rates and durations over time, with the marks of first sightings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._time import epoch_us, get_clock, rfc3339
+from ..store import PinnedStore, count_if, percentiles, quoted, ranked, resolve_field, text
+from ._api import Mark, Series, SeriesGroup
+from ._question import Question
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["Steps", "first_sightings", "series", "steps_of"]
+
+_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 604800)
+"""Lengths of a time step in seconds, so that steps start at round times."""
+
+_MAX_GROUPS = 10
+_MAX_MARKS = 50
+_WEEK_US = 7 * 86_400_000_000
+
+
+class Steps:
+    """The time steps of a chart.
+
+    Args:
+        since_us: Earliest time, in microseconds since the epoch.
+        until_us: Latest time.
+        maximum: Maximum number of steps.
+    """
+
+    def __init__(self, since_us: int, until_us: int, maximum: int) -> None:
+        span_s = max(until_us - since_us, 1) / 1e6
+        lengths = (step for step in _STEPS_S if span_s / step <= max(maximum - 1, 1))
+        self.step_s = float(next(lengths, _STEPS_S[-1]))
+        self.step_us = int(self.step_s * 1e6)
+        self.since_us = since_us // self.step_us * self.step_us
+        self.count = min((max(until_us - 1, since_us) - self.since_us) // self.step_us + 1, maximum)
+
+    def index(self, shift_us: int = 0) -> str:
+        """Return SQL for the index of the step in which a row started.
+
+        Args:
+            shift_us: The steps start earlier by this number of microseconds.
+        """
+        return f"((epoch_us(started_at) - {self.since_us - shift_us}) // {self.step_us})"
+
+
+def steps_of(cursor: DuckDBPyConnection, question: Question) -> Steps:
+    """Return the time steps for the range of a question, or of its rows."""
+    since, until = question.since, question.until
+    since_us = epoch_us(since) if since else None
+    until_us = epoch_us(until) if until else None
+    if since_us is None or until_us is None:
+        found = cursor.execute(
+            f"select epoch_us(min(started_at)), epoch_us(max(started_at)) from {question.over}"
+            f" where {question.condition}"
+        ).fetchone()
+        first, last = found if found is not None else (None, None)
+        now_us = get_clock().wall_ns() // 1000
+        if until_us is None:
+            # A range that starts at a relative time ends now, so that a standstill is visible.
+            until_us = now_us if since_us is not None else (last + 1 if last is not None else now_us)
+        if since_us is None:
+            since_us = first if first is not None else until_us - 3_600_000_000
+    return Steps(since_us, max(until_us, since_us + 1), question.columns)
+
+
+def series(store: PinnedStore, question: Question, snapshot: int) -> Series:
+    """Return the series of a question; see `Series`.
+
+    Raises:
+        QueryError: A predicate is invalid, or the field to group by is unknown.
+    """
+    return store.query(
+        lambda cursor: _series(cursor, store.weighted, question, snapshot),
+        "series",
+        predicates=question.predicates,
+        over=[question.over],
+    )
+
+
+def _series(cursor: DuckDBPyConnection, weighted: bool, question: Question, snapshot: int) -> Series:
+    steps = steps_of(cursor, question)
+    field = resolve_field(cursor, question.over, question.by) if question.by is not None else None
+    groups, others = _groups(cursor, question, field)
+    measured = [_group(cursor, question, steps, weighted, name, where) for name, where in groups]
+    previous = None
+    if question.previous:
+        found = _group(cursor, question, steps, weighted, None, None, shift_us=_WEEK_US)
+        previous = found if any(found.count) else None
+    return Series(
+        snapshot=snapshot,
+        since=rfc3339(steps.since_us),
+        step_s=steps.step_s,
+        steps=steps.count,
+        by=field,
+        groups=tuple(measured),
+        other_groups=others,
+        previous=previous,
+        marks=first_sightings(cursor, rfc3339(steps.since_us), question.until),
+        estimated=weighted,
+        sql=f"select time_bucket(to_seconds({steps.step_s:g}), started_at) as step, {count_if()} as count,"
+        f" {count_if('failed')} as failed, quantile_disc(duration_ms, [0.5, 0.95, 0.99]) as durations"
+        f" from {question.over} where {question.condition} group by 1 order by 1",
+    )
+
+
+def _groups(
+    cursor: DuckDBPyConnection, question: Question, field: str | None
+) -> tuple[list[tuple[str | None, str | None]], int]:
+    """Return the name and the predicate of each group, and the number of other groups."""
+    if field is None:
+        return [(None, None)], 0
+    column = quoted(field)
+    found = cursor.execute(
+        f"select {column}::varchar as name, {count_if()} as count from {question.over}"
+        f" where {question.condition} group by 1 order by 2 desc, 1"
+    ).fetchall()
+    groups: list[tuple[str | None, str | None]] = [
+        (name, f"{column} is null" if name is None else f"{column}::varchar = {text(name)}")
+        for name, _ in found[:_MAX_GROUPS]
+    ]
+    return groups, max(len(found) - _MAX_GROUPS, 0)
+
+
+def _group(
+    cursor: DuckDBPyConnection,
+    question: Question,
+    steps: Steps,
+    weighted: bool,
+    name: str | None,
+    where: str | None,
+    *,
+    shift_us: int = 0,
+) -> SeriesGroup:
+    condition = _shifted(question, steps, shift_us) if shift_us else question.condition
+    if where is not None:
+        condition += f" and {where}"
+    ended = "status <> 'RETRY'" if question.over == "stages" else "true"
+    rows = f"select *, {steps.index(shift_us)} as step from {question.over} where {condition} and {ended}"
+    ran = f"case when {'attempts > 0' if question.over == 'stages' else 'true'} then duration_ms end"
+    found = cursor.execute(f"""
+        select step, {count_if()}, {count_if("failed")}, {count_if("failed is not null")},
+            {percentiles((0.5, 0.95, 0.99), weighted=weighted)}
+        from {ranked(rows, ran, ["step"], weighted=weighted)}
+        where step >= 0 and step < {steps.count} group by step""").fetchall()
+    by_step = {int(step): values for step, *values in found}
+    empty: Sequence[Any] = (0.0, 0.0, 0.0, None)
+    values = [by_step.get(step, empty) for step in range(steps.count)]
+    ranks = [found[3] or (None, None, None) for found in values]
+    return SeriesGroup(
+        name=name,
+        where=where,
+        count=tuple(float(found[0]) for found in values),
+        failed=tuple(float(found[1]) for found in values),
+        failure_rate=tuple(found[1] / found[2] if found[2] else None for found in values),
+        p50_ms=tuple(found[0] for found in ranks),
+        p95_ms=tuple(found[1] for found in ranks),
+        p99_ms=tuple(found[2] for found in ranks),
+    )
+
+
+def _shifted(question: Question, steps: Steps, shift_us: int) -> str:
+    since = rfc3339(steps.since_us - shift_us)
+    until = rfc3339(steps.since_us + steps.count * steps.step_us - shift_us)
+    return Question(over=question.over, where=question.where, since=since, until=until).condition
+
+
+def first_sightings(cursor: DuckDBPyConnection, since: str, until: str | None) -> tuple[Mark, ...]:
+    """Return the versions and errors that occurred for the first time in a time range, oldest first.
+
+    What occurred when the record began is not new. The record begins with the first version, and with the
+    first twentieth of its time for errors, which are rare.
+    """
+    end = f" and first_at < {text(until)}::timestamptz" if until is not None else ""
+    found = cursor.execute(f"""
+        select epoch_us(first_at), kind, label, value from (
+            select min(started_at) as first_at, 'version' as kind, service_version as label,
+                service_version as value
+            from runs where service_version is not null group by service_version
+            qualify first_at > min(first_at) over ()
+            union all
+            select min(started_at), 'error',
+                coalesce(any_value(error_type), 'error')
+                    || coalesce(' in ' || any_value(first_failed_stage), ''),
+                error_fingerprint
+            from runs where error_fingerprint is not null group by error_fingerprint
+            having min(started_at) > (
+                select min(started_at) + (max(started_at) - min(started_at)) / 20 from runs
+            )
+        ) where first_at >= {text(since)}::timestamptz{end} order by 1 desc limit {_MAX_MARKS}""").fetchall()
+    columns = {"version": "service_version", "error": "error_fingerprint"}
+    marks = [
+        Mark(at=rfc3339(at), kind=kind, label=str(label), where=f"{columns[kind]} = {text(value)}")
+        for at, kind, label, value in found
+    ]
+    return tuple(reversed(marks))

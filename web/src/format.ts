@@ -1,0 +1,153 @@
+/** Numbers, durations and times as text. */
+
+import { zone } from "./settings";
+
+const NONE = "–";
+
+function significant(value: number, digits: number): string {
+  return value.toLocaleString("en-US", { maximumSignificantDigits: digits, useGrouping: false });
+}
+
+/** 0.05 ms, 12 ms, 1.24 s, 2 min 05 s, 1 h 03 min. */
+export function duration(ms: number | null | undefined): string {
+  if (ms === null || ms === undefined || !Number.isFinite(ms)) return NONE;
+  const size = Math.abs(ms);
+  if (size === 0) return "0 ms";
+  if (size < 0.001) return "< 0.001 ms";
+  if (size < 999.5) return `${significant(ms, size < 100 ? 2 : 3)} ms`;
+  if (size < 59_995) return `${significant(ms / 1000, 3)} s`;
+  const minutes = Math.floor(size / 60_000);
+  const sign = ms < 0 ? "-" : "";
+  if (minutes < 60) return `${sign}${minutes} min ${pad(Math.floor((size % 60_000) / 1000))} s`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 48) return `${sign}${hours} h ${pad(minutes % 60)} min`;
+  return `${sign}${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+function pad(value: number): string {
+  return String(value).padStart(2, "0");
+}
+
+/** 18,204. */
+export function count(value: number | null | undefined): string {
+  if (value === null || value === undefined) return NONE;
+  return Math.round(value).toLocaleString("en-US");
+}
+
+/** 950, 18.2k, 1.4M: for axes and narrow columns. */
+export function compact(value: number | null | undefined): string {
+  if (value === null || value === undefined) return NONE;
+  const size = Math.abs(value);
+  if (size < 1000) return significant(value, 3);
+  if (size < 999_500) return `${significant(value / 1000, 3)}k`;
+  if (size < 999_500_000) return `${significant(value / 1e6, 3)}M`;
+  return `${significant(value / 1e9, 3)}G`;
+}
+
+/** Any number with at most four significant digits. */
+export function number(value: number | null | undefined): string {
+  if (value === null || value === undefined) return NONE;
+  if (Number.isInteger(value)) return value.toLocaleString("en-US");
+  const size = Math.abs(value);
+  if (size >= 1000) return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
+  if (size < 0.0001) return value.toExponential(1);
+  return significant(value, 4);
+}
+
+/** 52%, 0.4%, 99.96%: never 0% or 100% unless it is exact. */
+export function percent(share: number | null | undefined): string {
+  if (share === null || share === undefined) return NONE;
+  const value = share * 100;
+  if (value === 0 || value === 100) return `${value}%`;
+  if (value < 0.01) return "< 0.01%";
+  if (value < 9.95) return `${significant(value, 2)}%`;
+  if (value < 99.5) return `${Math.round(value)}%`;
+  return `${Math.min(Math.round(value * 100) / 100, 99.99)}%`;
+}
+
+/** 2e-04, 0.025. */
+export function qValue(value: number): string {
+  if (value === 0) return "< 1e-99";
+  return value < 0.001 ? value.toExponential(0).replace(/e-(\d)$/, "e-0$1") : significant(value, 2);
+}
+
+/** 4.1 MB. */
+export function bytes(value: number | null | undefined): string {
+  if (value === null || value === undefined) return NONE;
+  if (value < 1000) return `${value} B`;
+  if (value < 1e6) return `${significant(value / 1e3, 3)} kB`;
+  if (value < 1e9) return `${significant(value / 1e6, 3)} MB`;
+  return `${significant(value / 1e9, 3)} GB`;
+}
+
+/** A number of a field: with the unit that the name of the field contains. */
+export function measured(field: string, value: number | null | undefined): string {
+  if (field.endsWith("_ms")) return duration(value);
+  if (field.endsWith("_s")) return duration(value === null || value === undefined ? value : value * 1000);
+  if (field.endsWith("_bytes") || field.endsWith("bytes")) return bytes(value);
+  return number(value);
+}
+
+/** "1 run", "2 runs". */
+export function plural(value: number, one: string, many = `${one}s`): string {
+  return `${count(value)} ${Math.round(value) === 1 ? one : many}`;
+}
+
+type Style = "date" | "minute" | "second" | "ms";
+
+/** 2026-11-27 14:02:11, in the time zone that was chosen. */
+export function time(at: string | number, style: Style = "second"): string {
+  const date = new Date(at);
+  if (Number.isNaN(date.getTime())) return NONE;
+  // Shift the time so that the UTC fields show the local time.
+  const shift = zone.value === "utc" ? 0 : date.getTimezoneOffset() * 60_000;
+  const text = new Date(date.getTime() - shift).toISOString();
+  if (style === "date") return text.slice(0, 10);
+  if (style === "minute") return `${text.slice(0, 10)} ${text.slice(11, 16)}`;
+  if (style === "second") return `${text.slice(0, 10)} ${text.slice(11, 19)}`;
+  return `${text.slice(0, 10)} ${text.slice(11, 23)}`;
+}
+
+/** The time of day, with the date if it is not today. */
+export function shortTime(at: string | number, style: Style = "minute"): string {
+  const text = time(at, style);
+  return text.slice(0, 10) === time(Date.now(), "date") ? text.slice(11) : text.slice(5);
+}
+
+/** Replace the RFC 3339 times in a text of the server by short times in the zone of the page. */
+export function withTimes(text: string): string {
+  return text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, (each) => shortTime(each, "second"));
+}
+
+/** The time zone that the page shows: UTC, or UTC+01:00. */
+export function zoneName(shown = zone.value): string {
+  const minutes = shown === "utc" ? 0 : -new Date().getTimezoneOffset();
+  if (minutes === 0) return "UTC";
+  const size = Math.abs(minutes);
+  return `UTC${minutes < 0 ? "-" : "+"}${pad(Math.floor(size / 60))}:${pad(size % 60)}`;
+}
+
+/** "12 s ago", "3 min ago", "2 h ago", "5 d ago"; from a month on, the date. */
+export function ago(at: string | number, now = Date.now()): string {
+  const seconds = Math.round((now - new Date(at).getTime()) / 1000);
+  if (Number.isNaN(seconds)) return NONE;
+  if (seconds < -5) return time(at);
+  if (seconds < 60) return `${Math.max(seconds, 0)} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 48 * 3600) return `${Math.floor(seconds / 3600)} h ago`;
+  if (seconds < 31 * 86_400) return `${Math.floor(seconds / 86_400)} d ago`;
+  return time(at, "date");
+}
+
+/** Any JSON value on one line. */
+export function value(each: unknown): string {
+  if (each === null || each === undefined) return NONE;
+  if (typeof each === "string") return each;
+  if (typeof each === "number") return number(each);
+  return JSON.stringify(each);
+}
+
+/** The first part of an id that is long enough to recognize it. */
+export function shortId(id: string): string {
+  return id.length > 16 ? `${id.slice(0, 4)}…${id.slice(-6)}` : id;
+}

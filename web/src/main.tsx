@@ -1,0 +1,17 @@
+/** The entry of the page. */
+
+import { render } from "preact";
+import { App } from "./App";
+import { start } from "./stream";
+import "./style/index.css";
+
+function main(): void {
+  const root = document.getElementById("app");
+  if (!root) return;
+  start();
+  render(<App />, root);
+}
+
+// In a saved page the script is inlined, and may come before the element.
+if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", main);
+else main();

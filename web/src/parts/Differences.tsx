@@ -1,0 +1,297 @@
+/** What is different about a selection: ranked conditions, where the difference is, and what changed. */
+
+import type { JSX } from "preact";
+import type { Change, Difference, Explanation, Location } from "../api";
+import { Ago } from "../clock";
+import { count, duration, number, percent, plural, qValue, time, withTimes } from "../format";
+import { and, identifier, literal } from "../predicate";
+import { Link, parameters, viewAddress } from "../router";
+import { copy } from "../clipboard";
+import { FieldMenu } from "./FieldMenu";
+import { Empty } from "./Panel";
+
+type Properties = { explanation: Explanation; onHover: (condition: string | null) => void };
+
+export function Differences({ explanation, onHover }: Properties): JSX.Element {
+  const { differences, effects, locations, changes, limitations, left_out: leftOut } = explanation;
+  return (
+    <div class="stack differences">
+      {differences.length ? (
+        <DifferenceTable rows={differences} explanation={explanation} label="Differences" onHover={onHover} />
+      ) : (
+        <NoDifference explanation={explanation} />
+      )}
+      {locations.length > 0 && (
+        <div>
+          <h3>Where</h3>
+          <ul class="plain-list">
+            {locations.slice(0, 5).map((location, index) => (
+              <li key={index}>
+                <LocationText location={location} explanation={explanation} />
+              </li>
+            ))}
+          </ul>
+        </div>
+      )}
+      {changes.length > 0 && (
+        <div>
+          <h3>New shortly before</h3>
+          <ul class="plain-list">
+            {changes.slice(0, 8).map((change) => (
+              <li key={change.field + change.value}>
+                <ChangeText change={change} />
+              </li>
+            ))}
+          </ul>
+        </div>
+      )}
+      {effects.length > 0 && (
+        <details>
+          <summary>
+            Likely effects, not causes ({effects.length}):{" "}
+            {effects
+              .slice(0, 2)
+              .map((each) => withTimes(each.description))
+              .join("; ")}
+            {effects.length > 2 ? "; …" : ""}
+          </summary>
+          <DifferenceTable
+            rows={effects}
+            explanation={explanation}
+            label="Likely effects"
+            onHover={onHover}
+          />
+        </details>
+      )}
+      <details class="muted">
+        <summary>
+          Compared {plural(explanation.fields, "field")} with {plural(explanation.comparisons, "comparison")};
+          q-values up to {number(explanation.alpha)} are shown
+          {limitations.length ? `; ${plural(limitations.length, "limitation")}` : ""}
+        </summary>
+        <ul class="plain-list">
+          {limitations.map((text) => (
+            <li key={text}>{text}</li>
+          ))}
+          {explanation.selection_compared < explanation.selection.rows ||
+          explanation.rest_compared < explanation.rest.rows ? (
+            <li>
+              Numbers and combinations were compared in a sample of {count(explanation.selection_compared)}{" "}
+              and {count(explanation.rest_compared)} rows; values in all rows.
+            </li>
+          ) : null}
+          {explanation.cluster && (
+            <li>
+              Rows with the same {explanation.cluster} depend on each other (design effect{" "}
+              {number(explanation.design_effect)}).
+            </li>
+          )}
+          {leftOut.map((each) => (
+            <li key={each.reason}>
+              Not compared ({each.reason}): {each.fields.join(", ")}
+            </li>
+          ))}
+        </ul>
+      </details>
+    </div>
+  );
+}
+
+type TableProperties = Properties & { rows: Difference[]; label: string };
+
+function DifferenceTable({ rows, explanation, label, onHover }: TableProperties): JSX.Element {
+  const rate = rateName(explanation);
+  const slow = rows.some((row) => row.p50_ms !== null);
+  return (
+    <table class="rows difference-table" aria-label={label}>
+      <thead>
+        <tr>
+          <th scope="col" class="number narrow">
+            #
+          </th>
+          <th scope="col">Condition</th>
+          <th scope="col" class="share">
+            Of the selection
+          </th>
+          <th scope="col" class="share">
+            Of the rest
+          </th>
+          <th
+            scope="col"
+            class="number medium-only"
+            title={`${rate} of the rows with the condition, and of all others`}
+          >
+            {rate}: with / without
+          </th>
+          {slow && (
+            <th scope="col" class="number wide-only">
+              p50: with / without
+            </th>
+          )}
+          <th scope="col" class="number medium-only">
+            Lift
+          </th>
+          <th scope="col" class="number medium-only" title="The p-value, corrected for all comparisons">
+            q
+          </th>
+        </tr>
+      </thead>
+      <tbody>
+        {rows.map((row, index) => (
+          <tr
+            key={row.description}
+            onMouseEnter={() => onHover(row.condition)}
+            onMouseLeave={() => onHover(null)}
+            onFocusCapture={() => onHover(row.condition)}
+            onBlurCapture={() => onHover(null)}
+          >
+            <td class="number narrow muted">{index + 1}</td>
+            <td>
+              <FieldMenu
+                where={row.condition}
+                field={row.fields[0] && !row.fields[0].includes("/") ? row.fields[0] : null}
+                label={<bdi>{withTimes(row.description)}</bdi>}
+                more={[
+                  { label: "Copy as SQL", run: () => void copy(row.sql, "the query") },
+                  ...(row.run_ids[0]
+                    ? [{ label: "Open an example", to: viewAddress("run", { id: row.run_ids[0] }) }]
+                    : []),
+                ]}
+              />
+              <div class="small muted">{remarks(row, index, rows, unitsOf(explanation))}</div>
+            </td>
+            <td class="share" data-label="Selection">
+              <Bar share={row.selection.share} kind="selection" />
+              <span class="small">
+                {percent(row.selection.share)} <span class="muted">({count(row.selection.count)})</span>
+              </span>
+            </td>
+            <td class="share" data-label="Rest">
+              <Bar share={row.rest.share} kind="rest" />
+              <span class="small">
+                {percent(row.rest.share)} <span class="muted">({count(row.rest.count)})</span>
+              </span>
+            </td>
+            <td class="number medium-only">
+              <strong>{percent(row.rate)}</strong> / {percent(row.other_rate)}
+            </td>
+            {slow && (
+              <td class="number wide-only">
+                {duration(row.p50_ms)} / {duration(row.other_p50_ms)}
+              </td>
+            )}
+            <td class="number medium-only">
+              {row.lift === null ? "∞" : `× ${number(Number(row.lift.toPrecision(2)))}`}
+            </td>
+            <td class="number medium-only">{qValue(row.q_value)}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+export function rateName(explanation: Explanation): string {
+  return explanation.selected_are === "failures" ? "Failure rate" : "Selected";
+}
+
+function Bar({ share, kind }: { share: number; kind: "selection" | "rest" }): JSX.Element {
+  return (
+    <span class={`bar ${kind}`} aria-hidden="true">
+      <i style={{ width: `${Math.max(share * 100, share > 0 ? 1 : 0)}%` }} />
+    </span>
+  );
+}
+
+/** "sessions" for `session_id`. */
+function unitsOf(explanation: Explanation): string {
+  const noun = explanation.cluster?.replace(/_id$/, "").replaceAll("_", " ");
+  return noun ? `${noun}s` : "independent rows";
+}
+
+/** The verdict on a difference, its extent, and conditions that match the same rows. */
+function remarks(row: Difference, index: number, rows: Difference[], unit: string): string {
+  const at = rows.findIndex((each) => each.description === row.relates_to);
+  const other = at >= 0 && at !== index ? String(at + 1) : (row.relates_to ?? "");
+  const verdict = {
+    independent: "",
+    remains: `remains after controlling for ${other}`,
+    explained: `explained by ${other}`,
+    inseparable: `cannot be separated from ${other} (they occur together)`,
+  }[row.verdict];
+  const extent = [
+    row.clusters > 1 && `${count(row.clusters)} ${unit}`,
+    row.users !== null && row.users > 0 && plural(row.users, "user"),
+    row.excess >= 1 &&
+      row.verdict !== "explained" &&
+      row.verdict !== "inseparable" &&
+      `about ${count(row.excess)} more than expected (${count(row.excess_low)} to ${count(row.excess_high)})`,
+  ].filter(Boolean);
+  const same = row.synonyms.length
+    ? `same rows: ${row.synonyms.slice(0, 3).join(", ")}${row.synonyms.length > 3 ? ` and ${row.synonyms.length - 3} more` : ""}`
+    : "";
+  return withTimes([verdict, row.varies ?? "", extent.join(", "), same].filter(Boolean).join(" · "));
+}
+
+function LocationText({
+  location,
+  explanation,
+}: {
+  location: Location;
+  explanation: Explanation;
+}): JSX.Element {
+  const failures = explanation.selected_are === "failures" ? "the failures" : "the selection";
+  const where = location.fingerprint ? `error_fingerprint = ${literal(location.fingerprint)}` : null;
+  if (location.what === "failed") {
+    const text = `${location.stage ?? "the run"} failed with ${location.error_type ?? "an error"}`;
+    return (
+      <>
+        {where ? (
+          <Link to={viewAddress("runs", { where: and(parameters.value.where, where) })}>{text}</Link>
+        ) : (
+          text
+        )}
+        : {percent(location.share)} of {failures}
+      </>
+    );
+  }
+  const what = { ran: "took", waited: "waited", retried: "was retried for" }[location.what];
+  return (
+    <>
+      <strong>{location.stage ?? "time outside the stages"}</strong> {what} {duration(location.ms)}, compared
+      with {duration(location.other_ms)}: {percent(location.share)} of the additional time
+    </>
+  );
+}
+
+function ChangeText({ change }: { change: Change }): JSX.Element {
+  const field = change.field.includes("/") ? null : change.field;
+  return (
+    <>
+      {field ? (
+        <FieldMenu
+          where={`${identifier(field)} = ${literal(change.value)}`}
+          field={field}
+          label={`${change.field} = ${change.value}`}
+        />
+      ) : (
+        `${change.field} = ${change.value}`
+      )}
+      , first <Ago at={change.first_at} /> ({duration(Math.abs(change.before_onset_s) * 1000)}{" "}
+      {change.before_onset_s < 0 ? "after" : "before"} the onset); {percent(change.selection.share)} of the
+      selection, {percent(change.rest.share)} of the rest
+    </>
+  );
+}
+
+function NoDifference({ explanation }: { explanation: Explanation }): JSX.Element {
+  return (
+    <Empty>
+      <strong>{withTimes(explanation.summary)}</strong>
+      <span>
+        {explanation.onset ? `The selection starts to be more frequent at ${time(explanation.onset)}. ` : ""}
+        Select more rows, or rows that have more in common.
+      </span>
+    </Empty>
+  );
+}

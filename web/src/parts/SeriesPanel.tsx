@@ -1,0 +1,134 @@
+/** Counts, failure rates and durations over time, by a field. */
+
+import type { JSX } from "preact";
+import { useMemo } from "preact/hooks";
+import type { Series, SeriesGroup } from "../api";
+import { type Line, LineChart } from "../charts/LineChart";
+import { compact, duration, percent, plural } from "../format";
+import type { Loaded } from "../query";
+import { and } from "../predicate";
+import { changed, go, parameters, useParameters, viewAddress } from "../router";
+import { Empty, Panel } from "./Panel";
+
+export type Stat = "count" | "failure_rate" | "p50_ms" | "p95_ms" | "p99_ms";
+
+export const STATS: Record<
+  Stat,
+  { title: string; format: (value: number | null | undefined) => string; top?: number }
+> = {
+  count: { title: "Count", format: compact },
+  failure_rate: { title: "Failure rate", format: percent, top: 0.01 },
+  p50_ms: { title: "Duration, p50", format: duration },
+  p95_ms: { title: "Duration, p95", format: duration },
+  p99_ms: { title: "Duration, p99", format: duration },
+};
+
+/** Return the lines of one statistic: one for each group, or one and last week's. */
+export function linesOf(data: Series, stat: Stat, colour?: string): Line[] {
+  const grouped = data.by !== null;
+  const lines: Line[] = data.groups.map((group, index) => ({
+    label: grouped ? (group.name ?? "missing") : "all",
+    values: values(group, stat),
+    colour: colour && !grouped ? colour : `series-${(index % 10) + 1}`,
+    filled: !grouped,
+    ...(grouped && group.where ? { to: changed({ where: and(parameters.value.where, group.where) }) } : {}),
+  }));
+  if (data.previous)
+    lines.push({
+      label: "a week earlier",
+      values: values(data.previous, stat),
+      colour: "rest",
+      dashed: true,
+    });
+  return lines;
+}
+
+function values(group: SeriesGroup, stat: Stat): (number | null)[] {
+  return group[stat];
+}
+
+/** Open the runs of a time step of a chart. */
+export function openStep(stat: Stat, since: string, until: string): void {
+  const where =
+    stat === "failure_rate" ? and(parameters.value.where, "failed") : (parameters.value.where ?? "");
+  const order = stat === "count" || stat === "failure_rate" ? "" : "-duration_ms";
+  go(viewAddress("runs", { where, since, until, order }));
+}
+
+/** Open a time range that was dragged in a chart. */
+export function openRange(since: string, until: string): void {
+  go(changed({ since, until, select: "" }));
+}
+
+type Properties = { query: Loaded<Series>; fields: string[] };
+
+export function SeriesPanel({ query, fields }: Properties): JSX.Element {
+  const state = useParameters();
+  const stat: Stat = state.chart && state.chart in STATS ? (state.chart as Stat) : "failure_rate";
+  const { data } = query;
+  const lines = useMemo(() => (data ? linesOf(data, stat) : []), [data, stat, state.where]);
+  const known = state.by && !fields.includes(state.by) ? [state.by, ...fields] : fields;
+  return (
+    <Panel
+      title="Over time"
+      query={query}
+      height={200}
+      actions={
+        <>
+          <label class="control">
+            show
+            <select
+              value={stat}
+              onChange={(event) => go(changed({ chart: event.currentTarget.value }), { replace: true })}
+            >
+              {Object.entries(STATS).map(([name, { title }]) => (
+                <option key={name} value={name}>
+                  {title}
+                </option>
+              ))}
+            </select>
+          </label>
+          <label class="control">
+            group by
+            <select
+              value={state.by ?? ""}
+              onChange={(event) => go(changed({ by: event.currentTarget.value }))}
+            >
+              <option value="">nothing</option>
+              {known.map((field) => (
+                <option key={field} value={field}>
+                  {field}
+                </option>
+              ))}
+            </select>
+          </label>
+        </>
+      }
+      footer={
+        data && data.other_groups > 0
+          ? `The ten most frequent values; ${plural(data.other_groups, "other value")} not shown.`
+          : undefined
+      }
+    >
+      {(series) =>
+        lines.length && series.groups.some((group) => group.count.some((each) => each > 0)) ? (
+          <LineChart
+            title={`${STATS[stat].title}${series.estimated ? " (≈, runs were sampled)" : ""}`}
+            since={series.since}
+            step_s={series.step_s}
+            lines={lines}
+            marks={series.marks}
+            format={STATS[stat].format}
+            {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
+            onRange={openRange}
+            onStep={(since, until) =>
+              state.over === "stages" ? openRange(since, until) : openStep(stat, since, until)
+            }
+          />
+        ) : (
+          <Empty>No rows match the filter and the time range.</Empty>
+        )
+      }
+    </Panel>
+  );
+}

@@ -1,0 +1,244 @@
+/** Two runs side by side. */
+
+import type { JSX } from "preact";
+import { useMemo } from "preact/hooks";
+import type { RunDetails } from "../api";
+import { Waterfall } from "../charts/Waterfall";
+import { duration, measured, time, value } from "../format";
+import { section, table } from "../markdown";
+import { usePage } from "../page";
+import { Mark } from "../parts/Mark";
+import { Empty, Panel } from "../parts/Panel";
+import { go, Link, useParameters, viewAddress } from "../router";
+import { layout, type Record_, type Row } from "../waterfall";
+import { outcome, useRun } from "./Run";
+
+type Line = { name: string; one: Row | undefined; other: Row | undefined; change: number | null };
+
+export function Compare(): JSX.Element {
+  const state = useParameters();
+  const one = useRun("run-one", state.id ?? "");
+  const other = useRun("run-other", state.with ?? "");
+  const first = useMemo(() => (one.data ? layout(one.data) : null), [one.data]);
+  const second = useMemo(() => (other.data ? layout(other.data) : null), [other.data]);
+  const lines = first && second ? compare(first.rows, second.rows) : [];
+  const to = Math.max(first?.to ?? 0, second?.to ?? 0);
+  const sentence = one.data && other.data ? summary(one.data, other.data, lines) : "Two runs";
+
+  usePage({
+    title: "Compare runs",
+    command: [`stageflow show ${state.id ?? ""}`, `stageflow show ${state.with ?? ""}`],
+    sql: `SELECT pipeline_run_id, stage_name, status, duration_ms, queue_ms\nFROM stages\nWHERE pipeline_run_id IN ('${state.id ?? ""}', '${state.with ?? ""}')\nORDER BY stage_name, pipeline_run_id`,
+    markdown: () =>
+      section(
+        `# ${sentence}`,
+        table(
+          ["stage", "first run", "second run", "difference"],
+          lines.map((line) => [
+            line.name,
+            cell(line.one),
+            cell(line.other),
+            line.change === null ? "" : signed(line.change),
+          ]),
+        ),
+      ),
+  });
+
+  if (!state.id || !state.with) {
+    return (
+      <Empty>
+        <strong>Two runs are needed for a comparison.</strong>
+        <Link to={viewAddress("runs")}>Select them in the list of runs</Link>
+      </Empty>
+    );
+  }
+  const open = (id: string) => (name: string) => go(viewAddress("run", { id, stage: name }));
+  return (
+    <div class="stack">
+      <div class="headline">
+        <h1>{sentence}</h1>
+        <Link to={viewAddress("compare", { id: state.with, with: state.id })}>Swap</Link>
+      </div>
+      <div class="columns-2">
+        {[
+          { query: one, plan: first, id: state.id },
+          { query: other, plan: second, id: state.with },
+        ].map(({ query, plan, id }) => (
+          <Panel
+            key={id}
+            title={
+              <Link to={viewAddress("run", { id })}>
+                {query.data
+                  ? `${String(query.data.run.pipeline_name)} at ${time(String(query.data.run.started_at))}`
+                  : id}
+              </Link>
+            }
+            query={query}
+            height={240}
+          >
+            {(details) =>
+              plan ? (
+                <Waterfall
+                  layout={plan}
+                  to={to}
+                  typical={details.typical_stages}
+                  selected={null}
+                  onSelect={open(id)}
+                />
+              ) : null
+            }
+          </Panel>
+        ))}
+      </div>
+      {one.data && other.data && (
+        <>
+          <section class="panel flush">
+            <header>
+              <h2>Stages, largest difference first</h2>
+            </header>
+            <div class="body">
+              <table class="rows fixed" aria-label="Stages of both runs">
+                <thead>
+                  <tr>
+                    <th scope="col">Stage</th>
+                    <th scope="col" class="number">
+                      First run
+                    </th>
+                    <th scope="col" class="number">
+                      Second run
+                    </th>
+                    <th scope="col" class="number">
+                      Difference
+                    </th>
+                  </tr>
+                </thead>
+                <tbody>
+                  {lines.map((line) => (
+                    <tr key={line.name}>
+                      <td>{line.name}</td>
+                      <td class="number">
+                        <StageCell row={line.one} />
+                      </td>
+                      <td class="number">
+                        <StageCell row={line.other} />
+                      </td>
+                      <td class="number">{line.change === null ? "–" : signed(line.change)}</td>
+                    </tr>
+                  ))}
+                </tbody>
+              </table>
+            </div>
+          </section>
+          <Values one={one.data.run} other={other.data.run} />
+        </>
+      )}
+    </div>
+  );
+}
+
+function StageCell({ row }: { row: Row | undefined }): JSX.Element {
+  if (!row) return <span class="muted">not in this run</span>;
+  return (
+    <>
+      {row.status !== "OK" && <Mark status={row.status} />} {duration(row.duration)}
+      {row.attempts > 1 && <span class="muted small"> ({row.attempts} attempts)</span>}
+    </>
+  );
+}
+
+function cell(row: Row | undefined): string {
+  return row ? `${row.status} ${duration(row.duration)}` : "not in this run";
+}
+
+function signed(ms: number): string {
+  if (Math.abs(ms) < 0.001) return "0 ms";
+  return `${ms > 0 ? "+" : "−"}${duration(Math.abs(ms))}`;
+}
+
+function compare(one: Row[], other: Row[]): Line[] {
+  const stages = (rows: Row[]) => rows.filter((row) => row.child === null);
+  const second = new Map(stages(other).map((row) => [row.name, row]));
+  const names = new Set([...stages(one), ...stages(other)].map((row) => row.name));
+  const first = new Map(stages(one).map((row) => [row.name, row]));
+  return [...names]
+    .map((name) => {
+      const here = first.get(name);
+      const there = second.get(name);
+      const change = here && there ? (there.duration ?? 0) - (here.duration ?? 0) : null;
+      return { name, one: here, other: there, change };
+    })
+    .sort((a, b) => Math.abs(b.change ?? 0) - Math.abs(a.change ?? 0));
+}
+
+function summary(one: RunDetails, other: RunDetails, lines: Line[]): string {
+  const took = (details: RunDetails) => Number(details.run.duration_ms ?? 0);
+  const change = took(other) - took(one);
+  const largest = lines[0];
+  const stage =
+    largest?.change && Math.sign(largest.change) === Math.sign(change)
+      ? `, mostly ${largest.name} (${signed(largest.change)})`
+      : "";
+  return `First run ${outcome(one.run)} after ${duration(took(one))}, second run ${outcome(other.run)} after ${duration(took(other))}: ${signed(change)}${stage}`;
+}
+
+/** The values that differ between the runs. */
+function Values({ one, other }: { one: Record_; other: Record_ }): JSX.Element {
+  const first = flatten(one);
+  const second = flatten(other);
+  const names = [...new Set([...first.keys(), ...second.keys()])].filter(
+    (name) => value(first.get(name)) !== value(second.get(name)),
+  );
+  return (
+    <section class="panel flush">
+      <header>
+        <h2>Values that differ</h2>
+      </header>
+      <div class="body">
+        {names.length === 0 ? (
+          <Empty>The attributes, ids and versions of both runs are the same.</Empty>
+        ) : (
+          <table class="rows fixed" aria-label="Values that differ">
+            <thead>
+              <tr>
+                <th scope="col">Field</th>
+                <th scope="col">First run</th>
+                <th scope="col">Second run</th>
+              </tr>
+            </thead>
+            <tbody>
+              {names.slice(0, 200).map((name) => (
+                <tr key={name}>
+                  <td>{name}</td>
+                  {[first, second].map((values, index) => {
+                    const each = values.get(name);
+                    return (
+                      <td key={index}>
+                        <bdi>
+                          {typeof each === "number" ? measured(name, each) : value(each).slice(0, 300)}
+                        </bdi>
+                      </td>
+                    );
+                  })}
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        )}
+      </div>
+    </section>
+  );
+}
+
+const COMPARED = ["outcome", "error", "reason", "first_failed_stage"];
+const NESTED = ["attributes", "correlation_ids", "resource", "pipeline_metadata"];
+
+function flatten(run: Record_): Map<string, unknown> {
+  const values = new Map<string, unknown>();
+  for (const name of COMPARED) values.set(name, run[name]);
+  for (const group of NESTED) {
+    for (const [name, each] of Object.entries((run[group] as Record_ | null) ?? {})) {
+      if (name !== "pipeline_run_id") values.set(group === "attributes" ? `attributes.${name}` : name, each);
+    }
+  }
+  return values;
+}

@@ -1,0 +1,396 @@
+/** A number over time, and what is different about a selected region. */
+
+import type { JSX } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import type {
+  Completions,
+  Differences as Compared,
+  Facet,
+  Facets as Distributions,
+  Heatmap as Map,
+  Series,
+} from "../api";
+import { Heatmap, HeatmapLegend } from "../charts/Heatmap";
+import { command } from "../command";
+import { count, measured, percent, plural, shortTime, withTimes } from "../format";
+import { scope, section, table } from "../markdown";
+import { usePage } from "../page";
+import { Differences } from "../parts/Differences";
+import { Facets } from "../parts/Facets";
+import { Empty, Panel } from "../parts/Panel";
+import { SeriesPanel } from "../parts/SeriesPanel";
+import { SqlDrawer } from "../parts/SqlDrawer";
+import { and, type Box, boxPredicate, label, literal, parseBox } from "../predicate";
+import { useQuery } from "../query";
+import { changed, go, Link, type Parameters, useParameters, viewAddress } from "../router";
+import { savedPage } from "../saved";
+import { followed } from "../stream";
+import { absolute } from "../timerange";
+
+/** The same on all screens: requests of several viewers share one execution, and saved pages contain it. */
+const COLUMNS = 120;
+
+export function Explore(): JSX.Element {
+  const state = useParameters();
+  const over = state.over === "stages" ? "stages" : "runs";
+  const measure = state.measure ?? "duration_ms";
+  const colour = state.colour === "failures" ? "failures" : "count";
+  const select = state.select ?? "";
+  const range = { where: state.where, since: state.since, until: state.until, over: state.over };
+  const grid = { measure, columns: COLUMNS, rows: 40 };
+
+  const [hovered, setHovered] = useState<string | null>(null);
+  const highlighted = useDelayed(hovered, 120);
+
+  // While a selection is being read or drawn, the charts stay as they are.
+  const [inUse, setInUse] = useState(false);
+  const follow = select || inUse ? null : followed;
+  // The slowest query starts first.
+  const compared = useQuery<Compared>("differences", select ? "api/differences" : null, { ...range, select });
+  const map = useQuery<Map>("heatmap", "api/heatmap", { ...range, ...grid, select }, follow);
+  const series = useQuery<Series>("series", "api/series", { ...range, by: state.by, steps: COLUMNS }, follow);
+  const facets = useQuery<Distributions>("facets", "api/facets", { ...range, select });
+  const highlight = useQuery<Map>("highlight", highlighted && !savedPage ? "api/heatmap" : null, {
+    ...range,
+    ...grid,
+    select: highlighted ?? "",
+  });
+  const fields = useQuery<Completions>("explore-fields", "api/complete", { over: state.over });
+
+  const box = map.data && select ? parseBox(select, map.data.measure_sql) : null;
+  const sentence = describe(map.data, facets.data, compared.data, select, box, measure);
+
+  useEffect(() => {
+    const press = (event: KeyboardEvent) => {
+      const target = event.target as HTMLElement;
+      if (event.key === "Escape" && select && !target.closest("input, textarea, select, .menu, .heatmap"))
+        go(changed({ select: "" }));
+    };
+    document.addEventListener("keydown", press);
+    return () => document.removeEventListener("keydown", press);
+  }, [select]);
+
+  usePage({
+    title: "Explore",
+    command:
+      compared.data?.command ??
+      (over === "stages"
+        ? command("stats", state, "--over", "stages")
+        : command("runs", { ...state, where: and(state.where, select) })),
+    sql: rowsSql(over, state, select),
+    markdown: () => markdown(sentence, state, compared.data, facets.data),
+  });
+
+  const choose = (next: Box | null) => {
+    if (map.data) go(changed({ select: next ? boxPredicate(next, map.data.measure_sql) : "" }));
+  };
+
+  return (
+    <div class="stack">
+      <div class="headline">
+        <h1>{sentence}</h1>
+        {select && (
+          <span class="row">
+            {over === "runs" && (
+              <Link to={viewAddress("runs", { where: and(state.where, select) })}>
+                Show the selected runs
+              </Link>
+            )}
+            {!savedPage && (
+              <button type="button" onClick={() => go(changed({ select: "" }))}>
+                Clear selection
+              </button>
+            )}
+          </span>
+        )}
+      </div>
+      <Panel
+        title={`${measure} of ${over}${map.data?.log ? ", log scale" : ""}`}
+        query={map}
+        height={300}
+        actions={
+          <HeatmapControls state={state} over={over} measure={measure} fields={fields.data} map={map.data} />
+        }
+        footer={
+          map.data &&
+          map.data.cells.length > 0 && (
+            <>
+              <HeatmapLegend
+                data={map.data}
+                colour={colour}
+                selecting={select !== "" || highlighted !== null}
+              />
+              {map.data.missing > 0 && (
+                <span>
+                  {count(map.data.missing)} {over} without {measure} are not shown
+                </span>
+              )}
+              {map.data.estimated && <span>≈ counts are estimates, because runs were sampled</span>}
+            </>
+          )
+        }
+      >
+        {(data) =>
+          data.cells.length ? (
+            <Heatmap
+              data={data}
+              colour={colour}
+              box={box}
+              selecting={select !== ""}
+              highlight={highlighted ? highlight.data : null}
+              marks={series.data?.marks ?? []}
+              onBox={choose}
+              onUse={setInUse}
+            />
+          ) : (
+            <Empty>
+              <strong>
+                No {over} with {measure}{" "}
+                {state.where || state.since || state.until
+                  ? "match the filter and the time range"
+                  : "were recorded yet"}
+                .
+              </strong>
+              {(state.where || state.since || state.until) && (
+                <button
+                  type="button"
+                  onClick={() => go(changed({ where: "", since: "", until: "", select: "" }))}
+                >
+                  Show everything
+                </button>
+              )}
+            </Empty>
+          )
+        }
+      </Panel>
+      {select ? (
+        <Panel title="What is different about the selection" query={compared} height={240}>
+          {(data) => <Differences explanation={data.explanation} onHover={setHovered} />}
+        </Panel>
+      ) : (
+        map.data &&
+        map.data.cells.length > 0 &&
+        !savedPage && <Suggestions map={map.data} measure={measure} />
+      )}
+      <Panel
+        title={
+          select ? (
+            <>
+              Distributions: <span class="key-selection">selection</span> and{" "}
+              <span class="key-rest">the rest</span>
+            </>
+          ) : (
+            "Distributions"
+          )
+        }
+        query={facets}
+        height={360}
+      >
+        {(data) =>
+          data.fields.length ? <Facets data={data} select={select} /> : <Empty>No field has values.</Empty>
+        }
+      </Panel>
+      <SeriesPanel query={series} fields={groupable(fields.data)} />
+      <SqlDrawer sql={rowsSql(over, state, select)} />
+    </div>
+  );
+}
+
+type ControlProperties = {
+  state: Parameters;
+  over: string;
+  measure: string;
+  fields: Completions | null;
+  map: Map | null;
+};
+
+function HeatmapControls({ state, over, measure, fields, map }: ControlProperties): JSX.Element {
+  const numbers = (fields?.suggestions ?? [])
+    .filter((each) => each.type === "number")
+    .map((each) => each.text);
+  const measures = numbers.includes(measure) ? numbers : [measure, ...numbers];
+  return (
+    <>
+      <label class="control">
+        measure
+        <select
+          value={measure}
+          disabled={Boolean(savedPage)}
+          onChange={(event) => go(changed({ measure: event.currentTarget.value, select: "" }))}
+        >
+          {measures.map((each) => (
+            <option key={each}>{each}</option>
+          ))}
+        </select>
+      </label>
+      <label class="control">
+        of
+        <select
+          value={over}
+          disabled={Boolean(savedPage)}
+          onChange={(event) =>
+            go(
+              changed({
+                over: event.currentTarget.value === "stages" ? "stages" : "",
+                select: "",
+                by: "",
+                where: "",
+              }),
+            )
+          }
+        >
+          <option>runs</option>
+          <option>stages</option>
+        </select>
+      </label>
+      <label class="control">
+        colour
+        <select
+          value={state.colour ?? "count"}
+          disabled={!map}
+          onChange={(event) => go(changed({ colour: event.currentTarget.value }), { replace: true })}
+        >
+          <option value="count">count</option>
+          <option value="failures">failure rate</option>
+        </select>
+      </label>
+    </>
+  );
+}
+
+/** What to do without a selection. */
+function Suggestions({ map, measure }: { map: Map; measure: string }): JSX.Element {
+  const threshold = slowest(map);
+  const failed = map.cells.reduce((total, cell) => total + cell[3], 0);
+  return (
+    <div class="suggest">
+      <span>Drag over a region to see what is different about it, or select</span>
+      {failed > 0 && (
+        <button type="button" onClick={() => go(changed({ select: "failed" }))}>
+          {failed === 1 ? "the failure" : `the ${count(failed)} failures`}
+        </button>
+      )}
+      {threshold !== null && (
+        <button type="button" onClick={() => go(changed({ select: `${map.measure_sql} >= ${threshold}` }))}>
+          the highest 5% (≥ {measured(measure, threshold)})
+        </button>
+      )}
+    </div>
+  );
+}
+
+/** Return the edge above which about 5% of the rows are. */
+function slowest(map: Map): number | null {
+  const rows = new Array<number>(map.edges.length - 1).fill(0);
+  for (const [, y, here] of map.cells) rows[y] = (rows[y] ?? 0) + here;
+  let above = 0;
+  for (let y = rows.length - 1; y > 0; y -= 1) {
+    above += rows[y] as number;
+    if (above >= map.count * 0.04) return above <= map.count * 0.2 ? (map.edges[y] as number) : null;
+  }
+  return null;
+}
+
+function failureShares(facets: Distributions | null): [number, number] | null {
+  const field: Facet | undefined = facets?.fields.find((each) => each.field === "failed");
+  if (!facets || !field) return null;
+  const failed = field.values.find((each) => each.value === "true");
+  const shares = (total: number, missing: number, found: number) =>
+    total > missing ? found / (total - missing) : 0;
+  return [
+    shares(facets.selection, field.missing[0], failed?.selection ?? 0),
+    shares(facets.rest, field.missing[1], failed?.rest ?? 0),
+  ];
+}
+
+/** The first sentence of the view. */
+function describe(
+  map: Map | null,
+  facets: Distributions | null,
+  compared: Compared | null,
+  select: string,
+  box: Box | null,
+  measure: string,
+): string {
+  if (!map) return "Explore";
+  if (map.count === 0) return `No ${map.over} match`;
+  if (!select) {
+    const failed = map.cells.reduce((total, cell) => total + cell[3], 0);
+    return `${plural(map.count, map.over === "runs" ? "run" : "stage")}, ${percent(failed / map.count)} failed`;
+  }
+  const parts: string[] = [];
+  if (box) {
+    parts.push(
+      `${shortTime(box.from)} to ${shortTime(box.to)}, ${measured(measure, box.low)} to ${measured(measure, box.high)}`,
+    );
+  } else if (select !== "failed") parts.push(withTimes(label(select)));
+  if (facets && facets.rest > 0) {
+    const what = select === "failed" ? "failed" : "selected";
+    parts.push(`${count(facets.selection)} of ${count(facets.selection + facets.rest)} ${map.over} ${what}`);
+    const failed = failureShares(facets);
+    if (failed && select !== "failed")
+      parts.push(`${percent(failed[0])} failed, compared with ${percent(failed[1])} of the others`);
+  }
+  if (compared && (select === "failed" || parts.length < 3))
+    parts.push(withTimes(compared.explanation.summary));
+  return parts.join(" · ") || "Explore";
+}
+
+function groupable(fields: Completions | null): string[] {
+  return (fields?.suggestions ?? [])
+    .filter((each) => each.type === "text" || each.type === "boolean")
+    .map((each) => each.text);
+}
+
+/** A query for the rows that are selected, or for all rows of the view. */
+function rowsSql(over: string, state: Parameters, select: string): string {
+  const since = absolute(state.since);
+  const until = absolute(state.until);
+  const conditions = [
+    since && `started_at >= ${literal(since)}`,
+    until && `started_at < ${literal(until)}`,
+    state.where && `(${state.where})`,
+    select && `(${select})`,
+  ].filter(Boolean);
+  const where = conditions.length ? `\nWHERE ${conditions.join("\n  AND ")}` : "";
+  return `SELECT *\nFROM ${over}${where}\nORDER BY started_at DESC\nLIMIT 100`;
+}
+
+function useDelayed<T>(value: T, ms: number): T {
+  const [delayed, setDelayed] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setDelayed(value), ms);
+    return () => clearTimeout(timer);
+  }, [value, ms]);
+  return delayed;
+}
+
+function markdown(
+  sentence: string,
+  state: Parameters,
+  compared: Compared | null,
+  facets: Distributions | null,
+): string {
+  const fields = facets?.fields.slice(0, 8) ?? [];
+  return section(
+    compared ? "# What is different about the selection" : `# ${sentence}`,
+    scope(state),
+    compared && compared.markdown,
+    facets &&
+      table(
+        ["field", "most frequent values (selection / rest)"],
+        fields.map((facet) => [
+          facet.field,
+          facet.kind === "values"
+            ? facet.values
+                .slice(0, 4)
+                .map(
+                  (each) =>
+                    `${each.value ?? "missing"} ${percent(each.selection / (facets.selection || 1))} / ${percent(each.rest / (facets.rest || 1))}`,
+                )
+                .join(", ")
+            : `${measured(facet.field, facet.bins[0]?.low)} to ${measured(facet.field, facet.bins[facet.bins.length - 1]?.high)}`,
+        ]),
+      ),
+  );
+}

@@ -1,0 +1,263 @@
+/** The landing page: whether runs fail or are slow now, since when, and what changed. */
+
+import type { JSX } from "preact";
+import { useMemo } from "preact/hooks";
+import type { Finding, Mark, Overview as Data } from "../api";
+import { LineChart } from "../charts/LineChart";
+import { Ago } from "../clock";
+import { command } from "../command";
+import { duration, time, withTimes } from "../format";
+import { scope, section, table } from "../markdown";
+import { usePage } from "../page";
+import { Empty, Panel, ProblemBox, Skeleton } from "../parts/Panel";
+import { RunTable } from "../parts/RunTable";
+import { linesOf, openRange, openStep, STATS } from "../parts/SeriesPanel";
+import { and } from "../predicate";
+import { useExplained } from "../query";
+import { Link, type Parameters, useParameters, viewAddress } from "../router";
+import { useStore } from "../store";
+import { followedSlowly, snapshot } from "../stream";
+
+export function Overview(): JSX.Element {
+  const state = useParameters();
+  const info = useStore(snapshot);
+  const query = useExplained<Data>(
+    "overview",
+    "api/overview",
+    { where: state.where, since: state.since, until: state.until },
+    followedSlowly,
+  );
+  const { data } = query;
+  const series = data?.series;
+  const lines = useMemo(
+    () =>
+      series && {
+        count: linesOf(series, "count", "series-8"),
+        failure_rate: linesOf(series, "failure_rate", "series-2"),
+        p95_ms: linesOf(series, "p95_ms", "series-1"),
+      },
+    [series],
+  );
+
+  usePage({
+    title: "Overview",
+    command: command("stats", state),
+    ...(data ? { sql: data.series.sql, markdown: () => markdown(state, data) } : {}),
+  });
+
+  if (query.problem && !data) return <ProblemBox problem={query.problem} retry={query.reload} />;
+  if (info && info.runs === 0 && info.in_progress === 0) return <NoRecords source={info.source} />;
+  return (
+    <div class="stack">
+      {data ? <Findings findings={data.findings} /> : <FindingsSkeleton />}
+      <div class="columns-3">
+        {(["count", "failure_rate", "p95_ms"] as const).map((stat) => (
+          <Panel key={stat} title={TITLES[stat]} query={query} height={200} secondary={stat !== "p95_ms"}>
+            {({ series: each }) =>
+              lines && lines[stat].length ? (
+                <LineChart
+                  title={each.estimated ? "≈, runs were sampled" : ""}
+                  since={each.since}
+                  step_s={each.step_s}
+                  lines={lines[stat]}
+                  marks={each.marks}
+                  format={STATS[stat].format}
+                  {...(STATS[stat].top ? { top: STATS[stat].top } : {})}
+                  onRange={openRange}
+                  onStep={(since, until) => openStep(stat, since, until)}
+                />
+              ) : (
+                <Empty>No runs match.</Empty>
+              )
+            }
+          </Panel>
+        ))}
+      </div>
+      <div class="overview-lists">
+        <Panel secondary title="What changed" query={query} height={180}>
+          {({ changes }) =>
+            changes.length ? (
+              <ol class="changes">
+                {changes.slice(0, 12).map((change) => (
+                  <li key={change.kind + change.label}>
+                    <ChangeLine change={change} />
+                  </li>
+                ))}
+              </ol>
+            ) : (
+              <p class="muted">No version, error or alert occurred for the first time.</p>
+            )
+          }
+        </Panel>
+        <Panel
+          flush
+          secondary
+          title="Newest failures"
+          query={query}
+          height={180}
+          actions={<Link to={viewAddress("runs", { where: and(state.where, "failed") })}>All failures</Link>}
+        >
+          {({ failing }) =>
+            failing.length ? (
+              <RunTable brief rows={failing} label="Newest failures" />
+            ) : (
+              <p class="muted padded">No run failed.</p>
+            )
+          }
+        </Panel>
+        <Panel
+          flush
+          secondary
+          title="Slowest runs"
+          query={query}
+          height={180}
+          actions={<Link to={viewAddress("runs", { order: "-duration_ms" })}>All runs by duration</Link>}
+        >
+          {({ slowest }) =>
+            slowest.length ? (
+              <RunTable brief rows={slowest} label="Slowest runs" />
+            ) : (
+              <p class="muted padded">No runs match.</p>
+            )
+          }
+        </Panel>
+      </div>
+    </div>
+  );
+}
+
+const TITLES = { count: "Runs", failure_rate: "Failure rate", p95_ms: "Duration, p95" };
+
+const LEVELS: Record<Finding["level"], [shape: string, kind: string, word: string]> = {
+  bad: ["✕", "fail", "problem"],
+  warning: ["▲", "retry", "warning"],
+  info: ["○", "skip", "information"],
+  ok: ["●", "ok", "no problem"],
+};
+
+function Findings({ findings }: { findings: Finding[] }): JSX.Element {
+  return (
+    <section aria-label="Findings">
+      <ul class="findings">
+        {findings.map((finding, index) => {
+          const [shape, kind, word] = LEVELS[finding.level];
+          const to = address(finding);
+          return (
+            <li key={finding.text}>
+              <span class={`shape is-${kind}`} aria-hidden="true">
+                {shape}
+              </span>
+              <div>
+                <span class="unseen">{word}: </span>
+                {index === 0 ? (
+                  <h1>{withTimes(finding.text)}</h1>
+                ) : (
+                  <span>{withTimes(finding.text)}</span>
+                )}{" "}
+                {to && (
+                  <Link to={to} class="nowrap">
+                    {finding.view === "explore"
+                      ? "What is different"
+                      : finding.view === "status"
+                        ? "Show the status"
+                        : `Show the ${finding.view}`}
+                  </Link>
+                )}
+              </div>
+            </li>
+          );
+        })}
+      </ul>
+    </section>
+  );
+}
+
+function FindingsSkeleton(): JSX.Element {
+  return (
+    <div>
+      <h1 class="unseen">Overview</h1>
+      <Skeleton height={48} />
+    </div>
+  );
+}
+
+function address(finding: Finding): string | null {
+  const { where, view } = finding;
+  if (view === "explore") return where ? viewAddress("explore", { select: where }) : viewAddress("explore");
+  if (view === "status") return viewAddress("status");
+  return where ? viewAddress(view, { where }) : viewAddress(view);
+}
+
+const KINDS: Record<Mark["kind"], string> = { version: "new version", error: "new error", alert: "alert" };
+
+function ChangeLine({ change }: { change: Mark }): JSX.Element {
+  return (
+    <>
+      <span class="muted nowrap">
+        <Ago at={change.at} />
+      </span>
+      <span class={change.kind === "version" ? "" : "is-fail"}>{KINDS[change.kind]}</span>
+      {change.where ? (
+        <Link to={viewAddress("explore", { select: change.where })}>
+          <bdi>{change.label}</bdi>
+        </Link>
+      ) : (
+        <Link to={viewAddress("status")}>
+          <bdi>{change.label}</bdi>
+        </Link>
+      )}
+    </>
+  );
+}
+
+function NoRecords({ source }: { source: string }): JSX.Element {
+  return (
+    <Empty>
+      <h1>No runs yet</h1>
+      <span>
+        <code>{source}</code> contains no runs. They appear here as soon as a pipeline writes to this journal.
+      </span>
+      <pre>
+        {
+          'stageflow.configure(journal="journal")   # in the application\nstageflow demo                           # or runs to look at'
+        }
+      </pre>
+    </Empty>
+  );
+}
+
+function markdown(state: Parameters, data: Data): string {
+  return section(
+    "# Overview",
+    scope(state),
+    data.findings.map((finding) => `- ${finding.level}: ${finding.text}`).join("\n"),
+    data.changes.length > 0 &&
+      `## What changed\n\n${data.changes
+        .slice(0, 12)
+        .map((each) => `- ${time(each.at)} ${KINDS[each.kind]}: ${each.label}`)
+        .join("\n")}`,
+    data.failing.length > 0 &&
+      `## Newest failures\n\n${table(
+        ["started", "pipeline", "stage", "error", "org", "run"],
+        data.failing.map((row) => [
+          time(row.started_at),
+          row.pipeline,
+          row.failed_stage ?? "",
+          row.error ?? "",
+          row.org_id ?? "",
+          row.run_id,
+        ]),
+      )}`,
+    data.slowest.length > 0 &&
+      `## Slowest runs\n\n${table(
+        ["started", "pipeline", "duration", "outcome", "run"],
+        data.slowest.map((row) => [
+          time(row.started_at),
+          row.pipeline,
+          duration(row.duration_ms),
+          row.outcome,
+          row.run_id,
+        ]),
+      )}`,
+  );
+}
